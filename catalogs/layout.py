@@ -11,7 +11,15 @@ reservations/dataset.g2-<digest>.json  lists the parts that a manifest's next ge
 reservations/amended.g2-<digest>.json  lists the shards that an amendment has to change; deleted at its end
 summaries/000000-<digest>.json   sums over a block of commits; can be rebuilt
 shards.json                      WebDataset's index; can be rebuilt
+id.json                          the dataset's id, by which caches and embeddings are keyed
+tombstones/<digest>.json         the images that a takedown removed
+versions/1.json, versions/1.<key>.sig  a recorded version, and its signatures
+outputs/<digest>.json            notes an output elsewhere that was made from the dataset
+annotations/…                    submissions and ratings
+report/…                         the page of `segmint report`
 ```
+
+`is_known` recognizes these names; a dataset contains no others.
 """
 
 import hashlib
@@ -32,6 +40,7 @@ ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete",
 """Columns of `images` about annotation, in order; null in rows that a build wrote, except `next_mask`."""
 
 MANIFEST = "dataset.json"
+DATASET_ID = "id.json"
 SHARDS_INDEX = "shards.json"
 CATALOG = "catalog"
 COMMITS = "commits"
@@ -57,6 +66,24 @@ _PART_RESERVATION = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)-[0-9a-
 _AMENDED = re.compile(r"amended\.g(?P<generation>[2-9]|[1-9]\d+)-[0-9a-f]{12}\.json", re.ASCII)
 _RESERVATION = re.compile(r"(?P<commit>\d{6,}\.g[1-9]\d*)-[0-9a-f]{12}\.json", re.ASCII)
 _COMMIT = re.compile(r"(?P<shard>\d{6,})\.g(?P<generation>[1-9]\d*)\.json", re.ASCII)
+
+_SHARD = r"(?:\d{6}|[1-9]\d{6,})"
+_NAMES = (  # every path below a dataset's root that segmint may put
+    r"dataset(?:\.g(?:[2-9]|[1-9]\d+))?\.json|id\.json|shards\.json",
+    r"catalog/part-(?:0|[1-9]\d*)-[0-9a-f]{12}\.parquet",
+    rf"(?:shards/sa_{_SHARD}-[0-9a-f]{{12}}\.tar|(?:images|masks|rejects)/sa_{_SHARD}-[0-9a-f]{{12}}\.parquet)",
+    rf"commits/{_SHARD}\.g[1-9]\d*\.json",
+    rf"reservations/(?:{_SHARD}\.g[1-9]\d*|(?:dataset|amended)\.g(?:[2-9]|[1-9]\d+))-[0-9a-f]{{12}}\.json",
+    rf"summaries/(?:leaves-)?{_SHARD}(?:-[0-9a-f]{{12}})+\.json",
+    r"(?:tombstones|outputs)/[0-9a-f]{12}\.json",
+    r"versions/[1-9]\d*\.(?:json|[0-9a-f]{16}\.sig)",
+    r"annotations/(?:0|[1-9]\d{0,15})/[01]\.[1-9]\d{0,8}\.json",
+    r"annotations/ratings/(?:0|[1-9]\d{0,15})/(?:0|[1-9]\d{0,15})\.[0-9a-f]{12}\.[1-9]\d{0,8}\.json",
+    r"report/(?:index\.html|README\.md|statistics\.parquet|(?:statistics|beside|ratings|croissant)\.json)",
+    r"report/figures/(?:masks_per_image|funnel|countries|regions|income|licenses|providers|rejected)\.png",
+    r"report/figures/(?:relative_size|concavity|scores|centers)\.png",
+)
+_KNOWN = re.compile("|".join(_NAMES), re.ASCII)
 
 
 class DamagedDatasetError(SegmintError):
@@ -90,6 +117,11 @@ def wrong_fields(error: "ValidationError") -> str:
 def fingerprint(value: Any) -> str:
     """Return the first twelve hexadecimal digits of the SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value)).hexdigest()[:_DIGEST_DIGITS]
+
+
+def is_known(path: str) -> bool:
+    """Return whether a path below the dataset is one that segmint may put, except for temporary files."""
+    return _KNOWN.fullmatch(path) is not None
 
 
 def shard_name(shard: int) -> str:

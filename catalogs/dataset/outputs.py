@@ -1,4 +1,4 @@
-"""Outputs of commands about a dataset: allowed locations, notes of them, and unknown files in the dataset.
+"""Outputs of commands about a dataset: allowed locations, and notes of them.
 
 `outputs/<hash>.json` notes an output that was made from the dataset and is elsewhere, so that a takedown can list it.
 Locations are relative to the dataset if they are near it, and otherwise only a name, so that a note reveals nothing
@@ -7,50 +7,28 @@ about anyone's disk.
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Literal
 
 from pydantic import ValidationError
 
-from segmint.catalogs.dataset.annotations.names import ANNOTATIONS, parse_submission_path
-from segmint.catalogs.dataset.annotations.ratings import parse_rating_path
-from segmint.catalogs.dataset.manifest import manifest_generations, parse_manifest_name
-from segmint.catalogs.dataset.tombstones import TOMBSTONES
-from segmint.catalogs.dataset.versions.record import VERSIONS
+from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
-    COMMITS,
     REPORT,
-    RESERVATIONS,
-    SHARDS_INDEX,
-    SUMMARIES,
     DamagedDatasetError,
     canonical_json,
     fingerprint,
-    is_part_path,
-    parse_amended_name,
-    parse_commit_name,
-    parse_data_path,
-    parse_part_reservation_name,
-    parse_reservation_name,
 )
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.stores import TEMPORARY_PREFIX
-from segmint.infra.uris import LOCAL, absolute, base_name, is_below, local_path, scheme, split_bucket
+from segmint.infra.uris import LOCAL, absolute, is_below, local_path, scheme, split_bucket
 
 OUTPUTS = "outputs"
 
-_OURS = re.compile(
-    rf"(?:{TOMBSTONES}|{OUTPUTS})/[0-9a-f]{{12}}\.json"
-    rf"|{SUMMARIES}/(?:leaves-)?\d{{6,}}(?:-[0-9a-f]{{12}})+\.json"
-    rf"|{VERSIONS}/[1-9]\d*\.(?:json|[0-9a-f]{{16}}\.sig)",
-    re.ASCII,
-)
 _FAR = "../../../"
 """Prefix of a relative path that is too far from the dataset; it would reveal folder names of a machine."""
 
@@ -143,27 +121,3 @@ def refuse_inside(dataset: Location, target: Location, option: str) -> None:
             f"{option}: {target} is inside the dataset {dataset}, where a takedown would not find it: choose a place "
             f"outside, or in {dataset / REPORT}"
         )
-
-
-def unknown_files(dataset: Location) -> list[str]:
-    """Return the sorted paths of all files and links in a dataset that segmint did not put there, without opening any.
-
-    Includes objects that only exist as older versions in the bucket, and omits `report/`.
-    """
-    return [path for path in dataset.walk_ever() if not _is_known(path)]
-
-
-def _is_known(path: str) -> bool:
-    folder, _, name = path.rpartition("/")
-    if not folder:
-        known = path == SHARDS_INDEX or parse_manifest_name(path) is not None
-    elif folder == COMMITS:
-        known = parse_commit_name(name) is not None
-    elif folder == RESERVATIONS:
-        parsed = (parse(name) for parse in (parse_reservation_name, parse_part_reservation_name, parse_amended_name))
-        known = any(each is not None for each in parsed)
-    elif path.partition("/")[0] == ANNOTATIONS:
-        known = parse_submission_path(path) is not None or parse_rating_path(path) is not None
-    else:
-        known = parse_data_path(path) is not None or is_part_path(path) or _OURS.fullmatch(path) is not None
-    return known or path.partition("/")[0] == REPORT or base_name(path).startswith(TEMPORARY_PREFIX)

@@ -253,7 +253,7 @@ class S3Store:
             page = self._call("list_objects_v2", **request)
             for entry in page.get("Contents", []):
                 name = entry["Key"][skip:]
-                if name and not name.endswith("/"):  # some tools mark folders with empty objects
+                if name and (entry["Size"] or not name.endswith("/")):  # some tools mark folders with empty objects
                     yield ObjectInfo(name, int(entry["Size"]), entry["LastModified"].astimezone(UTC))
             if not page.get("IsTruncated"):
                 return

@@ -211,6 +211,10 @@ class Storage:
         path = local_path(uri) if scheme(uri) == LOCAL else None
         return str(path.readlink()) if path is not None and path.is_symlink() else None
 
+    def links(self, uri: str) -> set[str]:
+        """Return the names of all local symbolic links below a folder, relative to it; stores have none."""
+        return LocalStore().versioned(uri) if scheme(uri) == LOCAL else set()
+
     def refuse_link(self, uri: str) -> None:
         """Raise `UsageError` for a local symbolic link, because its target is not ours to delete."""
         target = self.link_target(uri)

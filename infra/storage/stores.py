@@ -26,7 +26,7 @@ NO_TIME = datetime.fromtimestamp(0, UTC)
 """Modification time of a listed object whose store reports none; it counts as older than any age."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class ObjectInfo:
     """Listed object: its name relative to the listed folder, size in bytes, and modification time in UTC."""
 
@@ -227,7 +227,7 @@ class LocalStore:
         self.delete(uri)
 
     def versioned(self, uri: str) -> set[str]:
-        """Return the links that `walk` doesn't yield, to folders or to nothing; local files have no older versions."""
+        """Return the symbolic links; local files have no older versions."""
         return set(_links(local_path(uri), ""))
 
     def ping(self, uri: str) -> None:
@@ -293,14 +293,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _links(folder: Path, prefix: str) -> Iterator[str]:
-    """Yield the links below a folder that don't lead to a regular file, without following them; `_walk` omits these."""
+    """Yield the symbolic links below a folder, without following them; `_walk` omits those to folders or to nothing."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _links(Path(entry.path), f"{prefix}{entry.name}/")
-            elif entry.is_symlink() and not Path(entry.path).is_file():
+            elif entry.is_symlink():
                 yield prefix + entry.name
 
 
@@ -310,8 +310,10 @@ def _walk(folder: Path, prefix: str, recursive: bool, on_skip: OnSkip, beginning
         entries = sorted(
             (entry for entry in found if entry.name.startswith(beginning)),
             key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False),
+            reverse=True,
         )
-    for entry in entries:
+    while entries:
+        entry = entries.pop()  # an entry keeps its `stat`, which takes more memory than what is yielded
         if entry.is_dir(follow_symlinks=False):
             if recursive:
                 yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", recursive, on_skip)

@@ -8,9 +8,10 @@ from typing import Any
 from segmint.catalogs.dataset.annotations.names import of_images
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
-from segmint.catalogs.dataset.outputs import OutputNote, line_of, read_notes, unknown_files
+from segmint.catalogs.dataset.outputs import OutputNote, line_of, read_notes
 from segmint.catalogs.dataset.selection import rows_named
 from segmint.catalogs.dataset.tombstones import RemovedImage, RemovedNames, read_tombstones
+from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.layout import (
     DATA_KINDS,
     REPORT,

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.annotations.names import purge_of_images
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import load_latest_manifest
-from segmint.catalogs.dataset.outputs import unknown_files
 from segmint.catalogs.dataset.selection import read_ids
 from segmint.catalogs.dataset.tombstones import (
     BLANK,
@@ -27,6 +26,7 @@ from segmint.catalogs.dataset.tombstones import (
     removed_images,
 )
 from segmint.catalogs.dataset.training_cache import forget_dataset
+from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.parquet import RowGroupWriter

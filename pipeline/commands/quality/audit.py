@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, DetectorConfig, build_of
-from segmint.pipeline.commands.common.console import FINDINGS, guarded, print_line, print_message, print_next
+from segmint.pipeline.commands.common.console import (
+    FINDINGS,
+    exit_unless_clean,
+    guarded,
+    print_line,
+    print_message,
+    print_next,
+)
 from segmint.pipeline.commands.common.extras import needs
 
 _SAMPLE = 100
@@ -141,3 +148,4 @@ def audit(
         print_next(as_json, "report", dataset, config=config)
     if report.findings.total or report.nothing_looked_at:
         raise typer.Exit(FINDINGS)
+    exit_unless_clean((), report.replaced)

@@ -1,48 +1,30 @@
-"""Audit of a dataset's catalog parts, commits, and file names.
+"""Audit of a dataset's catalog parts and commits.
 
 `pipeline/quality/audit/shard.py` audits the contents of a shard's files.
 """
 
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import (
-    CATALOG,
-    COMMITS,
     DATA_KINDS,
     DamagedDatasetError,
     commit_path,
     data_path,
-    is_part_path,
-    parse_commit_name,
     parse_data_path,
 )
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import base_name
-
-AUDITED_FOLDERS = (*DATA_KINDS, COMMITS, CATALOG)
-"""Folders in which every file must be named by a commit or the manifest."""
 
 _READ_AHEAD = 512
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class CommitListing:
-    """Size in bytes and modification time of a listed file."""
-
-    size: int
-    modified: datetime
 
 
 @dataclass(frozen=True)
@@ -57,15 +39,6 @@ class AuditedCommit:
     def has(self, code: Code) -> bool:
         """Return whether there is a finding with this code."""
         return any(finding.code is code for finding in self.findings)
-
-
-def list_files(dataset: Location) -> dict[str, CommitListing]:
-    """Return every file in the audited folders, at any depth, by its path relative to the dataset."""
-    return {
-        f"{folder}/{entry.name}": CommitListing(entry.size, entry.modified)
-        for folder in AUDITED_FOLDERS
-        for entry in (dataset / folder).walk(include_temporary=True)
-    }
 
 
 def audit_catalog_part(dataset: Location, part: CatalogPart, images_per_shard: int) -> Iterator[Finding]:
@@ -181,57 +154,3 @@ def _commit_findings(
         yield place.finding(Code.BAD_COUNTS, f"{rows} rows = images + rejected", found)
     elif sum(reasons.values()) != counts["rejected"]:
         yield place.finding(Code.BAD_COUNTS, f"{counts['rejected']} rejected rows, summed over all reasons", reasons)
-
-
-@dataclass(frozen=True)
-class UnnamedFiles:
-    """Findings about files that nothing names, and the paths of those that a writer may still commit."""
-
-    findings: tuple[Finding, ...]
-    recent: tuple[str, ...]
-
-
-def audit_unnamed(
-    paths: dict[str, CommitListing],
-    manifest: DatasetManifest,
-    limit: datetime,
-    committed: Container[int],
-    doubtful: set[int],
-    reserved: Container[str] = (),
-) -> UnnamedFiles:
-    """Sort files that nothing names into leftovers, stray files, and files of writers that may still be running.
-
-    A segmint file is a leftover if its shard is in `committed` and the file is older than `limit`; the sweep deletes
-    only leftovers. Shards in `doubtful` are skipped because their unreadable commits may name any of their files.
-    `reserved` contains the paths of files that a writer is about to commit.
-    """
-    findings: list[Finding] = []
-    recent: list[str] = []
-    parts = {part.path for part in manifest.catalog}
-    for path, listed in sorted(paths.items()):
-        if path in parts or _is_commit(path):
-            continue
-        named = parse_data_path(path)
-        if named is not None and named.shard in doubtful:
-            continue
-        if named is None:
-            is_ours = is_part_path(path) or base_name(path).startswith(TEMPORARY_PREFIX)
-        else:
-            is_ours = named.shard < manifest.shards
-        if is_ours:
-            at_work = path in reserved or (named is not None and named.shard not in committed)
-            if listed.modified >= limit or at_work:
-                recent.append(path)
-                continue
-            place = FindingLocation(path, None if named is None else named.shard)
-            found = f"{listed.size} bytes of {listed.modified:%Y-%m-%d %H:%M} UTC"
-            findings.append(place.finding(Code.LEFTOVER_FILE, "no unreferenced file", found))
-        else:
-            expected = "no file with a foreign name or shard"
-            findings.append(FindingLocation(path).finding(Code.STRAY_FILE, expected, f"{listed.size} bytes"))
-    return UnnamedFiles(tuple(findings), tuple(recent))
-
-
-def _is_commit(path: str) -> bool:
-    folder, _, name = path.partition("/")
-    return folder == COMMITS and parse_commit_name(name) is not None

@@ -9,14 +9,13 @@ from importlib.util import find_spec
 
 from pydantic import ValidationError
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog, reserved_paths
+from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import (
     GROWING_FIELDS,
     DatasetManifest,
     LatestManifest,
     load_latest_manifest,
     manifest_name,
-    parts_in_use,
     read_generation,
 )
 from segmint.catalogs.dataset.sweep import GRACE
@@ -28,25 +27,21 @@ from segmint.catalogs.dataset.tombstones import (
     read_tombstones,
     removed_images,
 )
+from segmint.catalogs.dataset.unaccounted import judge_doubtful, list_doubtful
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
 from segmint.catalogs.layout import DamagedDatasetError, commit_path, config_sha256, part_path
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.stores import ObjectInfo
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.audit.submissions import audit_submissions
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
-from segmint.pipeline.quality.audit.commits import (
-    CommitListing,
-    audit_catalog_part,
-    audit_commits,
-    audit_unnamed,
-    list_files,
-)
+from segmint.pipeline.quality.audit.commits import audit_catalog_part, audit_commits
 from segmint.pipeline.quality.audit.content import ContentAudit
 from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts
 from segmint.pipeline.quality.audit.shard import FileSettings, ShardAuditResult, ShardPlan
@@ -64,6 +59,7 @@ class CommittedState:
     doubtful: set[int] = field(default_factory=set)  # shards whose commit is unusable
     bad_kinds: dict[int, frozenset[str]] = field(default_factory=dict)  # folders of damaged files, by shard
     bad_counts: set[int] = field(default_factory=set)
+    recent: list[str] = field(default_factory=list)  # replaced commits and files that a correction may be deleting
     images: int = 0  # according to the commits, as is `masks`
     masks: int = 0
 
@@ -71,10 +67,14 @@ class CommittedState:
 def audit_committed_state(
     dataset: Location,
     manifest: DatasetManifest,
-    listed: dict[str, CommitListing],
+    listed: dict[str, ObjectInfo],
     generations: dict[int, list[int]],
+    limit: datetime,
 ) -> CommittedState:
-    """Audit the latest and the replaced commits, and remove the files that they name from `listed`."""
+    """Audit the latest and the replaced commits, and remove the files that they name from `listed`.
+
+    A commit that was replaced after `limit` is not a finding, because a correction may be about to delete it.
+    """
     state = CommittedState()
     held = sorted((shard, numbers[-1]) for shard, numbers in generations.items())
     for audited in audit_commits(dataset, manifest, held):
@@ -96,15 +96,24 @@ def audit_committed_state(
         entries = audited.commit.files if audited.commit is not None else ()
         left = [entry.path for entry in entries if listed.pop(entry.path, None) is not None]
         place = FindingLocation(commit_path(audited.shard, audited.generation), audited.shard)
+        state.commits += 1
+        old, new = listed.pop(place.file, None), listed.get(commit_path(audited.shard, generations[audited.shard][-1]))
+        if old is None or new is None or old.modified <= new.modified >= limit:
+            state.recent += [place.file, *left]
+            continue
         found = f"this one too, with {len(left)} files that only it names{': ' if left else ''}{', '.join(left)}"
         expected = f"only generation {generations[audited.shard][-1]}"
         state.findings.add(place.finding(Code.REPLACED_GENERATION, expected, found))
-        state.commits += 1
     return state
 
 
+def _is_replaced(dataset: Location, shard: int, generation: int) -> bool:
+    """Return whether a shard has a higher generation, so that a correction may have removed the files of this one."""
+    return max(CommitLog(dataset).generations_of(shard), default=0) > generation
+
+
 def _audit_named(
-    dataset: Location, commit: Commit, listed: dict[str, CommitListing], findings: FindingCollector
+    dataset: Location, commit: Commit, listed: dict[str, ObjectInfo], findings: FindingCollector
 ) -> frozenset[str]:
     """Return the folders in which a file of the commit is missing or has the wrong size."""
     bad = set()
@@ -115,6 +124,8 @@ def _audit_named(
             # A file that was written after the listing isn't in it.
             size = (dataset / entry.path).size() if known is None else known.size
         except NotFoundError:
+            if _is_replaced(dataset, commit.shard, commit.generation):
+                continue
             findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
             bad.add(entry.path.partition("/")[0])
             continue
@@ -145,29 +156,31 @@ def audit_integrity(
     decoding. Unnamed files are judged as old or recent by `now`, which defaults to the local clock. `content` runs
     further checks on the data while it is in memory. With at least `ray_from` masks, Ray audits the shards as
     `resources` specify; if Ray is not installed, threads do so after a warning, and the report is the same. Memory
-    holds a few shards and all file names. Raises `UsageError` if there is no dataset and `UnfinishedError` if Ray
-    fails. Storage errors propagate.
+    holds a few shards and all file names. Raises `UsageError` if there is no dataset, and `UnfinishedError` if Ray
+    fails or a correction replaces the catalog meanwhile. Storage errors propagate.
     """
     # List files before commits, and commits before the manifest, so that files named in between count as named.
-    listed = list_files(dataset)
+    listed = list_doubtful(dataset)
     generations = CommitLog(dataset).generations()
     pinned = load_latest_manifest(dataset)
     manifest = pinned.manifest
     findings = FindingCollector()
     findings.extend(audit_manifest(dataset, pinned))
     settings = _settings(pinned, findings)
-    state = audit_committed_state(dataset, manifest, listed, generations)
-    findings.extend(state.findings)
     limit = (now or datetime.now(UTC)) - GRACE
-    reserved = reserved_paths(dataset, generations) | parts_in_use(dataset)
-    unnamed = audit_unnamed(listed, manifest, limit, generations, state.doubtful, reserved)
-    findings.extend(unnamed.findings)
+    state = audit_committed_state(dataset, manifest, listed, generations, limit)
+    findings.extend(state.findings)
     damaged_parts = set()
     for part in manifest.catalog:
+        listed.pop(part.path, None)
         found = list(audit_catalog_part(dataset, part, manifest.images_per_shard))
+        if found and load_latest_manifest(dataset).generation > pinned.generation:
+            raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
         findings.extend(found)
         if found:
             damaged_parts.add(part.path)
+    unaccounted = judge_doubtful(dataset, listed, limit, state.doubtful)
+    findings.extend(unaccounted.findings)
     version = audit_version(dataset)
     findings.extend(version.findings)
     if not state.doubtful:
@@ -179,11 +192,15 @@ def audit_integrity(
     findings.extend(audit_submissions(dataset, spans, taken.keys()))
     task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, RemovedNames.of(taken.values()))
     removed_by_shard = by_shard(taken, manifest.images_per_shard)
-    plans = _plans(task, state, removed_by_shard, sample, 0 if content is None else content.wanted(state.images))
     checked = CheckedCounts(commits=state.commits, catalog_parts=len(manifest.catalog))
     not_compared = []
+    plans = _plans(task, state, removed_by_shard, sample, 0 if content is None else content.wanted(state.images))
+    audited, before = set(state.doubtful), dict(state.pairs)
     with closing(_results(task, plans, content, resources, by_ray=state.masks >= ray_from)) as results:
         for result in results:
+            if Code.MISSING_FILE in result.findings and _is_replaced(dataset, result.shard, before[result.shard]):
+                continue
+            audited.add(result.shard)
             findings.extend(result.findings)
             checked += result.checked
             if not result.compared:
@@ -199,9 +216,11 @@ def audit_integrity(
         findings=findings.collected(),
         checked=checked,
         not_built=_gaps(generations, manifest.shards),
-        recent_unnamed=unnamed.recent,
+        recent_unnamed=tuple(sorted([*state.recent, *unaccounted.recent])),
+        other_files=unaccounted.others,
         not_compared=tuple(not_compared),
         unusable_commits=tuple(sorted(state.doubtful)),
+        replaced=tuple(sorted(generations.keys() - audited)),
         notes=version.notes,
         version=version.name,
     )

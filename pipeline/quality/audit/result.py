@@ -157,8 +157,10 @@ class AuditReport:
     checked: CheckedCounts
     not_built: tuple[tuple[int, int], ...] = ()  # ranges [first, last] of shards without a commit; not findings
     recent_unnamed: tuple[str, ...] = ()  # unnamed files that a writer may still commit; not findings
+    other_files: tuple[str, ...] = ()  # small files of users and stores; not findings
     not_compared: tuple[int, ...] = ()  # shards that weren't compared because some of their files are damaged
     unusable_commits: tuple[int, ...] = ()  # shards with an unusable commit
+    replaced: tuple[int, ...] = ()  # shards that weren't audited because a command replaced their files meanwhile
     notes: tuple[str, ...] = ()  # other information for people
     version: VersionName | None = None  # audited version; None: data that segmint did not write
     licenses: Licenses | None = None

@@ -77,8 +77,14 @@ def _note_lines(report: AuditReport) -> list[str]:
     if report.recent_unnamed:
         notes.append(
             f"{counted(len(report.recent_unnamed), 'file')} that no commit names, from a running or killed writer "
-            f"(less than a day old, or of shards without a commit): {some(report.recent_unnamed)}"
+            f"(changed within a day, or of shards without a commit): {some(report.recent_unnamed)}"
         )
+    if report.other_files:
+        files = counted(len(report.other_files), "small file")
+        notes.append(f"{files} not written by segmint: {some(report.other_files)}")
+    if report.replaced:
+        shards = some([str(shard) for shard in report.replaced])
+        notes.append(f"not checked: shards that a command replaced while they were read: {shards}. Audit again")
     if report.not_compared:
         shards = some([str(shard) for shard in report.not_compared])
         notes.append(f"shards not compared because of their findings: {shards}")

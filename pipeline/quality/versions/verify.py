@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, ListedCommit
-from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations
 from segmint.catalogs.dataset.shards_index import index_problem
 from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, blocks_of, summary_name, sums_of
+from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, read_tombstones
+from segmint.catalogs.dataset.unaccounted import judge_doubtful, list_doubtful
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
     VersionLeaf,
@@ -31,8 +34,9 @@ from segmint.catalogs.layout import (
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.threads import map_ahead
-from segmint.infra.wording import counted, size
+from segmint.infra.wording import counted, size, some
 from segmint.pipeline.quality.versions.signatures import read_public_key, signature_problem, signers
 
 _THREADS = 8
@@ -78,6 +82,8 @@ class _VerifyState:
     sums: dict[int, CommitSums] = field(default_factory=dict)  # by block of shards
     files: int = 0
     bytes: int = 0
+    listed: dict[str, ObjectInfo] = field(default_factory=dict)  # files that nothing read so far names
+    notes: list[str] = field(default_factory=list)
 
     def add(self, leaf: VersionLeaf, size: int) -> None:
         self.leaves.append(leaf)
@@ -114,6 +120,7 @@ def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Loca
         _read_version(reading, version)
     else:
         _read_all(reading, version)
+        notes += reading.notes
         if version is None:
             notes.append("no version is recorded: files were checked against the commits, which couldn't be checked")
             reading.problems += _takedowns_without_version(dataset)
@@ -143,25 +150,54 @@ def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Loca
 def _read_all(reading: _VerifyState, version: Version | None) -> None:
     """Read the dataset's current state: all files that the manifest and the latest commits name."""
     dataset = reading.dataset
+    reading.listed = list_doubtful(dataset)
     held = CommitLog(dataset).latest_commits()
-    manifests, latest = manifest_leaves(dataset)
-    tombstones = tombstone_leaves(dataset)
-    for leaf in (*manifests, *tombstones):
+    manifest = _read_catalog(reading)
+    for leaf in tombstone_leaves(dataset):
         reading.add(leaf, (dataset / leaf.path).size())
-    manifest = None
-    try:
-        manifest = DatasetManifest.from_json(latest, manifests[-1].path)
-    except UsageError as error:
-        reading.problems.append(str(error))
-    for part in manifest.catalog if manifest is not None else ():
-        _read_part(reading, part.path, part.sha256)
-    _read_shards(reading, [commit.key for commit in held])
+    _read_shards(reading, [commit.key for commit in held], latest=True)
+    _judge_unnamed(reading, {commit.shard for commit in held}.difference(commit.shard for commit in reading.commits))
     if manifest is not None:
         same = version is not None and version.digest == Snapshot.of(reading.leaves).digest
         finished = same and len(held) == manifest.shards
         problem = index_problem(dataset, manifest.name, reading.commits, finished=finished)
         reading.problems += [] if problem is None else [f"{SHARDS_INDEX}: {problem}"]
     _check_summaries(reading, held)
+
+
+def _read_catalog(reading: _VerifyState) -> DatasetManifest | None:
+    """Read the manifests and the parts of the latest one, again if another one replaced a part; None if unreadable."""
+    manifests, latest = manifest_leaves(reading.dataset)
+    read, manifest = _VerifyState(reading.dataset), None
+    for leaf in manifests:
+        read.add(leaf, (reading.dataset / leaf.path).size())
+    try:
+        manifest = DatasetManifest.from_json(latest, manifests[-1].path)
+    except UsageError as error:
+        read.problems.append(str(error))
+    for part in manifest.catalog if manifest is not None else ():
+        reading.listed.pop(part.path, None)
+        _read_part(read, part.path, part.sha256)
+    if read.problems and len(manifest_generations(reading.dataset)) > len(manifests):
+        return _read_catalog(reading)
+    reading.leaves += read.leaves
+    reading.problems += read.problems
+    reading.files += read.files
+    reading.bytes += read.bytes
+    return manifest
+
+
+def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
+    """Add a problem for each file that segmint or another program left in the dataset, and notes on harmless ones."""
+    found = judge_doubtful(reading.dataset, reading.listed, datetime.now(UTC) - GRACE, doubtful)
+    reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in found.findings]
+    if found.recent:
+        reading.notes.append(
+            f"{counted(len(found.recent), 'file')} that no commit names, from a running or killed writer "
+            f"(changed within a day, or of shards without a commit): {some(found.recent)}"
+        )
+    if found.others:
+        reading.notes.append(f"{counted(len(found.others), 'small file')} not written by segmint: {some(found.others)}")
 
 
 def _read_version(reading: _VerifyState, version: Version) -> None:
@@ -172,7 +208,7 @@ def _read_version(reading: _VerifyState, version: Version) -> None:
         reading.problems.append(str(error))
     for path, sha256 in version.files.items():
         _read_part(reading, path, sha256)
-    _read_shards(reading, [(shard, generation) for shard, generation, _ in version.commits])
+    _read_shards(reading, [(shard, generation) for shard, generation, _ in version.commits], latest=False)
     found = Snapshot.of(reading.leaves).by_path
     for shard, generation, sha256 in version.commits:
         path = commit_path(shard, generation)
@@ -192,11 +228,18 @@ def _read_part(reading: _VerifyState, path: str, sha256: str) -> None:
         reading.problems.append(_other_bytes(path, sha256, found))
 
 
-def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]]) -> None:
-    """Read commits and the files that they name."""
+def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, latest: bool) -> None:
+    """Read commits and the files that they name; with `latest`, read a commit that was replaced meanwhile again."""
 
     def read(pair: tuple[int, int]) -> _ShardReading:
-        return _read_shard(reading.dataset, *pair)
+        shard, generation = pair
+        found = _read_shard(reading.dataset, shard, generation)
+        while latest and found.problems and (newer := log.generations_of(shard)[-1:]) > [generation]:
+            (generation,) = newer
+            found = _read_shard(reading.dataset, shard, generation)
+        return found
+
+    log = CommitLog(reading.dataset)
 
     for found in map_ahead(read, pairs, _THREADS, _AHEAD, "verify"):
         reading.problems += found.problems
@@ -208,6 +251,8 @@ def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]]) -> Non
             commit = found.commit
             block = commit.shard // SUMMARY_SHARDS
             reading.sums[block] = reading.sums.get(block, NOTHING) + sums_of(commit)
+            for entry in commit.files:
+                reading.listed.pop(entry.path, None)
             reading.commits.append(replace(commit, files=(commit.file("shards"),)))
 
 

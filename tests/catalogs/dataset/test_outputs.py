@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.outputs import note_output, read_notes, refuse_inside, unknown_files
+from segmint.catalogs.dataset.outputs import note_output, read_notes, refuse_inside
+from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location

@@ -18,8 +18,8 @@ from segmint.catalogs.dataset.annotations.ratings import (
     read_ratings,
 )
 from segmint.catalogs.dataset.annotations.saved import RemovedImageError
-from segmint.catalogs.dataset.outputs import unknown_files
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
+from segmint.catalogs.dataset.unaccounted import unknown_files
 from tests.support.locations import location_of
 from tests.support.submissions import counts_of
 

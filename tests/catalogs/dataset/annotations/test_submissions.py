@@ -15,8 +15,8 @@ from segmint.catalogs.dataset.annotations.submissions import (
     put_submission,
     read_submissions,
 )
-from segmint.catalogs.dataset.outputs import unknown_files
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
+from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.layout import canonical_json
 from segmint.model.automatic.rle import compress
 from tests.support.locations import location_of

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.layout import is_known
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -75,6 +76,7 @@ def test_by_default_it_goes_to_the_folder_that_a_takedown_removes(dataset: Path)
     assert {name for name in after if not name.startswith("report/")} == set(before)
     assert {f"report/{name}" for name in report.files} == set(after) - set(before)
     assert before.items() <= after.items()
+    assert [name for name in after if not is_known(name)] == []
 
 
 def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Path) -> None:

@@ -1,0 +1,199 @@
+"""Files under a dataset's root that segmint didn't put there, or that no commit or manifest names."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from segmint.catalogs.dataset.commits import CommitLog, reserved_paths
+from segmint.catalogs.dataset.manifest import load_manifest, parse_manifest_name, parts_in_use
+from segmint.catalogs.endings import IMAGE_ENDINGS
+from segmint.catalogs.findings import Code, Finding, FindingLocation
+from segmint.catalogs.layout import (
+    CATALOG,
+    COMMITS,
+    DATA_KINDS,
+    REPORT,
+    RESERVATIONS,
+    DamagedDatasetError,
+    is_known,
+    is_part_path,
+    parse_commit_path,
+    parse_data_path,
+)
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError, StorageFaultError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.stores import TEMPORARY_PREFIX, ObjectInfo
+from segmint.infra.threads import map_ahead
+from segmint.infra.uris import base_name
+
+MOST_BYTES = 1_000_000
+"""Maximum size of a file that isn't segmint's and isn't a finding."""
+
+_NAMED = (*DATA_KINDS, COMMITS, CATALOG)
+"""Folders in which a commit or the manifest must name every file."""
+
+_THREADS = 8
+_ENDINGS = (
+    "zip tar tgz gz bz2 xz zst lz4 7z rar cab iso dmg parquet arrow feather npz npy h5 hdf5 sqlite db pdf "
+    "psd jpe jxl j2k svg ico cr2 cr3 nef arw dng raf orf rw2 ppm pgm pbm pnm exr qoi mp4 mov"
+)
+_MEDIA = re.compile(rf".*\.(?:{_ENDINGS.replace(' ', '|')})", re.IGNORECASE | re.ASCII | re.DOTALL)
+_BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
+"""Control characters, which text doesn't contain and compressed data does."""
+_SIGNATURES = {
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG": "a PNG image",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"PAR1": "a Parquet file",
+}
+_OF_STORES = re.compile(r"\.DS_Store|\.gitattributes|\..*\.crc|_SUCCESS", re.ASCII | re.DOTALL)
+_BINARY_OF_STORES = (b"\0\0\0\1Bud1", b"crc\0")  # how .DS_Store and .crc begin
+
+
+@dataclass(frozen=True)
+class UnaccountedFiles:
+    """Files of a dataset that nothing names."""
+
+    findings: tuple[Finding, ...]
+    recent: tuple[str, ...]  # paths of files that a running command may still name or delete
+    others: tuple[str, ...]  # paths of small files of users and stores
+
+
+def unknown_files(dataset: Location) -> list[str]:
+    """Return the sorted paths of all files and links in a dataset that segmint did not put there, without opening any.
+
+    Includes objects that only exist as older versions in the bucket, and omits `report/`.
+    """
+    paths = (path for path in dataset.walk_ever() if path.partition("/")[0] != REPORT)
+    return [path for path in paths if not is_known(path) and not _is_temporary(path)]
+
+
+def list_doubtful(dataset: Location) -> dict[str, ObjectInfo]:
+    """Return, by path, the files that only a commit or the manifest can account for, and those with unknown names.
+
+    Includes the commits of shards with more than one. Callers list first, then read the manifest and the commits,
+    delete the files that these name from the result, and pass the rest to `judge_doubtful`.
+    """
+    listed: dict[str, ObjectInfo] = {}
+    before, shard = None, None  # the previous commit
+    for entry in dataset.walk(include_temporary=True, on_skip=lambda *_: None):  # a circular link is a link
+        commit = parse_commit_path(entry.name)
+        if commit is None and (entry.name.partition("/")[0] in _NAMED or not is_known(entry.name)):
+            listed[entry.name] = entry
+        elif commit is not None:
+            if before is not None and commit[0] == shard:
+                listed |= {before.name: before, entry.name: entry}
+            before, shard = entry, commit[0]
+    return listed
+
+
+def judge_doubtful(
+    dataset: Location, listed: Mapping[str, ObjectInfo], limit: datetime, doubtful: Collection[int] = ()
+) -> UnaccountedFiles:
+    """Judge the files of `list_doubtful` that nothing names, after reading commits, reservations, and manifest again.
+
+    A file of segmint is a finding if its shard is committed and if both the file and the commit or manifest that
+    doesn't name it are older than `limit`; a running command may need or delete newer ones. Other files are findings if
+    they are large, are not text, or are in a folder of data, and all links are. Files of shards in `doubtful`, whose
+    commits are unreadable, are omitted.
+    """
+    links = dataset.links()
+    findings = [_stray(path, f"a link to {(dataset / path).link_target()}") for path in sorted(links)]
+    left = {path: entry for path, entry in sorted(listed.items()) if path not in links}
+    ours = {path: entry for path, entry in left.items() if is_known(path) or _is_temporary(path)}
+    recent = []
+    try:
+        for path, finding in _judge_ours(dataset, ours, limit, doubtful) if ours else ():
+            if finding is None:
+                recent.append(path)
+            else:
+                findings.append(finding)
+    except (UsageError, DamagedDatasetError) as error:  # an unreadable manifest or reservation
+        findings.append(FindingLocation(RESERVATIONS).finding(Code.STRAY_FILE, "readable reservations", error))
+    others = []
+    foreign = [(path, entry.size) for path, entry in left.items() if path not in ours]
+    looked = map_ahead(lambda file: _suspicion(dataset, *file), foreign, _THREADS, 2 * _THREADS, "unknown")
+    for (path, _), suspicion in zip(foreign, looked, strict=True):
+        if suspicion is None:
+            others.append(path)
+        else:
+            findings.append(_stray(path, suspicion))
+    return UnaccountedFiles(tuple(findings), tuple(recent), tuple(others))
+
+
+def _judge_ours(
+    dataset: Location, files: Mapping[str, ObjectInfo], limit: datetime, doubtful: Collection[int]
+) -> Iterator[tuple[str, Finding | None]]:
+    """Yield the paths of segmint's files that nothing names, each with a finding or, if it may be in use, None."""
+    log = CommitLog(dataset)
+    newest = {commit.shard: commit for commit in log.listed()}
+    kept = reserved_paths(dataset, {shard: [commit.generation] for shard, commit in newest.items()})
+    kept |= parts_in_use(dataset)
+    manifest = load_manifest(dataset)
+    named = {part.path for part in manifest.catalog}
+    shards = {data.shard for path in files if (data := parse_data_path(path)) is not None}.difference(doubtful)
+    for each in log.read_latest_of(newest[shard].key for shard in sorted(shards & newest.keys())):
+        named |= {entry.path for entry in each.files}
+    manifested = max(entry.modified for entry in dataset.list() if parse_manifest_name(entry.name) is not None)
+    for path, entry in files.items():
+        data, commit = parse_data_path(path), parse_commit_path(path)
+        shard = data.shard if data is not None else None if commit is None else commit[0]
+        latest = None if shard is None else newest.get(shard)
+        if (
+            path in named
+            or shard in doubtful
+            or (commit is not None and (latest is None or latest.generation <= commit[1]))
+        ):
+            continue
+        if data is not None and data.shard >= manifest.shards:
+            yield path, _stray(path, f"{entry.size:,} bytes of a shard that the dataset doesn't have")
+            continue
+        changed = latest.modified if latest is not None else manifested if is_part_path(path) else entry.modified
+        if commit is not None and latest is not None:
+            # A correction replaces older commits, so one that is newer than its replacement was copied here.
+            at_work = entry.modified <= changed >= limit
+            code, expected = Code.REPLACED_GENERATION, f"only generation {latest.generation}"
+        else:
+            at_work = max(entry.modified, changed) >= limit or path in kept or (data is not None and latest is None)
+            code, expected = Code.LEFTOVER_FILE, "no unreferenced file"
+        found = f"{entry.size:,} bytes of {entry.modified:%Y-%m-%d %H:%M} UTC"
+        yield path, None if at_work else FindingLocation(path, shard).finding(code, expected, found)
+
+
+def _suspicion(dataset: Location, path: str, size: int) -> str | None:
+    """Return what a file that isn't segmint's is if that makes it a finding; None for a small file of users or stores.
+
+    Reads the file unless its name or size settles it.
+    """
+    name, of = base_name(path), f"of {size:,} bytes"
+    if size > MOST_BYTES or path.endswith("/"):
+        return f"a file {of}"
+    if not size:
+        return None
+    if _MEDIA.fullmatch(name) or name.lower().endswith(IMAGE_ENDINGS):
+        return f"an archive, image, or table, by its name, {of}"
+    if path.partition("/")[0] in _NAMED and _OF_STORES.fullmatch(name) is None:
+        return f"a file {of} in a folder of data"
+    try:
+        data = (dataset / path).read(MOST_BYTES)
+    except NotFoundError:
+        return None  # it was deleted in the meantime
+    except (StorageFaultError, ObjectTooLargeError) as error:
+        return f"a file {of} that can't be read: {error}"
+    if _OF_STORES.fullmatch(name) and data.startswith(_BINARY_OF_STORES):
+        return None
+    kind = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), "binary data")
+    kind = "a tar archive" if data[257:262] == b"ustar" else kind
+    return f"{kind} {of}" if kind != "binary data" or _BINARY.search(data) else None
+
+
+def _is_temporary(path: str) -> bool:
+    return base_name(path).startswith(TEMPORARY_PREFIX)
+
+
+def _stray(path: str, found: str) -> Finding:
+    return FindingLocation(path).finding(Code.STRAY_FILE, "no file that segmint didn't put there", found)

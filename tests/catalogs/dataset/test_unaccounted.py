@@ -1,0 +1,183 @@
+"""Files below a dataset's root: segmint's are known by name, and others are judged by what they contain."""
+
+import gzip
+import io
+import os
+import tarfile
+import zipfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.unaccounted import UnaccountedFiles, judge_doubtful, list_doubtful
+from segmint.catalogs.findings import Code
+from segmint.catalogs.layout import commit_path, data_path, is_known, part_path
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.s3 import S3Store
+from segmint.infra.storage.storage import Storage
+from tests.support.faulty_proxy import faulty_proxy
+from tests.support.locations import location_of
+from tests.support.many_shards import write_many_shards
+from tests.support.photographs import photograph
+from tests.support.s3_server import S3Server
+
+DIGEST = "0123456789ab"
+NOW = datetime.now(UTC)
+
+
+def account(dataset: Location, now: datetime = NOW) -> UnaccountedFiles:
+    """Judge everything that the manifest and the latest commits don't name."""
+    listed = list_doubtful(dataset)
+    for commit in CommitLog(dataset).read_all():
+        for entry in commit.files:
+            del listed[entry.path]
+    return judge_doubtful(dataset, listed, now - timedelta(hours=24))
+
+
+def zipped(data: bytes) -> bytes:
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        archive.writestr("photo.jpg", data)
+    return file.getvalue()
+
+
+def tarred(data: bytes) -> bytes:
+    with tarfile.open(fileobj=(file := io.BytesIO()), mode="w") as archive:
+        member = tarfile.TarInfo("photo.jpg")
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "dataset.json", "dataset.g12.json", "id.json", "shards.json", f"catalog/part-0-{DIGEST}.parquet",
+        f"shards/sa_1234567-{DIGEST}.tar", f"rejects/sa_000001-{DIGEST}.parquet", "commits/000001.g10.json",
+        f"reservations/000001.g2-{DIGEST}.json", f"reservations/amended.g2-{DIGEST}.json",
+        f"summaries/000000-{DIGEST}.json", f"summaries/leaves-001000-{DIGEST}-{DIGEST}.json",
+        f"tombstones/{DIGEST}.json", f"outputs/{DIGEST}.json", "versions/1.json", "versions/1.0123456789abcdef.sig",
+        "annotations/0/1.2.json", f"annotations/ratings/5/501.{DIGEST}.1.json", "report/figures/scores.png",
+    ],
+)  # fmt: skip
+def test_names_of_the_format_are_known_and_others_beside_them_are_not(path: str) -> None:
+    assert is_known(path)
+    folder, _, name = path.rpartition("/")
+    wrong = (
+        f"{path}.zip",
+        f"{path}/",
+        f"x/{path}",
+        path.upper(),
+        f"{path}\n",
+        f"{folder}/deep/{name}",
+        f"{folder}/.{name}",
+    )
+    assert [each for each in wrong if is_known(each)] == []
+
+
+def test_what_a_file_contains_decides(dataset: str) -> None:
+    Image.fromarray(photograph("rocket")).save(jpeg := io.BytesIO(), "JPEG")
+    small = jpeg.getvalue()
+    suspect = {
+        "originals.zip": zipped(small), "Notes.TXT": zipped(small), "notes.txt": tarred(small),
+        "report/figures/photo.png": small, "report/README.txt": small, "a/b/c/.x": gzip.compress(small),
+        ".DS_Store": small, "outputs/x.json": b"\0\1",
+        "photo.JPG": b"not really one", "logs.txt": b"text\n" * 200_001, f"shards/sa_000001-{DIGEST}.tar.txt": b"text",
+        "masks/other.parquet": b"PAR1", "data": b"PAR1 and no control character",
+    }  # fmt: skip
+    harmless = {
+        "README.md": "größer".encode(), "LICENSE": "größer".encode("latin-1"), ".gitattributes": b"*.tar filter=lfs\n",
+        "shards/_SUCCESS": b"", "shards/.sa_0.tar.crc": b"crc\0\0\0\2\0\1\2\3\4",
+        "photos/.DS_Store": b"\0\0\0\1Bud1\0\0", "logs/1.txt": b"text\n" * 200_000, "empty.zip": b"",
+    }  # fmt: skip
+    for path, data in (suspect | harmless).items():
+        (location_of(dataset) / path).put(data)
+    (Path(dataset) / "empty" / "folder").mkdir(parents=True)
+    found = account(location_of(dataset))
+    assert sorted(finding.file for finding in found.findings) == sorted(suspect)
+    assert {finding.code for finding in found.findings} == {Code.STRAY_FILE}
+    assert sorted(found.others) == sorted(harmless)
+    kinds = {finding.file: finding.found.partition(" of ")[0] for finding in found.findings}
+    assert (kinds["Notes.TXT"], kinds["notes.txt"], kinds[".DS_Store"]) == (
+        "a ZIP archive",
+        "a tar archive",
+        "a JPEG image",
+    )
+
+
+def test_links_are_findings_even_under_a_known_name(dataset: str, tmp_path: Path) -> None:
+    root = Path(dataset)
+    tar = root / CommitLog(location_of(dataset)).read(0, 1).file("shards").path
+    tar.rename(tmp_path / tar.name)
+    tar.symlink_to(tmp_path / tar.name)
+    (root / "masks").rename(tmp_path / "masks")
+    (root / "masks").symlink_to(tmp_path / "masks")
+    (root / "circle").symlink_to(root / "circle")
+    (root / "report").mkdir()
+    (root / "report/index.html").symlink_to(tmp_path / "absent")
+    listed = list_doubtful(location_of(dataset))
+    found = judge_doubtful(location_of(dataset), listed, NOW - timedelta(days=1))
+    links = {finding.file: finding.found for finding in found.findings}
+    assert links == {
+        path: f"a link to {(root / path).readlink()}"
+        for path in ("circle", "masks", "report/index.html", str(tar.relative_to(root)))
+    }
+
+
+def test_old_files_of_a_backup_are_findings_and_those_of_running_commands_are_not(dataset: str) -> None:
+    location = location_of(dataset)
+    kept = {path: (location / path).read() for path in ("commits/000001.g1.json",)}
+    old = data_path("masks", 1, "0" * 64), part_path(0, "1" * 64), "shards/.tmp-0123"
+    for path in old:
+        (location / path).put(b"left over")
+    (location / data_path("masks", 3, "0" * 64)).put(b"of no shard")
+    assert [finding.file for finding in account(location).findings] == [data_path("masks", 3, "0" * 64)]
+    assert sorted(account(location).recent) == sorted(old)
+    later = account(location, NOW + timedelta(days=2))
+    assert sorted(finding.file for finding in later.findings if finding.code is Code.LEFTOVER_FILE) == sorted(old)
+    # A correction has replaced a commit, and is about to delete the older one: the files are old, the new commit isn't.
+    (location / commit_path(1, 2)).put(kept["commits/000001.g1.json"].replace(b'"generation":1', b'"generation":2'))
+    past = (NOW - timedelta(days=3)).timestamp()
+    for path in (commit_path(1, 1), *old):
+        os.utime(Path(dataset) / path, (past, past))
+    now = account(location)
+    assert {finding.file for finding in now.findings} == {data_path("masks", 3, "0" * 64), old[2]}
+    assert sorted(now.recent) == sorted([commit_path(1, 1), *old[:2]])
+    # Nobody deletes a commit that is newer than the one that replaced it: it was copied there.
+    os.utime(Path(dataset) / commit_path(1, 2), (past - 1, past - 1))
+    os.utime(Path(dataset) / "dataset.json", (past, past))
+    codes = {finding.file: finding.code for finding in account(location).findings}
+    assert codes[commit_path(1, 1)] is Code.REPLACED_GENERATION
+    assert codes[old[0]] is codes[old[1]] is Code.LEFTOVER_FILE
+
+
+def test_an_object_hidden_under_the_name_of_a_folder_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"ds/": 0, "ds/folder/": 0, "ds/hidden/": 11, "ds/notes.txt": 0}
+    page = {"Contents": [{"Key": key, "Size": size, "LastModified": NOW} for key, size in keys.items()]}
+    monkeypatch.setattr(S3Store, "_call", lambda *_, **__: page)
+    found = account(Location(Storage(), "s3://bucket/ds"))
+    assert [(finding.file, finding.found) for finding in found.findings] == [("hidden/", "a file of 11 bytes")]
+    assert found.others == ("notes.txt",)
+
+
+@pytest.mark.s3
+def test_one_listing_and_a_few_requests_on_s3(s3_server: S3Server, s3_bucket: str) -> None:
+    with faulty_proxy(s3_server.port) as proxy:
+        dataset = Location(Storage({"s3://": {"endpoint_url": proxy.url}}), f"s3://{s3_bucket}/some/dataset")
+        write_many_shards(dataset, 25)
+        proxy.requests.clear()
+        listed = list_doubtful(dataset)
+        assert (proxy.requests, len(listed)) == (["GET"], 4 * 25 + 1)
+        assert judge_doubtful(dataset, {}, NOW) == UnaccountedFiles((), (), ())
+        assert proxy.requests == ["GET"]
+        s3_server.client().put_object(Bucket=s3_bucket, Key="some/dataset/folder/", Body=b"")
+        (dataset / f"shards/sa_000001-{DIGEST}.tar").put(b"x")
+        (dataset / "notes.txt").put(zipped(b"an original"))
+        proxy.requests.clear()
+        found = account(dataset)
+        assert [(finding.file, finding.found[:13]) for finding in found.findings] == [("notes.txt", "a ZIP archive")]
+        assert found.recent == (f"shards/sa_000001-{DIGEST}.tar",)
+        commits = 1 + 25  # read by `account`
+        assert len(proxy.requests) - commits <= 20
