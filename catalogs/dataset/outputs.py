@@ -21,7 +21,9 @@ from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.dataset.versions.record import VERSIONS
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
+    CATALOG,
     COMMITS,
+    DATA_KINDS,
     REPORT,
     RESERVATIONS,
     SHARDS_INDEX,
@@ -143,6 +145,13 @@ def refuse_inside(dataset: Location, target: Location, option: str) -> None:
             f"{option}: {target} is inside the dataset {dataset}, where a takedown would not find it: choose a place "
             f"outside, or in {dataset / REPORT}"
         )
+
+
+def dataset_files(dataset: Location) -> list[str]:
+    """Return the paths of commits, data files, catalog parts, tombstones, and versions, from one listing per folder."""
+    folders = (COMMITS, *DATA_KINDS, CATALOG, TOMBSTONES, VERSIONS)
+    paths = (f"{folder}/{entry.name}" for folder in folders for entry in (dataset / folder).list())
+    return [path for path in paths if _is_known(path)]
 
 
 def unknown_files(dataset: Location) -> list[str]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -110,15 +111,26 @@ def rows_of(dataset: Location, manifest: DatasetManifest, ordinals: Collection[i
     }
 
 
-def rows_named(dataset: Location, manifest: DatasetManifest, names: RemovedNames) -> list[int]:
-    """Return the ordinals of the catalog's rows that have one of these names."""
-    return [image.ordinal for batch in _batches(dataset, manifest) for image in _images(batch, names.marks(batch))]
+def rows_named(dataset: Location, manifest: DatasetManifest, names: RemovedNames) -> dict[int, RemovedImage]:
+    """Return the catalog's rows that have one of these names, by ordinal."""
+    batches = _batches(dataset, manifest)
+    return {image.ordinal: image for batch in batches for image in _images(batch, names.marks(batch))}
+
+
+def terms_of(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> dict[int, str]:
+    """Return the provider and license of each of these rows, as text."""
+    wanted = pa.array(sorted(ordinals), pa.int64())
+    return {
+        row["ordinal"]: f"provider {row['provider']!r}, license {row['license']!r}"
+        for batch in (_batches(dataset, manifest) if ordinals else ())
+        for row in batch.filter(pc.is_in(batch.column("ordinal"), value_set=wanted)).to_pylist()
+    }
 
 
 def same_request(one: TakedownRequest, other: TakedownRequest) -> bool:
-    """Return whether two requests name the same rows, regardless of how their license is spelled."""
+    """Return whether two requests name the same rows, regardless of their license's spelling and of their copies."""
     if one.license is None or other.license is None:
-        return one == other
+        return (one.ids, one.license, one.provider) == (other.ids, other.license, other.provider)
     return _license_key(one.license) == _license_key(other.license)
 
 
@@ -144,27 +156,36 @@ def with_copies(
     rows: Mapping[int, RemovedImage],
     tables: Sequence[str],
     catalog_uri: str | None = None,
+    *,
+    by_name: bool = True,
+    measured: Mapping[int, str] = MappingProxyType({}),
 ) -> dict[int, RemovedImage]:
-    """Return these rows and, transitively, all rows with the same image_id, uri, or bytes as one of them, in order.
+    """Return these rows and, transitively, all rows of the same images, in order, with the SHA-256 of their bytes.
 
-    `tables` are the paths of the committed tables of images, which contain the hashes of the bytes that a build read.
-    `catalog_uri`, if known, is that of the source catalog and makes a relative URI match an absolute one of the same
-    file. Catalog and tables are read until nothing more is found, usually three times. Raises `DamagedDatasetError` for
-    a damaged table.
+    Rows are of the same image if a build read the same bytes for them or, with `by_name`, if they have the same
+    image_id or uri. A SHA-256 that only the catalog states leads to no other row, but a row that states the one of a
+    found row is included. `tables` are the paths of the committed tables of images, which contain the hashes of the
+    bytes that a build read; `measured` contains those of earlier rows, by ordinal. `catalog_uri`, if known, is that of
+    the source catalog and makes a relative URI match an absolute one of the same file. Catalog and tables are read
+    until nothing more is found, usually three times. Raises `DamagedDatasetError` for a damaged table.
     """
     found = dict(rows)
-    digests: dict[int, str] = {}  # of the bytes that a build read, by ordinal
+    stating: dict[int, RemovedImage] = {}
+    digests = dict(measured)
     before = None
     while before != (len(found), len(digests)):
         before = len(found), len(digests)
-        names = RemovedNames.of(found.values(), catalog_uri)
-        names = replace(names, sha256=names.sha256 | frozenset(digests.values()))
+        names = RemovedNames.of(found.values() if by_name else (), catalog_uri)
+        names = replace(names, sha256=frozenset())
+        same_bytes = pa.array(sorted(set(digests.values())), pa.string())
         with_digest = pa.array(sorted(digests), pa.int64())
         for batch in _batches(dataset, manifest):
             hits = pc.or_(names.marks(batch), pc.is_in(batch.column("ordinal"), value_set=with_digest))
             found |= {image.ordinal: image for image in _images(batch, hits)}
+            if by_name:
+                stated = pc.is_in(batch.column("sha256"), value_set=same_bytes)
+                stating |= {image.ordinal: image for image in _images(batch, stated)}
         ordinals = pa.array(sorted(found), pa.int64())
-        same_bytes = pa.array(sorted(names.sha256), pa.string())
         for table in _digest_tables(dataset, tables):
             by_row = pc.is_in(table.column("ordinal"), value_set=ordinals)
             by_bytes = pc.is_in(table.column("source_sha256"), value_set=same_bytes)
@@ -172,8 +193,8 @@ def with_copies(
                 if row["source_sha256"] is not None:
                     digests[row["ordinal"]] = row["source_sha256"]
     return {
-        ordinal: image.model_copy(update={"sha256": digests.get(ordinal, image.sha256)})
-        for ordinal, image in sorted(found.items())
+        ordinal: image.model_copy(update={"sha256": digests.get(ordinal)})
+        for ordinal, image in sorted({**stating, **found}.items())
     }
 
 

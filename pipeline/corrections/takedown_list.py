@@ -1,7 +1,7 @@
 """Rows that a takedown would remove: the requested rows, other rows of the same images, and their shards."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +11,15 @@ import pyarrow.compute as pc
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes
-from segmint.catalogs.dataset.selection import Selection, rows_of, same_request, select_rows, with_copies
+from segmint.catalogs.dataset.selection import (
+    Selection,
+    rows_named,
+    rows_of,
+    same_request,
+    select_rows,
+    terms_of,
+    with_copies,
+)
 from segmint.catalogs.dataset.tombstones import (
     BLANK,
     RemovedImage,
@@ -44,6 +52,7 @@ class TakedownList:
     named: tuple[RemovedImage, ...]  # requested
     copies: tuple[RemovedImage, ...]  # other rows with the same image_id, URI or bytes
     returned: tuple[RemovedImage, ...]  # rows of images that earlier takedowns removed
+    kept: tuple[str, ...]  # a line for each row with the same bytes from another provider or under another license
     shards: tuple[int, ...]
     tombstones: tuple[Tombstone, ...]
     outputs: tuple[str, ...]  # derived from the dataset and recorded in it
@@ -61,6 +70,7 @@ class TakedownList:
             "name": self.name,
             "rows": self.rows,
             **{group: [image.model_dump(mode="json") for image in images] for group, images in groups.items()},
+            "kept": list(self.kept),
             "shards": list(self.shards),
             "outputs": list(self.outputs),
         }
@@ -79,6 +89,7 @@ class TakedownList:
             *_lines("requested", self.named),
             *_lines("another row with the same image_id, URI, or bytes", self.copies),
             *_lines("an image that was taken down before", self.returned),
+            *self.kept,
             *([unknown_bytes] if unknown else []),
             *(f"created from this dataset, not updated: {output}" for output in self.outputs),
         ]
@@ -112,13 +123,28 @@ def list_takedown(
     _check(selection, taken, request, earlier)
     commits = list(CommitLog(dataset).read_all())
     tables = [commit.file("images").path for commit in commits]
+    by_id = request.ids is not None
+    again = [each for each in earlier if request.with_copies and same_request(request, each.request)]
+    before = _measured(removed_images(again).values())
     own: Images = {}
-    if selection.rows:
-        own = _without(with_copies(dataset, manifest, selection.rows, tables, catalog_uri), taken)
+    kept: Images = {}
+    if selection.rows or before:
+        own = with_copies(dataset, manifest, selection.rows, tables, catalog_uri, by_name=by_id, measured=before)
+        own = _without(own, taken)
+        if not by_id and not request.with_copies:
+            kept = _without(own, selection.rows)
+            own = _without(own, kept)
+        if not by_id:
+            own = _with_shared(
+                own, kept, rows_named(dataset, manifest, RemovedNames.of(own.values(), catalog_uri)), catalog_uri
+            )
     returned: Images = {}
     if earlier:
-        seeds = {**rows_of(dataset, manifest, _refused_by_source(dataset, commits)), **taken}
-        returned = _without(with_copies(dataset, manifest, seeds, tables, catalog_uri), taken, own)
+        by_ids = removed_images(each for each in earlier if each.request.ids is not None)
+        seeds = {**rows_of(dataset, manifest, _refused_by_source(dataset, commits)), **by_ids}
+        known = _measured(image for image in taken.values() if not image.shared)
+        returned = with_copies(dataset, manifest, seeds, tables, catalog_uri, measured=known)
+        returned = _without(returned, taken, own)
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     tombstones = [Tombstone(request=request, reason=reason, when=when, images=tuple(own.values()))] if own else []
     tombstones += _of_earlier(earlier, returned, when)
@@ -128,6 +154,11 @@ def list_takedown(
         named=tuple(image for ordinal, image in own.items() if ordinal in selection.rows),
         copies=tuple(image for ordinal, image in own.items() if ordinal not in selection.rows),
         returned=tuple(returned.values()),
+        kept=tuple(
+            f"  {image_stem(ordinal + 1)} {kept[ordinal].image_id}: same bytes under {terms}: not removed; "
+            "pass --with-copies"
+            for ordinal, terms in terms_of(dataset, manifest, kept).items()
+        ),
         shards=tuple(by_shard((*own, *returned), manifest.images_per_shard)),
         tombstones=tuple(tombstones),
         outputs=tuple(line_of(note) for note in read_notes(dataset)),
@@ -136,6 +167,22 @@ def list_takedown(
 
 def _without(images: Images, *others: Images) -> Images:
     return {ordinal: image for ordinal, image in images.items() if all(ordinal not in other for other in others)}
+
+
+def _measured(images: Iterable[RemovedImage]) -> dict[int, str]:
+    return {image.ordinal: image.sha256 for image in images if image.sha256 is not None}
+
+
+def _with_shared(own: Images, kept: Images, named: Images, catalog_uri: str | None) -> Images:
+    """Mark the images that share bytes with a row in `kept`, or an image_id or URI with a row in `named`."""
+    names = RemovedNames.of(_without(named, own).values(), catalog_uri)
+    names = replace(names, sha256=frozenset(_measured(kept.values()).values()))
+    return {
+        ordinal: image.model_copy(
+            update={"shared": image.image_id in names.image_ids or names.names_source(image.uri, image.sha256)}
+        )
+        for ordinal, image in own.items()
+    }
 
 
 def _check(selection: Selection, taken: Images, request: TakedownRequest, earlier: Sequence[Tombstone]) -> None:

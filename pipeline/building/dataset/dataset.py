@@ -19,8 +19,16 @@ from segmint.catalogs.dataset.manifest import (
     put_manifest,
     read_latest_manifest,
 )
+from segmint.catalogs.dataset.outputs import dataset_files
 from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.layout import MANIFEST, config_sha256, differing_keys, part_path
+from segmint.catalogs.layout import (
+    MANIFEST,
+    DamagedDatasetError,
+    config_sha256,
+    differing_keys,
+    is_part_path,
+    part_path,
+)
 from segmint.catalogs.lineage import lineage_of
 from segmint.catalogs.shard_ranges import ShardPart, ShardSpan, choose_shards
 from segmint.catalogs.source.normalize import normalize
@@ -34,6 +42,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.probe import probe
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
+from segmint.infra.wording import some
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.building.dataset.first_numerics import first_numerics
@@ -129,6 +138,10 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
     output = Location(storage, config.output)
     latest = read_latest_manifest(output)
+    if latest is not None and latest.generation > 1 and not (output / MANIFEST).exists():
+        raise DamagedDatasetError(
+            f"{output / MANIFEST} is missing, although later generations exist. Run `segmint repair {output}`"
+        )
     if latest is None:
         probe(output)
         latest = _begin(config, output, weights)
@@ -162,6 +175,9 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
         catalog = normalize(source, Path(folder) / "part.parquet", ignored=ignored_columns(identity(config)))
         require_rows(config, catalog.rows)
         path = part_path(0, catalog.sha256)
+        standing = _refuse_remains(output, path)
+        if standing is not None:
+            return standing
         (output / path).put_file(catalog.path)
         licenses = count_licenses(catalog.path)
     tree = identity(config, _hashes(config, output.storage, weights))
@@ -187,6 +203,22 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
     if latest is None:
         raise SegmintError(f"{config.output}: {MANIFEST} can be neither written nor read. Run the build again")
     return latest
+
+
+def _refuse_remains(output: Location, part: str) -> LatestManifest | None:
+    """Raise `DamagedDatasetError` if files of a dataset without a manifest are in `output`.
+
+    An interrupted start of this build leaves the file `part`, which is ignored. Returns the manifest if another driver has put one meanwhile.
+    """
+    remains = [path for path in dataset_files(output) if path != part]
+    latest = read_latest_manifest(output)
+    if not remains or latest is not None:
+        return latest
+    raise DamagedDatasetError(
+        f"{output} contains {some(remains)}, but no {MANIFEST}, so the settings of these files are unknown. "
+        + ("Delete it if it is from an interrupted build" if all(map(is_part_path, remains)) else f"Restore {MANIFEST}")
+        + f", or choose another output. `segmint repair {output}` lists the damage"
+    )
 
 
 def _check_identity(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:

@@ -21,15 +21,15 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import (
-    TOMBSTONES,
     RemovedImage,
     RemovedNames,
     by_shard,
+    damaged_tombstones,
     read_tombstones,
     removed_images,
 )
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
-from segmint.catalogs.layout import DamagedDatasetError, commit_path, config_sha256, part_path
+from segmint.catalogs.layout import commit_path, config_sha256, part_path
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
@@ -275,13 +275,11 @@ def _plans(
 
 
 def _taken_down(dataset: Location, findings: FindingCollector) -> dict[int, RemovedImage]:
-    """Return the images that tombstones name, by ordinal."""
-    try:
-        tombstones = read_tombstones(dataset)
-    except DamagedDatasetError as error:
-        findings.add(FindingLocation(TOMBSTONES).finding(Code.BAD_TOMBSTONE, "tombstones", error))
-        return {}
-    return removed_images(tombstones)
+    """Return the images that tombstones name, by ordinal; none if a tombstone is damaged, which is a finding."""
+    damaged = damaged_tombstones(dataset)
+    for path, problem in damaged.items():
+        findings.add(FindingLocation(path).finding(Code.BAD_TOMBSTONE, "a tombstone", problem))
+    return {} if damaged else removed_images(read_tombstones(dataset))
 
 
 def sampled(wanted: int, total: int, start: int, stop: int) -> frozenset[int]:

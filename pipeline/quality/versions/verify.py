@@ -8,7 +8,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, Liste
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.shards_index import index_problem
 from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, blocks_of, summary_name, sums_of
-from segmint.catalogs.dataset.tombstones import TOMBSTONES, read_tombstones
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, damaged_tombstones, read_tombstones
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
     VersionLeaf,
@@ -155,8 +155,14 @@ def _read_all(reading: _VerifyState, version: Version | None) -> None:
         reading.problems.append(str(error))
     for part in manifest.catalog if manifest is not None else ():
         _read_part(reading, part.path, part.sha256)
+    reading.problems += damaged_tombstones(dataset).values()
     _read_shards(reading, [commit.key for commit in held])
     if manifest is not None:
+        reading.problems += [
+            f"{commit_path(commit.shard, commit.generation)}: its config isn't that of {manifests[-1].path}"
+            for commit in reading.commits
+            if commit.config != manifest.config_sha256
+        ]
         same = version is not None and version.digest == Snapshot.of(reading.leaves).digest
         finished = same and len(held) == manifest.shards
         problem = index_problem(dataset, manifest.name, reading.commits, finished=finished)
@@ -279,9 +285,8 @@ def _takedowns_without_version(dataset: Location) -> Iterator[str]:
     """Yield a problem if a takedown that should have recorded a version left a tombstone but no version exists."""
     try:
         tombstones = [each for each in read_tombstones(dataset) if each.version_before is not None]
-    except DamagedDatasetError as error:
-        yield str(error)
-        return
+    except DamagedDatasetError:
+        return  # already a problem
     if tombstones:
         path = f"{TOMBSTONES}/{tombstones[0].name}"
         yield (

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from segmint.catalogs.dataset.manifest import load_manifest, read_manifest
-from segmint.catalogs.layout import config_sha256
+from segmint.catalogs.layout import DamagedDatasetError, config_sha256
 from segmint.catalogs.shard_ranges import ShardPart
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
@@ -111,6 +111,35 @@ def test_of_two_that_begin_at_once_the_loser_leaves_the_winner_s_catalog_alone(t
     standing = _begin(given, winner.location, winner.weights)
     assert standing.manifest == winner.manifest
     assert before.items() <= digests(tmp_path / "dataset").items()
+
+
+@pytest.mark.usefixtures("weights")
+@pytest.mark.parametrize(
+    "kept", ["commits/000000.g1.json", "versions/1.json", "catalog", "tombstones/0123456789ab.json", "dataset.g2.json"]
+)
+def test_what_is_left_of_a_dataset_without_its_manifest_is_not_built_upon(
+    tmp_path: Path, catalog: Path, kept: str
+) -> None:
+    begun = open_or_create(config(tmp_path, catalog), Storage())
+    manifest = tmp_path / "dataset" / "dataset.json"
+    manifest.unlink() if kept != "dataset.g2.json" else manifest.rename(manifest.with_name(kept))
+    if kept.startswith(("commits", "versions", "tombstones")):
+        (begun.location / kept).put(b"{}")
+    other = write_catalog(tmp_path / "other.jsonl", [{"uri": "another.jpg", "license": "CC0-1.0"}])
+    before = digests(tmp_path / "dataset")
+    given = config(tmp_path, other, release={"jpeg_quality": 90})
+    with pytest.raises(DamagedDatasetError, match=rf"{kept}.*no dataset\.json.*segmint repair|dataset.json is missing"):
+        open_or_create(given, Storage())
+    assert digests(tmp_path / "dataset") == before
+
+
+@pytest.mark.usefixtures("weights")
+def test_a_start_that_was_killed_before_its_manifest_is_resumed(tmp_path: Path, catalog: Path) -> None:
+    open_or_create(config(tmp_path, catalog), Storage())
+    before = digests(tmp_path / "dataset")
+    (tmp_path / "dataset" / "dataset.json").unlink()
+    open_or_create(config(tmp_path, catalog), Storage())
+    assert digests(tmp_path / "dataset") == before
 
 
 @pytest.mark.usefixtures("weights")
