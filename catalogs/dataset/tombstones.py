@@ -47,15 +47,12 @@ class RemovedImage(Frozen):
 
 
 class TakedownRequest(Frozen):
-    """A request to take images down: exactly one of `ids`, `license`, and `provider`.
-
-    With `with_copies`, a request by license or provider includes images with the same bytes from other ones.
-    """
+    """A request to take images down: exactly one of `ids`, `license`, and `provider`."""
 
     ids: tuple[str, ...] | None = None
     license: str | None = None
     provider: str | None = None
-    with_copies: bool = False
+    with_copies: bool = False  # by license or provider: also images with the same bytes from other ones
 
 
 class Tombstone(Frozen):
@@ -154,12 +151,9 @@ class RemovedNames:
 
     @classmethod
     def of(cls, images: Iterable[RemovedImage], catalog_uri: str | None = None) -> "RemovedNames":
-        """Collect images' identifiers; `catalog_uri`, if known, is the source catalog's and resolves relative URIs.
-
-        Of an image with `shared`, only the image_id is collected, which identifies its row in the source catalog.
-        """
+        """Collect images' identifiers; `catalog_uri`, if known, is the source catalog's and resolves relative URIs."""
         images = list(images)
-        own = [image for image in images if not image.shared]
+        own = [image for image in images if not image.shared]  # the image_ids of all identify rows of the source
         return cls(
             frozenset(image.image_id for image in images),
             frozenset(form for image in own for form in plain_forms(image.uri, catalog_uri)),
@@ -169,6 +163,10 @@ class RemovedNames:
     def names_source(self, uri: str, sha256: str | None = None) -> bool:
         """Return whether an image's URI or the SHA-256 of its bytes is among these."""
         return sha256 in self.sha256 or (bool(self.uris) and plain_form(uri) in self.uris)
+
+    def any_of(self, image: RemovedImage) -> bool:
+        """Return whether an image's image_id, URI, or SHA-256 is among these."""
+        return image.image_id in self.image_ids or self.names_source(image.uri, image.sha256)
 
     def marks(self, rows: pa.RecordBatch) -> pa.BooleanArray:
         """Return a mask of the catalog rows with one of these identifiers; only odd URIs are normalized one by one."""

@@ -52,7 +52,7 @@ class ShardInspection:
     """Result of inspecting a shard."""
 
     shard: int
-    numerics: str | None  # of its commit; None if the commit is damaged
+    commit: Commit | None  # None if it is damaged
     whole: bool
 
 
@@ -96,11 +96,11 @@ class _UnrepairableError(DamagedDatasetError):
 
 def look_at(shard: int, task: RepairTask) -> ShardInspection:
     """Check the commit of a shard, and the size and SHA-256 of every file that it names."""
-    seen: list[str | None] = [None]
+    seen: list[Commit | None] = [None]
 
     def look(generation: int) -> None:
         held = _read_commit(task, shard, generation)
-        seen[0] = held.commit.numerics if held.commit is not None and not held.wrong else None
+        seen[0] = None if held.wrong else held.commit
         if held.wrong or _damages(task, held):
             raise _DamageError
 

@@ -13,11 +13,12 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes
 from segmint.catalogs.dataset.selection import (
     Selection,
+    exact_id,
+    image_of,
+    rows_at,
     rows_named,
-    rows_of,
     same_request,
     select_rows,
-    terms_of,
     with_copies,
 )
 from segmint.catalogs.dataset.tombstones import (
@@ -135,13 +136,15 @@ def list_takedown(
             kept = _without(own, selection.rows)
             own = _without(own, kept)
         if not by_id:
-            own = _with_shared(
-                own, kept, rows_named(dataset, manifest, RemovedNames.of(own.values(), catalog_uri)), catalog_uri
-            )
+            names = RemovedNames.of(own.values(), catalog_uri)
+            others = RemovedNames.of(_without(rows_named(dataset, manifest, names), own).values(), catalog_uri)
+            others = replace(others, sha256=frozenset(_measured(kept.values()).values()))
+            own = {ordinal: image.model_copy(update={"shared": others.any_of(image)}) for ordinal, image in own.items()}
     returned: Images = {}
     if earlier:
         by_ids = removed_images(each for each in earlier if each.request.ids is not None)
-        seeds = {**rows_of(dataset, manifest, _refused_by_source(dataset, commits)), **by_ids}
+        refused = rows_at(dataset, manifest, _refused_by_source(dataset, commits))
+        seeds = {**{row["ordinal"]: image_of(row) for row in refused}, **by_ids}
         known = _measured(image for image in taken.values() if not image.shared)
         returned = with_copies(dataset, manifest, seeds, tables, catalog_uri, measured=known)
         returned = _without(returned, taken, own)
@@ -155,9 +158,9 @@ def list_takedown(
         copies=tuple(image for ordinal, image in own.items() if ordinal not in selection.rows),
         returned=tuple(returned.values()),
         kept=tuple(
-            f"  {image_stem(ordinal + 1)} {kept[ordinal].image_id}: same bytes under {terms}: not removed; "
-            "pass --with-copies"
-            for ordinal, terms in terms_of(dataset, manifest, kept).items()
+            f"  {image_stem(row['ordinal'] + 1)} {row['image_id']}: same bytes under provider {row['provider']!r}, "
+            f"license {row['license']!r}: not removed; pass --with-copies"
+            for row in rows_at(dataset, manifest, kept)
         ),
         shards=tuple(by_shard((*own, *returned), manifest.images_per_shard)),
         tombstones=tuple(tombstones),
@@ -173,23 +176,15 @@ def _measured(images: Iterable[RemovedImage]) -> dict[int, str]:
     return {image.ordinal: image.sha256 for image in images if image.sha256 is not None}
 
 
-def _with_shared(own: Images, kept: Images, named: Images, catalog_uri: str | None) -> Images:
-    """Mark the images that share bytes with a row in `kept`, or an image_id or URI with a row in `named`."""
-    names = RemovedNames.of(_without(named, own).values(), catalog_uri)
-    names = replace(names, sha256=frozenset(_measured(kept.values()).values()))
-    return {
-        ordinal: image.model_copy(
-            update={"shared": image.image_id in names.image_ids or names.names_source(image.uri, image.sha256)}
-        )
-        for ordinal, image in own.items()
-    }
-
-
 def _check(selection: Selection, taken: Images, request: TakedownRequest, earlier: Sequence[Tombstone]) -> None:
     """Raise `UsageError` for ambiguous or unknown names, and for a license or provider that never matched a row."""
     known = {name for image in taken.values() for name in (image.image_id, str(image.id), image_stem(image.id))}
     problems = [*selection.ambiguous.values()]
-    problems += [f"{name!r} isn't an image_id or id of this dataset" for name in selection.unknown if name not in known]
+    problems += [
+        f"{name!r} isn't an image_id or id of this dataset"
+        for name in selection.unknown
+        if (exact_id(name) or name) not in known
+    ]
     raise_problems(problems)
     if not selection.rows and request.ids is None and not any(same_request(request, each.request) for each in earlier):
         what, value = ("license", request.license) if request.license is not None else ("provider", request.provider)
@@ -218,8 +213,7 @@ def _of_earlier(earlier: Sequence[Tombstone], returned: Images, when: str) -> li
             ordinal: image
             for ordinal, image in left.items()
             if number == len(earlier) - 1  # the rest are duplicates of duplicates
-            or image.image_id in names.image_ids
-            or names.names_source(image.uri, image.sha256)
+            or names.any_of(image)
         }
         if own:
             found.append(tombstone.model_copy(update={"when": when, "images": tuple(own.values())}))

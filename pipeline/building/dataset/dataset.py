@@ -21,6 +21,8 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.outputs import dataset_files
 from segmint.catalogs.dataset.shards_index import write_shards_index
+from segmint.catalogs.dataset.sweep import missing_files
+from segmint.catalogs.dataset.tombstones import read_tombstones
 from segmint.catalogs.layout import (
     MANIFEST,
     DamagedDatasetError,
@@ -120,6 +122,17 @@ class BuildDataset:
             Location(storage, self.location.uri), LatestManifest(self.manifest, self.generation), config.catalog
         )
 
+    def check_whole(self, shards: range) -> None:
+        """Raise `DamagedDatasetError` for damaged tombstones, missing files of `shards`, or a foreign commit."""
+        read_tombstones(self.location)
+        log = CommitLog(self.location)
+        problems = [f"{path}: no such file" for path in missing_files(self.location, shards)]
+        for commit in log.read_many(list(log.committed().items())[:1]):  # an audit compares all of them
+            if commit.config != self.manifest.config_sha256:
+                problems.append(f"the commit of shard {commit.shard}: its config isn't the manifest's")
+        if problems:
+            raise DamagedDatasetError(f"{self.location}: {some(problems)}. Run `segmint repair {self.location}`")
+
     def write_index(self) -> None:
         """Write the WebDataset index if every shard is committed."""
         if len(CommitLog(self.location).committed()) == self.manifest.shards:
@@ -169,15 +182,25 @@ def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, 
 
 
 def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
-    """Pin the catalog, configuration, and numerics. If two drivers race, both use the winner's manifest."""
+    """Pin the catalog, configuration, and numerics. If two drivers race, both use the winner's manifest.
+
+    Raises `DamagedDatasetError` if `output` contains files of a dataset without a manifest.
+    """
     source = Location(output.storage, config.catalog)
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         catalog = normalize(source, Path(folder) / "part.parquet", ignored=ignored_columns(identity(config)))
         require_rows(config, catalog.rows)
         path = part_path(0, catalog.sha256)
-        standing = _refuse_remains(output, path)
-        if standing is not None:
-            return standing
+        remains = [each for each in dataset_files(output) if each != path]  # an interrupted start leaves `path`
+        latest = read_latest_manifest(output)
+        if latest is not None:
+            return latest  # another driver was faster
+        if remains:
+            raise DamagedDatasetError(
+                f"{output} contains {some(remains)}, but no {MANIFEST}, so the settings of these files are unknown. "
+                + ("Delete it if a build left it" if all(map(is_part_path, remains)) else f"Restore {MANIFEST}")
+                + f", or choose another output. `segmint repair {output}` lists the damage"
+            )
         (output / path).put_file(catalog.path)
         licenses = count_licenses(catalog.path)
     tree = identity(config, _hashes(config, output.storage, weights))
@@ -203,22 +226,6 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
     if latest is None:
         raise SegmintError(f"{config.output}: {MANIFEST} can be neither written nor read. Run the build again")
     return latest
-
-
-def _refuse_remains(output: Location, part: str) -> LatestManifest | None:
-    """Raise `DamagedDatasetError` if files of a dataset without a manifest are in `output`.
-
-    An interrupted start of this build leaves the file `part`, which is ignored. Returns the manifest if another driver has put one meanwhile.
-    """
-    remains = [path for path in dataset_files(output) if path != part]
-    latest = read_latest_manifest(output)
-    if not remains or latest is not None:
-        return latest
-    raise DamagedDatasetError(
-        f"{output} contains {some(remains)}, but no {MANIFEST}, so the settings of these files are unknown. "
-        + ("Delete it if it is from an interrupted build" if all(map(is_part_path, remains)) else f"Restore {MANIFEST}")
-        + f", or choose another output. `segmint repair {output}` lists the damage"
-    )
 
 
 def _check_identity(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:

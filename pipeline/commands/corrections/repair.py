@@ -25,7 +25,7 @@ def repair(
 ) -> None:
     """Restore missing or damaged files to their committed bytes.
 
-    Exits with code 1 if some files can't be restored.
+    Checks all files of the dataset, and exits with code 1 if some can't be restored.
     """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.repair import repair as repair_files
@@ -33,5 +33,5 @@ def repair(
     build, storage = build_of(config)
     repaired = repair_files(Location(storage, dataset), build)
     print_result(repaired, as_json)
-    if repaired.not_repaired:
+    if repaired.not_repaired or repaired.lost:
         raise typer.Exit(FINDINGS)

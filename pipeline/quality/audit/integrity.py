@@ -50,7 +50,7 @@ from segmint.pipeline.quality.audit.commits import (
 from segmint.pipeline.quality.audit.content import ContentAudit
 from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts
 from segmint.pipeline.quality.audit.shard import FileSettings, ShardAuditResult, ShardPlan
-from segmint.pipeline.quality.audit.versions import audit_index, audit_version
+from segmint.pipeline.quality.audit.versions import AuditedVersion, audit_index, audit_version
 from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor, audit_in_threads
 
 
@@ -154,7 +154,7 @@ def audit_integrity(
     pinned = load_latest_manifest(dataset)
     manifest = pinned.manifest
     findings = FindingCollector()
-    findings.extend(audit_manifest(dataset, pinned))
+    version, damaged_parts, taken = audit_records(dataset, pinned, findings)
     settings = _settings(pinned, findings)
     state = audit_committed_state(dataset, manifest, listed, generations)
     findings.extend(state.findings)
@@ -162,21 +162,9 @@ def audit_integrity(
     reserved = reserved_paths(dataset, generations) | parts_in_use(dataset)
     unnamed = audit_unnamed(listed, manifest, limit, generations, state.doubtful, reserved)
     findings.extend(unnamed.findings)
-    damaged_parts = set()
-    for part in manifest.catalog:
-        found = list(audit_catalog_part(dataset, part, manifest.images_per_shard))
-        findings.extend(found)
-        if found:
-            damaged_parts.add(part.path)
-    version = audit_version(dataset)
-    findings.extend(version.findings)
     if not state.doubtful:
         findings.extend(audit_index(dataset, manifest, state.pairs, version.name))
-    taken = _taken_down(dataset, findings)
     plan = None if content is None else content.plan
-    per_shard = manifest.images_per_shard
-    spans = [range(first := part.first_shard * per_shard, first + part.rows) for part in manifest.catalog]
-    findings.extend(audit_submissions(dataset, spans, taken.keys()))
     task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, RemovedNames.of(taken.values()))
     removed_by_shard = by_shard(taken, manifest.images_per_shard)
     plans = _plans(task, state, removed_by_shard, sample, 0 if content is None else content.wanted(state.images))
@@ -205,6 +193,32 @@ def audit_integrity(
         notes=version.notes,
         version=version.name,
     )
+
+
+def audit_records(
+    dataset: Location, pinned: LatestManifest, findings: FindingCollector
+) -> tuple[AuditedVersion, set[str], dict[int, RemovedImage]]:
+    """Audit manifests, catalog parts, versions, tombstones, and submissions.
+
+    Returns the version, the paths of damaged parts, and the taken-down images by ordinal.
+    """
+    manifest, per_shard = pinned.manifest, pinned.manifest.images_per_shard
+    findings.extend(audit_manifest(dataset, pinned))
+    damaged_parts = set()
+    for part in manifest.catalog:
+        found = list(audit_catalog_part(dataset, part, per_shard))
+        findings.extend(found)
+        if found:
+            damaged_parts.add(part.path)
+    version = audit_version(dataset)
+    findings.extend(version.findings)
+    damaged = damaged_tombstones(dataset)
+    for path, problem in damaged.items():
+        findings.add(FindingLocation(path).finding(Code.BAD_TOMBSTONE, "a tombstone", problem))
+    taken = {} if damaged else removed_images(read_tombstones(dataset))
+    spans = [range(first := part.first_shard * per_shard, first + part.rows) for part in manifest.catalog]
+    findings.extend(audit_submissions(dataset, spans, taken.keys()))
+    return version, damaged_parts, taken
 
 
 def with_missing_commits(report: AuditReport) -> AuditReport:
@@ -272,14 +286,6 @@ def _plans(
             taken=taken.get(commit.shard, frozenset()),
         )
         seen = end
-
-
-def _taken_down(dataset: Location, findings: FindingCollector) -> dict[int, RemovedImage]:
-    """Return the images that tombstones name, by ordinal; none if a tombstone is damaged, which is a finding."""
-    damaged = damaged_tombstones(dataset)
-    for path, problem in damaged.items():
-        findings.add(FindingLocation(path).finding(Code.BAD_TOMBSTONE, "a tombstone", problem))
-    return {} if damaged else removed_images(read_tombstones(dataset))
 
 
 def sampled(wanted: int, total: int, start: int, stop: int) -> frozenset[int]:

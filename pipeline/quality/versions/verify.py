@@ -283,10 +283,8 @@ _ADDED = "written by an unfinished build or correction (run it again to record i
 
 def _takedowns_without_version(dataset: Location) -> Iterator[str]:
     """Yield a problem if a takedown that should have recorded a version left a tombstone but no version exists."""
-    try:
-        tombstones = [each for each in read_tombstones(dataset) if each.version_before is not None]
-    except DamagedDatasetError:
-        return  # already a problem
+    damaged = damaged_tombstones(dataset)  # already problems
+    tombstones = [each for each in (() if damaged else read_tombstones(dataset)) if each.version_before is not None]
     if tombstones:
         path = f"{TOMBSTONES}/{tombstones[0].name}"
         yield (
