@@ -126,8 +126,7 @@ def correct(
     `confirm` is called with the list of planned changes, and may raise to stop. `resources` configure Ray, which runs
     if many shards change. After an interruption at any point, repeating the call completes the work. If there is
     nothing to do or to complete, nothing is touched and `confirm` is not called. Before anything is changed, raises the
-    errors of `plan`, `UsageError` for a store whose older versions cannot be removed, and `DamagedDatasetError` for a
-    damaged tombstone.
+    errors of `plan`, and those of a damaged tombstone or a store whose older versions cannot be removed.
     """
     read_tombstones(dataset.location)  # a damaged one hides what must not come back
     plan = correction.plan(dataset)

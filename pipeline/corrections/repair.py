@@ -55,6 +55,7 @@ class RepairResult:
     damages: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)  # paths of restored files
     not_repaired: dict[int, str] = field(default_factory=dict)  # reasons by shard
+    records: str = "manifests, catalog, tombstones, versions, and submissions"  # checked, too
     lost: list[str] = field(default_factory=list)  # damage outside of shards, which nothing restores
     credited: int = 0  # images that got the catalog's credits
     version: VersionName | None = None  # None if something couldn't be repaired
@@ -67,7 +68,7 @@ class RepairResult:
             *(f"can't be restored: {line}" for line in self.lost),
             *(f"not repaired: shard {shard}: {why}" for shard, why in sorted(self.not_repaired.items())),
             *([f"{counted(self.credited, 'image')} amended with the catalog's values"] if self.credited else []),
-            f"{counted(self.shards, 'shard')} and all other files checked: "
+            f"{counted(self.shards, 'shard')}{', ' if self.records else ''}{self.records} checked: "
             f"{counted(len(self.damages) + len(self.lost), 'damaged file')}, "
             f"{len(self.repaired):,} repaired",
             *([] if self.version is None else [self.version.line()]),
@@ -75,7 +76,7 @@ class RepairResult:
 
 
 def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RAY_FROM_SHARDS) -> RepairResult:
-    """Check all files of a dataset, and restore commits and data files that are missing or damaged.
+    """Check a dataset, and restore commits and data files that are missing or damaged.
 
     Data files are restored from the rest of the shard if possible. Otherwise they are rebuilt from the catalog if
     `config`, the build's configuration, is given. A file is put only if it has exactly the SHA-256 that the commit
@@ -90,7 +91,7 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     except UsageError as error:
         if not (files := dataset_files(dataset)):
             raise
-        return RepairResult(str(dataset), lost=[f"{error}. Restore it for {some(files)}"])
+        return RepairResult(str(dataset), records="", lost=[f"{error}. Restore it for {some(files)}"])
     if config is not None and absolute(config.output) != absolute(dataset.uri):
         raise UsageError(
             f"the configuration's output is {config.output}, not {dataset}. Pass this dataset's configuration."
@@ -123,7 +124,10 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
         result.repaired += [
             path for shard in sorted(again) if shard not in result.not_repaired for path in again[shard]
         ]
-    audit_records(dataset, latest, findings := FindingCollector())
+    generation = 0
+    while generation != handle.manifest_generation():  # a correction removes the parts of an earlier generation
+        audit_records(dataset, pinned := handle.latest(), findings := FindingCollector())
+        generation = pinned.generation
     result.lost += [finding.line() for finding in findings.collected() if finding.code is not Code.STILL_THERE]
     if not result.lost:
         _complete(handle, {shard: committed[shard] for shard in damaged}, result)

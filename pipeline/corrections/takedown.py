@@ -41,7 +41,7 @@ from segmint.operators.shards.revise import names_removed, without_removed
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.corrections.correction import Revision, RevisionOutcome, correct, while_unchanged
 from segmint.pipeline.corrections.parts import put_parts, remove_parts
-from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
+from segmint.pipeline.corrections.takedown_list import KEPT, SHOWN, TakedownList, list_takedown
 
 _ROWS = 65_536
 
@@ -82,7 +82,7 @@ class TakedownResult:
             + "only tombstones/ still lists them",
             *([f"submissions removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
             *([building] if self.building else []),
-            *self.kept,
+            *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
             *(f"created from this dataset, delete it or create it again: {output}" for output in self.outputs),
             *(f"training cache: {line}" for line in self.training_cache),
             *(f"not segmint's, check whether it shows or names the images: {path}" for path in self.unknown_files),

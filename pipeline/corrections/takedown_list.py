@@ -35,11 +35,13 @@ from segmint.catalogs.layout import image_stem
 from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file, read_table
 
 SHOWN = 20
 """Maximum number of rows in the text form of the list. JSON contains all."""
+
+KEPT = "same bytes, not removed (pass --with-copies)"
 
 Images = Mapping[int, RemovedImage]  # by ordinal
 
@@ -53,7 +55,7 @@ class TakedownList:
     named: tuple[RemovedImage, ...]  # requested
     copies: tuple[RemovedImage, ...]  # other rows with the same image_id, URI or bytes
     returned: tuple[RemovedImage, ...]  # rows of images that earlier takedowns removed
-    kept: tuple[str, ...]  # a line for each row with the same bytes from another provider or under another license
+    kept: tuple[str, ...]  # a text for each row with the same bytes from another provider or under another license
     shards: tuple[int, ...]
     tombstones: tuple[Tombstone, ...]
     outputs: tuple[str, ...]  # derived from the dataset and recorded in it
@@ -90,7 +92,7 @@ class TakedownList:
             *_lines("requested", self.named),
             *_lines("another row with the same image_id, URI, or bytes", self.copies),
             *_lines("an image that was taken down before", self.returned),
-            *self.kept,
+            *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
             *([unknown_bytes] if unknown else []),
             *(f"created from this dataset, not updated: {output}" for output in self.outputs),
         ]
@@ -158,8 +160,7 @@ def list_takedown(
         copies=tuple(image for ordinal, image in own.items() if ordinal not in selection.rows),
         returned=tuple(returned.values()),
         kept=tuple(
-            f"  {image_stem(row['ordinal'] + 1)} {row['image_id']}: same bytes under provider {row['provider']!r}, "
-            f"license {row['license']!r}: not removed; pass --with-copies"
+            f"{image_stem(row['ordinal'] + 1)} {row['image_id']} (provider {row['provider']!r}, {row['license']})"
             for row in rows_at(dataset, manifest, kept)
         ),
         shards=tuple(by_shard((*own, *returned), manifest.images_per_shard)),

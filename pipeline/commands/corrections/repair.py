@@ -25,7 +25,7 @@ def repair(
 ) -> None:
     """Restore missing or damaged files to their committed bytes.
 
-    Checks all files of the dataset, and exits with code 1 if some can't be restored.
+    Exits with code 1 if some files can't be restored.
     """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.repair import repair as repair_files

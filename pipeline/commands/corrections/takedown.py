@@ -61,10 +61,8 @@ def takedown(
         return
     if reason is None:
         raise UsageError("--reason is missing: the tombstone records it")
-    asked, catalog = (
-        read_request(file, license_id, provider, with_copies=with_copies),
-        None if build is None else build.catalog,
-    )
+    asked = read_request(file, license_id, provider, with_copies=with_copies)
+    catalog = None if build is None else build.catalog
     if dry_run:
         listed = list_takedown(location, load_manifest(location), asked, reason, catalog_uri=catalog)
         print_result(listed, as_json)

@@ -45,7 +45,7 @@ def test_what_the_rest_of_a_shard_holds_is_restored(dataset: Path, small_dataset
     assert digests(dataset) == digests(small_dataset)
     assert (len(done.damages), len(done.repaired), done.not_repaired) == (2, 2, {})
     assert done.lines()[-2:] == [
-        "3 shards and all other files checked: 2 damaged files, 2 repaired",
+        "3 shards, manifests, catalog, tombstones, versions, and submissions checked: 2 damaged files, 2 repaired",
         f"dataset digest: {name_now(location_of(dataset))}",
     ]
 
@@ -93,7 +93,9 @@ def test_files_without_any_manifest_and_a_shard_of_other_settings_are_listed(dat
     done = repair(location_of(dataset))
     assert done.lost == ["commits/000001.g1.json: built with another configuration than the manifest's"]
     (dataset / "dataset.json").unlink()
-    (line,) = repair(location_of(dataset)).lost
+    done = repair(location_of(dataset))
+    (line,) = done.lost
+    assert done.lines()[-1] == "0 shards checked: 1 damaged file, 0 repaired"
     assert "no dataset.json" in line
     assert "commits/000000.g1.json" in line
 
