@@ -21,6 +21,7 @@ class Code(StrEnum):
     WRONG_ORDINALS = "wrong_ordinals"
     REPLACED_GENERATION = "replaced_generation"
     OTHER_NUMERICS = "other_numerics"
+    OTHER_CONFIG = "other_config"
     BAD_COUNTS = "bad_counts"
     MISSING_FILE = "missing_file"
     FILE_SIZE = "file_size"
@@ -88,6 +89,7 @@ SENTENCES = {
     Code.WRONG_ORDINALS: "A commit's ordinals don't match its shard, so rows would be missing or duplicated.",
     Code.REPLACED_GENERATION: "An older commit still exists next to the one that replaced it.",
     Code.OTHER_NUMERICS: "A shard was computed with numerics other than the dataset's.",
+    Code.OTHER_CONFIG: "A shard was built with a configuration other than the one in `dataset.json`.",
     Code.BAD_COUNTS: "A commit's counts don't add up: rows = images + rejected, and rejected = the sum over reasons.",
     Code.MISSING_FILE: "A file that a commit names is missing.",
     Code.FILE_SIZE: "A file's size differs from its commit.",
@@ -102,7 +104,7 @@ SENTENCES = {
     Code.MASK_COUNT: "An image's mask count differs from the mask table.",
     Code.UNKNOWN_REASON: "A rejected row has an unknown reason.",
     Code.INCOMPLETE_REJECT: "A rejected row has no image_id, uri, stage, or detail.",
-    Code.BAD_TOMBSTONE: "A file in `tombstones/` is unreadable, so its takedown is unknown.",
+    Code.BAD_TOMBSTONE: "A file in `tombstones/` is unreadable or was changed, so its takedown is unknown.",
     Code.BAD_VERSION: "A recorded version was deleted or changed, or doesn't follow the one before it.",
     Code.UNLIKE_VERSION: "A manifest, commit, or tombstone of the last recorded version is missing or changed.",
     Code.BAD_INDEX: "`shards.json` doesn't list the tars of the latest commits; the build command rewrites it.",

@@ -118,6 +118,7 @@ def run_build(
     others = [config.output, *([config.assets] if config.assets else [])]
     outages = Outages(storage, config.catalog, others, config.outage_timeout_s)
     wanted = dataset.shards(shards)
+    dataset.check_whole(wanted)
     finish_dead_writers(dataset.handle(config), wanted)
     if shards is None:
         sweep(dataset.location)

@@ -70,7 +70,7 @@ def commit(dataset: Location, shard: int) -> None:
     }  # fmt: skip
     digest = f"{shard:064x}"
     files = tuple(FileEntry(data_path(kind, shard, digest), 10**6, digest) for kind in KINDS)
-    CommitLog(dataset).put(Commit(shard, 1, (shard * ROWS, (shard + 1) * ROWS), "0" * 12, counts, files))
+    CommitLog(dataset).put(Commit(shard, 1, (shard * ROWS, (shard + 1) * ROWS), "0" * 12, "0" * 64, counts, files))
 
 
 def put_commits(dataset: Location, shards: range, table: bytes) -> None:

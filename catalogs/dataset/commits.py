@@ -49,14 +49,16 @@ class FileEntry:
 class Commit:
     """One generation of one shard. It contains no time, host, or attempt, so that equal work gives equal bytes.
 
-    `ordinals` are [a, b). `numerics` is the fingerprint of the numerics that computed it. `counts` are sums over its
-    rows: `rows` = `images` + `rejected`, `masks`, and one `rejected:<reason>` per reason.
+    `ordinals` are [a, b). `numerics` is the fingerprint of the numerics that computed it, and `config` the SHA-256 of
+    the identity keys that it was built with, as in the manifest. `counts` are sums over its rows: `rows` = `images` +
+    `rejected`, `masks`, and one `rejected:<reason>` per reason.
     """
 
     shard: int
     generation: int
     ordinals: tuple[int, int]
     numerics: str
+    config: str
     counts: Mapping[str, int]
     files: tuple[FileEntry, ...]
 
@@ -76,6 +78,7 @@ class Commit:
                 "generation": self.generation,
                 "ordinals": list(self.ordinals),
                 "numerics": self.numerics,
+                "config": self.config,
                 "counts": dict(self.counts),
                 "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in files],
             }
@@ -93,6 +96,7 @@ class Commit:
             generation=value.generation,
             ordinals=value.ordinals,
             numerics=value.numerics,
+            config=value.config,
             counts=value.counts,
             files=tuple(FileEntry(entry.path, entry.size, entry.sha256) for entry in value.files),
         )
@@ -117,6 +121,7 @@ class _CommitFile(_StrictModel):
     generation: int = Field(ge=1)
     ordinals: tuple[int, int]
     numerics: str
+    config: str
     counts: dict[str, int]
     files: list[_FileEntryModel]
 

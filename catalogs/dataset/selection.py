@@ -1,8 +1,11 @@
 """Selection of the catalog rows that a takedown removes, with all other rows of the same images."""
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,7 +13,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.tombstones import RemovedImage, RemovedNames, TakedownRequest, is_taken_down
-from segmint.catalogs.layout import DamagedDatasetError, image_stem
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.licenses import canonical_identifier
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.infra.errors import UsageError
@@ -52,6 +55,14 @@ def read_ids(file: Location) -> dict[str, int]:
     return found
 
 
+def exact_id(name: str) -> str | None:
+    """Return the image_id in a JSON string such as `"sa_2"`; None for other names."""
+    try:
+        return str(json.loads(name)).encode().decode() if name.startswith('"') else None
+    except ValueError:
+        return None
+
+
 def number_of(name: str) -> int | None:
     """Return the image number in `17` or `sa_17`; None for other names."""
     match = _NUMBER.fullmatch(name)
@@ -61,9 +72,9 @@ def number_of(name: str) -> int | None:
 def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownRequest) -> Selection:
     """Return exactly the requested rows, except those that were taken down before.
 
-    A name is an image_id of the catalog, or the number of an image in the dataset. It is ambiguous if it is the
-    image_id of one image and the number of another. Licenses match in any spelling of their identifiers. The catalog is
-    streamed.
+    A name is an image_id of the catalog, as it is or as a JSON string, or the number of an image in the dataset. It is
+    ambiguous if it is the image_id of one image and the number of another. Licenses match in any spelling of their
+    identifiers. The catalog is streamed.
     """
     if asked.ids is None:
         chosen = {
@@ -72,7 +83,8 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
             for image in _images(batch, _of_license_or_provider(batch, asked))
         }
         return Selection(chosen)
-    names = pa.array(asked.ids, pa.string())
+    exact = {name: exact_id(name) or name for name in asked.ids}
+    names = pa.array(exact.values(), pa.string())
     numbers = {name: number for name in asked.ids if (number := number_of(name)) is not None}
     ordinals = pa.array([number - 1 for number in numbers.values()], pa.int64())
     by_name: dict[str, list[RemovedImage]] = {}
@@ -84,12 +96,12 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
             by_ordinal[image.ordinal] = image
     result = Selection()
     for name in asked.ids:
-        named = by_name.get(name, [])
+        named = by_name.get(exact[name], [])
         numbered = by_ordinal.get(numbers[name] - 1) if name in numbers else None
         if named and numbered is not None and numbered.image_id != name:
             result.ambiguous[name] = (
-                f"{name!r} is both the image_id of image {named[0].id} (write {image_stem(named[0].id)}) and the "
-                f"number of another one, with the image_id {numbered.image_id!r} (write {image_stem(numbered.id)})"
+                f"{name!r} is both the image_id of image {named[0].id} (write {json.dumps(name)}, with the quotes) and "
+                f"the number of another one (write its image_id: {json.dumps(numbered.image_id)})"
             )
         elif named:
             result.rows |= {image.ordinal: image for image in named}
@@ -100,25 +112,24 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
     return result
 
 
-def rows_of(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> dict[int, RemovedImage]:
-    """Return the catalog's rows with these ordinals, except those that were taken down."""
+def rows_at(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> Iterator[dict[str, Any]]:
+    """Yield the catalog's rows with these ordinals, except those that were taken down: `_COLUMNS`."""
     wanted = pa.array(sorted(ordinals), pa.int64())
-    return {
-        image.ordinal: image
-        for batch in (_batches(dataset, manifest) if ordinals else ())
-        for image in _images(batch, pc.is_in(batch.column("ordinal"), value_set=wanted))
-    }
+    for batch in _batches(dataset, manifest) if ordinals else ():
+        rows = batch.filter(pc.is_in(batch.column("ordinal"), value_set=wanted)).to_pylist()
+        yield from (row for row in rows if not is_taken_down(row))
 
 
-def rows_named(dataset: Location, manifest: DatasetManifest, names: RemovedNames) -> list[int]:
-    """Return the ordinals of the catalog's rows that have one of these names."""
-    return [image.ordinal for batch in _batches(dataset, manifest) for image in _images(batch, names.marks(batch))]
+def rows_named(dataset: Location, manifest: DatasetManifest, names: RemovedNames) -> dict[int, RemovedImage]:
+    """Return the catalog's rows that have one of these names, by ordinal."""
+    batches = _batches(dataset, manifest)
+    return {image.ordinal: image for batch in batches for image in _images(batch, names.marks(batch))}
 
 
 def same_request(one: TakedownRequest, other: TakedownRequest) -> bool:
-    """Return whether two requests name the same rows, regardless of how their license is spelled."""
+    """Return whether two requests name the same rows, regardless of their license's spelling and of their copies."""
     if one.license is None or other.license is None:
-        return one == other
+        return (one.ids, one.license, one.provider) == (other.ids, other.license, other.provider)
     return _license_key(one.license) == _license_key(other.license)
 
 
@@ -144,27 +155,35 @@ def with_copies(
     rows: Mapping[int, RemovedImage],
     tables: Sequence[str],
     catalog_uri: str | None = None,
+    *,
+    by_name: bool = True,
+    measured: Mapping[int, str] = MappingProxyType({}),
 ) -> dict[int, RemovedImage]:
-    """Return these rows and, transitively, all rows with the same image_id, uri, or bytes as one of them, in order.
+    """Return these rows and, transitively, all rows of the same images, in order, with the SHA-256 of their bytes.
 
-    `tables` are the paths of the committed tables of images, which contain the hashes of the bytes that a build read.
-    `catalog_uri`, if known, is that of the source catalog and makes a relative URI match an absolute one of the same
-    file. Catalog and tables are read until nothing more is found, usually three times. Raises `DamagedDatasetError` for
-    a damaged table.
+    Rows are of the same image if a build read the same bytes for them or, with `by_name`, if they share the image_id or
+    uri. A row that only states the SHA-256 of these bytes is included with `by_name`, but leads to no others. `tables`
+    are the paths of the committed tables of images, with the hashes of the bytes that a build read; `measured` are
+    those of earlier rows, by ordinal. `catalog_uri`, if known, is that of the source catalog and makes a relative URI
+    match an absolute one. Catalog and tables are read until nothing more is found, usually three times.
     """
     found = dict(rows)
-    digests: dict[int, str] = {}  # of the bytes that a build read, by ordinal
+    stating: dict[int, RemovedImage] = {}
+    digests = dict(measured)
     before = None
     while before != (len(found), len(digests)):
         before = len(found), len(digests)
-        names = RemovedNames.of(found.values(), catalog_uri)
-        names = replace(names, sha256=names.sha256 | frozenset(digests.values()))
+        names = RemovedNames.of(found.values() if by_name else (), catalog_uri)
+        names = replace(names, sha256=frozenset())
+        same_bytes = pa.array(sorted(set(digests.values())), pa.string())
         with_digest = pa.array(sorted(digests), pa.int64())
         for batch in _batches(dataset, manifest):
             hits = pc.or_(names.marks(batch), pc.is_in(batch.column("ordinal"), value_set=with_digest))
             found |= {image.ordinal: image for image in _images(batch, hits)}
+            if by_name:
+                stated = pc.is_in(batch.column("sha256"), value_set=same_bytes)
+                stating |= {image.ordinal: image for image in _images(batch, stated)}
         ordinals = pa.array(sorted(found), pa.int64())
-        same_bytes = pa.array(sorted(names.sha256), pa.string())
         for table in _digest_tables(dataset, tables):
             by_row = pc.is_in(table.column("ordinal"), value_set=ordinals)
             by_bytes = pc.is_in(table.column("source_sha256"), value_set=same_bytes)
@@ -172,8 +191,8 @@ def with_copies(
                 if row["source_sha256"] is not None:
                     digests[row["ordinal"]] = row["source_sha256"]
     return {
-        ordinal: image.model_copy(update={"sha256": digests.get(ordinal, image.sha256)})
-        for ordinal, image in sorted(found.items())
+        ordinal: image.model_copy(update={"sha256": digests.get(ordinal)})
+        for ordinal, image in sorted({**stating, **found}.items())
     }
 
 
@@ -185,11 +204,13 @@ def _batches(dataset: Location, manifest: DatasetManifest) -> Iterator[pa.Record
 
 
 def _images(batch: pa.RecordBatch, chosen: pa.BooleanArray) -> Iterator[RemovedImage]:
-    """Yield the chosen rows, except those that were taken down."""
-    for row in batch.filter(chosen).to_pylist():
-        if not is_taken_down(row):
-            named = {name: row[name] for name in ("ordinal", "image_id", "uri", "sha256")}
-            yield RemovedImage(id=row["ordinal"] + 1, **named)
+    """Return the chosen rows, except those that were taken down."""
+    return (image_of(row) for row in batch.filter(chosen).to_pylist() if not is_taken_down(row))
+
+
+def image_of(row: Mapping[str, Any]) -> RemovedImage:
+    """Return the image of a row of the catalog."""
+    return RemovedImage(id=row["ordinal"] + 1, **{name: row[name] for name in ("ordinal", "image_id", "uri", "sha256")})
 
 
 def _digest_tables(dataset: Location, tables: Sequence[str]) -> Iterator[pa.Table]:

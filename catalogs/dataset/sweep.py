@@ -1,7 +1,7 @@
 """Sweep of unreferenced files: leftovers of dead writers and builds, and replaced generations."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -67,6 +67,22 @@ def sweep(
     if threads > 1:
         swept = map_ahead(sweep_shard, doubtful, threads, 2 * threads, "sweep")
     return sorted([*doomed, *itertools.chain.from_iterable(swept)])
+
+
+def missing_files(dataset: Location, shards: Container[int]) -> list[str]:
+    """Return data files that the latest commits of these shards name and that don't exist, from up to 10 shards.
+
+    Each folder is listed once. The commit of a shard with one file of each kind isn't read.
+    """
+    found, log, missing = _listed(dataset), CommitLog(dataset), dict[int, list[str]]()
+    for shard in found.doubtful_shards():
+        commit = log.latest(shard) if shard in shards and len(missing) < 10 else None
+        listed = {path for path, _, _ in found.files.get(shard, [])}
+        new = [entry.path for entry in commit.files if entry.path not in listed] if commit is not None else []
+        absent = [path for path in new if not (dataset / path).exists()]  # others were committed after the listing
+        if commit is not None and absent and log.is_latest(shard, commit.generation):
+            missing[shard] = absent
+    return list(itertools.chain.from_iterable(missing.values()))
 
 
 @dataclass

@@ -42,7 +42,8 @@ class RemovedImage(Frozen):
     id: int = Field(ge=1, le=1 << 53)
     image_id: str
     uri: str
-    sha256: str | None  # of the source's bytes, if the catalog or the build recorded it
+    sha256: str | None  # of the source's bytes, if a build read them
+    shared: bool = False  # a row that stays has its image_id, URI, or bytes, so they don't keep other rows out
 
 
 class TakedownRequest(Frozen):
@@ -51,6 +52,7 @@ class TakedownRequest(Frozen):
     ids: tuple[str, ...] | None = None
     license: str | None = None
     provider: str | None = None
+    with_copies: bool = False  # by license or provider: also images with the same bytes from other ones
 
 
 class Tombstone(Frozen):
@@ -70,9 +72,10 @@ class Tombstone(Frozen):
         return f"{fingerprint(value)}.json"
 
     def to_json(self) -> bytes:
-        """Return the bytes of the tombstone's file."""
+        """Return the bytes of the tombstone's file. The field `digest` covers all others, including the time."""
         unknown = {"version_before"} if self.version_before is None else set()
-        return canonical_json(self.model_dump(mode="json", exclude=unknown))
+        value = self.model_dump(mode="json", exclude=unknown)
+        return canonical_json({**value, "digest": fingerprint(value)})
 
 
 def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
@@ -92,19 +95,42 @@ def read_tombstones(dataset: Location) -> list[Tombstone]:
         if key not in _READ:
             if len(_READ) >= _MOST_READ:
                 _READ.clear()
-            _READ[key] = _read_tombstone(file)
+            _READ[key] = _read_tombstone(dataset, entry.name)
         return _READ[key]
 
     return [read(entry) for entry in (dataset / TOMBSTONES).list()]
 
 
-def _read_tombstone(file: Location) -> Tombstone:
+def damaged_tombstones(dataset: Location) -> dict[str, str]:
+    """Return the problem of each damaged tombstone, by its path below the dataset."""
+    problems = {}
+    for entry in (dataset / TOMBSTONES).list():
+        try:
+            _read_tombstone(dataset, entry.name)
+        except DamagedDatasetError as error:
+            problems[f"{TOMBSTONES}/{entry.name}"] = str(error)
+    return problems
+
+
+def _read_tombstone(dataset: Location, name: str) -> Tombstone:
+    """Read a tombstone, and compare every byte with its name and its digest."""
+    file = dataset / TOMBSTONES / name
+    how = f"Run `segmint repair {dataset}` to find all damage"
+    data = file.read()
     try:
-        return Tombstone.model_validate(json.loads(file.read()))
+        value = json.loads(data)
+        if isinstance(value, dict):
+            value.pop("digest", None)
+        tombstone = Tombstone.model_validate(value)
     except ValidationError as error:
-        raise DamagedDatasetError(f"{file} is not a tombstone: {wrong_fields(error)}") from error
+        raise DamagedDatasetError(f"{file} is not a tombstone: {wrong_fields(error)}. {how}") from error
     except (ValueError, RecursionError) as error:
-        raise DamagedDatasetError(f"{file} is not a tombstone: {str(error)[:200]}") from error
+        raise DamagedDatasetError(f"{file} is not a tombstone: {str(error)[:200]}. {how}") from error
+    if tombstone.name != name or tombstone.to_json() != data:
+        raise DamagedDatasetError(
+            f"{file} was changed: expected the bytes that its name and its field digest cover. {how}"
+        )
+    return tombstone
 
 
 def removed_images(tombstones: Iterable[Tombstone]) -> dict[int, RemovedImage]:
@@ -127,15 +153,20 @@ class RemovedNames:
     def of(cls, images: Iterable[RemovedImage], catalog_uri: str | None = None) -> "RemovedNames":
         """Collect images' identifiers; `catalog_uri`, if known, is the source catalog's and resolves relative URIs."""
         images = list(images)
+        own = [image for image in images if not image.shared]  # the image_ids of all identify rows of the source
         return cls(
             frozenset(image.image_id for image in images),
-            frozenset(form for image in images for form in plain_forms(image.uri, catalog_uri)),
-            frozenset(image.sha256.lower() for image in images if image.sha256 is not None),
+            frozenset(form for image in own for form in plain_forms(image.uri, catalog_uri)),
+            frozenset(image.sha256.lower() for image in own if image.sha256 is not None),
         )
 
     def names_source(self, uri: str, sha256: str | None = None) -> bool:
         """Return whether an image's URI or the SHA-256 of its bytes is among these."""
         return sha256 in self.sha256 or (bool(self.uris) and plain_form(uri) in self.uris)
+
+    def any_of(self, image: RemovedImage) -> bool:
+        """Return whether an image's image_id, URI, or SHA-256 is among these."""
+        return image.image_id in self.image_ids or self.names_source(image.uri, image.sha256)
 
     def marks(self, rows: pa.RecordBatch) -> pa.BooleanArray:
         """Return a mask of the catalog rows with one of these identifiers; only odd URIs are normalized one by one."""

@@ -7,6 +7,8 @@ from datetime import datetime
 
 from segmint.catalogs.dataset.commits import CommitLog, reserved_paths
 from segmint.catalogs.dataset.manifest import load_manifest, parse_manifest_name, parts_in_use
+from segmint.catalogs.dataset.tombstones import TOMBSTONES
+from segmint.catalogs.dataset.versions.record import VERSIONS
 from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import (
@@ -70,6 +72,13 @@ def unknown_files(dataset: Location) -> list[str]:
     """
     paths = (path for path in dataset.walk_ever() if path.partition("/")[0] != REPORT)
     return [path for path in paths if not is_known(path) and not _is_temporary(path)]
+
+
+def dataset_files(dataset: Location) -> list[str]:
+    """Return the paths of commits, data files, catalog parts, tombstones, and versions, from one listing per folder."""
+    folders = (*_NAMED, TOMBSTONES, VERSIONS)
+    paths = (f"{folder}/{entry.name}" for folder in folders for entry in (dataset / folder).list())
+    return [path for path in paths if is_known(path)]
 
 
 def list_doubtful(dataset: Location) -> dict[str, ObjectInfo]:

@@ -19,6 +19,7 @@ from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.catalogs.dataset.outputs import line_of, read_notes
 from segmint.catalogs.dataset.shards_index import write_shards_index
+from segmint.catalogs.dataset.tombstones import read_tombstones
 from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version
 from segmint.catalogs.layout import REPORT, SHARDS_INDEX, DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError
@@ -125,8 +126,9 @@ def correct(
     `confirm` is called with the list of planned changes, and may raise to stop. `resources` configure Ray, which runs
     if many shards change. After an interruption at any point, repeating the call completes the work. If there is
     nothing to do or to complete, nothing is touched and `confirm` is not called. Before anything is changed, raises the
-    errors of `plan`, and `UsageError` for a store whose older versions cannot be removed.
+    errors of `plan`, and those of a damaged tombstone or a store whose older versions cannot be removed.
     """
+    read_tombstones(dataset.location)  # a damaged one hides what must not come back
     plan = correction.plan(dataset)
     if plan.is_done:
         return correction.result(dataset, plan, RevisionOutcome({}), name_now(dataset.location))

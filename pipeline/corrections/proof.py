@@ -86,7 +86,7 @@ def prove(dataset: Location, name: str) -> RemovalProof:
             f"no tombstone of {dataset} lists {name!r}: expected the image_id or id of an image that was taken down"
         )
     images = tuple({image.ordinal: image for _, image in tombstones}.values())
-    names = RemovedNames.of(images)
+    names = RemovedNames.of(image.model_copy(update={"shared": False}) for image in images)
     found = [f"the catalog row with ordinal {ordinal}" for ordinal in rows_named(dataset, manifest, names)]
     committed = list(CommitLog(dataset).committed())
 

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import load_latest_manifest
+from segmint.catalogs.dataset.unaccounted import dataset_files
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
+from segmint.catalogs.findings import Code, FindingCollector
+from segmint.catalogs.layout import commit_path
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
@@ -17,7 +20,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import absolute
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, some
 from segmint.operators.shards.put import check_purge
 from segmint.operators.shards.restore import restore_shard
 from segmint.operators.shards.revise import finish_dead_writers
@@ -32,6 +35,7 @@ from segmint.pipeline.corrections.credits import (
 )
 from segmint.pipeline.corrections.parts import remove_parts
 from segmint.pipeline.corrections.repair_shard import RepairTask, look_at, repair_shard
+from segmint.pipeline.quality.audit.integrity import audit_records
 
 if TYPE_CHECKING:
     from segmint.pipeline.config.config import Config
@@ -51,6 +55,8 @@ class RepairResult:
     damages: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)  # paths of restored files
     not_repaired: dict[int, str] = field(default_factory=dict)  # reasons by shard
+    records: str = "manifests, catalog, tombstones, versions, and submissions"  # checked, too
+    lost: list[str] = field(default_factory=list)  # damage outside of shards, which nothing restores
     credited: int = 0  # images that got the catalog's credits
     version: VersionName | None = None  # None if something couldn't be repaired
 
@@ -59,26 +65,33 @@ class RepairResult:
         return [
             *(f"damaged: {line}" for line in self.damages),
             *(f"repaired: {path}" for path in self.repaired),
+            *(f"can't be restored: {line}" for line in self.lost),
             *(f"not repaired: shard {shard}: {why}" for shard, why in sorted(self.not_repaired.items())),
             *([f"{counted(self.credited, 'image')} amended with the catalog's values"] if self.credited else []),
-            f"{counted(self.shards, 'shard')} checked: {counted(len(self.damages), 'damaged file')}, "
+            f"{counted(self.shards, 'shard')}{', ' if self.records else ''}{self.records} checked: "
+            f"{counted(len(self.damages) + len(self.lost), 'damaged file')}, "
             f"{len(self.repaired):,} repaired",
             *([] if self.version is None else [self.version.line()]),
         ]
 
 
 def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RAY_FROM_SHARDS) -> RepairResult:
-    """Check every commit and every file that it names, and restore files that are missing or damaged.
+    """Check a dataset, and restore commits and data files that are missing or damaged.
 
     Data files are restored from the rest of the shard if possible. Otherwise they are rebuilt from the catalog if
     `config`, the build's configuration, is given. A file is put only if it has exactly the SHA-256 that the commit
     names. A commit is rebuilt if the shard's data files are intact and prove its contents. Existing tombstones are
     applied to restored shards. Images get the catalog's credits in case an amendment was interrupted. Ray inspects and
     repairs `ray_from` or more shards. Raises `UsageError` if there is no dataset or the configuration belongs to
-    another one.
+    another one. Damage elsewhere is only listed: manifests, catalog, tombstones, versions, and submissions.
     """
     committed = CommitLog(dataset).committed()  # before the manifest, so that it covers all of these shards
-    latest = load_latest_manifest(dataset)
+    try:
+        latest = load_latest_manifest(dataset)
+    except UsageError as error:
+        if not (files := dataset_files(dataset)):
+            raise
+        return RepairResult(str(dataset), records="", lost=[f"{error}. Restore it for {some(files)}"])
     if config is not None and absolute(config.output) != absolute(dataset.uri):
         raise UsageError(
             f"the configuration's output is {config.output}, not {dataset}. Pass this dataset's configuration."
@@ -90,8 +103,11 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     numerics: set[str] = set()
     damaged: list[int] = []
     for look in _each(partial(look_at, task=task), list(committed), resources, ray_from, _THREADS):
-        if look.numerics is not None:
-            numerics.add(look.numerics)
+        if look.commit is not None:
+            numerics.add(look.commit.numerics)
+            if look.commit.config != latest.manifest.config_sha256:
+                path = commit_path(look.shard, look.commit.generation)
+                result.lost.append(f"{path}: built with another configuration than the manifest's")
         if not look.whole:
             damaged.append(look.shard)
     task = replace(task, numerics=frozenset(numerics))
@@ -108,9 +124,15 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
         result.repaired += [
             path for shard in sorted(again) if shard not in result.not_repaired for path in again[shard]
         ]
-    _complete(handle, {shard: committed[shard] for shard in damaged}, result)
-    _credit(handle, committed.keys() - result.not_repaired.keys(), result, resources)
-    if not result.not_repaired:
+    generation = 0
+    while generation != handle.manifest_generation():  # a correction removes the parts of an earlier generation
+        audit_records(dataset, pinned := handle.latest(), findings := FindingCollector())
+        generation = pinned.generation
+    result.lost += [finding.line() for finding in findings.collected() if finding.code is not Code.STILL_THERE]
+    if not result.lost:
+        _complete(handle, {shard: committed[shard] for shard in damaged}, result)
+        _credit(handle, committed.keys() - result.not_repaired.keys(), result, resources)
+    if not result.not_repaired and not result.lost:
         result.version = put_version(dataset, "repair")
     return result
 

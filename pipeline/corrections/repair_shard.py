@@ -34,7 +34,7 @@ from segmint.operators.shards.restore import (
 from segmint.operators.shards.revise import apply_tombstones, with_generation
 from segmint.pipeline.quality.audit.commits import audit_commit
 
-_FINGERPRINT = re.compile(r"[0-9a-f]{12}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{12}|[0-9a-f]{64}")
 _NUMERICS = re.compile(rb'"numerics":"([0-9a-f]{12})"')
 
 
@@ -52,7 +52,7 @@ class ShardInspection:
     """Result of inspecting a shard."""
 
     shard: int
-    numerics: str | None  # of its commit; None if the commit is damaged
+    commit: Commit | None  # None if it is damaged
     whole: bool
 
 
@@ -96,11 +96,11 @@ class _UnrepairableError(DamagedDatasetError):
 
 def look_at(shard: int, task: RepairTask) -> ShardInspection:
     """Check the commit of a shard, and the size and SHA-256 of every file that it names."""
-    seen: list[str | None] = [None]
+    seen: list[Commit | None] = [None]
 
     def look(generation: int) -> None:
         held = _read_commit(task, shard, generation)
-        seen[0] = held.commit.numerics if held.commit is not None and not held.wrong else None
+        seen[0] = None if held.wrong else held.commit
         if held.wrong or _damages(task, held):
             raise _DamageError
 
@@ -167,11 +167,13 @@ def _damages(task: RepairTask, held: _CommitRecord) -> list[Damage]:
 def _other_machine(finding: Finding, manifest: DatasetManifest) -> bool:
     """Return whether a finding shows the numerics of another machine (`allow_mixed_numerics`) rather than damaged text.
 
-    Fingerprints of two machines share only a few digits by chance. A damaged fingerprint differs in one digit.
+    Fingerprints of two machines share only a few digits by chance. A damaged fingerprint differs in one digit. The same
+    goes for the hashes of two configurations.
     """
-    if finding.code is not Code.OTHER_NUMERICS:
+    wanted = {Code.OTHER_NUMERICS: manifest.numerics_fingerprint, Code.OTHER_CONFIG: manifest.config_sha256}
+    known = wanted.get(finding.code)
+    if known is None:
         return False
-    known = manifest.numerics_fingerprint
     return bool(_FINGERPRINT.fullmatch(finding.found)) and sum(map(str.__ne__, finding.found, known)) > 1
 
 
@@ -197,7 +199,7 @@ def _remake(task: RepairTask, held: _CommitRecord) -> str:
     try:
         ordinals = task.manifest.ordinals(held.shard)
         fingerprint = _numerics(held.data, task.numerics | {task.manifest.numerics_fingerprint})
-        known = Commit(held.shard, held.generation, ordinals, fingerprint, {}, ())
+        known = Commit(held.shard, held.generation, ordinals, fingerprint, task.manifest.config_sha256, {}, ())
         commit = remake_commit(task.dataset, known, _data_files(task.dataset.location, held))
     except (DamagedDatasetError, NotFoundError, ValueError) as error:
         return str(error)

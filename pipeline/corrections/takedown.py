@@ -41,7 +41,7 @@ from segmint.operators.shards.revise import names_removed, without_removed
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.corrections.correction import Revision, RevisionOutcome, correct, while_unchanged
 from segmint.pipeline.corrections.parts import put_parts, remove_parts
-from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
+from segmint.pipeline.corrections.takedown_list import KEPT, SHOWN, TakedownList, list_takedown
 
 _ROWS = 65_536
 
@@ -61,6 +61,7 @@ class TakedownResult:
     version: VersionName
     annotations: int = 0  # the images' annotation files that this run removed
     building: tuple[int, ...] = ()  # shards whose files a build has put but not committed; they may show the images
+    kept: tuple[str, ...] = ()  # rows with the same bytes from other providers or under other licenses
     outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the images
     unknown_files: tuple[str, ...] = ()  # files in the dataset that are not segmint's; they may name or show the images
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
@@ -81,6 +82,7 @@ class TakedownResult:
             + "only tombstones/ still lists them",
             *([f"submissions removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
             *([building] if self.building else []),
+            *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
             *(f"created from this dataset, delete it or create it again: {output}" for output in self.outputs),
             *(f"training cache: {line}" for line in self.training_cache),
             *(f"not segmint's, check whether it shows or names the images: {path}" for path in self.unknown_files),
@@ -89,13 +91,17 @@ class TakedownResult:
         ]
 
 
-def read_request(ids: Location | None, license_id: str | None, provider: str | None) -> TakedownRequest:
+def read_request(
+    ids: Location | None, license_id: str | None, provider: str | None, *, with_copies: bool = False
+) -> TakedownRequest:
     """Return the request. Raises `UsageError` unless exactly one of the id file, license, and provider is given."""
+    if ids is not None and with_copies:
+        raise UsageError("--with-copies needs --license or --provider: --ids always includes copies")
     given = [str(value) for value in (ids, license_id, provider) if value is not None]
     if len(given) != 1 or not given[0].strip():
         raise UsageError("expected exactly one of --ids FILE, --license L, and --provider P")
     names = tuple(read_ids(ids)) if ids is not None else None
-    return TakedownRequest(ids=names, license=license_id, provider=provider)
+    return TakedownRequest(ids=names, license=license_id, provider=provider, with_copies=with_copies)
 
 
 def takedown(
@@ -107,7 +113,7 @@ def takedown(
     confirm: Callable[[TakedownList], None] | None = None,
     resources: ResourcesConfig = LOCAL,
 ) -> TakedownResult:
-    """Remove images from a dataset, including all other rows with the same image or name.
+    """Remove images from a dataset; a request by id includes all other rows with the same image or name.
 
     `catalog_uri` is as in `list_takedown`; the other arguments are as in `correct`. The tombstone is put first. Then
     the images' annotations are removed, their rows in the catalog are blanked, each shard's next generation is
@@ -195,6 +201,7 @@ class _Takedown:
             taken_down=len(plan.images),
             annotations=plan.answers,
             building=outcome.building,
+            kept=plan.listed.kept,
             outputs=outcome.outputs,
             unknown_files=tuple(unknown_files(dataset.location)),
             version=version,

@@ -1,7 +1,7 @@
 """Rows that a takedown would remove: the requested rows, other rows of the same images, and their shards."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +11,16 @@ import pyarrow.compute as pc
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes
-from segmint.catalogs.dataset.selection import Selection, rows_of, same_request, select_rows, with_copies
+from segmint.catalogs.dataset.selection import (
+    Selection,
+    exact_id,
+    image_of,
+    rows_at,
+    rows_named,
+    same_request,
+    select_rows,
+    with_copies,
+)
 from segmint.catalogs.dataset.tombstones import (
     BLANK,
     RemovedImage,
@@ -26,11 +35,13 @@ from segmint.catalogs.layout import image_stem
 from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file, read_table
 
 SHOWN = 20
 """Maximum number of rows in the text form of the list. JSON contains all."""
+
+KEPT = "same bytes, not removed (pass --with-copies)"
 
 Images = Mapping[int, RemovedImage]  # by ordinal
 
@@ -44,6 +55,7 @@ class TakedownList:
     named: tuple[RemovedImage, ...]  # requested
     copies: tuple[RemovedImage, ...]  # other rows with the same image_id, URI or bytes
     returned: tuple[RemovedImage, ...]  # rows of images that earlier takedowns removed
+    kept: tuple[str, ...]  # a text for each row with the same bytes from another provider or under another license
     shards: tuple[int, ...]
     tombstones: tuple[Tombstone, ...]
     outputs: tuple[str, ...]  # derived from the dataset and recorded in it
@@ -61,6 +73,7 @@ class TakedownList:
             "name": self.name,
             "rows": self.rows,
             **{group: [image.model_dump(mode="json") for image in images] for group, images in groups.items()},
+            "kept": list(self.kept),
             "shards": list(self.shards),
             "outputs": list(self.outputs),
         }
@@ -79,6 +92,7 @@ class TakedownList:
             *_lines("requested", self.named),
             *_lines("another row with the same image_id, URI, or bytes", self.copies),
             *_lines("an image that was taken down before", self.returned),
+            *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
             *([unknown_bytes] if unknown else []),
             *(f"created from this dataset, not updated: {output}" for output in self.outputs),
         ]
@@ -112,13 +126,30 @@ def list_takedown(
     _check(selection, taken, request, earlier)
     commits = list(CommitLog(dataset).read_all())
     tables = [commit.file("images").path for commit in commits]
+    by_id = request.ids is not None
+    again = [each for each in earlier if request.with_copies and same_request(request, each.request)]
+    before = _measured(removed_images(again).values())
     own: Images = {}
-    if selection.rows:
-        own = _without(with_copies(dataset, manifest, selection.rows, tables, catalog_uri), taken)
+    kept: Images = {}
+    if selection.rows or before:
+        own = with_copies(dataset, manifest, selection.rows, tables, catalog_uri, by_name=by_id, measured=before)
+        own = _without(own, taken)
+        if not by_id and not request.with_copies:
+            kept = _without(own, selection.rows)
+            own = _without(own, kept)
+        if not by_id:
+            names = RemovedNames.of(own.values(), catalog_uri)
+            others = RemovedNames.of(_without(rows_named(dataset, manifest, names), own).values(), catalog_uri)
+            others = replace(others, sha256=frozenset(_measured(kept.values()).values()))
+            own = {ordinal: image.model_copy(update={"shared": others.any_of(image)}) for ordinal, image in own.items()}
     returned: Images = {}
     if earlier:
-        seeds = {**rows_of(dataset, manifest, _refused_by_source(dataset, commits)), **taken}
-        returned = _without(with_copies(dataset, manifest, seeds, tables, catalog_uri), taken, own)
+        by_ids = removed_images(each for each in earlier if each.request.ids is not None)
+        refused = rows_at(dataset, manifest, _refused_by_source(dataset, commits))
+        seeds = {**{row["ordinal"]: image_of(row) for row in refused}, **by_ids}
+        known = _measured(image for image in taken.values() if not image.shared)
+        returned = with_copies(dataset, manifest, seeds, tables, catalog_uri, measured=known)
+        returned = _without(returned, taken, own)
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     tombstones = [Tombstone(request=request, reason=reason, when=when, images=tuple(own.values()))] if own else []
     tombstones += _of_earlier(earlier, returned, when)
@@ -128,6 +159,10 @@ def list_takedown(
         named=tuple(image for ordinal, image in own.items() if ordinal in selection.rows),
         copies=tuple(image for ordinal, image in own.items() if ordinal not in selection.rows),
         returned=tuple(returned.values()),
+        kept=tuple(
+            f"{image_stem(row['ordinal'] + 1)} {row['image_id']} (provider {row['provider']!r}, {row['license']})"
+            for row in rows_at(dataset, manifest, kept)
+        ),
         shards=tuple(by_shard((*own, *returned), manifest.images_per_shard)),
         tombstones=tuple(tombstones),
         outputs=tuple(line_of(note) for note in read_notes(dataset)),
@@ -138,11 +173,19 @@ def _without(images: Images, *others: Images) -> Images:
     return {ordinal: image for ordinal, image in images.items() if all(ordinal not in other for other in others)}
 
 
+def _measured(images: Iterable[RemovedImage]) -> dict[int, str]:
+    return {image.ordinal: image.sha256 for image in images if image.sha256 is not None}
+
+
 def _check(selection: Selection, taken: Images, request: TakedownRequest, earlier: Sequence[Tombstone]) -> None:
     """Raise `UsageError` for ambiguous or unknown names, and for a license or provider that never matched a row."""
     known = {name for image in taken.values() for name in (image.image_id, str(image.id), image_stem(image.id))}
     problems = [*selection.ambiguous.values()]
-    problems += [f"{name!r} isn't an image_id or id of this dataset" for name in selection.unknown if name not in known]
+    problems += [
+        f"{name!r} isn't an image_id or id of this dataset"
+        for name in selection.unknown
+        if (exact_id(name) or name) not in known
+    ]
     raise_problems(problems)
     if not selection.rows and request.ids is None and not any(same_request(request, each.request) for each in earlier):
         what, value = ("license", request.license) if request.license is not None else ("provider", request.provider)
@@ -171,8 +214,7 @@ def _of_earlier(earlier: Sequence[Tombstone], returned: Images, when: str) -> li
             ordinal: image
             for ordinal, image in left.items()
             if number == len(earlier) - 1  # the rest are duplicates of duplicates
-            or image.image_id in names.image_ids
-            or names.names_source(image.uri, image.sha256)
+            or names.any_of(image)
         }
         if own:
             found.append(tombstone.model_copy(update={"when": when, "images": tuple(own.values())}))

@@ -17,7 +17,7 @@ DIGEST = "0123456789ab" + "0" * 52
 
 def a_commit(shard: int, masks: int) -> Commit:
     entry = FileEntry(data_path("shards", shard, DIGEST), 100, DIGEST)
-    return Commit(shard, 1, (shard, shard + 1), "0123456789ab", {"rows": 1, "masks": masks}, (entry,))
+    return Commit(shard, 1, (shard, shard + 1), "0123456789ab", DIGEST, {"rows": 1, "masks": masks}, (entry,))
 
 
 def race(place: DatasetPath, races: int, processes: int, alike: bool) -> list[list[bool]]:

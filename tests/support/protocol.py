@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -50,6 +50,11 @@ VARIANTS = 3
 """
 
 NUMERICS = {"device": "cpu"}
+CONFIG = {
+    "images_per_shard": ROWS,
+    "masks": MasksConfig().model_dump(mode="json"),
+    "release": ReleaseConfig().model_dump(mode="json"),
+}
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.01, max_wait_s=0.05, deadline_s=20)
 
 
@@ -70,7 +75,7 @@ class DatasetPath:
 
     @property
     def handle(self) -> DatasetHandle:
-        return handle_of(self.location)
+        return replace(handle_of(self.location), config_sha256=config_sha256(CONFIG))
 
     @property
     def log(self) -> CommitLog:
@@ -99,12 +104,10 @@ def begin(place: DatasetPath) -> None:
     part = table_bytes(to_table(rows, NORMALIZED), NORMALIZED)
     digest = hashlib.sha256(part).hexdigest()
     path = part_path(0, digest)
-    masks = MasksConfig().model_dump(mode="json")
-    config = {"images_per_shard": ROWS, "masks": masks, "release": ReleaseConfig().model_dump(mode="json")}
     manifest = DatasetManifest(
         name="protocol",
-        config=config,
-        config_sha256=config_sha256(config),
+        config=CONFIG,
+        config_sha256=config_sha256(CONFIG),
         numerics=NUMERICS,
         code_version="0",
         weights=ModelWeights(name="none", sha256="0" * 64),

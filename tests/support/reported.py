@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
 from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
 from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
@@ -19,7 +20,7 @@ from segmint.pipeline.quality.audit.audit import AuditOptions
 from segmint.pipeline.quality.study.privacy.sample import sample_privacy
 from segmint.pipeline.quality.study.privacy.score import score_privacy
 from tests.support.committed import row_of
-from tests.support.locations import handle_of, location_of
+from tests.support.locations import location_of
 from tests.support.named_image import image_of
 from tests.support.rated import rate
 
@@ -83,7 +84,7 @@ def write_reported(folder: Path) -> str:
             shard=shard,
             start=4 * shard,
             stop=4 * shard + 4,
-            dataset=handle_of(uri),
+            dataset=DatasetHandle.open(location_of(uri)),
             numerics=manifest.numerics_fingerprint,
             max_reject_ratio=1.0,
             generation=1,

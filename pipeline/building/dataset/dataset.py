@@ -19,7 +19,17 @@ from segmint.catalogs.dataset.manifest import (
     read_latest_manifest,
 )
 from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.layout import MANIFEST, config_sha256, differing_keys, part_path
+from segmint.catalogs.dataset.sweep import missing_files
+from segmint.catalogs.dataset.tombstones import read_tombstones
+from segmint.catalogs.dataset.unaccounted import dataset_files
+from segmint.catalogs.layout import (
+    MANIFEST,
+    DamagedDatasetError,
+    config_sha256,
+    differing_keys,
+    is_part_path,
+    part_path,
+)
 from segmint.catalogs.lineage import lineage_of
 from segmint.catalogs.shard_ranges import ShardPart, ShardSpan, choose_shards
 from segmint.catalogs.source.normalize import normalize
@@ -34,6 +44,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.probe import probe
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
+from segmint.infra.wording import some
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.building.dataset.first_numerics import first_numerics
@@ -111,6 +122,17 @@ class BuildDataset:
             Location(storage, self.location.uri), LatestManifest(self.manifest, self.generation), config.catalog
         )
 
+    def check_whole(self, shards: range) -> None:
+        """Raise `DamagedDatasetError` for damaged tombstones, missing files of `shards`, or a foreign commit."""
+        read_tombstones(self.location)
+        log = CommitLog(self.location)
+        problems = [f"{path}: no such file" for path in missing_files(self.location, shards)]
+        for commit in log.read_many(list(log.committed().items())[:1]):  # an audit compares all of them
+            if commit.config != self.manifest.config_sha256:
+                problems.append(f"the commit of shard {commit.shard}: its config isn't the manifest's")
+        if problems:
+            raise DamagedDatasetError(f"{self.location}: {some(problems)}. Run `segmint repair {self.location}`")
+
     def write_index(self) -> None:
         """Write the WebDataset index if every shard is committed."""
         if len(CommitLog(self.location).committed()) == self.manifest.shards:
@@ -129,6 +151,10 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
     output = Location(storage, config.output)
     latest = read_latest_manifest(output)
+    if latest is not None and latest.generation > 1 and not (output / MANIFEST).exists():
+        raise DamagedDatasetError(
+            f"{output / MANIFEST} is missing, although later generations exist. Run `segmint repair {output}`"
+        )
     if latest is None:
         probe(output)
         latest = _begin(config, output, weights)
@@ -156,12 +182,25 @@ def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, 
 
 
 def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
-    """Pin the catalog, configuration, and numerics. If two drivers race, both use the winner's manifest."""
+    """Pin the catalog, configuration, and numerics. If two drivers race, both use the winner's manifest.
+
+    Raises `DamagedDatasetError` if `output` contains files of a dataset without a manifest.
+    """
     source = Location(output.storage, config.catalog)
     with ScratchFolder() as folder:
         catalog = normalize(source, Path(folder) / "part.parquet", ignored=ignored_columns(identity(config)))
         require_rows(config, catalog.rows)
         path = part_path(0, catalog.sha256)
+        remains = [each for each in dataset_files(output) if each != path]  # an interrupted start leaves `path`
+        latest = read_latest_manifest(output)
+        if latest is not None:
+            return latest  # another driver was faster
+        if remains:
+            raise DamagedDatasetError(
+                f"{output} contains {some(remains)}, but no {MANIFEST}, so the settings of these files are unknown. "
+                + ("Delete it if a build left it" if all(map(is_part_path, remains)) else f"Restore {MANIFEST}")
+                + f", or choose another output. `segmint repair {output}` lists the damage"
+            )
         (output / path).put_file(catalog.path)
         licenses = count_licenses(catalog.path)
     tree = identity(config, _hashes(config, output.storage, weights))

@@ -33,5 +33,5 @@ def repair(
     build, storage = build_of(config)
     repaired = repair_files(Location(storage, dataset), build)
     print_result(repaired, as_json)
-    if repaired.not_repaired:
+    if repaired.not_repaired or repaired.lost:
         raise typer.Exit(FINDINGS)

@@ -25,6 +25,10 @@ def takedown(
     provider: Annotated[
         str | None, typer.Option("--provider", metavar="P", help="Remove all images from this provider.")
     ] = None,
+    with_copies: Annotated[
+        bool,
+        typer.Option("--with-copies", help="Also remove images with the same bytes from other providers or licenses."),
+    ] = False,
     proved: Annotated[
         str | None,
         typer.Option("--prove", metavar="ID", help="Search for a taken-down image; exit with code 1 if it's found."),
@@ -57,7 +61,8 @@ def takedown(
         return
     if reason is None:
         raise UsageError("--reason is missing: the tombstone records it")
-    asked, catalog = read_request(file, license_id, provider), None if build is None else build.catalog
+    asked = read_request(file, license_id, provider, with_copies=with_copies)
+    catalog = None if build is None else build.catalog
     if dry_run:
         listed = list_takedown(location, load_manifest(location), asked, reason, catalog_uri=catalog)
         print_result(listed, as_json)

@@ -14,6 +14,7 @@ from segmint.catalogs.layout import (
     DATA_KINDS,
     DamagedDatasetError,
     commit_path,
+    config_sha256,
     data_path,
     parse_data_path,
 )
@@ -143,6 +144,8 @@ def _commit_findings(
         yield place.finding(Code.WRONG_ORDINALS, f"ordinals {list(ordinals)}", list(commit.ordinals))
     if commit.numerics != manifest.numerics_fingerprint:
         yield place.finding(Code.OTHER_NUMERICS, f"numerics {manifest.numerics_fingerprint}", commit.numerics)
+    if commit.config not in (manifest.config_sha256, config_sha256(manifest.config)):  # these two are compared, too
+        yield place.finding(Code.OTHER_CONFIG, f"config {manifest.config_sha256}", commit.config)
     counts = commit.counts
     reasons = {name: count for name, count in counts.items() if name.startswith(REJECTED)}
     totals = {name: count for name, count in counts.items() if name not in reasons}

@@ -20,16 +20,16 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import (
-    TOMBSTONES,
     RemovedImage,
     RemovedNames,
     by_shard,
+    damaged_tombstones,
     read_tombstones,
     removed_images,
 )
 from segmint.catalogs.dataset.unaccounted import judge_doubtful, list_doubtful
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
-from segmint.catalogs.layout import DamagedDatasetError, commit_path, config_sha256, part_path
+from segmint.catalogs.layout import commit_path, config_sha256, part_path
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
@@ -45,7 +45,7 @@ from segmint.pipeline.quality.audit.commits import audit_catalog_part, audit_com
 from segmint.pipeline.quality.audit.content import ContentAudit
 from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts
 from segmint.pipeline.quality.audit.shard import FileSettings, ShardAuditResult, ShardPlan
-from segmint.pipeline.quality.audit.versions import audit_index, audit_version
+from segmint.pipeline.quality.audit.versions import AuditedVersion, audit_index, audit_version
 from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor, audit_in_threads
 
 
@@ -165,31 +165,18 @@ def audit_integrity(
     pinned = load_latest_manifest(dataset)
     manifest = pinned.manifest
     findings = FindingCollector()
-    findings.extend(audit_manifest(dataset, pinned))
+    version, damaged_parts, taken = audit_records(dataset, pinned, findings)
     settings = _settings(pinned, findings)
     limit = (now or datetime.now(UTC)) - GRACE
     state = audit_committed_state(dataset, manifest, listed, generations, limit)
     findings.extend(state.findings)
-    damaged_parts = set()
     for part in manifest.catalog:
         listed.pop(part.path, None)
-        found = list(audit_catalog_part(dataset, part, manifest.images_per_shard))
-        if found and load_latest_manifest(dataset).generation > pinned.generation:
-            raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
-        findings.extend(found)
-        if found:
-            damaged_parts.add(part.path)
     unaccounted = judge_doubtful(dataset, listed, limit, state.doubtful)
     findings.extend(unaccounted.findings)
-    version = audit_version(dataset)
-    findings.extend(version.findings)
     if not state.doubtful:
         findings.extend(audit_index(dataset, manifest, state.pairs, version.name))
-    taken = _taken_down(dataset, findings)
     plan = None if content is None else content.plan
-    per_shard = manifest.images_per_shard
-    spans = [range(first := part.first_shard * per_shard, first + part.rows) for part in manifest.catalog]
-    findings.extend(audit_submissions(dataset, spans, taken.keys()))
     task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, RemovedNames.of(taken.values()))
     removed_by_shard = by_shard(taken, manifest.images_per_shard)
     checked = CheckedCounts(commits=state.commits, catalog_parts=len(manifest.catalog))
@@ -224,6 +211,34 @@ def audit_integrity(
         notes=version.notes,
         version=version.name,
     )
+
+
+def audit_records(
+    dataset: Location, pinned: LatestManifest, findings: FindingCollector
+) -> tuple[AuditedVersion, set[str], dict[int, RemovedImage]]:
+    """Audit manifests, catalog parts, versions, tombstones, and submissions.
+
+    Returns the version, the paths of damaged parts, and the taken-down images by ordinal.
+    """
+    manifest, per_shard = pinned.manifest, pinned.manifest.images_per_shard
+    findings.extend(audit_manifest(dataset, pinned))
+    damaged_parts = set()
+    for part in manifest.catalog:
+        found = list(audit_catalog_part(dataset, part, per_shard))
+        if found and load_latest_manifest(dataset).generation > pinned.generation:
+            raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
+        findings.extend(found)
+        if found:
+            damaged_parts.add(part.path)
+    version = audit_version(dataset)
+    findings.extend(version.findings)
+    damaged = damaged_tombstones(dataset)
+    for path, problem in damaged.items():
+        findings.add(FindingLocation(path).finding(Code.BAD_TOMBSTONE, "a tombstone", problem))
+    taken = {} if damaged else removed_images(read_tombstones(dataset))
+    spans = [range(first := part.first_shard * per_shard, first + part.rows) for part in manifest.catalog]
+    findings.extend(audit_submissions(dataset, spans, taken.keys()))
+    return version, damaged_parts, taken
 
 
 def with_missing_commits(report: AuditReport) -> AuditReport:
@@ -291,16 +306,6 @@ def _plans(
             taken=taken.get(commit.shard, frozenset()),
         )
         seen = end
-
-
-def _taken_down(dataset: Location, findings: FindingCollector) -> dict[int, RemovedImage]:
-    """Return the images that tombstones name, by ordinal."""
-    try:
-        tombstones = read_tombstones(dataset)
-    except DamagedDatasetError as error:
-        findings.add(FindingLocation(TOMBSTONES).finding(Code.BAD_TOMBSTONE, "tombstones", error))
-        return {}
-    return removed_images(tombstones)
 
 
 def sampled(wanted: int, total: int, start: int, stop: int) -> frozenset[int]:

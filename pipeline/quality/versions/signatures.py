@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.versions.digest import take_snapshot
 from segmint.catalogs.dataset.versions.record import (
     SIGNATURE_NAME,
@@ -18,9 +20,11 @@ from segmint.catalogs.dataset.versions.record import (
     find_version,
     latest_version,
 )
+from segmint.catalogs.layout import CATALOG, DATA_KINDS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.wording import some
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -48,8 +52,9 @@ def sign_version(
 ) -> SignatureResult:
     """Sign a recorded version, by default the latest one, with the private key in a PEM file.
 
-    The latest version is signed only if the dataset still matches it. `ask` returns the passphrase of an encrypted key.
-    Raises `UsageError` for an unsuitable key, a missing version, or a dataset that has changed.
+    The latest version is signed only if the dataset still matches it and its files have the committed sizes. `ask`
+    returns the passphrase of an encrypted key. Raises `UsageError` for an unsuitable key, a missing version, or a
+    dataset that has changed.
     """
     key = read_private_key(key_file, ask)
     latest = latest_version(dataset)
@@ -62,6 +67,12 @@ def sign_version(
             f"{dataset} differs from its version {version.number}: its digest is sha256:{digest}, expected "
             f"sha256:{version.digest}. Run `segmint verify` to see what differs"
         )
+    sizes = {f"{kind}/{entry.name}": entry.size for kind in (*DATA_KINDS, CATALOG) for entry in (dataset / kind).list()}
+    files = (entry for commit in CommitLog(dataset).read_all() for entry in commit.files)
+    wrong = [entry.path for entry in files if sizes.get(entry.path) != entry.size]
+    wrong += [part.path for part in load_manifest(dataset).catalog if part.path not in sizes]
+    if version == latest and wrong:
+        raise UsageError(f"{dataset}: missing or of another size: {some(wrong)}. Run `segmint repair {dataset}`")
     identity = key_id(key.public_key())
     path = signature_path(version.number, identity)
     if not (dataset / path).put_if_absent(key.sign(message_of(version))):

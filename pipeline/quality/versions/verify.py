@@ -10,7 +10,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generati
 from segmint.catalogs.dataset.shards_index import index_problem
 from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, blocks_of, summary_name, sums_of
 from segmint.catalogs.dataset.sweep import GRACE
-from segmint.catalogs.dataset.tombstones import TOMBSTONES, read_tombstones
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, damaged_tombstones, read_tombstones
 from segmint.catalogs.dataset.unaccounted import judge_doubtful, list_doubtful
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
@@ -155,9 +155,15 @@ def _read_all(reading: _VerifyState, version: Version | None) -> None:
     manifest = _read_catalog(reading)
     for leaf in tombstone_leaves(dataset):
         reading.add(leaf, (dataset / leaf.path).size())
+    reading.problems += damaged_tombstones(dataset).values()
     _read_shards(reading, [commit.key for commit in held], latest=True)
     _judge_unnamed(reading, {commit.shard for commit in held}.difference(commit.shard for commit in reading.commits))
     if manifest is not None:
+        reading.problems += [
+            f"{commit_path(commit.shard, commit.generation)}: its config isn't the manifest's"
+            for commit in reading.commits
+            if commit.config != manifest.config_sha256
+        ]
         same = version is not None and version.digest == Snapshot.of(reading.leaves).digest
         finished = same and len(held) == manifest.shards
         problem = index_problem(dataset, manifest.name, reading.commits, finished=finished)
@@ -322,11 +328,8 @@ _ADDED = "written by an unfinished build or correction (run it again to record i
 
 def _takedowns_without_version(dataset: Location) -> Iterator[str]:
     """Yield a problem if a takedown that should have recorded a version left a tombstone but no version exists."""
-    try:
-        tombstones = [each for each in read_tombstones(dataset) if each.version_before is not None]
-    except DamagedDatasetError as error:
-        yield str(error)
-        return
+    damaged = damaged_tombstones(dataset)  # already problems
+    tombstones = [each for each in (() if damaged else read_tombstones(dataset)) if each.version_before is not None]
     if tombstones:
         path = f"{TOMBSTONES}/{tombstones[0].name}"
         yield (

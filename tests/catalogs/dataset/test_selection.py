@@ -86,9 +86,19 @@ def test_unknown_and_ambiguous_names_are_reported(tmp_path: Path, manifest: Data
     found = select_rows(location_of(tmp_path), manifest, TakedownRequest(ids=("zz", "9", "sa_0", "2", "b")))
     assert found.unknown == ["zz", "9", "sa_0"]
     assert list(found.ambiguous) == ["2"]
-    assert "image_id of image 7 (write sa_7)" in found.ambiguous["2"]
-    assert "with the image_id 'b' (write sa_2)" in found.ambiguous["2"]
+    assert 'image_id of image 7 (write "2", with the quotes)' in found.ambiguous["2"]
+    assert 'number of another one (write its image_id: "b")' in found.ambiguous["2"]
     assert list(found.rows) == [1]
+    assert selected(tmp_path, manifest, '"2"') == [6]
+
+
+@pytest.mark.parametrize("odd", ["   ", "sa_1", '"quoted"', "a\nb", "\u2028", "\\", "é "])
+def test_every_image_id_can_be_named(tmp_path: Path, manifest: DatasetManifest, odd: str) -> None:
+    rows = [{**ROWS[0], "image_id": odd}, {**ROWS[1], "image_id": "sa_1" if odd != "sa_1" else "b"}]
+    (tmp_path / "catalog.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    normalize(location_of(tmp_path / "catalog.jsonl"), tmp_path / "catalog" / "part-0.parquet")
+    (tmp_path / "ids.txt").write_text(json.dumps(odd))
+    assert selected(tmp_path, manifest, *read_ids(location_of(tmp_path / "ids.txt"))) == [0]
 
 
 def test_copies_by_name_uri_and_bytes_and_theirs(tmp_path: Path, manifest: DatasetManifest) -> None:
@@ -99,9 +109,10 @@ def test_copies_by_name_uri_and_bytes_and_theirs(tmp_path: Path, manifest: Datas
 
     assert copies("b") == {1: None}
     assert copies("e") == {5: "e" * 64}
-    family = {0: "d" * 64, 2: None, 3: None, 4: "d" * 64}  # a, its duplicate, that one's uri, and the bytes of a
-    for name in ("a", "c", "d"):
+    family = {0: "d" * 64, 2: None, 3: None, 4: None}  # a, its duplicate, that one's uri, and one that states a's bytes
+    for name in ("a", "c"):
         assert copies(name) == family
+    assert copies("d") == {4: None}, "what a row states about itself leads nowhere"
     assert copies("b", "c") == {**family, 1: None}
 
 

@@ -14,6 +14,7 @@ from segmint.catalogs.dataset.tombstones import (
     TakedownRequest,
     Tombstone,
     by_shard,
+    damaged_tombstones,
     put_tombstone,
     read_tombstones,
     removed_images,
@@ -57,6 +58,19 @@ def test_another_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DamagedDatasetError, match=r"tombstones/x\.json is not a tombstone"):
         read_tombstones(location_of(tmp_path))
     assert read_tombstones(location_of(tmp_path / "nowhere")) == []
+
+
+def test_any_changed_byte_of_a_tombstone_is_found(tmp_path: Path) -> None:
+    put_tombstone(location_of(tmp_path), tombstone(1, 2))
+    (path,) = (tmp_path / "tombstones").iterdir()
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert list(damaged_tombstones(location_of(tmp_path))) == [f"tombstones/{path.name}"], whole[place:]
+    path.write_bytes(whole)
+    path.rename(path.with_name(tombstone(1).name))
+    with pytest.raises(DamagedDatasetError, match=r"was changed: .* Run `segmint repair"):
+        read_tombstones(location_of(tmp_path))
 
 
 @given(

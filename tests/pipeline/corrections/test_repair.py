@@ -8,16 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.versions.record import name_now, version_numbers
+from segmint.catalogs.dataset.tombstones import TakedownRequest
+from segmint.catalogs.dataset.versions.record import name_now, put_version, version_numbers
 from segmint.infra.errors import UsageError
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.repair import repair
+from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import digests
 from tests.support.locations import location_of
 from tests.support.planting import change_commit, flip
+from tests.support.submissions import answer_to
 
 
 def path_of(dataset: Path, shard: int, kind: str) -> Path:
@@ -39,7 +45,7 @@ def test_what_the_rest_of_a_shard_holds_is_restored(dataset: Path, small_dataset
     assert digests(dataset) == digests(small_dataset)
     assert (len(done.damages), len(done.repaired), done.not_repaired) == (2, 2, {})
     assert done.lines()[-2:] == [
-        "3 shards checked: 2 damaged files, 2 repaired",
+        "3 shards, manifests, catalog, tombstones, versions, and submissions checked: 2 damaged files, 2 repaired",
         f"dataset digest: {name_now(location_of(dataset))}",
     ]
 
@@ -54,6 +60,44 @@ def test_what_it_does_not_hold_is_reported(dataset: Path) -> None:
     assert path_of(dataset, 2, "images").read_bytes() == b"x"
     assert done.version is None
     assert version_numbers(location_of(dataset)) == []
+
+
+@pytest.mark.parametrize(
+    "damaged", ["dataset.json", "dataset.g2.json", "catalog", "tombstones", "versions/1.json", "annotations"]
+)
+@pytest.mark.parametrize("change", ["missing", "changed"])
+def test_damage_outside_of_the_shards_is_listed(dataset: Path, damaged: str, change: str) -> None:
+    location = location_of(dataset)
+    put_version(location, "build")
+    takedown(location, TakedownRequest(ids=("sa_1",)), "asked")
+    for n in (1, 2):
+        assert put_submission(location, answer_to(location, 5, n=n))
+    path = dataset / damaged
+    if path.is_dir():
+        path = min(each for each in path.rglob("*") if each.is_file())
+    if change == "changed":
+        flip(path)
+    else:
+        path.unlink()
+    before = digests(dataset)
+    done = CliRunner().invoke(app, ["repair", str(dataset)])
+    assert done.exit_code == 1, done.output
+    lost = [line for line in done.output.splitlines() if line.startswith("can't be restored: ")]
+    assert any(str(path.relative_to(dataset)) in line for line in lost), done.output
+    assert " 0 damaged files" not in done.output
+    assert digests(dataset) == before
+
+
+def test_files_without_any_manifest_and_a_shard_of_other_settings_are_listed(dataset: Path) -> None:
+    change_commit(dataset, 1, config="ab" * 32)
+    done = repair(location_of(dataset))
+    assert done.lost == ["commits/000001.g1.json: built with another configuration than the manifest's"]
+    (dataset / "dataset.json").unlink()
+    done = repair(location_of(dataset))
+    (line,) = done.lost
+    assert done.lines()[-1] == "0 shards checked: 1 damaged file, 0 repaired"
+    assert "no dataset.json" in line
+    assert "commits/000000.g1.json" in line
 
 
 def test_a_damaged_commit_is_made_again(dataset: Path, small_dataset: Path) -> None:

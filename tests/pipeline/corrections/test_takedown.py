@@ -11,10 +11,10 @@ import pytest
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.catalogs.dataset.tombstones import TakedownRequest, read_tombstones
+from segmint.catalogs.dataset.tombstones import TakedownRequest, put_tombstone, read_tombstones
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import name_now, put_version, read_version
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import DamagedDatasetError, fingerprint
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.location import Location
@@ -27,12 +27,14 @@ from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.takedown import TakedownResult, read_request, takedown
+from segmint.pipeline.corrections.takedown_list import list_takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
 from tests.support.everything import download, download_versions, jpegs, mentions, upload
 from tests.support.killed_writes import KilledProcessError, dying_after
 from tests.support.locations import location_of
+from tests.support.planting import edit_catalog, rewrite_catalog
 from tests.support.s3_server import S3Server
 from tests.support.traces import files_with_traces, scan_data, telling_windows
 
@@ -84,13 +86,15 @@ def test_the_tombstone_says_what_and_why_and_when(dataset: Path, small_dataset: 
     take(dataset)
     (path,) = (dataset / "tombstones").iterdir()
     image_id, uri, digest = names_of(small_dataset, [2])
-    assert json.loads(path.read_bytes()) == {
+    value = json.loads(path.read_bytes())
+    assert value.pop("digest") == fingerprint(value)
+    assert value == {
         "schema_version": 1,
-        "request": {"ids": ["image-1"], "license": None, "provider": None},
+        "request": {"ids": ["image-1"], "license": None, "provider": None, "with_copies": False},
         "reason": REASON,
         "when": "2026-03-04T05:06:07Z",
         "version_before": before,
-        "images": [{"ordinal": 1, "id": 2, "image_id": image_id, "uri": uri, "sha256": digest}],
+        "images": [{"ordinal": 1, "id": 2, "image_id": image_id, "uri": uri, "sha256": digest, "shared": False}],
     }
 
 
@@ -135,6 +139,57 @@ def test_a_whole_license_and_rows_that_were_refused(dataset: Path, small_dataset
     assert files_with_traces(telling_windows(b"".join(map(scan_data, jpegs(small_dataset).values()))), [dataset]) == []
 
 
+def providers(dataset: Path, **claims: str) -> None:
+    """Row 3, which was refused, and row 4 are by E, the others by G; row 3 claims this of another row."""
+    by = ["G", "G", "E", "E", "G", "G", "G", "G"]
+    rewrite_catalog(dataset, lambda rows: [{**row, "provider": by[row["ordinal"]]} for row in rows])
+    edit_catalog(dataset, 2, **claims)
+
+
+@pytest.mark.parametrize("claim", ["image_id", "uri", "sha256"])
+def test_a_provider_s_takedown_does_not_spread_by_what_nobody_checked(
+    dataset: Path, small_dataset: Path, claim: str
+) -> None:
+    names = dict(zip(("image_id", "uri", "sha256"), names_of(small_dataset, [2]), strict=True))
+    providers(dataset, **{claim: names[claim]})
+    done = take(dataset, TakedownRequest(provider="E"))
+    assert (done.rows, done.kept) == (2, ())
+    assert [sample.id for sample in open_dataset(str(dataset))] == [1, 2, 5, 6, 7]
+    assert take(dataset, TakedownRequest(ids=("image-6",))).rows == 1
+    assert [sample.id for sample in open_dataset(str(dataset))] == [1, 2, 5, 6]
+    assert [each.line() for each in audit_integrity(location_of(dataset)).findings if each.code == "still_there"] == []
+
+
+def test_an_id_does_not_spread_by_a_hash_that_nobody_checked(dataset: Path, small_dataset: Path) -> None:
+    providers(dataset, sha256=names_of(small_dataset, [2])[2])
+    assert take(dataset, TakedownRequest(ids=("sa_3",))).rows == 1
+    assert take(dataset, TakedownRequest(ids=("sa_7",))).rows == 1
+    assert [sample.id for sample in open_dataset(str(dataset))] == [1, 2, 4, 5, 6]
+
+
+def test_the_same_bytes_of_another_provider_are_listed_and_removed_only_if_asked(dataset: Path) -> None:
+    providers(dataset)
+    shard = CommittedShard(dataset, 1)
+    shard.rows["images"][1]["source_sha256"] = shard.rows["images"][0]["source_sha256"]
+    shard.write()
+    asked = read_request(None, None, "E")
+    same = "sa_5 image-4 (provider 'G', CC0-1.0)"
+    listed = list_takedown(location_of(dataset), load_latest_manifest(location_of(dataset)).manifest, asked, REASON)
+    assert (listed.rows, listed.kept) == (2, (same,))
+    done = take(dataset, asked)
+    assert (done.rows, done.images) == (2, 1)
+    assert f"same bytes, not removed (pass --with-copies): {same}" in done.lines()
+    assert f"same bytes, not removed (pass --with-copies): {same}" in listed.lines()
+    assert [sample.id for sample in open_dataset(str(dataset))] == [1, 2, 5, 6, 7]
+    assert take(dataset, TakedownRequest(ids=("sa_7",))).rows == 1
+    assert [each.line() for each in audit_integrity(location_of(dataset)).findings if each.code == "still_there"] == []
+    done = take(dataset, read_request(None, None, "E", with_copies=True))
+    assert (done.rows, done.kept) == (1, ())
+    assert [sample.id for sample in open_dataset(str(dataset))] == [1, 2, 6]
+    with pytest.raises(UsageError, match="--with-copies needs --license or --provider"):
+        read_request(location_of(dataset), None, None, with_copies=True)
+
+
 @pytest.mark.parametrize("name", ["2", "sa_2", "image-1"])
 def test_an_image_is_named_by_its_number_or_by_the_catalog_s_name(dataset: Path, name: str) -> None:
     take(dataset, TakedownRequest(ids=(name,)))
@@ -166,9 +221,10 @@ def test_a_tombstone_without_a_hash_finds_by_name_alone(dataset: Path) -> None:
     """As one of an image that was not built when it was taken down."""
     take(dataset)
     (path,) = (dataset / "tombstones").iterdir()
-    value = json.loads(path.read_bytes())
-    value["images"][0]["sha256"] = None
-    path.write_text(json.dumps(value))
+    (taken,) = read_tombstones(location_of(dataset))
+    path.unlink()
+    nameless = tuple(image.model_copy(update={"sha256": None}) for image in taken.images)
+    put_tombstone(location_of(dataset), taken.model_copy(update={"images": nameless}))
     shutil.rmtree(dataset / "versions")  # else the tombstone is another one than was recorded
     assert take(dataset).rows == 0
     assert audit_integrity(location_of(dataset)).findings.total == 0

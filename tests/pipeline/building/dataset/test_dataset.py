@@ -11,21 +11,25 @@ import pytest
 import torch
 
 from segmint.catalogs.dataset.manifest import load_manifest, read_manifest
-from segmint.catalogs.layout import config_sha256
+from segmint.catalogs.dataset.tombstones import TakedownRequest
+from segmint.catalogs.layout import DamagedDatasetError, config_sha256
 from segmint.catalogs.shard_ranges import ShardPart
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import RULE
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
+from segmint.pipeline.build import run_build
 from segmint.pipeline.building.dataset.dataset import _begin, open_or_create
 from segmint.pipeline.building.plan.plan import PlanOptions, make_plan
 from segmint.pipeline.config.config import Config, identity, load_config
 from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config, segment_settings
+from segmint.pipeline.corrections.takedown import takedown
 from tests.support.builds import digests, write_catalog, write_config
 from tests.support.committed_shard import change_manifest
 from tests.support.lineages import training_json
 from tests.support.locations import location_of
+from tests.support.planting import change_commit
 
 
 @pytest.fixture
@@ -111,6 +115,52 @@ def test_of_two_that_begin_at_once_the_loser_leaves_the_winner_s_catalog_alone(t
     standing = _begin(given, winner.location, winner.weights)
     assert standing.manifest == winner.manifest
     assert before.items() <= digests(tmp_path / "dataset").items()
+
+
+@pytest.mark.usefixtures("weights")
+@pytest.mark.parametrize(
+    "kept", ["commits/000000.g1.json", "versions/1.json", "catalog", "tombstones/0123456789ab.json", "dataset.g2.json"]
+)
+def test_what_is_left_of_a_dataset_without_its_manifest_is_not_built_upon(
+    tmp_path: Path, catalog: Path, kept: str
+) -> None:
+    begun = open_or_create(config(tmp_path, catalog), Storage())
+    manifest = tmp_path / "dataset" / "dataset.json"
+    manifest.unlink() if kept != "dataset.g2.json" else manifest.rename(manifest.with_name(kept))
+    if kept.startswith(("commits", "versions", "tombstones")):
+        (begun.location / kept).put(b"{}")
+    other = write_catalog(tmp_path / "other.jsonl", [{"uri": "another.jpg", "license": "CC0-1.0"}])
+    before = digests(tmp_path / "dataset")
+    given = config(tmp_path, other, release={"jpeg_quality": 90})
+    with pytest.raises(DamagedDatasetError, match=rf"{kept}.*no dataset\.json.*segmint repair|dataset.json is missing"):
+        open_or_create(given, Storage())
+    assert digests(tmp_path / "dataset") == before
+
+
+@pytest.mark.parametrize("kind", ["shards", "tombstones", "config"])
+def test_a_build_does_not_go_on_from_a_damaged_dataset(dataset: Path, small_dataset: Path, kind: str) -> None:
+    given = load_config(str(small_dataset.parent / "build.yaml")).model_copy(update={"output": str(dataset)})
+    if kind == "shards":
+        min((dataset / kind).iterdir()).unlink()
+    elif kind == "config":
+        change_commit(dataset, 0, config="ab" * 32)
+    else:
+        takedown(location_of(dataset), TakedownRequest(ids=("sa_1",)), "asked")
+        (file,) = (dataset / kind).iterdir()
+        file.write_bytes(file.read_bytes().replace(b'"sha256":"', b'"sha256":"0'))
+    before = digests(dataset)
+    with pytest.raises(DamagedDatasetError, match=r"(sa_000000-.*|config isn't the manifest's|was changed).*repair"):
+        run_build(given)
+    assert digests(dataset) == before
+
+
+@pytest.mark.usefixtures("weights")
+def test_a_start_that_was_killed_before_its_manifest_is_resumed(tmp_path: Path, catalog: Path) -> None:
+    open_or_create(config(tmp_path, catalog), Storage())
+    before = digests(tmp_path / "dataset")
+    (tmp_path / "dataset" / "dataset.json").unlink()
+    open_or_create(config(tmp_path, catalog), Storage())
+    assert digests(tmp_path / "dataset") == before
 
 
 @pytest.mark.usefixtures("weights")

@@ -146,7 +146,8 @@ def test_redact(dataset: Path, tmp_path: Path) -> None:
 
 def test_repair_ends_with_1_where_something_is_left(dataset: Path) -> None:
     lines = run("repair", dataset).stdout.splitlines()
-    assert lines[0] == "3 shards checked: 0 damaged files, 0 repaired"
+    records = "manifests, catalog, tombstones, versions, and submissions"
+    assert lines[0] == f"3 shards, {records} checked: 0 damaged files, 0 repaired"
     assert lines[1:] == [f"dataset digest: sha256:{current_digest(location_of(dataset))[:12]} (version 1)"]
     next((dataset / "masks").glob("sa_000000-*")).unlink()
     done = run("repair", dataset, "--json")

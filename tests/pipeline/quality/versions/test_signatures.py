@@ -45,6 +45,19 @@ def test_a_signature_is_made_and_found_right(dataset: Location, tmp_path: Path) 
     assert sign_version(dataset, private) == signed, "signing again changes nothing"
 
 
+@pytest.mark.parametrize("kind", ["shards", "catalog"])
+def test_a_dataset_that_lacks_files_is_not_signed(dataset: Location, tmp_path: Path, kind: str) -> None:
+    private, _ = write_keys(tmp_path, "key")
+    path = f"{kind}/{(dataset / kind).list()[0].name}"
+    data = (dataset / path).read()
+    for damage in (lambda: (dataset / path).delete(), lambda: (dataset / path).put(data[:-1])):
+        damage()
+        if kind == "shards" or not (dataset / path).exists():
+            with pytest.raises(UsageError, match=f"{path}. Run `segmint repair"):
+                sign_version(dataset, private)
+    assert [entry.name for entry in (dataset / "versions").list()] == ["1.json"]
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
 def test_openssl_checks_a_signature(dataset: Location, tmp_path: Path) -> None:
     private, public = write_keys(tmp_path, "key")

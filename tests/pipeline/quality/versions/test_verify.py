@@ -18,6 +18,7 @@ from segmint.pipeline.quality.versions import verify
 from segmint.pipeline.quality.versions.verify import VerifyResult, verify_dataset
 from tests.support.committed import sum_commits
 from tests.support.locations import location_of
+from tests.support.planting import change_commit
 from tests.support.protocol import DatasetPath, two_shards, write
 
 FLIPS = 12
@@ -168,6 +169,23 @@ def test_a_dataset_without_a_version_is_compared_with_its_commits(whole: Locatio
     path = next(path for path in paths_of(whole) if path.startswith("masks/"))
     (whole / path).put(b"x")
     assert path in verify_dataset(whole).problems[0]
+
+
+def test_settings_and_takedowns_that_were_changed_before_the_first_version_are_problems(dataset: Path) -> None:
+    location = location_of(dataset)
+    image = RemovedImage(ordinal=99, id=100, image_id="x", uri="x.jpg", sha256=None)
+    asked = Tombstone(request=TakedownRequest(ids=("x",)), reason="r", when="2026-01-01T00:00:00Z", images=(image,))
+    put_tombstone(location, asked)
+    put_version(location, "build")
+    assert verify_dataset(location).problems == ()
+    tombstone = f"tombstones/{asked.name}"
+    (location / tombstone).put((location / tombstone).read().replace(b"x.jpg", b"y.jpg"))
+    change_commit(dataset, 1, config="ab" * 32)
+    (location / "versions/1.json").delete()
+    put_version(location, "build")
+    commit, changed = sorted(verify_dataset(location).problems, key=lambda line: tombstone in line)
+    assert commit == "commits/000001.g1.json: its config isn't the manifest's"
+    assert f"{tombstone} was changed" in changed
 
 
 def test_nothing_is_taken_from_summaries(whole: Location, monkeypatch: pytest.MonkeyPatch) -> None:
