@@ -22,6 +22,7 @@ from segmint.catalogs.dataset.versions.record import VERSIONS
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
     COMMITS,
+    DATASET_ID,
     REPORT,
     RESERVATIONS,
     SHARDS_INDEX,
@@ -156,7 +157,7 @@ def unknown_files(dataset: Location) -> list[str]:
 def _is_known(path: str) -> bool:
     folder, _, name = path.rpartition("/")
     if not folder:
-        known = path == SHARDS_INDEX or parse_manifest_name(path) is not None
+        known = path in (DATASET_ID, SHARDS_INDEX) or parse_manifest_name(path) is not None
     elif folder == COMMITS:
         known = parse_commit_name(name) is not None
     elif folder == RESERVATIONS:
