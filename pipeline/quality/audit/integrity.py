@@ -41,6 +41,7 @@ from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.quality.audit.commits import (
+    AuditedCommit,
     CommitListing,
     audit_catalog_part,
     audit_commits,
@@ -77,7 +78,7 @@ def audit_committed_state(
     """Audit the latest and the replaced commits, and remove the files that they name from `listed`."""
     state = CommittedState()
     held = sorted((shard, numbers[-1]) for shard, numbers in generations.items())
-    for audited in audit_commits(dataset, manifest, held):
+    for audited in _audit_latest(dataset, manifest, held):
         state.findings.extend(audited.findings)
         state.commits += 1
         if audited.commit is None:
@@ -91,6 +92,7 @@ def audit_committed_state(
         bad = _audit_named(dataset, audited.commit, listed, state.findings)
         if bad:
             state.bad_kinds[audited.shard] = bad
+    state.pairs.sort()
     replaced = [(shard, number) for shard, numbers in sorted(generations.items()) for number in numbers[:-1]]
     for audited in audit_commits(dataset, manifest, replaced):
         entries = audited.commit.files if audited.commit is not None else ()
@@ -101,6 +103,16 @@ def audit_committed_state(
         state.findings.add(place.finding(Code.REPLACED_GENERATION, expected, found))
         state.commits += 1
     return state
+
+
+def _audit_latest(dataset: Location, manifest: DatasetManifest, held: list[tuple[int, int]]) -> Iterator[AuditedCommit]:
+    """Audit the latest commits; of shards that are replaced meanwhile, audit the newer generation."""
+    while held:
+        waiting = {shard for shard, _ in held}
+        for audited in audit_commits(dataset, manifest, held):
+            waiting.discard(audited.shard)
+            yield audited
+        held = [(shard, max(found)) for shard in sorted(waiting) if (found := CommitLog(dataset).generations_of(shard))]
 
 
 def _audit_named(
@@ -158,6 +170,8 @@ def audit_integrity(
     settings = _settings(pinned, findings)
     state = audit_committed_state(dataset, manifest, listed, generations)
     findings.extend(state.findings)
+    if CommitLog(dataset).generations() != generations:  # a correction has deleted files that it replaced
+        listed = {path: listed[path] for path in list_files(dataset) if path in listed}
     limit = (now or datetime.now(UTC)) - GRACE
     reserved = reserved_paths(dataset, generations) | parts_in_use(dataset)
     unnamed = audit_unnamed(listed, manifest, limit, generations, state.doubtful, reserved)
@@ -260,7 +274,7 @@ def _plans(
     task: AuditTask, state: CommittedState, taken: dict[int, frozenset[int]], sample: int, searched: int
 ) -> Iterator[ShardPlan]:
     seen = 0
-    for commit in CommitLog(task.dataset).read_many(state.pairs):
+    for commit in CommitLog(task.dataset).read_latest_of(state.pairs):
         end = seen + commit.counts.get("images", 0)
         yield ShardPlan(
             commit,
