@@ -167,6 +167,7 @@ FETCHER = """
 import sys, time
 from pathlib import Path
 from segmint.catalogs.dataset.commits import FileEntry
+from segmint.catalogs.dataset.manifest import put_dataset_id
 from segmint.catalogs.dataset.reading import cache
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -204,6 +205,7 @@ READER = """
 import hashlib, os, random, sys
 from pathlib import Path
 from segmint.catalogs.dataset.commits import FileEntry
+from segmint.catalogs.dataset.manifest import put_dataset_id
 from segmint.catalogs.dataset.reading.cache import ShardCache
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
