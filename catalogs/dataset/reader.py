@@ -235,7 +235,11 @@ class Dataset:
         if missing:
             file = self.location / commit.file("images").path
             raise DamagedDatasetError(f"{file} does not have the columns of images: no {missing[0]}")
-        rows = table.to_pylist()
+        try:
+            rows = table.to_pylist()
+        except UnicodeDecodeError as error:  # Arrow decodes text on access
+            file = self.location / commit.file("images").path
+            raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
         wanted = [ids is None or row["id"] in ids for row in rows]
         entry = commit.file("shards")
         path = entry.path

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.versions.record import VERSIONS
+from segmint.catalogs.layout import DATASET_ID
 from segmint.pipeline.commands.cli import app
 from tests.support.photographs import photograph
 
@@ -106,13 +107,13 @@ def segmint_here(*arguments: str | Path, check: int = 0) -> str:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under a folder, by its path there; without a dataset's recorded versions and outputs.
+    """SHA-256 of every file under a folder, by its path there; without a dataset's recorded versions, outputs, and id.
 
     Versions have their time, and kills and ranges of shards leave other numbers of them. Tests that read a shared
-    dataset note what they write of it.
+    dataset note what they write of it. An id is random.
     """
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] not in (VERSIONS, OUTPUTS)
+        if path.is_file() and path.relative_to(folder).parts[0] not in (VERSIONS, OUTPUTS, DATASET_ID)
     }

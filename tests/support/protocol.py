@@ -21,7 +21,7 @@ from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.versions.record import VERSIONS
-from segmint.catalogs.layout import MANIFEST, config_sha256, fingerprint, part_path
+from segmint.catalogs.layout import DATASET_ID, MANIFEST, config_sha256, fingerprint, part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.storage.errors import NotFoundError
@@ -175,11 +175,11 @@ def everything(place: DatasetPath) -> Iterator[tuple[str, bytes]]:
 
 
 def contents(place: DatasetPath) -> dict[str, str]:
-    """SHA-256 of every object of a dataset, temporary ones too, by path; without recorded versions, as in `digests`."""
+    """SHA-256 of every object of a dataset, temporary ones too, by path; without versions and id, as in `digests`."""
     return {
         name: hashlib.sha256(data).hexdigest()
         for name, data in everything(place)
-        if not name.startswith(f"{VERSIONS}/")
+        if not name.startswith(f"{VERSIONS}/") and name != DATASET_ID
     }
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from operator import itemgetter
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO, NoReturn, overload
 
 import pyarrow as pa
 
@@ -23,7 +23,7 @@ from segmint.catalogs.dataset.reader import (
 from segmint.catalogs.dataset.reading.cache import ShardCache
 from segmint.catalogs.dataset.reading.places import find_places
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 
@@ -32,7 +32,11 @@ _KNOWN = ["id", "width", "height"]
 
 
 class ImageRow(Mapping[str, Any]):
-    """A row of `images` whose values are read on access; it is pickled as a dictionary."""
+    """A row of `images` whose values are read on access; it is pickled as a dictionary.
+
+    A `DataLoader` worker pickles in a thread that drops errors, and its loop would wait forever. So pickling never
+    fails; an error is raised when the row is unpickled.
+    """
 
     def __init__(self, shard: "OpenShard", index: int) -> None:
         self._shard = shard
@@ -45,7 +49,10 @@ class ImageRow(Mapping[str, Any]):
         table = self._shard.table
         if name not in table.column_names:
             raise KeyError(name)
-        return table.column(name)[self._index].as_py()
+        try:
+            return table.column(name)[self._index].as_py()
+        except UnicodeDecodeError as error:  # Arrow decodes text on access
+            raise self._shard.unreadable(error) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shard.table.column_names)
@@ -57,7 +64,15 @@ class ImageRow(Mapping[str, Any]):
         return repr(dict(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
+        try:
+            return dict, (dict(self),)
+        except Exception as error:  # noqa: BLE001 - nobody would see it
+            known = isinstance(error, SegmintError | OSError)
+            return _raise, (error if known else self._shard.unreadable(error),)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 class ShardTar:
@@ -126,7 +141,21 @@ class OpenShard:
     @cached_property
     def table(self) -> pa.Table:
         """Table of images, read on the first access to a column other than ids and sizes."""
-        return self._dataset.table(self._commit, "images")
+        try:
+            table = self._dataset.table(self._commit, "images")
+        except DamagedDatasetError as error:
+            raise with_help(error, self._commit.shard, self._dataset) from error
+        except NotFoundError as error:
+            shard, generation = self._commit.shard, self._commit.generation
+            raise changed(self._dataset, shard, generation) or self.unreadable(error) from error
+        if table.num_rows != len(self):
+            raise self.unreadable(f"the table of images had {len(self)} rows before, and {table.num_rows} now")
+        return table
+
+    def unreadable(self, reason: object) -> DamagedDatasetError:
+        """Return the error for a damaged table of images."""
+        file = self._dataset.location / self._commit.file("images").path
+        return with_help(DamagedDatasetError(f"{file}: {reason}"), self._commit.shard, self._dataset)
 
     def sample(self, row: int) -> Sample:
         """Read an image with its masks; a damaged copy is fetched again once."""
@@ -214,13 +243,18 @@ def open_shard(
             raise NotFoundError(f"the commit of generation {generation} is missing")
         return OpenShard(dataset, commit, cache, check)
     except NotFoundError as error:
-        newer = max(dataset.log.generations_of(shard), default=0)
-        if newer > generation:
-            raise UsageError(
-                f"shard {shard} of {dataset.location} was changed while it was read: generation {newer} replaced "
-                f"{generation}. Open the dataset again; a state from before does not fit it"
-            ) from error
-        raise DamagedDatasetError(str(error)) from error
+        raise changed(dataset, shard, generation) or DamagedDatasetError(str(error)) from error
+
+
+def changed(dataset: Dataset, shard: int, generation: int) -> UsageError | None:
+    """Return the error for a shard of which a newer generation exists, or None if this one is the latest."""
+    newer = max(dataset.log.generations_of(shard), default=0)
+    if newer <= generation:
+        return None
+    return UsageError(
+        f"shard {shard} of {dataset.location} was changed while it was read: generation {newer} replaced "
+        f"{generation}. Open the dataset again; a state from before does not fit it"
+    )
 
 
 def with_help(error: DamagedDatasetError, shard: int, dataset: Dataset) -> DamagedDatasetError:

@@ -15,6 +15,7 @@ from segmint.catalogs.dataset.manifest import (
     LatestManifest,
     ModelWeights,
     load_manifest,
+    put_dataset_id,
     put_manifest,
     read_latest_manifest,
 )
@@ -159,6 +160,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
         probe(output)
         latest = _begin(config, output, weights)
     check_begun_alike(config, storage, latest.manifest, weights)
+    put_dataset_id(output)
     manifest, generation = fit_catalog(config, storage, latest, grow=grow)
     return BuildDataset(output, manifest, weights, generation)
 

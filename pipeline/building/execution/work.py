@@ -9,10 +9,12 @@ import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.summaries import save_full_blocks
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.shard_ranges import ShardSpan
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.threads import map_ahead
 from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.retry import RetryTask, retry_shard
@@ -94,13 +96,13 @@ class RejectedRows:
         pairs = ((shard, committed[shard]) for shard in wanted if shard in committed)
         self._generations = {
             commit.shard: commit.generation
-            for commit in self._commits.read_many(pairs)
+            for commit in self._commits.read_latest_of(pairs)
             if any(commit.counts.get(f"{REJECTED}{reason}") for reason in self._reasons)
         }
         self.left = list(self._generations)
 
     def read(self, window: list[int]) -> WindowRows:
-        """Read only the rejected rows. A shard that was replaced since the start is omitted."""
+        """Read only the rejected rows. Of a shard that was replaced since the start, the newer generation is read."""
         spans: list[ShardSpan] = []
         tasks: dict[int, RetryTask] = {}
         chosen: list[int] = []
@@ -122,19 +124,28 @@ class RejectedRows:
     def settle(self, window: list[int], done: Collection[int]) -> int:
         """Update `left`. A row that was rejected again is done, so it is not retried twice in a run."""
         committed = self._commits.committed()
-        unfinished = [s for s in window if s not in done and committed.get(s) == self._generations[s]]
+        unfinished = [s for s in window if s not in done and s in self._generations and s in committed]
         self.left = self.left[len(window) :] + unfinished
         return len(unfinished)
 
     def _ordinals(self, window: list[int]) -> Iterator[tuple[Commit, list[int]]]:
         """Yield each commit that has rows to retry, with the ascending ordinals of these rows."""
-        commits = self._commits.read_many((shard, self._generations[shard]) for shard in window)
+        commits = self._commits.read_latest_of((shard, self._generations[shard]) for shard in window)
         for commit, ordinals in map_ahead(self._refused, commits, _THREADS, _THREADS, "rejects"):
+            self._generations[commit.shard] = commit.generation
             if ordinals:
                 yield commit, ordinals
+            else:
+                del self._generations[commit.shard]  # a correction removed them, so nothing is left to retry
 
     def _refused(self, commit: Commit) -> tuple[Commit, list[int]]:
-        table = read_table(read_file(self._dataset.location, commit.file("rejects")), "rejects")
+        try:
+            table = read_table(read_file(self._dataset.location, commit.file("rejects")), "rejects")
+        except (DamagedDatasetError, NotFoundError):
+            newer = self._commits.latest(commit.shard)
+            if newer is None or newer.generation == commit.generation:
+                raise
+            return self._refused(newer)
         kept = table.filter(pc.is_in(table.column("reason"), pa.array(self._reasons)))
         return commit, kept.column("ordinal").to_pylist()
 

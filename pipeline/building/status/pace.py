@@ -12,7 +12,10 @@ from segmint.infra.storage.stores import NO_TIME
 LAST_HOUR = timedelta(hours=1)
 
 LEAST_COMMITS = 5
-"""Minimum number of commits for a pace, however long they took. A new dataset may have fewer."""
+"""Minimum number of commits for a pace, however long they took.
+
+Parallel writers commit in bursts, so the time between a few commits says nothing about the pace.
+"""
 
 MOST_COMMITS = 200
 """Maximum number of commits for a pace. It is limited because their counts must be read."""
@@ -87,14 +90,15 @@ def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
 def last_commits(first: Mapping[int, datetime]) -> LastCommits | None:
     """Choose the commits of the hour up to the latest commit. `first` maps each shard to its time, in order of time.
 
-    Returns `LEAST_COMMITS` (if there are as many) to `MOST_COMMITS` commits, or None if their times are equal.
+    Returns `LEAST_COMMITS` to `MOST_COMMITS` commits, not counting the one at which the time starts. Returns None if
+    there are fewer, or if their times are equal.
     """
     shards = list(first)[-MOST_COMMITS - 1 :]
-    if not shards:
+    if len(shards) <= LEAST_COMMITS:
         return None
     times = [first[shard] for shard in shards]
     recent = sum(time >= times[-1] - LAST_HOUR for time in times)
-    taken = min(max(recent, LEAST_COMMITS + 1), len(times))
+    taken = max(recent, LEAST_COMMITS + 1)
     since, last = times[-taken], times[-1]
     return LastCommits(shards[len(shards) - taken + 1 :], since, last) if since < last else None
 

@@ -62,12 +62,23 @@ class TrainingResult:
             f"training record: {TRAINING} in the same folder",
         ]
 
+    def _unmeasured(self) -> str:
+        images, share = self.record.held_out["images"], self.record.held_out["share"]
+        if images:
+            return "nothing was measured on the held-out images, so any improvement is unknown"
+        if not share:
+            return "no images are held out, so any improvement is unknown. Set held_out.share"
+        return (
+            "no images are held out, so any improvement is unknown. A hash of each source decides its side, and with "
+            f"held_out.share {share:g} all of these images are trained on. Raise held_out.share, or add images"
+        )
+
     def _measured(self) -> list[str]:
         evaluations = [Evaluation(**each) for each in self.record.evaluations]
         trained = self.record.trained
         best = next((each for each in evaluations if each.step == trained["best_step"]), None)
         if best is None:
-            return ["no images are held out, so any improvement is unknown. Set held_out.share"]
+            return [self._unmeasured()]
         before = evaluations[0]
         lines = [
             f"on {counted(best.masks, 'mask')} of {counted(best.images, 'held-out image')}: mean IoU at one click "

@@ -41,7 +41,7 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
-from segmint.pipeline.quality.audit.commits import audit_catalog_part, audit_commits
+from segmint.pipeline.quality.audit.commits import AuditedCommit, audit_catalog_part, audit_commits
 from segmint.pipeline.quality.audit.content import ContentAudit
 from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts
 from segmint.pipeline.quality.audit.shard import FileSettings, ShardAuditResult, ShardPlan
@@ -77,7 +77,7 @@ def audit_committed_state(
     """
     state = CommittedState()
     held = sorted((shard, numbers[-1]) for shard, numbers in generations.items())
-    for audited in audit_commits(dataset, manifest, held):
+    for audited in _audit_latest(dataset, manifest, held):
         state.findings.extend(audited.findings)
         state.commits += 1
         if audited.commit is None:
@@ -91,6 +91,7 @@ def audit_committed_state(
         bad = _audit_named(dataset, audited.commit, listed, state.findings)
         if bad:
             state.bad_kinds[audited.shard] = bad
+    state.pairs.sort()
     replaced = [(shard, number) for shard, numbers in sorted(generations.items()) for number in numbers[:-1]]
     for audited in audit_commits(dataset, manifest, replaced):
         entries = audited.commit.files if audited.commit is not None else ()
@@ -110,6 +111,16 @@ def audit_committed_state(
 def _is_replaced(dataset: Location, shard: int, generation: int) -> bool:
     """Return whether a shard has a higher generation, so that a correction may have removed the files of this one."""
     return max(CommitLog(dataset).generations_of(shard), default=0) > generation
+
+
+def _audit_latest(dataset: Location, manifest: DatasetManifest, held: list[tuple[int, int]]) -> Iterator[AuditedCommit]:
+    """Audit the latest commits; of shards that are replaced meanwhile, audit the newer generation."""
+    while held:
+        waiting = {shard for shard, _ in held}
+        for audited in audit_commits(dataset, manifest, held):
+            waiting.discard(audited.shard)
+            yield audited
+        held = [(shard, max(found)) for shard in sorted(waiting) if (found := CommitLog(dataset).generations_of(shard))]
 
 
 def _audit_named(
@@ -294,7 +305,7 @@ def _plans(
     task: AuditTask, state: CommittedState, taken: dict[int, frozenset[int]], sample: int, searched: int
 ) -> Iterator[ShardPlan]:
     seen = 0
-    for commit in CommitLog(task.dataset).read_many(state.pairs):
+    for commit in CommitLog(task.dataset).read_latest_of(state.pairs):
         end = seen + commit.counts.get("images", 0)
         yield ShardPlan(
             commit,

@@ -58,7 +58,7 @@ def audit_index(
     """Compare `shards.json`, if it exists, with all latest commits, given as (shard, generation)."""
     if not (dataset / SHARDS_INDEX).exists():
         return
-    held: list[Commit] = list(CommitLog(dataset).read_many(commits))
+    held: list[Commit] = list(CommitLog(dataset).read_latest_of(commits))
     finished = version.number is not None and len(held) == manifest.shards
     problem = index_problem(dataset, manifest.name, held, finished=finished)
     if problem is not None:

@@ -15,7 +15,9 @@ from segmint.catalogs.dataset.manifest import (
     manifest_generations,
     manifest_name,
     parse_manifest_name,
+    put_dataset_id,
     put_manifest,
+    read_dataset_id,
     read_generation,
     read_latest_manifest,
     read_manifest,
@@ -94,6 +96,20 @@ def test_a_generation_is_put_once(tmp_path: Path) -> None:
     assert load_latest_manifest(location) == (winner, 2)
     assert put_manifest(location, winner, 2)
     assert read_generation(location, 1) == manifest((100, 0))
+
+
+def test_of_several_writers_one_gives_the_dataset_its_id(tmp_path: Path) -> None:
+    location = location_of(tmp_path / "dataset")
+    assert read_dataset_id(location) is None
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: put_dataset_id(location), range(8)))
+    data = (location / "id.json").read()
+    assert data == b'{"dataset_id":"%s"}\n' % str(read_dataset_id(location)).encode()
+    put_dataset_id(location_of(tmp_path / "other"))
+    assert read_dataset_id(location_of(tmp_path / "other")) != read_dataset_id(location)
+    for damaged in (data[:-2], data.upper(), data * 100, b""):
+        (location / "id.json").put(damaged)
+        assert read_dataset_id(location) is None
 
 
 def test_a_manifest_survives_its_file(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from segmint.catalogs.dataset.manifest import load_manifest, read_manifest
+from segmint.catalogs.dataset.manifest import load_manifest, read_dataset_id, read_manifest
 from segmint.catalogs.dataset.tombstones import TakedownRequest
+from segmint.catalogs.dataset.unaccounted import unknown_files
+from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError, config_sha256
 from segmint.catalogs.shard_ranges import ShardPart
 from segmint.infra.errors import UsageError
@@ -60,9 +62,16 @@ def test_a_dataset_is_begun_with_all_that_pins_it(tmp_path: Path, catalog: Path)
 @pytest.mark.usefixtures("weights")
 def test_opening_again_changes_no_byte(tmp_path: Path, catalog: Path) -> None:
     open_or_create(config(tmp_path, catalog), Storage())
-    before = digests(tmp_path / "dataset")
+    location = location_of(tmp_path / "dataset")
+    before, known, digest = digests(tmp_path / "dataset"), read_dataset_id(location), current_digest(location)
     open_or_create(config(tmp_path, catalog, rows_per_block=7, max_reject_ratio=0.9), Storage())
     assert digests(tmp_path / "dataset") == before
+    assert known is not None
+    assert (read_dataset_id(location), unknown_files(location)) == (known, [])
+    (location / "id.json").delete()
+    open_or_create(config(tmp_path, catalog), Storage())
+    assert read_dataset_id(location) not in (None, known), "a build adds an id that is missing"
+    assert current_digest(location) == digest
 
 
 def test_weights_that_were_trained_give_their_lineage_at_the_first_start(

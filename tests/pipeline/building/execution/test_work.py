@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.commits import CommitLog, FileEntry
 from segmint.catalogs.reasons import Reason, reasons_to_retry
 from segmint.infra.metrics import RunMetrics
 from segmint.infra.storage.storage import Storage
@@ -34,6 +34,13 @@ def rejected(opened: tuple[Config, BuildDataset], *reasons: Reason, wanted: rang
 
 def commits(opened: tuple[Config, BuildDataset]) -> CommitLog:
     return CommitLog(opened[1].location)
+
+
+def log_files(log: CommitLog, shard: int) -> tuple[FileEntry, ...]:
+    """The files of another shard, whose rows were rejected for other reasons."""
+    commit = log.latest(shard)
+    assert commit is not None
+    return commit.files
 
 
 def test_shards_without_a_commit_are_missing(opened: tuple[Config, BuildDataset]) -> None:
@@ -101,17 +108,21 @@ def test_a_row_is_retried_once_in_a_run(opened: tuple[Config, BuildDataset]) -> 
     assert work.left == []
 
 
-def test_a_shard_that_another_replaced_is_left_alone(opened: tuple[Config, BuildDataset]) -> None:
+def test_a_shard_that_another_replaced_is_retried_in_its_newer_generation(opened: tuple[Config, BuildDataset]) -> None:
     work = rejected(opened, Reason.NOT_FOUND)
     log = commits(opened)
     commit = log.latest(2)
     assert commit is not None
     log.put(replace(commit, generation=2))
     log.location(2, 1).delete()
-    taken = work.read([2])
-    assert (taken.rows.num_rows, list(taken.spans), dict(taken.tasks)) == (0, [], {})
-    assert work.settle([2], done=()) == 0
-    assert rejected(opened, Reason.NOT_FOUND).left == [2], "a next run takes it from the generation that holds"
+    for _ in range(2):
+        taken = work.read([2])
+        assert [(task.shard, task.generation, task.ordinals) for task in taken.tasks.values()] == [(2, 2, [7])]
+        assert work.settle([2], done=()) == 1
+    log.put(replace(commit, generation=3, counts={**commit.counts, "rejected:not_found": 0}, files=log_files(log, 0)))
+    log.location(2, 2).delete()
+    assert list(work.read([2]).spans) == []
+    assert (work.settle([2], done=()), work.left) == (0, [])
 
 
 def test_an_image_whose_opt_out_was_withdrawn_is_tried_again_and_one_that_the_catalog_forbids_stays_out(

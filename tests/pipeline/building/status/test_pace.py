@@ -71,7 +71,6 @@ def test_an_amendment_beside_a_build_does_not_change_its_pace() -> None:
     [
         (range(0, 200, 10), 6, 3600),  # those of the last hour
         (range(0, 2000, 100), LEAST_COMMITS, 30_000),  # too few in it
-        (range(0, 300, 100), 2, 12_000),  # there are no more
         ([shard / 100 for shard in range(1000)], MOST_COMMITS, MOST_COMMITS * 0.6),
     ],
 )
@@ -100,4 +99,11 @@ def test_a_pause_before_the_last_hour_does_not_slow_the_pace() -> None:
 def test_commits_of_one_moment_have_no_pace() -> None:
     assert last_commits({}) is None
     assert last_commits(times(3)) is None
-    assert last_commits(times(3, 3, 3, 3)) is None
+    assert last_commits(times(*[3] * 9)) is None
+
+
+def test_a_few_commits_have_no_pace() -> None:
+    """Two writers end within a second, after an hour of work."""
+    assert last_commits(times(60, 60.01)) is None
+    assert last_commits(times(*range(LEAST_COMMITS))) is None
+    assert last_commits(times(*range(LEAST_COMMITS + 1))) is not None

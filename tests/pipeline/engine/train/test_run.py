@@ -20,7 +20,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.sam.load import load_sam
 from segmint.pipeline.engine.train.record import TrainingRecord
-from segmint.pipeline.engine.train.run import run_train
+from segmint.pipeline.engine.train.run import TrainingResult, run_train
 from segmint.pipeline.engine.train.settings import load_train_config
 from tests.support.builds import ROOT
 from tests.support.everything import upload
@@ -144,6 +144,21 @@ def test_a_run_that_has_ended_is_not_repeated_and_another_one_is_refused(ended):
         again(ended, f"output={ended.dataset}/run")
     with pytest.raises(UsageError, match=r"cache\.folder is s3://bucket/cache: expected a folder on a local disk"):
         again(ended, "cache.folder=s3://bucket/cache")
+
+
+@pytest.mark.parametrize(
+    ("images", "share", "told"),
+    [
+        (0, 0.0, "no images are held out, so any improvement is unknown. Set held_out.share"),
+        (0, 0.3, "with held_out.share 0.3 all of these images are trained on. Raise held_out.share, or add images"),
+        (2, 0.3, "nothing was measured on the held-out images, so any improvement is unknown"),
+    ],
+)
+def test_a_run_without_a_measurement_says_why(ended, images, share, told):
+    record = record_of(ended.output)
+    held = {**record.held_out, "images": images, "share": share}
+    record = record.model_copy(update={"evaluations": type(record.evaluations)(), "held_out": held})
+    assert TrainingResult(str(ended.output), record, new=True).lines()[1].endswith(told)
 
 
 def test_a_parent_whose_record_is_damaged_is_refused(ended, tmp_path):

@@ -10,11 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import LatestManifest
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
+from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.findings import Code, Finding
 from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit import integrity
 from segmint.pipeline.quality.audit.integrity import audit_integrity, sampled
 from segmint.pipeline.quality.audit.result import AuditReport
@@ -58,6 +62,23 @@ def test_what_is_not_yet_built_is_told(dataset: Path) -> None:
     assert list(report.not_built) == [(1, 1)]
     assert "not yet built: 1 of 3 shards (1)" in result_lines(report)
     assert report.checked.commits == 2
+
+
+def test_a_shard_that_is_corrected_during_the_audit_is_audited_in_its_newer_generation(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A takedown of an image runs after the audit has listed the files and the commits."""
+    first = next(iter(open_dataset(str(dataset))))
+    load = integrity.load_latest_manifest
+
+    def corrected(location: Location) -> LatestManifest:
+        takedown(location, TakedownRequest(ids=(str(first.row["image_id"]),)), "asked by its owner")
+        return load(location)
+
+    monkeypatch.setattr(integrity, "load_latest_manifest", corrected)
+    report = audit(dataset)
+    assert [finding.line() for finding in report.findings] == []
+    assert (report.checked.commits, report.checked.images) == (3, len(open_dataset(str(dataset))))
 
 
 def test_files_of_a_writer_at_work_are_told(dataset: Path) -> None:
