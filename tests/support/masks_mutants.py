@@ -92,6 +92,20 @@ MASKS_MUTANTS = (
         "tests/pipeline/masks/test_images.py",
     ),
     Mutant(
+        "the interpreter is finalized while Arrow's threads run",
+        "pipeline/commands/cli.py",
+        "os._exit(end.code if isinstance(end.code, int) else bool(end.code))",
+        "pass",
+        "tests/pipeline/commands/test_cli.py::test_the_process_ends_without_finalizing_the_interpreter_in_which_arrow_s_threads_may_still_run",
+    ),
+    Mutant(
+        "each of many unknown keys is compared with all known ones",
+        "pipeline/config/problems.py",
+        "if len(found) < SHOWN else",
+        "if found is not None else",
+        "tests/pipeline/config/test_yaml_file.py",
+    ),
+    Mutant(
         "YAML's numbers in sixties are taken",
         "pipeline/config/yaml_file.py",
         'if ":" in node.value:',
