@@ -24,6 +24,9 @@ SOURCE = pa.schema(
 )
 """Columns that a source catalog may contain, in any order. Other columns are ignored."""
 
+JSON_TEXT = {b"encoding": b"json"}
+"""Metadata of a text column whose values are JSON, because no Arrow type fits them all."""
+
 REQUIRED = ("uri", "license")
 """Columns that a source catalog must contain. A row's license may be empty, which rejects its image."""
 

@@ -17,6 +17,7 @@ Pixels = NDArray[np.uint8]
 
 _FILL = 0.45  # share of the mask's color in a pixel inside it
 _WRITTEN_BY = ("Software", "segmint")
+_DRAWN_FROM = "Masks SHA-256"
 _GOLDEN_ANGLE = 0.618033988749895  # turns: each hue is as far from all earlier ones as possible
 
 
@@ -67,11 +68,16 @@ def distinct_color(index: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def encode_png(image: Pixels) -> bytes:
-    """Encode an image, (H, W, 3) uint8 RGB, as PNG with a text chunk that names segmint as the software."""
+def encode_png(image: Pixels, drawn_from: str | None = None) -> bytes:
+    """Encode an image, (H, W, 3) uint8 RGB, as PNG with a text chunk that names segmint as the software.
+
+    `drawn_from` is the SHA-256 of the file of masks that it shows, recorded in another text chunk.
+    """
     buffer = io.BytesIO()
     written_by = PngInfo()
     written_by.add_text(*_WRITTEN_BY)
+    if drawn_from is not None:
+        written_by.add_text(_DRAWN_FROM, drawn_from)
     Image.fromarray(image).save(buffer, format="PNG", compress_level=3, pnginfo=written_by)
     return buffer.getvalue()
 
@@ -79,3 +85,8 @@ def encode_png(image: Pixels) -> bytes:
 def is_ours(png: bytes) -> bool:
     """Return whether `encode_png` wrote a file, according to the first chunk after its header."""
     return "\0".join(_WRITTEN_BY).encode() in png[:64]
+
+
+def is_drawn_from(png: bytes, sha256: str) -> bool:
+    """Return whether `encode_png` wrote a file for the file of masks with this SHA-256, according to its beginning."""
+    return f"{_DRAWN_FROM}\0{sha256}".encode() in png[:256]

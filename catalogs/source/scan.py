@@ -5,12 +5,14 @@ except `uri`; `photo.jpg.license` contains just an identifier, or REUSE's tags (
 `SPDX-FileCopyrightText`). Sidecars override the argument, and JSON overrides `.license`.
 """
 
+import base64
 import csv
 import json
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import pyarrow as pa
 from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.catalogs.licenses import validate_identifier
 from segmint.catalogs.parquet import RowGroupWriter
-from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.schema import JSON_TEXT, SOURCE
 from segmint.catalogs.source.conform import conform, json_object
 from segmint.catalogs.source.readers import catalog_format
 from segmint.infra.errors import UsageError
@@ -224,13 +226,30 @@ def _plain(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
     return {"uri": ordered.pop("uri"), "license": ordered.pop("license", None), **ordered}
 
 
+def _json_value(value: Any) -> Any:
+    """Return a value of a Parquet column as one that JSON has: ISO 8601 for times, seconds, Base64 for bytes."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
 def _write_json_lines(rows: Iterator[Mapping[str, Any]], path: Path, schema: pa.Schema) -> int:
-    count = 0
+    count, as_json = 0, [field.name for field in schema if JSON_TEXT.items() <= (field.metadata or {}).items()]
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(_plain(row, schema), ensure_ascii=False, default=str) + "\n")
+            plain = _plain(row, schema)
+            plain |= {name: json.loads(plain[name]) for name in as_json if name in plain}
+            file.write(json.dumps(plain, ensure_ascii=False, default=_json_value) + "\n")
             count += 1
     return count
+
+
+def _csv_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _write_csv(rows: Iterator[Mapping[str, Any]], path: Path, schema: pa.Schema) -> int:
@@ -239,10 +258,8 @@ def _write_csv(rows: Iterator[Mapping[str, Any]], path: Path, schema: pa.Schema)
         writer = csv.DictWriter(file, schema.names, lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            plain = _plain(row, schema)
-            if "redistributable" in plain:
-                plain["redistributable"] = "true" if plain["redistributable"] else "false"
-            writer.writerow(plain)
+            values = json.loads(json.dumps(_plain(row, schema), default=_json_value))
+            writer.writerow({name: _csv_text(value) for name, value in values.items()})
             count += 1
     return count
 

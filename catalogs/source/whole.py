@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.schema import JSON_TEXT, SOURCE
 from segmint.catalogs.source.csv_reader import csv_batches
 from segmint.catalogs.source.json_lines_reader import json_blocks, json_row, split_lines
 from segmint.catalogs.source.parquet_reader import open_parquet
@@ -17,6 +17,14 @@ from segmint.infra.storage.location import Location
 
 _ROWS = 1024
 """Number of rows read together; columns that segmint doesn't use may be large."""
+
+_TYPES = (
+    (pa.string(), {str}),
+    (pa.bool_(), {bool}),
+    (pa.int64(), {int, object}),
+    (pa.float64(), {int, float}),
+)
+"""Arrow types, and the kinds of JSON values that they represent; the first is that of a column without values."""
 
 Batches = Iterator[pa.RecordBatch]
 
@@ -31,8 +39,8 @@ class _AllColumns(Container[str]):
 class WholeCatalog:
     """A catalog with all its columns: its columns of `SOURCE`, then the others in its order.
 
-    Columns of `SOURCE` are as in `read_catalog`. Others keep their types in Parquet and are text in the text formats;
-    in JSON Lines, values other than text are written as JSON.
+    Columns of `SOURCE` are as in `read_catalog`. Others are text in CSV and keep their types in the other formats.
+    Those of JSON Lines with objects, lists, or values of several types are JSON text, with `JSON_TEXT` as metadata.
     """
 
     def __init__(self, catalog: Location) -> None:
@@ -76,10 +84,11 @@ class WholeCatalog:
             names = SOURCE.names if first is None else first.schema.names
             self._raw_fields = [pa.field(name, pa.string()) for name in names]
         else:
-            seen: dict[str, None] = {}
+            seen: dict[str, set[type]] = {}
             for row in self._json_rows():
-                seen |= dict.fromkeys(row)
-            self._raw_fields = [pa.field(name, pa.string()) for name in seen]
+                for name, value in row.items():
+                    seen.setdefault(name, set()).add(_kind_of(value))
+            self._raw_fields = [_json_field(name, kinds) for name, kinds in seen.items()]
         # A dictionary is an encoding chosen for reading, not the column's type.
         self._raw_fields = [
             field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
@@ -102,7 +111,7 @@ class WholeCatalog:
             waiting: list[dict[str, Any]] = []
             schema = pa.schema(self._raw_fields)
             for row in self._json_rows():
-                waiting.append({name: _text(value) for name, value in row.items()})
+                waiting.append({name: _typed(value, schema.field(name)) for name, value in row.items()})
                 if len(waiting) == _ROWS:
                     yield pa.RecordBatch.from_pylist(waiting, schema=schema)
                     waiting = []
@@ -116,10 +125,26 @@ class WholeCatalog:
                 number += 1
 
 
-def _text(value: Any) -> str | None:
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _kind_of(value: Any) -> type:
+    """Return the type of a JSON value, but `object` for an integer that a double can't represent."""
+    if type(value) is int and abs(value) > 2**53:
+        return object if abs(value) < 2**63 else dict
+    return type(value)
+
+
+def _json_field(name: str, kinds: set[type]) -> pa.Field:
+    kinds = kinds - {type(None)}
+    for kind, fit in _TYPES:
+        if kinds <= fit or name in SOURCE.names:
+            return pa.field(name, kind)
+    return pa.field(name, pa.string(), metadata=JSON_TEXT)
+
+
+def _typed(value: Any, field: pa.Field) -> Any:
+    if value is None or not pa.types.is_string(field.type):
+        return value
+    is_text = isinstance(value, str) and field.metadata is None
+    text = value if is_text else json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "replace").decode()  # replaces lone surrogates, which UTF-8 can't encode
 
 

@@ -4,8 +4,12 @@ A command's module is imported when the command runs or shows its help. A comman
 runs, so that help appears at once.
 """
 
+import atexit
 import importlib
 import os
+import sys
+import threading
+from contextlib import suppress
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -119,7 +123,18 @@ def main() -> None:
     # Threads that spin while waiting take cores from the processes they wait for: a prompt then takes twenty times as
     # long. torch's thread library reads this variable once, when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app(prog_name="segmint")
+    try:
+        app(prog_name="segmint")
+    except SystemExit as end:
+        # Arrow's threads release Python objects shortly after a read returns. If the interpreter is being finalized by
+        # then, the process dies ("terminate called without an active exception"), so end it as multiprocessing does.
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        with suppress(OSError):  # which the interpreter reports when it is finalized
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else bool(end.code))
+        raise
 
 
 @app.callback(invoke_without_command=True)

@@ -13,7 +13,15 @@ from segmint.infra.errors import UsageError
 from segmint.infra.progress import Progress
 from segmint.infra.wording import counted, duration, listed
 from segmint.pipeline.commands.common.arguments import Device
-from segmint.pipeline.commands.common.console import FAILED, FINDINGS, guarded, print_json, print_message, printable
+from segmint.pipeline.commands.common.console import (
+    FAILED,
+    exit_unless_clean,
+    guarded,
+    print_json,
+    print_line,
+    print_message,
+    printable,
+)
 
 if TYPE_CHECKING:
     from segmint.pipeline.masks.estimate import Work
@@ -174,13 +182,14 @@ def _run(
             make_masks(planned, report, display.show_points)
     finally:
         _sum_up(planned, results)
+    for line in planned.unreadable:
+        (print_message if as_json else print_line)(f"not checked: {line}")
     if as_json:
         print_json([asdict(result) for result in results])
     outcomes = {result.outcome for result in results}
     if "failed" in outcomes:
         raise typer.Exit(FAILED)
-    if "refused" in outcomes:
-        raise typer.Exit(FINDINGS)
+    exit_unless_clean([outcome for outcome in outcomes if outcome == "refused"], planned.unreadable)
 
 
 class _Display:

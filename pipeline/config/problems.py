@@ -15,6 +15,10 @@ from segmint.infra.wording import listed, number
 Key = tuple[str | int, ...]
 
 
+SHOWN = 100
+"""Maximum number of problems that a report lists."""
+
+
 @dataclass(frozen=True)
 class ConfigProblem:
     """One problem: its dotted key, its location ("build.yaml:12"), and what was expected."""
@@ -92,7 +96,7 @@ def problems_of(error: ValidationError, document: Document, model: type[BaseMode
             continue  # it has items, each reported separately
         key = _existing(detail["loc"], document.data, missing=detail["type"] == "missing")
         name = dotted(key)
-        message = _message(detail, key, model)
+        message = _message(detail, key, model) if len(found) < SHOWN else "is invalid"  # a message may take 1 ms
         if name in found:  # the members of a union, each with its own expectation
             message = f"{found[name].message}; or {message.rpartition(': ')[2]}"
         found[name] = ConfigProblem(name, document.place(key), message)

@@ -14,7 +14,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import check_size
 from segmint.infra.uris import redact
 from segmint.infra.wording import counted
-from segmint.pipeline.config.problems import ConfigProblem, Document, Key, dotted, plain_types, problems_of
+from segmint.pipeline.config.problems import SHOWN, ConfigProblem, Document, Key, dotted, plain_types, problems_of
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -191,8 +191,9 @@ def check(document: Document, model: type[Model]) -> Model:
 
 
 def _report(source: str, problems: list[ConfigProblem]) -> str:
-    ordered = sorted(problems, key=lambda problem: (_line(problem.where), problem.key))
+    ordered = sorted(problems[:SHOWN], key=lambda problem: (_line(problem.where), problem.key))
     lines = [f"  {problem.where}: {problem.key} {problem.message}" for problem in ordered]
+    lines += [f"  and {len(problems) - SHOWN:,} more"] if len(problems) > SHOWN else []
     return redact("\n".join([f"{source} has {counted(len(problems), 'problem')}:", *lines]))
 
 

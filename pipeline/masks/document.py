@@ -1,5 +1,6 @@
 """Reading and writing of a photograph's masks as SA-1B JSON, including their origin. Does not import torch."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class MasksFile:
     origin: MasksOrigin | None
     annotations: Sequence[Any] = ()
     photograph: str = ""  # file name of the photograph
+    sha256: str = ""
 
     def records(self) -> list[MaskRecord]:
         """Return the masks as records for drawing."""
@@ -68,6 +70,7 @@ def read_document(data: bytes) -> MasksFile:
         document = json.loads(data)
         made_from = document[_MADE_FROM]
         origin = MasksOrigin(made_from["photograph_sha256"], made_from["settings_sha256"])
-        return MasksFile(origin, list(document["annotations"]), document["image"]["file_name"])
+        sha256 = hashlib.sha256(data).hexdigest()
+        return MasksFile(origin, list(document["annotations"]), document["image"]["file_name"], sha256)
     except (ValueError, RecursionError, KeyError, TypeError):
         return MasksFile(None)

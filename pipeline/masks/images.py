@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, UriNotAllowedError, absolute, base_name, join, local_path, scheme
@@ -33,12 +34,14 @@ class Photograph:
 class Photographs:
     """The photographs that the arguments name; `is_one` is True for a single file, as opposed to a folder or pattern.
 
-    `passed_over` lists entries of folders that were skipped although they may be photographs, each with the reason.
+    `passed_over` lists entries of folders that were skipped although they may be photographs, and `unreadable` folders
+    that can't be listed, each with the reason.
     """
 
     images: tuple[Photograph, ...]
     is_one: bool
     passed_over: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
 
 def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: bool) -> Photographs:
@@ -46,7 +49,8 @@ def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: b
 
     Files and URIs keep their order; other photographs are sorted by name. A folder, or a prefix that ends with a slash,
     stands for its photographs, at any depth with `recursive`, and a pattern such as `photos/**/*.jpg` for its matches.
-    Raises `UsageError` for missing files, and for folders and patterns without photographs.
+    Raises `UsageError` for missing files, and for folders and patterns without photographs, and `StorageFaultError` if
+    nothing is found because folders can't be read.
     """
     absent = [name for name in arguments if _is_absent(name)]
     if absent:
@@ -56,9 +60,13 @@ def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: b
         raise UsageError(f"no such file: {some(absent)}")
     found: dict[str, Photograph] = {}
     unusable: list[str] = []
+    unreadable: list[str] = []
     is_one = len(arguments) == 1
     for argument in arguments:
-        several = _of_folder(storage, argument, recursive) if _is_folder(argument) else _of_pattern(argument)
+        if _is_folder(argument):
+            several: list[Photograph] | None = _of_folder(storage, argument, recursive, unreadable)
+        else:
+            several = _of_pattern(argument, unreadable)
         is_one &= several is None
         for image in (Photograph(argument, base_name(argument)),) if several is None else several:
             try:
@@ -67,11 +75,14 @@ def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: b
                 if several is None:
                     raise
                 unusable.append(f"{error}. Rename the photograph.")
+    if not found and unreadable:
+        raise StorageFaultError(f"no photographs found: {some(unreadable)}")
     if not found:
         raise UsageError(f"no photograph has a usable name: {unusable[0]}")
     folders = [name for name in arguments if is_local(name) and _is_folder(name)]
     passed_over = tuple(line for folder in folders for line in _passed_over(local_path(folder), recursive))
-    return Photographs(tuple(found.values()), is_one, (*unusable, *passed_over))
+    unread = tuple(dict.fromkeys(unreadable))
+    return Photographs(tuple(found.values()), is_one, (*unusable, *passed_over), unread)
 
 
 def is_local(name: str) -> bool:
@@ -83,43 +94,69 @@ def _is_absent(name: str) -> bool:
     if not is_local(name):
         return False
     path = local_path(name)
-    return not (path.is_file() or path.is_dir() or glob.has_magic(str(path)))
+    is_hidden = os.path.isdir(path.parent) and not _is_readable(path.parent)  # noqa: PTH112 (as below)
+    return not (os.path.isfile(path) or os.path.isdir(path) or glob.has_magic(str(path)) or is_hidden)  # noqa: PTH112, PTH113
 
 
 def _is_folder(name: str) -> bool:
-    return local_path(name).is_dir() if is_local(name) else name.endswith("/")
+    # In an unreadable folder, the methods of `Path` raise `PermissionError`.
+    return os.path.isdir(local_path(name)) if is_local(name) else name.endswith("/")  # noqa: PTH112
 
 
-def _of_folder(storage: Storage, folder: str, recursive: bool) -> list[Photograph]:
-    names = sorted(_photographs_in(storage, folder, recursive))
-    if not names:
-        deeper = [] if recursive else list(_photographs_in(storage, folder, True))
+def _of_folder(storage: Storage, folder: str, recursive: bool, unreadable: list[str]) -> list[Photograph]:
+    own: list[str] = []
+    names = sorted(_photographs_in(storage, folder, recursive, own))
+    if not names and not own:
+        deeper = [] if recursive else list(_photographs_in(storage, folder, True, own))
         advice = f"; its subfolders contain {len(deeper):,}. Pass --recursive." if deeper else ""
         raise UsageError(f"{folder} contains no photographs ({', '.join(IMAGE_ENDINGS)}){advice}")
+    unreadable += own
     return [Photograph(join(folder, name), name) for name in names]
 
 
-def _photographs_in(storage: Storage, folder: str, recursive: bool) -> Iterator[str]:
-    location = Location(storage, folder)
-    return _photographs_of(entry.name for entry in (location.walk() if recursive else location.list()))
+def _photographs_in(storage: Storage, folder: str, recursive: bool, unreadable: list[str]) -> Iterator[str]:
+    if not is_local(folder):
+        location = Location(storage, folder)
+        return _photographs_of(entry.name for entry in (location.walk() if recursive else location.list()))
+    top = local_path(folder)
+    paths = (root / name for root, _, names in _walk(top, recursive, unreadable) for name in _photographs_of(names))
+    return (path.relative_to(top).as_posix() for path in paths if path.is_file())
+
+
+def _walk(top: Path, recursive: bool, unreadable: list[str]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield local folders with their subfolders and files, without hidden folders; list those that can't be read."""
+    for root, folders, files in os.walk(top, onerror=lambda error: unreadable.append(_said(error.filename))):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        if not _is_readable(root):
+            unreadable.append(_said(root))
+            folders.clear()
+            continue
+        yield Path(root), folders, files
+        if not recursive:
+            return
+
+
+def _is_readable(folder: str | Path) -> bool:
+    return os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+
+
+def _said(folder: str | Path) -> str:
+    return f"{folder}: the folder can't be read"
 
 
 def _passed_over(folder: Path, recursive: bool) -> Iterator[str]:
     """Yield a line for each skipped entry of a local folder: subfolders, links to folders, broken links, and pipes."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+    for root, folders, files in _walk(folder, recursive, []):
         for name in folders:
-            if recursive and (Path(root) / name).is_symlink():
-                yield f"{Path(root) / name}: a link to a folder; pass its path to include the contents"
-        for name in sorted(_photographs_of(files)):
-            path = Path(root) / name
+            if recursive and (root / name).is_symlink():
+                yield f"{root / name}: a link to a folder; pass its path to include the contents"
+        for path in (root / name for name in sorted(_photographs_of(files))):
             if not path.is_file():
                 yield f"{path}: {'a broken link' if path.is_symlink() else 'a pipe or device'}"
         if not recursive:
-            below = [name for name in folders if _holds_photographs(Path(root) / name)]
+            below = [name for name in folders if _holds_photographs(root / name)]
             if below:
                 yield f"{folder} has photographs in subfolders ({some(below)}); pass --recursive to include them"
-            return
 
 
 def _holds_photographs(folder: Path) -> bool:
@@ -128,25 +165,37 @@ def _holds_photographs(folder: Path) -> bool:
 
 def _photographs_of(names: Iterable[str]) -> Iterator[str]:
     for name in names:
-        parts = PurePosixPath(name).parts
-        is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if name.lower().endswith(IMAGE_ENDINGS) and not name.endswith(DRAWN) and not is_hidden:
+        if name.lower().endswith(IMAGE_ENDINGS) and not name.endswith(DRAWN) and not _is_hidden(name):
             yield name
 
 
-def _of_pattern(argument: str) -> list[Photograph] | None:
-    """Return the matches of a pattern, placed relative to its first folder without a wildcard; None for a file name."""
-    if not is_local(argument) or local_path(argument).is_file():
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _of_pattern(argument: str, unreadable: list[str]) -> list[Photograph] | None:
+    """Return the matches of a pattern, placed relative to its first folder without a wildcard; None for a file name.
+
+    Adds folders that may contain matches, but can't be read, to `unreadable`.
+    """
+    if not is_local(argument) or os.path.isfile(local_path(argument)):  # noqa: PTH113 (as in `_is_folder`)
         return None
     steps = local_path(argument).parts
     steps = (*steps, "*") if steps[-1] == "**" else steps  # before Python 3.13, a trailing `**` only matched folders
     fixed = next((index for index, step in enumerate(steps) if glob.has_magic(step)), len(steps) - 1)
     root, rest = Path(*steps[:fixed]), str(Path(*steps[fixed:]))
     try:
-        matches = [path.relative_to(root).as_posix() for path in root.glob(rest) if path.is_file()]
+        matches = [path.relative_to(root).as_posix() for path in root.glob(rest) if os.path.isfile(path)]  # noqa: PTH113
+        outer = [
+            root,
+            *(path for end in range(fixed + 1, len(steps)) for path in root.glob("/".join(steps[fixed:end]))),
+        ]
     except (ValueError, NotImplementedError) as error:
         raise UsageError(f"{argument!r} is not a valid pattern: {error}") from None
+    folders = [path for path in outer if not _is_hidden(str(path.relative_to(root))) and os.path.isdir(path)]  # noqa: PTH112
+    unread = [_said(folder) for folder in dict.fromkeys(folders) if not _is_readable(folder)]
+    unreadable += unread
     places = sorted(_photographs_of(matches))
-    if not places:
+    if not places and not unread:
         raise UsageError(f"no photograph matches {argument!r} ({', '.join(IMAGE_ENDINGS)})")
     return [Photograph(str(root / place), place) for place in places]

@@ -16,7 +16,9 @@ from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.uris import absolute, base_name, join, local_path
+from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.stores import TEMPORARY_PREFIX
+from segmint.infra.uris import absolute, base_name, join, local_path, parent
 from segmint.infra.wording import counted, some
 from segmint.pipeline.masks.images import NEXT_TO, OVERLAY, Photograph, Photographs, is_local
 from segmint.pipeline.masks.options import MasksOptions
@@ -31,6 +33,11 @@ RECORD = ".segmint-masks.json"
 _ADVICE = "Restore these settings, choose another folder, or pass --overwrite to make all masks again."
 
 
+def _overlay_of(target: str) -> str:
+    stem = target.removesuffix(_JSON)
+    return stem + (".png" if stem.endswith(NEXT_TO) else OVERLAY)
+
+
 @dataclass(frozen=True)
 class PhotographTask:
     """A photograph, the output file for its masks, and its image id in the JSON."""
@@ -42,8 +49,7 @@ class PhotographTask:
     @property
     def overlay(self) -> str:
         """Output file for the drawn masks."""
-        stem = self.target.removesuffix(_JSON)
-        return stem + (".png" if stem.endswith(NEXT_TO) else OVERLAY)
+        return _overlay_of(self.target)
 
     def too_long(self, overlay: bool) -> str | None:
         """Return an error message if the output's local file name is too long for the file system, otherwise None."""
@@ -141,29 +147,52 @@ def _with_tasks(outputs: Outputs, images: tuple[Photograph, ...]) -> Outputs:
     return replace(outputs, tasks=tuple(map(PhotographTask, images, targets, ids)))
 
 
-def files_next_to(outputs: Outputs) -> set[str]:
-    """Return the existing files next to the photographs whose names are those of masks."""
+def existing_files(storage: Storage, outputs: Outputs) -> set[str]:
+    """Return the existing files whose names are those of masks or overlays; looks at no others.
+
+    Empty for a single named file, which is always overwritten.
+    """
+    if outputs.folder is None and not outputs.next_to:
+        return set()
     names = {name for task in outputs.tasks for name in (*outputs.candidates(task.image), task.target)}
-    drawn = {
-        PhotographTask(task.image, name, 1).overlay for task in outputs.tasks for name in outputs.candidates(task.image)
-    }
-    return {name for name in names | drawn if os.path.lexists(name)}
+    names |= {_overlay_of(name) for name in names}
+    if outputs.folder is None or is_local(outputs.folder):
+        return {name for name in names if os.path.lexists(local_path(name))}
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folders.setdefault(parent(name), []).append(base_name(name))
+    found = set()
+    for folder, inside in folders.items():
+        beginning = os.path.commonprefix(inside)  # noqa: RUF071 (of characters, as a store lists)
+        found |= {join(folder, entry.name) for entry in storage.list(folder, beginning=beginning)}
+    return names & found
+
+
+def sweep_temporary(outputs: Outputs) -> None:
+    """Delete the temporary files of killed runs. A writer whose file is deleted writes it again."""
+    for folder in {local_path(task.target).parent for task in outputs.tasks if is_local(task.target)}:
+        for left in folder.glob(TEMPORARY_PREFIX + "[0-9a-f]" * 32):
+            left.unlink(missing_ok=True)
 
 
 def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Callable[[str], str]) -> Outputs:
     """Return the tasks, but keep file names from before a photograph with a similar name was added or removed.
 
-    Otherwise a photograph's masks would exist twice, as `x.json` and as `x.jpg.json`. `there` contains the existing
-    files, and `photograph_of` returns the name of the photograph to which such a file belongs.
+    Otherwise a photograph's masks would exist twice, as `x.json` and as `x.jpg.json`, or `x.json` would be taken for
+    those of another photograph. `there` contains the existing files, and `photograph_of` returns the name of the
+    photograph to which such a file belongs.
     """
     if outputs.folder is None and not outputs.next_to:
         return outputs
     taken = {task.target for task in outputs.tasks}
     tasks = []
     for task in outputs.tasks:
+        name = base_name(task.image.name)
         for file in outputs.candidates(task.image):
-            is_free = task.target not in there and file in there and file not in taken
-            if is_free and photograph_of(file) == base_name(task.image.name):
+            is_free = file in there and file not in taken
+            if is_free and task.target in there and photograph_of(task.target) == name:
+                break  # both files are this photograph's
+            if is_free and photograph_of(file) == name:
                 task = replace(task, target=file)
         tasks.append(task)
     return replace(outputs, tasks=tuple(tasks))
@@ -178,12 +207,19 @@ def image_id(place: str) -> int:
 def _check(outputs: Outputs, images: tuple[Photograph, ...]) -> None:
     taken: dict[str, PhotographTask] = {}
     photographs = {_identity(image.name) for image in images}
+    ids: dict[int, PhotographTask] = {}
     for task in outputs.tasks:
         other = taken.setdefault(task.target, task)
         if other is not task:
             raise UsageError(
                 f"{other.image.name} and {task.image.name} would both be written to {task.target}. Pass their "
                 "common parent folder with --recursive, which keeps the tree, or an output for each."
+            )
+        same_id = ids.setdefault(task.image_id, task)
+        if same_id is not task and outputs.folder is not None:
+            raise UsageError(
+                f"{same_id.image.name} and {task.image.name} have the same image_id {task.image_id}, because the "
+                f"hashes of their paths are equal in {_ID_BITS} bits. Rename one of them."
             )
         for target in (task.target, task.overlay):
             if _identity(target) in photographs:

@@ -7,6 +7,7 @@ the first photograph needs it.
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +16,7 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError
-from segmint.infra.storage.errors import ObjectTooLargeError
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.ingest_config import ANY_SIZE
@@ -27,10 +28,11 @@ from segmint.pipeline.masks.outputs import (
     PhotographTask,
     check_writable,
     digest_of,
-    files_next_to,
+    existing_files,
     open_folder,
     plan_outputs,
     settings_of,
+    sweep_temporary,
     with_kept_files,
 )
 
@@ -73,9 +75,10 @@ class MasksPlan:
     options: MasksOptions
     weights: Path
     settings_sha256: str
-    there: frozenset[str]  # existing files in the folder or next to the photographs
+    there: frozenset[str]  # existing masks and overlays in the folder or next to the photographs
     overwrite: bool
     passed_over: tuple[str, ...]  # skipped entries that look like photographs or folders of them, with the reasons
+    unreadable: tuple[str, ...]  # folders that can't be listed, with the reasons
     work: Work  # the masks that don't exist yet
 
     def waits(self, task: PhotographTask) -> bool:
@@ -104,11 +107,7 @@ def plan(
     outputs = plan_outputs(photographs, output)
     check_writable(outputs)
     folder = None if outputs.folder is None else Location(storage, outputs.folder)
-    there: set[str] = set()
-    if folder is not None:
-        there = {str(folder / entry.name) for entry in folder.walk()}
-    elif outputs.next_to:
-        there = files_next_to(outputs)
+    there = existing_files(storage, outputs)
     outputs = with_kept_files(outputs, there, lambda file: _photograph_of(storage, file))
     work = Work(options, sum(overwrite or task.target not in there for task in outputs.tasks))
     announce(work)
@@ -116,8 +115,10 @@ def plan(
     settings = settings_of(options, sha256_of(weights))
     if folder is not None:
         open_folder(folder, outputs, there, settings, overwrite=overwrite)
-    sha256, is_over = digest_of(settings), photographs.passed_over
-    return MasksPlan(storage, outputs, options, weights, sha256, frozenset(there), overwrite, is_over, work)
+    sweep_temporary(outputs)
+    sha256, found = digest_of(settings), photographs
+    is_over, unread = found.passed_over, found.unreadable
+    return MasksPlan(storage, outputs, options, weights, sha256, frozenset(there), overwrite, is_over, unread, work)
 
 
 def _photograph_of(storage: Storage, file: str) -> str:
@@ -227,8 +228,14 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
     data = plan.storage.read(name, max_bytes=ANY_SIZE.max_bytes)
     photograph = hashlib.sha256(data).hexdigest()
     former = _former(plan, task, photograph)
-    result = ImageResult(name, "skipped", task.target, task.overlay if options.overlay else None)
-    if former is not None and not (options.overlay and task.overlay not in plan.there):
+    is_drawn, is_current = options.overlay, False
+    if there := _beginning_of(plan, task.overlay):
+        from segmint.operators.overlay import is_drawn_from, is_ours
+
+        is_drawn |= is_ours(there)  # an overlay from an earlier run always shows the current masks
+        is_current = former is not None and is_drawn_from(there, former.sha256)
+    result = ImageResult(name, "skipped", task.target, task.overlay if is_drawn else None)
+    if former is not None and (not is_drawn or is_current):
         return _PhotographFiles(replace(result, masks=len(former.annotations)))
     from segmint.operators.photographs import decode_photograph
 
@@ -245,12 +252,23 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
     result = replace(result, frame=(size[1], size[0]), source=(width, height))
     if former is not None:
         records = former.records()
-        return _PhotographFiles(replace(result, masks=len(records)), overlay=_drawn(frame, records, options))
+        drawn = _drawn(frame, records, options, former.sha256)
+        return _PhotographFiles(replace(result, masks=len(records)), overlay=drawn)
     found = model.masks(frame)
     origin = MasksOrigin(photograph, plan.settings_sha256)
     document = sa1b_document(task.image_id, PurePosixPath(name).name, size, found, origin)
-    picture = _drawn(frame, [mask.record for mask in found], options) if options.overlay else None
+    drawn_from = hashlib.sha256(document).hexdigest()
+    picture = _drawn(frame, [mask.record for mask in found], options, drawn_from) if is_drawn else None
     return _PhotographFiles(replace(result, outcome="made", masks=len(found)), document, picture)
+
+
+def _beginning_of(plan: MasksPlan, overlay: str) -> bytes:
+    """Return the first bytes of an existing overlay, which contain its text chunks, or nothing."""
+    if overlay not in plan.there:
+        return b""
+    with suppress(NotFoundError), plan.storage.open_ranges(overlay) as stream:
+        return stream.read(256)
+    return b""
 
 
 def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFile | None":
@@ -260,8 +278,7 @@ def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFil
     record protects against changed settings, it is also raised for masks with other settings and for foreign files.
     """
     next_to = plan.outputs.next_to
-    if next_to:
-        _check_ours(plan, task)
+    _check_ours(plan, task)
     if plan.overwrite or task.target not in plan.there:
         return None
     from segmint.pipeline.masks.document import read_document
@@ -281,16 +298,23 @@ def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFil
 
 
 def _check_ours(plan: MasksPlan, task: PhotographTask) -> None:
-    """Raise `_OtherFileError` if this run would replace a file next to a photograph that segmint did not write."""
+    """Raise `_OtherFileError` if this run would replace a file that segmint did not write.
+
+    In a folder, which segmint started, this only concerns overlays.
+    """
     from segmint.pipeline.masks.document import read_document
 
     foreign = None
-    if task.target in plan.there and read_document(plan.storage.read(task.target)).origin is None:
+    if (
+        plan.outputs.next_to
+        and task.target in plan.there
+        and read_document(plan.storage.read(task.target)).origin is None
+    ):
         foreign = task.target
     elif plan.options.overlay and task.overlay in plan.there:
         from segmint.operators.overlay import is_ours
 
-        foreign = None if is_ours(plan.storage.read(task.overlay)) else task.overlay
+        foreign = None if is_ours(_beginning_of(plan, task.overlay)) else task.overlay
     if foreign is not None:
         raise _OtherFileError(
             f"{foreign} wasn't written by segmint, so it isn't overwritten. Move it away, or choose another file "
@@ -298,9 +322,9 @@ def _check_ours(plan: MasksPlan, task: PhotographTask) -> None:
         )
 
 
-def _drawn(frame: "Frame", records: "Sequence[MaskRecord]", options: MasksOptions) -> bytes:
+def _drawn(frame: "Frame", records: "Sequence[MaskRecord]", options: MasksOptions, drawn_from: str) -> bytes:
     from segmint.operators.overlay import draw_overlay, draw_prompts, encode_png
 
     points = [point for prompt in options.prompts for point in prompt.points]
     boxes = [prompt.box for prompt in options.prompts if prompt.box is not None]
-    return encode_png(draw_prompts(draw_overlay(frame.image, records), points, boxes))
+    return encode_png(draw_prompts(draw_overlay(frame.image, records), points, boxes), drawn_from)

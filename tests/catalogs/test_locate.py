@@ -1,7 +1,11 @@
 """Countries from captions, in each format of a catalog."""
 
+import csv
 import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,6 +39,49 @@ def test_countries_are_filled_in_and_all_else_stays(tmp_path: Path, ending: str)
     assert (same.given, same.filled) == (2, 0)
     rows = [json.loads(line) for line in again.read_text().splitlines()]
     assert rows == [{**ROWS[0], "country": "AT", "country_source": "caption"}, *ROWS[1:]]
+
+
+def test_types_stay_in_every_format(tmp_path: Path) -> None:
+    """In CSV there is text only: JSON's, not Python's."""
+    fields: list[dict[str, Any]] = [
+        {"n": 1, "id": 2**60 + 1, "price": 2, "ok": True, "tags": ["a", {"b": None}], "mixed": "7", "text": "1"},
+        {"n": -4, "id": 3, "price": 0.5, "ok": False, "tags": {}, "mixed": 7, "text": "true"},
+    ]
+    rows = [
+        {"uri": f"{n}.jpg", "license": "MIT", "caption": "A cat", "opt_out": False, **row}
+        for n, row in enumerate(fields)
+    ]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for source, output in (("c.jsonl", "1.jsonl"), ("c.jsonl", "2.parquet"), ("2.parquet", "3.jsonl")):
+        locate(location_of(tmp_path / source), location_of(tmp_path / output))
+    for name in ("1.jsonl", "3.jsonl"):
+        assert [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] == rows
+    table = pq.read_table(tmp_path / "2.parquet", columns=["n", "id", "price", "ok", "tags", "mixed"])
+    assert [str(kind) for kind in table.schema.types] == ["int64", "int64", "double", "bool", "string", "string"]
+
+    when = datetime(2026, 1, 2, 3, tzinfo=UTC)
+    nested = {"n": [1], "day": when.date()}
+    columns = {"uri": ["a"], "license": [None], "caption": ["é"], "opt_out": [True], "when": [when], "in": [nested]}
+    raw = {"raw": [b"\xff\x00"], "sum": [Decimal("1.50")], "took": [timedelta(seconds=90)]}
+    pq.write_table(pa.table(columns | raw, schema=None), tmp_path / "p.parquet")
+    for output in ("4.jsonl", "5.csv"):
+        locate(location_of(tmp_path / "p.parquet"), location_of(tmp_path / output))
+    expected = {
+        "uri": "a",
+        "license": None,
+        "opt_out": True,
+        "caption": "é",
+        "when": "2026-01-02T03:00:00+00:00",
+        "in": {"n": [1], "day": "2026-01-02"},
+        "raw": "/wA=",
+        "sum": "1.50",
+        "took": 90.0,
+    }
+    assert json.loads((tmp_path / "4.jsonl").read_text()) == expected
+    (row,) = csv.DictReader((tmp_path / "5.csv").open(encoding="utf-8", newline=""))
+    assert {name: value for name, value in row.items() if value} == {
+        name: value if isinstance(value, str) else json.dumps(value) for name, value in expected.items() if value
+    }
 
 
 def test_what_is_there_is_not_overwritten_and_stays_beside_its_images(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Two writers of one shard: races for its commit, and lost responses of the store."""
 
-import multiprocessing
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.layout import data_path
+from tests.support.contenders import PROCESSES
 from tests.support.faulty_proxy import LOSE_ANSWER, faulty_proxy
 from tests.support.protocol import DatasetPath, begin, broken_promises, contents, write
 from tests.support.s3_server import S3Server
@@ -20,18 +22,20 @@ def a_commit(shard: int, masks: int) -> Commit:
     return Commit(shard, 1, (shard, shard + 1), "0123456789ab", DIGEST, {"rows": 1, "masks": masks}, (entry,))
 
 
+def contend(process: int, environment: dict[str, str], place: DatasetPath, alike: bool, start: Any, won: Any) -> None:
+    """One process: put a commit of every shard, each together with the other processes."""
+    os.environ.update(environment)
+    for shard in range(len(won) // start.parties):
+        start.wait(60)
+        won[shard * start.parties + process] = place.log.put(a_commit(shard, 0 if alike else process))
+
+
 def race(place: DatasetPath, races: int, processes: int, alike: bool) -> list[list[bool]]:
     """Put commits of the same shard from several processes at once; return what each is told, race by race."""
-    context = multiprocessing.get_context("fork")
-    start = context.Barrier(processes)
-    won = context.Array("b", races * processes, lock=False)
-
-    def contend(process: int) -> None:
-        for shard in range(races):
-            start.wait(60)
-            won[shard * processes + process] = place.log.put(a_commit(shard, 0 if alike else process))
-
-    children = [context.Process(target=contend, args=(index,)) for index in range(processes)]
+    start = PROCESSES.Barrier(processes)
+    won = PROCESSES.Array("b", races * processes, lock=False)
+    work = (dict(os.environ), place, alike, start, won)
+    children = [PROCESSES.Process(target=contend, args=(index, *work)) for index in range(processes)]
     for child in children:
         child.start()
     for child in children:

@@ -10,16 +10,37 @@ MASKS_MUTANTS = (
     Mutant(
         "a photograph keeps a file that is another's",
         "pipeline/masks/outputs.py",
-        "if is_free and photograph_of(file) == base_name(task.image.name):",
+        "if is_free and photograph_of(file) == name:",
         "if is_free:",
         OUTPUTS,
     ),
     Mutant(
         "a photograph keeps a file that another is to be written to",
         "pipeline/masks/outputs.py",
-        "task.target not in there and file in there and file not in taken",
-        "task.target not in there and file in there",
+        "is_free = file in there and file not in taken",
+        "is_free = file in there",
         OUTPUTS,
+    ),
+    Mutant(
+        "a photograph does not keep its file when another is deleted",
+        "pipeline/masks/outputs.py",
+        "if is_free and task.target in there and photograph_of(task.target) == name:",
+        "if is_free and task.target in there:",
+        OUTPUTS,
+    ),
+    Mutant(
+        "an overlay of other masks is kept",
+        "pipeline/masks/run.py",
+        "is_current = former is not None and is_drawn_from(there, former.sha256)",
+        "is_current = former is not None",
+        f"{RUN}::test_an_overlay_always_shows_the_masks_that_are_there",
+    ),
+    Mutant(
+        "folders that cannot be read are not told",
+        "pipeline/commands/masks.py",
+        'if outcome == "refused"], planned.unreadable)',
+        'if outcome == "refused"])',
+        f"{RUN}::test_what_is_wrong_is_known_before_torch_is_loaded",
     ),
     Mutant(
         "a long name is counted in characters",
@@ -45,8 +66,8 @@ MASKS_MUTANTS = (
     Mutant(
         "a file next to a photograph is overwritten that segmint did not write",
         "pipeline/masks/run.py",
-        "        _check_ours(plan, task)",
-        "        pass",
+        "    _check_ours(plan, task)\n    if plan",
+        "    if plan",
         f"{RUN}::test_a_file_that_segmint_did_not_write_is_never_overwritten",
     ),
     Mutant(
@@ -69,6 +90,20 @@ MASKS_MUTANTS = (
         "if not path.is_file():",
         "if path.is_fifo():",
         "tests/pipeline/masks/test_images.py",
+    ),
+    Mutant(
+        "the interpreter is finalized while Arrow's threads run",
+        "pipeline/commands/cli.py",
+        "os._exit(end.code if isinstance(end.code, int) else bool(end.code))",
+        "pass",
+        "tests/pipeline/commands/test_cli.py::test_the_process_ends_without_finalizing_the_interpreter_in_which_arrow_s_threads_may_still_run",
+    ),
+    Mutant(
+        "each of many unknown keys is compared with all known ones",
+        "pipeline/config/problems.py",
+        "if len(found) < SHOWN else",
+        "if found is not None else",
+        "tests/pipeline/config/test_yaml_file.py",
     ),
     Mutant(
         "YAML's numbers in sixties are taken",

@@ -8,14 +8,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, DetectorConfig, build_of
-from segmint.pipeline.commands.common.console import (
-    FINDINGS,
-    exit_unless_clean,
-    guarded,
-    print_line,
-    print_message,
-    print_next,
-)
+from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_line, print_message, print_next
 from segmint.pipeline.commands.common.extras import needs
 
 _SAMPLE = 100
@@ -79,7 +72,7 @@ def audit(
 ) -> None:
     """Check the files, licenses, and privacy of a dataset.
 
-    Exits with code 1 if there are findings or if nothing was searched.
+    Exits with code 1 if there are findings or if nothing was searched, and with code 3 if a detector failed.
     """
     from segmint.infra.errors import UsageError
 
@@ -146,6 +139,5 @@ def audit(
         print_message(f"{lines[0]}; written to {output}")
     if not integrity_only:
         print_next(as_json, "report", dataset, config=config)
-    if report.findings.total or report.nothing_looked_at:
-        raise typer.Exit(FINDINGS)
-    exit_unless_clean((), report.replaced)
+    found = report.findings.kept or ("no image was searched",) * report.nothing_looked_at
+    exit_unless_clean(found, (*report.not_searched, *report.replaced))

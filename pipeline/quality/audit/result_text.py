@@ -88,6 +88,7 @@ def _note_lines(report: AuditReport) -> list[str]:
     if report.not_compared:
         shards = some([str(shard) for shard in report.not_compared])
         notes.append(f"shards not compared because of their findings: {shards}")
+    notes += [f"not checked: {_gap(gap)}" for gap in report.not_searched]
     return [*notes, *report.notes]
 
 

@@ -371,6 +371,19 @@ def test_a_reader_that_goes_away_is_no_traceback():
     assert "Exception" not in done.stderr
 
 
+def test_the_process_ends_without_finalizing_the_interpreter_in_which_arrow_s_threads_may_still_run():
+    """What is registered for the end and threads are not cut off."""
+    script = (
+        "import atexit, threading, time, sys\nfrom segmint.pipeline.commands.cli import main\n"
+        "class Left:\n    def __del__(self): print('finalized')\n"
+        "left = Left()\natexit.register(print, 'handler')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()\nmain()\n"
+    )
+    for words, code in ((["--version"], 0), (["--unknown"], 2)):
+        done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout.splitlines()[-2:]) == (code, ["thread", "handler"])
+
+
 def test_debug_shows_where_a_usage_error_came_from(tmp_path):
     done = command("--debug", "build", tmp_path / "absent.yaml")
     assert done.returncode == 2

@@ -2,10 +2,15 @@
 
 import os
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.masks.images import find_photographs
 
@@ -111,3 +116,41 @@ def test_what_a_folder_holds_and_is_not_taken_is_told(folder, tmp_path):
     )
     with pytest.raises(UsageError, match=r"pipe\.png: a pipe or device; expected a file"):
         places(f"{folder}/pipe.png")
+
+
+@contextmanager
+def as_somebody() -> Iterator[None]:
+    """As somebody else than root, who may read everything."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_a_folder_that_cannot_be_read_is_named_and_stops_no_other(mode):
+    with tempfile.TemporaryDirectory() as name:  # in contrast to tmp_path, others than its owner may enter it
+        top = Path(name).resolve()
+        for path in (top / "a.jpg", top / "shut" / "b.jpg", top / "deep" / "c.jpg"):
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        top.chmod(0o755)
+        (top / "shut").chmod(mode)
+        told = (f"{top}/shut: the folder can't be read",)
+        try:
+            with as_somebody():
+                found = find_photographs(Storage(), [name], recursive=True)
+                assert ([image.place for image in found.images], found.unreadable) == (["a.jpg", "deep/c.jpg"], told)
+                for pattern in ("**/*.jpg", "*/*.jpg"):
+                    found = find_photographs(Storage(), [f"{top}/{pattern}"], recursive=False)
+                    assert found.images[-1].place == "deep/c.jpg"
+                    assert found.unreadable == told
+                assert find_photographs(Storage(), [name], recursive=False).unreadable == ()  # not asked for
+                for argument in (f"{top}/shut", f"{top}/shut/*", f"{top}/shut/b.jpg"):
+                    with pytest.raises(StorageFaultError, match=r"no photographs found: .*shut: the folder can't be"):
+                        find_photographs(Storage(), [argument], recursive=False)
+        finally:
+            (top / "shut").chmod(0o755)

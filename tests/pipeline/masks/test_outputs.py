@@ -3,12 +3,13 @@
 import pytest
 
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 from segmint.pipeline.masks.images import Photograph, Photographs
 from segmint.pipeline.masks.outputs import (
     Outputs,
     PhotographTask,
     check_writable,
-    files_next_to,
+    existing_files,
     image_id,
     plan_outputs,
     with_kept_files,
@@ -60,6 +61,26 @@ def test_numbers_depend_on_the_place_alone_and_leave_room_for_masks():
     assert plan_outputs(one("x.jpg"), "x.json").tasks[0].image_id == 1
 
 
+def test_equal_numbers_of_two_photographs_are_refused():
+    equal = several("252204.jpg", "781093.jpg")
+    with pytest.raises(UsageError, match=r"252204\.jpg and a/781093\.jpg have the same image_id 186332595867, "):
+        plan_outputs(equal, "out")
+    assert len(plan_outputs(equal, None).tasks) == 2  # next to photographs, only the file name counts
+
+
+def test_only_the_outputs_in_a_folder_are_looked_at(tmp_path):
+    """Not even the names of its other subfolders, one of which may be unreadable."""
+    for name in ("x.json", "x.overlay.png", "other.json", "deep/x.json", "deep/y.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    outputs = plan_outputs(several("x.jpg", "y.jpg"), str(tmp_path))
+    storage = Storage()
+    storage.walk = storage.list = None
+    assert existing_files(storage, outputs) == {f"{tmp_path}/x.json", f"{tmp_path}/x.overlay.png"}
+    outputs = plan_outputs(several("deep/y.jpg"), f"file://{tmp_path}")
+    assert existing_files(Storage(), outputs) == {f"file://{tmp_path}/deep/y.json"}
+
+
 def test_outputs_that_collide_or_are_no_json_are_refused(tmp_path):
     image = tmp_path / "x.jpg"
     image.write_bytes(b"")
@@ -91,6 +112,8 @@ def test_a_photograph_keeps_its_file_when_one_of_a_similar_name_comes_or_goes():
         "out/deep/y.jpg.json": "y.jpg",
         "out/z.json": "z.gif",
         "out/v.jpg.json": "v.jpg",
+        "out/w.json": "w.jpg",
+        "out/w.png.json": "w.png",
     }
 
     def kept(*places: str) -> list[str]:
@@ -102,6 +125,8 @@ def test_a_photograph_keeps_its_file_when_one_of_a_similar_name_comes_or_goes():
     assert kept("z.jpg", "z.png") == ["z.jpg.json", "z.png.json"]  # z.json is of another one
     assert kept("v.jpg", "v.jpg.tif") == ["v.json", "v.jpg.json"]
     assert kept("x.jpg") == ["x.json"]
+    assert kept("w.png") == ["w.png.json"]  # w.jpg is deleted
+    assert kept("w.jpg") == ["w.json"]
 
 
 def test_a_name_that_no_folder_holds_is_told_in_bytes():
@@ -144,7 +169,7 @@ def test_next_to_a_photograph_only_the_files_of_masks_are_looked_at(tmp_path):
     (tmp_path / "x.masks.png").symlink_to(tmp_path / "absent")
     outputs = plan_outputs(one(str(tmp_path / "x.jpg")), None)
     there = {f"{tmp_path}/{name}" for name in ("x.masks.json", "x.masks.png", "x.jpg.masks.png")}
-    assert files_next_to(outputs) == there
+    assert existing_files(Storage(), outputs) == there
     both = plan_outputs(several("x.jpg", "x.png", root=str(tmp_path)), None)
-    kept = with_kept_files(both, files_next_to(both), lambda file: "x.png")
+    kept = with_kept_files(both, existing_files(Storage(), both), lambda file: "x.png")
     assert [task.target for task in kept.tasks] == [f"{tmp_path}/x.jpg.masks.json", f"{tmp_path}/x.masks.json"]

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import skimage.data
 from PIL import Image
 from pycocotools import mask as coco
+from typer.testing import CliRunner
 
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import Compute, resolve_compute
@@ -19,10 +22,13 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.sam.predictor import Predictor
+from segmint.operators.overlay import is_drawn_from
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.models import load_model
 from segmint.operators.segment.segment import mask_columns
+from segmint.pipeline.commands.cli import app
+from segmint.pipeline.masks import images
 from segmint.pipeline.masks.estimate import Work, recorded_speed
 from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt, masks_config
 from segmint.pipeline.masks.outputs import RECORD
@@ -239,6 +245,30 @@ def test_an_overwrite_that_stopped_is_finished_by_the_next_run(tmp_path, photogr
     assert made(photographs, out, other)[0].outcome == "skipped"
 
 
+def test_an_overlay_always_shows_the_masks_that_are_there(tmp_path, photographs):
+    out, told = tmp_path / "out", MasksOptions(prompts=MIDDLE, device="cpu", overlay=True)
+    made(photographs / "cat.png", out, told)
+    old = (out / "cat.overlay.png").read_bytes()
+    other = MasksOptions(prompts=(PhotographPrompt(((20, 20, 1),)),), device="cpu")
+    (result,) = made(photographs / "cat.png", out, other, overwrite=True)
+    assert result.overlay == f"{out}/cat.overlay.png"
+    new = contents(out)
+    assert is_drawn_from(new["cat.overlay.png"], sha256(new["cat.json"]).hexdigest())
+    assert not is_drawn_from(old, sha256(new["cat.json"]).hexdigest())
+
+    # Killed between its two files, or while it wrote one of them.
+    (out / "cat.overlay.png").write_bytes(old)
+    (out / f".tmp-{'0a' * 16}").write_bytes(old[:100])
+    (out / ".tmp-notes").write_bytes(b"")
+    (result,) = made(photographs / "cat.png", out, replace(other, overlay=True))
+    assert result.outcome == "skipped"
+    assert contents(out) == {**new, ".tmp-notes": b""}
+
+    (out / "cat.overlay.png").write_bytes((photographs / "cat.png").read_bytes())
+    (result,) = made(photographs / "cat.png", out, replace(other, overlay=True), overwrite=True)
+    assert (result.outcome, result.error.partition("png ")[2][:25]) == ("refused", "wasn't written by segmint")
+
+
 def test_a_prompt_outside_refuses_that_photograph_among_several(tmp_path, photographs):
     Image.new("RGB", (40, 40)).save(photographs / "small.png")
     options = MasksOptions(prompts=MIDDLE, device="cpu")
@@ -323,7 +353,7 @@ def test_a_prefix_of_a_bucket_is_a_folder(tmp_path, photographs, s3_server, s3_b
     assert storage.read(f"{out}cat.json") == (tmp_path / "local" / "cat.json").read_bytes()
 
 
-def test_what_is_wrong_is_known_before_torch_is_loaded(tmp_path, photographs):
+def test_what_is_wrong_is_known_before_torch_is_loaded(tmp_path, photographs, monkeypatch):
     script = (
         "import sys\nfrom segmint.pipeline.commands.cli import app\n"
         "try: app(sys.argv[1:])\n"
@@ -342,6 +372,11 @@ def test_what_is_wrong_is_known_before_torch_is_loaded(tmp_path, photographs):
     assert code(photographs / "cat.png", "-o", tmp_path / "x.json", "--point", "500,3") == 2
     assert code(photographs / "text.jpg", "-o", tmp_path / "x.json") == 1
     assert code(photographs / "cat.png", "-o", out, "--point", "75,50") == 0  # nothing is left to do
+
+    monkeypatch.setattr(images, "_is_readable", lambda folder: folder != photographs / "deep")  # root may read all
+    words = ["masks", str(photographs / "cat.png"), f"{photographs}/deep/*", "-o", str(out), "--point", "75,50"]
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, done.stdout) == (3, f"not checked: {photographs}/deep: the folder can't be read\n")
 
 
 @pytest.mark.parametrize("layers", [0, pytest.param(1, marks=pytest.mark.long)])

@@ -17,7 +17,7 @@ from tests.support.committed_shard import CommittedShard
 from tests.support.foreign_data import loosen
 from tests.support.locations import location_of
 from tests.support.planting import ShardEdit
-from tests.support.torchscript import MagentaDetector, saved, spot
+from tests.support.torchscript import FailingDetector, MagentaDetector, saved, spot
 
 
 @pytest.fixture
@@ -85,6 +85,13 @@ def test_what_another_detector_finds_is_exit_code_1(dataset_with_a_spot: Path, t
     assert "a plate by spot.pt at score 0.95, and not by clp" in done.stdout
     assert done.stdout.splitlines()[0] == "verdict: 1 finding (1 in privacy)"
     assert run(str(dataset_with_a_spot), "--privacy-sample", "all").exit_code == 0
+
+
+def test_images_that_a_detector_fails_on_are_not_checked_and_exit_code_3(small_dataset: Path, tmp_path: Path) -> None:
+    detector = f"plate={saved(FailingDetector(), tmp_path / 'failing.pt')}"
+    done = run(str(small_dataset), "--privacy-sample", "1", "--sample", "0", "--detector", detector)
+    assert done.exit_code == 3, done.output
+    assert "\nnot checked: plates by failing.pt in 1 of 6 images (it failed)\n" in done.stdout
 
 
 def test_nothing_looked_at_is_exit_code_1_unless_it_was_left_out(small_dataset: Path, tmp_path: Path) -> None:

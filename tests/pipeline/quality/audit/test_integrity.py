@@ -3,6 +3,7 @@
 What it finds in a damaged one is in `test_planted_faults.py`.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +171,24 @@ def test_the_same_on_s3(small_dataset: Path, s3_bucket: str, s3_options: dict[st
         (Code.STRAY_FILE, None),
         (Code.LEFTOVER_FILE, 0),
     }
+
+
+def test_the_columns_that_the_page_lists_as_not_checked_are_not(dataset: Path) -> None:
+    """Wrong values in all of them at once are no finding."""
+    page = (Path(__file__).parents[4] / "docs" / "audit.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `(images|masks)` \| (.*) \|$", page, re.MULTILINE)
+    listed = {table: re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", names)) for table, names in lines}
+    assert {len(listed["images"]), len(listed["masks"])} == {4, 6}
+
+    def edit(taken: CommittedShard) -> None:
+        image, mask = taken.rows["images"][0], taken.rows["masks"][0]
+        for name in listed["images"]:
+            if isinstance(image[name], dict):
+                checked = {key: value for key, value in image[name].items() if key in ("written", "mask_count")}
+                image[name] = dict.fromkeys(image[name], 99) | checked
+            else:
+                image[name] = 99
+        mask.update({name: not mask[name] if name == "touches_border" else 0.123 for name in listed["masks"]})
+
+    ShardEdit(0, edit)(dataset)
+    assert [finding.line() for finding in audit(dataset).findings] == []
