@@ -13,7 +13,14 @@ from segmint.infra.errors import UsageError
 from segmint.infra.progress import Progress
 from segmint.infra.wording import counted, duration, listed
 from segmint.pipeline.commands.common.arguments import Device
-from segmint.pipeline.commands.common.console import FAILED, FINDINGS, guarded, print_json, print_message, printable
+from segmint.pipeline.commands.common.console import (
+    exit_unless_clean,
+    guarded,
+    print_json,
+    print_line,
+    print_message,
+    printable,
+)
 
 if TYPE_CHECKING:
     from segmint.pipeline.masks.estimate import Work
@@ -176,11 +183,10 @@ def _run(
         _sum_up(planned, results)
     if as_json:
         print_json([asdict(result) for result in results])
-    outcomes = {result.outcome for result in results}
-    if "failed" in outcomes:
-        raise typer.Exit(FAILED)
-    if "refused" in outcomes:
-        raise typer.Exit(FINDINGS)
+    failed = [result for result in results if result.outcome == "failed"]
+    for result in [] if as_json else failed:
+        print_line(f"not checked: {result.image}: {result.error}")
+    exit_unless_clean([result for result in results if result.outcome == "refused"], failed)
 
 
 class _Display:

@@ -75,24 +75,16 @@ def sign(
 ) -> None:
     """Sign a recorded version's digest.
 
-    For evidence of an audit, signs that instead. Check the signature with `segmint verify --key`.
+    Check the signature with `segmint verify --key`.
     """
-    from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.pipeline.quality.evidence.signatures import sign_version
-    from segmint.pipeline.quality.evidence.verify import is_evidence, sign_evidence
 
     def ask() -> str:
         return str(typer.prompt("Passphrase of the key", hide_input=True, err=True))
 
     storage = storage_of(config)
-    folder, private = Location(storage, dataset), Location(storage, key)
-    if not is_evidence(folder):
-        print_result(sign_version(folder, private, version, ask), as_json)
-        return
-    if version is not None:
-        raise UsageError(f"{dataset} is evidence of one version: remove --version")
-    print_result(sign_evidence(folder, private, ask), as_json)
+    print_result(sign_version(Location(storage, dataset), Location(storage, key), version, ask), as_json)
 
 
 @guarded

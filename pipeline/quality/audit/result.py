@@ -166,6 +166,7 @@ class AuditReport:
     duplicates: Duplicates | None = None
     statistics: Statistics | None = None
     unsearched: tuple[UnsearchedImages, ...] = ()
+    unfinished: tuple[str, ...] = ()  # parts that were asked for, but not made
 
     @property
     def images_searched(self) -> int:

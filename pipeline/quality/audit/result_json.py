@@ -9,7 +9,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.quality.audit.result import AuditReport
-from segmint.pipeline.quality.audit.result_text import verdict
+from segmint.pipeline.quality.audit.result_text import not_checked, verdict
 from segmint.pipeline.quality.statistics.values import json_value
 
 _HEAD = ("dataset", "scope", "kind", "version", "shards", "sample")
@@ -37,6 +37,8 @@ def to_dict(report: AuditReport) -> dict[str, Any]:
         "not_compared": json_value(report.not_compared),
         "unusable_commits": json_value(report.unusable_commits),
         "notes": json_value(report.notes),
+        "not_checked": not_checked(report),
+        "unfinished": json_value(report.unfinished),
         **{area: json_value(getattr(report, area)) for area in areas},
         **({"unsearched": json_value(report.unsearched), "verdict": verdict(report)} if areas else {}),
     }

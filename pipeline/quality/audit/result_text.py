@@ -68,8 +68,15 @@ def _finding_lines(report: AuditReport) -> list[str]:
     return [*lines, f"--json lists up to {EXAMPLES} findings per code"] if skipped else lines
 
 
+def not_checked(report: AuditReport) -> list[str]:
+    """Return what the audit was asked to look at, but couldn't."""
+    chosen = {"skipped", "not_sampled"} | (set() if report.nothing_looked_at else {"no_detector"})
+    gaps = [f"faces and plates: {_gap(each)}" for each in report.unsearched if each.reason not in chosen]
+    return [*gaps, *report.unfinished]
+
+
 def _note_lines(report: AuditReport) -> list[str]:
-    notes = []
+    notes = [f"not checked: {each}" for each in not_checked(report)]
     if report.not_built:
         spans = [f"{a}" if a == b else f"{a} to {b}" for a, b in report.not_built]
         missing = sum(b - a + 1 for a, b in report.not_built)

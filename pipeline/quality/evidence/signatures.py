@@ -33,15 +33,14 @@ _HOW = "Create one: openssl genpkey -algorithm ed25519 -out key.pem; openssl pke
 class SignatureResult:
     """Result of signing."""
 
-    dataset: str  # or folder of evidence
+    dataset: str
     file: str  # relative to the dataset
     key_id: str
-    version: VersionName | None  # None: evidence
+    version: VersionName
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
-        line = [] if self.version is None else [self.version.line()]
-        return [f"signed with key {self.key_id}: {self.file}", *line]
+        return [f"signed with key {self.key_id}: {self.file}", self.version.line()]
 
 
 def sign_version(
@@ -63,17 +62,13 @@ def sign_version(
             f"{dataset} differs from its version {version.number}: its digest is sha256:{digest}, expected "
             f"sha256:{version.digest}. Run `segmint verify` to see what differs"
         )
-    identity = check.key_id(key.public_key().public_bytes_raw())
+    public = key.public_key().public_bytes_raw()
+    identity = check.key_id(public)
     path = signature_path(version.number, identity)
-    put_signature(dataset / path, key, check.DIGEST_NAMESPACE, check.digest_line(version.digest))
+    signature = key.sign(check.signed_bytes(check.DIGEST_NAMESPACE, check.digest_line(version.digest)))
+    if not (dataset / path).put_if_absent(check.signature_file(public, check.DIGEST_NAMESPACE, signature)):
+        raise UsageError(f"{dataset / path} is another signature, not made with this key. Remove it and sign again")
     return SignatureResult(str(dataset), path, identity, version.name)
-
-
-def put_signature(file: Location, key: "Ed25519PrivateKey", namespace: str, message: bytes) -> None:
-    """Write a key's signature of a message, unless it exists. Raises `UsageError` if the file is another one."""
-    public, signature = key.public_key().public_bytes_raw(), key.sign(check.signed_bytes(namespace, message))
-    if not file.put_if_absent(check.signature_file(public, namespace, signature)):
-        raise UsageError(f"{file} is another signature, not made with this key. Remove it and sign again")
 
 
 def signature_problem(dataset: Location, version: Version | None, key: bytes) -> str | None:

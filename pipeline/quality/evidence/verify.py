@@ -15,12 +15,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import LOCAL, local_path, scheme
 from segmint.pipeline.quality.evidence import check
-from segmint.pipeline.quality.evidence.signatures import (
-    SignatureResult,
-    put_signature,
-    read_private_key,
-    read_public_key,
-)
+from segmint.pipeline.quality.evidence.signatures import read_public_key
 
 T = TypeVar("T")
 
@@ -100,18 +95,6 @@ def verify_evidence(
         and {"version": evidence["dataset"]["version"], "when": evidence["when"], "verdict": evidence["verdict"]},
         text=tuple(check.lines_about(done, raw)),
     )
-
-
-def sign_evidence(folder: Location, key_file: Location, ask: Callable[[], str] | None = None) -> SignatureResult:
-    """Sign SHA256SUMS, and with it every file of a folder of evidence.
-
-    Raises `UsageError` for an unsuitable key or a folder with problems.
-    """
-    key = read_private_key(key_file, ask)
-    if problems := verify_evidence(folder).problems:
-        raise UsageError(f"{folder} isn't consistent, so it wasn't signed: {problems[0]}")
-    put_signature(folder / check.SIGNED_SUMS, key, check.SUMS_NAMESPACE, (folder / check.SUMS).read())
-    return SignatureResult(str(folder), check.SIGNED_SUMS, check.key_id(key.public_key().public_bytes_raw()), None)
 
 
 def _files_in(folder: Location) -> tuple[set[str], list[str]]:

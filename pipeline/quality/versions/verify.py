@@ -149,7 +149,7 @@ def verify_dataset(
         of = "" if version is None else f" of version {version.number}"
         compared_with.append(f"the signature{of} by key {key_id(public_key)}")
     elif signed_by:
-        notes.append(f"signed by the keys {', '.join(signed_by)}, not checked: pass a public key with --key")
+        notes.append(f"signed by the keys {', '.join(signed_by)}. To check one, pass its public key to --key")
     if require_pinned and not compared_with:
         outside = "pass --key, or a full digest that you keep elsewhere: --version sha256:…"
         not_checked.append(f"the digest, against anything outside the dataset: {outside}")

@@ -87,11 +87,12 @@ def test_what_another_detector_finds_is_exit_code_1(dataset_with_a_spot: Path, t
     assert run(str(dataset_with_a_spot), "--privacy-sample", "all").exit_code == 0
 
 
-def test_nothing_looked_at_is_exit_code_1_unless_it_was_left_out(small_dataset: Path, tmp_path: Path) -> None:
+def test_nothing_looked_at_is_exit_code_3_unless_it_was_left_out(small_dataset: Path, tmp_path: Path) -> None:
     folder = loosen(small_dataset, tmp_path / "loose")
     done = run(str(folder))
-    assert done.exit_code == 1, done.output
+    assert done.exit_code == 3, done.output
     assert done.stdout.splitlines()[0].startswith("verdict: no image was searched for faces and plates")
+    assert "\nnot checked: faces and plates: 6 of 6 images (not written by segmint)\n" in done.stdout
     assert run(str(folder), "--privacy-sample", "0").exit_code == 0
 
 

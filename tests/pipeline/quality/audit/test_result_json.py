@@ -65,6 +65,8 @@ def test_keys_stay_where_they_are() -> None:
         "not_compared",
         "unusable_commits",
         "notes",
+        "not_checked",
+        "unfinished",
         "licenses",
         "privacy",
         "duplicates",

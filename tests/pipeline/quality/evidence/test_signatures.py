@@ -39,7 +39,7 @@ def test_a_signature_is_made_and_found_right(dataset: Location, tmp_path: Path) 
     assert (found.problems, found.signed_by, found.checked_key) == ((), (signed.key_id,), signed.key_id)
     unchecked = verify_dataset(dataset)
     assert (unchecked.problems, unchecked.checked_key) == ((), None)
-    assert unchecked.notes == (f"signed by the keys {signed.key_id}, not checked: pass a public key with --key",)
+    assert unchecked.notes == (f"signed by the keys {signed.key_id}. To check one, pass its public key to --key",)
     assert sign_version(dataset, private) == signed, "signing again changes nothing"
 
 
@@ -52,7 +52,7 @@ def test_openssh_checks_a_signature_by_a_key_in_either_format(dataset: Location,
     )
     (tmp_path / "allowed").write_text(f"owner {(tmp_path / 'key.pub').read_text()}")
     command = ["ssh-keygen", "-Y", "verify", "-f", str(tmp_path / "allowed"), "-I", "owner", "-n", "segmint-dataset"]
-    line = f"segmint dataset sha256:{signed.version.digest if signed.version else ''}\n"
+    line = f"segmint dataset sha256:{signed.version.digest}\n"
     done = subprocess.run(
         [*command, "-s", f"{dataset}/{signed.file}"], input=line, capture_output=True, text=True, check=False
     )
