@@ -416,7 +416,7 @@ def test_names_that_are_not_utf8_are_printed(capsys):
     print_json({"name": name})
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == "a\\udcff.jpg"
-    assert json.loads(printed[printed.index("{") :])["name"] == name
+    assert json.loads(printed[printed.index("{") :])["name"] == "a\\udcff.jpg"
 
 
 @pytest.mark.parametrize("group", ["catalog", "assets", "study", "evaluate"])
