@@ -106,6 +106,6 @@ def yaml_text(value: Any) -> str:
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """Return JSON that any reader accepts: lone surrogates, as in names that aren't UTF-8, become the text `\\udc80`."""
+    """Return JSON that any reader accepts: lone surrogates in names that aren't UTF-8 become text like `\\udc80`."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, **options)
     return re.sub("[\ud800-\udfff]", lambda match: f"\\\\u{ord(match[0]):04x}", text)

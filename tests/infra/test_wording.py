@@ -99,5 +99,6 @@ def test_a_bound_is_rounded_up() -> None:
 
 def test_names_that_are_not_utf_8_give_json_that_every_reader_accepts() -> None:
     text = json_text({"a\udcff.jpg": "a\udcff\u20ac"})
-    assert text.encode() and "\\\\udcff" in text
+    assert text.encode()
+    assert "\\\\udcff" in text
     assert json.loads(text) == {"a\\udcff.jpg": "a\\udcff\u20ac"}
