@@ -27,7 +27,7 @@ def parse_size(text: str) -> int:
 
 def parse_time(text: str) -> float:
     """Parse a duration in seconds, at most about 200 years: `30min` is 1800.0. Raises `ValueError` for other text."""
-    return float(min(_parse(text, _TIMES, "seconds or a time, such as 90s, 30min, or 2h"), 2 * _LONGEST))
+    return float(min(_parse(text, _TIMES, "seconds or a time, such as 90s, 30min, or 2h"), Fraction(2 * _LONGEST)))
 
 
 def _parse(text: str, units: Mapping[str, int | Fraction], expected: str) -> Fraction:
