@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 _SIZES: dict[str, int | Fraction] = {
     "B": 1,
@@ -13,6 +13,7 @@ _SIZES: dict[str, int | Fraction] = {
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)},
 }
 _TIMES: dict[str, int | Fraction] = {"ms": Fraction(1, 1000), "s": 1, "min": 60, "h": 3600, "d": 86_400}
+_LONGEST = 36_500 * 86_400  # seconds, which timers of the operating system can still count
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", re.ASCII)
 
 
@@ -25,8 +26,8 @@ def parse_size(text: str) -> int:
 
 
 def parse_time(text: str) -> float:
-    """Parse a duration in seconds: `30min` is 1800.0. Raises `ValueError` for other text."""
-    return float(_parse(text, _TIMES, "seconds or a time, such as 90s, 30min, or 2h"))
+    """Parse a duration in seconds, at most about 200 years: `30min` is 1800.0. Raises `ValueError` for other text."""
+    return float(min(_parse(text, _TIMES, "seconds or a time, such as 90s, 30min, or 2h"), Fraction(2 * _LONGEST)))
 
 
 def _parse(text: str, units: Mapping[str, int | Fraction], expected: str) -> Fraction:
@@ -56,5 +57,5 @@ def _is_number(text: str) -> bool:
 Bytes = Annotated[int, BeforeValidator(_size)]
 """Size in a configuration: bytes, or text with a unit (B, kB, MB, GB, TB by 1000; KiB, MiB, GiB, TiB by 1024)."""
 
-Seconds = Annotated[float, BeforeValidator(_time)]
+Seconds = Annotated[float, BeforeValidator(_time), Field(le=_LONGEST, allow_inf_nan=False)]
 """Duration in a configuration: seconds, or text with a unit (ms, s, min, h, d)."""

@@ -1,5 +1,6 @@
 """Formatting of numbers, sizes, durations, and lists for people."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -102,3 +103,9 @@ def yaml_text(value: Any) -> str:
     if _TURNING.search(text):
         text = yaml.safe_dump(value, sort_keys=False, allow_unicode=False, width=120)
     return text
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """Return JSON that any reader accepts: lone surrogates in names that aren't UTF-8 become text like `\\udc80`."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, **options)
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\\\u{ord(match[0]):04x}", text)

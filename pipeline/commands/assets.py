@@ -9,7 +9,7 @@ import typer
 
 from segmint.infra.errors import UsageError
 from segmint.pipeline.commands.common.arguments import AsJson, Config, storage_of
-from segmint.pipeline.commands.common.console import guarded, print_json, print_line, print_message, print_result
+from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_json, print_line, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 app = typer.Typer(name="assets", help="List, download, verify, and export weight files.", no_args_is_help=True)
@@ -87,10 +87,13 @@ def verify(
     from segmint.infra.assets.cache import cache_folder
     from segmint.infra.assets.cache import verify as verify_file
     from segmint.infra.assets.known import ASSETS, AssetError
-    from segmint.infra.assets.resolve import locate
+    from segmint.infra.assets.resolve import describe, locate
 
     verified: dict[str, Path] = {}
     wrong: list[str] = []
+    missing: list[str] = []
+    if not names and not any(each.path for each in describe()):
+        missing.append("no known weight file is on this machine")
     for text in names or list(ASSETS):
         name, _, given = text.partition("=")
         asset = ASSETS[_known(name)]
@@ -103,18 +106,19 @@ def verify(
             if found is not None:
                 verified[name] = found
             elif names:
-                wrong.append(f"{name} isn't on this machine. Run `segmint assets fetch {name}`.")
+                missing.append(f"{name}: not on this machine. Run `segmint assets fetch {name}`")
         except AssetError as error:
             wrong.append(str(error))
     if as_json:
-        print_json({"verified": verified, "wrong": wrong})
+        print_json({"verified": verified, "wrong": wrong, "not_checked": missing})
     else:
-        for name, path in verified.items():
-            print_line(f"{name}: {path} has the expected SHA-256")
-    if wrong:
-        raise UsageError("\n".join(wrong))
-    if not verified:
-        print_message("no known weight files are on this machine")
+        for line in (
+            *(f"{name}: {path} has the expected SHA-256" for name, path in verified.items()),
+            *(f"problem: {each}" for each in wrong),
+            *(f"not checked: {each}" for each in missing),
+        ):
+            print_line(line)
+    exit_unless_clean(wrong, missing)
 
 
 @app.command("export-onnx")

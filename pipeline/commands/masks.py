@@ -14,7 +14,6 @@ from segmint.infra.progress import Progress
 from segmint.infra.wording import counted, duration, listed
 from segmint.pipeline.commands.common.arguments import Device
 from segmint.pipeline.commands.common.console import (
-    FAILED,
     exit_unless_clean,
     guarded,
     print_json,
@@ -186,10 +185,10 @@ def _run(
         (print_message if as_json else print_line)(f"not checked: {line}")
     if as_json:
         print_json([asdict(result) for result in results])
-    outcomes = {result.outcome for result in results}
-    if "failed" in outcomes:
-        raise typer.Exit(FAILED)
-    exit_unless_clean([outcome for outcome in outcomes if outcome == "refused"], planned.unreadable)
+    failed = [result for result in results if result.outcome == "failed"]
+    for result in [] if as_json else failed:
+        print_line(f"not checked: {result.image}: {result.error}")
+    exit_unless_clean([result for result in results if result.outcome == "refused"], [*failed, *planned.unreadable])
 
 
 class _Display:

@@ -24,6 +24,9 @@ from segmint.pipeline.corrections.correction import Correction, Revision, Revisi
 SHOWN = 20
 """Maximum number of images named in messages. All are counted."""
 
+DECIDED = ("taken down", "refused by the build", "people worked on it here since: nothing is carried over that")
+"""Reasons to skip an image that were decided before. For any other reason, the image couldn't be processed."""
+
 NOT_BUILT = "not built yet"
 """Reason why images of shards without a commit are skipped."""
 
@@ -34,6 +37,20 @@ class RevisionList:
     images: int  # number that change
     masks: Mapping[str, int]  # count by outcome
     shards: tuple[int, ...]  # that change
+    skipped_images: Mapping[str, int]  # by reason
+
+    @property
+    def not_checked(self) -> list[str]:
+        """Images that couldn't be processed, as text."""
+        return [f"{counted(n, 'image')}: {why}" for why, n in self.skipped_images.items() if why not in DECIDED]
+
+    def skipped_lines(self) -> list[str]:
+        """Return lines on the skipped images."""
+        skipped = {why: n for why, n in self.skipped_images.items() if why in DECIDED}
+        return [
+            *(f"skipped: {counted(n, 'image')}: {why}" for why, n in skipped.items()),
+            *(f"not checked: {each}" for each in self.not_checked),
+        ]
 
     @property
     def rows(self) -> int:

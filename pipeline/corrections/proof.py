@@ -62,7 +62,7 @@ class RemovalProof:
             f"searched {counted(self.shards, 'committed shard')}, the catalog, the names of all other files and older "
             f"versions, and {counted(self.files, 'file')} of reports, exports, and other folders",
             *(f"found: {line}" for line in self.found),
-            *(f"not searched: {line}" for line in self.unsearched),
+            *(f"not checked: {line}" for line in self.unsearched),
             f"{verdict}" + (", except possibly in what wasn't searched" if self.unsearched else ""),
         ]
 

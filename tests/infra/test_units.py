@@ -34,3 +34,9 @@ def test_a_configuration_takes_numbers_and_text() -> None:
     for adapter, value in ((sizes, "5min"), (times, "5MB"), (sizes, 0.5), (times, "nan s")):
         with pytest.raises(ValidationError):
             adapter.validate_python(value)
+
+
+@pytest.mark.parametrize("value", ["9" * 400 + "s", "9" * 400 + "d", "9" * 400, 10**400, "inf", "36501d"])
+def test_a_time_that_no_timer_can_count_is_invalid(value: object) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Seconds).validate_python(value)

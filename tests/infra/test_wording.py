@@ -1,11 +1,14 @@
 """Numbers as people read them; what is not known is never a zero."""
 
+import json
+
 import pytest
 
 from segmint.infra.wording import (
     count,
     counted,
     duration,
+    json_text,
     listed,
     number,
     plural,
@@ -92,3 +95,10 @@ def test_a_bound_is_rounded_up() -> None:
         "100 %",
         "0 %",
     ]
+
+
+def test_names_that_are_not_utf_8_give_json_that_every_reader_accepts() -> None:
+    text = json_text({"a\udcff.jpg": "a\udcff\u20ac"})
+    assert text.encode()
+    assert "\\\\udcff" in text
+    assert json.loads(text) == {"a\\udcff.jpg": "a\\udcff\u20ac"}

@@ -544,10 +544,10 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "any key's signature will do",
-        "pipeline/quality/versions/signatures.py",
-        "key.verify(signature, message_of(version))",
+        "pipeline/quality/evidence/check.py",
+        "Ed25519PublicKey.from_public_bytes(key).verify(signature, signed_bytes(namespace, message))",
         "len(signature)",
-        "tests/pipeline/quality/versions/test_signatures.py",
+        "tests/pipeline/quality/evidence/test_signatures.py",
     ),
     Mutant(
         "a signature without its version is not noticed",

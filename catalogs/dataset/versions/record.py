@@ -35,6 +35,7 @@ SIGNATURE_NAME = re.compile(r"([1-9]\d*)\.([0-9a-f]{16})\.sig", re.ASCII)
 """Name of a signature's file: the version's number and the key's id."""
 
 _NAME = re.compile(r"([1-9]\d*)\.json", re.ASCII)
+FULL_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})", re.ASCII)
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
 
 

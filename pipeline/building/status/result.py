@@ -99,6 +99,11 @@ class Status:
         """Masks per image, or None without images."""
         return self.totals.masks / self.totals.written if self.totals.written else None
 
+    @property
+    def unread(self) -> int:
+        """Number of tables that couldn't be read."""
+        return self.people.unread + (0 if self.drift is None else self.drift.unread)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the status for JSON."""
         totals, pace, drift = self.totals, self.pace, self.drift
@@ -216,11 +221,12 @@ class Status:
         drift = self.drift
         if drift is None:
             return []
-        unread = f"; {counted(drift.unread, 'table')} could not be read: run `segmint audit`" if drift.unread else ""
+        unread = f"not checked: {counted(drift.unread, 'table')} of the drift couldn't be read. Run `segmint audit`"
         return [
             f"drift      the last {counted(drift.shards, 'shard')} compared with the {drift.before:,} before "
-            f"({drift.sampled:,} {plural(drift.sampled, 'table')} read{unread})",
+            f"({drift.sampled:,} {plural(drift.sampled, 'table')} read)",
             *map(_drift_line, drift.compared),
+            *([unread] if drift.unread else []),
         ]
 
     def _people_lines(self) -> list[str]:
@@ -233,7 +239,7 @@ class Status:
 
 def unread_line(people: People) -> str:
     """Return a line on tables whose annotated masks are unknown."""
-    return f"annotated masks: {counted(people.unread, 'table')} could not be read: run `segmint audit`"
+    return f"not checked: annotated masks of {counted(people.unread, 'table')}, unreadable. Run `segmint audit`"
 
 
 def _drift_line(one: DriftValue) -> str:
@@ -252,6 +258,11 @@ class StatusTable:
     def complete(self) -> bool:
         """True if every shard of every dataset is committed."""
         return all(row.complete for row in self.rows)
+
+    @property
+    def unread(self) -> int:
+        """Number of tables that couldn't be read."""
+        return sum(row.unread for row in self.rows)
 
     @property
     def lineages(self) -> list[int]:

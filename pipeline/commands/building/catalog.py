@@ -9,9 +9,10 @@ import typer
 from segmint.pipeline.commands.building.curate import curate
 from segmint.pipeline.commands.common.arguments import AsJson, Config, build_of, storage_of
 from segmint.pipeline.commands.common.console import (
-    FINDINGS,
+    exit_unless_clean,
     guarded,
     print_json,
+    print_line,
     print_message,
     print_next,
     print_result,
@@ -71,7 +72,7 @@ def scan(
 
     def skip(name: str, why: str) -> None:
         warn_of_skipped(name, why)
-        skipped.append(name)
+        skipped.append(f"{name}: {why}")
 
     found = scan_images(folder, license=license, provider=provider, attribution=attribution, on_skip=skip)
     first = next(found, None)
@@ -82,13 +83,15 @@ def scan(
     findings = check_catalog(catalog, _policy(build))
     if as_json:
         counts = {"rows": rows, "skipped": len(skipped), "unusable": findings.rows - findings.accepted}
-        print_json({"catalog": output, **counts, "findings": findings.to_dict()})
-        return
-    left_out = f"; {counted(len(skipped), 'file')} skipped (see above)" if skipped else ""
-    print_message(f"{output}: {counted(rows, 'row')}{left_out}")
-    for line in (*findings.unusable_lines(), *findings.outlook_lines):
-        print_message(line)
+        print_json({"catalog": output, **counts, "findings": findings.to_dict(), "not_checked": skipped})
+    else:
+        print_message(f"{output}: {counted(rows, 'row')}")
+        for line in skipped:
+            print_line(f"not checked: {line}")
+        for line in (*findings.unusable_lines(), *findings.outlook_lines):
+            print_message(line)
     print_next(as_json, "catalog", "check", output, config=config)
+    exit_unless_clean((), skipped)
 
 
 @app.command()
@@ -119,8 +122,7 @@ def check(
     print_result(findings, as_json)
     if build is not None:
         print_next(as_json, "plan", str(config), "--sample", "20")
-    if not findings.clean:
-        raise typer.Exit(FINDINGS)
+    exit_unless_clean([] if findings.clean else [findings])
 
 
 app.command()(curate)

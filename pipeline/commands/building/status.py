@@ -9,7 +9,7 @@ import typer
 
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.pipeline.commands.common.arguments import AsJson, Config, storage_of
-from segmint.pipeline.commands.common.console import guarded, print_line, print_result, printable
+from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_line, print_result, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,9 @@ def status(
     if watch:
         _watch(read, every)
     else:
-        print_result(read(), as_json)
+        now = read()
+        print_result(now, as_json)
+        exit_unless_clean((), range(now.unread))
 
 
 def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> None:

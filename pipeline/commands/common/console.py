@@ -5,7 +5,6 @@ that the command line asked for could not be checked.
 """
 
 import functools
-import json
 import os
 import re
 import shlex
@@ -20,7 +19,7 @@ import typer
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import without_secrets
 from segmint.infra.uris import redact
-from segmint.infra.wording import TURNING
+from segmint.infra.wording import TURNING, json_text
 from segmint.pipeline.commands.common.extras import extra_of
 
 P = ParamSpec("P")
@@ -92,8 +91,8 @@ def print_line(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print the result as one JSON value on standard output."""
-    text = json.dumps(without_secrets(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    typer.echo(_encodable(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)))
+    text = json_text(without_secrets(value), default=str)
+    typer.echo(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 class Printable(Protocol):
@@ -138,7 +137,7 @@ def printable(text: str) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Escape, as JSON does, characters that UTF-8 cannot encode. Names of files and tar members may contain them."""
+    """Escape characters that UTF-8 cannot encode. Names of files and tar members may contain them."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, DryRun, Yes, storage_of
-from segmint.pipeline.commands.common.console import confirmation, guarded, print_next, print_result
+from segmint.pipeline.commands.common.console import confirmation, exit_unless_clean, guarded, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 if TYPE_CHECKING:
@@ -85,10 +85,14 @@ def import_(
         match=MatchMode(match),
     )
     if dry_run:
-        print_result(list_import(target, asked), as_json)
-        return
-    print_result(import_masks(target, asked, confirmation("import", yes)), as_json)
-    print_next(as_json, "audit", dataset, config=config)
+        listed = list_import(target, asked)
+        print_result(listed, as_json)
+    else:
+        imported = import_masks(target, asked, confirmation("import", yes))
+        listed = imported.listed
+        print_result(imported, as_json)
+        print_next(as_json, "audit", dataset, config=config)
+    exit_unless_clean((), listed.not_checked)
 
 
 def _mode(replace: bool, add: bool, *, carried: bool) -> "ImportMode":

@@ -1,7 +1,7 @@
 """`segmint merge`: merge annotators' submissions as the next generation of a dataset's shards."""
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, storage_of
-from segmint.pipeline.commands.common.console import confirmation, guarded, print_next, print_result
+from segmint.pipeline.commands.common.console import confirmation, exit_unless_clean, guarded, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -23,7 +23,11 @@ def merge(
 
     location = Location(storage_of(config), dataset)
     if dry_run:
-        print_result(list_merge(location), as_json)
-        return
-    print_result(merge_submissions(location, confirmation("merge", yes)), as_json)
-    print_next(as_json, "audit", dataset, config=config)
+        listed = list_merge(location)
+        print_result(listed, as_json)
+    else:
+        merged = merge_submissions(location, confirmation("merge", yes))
+        listed = merged.listed
+        print_result(merged, as_json)
+        print_next(as_json, "audit", dataset, config=config)
+    exit_unless_clean((), listed.not_checked)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Dataset, build_of
-from segmint.pipeline.commands.common.console import FINDINGS, guarded, print_result
+from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -33,5 +33,4 @@ def repair(
     build, storage = build_of(config)
     repaired = repair_files(Location(storage, dataset), build)
     print_result(repaired, as_json)
-    if repaired.not_repaired or repaired.lost:
-        raise typer.Exit(FINDINGS)
+    exit_unless_clean((*repaired.not_repaired, *repaired.lost))

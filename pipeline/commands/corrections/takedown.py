@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, build_of
-from segmint.pipeline.commands.common.console import FINDINGS, confirmation, guarded, print_result
+from segmint.pipeline.commands.common.console import confirmation, exit_unless_clean, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -56,8 +56,7 @@ def takedown(
     if proved is not None:
         proof = prove(location, proved)
         print_result(proof, as_json)
-        if proof.found:
-            raise typer.Exit(FINDINGS)
+        exit_unless_clean(proof.found, proof.unsearched)
         return
     if reason is None:
         raise UsageError("--reason is missing: the tombstone records it")

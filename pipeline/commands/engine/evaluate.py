@@ -8,7 +8,7 @@ import typer
 from segmint.infra.errors import UsageError
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Device, build_of
-from segmint.pipeline.commands.common.console import FINDINGS, guarded, print_result
+from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 from segmint.pipeline.engine.evaluate.kinds import TruthSelection
 
@@ -100,10 +100,7 @@ def points(
     ] = False,
     require: Annotated[
         RequiredVerdict | None,
-        typer.Option(
-            help="Exit with code 1 for any other verdict of the gate, or if a guard set couldn't be judged; "
-            "implies --gate."
-        ),
+        typer.Option(help="Exit with code 1 for any other verdict of the gate; implies --gate."),
     ] = None,
     guard: Annotated[
         list[str] | None,
@@ -135,14 +132,17 @@ def points(
     if guard_images and not guard:
         raise UsageError("--guard-images has no effect without --guard, which names the files of these images")
     if not (gate or require or guard):
-        print_result(evaluate_points(options, storage), as_json)
+        result = evaluate_points(options, storage)
+        print_result(result, as_json)
+        exit_unless_clean((), result.subject.skipped)
         return
     from segmint.pipeline.engine.evaluate.gate.gate import GateOptions, evaluate_gate
 
     judged = evaluate_gate(GateOptions(options, tuple(guard or ()), tuple(guard_images or ())), storage)
     print_result(judged, as_json)
-    if require is not None and not judged.passes:
-        raise typer.Exit(FINDINGS)
+    verdict = judged.judgment.verdict
+    rejected = [] if require is None or verdict.value == require.value else [verdict]
+    exit_unless_clean(rejected, [*judged.subject.skipped, *judged.judgment.not_checked])
 
 
 @app.command()
@@ -171,7 +171,9 @@ def proposals(
 
     model, storage = model_options(weights, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
-    print_result(evaluate_proposals(options, points_per_side, storage), as_json)
+    result = evaluate_proposals(options, points_per_side, storage)
+    print_result(result, as_json)
+    exit_unless_clean((), result.subject.skipped)
 
 
 @app.command()
@@ -216,7 +218,9 @@ def edges(
     model, storage = model_options(weights, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, TruthSelection.HUMAN, ignore), model, output)
     measure = EdgesMeasure(points_per_side, thresholds, tolerance)
-    print_result(evaluate_edges(options, measure, annotators or (), storage), as_json)
+    result = evaluate_edges(options, measure, annotators or (), storage)
+    print_result(result, as_json)
+    exit_unless_clean((), result.subject.skipped)
 
 
 @app.command()
@@ -251,7 +255,9 @@ def instances(
 
     model, storage = model_options(weights, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
-    print_result(evaluate_instances(options, boxes, refine, storage), as_json)
+    result = evaluate_instances(options, boxes, refine, storage)
+    print_result(result, as_json)
+    exit_unless_clean((), result.subject.skipped)
 
 
 def parse_clicks(text: str) -> tuple[int, ...]:

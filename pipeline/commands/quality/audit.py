@@ -72,7 +72,7 @@ def audit(
 ) -> None:
     """Check the files, licenses, and privacy of a dataset.
 
-    Exits with code 1 if there are findings or if nothing was searched, and with code 3 if a detector failed.
+    Exits with code 1 if there are findings, and with code 3 if something couldn't be checked.
     """
     from segmint.infra.errors import UsageError
 
@@ -91,7 +91,7 @@ def audit(
     from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
     from segmint.pipeline.quality.audit.result_json import to_json
-    from segmint.pipeline.quality.audit.result_text import result_lines
+    from segmint.pipeline.quality.audit.result_text import not_checked, result_lines
 
     if output is not None:
         refuse_inside(Location(storage, dataset), Location(storage, output), "-o")
@@ -139,5 +139,4 @@ def audit(
         print_message(f"{lines[0]}; written to {output}")
     if not integrity_only:
         print_next(as_json, "report", dataset, config=config)
-    found = report.findings.kept or ("no image was searched",) * report.nothing_looked_at
-    exit_unless_clean(found, (*report.not_searched, *report.replaced))
+    exit_unless_clean(report.findings.counts, not_checked(report))

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, DetectorConfig, build_of
-from segmint.pipeline.commands.common.console import guarded, print_next, print_result
+from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -51,3 +51,4 @@ def report(
     written = write_report(Location(storage, dataset), folder, audited, options, people, other)
     print_result(written, as_json)
     print_next(as_json, "view", dataset, config=config)
+    exit_unless_clean((), written.not_checked)

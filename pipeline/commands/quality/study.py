@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
-from segmint.pipeline.commands.common.console import guarded, print_next, print_result
+from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_next, print_result
 from segmint.pipeline.quality.study.kind import IMAGES, StudyKind
 
 app = typer.Typer(
@@ -83,10 +83,14 @@ def score(
     if kind_of(folder) is StudyKind.PRIVACY:
         from segmint.pipeline.quality.study.privacy.score import score_privacy
 
-        print_result(score_privacy(folder, answers, written), as_json)
+        privacy = score_privacy(folder, answers, written)
+        print_result(privacy, as_json)
+        exit_unless_clean((), privacy.not_checked)
         return
     from segmint.pipeline.quality.study.score import score_study
 
     if written is not None:
         raise UsageError(f"{study} is a study of masks, which has no marked regions: remove --regions")
-    print_result(score_study(folder, answers), as_json)
+    masks = score_study(folder, answers)
+    print_result(masks, as_json)
+    exit_unless_clean((), masks.not_checked)

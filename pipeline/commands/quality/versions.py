@@ -19,7 +19,7 @@ def verify(
     dataset: Dataset,
     key: Annotated[
         str | None,
-        typer.Option("--key", metavar="PUBLIC.pem", help="Require that this public key signed the version."),
+        typer.Option("--key", metavar="PUBLIC.pem", help="Require a signature of the version or evidence by this key."),
     ] = None,
     version: RecordedVersion = None,
     of: Annotated[
@@ -32,12 +32,17 @@ def verify(
             "--sums", metavar="SHA256", help="For evidence, the SHA-256 of SHA256SUMS that the auditor published."
         ),
     ] = None,
+    require_pinned: Annotated[
+        bool,
+        typer.Option("--require-pinned", help="Require --key, or --version with a full digest."),
+    ] = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare every byte with the recorded version.
 
-    For evidence of an audit, checks that instead. Exits with code 1 if anything differs.
+    For evidence of an audit, checks that instead. Exits with code 1 if anything differs, and with code 3 if something
+    could not be checked.
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
@@ -55,15 +60,15 @@ def verify(
     elif audited is not None or sums is not None:
         raise UsageError(f"{dataset} isn't evidence of an audit: remove --dataset and --sums")
     else:
-        verified = verify_dataset(folder, version, public)
+        verified = verify_dataset(folder, version, public, require_pinned)
     print_result(verified, as_json)
-    exit_unless_clean(verified.problems)
+    exit_unless_clean(verified.problems, verified.not_checked)
 
 
 @guarded
 def sign(
     dataset: Dataset,
-    key: Annotated[str, typer.Option("--key", metavar="PRIVATE.pem", help="Private Ed25519 key in PEM format.")],
+    key: Annotated[str, typer.Option("--key", metavar="PRIVATE", help="Private Ed25519 key in PEM or OpenSSH format.")],
     version: RecordedVersion = None,
     config: Config = None,
     as_json: AsJson = False,
@@ -73,7 +78,7 @@ def sign(
     Check the signature with `segmint verify --key`.
     """
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.quality.versions.signatures import sign_version
+    from segmint.pipeline.quality.evidence.signatures import sign_version
 
     def ask() -> str:
         return str(typer.prompt("Passphrase of the key", hide_input=True, err=True))

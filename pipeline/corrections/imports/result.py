@@ -71,19 +71,22 @@ class ImportList(RevisionList):
     def found(self) -> list[str]:
         """Return lines on the file's contents."""
         lines = [f"{self.file} has masks for {counted(self.named, 'image')}: {self.counted_masks() or 'none'}"]
-        lines += [f"skipped: {counted(n, 'image')}: {why}" for why, n in self.skipped_images.items()]
+        lines += self.skipped_lines()
         lines += [f"not carried over: {counted(n, 'mask')}: {why}" for why, n in self.skipped_masks.items()]
         for count, what, first in (
             (self.unknown, "not in the dataset", self.first_unknown),
-            (self.ambiguous, "whose name matches several images", self.first_ambiguous),
             (self.superseded, "more than once in the file; the one saved last is used, or the first", None),
         ):
             if count:
                 lines.append(f"skipped: {counted(count, 'image')} {what}{f', such as {first}' if first else ''}")
-        if self.unreadable:
-            lines.append(f"unreadable: {counted(self.unreadable, 'mask or entry')}".replace("entrys", "entries"))
-            lines += [f"  {problem}" for problem in self.problems]
-        return lines
+        return [*lines, *(f"  {problem}" for problem in self.problems)]
+
+    @property
+    def not_checked(self) -> list[str]:
+        """Images and masks that couldn't be imported, as text."""
+        several = f"{counted(self.ambiguous, 'image')} with several matches, such as {self.first_ambiguous}"
+        unreadable = f"unreadable: {counted(self.unreadable, 'mask or entry')}".replace("entrys", "entries")
+        return [*super().not_checked, *[several] * bool(self.ambiguous), *[unreadable] * bool(self.unreadable)]
 
     def reason(self) -> str:
         """Return the reason that the version records."""

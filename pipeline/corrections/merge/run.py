@@ -129,8 +129,7 @@ class MergeList(RevisionList):
                 f"two annotators submitted for different states: {counted(self.uncompared, 'image')}; one assignment "
                 "is merged, and the other's last submission is kept"
             )
-        lines += [f"skipped: {counted(n, 'image')}: {why}" for why, n in self.skipped_images.items()]
-        return [*lines, *(f"  {example}" for example in self.examples)]
+        return [*lines, *self.skipped_lines(), *(f"  {example}" for example in self.examples)]
 
     def reason(self) -> str:
         """Return the reason that the version records."""

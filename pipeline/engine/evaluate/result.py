@@ -72,9 +72,8 @@ class EvaluationSubject:
             return []
         more = len(self.skipped) - SHOWN
         return [
-            f"skipped {counted(len(self.skipped), 'time')} an image or mask:",
-            *(f"  {each}" for each in self.skipped[:SHOWN]),
-            *([f"  and {more:,} more"] if more > 0 else []),
+            *(f"not checked: {each}" for each in self.skipped[:SHOWN]),
+            *([f"not checked: {more:,} more"] if more > 0 else []),
         ]
 
 

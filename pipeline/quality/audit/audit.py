@@ -107,9 +107,9 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         place = FindingLocation(manifest_name(pinned.generation))
         findings.add(place.finding(Code.BAD_MANIFEST, "config.license and config.deidentify", "; ".join(problems)))
     findings.extend(content.finish())
-    statistics, notes = _statistics(dataset, options, report, findings)
+    statistics, notes, unfinished = _statistics(dataset, options, report, findings)
     if options.attributions is not None:
-        notes += _write_credits(dataset, options.attributions, report)
+        unfinished += _write_credits(dataset, options.attributions, report)
     if options.regions is not None:
         write_regions(options.regions, content.privacy.regions())
     for option, target in options.targets().items():
@@ -124,6 +124,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         duplicates=content.duplicates(),
         statistics=statistics,
         unsearched=content.unsearched(with_images=with_images),
+        unfinished=tuple(unfinished),
     )
 
 
@@ -184,19 +185,19 @@ def _skipped(report: AuditReport) -> list[int]:
 
 def _statistics(
     dataset: Location, options: AuditOptions, report: AuditReport, findings: FindingCollector
-) -> tuple[Statistics | None, list[str]]:
-    """Return the statistics (None if a file is damaged) and notes, and add findings about ratings."""
+) -> tuple[Statistics | None, list[str], list[str]]:
+    """Return the statistics (None if a file is damaged), notes, and problems, and add findings about ratings."""
     try:
         with _open(dataset, report) as tables:
             statistics = compute_statistics(tables, options.sample)
             if not _skipped(report):
                 findings.extend(audit_ratings(tables, _taken(dataset)))
     except DamagedDatasetError as error:
-        return None, [f"no statistics: {error}"]
+        return None, [], [f"statistics and ratings: {error}"]
     if not _skipped(report):
-        return statistics, []
+        return statistics, [], []
     shards = some([str(shard) for shard in _skipped(report)])
-    return statistics, [f"shards left out of statistics and attributions because of their findings: {shards}"]
+    return statistics, [f"shards left out of statistics and attributions because of their findings: {shards}"], []
 
 
 def _taken(dataset: Location) -> Collection[int]:
@@ -208,7 +209,7 @@ def _taken(dataset: Location) -> Collection[int]:
 
 
 def _write_credits(dataset: Location, file: Location, report: AuditReport) -> list[str]:
-    """Write the attributions and return notes."""
+    """Write the attributions and return problems."""
 
     def rows(tables: DatasetTables) -> Iterator[Row]:
         with tables.connection.cursor() as cursor:

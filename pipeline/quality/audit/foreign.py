@@ -109,14 +109,11 @@ def audit_foreign(
     unsearched: tuple[UnsearchedImages, ...] = (
         UnsearchedImages("skipped" if skipped else "foreign", counts["images"], counts["images"]),
     )
-    note = "not checked: licenses and privacy, because segmint didn't write this"
+    note = "segmint didn't write this, so its licenses and redacted regions are unknown"
     if search is not None and privacy is not None:
         search.finish()
         unsearched = tuple(privacy.gaps(counts["images"], len(search.positions)))
-        note = (
-            "not checked: licenses, because segmint didn't write this. The redacted regions are unknown, so every "
-            "detection counts"
-        )
+        note += ", and every detection counts"
     return AuditReport(
         dataset=str(tables.location),
         scope="all",

@@ -168,6 +168,7 @@ class AuditReport:
     duplicates: Duplicates | None = None
     statistics: Statistics | None = None
     unsearched: tuple[UnsearchedImages, ...] = ()
+    unfinished: tuple[str, ...] = ()  # parts that were asked for, but not made
 
     @property
     def images_searched(self) -> int:
@@ -178,9 +179,3 @@ class AuditReport:
     def nothing_looked_at(self) -> bool:
         """True if detectors were supposed to search images but searched none."""
         return not self.images_searched and any(each.reason != "skipped" for each in self.unsearched)
-
-    @property
-    def not_searched(self) -> tuple[UnsearchedImages, ...]:
-        """Images that were to be searched, but could not be."""
-        reasons = ("unreadable", "detector_failed", "detector_not_here")
-        return tuple(each for each in self.unsearched if each.reason in reasons)

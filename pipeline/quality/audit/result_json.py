@@ -8,8 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.wording import json_text
 from segmint.pipeline.quality.audit.result import AuditReport
-from segmint.pipeline.quality.audit.result_text import verdict
+from segmint.pipeline.quality.audit.result_text import not_checked, verdict
 from segmint.pipeline.quality.statistics.values import json_value
 
 _HEAD = ("dataset", "scope", "kind", "version", "shards", "sample")
@@ -39,6 +40,8 @@ def to_dict(report: AuditReport) -> dict[str, Any]:
         "unusable_commits": json_value(report.unusable_commits),
         "replaced": json_value(report.replaced),
         "notes": json_value(report.notes),
+        "not_checked": not_checked(report),
+        "unfinished": json_value(report.unfinished),
         **{area: json_value(getattr(report, area)) for area in areas},
         **({"unsearched": json_value(report.unsearched), "verdict": verdict(report)} if areas else {}),
     }
@@ -46,7 +49,7 @@ def to_dict(report: AuditReport) -> dict[str, Any]:
 
 def to_json(report: AuditReport) -> str:
     """Return the result as `segmint audit --json` prints it."""
-    return json.dumps(to_dict(report), indent=2, ensure_ascii=False, allow_nan=False)
+    return json_text(to_dict(report))
 
 
 def from_json(data: str | bytes, where: str) -> AuditReport:

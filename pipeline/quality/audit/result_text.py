@@ -68,8 +68,20 @@ def _finding_lines(report: AuditReport) -> list[str]:
     return [*lines, f"--json lists up to {EXAMPLES} findings per code"] if skipped else lines
 
 
+def not_checked(report: AuditReport) -> list[str]:
+    """Return what the audit was asked to look at, but couldn't."""
+    chosen = {"skipped", "not_sampled"} | (set() if report.nothing_looked_at else {"no_detector"})
+    unsearched = [each for each in report.unsearched if each.reason not in chosen]
+    gaps = [f"{'' if each.kind else 'faces and plates: '}{_gap(each)}" for each in unsearched]
+    shards = some([str(shard) for shard in report.replaced])
+    replaced = (
+        [f"shards that a command replaced while they were read: {shards}. Audit again"] if report.replaced else []
+    )
+    return [*gaps, *replaced, *report.unfinished]
+
+
 def _note_lines(report: AuditReport) -> list[str]:
-    notes = []
+    notes = [f"not checked: {each}" for each in not_checked(report)]
     if report.not_built:
         spans = [f"{a}" if a == b else f"{a} to {b}" for a, b in report.not_built]
         missing = sum(b - a + 1 for a, b in report.not_built)
@@ -82,13 +94,9 @@ def _note_lines(report: AuditReport) -> list[str]:
     if report.other_files:
         files = counted(len(report.other_files), "small file")
         notes.append(f"{files} not written by segmint: {some(report.other_files)}")
-    if report.replaced:
-        shards = some([str(shard) for shard in report.replaced])
-        notes.append(f"not checked: shards that a command replaced while they were read: {shards}. Audit again")
     if report.not_compared:
         shards = some([str(shard) for shard in report.not_compared])
         notes.append(f"shards not compared because of their findings: {shards}")
-    notes += [f"not checked: {_gap(gap)}" for gap in report.not_searched]
     return [*notes, *report.notes]
 
 

@@ -5,10 +5,12 @@ It only needs Python's standard library (3.9 or newer) and does not import segmi
     python3 check.py [FOLDER] [--sums SHA256] [--key PUBLIC.pem] [--dataset DATASET]
 
 It verifies that all files match SHA256SUMS, that the digest of the dataset matches the files listed in leaves.txt, and
-that evidence.json agrees with audit.json, manifest.json, and leaves.txt. --key verifies that the key's owner signed the
-digest, which covers leaves.txt and manifest.json but none of the audit's results. --sums verifies that SHA256SUMS, and
-so every file, is what the auditor published. --dataset verifies that a local dataset contains the files of the digest.
-Exit codes: 0 if everything matches, 1 if not, 2 for wrong usage.
+that evidence.json agrees with audit.json, manifest.json, and leaves.txt. --key verifies the key's signatures, with the
+`cryptography` package or OpenSSH's `ssh-keygen`: SHA256SUMS.sig covers every file; a signature of the digest covers
+leaves.txt and manifest.json but none of the audit's results. --sums verifies that SHA256SUMS, and so every file, is
+what the auditor published. --dataset verifies that a local dataset contains the files of the digest.
+Exit codes: 0 if everything matches and --sums or a signature covers all of it, 1 if something doesn't match, 2 for
+wrong usage, 3 if something could not be checked, which the output lists.
 """
 
 from __future__ import annotations
@@ -18,14 +20,18 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import stat
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 SUMS = "SHA256SUMS"
+SIGNED_SUMS = "SHA256SUMS.sig"
 EVIDENCE = "evidence.json"
 AUDIT = "audit.json"
 MANIFEST = "manifest.json"
@@ -52,6 +58,8 @@ _MANIFEST_NAME = re.compile(r"dataset(?:\.g([2-9]|[1-9][0-9]+))?\.json")
 COVERED = re.compile(rf"{_MANIFEST_NAME.pattern}|(?:commits|tombstones)/[^/.][^/]*\.json")
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----(.*?)-----END PUBLIC KEY-----", re.DOTALL)
 _ED25519_DER = bytes.fromhex("302a300506032b6570032100")  # prefix of the 32 key bytes (RFC 8410)
+DIGEST_NAMESPACE, SUMS_NAMESPACE = "segmint-dataset", "segmint-evidence"  # of signatures
+_COVERED_BY_NOTHING = f"version number, verdict, and the rest of {AUDIT} and {EVIDENCE}"
 Read = Callable[[str], bytes]  # reads a file by its path
 
 
@@ -65,6 +73,9 @@ class EvidenceCheck:
     evidence: Any = None
     study: Any = None
     later: list[str] | None = None  # files that match `COVERED` but aren't leaves; None: dataset not read
+    signers: list[str] = field(default_factory=list)  # ids of the keys that signed the digest or SHA256SUMS
+    signed: list[str] = field(default_factory=list)  # signatures of the key that were verified, with the tool's name
+    not_checked: list[str] = field(default_factory=list)
 
 
 def check_files(files: Iterable[str], read: Read, sums: str | None, key: bytes | None) -> EvidenceCheck:
@@ -83,10 +94,54 @@ def check_files(files: Iterable[str], read: Read, sums: str | None, key: bytes |
             done.leaves = lines_of(read(LEAVES), LEAVES)
             done.evidence = parse(read(EVIDENCE), EVIDENCE)
             done.study = parse(read(STUDY), STUDY) if STUDY in names else None
-            done.problems += _contradictions(done, names, read, key)
+            done.problems += _contradictions(done, names, read)
+        if not done.problems:
+            _check_signatures(done, names, listed, read, key, sums is not None)
     except ERRORS as error:
         done.problems.append(f"can't read the evidence: {getattr(error, 'strerror', None) or repr(error)}")
     return done
+
+
+def _check_signatures(
+    done: EvidenceCheck, names: set[str], listed: bytes, read: Read, key: bytes | None, published: bool
+) -> None:
+    """Check the key's signatures of SHA256SUMS and the digest, and collect what neither they nor --sums cover."""
+    number, digest = done.evidence["dataset"]["version"], done.evidence["dataset"]["digest"]
+    done.signers = [each["key_id"] for each in done.evidence["signatures"]]
+    covered, signer = published, None
+    if SIGNED_SUMS in names:
+        file = read(SIGNED_SUMS)
+        signer = _signed_in(file)[33:65]
+        done.signers.append(key_id(signer))
+        if file != signature_file(signer, SUMS_NAMESPACE, _signed_in(file)[-64:]):
+            done.problems.append(f"{SIGNED_SUMS}: not a signature by ssh-keygen -Y sign -n {SUMS_NAMESPACE}")
+    if key is not None:
+        mine, signatures = key_id(key), []
+        if mine not in done.signers:
+            done.problems.append(f"the key {mine} signed neither the digest nor {SUMS}: signed by {done.signers}")
+        if signer == key:
+            signatures.append((SIGNED_SUMS, SUMS_NAMESPACE, listed, f"{SUMS}, and with it every file"))
+        if f"versions/{number}.{mine}.sig" in names:
+            name, what = f"versions/{number}.{mine}.sig", f"the digest, and with it {LEAVES} and {MANIFEST}"
+            signatures.append((name, DIGEST_NAMESPACE, digest_line(digest), what))
+        for name, namespace, message, what in signatures:
+            valid, how = check_signature(key, namespace, message, read(name))
+            if valid is None:
+                done.not_checked.append(f"{name}, by key {mine}: {how}")
+            elif valid:
+                done.signed.append(f"{what}; checked with {how}")
+                covered = covered or namespace == SUMS_NAMESPACE
+            else:
+                signs = SUMS if namespace == SUMS_NAMESPACE else f"sha256:{digest}"
+                done.problems.append(f"{name}: not the signature of {signs}, by the key {mine}")
+    if covered or done.problems:
+        return
+    if done.signed:
+        what = f"{_COVERED_BY_NOTHING}, {PAGE}{f' and {STUDY}' if done.study is not None else ''}"
+        why = "the key's signature doesn't cover them, and the folder's writer could have changed them"
+    else:
+        what, why = "who made this folder", "its writer could have changed everything in it"
+    done.not_checked.append(f"{what}: {why}. Pass the SHA-256 that the auditor published to --sums, or --key")
 
 
 def parse(data: bytes, name: str) -> Any:
@@ -125,13 +180,14 @@ def digest_of(leaves: dict[str, str]) -> str:
     return level[0].hex()
 
 
-def key_of(pem: bytes) -> bytes:
-    """Return the raw key from a PEM file with a public Ed25519 key. Raises `ValueError` for anything else."""
-    match = _PEM.search(pem)
-    data = base64.b64decode(match[1]) if match else b""
-    if len(data) != len(_ED25519_DER) + 32 or not data.startswith(_ED25519_DER):
-        raise ValueError("expected a public Ed25519 key in PEM form")
-    return data[len(_ED25519_DER) :]
+def key_of(data: bytes) -> bytes:
+    """Return the raw key from a public Ed25519 key in PEM or OpenSSH form. Raises `ValueError` for anything else."""
+    match, words = _PEM.search(data), data.split()
+    text = match[1] if match else words[1] if words[:1] == [b"ssh-ed25519"] and len(words) > 1 else b""
+    raw = base64.b64decode(text)
+    if raw[:-32] not in (_ED25519_DER, _strings(b"ssh-ed25519", bytes(32))[:-32]):
+        raise ValueError("expected a public Ed25519 key in PEM or OpenSSH form")
+    return raw[-32:]
 
 
 def key_id(key: bytes) -> str:
@@ -140,7 +196,7 @@ def key_id(key: bytes) -> str:
 
 
 def _wrong_files(names: set[str], sums: dict[str, str], read: Read) -> Iterator[str]:
-    for name in sorted(names ^ sums.keys() ^ {SUMS}):
+    for name in sorted((names - {SIGNED_SUMS}) ^ sums.keys() ^ {SUMS}):
         yield f"{name}: {f'not listed in {SUMS}' if name in names else f'missing, but listed in {SUMS}'}"
     for name in sorted(sums.keys() & names):
         found = hashlib.sha256(read(name)).hexdigest()
@@ -148,7 +204,7 @@ def _wrong_files(names: set[str], sums: dict[str, str], read: Read) -> Iterator[
             yield f"{name}: its bytes differ from {SUMS}: expected SHA-256 {sums[name]}; found {found}"
 
 
-def _contradictions(done: EvidenceCheck, names: set[str], read: Read, key: bytes | None) -> Iterator[str]:
+def _contradictions(done: EvidenceCheck, names: set[str], read: Read) -> Iterator[str]:
     evidence, audit, manifest = done.evidence, parse(read(AUDIT), AUDIT), parse(read(MANIFEST), MANIFEST)
     if evidence["schema_version"] != SCHEMA_VERSION:
         yield f"{EVIDENCE}: its schema_version is {evidence['schema_version']!r}, expected {SCHEMA_VERSION}"
@@ -196,14 +252,8 @@ def _contradictions(done: EvidenceCheck, names: set[str], read: Read, key: bytes
         if found != expected:
             yield f"{where}: {what} differs from {source}: expected {expected[:400]}; found {found[:400]}"
     known = {SUMS, EVIDENCE, AUDIT, MANIFEST, LEAVES, PAGE, CHECK, *(each["file"] for each in signatures)}
-    for file in sorted(names - {STUDY} ^ known):
+    for file in sorted(names - {STUDY, SIGNED_SUMS} ^ known):
         yield f"{file}: {'not a file of evidence' if file in names else 'no such file'}"
-    if key is not None:
-        file, message = f"versions/{number}.{key_id(key)}.sig", f"segmint dataset sha256:{digest}\n".encode()
-        if key_id(key) not in ids:
-            yield f"the key {key_id(key)} did not sign the digest: signed by {ids}"
-        elif file in names and not is_ed25519_signature(key, message, read(file)):
-            yield f"{file}: not the signature of sha256:{digest}, by the key {key_id(key)}"
 
 
 def wrong_in_dataset(path: str, expected: str, open_file: Callable[[str], BinaryIO]) -> Iterator[str]:
@@ -227,37 +277,31 @@ def wrong_in_dataset(path: str, expected: str, open_file: Callable[[str], Binary
         yield f"{path}: {getattr(error, 'strerror', None) or repr(error)}"
 
 
-def lines_about(done: EvidenceCheck, published: bool, key: bytes | None) -> list[str]:
-    """Return the results and what was not checked, for people; `published` means that --sums was given."""
+def lines_about(done: EvidenceCheck, key: bytes | None) -> list[str]:
+    """Return the results and what was not checked, for people."""
     sums, later = f"{SUMS}: {f'sha256:{done.sums}' if done.sums else 'not read'}", done.later or []
     names = ", ".join([*later[:10], *([f"{len(later) - 10} more"] if len(later) > 10 else [])])
     why = "the dataset grew or was corrected since (or has leftovers); not covered by digest or audit:"
     note = [f"{why} {names}"] if later else []
+    missed = [f"not checked: {each}" for each in done.not_checked]
     if done.problems:
-        return [*(f"problem: {problem}" for problem in done.problems), *note, f"{sums}; NOT verified"]
+        return [*(f"problem: {problem}" for problem in done.problems), *note, *missed, f"{sums}; NOT verified"]
     dataset, mine = done.evidence["dataset"], None if key is None else key_id(key)
-    others = ", ".join(each["key_id"] for each in done.evidence["signatures"] if each["key_id"] != mine)
+    others = ", ".join(dict.fromkeys(each for each in done.signers if each != mine))
     version = "not recorded as a version" if dataset["version"] is None else f"version {dataset['version']}"
     lines = [
         f"dataset {dataset['name']}, {dataset['shards']} shards, digest sha256:{dataset['digest']}",
-        *([f"signed by key {mine}: the digest, and with it {LEAVES} and {MANIFEST}"] if mine else []),
+        *(f"signed by key {mine}: {each}" for each in done.signed),
         *([f"unchecked signatures by the keys {others}: pass --key to check one"] if others else []),
-        *([] if mine or others else ["the digest is not signed"]),
+        *([] if done.signers else ["the digest is not signed"]),
         f"the dataset {'was not read: pass --dataset' if done.later is None else 'has all files of this digest'}",
         *note,
         f"the audit says: {version}, {done.evidence['when']}: {done.evidence['verdict']}",
     ]
     if done.study is not None:
         lines.append(f"{STUDY} says: its images were drawn from sha256:{done.study['version'].get('digest')}")
-    if published:
-        return [*lines, f"{sums}; verified"]
-    page = f"{PAGE} and {STUDY}" if done.study is not None else f"and {PAGE}"
-    return [
-        *lines,
-        f"not covered by a signature: version number, verdict, and the rest of {AUDIT} and {EVIDENCE}, {page}. "
-        "The folder's writer could have changed these. Pass the SHA-256 that the auditor published to --sums",
-        f"{sums}; {'the digest is verified, the audit is not' if mine else 'nothing vouches for it: not verified'}",
-    ]
+    unvouched = "the digest is verified, the audit is not" if done.signed else "not verified"
+    return [*lines, *missed, f"{sums}; {unvouched if done.not_checked else 'verified'}"]
 
 
 def files_in(folder: Path) -> tuple[set[str], list[str]]:
@@ -269,50 +313,74 @@ def files_in(folder: Path) -> tuple[set[str], list[str]]:
     return files, [f"{name}: a link, folder or special file, which evidence never contains" for name in others]
 
 
-# Ed25519 (RFC 8032, section 5.1), which the standard library lacks. Not constant-time, because all values are public.
-_P = 2**255 - 19
-_Q = 2**252 + 27742317777372353535851937790883648493
-_D = -121665 * pow(121666, -1, _P) % _P
-_ROOT = pow(2, (_P - 1) // 4, _P)  # square root of -1
+def digest_line(digest: str) -> bytes:
+    """Return the line that the owner of a dataset signs."""
+    return f"segmint dataset sha256:{digest}\n".encode()
 
 
-def is_ed25519_signature(key: bytes, message: bytes, signature: bytes) -> bool:
-    """Return whether a signature (64 bytes) of a message was made with the raw public key `key` (32 bytes)."""
-    owner = _decoded(key)
-    scalar = int.from_bytes(signature[32:], "little")
-    if owner is None or len(signature) != 64 or scalar >= _Q:
-        return False
-    challenge = int.from_bytes(hashlib.sha512(signature[:32] + key + message).digest(), "little") % _Q
-    base = _decoded((4 * pow(5, -1, _P) % _P).to_bytes(32, "little"))
-    x, y = _added(_times(scalar, base), _times(challenge, (_P - owner[0], owner[1])))
-    return int.from_bytes(signature[:32], "little") == int(y | (x & 1) << 255)
+def signed_bytes(namespace: str, message: bytes) -> bytes:
+    """Return the bytes that Ed25519 signs in a signature file of OpenSSH (PROTOCOL.sshsig)."""
+    return b"SSHSIG" + _strings(namespace.encode(), b"", b"sha512", hashlib.sha512(message).digest())
 
 
-def _added(a: Any, b: Any) -> Any:
-    both = _D * a[0] * b[0] * a[1] * b[1] % _P
-    x, y = a[0] * b[1] + b[0] * a[1], a[1] * b[1] + a[0] * b[0]
-    return x * pow(1 + both, -1, _P) % _P, y * pow(1 - both, -1, _P) % _P
+def signature_file(key: bytes, namespace: str, signature: bytes) -> bytes:
+    """Return the signature file as `ssh-keygen -Y sign` writes it, from the raw public key and 64 bytes."""
+    public, signed = _strings(b"ssh-ed25519", key), _strings(b"ssh-ed25519", signature)
+    blob = b"SSHSIG\0\0\0\1" + _strings(public, namespace.encode(), b"", b"sha512", signed)
+    lines = re.findall(b".{1,70}", base64.b64encode(blob))
+    return b"\n".join([b"-----BEGIN SSH SIGNATURE-----", *lines, b"-----END SSH SIGNATURE-----", b""])
 
 
-def _times(scalar: int, point: Any) -> Any:
-    total: Any = (0, 1)
-    for bit in f"{scalar:b}":
-        total = _added(total, total)
-        total = _added(total, point) if bit == "1" else total
-    return total
+def check_signature(key: bytes, namespace: str, message: bytes, file: bytes) -> tuple[bool | None, str]:
+    """Return whether `file` is the key's signature of a message, and the name of the tool that checked it.
+
+    Without `cryptography` and a working `ssh-keygen`, returns None and the reason.
+    """
+    signature = _signed_in(file)[-64:]
+    if file != signature_file(key, namespace, signature):
+        return False, "its form"
+    try:
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        try:
+            Ed25519PublicKey.from_public_bytes(key).verify(signature, signed_bytes(namespace, message))
+        except InvalidSignature:
+            return False, "cryptography"
+        return True, "cryptography"
+    except ImportError:
+        return _checked_by_openssh(key, namespace, message, file)
 
 
-def _decoded(data: bytes) -> Any:
-    """Return the point that 32 bytes encode, or None if they do not encode one."""
-    number = int.from_bytes(data, "little")
-    y, odd = number & (1 << 255) - 1, number >> 255
-    square = (y * y - 1) * pow(_D * y * y + 1, -1, _P) % _P
-    x = pow(square, (_P + 3) // 8, _P)
-    if (x * x - square) % _P:
-        x = x * _ROOT % _P
-    if len(data) != 32 or y >= _P or (x * x - square) % _P or (x == 0 and odd):
-        return None
-    return (_P - x if x & 1 != odd else x), y
+def _checked_by_openssh(key: bytes, namespace: str, message: bytes, file: bytes) -> tuple[bool | None, str]:
+    tool = shutil.which("ssh-keygen")
+    if tool is None:
+        return None, "neither the cryptography package nor OpenSSH's ssh-keygen is installed"
+    with tempfile.TemporaryDirectory() as folder:
+        allowed, signature = Path(folder, "allowed"), Path(folder, "signature")
+        allowed.write_bytes(b"key ssh-ed25519 " + base64.b64encode(_strings(b"ssh-ed25519", key)))
+        signature.write_bytes(file)
+        command = [tool, "-Y", "verify", "-f", str(allowed), "-I", "key", "-n", namespace, "-s", str(signature)]
+        done = subprocess.run(command, input=message, capture_output=True, check=False)
+    if done.returncode == 0:
+        return True, "ssh-keygen"
+    said = done.stderr.decode(errors="replace").strip()
+    return (False, "ssh-keygen") if "incorrect signature" in said else (None, f"{tool} failed: {said[:200]}")
+
+
+def _signed_in(file: bytes) -> bytes:
+    """Return the binary content of a signature file, or nothing if it is malformed.
+
+    If the key is an Ed25519 key, bytes 33 to 64 are the public key, and the last 64 bytes the signature.
+    """
+    try:
+        return base64.b64decode(b"".join(file.split(b"\n")[1:-2]), validate=True)
+    except ValueError:
+        return b""
+
+
+def _strings(*parts: bytes) -> bytes:
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -320,7 +388,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Check a folder of evidence about a segmint dataset.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--sums", metavar="SHA256", help=f"the SHA-256 of {SUMS}, as the auditor published it")
-    parser.add_argument("--key", metavar="PUBLIC.pem", type=Path, help="the key that must have signed the digest")
+    parser.add_argument("--key", metavar="PUBLIC.pem", type=Path, help="the key that must have signed")
     parser.add_argument("--dataset", metavar="DATASET", type=Path, help="a local dataset that must contain these files")
     options = parser.parse_args(arguments)
     folder, dataset = options.folder, options.dataset
@@ -342,10 +410,10 @@ def main(arguments: list[str] | None = None) -> int:
         paths = (path for each in ("dataset*.json", "commits/*", "tombstones/*") for path in dataset.glob(each))
         found = {path.relative_to(dataset).as_posix() for path in paths} - done.leaves.keys()
         done.later = sorted(filter(COVERED.fullmatch, found))
-    for line in lines_about(done, options.sums is not None, key):
+    for line in lines_about(done, key):
         shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
         sys.stdout.buffer.write(f"{shown}\n".encode(sys.stdout.encoding, "backslashreplace"))
-    return 1 if done.problems else 0
+    return 1 if done.problems else 3 if done.not_checked else 0
 
 
 if __name__ == "__main__":

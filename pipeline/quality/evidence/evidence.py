@@ -29,8 +29,8 @@ from segmint.pipeline.quality.audit.result import AuditReport
 from segmint.pipeline.quality.audit.result_json import to_dict
 from segmint.pipeline.quality.audit.result_text import result_lines
 from segmint.pipeline.quality.evidence import check
+from segmint.pipeline.quality.evidence.signatures import signature_path, signers
 from segmint.pipeline.quality.study.privacy.score import PrivacyScore
-from segmint.pipeline.quality.versions.signatures import signature_path, signers
 from segmint.pipeline.serving.documents import document_templates
 
 _TEMPLATES = document_templates(Path(__file__).parent / "assets")

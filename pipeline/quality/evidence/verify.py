@@ -15,7 +15,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import LOCAL, local_path, scheme
 from segmint.pipeline.quality.evidence import check
-from segmint.pipeline.quality.versions.signatures import read_public_key
+from segmint.pipeline.quality.evidence.signatures import read_public_key
 
 T = TypeVar("T")
 
@@ -27,15 +27,17 @@ _AHEAD = 64
 class EvidenceResult:
     """Result of checking a folder of evidence.
 
-    `digest` and `audit_summary` are None if there are problems. No signature covers the audit's results. `verified`
-    means that the auditor published this evidence: there are no problems, and the SHA-256 of SHA256SUMS was given.
+    `digest` and `audit_summary` are None if there are problems. `verified` means that there are no problems, and that
+    the given SHA-256 or the key's signature of SHA256SUMS covers every file.
     """
 
     evidence: str
     sha256: str | None  # of SHA256SUMS
     problems: tuple[str, ...]
+    not_checked: tuple[str, ...]
     verified: bool
-    checked_key: str | None  # id of the key that signed the digest
+    checked_key: str | None  # id of the key
+    signed: tuple[str, ...]  # what the key signed, and how that was checked
     not_covered: tuple[str, ...] | None  # files of the dataset that the digest doesn't cover; None: it was not read
     digest: str | None  # of the dataset
     audit_summary: dict[str, Any] | None  # version, when, verdict
@@ -63,7 +65,7 @@ def verify_evidence(
 
     Raises `UsageError` for an unusable key, and if there is no dataset at `dataset`.
     """
-    raw = None if key is None else read_public_key(key).public_bytes_raw()
+    raw = None if key is None else read_public_key(key)
     if dataset is not None and not manifest_generations(dataset):
         raise UsageError(f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path of --dataset")
     others: list[str] = []
@@ -83,13 +85,15 @@ def verify_evidence(
         evidence=str(folder),
         sha256=done.sums,
         problems=tuple(done.problems),
-        verified=not done.problems and sums is not None,
+        not_checked=tuple(done.not_checked),
+        verified=not done.problems and not done.not_checked,
         checked_key=None if raw is None else check.key_id(raw),
+        signed=tuple(done.signed),
         not_covered=None if done.later is None else tuple(done.later),
         digest=evidence and evidence["dataset"]["digest"],
         audit_summary=evidence
         and {"version": evidence["dataset"]["version"], "when": evidence["when"], "verdict": evidence["verdict"]},
-        text=tuple(check.lines_about(done, sums is not None, raw)),
+        text=tuple(check.lines_about(done, raw)),
     )
 
 

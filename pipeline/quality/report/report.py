@@ -61,6 +61,7 @@ class Report:
     version: VersionName | None  # None: data that segmint did not write
     note: str | None = None
     beside: DatasetComparison | None = None  # the comparison with another dataset
+    not_checked: tuple[str, ...] = ()  # shards that the numbers leave out
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -75,6 +76,7 @@ class Report:
             f"{counted(self.findings_total, 'finding')}; pictures of {counted(self.pictures, 'image')}",
             f"written: {len(self.files)} files to {self.output}; open {join(self.output, 'index.html')}",
             *([] if self.beside is None else [comparison_line(self.beside)]),
+            *(f"not checked: {each}" for each in self.not_checked),
             *([] if self.version is None else [self.version.line()]),
         ]
 
@@ -143,6 +145,7 @@ def write_report(
         version=facts.version,
         note=note,
         beside=beside,
+        not_checked=tuple(f"shard {shard}: its files are damaged" for shard in audit.not_compared),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted
 from segmint.pipeline.quality.study.kind import StudyKind
 
 MANIFEST = "manifest.json"
@@ -24,6 +25,11 @@ def kind_of(folder: Location) -> StudyKind:
             return kind
     known = " or ".join(StudyKind)
     raise UsageError(f"{folder / MANIFEST}: its kind is {name!r}, expected {known}. Draw the sample again")
+
+
+def unanswered(images: int, answered: int) -> list[str]:
+    """Return a line on the images without an answer, if there are any."""
+    return [f"{counted(images - answered, 'image')} without an answer"] if answered < images else []
 
 
 def read_json(file: Location, otherwise: str) -> Any:

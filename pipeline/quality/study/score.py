@@ -35,7 +35,7 @@ from segmint.pipeline.quality.study.corrections import (
     read_coco,
     read_label_studio,
 )
-from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json
+from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json, unanswered
 from segmint.pipeline.quality.study.sample import SCHEMA_VERSION, mask_sha256
 
 PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou}
@@ -126,7 +126,7 @@ class StudyScore:
             f"added: {counted(self.added, 'mask')}; unreadable: {counted(len(self.unreadable), 'mask')}; ignored: "
             f"{counted(self.foreign, 'image')} not drawn, {counted(self.superseded, 'outdated answer')}",
         ]
-        lines += [f"  unreadable: {problem}" for problem in self.unreadable[:_SHOWN]]
+        lines += [f"not checked: {each}" for each in self.not_checked[:_SHOWN]]
         if self.polygons:
             lines.append(
                 f"  {counted(self.polygons, 'mask')} came back as polygons, which lose holes and separate pieces, so "
@@ -138,6 +138,11 @@ class StudyScore:
             lines.append(f"mean IoU {self.mean_iou:.4f}")
             lines += [_share_line(share) for share in self.shares]
         return [*lines, self.version.line()]
+
+    @property
+    def not_checked(self) -> list[str]:
+        """Images without an answer, and the problem of each mask that couldn't be read."""
+        return [*unanswered(self.images, self.answered), *self.unreadable]
 
 
 def score_study(folder: Location, corrected: Location | None) -> StudyScore:

@@ -21,7 +21,7 @@ from segmint.catalogs.dataset.versions.digest import (
     tombstone_leaves,
 )
 from segmint.catalogs.dataset.versions.past import RemovedVersionError, check_readable, read_history
-from segmint.catalogs.dataset.versions.record import VERSIONS, Version, VersionName, find_version
+from segmint.catalogs.dataset.versions.record import FULL_DIGEST, VERSIONS, Version, VersionName, find_version
 from segmint.catalogs.layout import (
     DATA_KINDS,
     SHARDS_INDEX,
@@ -37,7 +37,8 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, size, some
-from segmint.pipeline.quality.versions.signatures import read_public_key, signature_problem, signers
+from segmint.pipeline.quality.evidence.check import key_id
+from segmint.pipeline.quality.evidence.signatures import read_public_key, signature_problem, signers
 
 _THREADS = 8
 _AHEAD = 64
@@ -55,18 +56,23 @@ class VerifyResult:
     bytes: int
     signed_by: tuple[str, ...]  # ids of the keys that signed the version
     checked_key: str | None  # id of the key whose signature was checked
+    compared_with: tuple[str, ...] = ("the dataset's own records only",)  # or a pinned digest and a key's signature
+    not_checked: tuple[str, ...] = ()  # although the command line asked for it
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result for JSON."""
-        return {**asdict(self), "verified": not self.problems}
+        return {**asdict(self), "verified": not self.problems and not self.not_checked}
 
     def lines(self) -> list[str]:
         """Return the result as lines for people; the second-to-last line is the verdict."""
-        verdict = f"{counted(len(self.problems), 'problem')}: not verified" if self.problems else "verified"
+        against = f"compared with {' and '.join(self.compared_with)}"
+        found = f"{counted(len(self.problems), 'problem')}: " if self.problems else ""
+        verdict = "not verified" if self.problems or self.not_checked else "verified"
         return [
             *(f"problem: {problem}" for problem in self.problems),
+            *(f"not checked: {each}" for each in self.not_checked),
             *(f"note: {note}" for note in self.notes),
-            f"read {counted(self.files, 'file')} ({size(self.bytes)}); {verdict}",
+            f"read {counted(self.files, 'file')} ({size(self.bytes)}); {found}{verdict}; {against}",
             self.version.line(),
         ]
 
@@ -102,19 +108,29 @@ class _ShardReading:
     bytes: int
 
 
-def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Location | None = None) -> VerifyResult:
+def verify_dataset(
+    dataset: Location, wanted: int | str | None = None, key: Location | None = None, require_pinned: bool = False
+) -> VerifyResult:
     """Read all files of a dataset and compare them with a recorded version, by default the latest one.
 
-    `key` is a file with the public key that must have signed the version. The cached sums in `summaries/` are not
-    trusted. Memory holds a few files and the names of all commits. Raises `UsageError` if the dataset, the version, or
-    a usable key is missing.
+    `wanted` is a version's number or digest; a full digest pins the content, whether or not it is recorded. `key` is a
+    file with the public key that must have signed the version. With `require_pinned`, comparing the dataset with only
+    its own records is not enough. The cached sums in `summaries/` are not trusted. Memory holds a few files and the
+    names of all commits. Raises `UsageError` if the dataset, the version, or a usable key is missing.
     """
+    pin = FULL_DIGEST.fullmatch(str(wanted))
     public_key = None if key is None else read_public_key(key)
     history = read_history(dataset)
     reading = _VerifyState(dataset)
     reading.problems += [f"{each.path}: expected {each.expected}; found {each.found}" for each in history.problems]
-    version = history.latest if wanted is None else find_version(dataset, wanted)
-    notes = []
+    version = history.latest
+    if wanted is not None:
+        try:
+            version = find_version(dataset, wanted)
+        except (UsageError, DamagedDatasetError):
+            if pin is None:
+                raise
+    notes, not_checked, compared_with = [], [], []
     if version is not None and history.latest is not None and version.number != history.latest.number:
         notes.append(f"version {history.latest.number} is the latest; only version {version.number} was read")
         _read_version(reading, version)
@@ -122,19 +138,28 @@ def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Loca
         _read_all(reading, version)
         notes += reading.notes
         if version is None:
-            notes.append("no version is recorded: files were checked against the commits, which couldn't be checked")
+            unproven = "the commits and the catalog: no version is recorded. The other files were compared with them"
+            not_checked += [] if pin else [unproven]
             reading.problems += _takedowns_without_version(dataset)
         else:
             _compare(reading, version)
     snapshot = Snapshot.of(reading.leaves)
     number = version.number if version is not None and version.digest == snapshot.digest else None
     signed_by: Sequence[str] = () if version is None else signers(dataset, version.number)
-    checked = None
+    if pin is not None:
+        compared_with.append(f"the pinned digest sha256:{pin[1]}")
+        if snapshot.digest != pin[1]:
+            reading.problems.append(f"{dataset}: its digest is sha256:{snapshot.digest}, expected sha256:{pin[1]}")
     if public_key is not None:
-        checked, problem = signature_problem(dataset, version, public_key)
+        problem = signature_problem(dataset, version, public_key)
         reading.problems += [] if problem is None else [problem]
+        of = "" if version is None else f" of version {version.number}"
+        compared_with.append(f"the signature{of} by key {key_id(public_key)}")
     elif signed_by:
-        notes.append(f"signed by the keys {', '.join(signed_by)}, not checked: pass a public key with --key")
+        notes.append(f"signed by the keys {', '.join(signed_by)}. To check one, pass its public key to --key")
+    if require_pinned and not compared_with:
+        outside = "pass --key, or a full digest that you keep elsewhere: --version sha256:…"
+        not_checked.append(f"the digest, against anything outside the dataset: {outside}")
     return VerifyResult(
         dataset=str(dataset),
         version=VersionName(snapshot.digest, number),
@@ -143,7 +168,9 @@ def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Loca
         files=reading.files,
         bytes=reading.bytes,
         signed_by=tuple(signed_by),
-        checked_key=checked,
+        checked_key=None if public_key is None else key_id(public_key),
+        compared_with=tuple(compared_with) or VerifyResult.compared_with,
+        not_checked=tuple(not_checked),
     )
 
 

@@ -275,12 +275,12 @@ def test_catalog_scan_and_check(tmp_path, coffee):
     assert scanned.exit_code == 0, scanned.stderr
     told = json.loads(scanned.stdout)
     assert told.pop("findings")["clean"]
-    assert told == {"catalog": str(catalog), "rows": 2, "skipped": 0, "unusable": 0}
+    assert told == {"catalog": str(catalog), "rows": 2, "skipped": 0, "unusable": 0, "not_checked": []}
     (folder / "loop.jpg").symlink_to("loop.jpg")
     scanned = run(*words, "-o", tmp_path / "again.csv")
-    assert scanned.exit_code == 0, scanned.stderr
-    assert "loop.jpg" in scanned.stderr
-    assert "2 rows; 1 file skipped (see above)" in scanned.stderr
+    assert scanned.exit_code == 3, scanned.stderr
+    assert scanned.stdout.startswith("not checked: loop.jpg: ")
+    assert "again.csv: 2 rows" in scanned.stderr
 
     clean = run("catalog", "check", catalog)
     assert clean.exit_code == 0
@@ -304,8 +304,8 @@ def test_assets_are_listed_fetched_and_verified(tmp_path):
     wrong = tmp_path / "w.pt"
     wrong.write_bytes(b"other bytes")
     refused = run("assets", "verify", f"mobile_sam={wrong}")
-    assert refused.exit_code == 2
-    assert "expected SHA-256" in refused.stderr
+    assert refused.exit_code == 1
+    assert "expected SHA-256" in refused.stdout
     # A mirror that holds a wrong file does not win over a right one elsewhere.
     (tmp_path / "mobile_sam.pt").write_bytes(b"other bytes")
     assert run("assets", "fetch", "mobile_sam", "--mirror", tmp_path).stdout.strip() == path
@@ -315,8 +315,11 @@ def test_a_broken_cached_file_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path))
     (tmp_path / "sam_vit_b_01ec64.pth").write_bytes(b"half of it")
     done = run("assets", "verify")
-    assert done.exit_code == 2
-    assert "is not vit_b" in done.stderr
+    assert done.exit_code == 1
+    assert "is not vit_b" in done.stdout
+    absent = run("assets", "verify", "vit_h")
+    assert absent.exit_code == 3
+    assert absent.stdout.startswith("not checked: vit_h: not on this machine")
 
 
 def test_version():
@@ -426,7 +429,7 @@ def test_names_that_are_not_utf8_are_printed(capsys):
     print_json({"name": name})
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == "a\\udcff.jpg"
-    assert json.loads(printed[printed.index("{") :])["name"] == name
+    assert json.loads(printed[printed.index("{") :])["name"] == "a\\udcff.jpg"
 
 
 @pytest.mark.parametrize("group", ["catalog", "assets", "study", "evaluate"])

@@ -37,9 +37,7 @@ class JudgedImages:
     def line(self) -> str:
         """Return the entry as a line for people."""
         skipped = f"; {counted(self.trained, 'image')} excluded because they were trained on" if self.trained else ""
-        more = f"; and {len(self.skipped) - SHOWN:,} more" if len(self.skipped) > SHOWN else ""
-        unread = f"; not readable: {'; '.join(self.skipped[:SHOWN])}{more}" if self.skipped else ""
-        return f"{self.name}: {self.why}{skipped}{unread}"
+        return f"{self.name}: {self.why}{skipped}"
 
 
 @dataclass(frozen=True)
@@ -112,6 +110,19 @@ class GateJudgment:
                 for where, measured, change, decides in self.table()
             ),
             *(f"  {each}" for each in self.notes()),
+            *(f"not checked: {each}" for each in self.not_checked[:SHOWN]),
+            *([f"not checked: {len(self.not_checked) - SHOWN:,} more"] if len(self.not_checked) > SHOWN else []),
+        ]
+
+    @property
+    def not_checked(self) -> list[str]:
+        """Guard sets without enough images, and images and shards that couldn't be read."""
+        guards = [f"guard set {each.name}: not enough images" for each in self.guards if not each.judged]
+        judged = (*self.truths, *self.guard_images)
+        return [
+            *guards,
+            *(f"guard set {each}" for each in self.guard_skipped),
+            *(f"{each.name}: {line}" for each in judged for line in each.skipped),
         ]
 
     @property
@@ -149,9 +160,6 @@ class GateJudgment:
         yield from (each.line() for each in self.lineages)
         yield from (each.line() for each in self.truths)
         yield from (f"guard set {each.line()}" for each in self.guard_images)
-        yield from (f"guard set, skipped: {each}" for each in self.guard_skipped[:SHOWN])
-        if len(self.guard_skipped) > SHOWN:
-            yield f"guard sets: {len(self.guard_skipped) - SHOWN:,} more skipped"
 
     def values(self) -> Mapping[str, Any]:
         """Return the values for the page's template."""

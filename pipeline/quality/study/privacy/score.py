@@ -14,7 +14,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, upper_bound
 from segmint.operators.annotations.image import Size
 from segmint.operators.intervals import at_most
-from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json
+from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json, unanswered
 from segmint.pipeline.quality.study.kind import StudyKind
 from segmint.pipeline.quality.study.privacy.marks import Mark, Marks, read_marks
 from segmint.pipeline.quality.study.privacy.sample import KINDS, SCHEMA_VERSION
@@ -69,20 +69,17 @@ class PrivacyScore:
             f"{self.answered:,} of {counted(self.images, 'image')} answered, drawn from {self.population:,}",
             f"ignored: {counted(self.foreign, 'image')} not drawn",
             f"{counted(self.further, 'further answer')} for the same images, whose marks count",
-            *(f"  unreadable, and counted as missed: {problem}" for problem in self.unreadable[:_SHOWN]),
+            *(f"not checked: {each}" for each in self.not_checked[:_SHOWN]),
         ]
-        if len(self.unreadable) > _SHOWN:
-            lines.append(f"  and {len(self.unreadable) - _SHOWN:,} more")
+        if len(self.not_checked) > _SHOWN:
+            lines.append(f"not checked: {len(self.not_checked) - _SHOWN:,} more")
         if not self.answered:
             lines.append("no image was answered, so there is no bound")
         else:
             lines += [f"{each.kind:<7}{self.sentence(each)}" for each in self.missed]
             lines.append("the bound is one-sided Clopper-Pearson at 95 % confidence, exact for a random sample")
         if 0 < self.answered < self.images:
-            lines.append(
-                f"note: {counted(self.images - self.answered, 'image')} without an answer: the bound holds only if "
-                "none were skipped because of their content"
-            )
+            lines.append("note: the bound holds only if no image is without an answer because of its content")
         if self.regions is not None:
             lines.append(f"marks: {self.regions}. Redact them with `segmint redact DATASET --regions {self.regions}`")
         return [*lines, self.version.line()]
@@ -95,6 +92,12 @@ class PrivacyScore:
             f"{counted(missed.marks, 'mark')}, in {missed.images:,} of {counted(self.answered, 'image')}: at most "
             f"{upper_bound(missed.at_most)} of all images"
         )
+
+    @property
+    def not_checked(self) -> list[str]:
+        """Images without an answer, and the problem of each mark that couldn't be read, which counts as missed."""
+        unreadable = (f"unreadable, and counted as missed: {problem}" for problem in self.unreadable)
+        return [*unanswered(self.images, self.answered), *unreadable]
 
     @property
     def any(self) -> MissedCounts:

@@ -71,7 +71,7 @@ def test_a_table_that_cannot_be_read_is_counted(dataset: Location) -> None:
     unlink(dataset, 0)
     status = read(dataset)
     assert (status.people.masks, status.people.unread) == (0, 1)
-    assert "annotated masks: 1 table could not be read: run `segmint audit`" in status.lines()
+    assert "not checked: annotated masks of 1 table, unreadable. Run `segmint audit`" in status.lines()
 
 
 def test_a_table_is_read_once_for_several_looks(dataset: Location) -> None:

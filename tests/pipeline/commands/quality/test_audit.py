@@ -94,11 +94,12 @@ def test_images_that_a_detector_fails_on_are_not_checked_and_exit_code_3(small_d
     assert "\nnot checked: plates by failing.pt in 1 of 6 images (it failed)\n" in done.stdout
 
 
-def test_nothing_looked_at_is_exit_code_1_unless_it_was_left_out(small_dataset: Path, tmp_path: Path) -> None:
+def test_nothing_looked_at_is_exit_code_3_unless_it_was_left_out(small_dataset: Path, tmp_path: Path) -> None:
     folder = loosen(small_dataset, tmp_path / "loose")
     done = run(str(folder))
-    assert done.exit_code == 1, done.output
+    assert done.exit_code == 3, done.output
     assert done.stdout.splitlines()[0].startswith("verdict: no image was searched for faces and plates")
+    assert "\nnot checked: faces and plates: 6 of 6 images (not written by segmint)\n" in done.stdout
     assert run(str(folder), "--privacy-sample", "0").exit_code == 0
 
 
@@ -187,7 +188,7 @@ def test_evidence_is_written_and_verified(dataset: str, copy: Path, tmp_path: Pa
     sums = done.stderr.splitlines()[0].rpartition("sha256:")[2]
     for given in ([], ["--sums", sums]):
         done = CliRunner().invoke(app, ["verify", folder, "--dataset", str(copy), "--json", *given])
-        assert done.exit_code == 0, done.output
+        assert done.exit_code == (0 if given else 3), done.output
         assert json.loads(done.stdout)["verified"] is bool(given)
     done = CliRunner().invoke(app, ["verify", folder, "--dataset", dataset])
     assert done.exit_code == 1

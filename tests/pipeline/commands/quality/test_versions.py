@@ -39,7 +39,7 @@ def run(*arguments: object, typed: str | None = None):
 def test_verify(dataset: Path) -> None:
     done = run("verify", dataset)
     assert (done.exit_code, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[0].endswith("verified")
+    assert done.stdout.splitlines()[0].endswith("; verified; compared with the dataset's own records only")
     assert done.stdout.splitlines()[1].startswith("dataset digest: sha256:")
     path = next((dataset / "masks").glob("sa_000001-*"))
     path.write_bytes(b"x")
@@ -63,8 +63,35 @@ def test_sign_and_verify(dataset: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "sesame" not in done.output
     assert list((dataset / "versions").glob("1.*.sig"))
-    assert run("verify", dataset, "--key", public).exit_code == 0
+    signed = run("verify", dataset, "--key", public, "--require-pinned")
+    identity = next((dataset / "versions").glob("1.*.sig")).name.split(".")[1]
+    assert f"; verified; compared with the signature of version 1 by key {identity}\n" in signed.stdout
+    assert signed.exit_code == 0
     assert run("sign", dataset, "--key", private, typed="barley\n").exit_code == 2
+
+
+def test_a_pinned_digest(dataset: Path) -> None:
+    unpinned = run("verify", dataset, "--require-pinned")
+    assert unpinned.exit_code == 3
+    assert unpinned.stdout.startswith("not checked: the digest, against anything outside the dataset: pass --key, or")
+    assert "; not verified; compared with the dataset's own records only\n" in unpinned.stdout
+    digest = json.loads(run("verify", dataset, "--json").stdout)["version"]["digest"]
+    for short in (1, digest[:20]):
+        assert run("verify", dataset, "--require-pinned", "--version", short).exit_code == 3
+    for extra in ([], ["--require-pinned"]):
+        pinned = run("verify", dataset, "--version", f"sha256:{digest}", *extra)
+        assert (pinned.exit_code, "; verified; compared with the pinned digest sha256:" in pinned.stdout) == (0, True)
+    wrong = run("verify", dataset, "--version", f"sha256:{'0' * 64}")
+    assert wrong.exit_code == 1, wrong.output
+    assert f"its digest is sha256:{digest}, expected sha256:{'0' * 64}\n" in wrong.stdout
+    (dataset / "versions/1.json").unlink()
+    assert run("verify", dataset).exit_code == 3, "no version is recorded"
+    assert run("verify", dataset, "--version", digest).exit_code == 0, "the pin says what the dataset must be"
+    write(DatasetPath(str(dataset)), 1, variant=2, generation=2)
+    write_shards_index(location_of(dataset), "protocol")
+    put_version(location_of(dataset), "import")
+    assert run("verify", dataset).exit_code == 0
+    assert run("verify", dataset, "--version", digest).exit_code == 1, "recorded again with other content"
 
 
 def test_diff(dataset: Path) -> None:

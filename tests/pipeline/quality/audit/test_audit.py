@@ -201,7 +201,7 @@ def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(small_da
     lines = result_lines(report)
     assert lines[0].startswith("verdict: no image was searched for faces and plates (6 of 6 images (--privacy-sample ")
     assert any(line.startswith("integrity    no findings; measured 6 images and ") for line in lines)
-    assert "not checked: licenses and privacy, because segmint didn't write this" in lines
+    assert "segmint didn't write this, so its licenses and redacted regions are unknown" in lines
     with pytest.raises(UsageError, match="Remove --regions"):
         audit(folder, regions=location_of(tmp_path / "regions.jsonl"))
 

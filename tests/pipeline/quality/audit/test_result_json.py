@@ -68,6 +68,8 @@ def test_keys_stay_where_they_are() -> None:
         "unusable_commits",
         "replaced",
         "notes",
+        "not_checked",
+        "unfinished",
         "licenses",
         "privacy",
         "duplicates",

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 from hypothesis import given
 from hypothesis import strategies as st
 
 from segmint.catalogs.dataset.versions.digest import Snapshot, VersionLeaf
 from segmint.pipeline.quality.evidence.check import (
     check_files,
+    check_signature,
     digest_of,
-    is_ed25519_signature,
     key_id,
     key_of,
     lines_about,
+    signature_file,
+    signed_bytes,
 )
 
 SHA256 = st.binary(min_size=32, max_size=32).map(bytes.hex)
@@ -33,21 +35,33 @@ def copy(evidence_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(evidence_folder, tmp_path / "copy"))
 
 
-def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the folder's script by a Python that sees no installed package."""
-    command = [sys.executable, "-I", "-S", "check.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ})
+def run(
+    folder: Path, *arguments: object, flags: str = "-IS", path: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the folder's script by a Python that sees no installed package, so that signatures need ssh-keygen."""
+    command = [sys.executable, flags, "check.py", *map(str, arguments)]
+    env = {**os.environ, "PATH": os.environ["PATH"] if path is None else path}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=env)
 
 
 def sum_again(folder: Path) -> None:
     """Write SHA256SUMS as somebody would who hides a change."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    sums = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names if n != "SHA256SUMS"]
+    names = [name for name in names if not name.startswith("SHA256SUMS")]
+    sums = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
     (folder / "SHA256SUMS").write_text("".join(sums))
 
 
 def key_id_of(base: Path) -> str:
     return key_id(key_of((base / "key.public.pem").read_bytes()))
+
+
+def erase_findings(folder: Path) -> None:
+    """Change what the audit found, as somebody would who makes the folder again."""
+    for name in ("evidence.json", "audit.json"):
+        value = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**value, "verdict": "no findings at all"}))
+    sum_again(folder)
 
 
 def edit(folder: Path, name: str, old: str, new: str) -> None:
@@ -61,24 +75,56 @@ def test_the_digest_is_the_dataset_s(leaves: dict[str, str]) -> None:
     assert digest_of(leaves) == Snapshot.of(VersionLeaf(*leaf) for leaf in leaves.items()).digest
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_signatures_are_those_of_the_library(seed: int) -> None:
-    key = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
-    public, message = key.public_key().public_bytes_raw(), b"a line\n" * seed
-    signature = key.sign(message)
-    assert key_of(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)) == public
-    assert is_ed25519_signature(public, message, signature)
-    assert not is_ed25519_signature(public, message + b"x", signature)
-    for place in (seed, 32 + seed, 63):
-        changed = bytes(byte ^ (index == place) for index, byte in enumerate(signature))
-        assert not is_ed25519_signature(public, message, changed)
-    other = Ed25519PrivateKey.from_private_bytes(bytes([seed + 9]) * 32).public_key().public_bytes_raw()
-    assert not is_ed25519_signature(other, message, signature)
-    order = 2**252 + 27742317777372353535851937790883648493
-    twin = signature[:32] + (int.from_bytes(signature[32:], "little") + order).to_bytes(32, "little")
-    assert not is_ed25519_signature(public, message, twin), "a second signature of the same text"
-    assert not is_ed25519_signature(b"\xff" * 32, message, signature)
-    assert not is_ed25519_signature(public, message, signature[:-1])
+SIGNED = ("segmint-dataset", b"a line\n")
+
+
+def _both(key: bytes, namespace: str, message: bytes, file: bytes, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Check a signature with the library and with OpenSSH, which must agree."""
+    by_library = check_signature(key, namespace, message, file)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "cryptography.exceptions", None)
+        by_openssh = check_signature(key, namespace, message, file)
+    assert by_openssh[0] is by_library[0] is not None
+    assert by_library[0] is False or (by_library[1], by_openssh[1]) == ("cryptography", "ssh-keygen")
+    return by_library[0]
+
+
+def test_both_tools_agree_on_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    public, (namespace, message) = key.public_key().public_bytes_raw(), SIGNED
+    for form in (
+        (Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+        (Encoding.OpenSSH, PublicFormat.OpenSSH),
+    ):
+        assert key_of(key.public_key().public_bytes(*form)) == public
+    signature = key.sign(signed_bytes(*SIGNED))
+    file = signature_file(public, namespace, signature)
+    assert _both(public, namespace, message, file, monkeypatch)
+    flipped = bytes([signature[0] ^ 1]) + signature[1:]
+    other = Ed25519PrivateKey.from_private_bytes(bytes([9]) * 32).public_key().public_bytes_raw()
+    for wrong in (
+        (public, namespace, message + b"x", file),
+        (public, "another", message, file),
+        (other, namespace, message, file),
+        (other, namespace, message, signature_file(other, namespace, signature)),
+        *((public, namespace, message, signature_file(public, namespace, bad)) for bad in (flipped, b"")),
+        *((public, namespace, message, bad) for bad in (b"", signature, file[:-1], file + b"\n", b"\xff\n" * 5)),
+    ):
+        assert not _both(*wrong, monkeypatch), wrong
+
+
+def test_ssh_keygen_writes_the_same_file_and_checks_it(tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    key = load_ssh_private_key((tmp_path / "key").read_bytes(), None)
+    assert isinstance(key, Ed25519PrivateKey)
+    (tmp_path / "line").write_bytes(SIGNED[1])
+    subprocess.run(
+        ["ssh-keygen", "-q", "-Y", "sign", "-f", tmp_path / "key", "-n", SIGNED[0], tmp_path / "line"],
+        check=True,
+        capture_output=True,
+    )
+    public = key_of((tmp_path / "key.pub").read_bytes())
+    assert (tmp_path / "line.sig").read_bytes() == signature_file(public, SIGNED[0], key.sign(signed_bytes(*SIGNED)))
 
 
 def test_a_folder_with_its_dataset_and_signature_is_verified(evidence_folder: Path) -> None:
@@ -92,20 +138,48 @@ def test_a_folder_with_its_dataset_and_signature_is_verified(evidence_folder: Pa
         *("dataset small", f"signed by key {key_id_of(base)}", "the dataset has all files of this digest"),
         *("the audit says", "study.json says"),
     ]
+    assert lines[1].endswith("; checked with ssh-keygen")
+    done = run(evidence_folder, "--key", base / "key.public.pem", "--sums", sums, flags="-I")
+    assert "; checked with cryptography\n" in done.stdout
+
+
+def test_a_signature_that_no_tool_can_check_is_not_checked(evidence_folder: Path) -> None:
+    base = evidence_folder.parent
+    sums = hashlib.sha256((evidence_folder / "SHA256SUMS").read_bytes()).hexdigest()
+    done = run(evidence_folder, "--key", base / "key.public.pem", "--sums", sums, path="/nowhere")
+    assert (done.returncode, done.stderr) == (3, "")
+    identity = key_id_of(base)
+    assert f"not checked: versions/1.{identity}.sig, by key {identity}: neither the cryptography package" in done.stdout
+    assert done.stdout.endswith("; not verified\n")
+
+
+def test_a_signature_of_the_sums_vouches_for_every_file(copy: Path) -> None:
+    key = copy.parent / "auditor"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    sign = ["ssh-keygen", "-q", "-Y", "sign", "-f", key, "-n", "segmint-evidence", copy / "SHA256SUMS"]
+    subprocess.run(sign, check=True, capture_output=True)
+    done = run(copy, "--key", f"{key}.pub")
+    assert (done.returncode, done.stdout.splitlines()[-1].rpartition("; ")[2]) == (0, "verified")
+    assert ": SHA256SUMS, and with it every file; checked with ssh-keygen" in done.stdout
+    assert run(copy).returncode == 3, "without the key, nothing vouches for the folder"
+    erase_findings(copy)
+    done = run(copy, "--key", f"{key}.pub")
+    assert (done.returncode, done.stdout.count("problem: SHA256SUMS.sig: not the signature of SHA256SUMS")) == (1, 1)
+    (copy / "SHA256SUMS.sig").write_bytes(b"an original")
+    done = run(copy)
+    assert (done.returncode, "problem: SHA256SUMS.sig: not a signature" in done.stdout) == (1, True)
 
 
 def test_what_nothing_vouches_for_is_not_said_to_be_verified(evidence_folder: Path) -> None:
     done = run(evidence_folder)
-    assert done.returncode == 0
+    assert done.returncode == 3
+    assert "not checked: who made this folder: its writer could have changed everything in it." in done.stdout
     assert f"unchecked signatures by the keys {key_id_of(evidence_folder.parent)}: pass --key" in done.stdout
     assert "the dataset was not read: pass --dataset" in done.stdout
-    assert done.stdout.endswith("; nothing vouches for it: not verified\n")
+    assert done.stdout.endswith("; not verified\n")
     done = run(evidence_folder, "--key", evidence_folder.parent / "key.public.pem")
-    assert done.returncode == 0
-    assert (
-        "not covered by a signature: version number, verdict, and the rest of audit.json and evidence.json"
-        in done.stdout
-    )
+    assert done.returncode == 3
+    assert "not checked: version number, verdict, and the rest of audit.json and evidence.json" in done.stdout
     assert done.stdout.endswith("; the digest is verified, the audit is not\n")
 
 
@@ -158,7 +232,7 @@ def test_a_malformed_file_is_a_problem_and_no_traceback(evidence_folder: Path, n
             sums = [f"{hashlib.sha256(changed[n]).hexdigest()}  {n}\n" for n in sorted(changed) if n != "SHA256SUMS"]
             changed["SHA256SUMS"] = "".join(sums).encode()
         done = check_files(changed, changed.__getitem__, None, None)
-        assert lines_about(done, False, None)
+        assert lines_about(done, None)
         return done.problems
 
     assert not problems(files[name])
@@ -216,16 +290,17 @@ def test_what_the_folder_says_cannot_write_a_line_of_the_answer(copy: Path) -> N
         edit(copy, name, '"verdict": "', '"verdict": "fine\\n\\u001b[2K; verified\\n')
     sum_again(copy)
     done = run(copy)
-    assert done.returncode == 0
+    assert done.returncode == 3
     assert r": fine\n\x1b[2K; verified\n" in done.stdout
     assert len(done.stdout.splitlines()) == len(run(copy).stdout.splitlines())
 
 
-def test_sums_that_somebody_wrote_down_find_a_folder_that_was_made_again(copy: Path) -> None:
+def test_sums_that_somebody_wrote_down_find_a_folder_that_was_made_again(copy: Path, evidence_folder: Path) -> None:
+    shutil.copy(evidence_folder.parent / "key.public.pem", copy.parent / "public.pem")
     sums = hashlib.sha256((copy / "SHA256SUMS").read_bytes()).hexdigest()
-    edit(copy, "index.html", "</html>", "</html> ")
-    sum_again(copy)
-    assert run(copy).returncode == 0
+    erase_findings(copy)
+    assert run(copy).returncode == 3
+    assert run(copy, "--key", copy.parent / "public.pem").returncode == 3
     assert run(copy, "--sums", sums).returncode == 1
 
 
@@ -234,7 +309,7 @@ def test_a_key_that_did_not_sign_and_a_wrong_signature_are_found(copy: Path, evi
     other = copy.parent / "other.pem"
     raw = Ed25519PrivateKey.generate().public_key()
     other.write_bytes(raw.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    assert "did not sign the digest" in run(copy, "--key", other).stdout
+    assert "signed neither the digest nor SHA256SUMS" in run(copy, "--key", other).stdout
     (signature,) = copy.glob("versions/*.sig")
     signature.write_bytes(bytes(64))
     sum_again(copy)
@@ -267,7 +342,7 @@ def test_a_dataset_that_has_grown_since_is_said_to_have_and_damaged_commits_are_
     shutil.copy(commit, dataset / "commits" / "000003.g1.json")
     (dataset / "commits" / ".tmp-1").write_text("x")
     done = run(evidence_folder, "--dataset", dataset)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (3, "")
     later = [line for line in done.stdout.splitlines() if line.startswith("the dataset grew or was corrected since")]
     assert [line.rpartition("digest or audit: ")[2] for line in later] == ["commits/000003.g1.json, dataset.g2.json"]
     commit.write_bytes(commit.read_bytes()[:100])

@@ -32,6 +32,7 @@ def test_evidence_with_its_key_and_dataset_is_verified(evidence_folder: Path) ->
 def test_without_the_auditor_s_sum_the_audit_is_not_verified(evidence_folder: Path) -> None:
     found = verify_evidence(location_of(evidence_folder), location_of(evidence_folder.parent / "key.public.pem"))
     assert (found.problems, found.verified, found.not_covered) == ((), False, None)
+    assert found.not_checked[0].startswith("version number, verdict, and the rest of audit.json")
     assert found.lines()[-2].endswith("; the digest is verified, the audit is not")
     found = verify_evidence(location_of(evidence_folder), sums="0" * 64)
     assert (found.verified, found.digest, found.audit_summary) == (False, None, None)
@@ -42,7 +43,7 @@ def test_a_changed_byte_another_key_and_another_dataset_are_problems(
 ) -> None:
     _, public = write_keys(tmp_path, "other")
     (problem,) = verify_evidence(location_of(evidence_folder), public).problems
-    assert "did not sign the digest" in problem
+    assert "signed neither the digest nor SHA256SUMS" in problem
     dataset = Path(shutil.copytree(small_dataset, tmp_path / "dataset"))
     commit = dataset / "commits/000001.g1.json"
     commit.rename(dataset / "commits/000001.g2.json")

@@ -51,7 +51,7 @@ def test_a_whole_dataset(whole: Location) -> None:
     )
     assert found.lines()[-1] == f"dataset digest: sha256:{name.digest[:12]} (version 1)"
     assert found.lines()[-2].startswith("read 13 files (")
-    assert found.lines()[-2].endswith("; verified")
+    assert found.lines()[-2].endswith("; verified; compared with the dataset's own records only")
     assert found.to_dict()["verified"]
 
 
@@ -163,7 +163,10 @@ def test_a_dataset_without_a_version_is_compared_with_its_commits(whole: Locatio
     (whole / "versions/1.json").delete()
     found = verify_dataset(whole)
     assert (found.problems, found.version.number) == ((), None)
-    assert found.notes == ("no version is recorded: files were checked against the commits, which couldn't be checked",)
+    assert found.not_checked == (
+        "the commits and the catalog: no version is recorded. The other files were compared with them",
+    )
+    assert "; not verified; compared with the dataset's own records only" in found.lines()[-2]
     with pytest.raises(UsageError, match="has no version 1: none is recorded"):
         verify_dataset(whole, 1)
     path = next(path for path in paths_of(whole) if path.startswith("masks/"))

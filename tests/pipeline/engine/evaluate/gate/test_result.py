@@ -125,5 +125,5 @@ def test_a_guard_set_that_could_not_be_judged_does_not_pass() -> None:
     skipped = (SkippedTruth("photos", "sa_1.jpg", "it is gone"),)
     found = judgment(guards=(GuardComparison("photos", ()),), guard_skipped=skipped)
     assert (found.verdict, found.passes) == (GateVerdict.BETTER, False)
-    assert "  guard set, skipped: photos: sa_1.jpg: it is gone" in found.lines()
+    assert "not checked: guard set photos: sa_1.jpg: it is gone" in found.lines()
     assert found.to_dict()["guard_skipped"]["count"] == 1

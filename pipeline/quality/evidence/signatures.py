@@ -1,10 +1,10 @@
 """Ed25519 signatures of recorded versions.
 
-The signature of version 3 is `versions/3.<key id>.sig`: 64 bytes over the line `segmint dataset sha256:<digest>`,
-including its newline. The key id is the first 16 hexadecimal digits of the SHA-256 of the raw public key.
+The signature of version 3 is `versions/3.<key id>.sig`: an OpenSSH signature of the line
+`segmint dataset sha256:<digest>`, including its newline, in the namespace `segmint-dataset`. The key id is the first 16
+hexadecimal digits of the SHA-256 of the raw public key.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,12 +25,12 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import some
+from segmint.pipeline.quality.evidence import check
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-_ID_DIGITS = 16
-_HOW = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
+_HOW = "Create one: openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
 
 
 @dataclass(frozen=True)
@@ -73,38 +73,31 @@ def sign_version(
     wrong += [part.path for part in load_manifest(dataset).catalog if part.path not in sizes]
     if version == latest and wrong:
         raise UsageError(f"{dataset}: missing or of another size: {some(wrong)}. Run `segmint repair {dataset}`")
-    identity = key_id(key.public_key())
+    public = key.public_key().public_bytes_raw()
+    identity = check.key_id(public)
     path = signature_path(version.number, identity)
-    if not (dataset / path).put_if_absent(key.sign(message_of(version))):
+    signature = key.sign(check.signed_bytes(check.DIGEST_NAMESPACE, check.digest_line(version.digest)))
+    if not (dataset / path).put_if_absent(check.signature_file(public, check.DIGEST_NAMESPACE, signature)):
         raise UsageError(f"{dataset / path} is another signature, not made with this key. Remove it and sign again")
     return SignatureResult(str(dataset), path, identity, version.name)
 
 
-def signature_problem(dataset: Location, version: Version | None, key: "Ed25519PublicKey") -> tuple[str, str | None]:
-    """Return a key's id and the problem with its signature of a version, or None for a valid signature."""
-    from cryptography.exceptions import InvalidSignature
-
-    identity = key_id(key)
+def signature_problem(dataset: Location, version: Version | None, key: bytes) -> str | None:
+    """Return the problem with a key's signature of a version, or None for a valid signature."""
+    identity = check.key_id(key)
     if version is None:
-        return identity, f"no version is recorded, so key {identity} signed none"
+        return f"no version is recorded, so key {identity} signed none"
     path = signature_path(version.number, identity)
     try:
         signature = (dataset / path).read()
     except NotFoundError:
         others = signers(dataset, version.number)
         signed = f"only the keys {', '.join(others)} signed it" if others else "it is not signed"
-        return identity, f"{path}: no such file: key {identity} didn't sign version {version.number}; {signed}"
-    try:
-        key.verify(signature, message_of(version))
-    except InvalidSignature:
+        return f"{path}: no such file: key {identity} didn't sign version {version.number}; {signed}"
+    if not check.check_signature(key, check.DIGEST_NAMESPACE, check.digest_line(version.digest), signature)[0]:
         wrong = f"not the signature of sha256:{version.digest}, the digest of version {version.number}"
-        return identity, f"{path}: {wrong}, by key {identity}"
-    return identity, None
-
-
-def message_of(version: Version) -> bytes:
-    """Return the bytes that are signed."""
-    return f"segmint dataset sha256:{version.digest}\n".encode()
+        return f"{path}: {wrong}, by key {identity}"
+    return None
 
 
 def signature_path(number: int, identity: str) -> str:
@@ -118,50 +111,39 @@ def signers(dataset: Location, number: int) -> list[str]:
     return sorted(match[2] for match in matches if match is not None and int(match[1]) == number)
 
 
-def key_id(key: "Ed25519PublicKey") -> str:
-    """Return the id of a public key."""
-    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:_ID_DIGITS]
-
-
-def read_public_key(file: Location) -> "Ed25519PublicKey":
-    """Read a public Ed25519 key from a PEM file. Raises `UsageError` for anything else."""
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
+def read_public_key(file: Location) -> bytes:
+    """Read a raw public Ed25519 key from a file in PEM or OpenSSH format. Raises `UsageError` for anything else."""
     data = _read(file)
     if b"PRIVATE KEY" in data:
         raise UsageError(f"{file} is a private key. Verify with the public key (openssl pkey -in KEY -pubout)")
     try:
-        key = load_pem_public_key(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"{file} is not a public key in PEM format: {error}. Create a pair with: {_HOW}") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise UsageError(f"{file} is a {type(key).__name__}: expected an Ed25519 key. Create a pair with: {_HOW}")
-    return key
+        return check.key_of(data)
+    except ValueError as error:
+        raise UsageError(f"{file} is not a public Ed25519 key in PEM or OpenSSH format. {_HOW}") from error
 
 
 def read_private_key(file: Location, ask: Callable[[], str] | None = None) -> "Ed25519PrivateKey":
-    """Read a private Ed25519 key from a PEM file, asking for its passphrase if it is encrypted.
+    """Read a private Ed25519 key in PEM or OpenSSH format, asking for its passphrase if it is encrypted.
 
     Raises `UsageError` for anything else, and for a wrong passphrase.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
 
     data = _read(file)
+    load = load_ssh_private_key if b"OPENSSH PRIVATE KEY" in data else load_pem_private_key
     try:
         try:
-            key = load_pem_private_key(data, password=None)
+            key = load(data, password=None)
         except TypeError:  # it is encrypted
             if ask is None:
                 raise UsageError(f"{file} is encrypted, and there's no terminal to ask for its passphrase") from None
-            key = load_pem_private_key(data, password=ask().encode())
+            key = load(data, password=ask().encode())
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"{file} is not a private key in PEM format: {error}. Create a pair with: {_HOW}") from error
+        raise UsageError(f"{file} is not a private key in PEM or OpenSSH format: {error}. {_HOW}") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{file} is a {type(key).__name__}: expected an Ed25519 key. Create a pair with: {_HOW}")
+        raise UsageError(f"{file} is a {type(key).__name__}: expected an Ed25519 key. {_HOW}")
     return key
 
 

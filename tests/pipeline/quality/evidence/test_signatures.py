@@ -1,19 +1,19 @@
-"""Versions are signed and checked; the signature can be checked by OpenSSL alone."""
+"""Versions are signed and checked; OpenSSH can check the signature without segmint."""
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.dataset.versions.record import put_version, read_version
+from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.quality.versions.signatures import key_id, message_of, sign_version
+from segmint.pipeline.quality.evidence.check import key_id
+from segmint.pipeline.quality.evidence.signatures import read_public_key, sign_version
 from segmint.pipeline.quality.versions.verify import verify_dataset
 from tests.support.keys import write_keys
 from tests.support.locations import location_of
@@ -32,16 +32,14 @@ def dataset() -> Iterator[Location]:
 def test_a_signature_is_made_and_found_right(dataset: Location, tmp_path: Path) -> None:
     private, public = write_keys(tmp_path, "key")
     signed = sign_version(dataset, private)
-    raw = serialization.load_pem_public_key(public.read())
-    assert isinstance(raw, ed25519.Ed25519PublicKey)
-    assert signed.key_id == key_id(raw)
+    assert signed.key_id == key_id(read_public_key(public))
     assert signed.file == f"versions/1.{signed.key_id}.sig"
     assert signed.lines()[0] == f"signed with key {signed.key_id}: {signed.file}"
     found = verify_dataset(dataset, key=public)
     assert (found.problems, found.signed_by, found.checked_key) == ((), (signed.key_id,), signed.key_id)
     unchecked = verify_dataset(dataset)
     assert (unchecked.problems, unchecked.checked_key) == ((), None)
-    assert unchecked.notes == (f"signed by the keys {signed.key_id}, not checked: pass a public key with --key",)
+    assert unchecked.notes == (f"signed by the keys {signed.key_id}. To check one, pass its public key to --key",)
     assert sign_version(dataset, private) == signed, "signing again changes nothing"
 
 
@@ -58,18 +56,27 @@ def test_a_dataset_that_lacks_files_is_not_signed(dataset: Location, tmp_path: P
     assert [entry.name for entry in (dataset / "versions").list()] == ["1.json"]
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
-def test_openssl_checks_a_signature(dataset: Location, tmp_path: Path) -> None:
+def test_openssh_checks_a_signature_by_a_key_in_either_format(dataset: Location, tmp_path: Path) -> None:
     private, public = write_keys(tmp_path, "key")
     signed = sign_version(dataset, private)
-    message = tmp_path / "message"
-    message.write_text(f"segmint dataset sha256:{signed.version.digest}\n")
-    assert message.read_bytes() == message_of(read_version(dataset, 1))
-    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public.uri, "-rawin", "-in", str(message)]
-    done = subprocess.run(
-        [*command, "-sigfile", f"{dataset}/{signed.file}"], capture_output=True, text=True, check=False
+    pem = serialization.load_pem_public_key(public.read())
+    (tmp_path / "key.pub").write_bytes(
+        pem.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     )
-    assert (done.returncode, done.stdout) == (0, "Signature Verified Successfully\n")
+    (tmp_path / "allowed").write_text(f"owner {(tmp_path / 'key.pub').read_text()}")
+    command = ["ssh-keygen", "-Y", "verify", "-f", str(tmp_path / "allowed"), "-I", "owner", "-n", "segmint-dataset"]
+    line = f"segmint dataset sha256:{signed.version.digest}\n"
+    done = subprocess.run(
+        [*command, "-s", f"{dataset}/{signed.file}"], input=line, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert verify_dataset(dataset, key=location_of(tmp_path / "key.pub")).problems == ()
+
+
+def test_an_openssh_key_signs(dataset: Location, tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    sign_version(dataset, location_of(tmp_path / "key"))
+    assert verify_dataset(dataset, key=location_of(tmp_path / "key.pub")).problems == ()
 
 
 def test_missing_unknown_and_wrong_signatures_are_problems(dataset: Location, tmp_path: Path) -> None:
@@ -103,7 +110,7 @@ def test_a_signature_is_of_one_version_alone(dataset: Location, tmp_path: Path) 
     (dataset / f"versions/2.{signed.key_id}.sig").put((dataset / signed.file).read())
     assert "not the signature of sha256:" in verify_dataset(dataset, key=public).problems[0]
     (dataset / f"versions/2.{signed.key_id}.sig").delete()
-    assert sign_version(dataset, private).version.number == 2
+    assert sign_version(dataset, private).file == f"versions/2.{signed.key_id}.sig"
     assert verify_dataset(dataset, key=public).problems == ()
     assert verify_dataset(dataset, "1", public).problems == ()
 
@@ -112,7 +119,7 @@ def test_an_encrypted_key_asks_for_its_passphrase(dataset: Location, tmp_path: P
     private, public = write_keys(tmp_path, "key", passphrase=b"open sesame")
     with pytest.raises(UsageError, match="is encrypted"):
         sign_version(dataset, private)
-    with pytest.raises(UsageError, match="is not a private key in PEM format"):
+    with pytest.raises(UsageError, match="is not a private key in PEM or OpenSSH format"):
         sign_version(dataset, private, ask=lambda: "open barley")
     sign_version(dataset, private, ask=lambda: "open sesame")
     assert verify_dataset(dataset, key=public).problems == ()
@@ -124,17 +131,17 @@ def test_other_keys_are_refused(dataset: Location, tmp_path: Path) -> None:
     junk = location_of(tmp_path / "junk.pem")
     junk.put(b"\xff not a key")
     for key, message in [
-        (rsa_private, r"is a \w*RSAPrivateKey: expected an Ed25519 key. Create a pair with: openssl genpkey"),
-        (public, "is not a private key in PEM format"),
-        (junk, "is not a private key in PEM format"),
+        (rsa_private, r"is a \w*RSAPrivateKey: expected an Ed25519 key. Create one: openssl genpkey"),
+        (public, "is not a private key in PEM or OpenSSH format"),
+        (junk, "is not a private key in PEM or OpenSSH format"),
         (location_of(tmp_path / "none.pem"), "no such key"),
     ]:
         with pytest.raises(UsageError, match=message):
             sign_version(dataset, key)
     for key, message in [
-        (rsa_public, r"is a \w*RSAPublicKey: expected an Ed25519 key"),
+        (rsa_public, "is not a public Ed25519 key in PEM or OpenSSH format. Create one: openssl genpkey"),
         (private, "is a private key. Verify with the public key"),
-        (junk, "is not a public key in PEM format"),
+        (junk, "is not a public Ed25519 key in PEM or OpenSSH format"),
     ]:
         with pytest.raises(UsageError, match=message):
             verify_dataset(dataset, key=key)

@@ -1,0 +1,662 @@
+"""Each row of the table of exit codes in `docs/errors.md` has a test here, and each command has a row.
+
+Commands run in this process. Where a result takes minutes, the function that gives it is replaced by its outcome.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from segmint.catalogs.dataset.annotations.submissions import put_submission
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.shards_index import write_shards_index
+from segmint.catalogs.dataset.versions.record import put_version
+from segmint.catalogs.layout import config_sha256
+from segmint.catalogs.source.rows import read_rows
+from segmint.infra.errors import SegmintError, UnfinishedError
+from segmint.pipeline.commands.cli import _PLACES, app
+from segmint.pipeline.commands.common.console import guarded
+from segmint.pipeline.corrections.merge.run import MergeList
+from segmint.pipeline.engine.evaluate.gate.result import GateJudgment
+from segmint.pipeline.engine.evaluate.gate.verdict import GateVerdict, GuardComparison
+from segmint.pipeline.masks.run import ImageResult
+from segmint.pipeline.quality.evidence import check
+from tests.support.committed_shard import change_manifest
+from tests.support.foreign_data import loosen
+from tests.support.imported import FIRST, write_coco
+from tests.support.keys import write_keys
+from tests.support.locations import location_of
+from tests.support.protocol import DatasetPath, begin, write
+from tests.support.reported import audit_with_findings
+from tests.support.submissions import answer_to, new_mask
+from tests.support.torchscript import FailingDetector, MagentaDetector, saved
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "errors.md"
+ROWS: list[tuple[str, ...]] = re.findall(r"^\| (.+?) \| (.+?) \| ([0-3]) \|$", PAGE.read_text(), re.MULTILINE)
+
+Case = Callable[..., Any]
+CASES: dict[tuple[str, str, str], Case] = {}
+
+
+def case(command: str, condition: str, code: int) -> Callable[[Case], Case]:
+    """Add the test of a row, which returns the result of the command, or several."""
+
+    def add(test: Case) -> Case:
+        assert CASES.setdefault((command, condition, str(code)), test) is test
+        return test
+
+    return add
+
+
+def run(*words: object) -> Any:
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+@pytest.fixture
+def replaced(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, object], None]:
+    """Give a function below `segmint.pipeline` a result, or an error to raise."""
+
+    def replace(name: str, outcome: object) -> None:
+        def function(*_: object, **__: object) -> object:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(f"segmint.pipeline.{name}", function)
+
+    return replace
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> DatasetPath:
+    """Two made-up shards with a recorded version."""
+    place = DatasetPath(str(tmp_path / "dataset"))
+    begin(place)
+    write(place, 0)
+    write(place, 1)
+    write_shards_index(place.location, "protocol")
+    put_version(place.location, "build")
+    return place
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration for commands whose work is replaced."""
+    words = ("--catalog", _catalog(tmp_path), "--output", tmp_path / "out")
+    assert run("init", tmp_path / "c.yaml", *words).exit_code == 0
+    return tmp_path / "c.yaml"
+
+
+@pytest.fixture
+def evidence(evidence_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the evidence, with its owner's public key next to it."""
+    shutil.copy(evidence_folder.parent / "key.public.pem", tmp_path / "key.pem")
+    return Path(shutil.copytree(evidence_folder, tmp_path / "evidence"))
+
+
+def done(*lines: str, **values: object) -> SimpleNamespace:
+    return SimpleNamespace(lines=lambda: list(lines), **values)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}: {row[1]}: {row[2]}")
+def test_a_row(row: tuple[str, str, str], request: pytest.FixtureRequest) -> None:
+    test = CASES[row]
+    code = int(row[2])
+    names = test.__code__.co_varnames[: test.__code__.co_argcount]
+    results = test(*(request.getfixturevalue(name) for name in names))
+    results = results if isinstance(results, list) else [results]
+    assert results
+    for result in results:
+        assert result.exit_code == code, result.output
+        if code == 3 and not result.stderr.startswith(("error: ", "interrupted", "unexpected")):
+            assert "not checked: " in result.stdout or json.loads(result.stdout)["not_checked"]
+        if code == 0:
+            assert "not checked: " not in result.stdout
+
+
+def test_every_command_has_a_row_and_every_test_its_row() -> None:
+    assert CASES.keys() <= set(ROWS)
+    leaves = {name for name in _PLACES if name not in ("catalog", "assets", "study", "evaluate")}
+    leaves |= {f"catalog {each}" for each in ("scan", "check", "curate", "locate")}
+    leaves |= {f"assets {each}" for each in ("list", "fetch", "verify", "export-onnx")}
+    leaves |= {f"study {each}" for each in ("sample", "score")}
+    leaves |= {f"evaluate {each}" for each in ("points", "proposals", "edges", "instances")}
+    listed = {match[1] for row in ROWS if (match := re.match(r"`([a-z-]+(?: [a-z-]+)?)", row[0]))}
+    assert leaves == {name.removesuffix(" --prove") for name in listed if not name.startswith("check")}
+    groups = {name.partition(" ")[0] for name in leaves if " " in name}
+    assert leaves == {name for name in _PLACES if name not in groups} | {
+        f"{group} {name}" for group in groups for name in _commands_of(group)
+    }
+
+
+def _commands_of(group: str) -> Iterator[str]:
+    shown = run(group, "--help").stdout.partition("Commands:")[2]
+    yield from re.findall(r"^  ([a-z-]+) ", shown, re.MULTILINE)
+
+
+@case("every command", "an option, value, or file that it can't use", 2)
+def _unusable() -> Any:
+    return [run(*name.split(), "--nonsense") for name in [*_PLACES, "catalog scan", "study score", "evaluate edges"]]
+
+
+@case("every command", "Ctrl-C, a closed output pipe, a failure of a store or the machine, or an unexpected error", 3)
+def _failed(replaced, config: Path) -> Any:
+    results = []
+    for error in (KeyboardInterrupt(), SegmintError("the store is down"), RuntimeError("a bug")):
+        replaced("build.run_build", error)
+        results.append(run("build", config))
+    assert guarded(lambda: 7)() == 7
+    return results
+
+
+@case("`init`", "the configuration was written", 0)
+def _init(tmp_path: Path) -> Any:
+    return run("init", tmp_path / "build.yaml")
+
+
+def _photographs(folder: Path) -> Path:
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "a.jpg")
+    return folder
+
+
+@case("`catalog scan`", "all images were listed, even if some rows are unusable", 0)
+def _scanned(tmp_path: Path) -> Any:
+    return run("catalog", "scan", _photographs(tmp_path / "a"), "-o", tmp_path / "c.csv", "--absolute")
+
+
+@case("`catalog scan`", "a catalog can't name some files", 3)
+def _not_scanned(tmp_path: Path) -> Any:
+    folder = _photographs(tmp_path / "a")
+    (folder / "b.jpg").symlink_to("b.jpg")
+    words = ("catalog", "scan", folder, "--license", "CC0-1.0", "--absolute", "-o")
+    return [run(*words, tmp_path / "c.csv"), run(*words, tmp_path / "d.csv", "--json")]
+
+
+def _catalog(folder: Path, **columns: str) -> Path:
+    (folder / "c.jsonl").write_text(json.dumps({"uri": "a.jpg", "license": "CC0-1.0", **columns}) + "\n")
+    return folder / "c.jsonl"
+
+
+@case("`catalog check`", "no findings", 0)
+def _checked(tmp_path: Path) -> Any:
+    return run("catalog", "check", _catalog(tmp_path))
+
+
+@case("`catalog check`", "findings", 1)
+def _unclean(tmp_path: Path) -> Any:
+    return run("catalog", "check", _catalog(tmp_path, license="nothing of the kind"))
+
+
+@case("`catalog curate`", "every row was inspected", 0)
+def _curated(replaced, config: Path, tmp_path: Path) -> Any:
+    replaced("building.curate.curate.run_curate", done("all"))
+    return run("catalog", "curate", _catalog(tmp_path), "-o", tmp_path / "d.parquet", "--config", config)
+
+
+@case("`catalog curate`", "some rows couldn't be inspected", 3)
+def _not_curated(replaced, config: Path, tmp_path: Path) -> Any:
+    replaced("building.curate.curate.run_curate", UnfinishedError("1 parts of 1 rows could not be inspected"))
+    return run("catalog", "curate", _catalog(tmp_path), "-o", tmp_path / "d.parquet", "--config", config)
+
+
+@case("`catalog locate`", "the catalog was written, even if some captions name no country", 0)
+def _located(tmp_path: Path) -> Any:
+    return run("catalog", "locate", _catalog(tmp_path, caption="a dog"), "-o", tmp_path / "d.jsonl")
+
+
+@case("`plan`", "the estimate was made", 0)
+def _planned(replaced, config: Path) -> Any:
+    replaced("building.plan.plan.make_plan", done("a plan", rows=1))
+    return run("plan", config)
+
+
+@case("`plan`", "a sampled row couldn't be accepted or rejected", 3)
+def _not_planned(replaced, config: Path) -> Any:
+    replaced("building.plan.plan.make_plan", SegmintError("row 4 of the sample can be neither accepted nor rejected"))
+    return run("plan", config, "--sample", 4)
+
+
+@case("`build`", "every shard is committed, whatever was rejected", 0)
+def _built(replaced, config: Path) -> Any:
+    replaced("build.run_build", done("8 rows, 2 rejected"))
+    return run("build", config)
+
+
+@case("`build`", "some shards aren't committed, or the version isn't recorded", 3)
+def _not_built(replaced, config: Path) -> Any:
+    replaced("build.run_build", UnfinishedError("1 shard could not be finished. Nothing is lost"))
+    return run("build", config)
+
+
+@case("`status`", "everything was read, whether the dataset is complete or not", 0)
+def _read(place: DatasetPath) -> Any:
+    return run("status", place.uri)
+
+
+@case("`status`", "tables couldn't be read", 3)
+def _unread(place: DatasetPath) -> Any:
+    assert put_submission(place.location, answer_to(place.location, 1, [new_mask((22, 5, 28, 30))]))
+    assert run("merge", place.uri, "--yes").exit_code == 0
+    next(Path(place.uri, "masks").glob("sa_000000-*")).unlink()
+    return [run("status", place.uri), run("status", place.uri, place.uri)]
+
+
+@case("`demo`", "the dataset was built", 0)
+def _demo(replaced, tmp_path: Path) -> Any:
+    replaced("demo.run_demo", done())
+    return run("demo", tmp_path / "demo")
+
+
+def _masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *outcomes: str) -> Any:
+    def make(plan: object, report: Callable[[ImageResult], None], _: object) -> None:
+        for outcome in outcomes:
+            report(ImageResult(f"{outcome}.jpg", outcome, error=None if outcome == "made" else "why"))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("segmint.pipeline.masks.run.make_masks", make)
+    folder = _photographs(tmp_path / "a")
+    for number in range(len(outcomes)):
+        shutil.copy(folder / "a.jpg", folder / f"{number}.jpg")
+    return run("masks", folder, "-o", tmp_path / "masks")
+
+
+@case("`masks`", "all masks were written, or already existed", 0)
+def _made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return _masks(tmp_path, monkeypatch, "made", "made")
+
+
+@case("`masks`", "photographs or their output files were refused, whatever else failed", 1)
+def _refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return _masks(tmp_path, monkeypatch, "made", "refused", "failed")
+
+
+@case("`masks`", "photographs failed, and none were refused", 3)
+def _masks_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return _masks(tmp_path, monkeypatch, "failed", "made")
+
+
+@case("`assets list`", "always", 0)
+def _assets() -> Any:
+    return run("assets", "list")
+
+
+@case("`assets fetch`", "the files are in the cache", 0)
+def _fetched(mobile_sam_path: Path) -> Any:
+    return run("assets", "fetch", "mobile_sam")
+
+
+@case("`assets verify`", "all hashes are right", 0)
+def _right(mobile_sam_path: Path) -> Any:
+    return run("assets", "verify", f"mobile_sam={mobile_sam_path}")
+
+
+@case("`assets verify`", "a hash is wrong", 1)
+def _wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path))
+    (tmp_path / "w.pt").write_bytes(b"other bytes")
+    return run("assets", "verify", f"mobile_sam={tmp_path / 'w.pt'}", "vit_h")
+
+
+@case("`assets verify`", "a named file isn't on this machine, or none is", 3)
+def _absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path))
+    named = run("assets", "verify", "vit_h")
+    monkeypatch.setattr("segmint.infra.assets.resolve.locate", lambda _: None)
+    return [named, run("assets", "verify"), run("assets", "verify", "--json")]
+
+
+@case("`assets export-onnx`", "the file was written", 0)
+def _onnx(replaced, tmp_path: Path) -> Any:
+    replaced("masks.onnx_export.export", done("written"))
+    return run("assets", "export-onnx", "mobile_sam", "-o", tmp_path / "a.onnx")
+
+
+@case("`audit`", "findings", 1)
+def _findings(dataset: Path) -> Any:
+    next((dataset / "masks").glob("sa_000000-*")).unlink()
+    return run("audit", dataset, "--integrity-only", "--sample", 0)
+
+
+@case("`audit`", "no image could be searched: no detectors, no images, or data that segmint didn't write", 3)
+def _nothing_searched(small_dataset: Path, tmp_path: Path) -> Any:
+    foreign = loosen(small_dataset, tmp_path / "foreign")
+    return [run("audit", foreign, "--sample", 0), run("audit", foreign, "--sample", 0, "--json")]
+
+
+def _searched(dataset: Path, detector: torch.nn.Module) -> Any:
+    """Audit the dataset, as if it was built without detectors, with this detector only."""
+    none = {"detector": "none", "score": None}
+    config = {**load_manifest(location_of(dataset)).config, "deidentify": {"faces": none, "plates": none}}
+    change_manifest(dataset, config=config, config_sha256=config_sha256(config))
+    path = saved(detector, dataset.parent / "detector.pt")
+    return run("audit", dataset, "--privacy-sample", 1, "--sample", 0, "--detector", f"plate={path}")
+
+
+@case("`audit`", "no findings, and all images of the sample were searched", 0)
+def _clean(dataset: Path) -> Any:
+    return _searched(dataset, MagentaDetector(least=20))
+
+
+@case("`audit`", "a detector failed or isn't available here, or sampled images couldn't be read", 3)
+def _detector_failed(dataset: Path) -> Any:
+    return _searched(dataset, FailingDetector())
+
+
+@case("`audit`", "`--privacy-sample 0` or `--integrity-only`, and no findings", 0)
+def _left_out(small_dataset: Path) -> Any:
+    words = ("audit", small_dataset, "--sample", 0)
+    return [run(*words, "--privacy-sample", 0), run(*words, "--integrity-only")]
+
+
+def _report(reported: str, tmp_path: Path, **changes: object) -> Any:
+    audit = audit_with_findings(reported, tmp_path / "audit.json")
+    (tmp_path / "audit.json").write_text(json.dumps({**audit, **changes}))
+    return run("report", reported, "-o", tmp_path / "out", "--audit", tmp_path / "audit.json")
+
+
+@case("`report`", "the report was written, whatever was found", 0)
+def _reported(reported: str, tmp_path: Path) -> Any:
+    return _report(reported, tmp_path)
+
+
+@case("`report`", "the report leaves out damaged shards", 3)
+def _partly_reported(reported: str, tmp_path: Path) -> Any:
+    return _report(reported, tmp_path, not_compared=[1])
+
+
+@case("`view`", "stopped with Ctrl-C or SIGTERM", 0)
+def _viewed(replaced, small_dataset: Path) -> Any:
+    replaced("quality.view.app.serve", None)
+    return run("view", small_dataset)
+
+
+@case("`study sample`", "the sample was drawn", 0)
+def _drawn(place: DatasetPath, tmp_path: Path) -> Any:
+    return run("study", "sample", place.uri, "-n", 3, "-o", tmp_path / "study")
+
+
+@case("`study score`", "every drawn image was answered, whatever people found", 0)
+def _scored(place: DatasetPath, tmp_path: Path) -> Any:
+    _drawn(place, tmp_path)
+    return run("study", "score", tmp_path / "study", "--corrected", tmp_path / "study/instances.json")
+
+
+@case("`study score`", "images without an answer, or answers that can't be read", 3)
+def _partly_scored(place: DatasetPath, tmp_path: Path) -> Any:
+    _drawn(place, tmp_path)
+    drawn = json.loads((tmp_path / "study/instances.json").read_text())
+    partly = {**drawn, "images": drawn["images"][:1]}
+    partly["annotations"] = [each for each in drawn["annotations"] if each["image_id"] == drawn["images"][0]["id"]]
+    (tmp_path / "partly.json").write_text(json.dumps(partly))
+    unreadable = [{**each, "segmentation": {"size": [1], "counts": 7}} for each in drawn["annotations"]]
+    (tmp_path / "unreadable.json").write_text(json.dumps({**drawn, "annotations": unreadable}))
+    names = ("partly.json", "unreadable.json")
+    return [run("study", "score", tmp_path / "study", "--corrected", tmp_path / name) for name in names]
+
+
+def _digest(place: DatasetPath) -> str:
+    return f"sha256:{json.loads(run('verify', place.uri, '--json').stdout)['version']['digest']}"
+
+
+@case("`verify` a dataset", "it matches its version, with or without a key or a pinned digest", 0)
+def _verified(place: DatasetPath, tmp_path: Path) -> Any:
+    private, public = write_keys(tmp_path, "key")
+    assert run("sign", place.uri, "--key", private).exit_code == 0
+    pinned = ("--version", _digest(place))
+    ways = ((), ("--key", public), pinned, (*pinned, "--require-pinned"), ("--key", public, "--require-pinned"))
+    return [run("verify", place.uri, *way) for way in ways]
+
+
+@case("`verify` a dataset", "something differs: files, the pinned digest, or the signature", 1)
+def _differs(place: DatasetPath, tmp_path: Path) -> Any:
+    _, public = write_keys(tmp_path, "key")
+    unlike = [run("verify", place.uri, "--key", public), run("verify", place.uri, "--version", f"sha256:{'0' * 64}")]
+    next(Path(place.uri, "masks").glob("sa_000001-*")).write_bytes(b"x")
+    return [*unlike, run("verify", place.uri), run("verify", place.uri, "--require-pinned")]
+
+
+@case("`verify` a dataset", "no version is recorded", 3)
+def _no_version(place: DatasetPath) -> Any:
+    (place.location / "versions/1.json").delete()
+    return run("verify", place.uri)
+
+
+@case("`verify` a dataset", "`--require-pinned` without `--key` or a full digest", 3)
+def _unpinned(place: DatasetPath) -> Any:
+    words = ("verify", place.uri, "--require-pinned")
+    return [run(*words), run(*words, "--version", _digest(place)[:20])]
+
+
+def _sums(evidence: Path) -> str:
+    return hashlib.sha256((evidence / "SHA256SUMS").read_bytes()).hexdigest()
+
+
+def _sign_sums(evidence: Path) -> None:
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    private, public = write_keys(evidence.parent, "auditor")
+    key: Any = load_pem_private_key(private.read(), None)
+    signature = key.sign(check.signed_bytes(check.SUMS_NAMESPACE, (evidence / "SHA256SUMS").read_bytes()))
+    raw = check.key_of(public.read())
+    (evidence / "SHA256SUMS.sig").write_bytes(check.signature_file(raw, check.SUMS_NAMESPACE, signature))
+
+
+@case("`verify` evidence", "`--sums`, or a signature of `SHA256SUMS` by `--key`, covers every file", 0)
+def _vouched(evidence: Path) -> Any:
+    _sign_sums(evidence)
+    ways = (("--sums", _sums(evidence)), ("--key", evidence.parent / "auditor.public.pem"))
+    return [run("verify", evidence, *way) for way in ways]
+
+
+@case("`verify` evidence", "something differs", 1)
+def _evidence_differs(evidence: Path, tmp_path: Path) -> Any:
+    _, other = write_keys(tmp_path, "other")
+    results = [run("verify", evidence, "--key", other), run("verify", evidence, "--sums", "0" * 64)]
+    (evidence / "audit.json").write_bytes(b"{}")
+    return [*results, run("verify", evidence)]
+
+
+@case("`verify` evidence", "neither `--key` nor `--sums`", 3)
+def _unvouched(evidence: Path) -> Any:
+    unverified = run("verify", evidence, "--json")
+    assert json.loads(unverified.stdout)["verified"] is False
+    return [run("verify", evidence), unverified]
+
+
+@case("`verify` evidence", "the signature by `--key` covers only the digest", 3)
+def _partly_vouched(evidence: Path) -> Any:
+    return run("verify", evidence, "--key", evidence.parent / "key.pem")
+
+
+@case("`check.py` in evidence", "as `verify`; no tool for signatures is installed", 3)
+def _no_tool(evidence: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    key = str(evidence.parent / "key.pem")
+    code = check.main([str(evidence), "--key", key, "--sums", _sums(evidence)])
+    return SimpleNamespace(exit_code=code, stdout=capsys.readouterr().out, stderr="", output="")
+
+
+@case("`sign`", "the version was signed, or already was", 0)
+def _signed(place: DatasetPath, tmp_path: Path) -> Any:
+    private, _ = write_keys(tmp_path, "key")
+    return [run("sign", place.uri, "--key", private), run("sign", place.uri, "--key", private)]
+
+
+@case("`diff`", "the comparison was made, with or without differences", 0)
+def _compared(place: DatasetPath) -> Any:
+    same = run("diff", place.uri, place.uri)
+    write(place, 1, variant=2, generation=2)
+    return [same, run("diff", place.uri, place.uri, "--version-a", 1)]
+
+
+def _take_down(dataset: Path, *more: object) -> Any:
+    ids = dataset.parent / "ids.txt"
+    ids.write_text("image-1\n")
+    return run("takedown", dataset, "--ids", ids, "--reason", "asked for", *more)
+
+
+@case("`takedown`", "the images were taken down, or listed with `--dry-run`", 0)
+def _taken(dataset: Path) -> Any:
+    return [_take_down(dataset, "--dry-run"), _take_down(dataset, "--yes")]
+
+
+@case("`takedown --prove`", "not found anywhere", 0)
+def _gone(dataset: Path) -> Any:
+    _take_down(dataset, "--yes")
+    return run("takedown", dataset, "--prove", "image-1")
+
+
+@case("`takedown --prove`", "found", 1)
+def _still_there(dataset: Path) -> Any:
+    _take_down(dataset, "--yes")
+    (dataset / "report").mkdir(exist_ok=True)
+    (dataset / "report/index.html").write_text("<img src=images/sa_2.jpg>")
+    return run("takedown", dataset, "--prove", "image-1")
+
+
+@case("`takedown --prove`", "not found, but a recorded output couldn't be searched", 3)
+def _not_searched(dataset: Path, tmp_path: Path) -> Any:
+    assert run("export", dataset, "--format", "coco", "-o", tmp_path / "coco").exit_code == 0
+    _take_down(dataset, "--yes")
+    shutil.rmtree(tmp_path / "coco")
+    return run("takedown", dataset, "--prove", "image-1")
+
+
+@case("`redact`", "the regions were redacted, or listed", 0)
+def _redacted(dataset: Path, tmp_path: Path) -> Any:
+    regions = tmp_path / "regions.jsonl"
+    regions.write_text(json.dumps({"id": 1, "kind": "face", "x": 90, "y": 10, "w": 60, "h": 80}))
+    return [run("redact", dataset, "--regions", regions, how) for how in ("--dry-run", "--yes")]
+
+
+@case("`amend`", "the rows were amended, or listed; unknown rows are counted", 0)
+def _amended(dataset: Path, tmp_path: Path) -> Any:
+    part = load_manifest(location_of(dataset)).catalog[0].path
+    uri = read_rows(location_of(dataset) / part, 1, 2)["uri"][0].as_py()
+    rows = [{"image_id": name, "attribution": "Jo"} for name in ("image-1", "nobody's")]
+    catalog = tmp_path / "amend.jsonl"
+    catalog.write_text("".join(f"{json.dumps({'uri': uri, 'license': '', **row})}\n" for row in rows))
+    return run("amend", dataset, catalog, "--dry-run")
+
+
+@case("`import`", "all masks were imported, or listed", 0)
+def _imported(place: DatasetPath, tmp_path: Path) -> Any:
+    file = write_coco(place, {1: [(FIRST, None)]})
+    return [run("import", place.uri, file, "--replace", how) for how in ("--dry-run", "--yes")]
+
+
+@case("`import`", "masks or images of the file couldn't be imported", 3)
+def _not_imported(place: DatasetPath, tmp_path: Path) -> Any:
+    file = Path(write_coco(place, {1: [(FIRST, None)]}))
+    value = json.loads(file.read_text())
+    value["annotations"][0]["segmentation"] = {"size": [1], "counts": 7}
+    file.write_text(json.dumps(value))
+    return [run("import", place.uri, file, "--replace", how) for how in ("--dry-run", "--yes")]
+
+
+@case("`merge`", "all submissions were merged, or listed", 0)
+def _merged(place: DatasetPath) -> Any:
+    assert put_submission(place.location, answer_to(place.location, 1, [new_mask((22, 5, 28, 30))]))
+    return [run("merge", place.uri, how) for how in ("--dry-run", "--yes", "--yes")]
+
+
+@case("`merge`", "a submission couldn't be merged", 3)
+def _not_merged(replaced, place: DatasetPath) -> Any:
+    skipped = {"a submission that cannot be read": 1, "taken down": 1}
+    listed = MergeList("d", "d", 2, 0, 0, 0, 0, 0, {}, skipped, (), ())
+    replaced("corrections.merge.run.list_merge", listed)
+    return run("merge", place.uri, "--dry-run")
+
+
+@case("`repair`", "all files are complete", 0)
+def _repaired(dataset: Path) -> Any:
+    next((dataset / "masks").glob("sa_000000-*")).unlink()
+    return run("repair", dataset)
+
+
+@case("`repair`", "some files couldn't be restored", 1)
+def _not_repaired(dataset: Path) -> Any:
+    next((dataset / "images").glob("sa_000002-*")).unlink()
+    return run("repair", dataset)
+
+
+@case("`export`", "the export was written; it lists the masks that the format can't store", 0)
+def _exported(place: DatasetPath, tmp_path: Path) -> Any:
+    return run("export", place.uri, "--format", "yolo", "-o", tmp_path / "yolo")
+
+
+@case("`annotate`", "stopped with Ctrl-C or SIGTERM", 0)
+def _annotated(replaced, dataset: Path) -> Any:
+    replaced("engine.annotate.server.serve", None)
+    return run("annotate", dataset, "--stage", "rate", "--name", "jo")
+
+
+@case("`evaluate points`", "every image and mask was measured", 0)
+def _measured(replaced, place: DatasetPath) -> Any:
+    replaced("engine.evaluate.points.points.evaluate_points", done("points", subject=SimpleNamespace(skipped=())))
+    return run("evaluate", "points", place.uri)
+
+
+def _skipping() -> SimpleNamespace:
+    return done("not checked: a.jpg: it is gone", subject=SimpleNamespace(skipped=("a.jpg",)))
+
+
+@case("`evaluate points`", "some images or masks couldn't be measured", 3)
+def _points(replaced, place: DatasetPath) -> Any:
+    replaced("engine.evaluate.points.points.evaluate_points", _skipping())
+    return run("evaluate", "points", place.uri)
+
+
+def _judged(verdict: GateVerdict, *guards: GuardComparison) -> SimpleNamespace:
+    lineage: Any = SimpleNamespace(weights=SimpleNamespace(label="w"), line=lambda: "w", to_dict=dict)
+    judgment = GateJudgment(verdict, (), (lineage, lineage), (), guards=guards)
+    return done(*judgment.lines(), judgment=judgment, subject=SimpleNamespace(skipped=()))
+
+
+@case("`evaluate points`", "`--require better`, and the verdict is another one", 1)
+def _worse(replaced, place: DatasetPath) -> Any:
+    replaced("engine.evaluate.gate.gate.evaluate_gate", _judged(GateVerdict.WORSE, GuardComparison("g", ())))
+    return run("evaluate", "points", place.uri, "--require", "better")
+
+
+@case("`evaluate points`", "a guard set is too small to judge", 3)
+def _unguarded(replaced, place: DatasetPath) -> Any:
+    replaced("engine.evaluate.gate.gate.evaluate_gate", _judged(GateVerdict.BETTER, GuardComparison("g", ())))
+    return run("evaluate", "points", place.uri, "--require", "better")
+
+
+@case("`evaluate proposals`", "some images or masks couldn't be measured", 3)
+def _proposals(replaced, place: DatasetPath) -> Any:
+    replaced("engine.evaluate.proposals.proposals.evaluate_proposals", _skipping())
+    return run("evaluate", "proposals", place.uri)
+
+
+@case("`evaluate edges`", "some images or masks couldn't be measured", 3)
+def _edges(replaced, place: DatasetPath) -> Any:
+    replaced("engine.evaluate.edges.edges.evaluate_edges", _skipping())
+    return run("evaluate", "edges", place.uri)
+
+
+@case("`evaluate instances`", "some images or masks couldn't be measured", 3)
+def _instances(replaced, place: DatasetPath) -> Any:
+    replaced("engine.evaluate.instances.instances.evaluate_instances", _skipping())
+    return run("evaluate", "instances", place.uri)
+
+
+@case("`train`", "the run is complete", 0)
+def _trained(replaced, tmp_path: Path) -> Any:
+    replaced("engine.train.settings.load_train_config", SimpleNamespace(task="masks"))
+    replaced("engine.train.run.run_train", done("trained"))
+    return run("train", tmp_path / "train.yaml")
