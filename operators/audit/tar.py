@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tarfile
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -12,35 +13,83 @@ from segmint.catalogs.layout import MOST_MEMBER_BYTES, annotation_name, image_na
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.operators.audit.jpeg_parts import jpeg_parts
 from segmint.operators.decoding import JpegDecoder
+from segmint.operators.prepare.release import release_header
 from segmint.operators.rows import Row
-from segmint.operators.shards.files import annotations_json
+from segmint.operators.shards.files import annotations_json, member_info
 
 _PIECE = 1 << 20
+_END, _STUFFED = b"\xff\xd9", b"\xff\x00"
 _NO_PICTURE = (Code.BAD_JPEG, Code.JPEG_SIZE)
 
 
-class HashedStream:
-    """A stream that hashes everything read from it, so that a file is read only once."""
+class TarStream:
+    """A tar's bytes, which are hashed and compared with segmint's layout as they are read, so that this happens once.
+
+    `problem` is the first part (expected, found) that is not what segmint writes around the members' content: their
+    headers, zeros up to the next block, and zeros at the end.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
+        self.problem: tuple[str, str] | None = None
         self._stream = stream
         self._hash = hashlib.sha256()
+        self._size = 0  # bytes read
+        self._end = 0  # position after the last member
+        self._content = 0  # bytes of the current member's content that are still to come
+        self._padding = 0  # bytes after it
+        self._block = b""  # the beginning of a header or padding
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes."""
         data = self._stream.read(size)
         self._hash.update(data)
+        self._size += len(data)
+        at = 0
+        while at < len(data) and self.problem is None:
+            if self._content:
+                at, self._content = at + self._content, max(0, at + self._content - len(data))
+                continue
+            start, at = at, at + (self._padding or tarfile.BLOCKSIZE) - len(self._block)
+            self._block += data[start:at]
+            if at <= len(data):
+                block, self._block = self._block, b""
+                self._compare(block, self._size - len(data) + at)
         return data
+
+    def _compare(self, block: bytes, end: int) -> None:
+        """Compare a member's header or padding, or a block after the last member, that ends at a position."""
+        if self._padding or not any(block):
+            if any(block):
+                self.problem = f"zeros up to byte {end}, where a member's last block ends", "other bytes"
+            self._padding = 0
+            return
+        try:
+            size, name = int(block[124:135], 8), block[:100].rstrip(b"\0").decode("ascii")
+            alike = member_info(name, size).tobuf(tarfile.USTAR_FORMAT) == block
+        except ValueError:
+            alike = False
+        if not alike or end != self._end + tarfile.BLOCKSIZE:
+            where = f"byte {end - tarfile.BLOCKSIZE}"
+            self.problem = (
+                f"a header as segmint writes it, or only zeros after the last member, at {where}",
+                "other bytes",
+            )
+            return
+        self._content, self._padding = size, -size % tarfile.BLOCKSIZE
+        self._end = end + size + self._padding
 
     def digest(self) -> str:
         """Read the rest, and return the SHA-256 of everything as 64 hexadecimal digits."""
         while self.read(_PIECE):
             pass
+        size = -(-(self._end + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+        if self.problem is None and self._size != size:
+            self.problem = f"{size} bytes: the members, and zeros to the end of a record", f"{self._size} bytes"
         return self._hash.hexdigest()
 
 
 def audit_tar(
-    stream: HashedStream,
+    stream: TarStream,
     images: Iterable[Row],
     masks_of: Callable[[int], Sequence[Row]],
     place: FindingLocation,
@@ -48,13 +97,14 @@ def audit_tar(
     with_images: bool,
     decode: Container[int],
     decoder: JpegDecoder,
+    quality: int | None = None,
     look: Callable[[Row, bytes], Iterable[Finding]] | None = None,
 ) -> Iterator[Finding]:
     """Yield findings in a tar that should contain these rows of `images/*.parquet`, in their order.
 
     `masks_of` returns the mask rows of an ordinal. `decode` contains the ids of the JPEGs that `decoder` decodes.
-    `look` yields more findings for JPEGs that are intact and have the size in their row. Checking stops at the first
-    unexpected member.
+    `quality` is that of the release, if known, which determines the bytes around the image data. `look` yields more
+    findings for JPEGs that are intact and have the size in their row. Checking stops at the first unexpected member.
     """
     try:
         members = _members(TarReader(stream))
@@ -66,7 +116,7 @@ def audit_tar(
                     yield image.finding(Code.TAR_MEMBERS, name, found, f"id {row['id']}")
                     return
                 if name.endswith(".jpg"):
-                    findings = list(audit_jpeg(data, row, image, decoder if row["id"] in decode else None))
+                    findings = list(audit_jpeg(data, row, image, decoder if row["id"] in decode else None, quality))
                     yield from findings
                     if look is not None and not any(finding.code in _NO_PICTURE for finding in findings):
                         yield from look(row, data)
@@ -107,34 +157,70 @@ def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: FindingLocati
     yield place.finding(Code.OTHER_JSON, f"{wanted}, as in the tables", got, f"{name}: {path}" if path else name)
 
 
-def audit_jpeg(data: bytes, row: Row, place: FindingLocation, decoder: JpegDecoder | None) -> Iterator[Finding]:
-    """Yield findings unless a JPEG has its row's size and no metadata and, with a `decoder`, decodes completely."""
+def audit_jpeg(
+    data: bytes, row: Row, place: FindingLocation, decoder: JpegDecoder | None, quality: int | None = None
+) -> Iterator[Finding]:
+    """Yield findings unless a JPEG has its row's size and only the bytes of a picture released with `quality`.
+
+    A `decoder` decodes it completely. Without it, bytes after the image data's last block are not noticed.
+    """
     name = image_name(row["id"])
-    try:
-        parts = jpeg_parts(data)
-    except ValueError as error:
-        yield place.finding(Code.BAD_JPEG, "a JPEG", error, name)
-        return
     size = row["width"], row["height"]
-    if (parts.width, parts.height) != size:
-        yield place.finding(Code.JPEG_SIZE, f"{size[0]} x {size[1]} pixels", f"{parts.width} x {parts.height}", name)
-    if parts.metadata:
-        yield place.finding(Code.JPEG_METADATA, "a picture alone", ", ".join(parts.metadata), name)
+    problem = "" if quality is None else _layout_problem(data, release_header(*size, quality))
+    if quality is None or problem:
+        try:
+            parts = jpeg_parts(data)
+        except ValueError as error:
+            yield place.finding(Code.BAD_JPEG, "a JPEG", error, name)
+            return
+        found = f"{parts.width} x {parts.height}"
+        if (parts.width, parts.height) != size:
+            yield place.finding(Code.JPEG_SIZE, f"{size[0]} x {size[1]} pixels", found, name)
+        elif parts.metadata:
+            yield place.finding(Code.JPEG_METADATA, "a picture alone", ", ".join(parts.metadata), name)
+        elif problem:
+            yield place.finding(Code.NOT_CANONICAL, f"a JPEG as segmint writes it at quality {quality}", problem, name)
+        size = parts.width, parts.height
     if decoder is None:
         return
     try:
-        height, width = decoder.run(_decoded_size, data)
+        height, width = decoder.run(_decoded_size if quality is None or problem else _whole_size, data)
     except ValueError as error:
         yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, name)
         return
-    if (width, height) != (parts.width, parts.height):
-        yield place.finding(Code.JPEG_SIZE, f"{parts.width} x {parts.height} pixels", f"{width} x {height}", name)
+    if (width, height) != size:
+        yield place.finding(Code.JPEG_SIZE, f"{size[0]} x {size[1]} pixels", f"{width} x {height}", name)
+
+
+def _layout_problem(data: bytes, header: bytes) -> str:
+    """Return where a JPEG differs from `header`, image data without markers, and an end; empty if it doesn't."""
+    if not data.startswith(header):
+        return f"other bytes before byte {len(header)}, where the image data begins"
+    if not data.endswith(_END):
+        return "bytes after the end"
+    scan = data[len(header) : -len(_END)]
+    return "" if scan.count(b"\xff") == scan.count(_STUFFED) else "markers in the image data"
 
 
 def _decoded_size(jpeg: bytes) -> tuple[int, int]:
     """Return the (height, width) of an image that decodes completely; raises ValueError otherwise."""
     height, width = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", strict=True).shape[:2]
     return height, width
+
+
+def _whole_size(jpeg: bytes) -> tuple[int, int]:
+    """Return the (height, width) of an image that decodes completely, and only with the last byte of its image data.
+
+    Decoders read ahead, so they do not notice a few bytes more. Raises ValueError otherwise.
+    """
+    size = _decoded_size(jpeg)
+    scan = jpeg[: -len(_END)]
+    shorter = scan[: -len(_STUFFED) if scan.endswith(_STUFFED) else -1] + _END
+    try:
+        simplejpeg.decode_jpeg(shorter, colorspace="GRAY", strict=True, min_height=1, min_width=1, min_factor=8)
+    except ValueError:
+        return size
+    raise ValueError("bytes after the last block of the image data")
 
 
 def _first_difference(expected: Any, found: Any, path: str = "") -> tuple[str, str, str] | None:

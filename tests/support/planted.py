@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from PIL import Image
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
@@ -26,6 +27,7 @@ from tests.support.locations import location_of
 from tests.support.photographs import photograph
 
 Plant = Callable[[Path], None]
+Edit = Callable[[bytes], bytes]
 PLANTS: dict[str, Plant] = {}
 
 _BLOCK, _RECORD = 512, 10_240  # bytes of a tar
@@ -62,7 +64,7 @@ def commit_of(dataset: Path) -> Commit:
     return commit
 
 
-def edit_file(dataset: Path, kind: str, edit: Callable[[bytes], bytes]) -> None:
+def edit_file(dataset: Path, kind: str, edit: Edit) -> None:
     """Commit other bytes of a file of the first shard; `kind` is its folder."""
     commit = commit_of(dataset)
     old = commit.file(kind)
@@ -75,7 +77,7 @@ def edit_file(dataset: Path, kind: str, edit: Callable[[bytes], bytes]) -> None:
     record(dataset)
 
 
-def edit_part(dataset: Path, edit: Callable[[bytes], bytes]) -> None:
+def edit_part(dataset: Path, edit: Edit) -> None:
     """Pin other bytes of the catalog's first part."""
     path = dataset / MANIFEST
     manifest = DatasetManifest.from_json(path.read_bytes())
@@ -89,10 +91,17 @@ def edit_part(dataset: Path, edit: Callable[[bytes], bytes]) -> None:
     record(dataset)
 
 
-def _of_file(kind: str) -> Callable[[Callable[[bytes], bytes]], Callable[[bytes], bytes]]:
+def by_another_pyarrow(data: bytes) -> bytes:
+    """Return a Parquet file's bytes as if another version of pyarrow had written it."""
+    number = pq.read_metadata(io.BytesIO(data)).created_by.rpartition(" ")[2].encode()
+    other = b"9.0.0".ljust(len(number), b"1")
+    return data.replace(b"arrow version " + number, b"arrow version " + other)
+
+
+def _of_file(kind: str) -> Callable[[Edit], Edit]:
     """Registers a change of the bytes of a file in this folder."""
 
-    def register(edit: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    def register(edit: Edit) -> Edit:
         PLANTS[edit.__name__] = lambda dataset: edit_file(dataset, kind, edit)
         return edit
 
@@ -385,7 +394,7 @@ def _varint(value: int) -> bytes:
 # --- JPEG ---
 
 
-def _of_jpeg(edit: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+def _of_jpeg(edit: Edit) -> Edit:
     """Registers a change of the bytes of the first shard's first JPEG."""
 
     def plant(dataset: Path) -> None:
@@ -444,7 +453,7 @@ def jpeg_restarts(data: bytes) -> bytes:
 # --- JSON ---
 
 
-def _of_json(name: str, path: Callable[[Path], str], edit: Callable[[bytes], bytes]) -> None:
+def _of_json(name: str, path: Callable[[Path], str], edit: Edit) -> None:
     def plant(dataset: Path) -> None:
         file = dataset / path(dataset)
         file.write_bytes(edit(file.read_bytes()))

@@ -58,6 +58,10 @@ class AuditOptions:
     """Torch device of the detectors."""
     build: Config | None = None
     """Configuration of the build, which gives the paths of detector files."""
+    all_bytes: bool = False
+    """If set, all JPEGs are decoded, which finds bytes after the image data's last block."""
+    byte_for_byte: bool = False
+    """If set, a table is a finding if its bytes differ from those that pyarrow writes for its rows."""
     complete: bool = False
     """If set, shards without a commit are findings."""
     now: datetime | None = None
@@ -98,7 +102,16 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     with_images = pinned.manifest.config.get("release", {}).get("format") != "annotations"
     _check_detectors(options, with_images=with_images)
     content, problems = _content(pinned.manifest, dataset.storage, options, now, with_images=with_images)
-    report = audit_integrity(dataset, options.sample, options.now, content, options.resources, options.ray_from)
+    report = audit_integrity(
+        dataset,
+        options.sample,
+        options.now,
+        content,
+        options.resources,
+        options.ray_from,
+        all_bytes=options.all_bytes,
+        byte_for_byte=options.byte_for_byte,
+    )
     if options.complete:
         report = with_missing_commits(report)
     findings = FindingCollector()
@@ -244,3 +257,6 @@ def check_foreign(uri: str, options: AuditOptions) -> None:
         )
     if options.complete:
         raise UsageError(f"{uri} was not written by segmint, so its number of shards is unknown. Remove --complete")
+    if options.all_bytes or options.byte_for_byte:
+        needless_bytes = "--all-bytes and --byte-for-byte"
+        raise UsageError(f"{uri} was not written by segmint, so its bytes can't be predicted. Remove {needless_bytes}")

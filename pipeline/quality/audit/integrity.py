@@ -40,6 +40,7 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
+from segmint.pipeline.quality.audit.canonical import audit_records, check_catalog_part, judge_table, notes_on_bytes
 from segmint.pipeline.quality.audit.commits import (
     CommitListing,
     audit_catalog_part,
@@ -138,15 +139,19 @@ def audit_integrity(
     content: ContentAudit | None = None,
     resources: ResourcesConfig = LOCAL,
     ray_from: int = RAY_FROM_MASKS,
+    *,
+    all_bytes: bool = False,
+    byte_for_byte: bool = False,
 ) -> AuditReport:
     """Read every file of a dataset once and report problems, without changing anything.
 
     `sample` images, spread evenly, have their JPEG and masks decoded to pixels; the others are measured without
-    decoding. Unnamed files are judged as old or recent by `now`, which defaults to the local clock. `content` runs
-    further checks on the data while it is in memory. With at least `ray_from` masks, Ray audits the shards as
-    `resources` specify; if Ray is not installed, threads do so after a warning, and the report is the same. Memory
-    holds a few shards and all file names. Raises `UsageError` if there is no dataset and `UnfinishedError` if Ray
-    fails. Storage errors propagate.
+    decoding, except that `all_bytes` decodes all JPEGs. Tables must have the structure that pyarrow writes for their
+    rows, and with `byte_for_byte` every byte. Unnamed files are judged as old or recent by `now`, which defaults to the
+    local clock. `content` runs further checks on the data while it is in memory. With at least `ray_from` masks, Ray
+    audits the shards as `resources` specify; if Ray is not installed, threads do so after a warning, and the report is
+    the same. Memory holds a few shards and all file names. Raises `UsageError` if there is no dataset and
+    `UnfinishedError` if Ray fails. Storage errors propagate.
     """
     # List files before commits, and commits before the manifest, so that files named in between count as named.
     listed = list_files(dataset)
@@ -155,7 +160,8 @@ def audit_integrity(
     manifest = pinned.manifest
     findings = FindingCollector()
     findings.extend(audit_manifest(dataset, pinned))
-    settings = _settings(pinned, findings)
+    findings.extend(audit_records(dataset))
+    settings = replace(_settings(pinned, findings), all_bytes=all_bytes, byte_for_byte=byte_for_byte)
     state = audit_committed_state(dataset, manifest, listed, generations)
     findings.extend(state.findings)
     limit = (now or datetime.now(UTC)) - GRACE
@@ -163,11 +169,17 @@ def audit_integrity(
     unnamed = audit_unnamed(listed, manifest, limit, generations, state.doubtful, reserved)
     findings.extend(unnamed.findings)
     damaged_parts = set()
+    checked = CheckedCounts(commits=state.commits, catalog_parts=len(manifest.catalog))
     for part in manifest.catalog:
         found = list(audit_catalog_part(dataset, part, manifest.images_per_shard))
         findings.extend(found)
         if found:
             damaged_parts.add(part.path)
+            continue
+        check = check_catalog_part(dataset / part.path, part.sha256)
+        found, counts = judge_table(check, FindingLocation(part.path), byte_for_byte=byte_for_byte)
+        findings.extend(found)
+        checked += counts
     version = audit_version(dataset)
     findings.extend(version.findings)
     if not state.doubtful:
@@ -180,7 +192,6 @@ def audit_integrity(
     task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, RemovedNames.of(taken.values()))
     removed_by_shard = by_shard(taken, manifest.images_per_shard)
     plans = _plans(task, state, removed_by_shard, sample, 0 if content is None else content.wanted(state.images))
-    checked = CheckedCounts(commits=state.commits, catalog_parts=len(manifest.catalog))
     not_compared = []
     with closing(_results(task, plans, content, resources, by_ray=state.masks >= ray_from)) as results:
         for result in results:
@@ -202,7 +213,7 @@ def audit_integrity(
         recent_unnamed=unnamed.recent,
         not_compared=tuple(not_compared),
         unusable_commits=tuple(sorted(state.doubtful)),
-        notes=version.notes,
+        notes=(*version.notes, *notes_on_bytes(checked, byte_for_byte=byte_for_byte)),
         version=version.name,
     )
 
@@ -233,7 +244,8 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
         findings.add(place.finding(Code.BAD_MANIFEST, "config.masks and config.release", found))
         return FileSettings(None, None, with_images=True)
     limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh)
-    return FileSettings(limits, RedactionArtifacts(masks.artifact_iou), release.format == "images")
+    artifacts = RedactionArtifacts(masks.artifact_iou)
+    return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality)
 
 
 def _results(

@@ -1,0 +1,98 @@
+"""Audit of the bytes of tables and JSON files, which must be those that segmint writes for their rows and fields."""
+
+import json
+from collections.abc import Iterator
+
+import pyarrow.parquet as pq
+
+from segmint.catalogs.dataset.manifest import DatasetManifest, parse_manifest_name
+from segmint.catalogs.dataset.outputs import OUTPUTS
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, Tombstone
+from segmint.catalogs.findings import Code, Finding, FindingLocation
+from segmint.catalogs.layout import RESERVATIONS, SHARDS_INDEX, SUMMARIES, canonical_json
+from segmint.catalogs.parquet import ROW_GROUP_ROWS
+from segmint.catalogs.schema import normalized_schema
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+from segmint.infra.wording import counted
+from segmint.operators.audit.parquet_parts import ParquetCheck, check_parquet
+from segmint.pipeline.quality.audit.result import CheckedCounts
+
+NOT_CHECKED = "not checked: "
+"""Beginning of a note on something that was asked for."""
+
+_FOLDERS = (TOMBSTONES, OUTPUTS, RESERVATIONS, SUMMARIES)
+_THREADS = 16
+
+
+def check_catalog_part(file: Location, sha256: str) -> ParquetCheck:
+    """Check the bytes of a readable part of the normalized catalog, whose hash is `sha256`."""
+    with file.open() as stream:
+        schema = normalized_schema(pq.read_schema(stream).names)
+        return check_parquet(stream, sha256, schema, ROW_GROUP_ROWS)
+
+
+def judge_table(
+    check: ParquetCheck, place: FindingLocation, *, byte_for_byte: bool
+) -> tuple[list[Finding], CheckedCounts]:
+    """Return the findings in a table's bytes and the counts of what was compared."""
+    problem = check.problem
+    if problem is None and byte_for_byte and not (check.alike or check.by_other):
+        problem = "other bytes"
+    if problem is not None:
+        return [place.finding(Code.NOT_CANONICAL, "what pyarrow writes for the rows", problem)], CheckedCounts()
+    return [], CheckedCounts(
+        tables_alike=int(check.alike),
+        tables_by_others=int(check.by_other),
+        tables_unlike=int(not check.alike and not check.by_other),
+    )
+
+
+def notes_on_bytes(checked: CheckedCounts, *, byte_for_byte: bool) -> Iterator[str]:
+    """Yield a note on each kind of bytes that was not compared."""
+    if checked.tables_by_others:
+        tables = counted(checked.tables_by_others, "Parquet file")
+        note = f"{tables} written by another version of pyarrow: the structure was checked, but not every byte"
+        yield f"{NOT_CHECKED}{note}" if byte_for_byte else note
+    if checked.tables_unlike:
+        yield (
+            f"{counted(checked.tables_unlike, 'Parquet file')} with other bytes than this pyarrow writes for the rows, "
+            "although the same version wrote them: the structure and the decompressed pages are those of the rows "
+            "(--byte-for-byte makes this a finding)"
+        )
+    if checked.jpegs > checked.jpegs_decoded:
+        left = counted(checked.jpegs - checked.jpegs_decoded, "JPEG")
+        yield f"{left} not in the sample: not checked for bytes after the last block (--all-bytes does)"
+
+
+def audit_records(dataset: Location) -> Iterator[Finding]:
+    """Check that manifests, tombstones, and other JSON files are in canonical form: no key twice, no needless space.
+
+    Commits, versions, `shards.json`, submissions, and ratings are checked where they are read. A file that is gone by
+    now is skipped, as are invalid manifests and tombstones, which have findings of their own.
+    """
+    paths = [entry.name for entry in dataset.list() if entry.name.endswith(".json") and entry.name != SHARDS_INDEX]
+    paths += [f"{folder}/{entry.name}" for folder in _FOLDERS for entry in (dataset / folder).list()]
+
+    def audit(path: str) -> Finding | None:
+        try:
+            data = (dataset / path).read()
+            alike = _canonical(path, data) == data
+        except NotFoundError:
+            return None
+        except (UsageError, ValueError, RecursionError):
+            if parse_manifest_name(path) is not None or path.startswith(f"{TOMBSTONES}/"):
+                return None
+            alike = False
+        return None if alike else FindingLocation(path).finding(Code.NOT_CANONICAL, "canonical JSON", "other bytes")
+
+    yield from filter(None, map_ahead(audit, paths, _THREADS, 4 * _THREADS, "records"))
+
+
+def _canonical(path: str, data: bytes) -> bytes:
+    if parse_manifest_name(path) is not None:
+        return DatasetManifest.from_json(data).to_json()
+    value = json.loads(data)
+    return Tombstone.model_validate(value).to_json() if path.startswith(f"{TOMBSTONES}/") else canonical_json(value)
