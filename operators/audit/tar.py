@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+import numpy as np
 import simplejpeg
 
 from segmint.catalogs.findings import Code, Finding, FindingLocation
@@ -22,74 +23,36 @@ _END, _STUFFED = b"\xff\xd9", b"\xff\x00"
 _NO_PICTURE = (Code.BAD_JPEG, Code.JPEG_SIZE)
 
 
-class TarStream:
-    """A tar's bytes, which are hashed and compared with segmint's layout as they are read, so that this happens once.
-
-    `problem` is the first part (expected, found) that is not what segmint writes around the members' content: their
-    headers, zeros up to the next block, and zeros at the end.
-    """
+class HashedStream:
+    """A stream that hashes everything read from it, so that a file is read only once."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self.problem: tuple[str, str] | None = None
         self._stream = stream
         self._hash = hashlib.sha256()
-        self._size = 0  # bytes read
-        self._end = 0  # position after the last member
-        self._content = 0  # bytes of the current member's content that are still to come
-        self._padding = 0  # bytes after it
-        self._block = b""  # the beginning of a header or padding
+        self._pieces: list[bytes] = []
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes."""
         data = self._stream.read(size)
         self._hash.update(data)
-        self._size += len(data)
-        at = 0
-        while at < len(data) and self.problem is None:
-            if self._content:
-                at, self._content = at + self._content, max(0, at + self._content - len(data))
-                continue
-            start, at = at, at + (self._padding or tarfile.BLOCKSIZE) - len(self._block)
-            self._block += data[start:at]
-            if at <= len(data):
-                block, self._block = self._block, b""
-                self._compare(block, self._size - len(data) + at)
+        self._pieces.append(data)
         return data
 
-    def _compare(self, block: bytes, end: int) -> None:
-        """Compare a member's header or padding, or a block after the last member, that ends at a position."""
-        if self._padding or not any(block):
-            if any(block):
-                self.problem = f"zeros up to byte {end}, where a member's last block ends", "other bytes"
-            self._padding = 0
-            return
-        try:
-            size, name = int(block[124:135], 8), block[:100].rstrip(b"\0").decode("ascii")
-            alike = member_info(name, size).tobuf(tarfile.USTAR_FORMAT) == block
-        except ValueError:
-            alike = False
-        if not alike or end != self._end + tarfile.BLOCKSIZE:
-            where = f"byte {end - tarfile.BLOCKSIZE}"
-            self.problem = (
-                f"a header as segmint writes it, or only zeros after the last member, at {where}",
-                "other bytes",
-            )
-            return
-        self._content, self._padding = size, -size % tarfile.BLOCKSIZE
-        self._end = end + size + self._padding
+    def take(self) -> bytes:
+        """Return everything read since the last call."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        return data
 
     def digest(self) -> str:
         """Read the rest, and return the SHA-256 of everything as 64 hexadecimal digits."""
         while self.read(_PIECE):
-            pass
-        size = -(-(self._end + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-        if self.problem is None and self._size != size:
-            self.problem = f"{size} bytes: the members, and zeros to the end of a record", f"{self._size} bytes"
+            self._pieces.clear()
         return self._hash.hexdigest()
 
 
 def audit_tar(
-    stream: TarStream,
+    stream: HashedStream,
     images: Iterable[Row],
     masks_of: Callable[[int], Sequence[Row]],
     place: FindingLocation,
@@ -106,6 +69,7 @@ def audit_tar(
     `quality` is that of the release, if known, which determines the bytes around the image data. `look` yields more
     findings for JPEGs that are intact and have the size in their row. Checking stops at the first unexpected member.
     """
+    position, padding, same = 0, b"", True  # as if segmint had written all members so far
     try:
         members = _members(TarReader(stream))
         for row in images:
@@ -115,6 +79,12 @@ def audit_tar(
                 if found != name:
                     yield image.finding(Code.TAR_MEMBERS, name, found, f"id {row['id']}")
                     return
+                expected = padding + member_info(name, len(data)).tobuf(tarfile.USTAR_FORMAT) + data
+                if same and stream.take() != expected:
+                    same = False
+                    yield image.finding(Code.NOT_CANONICAL, "zeros and segmint's header before it", "other bytes", name)
+                padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+                position += tarfile.BLOCKSIZE + len(data) + len(padding)
                 if name.endswith(".jpg"):
                     findings = list(audit_jpeg(data, row, image, decoder if row["id"] in decode else None, quality))
                     yield from findings
@@ -125,6 +95,14 @@ def audit_tar(
         more = next(members, None)
         if more is not None:
             yield place.finding(Code.TAR_MEMBERS, "the end", more[0])
+        elif same:
+            zeros = len(padding) + 2 * tarfile.BLOCKSIZE + -(position + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE
+            rest = stream.take()
+            while len(rest) <= zeros and (piece := stream.read(zeros + 1 - len(rest))):
+                rest += piece
+            if rest != bytes(zeros):
+                expected_end = f"{zeros} zero bytes after the last member, and the end"
+                yield place.finding(Code.NOT_CANONICAL, expected_end, "other bytes")
     except BadTarError as error:
         yield place.finding(Code.BAD_TAR, "a tar of plain files", error)
 
@@ -164,8 +142,7 @@ def audit_jpeg(
 
     A `decoder` decodes it completely. Without it, bytes after the image data's last block are not noticed.
     """
-    name = image_name(row["id"])
-    size = row["width"], row["height"]
+    name, size = image_name(row["id"]), (row["width"], row["height"])
     problem = "" if quality is None else _layout_problem(data, release_header(*size, quality))
     if quality is None or problem:
         try:
@@ -173,14 +150,13 @@ def audit_jpeg(
         except ValueError as error:
             yield place.finding(Code.BAD_JPEG, "a JPEG", error, name)
             return
-        found = f"{parts.width} x {parts.height}"
-        if (parts.width, parts.height) != size:
-            yield place.finding(Code.JPEG_SIZE, f"{size[0]} x {size[1]} pixels", found, name)
-        elif parts.metadata:
+        expected, size = f"{size[0]} x {size[1]} pixels", (parts.width, parts.height)
+        if size != (row["width"], row["height"]):
+            yield place.finding(Code.JPEG_SIZE, expected, f"{size[0]} x {size[1]}", name)
+        if parts.metadata:
             yield place.finding(Code.JPEG_METADATA, "a picture alone", ", ".join(parts.metadata), name)
-        elif problem:
+        elif problem and size == (row["width"], row["height"]):
             yield place.finding(Code.NOT_CANONICAL, f"a JPEG as segmint writes it at quality {quality}", problem, name)
-        size = parts.width, parts.height
     if decoder is None:
         return
     try:
@@ -198,8 +174,8 @@ def _layout_problem(data: bytes, header: bytes) -> str:
         return f"other bytes before byte {len(header)}, where the image data begins"
     if not data.endswith(_END):
         return "bytes after the end"
-    scan = data[len(header) : -len(_END)]
-    return "" if scan.count(b"\xff") == scan.count(_STUFFED) else "markers in the image data"
+    values = np.frombuffer(data, np.uint8)[len(header) : -1]
+    return "markers in the image data" if values[1:][values[:-1] == 0xFF].any() else ""
 
 
 def _decoded_size(jpeg: bytes) -> tuple[int, int]:

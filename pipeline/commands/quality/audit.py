@@ -8,14 +8,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, DetectorConfig, build_of
-from segmint.pipeline.commands.common.console import (
-    FINDINGS,
-    exit_unless_clean,
-    guarded,
-    print_line,
-    print_message,
-    print_next,
-)
+from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_line, print_message, print_next
 from segmint.pipeline.commands.common.extras import needs
 
 _SAMPLE = 100
@@ -104,23 +97,18 @@ def audit(
     from segmint.catalogs.dataset.outputs import refuse_inside
     from segmint.infra.storage.location import Location
     from segmint.pipeline.config.config import LOCAL
-    from segmint.pipeline.quality.audit.canonical import NOT_CHECKED
+    from segmint.pipeline.quality.audit.canonical import NOT_CHECKED, BytesAsked
     from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
     from segmint.pipeline.quality.audit.result_json import to_json
     from segmint.pipeline.quality.audit.result_text import result_lines
 
     if output is not None:
         refuse_inside(Location(storage, dataset), Location(storage, output), "-o")
+    asked = BytesAsked(all_bytes, byte_for_byte)
     if integrity_only:
         resources = LOCAL if build is None else build.resources
-        report = audit_integrity(
-            Location(storage, dataset),
-            sample,
-            resources=resources,
-            ray_from=RAY_FROM_MASKS,
-            all_bytes=all_bytes,
-            byte_for_byte=byte_for_byte,
-        )
+        where = Location(storage, dataset)
+        report = audit_integrity(where, sample, resources=resources, ray_from=RAY_FROM_MASKS, asked=asked)
         report = with_missing_commits(report) if complete else report
     else:
         from segmint.infra.device import resolve_compute
@@ -138,8 +126,7 @@ def audit(
             detectors=tuple(DetectorSpec.of(each) for each in detector or ()),
             device=device if device == "cpu" else resolve_compute(device).device,
             build=build,
-            all_bytes=all_bytes,
-            byte_for_byte=byte_for_byte,
+            asked=asked,
             complete=complete,
             ray_from=RAY_FROM_MASKS,
         )
@@ -164,6 +151,5 @@ def audit(
         print_message(f"{lines[0]}; written to {output}")
     if not integrity_only:
         print_next(as_json, "report", dataset, config=config)
-    if report.nothing_looked_at:
-        raise typer.Exit(FINDINGS)
-    exit_unless_clean(report.findings.kept, [note for note in report.notes if note.startswith(NOT_CHECKED)])
+    not_checked = [note for note in report.notes if note.startswith(NOT_CHECKED)]
+    exit_unless_clean([*report.findings, *([""] if report.nothing_looked_at else [])], not_checked)

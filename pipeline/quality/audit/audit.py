@@ -23,6 +23,7 @@ from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.audit.submissions import audit_ratings
 from segmint.operators.rows import Row
 from segmint.pipeline.config.config import LOCAL, Config, LicenseConfig, ResourcesConfig
+from segmint.pipeline.quality.audit.canonical import NO_MORE, BytesAsked
 from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan, LicenseRules
 from segmint.pipeline.quality.audit.foreign import ForeignSearch, audit_foreign
 from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
@@ -58,10 +59,8 @@ class AuditOptions:
     """Torch device of the detectors."""
     build: Config | None = None
     """Configuration of the build, which gives the paths of detector files."""
-    all_bytes: bool = False
-    """If set, all JPEGs are decoded, which finds bytes after the image data's last block."""
-    byte_for_byte: bool = False
-    """If set, a table is a finding if its bytes differ from those that pyarrow writes for its rows."""
+    asked: BytesAsked = NO_MORE
+    """Bytes to compare on request."""
     complete: bool = False
     """If set, shards without a commit are findings."""
     now: datetime | None = None
@@ -103,14 +102,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     _check_detectors(options, with_images=with_images)
     content, problems = _content(pinned.manifest, dataset.storage, options, now, with_images=with_images)
     report = audit_integrity(
-        dataset,
-        options.sample,
-        options.now,
-        content,
-        options.resources,
-        options.ray_from,
-        all_bytes=options.all_bytes,
-        byte_for_byte=options.byte_for_byte,
+        dataset, options.sample, options.now, content, options.resources, options.ray_from, options.asked
     )
     if options.complete:
         report = with_missing_commits(report)
@@ -257,6 +249,5 @@ def check_foreign(uri: str, options: AuditOptions) -> None:
         )
     if options.complete:
         raise UsageError(f"{uri} was not written by segmint, so its number of shards is unknown. Remove --complete")
-    if options.all_bytes or options.byte_for_byte:
-        needless_bytes = "--all-bytes and --byte-for-byte"
-        raise UsageError(f"{uri} was not written by segmint, so its bytes can't be predicted. Remove {needless_bytes}")
+    for name in (name for name, given in options.asked._asdict().items() if given):
+        raise UsageError(f"{uri} was not written by segmint. Remove --{name.replace('_', '-')}")

@@ -2,17 +2,17 @@
 
 import json
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from segmint.catalogs.dataset.manifest import DatasetManifest, parse_manifest_name
+from segmint.catalogs.dataset.manifest import parse_manifest_name
 from segmint.catalogs.dataset.outputs import OUTPUTS
-from segmint.catalogs.dataset.tombstones import TOMBSTONES, Tombstone
+from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import RESERVATIONS, SHARDS_INDEX, SUMMARIES, canonical_json
 from segmint.catalogs.parquet import ROW_GROUP_ROWS
 from segmint.catalogs.schema import normalized_schema
-from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
@@ -22,6 +22,17 @@ from segmint.pipeline.quality.audit.result import CheckedCounts
 
 NOT_CHECKED = "not checked: "
 """Beginning of a note on something that was asked for."""
+
+
+class BytesAsked(NamedTuple):
+    """Bytes to compare on request: the ends of all JPEGs' image data, and every byte of tables."""
+
+    all_bytes: bool = False
+    byte_for_byte: bool = False
+
+
+NO_MORE = BytesAsked()
+"""Nothing on request."""
 
 _FOLDERS = (TOMBSTONES, OUTPUTS, RESERVATIONS, SUMMARIES)
 _THREADS = 16
@@ -34,28 +45,21 @@ def check_catalog_part(file: Location, sha256: str) -> ParquetCheck:
         return check_parquet(stream, sha256, schema, ROW_GROUP_ROWS)
 
 
-def judge_table(
-    check: ParquetCheck, place: FindingLocation, *, byte_for_byte: bool
-) -> tuple[list[Finding], CheckedCounts]:
-    """Return the findings in a table's bytes and the counts of what was compared."""
-    problem = check.problem
-    if problem is None and byte_for_byte and not (check.alike or check.by_other):
-        problem = "other bytes"
+def judge_table(check: ParquetCheck, place: FindingLocation, *, strict: bool) -> tuple[list[Finding], CheckedCounts]:
+    """Return the findings in a table's bytes and the counts of what was compared; `strict` as `--byte-for-byte`."""
+    problem = check.problem or ("other bytes" if strict and not (check.alike or check.by_other) else None)
     if problem is not None:
         return [place.finding(Code.NOT_CANONICAL, "what pyarrow writes for the rows", problem)], CheckedCounts()
-    return [], CheckedCounts(
-        tables_alike=int(check.alike),
-        tables_by_others=int(check.by_other),
-        tables_unlike=int(not check.alike and not check.by_other),
-    )
+    kind = "tables_alike" if check.alike else "tables_by_others" if check.by_other else "tables_unlike"
+    return [], CheckedCounts(**{kind: 1})
 
 
-def notes_on_bytes(checked: CheckedCounts, *, byte_for_byte: bool) -> Iterator[str]:
+def notes_on_bytes(checked: CheckedCounts, *, strict: bool) -> Iterator[str]:
     """Yield a note on each kind of bytes that was not compared."""
     if checked.tables_by_others:
         tables = counted(checked.tables_by_others, "Parquet file")
         note = f"{tables} written by another version of pyarrow: the structure was checked, but not every byte"
-        yield f"{NOT_CHECKED}{note}" if byte_for_byte else note
+        yield f"{NOT_CHECKED}{note}" if strict else note
     if checked.tables_unlike:
         yield (
             f"{counted(checked.tables_unlike, 'Parquet file')} with other bytes than this pyarrow writes for the rows, "
@@ -68,10 +72,10 @@ def notes_on_bytes(checked: CheckedCounts, *, byte_for_byte: bool) -> Iterator[s
 
 
 def audit_records(dataset: Location) -> Iterator[Finding]:
-    """Check that manifests, tombstones, and other JSON files are in canonical form: no key twice, no needless space.
+    """Check that manifests, tombstones, notes, reservations, and summaries are canonical JSON, with each key once.
 
     Commits, versions, `shards.json`, submissions, and ratings are checked where they are read. A file that is gone by
-    now is skipped, as are invalid manifests and tombstones, which have findings of their own.
+    now is skipped, as are manifests and tombstones that are not JSON, which have findings of their own.
     """
     paths = [entry.name for entry in dataset.list() if entry.name.endswith(".json") and entry.name != SHARDS_INDEX]
     paths += [f"{folder}/{entry.name}" for folder in _FOLDERS for entry in (dataset / folder).list()]
@@ -79,20 +83,11 @@ def audit_records(dataset: Location) -> Iterator[Finding]:
     def audit(path: str) -> Finding | None:
         try:
             data = (dataset / path).read()
-            alike = _canonical(path, data) == data
+            alike = canonical_json(json.loads(data)) == data
         except NotFoundError:
             return None
-        except (UsageError, ValueError, RecursionError):
-            if parse_manifest_name(path) is not None or path.startswith(f"{TOMBSTONES}/"):
-                return None
-            alike = False
+        except (ValueError, RecursionError):
+            alike = parse_manifest_name(path) is not None or path.startswith(TOMBSTONES)
         return None if alike else FindingLocation(path).finding(Code.NOT_CANONICAL, "canonical JSON", "other bytes")
 
     yield from filter(None, map_ahead(audit, paths, _THREADS, 4 * _THREADS, "records"))
-
-
-def _canonical(path: str, data: bytes) -> bytes:
-    if parse_manifest_name(path) is not None:
-        return DatasetManifest.from_json(data).to_json()
-    value = json.loads(data)
-    return Tombstone.model_validate(value).to_json() if path.startswith(f"{TOMBSTONES}/") else canonical_json(value)

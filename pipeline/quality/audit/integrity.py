@@ -40,7 +40,14 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
-from segmint.pipeline.quality.audit.canonical import audit_records, check_catalog_part, judge_table, notes_on_bytes
+from segmint.pipeline.quality.audit.canonical import (
+    NO_MORE,
+    BytesAsked,
+    audit_records,
+    check_catalog_part,
+    judge_table,
+    notes_on_bytes,
+)
 from segmint.pipeline.quality.audit.commits import (
     CommitListing,
     audit_catalog_part,
@@ -139,15 +146,12 @@ def audit_integrity(
     content: ContentAudit | None = None,
     resources: ResourcesConfig = LOCAL,
     ray_from: int = RAY_FROM_MASKS,
-    *,
-    all_bytes: bool = False,
-    byte_for_byte: bool = False,
+    asked: BytesAsked = NO_MORE,
 ) -> AuditReport:
     """Read every file of a dataset once and report problems, without changing anything.
 
     `sample` images, spread evenly, have their JPEG and masks decoded to pixels; the others are measured without
-    decoding, except that `all_bytes` decodes all JPEGs. Tables must have the structure that pyarrow writes for their
-    rows, and with `byte_for_byte` every byte. Unnamed files are judged as old or recent by `now`, which defaults to the
+    decoding. `asked` compares more bytes. Unnamed files are judged as old or recent by `now`, which defaults to the
     local clock. `content` runs further checks on the data while it is in memory. With at least `ray_from` masks, Ray
     audits the shards as `resources` specify; if Ray is not installed, threads do so after a warning, and the report is
     the same. Memory holds a few shards and all file names. Raises `UsageError` if there is no dataset and
@@ -161,7 +165,7 @@ def audit_integrity(
     findings = FindingCollector()
     findings.extend(audit_manifest(dataset, pinned))
     findings.extend(audit_records(dataset))
-    settings = replace(_settings(pinned, findings), all_bytes=all_bytes, byte_for_byte=byte_for_byte)
+    settings = replace(_settings(pinned, findings), asked=asked)
     state = audit_committed_state(dataset, manifest, listed, generations)
     findings.extend(state.findings)
     limit = (now or datetime.now(UTC)) - GRACE
@@ -177,7 +181,7 @@ def audit_integrity(
             damaged_parts.add(part.path)
             continue
         check = check_catalog_part(dataset / part.path, part.sha256)
-        found, counts = judge_table(check, FindingLocation(part.path), byte_for_byte=byte_for_byte)
+        found, counts = judge_table(check, FindingLocation(part.path), strict=asked.byte_for_byte)
         findings.extend(found)
         checked += counts
     version = audit_version(dataset)
@@ -213,7 +217,7 @@ def audit_integrity(
         recent_unnamed=unnamed.recent,
         not_compared=tuple(not_compared),
         unusable_commits=tuple(sorted(state.doubtful)),
-        notes=(*version.notes, *notes_on_bytes(checked, byte_for_byte=byte_for_byte)),
+        notes=(*version.notes, *notes_on_bytes(checked, strict=asked.byte_for_byte)),
         version=version.name,
     )
 

@@ -32,14 +32,14 @@ from segmint.operators.audit.rows import (
 )
 from segmint.operators.audit.shard_masks import ShardMasks
 from segmint.operators.audit.submissions import audit_merged_submission
-from segmint.operators.audit.tar import TarStream, audit_tar
+from segmint.operators.audit.tar import HashedStream, audit_tar
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.shards.committed_rows import read_table
 from segmint.operators.shards.files import ROW_GROUP_ROWS
-from segmint.pipeline.quality.audit.canonical import judge_table
+from segmint.pipeline.quality.audit.canonical import NO_MORE, BytesAsked, judge_table
 from segmint.pipeline.quality.audit.content import ShardContent, ShardContentCheck
 from segmint.pipeline.quality.audit.result import CheckedCounts
 
@@ -65,8 +65,7 @@ class FileSettings:
     artifacts: RedactionArtifacts | None
     with_images: bool
     quality: int | None = None  # of the released JPEGs
-    all_bytes: bool = False  # decode all JPEGs
-    byte_for_byte: bool = False  # a table with other bytes than its rows produce is a finding
+    asked: BytesAsked = NO_MORE
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ class ShardAudit:
             self._findings.add(place.finding(Code.BAD_TABLE, f"the columns of {kind}", error))
             return None
         check = check_parquet(io.BytesIO(data), digest, SCHEMAS[kind], ROW_GROUP_ROWS)
-        findings, checked = judge_table(check, place, byte_for_byte=self._settings.byte_for_byte)
+        findings, checked = judge_table(check, place, strict=self._settings.asked.byte_for_byte)
         self._findings.extend(findings)
         self._checked += checked
         return table
@@ -208,11 +207,11 @@ class ShardAudit:
         inside = FindingCollector()
         entry, place = self._plan.commit.file("shards"), self._places["shards"]
         with_images, look = self._settings.with_images, self._look
-        positions = range(len(images)) if self._settings.all_bytes else self._plan.decoded
+        positions = range(len(images)) if self._settings.asked.all_bytes else self._plan.decoded
         decoded = frozenset(images[position]["id"] for position in positions if position < len(images))
         try:
             with (self._dataset / entry.path).open() as opened:
-                stream = TarStream(opened)
+                stream = HashedStream(opened)
                 if masks is not None:
                     members = audit_tar(
                         stream,
@@ -239,8 +238,6 @@ class ShardAudit:
                 look.forget_jpegs()
             return
         self._findings.extend(inside)
-        if stream.problem is not None and not inside.total:
-            self._findings.add(place.finding(Code.NOT_CANONICAL, *stream.problem))
         if masks is not None:
             jpegs = len(images) if with_images else 0
             self._checked += CheckedCounts(

@@ -599,7 +599,13 @@ registered("of_another_image", ShardEdit(1, other_json), Code.OTHER_JSON, TAR, "
 registered(
     "of_another_shard", ShardEdit(1, tar_of_the_first_shard), Code.TAR_MEMBERS, TAR, "sa_4.jpg", "found sa_1.jpg"
 )
-registered("padding", PLANTS["tar_padding"], Code.NOT_CANONICAL, "shards/sa_000000-", "expected zeros up to byte")
+registered(
+    "padding",
+    PLANTS["tar_padding"],
+    Code.NOT_CANONICAL,
+    "shards/sa_000000-",
+    "expected zeros and segmint's header before it",
+)
 registered("score", edit_row("masks", 1, 0, predicted_iou=0.99), Code.OTHER_JSON, TAR, "predicted_iou", "0.99")
 registered("again", ShardEdit(1, repeated_image), Code.SIMILAR_IMAGE, TAR, "sa_6.jpg", "id 4")
 
