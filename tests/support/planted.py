@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -240,18 +241,35 @@ def parquet_after_the_last_page(data: bytes) -> bytes:
 
 
 @_of_file("masks")
-def parquet_in_the_last_page(data: bytes) -> bytes:
-    """A frame that Zstandard decoders skip, after the frame of the column's only data page."""
+def parquet_after_a_frame(data: bytes) -> bytes:
+    """A frame that Zstandard decoders skip, after the frame of the last page."""
+    size = len(original()).to_bytes(4, "little")
+    return _edit_last_page(data, lambda page, _: page + b"\x50\x2a\x4d\x18" + size + original())
+
+
+@_of_file("masks")
+def parquet_after_the_values(data: bytes) -> bytes:
+    """More content in the last page than its values need."""
+    codec = pa.Codec("zstd")
+    return _edit_last_page(
+        data, lambda page, size: codec.compress(codec.decompress(page, size, asbytes=True) + original(), asbytes=True)
+    )
+
+
+def _edit_last_page(data: bytes, change: Callable[[bytes, int], bytes]) -> bytes:
+    """Change the last page, which is given with its decompressed size."""
 
     def edit(footer: list[Field], body: bytes) -> bytes:
         group, columns = _columns(footer)
         start = field(columns[-1], 9)[2]
         header, end = read_struct(body, start)
-        size = field(header, 3)
+        decompressed, size = field(header, 2), field(header, 3)
         assert end + size[2] == len(body), "the last chunk has one data page"
-        extra = b"\x50\x2a\x4d\x18" + len(original()).to_bytes(4, "little") + original()
-        size[2] += len(extra)
-        changed = body[:start] + write_struct(header) + body[end:] + extra
+        page = change(body[end:], decompressed[2])
+        if not page.startswith(body[end:]):
+            decompressed[2] += len(original())
+        size[2] = len(page)
+        changed = body[:start] + write_struct(header) + page
         for total in (field(columns[-1], 7), field(group, 6)):
             total[2] += len(changed) - len(body)
         return changed

@@ -151,5 +151,5 @@ def audit(
         print_message(f"{lines[0]}; written to {output}")
     if not integrity_only:
         print_next(as_json, "report", dataset, config=config)
-    not_checked = [note for note in report.notes if note.startswith(NOT_CHECKED)]
+    not_checked = [note for note in report.notes if byte_for_byte and note.startswith(NOT_CHECKED)]
     exit_unless_clean([*report.findings, *([""] if report.nothing_looked_at else [])], not_checked)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.manifest import parse_manifest_name
 from segmint.catalogs.dataset.outputs import OUTPUTS
-from segmint.catalogs.dataset.tombstones import TOMBSTONES
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, Tombstone
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import RESERVATIONS, SHARDS_INDEX, SUMMARIES, canonical_json
 from segmint.catalogs.parquet import ROW_GROUP_ROWS
@@ -75,7 +75,7 @@ def audit_records(dataset: Location) -> Iterator[Finding]:
     """Check that manifests, tombstones, notes, reservations, and summaries are canonical JSON, with each key once.
 
     Commits, versions, `shards.json`, submissions, and ratings are checked where they are read. A file that is gone by
-    now is skipped, as are manifests and tombstones that are not JSON, which have findings of their own.
+    now is skipped, as are invalid manifests and tombstones, which other findings report.
     """
     paths = [entry.name for entry in dataset.list() if entry.name.endswith(".json") and entry.name != SHARDS_INDEX]
     paths += [f"{folder}/{entry.name}" for folder in _FOLDERS for entry in (dataset / folder).list()]
@@ -83,6 +83,8 @@ def audit_records(dataset: Location) -> Iterator[Finding]:
     def audit(path: str) -> Finding | None:
         try:
             data = (dataset / path).read()
+            if path.startswith(TOMBSTONES):
+                Tombstone.model_validate_json(data)
             alike = canonical_json(json.loads(data)) == data
         except NotFoundError:
             return None
