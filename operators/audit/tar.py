@@ -12,7 +12,7 @@ import simplejpeg
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, annotation_name, image_name
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
-from segmint.operators.audit.jpeg_parts import jpeg_parts
+from segmint.operators.audit.jpeg_parts import frame_size, metadata_names
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.prepare.release import release_header
 from segmint.operators.rows import Row
@@ -143,39 +143,45 @@ def audit_jpeg(
     A `decoder` decodes it completely. Without it, bytes after the image data's last block are not noticed.
     """
     name, size = image_name(row["id"]), (row["width"], row["height"])
-    problem = "" if quality is None else _layout_problem(data, release_header(*size, quality))
-    if quality is None or problem:
-        try:
-            parts = jpeg_parts(data)
-        except ValueError as error:
-            yield place.finding(Code.BAD_JPEG, "a JPEG", error, name)
-            return
-        expected, size = f"{size[0]} x {size[1]} pixels", (parts.width, parts.height)
-        if size != (row["width"], row["height"]):
-            yield place.finding(Code.JPEG_SIZE, expected, f"{size[0]} x {size[1]}", name)
-        if parts.metadata:
-            yield place.finding(Code.JPEG_METADATA, "a picture alone", ", ".join(parts.metadata), name)
-        elif problem and size == (row["width"], row["height"]):
-            yield place.finding(Code.NOT_CANONICAL, f"a JPEG as segmint writes it at quality {quality}", problem, name)
-    if decoder is None:
+    try:
+        found = frame_size(data)
+    except ValueError as error:
+        yield place.finding(Code.BAD_JPEG, "a JPEG", error, name)
+        return
+    problem = None
+    if found is None:
+        problem = Code.BAD_JPEG, "it has no frame"
+    elif found != size:
+        problem = Code.JPEG_SIZE, f"{found[0]} x {found[1]}"
+    elif quality is not None:
+        problem = _layout_problem(data, release_header(*size, quality))
+    if problem is not None:
+        expected = f"{size[0]} x {size[1]} pixels, as segmint encodes them"
+        yield place.finding(problem[0], expected, problem[1], name)
+    if decoder is None or found is None or (problem is not None and problem[0] is Code.BAD_JPEG):
         return
     try:
         height, width = decoder.run(_decoded_size if quality is None or problem else _whole_size, data)
     except ValueError as error:
         yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, name)
         return
-    if (width, height) != size:
-        yield place.finding(Code.JPEG_SIZE, f"{size[0]} x {size[1]} pixels", f"{width} x {height}", name)
+    if (width, height) != found:
+        yield place.finding(Code.JPEG_SIZE, f"{found[0]} x {found[1]} pixels", f"{width} x {height}", name)
 
 
-def _layout_problem(data: bytes, header: bytes) -> str:
-    """Return where a JPEG differs from `header`, image data without markers, and an end; empty if it doesn't."""
+def _layout_problem(data: bytes, header: bytes) -> tuple[Code, str] | None:
+    """Return how a JPEG differs from `header`, image data without markers, and an end; None if it doesn't."""
+    end = data.find(_END, len(header))
+    if end < 0:
+        return Code.BAD_JPEG, "it ends before the picture does"
     if not data.startswith(header):
-        return f"other bytes before byte {len(header)}, where the image data begins"
-    if not data.endswith(_END):
-        return "bytes after the end"
+        names = metadata_names(data)
+        other = f"other bytes before byte {len(header)}, where the image data begins"
+        return (Code.JPEG_METADATA, ", ".join(names)) if names else (Code.NOT_CANONICAL, other)
+    if len(data) > end + len(_END):
+        return Code.JPEG_METADATA, f"{len(data) - end - len(_END)} bytes after the picture's end"
     values = np.frombuffer(data, np.uint8)[len(header) : -1]
-    return "markers in the image data" if values[1:][values[:-1] == 0xFF].any() else ""
+    return (Code.NOT_CANONICAL, "markers in the image data") if values[1:][values[:-1] == 0xFF].any() else None
 
 
 def _decoded_size(jpeg: bytes) -> tuple[int, int]:

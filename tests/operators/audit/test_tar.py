@@ -35,3 +35,33 @@ def test_a_release_has_no_finding_and_every_byte_after_its_image_data_has_one(
             assert finding.code is Code.BAD_JPEG
         (finding,) = audit_jpeg(jpeg, row, PLACE, decoder, quality - 1 or 2)
         assert finding.code is Code.NOT_CANONICAL
+
+
+def segment(marker: int, payload: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2, "big") + payload
+
+
+@pytest.mark.parametrize(
+    "inserted",
+    [
+        segment(0xE0, b"JFIF\0" + bytes(7) + b"\1\1" + bytes(3)),
+        segment(0xEB, b"other"),
+        segment(0xDD, b"\0\0"),
+        b"\xff\xff",
+        b"\xff\x01",
+    ],
+)
+def test_other_segments_are_found_before_the_image_data_and_after_it(inserted: bytes) -> None:
+    jpeg = release(photograph("coffee", (40, 30)), ReleaseConfig()).jpeg
+    row = {"id": 1, "width": 40, "height": 30}
+    for data in (jpeg[:2] + inserted + jpeg[2:], jpeg[:-2] + inserted + jpeg[-2:]):
+        (finding,) = audit_jpeg(data, row, PLACE, None, 95)
+        assert finding.code is Code.NOT_CANONICAL
+
+
+def test_every_cut_is_found() -> None:
+    jpeg = release(photograph("coffee", (16, 16)), ReleaseConfig()).jpeg
+    row = {"id": 1, "width": 16, "height": 16}
+    for length in range(len(jpeg)):
+        (finding,) = audit_jpeg(jpeg[:length], row, PLACE, None, 95)
+        assert finding.code is Code.BAD_JPEG
