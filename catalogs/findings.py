@@ -44,6 +44,7 @@ class Code(StrEnum):
     BAD_SUBMISSION = "bad_submission"
     OTHER_SUBMISSION = "other_submission"
     BAD_RATING = "bad_rating"
+    NOT_CANONICAL = "not_canonical"
     BAD_TAR = "bad_tar"
     TAR_MEMBERS = "tar_members"
     OTHER_JSON = "other_json"
@@ -112,6 +113,7 @@ SENTENCES = {
     Code.BAD_SUBMISSION: "A submission is unreadable, is for an unknown image, or an earlier one is missing.",
     Code.OTHER_SUBMISSION: "The submission that an image's row names as merged is missing or differs from the row.",
     Code.BAD_RATING: "A rating is unreadable, or is for a mask that never existed or has changed since.",
+    Code.NOT_CANONICAL: "A file has bytes that segmint doesn't write for its content, and that may hide something.",
     Code.BAD_TAR: "A shard's tar isn't readable to its end.",
     Code.TAR_MEMBERS: "A tar doesn't contain the JPEG and JSON of each image in order of ids.",
     Code.OTHER_JSON: "An image's JSON differs from the tables.",

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.support.audit_mutants import AUDIT_MUTANTS
 from tests.support.build_mutants import BUILD_MUTANTS
 from tests.support.dataset_mutants import DATASET_MUTANTS
 from tests.support.masks_mutants import MASKS_MUTANTS
@@ -30,6 +31,7 @@ MUTANTS = (
     *BUILD_MUTANTS,
     *SEGMENT_MUTANTS,
     *DATASET_MUTANTS,
+    *AUDIT_MUTANTS,
     *READING_MUTANTS,
     *PAGE_MUTANTS,
     *ANSWER_MUTANTS,

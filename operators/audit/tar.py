@@ -2,20 +2,24 @@
 
 import hashlib
 import json
+import tarfile
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+import numpy as np
 import simplejpeg
 
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, annotation_name, image_name
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
-from segmint.operators.audit.jpeg_parts import jpeg_parts
+from segmint.operators.audit.jpeg_parts import frame_size, metadata_names
 from segmint.operators.decoding import JpegDecoder
+from segmint.operators.prepare.release import release_header
 from segmint.operators.rows import Row
-from segmint.operators.shards.files import annotations_json
+from segmint.operators.shards.files import annotations_json, member_info
 
 _PIECE = 1 << 20
+_END, _STUFFED = b"\xff\xd9", b"\xff\x00"
 _NO_PICTURE = (Code.BAD_JPEG, Code.JPEG_SIZE)
 
 
@@ -25,17 +29,25 @@ class HashedStream:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._hash = hashlib.sha256()
+        self._pieces: list[bytes] = []
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes."""
         data = self._stream.read(size)
         self._hash.update(data)
+        self._pieces.append(data)
+        return data
+
+    def take(self) -> bytes:
+        """Return everything read since the last call."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
         return data
 
     def digest(self) -> str:
         """Read the rest, and return the SHA-256 of everything as 64 hexadecimal digits."""
         while self.read(_PIECE):
-            pass
+            self._pieces.clear()
         return self._hash.hexdigest()
 
 
@@ -48,14 +60,16 @@ def audit_tar(
     with_images: bool,
     decode: Container[int],
     decoder: JpegDecoder,
+    quality: int | None = None,
     look: Callable[[Row, bytes], Iterable[Finding]] | None = None,
 ) -> Iterator[Finding]:
     """Yield findings in a tar that should contain these rows of `images/*.parquet`, in their order.
 
     `masks_of` returns the mask rows of an ordinal. `decode` contains the ids of the JPEGs that `decoder` decodes.
-    `look` yields more findings for JPEGs that are intact and have the size in their row. Checking stops at the first
-    unexpected member.
+    `quality` is that of the release, if known, which determines the bytes around the image data. `look` yields more
+    findings for JPEGs that are intact and have the size in their row. Checking stops at the first unexpected member.
     """
+    position, padding, same = 0, b"", True  # as if segmint had written all members so far
     try:
         members = _members(TarReader(stream))
         for row in images:
@@ -65,8 +79,14 @@ def audit_tar(
                 if found != name:
                     yield image.finding(Code.TAR_MEMBERS, name, found, f"id {row['id']}")
                     return
+                expected = padding + member_info(name, len(data)).tobuf(tarfile.USTAR_FORMAT) + data
+                if same and stream.take() != expected:
+                    same = False
+                    yield image.finding(Code.NOT_CANONICAL, "zeros and segmint's header before it", "other bytes", name)
+                padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+                position += tarfile.BLOCKSIZE + len(data) + len(padding)
                 if name.endswith(".jpg"):
-                    findings = list(audit_jpeg(data, row, image, decoder if row["id"] in decode else None))
+                    findings = list(audit_jpeg(data, row, image, decoder if row["id"] in decode else None, quality))
                     yield from findings
                     if look is not None and not any(finding.code in _NO_PICTURE for finding in findings):
                         yield from look(row, data)
@@ -75,6 +95,14 @@ def audit_tar(
         more = next(members, None)
         if more is not None:
             yield place.finding(Code.TAR_MEMBERS, "the end", more[0])
+        elif same:
+            zeros = len(padding) + 2 * tarfile.BLOCKSIZE + -(position + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE
+            rest = stream.take()
+            while len(rest) <= zeros and (piece := stream.read(zeros + 1 - len(rest))):
+                rest += piece
+            if rest != bytes(zeros):
+                expected_end = f"{zeros} zero bytes after the last member, and the end"
+                yield place.finding(Code.NOT_CANONICAL, expected_end, "other bytes")
     except BadTarError as error:
         yield place.finding(Code.BAD_TAR, "a tar of plain files", error)
 
@@ -107,34 +135,74 @@ def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: FindingLocati
     yield place.finding(Code.OTHER_JSON, f"{wanted}, as in the tables", got, f"{name}: {path}" if path else name)
 
 
-def audit_jpeg(data: bytes, row: Row, place: FindingLocation, decoder: JpegDecoder | None) -> Iterator[Finding]:
-    """Yield findings unless a JPEG has its row's size and no metadata and, with a `decoder`, decodes completely."""
-    name = image_name(row["id"])
+def audit_jpeg(
+    data: bytes, row: Row, place: FindingLocation, decoder: JpegDecoder | None, quality: int | None = None
+) -> Iterator[Finding]:
+    """Yield findings unless a JPEG has its row's size and only the bytes of a picture released with `quality`.
+
+    A `decoder` decodes it completely. Without it, bytes after the image data's last block are not noticed.
+    """
+    name, size = image_name(row["id"]), (row["width"], row["height"])
     try:
-        parts = jpeg_parts(data)
+        found = frame_size(data)
     except ValueError as error:
         yield place.finding(Code.BAD_JPEG, "a JPEG", error, name)
         return
-    size = row["width"], row["height"]
-    if (parts.width, parts.height) != size:
-        yield place.finding(Code.JPEG_SIZE, f"{size[0]} x {size[1]} pixels", f"{parts.width} x {parts.height}", name)
-    if parts.metadata:
-        yield place.finding(Code.JPEG_METADATA, "a picture alone", ", ".join(parts.metadata), name)
-    if decoder is None:
+    problem = None
+    if found is None:
+        problem = Code.BAD_JPEG, "it has no frame"
+    elif found != size:
+        problem = Code.JPEG_SIZE, f"{found[0]} x {found[1]}"
+    elif quality is not None:
+        problem = _layout_problem(data, release_header(*size, quality))
+    if problem is not None:
+        expected = f"{size[0]} x {size[1]} pixels, as segmint encodes them"
+        yield place.finding(problem[0], expected, problem[1], name)
+    if decoder is None or found is None or (problem is not None and problem[0] is Code.BAD_JPEG):
         return
     try:
-        height, width = decoder.run(_decoded_size, data)
+        height, width = decoder.run(_decoded_size if quality is None or problem else _whole_size, data)
     except ValueError as error:
         yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, name)
         return
-    if (width, height) != (parts.width, parts.height):
-        yield place.finding(Code.JPEG_SIZE, f"{parts.width} x {parts.height} pixels", f"{width} x {height}", name)
+    if (width, height) != found:
+        yield place.finding(Code.JPEG_SIZE, f"{found[0]} x {found[1]} pixels", f"{width} x {height}", name)
+
+
+def _layout_problem(data: bytes, header: bytes) -> tuple[Code, str] | None:
+    """Return how a JPEG differs from `header`, image data without markers, and an end; None if it doesn't."""
+    end = data.find(_END, len(header))
+    if end < 0:
+        return Code.BAD_JPEG, "it ends before the picture does"
+    if not data.startswith(header):
+        names = metadata_names(data)
+        other = f"other bytes before byte {len(header)}, where the image data begins"
+        return (Code.JPEG_METADATA, ", ".join(names)) if names else (Code.NOT_CANONICAL, other)
+    if len(data) > end + len(_END):
+        return Code.JPEG_METADATA, f"{len(data) - end - len(_END)} bytes after the picture's end"
+    values = np.frombuffer(data, np.uint8)[len(header) : -1]
+    return (Code.NOT_CANONICAL, "markers in the image data") if values[1:][values[:-1] == 0xFF].any() else None
 
 
 def _decoded_size(jpeg: bytes) -> tuple[int, int]:
     """Return the (height, width) of an image that decodes completely; raises ValueError otherwise."""
     height, width = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", strict=True).shape[:2]
     return height, width
+
+
+def _whole_size(jpeg: bytes) -> tuple[int, int]:
+    """Return the (height, width) of an image that decodes completely, and only with the last byte of its image data.
+
+    Decoders read ahead, so they do not notice a few bytes more. Raises ValueError otherwise.
+    """
+    size = _decoded_size(jpeg)
+    scan = jpeg[: -len(_END)]
+    shorter = scan[: -len(_STUFFED) if scan.endswith(_STUFFED) else -1] + _END
+    try:
+        simplejpeg.decode_jpeg(shorter, colorspace="GRAY", strict=True, min_height=1, min_width=1, min_factor=8)
+    except ValueError:
+        return size
+    raise ValueError("bytes after the last block of the image data")
 
 
 def _first_difference(expected: Any, found: Any, path: str = "") -> tuple[str, str, str] | None:

@@ -1,5 +1,6 @@
 """Release: downscales and re-encodes the pixels that are published, without any metadata."""
 
+import functools
 import io
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,8 @@ Pixels = NDArray[np.uint8]
 
 _JPEG_SIDE_LIMIT = 65_500  # pixels; libjpeg's limit, slightly below the format's 65,535
 _ORIGINAL_QUALITY = 95
+_FRAME, _SCAN = b"\xff\xc0\x00\x11\x08", b"\xff\xda\x00\x0c\x03"
+"""Beginnings of a JPEG's frame and scan headers as `_encode` writes them."""
 
 
 class ReleaseConfig(BaseModel):
@@ -58,6 +61,20 @@ def release(image: Pixels, config: ReleaseConfig) -> ReleasedImage:
         _check_sides(width, height)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     return ReleasedImage(_encode(picture, config.jpeg_quality, "4:2:0"), width, height)
+
+
+def release_header(width: int, height: int, quality: int) -> bytes:
+    """Return the bytes of a released JPEG before its image data, which depend only on its size and quality."""
+    blank = _blank(quality)
+    size = blank.index(_FRAME) + len(_FRAME)
+    return blank[:size] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + blank[size + 4 :]
+
+
+@functools.cache
+def _blank(quality: int) -> bytes:
+    """Return a blank JPEG up to its image data."""
+    blank = _encode(Image.new("RGB", (16, 16)), quality, "4:2:0")
+    return blank[: blank.rindex(_SCAN) + 14]
 
 
 def released_size(width: int, height: int, short_side: int) -> tuple[int, int]:

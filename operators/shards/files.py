@@ -121,11 +121,16 @@ def _mask_rows(row: Row) -> list[Row]:
     ]
 
 
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+def member_info(name: str, size: int) -> tarfile.TarInfo:
+    """Return the header of a tar's member with `size` bytes."""
     member = tarfile.TarInfo(name)
-    member.size = len(data)
+    member.size = size
     member.mtime = 0
     member.mode = 0o644
     member.uid = member.gid = 0
     member.uname = member.gname = ""
-    archive.addfile(member, io.BytesIO(data))
+    return member
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    archive.addfile(member_info(name, len(data)), io.BytesIO(data))

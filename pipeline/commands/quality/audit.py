@@ -33,6 +33,13 @@ def audit(
         int,
         typer.Option(metavar="N", min=0, help="Number of images whose JPEG and masks are decoded, spread evenly."),
     ] = _SAMPLE,
+    all_bytes: Annotated[
+        bool, typer.Option("--all-bytes", help="Decode all JPEGs, to find bytes hidden after their image data.")
+    ] = False,
+    byte_for_byte: Annotated[
+        bool,
+        typer.Option("--byte-for-byte", help="Require every byte of tables to be what pyarrow writes for the rows."),
+    ] = False,
     privacy_sample: Annotated[
         str, typer.Option(metavar="N|all", help="Number of images to search with the detectors again, spread evenly.")
     ] = str(_PRIVACY_SAMPLE),
@@ -89,15 +96,18 @@ def audit(
     from segmint.catalogs.dataset.outputs import refuse_inside
     from segmint.infra.storage.location import Location
     from segmint.pipeline.config.config import LOCAL
+    from segmint.pipeline.quality.audit.canonical import BytesAsked
     from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
     from segmint.pipeline.quality.audit.result_json import to_json
     from segmint.pipeline.quality.audit.result_text import not_checked, result_lines
 
     if output is not None:
         refuse_inside(Location(storage, dataset), Location(storage, output), "-o")
+    asked = BytesAsked(all_bytes, byte_for_byte)
     if integrity_only:
         resources = LOCAL if build is None else build.resources
-        report = audit_integrity(Location(storage, dataset), sample, resources=resources, ray_from=RAY_FROM_MASKS)
+        where = Location(storage, dataset)
+        report = audit_integrity(where, sample, resources=resources, ray_from=RAY_FROM_MASKS, asked=asked)
         report = with_missing_commits(report) if complete else report
     else:
         from segmint.infra.device import resolve_compute
@@ -115,6 +125,7 @@ def audit(
             detectors=tuple(DetectorSpec.of(each) for each in detector or ()),
             device=device if device == "cpu" else resolve_compute(device).device,
             build=build,
+            asked=asked,
             complete=complete,
             ray_from=RAY_FROM_MASKS,
         )

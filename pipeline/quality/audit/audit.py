@@ -23,6 +23,7 @@ from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.audit.submissions import audit_ratings
 from segmint.operators.rows import Row
 from segmint.pipeline.config.config import LOCAL, Config, LicenseConfig, ResourcesConfig
+from segmint.pipeline.quality.audit.canonical import NO_MORE, BytesAsked
 from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan, LicenseRules
 from segmint.pipeline.quality.audit.foreign import ForeignSearch, audit_foreign
 from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
@@ -58,6 +59,8 @@ class AuditOptions:
     """Torch device of the detectors."""
     build: Config | None = None
     """Configuration of the build, which gives the paths of detector files."""
+    asked: BytesAsked = NO_MORE
+    """Bytes to compare on request."""
     complete: bool = False
     """If set, shards without a commit are findings."""
     now: datetime | None = None
@@ -98,7 +101,9 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     with_images = pinned.manifest.config.get("release", {}).get("format") != "annotations"
     _check_detectors(options, with_images=with_images)
     content, problems = _content(pinned.manifest, dataset.storage, options, now, with_images=with_images)
-    report = audit_integrity(dataset, options.sample, options.now, content, options.resources, options.ray_from)
+    report = audit_integrity(
+        dataset, options.sample, options.now, content, options.resources, options.ray_from, options.asked
+    )
     if options.complete:
         report = with_missing_commits(report)
     findings = FindingCollector()
@@ -124,7 +129,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         duplicates=content.duplicates(),
         statistics=statistics,
         unsearched=content.unsearched(with_images=with_images),
-        unfinished=tuple(unfinished),
+        unfinished=(*report.unfinished, *unfinished),
     )
 
 
@@ -245,3 +250,5 @@ def check_foreign(uri: str, options: AuditOptions) -> None:
         )
     if options.complete:
         raise UsageError(f"{uri} was not written by segmint, so its number of shards is unknown. Remove --complete")
+    for name in (name for name, given in options.asked._asdict().items() if given):
+        raise UsageError(f"{uri} was not written by segmint. Remove --{name.replace('_', '-')}")

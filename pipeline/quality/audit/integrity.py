@@ -41,6 +41,15 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
+from segmint.pipeline.quality.audit.canonical import (
+    NO_MORE,
+    BytesAsked,
+    audit_canonical_json,
+    check_catalog_part,
+    judge_table,
+    notes_on_bytes,
+    other_writers,
+)
 from segmint.pipeline.quality.audit.commits import AuditedCommit, audit_catalog_part, audit_commits
 from segmint.pipeline.quality.audit.content import ContentAudit
 from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts
@@ -160,15 +169,16 @@ def audit_integrity(
     content: ContentAudit | None = None,
     resources: ResourcesConfig = LOCAL,
     ray_from: int = RAY_FROM_MASKS,
+    asked: BytesAsked = NO_MORE,
 ) -> AuditReport:
     """Read every file of a dataset once and report problems, without changing anything.
 
     `sample` images, spread evenly, have their JPEG and masks decoded to pixels; the others are measured without
-    decoding. Unnamed files are judged as old or recent by `now`, which defaults to the local clock. `content` runs
-    further checks on the data while it is in memory. With at least `ray_from` masks, Ray audits the shards as
-    `resources` specify; if Ray is not installed, threads do so after a warning, and the report is the same. Memory
-    holds a few shards and all file names. Raises `UsageError` if there is no dataset, and `UnfinishedError` if Ray
-    fails or a correction replaces the catalog meanwhile. Storage errors propagate.
+    decoding. `asked` compares more bytes. Unnamed files are judged as old or recent by `now`, which defaults to the
+    local clock. `content` runs further checks on the data while it is in memory. With at least `ray_from` masks, Ray
+    audits the shards as `resources` specify; if Ray is not installed, threads do so after a warning, and the report is
+    the same. Memory holds a few shards and all file names. Raises `UsageError` if there is no dataset, and
+    `UnfinishedError` if Ray fails or a correction replaces the catalog meanwhile. Storage errors propagate.
     """
     # List files before commits, and commits before the manifest, so that files named in between count as named.
     listed = list_doubtful(dataset)
@@ -176,8 +186,9 @@ def audit_integrity(
     pinned = load_latest_manifest(dataset)
     manifest = pinned.manifest
     findings = FindingCollector()
-    version, damaged_parts, taken = audit_records(dataset, pinned, findings)
-    settings = _settings(pinned, findings)
+    version, checked, damaged_parts, taken = audit_records(dataset, pinned, findings, asked)
+    findings.extend(audit_canonical_json(dataset))
+    settings = replace(_settings(pinned, findings), asked=asked)
     limit = (now or datetime.now(UTC)) - GRACE
     state = audit_committed_state(dataset, manifest, listed, generations, limit)
     findings.extend(state.findings)
@@ -190,7 +201,7 @@ def audit_integrity(
     plan = None if content is None else content.plan
     task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, RemovedNames.of(taken.values()))
     removed_by_shard = by_shard(taken, manifest.images_per_shard)
-    checked = CheckedCounts(commits=state.commits, catalog_parts=len(manifest.catalog))
+    checked += CheckedCounts(commits=state.commits, catalog_parts=len(manifest.catalog))
     not_compared = []
     plans = _plans(task, state, removed_by_shard, sample, 0 if content is None else content.wanted(state.images))
     audited, before = set(state.doubtful), dict(state.pairs)
@@ -219,28 +230,37 @@ def audit_integrity(
         not_compared=tuple(not_compared),
         unusable_commits=tuple(sorted(state.doubtful)),
         replaced=tuple(sorted(generations.keys() - audited)),
-        notes=version.notes,
+        unfinished=other_writers(checked) if asked.byte_for_byte else (),
+        notes=(
+            *version.notes,
+            *(() if asked.byte_for_byte else other_writers(checked)),
+            *notes_on_bytes(checked),
+        ),
         version=version.name,
     )
 
 
 def audit_records(
-    dataset: Location, pinned: LatestManifest, findings: FindingCollector
-) -> tuple[AuditedVersion, set[str], dict[int, RemovedImage]]:
+    dataset: Location, pinned: LatestManifest, findings: FindingCollector, asked: BytesAsked = NO_MORE
+) -> tuple[AuditedVersion, CheckedCounts, set[str], dict[int, RemovedImage]]:
     """Audit manifests, catalog parts, versions, tombstones, and submissions.
 
-    Returns the version, the paths of damaged parts, and the taken-down images by ordinal.
+    Returns the version, counts of compared parts, the paths of damaged parts, and the taken-down images by ordinal.
     """
     manifest, per_shard = pinned.manifest, pinned.manifest.images_per_shard
     findings.extend(audit_manifest(dataset, pinned))
-    damaged_parts = set()
+    damaged_parts, checked = set(), CheckedCounts()
     for part in manifest.catalog:
         found = list(audit_catalog_part(dataset, part, per_shard))
         if found and load_latest_manifest(dataset).generation > pinned.generation:
             raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
-        findings.extend(found)
         if found:
             damaged_parts.add(part.path)
+        else:
+            check = check_catalog_part(dataset / part.path, part.sha256)
+            found, counts = judge_table(check, FindingLocation(part.path), strict=asked.byte_for_byte)
+            checked += counts
+        findings.extend(found)
     version = audit_version(dataset)
     findings.extend(version.findings)
     damaged = damaged_tombstones(dataset)
@@ -249,7 +269,7 @@ def audit_records(
     taken = {} if damaged else removed_images(read_tombstones(dataset))
     spans = [range(first := part.first_shard * per_shard, first + part.rows) for part in manifest.catalog]
     findings.extend(audit_submissions(dataset, spans, taken.keys()))
-    return version, damaged_parts, taken
+    return version, checked, damaged_parts, taken
 
 
 def with_missing_commits(report: AuditReport) -> AuditReport:
@@ -278,7 +298,8 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
         findings.add(place.finding(Code.BAD_MANIFEST, "config.masks and config.release", found))
         return FileSettings(None, None, with_images=True)
     limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh)
-    return FileSettings(limits, RedactionArtifacts(masks.artifact_iou), release.format == "images")
+    artifacts = RedactionArtifacts(masks.artifact_iou)
+    return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality)
 
 
 def _results(

@@ -26,7 +26,10 @@ class CheckedCounts:
     rejects: int = 0  # rows
     masks: int = 0  # rows, each measured from its run lengths
     jsons: int = 0  # compared with the tables
-    jpegs: int = 0  # size and metadata checked
+    tables_alike: int = 0  # Parquet files with exactly the bytes that their rows produce
+    tables_by_others: int = 0  # Parquet files of another version of pyarrow, whose structure was checked
+    tables_unlike: int = 0  # Parquet files of the same version with other bytes, whose structure was checked
+    jpegs: int = 0  # size, metadata, and all bytes except those after the last block checked
     jpegs_decoded: int = 0
     masks_decoded: int = 0
 

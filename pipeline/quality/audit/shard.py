@@ -5,6 +5,7 @@ and `tar.py` for JPEGs and JSONs.
 """
 
 import hashlib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits, audit_masks
+from segmint.operators.audit.parquet_parts import check_parquet
 from segmint.operators.audit.rows import (
     ShardTables,
     audit_catalog_names,
@@ -36,6 +38,8 @@ from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.shards.committed_rows import read_table
+from segmint.operators.shards.files import ROW_GROUP_ROWS
+from segmint.pipeline.quality.audit.canonical import NO_MORE, BytesAsked, judge_table
 from segmint.pipeline.quality.audit.content import ShardContent, ShardContentCheck
 from segmint.pipeline.quality.audit.result import CheckedCounts
 
@@ -60,6 +64,8 @@ class FileSettings:
     limits: MaskLimits | None
     artifacts: RedactionArtifacts | None
     with_images: bool
+    quality: int | None = None  # of the released JPEGs
+    asked: BytesAsked = NO_MORE
 
 
 @dataclass(frozen=True)
@@ -161,10 +167,15 @@ class ShardAudit:
             self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
             return None
         try:
-            return read_table(data, kind)
+            table = read_table(data, kind)
         except DamagedDatasetError as error:
             self._findings.add(place.finding(Code.BAD_TABLE, f"the columns of {kind}", error))
             return None
+        check = check_parquet(io.BytesIO(data), digest, SCHEMAS[kind], ROW_GROUP_ROWS)
+        findings, checked = judge_table(check, place, strict=self._settings.asked.byte_for_byte)
+        self._findings.extend(findings)
+        self._checked += checked
+        return table
 
     def _audit_rows(self, tables: ShardTables, images: list[Row], masks: ShardMasks) -> None:
         self._findings.extend(audit_taken_down(tables, self._plan.taken, self._names))
@@ -196,7 +207,8 @@ class ShardAudit:
         inside = FindingCollector()
         entry, place = self._plan.commit.file("shards"), self._places["shards"]
         with_images, look = self._settings.with_images, self._look
-        decoded = frozenset(images[position]["id"] for position in self._plan.decoded if position < len(images))
+        positions = range(len(images)) if self._settings.asked.all_bytes else self._plan.decoded
+        decoded = frozenset(images[position]["id"] for position in positions if position < len(images))
         try:
             with (self._dataset / entry.path).open() as opened:
                 stream = HashedStream(opened)
@@ -209,6 +221,7 @@ class ShardAudit:
                         with_images=with_images,
                         decode=decoded,
                         decoder=self._decoder,
+                        quality=self._settings.quality,
                         look=None if look is None else lambda row, data: look.look_at_jpeg(row, data, place),
                     )
                     inside.extend(members)

@@ -41,6 +41,7 @@ from tests.support.builds import photograph
 from tests.support.committed_shard import CommittedShard, change_manifest, write_commit
 from tests.support.locations import location_of
 from tests.support.named_image import image_of
+from tests.support.planted import PLANTS
 from tests.support.planting import (
     LATER,
     ShardEdit,
@@ -596,12 +597,19 @@ def tar_of_the_first_shard(taken: CommittedShard) -> None:
 
 
 def repeated_image(taken: CommittedShard) -> None:
-    taken.members[4] = taken.members[4][0], reencoded(quality=80)(taken.members[0][1])
+    taken.members[4] = taken.members[4][0], reencoded(quality=95)(taken.members[0][1])
 
 
 registered("of_another_image", ShardEdit(1, other_json), Code.OTHER_JSON, TAR, "sa_4.json", "image_id", "found 5")
 registered(
     "of_another_shard", ShardEdit(1, tar_of_the_first_shard), Code.TAR_MEMBERS, TAR, "sa_4.jpg", "found sa_1.jpg"
+)
+registered(
+    "padding",
+    PLANTS["tar_padding"],
+    Code.NOT_CANONICAL,
+    "shards/sa_000000-",
+    "expected zeros and segmint's header before it",
 )
 registered("score", edit_row("masks", 1, 0, predicted_iou=0.99), Code.OTHER_JSON, TAR, "predicted_iou", "0.99")
 registered("again", ShardEdit(1, repeated_image), Code.SIMILAR_IMAGE, TAR, "sa_6.jpg", "id 4")
