@@ -2,6 +2,7 @@
 
 ```
 dataset.json                     the manifest; dataset.g2.json and so on after the dataset grew
+id.json                          a random id of the dataset
 catalog/part-0-<digest>.parquet  the normalized catalog; part-1 and so on after the dataset grew
 shards/sa_000000-<digest>.tar    images and annotations, as in SA-1B
 images/sa_000000-<digest>.parquet, masks/…, rejects/…
@@ -32,6 +33,7 @@ ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete",
 """Columns of `images` about annotation, in order; null in rows that a build wrote, except `next_mask`."""
 
 MANIFEST = "dataset.json"
+DATASET_ID = "id.json"
 SHARDS_INDEX = "shards.json"
 CATALOG = "catalog"
 COMMITS = "commits"

@@ -3,10 +3,14 @@
 Generation 1 is `dataset.json`, put at the first start. When the parts of the catalog change, `dataset.g2.json`,
 `dataset.g3.json`, and so on follow, and readers use the highest, as with commits. Generations differ only in `catalog`
 and `licenses`; everything that determines the bytes of a shard is fixed at the first start.
+
+`id.json` next to it contains a random id, because a dataset keeps its id when its manifest changes or its folder is
+moved. It belongs to no version.
 """
 
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -17,6 +21,7 @@ from pydantic import Field, ValidationError, field_validator
 from segmint.catalogs.dataset.commits import reserved_in
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
+    DATASET_ID,
     MANIFEST,
     RESERVATIONS,
     SCHEMA_VERSION,
@@ -28,7 +33,7 @@ from segmint.catalogs.layout import (
 )
 from segmint.catalogs.lineage import Lineage, trainings
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import absolute, base_name
 from segmint.infra.version import VERSION
@@ -37,6 +42,7 @@ GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """Fields in which a later generation may differ from the first."""
 
 _SECTIONS = ("license", "ingest", "deidentify", "deidentify.faces", "deidentify.plates", "release", "masks", "model")
+_ID = re.compile(rb'\{"dataset_id":"([0-9a-f]{32})"\}\n')
 _LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json", re.ASCII)
 
 
@@ -230,6 +236,21 @@ def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) 
     manifest names must be put first.
     """
     return (dataset / manifest_name(generation)).put_if_absent(manifest.to_json())
+
+
+def read_dataset_id(dataset: Location) -> str | None:
+    """Return the random id of a dataset, 32 hexadecimal digits; None if `id.json` is missing or damaged."""
+    try:
+        match = _ID.fullmatch((dataset / DATASET_ID).read(max_bytes=1024))
+    except (NotFoundError, ObjectTooLargeError):
+        return None
+    return None if match is None else match[1].decode()
+
+
+def put_dataset_id(dataset: Location) -> None:
+    """Put a random id if the dataset has no `id.json`. Of several writers at the same time, the first wins."""
+    if not (dataset / DATASET_ID).exists():
+        (dataset / DATASET_ID).put_if_absent(canonical_json({"dataset_id": secrets.token_hex(16)}))
 
 
 def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int, parts: Mapping[str, Path]) -> bool:

@@ -227,7 +227,7 @@ class LocalStore:
         self.delete(uri)
 
     def versioned(self, uri: str) -> set[str]:
-        """Return the links that `walk` doesn't yield, to folders or to nothing; local files have no older versions."""
+        """Return the links and special files that `walk` doesn't yield; local files have no older versions."""
         return set(_links(local_path(uri), ""))
 
     def ping(self, uri: str) -> None:
@@ -293,14 +293,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _links(folder: Path, prefix: str) -> Iterator[str]:
-    """Yield the links below a folder that don't lead to a regular file, without following them; `_walk` omits these."""
+    """Yield everything below a folder that isn't a folder, a regular file, or a link to one; `_walk` omits these."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _links(Path(entry.path), f"{prefix}{entry.name}/")
-            elif entry.is_symlink() and not Path(entry.path).is_file():
+            elif not Path(entry.path).is_file():
                 yield prefix + entry.name
 
 
