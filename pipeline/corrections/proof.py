@@ -61,14 +61,14 @@ class ImageProof:
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
-        by_name = "names, numbers, and " if self.reasons else ""
+        by_name, catalog = ("names, numbers, and ", "the catalog, ") if self.reasons else ("", "")
         state = f"taken down ({'; '.join(self.reasons)})" if self.reasons else "redacted"
         verdict = f"found in {counted(len(self.found), 'place')}" if self.found else "not found"
         return [
             f"{', '.join(self.images)}: {state}",
             f"searched for its {by_name}{counted(len(self.jpegs), 'SHA-256')} of its former JPEGs; scaled, cropped, or "
             "re-encoded copies and copies encoded as text aren't recognized",
-            f"searched {counted(self.shards, 'committed shard')}, the catalog, the names of all other files and older "
+            f"searched {counted(self.shards, 'committed shard')}, {catalog}the names of other data files and older "
             f"versions, and {counted(self.files, 'file')} of reports, exports, and other folders, including the rows "
             "of Parquet files and the files in tar and zip archives",
             "not searched: downloads, backups, caches, and copies of outputs in places that the dataset doesn't note",
@@ -163,8 +163,7 @@ class _Search:
         committed = list(CommitLog(self.dataset).committed())
 
         def look(shard: int) -> list[str]:
-            use = partial(_in_shard, self.dataset, self.wanted)
-            return with_latest_commit(self.dataset, shard, lambda commit: list(use(commit))) or []
+            return with_latest_commit(self.dataset, shard, partial(_in_shard, self.dataset, self.wanted)) or []
 
         for lines in map_ahead(look, committed, _THREADS, 2 * _THREADS, "prove"):
             self.found += lines
@@ -203,16 +202,17 @@ class _Search:
 
     def look_below(self, place: Location, own: str = "") -> set[str]:
         """Search the files below a folder, except the file `own` and the dataset itself; return their names."""
-        names, size = set[str](), 0
+        names, size, whole = set[str](), 0, True
         around = is_below(self.dataset.uri, place.uri)
 
         def entries() -> Iterator[ObjectInfo]:
-            nonlocal size
+            nonlocal size, whole
             for entry in place.walk(include_temporary=True, on_skip=lambda *_: None):
                 if around and is_below(str(place / entry.name), self.dataset.uri):
                     continue
                 size += entry.size
                 if len(names) == MOST_FILES or size > MOST_BYTES:
+                    whole = False
                     self.not_checked.append(f"{place}: more than the first {counted(len(names), 'file')}")
                     return
                 names.add(entry.name)
@@ -224,7 +224,7 @@ class _Search:
 
         for traces in map_ahead(look, entries(), _THREADS, 2 * _THREADS, "prove"):
             self.add(traces)
-        for name in place.walk_ever() if len(names) < MOST_FILES and size <= MOST_BYTES else ():
+        for name in place.walk_ever() if whole else ():
             if name not in names and not (around and is_below(str(place / name), self.dataset.uri)):
                 self.not_checked.append(f"{place / name}: a link, a special file, or an older version")
         return names
@@ -267,9 +267,9 @@ class _Search:
         self.not_checked += [f"{label}: {problem}"] if problem else []
 
 
-def _in_shard(dataset: Location, wanted: WantedImage, commit: Commit) -> Iterator[str]:
-    """Yield the locations in a commit's files that contain one of the images."""
-    names = RemovedNames.of(wanted.images)
+def _in_shard(dataset: Location, wanted: WantedImage, commit: Commit) -> list[str]:
+    """Return the locations in a commit's files that contain one of the images."""
+    found, names = list[str](), RemovedNames.of(wanted.images)
     own = {image.ordinal for image in wanted.images if image.ordinal in range(*commit.ordinals)}
     for kind in SCHEMAS if wanted.images else ():
         if kind == "masks" and not own:
@@ -279,7 +279,7 @@ def _in_shard(dataset: Location, wanted: WantedImage, commit: Commit) -> Iterato
             blank = kind == "rejects" and not row["image_id"] and not row["uri"]
             source = kind != "masks" and names.names_source(row["uri"], row.get("source_sha256"))
             if row["image_id"] in names.image_ids or source or (row["ordinal"] in own and not blank):
-                yield f"{entry.path}, ordinal {row['ordinal']}"
+                found.append(f"{entry.path}, ordinal {row['ordinal']}")
     if own or wanted.jpegs:
         entry = commit.file("shards")
         stems = {image_stem(ordinal + 1) for ordinal in own}
@@ -288,11 +288,12 @@ def _in_shard(dataset: Location, wanted: WantedImage, commit: Commit) -> Iterato
                 reader = TarReader(stream)
                 for member in reader:
                     if member.name.partition(".")[0] in stems:
-                        yield f"{entry.path}, {member.name}"
+                        found.append(f"{entry.path}, {member.name}")
                     elif is_plain_file(member) and hashlib.sha256(reader.read(member)).hexdigest() in wanted.jpegs:
-                        yield f"{entry.path}, {member.name} is its JPEG"
+                        found.append(f"{entry.path}, {member.name} is its JPEG")
         except BadTarError as error:
             raise DamagedDatasetError(f"{dataset / entry.path} is not a readable shard: {error}") from error
+    return found
 
 
 def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> Iterator[str]:

@@ -81,8 +81,9 @@ class WantedImage:
         return any(word in data for word in self._words) and self._pattern.search(data) is not None
 
     def is_named(self, path: str) -> bool:
-        """Return whether a path contains one of the names, or ends with the name of a source file."""
-        own = any(base_name(path) == base_name(image.uri) for image in self.images if image.uri)
+        """Return whether a path contains one of the names, or ends with that of a source file or of an embedding."""
+        own = base_name(path).partition(".")[0] in self.jpegs
+        own = own or any(base_name(path) == base_name(image.uri) for image in self.images if image.uri)
         return own or self.is_mentioned(path.encode(errors="surrogateescape"))
 
     def is_value(self, column: str, value: Any) -> bool:
