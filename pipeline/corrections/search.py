@@ -4,7 +4,9 @@ import hashlib
 import html
 import io
 import json
+import lzma
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -45,8 +47,8 @@ _MAGIC = {
 _IMAGE_COLUMNS = frozenset({"id", "image", "image_id", "segmint_id"})
 _MASK_COLUMNS = frozenset({"annotation_id", "mask", "mask_id", "masks.id", "objects.id"})
 _UNREADABLE = (
-    *(SegmintError, OSError, EOFError, ValueError, RuntimeError),
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, pa.ArrowException),
+    *(SegmintError, OSError, EOFError, ValueError, RuntimeError, LookupError, ArithmeticError, TypeError),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, pa.ArrowException),
 )
 
 

@@ -419,7 +419,7 @@ DATASET_MUTANTS = (
     Mutant(
         "a redaction keeps no hash of the picture from before",
         "operators/shards/revise.py",
-        "jpeg != new[\"release\"] or is_removed(new)",
+        'jpeg != new["release"] or is_removed(new)',
         "is_removed(new)",
         "tests/pipeline/corrections/test_proof.py",
     ),
@@ -433,7 +433,7 @@ DATASET_MUTANTS = (
     Mutant(
         "an encrypted file in a zip is passed over",
         "pipeline/corrections/search.py",
-        "                yield Trace(False, f\"{name}: encrypted\")\n",
+        '                yield Trace(False, f"{name}: encrypted")\n',
         "                continue\n",
         "tests/pipeline/corrections/test_proof.py",
     ),

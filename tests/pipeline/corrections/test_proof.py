@@ -26,6 +26,7 @@ from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
+from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
 from tests.support.everything import upload
@@ -277,6 +278,18 @@ def test_a_redaction_names_the_exports_and_finds_the_picture_from_before(exporte
     assert [run(*more).exit_code for more in ((), ("--prove", "1", "--regions", "x"), ("--at", "a=b"))] == [2, 2, 2]
 
 
+def test_of_a_single_file_nothing_beside_it_is_searched(dataset: Path, tmp_path: Path) -> None:
+    location, file = location_of(dataset), tmp_path / "credits.csv"
+    (tmp_path / "other.csv").write_text("image-1")
+    audit_dataset(location, AuditOptions(sample=0, privacy_sample=0, attributions=location_of(file)))
+    takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
+    assert found(dataset) == [f"{file} mentions it"]
+    file.unlink()
+    proof = prove(location, "2")
+    gone = (f"nothing is at {file}, where segmint audit --attributions wrote",)
+    assert (proof.found, proof.not_checked, proof.gone) == ((), (), gone)
+
+
 def test_a_takedown_without_marks_says_so(dataset: Path) -> None:
     location = location_of(dataset)
     takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
@@ -314,8 +327,20 @@ def test_an_older_version_in_a_bucket_is_found(
     s3_server.client().put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"})
     location = Location(Storage(s3_options), f"s3://{s3_bucket}/some/dataset")
     upload(small_dataset, location)
+    export = Location(location.storage, f"s3://{s3_bucket}/exports/hf")
+    export_dataset(location, ExportOptions(Format.HF), export)
     takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
-    assert prove(location, "2").found == ()
+    (line,) = prove(location, "2").found
+    assert line.startswith(f"{export}/data/train-00000.parquet, 1 row from row 1 on (id, image.bytes, ")
+    files = [export / entry.name for entry in export.walk()]
+    for file in files:
+        file.delete()
+    assert sorted(prove(location, "2").not_checked)[0] == f"{files[0]}: a link, a special file, or an older version"
+    for file in files:
+        file.purge()
+    proof = prove(location, "2")
+    assert (proof.found, proof.not_checked) == ((), ())
+    assert proof.gone == (f"nothing is at {export}, where segmint export --format hf wrote",)
     old = next((small_dataset / "shards").glob("sa_000000-*"))
     (location / "shards" / old.name).put(old.read_bytes())
     (location / "shards" / old.name).delete()
