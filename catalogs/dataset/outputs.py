@@ -112,17 +112,9 @@ def note_output(
     """
     if is_below(place.uri, dataset.uri) or not manifest_generations(dataset):
         return
-    note = OutputNote(
-        command=command,
-        place=_place(dataset, place),
-        files=dict(files),
-        dataset_id=read_dataset_id(dataset),
-        listed=listed,
-        count=count,
-        complete=complete,
-        where=where_is(place),
-        beside=_is_beside(dataset, place),
-    )
+    known = {"dataset_id": read_dataset_id(dataset), "where": where_is(place), "beside": _is_beside(dataset, place)}
+    listing = {"files": dict(files), "listed": listed, "count": count, "complete": complete}
+    note = OutputNote.model_validate({"command": command, "place": _place(dataset, place)} | known | listing)
     try:
         (dataset / OUTPUTS / note.name).put_if_absent(note.to_json())
     except (StorageFaultError, UsageError, OSError) as error:

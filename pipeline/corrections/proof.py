@@ -17,14 +17,7 @@ from segmint.catalogs.dataset.marks import read_marks
 from segmint.catalogs.dataset.outputs import FILES_LIST, OutputNote, line_of, read_notes, unknown_files, where_is
 from segmint.catalogs.dataset.selection import rows_named, select_rows
 from segmint.catalogs.dataset.tombstones import RemovedNames, TakedownRequest, Tombstone, read_tombstones
-from segmint.catalogs.layout import (
-    DATA_KINDS,
-    REPORT,
-    DamagedDatasetError,
-    image_stem,
-    is_part_path,
-    parse_data_path,
-)
+from segmint.catalogs.layout import DATA_KINDS, REPORT, DamagedDatasetError, image_stem, is_part_path, parse_data_path
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
