@@ -103,12 +103,12 @@ def revise_shard(
                 raise
 
 
-def _former(rows: Sequence[Row], after: Sequence[Row]) -> Iterator[tuple[int, str | None]]:
-    """Yield the number of each image whose JPEG changes or that is taken down, with the former JPEG's SHA-256."""
+def _former(rows: Sequence[Row], after: Sequence[Row]) -> Iterator[tuple[int, str]]:
+    """Yield the number and the former JPEG's SHA-256 of each image whose JPEG changes or goes."""
     for row, new in zip(rows, after, strict=True):
-        jpeg = row.get("release")  # the rows of an images table have none
-        if "release" in row and row is not new and (jpeg != new["release"] or is_removed(new)):
-            yield row["id"], None if jpeg is None else hashlib.sha256(jpeg).hexdigest()
+        jpeg = row.get("release")
+        if jpeg is not None and jpeg != new["release"]:
+            yield row["id"], hashlib.sha256(jpeg).hexdigest()
 
 
 def _read_images(dataset: Location, commit: Commit) -> list[Row]:
