@@ -419,8 +419,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a redaction keeps no hash of the picture from before",
         "operators/shards/revise.py",
-        'jpeg != new["release"] or is_removed(new)',
-        "is_removed(new)",
+        'jpeg is not None and jpeg != new["release"]',
+        'jpeg is not None and new["release"] is None',
         "tests/pipeline/corrections/test_proof.py",
     ),
     Mutant(
