@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,6 +12,7 @@ from typing import Any, TextIO
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import canonical_identifier
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 
 COLUMNS = ("image", "id", "image_id", "attribution", "provider", "license", "license_url", "source_url")
@@ -76,7 +76,7 @@ def write_attributions(rows: Iterable[Row], destination: Location) -> int:
     """
     check_ending(destination.uri)
     write = _WRITERS["." + destination.uri.lower().rpartition(".")[2]]
-    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+    with ScratchFolder() as folder:
         path = Path(folder) / "attributions"
         with path.open("w", encoding="utf-8", newline="") as file:
             count = write(map(_entry, rows), file)

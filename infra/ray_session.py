@@ -1,16 +1,13 @@
 """Starting a local Ray or joining a cluster; the only module that does so."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import secrets
-import shutil
 import socket
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 
 MIN_LOCAL_CPUS = 8
 """Minimum number of logical CPUs of a local Ray, which gets two per core plus four if that is more. Stages need slots
@@ -342,8 +340,6 @@ PREFIX = "segmint-ray-"
 _LONGEST_PARENT = 18
 """Maximum length in characters: socket paths are limited to 107, Ray uses 64 below its folder, our two folders 23."""
 
-_NEW_S = 60.0  # a younger folder may not be locked yet
-
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path | None]:
@@ -359,28 +355,6 @@ def private_folder() -> Iterator[Path | None]:
     parent = tempfile.gettempdir()
     if len(parent) > _LONGEST_PARENT:
         parent = "/tmp"
-    sweep(Path(parent))
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "r").mkdir()
-        yield folder / "r"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def sweep(parent: Path) -> None:
-    """Delete this user's folders in `parent` whose processes have ended."""
-    for folder in parent.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # already deleted, or another user's
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                found = os.fstat(lock)
-                if found.st_uid != os.getuid() or time.time() - found.st_mtime < _NEW_S:
-                    continue
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
+    with ScratchFolder(parent, PREFIX) as name:
+        (Path(name) / "r").mkdir()
+        yield Path(name) / "r"

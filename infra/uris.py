@@ -13,7 +13,8 @@ ALLOWED_SCHEMES = frozenset({LOCAL, "s3", "gs", "gcs", "az", "abfs", "abfss", "h
 _CONTAINER_FIRST = frozenset({"abfs", "abfss"})  # abfs://container@account contains a container, not a user
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
 _LONGEST = 8192  # twice Linux's longest path, eight times S3's longest key
-_BUCKET = re.compile(r"^[A-Za-z0-9._-]{1,255}$")
+_BUCKET = re.compile(r"^[A-Za-z0-9._-]{3,255}$")  # all that any store accepts
+_USUAL_BUCKET = re.compile(r"^(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # A secret may contain slashes (AWS secrets do) and @, but a port followed by a slash is not a secret. Lengths are
 # bounded because the text comes from a catalog.
@@ -101,6 +102,11 @@ def split_bucket(uri: str) -> tuple[str, str]:
     if not bucket or (protocol == "s3" and not _BUCKET.match(bucket)):
         raise UriNotAllowedError(f"{redact(uri)!r} names no valid bucket: expected {protocol}://bucket/key")
     return bucket, key
+
+
+def has_unusual_bucket(uri: str) -> bool:
+    """Return whether the name of an S3 URI's bucket breaks the rules of Amazon S3, as its oldest buckets' names do."""
+    return uri[:5].lower() == "s3://" and not _USUAL_BUCKET.match(uri[5:].partition("/")[0])
 
 
 def store_name(uri: str) -> str:

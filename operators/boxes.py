@@ -27,7 +27,7 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple
 
 
 def xmp_items(data: bytes, most: int) -> Iterator[bytes]:
-    """Yield the XMP packets that the meta box lists as items (8.11.3, 8.11.6), up to `most` bytes in total."""
+    """Yield the XMP and EXIF that the meta box lists as items (8.11.3, 8.11.6), up to `most` bytes in total."""
     for name, start, stop in boxes(data):
         if name == b"meta":
             inside = {kind: (begin, end) for kind, begin, end in boxes(data, start + 4, stop)}
@@ -56,7 +56,7 @@ def _xmp_numbers(data: bytes, start: int, end: int) -> Iterator[int]:
             continue
         number = _whole(data, begin + 4, 2 if data[begin] == 2 else 4)
         entry = data[begin + (8 if data[begin] == 2 else 10) : stop]
-        if entry[:4] == b"mime" and entry[4:].split(b"\0")[1:2] == [_XMP_TYPE]:
+        if entry[:4] == b"Exif" or (entry[:4] == b"mime" and entry[4:].split(b"\0")[1:2] == [_XMP_TYPE]):
             yield number
 
 

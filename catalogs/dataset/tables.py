@@ -18,6 +18,7 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.findings import FindingCollector
 from segmint.catalogs.layout import DamagedDatasetError, shard_name
 from segmint.infra.errors import last_line
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.fsspec_files import StorageFiles
 from segmint.infra.storage.location import Location
@@ -219,7 +220,7 @@ def open_committed(
 
 def make_folder(scratch: Path | None) -> "tempfile.TemporaryDirectory[str]":
     """Create a temporary folder for a `DatasetTables`, below `scratch` if given."""
-    return tempfile.TemporaryDirectory(prefix="segmint-tables-", dir=scratch)
+    return ScratchFolder(dir=scratch)
 
 
 def scratch_path(view: str, shard: int) -> str:

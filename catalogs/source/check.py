@@ -1,6 +1,5 @@
 """Check of a catalog before a build: licenses, duplicates, invalid values, and expected audit findings."""
 
-import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
@@ -18,8 +17,9 @@ from segmint.catalogs.source.conform import InvalidValue
 from segmint.catalogs.source.normalize import marked_batches, stage_catalog
 from segmint.catalogs.source.same_files import SameFiles
 from segmint.catalogs.terms import judge_attribution, judge_terms
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
-from segmint.infra.uris import UriNotAllowedError, relative_to
+from segmint.infra.uris import UriNotAllowedError, has_unusual_bucket, relative_to
 from segmint.infra.wording import counted, plural
 
 EXAMPLES = 20
@@ -56,6 +56,7 @@ class Notice(StrEnum):
     """Property of a row that no audit objects to, but that a user may want to change before a build."""
 
     LOCAL_PATH = "local_path"
+    UNUSUAL_BUCKET = "unusual_bucket"
     REDISTRIBUTION_UNKNOWN = "redistribution_unknown"
     UNKNOWN_COUNTRY = "unknown_country"
     NO_COUNTRY = "no_country"
@@ -64,6 +65,8 @@ class Notice(StrEnum):
 NOTICES = {
     Notice.LOCAL_PATH: "an absolute path on this machine, which the dataset will publish; `segmint catalog scan` "
     "writes paths relative to the catalog",
+    Notice.UNUSUAL_BUCKET: "Amazon S3 doesn't allow the bucket's name in new buckets: a build rejects the row as "
+    "uri_not_allowed unless the store has the bucket",
     Notice.REDISTRIBUTION_UNKNOWN: "`redistributable` is not given: a build with license.require_redistributable "
     "rejects such rows",
     Notice.UNKNOWN_COUNTRY: "`country` is not an ISO 3166-1 code, so the report counts the image in no region",
@@ -114,6 +117,8 @@ class CatalogOutlook:
             if not self._sources.isdisjoint(sources):
                 self._find(Code.REPEATED_SOURCE, row, uri)
             self._sources.update(sources)
+        if has_unusual_bucket(uri):
+            self._note(Notice.UNUSUAL_BUCKET, row, uri)
         if terms.redistributable is None:
             self._note(Notice.REDISTRIBUTION_UNKNOWN, row, uri)
         if country is None:
@@ -260,7 +265,7 @@ def check(
             findings.problems.append(str(problem))
 
     outlook = CatalogOutlook(policy, now)
-    with tempfile.TemporaryDirectory(prefix="segmint-check-", dir=temporary) as name:
+    with ScratchFolder(dir=temporary) as name:
         staged, findings.rows = stage_catalog(catalog, Path(name), remember, most_rows, ignored=ignored)
         with SameFiles(staged, Path(name)) as same:
             judge = _TermsJudge(findings, policy, policy_date, outlook, same)

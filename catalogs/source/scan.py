@@ -8,7 +8,6 @@ except `uri`; `photo.jpg.license` contains just an identifier, or REUSE's tags (
 import csv
 import json
 import re
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source.conform import conform, json_object
 from segmint.catalogs.source.readers import catalog_format
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location, put_new_file
 from segmint.infra.storage.stores import OnSkip, warn_of_skipped
 from segmint.infra.threads import map_ahead
@@ -124,7 +124,7 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.
     kind = catalog_format(file.uri)
     if file.uri.lower().endswith(".gz"):
         raise UsageError(f"{file}: catalogs are written uncompressed; remove .gz")
-    with tempfile.TemporaryDirectory(prefix="segmint-scan-") as folder:
+    with ScratchFolder() as folder:
         path = Path(folder) / "catalog"
         count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](
             rows, path, schema

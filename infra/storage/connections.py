@@ -73,6 +73,11 @@ def missing_package(protocol: str) -> str | None:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:  # ValueError: only the package registers the scheme with fsspec
         return f"{protocol}:// needs a package that is not installed: install {_PACKAGES[protocol]} ({error})"
+    if protocol == "hdfs":
+        import pyarrow
+
+        if not pyarrow.have_libhdfs():
+            return "hdfs:// needs Java and Hadoop: install them, and set JAVA_HOME and ARROW_LIBHDFS_DIR"
     return None
 
 

@@ -14,7 +14,7 @@ from segmint.infra.storage.errors import (
     StorageFaultError,
     UnavailableError,
 )
-from segmint.infra.uris import LOCAL, redact, scheme
+from segmint.infra.uris import LOCAL, UriNotAllowedError, has_unusual_bucket, redact, scheme
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -80,6 +80,9 @@ def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[
             raise FileExistsError(errno.EEXIST, "an object is already there", uri) from error
         if verdict is ErrorKind.ABSENT and action != "put":  # a put doesn't need an existing object
             raise NotFoundError(f"cannot {action} {redact(uri)}: it is not there") from error
+        code = (service_code(error) or ("",))[0]
+        if code == "InvalidBucketName" or (code == "NoSuchBucket" and has_unusual_bucket(uri)):
+            raise UriNotAllowedError(f"the store of {redact(uri)!r} has no such bucket; S3 forbids its name") from error
         tries = int(retrying.statistics.get("attempt_number", 1))
         kind = _KINDS.get(verdict, StorageFaultError)
         raise kind(f"cannot {action} {redact(uri)}: {describe(error)}{_advice(uri, error, verdict, tries)}") from error

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from segmint.catalogs.layout import MOST_PIXELS
+from segmint.catalogs.reasons import RejectedError
 from segmint.model.automatic.rle import encode_runs
 from segmint.operators.annotations.image import LONGEST_SIDE, AnnotatedMask, Size
+from segmint.operators.prepare.containers import check_whole
+from segmint.operators.prepare.ingest import check_strips
 
 ENDINGS = (".png", ".tif", ".tiff", ".npy")
 """File name endings of label maps."""
@@ -123,7 +126,7 @@ def _of_array(data: bytes, size: Size | None) -> NDArray[np.int64]:
         array: NDArray[Any] = np.load(stream, allow_pickle=False)
     except UnreadableMapError:
         raise
-    except (ValueError, OSError, EOFError, MemoryError, SyntaxError) as error:
+    except Exception as error:  # numpy evaluates the header as Python, which raises anything
         raise UnreadableMapError(f"it is not a NumPy array: {error}") from error
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise UnreadableMapError("it has a number over 2^63")
@@ -140,8 +143,13 @@ def _of_picture(data: bytes, size: Size | None) -> NDArray[np.int64]:
                     raise UnreadableMapError("it has several pages: expected one")
                 if picture.mode not in _MODES:
                     raise UnreadableMapError(f"its pixels are {picture.mode}, a color: expected one number per pixel")
+                check_whole(data, picture.format or "")
+                if isinstance(picture, TiffImagePlugin.TiffImageFile):
+                    check_strips(picture, data)
                 return np.asarray(picture).astype(np.int64)
     except UnreadableMapError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, MemoryError) as error:
+    except RejectedError as error:
+        raise UnreadableMapError(error.detail) from error
+    except Exception as error:  # decoders raise anything, from OSError to TypeError
         raise UnreadableMapError(f"it can't be decoded: {error}") from error

@@ -16,24 +16,31 @@ from segmint.operators.boxes import uuids, xmp_items
 MOST_XMP = 16 << 20
 """Maximum bytes of XMP that are read per image; further packets are ignored."""
 
-_MOST_PARTS = 100_000  # segments or chunks that are read; an image of 250 MB has 30,000
+MOST_PARTS = 100_000
+"""Maximum number of segments or chunks that are read; an image of 250 MB has 30,000."""
 
 _XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"  # then a name, the whole length, and the piece's offset
-_PNG_XMP, _PNG_PROFILE = b"XML:com.adobe.xmp", b"Raw profile type xmp"  # the second is ImageMagick's
-_TIFF_XMP, _TIFF_C2PA = 700, 52545
+_PNG_PROFILE = b"Raw profile type "  # ImageMagick's, of XMP, EXIF, or IPTC
+_TIFF_PACKETS, _TIFF_C2PA = (700, 34377), 52545  # XMP, and Photoshop's resources, which also contain XMP
 _GIF_XMP, _GIF_XMP_END, _GIF_C2PA = b"\x21\xff\x0bXMP DataXMP", b"\x01\xff\xfe", b"\x21\xff\x0bC2PA_GIF"
 
 _C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 
 _NO_FILL = re.compile(rb"[^\xff]")
 
+_WORDS = (b"DataMining", b"reservation")
+_MENTIONS = (*_WORDS, *(b"\0".join(bytes([each]) for each in word) for word in _WORDS))  # the second two in UTF-16
+
 Part = tuple[Literal["xmp", "c2pa"], bytes]
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """XMP packets of an image, and its MIME type if it has a C2PA manifest."""
+    """Metadata of an image that names a field of opt-outs, and the image's MIME type if it has a C2PA manifest.
+
+    A packet is XMP, or a larger part that contains XMP, such as EXIF.
+    """
 
     packets: tuple[bytes, ...] = ()
     c2pa: str | None = None
@@ -59,16 +66,19 @@ def _collect(mime: str, parts: Iterator[Part]) -> Metadata:
     for kind, content in parts:
         if kind == "c2pa":
             c2pa = mime
-        elif len(content) <= room:
+        elif len(content) <= room and any(word in content for word in _MENTIONS):
             packets.append(content)
             room -= len(content)
     return Metadata(tuple(packets), c2pa)
 
 
 def _in_jpeg(data: bytes) -> Iterator[Part]:
-    """Read the segments before the scan (ITU-T T.81, B.1.1): APP1 contains XMP, APP11 C2PA."""
+    """Read the segments before the scan (ITU-T T.81, B.1.1): APP11 contains C2PA, all others may contain XMP.
+
+    XMP is in a separate APP1, in EXIF's tag 700 (APP1), or in Photoshop's resources (APP13).
+    """
     extensions: dict[bytes, dict[int, bytes]] = {}  # by name, then by offset
-    for marker, content in islice(_jpeg_segments(data), _MOST_PARTS):
+    for marker, content in islice(_jpeg_segments(data), MOST_PARTS):
         if marker == 0xEB and content.startswith(b"JP"):
             yield "c2pa", b""
         elif marker == 0xE1 and content.startswith(_XMP_HEADER):
@@ -77,6 +87,8 @@ def _in_jpeg(data: bytes) -> Iterator[Part]:
             piece = content[len(_EXTENSION_HEADER) :]
             if len(piece) > 40:
                 extensions.setdefault(piece[:32], {}).setdefault(int.from_bytes(piece[36:40]), piece[40:])
+        elif marker >= 0xE0:
+            yield "xmp", content
     for pieces in extensions.values():  # a packet of over 64 KB spans several segments
         yield "xmp", b"".join(piece for _, piece in sorted(pieces.items()))
 
@@ -100,14 +112,15 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _in_png(data: bytes) -> Iterator[Part]:
-    """Read the chunks (PNG specification, section 5)."""
-    for kind, content in islice(_png_chunks(data), _MOST_PARTS):
+    """Read the chunks (PNG specification, section 5): texts of any name, and EXIF."""
+    room = MOST_XMP  # for inflated texts
+    for kind, content in islice(_png_chunks(data), MOST_PARTS):
         if kind == b"caBX":
             yield "c2pa", b""
-        elif kind in (b"iTXt", b"zTXt", b"tEXt"):
-            packet = _png_packet(kind, content)
-            if packet is not None:
-                yield "xmp", packet
+        elif kind in (b"iTXt", b"zTXt", b"tEXt", b"eXIf"):
+            packet = _png_packet(kind, content, room)
+            room -= len(packet) if kind in (b"iTXt", b"zTXt") else 0
+            yield "xmp", packet
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -119,37 +132,31 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         position += 12 + length
 
 
-def _png_packet(kind: bytes, content: bytes) -> bytes | None:
-    keyword, _, rest = content.partition(b"\0")
-    if kind == b"iTXt" and keyword == _PNG_XMP:
-        text = b"\0".join(rest[2:].split(b"\0", 2)[2:])  # after the language and the translated keyword
-        return _inflated(text) if rest[:1] == b"\1" else text
-    if kind != b"iTXt" and keyword == _PNG_PROFILE:
-        text = _inflated(rest[1:]) if kind == b"zTXt" else rest
-        try:
-            return bytes.fromhex(b"".join(text.split()[2:]).decode("ascii"))  # after its name and length
-        except ValueError:
-            return None
-    return None
-
-
-def _inflated(data: bytes) -> bytes:
+def _png_packet(kind: bytes, content: bytes, room: int) -> bytes:
+    if kind == b"eXIf":
+        return content
+    keyword, _, text = content.partition(b"\0")
+    is_packed = kind == b"zTXt" or (kind == b"iTXt" and text[:1] == b"\1")
+    if kind == b"iTXt":
+        text = b"\0".join(text[2:].split(b"\0", 2)[2:])  # after the language and the translated keyword
     try:
-        return zlib.decompressobj().decompress(data, MOST_XMP)
-    except zlib.error:
+        if is_packed:
+            text = zlib.decompressobj().decompress(text[kind == b"zTXt" :], room) if room > 0 else b""
+        return bytes.fromhex(b"".join(text.split()[2:]).decode()) if keyword.startswith(_PNG_PROFILE) else text
+    except (zlib.error, ValueError):
         return b""
 
 
 def _in_webp(data: bytes) -> Iterator[Part]:
     """Read the chunks of RIFF."""
     position = 12
-    for _ in range(_MOST_PARTS):
+    for _ in range(MOST_PARTS):
         if position + 8 > len(data):
             return
         kind, length = struct.unpack_from("<4sI", data, position)
         if kind == b"C2PA":
             yield "c2pa", b""
-        elif kind == b"XMP ":
+        elif kind in (b"XMP ", b"EXIF"):
             yield "xmp", data[position + 8 : position + 8 + length]
         position += 8 + length + length % 2
 
@@ -161,15 +168,16 @@ def _in_tiff(data: bytes) -> Iterator[Part]:
         stream = io.BytesIO(data)
         stream.seek(tags.next)
         tags.load(stream)
-        packet, has_c2pa = tags.get(_TIFF_XMP), _TIFF_C2PA in tags
+        packets, has_c2pa = [tags.get(tag) for tag in _TIFF_PACKETS], _TIFF_C2PA in tags
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - Pillow raises anything for a damaged TIFF, which says nothing
         return
     if has_c2pa:
         yield "c2pa", b""
-    if isinstance(packet, bytes | str):
-        yield "xmp", packet if isinstance(packet, bytes) else packet.encode("latin-1")  # Pillow decodes text this way
+    for packet in packets:
+        if isinstance(packet, bytes | str):
+            yield "xmp", packet if isinstance(packet, bytes) else packet.encode("latin-1")  # as Pillow decodes text
 
 
 def _in_gif(data: bytes) -> Iterator[Part]:

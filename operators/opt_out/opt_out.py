@@ -6,10 +6,12 @@ Metadata Standard since 2023.1), of the W3C community group's TDM Reservation Pr
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from itertools import islice, pairwise
 from typing import Any
 from xml.parsers import expat
 
@@ -99,9 +101,9 @@ def _fits(value: str, wanted: str) -> bool:
 def opt_out(data: bytes) -> OptOut | None:
     """Return the first field of an image's metadata that forbids training, in XMP and then in C2PA; None if none does.
 
-    No pixel is decoded. One field that forbids training is enough, whatever the rest says; damaged metadata is ignored.
-    Call this only in a child process, because the bytes are untrusted and the C2PA library is native code. Raises
-    `C2paMissingError` if the image has a manifest and the library cannot be loaded.
+    No pixel is decoded. One field that forbids training is enough, whatever the rest says. Call this only in a child
+    process, because the bytes are untrusted and the C2PA library is native code. Raises `C2paMissingError` if the image
+    has a manifest and the library cannot be loaded.
     """
     for field, value in _values(data):
         rule = rule_for(field, value)
@@ -134,8 +136,12 @@ _PLUS, _TDM = (
     ("http://ns.useplus.org/", "https://ns.useplus.org/"),
     ("http://www.w3.org/ns/tdm", "https://www.w3.org/ns/tdm"),
 )
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_MENTIONS = (b"DataMining", b"reservation")
+_ROOT = re.compile(r"<(?:[\w.-]+:)?xmpmeta[\s>]")
+_MOST_ROOTS = 100
+_FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # characters that XML can't contain
+_AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos|#\d+|#x[0-9a-fA-F]+);)")  # begins no reference
+_RESERVED = re.compile(r"\breservation\W{1,9}1\b")
+_JUNK_BEHIND = expat.errors.codes[expat.errors.XML_ERROR_JUNK_AFTER_DOC_ELEMENT]
 
 
 class _MalformedError(Exception):
@@ -146,12 +152,31 @@ def xmp_values(packet: bytes) -> list[tuple[str, str]]:
     """Return the fields of `RULES` in a packet, each with its value, in order.
 
     A property counts anywhere in the packet, in any of RDF's forms: as an attribute, an element's text, a resource, or
-    items of a list. Content after damage is ignored, as is a packet that exceeds the limits.
+    items of a list. Invalid characters and bytes around the XML are ignored. In a packet that can't be parsed, or
+    exceeds the limits, the words of an opt-out are enough.
     """
-    if not packet.startswith(_UTF_16):
-        packet = packet.strip(b"\0 \t\r\n")
-        if not any(word in packet for word in _MENTIONS):
-            return []
+    for word in ("DataMining", "reservation"):
+        if (at := packet.find(word.encode("utf-16-le"))) >= 0:  # big-endian text begins one byte earlier
+            packet = packet[at % 2 :].decode("utf-16-le", "replace").encode()
+            break
+    text = _AMPERSAND.sub("&amp;", _FORBIDDEN.sub(" ", packet.decode("utf-8-sig", "replace"))).strip()
+    starts = [root.start() for root in islice(_ROOT.finditer(text), _MOST_ROOTS)] or [0]
+    values: list[tuple[str, str]] = []
+    is_damaged = False
+    for start, end in pairwise([*starts, len(text)]):
+        found, is_whole = _parse(text[start:end])
+        values += found
+        is_damaged |= not is_whole
+    if is_damaged and not any((rule := rule_for(*each)) and rule.verdict is OptOutVerdict.OPTED_OUT for each in values):
+        if "DataMining" in text and "prohibited" in text.lower():
+            values.append((DATA_MINING, f"{_PROHIBITED}-UNREADABLE"))
+        elif "tdm" in text.lower() and _RESERVED.search(text):
+            values.append((RESERVATION, "1"))
+    return values
+
+
+def _parse(text: str) -> tuple[list[tuple[str, str]], bool]:
+    """Return the fields in an XML document, up to its damage, and False if it is damaged."""
     found = _XmpValues()
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.buffer_text = True
@@ -160,12 +185,12 @@ def xmp_values(packet: bytes) -> list[tuple[str, str]]:
     parser.EndElementHandler = found.end
     parser.CharacterDataHandler = found.text
     try:
-        parser.Parse(packet, True)
-    except expat.ExpatError:
-        pass  # writers leave zeros or a second root after the packet; everything before counts
-    except (_MalformedError, LookupError, ValueError):  # the last two: odd encodings
-        return []
-    return found.values
+        parser.Parse(text, True)
+    except expat.ExpatError as error:
+        return found.values, error.code == _JUNK_BEHIND  # writers leave zeros after the packet
+    except (_MalformedError, ValueError):
+        return [], False
+    return found.values, True
 
 
 def _refuse_document_type(*_: object) -> None:
@@ -233,7 +258,9 @@ _SETTINGS = {
     },
 }
 
-_ASSERTIONS = ("c2pa.training-mining", "cawg.training-mining")
+_TRAINING_MINING = ("c2pa.training-mining", "cawg.training-mining")
+_JSON_LD = ("stds.iptc", "c2pa.metadata", "cawg.metadata")
+_NAMESPACES = {"plus": _PLUS[0], "tdm": _TDM[0]}
 
 
 class C2paMissingError(SegmintError):
@@ -241,18 +268,22 @@ class C2paMissingError(SegmintError):
 
 
 def c2pa_values(data: bytes, mime: str) -> list[tuple[str, str]]:
-    """Return the entries of all training-mining assertions in an image's manifests, each with its `use`.
+    """Return the entries of an image's training-mining assertions with their `use`, and the fields of its metadata.
 
-    The active manifest comes first, then those of ingredients, from which the image was made. A manifest store that
-    cannot be read has no entries. Raises `C2paMissingError`.
+    The active manifest comes first, then those of ingredients, from which the image was made. If the active manifest
+    can't be read, the words of an opt-out in the image's bytes are enough. Raises `C2paMissingError`.
     """
     library, context = _library()
     try:
         with library.Reader(mime, io.BytesIO(data), context=context) as reader:
             store = json.loads(reader.json())
     except (library.C2paError, ValueError, RecursionError):
-        return []
-    return list(_uses(store))
+        store = {}
+    if _mapping(store).get("active_manifest") in _mapping(_mapping(store).get("manifests")):
+        return list(_uses(store))
+    named = [name for name in TRAINING_MINING if name.encode() in data] if b"notAllowed" in data else []
+    prohibits = b"DataMining" in data and b"PROHIBITED" in data
+    return [*((name, "notAllowed") for name in named), *[(DATA_MINING, f"{_PROHIBITED}-UNREADABLE")] * prohibits]
 
 
 @cache
@@ -275,10 +306,12 @@ def _uses(store: Any) -> Iterator[tuple[str, str]]:
     for label in sorted(manifests, key=lambda label: (label != active, label)):
         assertions = _mapping(manifests[label]).get("assertions")
         for assertion in assertions if isinstance(assertions, list) else []:
-            name = _mapping(assertion).get("label")
+            name, content = str(_mapping(assertion).get("label")), _mapping(_mapping(assertion).get("data"))
             # A second assertion of a kind has a number after its label, a newer one its version.
-            if isinstance(name, str) and name.startswith(_ASSERTIONS):
-                yield from _entries(_mapping(_mapping(assertion).get("data")))
+            if name.startswith(_TRAINING_MINING):
+                yield from _entries(content)
+            if name.startswith(_JSON_LD):
+                yield from _properties(content, _NAMESPACES | _mapping(content.get("@context")))
 
 
 def _entries(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -287,6 +320,18 @@ def _entries(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         use = _mapping(entry).get("use")
         if isinstance(use, str):
             yield name, use
+
+
+def _properties(node: Any, context: dict[str, Any], field: str | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the fields of XMP that JSON-LD contains, at any depth; `context` has the namespaces of prefixes."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    for key, value in _mapping(node).items():
+        local = re.split("[:/#]", str(key))[-1]
+        prefix = str(key).removesuffix(local)
+        yield from _properties(value, context, field or _field(f"{context.get(prefix.rstrip(':'), prefix)} {local}"))
+    if field is not None and not isinstance(node, dict):
+        yield field, str(node)[:_LONGEST]
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.operators.boxes import boxes
+from segmint.operators.opt_out.containers import MOST_PARTS
 
 SUPPORTED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIC")
 """Containers that can be decoded. The verdict on any other one names it."""
@@ -123,10 +124,12 @@ def _boxed(data: bytes, formats: Sequence[str]) -> str | None:
 
 
 def check_whole(data: bytes, kind: str) -> None:
-    """Check a container's declared length, for the formats whose decoders do not.
+    """Check a container's declared length, for the formats whose decoders do not, and the number of its parts.
 
     Raises `RejectedError` (`truncated`, `corrupt`).
     """
+    if kind == "JPEG":
+        _check_jpeg(data)
     if kind == "PNG":
         _check_png(data)
     if kind == "WEBP" and _little(data, 4) + 8 > len(data):
@@ -153,6 +156,18 @@ def _check_boxes(data: bytes, kind: str) -> None:
         raise RejectedError(Reason.TRUNCATED, f"the {kind} ends after {len(data)} bytes, before its pixels do")
 
 
+def _check_jpeg(data: bytes) -> None:
+    """Count the segments, fill bytes, and stray bytes before the scan, because Pillow reads them one by one."""
+    position = 2
+    for _ in range(MOST_PARTS):
+        if position + 4 > len(data) or data[position : position + 2] in (b"\xff\xd9", b"\xff\xda"):
+            return
+        marker = data[position + 1]
+        has_length = data[position] == 0xFF and 0xC0 <= marker < 0xFF and not 0xD0 <= marker <= 0xD8
+        position += 2 + int.from_bytes(data[position + 2 : position + 4]) if has_length else 1
+    raise RejectedError(Reason.CORRUPT, f"the JPEG has over {MOST_PARTS:,} segments and stray bytes before its pixels")
+
+
 def _check_png(data: bytes) -> None:
     """Walk a PNG's chunks to the end (PNG specification, section 5): decoders do not check the CRCs of pixel data.
 
@@ -170,8 +185,11 @@ def _check_png(data: bytes) -> None:
 
 def _png_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
     """Yield the type of each chunk and the start and end offsets of its content, up to IEND."""
-    position, kind = len(_PNG_SIGNATURE), b""
+    position, kind, count = len(_PNG_SIGNATURE), b"", 0
     while kind != b"IEND":
+        count += 1
+        if count > MOST_PARTS:
+            raise RejectedError(Reason.CORRUPT, f"the PNG has over {MOST_PARTS:,} chunks")
         if position + 8 > len(view):
             raise RejectedError(Reason.TRUNCATED, f"the PNG ends after {len(view)} bytes, before its IEND chunk")
         length, kind = struct.unpack_from(">I4s", view, position)

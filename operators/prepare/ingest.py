@@ -7,6 +7,7 @@ details of verdicts quote only the header, never pixels or metadata.
 import contextlib
 import io
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -46,6 +47,10 @@ _METADATA_LIMIT = "MAX_TEXT_"  # part of Pillow's errors about a profile or text
 
 _REDUCED_RESOLUTION = 1  # bit of TIFF's NewSubfileType
 _NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
+_MOST_PAGES = 1000  # reduced copies of the first page
+_JPEG_COMPRESSION, _JPEG_TABLES = 7, 347
+_DEFLATE = (8, 32946)
+_LARGEST_TILE = 1 << 20  # pixels by which a tile may exceed its image
 
 
 class BrokenDecoderError(SegmintError):
@@ -139,8 +144,7 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
     if isinstance(source, TiffImagePlugin.TiffImageFile):
         if _is_camera_raw(source, data):
             raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a camera's raw file, of which TIFF holds a thumbnail")
-        if _strips_end(source) > len(data):
-            raise RejectedError(Reason.TRUNCATED, f"the TIFF ends after {len(data)} bytes, before its pixels do")
+        check_strips(source, data)
         if _has_further_pages(source):
             raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a TIFF file of several pages; expected one")
     elif kind != "HEIC" and getattr(
@@ -168,6 +172,8 @@ def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
         while True:
             page += 1
             source.seek(page)
+            if page > _MOST_PAGES:
+                raise RejectedError(Reason.CORRUPT, f"the TIFF has over {_MOST_PAGES:,} reduced copies of its page")
             if not _is_reduced(source):
                 return True
     except EOFError:
@@ -184,15 +190,8 @@ def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
     """
     color = {"L": "GRAY", "CMYK": "CMYK"}.get(source.mode, "RGB")
     scale = {"min_height": side, "min_width": side, "min_factor": 1} if side else {}
-    try:
-        samples = simplejpeg.decode_jpeg(data, color, strict=True, **scale)
-    except ValueError as error:
-        message = str(error)
-        if message.startswith(_JPEG_ENDS_EARLY):
-            raise RejectedError(Reason.TRUNCATED, f"the JPEG's data ends early: {message}") from None
-        if message.startswith(_JPEG_IS_DAMAGED):
-            raise RejectedError(Reason.CORRUPT, f"the JPEG's data is damaged: {message}") from None
-        # Unusual but not damaged, such as odd sampling factors or unknown markers. Pillow decides.
+    samples = _strict_samples(data, color, **scale)
+    if samples is None:
         return _decode(source, "JPEG")
     icc = source.info.get("icc_profile")
     if color != "RGB" or icc:
@@ -200,6 +199,19 @@ def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
         del samples  # frees hundreds of megabytes for the conversion
         samples = to_srgb(picture, icc)
     return _upright(samples, _orientation(source))
+
+
+def _strict_samples(data: bytes, color: str, **scale: int) -> Pixels | None:
+    """Decode a JPEG; None if it is unusual but not damaged, such as by odd sampling factors or unknown markers."""
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, color, strict=True, **scale))
+    except ValueError as error:
+        message = str(error)
+        if message.startswith(_JPEG_ENDS_EARLY):
+            raise RejectedError(Reason.TRUNCATED, f"the JPEG's data ends early: {message}") from None
+        if message.startswith(_JPEG_IS_DAMAGED):
+            raise RejectedError(Reason.CORRUPT, f"the JPEG's data is damaged: {message}") from None
+        return None
 
 
 def _as_picture(samples: Pixels, source: ImageFile.ImageFile) -> Image.Image:
@@ -225,17 +237,51 @@ def _white_is_zero(source: ImageFile.ImageFile) -> bool:
     return isinstance(source, TiffImagePlugin.TiffImageFile) and source.tag_v2.get(tag) == 0
 
 
-def _strips_end(source: TiffImagePlugin.TiffImageFile) -> int:
-    """Return the offset after a TIFF's last strip or tile; 0 if its directory does not list them."""
-    ends: list[float] = [0]
+def check_strips(source: TiffImagePlugin.TiffImageFile, data: bytes) -> None:
+    """Check that a TIFF lists all of its strips or tiles, that the data contains them, and that they are intact.
+
+    Decoders leave the pixels of strips that aren't listed black, fill those of incomplete JPEG strips, and ignore the
+    checksum of deflate. Other compressions are not checked.
+    """
+    tags = source.tag_v2
     try:
-        for offsets, counts in ((273, 279), (324, 325)):
-            starts, sizes = source.tag_v2.get(offsets), source.tag_v2.get(counts)
-            if isinstance(starts, tuple) and isinstance(sizes, tuple):
-                ends += [start + size for start, size in zip(starts, sizes, strict=False)]
-        return int(max(ends))
-    except (TypeError, ValueError, OverflowError):
+        width, height = int(tags[256]), int(tags[257])
+        offsets, counts = (324, 325) if 324 in tags else (273, 279)
+        side, rows = (tags[322], tags[323]) if offsets == 324 else (width, min(tags.get(278, height), height))
+        planes = tags.get(277, 1) if tags.get(284) == 2 else 1
+        wanted = -(-width // side) * -(-height // rows) * planes
+        starts, sizes = tags.get(offsets, ()), tags.get(counts, ())
+        strips = [(int(start), int(start + size)) for start, size in zip(starts, sizes, strict=False)]
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         raise RejectedError(Reason.CORRUPT, "the TIFF's tags of its strips or tiles are not whole numbers") from None
+    if max((end for _, end in strips), default=0) > len(data):
+        raise RejectedError(Reason.TRUNCATED, f"the TIFF ends after {len(data)} bytes, before its pixels do")
+    if len(starts) != wanted or len(sizes) not in (0, wanted):
+        detail = f"the TIFF lists {len(starts)} strips or tiles with {len(sizes)} sizes; expected {wanted}"
+        raise RejectedError(Reason.CORRUPT, detail)
+    if side * rows > width * height + _LARGEST_TILE:
+        raise RejectedError(Reason.CORRUPT, f"the TIFF's tiles are {side}×{rows}, and its image is {width}×{height}")
+    compression = tags.get(259)
+    if compression in _DEFLATE:
+        largest = side * rows * sum(tags.get(258, (1,))) // 8
+        for number, (start, end) in enumerate(strips, 1):
+            unpacker = zlib.decompressobj()
+            with contextlib.suppress(zlib.error):
+                unpacker.decompress(data[start:end], largest + 1)  # the byte more makes zlib compare the checksum
+            if not unpacker.eof:
+                raise RejectedError(Reason.CORRUPT, f"the TIFF's strip or tile {number} is damaged or incomplete")
+    if compression != _JPEG_COMPRESSION or planes > 1:
+        return
+    tables = tags.get(_JPEG_TABLES, b"")[:-2]  # without the end marker
+    for number, (start, end) in enumerate(strips):
+        part = tables + data[start + 2 : end] if tables else data[start:end]
+        with contextlib.suppress(ValueError):  # the decoder decides
+            high, wide, *_ = simplejpeg.decode_jpeg_header(part)
+            lines = rows if offsets == 324 else min(rows, height - number * rows)
+            if wide != side or not lines <= high <= rows:
+                detail = f"the TIFF's JPEG strip or tile {number + 1} is {wide}×{high}; expected {side}×{lines}"
+                raise RejectedError(Reason.CORRUPT, detail)
+            _strict_samples(part, "GRAY")
 
 
 def _orientation(source: ImageFile.ImageFile) -> int:

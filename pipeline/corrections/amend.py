@@ -23,6 +23,7 @@ from segmint.catalogs.source.amendments import (
 from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, listed
 from segmint.pipeline.building.dataset.growth import ignored_columns
@@ -115,7 +116,7 @@ class AmendResult:
 
 def list_amendment(dataset: Location, catalog: Location, *, clear: bool = False) -> AmendmentList:
     """List the changes that `amend` would make. Raises the errors that `amend` raises before it changes anything."""
-    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+    with ScratchFolder() as folder:
         return _Amendment(catalog, clear, Path(folder), None).plan(DatasetHandle.open(dataset)).listed
 
 
@@ -143,7 +144,7 @@ def amend(
     if reason is not None and not reason.strip():
         raise UsageError("--reason is empty. Give a reason, or omit the option.")
     reason = reason or f"from {catalog.name}, SHA-256 {catalog.sha256()[:12]}"
-    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+    with ScratchFolder() as folder:
         amendment = _Amendment(catalog, clear, Path(folder), reason)
         return correct(DatasetHandle.open(dataset), amendment, confirm, now, resources)
 

@@ -1,6 +1,5 @@
 """`segmint takedown`: remove images from a dataset for good, so that only a tombstone names them."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,6 +34,7 @@ from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import normalized_schema
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file
@@ -220,7 +220,7 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> None:
     manifest = latest.manifest
     licenses = Counter(manifest.licenses)
     new: dict[int, Path] = {}  # changed part files, by number
-    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+    with ScratchFolder() as folder:
         for number, part in enumerate(manifest.catalog):
             first = part.first_shard * manifest.images_per_shard
             own = [ordinal for ordinal in ordinals if first <= ordinal < first + part.rows]

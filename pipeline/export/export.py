@@ -4,7 +4,7 @@ import errno
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from typing import Protocol, runtime_checkable
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
@@ -14,6 +14,7 @@ from segmint.catalogs.layout import image_name
 from segmint.catalogs.shard_ranges import ShardPart, choose_shards
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import is_below
 from segmint.infra.wording import counted, listed
@@ -92,7 +93,7 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     refuse_existing(location, output, file)
     shards = choose_shards(dataset.manifest.shards, options.shards)
     try:
-        with TemporaryDirectory(prefix="segmint-") as scratch:
+        with ScratchFolder() as scratch:
             version = name_now(location)
             folder = OutputFolder(location, f"export --format {options.format}", output, version, Path(scratch))
             writer = make_writer(
@@ -177,7 +178,7 @@ def write_samples(
     """
     output = folder.location
     images = masks = pictures = 0
-    with TemporaryDirectory(prefix="segmint-") as scratch:
+    with ScratchFolder() as scratch:
         for sample in samples:
             if with_images and sample.jpeg is not None:
                 if pictures_apart:

@@ -1,6 +1,5 @@
 """Export of SAM's weights to ONNX for programs without torch, with the source's hash in the metadata."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +8,7 @@ from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location, put_new_file, refuse_existing
 from segmint.infra.uris import LOCAL, local_path, scheme
 from segmint.infra.version import VERSION
@@ -65,7 +65,7 @@ def export(weights: str, output: Location, part: Part, single_mask: bool = False
         "weights_sha256": sha256_of(path),
         "segmint_version": VERSION,
     }
-    with tempfile.TemporaryDirectory(prefix="segmint-onnx-") as folder:
+    with ScratchFolder() as folder:
         exported, described = Path(folder, "exported.onnx"), Path(folder, "described", output.name)
         if part == "decoder":
             export_decoder(sam, exported, single_mask)

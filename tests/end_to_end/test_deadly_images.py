@@ -3,7 +3,9 @@
 import io
 import os
 import tarfile
+import threading
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -131,14 +133,23 @@ def test_if_every_image_ends_its_worker_no_image_is_refused(tmp_path: Path) -> N
 
 @pytest.mark.long
 def test_a_row_whose_fault_stays_is_named_and_costs_its_shard_alone(tmp_path: Path) -> None:
-    """hdfs has no name node here: a fault, and no verdict on the image."""
+    """A store that refuses every request has a fault, and says nothing about the image."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(400)
+
     write_photographs(tmp_path / "photos", [])
-    names = ["0.img", "hdfs://nowhere:1/far.jpg", "1.img", "2.img"]
+    names = ["0.img", "s3://nowhere/far.jpg", "1.img", "2.img"]
     rows = [{"uri": name, "image_id": f"image {name}", "license": "CC0-1.0"} for name in names]
     catalog = write_catalog(tmp_path / "photos" / "catalog.jsonl", rows)
-    config = configuration(tmp_path, catalog, "dataset", images_per_shard=2, retry_wait_s=0)
-    printed = segmint("build", config, check=3, timeout=600)
-    named = "row 1 (image_id 'image hdfs://nowhere:1/far.jpg', uri 'hdfs://nowhere:1/far.jpg')"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = {"s3://nowhere": {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "anon": True}}
+        config = configuration(tmp_path, catalog, "dataset", images_per_shard=2, retry_wait_s=0, storage=options)
+        printed = segmint("build", config, check=3, timeout=600)
+        server.shutdown()
+    named = "row 1 (image_id 'image s3://nowhere/far.jpg', uri 's3://nowhere/far.jpg')"
     assert f"shard 0: {named} had a fault in 3 windows and in a trial: prepare: StorageFaultError" in printed
     assert "1 shard with 2 rows could not be finished" in printed
     assert len(list((tmp_path / "dataset" / "commits").iterdir())) == 1

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from segmint.infra import ray_session
-from segmint.infra.ray_session import PREFIX, private_folder, sweep
+from segmint.infra.ray_session import PREFIX, private_folder
+from segmint.infra.scratch import sweep
 
 OLD = time.time() - 3600
 
@@ -92,5 +93,5 @@ def test_a_link_is_not_followed(parent: Path) -> None:
     os.utime(other, (OLD, OLD))
     (parent / f"{PREFIX}link").symlink_to(other)
     (parent / f"{PREFIX}file").write_text("x")
-    sweep(parent)
+    sweep(parent, PREFIX)
     assert (other / "file").exists()

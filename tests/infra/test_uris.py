@@ -7,6 +7,7 @@ from segmint.infra.uris import (
     UriNotAllowedError,
     base_name,
     fit_to_keep,
+    has_unusual_bucket,
     is_below,
     join,
     local_path,
@@ -23,8 +24,8 @@ from segmint.infra.uris import (
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("s3://b/k", "s3"),
-        ("S3://b/k", "s3"),
+        ("s3://bkt/k", "s3"),
+        ("S3://bkt/k", "s3"),
         ("file:///x", "file"),
         ("/x/y", "file"),
         ("x/a:b.jpg", "file"),
@@ -38,7 +39,16 @@ def test_scheme_of_what_is_allowed(uri: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["http://h/x", "https://h/x", "ftp://h/x", "memory://x", "zip://a::s3://b/k", "simplecache::s3://b/k", "", "a\0b"],
+    [
+        "http://h/x",
+        "https://h/x",
+        "ftp://h/x",
+        "memory://x",
+        "zip://a::s3://bkt/k",
+        "simplecache::s3://bkt/k",
+        "",
+        "a\0b",
+    ],
 )
 def test_scheme_refuses_what_is_not_on_the_list(uri: str) -> None:
     with pytest.raises(UriNotAllowedError):
@@ -58,44 +68,50 @@ def test_redact_hides_user_parts_signatures_and_key_ids() -> None:
 
 
 def test_join_parent_and_name() -> None:
-    assert join("s3://b", "a/", "/c.json") == "s3://b/a/c.json"
-    assert join("s3://b/", "a") == "s3://b/a"
+    assert join("s3://bkt", "a/", "/c.json") == "s3://bkt/a/c.json"
+    assert join("s3://bkt/", "a") == "s3://bkt/a"
     assert join("/", "a") == "/a"
     assert join("folder", "a") == "folder/a"
-    assert parent("s3://b/a/c.json") == "s3://b/a"
-    assert parent("s3://b/a") == parent("s3://b") == "s3://b"
+    assert parent("s3://bkt/a/c.json") == "s3://bkt/a"
+    assert parent("s3://bkt/a") == parent("s3://bkt") == "s3://bkt"
     assert (parent("/a/b"), parent("/a"), parent("a")) == ("/a", "/", ".")
-    assert base_name("s3://b/a/c.json") == "c.json"
+    assert base_name("s3://bkt/a/c.json") == "c.json"
     with pytest.raises(UriNotAllowedError):
-        join("s3://b", "../x")
+        join("s3://bkt", "../x")
 
 
 def test_local_path_decodes_file_uris_only() -> None:
     assert str(local_path("file:///a%20b/c")) == "/a b/c"
     assert str(local_path("/a%20b/c")) == "/a%20b/c"
-    for uri in ("file://host/x", "s3://b/k", "file:///a%0Ab", "file:///a%00b"):
+    for uri in ("file://host/x", "s3://bkt/k", "file:///a%0Ab", "file:///a%00b"):
         with pytest.raises(UriNotAllowedError):
             local_path(uri)
 
 
 def test_keys_are_taken_literally() -> None:
-    assert split_bucket("s3://b/a#b?c=%20/d") == ("b", "a#b?c=%20/d")
-    for uri in ("s3:///k", "s3://B!/k"):
+    assert split_bucket("s3://bkt/a#b?c=%20/d") == ("bkt", "a#b?c=%20/d")
+    for uri in ("s3:///k", "s3://B!/k", "s3://-b/k", f"s3://{'b' * 256}/k"):
         with pytest.raises(UriNotAllowedError):
             split_bucket(uri)
+
+
+def test_buckets_that_amazon_s3_does_not_allow_are_told_apart() -> None:
+    usual = ["s3://my-bucket/k", "S3://a.b-c.9", "s3://abc/A_B/b..c", "gs://A_B/k", "/data/A_B"]
+    unusual = ["s3://A_B/k", "s3://b..c/k", f"s3://{'b' * 64}/k", "S3://-bc/k", "s3://bc-/k"]
+    assert [has_unusual_bucket(uri) for uri in usual + unusual] == [False] * 5 + [True] * 5
 
 
 @pytest.mark.parametrize(
     ("catalog", "uri", "expected"),
     [
-        ("s3://b/sets/c.parquet", "img/1.jpg", "s3://b/sets/img/1.jpg"),
-        ("s3://b/c.parquet", "img/1.jpg", "s3://b/img/1.jpg"),
-        ("s3://b/c.parquet", "s3://other/1.jpg", "s3://other/1.jpg"),
+        ("s3://bkt/sets/c.parquet", "img/1.jpg", "s3://bkt/sets/img/1.jpg"),
+        ("s3://bkt/c.parquet", "img/1.jpg", "s3://bkt/img/1.jpg"),
+        ("s3://bkt/c.parquet", "s3://other/1.jpg", "s3://other/1.jpg"),
         ("/data/c.csv", "img/./1.jpg", "/data/img/1.jpg"),
         ("/data/c.csv", "/elsewhere/1.jpg", "/elsewhere/1.jpg"),
         ("/data/c.csv", "file:///elsewhere/1.jpg", "/elsewhere/1.jpg"),
         ("file:///data/c.csv", "1.jpg", "/data/1.jpg"),
-        ("/data/c.csv", "S3://b/1.jpg", "s3://b/1.jpg"),
+        ("/data/c.csv", "S3://bkt/1.jpg", "s3://bkt/1.jpg"),
     ],
 )
 def test_relative_to_a_catalog(catalog: str, uri: str, expected: str) -> None:
@@ -110,27 +126,27 @@ def test_relative_catalogs_give_absolute_uris(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("catalog", "uri"),
     [
-        ("s3://b/sets/c.parquet", "../secret.jpg"),
+        ("s3://bkt/sets/c.parquet", "../secret.jpg"),
         ("/data/c.csv", "img/../../etc/passwd"),
-        ("s3://b/c.parquet", "/etc/passwd"),
-        ("s3://b/c.parquet", "file:///etc/passwd"),
-        ("s3://b/c.parquet", "http://169.254.169.254/latest"),
-        ("s3://b/c.parquet", ""),
-        ("s3://b/c.parquet", "s3://"),
-        ("s3://b/c.parquet", "FILE:///etc/passwd"),
-        ("s3://b/c.parquet", "file://localhost/etc/passwd"),
-        ("s3://b/c.parquet", " file:///etc/passwd"),
-        ("s3://b/c.parquet", "//etc/passwd"),
-        ("s3://b/c.parquet", "a/../../other-bucket/x.jpg"),
-        ("s3://b/c.parquet", "HTTP://169.254.169.254/latest/meta-data"),
-        ("s3://b/c.parquet", "https://169.254.169.254/latest/meta-data"),
-        ("s3://b/c.parquet", "simplecache::file:///etc/passwd"),
-        ("s3://b/c.parquet", "zip://x.jpg::file:///etc/passwd.zip"),
-        ("s3://b/c.parquet", "zip://*.jpg::http://169.254.169.254/"),
-        ("s3://b/c.parquet", "local:///etc/passwd"),
-        ("s3://b/c.parquet", "reference://x::memory://y"),
-        ("s3://b/c.parquet", "s3://b/x\r\nHost: elsewhere"),
-        ("s3://b/c.parquet", "s3://user@elsewhere/x.jpg"),
+        ("s3://bkt/c.parquet", "/etc/passwd"),
+        ("s3://bkt/c.parquet", "file:///etc/passwd"),
+        ("s3://bkt/c.parquet", "http://169.254.169.254/latest"),
+        ("s3://bkt/c.parquet", ""),
+        ("s3://bkt/c.parquet", "s3://"),
+        ("s3://bkt/c.parquet", "FILE:///etc/passwd"),
+        ("s3://bkt/c.parquet", "file://localhost/etc/passwd"),
+        ("s3://bkt/c.parquet", " file:///etc/passwd"),
+        ("s3://bkt/c.parquet", "//etc/passwd"),
+        ("s3://bkt/c.parquet", "a/../../other-bucket/x.jpg"),
+        ("s3://bkt/c.parquet", "HTTP://169.254.169.254/latest/meta-data"),
+        ("s3://bkt/c.parquet", "https://169.254.169.254/latest/meta-data"),
+        ("s3://bkt/c.parquet", "simplecache::file:///etc/passwd"),
+        ("s3://bkt/c.parquet", "zip://x.jpg::file:///etc/passwd.zip"),
+        ("s3://bkt/c.parquet", "zip://*.jpg::http://169.254.169.254/"),
+        ("s3://bkt/c.parquet", "local:///etc/passwd"),
+        ("s3://bkt/c.parquet", "reference://x::memory://y"),
+        ("s3://bkt/c.parquet", "s3://bkt/x\r\nHost: elsewhere"),
+        ("s3://bkt/c.parquet", "s3://user@elsewhere/x.jpg"),
         ("/data/c.csv", "file://elsewhere/x.jpg"),
         ("/data/c.csv", "/etc/x\0.jpg"),
         ("/data/c.csv", "x" * 8193),
@@ -140,13 +156,13 @@ def test_relative_catalogs_give_absolute_uris(tmp_path, monkeypatch) -> None:
         ("/data/c.csv", "a%00.jpg"),
         ("/data/c.csv", "file:///data/a%0Ab.jpg"),
         ("/data/c.csv", "file:///data/a%00b.jpg"),
-        ("/data/c.csv", "s3://b/a%7fb.jpg"),
-        ("s3://b/c.parquet", "a%0ab.jpg"),
-        ("s3://b/c.parquet", "s3://vendor/../x.jpg"),
-        ("s3://b/c.parquet", "s3://vendor/a/%2e%2E/x.jpg"),
-        ("s3://b/c.parquet", "s3://vendor/..%2fx.jpg"),
-        ("s3://b/c.parquet", "%2e%2e/secret.jpg"),
-        ("s3://b/c.parquet", "..%2fsecret.jpg"),
+        ("/data/c.csv", "s3://bkt/a%7fb.jpg"),
+        ("s3://bkt/c.parquet", "a%0ab.jpg"),
+        ("s3://bkt/c.parquet", "s3://vendor/../x.jpg"),
+        ("s3://bkt/c.parquet", "s3://vendor/a/%2e%2E/x.jpg"),
+        ("s3://bkt/c.parquet", "s3://vendor/..%2fx.jpg"),
+        ("s3://bkt/c.parquet", "%2e%2e/secret.jpg"),
+        ("s3://bkt/c.parquet", "..%2fsecret.jpg"),
         ("/data/c.csv", "gs://vendor/.."),
     ],
 )
@@ -159,19 +175,19 @@ def test_a_catalog_reaches_no_further(catalog: str, uri: str) -> None:
     ("catalog", "uri", "expected"),
     [
         # None of these is decoded: an encoded dot or slash is a letter of a local name.
-        ("s3://b/sets/c.parquet", "..\\secret.jpg", "s3://b/sets/..\\secret.jpg"),
-        ("s3://b/sets/c.parquet", "a..b/...%2e/caf%C3%A9.jpg", "s3://b/sets/a..b/...%2e/caf%C3%A9.jpg"),
-        ("s3://b/sets/c.parquet", "s3://b/a%20b%2Fc.jpg", "s3://b/a%20b%2Fc.jpg"),
+        ("s3://bkt/sets/c.parquet", "..\\secret.jpg", "s3://bkt/sets/..\\secret.jpg"),
+        ("s3://bkt/sets/c.parquet", "a..b/...%2e/caf%C3%A9.jpg", "s3://bkt/sets/a..b/...%2e/caf%C3%A9.jpg"),
+        ("s3://bkt/sets/c.parquet", "s3://bkt/a%20b%2Fc.jpg", "s3://bkt/a%20b%2Fc.jpg"),
         ("/data/c.csv", "%2e%2e/secret.jpg", "/data/%2e%2e/secret.jpg"),
         ("file:///data/c.csv", "%2e%2e%2fsecret.jpg", "/data/%2e%2e%2fsecret.jpg"),
         # A chain without slashes is a name, and so is a scheme without them.
-        ("s3://b/c.parquet", "simplecache::x.jpg", "s3://b/simplecache::x.jpg"),
-        ("s3://b/c.parquet", "file:x.jpg", "s3://b/file:x.jpg"),
+        ("s3://bkt/c.parquet", "simplecache::x.jpg", "s3://bkt/simplecache::x.jpg"),
+        ("s3://bkt/c.parquet", "file:x.jpg", "s3://bkt/file:x.jpg"),
         # A key may hold what a user part would, behind the bucket.
-        ("s3://b/c.parquet", "s3://b/photo@2x.jpg", "s3://b/photo@2x.jpg"),
-        ("s3://b/c.parquet", "s3://b/token=3/a.jpg", "s3://b/token=3/a.jpg"),
-        ("s3://b/c.parquet", "hdfs://namenode:8020/photo@2x.jpg", "hdfs://namenode:8020/photo@2x.jpg"),
-        ("s3://b/c.parquet", "s3://b/x.jpg::zip://y", "s3://b/x.jpg::zip://y"),
+        ("s3://bkt/c.parquet", "s3://bkt/photo@2x.jpg", "s3://bkt/photo@2x.jpg"),
+        ("s3://bkt/c.parquet", "s3://bkt/token=3/a.jpg", "s3://bkt/token=3/a.jpg"),
+        ("s3://bkt/c.parquet", "hdfs://namenode:8020/photo@2x.jpg", "hdfs://namenode:8020/photo@2x.jpg"),
+        ("s3://bkt/c.parquet", "s3://bkt/x.jpg::zip://y", "s3://bkt/x.jpg::zip://y"),
     ],
 )
 def test_what_looks_like_an_escape_is_a_name(catalog: str, uri: str, expected: str) -> None:
@@ -200,7 +216,7 @@ SECRETS = ("hunter2", "wJalr/XUtnFEMI/K7MDENG+bPxRfiCYz", "hunter3@hunter4:hunte
 )
 def test_no_door_takes_a_credential_or_repeats_it(uri: str, secret: str) -> None:
     uri = uri.format(secret)
-    for door in (scheme, local_path, split_bucket, lambda uri: relative_to("s3://b/c.csv", uri)):
+    for door in (scheme, local_path, split_bucket, lambda uri: relative_to("s3://bkt/c.csv", uri)):
         with pytest.raises(UriNotAllowedError) as caught:
             door(uri)
         assert not leaked(str(caught.value), secret)
@@ -214,7 +230,7 @@ def leaked(text: str, secret: str) -> bool:
 
 
 def test_a_uri_that_can_be_read_is_kept_as_it_is() -> None:
-    for uri in ("s3://b/token=3/photo@2x.jpg", "abfs://container@account/k", "a photo@home?token=3.jpg"):
+    for uri in ("s3://bkt/token=3/photo@2x.jpg", "abfs://container@account/k", "a photo@home?token=3.jpg"):
         assert fit_to_keep(uri) == uri
 
 
@@ -261,11 +277,11 @@ def test_what_is_below_a_folder(tmp_path: Path) -> None:
         f"{tmp_path}/x/../folder/a",
         f"{tmp_path}/link/a",
     ]
-    outside = [str(tmp_path), f"{folder}-2", f"{folder}/../a", "s3://b/folder", f"{tmp_path}/link/../a"]
+    outside = [str(tmp_path), f"{folder}-2", f"{folder}/../a", "s3://bkt/folder", f"{tmp_path}/link/../a"]
     assert [uri for uri in (*inside, *outside) if is_below(uri, folder)] == inside
     assert is_below(f"{folder}/a", str(tmp_path / "link"))
-    assert is_below("s3://b/x/y", "s3://b/x/")
-    assert not is_below("s3://b/xy", "s3://b/x")
+    assert is_below("s3://bkt/x/y", "s3://bkt/x/")
+    assert not is_below("s3://bkt/xy", "s3://bkt/x")
 
 
 def test_plain_forms_of_a_uri() -> None:
@@ -275,7 +291,7 @@ def test_plain_forms_of_a_uri() -> None:
         "/x/../a.jpg": "/a.jpg",
         "//x/a.jpg": "/x/a.jpg",
         "file:///x/a%20b.jpg": "/x/a b.jpg",
-        "S3://b/x//./a.jpg": "s3://b/x//./a.jpg",  # in a bucket these are other keys
+        "S3://bkt/x//./a.jpg": "s3://bkt/x//./a.jpg",  # in a bucket these are other keys
         "http://h/a.jpg": "http://h/a.jpg",
         "": "",
     }
@@ -284,5 +300,5 @@ def test_plain_forms_of_a_uri() -> None:
     assert (
         plain_forms("./a.jpg", "/x/catalog.csv") == plain_forms("/x/a.jpg", "/x/catalog.csv") == {"a.jpg", "/x/a.jpg"}
     )
-    assert plain_forms("a.jpg", "s3://b/x/c.csv") == plain_forms("s3://b/x/a.jpg", "s3://b/x/c.csv")
+    assert plain_forms("a.jpg", "s3://bkt/x/c.csv") == plain_forms("s3://bkt/x/a.jpg", "s3://bkt/x/c.csv")
     assert plain_forms("../a.jpg", "/x/catalog.csv") == {"../a.jpg"}

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from segmint.catalogs.source.normalize import MOST_WAITING, NormalizedCatalog, n
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -107,7 +107,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
     _check_output(source, target)
     whole_catalog = WholeCatalog(source)  # validates the columns
     load_scorers(curate.scorers, storage, config.assets)  # validates the scorers
-    with tempfile.TemporaryDirectory(prefix="segmint-curate-") as name:
+    with ScratchFolder() as name:
         local = Path(name)
         source_sha256 = source.sha256()
         normalized = normalize(source, local / "catalog.parquet")

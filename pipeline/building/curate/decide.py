@@ -1,6 +1,5 @@
 """Decides which rows of a catalog to reject, from the features of all its images."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.catalogs.source.same_files import SameFiles
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
@@ -278,7 +278,7 @@ _ROWS = 65_536  # rows to search at once
 def same_uris(normalized: Path, rows: int) -> Firsts:
     """Map each row of a normalized catalog to the first row with the same URI."""
     first = np.arange(rows)
-    with tempfile.TemporaryDirectory(prefix="segmint-uris-") as name, SameFiles(normalized, Path(name)) as same:
+    with ScratchFolder() as name, SameFiles(normalized, Path(name)) as same:
         for stop in range(_ROWS, rows + _ROWS, _ROWS):
             for ordinal, numbers in same.until(stop).items():
                 for number in numbers:

@@ -1,6 +1,5 @@
 """Creates the dataset of a build, or opens it and checks that it was created with the same configuration."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import plain_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.probe import probe
@@ -158,7 +158,7 @@ def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, 
 def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
     """Pin the catalog, configuration, and numerics. If two drivers race, both use the winner's manifest."""
     source = Location(output.storage, config.catalog)
-    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+    with ScratchFolder() as folder:
         catalog = normalize(source, Path(folder) / "part.parquet", ignored=ignored_columns(identity(config)))
         require_rows(config, catalog.rows)
         path = part_path(0, catalog.sha256)

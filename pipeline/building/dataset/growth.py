@@ -1,6 +1,5 @@
 """Comparison of a dataset's catalog with its source, and growth by the source's new rows."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.normalize import NormalizedCatalog
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import Config
@@ -42,7 +42,7 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
     if digest == manifest.catalog[-1].source_sha256:
         return latest
     first_shard = manifest.shards
-    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+    with ScratchFolder() as folder:
         growth = compare_catalog(
             source,
             Path(folder) / "part.parquet",

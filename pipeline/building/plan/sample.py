@@ -4,7 +4,6 @@ The stages are the callables that Ray Data runs in a build. As in a build, origi
 the child process that decodes them. Shards are written to a temporary folder and removed.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.infra.errors import SegmintError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.generator import MaskGenerator
@@ -217,7 +217,7 @@ def _write(described: pa.Table, rows: list[SampledRow], *, with_images: bool) ->
     for name, values in (("ordinal", ordinals), ("id", [ordinal + 1 for ordinal in ordinals])):
         index = described.schema.get_field_index(name)
         described = described.set_column(index, described.schema.field(index), pa.array(values, pa.int64()))
-    with tempfile.TemporaryDirectory(prefix="segmint-plan-") as folder:
+    with ScratchFolder() as folder:
         location = Location(Storage(), folder)
         task = ShardTask(
             shard=0,

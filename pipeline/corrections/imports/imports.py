@@ -1,6 +1,5 @@
 """`segmint import`: import masks made by people, as the next generation of a dataset's shards."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.names import image_number
 from segmint.operators.audit.mask_columns import of_people
@@ -70,7 +70,7 @@ class ImportChange:
 
 def list_import(dataset: Location, asked: ImportRequest) -> ImportList:
     """List the changes that `import_masks` would make. Raises the errors that it raises before it changes anything."""
-    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+    with ScratchFolder() as folder:
         return _Import(asked, Path(folder)).plan(DatasetHandle.open(dataset)).listed
 
 
@@ -84,7 +84,7 @@ def import_masks(
 
     Raises `UsageError` before any change for an unreadable file or a store whose older versions cannot be removed.
     """
-    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+    with ScratchFolder() as folder:
         # The staged masks are on this machine's disk, so other machines can't share the work if there are many shards.
         return correct(DatasetHandle.open(dataset), _Import(asked, Path(folder)), confirm, now)
 

@@ -1,6 +1,5 @@
 """The annotators' server, which opens a dataset and a model and listens on 127.0.0.1 until it is interrupted."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import AssetError
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.segment.models import load_model
@@ -64,7 +64,7 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
     manifest = load_manifest(dataset)
     check_images(dataset, manifest)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-annotate-")))
+        folder = Path(stack.enter_context(ScratchFolder()))
         with open_tables(dataset, scratch=folder) as tables:
             queue = make_queue(tables, manifest, options.queue)
             places = stack.enter_context(closing(ImagePlaces(tables, folder)))

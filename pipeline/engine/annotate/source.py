@@ -1,7 +1,6 @@
 """Source of the images to annotate, which follows the dataset's commits as they arrive."""
 
 import hashlib
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
@@ -18,6 +17,7 @@ from segmint.catalogs.dataset.tables import DatasetTables, TableFile
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.layout import image_name
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.schemas import SCHEMAS
@@ -166,7 +166,7 @@ class ImageSource:
                 }
                 for older in [key for key in self._tables if key[0] == place.shard]:
                     self._tables.pop(older).close()
-                scratch = tempfile.TemporaryDirectory(prefix="segmint-tables-", dir=self._folder)
+                scratch = ScratchFolder(dir=self._folder)
                 tables = DatasetTables(self._dataset, files, SCHEMAS, scratch, _MEMORY)
                 self._tables[place.shard, generation] = tables
                 while len(self._tables) > _SHARDS:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.log import without_secrets
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location, put_new_file, refuse_existing
 from segmint.pipeline.engine.evaluate.truth import Truth
 
@@ -34,7 +34,7 @@ class OutputFolder:
                 refuse_inside(dataset, folder, "-o")
             for name in (RESULTS, ANSWER, PAGE):
                 refuse_existing(folder / name)
-        self._scratch = TemporaryDirectory(prefix="segmint-")
+        self._scratch = ScratchFolder()
         self._path = Path(self._scratch.name) / RESULTS
         self._writer = RowGroupWriter(self._path, schema)
         self._schema = schema

@@ -6,7 +6,6 @@ In `checkpoints/`, `step-000050-<hash>.pt` contains the trained weights and the 
 
 import json
 import re
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +19,7 @@ from segmint.catalogs.layout import canonical_json, wrong_fields
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.infra.log import get_logger
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.engine.train.evaluation import Evaluation
@@ -56,7 +56,7 @@ def put_checkpoint(folder: Location, state: Mapping[str, Any], **fields: Any) ->
 
     Raises `UnfinishedError` if another checkpoint of this step exists, because another run writes to the same folder.
     """
-    with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
+    with ScratchFolder() as name:
         path = Path(name) / "checkpoint.pt"  # a fixed name, because torch stores it in the file
         try:
             torch.save(dict(state), path)
@@ -96,7 +96,7 @@ def load_state(folder: Location, checkpoint: Checkpoint) -> dict[str, Any]:
 
     Raises `DamagedCheckpointError` if the file is missing or its hash differs.
     """
-    with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
+    with ScratchFolder() as name:
         path = Path(name) / "checkpoint.pt"
         try:
             (folder / checkpoint.file).get_file(path)

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from segmint.infra.errors import SegmintError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import LOCAL, absolute, local_path, scheme
 from segmint.pipeline.engine.train.evaluation import Evaluation
@@ -29,7 +30,7 @@ class RunLog:
         if scheme(output.uri) == LOCAL:
             self._folder = local_path(absolute(output.uri)) / LOGS
         else:
-            self._scratch = tempfile.TemporaryDirectory(prefix="segmint-logs-")
+            self._scratch = ScratchFolder()
             self._folder = Path(self._scratch.name)
         try:
             self._writer = SummaryWriter(str(self._folder))

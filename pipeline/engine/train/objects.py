@@ -6,7 +6,6 @@ The outputs are `objects-<hash>.pt`, TorchScript that follows the detectors' con
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import apply_compute, resolve_compute
 from segmint.infra.errors import UsageError, raise_problems
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
@@ -269,7 +269,7 @@ def _restore(
 
 def _put_detector(output: Location, detector: nn.Module) -> tuple[str, str]:
     """Write the TorchScript file as `objects-<hash>.pt`; return its name and its SHA-256."""
-    with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
+    with ScratchFolder() as name:
         path = Path(name) / "objects.pt"  # a fixed name, because torch stores it in the file
         export_objects_detector(detector, path)
         return put_by_hash(output, path)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,6 +16,7 @@ from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound, readable
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import plain_name
 from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -184,7 +184,7 @@ def put_weights(output: Location, parent: Path, trained: Mapping[str, Tensor]) -
     if unknown:
         raise ValueError(f"the parent has no weights named {', '.join(sorted(unknown))}")
     state |= {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in trained.items()}
-    with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
+    with ScratchFolder() as name:
         path = Path(name) / "sam.pth"  # a fixed name, because torch stores it in the file
         torch.save({key: tensor.clone() for key, tensor in state.items()}, path)
         load_sam(path)

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import ANNOTATION_COLUMNS, canonical_json
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.operators.audit.mask_columns import of_people
@@ -100,7 +100,7 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
     dataset = Dataset.open(location)
     file = output / MANIFEST
     refuse_existing(location, output, file)
-    with TemporaryDirectory(prefix="segmint-") as folder:
+    with ScratchFolder() as folder:
         scratch = Path(folder)
         version = name_now(location)
         into = OutputFolder(location, "study sample", output, version, scratch)

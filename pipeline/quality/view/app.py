@@ -15,7 +15,6 @@ URLs only identify images by id, so no part of a URL becomes a path. The server 
 interrupted.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +33,7 @@ from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import redact
 from segmint.operators.decoding import JpegDecoder
@@ -188,7 +188,7 @@ def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Vi
             read = read_audit(audit)
             note = check_same_version(read, str(audit), dataset)
             findings = findings_of(read)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-view-")))
+        folder = Path(stack.enter_context(ScratchFolder()))
         generations = CommitLog(dataset).committed()  # read first, because a shard may be replaced at any time
         tables = stack.enter_context(open_tables(dataset, scratch=folder))
         index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))

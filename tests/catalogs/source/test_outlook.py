@@ -35,13 +35,14 @@ def test_the_same_file_counts_once_it_was_accepted() -> None:
     assert outlook.findings[Code.REPEATED_SOURCE].rows == [3]
 
 
-def test_notices_are_of_paths_redistribution_and_countries() -> None:
+def test_notices_are_of_paths_buckets_redistribution_and_countries() -> None:
     outlook = CatalogOutlook(POLICY, TODAY)
-    rows = [("/home/ann/1.jpg", True, "NO"), ("FILE:///x/2.jpg", None, "ZZ"), ("s3://b/3.jpg", False, None)]
+    rows = [("/home/ann/1.jpg", True, "NO"), ("FILE:///x/2.jpg", None, "ZZ"), ("s3://A_B/3.jpg", False, None)]
     for row, (uri, redistributable, country) in enumerate(rows, 1):
         outlook.look(row, uri, terms(redistributable=redistributable), country, (), accepted=True)
     assert {notice: found.rows for notice, found in outlook.notices.items()} == {
         Notice.LOCAL_PATH: [1, 2],
+        Notice.UNUSUAL_BUCKET: [3],
         Notice.REDISTRIBUTION_UNKNOWN: [2],
         Notice.UNKNOWN_COUNTRY: [2],
         Notice.NO_COUNTRY: [3],

@@ -445,6 +445,16 @@ def test_a_bucket_named_like_an_address_leads_to_the_endpoint_and_nowhere_else(s
 
 
 @pytest.mark.s3
+def test_a_bucket_that_cannot_exist_is_no_fault_of_its_store(s3_options) -> None:
+    storage = Storage(s3_options, QUICK)
+    for name in ("A_B", "b..c", "b" * 64):
+        for operation in (storage.read, storage.size, storage.list):
+            with pytest.raises(UriNotAllowedError, match="has no such bucket; S3 forbids its name"):
+                operation(f"s3://{name}/x")
+        assert storage.healthy(f"s3://{name}/x")
+
+
+@pytest.mark.s3
 def test_dots_in_a_key_lead_to_no_other_bucket(s3_options, s3_bucket: str, make_bucket) -> None:
     storage, other = Storage(s3_options, QUICK), make_bucket("other")
     storage.put(f"s3://{other}/secret", b"secret")

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from segmint.operators.annotations.label_maps import UnreadableMapError, label_masks, pair_by_stem, read_label_map
+from tests.support import bad_images
 
 LABELS = np.zeros((6, 5), np.int64)
 LABELS[1:3, 1:4] = 7
@@ -14,9 +15,9 @@ LABELS[4:, :2] = 3
 LABELS[:2, 4] = 255
 
 
-def picture(image: Image.Image, format: str) -> bytes:
+def picture(image: Image.Image, format: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format)
+    image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
@@ -76,6 +77,30 @@ def test_numbers_come_back_as_they_were_written(name: str, data: bytes, factor: 
 def test_what_is_no_label_map_is_an_error(name: str, data: bytes, why: str) -> None:
     with pytest.raises(UnreadableMapError, match=why):
         read_label_map(data, name)
+
+
+def test_damage_is_never_anything_but_a_verdict_on_the_file() -> None:
+    """The checksums of PNG and deflate also find damage that decoders read as other numbers."""
+    deep, random = Image.fromarray((LABELS * 200).astype(np.uint16)), np.random.default_rng(5)
+    files = {
+        "a.png": picture(deep, "PNG"),
+        "a.tif": picture(deep, "TIFF"),
+        "b.tif": picture(deep, "TIFF", compression="tiff_adobe_deflate"),
+        "a.npy": array(LABELS),
+    }
+    errors: dict[str, int] = dict.fromkeys(files, 0)
+    for name, whole in files.items():
+        for _ in range(400):
+            data = bytearray(whole)
+            for place in random.integers(len(data), size=random.integers(1, 6)):
+                data[place] = random.integers(256)
+            try:
+                label_masks(read_label_map(bytes(data), name))
+            except UnreadableMapError:
+                errors[name] += 1
+    assert all(errors.values())
+    with pytest.raises(UnreadableMapError, match="a wrong CRC"):
+        read_label_map(bad_images.flipped(files["a.png"], files["a.png"].index(b"IDAT") + 12, 1), "a.png")
 
 
 TORN = picture(Image.fromarray(LABELS.astype(np.uint8)), "PNG")[:-20]

@@ -57,9 +57,13 @@ def test_a_png_has_packets_in_texts_of_several_kinds() -> None:
         chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0key\0" + zlib.compress(XMP)),
         chunk(b"zTXt", b"Raw profile type xmp\0\0" + zlib.compress(raw)),
         chunk(b"tEXt", b"Raw profile type xmp\0" + raw),
+        chunk(b"tEXt", b"Comment\0" + XMP),
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(XMP)),
+        chunk(b"tEXt", b"Raw profile type APP1\0" + raw),
+        chunk(b"eXIf", XMP),
     ):
         assert find_metadata(in_png(text)) == Metadata((XMP,))
-    assert find_metadata(in_png(chunk(b"tEXt", b"Comment\0" + XMP))) == Metadata()
+    assert find_metadata(in_png(chunk(b"tEXt", b"Comment\0a photograph"))) == Metadata()
     assert find_metadata(image("PNG", XMP, zipped=True)) == Metadata((XMP,))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from segmint.operators.opt_out import opt_out
 from segmint.operators.opt_out.opt_out import C2paMissingError, c2pa_values
-from tests.support.signed_images import image, signed, training
+from tests.support.signed_images import PLUS, TDM, VOCABULARY, image, signed, training
 
 
 def values(assertions: dict[str, Any]) -> list[tuple[str, str]]:
@@ -42,6 +42,37 @@ def test_entries_without_their_map_are_read() -> None:
     """As the first version of CAWG's schema had it."""
     assert values({"cawg.training-mining": {"cawg.data_mining": {"use": "notAllowed"}}}) == [
         ("cawg.data_mining", "notAllowed")
+    ]
+
+
+def test_xmp_as_json_is_read_in_each_assertion_that_contains_metadata() -> None:
+    term = f"{VOCABULARY}DMI-PROHIBITED"
+    found = values(
+        {
+            "stds.iptc": {"@context": {"plus": PLUS}, "plus:DataMining": term},
+            "c2pa.metadata": {"@context": {"p": PLUS}, "@graph": [{"p:DataMining": {"@id": term}}]},
+            "cawg.metadata": {"@context": {"tdm": TDM}, "tdm:reservation": 1},
+            "stds.iptc.photo-metadata": {f"{PLUS}DataMining": ["DMI-ALLOWED"]},
+            "org.example.own": {"plus:DataMining": term},
+        }
+    )
+    assert sorted(found) == [
+        ("plus:DataMining", "DMI-ALLOWED"),
+        ("plus:DataMining", term),
+        ("plus:DataMining", term),
+        ("tdm:reservation", "1"),
+    ]
+    other = {"@context": {"plus": "https://example.org/"}, "plus:DataMining": term, "dc:creator": [{"@value": "Zoë"}]}
+    assert values({"stds.iptc": other}) == []
+
+
+def test_in_a_manifest_that_cannot_be_read_the_words_are_enough() -> None:
+    """The library refuses a manifest whose metadata has no context."""
+    unreadable = {"cawg.metadata": {"no context": 1}}
+    assert values(unreadable) == []
+    assert values(unreadable | training("cawg", "notAllowed")) == [("cawg.ai_training", "notAllowed")]
+    assert values(unreadable | {"stds.iptc": {"plus:DataMining": f"{VOCABULARY}DMI-PROHIBITED"}}) == [
+        ("plus:DataMining", "DMI-PROHIBITED-UNREADABLE")
     ]
 
 

@@ -2,15 +2,19 @@
 
 import io
 import socket
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
 
 import c2pa
 import pytest
+from PIL import Image
 
 from segmint.operators.opt_out.containers import find_metadata
 from segmint.operators.opt_out.opt_out import OptOut, c2pa_values, opt_out
-from tests.support.bad_images import heic
+from tests.operators.opt_out.test_containers import chunk, in_png
+from tests.support.bad_images import encode, heic, photograph
 from tests.support.signed_images import MIME, data_mining, image, packet, signed, training
 
 KINDS = list(MIME)
@@ -30,6 +34,30 @@ def test_xmp_is_found_in_each_container(kind: str) -> None:
     for properties in ("<tdm:reservation>0</tdm:reservation>", "<plus:OtherConstraints>ask me</plus:OtherConstraints>"):
         assert opt_out(image(kind, packet(properties))) is None
     assert opt_out(image(kind, data_mining("DMI-ALLOWED"))) is None
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_xmp_is_found_in_exif(kind: str) -> None:
+    for tag in (700, 37510):  # its own tag, and the user's comment
+        exif = Image.Exif()
+        exif[tag] = data_mining("DMI-PROHIBITED")
+        stream = io.BytesIO()
+        photograph().resize((96, 72)).save(stream, kind, exif=exif)
+        assert opt_out(stream.getvalue()) == OptOut("plus:DataMining", "DMI-PROHIBITED")
+
+
+def test_xmp_is_found_in_photoshops_resources() -> None:
+    xmp = data_mining("DMI-PROHIBITED")
+    resources = b"8BIM\x04\x24\0\0" + struct.pack(">I", len(xmp)) + xmp + bytes(len(xmp) % 2)
+    data = image("JPEG")
+    segment = b"Photoshop 3.0\0" + resources
+    jpeg = data[:2] + struct.pack(">HH", 0xFFED, len(segment) + 2) + segment + data[2:]
+    profile = in_png(
+        chunk(b"zTXt", b"Raw profile type iptc\0\0" + zlib.compress(b"\niptc\n9\n" + resources.hex().encode()))
+    )
+    tiff = encode(photograph().resize((96, 72)), "TIFF", tiffinfo={34377: resources})
+    for file in (jpeg, profile, tiff):
+        assert opt_out(file) == OptOut("plus:DataMining", "DMI-PROHIBITED")
 
 
 def test_xmp_is_found_in_a_heic() -> None:

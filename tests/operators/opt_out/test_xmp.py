@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmint.operators.opt_out.opt_out import xmp_values
+from segmint.operators.opt_out.opt_out import rule_for, xmp_values
 from tests.support.signed_images import PLUS, VOCABULARY, packet
 
 PROHIBITED = f"{VOCABULARY}DMI-PROHIBITED"
@@ -52,7 +52,7 @@ def test_other_namespaces_say_nothing() -> None:
     assert xmp_values(packet(f'<o:DataMining xmlns:o="https://example.org/">{PROHIBITED}</o:DataMining>')) == []
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 def test_other_encodings_are_read(encoding: str) -> None:
     assert xmp_values(packet(FORMS["text"]).decode("utf-8").replace("\ufeff", "").encode(encoding)) == FOUND
 
@@ -66,18 +66,40 @@ HOSTILE = {
     "billion laughs": f"<!DOCTYPE x [{LAUGHS}]><x>DataMining &j;</x>".encode(),
     "external entity": b'<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/passwd">]><x>DataMining &f;</x>',
     "external document type": b'<!DOCTYPE x SYSTEM "http://127.0.0.1:1/x"><x>DataMining</x>',
-    "document type": b"<!DOCTYPE x>" + packet(FORMS["text"]),
-    "deep": packet("<rdf:a>" * 200_000 + FORMS["text"] + "</rdf:a>" * 200_000),
-    "unknown entity": packet("&nbsp;" + FORMS["text"]),
-    "unknown prefix": packet("<odd:x/>" + FORMS["text"]),
-    "unknown encoding": b'<?xml version="1.0" encoding="x-odd"?>' + packet(FORMS["text"]),
+    "document type": f'<!DOCTYPE x><x xmlns:p="{PLUS}" p:DataMining="DMI-ALLOWED"/>'.encode(),
     "no text": packet("DataMining").replace(b"Data", b"\xff\xfeDataMining"),
+    "no field": packet("DMI-PROHIBITED <odd:x/> reservation 1").replace(b"tdm", b"t"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_or_malformed_packet_says_nothing(name: str) -> None:
     assert xmp_values(HOSTILE[name]) == []
+
+
+UNPARSABLE = {
+    "deep": packet("<rdf:a>" * 200_000 + FORMS["text"] + "</rdf:a>" * 200_000),
+    "unknown prefix": packet("<odd:x/>" + FORMS["text"]),
+}
+
+
+@pytest.mark.parametrize("name", UNPARSABLE)
+def test_in_a_packet_that_cannot_be_parsed_the_words_are_enough(name: str) -> None:
+    ((field, value),) = xmp_values(UNPARSABLE[name])
+    assert rule_for(field, value).value == "DMI-PROHIBITED*"
+    reserved = packet("<odd:x/><tdm:reservation>1</tdm:reservation>")
+    assert xmp_values(reserved) == [("tdm:reservation", "1")]
+    assert xmp_values(reserved.replace(b">1<", b">0<")) == []
+
+
+@pytest.mark.parametrize("before", [b"Zo\xeb", b"salt & pepper", b"&nbsp;", b"\x01", b"\xff\xfe"], ids=str)
+def test_what_is_wrong_before_a_property_hides_nothing(before: bytes) -> None:
+    assert xmp_values(packet("@" + FORMS["text"]).replace(b"@", before)) == FOUND
+
+
+def test_bytes_around_a_packet_and_further_packets_do_not_matter() -> None:
+    whole = packet(FORMS["text"])
+    assert xmp_values(b"II*\0\x08\0\0\0\xbc\x02<a" + whole + b"<\0\0" + whole) == FOUND * 2
 
 
 @pytest.mark.parametrize("behind", [b"<x/>", b"rubbish", b"\0\0<?xpacket end='w'?>"])

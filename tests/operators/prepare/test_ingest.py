@@ -144,6 +144,82 @@ def test_a_tag_of_any_type_is_never_anything_but_a_verdict(kind: int) -> None:
             reason(bad_images.retagged_tiff(tag, kind, TIFF_TYPES[kind], count, small))
 
 
+def in_strips(kept: int) -> bytes:
+    """The photograph as an uncompressed TIFF of 30 strips, of which the first `kept` are listed."""
+    data, row = encode(photograph(), "TIFF"), 3 * photograph().width
+    with Image.open(io.BytesIO(data)) as opened:
+        start = opened.tag_v2[273][0]
+    data = bad_images.retagged_tiff(278, 4, struct.pack("<I", 10), 1, data)
+    starts = struct.pack(f"<{kept}I", *(start + 10 * row * index for index in range(kept)))
+    data = bad_images.retagged_tiff(273, 4, starts, kept, data)
+    return bad_images.retagged_tiff(279, 4, struct.pack("<I", 10 * row) * kept, kept, data)
+
+
+def test_a_tiff_that_lacks_strips_is_refused_and_not_filled_with_black() -> None:
+    assert np.array_equal(read(in_strips(30)), pixels(photograph()))
+    for kept in (1, 29):
+        with pytest.raises(RejectedError, match=f"lists {kept} strips or tiles with {kept} sizes; expected 30"):
+            read(in_strips(kept))
+
+
+def test_jpeg_strips_of_a_tiff_are_whole() -> None:
+    data = encode(photograph(), "TIFF", compression="jpeg", strip_size=8192)
+    with Image.open(io.BytesIO(data)) as opened:
+        starts, sizes = opened.tag_v2[273], opened.tag_v2[279]
+    assert reason(data) is None
+    halves = struct.pack(f"<{len(sizes)}I", *(size // 2 for size in sizes))
+    assert reason(bad_images.retagged_tiff(279, 4, halves, len(sizes), data)) is Reason.TRUNCATED
+    for tag, value in ((278, 1000), (273, starts[0]), (279, sizes[0])):
+        data = bad_images.retagged_tiff(tag, 4, struct.pack("<I", value), 1, data)
+    with pytest.raises(RejectedError, match="strip or tile 1 is 451×8; expected 451×300"):
+        read(data)
+
+
+def test_flipped_bits_are_found_wherever_a_container_has_a_checksum() -> None:
+    """docs/catalogs.md says which have one."""
+    small = photograph().resize((96, 72))
+    for options in ({"compression": "tiff_adobe_deflate"}, {"compression": "tiff_adobe_deflate", "tiffinfo": {317: 2}}):
+        data = encode(small, "TIFF", **options)
+        for place in range(100, len(data) - 400, 797):
+            assert reason(bad_images.flipped(data, place, 1)) is Reason.CORRUPT
+
+
+def with_pages(count: int) -> bytes:
+    """The photograph as a TIFF with this many reduced copies after it, each of 9 gray pixels."""
+    data = bytearray(encode(photograph(), "TIFF"))
+    data += bytes(len(data) % 2)
+    (place,) = struct.unpack_from("<I", data, 4)
+    struct.pack_into("<I", data, place + 2 + 12 * struct.unpack_from("<H", data, place)[0], len(data))
+    tags = ((254, 1), (256, 9), (257, 1), (262, 1), (273, 8), (279, 9))
+    for left in reversed(range(count)):
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        behind = len(data) + 2 + len(entries) + 4
+        data += struct.pack("<H", len(tags)) + entries + struct.pack("<I", behind if left else 0)
+    return bytes(data)
+
+
+END_OF_HEADER = bad_images.png().index(b"IDAT") - 4
+EMPTY_PARTS = {
+    "segments": (bad_images.jpeg(), 2, b"\xff\xfe\0\2"),
+    "fill bytes": (bad_images.jpeg(), 2, b"\xff"),
+    "chunks": (bad_images.png(), END_OF_HEADER, bad_images.png_chunk(b"tEXt", b"")),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY_PARTS)
+def test_empty_parts_are_counted_before_pillow_reads_them(name: str) -> None:
+    data, place, part = EMPTY_PARTS[name]
+    assert reason(data[:place] + part * 1000 + data[place:]) is None
+    with pytest.raises(RejectedError, match=r"has over 100,000 (segments|chunks)"):
+        read(data[:place] + part * 200_000 + data[place:])
+
+
+def test_reduced_copies_in_a_tiff_are_counted() -> None:
+    assert reason(with_pages(3)) is None
+    with pytest.raises(RejectedError, match="has over 1,000 reduced copies"):
+        read(with_pages(1500))
+
+
 def hostile(seed: int) -> bytes:
     """A picture of any container, encoding and mode, damaged in one of several ways."""
     random = np.random.default_rng(seed)

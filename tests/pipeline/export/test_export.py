@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
 import resource
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +21,7 @@ from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.shard_ranges import ShardPart
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.export.export import ExportOptions, export_dataset, make_writer, write_samples
@@ -242,6 +247,38 @@ def test_a_full_temporary_folder_is_named(small: str, tmp_path: Path, monkeypatc
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in output.rglob("*")] == [FILES_LIST]
     export_dataset(location_of(small), ExportOptions(Format.YOLO), location_of(output))
+
+
+KILLED = """
+import os, signal, sys
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.export import export
+export.write_samples = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+dataset, output = (Location(Storage(), uri) for uri in sys.argv[1:])
+export.export_dataset(dataset, export.ExportOptions(export.Format.COCO), output)
+"""
+
+
+def test_the_scratch_of_a_killed_export_is_deleted_by_the_next(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    command = [sys.executable, "-c", KILLED, small, str(tmp_path / "out")]
+    subprocess.run(command, env=os.environ | {"TMPDIR": str(scratch)}, check=False)
+    (left,) = scratch.iterdir()
+    (left / "masks.json").write_text("{}")
+    os.utime(left, (0, 0))
+    kept = scratch / "segmint-demo"  # a folder of the user's
+    kept.mkdir()
+    os.utime(kept, (0, 0))
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with ScratchFolder() as living:
+        os.utime(living, (0, 0))
+        exported_ids(small, tmp_path / "out")
+        assert set(scratch.iterdir()) == {kept, Path(living)}
+    assert list(scratch.iterdir()) == [kept]
 
 
 @pytest.mark.s3

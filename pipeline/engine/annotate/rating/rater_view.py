@@ -5,7 +5,6 @@ because its annotation id would reveal whether a person made it.
 """
 
 import hashlib
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -35,6 +34,7 @@ from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import wrong_fields
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.pipeline.engine.annotate.selection import check_selection
 from segmint.pipeline.engine.annotate.session_info import IDLE_S
@@ -273,7 +273,7 @@ def open_rater_view(dataset: Location, options: SampleOptions) -> Iterator[Rater
     manifest = load_manifest(dataset)
     check_images(dataset, manifest)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-rate-")))
+        folder = Path(stack.enter_context(ScratchFolder()))
         with open_tables(dataset, scratch=folder) as tables:
             sample = draw_sample(tables, options)
             places = stack.enter_context(closing(ImagePlaces(tables, folder)))

@@ -7,13 +7,13 @@ from the run's last checkpoint; Ray's own checkpoints aren't used.
 
 import math
 import os
-import tempfile
 import threading
 from dataclasses import replace
 from typing import Any
 
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.ray_session import Cluster, ray_session
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.wording import counted
 from segmint.pipeline.engine.train.session import Say, TrainingSession
 from segmint.pipeline.engine.train.settings import TrainResources
@@ -96,7 +96,7 @@ def _fit(session: TrainingSession, found: Any, say: Say) -> None:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     lines = ray.remote(num_cpus=0, scheduling_strategy=here)(LogLines).remote()
     task = WorkerTask(replace(session, say=_nowhere), ray.put(found), lines, stderr_is_json())
-    with tempfile.TemporaryDirectory(prefix="segmint-train-") as scratch:
+    with ScratchFolder() as scratch:
         trainer = TorchTrainer(
             work,
             train_loop_config={"task": task},

@@ -4,13 +4,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.pipeline.export.export import refuse_existing, write_samples
@@ -76,7 +76,7 @@ def sample_privacy(location: Location, count: int, seed: int, output: Location) 
         raise UsageError(f"{location} has only annotations, so there are no images to inspect")
     shards = range(dataset.manifest.shards)
     version = name_now(location)
-    with TemporaryDirectory(prefix="segmint-") as scratch:
+    with ScratchFolder() as scratch:
         folder = OutputFolder(location, "study sample", output, version, Path(scratch))
         population = sum(commit.counts.get("images", 0) for commit in dataset.commits())
         drawn = draw_images(dataset, shards, count, seed)

@@ -59,7 +59,7 @@ def test_measured_rows_are_those_of_the_build(
         for row in tables.query("SELECT ordinal, image_id FROM images").to_pylist():
             expected = (tmp_path / "loose" / f"{row['image_id']}.jpg").read_bytes()
             assert read_jpeg(tables, row["ordinal"]) == expected
-    assert not list(tmp_path.glob("segmint-tables-*"))
+    assert not list(tmp_path.glob("segmint-scratch-*"))
 
 
 @pytest.mark.long
