@@ -2,6 +2,7 @@
 
 ```
 dataset.json                     the manifest; dataset.g2.json and so on after the dataset grew
+id.json                          a random id of the dataset
 catalog/part-0-<digest>.parquet  the normalized catalog; part-1 and so on after the dataset grew
 shards/sa_000000-<digest>.tar    images and annotations, as in SA-1B
 images/sa_000000-<digest>.parquet, masks/…, rejects/…
@@ -14,6 +15,7 @@ shards.json                      WebDataset's index; can be rebuilt
 id.json                          the dataset's id, by which caches and embeddings are keyed
 tombstones/<digest>.json         the images that a takedown removed
 versions/1.json, versions/1.<key>.sig  a recorded version, and its signatures
+marks/000000-<digest>.json       hashes of JPEGs that a correction removed or replaced
 outputs/<digest>.json            notes an output elsewhere that was made from the dataset
 annotations/…                    submissions and ratings
 report/…                         the page of `segmint report`
@@ -76,6 +78,7 @@ _NAMES = (  # every path below a dataset's root that segmint may put
     rf"reservations/(?:{_SHARD}\.g[1-9]\d*|(?:dataset|amended)\.g(?:[2-9]|[1-9]\d+))-[0-9a-f]{{12}}\.json",
     rf"summaries/(?:leaves-)?{_SHARD}(?:-[0-9a-f]{{12}})+\.json",
     r"(?:tombstones|outputs)/[0-9a-f]{12}\.json",
+    rf"marks/{_SHARD}-[0-9a-f]{{12}}\.json",
     r"versions/[1-9]\d*\.(?:json|[0-9a-f]{16}\.sig)",
     r"annotations/(?:0|[1-9]\d{0,15})/[01]\.[1-9]\d{0,8}\.json",
     r"annotations/ratings/(?:0|[1-9]\d{0,15})/(?:0|[1-9]\d{0,15})\.[0-9a-f]{12}\.[1-9]\d{0,8}\.json",

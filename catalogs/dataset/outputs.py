@@ -2,25 +2,21 @@
 
 `outputs/<hash>.json` notes an output that was made from the dataset and is elsewhere, so that a takedown can list it.
 Locations are relative to the dataset if they are near it, and otherwise only a name, so that a note reveals nothing
-about anyone's disk.
+about anyone's disk. An export lists its files in its own `segmint-files.jsonl`, and the note contains that list's hash.
 """
 
 import json
 import os
+import platform
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import ValidationError
 
-from segmint.catalogs.dataset.manifest import manifest_generations
+from segmint.catalogs.dataset.manifest import manifest_generations, read_dataset_id
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import (
-    REPORT,
-    DamagedDatasetError,
-    canonical_json,
-    fingerprint,
-)
+from segmint.catalogs.layout import REPORT, DamagedDatasetError, canonical_json, fingerprint
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import StorageFaultError
@@ -28,6 +24,9 @@ from segmint.infra.storage.location import Location
 from segmint.infra.uris import LOCAL, absolute, is_below, local_path, scheme, split_bucket
 
 OUTPUTS = "outputs"
+
+FILES_LIST = "segmint-files.jsonl"
+"""List of an export's files in its folder: a line about the export, then path, size, and SHA-256 of each file."""
 
 _FAR = "../../../"
 """Prefix of a relative path that is too far from the dataset; it would reveal folder names of a machine."""
@@ -38,8 +37,14 @@ class OutputNote(Frozen):
 
     schema_version: Literal[1] = 1
     command: str  # that made it, such as "export"
-    place: str  # its folder: relative to the dataset, or a base name if it is too far away
+    place: str  # its folder or only file: relative to the dataset, or a base name if it is too far away
     files: dict[str, str]  # SHA-256 of files that describe its content, by path below the folder
+    dataset_id: str | None  # None for a dataset without an id
+    listed: str | None = None  # SHA-256 of an export's list of files
+    count: int | None = None  # files in that list
+    complete: bool = True  # False for an export that was started
+    where: str  # fingerprint of the absolute location, and of the machine if it's local
+    beside: bool  # True on the dataset's disk or in its bucket
 
     @property
     def name(self) -> str:
@@ -60,14 +65,26 @@ class OutputNote(Frozen):
         return Location(dataset.storage, f"{scheme(dataset.uri)}://{bucket}/{os.path.normpath(f'{key}/{self.place}')}")
 
 
-def note_output(dataset: Location, command: str, folder: Location, files: Mapping[str, str]) -> None:
-    """Note an output in its dataset. `files` maps the main files, by path below `folder`, to their SHA-256.
+def note_output(
+    dataset: Location,
+    command: str,
+    place: Location,
+    files: Mapping[str, str],
+    listed: str | None = None,
+    count: int | None = None,
+    *,
+    complete: bool = True,
+) -> None:
+    """Note an output in its dataset. `files` maps the main files, by path below `place`, to their SHA-256.
 
-    Outputs in the dataset's `report/` need no note. If the dataset isn't writable, a warning is logged instead.
+    `place` is a folder, or the output itself if it is one file. The other arguments are as in `OutputNote`. Outputs in
+    the dataset's `report/` need no note. If the dataset isn't writable, a warning is logged instead.
     """
-    if is_below(folder.uri, dataset.uri) or not manifest_generations(dataset):
+    if is_below(place.uri, dataset.uri) or not manifest_generations(dataset):
         return
-    note = OutputNote(command=command, place=_place(dataset, folder), files=dict(files))
+    known = {"dataset_id": read_dataset_id(dataset), "where": where_is(place), "beside": _is_beside(dataset, place)}
+    listing = {"files": dict(files), "listed": listed, "count": count, "complete": complete}
+    note = OutputNote.model_validate({"command": command, "place": _place(dataset, place)} | known | listing)
     try:
         (dataset / OUTPUTS / note.name).put_if_absent(note.to_json())
     except (StorageFaultError, UsageError, OSError) as error:
@@ -85,7 +102,7 @@ def line_of(note: OutputNote) -> str:
 def read_notes(dataset: Location) -> list[OutputNote]:
     """Read the notes of a dataset's outputs; raises `DamagedDatasetError` for an invalid file.
 
-    A started output has a note without files, which is omitted once there is a note with files.
+    The note of a started export is omitted once there is one of a complete export at the same location.
     """
     notes = []
     for entry in (dataset / OUTPUTS).list():
@@ -94,8 +111,26 @@ def read_notes(dataset: Location) -> list[OutputNote]:
             notes.append(OutputNote.model_validate(json.loads(file.read())))
         except (ValidationError, ValueError, RecursionError) as error:
             raise DamagedDatasetError(f"{file} is not the note of an output: {error}") from error
-    completed = {(note.command, note.place) for note in notes if note.files}
-    return [note for note in notes if note.files or (note.command, note.place) not in completed]
+    completed = {(note.command, note.where) for note in notes if note.complete}
+    return [note for note in notes if note.complete or (note.command, note.where) not in completed]
+
+
+def where_is(place: Location) -> str:
+    """Return a fingerprint of a location that notes can contain without revealing it."""
+    if scheme(place.uri) != LOCAL:
+        return fingerprint(place.uri.rstrip("/"))
+    return fingerprint([platform.node(), os.path.realpath(local_path(place.uri))])
+
+
+def _is_beside(dataset: Location, place: Location) -> bool:
+    """Return whether a location is on the dataset's disk or in its bucket, so that both are there or neither is."""
+    if scheme(dataset.uri) != scheme(place.uri):
+        return False
+    if scheme(dataset.uri) != LOCAL:
+        return split_bucket(dataset.uri)[0] == split_bucket(place.uri)[0]
+    here, there = (Path(os.path.realpath(local_path(each.uri))) for each in (dataset, place))
+    disks = (next(each for each in (path, *path.parents) if each.exists()).stat().st_dev for path in (here, there))
+    return len(set(disks)) == 1
 
 
 def _place(dataset: Location, folder: Location) -> str:

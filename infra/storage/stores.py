@@ -227,7 +227,7 @@ class LocalStore:
         self.delete(uri)
 
     def versioned(self, uri: str) -> set[str]:
-        """Return the symbolic links; local files have no older versions."""
+        """Return the symbolic links and special files; local files have no older versions."""
         return set(_links(local_path(uri), ""))
 
     def ping(self, uri: str) -> None:
@@ -293,14 +293,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _links(folder: Path, prefix: str) -> Iterator[str]:
-    """Yield the symbolic links below a folder, without following them; `_walk` omits those to folders or to nothing."""
+    """Yield the symbolic links and special files below a folder, without following links."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _links(Path(entry.path), f"{prefix}{entry.name}/")
-            elif entry.is_symlink():
+            elif entry.is_symlink() or not Path(entry.path).is_file():
                 yield prefix + entry.name
 
 

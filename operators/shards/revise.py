@@ -7,6 +7,7 @@ the two can't miss each other. In the same way, a writer of rows from the catalo
 in the meantime.
 """
 
+import hashlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -17,6 +18,7 @@ import pyarrow as pa
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import CatalogPart, delete_part_reservations, load_manifest
+from segmint.catalogs.dataset.marks import put_marks
 from segmint.catalogs.dataset.tombstones import BLANK, DETAIL, NO_NAMES, SAME_SOURCE, Removals
 from segmint.catalogs.layout import (
     RESERVATIONS,
@@ -74,9 +76,9 @@ def revise_shard(
 
     With `images_only`, `change` receives the rows of the images table (keys of `IMAGES`); only that table is read and
     put, and all other files stay. `needed` can skip the change without reading all rows. `after_commit` is called once
-    a new generation is committed. Nothing is removed yet, except the files of lost attempts (with `purge`, including
-    their older versions). Raises `DamagedDatasetError` if a file of the latest generation cannot be read, and
-    `LostRaceError` after `ATTEMPTS` lost races.
+    a new generation is committed. Before that, marks of all JPEGs that change or go are put. Nothing is removed yet,
+    except the files of lost attempts (with `purge`, including their older versions). Raises `DamagedDatasetError` if a
+    file of the latest generation cannot be read, and `LostRaceError` after `ATTEMPTS` lost races.
     """
     lost = 0
 
@@ -88,6 +90,7 @@ def revise_shard(
         different = sum(one is not other for one, other in zip(rows, after, strict=True))
         if not different:
             return ShardRevision(commit, commit, 0)
+        put_marks(dataset.location, shard, dict(_former(rows, after)))
         new = replace_shard(dataset, commit, after, images_only=images_only, purge=purge, after_commit=after_commit)
         return ShardRevision(commit, new, different)
 
@@ -98,6 +101,14 @@ def revise_shard(
             lost += 1
             if lost == ATTEMPTS:
                 raise
+
+
+def _former(rows: Sequence[Row], after: Sequence[Row]) -> Iterator[tuple[int, str]]:
+    """Yield the number and the former JPEG's SHA-256 of each image whose JPEG changes or goes."""
+    for row, new in zip(rows, after, strict=True):
+        jpeg = row.get("release")
+        if jpeg is not None and jpeg != new["release"]:
+            yield row["id"], hashlib.sha256(jpeg).hexdigest()
 
 
 def _read_images(dataset: Location, commit: Commit) -> list[Row]:

@@ -1,78 +1,85 @@
-"""`segmint takedown --prove`: search for a removed image in all files that a dataset references."""
+"""`--prove` of takedowns and redactions: search for an image in all files that a dataset references.
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+A takedown's image is searched for by its names and numbers, and by the SHA-256 of its released JPEGs, which are in
+`marks/`. A redacted image is searched for by the SHA-256 of its JPEGs from before only.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 from segmint.catalogs.dataset.annotations.names import of_images
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
-from segmint.catalogs.dataset.outputs import OutputNote, line_of, read_notes
-from segmint.catalogs.dataset.selection import rows_named
-from segmint.catalogs.dataset.tombstones import RemovedImage, RemovedNames, read_tombstones
+from segmint.catalogs.dataset.marks import read_marks
+from segmint.catalogs.dataset.outputs import FILES_LIST, OutputNote, line_of, read_notes, where_is
+from segmint.catalogs.dataset.selection import rows_named, select_rows
+from segmint.catalogs.dataset.tombstones import RemovedNames, TakedownRequest, Tombstone, read_tombstones
 from segmint.catalogs.dataset.unaccounted import unknown_files
-from segmint.catalogs.layout import (
-    DATA_KINDS,
-    REPORT,
-    DamagedDatasetError,
-    image_name,
-    image_stem,
-    is_part_path,
-    parse_data_path,
-)
-from segmint.infra.errors import UsageError
+from segmint.catalogs.layout import DATA_KINDS, REPORT, DamagedDatasetError, image_stem, is_part_path, parse_data_path
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
-from segmint.infra.tars import BadTarError, TarReader
+from segmint.infra.storage.stores import ObjectInfo
+from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.threads import map_ahead
+from segmint.infra.uris import is_below
 from segmint.infra.wording import counted
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.revise import with_latest_commit
+from segmint.pipeline.corrections.search import Trace, WantedImage, search_file
+
+MOST_FILES = 1_000_000
+MOST_BYTES = 10**12
+"""Maximum number of files, and of bytes, that are searched in an output."""
 
 _THREADS = 16
-_PIECE = 4 << 20
-_SHORT_NAME = re.compile(rb"\d*|.{1,3}")
 
 
 @dataclass(frozen=True)
-class RemovalProof:
-    """Locations that were searched for a removed image, and those where it was found."""
+class ImageProof:
+    """Locations that were searched for an image, and those where it was found."""
 
     dataset: str
-    images: tuple[RemovedImage, ...]  # as named by the tombstones
+    images: tuple[str, ...]  # each with its names, if tombstones name it
     reasons: tuple[str, ...]  # of the tombstones
     versions_before: tuple[str, ...]  # digests named by the tombstones
+    jpegs: tuple[str, ...]  # SHA-256 of the JPEGs that were searched for
     shards: int  # whose four files were read
-    files: int  # of reports and outputs, read in full
+    files: int  # of reports, outputs, and unknown ones, read in full
     found: tuple[str, ...]
-    unsearched: tuple[str, ...]  # recorded outputs that can't be reached from here
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result for JSON."""
-        images = [image.model_dump(mode="json") for image in self.images]
-        return {**asdict(self), "images": images}
+    not_checked: tuple[str, ...]
+    gone: tuple[str, ...]  # outputs that are no longer where they were written, and files that are missing there
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
-        names = ", ".join(f"{image_stem(image.id)} ({image.image_id})" for image in self.images)
+        by_name, catalog = ("names, numbers, and ", "the catalog, ") if self.reasons else ("", "")
+        state = f"taken down ({'; '.join(self.reasons)})" if self.reasons else "redacted"
         verdict = f"found in {counted(len(self.found), 'place')}" if self.found else "not found"
         return [
-            f"{names}: taken down ({'; '.join(self.reasons)})",
-            f"searched {counted(self.shards, 'committed shard')}, the catalog, the names of all other files and older "
-            f"versions, and {counted(self.files, 'file')} of reports, exports, and other folders",
+            f"{', '.join(self.images)}: {state}",
+            f"searched for its {by_name}{counted(len(self.jpegs), 'SHA-256')} of its former JPEGs; scaled, cropped, or "
+            "re-encoded copies and copies encoded as text aren't recognized",
+            f"searched {counted(self.shards, 'committed shard')}, {catalog}the names of other data files and older "
+            f"versions, and {counted(self.files, 'file')} of reports, exports, and other folders, including the rows "
+            "of Parquet files and the files in tar and zip archives",
+            "not searched: downloads, backups, caches, and copies of outputs in places that the dataset doesn't note",
+            *(f"gone: {line}" for line in self.gone),
             *(f"found: {line}" for line in self.found),
-            *(f"not checked: {line}" for line in self.unsearched),
-            f"{verdict}" + (", except possibly in what wasn't searched" if self.unsearched else ""),
+            *(f"not checked: {line}" for line in self.not_checked),
+            f"{verdict}" + (", but not everything could be checked" if self.not_checked else ""),
         ]
 
 
-def prove(dataset: Location, name: str) -> RemovalProof:
+def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
     """Search for a removed image, by its image_id or number, in all files that the dataset references.
 
     Searches every committed file, the catalog, the names of all other files (including older versions in a bucket),
-    files that are not segmint's, the report, and the recorded outputs. Changes nothing. Raises `UsageError` for an
-    image that no tombstone names, and `DamagedDatasetError` for files that cannot be read.
+    files that are not segmint's, the report, and the recorded outputs. `at` names where outputs are now, each as
+    NAME=URI with the place in its note as the name. Changes nothing. Raises `UsageError` for an image that no tombstone
+    names or a place without a note, and `DamagedDatasetError` for files that cannot be read.
     """
     manifest = load_manifest(dataset)
     tombstones = [
@@ -86,55 +93,181 @@ def prove(dataset: Location, name: str) -> RemovalProof:
             f"no tombstone of {dataset} lists {name!r}: expected the image_id or id of an image that was taken down"
         )
     images = tuple({image.ordinal: image for _, image in tombstones}.values())
+    marks = {image: read_marks(dataset, image.ordinal // manifest.images_per_shard, image.id) for image in images}
+    search = _Search(dataset, WantedImage(images, frozenset().union(*(each or () for each in marks.values()))))
+    search.not_checked += [
+        f"JPEGs of {image_stem(image.id)} with another name: no file in marks/ lists it"
+        for image, each in marks.items()
+        if each is None
+    ]
     names = RemovedNames.of(image.model_copy(update={"shared": False}) for image in images)
-    found = [f"the catalog row with ordinal {ordinal}" for ordinal in rows_named(dataset, manifest, names)]
-    committed = list(CommitLog(dataset).committed())
-
-    def look(shard: int) -> list[str]:
-        return with_latest_commit(dataset, shard, lambda commit: list(_in_shard(dataset, commit, images, names))) or []
-
-    for lines in map_ahead(look, committed, _THREADS, 2 * _THREADS, "prove"):
-        found += lines
-    found += _by_name(dataset, manifest, {image.ordinal // manifest.images_per_shard for image in images})
-    found += [f"{path} is a submission for it" for path in of_images(dataset, {image.ordinal for image in images})]
-    pattern = _pattern(images)
-    files = 0
-    skipped: list[str] = []
-    for note in (None, *read_notes(dataset)):
-        place = dataset / REPORT if note is None else note.location(dataset)
-        paths = None if place is None else _files_of(place, note, images)
-        if place is None or paths is None:
-            skipped.append(REPORT if note is None else line_of(note))
-            continue
-        for path in paths:
-            files += 1
-            if path.rpartition("/")[2] in {image_name(image.id) for image in images}:
-                found.append(f"{place / path}")
-            elif _holds(place / path, pattern):
-                found.append(f"{place / path} mentions it")
-    for path in unknown_files(dataset):
-        if (dataset / path).link_target() is not None or not (dataset / path).exists():
-            skipped.append(f"{path} (not written by segmint)")
-            continue
-        files += 1
-        if _holds(dataset / path, pattern):
-            found.append(f"{path} mentions it")
-    return RemovalProof(
-        dataset=str(dataset),
-        images=images,
-        reasons=tuple(dict.fromkeys(tombstone.reason for tombstone, _ in tombstones)),
-        versions_before=tuple(dict.fromkeys(t.version_before for t, _ in tombstones if t.version_before)),
-        shards=len(committed),
-        files=files,
-        found=tuple(found),
-        unsearched=tuple(skipped),
+    rows = rows_named(dataset, manifest, names)
+    search.found += [f"the catalog row with ordinal {ordinal}" for ordinal in rows]
+    search.found += [f"{path} is a submission for it" for path in of_images(dataset, {each.ordinal for each in images})]
+    return search.proof(
+        manifest,
+        {image.ordinal for image in images},
+        at,
+        [f"{image_stem(image.id)} ({image.image_id})" for image in images],
+        [tombstone for tombstone, _ in tombstones],
     )
 
 
-def _in_shard(dataset: Location, commit: Commit, images: Sequence[RemovedImage], names: RemovedNames) -> Iterator[str]:
-    """Yield the locations in a commit's files that contain one of the images."""
-    own = {image.ordinal for image in images if image.ordinal in range(*commit.ordinals)}  # it may claim any range
-    for kind in SCHEMAS:
+def prove_redaction(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
+    """Search for an image's JPEGs from before its redactions, like `prove`.
+
+    Raises `UsageError` if `name` is not the image_id or number of an image, or no redaction of it is recorded.
+    """
+    manifest = load_manifest(dataset)
+    selection = select_rows(dataset, manifest, TakedownRequest(ids=(name,)))
+    if len(selection.rows) != 1:
+        raise UsageError(selection.ambiguous.get(name, f"{name!r} isn't the image_id or id of one image of {dataset}"))
+    (image,) = selection.rows.values()
+    jpegs = read_marks(dataset, image.ordinal // manifest.images_per_shard, image.id)
+    if not jpegs:
+        raise UsageError(f"no redaction of {image_stem(image.id)} is recorded in marks/ of {dataset}")
+    return _Search(dataset, WantedImage(jpegs=jpegs)).proof(manifest, {image.ordinal}, at, [image_stem(image.id)])
+
+
+@dataclass
+class _Search:
+    """A search and its results so far."""
+
+    dataset: Location
+    wanted: WantedImage
+    files: int = 0
+    found: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+
+    def proof(
+        self,
+        manifest: DatasetManifest,
+        ordinals: set[int],
+        at: Sequence[str],
+        images: Sequence[str],
+        tombstones: Sequence[Tombstone] = (),
+    ) -> ImageProof:
+        """Search the committed shards, the names of other files, the report, unknown files, and the outputs."""
+        notes = read_notes(self.dataset)
+        places = sorted({note.place for note in notes})
+        moved = [(place, uri) for place, _, uri in (text.rpartition("=") for text in at)]
+        if any(not uri or place not in places for place, uri in moved):
+            known = ", ".join(places) or "none is noted"
+            raise UsageError(f"--at: expected NAME=URI with the NAME of a noted output: {known}")
+        committed = list(CommitLog(self.dataset).committed())
+
+        def look(shard: int) -> list[str]:
+            return with_latest_commit(self.dataset, shard, partial(_in_shard, self.dataset, self.wanted)) or []
+
+        for lines in map_ahead(look, committed, _THREADS, 2 * _THREADS, "prove"):
+            self.found += lines
+        self.found += _by_name(self.dataset, manifest, {each // manifest.images_per_shard for each in ordinals})
+        self.look_below(self.dataset / REPORT)
+        for path in unknown_files(self.dataset):
+            file = self.dataset / path
+            if file.link_target() is not None or not file.exists():
+                self.not_checked.append(f"{path} (not written by segmint): a link, a special file, or an older version")
+            else:
+                self.add(search_file(file, path, path, self.wanted))
+        groups: dict[str, list[OutputNote]] = {}
+        for note in notes:
+            groups.setdefault(note.where, []).append(note)
+        names = [group[0].place for group in groups.values()]
+        for name, group in zip(names, groups.values(), strict=True):
+            self.look_at(group, [uri for place, uri in moved if place == name], ambiguous=names.count(name) > 1)
+        return ImageProof(
+            dataset=str(self.dataset),
+            images=tuple(images),
+            reasons=tuple(dict.fromkeys(tombstone.reason for tombstone in tombstones)),
+            versions_before=tuple(dict.fromkeys(t.version_before for t in tombstones if t.version_before)),
+            jpegs=tuple(sorted(self.wanted.jpegs)),
+            shards=len(committed),
+            files=self.files,
+            found=tuple(dict.fromkeys(self.found)),
+            not_checked=tuple(dict.fromkeys(self.not_checked)),
+            gone=tuple(self.gone),
+        )
+
+    def add(self, traces: Sequence[Trace]) -> None:
+        """Add the traces of a file."""
+        self.files += 1
+        for found, line in traces:
+            (self.found if found else self.not_checked).append(line)
+
+    def look_below(self, place: Location, own: str = "") -> set[str]:
+        """Search the files below a folder, except the file `own` and the dataset itself; return their names."""
+        names, size, whole = set[str](), 0, True
+        around = is_below(self.dataset.uri, place.uri)
+
+        def entries() -> Iterator[ObjectInfo]:
+            nonlocal size, whole
+            for entry in place.walk(include_temporary=True, on_skip=lambda *_: None):
+                if around and is_below(str(place / entry.name), self.dataset.uri):
+                    continue
+                size += entry.size
+                if len(names) == MOST_FILES or size > MOST_BYTES:
+                    whole = False
+                    self.not_checked.append(f"{place}: more than the first {counted(len(names), 'file')}")
+                    return
+                names.add(entry.name)
+                if entry.name != own:
+                    yield entry
+
+        def look(entry: ObjectInfo) -> list[Trace]:
+            return search_file(place / entry.name, str(place / entry.name), entry.name, self.wanted)
+
+        for traces in map_ahead(look, entries(), _THREADS, 2 * _THREADS, "prove"):
+            self.add(traces)
+        for name in place.walk_ever() if whole else ():
+            if name not in names and not (around and is_below(str(place / name), self.dataset.uri)):
+                self.not_checked.append(f"{place / name}: a link, a special file, or an older version")
+        return names
+
+    def look_at(self, notes: Sequence[OutputNote], uris: Sequence[str], *, ambiguous: bool) -> None:
+        """Search an output. `notes` are those of its location, and `uris` where it is now according to the user.
+
+        An empty place counts as checked if it is the noted one on the dataset's disk or in its bucket, or if the user
+        says that the output is there, unless another output has the same name (`ambiguous`).
+        """
+        note, near, advice = notes[-1], notes[0].location(self.dataset), f"pass --at '{notes[0].place}=URI'"
+        label, problem = line_of(note), ""
+        places = [Location(self.dataset.storage, uri) for uri in uris] or ([near] if near is not None else [])
+        if not places:
+            self.not_checked.append(f"{label}: not near the dataset, so its location isn't noted; {advice}")
+            return
+        try:
+            noted = [place for place in places if where_is(place) == note.where]
+            known = [place for place in places if _holds_output(place, notes)]
+            place = next(iter([*noted, *known, *places]))
+            sure = bool(noted and (uris or note.beside)) or bool(uris and not ambiguous)
+            lists = place in known and any(each.listed for each in notes)
+            if place.exists():
+                self.add(search_file(place, str(place), place.name, self.wanted))
+                names = {""}
+            else:
+                names = self.look_below(place, FILES_LIST if lists else "")
+            if not names and sure:
+                self.gone.append(f"nothing is at {place}, where segmint {note.command} wrote")
+            elif not names:
+                problem = f"nothing is at {place}, but the output may have been moved; {advice}"
+            elif lists:
+                self.gone += _missing(place, names)
+            elif any(each.listed or not each.complete for each in notes):
+                problem = f"{place} was searched, but it has no {FILES_LIST} of a complete export, so it may lack files"
+            elif place not in known and not sure:
+                problem = f"{place} was searched, but contains another output; {advice}"
+        except (SegmintError, OSError) as error:
+            problem = str(error)
+        self.not_checked += [f"{label}: {problem}"] if problem else []
+
+
+def _in_shard(dataset: Location, wanted: WantedImage, commit: Commit) -> list[str]:
+    """Return the locations in a commit's files that contain one of the images."""
+    found = list[str]()
+    names = RemovedNames.of(image.model_copy(update={"shared": False}) for image in wanted.images)
+    own = {image.ordinal for image in wanted.images if image.ordinal in range(*commit.ordinals)}
+    for kind in SCHEMAS if wanted.images else ():
         if kind == "masks" and not own:
             continue  # masks contain no names beyond those of the images
         entry = commit.file(kind)
@@ -142,16 +275,21 @@ def _in_shard(dataset: Location, commit: Commit, images: Sequence[RemovedImage],
             blank = kind == "rejects" and not row["image_id"] and not row["uri"]
             source = kind != "masks" and names.names_source(row["uri"], row.get("source_sha256"))
             if row["image_id"] in names.image_ids or source or (row["ordinal"] in own and not blank):
-                yield f"{entry.path}, ordinal {row['ordinal']}"
-    if own:
+                found.append(f"{entry.path}, ordinal {row['ordinal']}")
+    if own or wanted.jpegs:
         entry = commit.file("shards")
         stems = {image_stem(ordinal + 1) for ordinal in own}
         try:
             with (dataset / entry.path).open() as stream:
-                members = [member.name for member in TarReader(stream)]
+                reader = TarReader(stream)
+                for member in reader:
+                    if member.name.partition(".")[0] in stems:
+                        found.append(f"{entry.path}, {member.name}")
+                    elif is_plain_file(member) and hashlib.sha256(reader.read(member)).hexdigest() in wanted.jpegs:
+                        found.append(f"{entry.path}, {member.name} is its JPEG")
         except BadTarError as error:
             raise DamagedDatasetError(f"{dataset / entry.path} is not a readable shard: {error}") from error
-        yield from (f"{entry.path}, {name}" for name in members if name.partition(".")[0] in stems)
+    return found
 
 
 def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> Iterator[str]:
@@ -169,29 +307,21 @@ def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> 
             yield f"catalog/{name}: not in any manifest, and may list the image"
 
 
-def _files_of(place: Location, note: OutputNote | None, images: Sequence[RemovedImage]) -> list[str] | None:
-    """Return the files to search in an output or the dataset's report, or None if the output does not exist."""
-    if note is None:
-        return [entry.name for entry in place.walk()]
-    pictures = [f"images/{image_name(image.id)}" for image in images]
-    paths = [path for path in (*note.files, *pictures) if (place / path).exists()]
-    return paths if paths or not note.files else None
+def _holds_output(place: Location, notes: Sequence[OutputNote]) -> bool:
+    """Return whether a file that one of the notes names is at a place with the same bytes, for exports their list."""
+    if place.exists():
+        return place.sha256() in {sha256 for note in notes for sha256 in note.files.values()}
+    listed = {note.listed for note in notes if note.listed}
+    files = {(FILES_LIST, sha256) for sha256 in listed} or {pair for note in notes for pair in note.files.items()}
+    return any((place / name).exists() and (place / name).sha256() == sha256 for name, sha256 in files)
 
 
-def _pattern(images: Sequence[RemovedImage]) -> re.Pattern[bytes]:
-    """Return a pattern that matches the images' names as words. Omits names with only digits or very few letters."""
-    words = {image_stem(image.id) for image in images}
-    words |= {word for image in images for word in (image.image_id, image.uri, image.sha256) if word}
-    long = [word.encode() for word in sorted(words) if not _SHORT_NAME.fullmatch(word.encode())]
-    return re.compile(rb"(?<![\w-])(?:" + b"|".join(map(re.escape, long)) + rb")(?![\w-])")
-
-
-def _holds(file: Location, pattern: re.Pattern[bytes]) -> bool:
-    """Return whether a file contains one of the names. The file is streamed."""
-    before = b""
-    with file.open() as stream:
-        while piece := stream.read(_PIECE):
-            if pattern.search(before + piece):
-                return True
-            before = piece[-4096:]
-    return False
+def _missing(place: Location, names: Collection[str]) -> list[str]:
+    """Return a line about the files that an export's list names and that are not among these."""
+    count, first = 0, ""
+    with (place / FILES_LIST).open() as rows:
+        next(rows)
+        for row in rows:
+            if (path := json.loads(row)["path"]) not in names:
+                count, first = count + 1, first or path
+    return [f"{counted(count, 'file')} of {place}, such as {first}"] if count else []

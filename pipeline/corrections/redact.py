@@ -40,6 +40,7 @@ class RedactResult:
     version: VersionName
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
     training_cache: tuple[str, ...] = ()  # training caches of its images, and the files deleted there
+    outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the previous pixels
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
@@ -47,7 +48,8 @@ class RedactResult:
             f"{counted(self.regions, 'region')} in {counted(self.images, 'image')}; changed: "
             f"{counted(self.changed_images, 'image')} in {counted(len(self.changed_shards), 'shard')}; the others "
             "already had these regions",
-            "the previous pixels were deleted, including older versions",
+            "the previous pixels were deleted from the dataset, including older versions of its files",
+            *(f"created from this dataset, delete it or create it again: {output}" for output in self.outputs),
             *(f"training cache: {line}" for line in self.training_cache),
             *(f"removed only the link, check its target: {link}" for link in self.removed_links),
             self.version.line(),
@@ -149,6 +151,7 @@ class _Redaction(Correction[_RedactionPlan, RedactResult]):
             version=version,
             removed_links=outcome.removed_links,
             training_cache=tuple(forget_dataset(dataset.location)),
+            outputs=outcome.outputs,
         )
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.annotations.names import purge_of_images
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import load_latest_manifest
+from segmint.catalogs.dataset.marks import put_marks
 from segmint.catalogs.dataset.selection import read_ids
 from segmint.catalogs.dataset.tombstones import (
     BLANK,
@@ -79,7 +80,7 @@ class TakedownResult:
             f"{counted(self.taken_down, 'row')}",
             "the images were deleted, including older versions; "
             + ("of segmint's files, " if self.unknown_files or self.removed_links else "")
-            + "only tombstones/ still lists them",
+            + "only tombstones/ still names them, and marks/ has the SHA-256 of their JPEGs",
             *([f"submissions removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
             *([building] if self.building else []),
             *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
@@ -163,6 +164,9 @@ class _Takedown:
             rows += plan.listed.rows
             digest = current_digest(dataset.location)
             for tombstone in plan.listed.tombstones:
+                shards = by_shard((image.ordinal for image in tombstone.images), dataset.manifest().images_per_shard)
+                for shard, ordinals in shards.items():  # revisions put the marks of images with a JPEG
+                    put_marks(dataset.location, shard, {ordinal + 1: None for ordinal in ordinals})
                 put_tombstone(dataset.location, tombstone.model_copy(update={"version_before": digest}))
             # Writers that commit from here on find the tombstones. Look again for those that committed since the list
             # was made.

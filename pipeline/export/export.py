@@ -20,7 +20,7 @@ from segmint.infra.uris import is_below
 from segmint.infra.wording import counted, listed
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.fiftyone import FiftyOneWriter
-from segmint.pipeline.export.folder import ExportFolder
+from segmint.pipeline.export.folder import OutputFolder
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.geojson import GeoJsonWriter
 from segmint.pipeline.export.hf import HuggingFaceWriter
@@ -95,7 +95,7 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     try:
         with ScratchFolder() as scratch:
             version = name_now(location)
-            folder = ExportFolder(location, f"export --format {options.format}", output)
+            folder = OutputFolder(location, f"export --format {options.format}", output, version, Path(scratch))
             writer = make_writer(
                 options.format,
                 Path(scratch),
@@ -162,7 +162,7 @@ def _taken(*files: Location) -> str:
 def write_samples(
     samples: Iterable[Sample],
     writers: Sequence[SampleWriter],
-    folder: ExportFolder,
+    folder: OutputFolder,
     file: Location,
     version: VersionName,
     with_images: bool = True,
@@ -174,7 +174,7 @@ def write_samples(
     themselves. Each file appears only when it is complete, so an interrupted export has no main file. Files of an
     interrupted run are kept if their bytes are the same. Raises `UsageError` at the first per-image file that exists
     with different bytes. The writers' remaining files are all compared before any is written, and the error lists those
-    that differ. Raises the errors of `ExportFolder.complete` before the last file is written.
+    that differ. Raises the errors of `OutputFolder.complete` before the last file is written.
     """
     output = folder.location
     images = masks = pictures = 0
@@ -194,16 +194,17 @@ def write_samples(
     if others := [found for found, path in there if found.sha256() != sha256_of(path)]:
         raise UsageError(_taken(*others))
     for number, (name, path) in enumerate(files, 1):
-        folder.wrote(name)
         if number == len(files):
-            folder.complete({name: sha256_of(path)})
+            folder.complete(name, path)
+        else:
+            folder.wrote(name, path)
         if not (output / name).put_file_if_absent(path):
             raise UsageError(_taken(output / name))
     notes = tuple(line for writer in writers if isinstance(writer, NotesWriter) for line in writer.notes())
     return ExportResult(str(output), str(file), images, masks, pictures, version, notes)
 
 
-def _put_part(content: bytes | Path, scratch: Path, folder: ExportFolder, name: str) -> None:
+def _put_part(content: bytes | Path, scratch: Path, folder: OutputFolder, name: str) -> None:
     """Write an image, or another file that is complete before all samples are read. Scratch files are moved."""
     if isinstance(content, Path):
         local = content
@@ -211,7 +212,7 @@ def _put_part(content: bytes | Path, scratch: Path, folder: ExportFolder, name: 
         local = scratch / "part"
         local.write_bytes(content)  # more stores support put-if-absent for files than for bytes
     file = folder.location / name
-    folder.wrote(name)
+    folder.wrote(name, local)
     if not file.put_file_if_absent(local):
         raise UsageError(
             f"{file} already exists with other content, from another run or an earlier state of the dataset. "

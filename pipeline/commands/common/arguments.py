@@ -31,6 +31,12 @@ Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Open the 
 Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the changes without making them.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation; required without a terminal.")]
+At = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--at", metavar="NAME=URI", help="Where a noted output that was moved is now, for --prove; repeatable."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

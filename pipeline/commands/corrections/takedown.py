@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, build_of
+from segmint.pipeline.commands.common.arguments import AsJson, At, Config, Dataset, DryRun, Yes, build_of
 from segmint.pipeline.commands.common.console import confirmation, exit_unless_clean, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 
@@ -33,6 +33,7 @@ def takedown(
         str | None,
         typer.Option("--prove", metavar="ID", help="Search for a taken-down image; exit with code 1 if it's found."),
     ] = None,
+    at: At = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     config: Config = None,
@@ -54,10 +55,12 @@ def takedown(
     build, storage = build_of(config)
     location, file = Location(storage, dataset), None if ids is None else Location(storage, ids)
     if proved is not None:
-        proof = prove(location, proved)
+        proof = prove(location, proved, at or ())
         print_result(proof, as_json)
-        exit_unless_clean(proof.found, proof.unsearched)
+        exit_unless_clean(proof.found, proof.not_checked)
         return
+    if at:
+        raise UsageError("--at needs --prove")
     if reason is None:
         raise UsageError("--reason is missing: the tombstone records it")
     asked = read_request(file, license_id, provider, with_copies=with_copies)

@@ -17,7 +17,6 @@ from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import absolute, parent
 from segmint.infra.wording import some
 from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.audit.submissions import audit_ratings
@@ -138,8 +137,7 @@ def _note(dataset: Location, option: str, target: Location) -> None:
     if option == "--pictures":
         note_output(dataset, f"audit {option}", target, {})
     elif target.exists():
-        folder = Location(target.storage, parent(absolute(target.uri)))
-        note_output(dataset, f"audit {option}", folder, {target.name: target.sha256()})
+        note_output(dataset, f"audit {option}", target, {target.name: target.sha256()})
 
 
 def _check_detectors(options: AuditOptions, *, with_images: bool) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.manifest import parse_manifest_name
+from segmint.catalogs.dataset.marks import MARKS
 from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, Tombstone
 from segmint.catalogs.findings import Code, Finding, FindingLocation
@@ -31,7 +32,7 @@ class BytesAsked(NamedTuple):
 NO_MORE = BytesAsked()
 """Nothing on request."""
 
-_FOLDERS = (TOMBSTONES, OUTPUTS, RESERVATIONS, SUMMARIES)
+_FOLDERS = (TOMBSTONES, MARKS, OUTPUTS, RESERVATIONS, SUMMARIES)
 _THREADS = 16
 
 

@@ -26,7 +26,7 @@ from segmint.infra.wording import counted
 from segmint.operators.audit.mask_columns import of_people
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
 from segmint.pipeline.export.export import make_writer, refuse_existing, write_samples
-from segmint.pipeline.export.folder import ExportFolder
+from segmint.pipeline.export.folder import OutputFolder
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.export.samples import draw_key
 from segmint.pipeline.quality.statistics.paper import MASKS_PER_IMAGE
@@ -103,7 +103,7 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
     with ScratchFolder() as folder:
         scratch = Path(folder)
         version = name_now(location)
-        into = ExportFolder(location, "study sample", output)
+        into = OutputFolder(location, "study sample", output, version, scratch)
         formats = [
             make_writer(format, scratch, dataset.manifest, version, output.uri)
             for format in (Format.COCO, Format.LABEL_STUDIO)

@@ -1,9 +1,14 @@
 """Proof that an image that was taken down is nowhere: each place where it may be left is found when it is there."""
 
 import json
+import os
 import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -11,17 +16,21 @@ from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import TakedownRequest, read_tombstones
 from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.commands.cli import app
-from segmint.pipeline.corrections.proof import prove
+from segmint.pipeline.corrections.proof import prove, prove_redaction
+from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
+from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
 from tests.support.everything import upload
+from tests.support.killed_writes import KilledProcessError, dying_after
 from tests.support.locations import location_of
 from tests.support.s3_server import S3Server
 
@@ -41,7 +50,7 @@ def test_nothing_is_found_and_nothing_is_changed(taken: Path) -> None:
     before = digests(taken)
     for name in ("image-1", "2", "sa_2"):
         proof = prove(location_of(taken), name)
-        assert (proof.found, proof.unsearched, proof.shards, proof.reasons) == ((), (), 3, ("asked for",))
+        assert (proof.found, proof.not_checked, proof.shards, proof.reasons) == ((), (), 3, ("asked for",))
         assert proof.lines()[-1] == "not found"
     assert digests(taken) == before
     assert not (taken / OUTPUTS).exists()
@@ -93,23 +102,206 @@ def test_left_overs_reports_and_other_files_are_found(taken: Path, small_dataset
     ]
 
 
-@pytest.mark.parametrize("format", [Format.COCO, Format.LABEL_STUDIO])
-def test_an_export_from_before_is_listed_and_found(dataset: Path, tmp_path: Path, format: Format) -> None:
+@pytest.fixture
+def exported(dataset: Path, tmp_path: Path) -> Path:
+    """The dataset with an export of every format, one of them without pictures, in `tmp_path`."""
     location = location_of(dataset)
-    export_dataset(location, ExportOptions(format), location_of(tmp_path / "exports" / "old"))
+    for format in Format:
+        export_dataset(location, ExportOptions(format), location_of(tmp_path / format))
+    export_dataset(location, ExportOptions(Format.HF, with_images=False), location_of(tmp_path / "rows"))
+    return dataset
+
+
+def test_exports_from_before_are_found_until_they_are_deleted(exported: Path, tmp_path: Path) -> None:
+    location = location_of(exported)
     done = takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
-    (output,) = done.outputs
-    assert output.startswith(f"../exports/old (segmint export --format {format}")
-    assert any("created from this dataset" in line and "../exports/old" in line for line in done.lines())
-    assert sorted(line.removeprefix(f"{tmp_path}/exports/old/").partition(" ")[0] for line in found(dataset)) == sorted(
-        ["images/sa_2.jpg", *(path.name for path in (tmp_path / "exports" / "old").glob("*.json"))]
-    )
-    shutil.rmtree(tmp_path / "exports")
+    assert len(done.outputs) == 8
+    assert any("created from this dataset" in line and "../yolo" in line for line in done.lines())
     proof = prove(location, "2")
-    assert (proof.found, len(proof.unsearched)) == ((), 1)
-    assert proof.lines()[-1] == "not found, except possibly in what wasn't searched"
-    export_dataset(location, ExportOptions(format), location_of(tmp_path / "exports" / "old"))
-    assert found(dataset) == []
+    lines = {line.removeprefix(f"{tmp_path}/") for line in proof.found}
+    jpegs = {f"{format}/images/sa_2.jpg" for format in Format if format is not Format.HF}
+    masks = {
+        f"fiftyone/fields/masks.detections/sa_2/{20_000 + index}.png"
+        for index in range(len(list((tmp_path / "fiftyone/fields/masks.detections/sa_2").iterdir())))
+    }
+    rows = "1 row from row 1 on (id, image.bytes, image.path, image_id, objects.id)"
+    assert lines == {
+        *jpegs,
+        *masks,
+        "coco/instances.json mentions it",
+        "cvat/annotations/instances_default.json mentions it",
+        "fiftyone/samples.json mentions it",
+        "geojson/index.json mentions it",
+        "geojson/masks/sa_2.geojson",
+        f"hf/data/train-00000.parquet, {rows}",
+        "label-studio/tasks.json mentions it",
+        f"rows/data/train-00000.parquet, {rows.replace('image.bytes, image.path, ', '')}",
+        "yolo/attributions.csv mentions it",
+        "yolo/labels/sa_2.txt",
+    }
+    assert not proof.not_checked
+    for name in (*Format, "rows"):
+        shutil.rmtree(tmp_path / name)
+    proof = prove(location, "2")
+    assert (proof.found, proof.not_checked, proof.lines()[-1]) == ((), (), "not found")
+    assert f"gone: nothing is at {tmp_path}/yolo, where segmint export --format yolo wrote" in proof.lines()
+    export_dataset(location, ExportOptions(Format.COCO), location_of(tmp_path / "coco"))
+    assert found(exported) == []
+
+
+def test_a_picture_with_another_name_is_found_by_its_hash(exported: Path, tmp_path: Path) -> None:
+    """As a file, in a tar, in a tar in a zip, and in rows without a name."""
+    jpeg = (tmp_path / "coco/images/sa_2.jpg").read_bytes()
+    takedown(location_of(exported), TakedownRequest(ids=("image-1",)), "asked for")
+    assert len(prove(location_of(exported), "2").jpegs) == 1
+    for format in Format:
+        shutil.rmtree(tmp_path / format)
+    place = tmp_path / "rows"
+    (place / "data/train-00000.parquet").unlink()
+    (place / "other.jpg").write_bytes(jpeg)
+    with tarfile.open(place / "a.tar", "w") as archive:
+        archive.add(place / "other.jpg", "b/other.jpg")
+    with zipfile.ZipFile(place / "c.zip", "w", zipfile.ZIP_DEFLATED) as outer:
+        outer.write(place / "a.tar", "inner.tar")
+    pq.write_table(pa.table({"x": [[{"y": b"-"}, {"y": jpeg}]]}), place / "d.parquet")
+    proof = prove(location_of(exported), "2")
+    assert [line.removeprefix(f"{place}/") for line in proof.found] == [
+        "a.tar, b/other.jpg is its JPEG",
+        "c.zip, inner.tar, b/other.jpg is its JPEG",
+        "d.parquet, 1 row from row 0 on (x.y)",
+        "other.jpg is its JPEG",
+    ]
+    assert f"gone: 1 file of {place}, such as data/train-00000.parquet" in proof.lines()
+
+
+def test_what_cannot_be_looked_into_is_named(taken: Path, tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    export_dataset(location_of(taken), ExportOptions(Format.HF), location_of(place))
+    whole = place / "data/train-00000.parquet"
+    whole.write_bytes(whole.read_bytes()[:-20])
+    with zipfile.ZipFile(place / "locked.zip", "w") as archive:
+        archive.writestr("a.txt", "nothing")
+    locked = bytearray((place / "locked.zip").read_bytes())
+    locked[6] |= 1
+    locked[locked.index(b"PK\x01\x02") + 8] |= 1  # marked as encrypted in both of its headers
+    (place / "locked.zip").write_bytes(locked)
+    (place / "b.7z").write_bytes(b"7z\xbc\xaf\x27\x1c and more")
+    (place / "c.parquet").write_bytes(b"PARE and more")
+    (place / "d.tar").write_bytes(b"not a tar")
+    (place / "link").symlink_to(tmp_path)
+    os.mkfifo(place / "pipe")
+    with zipfile.ZipFile(place / "deep.zip", "w") as outer:
+        for _ in range(2):
+            (place / "deeper.zip").write_bytes((place / "locked.zip").read_bytes())
+            with zipfile.ZipFile(place / "level.zip", "w") as inner:
+                inner.write(place / "deeper.zip", "deeper.zip")
+        outer.write(place / "level.zip", "level.zip")
+    for name in ("deeper.zip", "level.zip"):
+        (place / name).unlink()
+    proof = prove(location_of(taken), "2")
+    assert not proof.found
+    assert [line.removeprefix(f"{place}/").partition(":")[0] for line in proof.not_checked] == [
+        "b.7z",
+        "c.parquet",
+        "d.tar",
+        "data/train-00000.parquet",
+        "deep.zip, level.zip, deeper.zip",
+        "locked.zip, a.txt",
+        "link",
+        "pipe",
+    ]
+    assert proof.lines()[-1] == "not found, but not everything could be checked"
+
+
+def test_a_place_that_moved_is_not_checked_until_it_is_named(exported: Path, tmp_path: Path) -> None:
+    location = location_of(exported)
+    takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
+    for name in (*Format, "rows"):
+        if name != "yolo":
+            shutil.rmtree(tmp_path / name)
+    (tmp_path / "moved").mkdir()
+    shutil.move(exported, tmp_path / "moved/deep/dataset")
+    location = location_of(tmp_path / "moved/deep/dataset")
+    proof = prove(location, "2")
+    assert (proof.found, proof.gone, len(proof.not_checked)) == ((), (), 8)
+    assert "nothing is at" in proof.not_checked[0]
+    places = [f"../{name}={tmp_path / name}" for name in (*Format, "rows")]
+    proof = prove(location, "2", places)
+    assert (len(proof.found), len(proof.gone), proof.not_checked) == (3, 7, ())
+    (tmp_path / "yolo/segmint-files.jsonl").unlink()
+    assert "has no segmint-files.jsonl of a complete export" in prove(location, "2", places).not_checked[0]
+    with pytest.raises(UsageError, match=r"--at: expected NAME=URI with the NAME of a noted output: \.\./coco, "):
+        prove(location, "2", ["elsewhere=x"])
+
+
+def test_an_interrupted_export_is_searched_and_its_list_is_unknown(dataset: Path, tmp_path: Path) -> None:
+    location = location_of(dataset)
+    with dying_after(5), pytest.raises(KilledProcessError):
+        export_dataset(location, ExportOptions(Format.YOLO), location_of(tmp_path / "out"))
+    takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
+    proof = prove(location, "2")
+    assert proof.found == (f"{tmp_path}/out/images/sa_2.jpg",)
+    (tmp_path / "out/images/sa_2.jpg").unlink()
+    (line,) = prove(location, "2").not_checked
+    assert line.endswith("has no segmint-files.jsonl of a complete export, so it may lack files")
+    shutil.rmtree(tmp_path / "out")
+    assert prove(location, "2").not_checked == ()
+
+
+def test_a_redaction_names_the_exports_and_finds_the_picture_from_before(exported: Path, tmp_path: Path) -> None:
+    location, regions = location_of(exported), tmp_path / "regions.jsonl"
+    with pytest.raises(UsageError, match="no redaction of sa_1 is recorded"):
+        prove_redaction(location, "1")
+    for x in (0, 90):
+        regions.write_text(json.dumps({"id": 1, "kind": "face", "x": x, "y": 10, "w": 60, "h": 80}))
+        done = redact(location, location_of(regions))
+    assert len(done.outputs) == 8
+    assert any(
+        line.startswith("created from this dataset, delete it or create it again: ../yolo") for line in done.lines()
+    )
+    proof = prove_redaction(location, "image-0")
+    assert (len(proof.jpegs), proof.not_checked) == (2, ())
+    pictures = {f"{format}/images/sa_1.jpg is its JPEG" for format in Format if format is not Format.HF}
+    parquet = "hf/data/train-00000.parquet, 1 row from row 0 on (image.bytes)"
+    assert {line.removeprefix(f"{tmp_path}/") for line in proof.found} == {*pictures, parquet}
+    for format in Format:
+        shutil.rmtree(tmp_path / format)
+    export_dataset(location, ExportOptions(Format.HF), location_of(tmp_path / "hf"))
+    proof = prove_redaction(location, "sa_1")
+    assert (proof.found, proof.not_checked) == ((), ())
+    assert proof.lines()[0] == "sa_1: redacted"
+
+    def run(*more: str):
+        return CliRunner().invoke(app, ["redact", str(exported), *more])
+
+    assert run("--prove", "1").exit_code == 0
+    assert [run(*more).exit_code for more in ((), ("--prove", "1", "--regions", "x"), ("--at", "a=b"))] == [2, 2, 2]
+
+
+def test_of_a_single_file_nothing_beside_it_is_searched(dataset: Path, tmp_path: Path) -> None:
+    location, file = location_of(dataset), tmp_path / "credits.csv"
+    (tmp_path / "other.csv").write_text("image-1")
+    audit_dataset(location, AuditOptions(sample=0, privacy_sample=0, attributions=location_of(file)))
+    takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
+    assert found(dataset) == [f"{file} mentions it"]
+    file.unlink()
+    proof = prove(location, "2")
+    gone = (f"nothing is at {file}, where segmint audit --attributions wrote",)
+    assert (proof.found, proof.not_checked, proof.gone) == ((), (), gone)
+
+
+def test_a_takedown_without_marks_says_so(dataset: Path) -> None:
+    location = location_of(dataset)
+    takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
+    marks = dataset / "marks"
+    for file in marks.iterdir():
+        whole = file.read_bytes()
+        file.write_bytes(whole.replace(b'"2"', b'"1"'))
+        with pytest.raises(DamagedDatasetError, match="its name is not that of its content"):
+            prove(location, "2")
+        file.write_bytes(whole)
+    shutil.rmtree(marks)
+    assert prove(location, "2").not_checked == ("JPEGs of sa_2 with another name: no file in marks/ lists it",)
 
 
 def test_the_command_ends_with_1_if_it_is_found(taken: Path) -> None:
@@ -121,6 +313,11 @@ def test_the_command_ends_with_1_if_it_is_found(taken: Path) -> None:
     (taken / "notes.txt").write_text("image-1")
     done = run()
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, "found in 1 place")
+    (taken / "notes.txt").write_bytes(b"Rar!")
+    done = run()
+    assert (done.exit_code, "not checked: notes.txt: rar files aren't opened" in done.stdout.splitlines()) == (3, True)
+    assert [run("--at", text).exit_code for text in ("x", "../nowhere=x")] == [2, 2]
+    assert CliRunner().invoke(app, ["takedown", str(taken), "--at", "a=b", "--reason", "x"]).exit_code == 2
 
 
 @pytest.mark.s3
@@ -130,8 +327,20 @@ def test_an_older_version_in_a_bucket_is_found(
     s3_server.client().put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"})
     location = Location(Storage(s3_options), f"s3://{s3_bucket}/some/dataset")
     upload(small_dataset, location)
+    export = Location(location.storage, f"s3://{s3_bucket}/exports/hf")
+    export_dataset(location, ExportOptions(Format.HF), export)
     takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
-    assert prove(location, "2").found == ()
+    (line,) = prove(location, "2").found
+    assert line.startswith(f"{export}/data/train-00000.parquet, 1 row from row 1 on (id, image.bytes, ")
+    files = [export / entry.name for entry in export.walk()]
+    for file in files:
+        file.delete()
+    assert sorted(prove(location, "2").not_checked)[0] == f"{files[0]}: a link, a special file, or an older version"
+    for file in files:
+        file.purge()
+    proof = prove(location, "2")
+    assert (proof.found, proof.not_checked) == ((), ())
+    assert proof.gone == (f"nothing is at {export}, where segmint export --format hf wrote",)
     old = next((small_dataset / "shards").glob("sa_000000-*"))
     (location / "shards" / old.name).put(old.read_bytes())
     (location / "shards" / old.name).delete()

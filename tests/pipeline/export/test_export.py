@@ -1,5 +1,6 @@
 """Exports as a whole: what stands where, what a killed one leaves, and that nothing is written over."""
 
+import hashlib
 import json
 import os
 import resource
@@ -7,13 +8,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from pycocotools.coco import COCO
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.outputs import FILES_LIST, read_notes
 from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.shard_ranges import ShardPart
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
@@ -21,8 +25,9 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.export.export import ExportOptions, export_dataset, make_writer, write_samples
-from segmint.pipeline.export.folder import ExportFolder
+from segmint.pipeline.export.folder import OutputFolder
 from segmint.pipeline.export.formats import MAIN_FILES, Format
+from tests.support.builds import digests
 from tests.support.committed import masks, write_dataset
 from tests.support.killed_writes import KilledProcessError, dying_after
 from tests.support.locations import location_of
@@ -58,7 +63,9 @@ def test_the_folder_of_each_format(small: str, tmp_path: Path) -> None:
         output = tmp_path / "out" / format
         done = export_dataset(location_of(small), ExportOptions(format), location_of(output))
         pictures = set() if format is Format.HF else {f"images/sa_{number}.jpg" for number in ALL}
-        assert {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()} == own | pictures
+        assert {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()} == own | pictures | {
+            FILES_LIST
+        }
         assert (done.images, done.masks, done.pictures) == (6, 12, 6)
         assert done.file == str(output / MAIN_FILES[format])
         for sample in Dataset.open(location_of(small)) if pictures else ():
@@ -73,7 +80,7 @@ def test_a_file_that_another_export_put_meanwhile_stays(small: str, tmp_path: Pa
         location_of(output / "instances.json").put(b"{}")
 
     writer = make_writer(Format.COCO, tmp_path, Dataset.open(location_of(small)).manifest, VERSION, str(output))
-    folder = ExportFolder(location_of(small), "export", location_of(output))
+    folder = OutputFolder(location_of(small), "export", location_of(output), VERSION, tmp_path)
     with pytest.raises(UsageError, match=r"instances\.json already exists"):
         write_samples(samples(), [writer], folder, location_of(output / "instances.json"), VERSION)
     assert (output / "instances.json").read_bytes() == b"{}"
@@ -82,10 +89,16 @@ def test_a_file_that_another_export_put_meanwhile_stays(small: str, tmp_path: Pa
 def test_a_picture_of_another_run_stays(small: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     location_of(output / "images/sa_2.jpg").put(b"of another run")
-    with pytest.raises(UsageError, match=r"images/sa_2\.jpg already exists"):
+    with pytest.raises(UsageError, match=r"files that aren't part of this export, .*: images/sa_2\.jpg\."):
         export_dataset(location_of(small), ExportOptions(Format.COCO), location_of(output))
-    assert (output / "images/sa_2.jpg").read_bytes() == b"of another run"
-    assert not (output / "instances.json").exists()
+    assert [path.name for path in output.rglob("*.*")] == ["sa_2.jpg"]
+    begun = tmp_path / "begun"
+    with pytest.raises(KilledProcessError), dying_after(3):
+        export_dataset(location_of(small), ExportOptions(Format.COCO), location_of(begun))
+    location_of(begun / "images/sa_2.jpg").put(b"of another run")
+    with pytest.raises(UsageError, match=r"images/sa_2\.jpg already exists with other content"):
+        export_dataset(location_of(small), ExportOptions(Format.COCO), location_of(begun))
+    assert (begun / "images/sa_2.jpg").read_bytes() == b"of another run"
 
 
 def test_all_files_in_the_way_are_named_before_any_is_put(small: str, tmp_path: Path) -> None:
@@ -104,16 +117,50 @@ def test_all_files_in_the_way_are_named_before_any_is_put(small: str, tmp_path: 
 
     def export() -> None:
         samples = iter(Dataset.open(location_of(small)))
-        folder = ExportFolder(location_of(small), "export", location_of(output))
+        folder = OutputFolder(location_of(small), "export", location_of(output), VERSION, tmp_path)
         write_samples(samples, [StubWriter()], folder, location_of(output / "main"), VERSION)
 
     with pytest.raises(UsageError, match=r"out/a and .*out/b already exist\. .* delete them\.$"):
         export()
-    assert {path.name for path in output.iterdir()} == {"a", "b", "same", "images"}
+    assert {path.name for path in output.iterdir()} == {"a", "b", "same", "images", FILES_LIST}
     (output / "a").unlink()
     (output / "b").unlink()
     export()
     assert (output / "main").read_text() == "main"
+
+
+def test_the_list_has_the_hash_of_every_file(small: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    export_dataset(location_of(small), ExportOptions(Format.YOLO), location_of(output))
+    head, *rows = map(json.loads, (output / FILES_LIST).read_text().splitlines())
+    assert head["command"] == "export --format yolo"
+    assert head["dataset_digest"] == f"sha256:{current_digest(location_of(small))}"
+    files = {str(path.relative_to(output)): path for path in output.rglob("*.*") if path.name != FILES_LIST}
+    assert {row["path"]: (row["bytes"], row["sha256"]) for row in rows} == {
+        name: (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files.items()
+    }
+    (note,) = read_notes(location_of(small))
+    assert (note.listed, note.count) == (location_of(output / FILES_LIST).sha256(), len(files))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_folder_of_another_version_or_format_is_refused_before_anything_is_written(
+    small: str, tmp_path: Path, killed: bool
+) -> None:
+    def export(format: Format) -> None:
+        export_dataset(location_of(small), ExportOptions(format), location_of(tmp_path / "out"))
+
+    with dying_after(4 if killed else None), pytest.raises(KilledProcessError) if killed else nullcontext():
+        export(Format.COCO)
+    before = digests(tmp_path)
+    with pytest.raises(UsageError, match=r"contains an export of another dataset, of another version, or in another"):
+        export(Format.YOLO)
+    Path(small, "commits/000001.g1.json").unlink()
+    (tmp_path / "out/instances.json").unlink(missing_ok=True)
+    with pytest.raises(UsageError, match=r"contains an export of another dataset, of another version, or in another"):
+        export(Format.COCO)
+    gone = {"out/instances.json", "small/commits/000001.g1.json"}
+    assert digests(tmp_path) == {name: value for name, value in before.items() if name not in gone}
 
 
 def test_without_images(small: str, tmp_path: Path) -> None:
@@ -156,7 +203,7 @@ def test_killed_anywhere_it_leaves_nothing_that_looks_whole(format: Format, smal
     with dying_after(None) as budget:
         export(tmp_path / "whole")
     files = {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()}
-    assert budget.spent == len(files) + 2  # the dataset's notes: before the first file, and before the last
+    assert budget.spent == len(files) + 3  # notes and lists: before the first file and the last
     # All formats are written by the same lines: one is killed before each write, the others before some.
     step = 1 if format is Format.COCO else max(1, budget.spent // 4)
     for writes in sorted({*range(0, budget.spent, step), budget.spent - 1}):
@@ -198,7 +245,7 @@ def test_a_full_temporary_folder_is_named(small: str, tmp_path: Path, monkeypatc
             export_dataset(location_of(small), ExportOptions(Format.YOLO), location_of(output))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(output.rglob("*"))
+    assert [path.name for path in output.rglob("*")] == [FILES_LIST]
     export_dataset(location_of(small), ExportOptions(Format.YOLO), location_of(output))
 
 
@@ -240,14 +287,14 @@ def test_from_bucket_to_bucket(s3_bucket: str, s3_options: dict[str, dict[str, s
     write_dataset(Location(storage, uri), shards=3)
     export_dataset(Location(storage, uri), ExportOptions(Format.COCO), Location(storage, output))
     names = [entry.name for entry in storage.walk(output)]
-    assert sorted(names) == ["images/" + f"sa_{number}.jpg" for number in ALL] + ["instances.json"]
+    assert sorted(names) == ["images/" + f"sa_{number}.jpg" for number in ALL] + ["instances.json", FILES_LIST]
     storage.get_file(f"{output}/instances.json", tmp_path / "instances.json")
     loaded = COCO(tmp_path / "instances.json")
     for number in ALL:
         for annotation, mask in zip(loaded.imgToAnns[number], masks(number - 1), strict=True):
             assert (loaded.annToMask(annotation) == mask).all()
 
-    for format, count in ((Format.FIFTYONE, 2 + 6 + 12), (Format.YOLO, 3 + 6 + 6), (Format.HF, 2)):
+    for format, count in ((Format.FIFTYONE, 3 + 6 + 12), (Format.YOLO, 4 + 6 + 6), (Format.HF, 3)):
         export_dataset(Location(storage, uri), ExportOptions(format), Location(storage, f"{output}/{format}"))
         assert len(list(storage.walk(f"{output}/{format}"))) == count
 

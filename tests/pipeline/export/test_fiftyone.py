@@ -44,7 +44,7 @@ def test_every_field_is_in_the_schema_and_the_bytes_are_the_same_again(tmp_path:
     for name in ("one", "two"):
         export_dataset(location_of(tmp_path / "small"), ExportOptions(Format.FIFTYONE), location_of(tmp_path / name))
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
-    assert len(files) == 2 + 2 + 4
+    assert len(files) == 3 + 2 + 4
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     metadata = json.loads((tmp_path / "one/metadata.json").read_text())

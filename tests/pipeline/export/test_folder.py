@@ -1,5 +1,6 @@
 """An export's folder has nothing of a run before, and nothing of images that were taken down meanwhile."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,11 +43,10 @@ def test_a_killed_export_is_named_by_a_takedown_and_not_completed_with_its_pictu
         export_dataset(dataset, YOLO, output)
     assert (tmp_path / "out/images/sa_1.jpg").exists()
     assert take_down(dataset) == ("out (segmint export --format yolo)",)
-    with pytest.raises(UsageError, match=r"aren't part of this export.*images/sa_1\.jpg.*labels/sa_1\.txt.*\. Delete"):
+    with pytest.raises(UsageError, match=r"contains an export of another dataset, of another version, .* Delete"):
         export_dataset(dataset, YOLO, output)
     assert not (tmp_path / "out/data.yaml").exists()
-    for name in ("images/sa_1.jpg", "labels/sa_1.txt"):
-        (tmp_path / "out" / name).unlink()
+    shutil.rmtree(tmp_path / "out")
     assert export_dataset(dataset, YOLO, output).images == 3
     assert [sorted(note.files) for note in read_notes(dataset)] == [["data.yaml"]]
 
@@ -78,9 +78,14 @@ def test_files_that_tools_would_read_as_this_export_are_refused_and_others_stay(
         (output / name).put(b"of another run")
     with pytest.raises(UsageError, match=r"that aren't part of this export.* dataset: images/sa_9\.jpg\. Delete them"):
         export_dataset(dataset, YOLO, output)
-    assert not (tmp_path / "out/data.yaml").exists()
+    assert len(list(output.walk())) == 3
+    assert not read_notes(dataset)
     (tmp_path / "out/images/sa_9.jpg").unlink()
-    assert export_dataset(dataset, YOLO, output).pictures == 4
+    with dying_after(5), pytest.raises(KilledProcessError):
+        export_dataset(dataset, YOLO, output)
+    with pytest.raises(UsageError, match=r"aren't part of this export.* dataset: images/sa_1\.jpg.*\. Delete them"):
+        export_dataset(dataset, ExportOptions(Format.YOLO, shards=(1, 2)), output)
+    assert not (tmp_path / "out/data.yaml").exists()
 
 
 def test_an_export_into_which_another_one_writes_is_not_completed(

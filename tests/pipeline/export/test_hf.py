@@ -30,7 +30,11 @@ def exported(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_every_mask_is_read_back_equal(exported: Path, small_dataset: Path) -> None:
-    assert sorted(path.name for path in exported.rglob("*") if path.is_file()) == ["README.md", "train-00000.parquet"]
+    assert sorted(path.name for path in exported.rglob("*") if path.is_file()) == [
+        "README.md",
+        "segmint-files.jsonl",
+        "train-00000.parquet",
+    ]
     rows = pq.read_table(exported / "data/train-00000.parquet").to_pylist()
     for row, sample in zip(rows, Dataset.open(location_of(small_dataset)), strict=True):
         assert (row["id"], row["image"]["bytes"], row["license"]) == (sample.id, sample.jpeg, sample.row["license"])

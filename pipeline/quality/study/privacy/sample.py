@@ -14,7 +14,7 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.pipeline.export.export import refuse_existing, write_samples
-from segmint.pipeline.export.folder import ExportFolder
+from segmint.pipeline.export.folder import OutputFolder
 from segmint.pipeline.export.label_studio import IMAGE_KEY, LABEL_CONFIG, image_url
 from segmint.pipeline.export.samples import draw_images, read_images
 from segmint.pipeline.quality.study.files import MANIFEST
@@ -76,12 +76,12 @@ def sample_privacy(location: Location, count: int, seed: int, output: Location) 
         raise UsageError(f"{location} has only annotations, so there are no images to inspect")
     shards = range(dataset.manifest.shards)
     version = name_now(location)
-    folder = ExportFolder(location, "study sample", output)
-    population = sum(commit.counts.get("images", 0) for commit in dataset.commits())
-    drawn = draw_images(dataset, shards, count, seed)
-    if not drawn:
-        raise UsageError(f"{location} has no committed images to inspect")
     with ScratchFolder() as scratch:
+        folder = OutputFolder(location, "study sample", output, version, Path(scratch))
+        population = sum(commit.counts.get("images", 0) for commit in dataset.commits())
+        drawn = draw_images(dataset, shards, count, seed)
+        if not drawn:
+            raise UsageError(f"{location} has no committed images to inspect")
         writer = _Writer(Path(scratch), dataset.manifest, version, output.uri, population, count, seed)
         samples = read_images(dataset, shards, drawn)
         written = write_samples(samples, [writer], folder, file, version)

@@ -136,6 +136,7 @@ def test_redact(dataset: Path, tmp_path: Path) -> None:
         "images": 1,
         "changed_images": 1,
         "changed_shards": [0],
+        "outputs": [],
         "removed_links": [],
         "training_cache": [],
         "version": {"digest": current_digest(location_of(dataset)), "number": 1},

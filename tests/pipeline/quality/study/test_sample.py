@@ -95,7 +95,7 @@ def test_it_is_the_same_again(small: str, tmp_path: Path) -> None:
     for name in ("one", "two"):
         sample_study(location_of(small), 3, 5, location_of(tmp_path / name))
     names = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()}
-    assert len(names) == 7
+    assert len(names) == 8
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -103,8 +103,8 @@ def test_it_is_the_same_again(small: str, tmp_path: Path) -> None:
 def test_killed_anywhere_it_has_no_manifest(small: str, tmp_path: Path) -> None:
     with dying_after(None) as budget:
         sample_study(location_of(small), 2, 0, location_of(tmp_path / "whole"))
-    assert budget.spent == 8  # two are the dataset's notes of it
-    for writes in range(budget.spent):
+    assert budget.spent == 10  # two are the dataset's notes of it, and two the list of its files
+    for writes in range(budget.spent - 1):  # the list is begun once
         with pytest.raises(KilledProcessError), dying_after(writes):
             sample_study(location_of(small), 2, 0, location_of(tmp_path / "killed"))
         assert not (tmp_path / "killed/manifest.json").exists()
@@ -116,7 +116,7 @@ def test_killed_anywhere_it_has_no_manifest(small: str, tmp_path: Path) -> None:
 def test_what_cannot_be_corrected_is_refused(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "empty"), shards=0)
     with pytest.raises(UsageError, match="no committed images with automatic masks"):
-        sample_study(location_of(tmp_path / "empty"), 2, 0, location_of(tmp_path / "study"))
+        sample_study(location_of(tmp_path / "empty"), 2, 0, location_of(tmp_path / "empty-study"))
     write_dataset(location_of(tmp_path / "bare"), shards=1, with_images=False)
     with pytest.raises(UsageError, match="has only annotations"):
         sample_study(location_of(tmp_path / "bare"), 2, 0, location_of(tmp_path / "study"))

@@ -33,7 +33,7 @@ def test_what_a_sample_holds_and_that_it_is_the_same_again(tmp_path: Path) -> No
         "other",
     ]
     names = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-    assert len(names) == 7
+    assert len(names) == 8
     assert all((folder / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
     with pytest.raises(UsageError, match="already exists"):
         sample_privacy(location_of(tmp_path / "small"), 3, 1, location_of(folder))
@@ -50,7 +50,7 @@ def test_the_label_config_is_one_of_label_studio(tmp_path: Path) -> None:
 def test_a_dataset_without_pictures_is_refused(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "empty"), shards=0)
     with pytest.raises(UsageError, match="no committed images"):
-        sample_privacy(location_of(tmp_path / "empty"), 2, 0, location_of(tmp_path / "study"))
+        sample_privacy(location_of(tmp_path / "empty"), 2, 0, location_of(tmp_path / "empty-study"))
     write_dataset(location_of(tmp_path / "bare"), shards=1, with_images=False)
     with pytest.raises(UsageError, match="has only annotations"):
         sample_privacy(location_of(tmp_path / "bare"), 2, 0, location_of(tmp_path / "study"))
