@@ -73,7 +73,13 @@ def gated(gate: Gate, files: bool = False) -> Iterator[None]:
 
 def _gated_file_call(name: str, gate: Gate) -> Callable[..., Any]:
     call = getattr(os, name)
-    return lambda *arguments, **options: gate(name, lambda: call(*arguments, **options), arguments[0])
+
+    def gated(*arguments: Any, **options: Any) -> Any:
+        if "dir_fd" in options:  # of `shutil.rmtree`: a temporary folder is deleted
+            return call(*arguments, **options)
+        return gate(name, lambda: call(*arguments, **options), arguments[0])
+
+    return gated
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,9 @@ def write_many_shards(dataset: Location, shards: int) -> int:
                 entries.append(FileEntry(data_path(kind, shard, sha256), len(data), sha256))
                 yield entries[-1].path, data
             ordinals = (shard * _PER_SHARD, (shard + 1) * _PER_SHARD)
-            commit = Commit(shard, 1, ordinals, manifest.numerics_fingerprint, counts, tuple(entries))
+            commit = Commit(
+                shard, 1, ordinals, manifest.numerics_fingerprint, manifest.config_sha256, counts, tuple(entries)
+            )
             yield commit_path(shard, 1), commit.to_json()
 
     return len(list(map_ahead(lambda file: (dataset / file[0]).put(file[1]), files(), 32, 64, "many")))

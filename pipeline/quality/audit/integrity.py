@@ -196,7 +196,7 @@ def audit_integrity(
         listed.pop(part.path, None)
     unaccounted = judge_doubtful(dataset, listed, limit, state.doubtful)
     findings.extend(unaccounted.findings)
-    if not state.doubtful:
+    if not state.doubtful and not version.changing:
         findings.extend(audit_index(dataset, manifest, state.pairs, version.name))
     plan = None if content is None else content.plan
     task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, RemovedNames.of(taken.values()))
@@ -207,7 +207,7 @@ def audit_integrity(
     audited, before = set(state.doubtful), dict(state.pairs)
     with closing(_results(task, plans, content, resources, by_ray=state.masks >= ray_from)) as results:
         for result in results:
-            if Code.MISSING_FILE in result.findings and _is_replaced(dataset, result.shard, before[result.shard]):
+            if result.findings.total and _is_replaced(dataset, result.shard, before[result.shard]):
                 continue
             audited.add(result.shard)
             findings.extend(result.findings)

@@ -24,6 +24,7 @@ class AuditedVersion:
     name: VersionName
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
+    changing: bool = False  # a build or correction has changed the dataset since it was recorded
 
 
 def audit_version(dataset: Location) -> AuditedVersion:
@@ -43,13 +44,14 @@ def audit_version(dataset: Location) -> AuditedVersion:
     difference = compare_snapshots(latest.snapshot, snapshot)
     findings += _unlike(latest, snapshot, difference)
     notes = []
-    if difference.replaced or difference.added:
+    changing = bool(difference.replaced or difference.added)
+    if changing:
         notes.append(
             f"changed since version {latest.number} was recorded, by a build or correction that is unfinished or still "
             f"running: {some([*difference.added, *difference.replaced])}"
         )
     number = latest.number if latest.digest == snapshot.digest else None
-    return AuditedVersion(VersionName(snapshot.digest, number), tuple(findings), tuple(notes))
+    return AuditedVersion(VersionName(snapshot.digest, number), tuple(findings), tuple(notes), changing)
 
 
 def audit_index(

@@ -34,7 +34,7 @@ from segmint.catalogs.layout import (
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.stores import ObjectInfo
+from segmint.infra.storage.stores import NO_TIME, ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, size, some
 from segmint.pipeline.quality.evidence.check import key_id
@@ -90,6 +90,8 @@ class _VerifyState:
     bytes: int = 0
     listed: dict[str, ObjectInfo] = field(default_factory=dict)  # files that nothing read so far names
     notes: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    changing: bool = False  # files were added within a day that the latest version doesn't contain
 
     def add(self, leaf: VersionLeaf, size: int) -> None:
         self.leaves.append(leaf)
@@ -143,6 +145,7 @@ def verify_dataset(
             reading.problems += _takedowns_without_version(dataset)
         else:
             _compare(reading, version)
+        not_checked += reading.not_checked
     snapshot = Snapshot.of(reading.leaves)
     number = version.number if version is not None and version.digest == snapshot.digest else None
     signed_by: Sequence[str] = () if version is None else signers(dataset, version.number)
@@ -191,11 +194,21 @@ def _read_all(reading: _VerifyState, version: Version | None) -> None:
             for commit in reading.commits
             if commit.config != manifest.config_sha256
         ]
-        same = version is not None and version.digest == Snapshot.of(reading.leaves).digest
-        finished = same and len(held) == manifest.shards
+        snapshot = Snapshot.of(reading.leaves)
+        reading.changing = version is not None and _is_changing(dataset, version, snapshot, held)
+        finished = version is not None and version.digest == snapshot.digest and len(held) == manifest.shards
         problem = index_problem(dataset, manifest.name, reading.commits, finished=finished)
-        reading.problems += [] if problem is None else [f"{SHARDS_INDEX}: {problem}"]
+        reading.problems += [] if problem is None or reading.changing else [f"{SHARDS_INDEX}: {problem}"]
     _check_summaries(reading, held)
+
+
+def _is_changing(dataset: Location, version: Version, now: Snapshot, held: Sequence[ListedCommit]) -> bool:
+    """Return whether a running command, or one that ended within a day, added files that `version` doesn't contain."""
+    times = {commit_path(*commit.key): commit.modified for commit in held}
+    times |= {entry.name: entry.modified for entry in dataset.list()}
+    times |= {f"{TOMBSTONES}/{entry.name}": entry.modified for entry in (dataset / TOMBSTONES).list()}
+    limit = datetime.now(UTC) - GRACE
+    return any(times.get(path, NO_TIME) >= limit for path in compare_snapshots(version.snapshot, now).added)
 
 
 def _read_catalog(reading: _VerifyState) -> DatasetManifest | None:
@@ -344,6 +357,10 @@ def _compare(reading: _VerifyState, version: Version) -> None:
         reading.problems.append(_other_bytes(path, recorded[path], snapshot.by_path[path]))
     for path in difference.missing:
         reading.problems.append(f"{path}: missing, but part of version {version.number}")
+    if reading.changing:
+        new = f"{counted(len(difference.added), 'file')}, against version {version.number}: {some(difference.added)}"
+        reading.not_checked.append(f"{new} {_ADDED} within a day. Verify again when it has ended")
+        return
     for path in difference.replaced:
         reading.problems.append(f"{path}: replaced since version {version.number} was recorded")
     for path in difference.added:
