@@ -1,9 +1,9 @@
 """Local cache of a store's shards, shared by all processes of a machine and limited in bytes.
 
 A copy is named by its dataset's key and its SHA-256. It is written to a temporary file and then renamed, so it is
-either complete or absent. To make room, a process first deletes the least recently used copies and the leftovers of
-killed processes. A process that has a deleted copy open can continue to read it. A reader locks its open copies, so
-`drop` can tell them apart.
+either complete or absent. To make room, a process first deletes the least recently used copies and the leftovers of killed
+processes. A process that has a deleted copy open can continue to read it. A reader locks its open copies, so `drop` can
+tell them apart.
 """
 
 import errno
