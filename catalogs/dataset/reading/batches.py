@@ -168,8 +168,6 @@ class Batches(IterableDataset[list[Sample]]):
 
     def _read(self, epoch: int, samples: int, rank: ReaderPosition, worker: ReaderPosition) -> Iterator[list[Sample]]:
         keep_freed_memory()
-        if self.cache is not None and worker.part == 0:
-            self.cache.drop(self.dataset.log)
         order = EpochOrder(self._images, self.seed, epoch, self.window)
         first = (rank.part * worker.parts + worker.part) / (rank.parts * worker.parts)
         shards = OpenShards(self._open, first)

@@ -1,9 +1,8 @@
 """Local cache of a store's shards, shared by all processes of a machine and limited in bytes.
 
-A copy is named by its dataset's key and its SHA-256. It is written to a temporary file and then renamed, so it is
-either complete or absent. To make room, a process first deletes the least recently used copies and the leftovers of killed
-processes. A process that has a deleted copy open can continue to read it. A reader locks its open copies, so `drop` can
-tell them apart.
+A copy is named by its SHA-256. It is written to a temporary file and then renamed, so it is either complete or absent.
+To make room, a process first deletes the least recently used copies and the leftovers of killed processes. A process
+that has a deleted copy open can continue to read it.
 """
 
 import errno
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from segmint.catalogs.dataset.commits import CommitLog, FileEntry
+from segmint.catalogs.dataset.commits import FileEntry
 from segmint.catalogs.dataset.reader import damaged_file
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
@@ -31,11 +30,7 @@ DEFAULT_BYTES = 50_000_000_000
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _COPY = ".copy"
-_OWN = re.compile(
-    rf"(?:{re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{32}}"
-    rf"|(?:[0-9a-f]{{12,32}}-)?[0-9a-f]{{64}}){re.escape(_COPY)}",
-    re.ASCII,
-)
+_OWN = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{32}}|[0-9a-f]{{64}}){re.escape(_COPY)}", re.ASCII)
 _STRIPES = 64
 _PIECE = 4 << 20
 _WAIT_S = 0.2
@@ -54,26 +49,12 @@ class ShardCache:
 
     folder: Path
     most_bytes: int = DEFAULT_BYTES
-    key: str = ""  # of the dataset, `dataset_key`
 
     def path(self, entry: FileEntry) -> Path:
         """Return the path of a file's copy; raises `DamagedDatasetError` if its recorded hash is not a SHA-256."""
         if _SHA256.fullmatch(entry.sha256) is None:  # from a commit, which anyone may have written
             raise DamagedDatasetError(f"the commit of {entry.path} gives it the SHA-256 {entry.sha256[:80]!r}")
-        return self.folder / f"{self._prefix}{entry.sha256}{_COPY}"
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self.key}-" if self.key else ""
-
-    def drop(self, log: CommitLog) -> int:
-        """Delete the dataset's copies that no latest commit names and no process has open; return their number."""
-        own = [held.path for held in self._held() if self.key and held.path.name.startswith(self._prefix)]
-        named = {self.path(commit.file("shards")) for commit in log.read_all()} if own else set()
-        stale = [path for path in own if path not in named and _is_abandoned(path)]
-        for path in stale:
-            path.unlink(missing_ok=True)
-        return len(stale)
+        return self.folder / f"{entry.sha256}{_COPY}"
 
     def open(self, source: Location, entry: FileEntry, check: bool) -> BinaryIO:
         """Return the copy of a file, open for reading; fetch it if it is missing or damaged.
@@ -81,7 +62,7 @@ class ShardCache:
         A copy with the wrong size is damaged; `check` also verifies its hash. Raises `DamagedDatasetError` if the
         source doesn't match its commit, and `UsageError` if the file exceeds the limit or the disk is full.
         """
-        with _locked(self.folder / "locks" / str(int(self.path(entry).stem[-64:-60], 16) % _STRIPES)):
+        with _locked(self.folder / "locks" / str(int(self.path(entry).name[:4], 16) % _STRIPES)):
             copy = self._opened(entry, check)
             for _ in range(_TRIES):
                 if copy is not None:
@@ -117,8 +98,6 @@ class ShardCache:
             whole = hashlib.file_digest(copy, "sha256").hexdigest() == entry.sha256
             copy.seek(0)
         if whole and self.use(entry):
-            with suppress(BlockingIOError):  # `drop` looks at it
-                fcntl.flock(copy, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return copy
         copy.close()
         if not whole:
@@ -182,8 +161,6 @@ class ShardCache:
 
     def _held(self) -> Iterator[_CachedShard]:
         """Yield this cache's files in the folder; other files are neither counted nor deleted."""
-        if not self.folder.is_dir():
-            return
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
@@ -204,7 +181,7 @@ def _copied(source: Location, target: Path) -> tuple[int, str]:
 
 
 def _is_abandoned(file: Path) -> bool:
-    """Return whether no process has a lock on a file: one that reserved it was killed, or nobody reads the copy."""
+    """Return whether the process that reserved a file was killed. Its lock on the file is then gone."""
     try:
         with file.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,12 +10,11 @@ from typing import BinaryIO
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from segmint.catalogs.dataset.commits import CommitLog, FileEntry
+from segmint.catalogs.dataset.commits import FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.reading.batches import Batches, Last, RankHere, ReaderPosition
 from segmint.catalogs.dataset.reading.cache import DEFAULT_BYTES, ShardCache
-from segmint.catalogs.dataset.training_cache import dataset_key
 from segmint.catalogs.dataset.versions.record import Version
 from segmint.infra.assets.cache import cache_folder
 from segmint.infra.storage.location import Location
@@ -70,8 +69,6 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
             position = ReaderPosition(
                 position.part * worker.num_workers + worker.id, position.parts * worker.num_workers
             )
-        if self.cache is not None and (worker is None or worker.id == 0):
-            self.cache.drop(self.log)
         if position.parts == 1 and worker is None:
             yield from super().__iter__()
             return
@@ -114,8 +111,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         """
         cache = self.cache
         if cache is None and scheme(self.uri) != LOCAL:
-            cache = ShardCache(cache_folder() / "shards", key=dataset_key(self.location))
-            cache.drop(self.log)
+            cache = ShardCache(cache_folder() / "shards")
         return Batches(
             self,
             self.commits(),
@@ -160,8 +156,7 @@ def open_dataset(
     manifest, found = TorchDataset.find(location, version)
     kept = None
     if cache is not None and scheme(uri) != LOCAL:
-        kept = ShardCache(Path(cache).expanduser().absolute(), cache_bytes, dataset_key(location))
-        kept.drop(CommitLog(location))
+        kept = ShardCache(Path(cache).expanduser().absolute(), cache_bytes)
     return TorchDataset(location, manifest, found, verify, kept)
 
 

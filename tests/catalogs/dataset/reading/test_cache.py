@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset.commits import FileEntry
-from segmint.catalogs.dataset.manifest import put_dataset_id
 from segmint.catalogs.dataset.reading import cache as module
 from segmint.catalogs.dataset.reading.cache import ShardCache
 from segmint.catalogs.dataset.reading.loader import BatchLoader
@@ -23,7 +22,7 @@ from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from tests.support.committed import write_dataset, write_generation
+from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 
 SIZE = 10_000
@@ -168,6 +167,7 @@ FETCHER = """
 import sys, time
 from pathlib import Path
 from segmint.catalogs.dataset.commits import FileEntry
+from segmint.catalogs.dataset.manifest import put_dataset_id
 from segmint.catalogs.dataset.reading import cache
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -205,6 +205,7 @@ READER = """
 import hashlib, os, random, sys
 from pathlib import Path
 from segmint.catalogs.dataset.commits import FileEntry
+from segmint.catalogs.dataset.manifest import put_dataset_id
 from segmint.catalogs.dataset.reading.cache import ShardCache
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -255,34 +256,6 @@ def test_threads_of_a_process_fetch_a_file_once(
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(lambda _: read(cache, *made), range(4))) == {b"\x01" * SIZE}
     assert len(fetched) == 1
-
-
-@pytest.mark.s3
-def test_copies_that_a_correction_replaced_are_deleted_at_the_next_epoch(
-    s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
-) -> None:
-    """Not those of another dataset, nor one that is being read."""
-    storage, folder = Storage(s3_options), tmp_path / "cache"
-    one, other = (Location(storage, f"s3://{s3_bucket}/{name}") for name in ("one", "other"))
-    for dataset in (one, other):
-        write_dataset(dataset, shards=3)
-        put_dataset_id(dataset)
-        list(open_dataset(dataset.uri, storage, cache=folder))
-    opened = open_dataset(one.uri, storage, cache=folder)
-    cache = opened.cache
-    assert cache is not None
-    replaced = [opened.log.read(shard, 1).file("shards") for shard in (0, 1)]  # type: ignore[union-attr]
-    paths = [cache.path(entry) for entry in replaced]
-    before = copies(cache)
-    assert len(before) == 6
-    with cache.open(one / replaced[1].path, replaced[1], check=False):
-        for shard in (0, 1):
-            write_generation(one, shard=shard, generation=2, refuse=3 * shard)
-            opened.log.location(shard, 1).delete()
-        list(opened)
-        assert before - copies(cache) == {paths[0]}
-    open_dataset(one.uri, storage, cache=folder)
-    assert before - copies(cache) == set(paths)
 
 
 @pytest.mark.s3
