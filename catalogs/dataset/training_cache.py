@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from segmint.catalogs.dataset.manifest import read_dataset_id
 from segmint.catalogs.dataset.outputs import read_notes
 from segmint.catalogs.layout import fingerprint
 from segmint.infra.assets.cache import cache_folder
@@ -34,15 +33,8 @@ _FILES = {
 
 
 def dataset_key(dataset: Location) -> str:
-    """Return the name of a dataset's folder in a cache: its id, or twelve hexadecimal digits if it has none."""
-    return read_dataset_id(dataset) or _place_key(dataset)
-
-
-def _place_key(dataset: Location) -> str:
-    """Return a key from a dataset's real location; a path through a link or `..` gives the same key."""
-    if scheme(dataset.uri) == LOCAL:
-        return fingerprint(os.path.realpath(local_path(dataset.uri)))
-    return fingerprint(dataset.uri.rstrip("/"))
+    """Return the name of a dataset's folder in a cache: twelve hexadecimal digits, from its location."""
+    return fingerprint(absolute(dataset.uri))
 
 
 def default_cache() -> Location:
@@ -117,8 +109,7 @@ def forget_dataset(dataset: Location) -> list[str]:
     lines = []
     for uri, name in places.items():
         try:
-            # Its files have the other key if `id.json` was added or lost after they were written.
-            count = sum(_forget(Location(Storage(), uri), key) for key in {dataset_key(dataset), _place_key(dataset)})
+            count = _forget(Location(Storage(), uri), dataset_key(dataset))
         except (StorageFaultError, OSError) as error:
             lines.append(f"{name}: some embeddings and thumbnails could not be deleted; delete them yourself: {error}")
             continue

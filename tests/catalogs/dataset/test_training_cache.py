@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.manifest import put_dataset_id
 from segmint.catalogs.dataset.training_cache import EMBEDDINGS, SCANS, dataset_key, forget_dataset
 from tests.support.locations import location_of
 
@@ -45,24 +44,6 @@ def test_caches_that_are_noted_and_this_machines_own_lose_what_they_have_of_the_
     assert not list(own.rglob("*.npy"))
     assert int((cache / "embeddings.used").read_text()) == len(b"an embedding")
     assert forget_dataset(location_of(moved / "dataset")) == []
-
-
-def test_a_dataset_has_one_key_by_any_path_and_keeps_it_when_it_moves(tmp_path: Path, own: Path) -> None:
-    """Embeddings that were written before `id.json` was added, and through a link, are deleted, too."""
-    dataset, link = tmp_path / "dataset", tmp_path / "link"
-    dataset.mkdir()
-    link.symlink_to(dataset)
-    paths = [dataset, link, f"{dataset}/", dataset / ".." / "dataset", f"file://{link}"]
-    (place,) = {dataset_key(location_of(path)) for path in paths}
-    put_dataset_id(location_of(dataset))
-    (key,) = {dataset_key(location_of(path)) for path in paths}
-    for each in (place, key):
-        (own / EMBEDDINGS / each / "w").mkdir(parents=True)
-        (own / EMBEDDINGS / each / "w" / NPY).write_bytes(b"an embedding")
-    assert forget_dataset(location_of(link)) == [
-        "this machine's training cache: 2 files of embeddings and thumbnails deleted"
-    ]
-    assert dataset_key(location_of(dataset.rename(tmp_path / "elsewhere"))) == key
 
 
 def test_a_note_leads_to_no_other_files(moved: Path, own: Path) -> None:

@@ -7,7 +7,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ class TrainingDataset:
     manifest: DatasetManifest
     digest: str
 
-    @cached_property
+    @property
     def key(self) -> str:
         """Name of the dataset's folder in a cache."""
         return dataset_key(self.location)
