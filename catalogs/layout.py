@@ -60,7 +60,7 @@ MOST_MEMBER_BYTES = 256 << 20
 DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects": "parquet"}
 """Folders of data files, with the extension of their files."""
 
-_DIGEST_DIGITS = 12
+DIGEST_DIGITS = 12
 _SHOWN = 10
 _DATA_PATH = re.compile(r"(?P<kind>[a-z]+)/sa_(?P<shard>\d{6,})-(?P<digest>[0-9a-f]{12})\.(?P<ending>[a-z]+)", re.ASCII)
 _PART = re.compile(r"catalog/part-(?P<number>0|[1-9]\d*)-[0-9a-f]{12}\.parquet", re.ASCII)
@@ -119,7 +119,7 @@ def wrong_fields(error: "ValidationError") -> str:
 
 def fingerprint(value: Any) -> str:
     """Return the first twelve hexadecimal digits of the SHA-256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()[:_DIGEST_DIGITS]
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:DIGEST_DIGITS]
 
 
 def is_known(path: str) -> bool:
@@ -153,7 +153,7 @@ def part_path(part: int, sha256: str) -> str:
     Like all data files, it is named by its content, so that two builds that start or extend a dataset at the same time
     never overwrite each other's files.
     """
-    return f"{CATALOG}/part-{part}-{sha256[:_DIGEST_DIGITS]}.parquet"
+    return f"{CATALOG}/part-{part}-{sha256[:DIGEST_DIGITS]}.parquet"
 
 
 def is_part_path(path: str) -> bool:
@@ -171,7 +171,7 @@ def part_number(path: str) -> int:
 
 def data_path(kind: str, shard: int, sha256: str) -> str:
     """Return the path of a data file below the dataset; `kind` is a key of `DATA_KINDS`, `sha256` its hash."""
-    return f"{kind}/sa_{shard_name(shard)}-{sha256[:_DIGEST_DIGITS]}.{DATA_KINDS[kind]}"
+    return f"{kind}/sa_{shard_name(shard)}-{sha256[:DIGEST_DIGITS]}.{DATA_KINDS[kind]}"
 
 
 def parse_data_path(path: str) -> DataFile | None:

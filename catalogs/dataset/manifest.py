@@ -9,6 +9,7 @@ moved. It belongs to no version.
 """
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ from segmint.catalogs.lineage import Lineage, trainings
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
-from segmint.infra.uris import absolute, base_name
+from segmint.infra.uris import LOCAL, absolute, base_name, local_path, scheme
 from segmint.infra.version import VERSION
 
 GROWING_FIELDS = frozenset({"catalog", "licenses"})
@@ -245,6 +246,18 @@ def read_dataset_id(dataset: Location) -> str | None:
     except (NotFoundError, ObjectTooLargeError):
         return None
     return None if match is None else match[1].decode()
+
+
+def dataset_keys(dataset: Location) -> tuple[str, ...]:
+    """Return the names of a dataset's folders in caches: the one to use, then one to clean up.
+
+    The first is the dataset's id. Without a usable id, it is twelve hexadecimal digits from the dataset's location, in
+    which links and `..` are resolved. A dataset that has an id may have used the latter before.
+    """
+    local = scheme(dataset.uri) == LOCAL
+    place = fingerprint(os.path.realpath(local_path(dataset.uri)) if local else dataset.uri.rstrip("/"))
+    number = read_dataset_id(dataset)
+    return (place,) if number is None else (number, place)
 
 
 def put_dataset_id(dataset: Location) -> None:

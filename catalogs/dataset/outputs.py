@@ -21,7 +21,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
-from segmint.infra.uris import LOCAL, absolute, is_below, local_path, scheme, split_bucket
+from segmint.infra.uris import LOCAL, is_below, local_path, scheme, split_bucket
 
 OUTPUTS = "outputs"
 
@@ -60,7 +60,8 @@ class OutputNote(Frozen):
         if not self.place.startswith("../"):
             return None
         if scheme(dataset.uri) == LOCAL:
-            return Location(dataset.storage, os.path.normpath(local_path(absolute(dataset.uri)) / self.place))
+            here = os.path.realpath(local_path(dataset.uri))  # as in `_place`
+            return Location(dataset.storage, os.path.normpath(f"{here}/{self.place}"))
         bucket, key = split_bucket(dataset.uri)
         return Location(dataset.storage, f"{scheme(dataset.uri)}://{bucket}/{os.path.normpath(f'{key}/{self.place}')}")
 

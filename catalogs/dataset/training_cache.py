@@ -1,7 +1,7 @@
-"""Training's cache of images on a machine's disk: its location, size limit, and deletion.
+"""Training's cache of images on a machine's disk: its location, size limit, and deletion with the reader's cache.
 
 Embeddings are in `embeddings/<dataset>/<weights>/<SHA-256 of the JPEG>.npy`, shard scans with their thumbnails in
-`scans/<dataset>/<SHA-256 of the tar>.npz`. This file imports neither torch nor NumPy because takedowns use it.
+`scans/<dataset>/<SHA-256 of the tar>.npz`. This file does not import torch because takedowns use it.
 """
 
 import fcntl
@@ -10,9 +10,11 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+from segmint.catalogs.dataset.manifest import dataset_keys
 from segmint.catalogs.dataset.outputs import read_notes
-from segmint.catalogs.layout import fingerprint
+from segmint.catalogs.dataset.reading.cache import SHARD_CACHE, drop_stale
 from segmint.infra.assets.cache import cache_folder
+from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -23,6 +25,12 @@ from segmint.infra.wording import counted
 CACHE = "cache"
 """Name of the cache folder in a local output, if the configuration doesn't name another."""
 
+OTHER_CACHES = (
+    "caches in other folders and on other machines were not looked at: a reader or a training run deletes the outdated "
+    "files when it next opens this dataset with such a cache"
+)
+"""Line that follows those of `forget_dataset`."""
+
 EMBEDDINGS, SCANS = "embeddings", "scans"
 
 _USED = "embeddings.used"
@@ -30,11 +38,6 @@ _FILES = {
     EMBEDDINGS: re.compile(r"[^/]+/[0-9a-f]{64}\.npy", re.ASCII),
     SCANS: re.compile(r"[0-9a-f]{64}\.npz", re.ASCII),
 }
-
-
-def dataset_key(dataset: Location) -> str:
-    """Return the name of a dataset's folder in a cache: twelve hexadecimal digits, from its location."""
-    return fingerprint(absolute(dataset.uri))
 
 
 def default_cache() -> Location:
@@ -96,26 +99,41 @@ def purge_scans(folder: Location, dataset: str, tars: Collection[str]) -> None:
 
 
 def forget_dataset(dataset: Location) -> list[str]:
-    """Delete training's data on a dataset's images from the caches known here; return a line for each.
+    """Delete a dataset's removed images from the caches known here; return a line for each.
 
-    These are this machine's own cache and those that the dataset notes near it; a line also reports a cache that can't
-    be deleted. The next run recreates what it needs, from the images that exist then.
+    These are this machine's own caches and the training caches that the dataset notes near it. A training cache loses
+    all data on the dataset's images, and the next run recreates what it needs. A line also reports files that can't be
+    deleted or are in use.
     """
     places = {default_cache().uri: "this machine's training cache"}
     for note in read_notes(dataset):
         place = note.location(dataset) if note.command == "train" else None
         if place is not None and scheme(place.uri) == LOCAL:
             places |= {place.uri: note.place, (place / CACHE).uri: f"{note.place}/{CACHE}"}
-    lines = []
+    lines, keys = _forget_shards(dataset), dataset_keys(dataset)
     for uri, name in places.items():
         try:
-            count = _forget(Location(Storage(), uri), dataset_key(dataset))
+            count = sum(_forget(Location(Storage(), uri), key) for key in keys)
         except (StorageFaultError, OSError) as error:
             lines.append(f"{name}: some embeddings and thumbnails could not be deleted; delete them yourself: {error}")
             continue
         if count:
             lines.append(f"{name}: {counted(count, 'file')} of embeddings and thumbnails deleted")
     return lines
+
+
+def _forget_shards(dataset: Location) -> list[str]:
+    """Delete outdated copies from the default cache of readers; return the lines about them."""
+    name = "this machine's shard cache"
+    try:
+        deleted, used = drop_stale(cache_folder() / SHARD_CACHE, dataset)
+    except (StorageFaultError, UsageError, OSError) as error:
+        return [f"{name}: some copies of shards could not be deleted; delete them yourself: {error}"]
+    later = "deleted when a reader next opens the dataset or starts an epoch"
+    return [
+        *([f"{name}: {counted(deleted, 'outdated file')} deleted"] if deleted else []),
+        *([f"{name}: {counted(used, 'outdated file')} still in use; {later}"] if used else []),
+    ]
 
 
 def _forget(folder: Location, key: str) -> int:

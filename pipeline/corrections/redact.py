@@ -9,7 +9,7 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
-from segmint.catalogs.dataset.training_cache import forget_dataset
+from segmint.catalogs.dataset.training_cache import OTHER_CACHES, forget_dataset
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError, raise_problems
@@ -39,8 +39,8 @@ class RedactResult:
     changed_shards: tuple[int, ...]
     version: VersionName
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
-    training_cache: tuple[str, ...] = ()  # training caches of its images, and the files deleted there
     outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the previous pixels
+    caches: tuple[str, ...] = ()  # caches of its images, and the files deleted there or left
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
@@ -50,7 +50,8 @@ class RedactResult:
             "already had these regions",
             "the previous pixels were deleted from the dataset, including older versions of its files",
             *(f"created from this dataset, delete it or create it again: {output}" for output in self.outputs),
-            *(f"training cache: {line}" for line in self.training_cache),
+            *(f"cache: {line}" for line in self.caches),
+            OTHER_CACHES,
             *(f"removed only the link, check its target: {link}" for link in self.removed_links),
             self.version.line(),
         ]
@@ -150,8 +151,8 @@ class _Redaction(Correction[_RedactionPlan, RedactResult]):
             changed_shards=tuple(outcome.changed),
             version=version,
             removed_links=outcome.removed_links,
-            training_cache=tuple(forget_dataset(dataset.location)),
             outputs=outcome.outputs,
+            caches=tuple(forget_dataset(dataset.location)),
         )
 
 

@@ -26,7 +26,7 @@ from segmint.catalogs.dataset.tombstones import (
     read_tombstones,
     removed_images,
 )
-from segmint.catalogs.dataset.training_cache import forget_dataset
+from segmint.catalogs.dataset.training_cache import OTHER_CACHES, forget_dataset
 from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import VersionName
@@ -66,7 +66,7 @@ class TakedownResult:
     outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the images
     unknown_files: tuple[str, ...] = ()  # files in the dataset that are not segmint's; they may name or show the images
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
-    training_cache: tuple[str, ...] = ()  # training caches of its images, and the files deleted there
+    caches: tuple[str, ...] = ()  # caches of its images, and the files deleted there or left
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
@@ -85,7 +85,8 @@ class TakedownResult:
             *([building] if self.building else []),
             *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
             *(f"created from this dataset, delete it or create it again: {output}" for output in self.outputs),
-            *(f"training cache: {line}" for line in self.training_cache),
+            *(f"cache: {line}" for line in self.caches),
+            OTHER_CACHES,
             *(f"not segmint's, check whether it shows or names the images: {path}" for path in self.unknown_files),
             *(f"removed only the link, check its target: {link}" for link in self.removed_links),
             self.version.line(),
@@ -210,7 +211,7 @@ class _Takedown:
             unknown_files=tuple(unknown_files(dataset.location)),
             version=version,
             removed_links=outcome.removed_links,
-            training_cache=tuple(forget_dataset(dataset.location)),
+            caches=tuple(forget_dataset(dataset.location)),
         )
 
 

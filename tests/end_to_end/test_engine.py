@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from segmint.catalogs.dataset.manifest import load_manifest
-from segmint.catalogs.dataset.training_cache import EMBEDDINGS, SCANS, dataset_key
+from segmint.catalogs.dataset.manifest import dataset_keys, load_manifest
+from segmint.catalogs.dataset.training_cache import SCANS
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.engine.annotate.server import open_view
 from segmint.pipeline.engine.evaluate.gate.lineage import lineage_of, untrained_images
@@ -209,19 +209,17 @@ def test_a_takedown_and_a_redaction_delete_embeddings_and_name_the_weights(turn:
     dataset, cache = tmp_path / "round-0", tmp_path / "trained" / "cache"
     shutil.copytree(turn.first, dataset)
     shutil.copytree(turn.weights.parent / "cache", cache)
-    for kind in (EMBEDDINGS, SCANS):
-        (cache / kind / dataset_key(location_of(turn.first))).rename(cache / kind / dataset_key(location_of(dataset)))
     assert len(list(cache.rglob("*.np[yz]"))) == IMAGES + 1
     (tmp_path / "ids.txt").write_text("image-0\n")
     printed = segmint_here("takedown", dataset, "--ids", tmp_path / "ids.txt", "--reason", "asked for", "--yes")
     trained = f"../trained (segmint train: {turn.weights.name})"
     assert f"created from this dataset, delete it or create it again: {trained}" in printed
-    assert f"training cache: ../trained/cache: {IMAGES + 1} files of embeddings and thumbnails deleted" in printed
+    assert f"cache: ../trained/cache: {IMAGES + 1} files of embeddings and thumbnails deleted" in printed
     assert not list(cache.rglob("*.np[yz]"))
-    (cache / SCANS / dataset_key(location_of(dataset)) / f"{'5' * 64}.npz").write_bytes(b"thumbnails")
+    (cache / SCANS / dataset_keys(location_of(dataset))[0] / f"{'5' * 64}.npz").write_bytes(b"thumbnails")
     (tmp_path / "regions.jsonl").write_text(json.dumps({"id": 2, "kind": "face", "x": 9, "y": 9, "w": 20, "h": 20}))
     printed = segmint_here("redact", dataset, "--regions", tmp_path / "regions.jsonl", "--yes")
-    assert "training cache: ../trained/cache: 1 file of embeddings and thumbnails deleted" in printed
+    assert "cache: ../trained/cache: 1 file of embeddings and thumbnails deleted" in printed
     assert not list(cache.rglob("*.np[yz]"))
 
 

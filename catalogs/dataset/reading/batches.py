@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.reader import Dataset, Sample
-from segmint.catalogs.dataset.reading.cache import ShardCache
+from segmint.catalogs.dataset.reading.cache import ShardCache, drop_stale
 from segmint.catalogs.dataset.reading.opened import OpenShard, OpenShards, open_shard, with_help
 from segmint.catalogs.dataset.reading.order import EpochOrder
 from segmint.catalogs.dataset.versions.past import read_commits
@@ -107,6 +107,8 @@ class Batches(IterableDataset[list[Sample]]):
         self.window = window
         self.last = last
         self.cache = cache
+        if cache is not None:
+            drop_stale(cache.folder, dataset.location)
         counts = ((each.shard, each.generation, each.counts.get("images", 0)) for each in commits)
         table = np.array([count for count in counts if count[2]], np.int64).reshape(-1, 3)
         self._shards: NDArray[np.int64] = table[:, :2]  # with their generations
@@ -164,6 +166,8 @@ class Batches(IterableDataset[list[Sample]]):
                 f"a global_batch of {self.global_batch} for {rank.parts} ranks: expected at least one image per rank"
             )
         position = ReaderPosition(0, 1) if worker is None else ReaderPosition(worker.id, worker.num_workers)
+        if self.cache is not None and position.part == 0:
+            drop_stale(self.cache.folder, self.dataset.location)
         return self._read(epoch, samples, rank, position)
 
     def _read(self, epoch: int, samples: int, rank: ReaderPosition, worker: ReaderPosition) -> Iterator[list[Sample]]:

@@ -1,8 +1,11 @@
 """Local cache of a store's shards, shared by all processes of a machine and limited in bytes.
 
-A copy is named by its SHA-256. It is written to a temporary file and then renamed, so it is either complete or absent.
-To make room, a process first deletes the least recently used copies and the leftovers of killed processes. A process
-that has a deleted copy open can continue to read it.
+A copy is `<dataset>/<SHA-256>.copy`. It is written to a temporary file and then renamed, so it is either complete or
+absent. To make room, a process first deletes the least recently used copies and the leftovers of killed processes. A
+process that has a deleted copy open can continue to read it.
+
+Readers and corrections delete copies of shards that their dataset no longer contains (`drop_stale`). An open copy has a
+shared lock and is kept until a later call.
 """
 
 import errno
@@ -19,8 +22,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from segmint.catalogs.dataset.commits import FileEntry
+from segmint.catalogs.dataset.manifest import dataset_keys
 from segmint.catalogs.dataset.reader import damaged_file
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import DIGEST_DIGITS, DamagedDatasetError, parse_data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
@@ -28,10 +32,15 @@ from segmint.infra.storage.stores import TEMPORARY_PREFIX
 DEFAULT_BYTES = 50_000_000_000
 """Default size limit of a cache in bytes."""
 
+SHARD_CACHE = "shards"
+"""Name of the default cache in segmint's cache folder."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _COPY = ".copy"
 _OWN = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{32}}|[0-9a-f]{{64}}){re.escape(_COPY)}", re.ASCII)
+_KEY = re.compile(r"[0-9a-f]{12}|[0-9a-f]{32}", re.ASCII)
 _STRIPES = 64
+_ROOM = "locks/room"
 _PIECE = 4 << 20
 _WAIT_S = 0.2
 _TRIES = 2
@@ -45,16 +54,17 @@ class _CachedShard(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Copies of shards in a local folder, with a total size of at most `most_bytes`."""
+    """Copies of a dataset's shards in a local folder that datasets share, with a total of at most `most_bytes`."""
 
     folder: Path
+    dataset: str  # its key, from `dataset_keys`
     most_bytes: int = DEFAULT_BYTES
 
     def path(self, entry: FileEntry) -> Path:
         """Return the path of a file's copy; raises `DamagedDatasetError` if its recorded hash is not a SHA-256."""
         if _SHA256.fullmatch(entry.sha256) is None:  # from a commit, which anyone may have written
             raise DamagedDatasetError(f"the commit of {entry.path} gives it the SHA-256 {entry.sha256[:80]!r}")
-        return self.folder / f"{entry.sha256}{_COPY}"
+        return self.folder / self.dataset / f"{entry.sha256}{_COPY}"
 
     def open(self, source: Location, entry: FileEntry, check: bool) -> BinaryIO:
         """Return the copy of a file, open for reading; fetch it if it is missing or damaged.
@@ -93,6 +103,7 @@ class ShardCache:
             copy = self.path(entry).open("rb")
         except FileNotFoundError:
             return None
+        fcntl.flock(copy, fcntl.LOCK_SH)  # until it is closed
         whole = os.fstat(copy.fileno()).st_size == entry.size
         if whole and check:
             whole = hashlib.file_digest(copy, "sha256").hexdigest() == entry.sha256
@@ -129,11 +140,11 @@ class ShardCache:
                 f"the cache {self.folder} is limited to {self.most_bytes:,} bytes, but one shard has {size:,}: give it "
                 "room for all shards that are read at the same time"
             )
-        temporary = self.folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{_COPY}"
+        temporary = self.folder / self.dataset / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{_COPY}"
         with ExitStack() as held:
             held.callback(temporary.unlink, missing_ok=True)
             while True:
-                with _locked(self.folder / "locks" / "room"):
+                with _locked(self.folder / _ROOM):
                     if self._make_room(size):
                         held.enter_context(_locked(temporary))
                         os.truncate(temporary, size)
@@ -146,8 +157,7 @@ class ShardCache:
         copies, total = [], 0
         for held in self._held():
             if held.path.name.startswith(TEMPORARY_PREFIX):
-                if _is_abandoned(held.path):
-                    held.path.unlink(missing_ok=True)
+                if _delete_unused(held.path):
                     continue
             else:
                 copies.append(held)
@@ -160,13 +170,40 @@ class ShardCache:
         return total + size <= self.most_bytes
 
     def _held(self) -> Iterator[_CachedShard]:
-        """Yield this cache's files in the folder; other files are neither counted nor deleted."""
-        with os.scandir(self.folder) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):
-                    if _OWN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                        status = entry.stat()
-                        yield _CachedShard(status.st_mtime_ns, status.st_size, Path(entry.path))
+        """Yield the copies of all datasets in the folder; other files are neither counted nor deleted."""
+        for folder in self.folder.iterdir():
+            if _KEY.fullmatch(folder.name):
+                yield from _copies(folder)
+
+
+def drop_stale(folder: Path, dataset: Location) -> tuple[int, int]:
+    """Delete a dataset's copies in a cache's folder, except those of shards that the dataset still contains.
+
+    Shards of older versions that can still be read are part of the dataset. Returns the numbers of deleted files and of
+    outdated ones that a process reads or writes, which are kept. Does not touch copies of other datasets.
+    """
+    held = [copy.path for key in dataset_keys(dataset) for copy in _copies(folder / key)]
+    if not held:
+        return 0, 0
+    # Listed after the copies, so a copy that another reader makes of a new shard is kept.
+    files = (parse_data_path(f"shards/{entry.name}") for entry in (dataset / "shards").list())
+    current = {file.digest for file in files if file is not None}
+    stale = [path for path in held if path.name[:DIGEST_DIGITS] not in current]
+    with _locked(folder / _ROOM):
+        deleted = [path for path in stale if _delete_unused(path)]
+        return len(deleted), sum(path.exists() for path in stale)
+
+
+def _copies(folder: Path) -> Iterator[_CachedShard]:
+    """Yield a dataset's copies and unfinished ones."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                if _OWN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    status = entry.stat()
+                    yield _CachedShard(status.st_mtime_ns, status.st_size, Path(entry.path))
 
 
 def _copied(source: Location, target: Path) -> tuple[int, str]:
@@ -180,11 +217,12 @@ def _copied(source: Location, target: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _is_abandoned(file: Path) -> bool:
-    """Return whether the process that reserved a file was killed. Its lock on the file is then gone."""
+def _delete_unused(file: Path) -> bool:
+    """Delete a file unless a process locks it; the lock of a killed process is gone. Return whether it was deleted."""
     try:
         with file.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
     except (BlockingIOError, FileNotFoundError):  # it is locked, or has become a copy
         return False
     return True

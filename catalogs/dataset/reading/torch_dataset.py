@@ -11,10 +11,10 @@ from typing import BinaryIO
 from torch.utils.data import IterableDataset, get_worker_info
 
 from segmint.catalogs.dataset.commits import FileEntry
-from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.manifest import DatasetManifest, dataset_keys
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.reading.batches import Batches, Last, RankHere, ReaderPosition
-from segmint.catalogs.dataset.reading.cache import DEFAULT_BYTES, ShardCache
+from segmint.catalogs.dataset.reading.cache import DEFAULT_BYTES, SHARD_CACHE, ShardCache, drop_stale
 from segmint.catalogs.dataset.versions.record import Version
 from segmint.infra.assets.cache import cache_folder
 from segmint.infra.storage.location import Location
@@ -58,6 +58,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
     ) -> None:
         super().__init__(location, manifest, version, verify)
         self.cache = cache
+        self._drop_stale()
         known = range(manifest.shards)  # a dataset that grew since may contain more
         self._opened = {shard: manifest.ordinals(shard) for shard in self.committed() if shard in known}
         self._rank = RankHere()
@@ -65,6 +66,8 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         position = self._rank.find()
         worker = get_worker_info()
+        if worker is None or worker.id == 0:
+            self._drop_stale()
         if worker is not None:
             position = ReaderPosition(
                 position.part * worker.num_workers + worker.id, position.parts * worker.num_workers
@@ -111,7 +114,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         """
         cache = self.cache
         if cache is None and scheme(self.uri) != LOCAL:
-            cache = ShardCache(cache_folder() / "shards")
+            cache = ShardCache(cache_folder() / SHARD_CACHE, dataset_keys(self.location)[0])
         return Batches(
             self,
             self.commits(),
@@ -121,6 +124,10 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
             last=last,
             cache=cache,
         )
+
+    def _drop_stale(self) -> None:
+        if self.cache is not None:
+            drop_stale(self.cache.folder, self.location)
 
     def _open_tar(self, entry: FileEntry) -> BinaryIO:
         if self.cache is None:
@@ -156,7 +163,7 @@ def open_dataset(
     manifest, found = TorchDataset.find(location, version)
     kept = None
     if cache is not None and scheme(uri) != LOCAL:
-        kept = ShardCache(Path(cache).expanduser().absolute(), cache_bytes)
+        kept = ShardCache(Path(cache).expanduser().absolute(), dataset_keys(location)[0], cache_bytes)
     return TorchDataset(location, manifest, found, verify, kept)
 
 

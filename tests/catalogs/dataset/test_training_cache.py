@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.training_cache import EMBEDDINGS, SCANS, dataset_key, forget_dataset
+from segmint.catalogs.dataset.manifest import dataset_keys, put_dataset_id
+from segmint.catalogs.dataset.training_cache import EMBEDDINGS, SCANS, forget_dataset
 from tests.support.locations import location_of
 
 NPY = f"{'5' * 64}.npy"
@@ -23,14 +24,14 @@ def moved(ended, tmp_path: Path) -> Path:
     """The folder of a dataset that was trained on, with the cache that it notes beside it."""
     folder = tmp_path / "moved"
     shutil.copytree(ended.output.parent, folder, ignore=shutil.ignore_patterns("run"))
-    before, now = (dataset_key(location_of(each)) for each in (ended.dataset, folder / "dataset"))
+    before, now = (dataset_keys(location_of(each))[0] for each in (ended.dataset, folder / "dataset"))
     for kind in (EMBEDDINGS, SCANS):
         (folder / "cache" / kind / before).rename(folder / "cache" / kind / now)
     return folder
 
 
 def test_caches_that_are_noted_and_this_machines_own_lose_what_they_have_of_the_dataset(moved: Path, own: Path) -> None:
-    key = dataset_key(location_of(moved / "dataset"))
+    key = dataset_keys(location_of(moved / "dataset"))[0]
     cache = moved / "cache"
     for folder in (own / EMBEDDINGS / key / "w", cache / EMBEDDINGS / ("0" * 12) / "w"):
         folder.mkdir(parents=True)
@@ -48,7 +49,7 @@ def test_caches_that_are_noted_and_this_machines_own_lose_what_they_have_of_the_
 
 def test_a_note_leads_to_no_other_files(moved: Path, own: Path) -> None:
     """Only files with a cache's names go, and links are not followed."""
-    cache, key = moved / "cache", dataset_key(location_of(moved / "dataset"))
+    cache, key = moved / "cache", dataset_keys(location_of(moved / "dataset"))[0]
     elsewhere = moved / "elsewhere" / "w"
     others = [cache / EMBEDDINGS / key / "w" / "thesis.npy", cache / SCANS / key / "photo.jpg", elsewhere / NPY]
     for path in others:
@@ -61,9 +62,30 @@ def test_a_note_leads_to_no_other_files(moved: Path, own: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_deleted_is_named(moved: Path, own: Path) -> None:
-    key = dataset_key(location_of(moved / "dataset"))
+    key = dataset_keys(location_of(moved / "dataset"))[0]
     (moved / "cache" / "embeddings.used").unlink()
     (moved / "cache" / "embeddings.used").mkdir()
     (line,) = forget_dataset(location_of(moved / "dataset"))
     assert line.startswith("../cache: some embeddings and thumbnails could not be deleted; delete them yourself: ")
     assert not list((moved / "cache" / EMBEDDINGS / key).rglob("*.npy"))
+
+
+@pytest.mark.parametrize("has_id", [True, False])
+def test_another_spelling_of_the_path_finds_the_same_files(moved: Path, own: Path, has_id: bool) -> None:
+    """`..` and links are spellings, in the takedown or in what was read before; a new id doesn't hide older files."""
+    (moved / "x").mkdir()
+    (moved / "far" / "off").mkdir(parents=True)
+    (moved / "far" / "off" / "link").symlink_to(moved / "dataset")
+    if has_id:
+        put_dataset_id(location_of(moved / "dataset"))
+    spellings = ["dataset", "x/../dataset", "far/off/link"]
+    noted = ["../cache: 4 files of embeddings and thumbnails deleted"]
+    for spelling, taken in zip(spellings, reversed(spellings), strict=True):
+        folder = own / EMBEDDINGS / dataset_keys(location_of(moved / spelling))[0] / "w"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / NPY).write_bytes(b"an embedding")
+        assert sorted(forget_dataset(location_of(moved / taken))) == [
+            *noted,
+            "this machine's training cache: 1 file of embeddings and thumbnails deleted",
+        ]
+        noted = []

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
-from segmint.catalogs.dataset.training_cache import dataset_key
+from segmint.catalogs.dataset.manifest import DatasetManifest, dataset_keys, load_manifest
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError, UsageError
@@ -49,10 +49,15 @@ class TrainingDataset:
     manifest: DatasetManifest
     digest: str
 
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the dataset's folders in a cache, as of the run's start."""
+        return dataset_keys(self.location)
+
     @property
     def key(self) -> str:
-        """Name of the dataset's folder in a cache."""
-        return dataset_key(self.location)
+        """Name of the folder that the run uses."""
+        return self.keys[0]
 
     def has_changed(self) -> bool:
         """Return whether the dataset's version has changed. Raises the errors of `current_digest`."""
@@ -206,6 +211,7 @@ def find_images(
                         parts.append((np.full(count, entry), np.full(count, len(shards) - 1), *chosen))
                 progress.update(stage, done)
             tars = frozenset(commit.file("shards").sha256 for commit in commits)
+            held |= {former: DatasetContents(frozenset(), jpegs[0], True) for former in dataset.keys[1:]}
             held[dataset.key] = DatasetContents(tars, np.concatenate(jpegs), len(shards) - first == len(commits))
     if not sum(len(part[0]) for part in parts):
         kinds = ", ".join(f"{entry.uri} ({entry.masks} masks)" for entry in config.datasets)

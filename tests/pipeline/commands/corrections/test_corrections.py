@@ -138,7 +138,7 @@ def test_redact(dataset: Path, tmp_path: Path) -> None:
         "changed_shards": [0],
         "outputs": [],
         "removed_links": [],
-        "training_cache": [],
+        "caches": [],
         "version": {"digest": current_digest(location_of(dataset)), "number": 1},
     }
     done = run("redact", dataset, "--regions", path, "--yes")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from segmint.catalogs.dataset.training_cache import EMBEDDINGS, dataset_key
+from segmint.catalogs.dataset.manifest import dataset_keys
+from segmint.catalogs.dataset.training_cache import EMBEDDINGS
 from segmint.infra.device import Compute
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.sam import Sam
@@ -146,7 +147,7 @@ def test_images_whose_tar_is_gone_and_whose_embedding_is_damaged_are_left_out(
     dataset, cache = tmp_path / "dataset", tmp_path / "cache"
     shutil.copytree(ended.dataset, dataset)
     found = find(tmp_path, dataset, **FEW)
-    kept = ended.output.parent / "cache" / EMBEDDINGS / dataset_key(location_of(ended.dataset))
+    kept = ended.output.parent / "cache" / EMBEDDINGS / dataset_keys(location_of(ended.dataset))[0]
     shutil.copytree(kept, cache / EMBEDDINGS / found.datasets[0].key)
     trainer = trainer_of(found, cache, mobile_sam_path)
     assert trainer.step(1).masks == 2
