@@ -129,10 +129,10 @@ def _forget_shards(dataset: Location) -> list[str]:
         deleted, used = drop_stale(cache_folder() / SHARD_CACHE, dataset)
     except (StorageFaultError, UsageError, OSError) as error:
         return [f"{name}: some copies of shards could not be deleted; delete them yourself: {error}"]
-    later = "deleted when a reader next opens the dataset or starts an epoch"
+    later = "outdated ones are deleted when a reader next opens the dataset or starts an epoch"
     return [
         *([f"{name}: {counted(deleted, 'outdated file')} deleted"] if deleted else []),
-        *([f"{name}: {counted(used, 'outdated file')} still in use; {later}"] if used else []),
+        *([f"{name}: {counted(used, 'outdated or unfinished file')} in use; {later}"] if used else []),
     ]
 
 

@@ -179,8 +179,9 @@ class ShardCache:
 def drop_stale(folder: Path, dataset: Location) -> tuple[int, int]:
     """Delete a dataset's copies in a cache's folder, except those of shards that the dataset still contains.
 
-    Shards of older versions that can still be read are part of the dataset. Returns the numbers of deleted files and of
-    outdated ones that a process reads or writes, which are kept. Does not touch copies of other datasets.
+    Shards of older versions that can still be read are part of the dataset. Returns the number of deleted files, which
+    include those of killed processes, and the number of outdated or unfinished ones that a process has open, which are
+    kept. Does not touch copies of other datasets.
     """
     held = [copy.path for key in dataset_keys(dataset) for copy in _copies(folder / key)]
     if not held:

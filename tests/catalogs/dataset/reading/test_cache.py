@@ -398,7 +398,7 @@ def test_a_copy_that_another_process_reads_stays_until_it_is_closed(stored: Loca
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(copy)], **pipes) as holder:
         assert holder.stdout.readline() == b"open\n"
         (line,) = redact(stored, location_of(regions)).caches
-        assert line.startswith("this machine's shard cache: 1 outdated file still in use; deleted when a reader next ")
+        assert line.startswith("this machine's shard cache: 1 outdated or unfinished file in use; outdated ones are ")
         assert copy.exists()
         holder.communicate()
     assert holder.returncode == 0

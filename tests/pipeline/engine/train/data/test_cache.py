@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import torch
 
+from segmint.catalogs.dataset.manifest import dataset_keys, put_dataset_id
 from segmint.catalogs.dataset.training_cache import CacheSize, purge_scans
 from segmint.pipeline.engine.train.data.cache import BYTES, EmbeddingCache
 from tests.support.builds import ROOT
@@ -146,3 +147,7 @@ def test_what_a_dataset_no_longer_has_is_deleted(trainable, tmp_path):
     assert len(list(looks.iterdir())) == 5
     purge_scans(kept, key, held.tars)
     assert sorted(path.stem for path in looks.iterdir()) == sorted(held.tars)
+    put_dataset_id(location_of(dataset))  # from now on it has another folder, and all in the former one is outdated
+    named = find(tmp_path, dataset).held
+    assert named.keys() == set(dataset_keys(location_of(dataset))) > {key}
+    assert (len(named[key].tars), len(named[key].jpegs), named[key].whole) == (0, 0, True)
