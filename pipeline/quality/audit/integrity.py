@@ -187,6 +187,8 @@ def audit_integrity(
     manifest = pinned.manifest
     findings = FindingCollector()
     version, checked, damaged_parts, taken = audit_records(dataset, pinned, findings, asked)
+    if damaged_parts and load_latest_manifest(dataset).generation > pinned.generation:
+        raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
     findings.extend(audit_canonical_json(dataset))
     settings = replace(_settings(pinned, findings), asked=asked)
     limit = (now or datetime.now(UTC)) - GRACE
@@ -252,8 +254,6 @@ def audit_records(
     damaged_parts, checked = set(), CheckedCounts()
     for part in manifest.catalog:
         found = list(audit_catalog_part(dataset, part, per_shard))
-        if found and load_latest_manifest(dataset).generation > pinned.generation:
-            raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
         if found:
             damaged_parts.add(part.path)
         else:
