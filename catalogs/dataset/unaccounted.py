@@ -76,7 +76,7 @@ def unknown_files(dataset: Location) -> list[str]:
 
 def dataset_files(dataset: Location) -> list[str]:
     """Return the paths of commits, data files, catalog parts, tombstones, and versions, from one listing per folder."""
-    folders = (*_NAMED, TOMBSTONES, VERSIONS)
+    folders = (COMMITS, CATALOG, TOMBSTONES, VERSIONS, *DATA_KINDS)
     paths = (f"{folder}/{entry.name}" for folder in folders for entry in (dataset / folder).list())
     return [path for path in paths if is_known(path)]
 
