@@ -39,7 +39,9 @@ def test_a_signature_is_made_and_found_right(dataset: Location, tmp_path: Path) 
     assert (found.problems, found.signed_by, found.checked_key) == ((), (signed.key_id,), signed.key_id)
     unchecked = verify_dataset(dataset)
     assert (unchecked.problems, unchecked.checked_key) == ((), None)
-    assert unchecked.notes == (f"signed by the keys {signed.key_id}. To check one, pass its public key to --key",)
+    assert unchecked.notes == (
+        f"signature files of the keys {signed.key_id} were not checked: pass a public key to --key",
+    )
     assert sign_version(dataset, private) == signed, "signing again changes nothing"
 
 

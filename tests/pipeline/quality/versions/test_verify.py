@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset import summaries
+from segmint.catalogs.dataset.outputs import read_notes
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version, read_version
+from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.quality.versions import verify
@@ -53,6 +55,16 @@ def test_a_whole_dataset(whole: Location) -> None:
     assert found.lines()[-2].startswith("read 13 files (")
     assert found.lines()[-2].endswith("; verified; compared with the dataset's own records only")
     assert found.to_dict()["verified"]
+    for folder in ("tombstones", "outputs", "marks", "reservations", "summaries", "versions"):
+        (whole / folder / ".DS_Store").put(b"\0\0\0\1Bud1")
+    beside = verify_dataset(whole)
+    assert (beside.problems, beside.version, read_notes(whole)) == ((), found.version, [])
+
+
+def test_an_unreadable_manifest_makes_no_other_file_missing(whole: Location) -> None:
+    (whole / "dataset.json").put(b"{")
+    (whole / data_path("masks", 0, "0" * 64)).put(b"left over")
+    assert {problem.partition(" ")[0].rstrip(":") for problem in verify_dataset(whole).problems} == {"dataset.json"}
 
 
 def test_no_bit_of_any_file_changes_unseen(whole: Location) -> None:
@@ -83,7 +95,7 @@ def test_no_file_disappears_unseen(whole: Location) -> None:
         data = (whole / path).read()
         (whole / path).delete()
         if path == "dataset.json":
-            with pytest.raises(UsageError, match="is not a segmint dataset"):
+            with pytest.raises(UsageError, match=r"has no dataset\.json, but .*Run `segmint repair"):
                 verify_dataset(whole)
         else:
             assert any(path in problem for problem in verify_dataset(whole).problems), path
