@@ -38,6 +38,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import NO_TIME, ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, size, some
+from segmint.pipeline.quality.audit.canonical import audit_canonical_json
 from segmint.pipeline.quality.evidence.check import key_id
 from segmint.pipeline.quality.evidence.signatures import read_public_key, signature_problem, signers
 
@@ -238,7 +239,8 @@ def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetMani
 def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
     """Add a problem for each file that segmint or another program left in the dataset, and notes on harmless ones."""
     found = judge_doubtful(reading.dataset, reading.listed, datetime.now(UTC) - GRACE, doubtful)
-    reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in found.findings]
+    findings = (*audit_canonical_json(reading.dataset), *found.findings)
+    reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in findings]
     if found.recent:
         reading.notes.append(
             f"{counted(len(found.recent), 'file')} that no commit names, from a running or killed writer "
