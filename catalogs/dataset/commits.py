@@ -26,6 +26,7 @@ from segmint.catalogs.layout import (
 )
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.stores import NO_TIME
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import scheme
 
@@ -324,12 +325,13 @@ def read_shard_state(dataset: Location, shard: int) -> ShardState:
         return ShardState(commit, tuple(generations[:-1]), frozenset(named | reserved))
 
 
-def reserved_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) -> set[str]:
-    """Return the paths that are reserved for a higher generation than their shard's `committed` ones."""
+def reserved_paths(dataset: Location, committed: Mapping[int, Sequence[int]], since: datetime = NO_TIME) -> set[str]:
+    """Return the paths reserved, not before `since`, for a higher generation than their shard's `committed` ones."""
     paths: set[str] = set()
     for entry in (dataset / RESERVATIONS).list():
         parsed = parse_reservation_name(entry.name)
-        if parsed is not None and parsed[1] > max(committed.get(parsed[0], ()), default=0):
+        new = parsed is not None and parsed[1] > max(committed.get(parsed[0], ()), default=0)
+        if new and not NO_TIME < entry.modified < since:
             paths |= reserved_in(dataset / RESERVATIONS / entry.name)
     return paths
 

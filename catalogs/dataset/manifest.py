@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +22,16 @@ from pydantic import Field, ValidationError, field_validator
 from segmint.catalogs.dataset.commits import reserved_in
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
+    CATALOG,
+    COMMITS,
+    DATA_KINDS,
     DATASET_ID,
     MANIFEST,
     RESERVATIONS,
     SCHEMA_VERSION,
     canonical_json,
     fingerprint,
+    is_known,
     parse_part_reservation_name,
     part_reservation_name,
     wrong_fields,
@@ -36,8 +40,10 @@ from segmint.catalogs.lineage import Lineage, trainings
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.stores import NO_TIME
 from segmint.infra.uris import LOCAL, absolute, base_name, local_path, scheme
 from segmint.infra.version import VERSION
+from segmint.infra.wording import some
 
 GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """Fields in which a later generation may differ from the first."""
@@ -216,8 +222,27 @@ def load_latest_manifest(dataset: Location) -> LatestManifest:
     """Read the latest manifest with its generation; raises `UsageError` if there is no dataset."""
     latest = read_latest_manifest(dataset)
     if latest is None:
-        raise UsageError(f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path, or build a dataset there")
+        raise no_manifest(dataset)
     return latest
+
+
+def dataset_files(dataset: Location) -> list[str]:
+    """Return the paths of commits, data files, catalog parts, tombstones, and versions, from one listing per folder."""
+    folders = (COMMITS, CATALOG, *DATA_KINDS, "tombstones", "versions")
+    paths = (f"{folder}/{entry.name}" for folder in folders for entry in (dataset / folder).list())
+    return [path for path in paths if is_known(path)]
+
+
+def is_dataset(folder: Location) -> bool:
+    """Return whether a folder contains files of a segmint dataset, even if its manifest is missing."""
+    return bool(manifest_generations(folder) or dataset_files(folder))
+
+
+def no_manifest(dataset: Location) -> UsageError:
+    """Return the error for a dataset whose manifest is missing, or for another folder."""
+    if files := dataset_files(dataset):
+        return UsageError(f"{dataset} has no {MANIFEST}, but {some(files)}. Run `segmint repair {dataset}`")
+    return UsageError(f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path, or build a dataset there")
 
 
 def load_manifest(dataset: Location) -> DatasetManifest:
@@ -294,8 +319,8 @@ def delete_part_reservations(dataset: Location, generation: int) -> None:
             (dataset / RESERVATIONS / entry.name).delete()
 
 
-def parts_in_use(dataset: Location) -> frozenset[str]:
-    """Return the paths of parts that must not be deleted: named by the manifest, or reserved for its next generation.
+def parts_in_use(dataset: Location, since: datetime = NO_TIME) -> frozenset[str]:
+    """Return the paths of parts that must not be deleted: in the manifest, or reserved (from `since` on) for the next.
 
     Reservations are read before the manifest, because a reservation is deleted only after its manifest was put. Callers
     that delete parts must call this after listing them, right before deleting. Raises `UsageError` if there is no
@@ -304,7 +329,7 @@ def parts_in_use(dataset: Location) -> frozenset[str]:
     reservations = [
         (generation, reserved_in(dataset / RESERVATIONS / entry.name))
         for entry in (dataset / RESERVATIONS).list()
-        if (generation := parse_part_reservation_name(entry.name)) is not None
+        if (generation := parse_part_reservation_name(entry.name)) is not None and not NO_TIME < entry.modified < since
     ]
     manifest, latest = load_latest_manifest(dataset)
     named = frozenset(part.path for part in manifest.catalog)

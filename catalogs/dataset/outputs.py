@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from segmint.catalogs.dataset.manifest import manifest_generations, read_dataset_id
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import REPORT, DamagedDatasetError, canonical_json, fingerprint
+from segmint.catalogs.layout import REPORT, DamagedDatasetError, canonical_json, fingerprint, is_known
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import StorageFaultError
@@ -106,7 +106,7 @@ def read_notes(dataset: Location) -> list[OutputNote]:
     The note of a started export is omitted once there is one of a complete export at the same location.
     """
     notes = []
-    for entry in (dataset / OUTPUTS).list():
+    for entry in (each for each in (dataset / OUTPUTS).list() if is_known(f"{OUTPUTS}/{each.name}")):
         file = dataset / OUTPUTS / entry.name
         try:
             notes.append(OutputNote.model_validate(json.loads(file.read())))

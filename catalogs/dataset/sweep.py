@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from segmint.catalogs.dataset.commits import CommitLog, generations_of, read_shard_state
-from segmint.catalogs.dataset.manifest import manifest_generations, parts_in_use
+from segmint.catalogs.dataset.manifest import load_manifest, manifest_generations, parts_in_use
 from segmint.catalogs.dataset.marks import MARKS
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.layout import (
@@ -56,7 +56,9 @@ def sweep(
     undated = found.temporary or found.parts or any(shard in found.files for shard in doubtful)
     limit = (now or (store_time(dataset) if undated else datetime.now(UTC))) - grace
     doomed = [path for path, modified in found.temporary if modified < limit]
-    doomed += _unnamed_parts(dataset, [path for path, modified in found.parts if modified < limit])
+    parts = {path for path, entry in found.parts if entry.modified < limit}
+    if parts and manifest_generations(dataset):
+        doomed += parts - parts_in_use(dataset)
     doomed = [path for path in doomed if found.in_own_folder(path)]
     for path in doomed:
         (dataset / path).delete()
@@ -71,19 +73,24 @@ def sweep(
 
 
 def missing_files(dataset: Location, shards: Container[int]) -> list[str]:
-    """Return data files that the latest commits of these shards name and that don't exist, from up to 10 shards.
+    """Return missing and empty files: parts of the catalog, and files of these shards' latest commits (of up to 10).
 
-    Each folder is listed once. The commit of a shard with one file of each kind isn't read.
+    Each folder is listed once. The commit of a shard with one file of each kind isn't read, nor is any file.
     """
     found, log, missing = _listed(dataset), CommitLog(dataset), dict[int, list[str]]()
     for shard in found.doubtful_shards():
         commit = log.latest(shard) if shard in shards and len(missing) < 10 else None
-        listed = {path for path, _, _ in found.files.get(shard, [])}
-        new = [entry.path for entry in commit.files if entry.path not in listed] if commit is not None else []
-        absent = [path for path in new if not (dataset / path).exists()]  # others were committed after the listing
+        listed = {path: entry.size for path, _, entry in found.files.get(shard, [])}
+        new = [entry.path for entry in commit.files if not listed.get(entry.path)] if commit is not None else []
+        # Files that exist although they aren't listed were committed after the listing.
+        absent = [path for path in new if path in listed or not (dataset / path).exists()]
         if commit is not None and absent and log.is_latest(shard, commit.generation):
             missing[shard] = absent
-    return list(itertools.chain.from_iterable(missing.values()))
+    whole = {path for path, entry in found.parts if entry.size}
+    parts = {part.path for part in load_manifest(dataset).catalog if part.path not in whole}
+    if parts:  # a correction may have replaced the catalog after the listing
+        parts -= {f"{CATALOG}/{entry.name}" for entry in (dataset / CATALOG).list() if entry.size}
+    return [*sorted(parts), *itertools.chain.from_iterable(missing.values())]
 
 
 @dataclass
@@ -92,23 +99,23 @@ class _SweepListing:
 
     generations: dict[int, list[int]]
     reserved: set[int]  # shards with reservations
-    files: dict[int, list[tuple[str, DataFile, datetime]]]  # by shard
+    files: dict[int, list[tuple[str, DataFile, ObjectInfo]]]  # by shard
     temporary: list[tuple[str, datetime]]
-    parts: list[tuple[str, datetime]]
+    parts: list[tuple[str, ObjectInfo]]
     linked: set[str] = field(default_factory=set)  # folders
 
     def doubtful_shards(self) -> list[int]:
         """Return the committed shards that may contain files to delete.
 
-        A shard with one generation, no reservation, and one file of each kind needn't be read, because the files are
-        those of its commit.
+        A shard with one generation, no reservation, and one file of each kind that isn't empty isn't read: the files
+        are assumed to be those of its commit.
         """
         return [
             shard
             for shard, numbers in sorted(self.generations.items())
             if len(numbers) > 1
             or shard in self.reserved
-            or sorted(file.kind for _, file, _ in self.files.get(shard, [])) != sorted(DATA_KINDS)
+            or sorted(file.kind for _, file, entry in self.files.get(shard, []) if entry.size) != sorted(DATA_KINDS)
         ]
 
     def in_own_folder(self, path: str) -> bool:
@@ -123,9 +130,9 @@ def _listed(dataset: Location) -> _SweepListing:
         folder = path.partition("/")[0]
         data_file = parse_data_path(path)
         if data_file is not None:
-            found.files.setdefault(data_file.shard, []).append((path, data_file, entry.modified))
+            found.files.setdefault(data_file.shard, []).append((path, data_file, entry))
         elif is_part_path(path):
-            found.parts.append((path, entry.modified))
+            found.parts.append((path, entry))
         elif entry.name.startswith(TEMPORARY_PREFIX):
             found.temporary.append((path, entry.modified))
         elif folder == COMMITS:
@@ -146,8 +153,8 @@ def _sweep_shard(dataset: Location, shard: int, found: _SweepListing, limit: dat
     replaced_files = {entry.path for commit in replaced for entry in commit.files}
     doomed = [
         path
-        for path, _, modified in found.files.get(shard, [])
-        if path not in state.kept and (modified < limit or path in replaced_files)
+        for path, _, entry in found.files.get(shard, [])
+        if path not in state.kept and (entry.modified < limit or path in replaced_files)
     ]
     # Last, because while a replaced commit exists, it shows which files don't belong to an active writer.
     doomed += [commit_path(shard, generation) for generation in state.replaced]
@@ -155,13 +162,6 @@ def _sweep_shard(dataset: Location, shard: int, found: _SweepListing, limit: dat
     for path in doomed:
         (dataset / path).delete()
     return doomed
-
-
-def _unnamed_parts(dataset: Location, paths: list[str]) -> list[str]:
-    if not paths or not manifest_generations(dataset):
-        return []
-    kept = parts_in_use(dataset)
-    return [path for path in paths if path not in kept]
 
 
 def _entries(dataset: Location) -> Iterator[tuple[str, ObjectInfo]]:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint, wrong_fields
+from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint, is_known, wrong_fields
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.uris import plain_form, plain_forms
@@ -83,6 +83,11 @@ def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
     (dataset / TOMBSTONES / tombstone.name).put_if_absent(tombstone.to_json())
 
 
+def list_tombstones(dataset: Location) -> list[ObjectInfo]:
+    """List the files of tombstones, without those that other programs put beside them."""
+    return [entry for entry in (dataset / TOMBSTONES).list() if is_known(f"{TOMBSTONES}/{entry.name}")]
+
+
 def read_tombstones(dataset: Location) -> list[Tombstone]:
     """Read all tombstones of a dataset, ordered by name; raises `DamagedDatasetError` for an invalid file.
 
@@ -98,13 +103,13 @@ def read_tombstones(dataset: Location) -> list[Tombstone]:
             _READ[key] = _read_tombstone(dataset, entry.name)
         return _READ[key]
 
-    return [read(entry) for entry in (dataset / TOMBSTONES).list()]
+    return [read(entry) for entry in list_tombstones(dataset)]
 
 
 def damaged_tombstones(dataset: Location) -> dict[str, str]:
     """Return the problem of each damaged tombstone, by its path below the dataset."""
     problems = {}
-    for entry in (dataset / TOMBSTONES).list():
+    for entry in list_tombstones(dataset):
         try:
             _read_tombstone(dataset, entry.name)
         except DamagedDatasetError as error:

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from urllib.parse import unquote
 
 from segmint.catalogs.dataset.commits import CommitLog, reserved_paths
 from segmint.catalogs.dataset.manifest import load_manifest, parse_manifest_name, parts_in_use
-from segmint.catalogs.dataset.tombstones import TOMBSTONES
-from segmint.catalogs.dataset.versions.record import VERSIONS
 from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import (
@@ -42,6 +41,11 @@ _ENDINGS = (
     "psd jpe jxl j2k svg ico cr2 cr3 nef arw dng raf orf rw2 ppm pgm pbm pnm exr qoi mp4 mov"
 )
 _MEDIA = re.compile(rf".*\.(?:{_ENDINGS.replace(' ', '|')})", re.IGNORECASE | re.ASCII | re.DOTALL)
+_TEMPORARY = re.compile(
+    rf"(?:(?:{'|'.join(_NAMED)}|annotations|marks|outputs|report|reservations|summaries|tombstones|versions)/"
+    rf"(?:[a-z0-9]+/)*)?{re.escape(TEMPORARY_PREFIX)}(?:(?:probe|clock)-)?[0-9a-f]{{32}}"
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # in no URI
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 """Control characters, which text doesn't contain and compressed data does."""
 _SIGNATURES = {
@@ -71,14 +75,7 @@ def unknown_files(dataset: Location) -> list[str]:
     Includes objects that only exist as older versions in the bucket, and omits `report/`.
     """
     paths = (path for path in dataset.walk_ever() if path.partition("/")[0] != REPORT)
-    return [path for path in paths if not is_known(path) and not _is_temporary(path)]
-
-
-def dataset_files(dataset: Location) -> list[str]:
-    """Return the paths of commits, data files, catalog parts, tombstones, and versions, from one listing per folder."""
-    folders = (COMMITS, CATALOG, TOMBSTONES, VERSIONS, *DATA_KINDS)
-    paths = (f"{folder}/{entry.name}" for folder in folders for entry in (dataset / folder).list())
-    return [path for path in paths if is_known(path)]
+    return [path for path in paths if not is_known(path) and not _TEMPORARY.fullmatch(path)]
 
 
 def list_doubtful(dataset: Location) -> dict[str, ObjectInfo]:
@@ -111,9 +108,12 @@ def judge_doubtful(
     commits are unreadable, are omitted.
     """
     links = dataset.links()
-    findings = [_stray(path, f"a link to {(dataset / path).link_target()}") for path in sorted(links)]
-    left = {path: entry for path, entry in sorted(listed.items()) if path not in links}
-    ours = {path: entry for path, entry in left.items() if is_known(path) or _is_temporary(path)}
+    unnamable = {path for path in {*links, *listed} if _CONTROL.search(unquote(path))}
+    findings = [_stray(ascii(path), "a name with a control character") for path in sorted(unnamable)]
+    targets = {path: (dataset / path).link_target() for path in sorted(links - unnamable)}
+    findings += [_stray(path, f"a link to {to}" if to else "a special file") for path, to in targets.items()]
+    left = {path: entry for path, entry in sorted(listed.items()) if path not in links | unnamable}
+    ours = {path: entry for path, entry in left.items() if is_known(path) or _TEMPORARY.fullmatch(path)}
     recent = []
     try:
         for path, finding in _judge_ours(dataset, ours, limit, doubtful) if ours else ():
@@ -121,7 +121,9 @@ def judge_doubtful(
                 recent.append(path)
             else:
                 findings.append(finding)
-    except (UsageError, DamagedDatasetError) as error:  # an unreadable manifest or reservation
+    except UsageError:
+        pass  # an unreadable manifest, which callers report
+    except DamagedDatasetError as error:
         findings.append(FindingLocation(RESERVATIONS).finding(Code.STRAY_FILE, "readable reservations", error))
     others = []
     foreign = [(path, entry.size) for path, entry in left.items() if path not in ours]
@@ -140,8 +142,9 @@ def _judge_ours(
     """Yield the paths of segmint's files that nothing names, each with a finding or, if it may be in use, None."""
     log = CommitLog(dataset)
     newest = {commit.shard: commit for commit in log.listed()}
-    kept = reserved_paths(dataset, {shard: [commit.generation] for shard, commit in newest.items()})
-    kept |= parts_in_use(dataset)
+    kept = reserved_paths(dataset, {shard: [commit.generation] for shard, commit in newest.items()}, limit)
+    kept |= parts_in_use(dataset, limit)
+    latest_time = datetime.now(UTC) + timedelta(hours=1)  # later ones are not those of writers
     manifest = load_manifest(dataset)
     named = {part.path for part in manifest.catalog}
     shards = {data.shard for path in files if (data := parse_data_path(path)) is not None}.difference(doubtful)
@@ -167,7 +170,8 @@ def _judge_ours(
             at_work = entry.modified <= changed >= limit
             code, expected = Code.REPLACED_GENERATION, f"only generation {latest.generation}"
         else:
-            at_work = max(entry.modified, changed) >= limit or path in kept or (data is not None and latest is None)
+            recent = any(limit <= time <= latest_time for time in (entry.modified, changed))
+            at_work = recent or path in kept or (data is not None and latest is None)
             code, expected = Code.LEFTOVER_FILE, "no unreferenced file"
         found = f"{entry.size:,} bytes of {entry.modified:%Y-%m-%d %H:%M} UTC"
         yield path, None if at_work else FindingLocation(path, shard).finding(code, expected, found)
@@ -198,10 +202,6 @@ def _suspicion(dataset: Location, path: str, size: int) -> str | None:
     kind = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), "binary data")
     kind = "a tar archive" if data[257:262] == b"ustar" else kind
     return f"{kind} {of}" if kind != "binary data" or _BINARY.search(data) else None
-
-
-def _is_temporary(path: str) -> bool:
-    return base_name(path).startswith(TEMPORARY_PREFIX)
 
 
 def _stray(path: str, found: str) -> Finding:

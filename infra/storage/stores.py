@@ -300,8 +300,10 @@ def _links(folder: Path, prefix: str) -> Iterator[str]:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _links(Path(entry.path), f"{prefix}{entry.name}/")
-            elif entry.is_symlink() or not Path(entry.path).is_file():
-                yield prefix + entry.name
+                continue
+            with suppress(FileNotFoundError):  # it was deleted or renamed after the listing
+                if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+                    yield prefix + entry.name
 
 
 def _walk(folder: Path, prefix: str, recursive: bool, on_skip: OnSkip, beginning: str = "") -> Iterator[ObjectInfo]:

@@ -92,6 +92,8 @@ def _check_structure(stream: BinaryIO, file: pq.ParquetFile, schema: pa.Schema, 
         _compare(own, [expected], {*_texts(expected)}, "the footer", by_other=by_other)
         for chunk, other in zip(own[4][0][1] if own[4] else (), expected[4][0][1], strict=False):
             column, name = chunk[3], f"the column {b'.'.join(chunk[3][3]).decode()}"
+            if column[7] == other[3][7] == 0:
+                continue  # no pages: versions of pyarrow differ in the position of an empty table's booleans
             if _start(column) != position:
                 raise ValueError(f"{_start(column) - position:,} bytes before {name} that nothing names")
             position += column[7]

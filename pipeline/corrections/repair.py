@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import load_latest_manifest
-from segmint.catalogs.dataset.unaccounted import dataset_files
+from segmint.catalogs.dataset.manifest import dataset_files, load_latest_manifest
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.catalogs.findings import Code, FindingCollector
 from segmint.catalogs.layout import commit_path

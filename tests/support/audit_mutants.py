@@ -55,8 +55,8 @@ AUDIT_MUTANTS = (
     Mutant(
         "spaces in a manifest are not found",
         "pipeline/quality/audit/canonical.py",
-        "alike = canonical_json(json.loads(data)) == data",
-        "alike = bool(canonical_json(json.loads(data)))",
+        "return form is not None and canonical_json(value) == data and (",
+        "return form is not None and (",
         "tests/pipeline/quality/audit/test_canonical.py",
     ),
 )

@@ -12,7 +12,13 @@ from functools import cached_property
 from pydantic import TypeAdapter, ValidationError
 
 from segmint.catalogs.dataset.commits import CommitLog, ListedCommit
-from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations, manifest_name, parse_manifest_name
+from segmint.catalogs.dataset.manifest import (
+    DatasetManifest,
+    manifest_generations,
+    manifest_name,
+    no_manifest,
+    parse_manifest_name,
+)
 from segmint.catalogs.dataset.summaries import (
     NOTHING,
     SUMMARY_SHARDS,
@@ -23,9 +29,8 @@ from segmint.catalogs.dataset.summaries import (
     summary_name,
     sums_in,
 )
-from segmint.catalogs.dataset.tombstones import TOMBSTONES
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, list_tombstones
 from segmint.catalogs.layout import (
-    MANIFEST,
     SUMMARIES,
     DamagedDatasetError,
     canonical_json,
@@ -35,7 +40,6 @@ from segmint.catalogs.layout import (
     parse_commit_path,
     shard_name,
 )
-from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
@@ -137,7 +141,7 @@ def manifest_leaves(dataset: Location) -> tuple[list[VersionLeaf], bytes]:
     """
     numbers = manifest_generations(dataset)
     if not numbers:
-        raise UsageError(f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path, or build a dataset there")
+        raise no_manifest(dataset)
     leaves = []
     for number in numbers:
         data = (dataset / manifest_name(number)).read()
@@ -147,14 +151,14 @@ def manifest_leaves(dataset: Location) -> tuple[list[VersionLeaf], bytes]:
 
 def tombstone_leaves(dataset: Location) -> list[VersionLeaf]:
     """Return a leaf for each tombstone."""
-    paths = [f"{TOMBSTONES}/{entry.name}" for entry in (dataset / TOMBSTONES).list()]
+    paths = [f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset)]
     return [leaf_of(path, (dataset / path).read()) for path in paths]
 
 
 def _manifests_and_tombstones(dataset: Location) -> set[str]:
     """Return the paths of all manifests and tombstones, which are only ever added."""
     manifests = {manifest_name(number) for number in manifest_generations(dataset)}
-    return manifests | {f"{TOMBSTONES}/{entry.name}" for entry in (dataset / TOMBSTONES).list()}
+    return manifests | {f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset)}
 
 
 def _is_manifest_or_tombstone(path: str) -> bool:

@@ -190,9 +190,10 @@ def name_now(dataset: Location) -> VersionName:
 def put_version(dataset: Location, command: str, reason: str | None = None, now: datetime | None = None) -> VersionName:
     """Record the current state of a dataset, at the end of a build or correction; return its name.
 
-    Nothing is recorded if the digest is unchanged, or if files of the latest version are missing or have different
-    bytes, because damage must not become a version. Concurrent calls each take the next free number. `command` made the
-    change, and `reason` is the user's reason for it. `now` is the time (default: this machine's clock).
+    Nothing is recorded if the digest is unchanged, the latest version's file is damaged, or files of that version are
+    missing or have different bytes, because damage must not become a version. Concurrent calls each take the next free
+    number. `command` made the change, and `reason` is the user's reason for it. `now` is the time (default: this
+    machine's clock).
     """
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     while True:
@@ -201,8 +202,8 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
         try:
             latest = read_version(dataset, numbers[-1]) if numbers else None
         except DamagedDatasetError as error:
-            latest = None
             get_logger("versions").warning("damaged", problem=str(error))
+            return VersionName(take_snapshot(dataset).digest, None)
         read = SnapshotCommits()
         snapshot = take_snapshot(dataset, save_cache=True, read=read)
         if latest is not None:
@@ -230,14 +231,8 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
 
 def _listed(snapshot: Snapshot) -> dict[str, Any]:
     """Return the fields `files` and `commits` of a snapshot."""
-    files: dict[str, str] = {}
-    commits: list[tuple[int, int, str]] = []
-    for leaf in snapshot.leaves:
-        parsed = parse_commit_path(leaf.path)
-        if parsed is None:
-            files[leaf.path] = leaf.sha256
-        else:
-            commits.append((*parsed, leaf.sha256))
+    files = {leaf.path: leaf.sha256 for leaf in snapshot.leaves if parse_commit_path(leaf.path) is None}
+    commits = ((*pair, leaf.sha256) for leaf in snapshot.leaves if (pair := parse_commit_path(leaf.path)) is not None)
     return {"files": files, "commits": tuple(sorted(commits))}
 
 

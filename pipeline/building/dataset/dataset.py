@@ -14,6 +14,7 @@ from segmint.catalogs.dataset.manifest import (
     DatasetManifest,
     LatestManifest,
     ModelWeights,
+    dataset_files,
     load_manifest,
     put_dataset_id,
     put_manifest,
@@ -22,7 +23,6 @@ from segmint.catalogs.dataset.manifest import (
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.sweep import missing_files
 from segmint.catalogs.dataset.tombstones import read_tombstones
-from segmint.catalogs.dataset.unaccounted import dataset_files
 from segmint.catalogs.layout import (
     MANIFEST,
     DamagedDatasetError,
@@ -124,10 +124,10 @@ class BuildDataset:
         )
 
     def check_whole(self, shards: range) -> None:
-        """Raise `DamagedDatasetError` for damaged tombstones, missing files of `shards`, or a foreign commit."""
+        """Raise `DamagedDatasetError` for damaged tombstones, missing or empty files, or a foreign commit."""
         read_tombstones(self.location)
         log = CommitLog(self.location)
-        problems = [f"{path}: no such file" for path in missing_files(self.location, shards)]
+        problems = [f"{path}: no such file, or an empty one" for path in missing_files(self.location, shards)]
         for commit in log.read_many(list(log.committed().items())[:1]):  # an audit compares all of them
             if commit.config != self.manifest.config_sha256:
                 problems.append(f"the commit of shard {commit.shard}: its config isn't the manifest's")

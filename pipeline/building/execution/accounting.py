@@ -10,6 +10,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.commits import REJECTED, CommitLog
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UnfinishedError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.metrics import (
@@ -218,7 +219,7 @@ class Accounting:
             if self.stages:
                 lines.append(loads_line(self.stages))
         elif self.complete and not self.retried_rows:
-            lines.append(f"nothing to do: all rows are done ({self.seconds:.1f} s)")
+            lines.append(f"nothing to do: all rows are done ({self.seconds:.1f} s). `segmint verify` reads the files")
         if self.version is not None:
             lines.append(self.version.line())
         return lines
@@ -254,17 +255,19 @@ def record_end(dataset: BuildDataset, accounting: Accounting, on_hold: Mapping[i
     """At the end of a run, write a version and, if the dataset is complete, the index. Return the new accounting.
 
     `on_hold` contains the reasons for missing shards. Raises `UnfinishedError` if work remains for another run. Raises
-    `NotRecordedError`, which contains the accounting, if a storage fault prevented only the record.
+    `NotRecordedError`, which contains the accounting, if a storage fault or damage prevented only the record.
     """
-    fault = None
+    fault: Exception | None = None
     try:
         if accounting.complete:
             dataset.write_index()
-        accounting = replace(accounting, version=put_version(dataset.location, "build"))
+        accounting = replace(accounting, version=(version := put_version(dataset.location, "build")))
+        if version.number is None:
+            fault = DamagedDatasetError("the latest version, or a file of it, is damaged. Run `segmint repair`")
     except (StorageFaultError, OSError) as error:
         fault = error
     problem = f"shards.json and a version could not be recorded at the end of the run: {fault}"
-    advice = "Nothing is lost. Fix the cause, then run the same command again to record them"
+    advice = "This run lost nothing. Fix the cause, then run the same command again to record them"
     if not accounting.complete:
         left = accounting.unfinished_message(on_hold)
         raise UnfinishedError(left if fault is None else f"{left}\n{problem}") from fault

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from segmint.catalogs.attributions import check_ending, write_attributions
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, manifest_generations, manifest_name
+from segmint.catalogs.dataset.manifest import DatasetManifest, is_dataset, load_latest_manifest, manifest_name
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.tables import DatasetTables
@@ -89,7 +89,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         check_ending(str(options.attributions))
     for option, target in options.targets().items():
         refuse_inside(dataset, target, option)
-    if not manifest_generations(dataset):
+    if not is_dataset(dataset):
         check_foreign(dataset.uri, options)
         search = _foreign_search(dataset.storage, options)
         skipped = options.privacy_sample == 0

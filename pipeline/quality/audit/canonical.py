@@ -1,6 +1,9 @@
 """Audit of the bytes of tables and JSON files, which must be those that segmint writes for their rows and fields."""
 
+import base64
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,13 +11,14 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.manifest import parse_manifest_name
 from segmint.catalogs.dataset.marks import MARKS
-from segmint.catalogs.dataset.outputs import OUTPUTS
-from segmint.catalogs.dataset.tombstones import TOMBSTONES, Tombstone
+from segmint.catalogs.dataset.outputs import OUTPUTS, OutputNote
+from segmint.catalogs.dataset.unaccounted import MOST_BYTES
+from segmint.catalogs.dataset.versions.record import VERSIONS
 from segmint.catalogs.findings import Code, Finding, FindingLocation
-from segmint.catalogs.layout import RESERVATIONS, SHARDS_INDEX, SUMMARIES, canonical_json, is_known
+from segmint.catalogs.layout import RESERVATIONS, SHARDS_INDEX, SUMMARIES, canonical_json, fingerprint, is_known
 from segmint.catalogs.parquet import ROW_GROUP_ROWS
 from segmint.catalogs.schema import normalized_schema
-from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted
@@ -32,8 +36,22 @@ class BytesAsked(NamedTuple):
 NO_MORE = BytesAsked()
 """Nothing on request."""
 
-_FOLDERS = (TOMBSTONES, MARKS, OUTPUTS, RESERVATIONS, SUMMARIES)
+_FOLDERS = (MARKS, OUTPUTS, RESERVATIONS, SUMMARIES, VERSIONS)
 _THREADS = 16
+_HASHED = re.compile(f"{MARKS}|{OUTPUTS}|{RESERVATIONS}|{SUMMARIES}/leaves")  # whose names are of their content
+_SHA256 = '"[0-9a-f]{64}"'
+_KEY = "U1NIU0lHAAAAAQAAADMAAAALc3NoLWVkMjU1MTkAAAAg"  # what the signatures of all Ed25519 keys begin with
+_FORMS = {
+    "id.json": r'\{"dataset_id":"[0-9a-f]{32}"\}\n',
+    MARKS: rf'\{{"released":\{{("\d+":({_SHA256}|null),?)+\}},"schema_version":1\}}\n',
+    RESERVATIONS: r'\{("generation":\d+,"paths":\[("[\w/.-]+",?)*\](,"shard":\d+)?|"shards":\[[\d,]*\])\}\n',
+    f"{SUMMARIES}/leaves": rf"\[({_SHA256},?)+\]\n",
+    SUMMARIES: r'\{"bytes":\d+,"counts":(\{[\w":,.-]*\}),"files":\d+,"numerics":\{[\w":,.-]*\},"shards":\d+\}\n',
+    VERSIONS: rf"-----BEGIN SSH SIGNATURE-----\n({_KEY}[\w+/]{{26}}\n([\w+/]{{70}}\n){{2}}[\w+/]{{37}}=)\n"
+    "-----END SSH SIGNATURE-----\n",
+    "": "(?s:.*)",
+}
+"""Patterns of files by the beginnings of their paths, the first of which counts."""
 
 
 def check_catalog_part(file: Location, sha256: str) -> ParquetCheck:
@@ -73,24 +91,38 @@ def notes_on_bytes(checked: CheckedCounts) -> Iterator[str]:
 
 
 def audit_canonical_json(dataset: Location) -> Iterator[Finding]:
-    """Check that manifests, tombstones, notes, reservations, and summaries are canonical JSON, with each key once.
+    """Check that small files are canonical and contain what their names say: notes, marks, reservations, and others.
 
-    Commits, versions, `shards.json`, submissions, and ratings are checked where they are read. A file that is gone by
-    now is skipped, as are invalid manifests and tombstones, which other findings report.
+    Commits, versions, `shards.json`, tombstones, submissions, and ratings are checked where they are read. A file that
+    is gone by now is skipped, as are invalid manifests, which other findings report.
     """
-    paths = [entry.name for entry in dataset.list() if is_known(entry.name) and entry.name != SHARDS_INDEX]
+    paths = [entry.name for entry in dataset.list() if entry.name != SHARDS_INDEX]
     paths += [f"{folder}/{entry.name}" for folder in _FOLDERS for entry in (dataset / folder).list()]
+    paths = [path for path in paths if is_known(path) and not re.match(rf"{VERSIONS}/\d+\.json", path)]
 
     def audit(path: str) -> Finding | None:
+        is_manifest = parse_manifest_name(path) is not None
         try:
-            data = (dataset / path).read()
-            if path.startswith(TOMBSTONES):
-                Tombstone.model_validate_json(data)
-            alike = canonical_json(json.loads(data)) == data
+            data = (dataset / path).read(None if is_manifest or path.startswith((MARKS, RESERVATIONS)) else MOST_BYTES)
+            alike = _is_own(path, data)
         except NotFoundError:
             return None
-        except (ValueError, RecursionError):
-            alike = parse_manifest_name(path) is not None or path.startswith(TOMBSTONES)
-        return None if alike else FindingLocation(path).finding(Code.NOT_CANONICAL, "canonical JSON", "other bytes")
+        except (ObjectTooLargeError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            alike = is_manifest
+        expected = "what segmint writes under this name"
+        return None if alike else FindingLocation(path).finding(Code.NOT_CANONICAL, expected, "other bytes")
 
     yield from filter(None, map_ahead(audit, paths, _THREADS, 4 * _THREADS, "records"))
+
+
+def _is_own(path: str, data: bytes) -> bool:
+    """Return whether a file has the form that segmint writes, and the name that its content has."""
+    form = re.fullmatch(next(form for start, form in _FORMS.items() if path.startswith(start)).encode(), data)
+    if path.startswith(VERSIONS):
+        return form is not None and path[-20:-4] == hashlib.sha256(base64.b64decode(form[1])[33:65]).hexdigest()[:16]
+    value = json.loads(data)
+    if path.startswith(OUTPUTS):
+        OutputNote.model_validate(value)
+    hashed = value, data.decode(), value.get("paths") if isinstance(value, dict) else None
+    names = {hashlib.sha256(data).hexdigest()[:12], *map(fingerprint, hashed)}
+    return form is not None and canonical_json(value) == data and (path[-17:-5] in names or not _HASHED.match(path))

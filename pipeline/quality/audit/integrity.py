@@ -189,7 +189,6 @@ def audit_integrity(
     version, checked, damaged_parts, taken = audit_records(dataset, pinned, findings, asked)
     if damaged_parts and load_latest_manifest(dataset).generation > pinned.generation:
         raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
-    findings.extend(audit_canonical_json(dataset))
     settings = replace(_settings(pinned, findings), asked=asked)
     limit = (now or datetime.now(UTC)) - GRACE
     state = audit_committed_state(dataset, manifest, listed, generations, limit)
@@ -268,6 +267,7 @@ def audit_records(
         findings.add(FindingLocation(path).finding(Code.BAD_TOMBSTONE, "a tombstone", problem))
     taken = {} if damaged else removed_images(read_tombstones(dataset))
     spans = [range(first := part.first_shard * per_shard, first + part.rows) for part in manifest.catalog]
+    findings.extend(audit_canonical_json(dataset))
     findings.extend(audit_submissions(dataset, spans, taken.keys()))
     return version, checked, damaged_parts, taken
 

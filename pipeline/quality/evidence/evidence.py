@@ -14,11 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, manifest_generations, manifest_name
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, manifest_name
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.versions.digest import take_snapshot
 from segmint.catalogs.findings import SENTENCES
-from segmint.catalogs.layout import MANIFEST as DATASET_MANIFEST
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
@@ -56,11 +55,7 @@ class Evidence:
 
 def check_target(dataset: Location, folder: Location) -> None:
     """Raise `UsageError` if this dataset cannot have evidence or the folder is unsuitable, without reading much."""
-    if not manifest_generations(dataset):
-        raise UsageError(
-            f"{dataset} is not a segmint dataset: no {DATASET_MANIFEST}, so there's no version to give "
-            "evidence for. Remove --evidence"
-        )
+    load_latest_manifest(dataset)
     refuse_inside(dataset, folder, "--evidence")
     if folder.list():
         raise UsageError(f"{folder} already contains files. Pass an empty folder to --evidence")

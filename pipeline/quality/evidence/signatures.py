@@ -106,7 +106,7 @@ def signature_path(number: int, identity: str) -> str:
 
 
 def signers(dataset: Location, number: int) -> list[str]:
-    """Return the ids of the keys that signed a version."""
+    """Return the ids of the keys in the names of a version's signatures, which are not checked."""
     matches = (SIGNATURE_NAME.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
     return sorted(match[2] for match in matches if match is not None and int(match[1]) == number)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segmint.catalogs.dataset.manifest import manifest_generations
+from segmint.catalogs.dataset.manifest import is_dataset
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions.record import VersionName
@@ -99,7 +99,7 @@ def write_report(
     `output`, or `output` is elsewhere in the dataset. Raises `DamagedDatasetError` if commits or tombstones are
     unreadable.
     """
-    if output is None and not manifest_generations(dataset):
+    if output is None and not is_dataset(dataset):
         raise UsageError(
             f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path. For an SA-1B-style folder, pass "
             "the report's folder with -o"
@@ -154,7 +154,7 @@ def _audited(
     dataset: Location, audited: Location | None, options: AuditOptions
 ) -> Iterator[tuple[AuditReport, DatasetTables]]:
     """Make or read an audit, and open the tables of the shards that it found intact."""
-    if audited is None and not manifest_generations(dataset):
+    if audited is None and not is_dataset(dataset):
         check_foreign(dataset.uri, options)
         with open_tables(dataset) as tables:  # measures foreign data, once for audit and report
             yield audit_foreign(tables, dataset.storage, options.sample), tables

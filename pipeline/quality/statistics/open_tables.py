@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from segmint.catalogs.dataset.foreign import JPEGS, find_shards
-from segmint.catalogs.dataset.manifest import manifest_generations
+from segmint.catalogs.dataset.manifest import is_dataset
 from segmint.catalogs.dataset.tables import (
     MEMORY_LIMIT,
     DatasetTables,
@@ -48,7 +48,7 @@ def open_tables(
     first measured into Parquet files below `scratch`, which are deleted with the tables; `foreign.findings` lists its
     problems. Raises `UsageError` if there is no data of either kind.
     """
-    if manifest_generations(data):
+    if is_dataset(data):
         return open_committed(data, SCHEMAS, memory_limit, scratch, leave_out)
     folder = make_folder(scratch)
     try:

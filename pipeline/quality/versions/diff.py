@@ -9,7 +9,7 @@ from segmint.catalogs.dataset.commits import REJECTED, Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.tables import DatasetTables, TableFile, damage_named, make_folder
-from segmint.catalogs.dataset.tombstones import BLANK, TOMBSTONES
+from segmint.catalogs.dataset.tombstones import BLANK, TOMBSTONES, list_tombstones
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import differing_keys
 from segmint.infra.storage.location import Location
@@ -119,7 +119,8 @@ class VersionDiff:
         """Return the result as lines for people."""
         head = [f"A: {self.a.dataset}: {self.a.version}", f"B: {self.b.dataset}: {self.b.version}"]
         if self.same:
-            return [*head, "no difference: the digests are the same"]
+            same = "no difference: manifests, catalogs, commits, and tombstones are the same. The data files weren't"
+            return [*head, f"{same} read (`segmint verify` reads them)"]
         why = [f"{reason} {count:,}" for reason, count in self.removed_why.items()]
         lines = [
             *head,
@@ -229,7 +230,7 @@ def _same_catalog(one: DatasetManifest, other: DatasetManifest) -> bool:
 def _side(dataset: Dataset, totals: _SideTotals) -> DiffSide:
     version = dataset.version
     if version is None:
-        tombstones = len((dataset.location / TOMBSTONES).list())
+        tombstones = len(list_tombstones(dataset.location))
     else:
         tombstones = sum(path.startswith(f"{TOMBSTONES}/") for path in version.files)
     return DiffSide(

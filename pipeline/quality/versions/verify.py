@@ -30,6 +30,7 @@ from segmint.catalogs.layout import (
     canonical_json,
     commit_path,
     data_path,
+    is_part_path,
 )
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
@@ -37,6 +38,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import NO_TIME, ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, size, some
+from segmint.pipeline.quality.audit.canonical import audit_canonical_json
 from segmint.pipeline.quality.evidence.check import key_id
 from segmint.pipeline.quality.evidence.signatures import read_public_key, signature_problem, signers
 
@@ -159,7 +161,7 @@ def verify_dataset(
         of = "" if version is None else f" of version {version.number}"
         compared_with.append(f"the signature{of} by key {key_id(public_key)}")
     elif signed_by:
-        notes.append(f"signed by the keys {', '.join(signed_by)}. To check one, pass its public key to --key")
+        notes.append(f"signature files of the keys {', '.join(signed_by)} were not checked: pass a public key to --key")
     if require_pinned and not compared_with:
         outside = "pass --key, or a full digest that you keep elsewhere: --version sha256:…"
         not_checked.append(f"the digest, against anything outside the dataset: {outside}")
@@ -182,7 +184,7 @@ def _read_all(reading: _VerifyState, version: Version | None) -> None:
     dataset = reading.dataset
     reading.listed = list_doubtful(dataset)
     held = CommitLog(dataset).latest_commits()
-    manifest = _read_catalog(reading)
+    manifest = _read_catalog(reading, version)
     for leaf in tombstone_leaves(dataset):
         reading.add(leaf, (dataset / leaf.path).size())
     reading.problems += damaged_tombstones(dataset).values()
@@ -211,8 +213,8 @@ def _is_changing(dataset: Location, version: Version, now: Snapshot, held: Seque
     return any(times.get(path, NO_TIME) >= limit for path in compare_snapshots(version.snapshot, now).added)
 
 
-def _read_catalog(reading: _VerifyState) -> DatasetManifest | None:
-    """Read the manifests and the parts of the latest one, again if another one replaced a part; None if unreadable."""
+def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetManifest | None:
+    """Read the manifests, and the parts of the latest one (of `version` if it's unreadable, which returns None)."""
     manifests, latest = manifest_leaves(reading.dataset)
     read, manifest = _VerifyState(reading.dataset), None
     for leaf in manifests:
@@ -221,11 +223,12 @@ def _read_catalog(reading: _VerifyState) -> DatasetManifest | None:
         manifest = DatasetManifest.from_json(latest, manifests[-1].path)
     except UsageError as error:
         read.problems.append(str(error))
-    for part in manifest.catalog if manifest is not None else ():
+    recorded = [leaf for leaf in (version.snapshot.leaves if version else ()) if is_part_path(leaf.path)]
+    for part in recorded if manifest is None else manifest.catalog:
         reading.listed.pop(part.path, None)
         _read_part(read, part.path, part.sha256)
-    if read.problems and len(manifest_generations(reading.dataset)) > len(manifests):
-        return _read_catalog(reading)
+    if read.problems and len(manifest_generations(reading.dataset)) > len(manifests):  # one replaced a part
+        return _read_catalog(reading, version)
     reading.leaves += read.leaves
     reading.problems += read.problems
     reading.files += read.files
@@ -236,11 +239,12 @@ def _read_catalog(reading: _VerifyState) -> DatasetManifest | None:
 def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
     """Add a problem for each file that segmint or another program left in the dataset, and notes on harmless ones."""
     found = judge_doubtful(reading.dataset, reading.listed, datetime.now(UTC) - GRACE, doubtful)
-    reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in found.findings]
+    findings = (*audit_canonical_json(reading.dataset), *found.findings)
+    reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in findings]
     if found.recent:
         reading.notes.append(
             f"{counted(len(found.recent), 'file')} that no commit names, from a running or killed writer "
-            f"(changed within a day, or of shards without a commit): {some(found.recent)}"
+            f"(changed or reserved within a day, or of shards without a commit): {some(found.recent)}"
         )
     if found.others:
         reading.notes.append(f"{counted(len(found.others), 'small file')} not written by segmint: {some(found.others)}")

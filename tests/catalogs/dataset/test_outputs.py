@@ -74,6 +74,6 @@ def test_a_dataset_that_cannot_be_written_to_is_not_noted_in(
 
 
 def test_another_file_among_the_notes_is_named(dataset: str) -> None:
-    (location_of(dataset) / "outputs" / "x.json").put(b"{}")
-    with pytest.raises(DamagedDatasetError, match=r"outputs/x\.json is not the note of an output"):
+    (location_of(dataset) / "outputs" / "0123456789ab.json").put(b"{}")
+    with pytest.raises(DamagedDatasetError, match=r"outputs/0123456789ab\.json is not the note of an output"):
         read_notes(location_of(dataset))

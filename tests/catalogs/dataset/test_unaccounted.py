@@ -5,19 +5,22 @@ import io
 import os
 import tarfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.commits import CommitLog, Reservation
 from segmint.catalogs.dataset.unaccounted import UnaccountedFiles, judge_doubtful, list_doubtful
 from segmint.catalogs.findings import Code
 from segmint.catalogs.layout import commit_path, data_path, is_known, part_path
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.s3 import S3Store
 from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import local_path
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.locations import location_of
 from tests.support.many_shards import write_many_shards
@@ -85,7 +88,7 @@ def test_what_a_file_contains_decides(dataset: str) -> None:
         "report/figures/photo.png": small, "report/README.txt": small, "a/b/c/.x": gzip.compress(small),
         ".DS_Store": small, "outputs/x.json": b"\0\1",
         "photo.JPG": b"not really one", "logs.txt": b"text\n" * 200_001, f"shards/sa_000001-{DIGEST}.tar.txt": b"text",
-        "masks/other.parquet": b"PAR1", "data": b"PAR1 and no control character",
+        "masks/other.parquet": b"PAR1", "shards/.tmp-0123": b"text", "data": b"PAR1 and no control character",
     }  # fmt: skip
     harmless = {
         "README.md": "größer".encode(), "LICENSE": "größer".encode("latin-1"), ".gitattributes": b"*.tar filter=lfs\n",
@@ -107,8 +110,18 @@ def test_what_a_file_contains_decides(dataset: str) -> None:
     )
 
 
-def test_links_are_findings_even_under_a_known_name(dataset: str, tmp_path: Path) -> None:
+def test_links_are_findings_even_under_a_known_name(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = Path(dataset)
+    listing = os.scandir
+
+    def scandir_then_delete(path: Path) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+        with listing(path) as entries:
+            found = list(entries)
+        (root / "going.txt").unlink(missing_ok=True)
+        return nullcontext(iter(found))
+
     tar = root / CommitLog(location_of(dataset)).read(0, 1).file("shards").path
     tar.rename(tmp_path / tar.name)
     tar.symlink_to(tmp_path / tar.name)
@@ -117,19 +130,28 @@ def test_links_are_findings_even_under_a_known_name(dataset: str, tmp_path: Path
     (root / "circle").symlink_to(root / "circle")
     (root / "report").mkdir()
     (root / "report/index.html").symlink_to(tmp_path / "absent")
+    os.mkfifo(root / "pipe")
+    (root / "report/a\nb").symlink_to("b")
+    (root / "report/note\n.txt").write_text("x")
+    (root / "going.txt").write_text("x")
     listed = list_doubtful(location_of(dataset))
+    monkeypatch.setattr(os, "scandir", scandir_then_delete)
     found = judge_doubtful(location_of(dataset), listed, NOW - timedelta(days=1))
     links = {finding.file: finding.found for finding in found.findings}
     assert links == {
         path: f"a link to {(root / path).readlink()}"
         for path in ("circle", "masks", "report/index.html", str(tar.relative_to(root)))
+    } | {
+        "pipe": "a special file",
+        "'report/a\\nb'": "a name with a control character",
+        "'report/note\\n.txt'": "a name with a control character",
     }
 
 
 def test_old_files_of_a_backup_are_findings_and_those_of_running_commands_are_not(dataset: str) -> None:
     location = location_of(dataset)
     kept = {path: (location / path).read() for path in ("commits/000001.g1.json",)}
-    old = data_path("masks", 1, "0" * 64), part_path(0, "1" * 64), "shards/.tmp-0123"
+    old = data_path("masks", 1, "0" * 64), part_path(0, "1" * 64), f"shards/.tmp-{0:032}"
     for path in old:
         (location / path).put(b"left over")
     (location / data_path("masks", 3, "0" * 64)).put(b"of no shard")
@@ -151,6 +173,13 @@ def test_old_files_of_a_backup_are_findings_and_those_of_running_commands_are_no
     codes = {finding.file: finding.code for finding in account(location).findings}
     assert codes[commit_path(1, 1)] is Code.REPLACED_GENERATION
     assert codes[old[0]] is codes[old[1]] is Code.LEFTOVER_FILE
+    # A reservation protects a file for a day, and no writer's file is of the future.
+    reservation = Reservation(1, 9, (old[0],)).location(location)
+    reservation.put(Reservation(1, 9, (old[0],)).to_json())
+    os.utime(Path(dataset) / old[1], (-past + 2 * NOW.timestamp(),) * 2)
+    assert account(location).recent == (old[0],)
+    os.utime(local_path(reservation.uri), (past, past))
+    assert account(location).recent == ()
 
 
 def test_an_object_hidden_under_the_name_of_a_folder_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 import hashlib
 import io
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
+from segmint.operators.audit import parquet_parts
 from segmint.operators.audit.parquet_parts import ParquetCheck, check_parquet
 from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
@@ -46,6 +48,21 @@ def test_tables_of_a_build_are_what_their_rows_produce(small_dataset: Path, long
         assert check(data, kind) == ParquetCheck(alike=True, by_other=False)
         assert check(data, kind, "0" * 64) == ParquetCheck(alike=False, by_other=False), "its structure is intact"
         assert check(by_another_pyarrow(data), kind) == ParquetCheck(alike=False, by_other=True)
+
+
+def test_a_boolean_column_without_pages_may_have_no_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_positions(stream: BinaryIO) -> tuple[parquet_parts.Struct, int]:
+        footer, end = read_footer(stream)
+        empty = [chunk[3] for chunk in footer[4][0][1] if not chunk[3][7]]
+        assert empty
+        for column in empty:
+            column[9] = 0
+        return footer, end
+
+    read_footer = parquet_parts._read_footer
+    monkeypatch.setattr(parquet_parts, "_read_footer", without_positions)
+    empty_table = by_another_pyarrow(shard_table_bytes("images", []))
+    assert check(empty_table, "images") == ParquetCheck(alike=False, by_other=True)
 
 
 def test_other_row_groups_are_found(long_table: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +147,13 @@ def test_what_is_left_of_a_dataset_without_its_manifest_is_not_built_upon(
     assert digests(tmp_path / "dataset") == before
 
 
-@pytest.mark.parametrize("kind", ["shards", "tombstones", "config"])
+@pytest.mark.parametrize("kind", ["shards", "empty", "catalog", "tombstones", "config"])
 def test_a_build_does_not_go_on_from_a_damaged_dataset(dataset: Path, small_dataset: Path, kind: str) -> None:
     given = load_config(str(small_dataset.parent / "build.yaml")).model_copy(update={"output": str(dataset)})
-    if kind == "shards":
+    if kind in {"shards", "catalog"}:
         min((dataset / kind).iterdir()).unlink()
+    elif kind == "empty":
+        os.truncate(min((dataset / "masks").iterdir()), 0)
     elif kind == "config":
         change_commit(dataset, 0, config="ab" * 32)
     else:
@@ -158,7 +161,9 @@ def test_a_build_does_not_go_on_from_a_damaged_dataset(dataset: Path, small_data
         (file,) = (dataset / kind).iterdir()
         file.write_bytes(file.read_bytes().replace(b'"sha256":"', b'"sha256":"0'))
     before = digests(dataset)
-    with pytest.raises(DamagedDatasetError, match=r"(sa_000000-.*|config isn't the manifest's|was changed).*repair"):
+    with pytest.raises(
+        DamagedDatasetError, match=r"(sa_000000-.*|part-0-.*|config isn't the man.*|was changed).*repair"
+    ):
         run_build(given)
     assert digests(dataset) == before
 

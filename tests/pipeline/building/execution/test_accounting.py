@@ -3,11 +3,16 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from segmint.pipeline.building.execution.accounting import Accounting, StageLoad
+from segmint.catalogs.dataset.versions.record import put_version
+from segmint.pipeline.building.dataset.dataset import BuildDataset
+from segmint.pipeline.building.execution.accounting import Accounting, NotRecordedError, StageLoad, record_end
 from segmint.pipeline.building.execution.ceiling import Ceiling
+from tests.support.protocol import two_shards
 
 WHOLE = Accounting(
     dataset="d", rows=8, written=6, rejected={"not_found": 1, "truncated": 1}, masks=40, shards=3, seconds=2.0
@@ -89,3 +94,12 @@ def test_a_run_that_made_no_image_has_no_share() -> None:
         assert not any("ceiling" in line for line in run.lines())
         assert not run.share_of_ceiling
         json.dumps(run.to_dict(), allow_nan=False)
+
+
+def test_a_run_over_a_damaged_version_is_not_recorded() -> None:
+    with two_shards() as place:
+        put_version(place.location, "build")
+        (place.location / "versions/1.json").put(b"{}")
+        dataset = SimpleNamespace(location=place.location, write_index=lambda: None)
+        with pytest.raises(NotRecordedError, match=r"the latest version, or a file of it, is damaged.*segmint repair"):
+            record_end(cast(BuildDataset, dataset), WHOLE, {})

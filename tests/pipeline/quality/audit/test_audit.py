@@ -23,6 +23,7 @@ from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.quality.audit.result import AuditReport, Duplicates
 from segmint.pipeline.quality.audit.result_json import from_json, to_dict, to_json
 from segmint.pipeline.quality.audit.result_text import result_lines
+from segmint.pipeline.quality.report.report import write_report
 from tests.support.bombs import jpeg_saying
 from tests.support.builds import digests, photograph
 from tests.support.committed_shard import CommittedShard, change_manifest
@@ -188,6 +189,14 @@ def test_a_detector_of_one_s_own_is_looked_for_in_the_build_s_configuration(smal
 def test_nothing_there_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         audit(tmp_path / "nowhere")
+
+
+def test_a_dataset_without_its_manifest_is_not_taken_for_foreign_data(dataset: Path) -> None:
+    (dataset / "dataset.json").unlink()
+    with pytest.raises(UsageError, match=r"has no dataset\.json, but .*Run `segmint repair"):
+        audit(dataset)
+    with pytest.raises(UsageError, match=r"has no dataset\.json, but .*Run `segmint repair"):
+        write_report(location_of(dataset))
 
 
 def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(small_dataset: Path, tmp_path: Path) -> None:

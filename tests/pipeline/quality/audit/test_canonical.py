@@ -5,18 +5,25 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from typer.testing import CliRunner, Result
 
+from segmint.catalogs.dataset.commits import Reservation
+from segmint.catalogs.dataset.marks import put_marks
 from segmint.catalogs.dataset.outputs import OUTPUTS, note_output
 from segmint.catalogs.dataset.tombstones import TakedownRequest, Tombstone
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.catalogs.findings import Code
+from segmint.catalogs.layout import canonical_json, fingerprint
 from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.operators.audit.parquet_parts import ParquetCheck
 from segmint.operators.schemas import SCHEMAS
 from segmint.pipeline.commands.cli import app
-from segmint.pipeline.quality.audit.canonical import check_catalog_part
+from segmint.pipeline.corrections.credits import begin_amendment
+from segmint.pipeline.quality.audit.canonical import audit_canonical_json, check_catalog_part
 from segmint.pipeline.quality.audit.integrity import audit_integrity
+from segmint.pipeline.quality.evidence.signatures import sign_version
 from tests.support.locations import location_of
 from tests.support.planted import PLANTS, by_another_pyarrow, edit_file, edit_part, original, parquet_metadata, spaces
 from tests.support.planting import LATER, first_part
@@ -61,9 +68,38 @@ def test_needless_bytes_in_other_records_are_found(dataset: Path, tmp_path: Path
     note.write_bytes(b'{"command":"' + original().hex().encode() + b'",' + note.read_bytes()[1:])
     findings = audit_integrity(location_of(dataset), now=LATER).findings
     assert {(finding.code, finding.file) for finding in findings} == {
-        (Code.NOT_CANONICAL, f"tombstones/{tombstone.name}"),
+        (Code.BAD_TOMBSTONE, f"tombstones/{tombstone.name}"),
         (Code.NOT_CANONICAL, f"{OUTPUTS}/{note.name}"),
     }
+
+
+def test_small_files_contain_what_their_names_say(dataset: Path, tmp_path: Path) -> None:
+    location = location_of(dataset)
+    put_version(location, "build")
+    put_marks(location, 0, {3: None, 4: "0" * 64})
+    note_output(location, "export", location_of(tmp_path / "export"), {"a.json": "0" * 64})
+    begin_amendment(location, 2, [0, 1])
+    for paths in (("shards/sa_000000-0123456789ab.tar",), ()):
+        (reserved := Reservation(0, 9, paths)).location(location).put(reserved.to_json())
+    summary = {"bytes": 1, "counts": {"images": 1, "rejected:x": 2}, "files": 4, "numerics": {"0a": 1}, "shards": 1}
+    (location / "summaries/000000-0123456789ab.json").put(canonical_json(summary))
+    leaves = ["0" * 64]
+    (location / f"summaries/leaves-000000-0123456789ab-{fingerprint(leaves)}.json").put(canonical_json(leaves))
+    keys = tmp_path / "key.pem"
+    keys.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    sign_version(location, location_of(keys))
+    assert list(audit_canonical_json(location)) == []
+    folders = ("marks", "outputs", "reservations", "summaries")
+    files = [dataset / "id.json", *(dataset / "versions").glob("*.sig")]
+    files += [file for folder in folders for file in (dataset / folder).iterdir()]
+    assert len(files) == 9
+    for file in files:
+        data = file.read_bytes()
+        for other in (data[:5] + b"x" + data[6:], b'{"x":1}\n', b"[]\n", b"1\n", original(), b" " * 2_000_000):
+            file.write_bytes(other)
+            (found,) = audit_canonical_json(location)
+            assert (found.code, found.file) == (Code.NOT_CANONICAL, str(file.relative_to(dataset)))
+        file.write_bytes(data)
 
 
 def test_the_end_of_image_data_outside_of_the_sample_is_checked_on_request(dataset: Path) -> None:

@@ -217,9 +217,9 @@ def of_a_killed_writer(dataset: Path) -> None:
     (dataset / data_path("masks", 1, "0" * 64)).write_bytes(b"left over")
 
 
-@damage(Code.LEFTOVER_FILE, "shards/.tmp-0123", "9 bytes")
+@damage(Code.LEFTOVER_FILE, f"shards/.tmp-{0:032}", "9 bytes")
 def temporary(dataset: Path) -> None:
-    (dataset / "shards/.tmp-0123").write_bytes(b"left over")
+    (dataset / f"shards/.tmp-{0:032}").write_bytes(b"left over")
 
 
 @damage(Code.STRAY_FILE, "images/sa_000003-000000000000.parquet", "9 bytes")
@@ -332,7 +332,7 @@ registered("refused", tombstone(2), Code.STILL_THERE, "rejects/sa_000000-", "id 
 @damage(Code.BAD_TOMBSTONE, "tombstones", "is not a tombstone")
 def no_tombstone(dataset: Path) -> None:
     (dataset / "tombstones").mkdir()
-    (dataset / "tombstones" / "x.json").write_text("{}")
+    (dataset / "tombstones" / "0123456789ab.json").write_text("{}")
 
 
 # --- what people said ---

@@ -39,7 +39,9 @@ def test_a_signature_is_made_and_found_right(dataset: Location, tmp_path: Path) 
     assert (found.problems, found.signed_by, found.checked_key) == ((), (signed.key_id,), signed.key_id)
     unchecked = verify_dataset(dataset)
     assert (unchecked.problems, unchecked.checked_key) == ((), None)
-    assert unchecked.notes == (f"signed by the keys {signed.key_id}. To check one, pass its public key to --key",)
+    assert unchecked.notes == (
+        f"signature files of the keys {signed.key_id} were not checked: pass a public key to --key",
+    )
     assert sign_version(dataset, private) == signed, "signing again changes nothing"
 
 
@@ -92,7 +94,7 @@ def test_missing_unknown_and_wrong_signatures_are_problems(dataset: Location, tm
     foreign = sign_version(dataset, other)
     for wrong in (bytes([data[0] ^ 1]) + data[1:], data[:-1], b"", (dataset / foreign.file).read()):
         signature.put(wrong)
-        (problem,) = verify_dataset(dataset, key=public).problems
+        *_, problem = verify_dataset(dataset, key=public).problems
         assert problem.startswith(f"{signed.file}: not the signature of sha256:")
     with pytest.raises(UsageError, match="is another signature, not made with this key"):
         sign_version(dataset, private)

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset import summaries
+from segmint.catalogs.dataset.outputs import read_notes
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version, read_version
+from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.quality.versions import verify
@@ -53,6 +55,16 @@ def test_a_whole_dataset(whole: Location) -> None:
     assert found.lines()[-2].startswith("read 13 files (")
     assert found.lines()[-2].endswith("; verified; compared with the dataset's own records only")
     assert found.to_dict()["verified"]
+    for folder in ("tombstones", "outputs", "marks", "reservations", "summaries", "versions"):
+        (whole / folder / ".DS_Store").put(b"\0\0\0\1Bud1")
+    beside = verify_dataset(whole)
+    assert (beside.problems, beside.version, read_notes(whole)) == ((), found.version, [])
+
+
+def test_an_unreadable_manifest_makes_no_other_file_missing(whole: Location) -> None:
+    (whole / "dataset.json").put(b"{")
+    (whole / data_path("masks", 0, "0" * 64)).put(b"left over")
+    assert {problem.partition(" ")[0].rstrip(":") for problem in verify_dataset(whole).problems} == {"dataset.json"}
 
 
 def test_no_bit_of_any_file_changes_unseen(whole: Location) -> None:
@@ -83,7 +95,7 @@ def test_no_file_disappears_unseen(whole: Location) -> None:
         data = (whole / path).read()
         (whole / path).delete()
         if path == "dataset.json":
-            with pytest.raises(UsageError, match="is not a segmint dataset"):
+            with pytest.raises(UsageError, match=r"has no dataset\.json, but .*Run `segmint repair"):
                 verify_dataset(whole)
         else:
             assert any(path in problem for problem in verify_dataset(whole).problems), path
@@ -149,7 +161,10 @@ def test_the_last_version_is_missed_by_its_signature_and_by_takedowns(whole: Loc
     (whole / f"versions/1.{'0' * 16}.sig").put(b"its signature")
     (whole / "versions/1.json").delete()
     found = verify_dataset(whole)
-    assert found.problems == ("versions/1.json: expected version 1, because its signature exists; found no such file",)
+    assert found.problems == (
+        "versions/1.json: expected version 1, because its signature exists; found no such file",
+        f"versions/1.{'0' * 16}.sig: expected what segmint writes under this name; found other bytes",
+    )
     (whole / f"versions/1.{'0' * 16}.sig").delete()
     image = RemovedImage(ordinal=6, id=7, image_id="image-6", uri="photo_6.jpg", sha256=None)
     before = name_now(whole).digest
