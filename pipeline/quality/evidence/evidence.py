@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, manifest_generations, manifest_name
-from segmint.catalogs.dataset.outputs import note_output, refuse_inside
+from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.versions.digest import take_snapshot
 from segmint.catalogs.findings import SENTENCES
 from segmint.catalogs.layout import MANIFEST as DATASET_MANIFEST
@@ -23,6 +23,7 @@ from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import is_below
 from segmint.infra.version import VERSION
 from segmint.pipeline.quality.audit.audit import AuditOptions
 from segmint.pipeline.quality.audit.result import AuditReport
@@ -61,7 +62,8 @@ def check_target(dataset: Location, folder: Location) -> None:
             f"{dataset} is not a segmint dataset: no {DATASET_MANIFEST}, so there's no version to give "
             "evidence for. Remove --evidence"
         )
-    refuse_inside(dataset, folder, "--evidence")
+    if is_below(folder.uri, dataset.uri):
+        raise UsageError(f"--evidence: {folder} is inside the dataset {dataset}. Choose a place outside")
     if folder.list():
         raise UsageError(f"{folder} already contains files. Pass an empty folder to --evidence")
 
@@ -97,6 +99,8 @@ def write_evidence(
             "sample": options.sample,
             "privacy_sample": "all" if options.privacy_sample is None else options.privacy_sample,
             "complete": options.complete,
+            "all_bytes": options.asked.all_bytes,
+            "byte_for_byte": options.asked.byte_for_byte,
             "device": options.device,
         },
         "searched_by": (audit["privacy"] or {}).get("detectors", []),
