@@ -90,6 +90,12 @@ def some(texts: Sequence[str], shown: int = 10) -> str:
     return ", ".join(texts[:shown]) + more
 
 
+def not_checked_lines(items: Sequence[object], shown: int = 10) -> list[str]:
+    """Return a line for each of the first items that couldn't be checked, and a last one for the others."""
+    more = [f"{len(items) - shown:,} more"] if len(items) > shown else []
+    return [f"not checked: {each}" for each in [*items[:shown], *more]]
+
+
 def without_turning(text: str) -> str:
     """Return `text` with each bidirectional control character replaced by U+FFFD."""
     return _TURNING.sub("\N{REPLACEMENT CHARACTER}", text)

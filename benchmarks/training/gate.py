@@ -11,8 +11,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 CLICKS = "1,3"
-PASSES, REFUSES = 0, 1
-"""Exit codes of `--require better`."""
+PASSES, REFUSES, UNCHECKED = 0, 1, 3
+"""Exit codes of `--require better`; `UNCHECKED` if a guard set or some images couldn't be judged."""
 
 
 def gate(folder: Path, old: str, new: Path, truths: Sequence[str], guard: str, threads: int) -> dict[str, Any]:
@@ -26,14 +26,14 @@ def gate(folder: Path, old: str, new: Path, truths: Sequence[str], guard: str, t
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode not in (PASSES, REFUSES):
+    if done.returncode not in (PASSES, REFUSES, UNCHECKED) or not done.stdout:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
     return summary(json.loads(done.stdout)["gate"], done.returncode)
 
 
 def summary(found: dict[str, Any], code: int) -> dict[str, Any]:
-    """Return the recorded part of a gate's result; `passes` follows the command's exit code."""
-    if found["passes"] is not (code == PASSES):
+    """Return the recorded part of a gate's result; only the exit code `PASSES` passes."""
+    if found["passes"] is not (code == PASSES) and code != UNCHECKED:
         raise SystemExit(f"the gate says passes: {found['passes']}, and the command ended with {code}")
     return {
         "verdict": found["verdict"],

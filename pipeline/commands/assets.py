@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.pipeline.commands.common.arguments import AsJson, Config, storage_of
 from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_json, print_line, print_result
 from segmint.pipeline.commands.common.extras import needs
@@ -61,9 +61,13 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Fetch weight files into the cache and check their hashes."""
+    from segmint.infra.assets.known import AssetError
     from segmint.infra.assets.resolve import resolve
 
-    paths = {name: resolve(_known(name), mirror=mirror) for name in names}
+    try:
+        paths = {name: resolve(_known(name), mirror=mirror) for name in names}
+    except AssetError as error:
+        raise SegmintError(str(error)) from error
     if as_json:
         print_json(paths)
     else:
@@ -97,16 +101,16 @@ def verify(
     for text in names or list(ASSETS):
         name, _, given = text.partition("=")
         asset = ASSETS[_known(name)]
-        cached = cache_folder() / asset.file_name
+        path = Path(given or cache_folder() / asset.file_name)
         try:
-            for path in [Path(given)] if given else [cached] if cached.exists() else []:
+            if path.exists():
                 verify_file(path, asset)
                 verified[name] = path
-            found = verified.get(name) or locate(name)
-            if found is not None:
+            elif not given and (found := locate(name)):
                 verified[name] = found
             elif names:
-                missing.append(f"{name}: not on this machine. Run `segmint assets fetch {name}`")
+                absent = f"not on this machine. Run `segmint assets fetch {name}`"
+                missing.append(f"{text}: {'no such file' if given else absent}")
         except AssetError as error:
             wrong.append(str(error))
     if as_json:

@@ -160,7 +160,7 @@ def _split(overrides: list[str], *, automatic: bool, profile: Profile) -> tuple[
 def _run(
     images: list[str], output: str | None, options: "MasksOptions", *, recursive: bool, overwrite: bool, as_json: bool
 ) -> None:
-    from segmint.pipeline.masks.run import make_masks, plan
+    from segmint.pipeline.masks.run import ImageResult, make_masks, plan
 
     def announce(work: "Work") -> None:
         if work.photographs:
@@ -181,14 +181,14 @@ def _run(
             make_masks(planned, report, display.show_points)
     finally:
         _sum_up(planned, results)
-    for line in planned.unreadable:
-        (print_message if as_json else print_line)(f"not checked: {line}")
+    for folder, _, error in (line.rpartition(": ") for line in planned.unreadable):
+        results.append(ImageResult(folder, "failed", error=error))
     if as_json:
         print_json([asdict(result) for result in results])
     failed = [result for result in results if result.outcome == "failed"]
     for result in [] if as_json else failed:
         print_line(f"not checked: {result.image}: {result.error}")
-    exit_unless_clean([result for result in results if result.outcome == "refused"], [*failed, *planned.unreadable])
+    exit_unless_clean([result for result in results if result.outcome == "refused"], failed)
 
 
 class _Display:

@@ -404,16 +404,16 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a dataset without its files is signed",
-        "pipeline/quality/versions/signatures.py",
+        "pipeline/quality/evidence/signatures.py",
         "if version == latest and wrong:",
         "if False:",
-        "tests/pipeline/quality/versions/test_signatures.py",
+        "tests/pipeline/quality/evidence/test_signatures.py",
     ),
     Mutant(
         "a repair ends well with damage outside of the shards",
         "pipeline/commands/corrections/repair.py",
-        "if repaired.not_repaired or repaired.lost:",
-        "if repaired.not_repaired:",
+        "(*repaired.not_repaired, *repaired.lost)",
+        "repaired.not_repaired",
         "tests/pipeline/corrections/test_repair.py",
     ),
     Mutant(
@@ -562,6 +562,20 @@ DATASET_MUTANTS = (
         "_KNOWN.fullmatch(path)",
         "_KNOWN.match(path)",
         "tests/catalogs/dataset/test_unaccounted.py",
+    ),
+    Mutant(
+        "a pinned digest only needs to be recorded",
+        "pipeline/quality/versions/verify.py",
+        "if wanted is not None and pin is None:",
+        "if wanted is not None:",
+        "tests/pipeline/quality/versions/test_verify.py",
+    ),
+    Mutant(
+        "a correction that ends meanwhile is damage",
+        "pipeline/quality/versions/verify.py",
+        "version = read_history(dataset).latest or version",
+        "version = version or read_history(dataset).latest",
+        "tests/pipeline/quality/versions/test_verify.py",
     ),
     Mutant(
         "verify looks at what commits name alone",

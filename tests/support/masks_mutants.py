@@ -38,8 +38,8 @@ MASKS_MUTANTS = (
     Mutant(
         "folders that cannot be read are not told",
         "pipeline/commands/masks.py",
-        'if outcome == "refused"], planned.unreadable)',
-        'if outcome == "refused"])',
+        'in (line.rpartition(": ") for line in planned.unreadable)',
+        "in ()",
         f"{RUN}::test_what_is_wrong_is_known_before_torch_is_loaded",
     ),
     Mutant(

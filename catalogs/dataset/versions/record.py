@@ -161,7 +161,7 @@ def latest_version(dataset: Location) -> Version | None:
 def find_version(dataset: Location, wanted: int | str) -> Version:
     """Read a version by its number, or by its digest: in full, or at least the first six digits.
 
-    Raises `UsageError` if there is none, or several.
+    Raises `UsageError` if there is none, or several, and `DamagedDatasetError` if it may be one that isn't intact.
     """
     text = str(wanted)
     if text.isdecimal() and len(text) < 6:
@@ -169,7 +169,15 @@ def find_version(dataset: Location, wanted: int | str) -> Version:
     match = _DIGEST.fullmatch(text)
     if match is None:
         raise UsageError(f"{text!r} is not a version: expected its number, or at least six digits of its digest")
-    found = [v for n in version_numbers(dataset) if (v := read_version(dataset, n)).digest.startswith(match[1])]
+    found, damaged = [], []
+    for number in version_numbers(dataset):
+        try:
+            version = read_version(dataset, number)
+            found += [version] if version.digest.startswith(match[1]) else []
+        except DamagedDatasetError as error:
+            damaged.append(error)
+    if damaged and not found:
+        raise damaged[0]
     if not found:
         raise UsageError(f"{dataset} has no version with the digest {text}: {_known(dataset)}")
     if len({version.digest for version in found}) > 1:

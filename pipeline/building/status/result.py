@@ -9,7 +9,7 @@ from typing import Any
 from segmint.catalogs.dataset.manifest import ModelWeights
 from segmint.catalogs.lineage import DIGITS, HeldOutScores, TrainingRound, describe_rounds
 from segmint.infra.errors import UsageError
-from segmint.infra.wording import count, counted, duration, listed, number, plural, share
+from segmint.infra.wording import count, counted, duration, listed, not_checked_lines, number, plural, share
 from segmint.operators.schemas import AUTOMATIC, SOURCES
 from segmint.pipeline.building.status.drift import Drift, DriftValue
 from segmint.pipeline.building.status.pace import Pace
@@ -100,9 +100,10 @@ class Status:
         return self.totals.masks / self.totals.written if self.totals.written else None
 
     @property
-    def unread(self) -> int:
-        """Number of tables that couldn't be read."""
-        return self.people.unread + (0 if self.drift is None else self.drift.unread)
+    def not_checked(self) -> list[str]:
+        """Tables that couldn't be read, as text."""
+        unread = {"annotated masks": self.people.unread, "drift": 0 if self.drift is None else self.drift.unread}
+        return [f"{what} of {counted(n, 'table')}, unreadable. Run `segmint audit`" for what, n in unread.items() if n]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the status for JSON."""
@@ -147,6 +148,7 @@ class Status:
             "masks_timed": self.people.timed,
             "seconds_per_mask": self.people.seconds_per_mask,
             "unread_tables": self.people.unread,
+            "not_checked": self.not_checked,
             "round": self.round,
             "weights": self.weights.model_dump(mode="json"),
             "trainings": [link.model_dump(mode="json") for link in self.trainings],
@@ -169,6 +171,7 @@ class Status:
             *self._drift_lines(),
             *self._people_lines(),
             *describe_rounds(self.trainings),
+            *not_checked_lines(self.not_checked),
         ]
 
     def _pace_lines(self) -> list[str]:
@@ -221,25 +224,17 @@ class Status:
         drift = self.drift
         if drift is None:
             return []
-        unread = f"not checked: {counted(drift.unread, 'table')} of the drift couldn't be read. Run `segmint audit`"
         return [
             f"drift      the last {counted(drift.shards, 'shard')} compared with the {drift.before:,} before "
             f"({drift.sampled:,} {plural(drift.sampled, 'table')} read)",
             *map(_drift_line, drift.compared),
-            *([unread] if drift.unread else []),
         ]
 
     def _people_lines(self) -> list[str]:
         people = self.people
         sources = listed(f"{people.by_source[source]:,} {source}" for source in SOURCES if source in people.by_source)
         timed = f"; {number(people.seconds_per_mask)} s per mask, over {people.timed:,} timed" * bool(people.timed)
-        lines = [f"annotated  {counted(people.masks, 'mask')}: {sources}{timed}"] if people.masks else []
-        return [*lines, unread_line(people)] if people.unread else lines
-
-
-def unread_line(people: People) -> str:
-    """Return a line on tables whose annotated masks are unknown."""
-    return f"not checked: annotated masks of {counted(people.unread, 'table')}, unreadable. Run `segmint audit`"
+        return [f"annotated  {counted(people.masks, 'mask')}: {sources}{timed}"] if people.masks else []
 
 
 def _drift_line(one: DriftValue) -> str:
@@ -260,9 +255,9 @@ class StatusTable:
         return all(row.complete for row in self.rows)
 
     @property
-    def unread(self) -> int:
-        """Number of tables that couldn't be read."""
-        return sum(row.unread for row in self.rows)
+    def not_checked(self) -> list[str]:
+        """Tables that couldn't be read, as text."""
+        return [f"{row.name}: {each}" for row in self.rows for each in row.not_checked]
 
     @property
     def lineages(self) -> list[int]:
@@ -287,7 +282,7 @@ class StatusTable:
         """Return the table for JSON."""
         numbers = self.lineages
         rows = [{**row.to_dict(), "lineage": lineage} for row, lineage in zip(self.rows, numbers, strict=True)]
-        return {"lineages": max(numbers), "datasets": rows}
+        return {"lineages": max(numbers), "datasets": rows, "not_checked": self.not_checked}
 
     def lines(self) -> list[str]:
         """Return the table as lines of text, followed by the lineages of the weights. Empty columns are omitted."""
@@ -295,7 +290,7 @@ class StatusTable:
         first, *others = ([cell.rjust(max(map(len, cells))) for cell in cells] for cells in columns)
         names = [cell.strip().ljust(len(cell)) for cell in first]
         table = ["  ".join(cells).rstrip() for cells in zip(names, *others, strict=True)]
-        return [*table, *self._lineage_lines(), *self._notes()]
+        return [*table, *self._lineage_lines(), *self._notes(), *not_checked_lines(self.not_checked)]
 
     def _columns(self) -> Iterator[tuple[str, list[str]]]:
         rows, lineages = self.rows, self.lineages
@@ -336,8 +331,6 @@ class StatusTable:
             people = row.people
             if 0 < people.timed < people.masks:
                 yield f"{row.name}: {people.timed:,} of {counted(people.masks, 'annotated mask')} have a time"
-            if people.unread:
-                yield f"{row.name}: {unread_line(people)}"
             on_hold = sum(gap.shards for gap in row.gaps)
             noted = [f"{counted(on_hold, 'shard')} on hold"] if on_hold else []
             noted += [f"{one.name} unusual" for one in (row.drift.compared if row.drift else ()) if one.unusual]

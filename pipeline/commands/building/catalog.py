@@ -59,10 +59,10 @@ def scan(
     from segmint.catalogs.source.check import check as check_catalog
     from segmint.catalogs.source.scan import check_relative, relative_rows, write_catalog
     from segmint.catalogs.source.scan import scan as scan_images
-    from segmint.infra.errors import UsageError
+    from segmint.infra.errors import SegmintError, UsageError
     from segmint.infra.storage.location import Location, refuse_existing
     from segmint.infra.storage.stores import warn_of_skipped
-    from segmint.infra.wording import counted
+    from segmint.infra.wording import counted, some
 
     build, storage = build_of(config)
     folder, catalog = Location(storage, uri), Location(storage, output)
@@ -76,6 +76,8 @@ def scan(
 
     found = scan_images(folder, license=license, provider=provider, attribution=attribution, on_skip=skip)
     first = next(found, None)
+    if first is None and skipped:
+        raise SegmintError(f"{output} wasn't written: a catalog can't name any image below {uri}: {some(skipped)}")
     if first is None:
         raise UsageError(f"no images below {uri}, so {output} wasn't written: expected a folder or prefix with images")
     images = chain([first], found)

@@ -52,15 +52,17 @@ def status(
         return rows[0] if len(rows) == 1 else StatusTable(rows)
 
     if watch:
-        _watch(read, every)
-    else:
-        now = read()
-        print_result(now, as_json)
-        exit_unless_clean((), range(now.unread))
+        exit_unless_clean((), _watch(read, every))
+        return
+    now = read()
+    print_result(now, as_json)
+    exit_unless_clean((), now.not_checked)
 
 
-def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> None:
-    """Show the status until all datasets are complete or until Ctrl-C, which is not an error here.
+def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> list[str]:
+    """Show the status until all datasets are complete; return what could not be read.
+
+    Ctrl-C also ends it and is not an error here.
 
     On a terminal, the display updates in place, and elsewhere repeats. After the first read, faults do not end it.
     """
@@ -77,10 +79,11 @@ def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> None:
             else:
                 print_line("\n".join([*shown, ""]))
             if now.complete:
-                return
+                return now.not_checked
             time.sleep(every)
             try:
                 now = read()
                 shown = now.lines()
             except SegmintError as error:
                 shown = [*now.lines(), f"couldn't be updated: {error}"]
+    return []

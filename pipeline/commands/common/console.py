@@ -47,14 +47,14 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             _maybe_traceback()
             print_message(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, typer.Abort) as error:  # at a prompt, Ctrl-C and the end of the input abort
             print_message("interrupted: finished work is kept; run the same command again to resume")
             raise typer.Exit(FAILED) from error
         except BrokenPipeError as error:
             # The reader of our output is gone. Without this, Python complains again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from error
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.BadParameter):
             raise
         except Exception as error:
             _maybe_traceback()

@@ -95,6 +95,7 @@ def audit(
     build, storage = build_of(config)
     from segmint.catalogs.dataset.outputs import refuse_inside
     from segmint.infra.storage.location import Location
+    from segmint.infra.wording import not_checked_lines
     from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.quality.audit.canonical import BytesAsked
     from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
@@ -148,6 +149,8 @@ def audit(
     else:
         storage.put(output, f"{text}\n".encode())
         print_message(f"{lines[0]}; written to {output}")
+        for line in not_checked_lines(not_checked(report)):
+            print_line(line)
     if not integrity_only:
         print_next(as_json, "report", dataset, config=config)
     exit_unless_clean(report.findings.counts, not_checked(report))

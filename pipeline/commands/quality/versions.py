@@ -1,5 +1,6 @@
 """`segmint verify`, `sign`, and `diff`: check the bytes of a version, vouch for it, and compare versions."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -84,7 +85,8 @@ def sign(
         return str(typer.prompt("Passphrase of the key", hide_input=True, err=True))
 
     storage = storage_of(config)
-    print_result(sign_version(Location(storage, dataset), Location(storage, key), version, ask), as_json)
+    places = (Location(storage, dataset), Location(storage, key))
+    print_result(sign_version(*places, version, ask if sys.stdin.isatty() else None), as_json)
 
 
 @guarded

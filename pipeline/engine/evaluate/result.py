@@ -6,7 +6,7 @@ from typing import Any
 
 from segmint.infra.errors import SegmintError
 from segmint.infra.version import VERSION
-from segmint.infra.wording import counted, listed
+from segmint.infra.wording import counted, listed, not_checked_lines
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth
 
@@ -68,13 +68,7 @@ class EvaluationSubject:
 
     def skipped_lines(self) -> list[str]:
         """Return lines about the skipped items."""
-        if not self.skipped:
-            return []
-        more = len(self.skipped) - SHOWN
-        return [
-            *(f"not checked: {each}" for each in self.skipped[:SHOWN]),
-            *([f"not checked: {more:,} more"] if more > 0 else []),
-        ]
+        return not_checked_lines(self.skipped)
 
 
 def check_measured(images: int, skipped: Sequence[SkippedTruth]) -> None:

@@ -42,21 +42,25 @@ CHECK = "check.py"
 SCHEMA_VERSION = 1
 SAME = (  # fields that the summary repeats from the audit
     *("findings_total", "findings_by_code", "verdict", "checked", "notes"),
-    *("unsearched", "not_built", "not_compared", "unusable_commits"),
+    *("unsearched", "not_built", "not_compared", "unusable_commits", "not_checked", "unfinished"),
 )
-ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-"""Exceptions from reading a malformed file."""
+ERRORS = (
+    *(FileNotFoundError, IsADirectoryError, NotADirectoryError),
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
+)
+"""Exceptions from reading a missing or malformed file. Any other `OSError` means that the file couldn't be read."""
 
 _TYPES = (  # of the fields of evidence.json
     (str, ("when", "verdict")),
     (int, ("schema_version", "findings_total")),
-    (list, ("signatures", "notes", "unsearched", "not_built", "not_compared", "unusable_commits", "searched_by")),
+    (list, ("signatures", "searched_by", "notes", *SAME[-6:])),
     (dict, ("dataset", "findings_by_code", "checked", "options", "detector_files", "built_with", "software")),
 )
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _MANIFEST_NAME = re.compile(r"dataset(?:\.g([2-9]|[1-9][0-9]+))?\.json")
 COVERED = re.compile(rf"{_MANIFEST_NAME.pattern}|(?:commits|tombstones)/[^/.][^/]*\.json")
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----(.*?)-----END PUBLIC KEY-----", re.DOTALL)
+_SSHSIG = re.compile(rb"SSHSIG\x00{3}\x01.{4}\x00{3}.([\w@.-]+)\x00.*\x00{7}\x06(sha\d+)\x00", re.DOTALL)
 _ED25519_DER = bytes.fromhex("302a300506032b6570032100")  # prefix of the 32 key bytes (RFC 8410)
 DIGEST_NAMESPACE, SUMS_NAMESPACE = "segmint-dataset", "segmint-evidence"  # of signatures
 _COVERED_BY_NOTHING = f"version number, verdict, and the rest of {AUDIT} and {EVIDENCE}"
@@ -99,6 +103,8 @@ def check_files(files: Iterable[str], read: Read, sums: str | None, key: bytes |
             _check_signatures(done, names, listed, read, key, sums is not None)
     except ERRORS as error:
         done.problems.append(f"can't read the evidence: {getattr(error, 'strerror', None) or repr(error)}")
+    except OSError as error:
+        done.not_checked.append(f"can't read the evidence: {error}")
     return done
 
 
@@ -112,9 +118,11 @@ def _check_signatures(
     if SIGNED_SUMS in names:
         file = read(SIGNED_SUMS)
         signer = _signed_in(file)[33:65]
-        done.signers.append(key_id(signer))
+        done.signers.append(key_id(signer) if _signed_in(file)[18:29] == b"ssh-ed25519" else "another key")
         if file != signature_file(signer, SUMS_NAMESPACE, _signed_in(file)[-64:]):
-            done.problems.append(f"{SIGNED_SUMS}: not a signature by ssh-keygen -Y sign -n {SUMS_NAMESPACE}")
+            other = _unsupported(file)
+            where = done.not_checked if other else done.problems
+            where.append(f"{SIGNED_SUMS}: {other or f'not a signature by ssh-keygen -Y sign -n {SUMS_NAMESPACE}'}")
     if key is not None:
         mine, signatures = key_id(key), []
         if mine not in done.signers:
@@ -256,8 +264,13 @@ def _contradictions(done: EvidenceCheck, names: set[str], read: Read) -> Iterato
         yield f"{file}: {'not a file of evidence' if file in names else 'no such file'}"
 
 
-def wrong_in_dataset(path: str, expected: str, open_file: Callable[[str], BinaryIO]) -> Iterator[str]:
-    """Yield the problems of a dataset's file that the digest covers and, for a commit, of the files that it names."""
+def wrong_in_dataset(
+    path: str, expected: str, open_file: Callable[[str], BinaryIO], not_checked: list[str]
+) -> Iterator[str]:
+    """Yield the problems of a dataset's file that the digest covers and, for a commit, of the files that it names.
+
+    Adds files that couldn't be read to `not_checked`.
+    """
     try:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise ValueError("points outside the dataset")
@@ -272,9 +285,11 @@ def wrong_in_dataset(path: str, expected: str, open_file: Callable[[str], Binary
                 stream.seek(0)
                 files = parse(stream.read(), path)["files"]
         for file in files:
-            yield from wrong_in_dataset(file["path"], file["sha256"], open_file)
+            yield from wrong_in_dataset(file["path"], file["sha256"], open_file, not_checked)
     except ERRORS as error:
         yield f"{path}: {getattr(error, 'strerror', None) or repr(error)}"
+    except OSError as error:
+        not_checked.append(f"{path}: {error}")
 
 
 def lines_about(done: EvidenceCheck, key: bytes | None) -> list[str]:
@@ -284,8 +299,9 @@ def lines_about(done: EvidenceCheck, key: bytes | None) -> list[str]:
     why = "the dataset grew or was corrected since (or has leftovers); not covered by digest or audit:"
     note = [f"{why} {names}"] if later else []
     missed = [f"not checked: {each}" for each in done.not_checked]
-    if done.problems:
-        return [*(f"problem: {problem}" for problem in done.problems), *note, *missed, f"{sums}; NOT verified"]
+    if done.problems or done.evidence is None:
+        verdict = f"{'NOT' if done.problems else 'not'} verified"
+        return [*(f"problem: {problem}" for problem in done.problems), *note, *missed, f"{sums}; {verdict}"]
     dataset, mine = done.evidence["dataset"], None if key is None else key_id(key)
     others = ", ".join(dict.fromkeys(each for each in done.signers if each != mine))
     version = "not recorded as a version" if dataset["version"] is None else f"version {dataset['version']}"
@@ -334,11 +350,11 @@ def signature_file(key: bytes, namespace: str, signature: bytes) -> bytes:
 def check_signature(key: bytes, namespace: str, message: bytes, file: bytes) -> tuple[bool | None, str]:
     """Return whether `file` is the key's signature of a message, and the name of the tool that checked it.
 
-    Without `cryptography` and a working `ssh-keygen`, returns None and the reason.
+    Without `cryptography` and a working `ssh-keygen`, or for an unsupported type, returns None and the reason.
     """
     signature = _signed_in(file)[-64:]
     if file != signature_file(key, namespace, signature):
-        return False, "its form"
+        return (None, other) if (other := _unsupported(file)) else (False, "its form")
     try:
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -361,7 +377,10 @@ def _checked_by_openssh(key: bytes, namespace: str, message: bytes, file: bytes)
         allowed.write_bytes(b"key ssh-ed25519 " + base64.b64encode(_strings(b"ssh-ed25519", key)))
         signature.write_bytes(file)
         command = [tool, "-Y", "verify", "-f", str(allowed), "-I", "key", "-n", namespace, "-s", str(signature)]
-        done = subprocess.run(command, input=message, capture_output=True, check=False)
+        try:
+            done = subprocess.run(command, input=message, capture_output=True, check=False)
+        except OSError as error:
+            return None, f"{tool} can't be run: {error}"
     if done.returncode == 0:
         return True, "ssh-keygen"
     said = done.stderr.decode(errors="replace").strip()
@@ -377,6 +396,13 @@ def _signed_in(file: bytes) -> bytes:
         return base64.b64decode(b"".join(file.split(b"\n")[1:-2]), validate=True)
     except ValueError:
         return b""
+
+
+def _unsupported(file: bytes) -> str:
+    """Return why a signature file of OpenSSH can't be checked here, or nothing for Ed25519 and for any other file."""
+    match, supported = _SSHSIG.match(_signed_in(file)), "ssh-ed25519 with sha512"
+    kind = b" with ".join(match.groups()).decode() if match else supported
+    return "" if kind == supported else f"a signature of type {kind}, expected {supported}"
 
 
 def _strings(*parts: bytes) -> bytes:
@@ -403,9 +429,9 @@ def main(arguments: list[str] | None = None) -> int:
         if others
         else check_files(names, lambda at: (folder / at).read_bytes(), options.sums, key)
     )
-    if dataset and not done.problems:
+    if dataset and done.leaves and not done.problems:
         for path, sha256 in done.leaves.items():
-            wrong = wrong_in_dataset(path, sha256, lambda name: (dataset / name).open("rb"))
+            wrong = wrong_in_dataset(path, sha256, lambda name: (dataset / name).open("rb"), done.not_checked)
             done.problems += [f"{dataset}/{problem}" for problem in wrong]
         paths = (path for each in ("dataset*.json", "commits/*", "tombstones/*") for path in dataset.glob(each))
         found = {path.relative_to(dataset).as_posix() for path in paths} - done.leaves.keys()

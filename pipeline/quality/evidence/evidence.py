@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, manifest_name
-from segmint.catalogs.dataset.outputs import note_output, refuse_inside
+from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.versions.digest import take_snapshot
 from segmint.catalogs.findings import SENTENCES
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import is_below
 from segmint.infra.version import VERSION
 from segmint.pipeline.quality.audit.audit import AuditOptions
 from segmint.pipeline.quality.audit.result import AuditReport
@@ -56,7 +57,8 @@ class Evidence:
 def check_target(dataset: Location, folder: Location) -> None:
     """Raise `UsageError` if this dataset cannot have evidence or the folder is unsuitable, without reading much."""
     load_latest_manifest(dataset)
-    refuse_inside(dataset, folder, "--evidence")
+    if is_below(folder.uri, dataset.uri):
+        raise UsageError(f"--evidence: {folder} is inside the dataset {dataset}. Choose a place outside")
     if folder.list():
         raise UsageError(f"{folder} already contains files. Pass an empty folder to --evidence")
 
@@ -92,6 +94,8 @@ def write_evidence(
             "sample": options.sample,
             "privacy_sample": "all" if options.privacy_sample is None else options.privacy_sample,
             "complete": options.complete,
+            "all_bytes": options.asked.all_bytes,
+            "byte_for_byte": options.asked.byte_for_byte,
             "device": options.device,
         },
         "searched_by": (audit["privacy"] or {}).get("detectors", []),

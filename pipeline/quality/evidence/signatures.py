@@ -82,22 +82,21 @@ def sign_version(
     return SignatureResult(str(dataset), path, identity, version.name)
 
 
-def signature_problem(dataset: Location, version: Version | None, key: bytes) -> str | None:
-    """Return the problem with a key's signature of a version, or None for a valid signature."""
+def signature_problem(dataset: Location, version: Version | None, key: bytes) -> tuple[str | None, str | None]:
+    """Return the problem with a key's signature of a version, if any, and why it couldn't be checked, if so."""
     identity = check.key_id(key)
     if version is None:
-        return f"no version is recorded, so key {identity} signed none"
+        return f"no intact version is recorded that key {identity} could have signed", None
     path = signature_path(version.number, identity)
     try:
         signature = (dataset / path).read()
     except NotFoundError:
         others = signers(dataset, version.number)
         signed = f"only the keys {', '.join(others)} signed it" if others else "it is not signed"
-        return f"{path}: no such file: key {identity} didn't sign version {version.number}; {signed}"
-    if not check.check_signature(key, check.DIGEST_NAMESPACE, check.digest_line(version.digest), signature)[0]:
-        wrong = f"not the signature of sha256:{version.digest}, the digest of version {version.number}"
-        return f"{path}: {wrong}, by key {identity}"
-    return None
+        return f"{path}: no such file: key {identity} didn't sign version {version.number}; {signed}", None
+    valid, how = check.check_signature(key, check.DIGEST_NAMESPACE, check.digest_line(version.digest), signature)
+    wrong = f"not the signature of sha256:{version.digest}, the digest of version {version.number}, by key {identity}"
+    return (f"{path}: {wrong}" if valid is False else None, f"{path}: {how}" if valid is None else None)
 
 
 def signature_path(number: int, identity: str) -> str:
@@ -140,7 +139,9 @@ def read_private_key(file: Location, ask: Callable[[], str] | None = None) -> "E
             if ask is None:
                 raise UsageError(f"{file} is encrypted, and there's no terminal to ask for its passphrase") from None
             key = load(data, password=ask().encode())
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UnsupportedAlgorithm as error:  # such as an encrypted OpenSSH key without the bcrypt package
+        raise UsageError(f"{file} can't be read here: {error}. Install what is missing, or use another key") from error
+    except ValueError as error:
         raise UsageError(f"{file} is not a private key in PEM or OpenSSH format: {error}. {_HOW}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{file} is a {type(key).__name__}: expected an Ed25519 key. {_HOW}")

@@ -10,7 +10,7 @@ from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.dataset.versions.digest import short_digest
 from segmint.catalogs.layout import COMMITS, MANIFEST
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import LOCAL, local_path, scheme
@@ -78,7 +78,7 @@ def verify_evidence(
         return _found(name, (folder / name).read)
 
     done = check.EvidenceCheck(others) if others else check.check_files(names, read, sums, raw)
-    if dataset is not None and not done.problems:
+    if dataset is not None and done.leaves and not done.problems:
         _check_dataset(dataset, done)
     evidence = None if done.problems else done.evidence
     return EvidenceResult(
@@ -111,7 +111,7 @@ def _check_dataset(dataset: Location, done: check.EvidenceCheck) -> None:
         return _found(path, (dataset / path).open)
 
     def problems(leaf: tuple[str, str]) -> list[str]:
-        return list(check.wrong_in_dataset(*leaf, open_file))
+        return list(check.wrong_in_dataset(*leaf, open_file, done.not_checked))
 
     for found in map_ahead(problems, done.leaves.items(), _THREADS, _AHEAD, "leaves"):
         done.problems += [f"{dataset}/{problem}" for problem in found]
@@ -121,8 +121,10 @@ def _check_dataset(dataset: Location, done: check.EvidenceCheck) -> None:
 
 
 def _found(path: str, read: Callable[[], T]) -> T:
-    """Return the result of `read`, raising `OSError` for a missing file as `check` expects."""
+    """Return the result of `read`, raising `OSError` for a missing or unreadable file as `check` expects."""
     try:
         return read()
     except NotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, "no such file", path) from error
+    except StorageFaultError as error:
+        raise OSError(errno.EIO, str(error), path) from error

@@ -23,6 +23,7 @@ from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset, ch
 from segmint.pipeline.quality.audit.foreign import audit_foreign
 from segmint.pipeline.quality.audit.result import AuditReport
 from segmint.pipeline.quality.audit.result_json import read_audit
+from segmint.pipeline.quality.audit.result_text import verdict
 from segmint.pipeline.quality.audit.versions import check_same_version
 from segmint.pipeline.quality.report.card import card_markdown
 from segmint.pipeline.quality.report.charts import charts_of
@@ -58,6 +59,7 @@ class Report:
     masks: int
     pictures: int
     findings_total: int
+    verdict: str  # of the audit
     version: VersionName | None  # None: data that segmint did not write
     note: str | None = None
     beside: DatasetComparison | None = None  # the comparison with another dataset
@@ -73,7 +75,7 @@ class Report:
         return [
             *([] if self.note is None else [f"note: {self.note}"]),
             f"{counted(self.images, 'image')}, {counted(self.masks, 'mask')}, "
-            f"{counted(self.findings_total, 'finding')}; pictures of {counted(self.pictures, 'image')}",
+            f"{self.verdict}; pictures of {counted(self.pictures, 'image')}",
             f"written: {len(self.files)} files to {self.output}; open {join(self.output, 'index.html')}",
             *([] if self.beside is None else [comparison_line(self.beside)]),
             *(f"not checked: {each}" for each in self.not_checked),
@@ -142,6 +144,7 @@ def write_report(
         masks=facts.masks,
         pictures=shown,
         findings_total=audit.findings.total,
+        verdict=verdict(audit),
         version=facts.version,
         note=note,
         beside=beside,

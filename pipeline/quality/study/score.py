@@ -14,7 +14,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, not_checked_lines
 from segmint.operators.annotations.coco import parse_coco
 from segmint.operators.annotations.image import AnnotatedImage, AnnotatedMask, CocoRle, Size
 from segmint.operators.annotations.label_studio import iter_tasks
@@ -77,9 +77,6 @@ def share_over(threshold: float, ious: Sequence[Sequence[float]], deleted: int) 
     )
 
 
-_SHOWN = 10
-
-
 @dataclass(frozen=True)
 class Study:
     """Drawn images with their masks and (height, width) by id, and the dataset's version."""
@@ -126,7 +123,7 @@ class StudyScore:
             f"added: {counted(self.added, 'mask')}; unreadable: {counted(len(self.unreadable), 'mask')}; ignored: "
             f"{counted(self.foreign, 'image')} not drawn, {counted(self.superseded, 'outdated answer')}",
         ]
-        lines += [f"not checked: {each}" for each in self.not_checked[:_SHOWN]]
+        lines += not_checked_lines(self.not_checked)
         if self.polygons:
             lines.append(
                 f"  {counted(self.polygons, 'mask')} came back as polygons, which lose holes and separate pieces, so "

@@ -1,6 +1,7 @@
 """Implementation of `segmint verify`, which reads every byte of a dataset and compares it with a recorded version."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -58,6 +59,7 @@ class VerifyResult:
     bytes: int
     signed_by: tuple[str, ...]  # ids of the keys that signed the version
     checked_key: str | None  # id of the key whose signature was checked
+    left_out: str | None = None  # what was not read, because an earlier version was asked for
     compared_with: tuple[str, ...] = ("the dataset's own records only",)  # or a pinned digest and a key's signature
     not_checked: tuple[str, ...] = ()  # although the command line asked for it
 
@@ -70,11 +72,12 @@ class VerifyResult:
         against = f"compared with {' and '.join(self.compared_with)}"
         found = f"{counted(len(self.problems), 'problem')}: " if self.problems else ""
         verdict = "not verified" if self.problems or self.not_checked else "verified"
+        left_out = "" if self.left_out is None else f"; not read: {self.left_out}"
         return [
             *(f"problem: {problem}" for problem in self.problems),
             *(f"not checked: {each}" for each in self.not_checked),
             *(f"note: {note}" for note in self.notes),
-            f"read {counted(self.files, 'file')} ({size(self.bytes)}); {found}{verdict}; {against}",
+            f"read {counted(self.files, 'file')} ({size(self.bytes)}); {found}{verdict}; {against}{left_out}",
             self.version.line(),
         ]
 
@@ -117,10 +120,10 @@ def verify_dataset(
 ) -> VerifyResult:
     """Read all files of a dataset and compare them with a recorded version, by default the latest one.
 
-    `wanted` is a version's number or digest; a full digest pins the content, whether or not it is recorded. `key` is a
-    file with the public key that must have signed the version. With `require_pinned`, comparing the dataset with only
-    its own records is not enough. The cached sums in `summaries/` are not trusted. Memory holds a few files and the
-    names of all commits. Raises `UsageError` if the dataset, the version, or a usable key is missing.
+    `wanted` is a version's number or the start of its digest; a full digest pins the current content, recorded or not.
+    `key` is a file with the public key that must have signed the version. With `require_pinned`, comparing the dataset
+    with only its own records is not enough. The cached sums in `summaries/` are not trusted. Memory holds a few files
+    and the names of all commits. Raises `UsageError` if the dataset, the version, or a usable key is missing.
     """
     pin = FULL_DIGEST.fullmatch(str(wanted))
     public_key = None if key is None else read_public_key(key)
@@ -128,21 +131,21 @@ def verify_dataset(
     reading = _VerifyState(dataset)
     reading.problems += [f"{each.path}: expected {each.expected}; found {each.found}" for each in history.problems]
     version = history.latest
-    if wanted is not None:
-        try:
+    if wanted is not None and pin is None:
+        with suppress(DamagedDatasetError):  # one of the history's problems
             version = find_version(dataset, wanted)
-        except (UsageError, DamagedDatasetError):
-            if pin is None:
-                raise
-    notes, not_checked, compared_with = [], [], []
-    if version is not None and history.latest is not None and version.number != history.latest.number:
-        notes.append(f"version {history.latest.number} is the latest; only version {version.number} was read")
+    notes, not_checked, compared_with, left_out = [], [], [], None
+    if version is not None and history.latest is not None and version.number < history.latest.number:
+        left_out = f"the current state (version {history.latest.number}) and files that version {version.number} lacks"
         _read_version(reading, version)
     else:
-        _read_all(reading, version)
+        version, before = _read_all(reading, version), version
+        if version != before and (version is None or version.digest != Snapshot.of(reading.leaves).digest):
+            return verify_dataset(dataset, wanted, key, require_pinned)  # the files of two versions were read
         notes += reading.notes
         if version is None:
-            unproven = "the commits and the catalog: no version is recorded. The other files were compared with them"
+            recorded = f"no {'intact ' * bool(history.problems)}version is recorded"
+            unproven = f"the commits and the catalog: {recorded}. The other files were compared with them"
             not_checked += [] if pin else [unproven]
             reading.problems += _takedowns_without_version(dataset)
         else:
@@ -156,8 +159,9 @@ def verify_dataset(
         if snapshot.digest != pin[1]:
             reading.problems.append(f"{dataset}: its digest is sha256:{snapshot.digest}, expected sha256:{pin[1]}")
     if public_key is not None:
-        problem = signature_problem(dataset, version, public_key)
+        problem, unchecked = signature_problem(dataset, version, public_key)
         reading.problems += [] if problem is None else [problem]
+        not_checked += [] if unchecked is None else [unchecked]
         of = "" if version is None else f" of version {version.number}"
         compared_with.append(f"the signature{of} by key {key_id(public_key)}")
     elif signed_by:
@@ -174,13 +178,17 @@ def verify_dataset(
         bytes=reading.bytes,
         signed_by=tuple(signed_by),
         checked_key=None if public_key is None else key_id(public_key),
+        left_out=left_out,
         compared_with=tuple(compared_with) or VerifyResult.compared_with,
         not_checked=tuple(not_checked),
     )
 
 
-def _read_all(reading: _VerifyState, version: Version | None) -> None:
-    """Read the dataset's current state: all files that the manifest and the latest commits name."""
+def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
+    """Read the dataset's current state: all files that the manifest and the latest commits name.
+
+    Returns the latest version: `version`, unless a newer one was recorded during the reading.
+    """
     dataset = reading.dataset
     reading.listed = list_doubtful(dataset)
     held = CommitLog(dataset).latest_commits()
@@ -197,11 +205,14 @@ def _read_all(reading: _VerifyState, version: Version | None) -> None:
             if commit.config != manifest.config_sha256
         ]
         snapshot = Snapshot.of(reading.leaves)
+        if version is None or version.digest != snapshot.digest:
+            version = read_history(dataset).latest or version
         reading.changing = version is not None and _is_changing(dataset, version, snapshot, held)
         finished = version is not None and version.digest == snapshot.digest and len(held) == manifest.shards
         problem = index_problem(dataset, manifest.name, reading.commits, finished=finished)
         reading.problems += [] if problem is None or reading.changing else [f"{SHARDS_INDEX}: {problem}"]
     _check_summaries(reading, held)
+    return version
 
 
 def _is_changing(dataset: Location, version: Version, now: Snapshot, held: Sequence[ListedCommit]) -> bool:

@@ -36,3 +36,5 @@ def test_the_command_judges_and_scenes_that_were_trained_on_do_not_count(tmp_pat
 def test_an_exit_code_that_contradicts_the_answer_is_an_error() -> None:
     with pytest.raises(SystemExit, match="the gate says passes: True, and the command ended with 1"):
         summary({"passes": True}, 1)
+    found = {"verdict": "better", "reasons": [], "independent": 1, "guards": [], "images": [], "guard_images": []}
+    assert summary({**found, "passes": True}, 3)["passes"] is False

@@ -5,8 +5,10 @@ Commands run in this process. Where a result takes minutes, the function that gi
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -26,10 +29,11 @@ from segmint.catalogs.layout import config_sha256
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.pipeline.commands.cli import _PLACES, app
-from segmint.pipeline.commands.common.console import guarded
 from segmint.pipeline.corrections.merge.run import MergeList
 from segmint.pipeline.engine.evaluate.gate.result import GateJudgment
 from segmint.pipeline.engine.evaluate.gate.verdict import GateVerdict, GuardComparison
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject
+from segmint.pipeline.engine.evaluate.truth import SkippedTruth
 from segmint.pipeline.masks.run import ImageResult
 from segmint.pipeline.quality.evidence import check
 from tests.support.committed_shard import change_manifest
@@ -119,14 +123,14 @@ def test_a_row(row: tuple[str, str, str], request: pytest.FixtureRequest) -> Non
     assert results
     for result in results:
         assert result.exit_code == code, result.output
-        if code == 3 and not result.stderr.startswith(("error: ", "interrupted", "unexpected")):
+        if code == 3 and not re.search("^(error: |interrupted|unexpected)", result.stderr, re.MULTILINE):
             assert "not checked: " in result.stdout or json.loads(result.stdout)["not_checked"]
         if code == 0:
             assert "not checked: " not in result.stdout
 
 
 def test_every_command_has_a_row_and_every_test_its_row() -> None:
-    assert CASES.keys() <= set(ROWS)
+    assert CASES.keys() == set(ROWS)
     leaves = {name for name in _PLACES if name not in ("catalog", "assets", "study", "evaluate")}
     leaves |= {f"catalog {each}" for each in ("scan", "check", "curate", "locate")}
     leaves |= {f"assets {each}" for each in ("list", "fetch", "verify", "export-onnx")}
@@ -153,10 +157,13 @@ def _unusable() -> Any:
 @case("every command", "Ctrl-C, a closed output pipe, a failure of a store or the machine, or an unexpected error", 3)
 def _failed(replaced, config: Path) -> Any:
     results = []
-    for error in (KeyboardInterrupt(), SegmintError("the store is down"), RuntimeError("a bug")):
+    for error in (KeyboardInterrupt(), typer.Abort(), SegmintError("the store is down"), RuntimeError("a bug")):
         replaced("build.run_build", error)
         results.append(run("build", config))
-    assert guarded(lambda: 7)() == 7
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert subprocess.run([sys.executable, "-m", "segmint", "assets", "list"], stdout=writer).returncode == 3
+    os.close(writer)
     return results
 
 
@@ -181,7 +188,9 @@ def _not_scanned(tmp_path: Path) -> Any:
     folder = _photographs(tmp_path / "a")
     (folder / "b.jpg").symlink_to("b.jpg")
     words = ("catalog", "scan", folder, "--license", "CC0-1.0", "--absolute", "-o")
-    return [run(*words, tmp_path / "c.csv"), run(*words, tmp_path / "d.csv", "--json")]
+    results = [run(*words, tmp_path / "c.csv"), run(*words, tmp_path / "d.csv", "--json")]
+    (folder / "a.jpg").unlink()
+    return [*results, run(*words, tmp_path / "e.csv")]
 
 
 def _catalog(folder: Path, **columns: str) -> Path:
@@ -250,7 +259,18 @@ def _unread(place: DatasetPath) -> Any:
     assert put_submission(place.location, answer_to(place.location, 1, [new_mask((22, 5, 28, 30))]))
     assert run("merge", place.uri, "--yes").exit_code == 0
     next(Path(place.uri, "masks").glob("sa_000000-*")).unlink()
-    return [run("status", place.uri), run("status", place.uri, place.uri)]
+    words = ("status", place.uri)
+    return [run(*words), run(*words, place.uri), run(*words, "--json"), run(*words, "--watch")]
+
+
+@case("`status`", "`--watch`, stopped with Ctrl-C", 0)
+def _stopped(place: DatasetPath, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def stop(_: float) -> None:
+        raise KeyboardInterrupt
+
+    (place.location / "commits/000001.g1.json").delete()
+    monkeypatch.setattr("segmint.pipeline.commands.building.status.time", SimpleNamespace(sleep=stop))
+    return run("status", place.uri, "--watch")
 
 
 @case("`demo`", "the dataset was built", 0)
@@ -296,6 +316,16 @@ def _fetched(mobile_sam_path: Path) -> Any:
     return run("assets", "fetch", "mobile_sam")
 
 
+@case("`assets fetch`", "a file couldn't be fetched", 3)
+def _not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def refuse(*_: object) -> Path:
+        raise OSError("no network")
+
+    monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path))
+    monkeypatch.setattr("segmint.infra.assets.resolve.download", refuse)
+    return run("assets", "fetch", "vit_h")
+
+
 @case("`assets verify`", "all hashes are right", 0)
 def _right(mobile_sam_path: Path) -> Any:
     return run("assets", "verify", f"mobile_sam={mobile_sam_path}")
@@ -311,7 +341,7 @@ def _wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @case("`assets verify`", "a named file isn't on this machine, or none is", 3)
 def _absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path))
-    named = run("assets", "verify", "vit_h")
+    named = run("assets", "verify", "vit_h", f"mobile_sam={tmp_path / 'nowhere.pt'}")
     monkeypatch.setattr("segmint.infra.assets.resolve.locate", lambda _: None)
     return [named, run("assets", "verify"), run("assets", "verify", "--json")]
 
@@ -331,7 +361,8 @@ def _findings(dataset: Path) -> Any:
 @case("`audit`", "no image could be searched: no detectors, no images, or data that segmint didn't write", 3)
 def _nothing_searched(small_dataset: Path, tmp_path: Path) -> Any:
     foreign = loosen(small_dataset, tmp_path / "foreign")
-    return [run("audit", foreign, "--sample", 0), run("audit", foreign, "--sample", 0, "--json")]
+    words = ("audit", foreign, "--sample", 0)
+    return [run(*words), run(*words, "--json"), run(*words, "-o", tmp_path / "audit.txt")]
 
 
 def _searched(dataset: Path, detector: torch.nn.Module) -> Any:
@@ -365,7 +396,7 @@ def _report(reported: str, tmp_path: Path, **changes: object) -> Any:
     return run("report", reported, "-o", tmp_path / "out", "--audit", tmp_path / "audit.json")
 
 
-@case("`report`", "the report was written, whatever was found", 0)
+@case("`report`", "the report was written, whatever its audit found or couldn't search", 0)
 def _reported(reported: str, tmp_path: Path) -> Any:
     return _report(reported, tmp_path)
 
@@ -531,6 +562,8 @@ def _not_searched(dataset: Path, tmp_path: Path) -> Any:
     assert run("export", dataset, "--format", "coco", "-o", tmp_path / "coco").exit_code == 0
     _take_down(dataset, "--yes")
     shutil.rmtree(tmp_path / "coco")
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco/others.txt").write_text("nothing")
     return run("takedown", dataset, "--prove", "image-1")
 
 
@@ -539,6 +572,27 @@ def _redacted(dataset: Path, tmp_path: Path) -> Any:
     regions = tmp_path / "regions.jsonl"
     regions.write_text(json.dumps({"id": 1, "kind": "face", "x": 90, "y": 10, "w": 60, "h": 80}))
     return [run("redact", dataset, "--regions", regions, how) for how in ("--dry-run", "--yes")]
+
+
+@case("`redact --prove`", "not found anywhere", 0)
+def _not_shown(dataset: Path, tmp_path: Path) -> Any:
+    return [*_redacted(dataset, tmp_path), run("redact", dataset, "--prove", 1)]
+
+
+@case("`redact --prove`", "found", 1)
+def _still_shown(dataset: Path, tmp_path: Path) -> Any:
+    assert run("export", dataset, "--format", "coco", "-o", tmp_path / "coco").exit_code == 0
+    _redacted(dataset, tmp_path)
+    return run("redact", dataset, "--prove", 1)
+
+
+@case("`redact --prove`", "not found, but a recorded output couldn't be searched", 3)
+def _maybe_shown(dataset: Path, tmp_path: Path) -> Any:
+    _still_shown(dataset, tmp_path)
+    shutil.rmtree(tmp_path / "coco")
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco/others.txt").write_text("nothing")
+    return run("redact", dataset, "--prove", 1)
 
 
 @case("`amend`", "the rows were amended, or listed; unknown rows are counted", 0)
@@ -551,13 +605,13 @@ def _amended(dataset: Path, tmp_path: Path) -> Any:
     return run("amend", dataset, catalog, "--dry-run")
 
 
-@case("`import`", "all masks were imported, or listed", 0)
+@case("`import`", "all masks were imported, or listed; images that the dataset doesn't contain are counted", 0)
 def _imported(place: DatasetPath, tmp_path: Path) -> Any:
-    file = write_coco(place, {1: [(FIRST, None)]})
+    file = write_coco(place, {1: [(FIRST, None)], 900: [(FIRST, None)]})
     return [run("import", place.uri, file, "--replace", how) for how in ("--dry-run", "--yes")]
 
 
-@case("`import`", "masks or images of the file couldn't be imported", 3)
+@case("`import`", "masks, or images of the dataset, couldn't be imported", 3)
 def _not_imported(place: DatasetPath, tmp_path: Path) -> Any:
     file = Path(write_coco(place, {1: [(FIRST, None)]}))
     value = json.loads(file.read_text())
@@ -610,7 +664,8 @@ def _measured(replaced, place: DatasetPath) -> Any:
 
 
 def _skipping() -> SimpleNamespace:
-    return done("not checked: a.jpg: it is gone", subject=SimpleNamespace(skipped=("a.jpg",)))
+    subject = EvaluationSubject("points", (), (), "cpu, fp32", 1, 1, (SkippedTruth("t", "a.jpg", "gone"),), 1.0)
+    return done(subject.head(), *subject.skipped_lines(), subject=subject)
 
 
 @case("`evaluate points`", "some images or masks couldn't be measured", 3)
@@ -637,16 +692,34 @@ def _unguarded(replaced, place: DatasetPath) -> Any:
     return run("evaluate", "points", place.uri, "--require", "better")
 
 
+@case("`evaluate proposals`", "every image and mask was measured", 0)
+def _all_proposals(replaced, place: DatasetPath) -> Any:
+    replaced("engine.evaluate.proposals.proposals.evaluate_proposals", done("all", subject=SimpleNamespace(skipped=())))
+    return run("evaluate", "proposals", place.uri)
+
+
 @case("`evaluate proposals`", "some images or masks couldn't be measured", 3)
 def _proposals(replaced, place: DatasetPath) -> Any:
     replaced("engine.evaluate.proposals.proposals.evaluate_proposals", _skipping())
     return run("evaluate", "proposals", place.uri)
 
 
+@case("`evaluate edges`", "every image and mask was measured", 0)
+def _all_edges(replaced, place: DatasetPath) -> Any:
+    replaced("engine.evaluate.edges.edges.evaluate_edges", done("all", subject=SimpleNamespace(skipped=())))
+    return run("evaluate", "edges", place.uri)
+
+
 @case("`evaluate edges`", "some images or masks couldn't be measured", 3)
 def _edges(replaced, place: DatasetPath) -> Any:
     replaced("engine.evaluate.edges.edges.evaluate_edges", _skipping())
     return run("evaluate", "edges", place.uri)
+
+
+@case("`evaluate instances`", "every image and mask was measured", 0)
+def _all_instances(replaced, place: DatasetPath) -> Any:
+    replaced("engine.evaluate.instances.instances.evaluate_instances", done("all", subject=SimpleNamespace(skipped=())))
+    return run("evaluate", "instances", place.uri)
 
 
 @case("`evaluate instances`", "some images or masks couldn't be measured", 3)

@@ -377,6 +377,12 @@ def test_what_is_wrong_is_known_before_torch_is_loaded(tmp_path, photographs, mo
     words = ["masks", str(photographs / "cat.png"), f"{photographs}/deep/*", "-o", str(out), "--point", "75,50"]
     done = CliRunner().invoke(app, words)
     assert (done.exit_code, done.stdout) == (3, f"not checked: {photographs}/deep: the folder can't be read\n")
+    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)[-1]
+    assert (told["image"], told["outcome"], told["error"]) == (
+        f"{photographs}/deep",
+        "failed",
+        "the folder can't be read",
+    )
 
 
 @pytest.mark.parametrize("layers", [0, pytest.param(1, marks=pytest.mark.long)])

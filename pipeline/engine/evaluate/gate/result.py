@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, not_checked_lines
 from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
 from segmint.pipeline.engine.evaluate.gate.verdict import (
     DECIDES,
@@ -16,7 +16,7 @@ from segmint.pipeline.engine.evaluate.gate.verdict import (
     percent_points,
 )
 from segmint.pipeline.engine.evaluate.points.result import PointsResult
-from segmint.pipeline.engine.evaluate.result import LISTED, SHOWN, EvaluationSubject
+from segmint.pipeline.engine.evaluate.result import LISTED, EvaluationSubject
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth
 
 TO_DO = (
@@ -110,8 +110,7 @@ class GateJudgment:
                 for where, measured, change, decides in self.table()
             ),
             *(f"  {each}" for each in self.notes()),
-            *(f"not checked: {each}" for each in self.not_checked[:SHOWN]),
-            *([f"not checked: {len(self.not_checked) - SHOWN:,} more"] if len(self.not_checked) > SHOWN else []),
+            *not_checked_lines(self.not_checked),
         ]
 
     @property

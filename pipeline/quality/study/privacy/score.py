@@ -11,7 +11,7 @@ from segmint.catalogs.dataset.versions.record import VersionName, name_now, read
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.wording import counted, upper_bound
+from segmint.infra.wording import counted, not_checked_lines, upper_bound
 from segmint.operators.annotations.image import Size
 from segmint.operators.intervals import at_most
 from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json, unanswered
@@ -21,8 +21,6 @@ from segmint.pipeline.quality.study.privacy.sample import KINDS, SCHEMA_VERSION
 
 ANY = "any"
 """Kind of a `MissedCounts` that counts an image once for marks of any kind."""
-
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,8 @@ class PrivacyScore:
             f"{self.answered:,} of {counted(self.images, 'image')} answered, drawn from {self.population:,}",
             f"ignored: {counted(self.foreign, 'image')} not drawn",
             f"{counted(self.further, 'further answer')} for the same images, whose marks count",
-            *(f"not checked: {each}" for each in self.not_checked[:_SHOWN]),
+            *not_checked_lines(self.not_checked),
         ]
-        if len(self.not_checked) > _SHOWN:
-            lines.append(f"not checked: {len(self.not_checked) - _SHOWN:,} more")
         if not self.answered:
             lines.append("no image was answered, so there is no bound")
         else:

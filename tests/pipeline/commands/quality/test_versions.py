@@ -53,12 +53,16 @@ def test_verify(dataset: Path) -> None:
     assert run("verify", dataset / "nowhere").exit_code == 2
 
 
-def test_sign_and_verify(dataset: Path, tmp_path: Path) -> None:
+def test_sign_and_verify(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = Ed25519PrivateKey.generate()
     private, public = tmp_path / "key.pem", tmp_path / "public.pem"
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"sesame")))
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     assert run("verify", dataset, "--key", public).exit_code == 1
+    assert "there's no terminal to ask for its passphrase" in run("sign", dataset, "--key", private).stderr
+    monkeypatch.setattr("typer.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+    aborted = run("sign", dataset, "--key", private)
+    assert (aborted.exit_code, aborted.stderr.splitlines()[-1].partition(":")[0]) == (3, "interrupted")
     done = run("sign", dataset, "--key", private, typed="sesame\n")
     assert done.exit_code == 0, done.output
     assert "sesame" not in done.output

@@ -1,5 +1,6 @@
 """The script in a folder of evidence: what it computes without segmint is what segmint and other libraries compute."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,11 +21,13 @@ from segmint.pipeline.quality.evidence.check import (
     check_files,
     check_signature,
     digest_of,
+    files_in,
     key_id,
     key_of,
     lines_about,
     signature_file,
     signed_bytes,
+    wrong_in_dataset,
 )
 
 SHA256 = st.binary(min_size=32, max_size=32).map(bytes.hex)
@@ -170,6 +174,44 @@ def test_a_signature_of_the_sums_vouches_for_every_file(copy: Path) -> None:
     assert (done.returncode, "problem: SHA256SUMS.sig: not a signature" in done.stdout) == (1, True)
 
 
+@pytest.mark.parametrize(("key_type", "hash_name"), [("rsa", "sha512"), ("ed25519", "sha256")])
+def test_other_signatures_are_not_called_wrong(copy: Path, key_type: str, hash_name: str) -> None:
+    key, bits = copy.parent / "auditor", ["-b", "2048"] * (key_type == "rsa")
+    subprocess.run(["ssh-keygen", "-q", "-t", key_type, *bits, "-N", "", "-f", key], check=True)
+    sign = ["ssh-keygen", "-q", "-Y", "sign", "-O", f"hashalg={hash_name}", "-f", key, "-n", "segmint-evidence"]
+    subprocess.run([*sign, copy / "SHA256SUMS"], check=True, capture_output=True)
+    said = f"not checked: SHA256SUMS.sig: a signature of type ssh-{key_type} with {hash_name}, expected ssh-ed25519"
+    keys = [["--key", f"{key}.pub"]] if key_type == "ed25519" else []
+    for more in ([], *keys):
+        done = run(copy, *more)
+        assert (done.returncode, said in done.stdout, "problem" in done.stdout) == (3, True, False), done.stdout
+
+
+def test_what_this_user_cannot_read_or_run_is_not_checked(evidence_folder: Path, tmp_path: Path) -> None:
+    def read(name: str) -> bytes:
+        if name == "audit.json":
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return (evidence_folder / name).read_bytes()
+
+    done = check_files(files_in(evidence_folder)[0], read, None, None)
+    assert (done.problems, done.not_checked) == (
+        [],
+        ["can't read the evidence: [Errno 13] Permission denied: 'audit.json'"],
+    )
+    assert lines_about(done, None)[-1].endswith("; not verified")
+    unread: list[str] = []
+    assert list(wrong_in_dataset("commits/1.json", "0", read_fails, unread)) == []
+    assert unread == ["commits/1.json: [Errno 5] broken: 'commits/1.json'"]
+    (tmp_path / "ssh-keygen").write_bytes(b"\x7fELF")
+    (tmp_path / "ssh-keygen").chmod(0o755)
+    ran = run(evidence_folder, "--key", evidence_folder.parent / "key.public.pem", path=str(tmp_path))
+    assert (ran.returncode, "ssh-keygen can't be run: " in ran.stdout) == (3, True), ran.stdout
+
+
+def read_fails(path: str) -> BinaryIO:
+    raise OSError(errno.EIO, "broken", path)
+
+
 def test_what_nothing_vouches_for_is_not_said_to_be_verified(evidence_folder: Path) -> None:
     done = run(evidence_folder)
     assert done.returncode == 3
@@ -245,7 +287,8 @@ def test_a_malformed_file_is_a_problem_and_no_traceback(evidence_folder: Path, n
     assert any("duplicate key" in each for each in problems(f"{text[:-1]}, {text[1:]}".encode()))
     assert any("not JSON" in each for each in problems(f'{text[:-1]}, "x": NaN}}'.encode()))
     used = ("name", "config_sha256", "version") if name == "study.json" else tuple(value)
-    unseen = {"findings", "files_of_writers", "licenses", "duplicates", "statistics"} if name == "audit.json" else set()
+    listed = {"findings", "files_of_writers", "other_files", "replaced", "licenses", "duplicates", "statistics"}
+    unseen = listed if name == "audit.json" else set()
     for key in set(used) - unseen:
         assert problems(json.dumps({each: value[each] for each in value if each != key}).encode()), key
         for other in (True, 1.5, "\ud800", [1], {"a": 1}):

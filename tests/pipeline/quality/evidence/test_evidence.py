@@ -23,6 +23,8 @@ def test_it_says_what_was_audited_and_by_what(evidence_folder: Path) -> None:
     value = json.loads((evidence_folder / "evidence.json").read_text())
     assert (value["dataset"]["digest"], value["dataset"]["version"]) == (name_now(dataset).digest, 1)
     assert value["unsearched"][0]["reason"] == "skipped"
+    assert (value["not_checked"], value["unfinished"]) == ([], [])
+    assert (value["options"]["all_bytes"], value["options"]["byte_for_byte"]) == (False, False)
     assert set(value["detector_files"]["mtcnn"]) == {"onet.pt", "pnet.pt", "rnet.pt"}
     assert set(value["detector_files"]["clp"]) == {"clp_det.onnx"}
     assert {"torch", "segmint", "python"} <= value["software"].keys()
@@ -45,8 +47,9 @@ def test_only_an_empty_folder_outside_of_the_dataset_is_taken(evidence_folder: P
     dataset = location_of(evidence_folder.parent / "dataset")
     with pytest.raises(UsageError, match="already contains files"):
         check_target(dataset, location_of(evidence_folder))
-    with pytest.raises(UsageError, match="is inside the dataset"):
-        check_target(dataset, dataset / "evidence")
+    for inside in (dataset / "evidence", dataset / "report/evidence"):
+        with pytest.raises(UsageError, match="is inside the dataset"):
+            check_target(dataset, inside)
     with pytest.raises(UsageError, match="is not a segmint dataset"):
         check_target(location_of(tmp_path), location_of(tmp_path / "evidence"))
     check_target(dataset, location_of(tmp_path / "evidence"))

@@ -12,6 +12,7 @@ from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.pipeline.quality.evidence import check
 from segmint.pipeline.quality.evidence.check import key_id
 from segmint.pipeline.quality.evidence.signatures import read_public_key, sign_version
 from segmint.pipeline.quality.versions.verify import verify_dataset
@@ -127,6 +128,25 @@ def test_an_encrypted_key_asks_for_its_passphrase(dataset: Location, tmp_path: P
     assert verify_dataset(dataset, key=public).problems == ()
 
 
+def test_an_encrypted_openssh_key_needs_bcrypt(
+    dataset: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "sesame", "-f", tmp_path / "key"], check=True)
+    monkeypatch.setattr("cryptography.hazmat.primitives.serialization.ssh._bcrypt_supported", False)
+    with pytest.raises(UsageError, match=r"can't be read here: Need bcrypt module\. Install what is missing, or"):
+        sign_version(dataset, location_of(tmp_path / "key"), ask=lambda: "sesame")
+
+
+def test_a_signature_that_no_tool_can_check_is_no_problem(
+    dataset: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = write_keys(tmp_path, "key")
+    sign_version(dataset, private)
+    monkeypatch.setattr(check, "check_signature", lambda *_: (None, "no tool"))
+    found = verify_dataset(dataset, key=public)
+    assert (found.problems, found.not_checked[0].partition(": ")[2]) == ((), "no tool")
+
+
 def test_other_keys_are_refused(dataset: Location, tmp_path: Path) -> None:
     private, public = write_keys(tmp_path, "key")
     rsa_private, rsa_public = write_keys(tmp_path, "rsa", rsa.generate_private_key(65537, 2048))
@@ -155,4 +175,4 @@ def test_nothing_is_signed_where_nothing_is_recorded(dataset: Location, tmp_path
     with pytest.raises(UsageError, match="has no recorded version to sign"):
         sign_version(dataset, private)
     (problem,) = verify_dataset(dataset, key=public).problems
-    assert problem.startswith("no version is recorded, so key ")
+    assert problem.startswith("no intact version is recorded that key ")

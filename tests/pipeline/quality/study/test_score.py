@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,7 @@ def test_nothing_is_dropped_in_silence(study: Path, tmp_path: Path) -> None:
     text = "\n".join(result.lines())
     assert "4 of 6 images answered; of 12 masks drawn 6 are paired (6 by id, 0 by IoU), 1 deleted, 1 unreadable" in text
     assert "added: 1 mask;" in text
+    assert "not checked: 21 more" in replace(result, unreadable=["x"] * 30).lines()
 
 
 def test_no_answer_has_no_score(study: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,16 +13,17 @@ from segmint.catalogs.dataset.outputs import read_notes
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions import digest
-from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version, read_version
+from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version, read_version, version_numbers
 from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.quality.versions import verify
 from segmint.pipeline.quality.versions.verify import VerifyResult, verify_dataset
 from tests.support.committed import sum_commits
+from tests.support.history_commands import import_mask
 from tests.support.locations import location_of
 from tests.support.planting import change_commit
-from tests.support.protocol import DatasetPath, two_shards, write
+from tests.support.protocol import ROWS, DatasetPath, two_shards, write
 
 FLIPS = 12
 """Bits that are flipped in each file, spread over it at random."""
@@ -106,16 +108,24 @@ def test_what_nobody_recorded_is_a_problem(whole: Location) -> None:
     place = DatasetPath(whole.uri)
     write(place, 1, variant=2, generation=2)
     found = verify_dataset(whole)
+    assert (found.problems, found.not_checked[0].partition(",")[0]) == ((), "1 file"), "a build may be running"
+    os.utime(Path(whole.uri, "commits/000001.g2.json"), (1, 1))
+    found = verify_dataset(whole)
     assert found.version == VersionName(name_now(whole).digest, None)
     assert [problem.partition(":")[0] for problem in found.problems] == [
-        "shards.json", "commits/000001.g1.json", "commits/000001.g2.json",
+        "commits/000001.g1.json", "shards.json", "commits/000001.g1.json", "commits/000001.g2.json",
     ]  # fmt: skip
+    os.utime(Path(whole.uri, "commits/000001.g2.json"))
     write_shards_index(whole, "protocol")
     put_version(whole, "retry")
     assert verify_dataset(whole).problems == ()
     earlier = verify_dataset(whole, 1)  # its files are still there
     assert (earlier.problems, earlier.version) == ((), read_version(whole, 1).name)
-    assert earlier.notes == ("version 2 is the latest; only version 1 was read",)
+    assert earlier.lines()[-2].endswith("; not read: the current state (version 2) and files that version 1 lacks")
+    pinned = f"sha256:{earlier.version.digest}"
+    now = verify_dataset(whole, pinned, require_pinned=True)
+    assert (now.left_out, now.files, len(now.problems)) == (None, 13, 1)
+    assert now.problems[0].endswith(f"its digest is sha256:{now.version.digest}, expected {pinned}")
     (whole / "commits/000001.g1.json").delete()
     problems = verify_dataset(whole, 1).problems
     assert "version 2 (retry of " in problems[0]
@@ -146,6 +156,39 @@ def test_a_version_that_is_gone_or_does_not_follow_is_a_problem(whole: Location)
         f"versions/4.json: expected versions 4 to {10**17 - 1}, because later ones exist; found no such file"
     )
     assert [problem.partition(":")[0] for problem in found[1:]] == [f"versions/{10**17}.json"]
+
+
+def test_damaged_versions_are_problems_and_the_others_are_found(whole: Location) -> None:
+    write(DatasetPath(whole.uri), 1, variant=2, generation=2)
+    write_shards_index(whole, "protocol")
+    second = put_version(whole, "retry")
+    (whole / "versions/1.json").put(b"{}")
+    for wanted in (None, 1, 2, second.digest[:8], "000000"):
+        found = verify_dataset(whole, wanted)
+        assert [problem.partition(":")[0] for problem in found.problems] == ["versions/1.json"], wanted
+        assert found.version == second
+    (whole / "versions/2.json").put(b"{}")
+    assert "no intact version is recorded" in verify_dataset(whole).not_checked[0]
+
+
+def test_a_correction_that_ends_meanwhile_is_not_damage(whole: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, read_shards = DatasetPath(whole.uri), verify._read_shards
+    runs: list[str] = []
+
+    def read(*given: Any, **how: Any) -> None:
+        if len(runs) < 2:  # the first one ends between the shards, the second one before them
+            runs.append("import")
+            if len(runs) == 1:
+                read_shards(given[0], given[1][:1], **how)
+                given = (given[0], given[1][1:])
+            for ordinal in (0, ROWS):
+                assert import_mask(place, ordinal, len(runs))
+        read_shards(*given, **how)
+
+    monkeypatch.setattr(verify, "_read_shards", read)
+    found = verify_dataset(whole)
+    assert (found.problems, found.not_checked, len(runs)) == ((), (), 2)
+    assert found.version == read_version(whole, version_numbers(whole)[-1]).name
 
 
 def test_an_index_may_be_missing_until_all_shards_are_recorded(whole: Location) -> None:
