@@ -10,7 +10,7 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.unaccounted import dataset_files
-from segmint.catalogs.dataset.versions.record import VersionName, put_version
+from segmint.catalogs.dataset.versions.record import VersionName, latest_version, put_version, unfinished_takedowns
 from segmint.catalogs.findings import Code, FindingCollector
 from segmint.catalogs.layout import commit_path
 from segmint.infra.errors import SegmintError, UsageError, last_line
@@ -57,6 +57,7 @@ class RepairResult:
     not_repaired: dict[int, str] = field(default_factory=dict)  # reasons by shard
     records: str = "manifests, catalog, tombstones, versions, and submissions"  # checked, too
     lost: list[str] = field(default_factory=list)  # damage outside of shards, which nothing restores
+    unfinished: list[str] = field(default_factory=list)  # tombstones of takedowns that didn't finish
     credited: int = 0  # images that got the catalog's credits
     version: VersionName | None = None  # None if something couldn't be repaired
 
@@ -67,6 +68,7 @@ class RepairResult:
             *(f"repaired: {path}" for path in self.repaired),
             *(f"can't be restored: {line}" for line in self.lost),
             *(f"not repaired: shard {shard}: {why}" for shard, why in sorted(self.not_repaired.items())),
+            *(f"not repaired: the takedown of {path} didn't finish; run it again" for path in self.unfinished),
             *([f"{counted(self.credited, 'image')} amended with the catalog's values"] if self.credited else []),
             f"{counted(self.shards, 'shard')}{', ' if self.records else ''}{self.records} checked: "
             f"{counted(len(self.damages) + len(self.lost), 'damaged file')}, "
@@ -134,6 +136,8 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
         _credit(handle, committed.keys() - result.not_repaired.keys(), result, resources)
     if not result.not_repaired and not result.lost:
         result.version = put_version(dataset, "repair")
+        if result.version.number is None:
+            result.unfinished = unfinished_takedowns(dataset, latest_version(dataset))
     return result
 
 

@@ -412,8 +412,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a repair ends well with damage outside of the shards",
         "pipeline/commands/corrections/repair.py",
-        "if repaired.not_repaired or repaired.lost:",
-        "if repaired.not_repaired:",
+        "(*repaired.not_repaired, *repaired.lost, *repaired.unfinished)",
+        "(*repaired.not_repaired, *repaired.unfinished)",
         "tests/pipeline/corrections/test_repair.py",
     ),
     Mutant(
