@@ -279,7 +279,9 @@ def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> Blan
 def _blank_rows(batch: pa.RecordBatch, taken: pa.BooleanArray) -> pa.RecordBatch:
     """Return a batch of a normalized catalog with the rows marked in `taken` blanked."""
     schema = normalized_schema(batch.schema.names)
-    blank = {each.name: pa.scalar(None if each.nullable else BLANK, each.type) for each in schema}
-    columns = {name: batch.column(name) for name in blank}
-    blanked = [each if name in _KEPT else pc.if_else(taken, blank[name], each) for name, each in columns.items()]
-    return pa.RecordBatch.from_arrays(blanked, schema=schema)
+    columns = {each.name: batch.column(each.name) for each in schema}
+    for each in schema:
+        if each.name not in _KEPT:
+            blank = pa.scalar(None if each.nullable else BLANK, each.type)
+            columns[each.name] = pc.if_else(taken, blank, columns[each.name])
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)

@@ -50,7 +50,7 @@ def removals(tmp_path: Path) -> dict[str, list[object]]:
         (
             "redact",
             [
-                "1 image of {dataset} would be redacted permanently where regions are new, in 1 shard: 0",
+                "1 image of {dataset} would be redacted permanently where regions are new",
                 "sa_1: 1 region",
             ],
         ),
