@@ -417,6 +417,20 @@ DATASET_MUTANTS = (
         "tests/pipeline/corrections/test_repair.py",
     ),
     Mutant(
+        "a version hides a takedown that didn't finish",
+        "catalogs/dataset/versions/record.py",
+        'if command != "takedown" and (unfinished',
+        "if False and (unfinished",
+        "tests/pipeline/corrections/test_correction.py",
+    ),
+    Mutant(
+        "a wrong --at hides an output that is where it was noted",
+        "pipeline/corrections/proof.py",
+        "dict.fromkeys([*uris, *near])",
+        "dict.fromkeys(uris or near)",
+        "tests/pipeline/corrections/test_proof.py",
+    ),
+    Mutant(
         "a writer does not look at the tombstones after its commit",
         "operators/shards/write.py",
         "changed = won and apply_later_changes(dataset, task.shard)",
