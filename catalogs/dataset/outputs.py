@@ -57,7 +57,7 @@ class OutputNote(Frozen):
 
     def location(self, dataset: Location) -> Location | None:
         """Return where the output was put, or None if that can't be derived from the dataset's location."""
-        if not self.place.startswith("../"):
+        if self.place.partition("/")[0] != "..":
             return None
         if scheme(dataset.uri) == LOCAL:
             here = os.path.realpath(local_path(dataset.uri))  # as in `_place`
@@ -143,7 +143,7 @@ def _place(dataset: Location, folder: Location) -> str:
     else:
         return folder.name
     place = PurePosixPath(os.path.relpath(there, here)).as_posix()
-    return folder.name if place.startswith(_FAR) else place
+    return folder.name if f"{place}/".startswith(_FAR) else place
 
 
 def refuse_inside(dataset: Location, target: Location, option: str) -> None:

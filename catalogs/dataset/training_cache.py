@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from segmint.catalogs.dataset.manifest import dataset_keys
+from segmint.catalogs.dataset.manifest import dataset_keys, put_dataset_id, read_dataset_id
 from segmint.catalogs.dataset.outputs import read_notes
 from segmint.catalogs.dataset.reading.cache import SHARD_CACHE, drop_stale
 from segmint.infra.assets.cache import cache_folder
@@ -103,7 +103,7 @@ def forget_dataset(dataset: Location) -> list[str]:
 
     These are this machine's own caches and the training caches that the dataset notes near it. A training cache loses
     all data on the dataset's images, and the next run recreates what it needs. A line also reports files that can't be
-    deleted or are in use.
+    deleted or are in use, and caches that can't be found without `id.json`, which is put then.
     """
     places = {default_cache().uri: "this machine's training cache"}
     for note in read_notes(dataset):
@@ -111,6 +111,9 @@ def forget_dataset(dataset: Location) -> list[str]:
         if place is not None and scheme(place.uri) == LOCAL:
             places |= {place.uri: note.place, (place / CACHE).uri: f"{note.place}/{CACHE}"}
     lines, keys = _forget_shards(dataset), dataset_keys(dataset)
+    if read_dataset_id(dataset) is None:
+        lines.append("not checked: caches of this machine: id.json was missing or damaged")
+        put_dataset_id(dataset)
     for uri, name in places.items():
         try:
             count = sum(_forget(Location(Storage(), uri), key) for key in keys)

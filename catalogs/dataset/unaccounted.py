@@ -70,12 +70,8 @@ class UnaccountedFiles:
 
 
 def unknown_files(dataset: Location) -> list[str]:
-    """Return the sorted paths of all files and links in a dataset that segmint did not put there, without opening any.
-
-    Includes objects that only exist as older versions in the bucket, and omits `report/`.
-    """
-    paths = (path for path in dataset.walk_ever() if path.partition("/")[0] != REPORT)
-    return [path for path in paths if not is_known(path) and not _TEMPORARY.fullmatch(path)]
+    """Return the sorted paths of links, temporary files, and files of others outside `report/`, even older versions."""
+    return [path for path in dataset.walk_ever() if not path.startswith(f"{REPORT}/") and not is_known(path)]
 
 
 def list_doubtful(dataset: Location) -> dict[str, ObjectInfo]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import manifest_generations, put_dataset_id
+from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.catalogs.dataset.outputs import line_of, read_notes
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import read_tombstones
@@ -135,7 +135,6 @@ def correct(
     check_purge(dataset.location)
     if confirm is not None:
         confirm(plan.listed)
-    put_dataset_id(dataset.location)
     plan = correction.prepare(dataset, plan)
     outcome = revise(dataset, correction.revision(dataset, plan), resources)
     correction.clean_up(dataset, plan)

@@ -29,7 +29,7 @@ from segmint.infra.wording import counted
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.revise import with_latest_commit
-from segmint.pipeline.corrections.search import Trace, WantedImage, search_file
+from segmint.pipeline.corrections.search import SHORT_NAME, Trace, WantedImage, search_file
 
 MOST_FILES = 1_000_000
 MOST_BYTES = 10**12
@@ -55,13 +55,14 @@ class ImageProof:
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
-        by_name, catalog = ("names, numbers, and ", "the catalog, ") if self.reasons else ("", "")
-        state = f"taken down ({'; '.join(self.reasons)})" if self.reasons else "redacted"
+        by_name, catalog = ("names, numbers in Parquet and JSON, and ", "the catalog, ") if self.reasons else ("", "")
+        redacted = "a redaction was begun" if any(each.startswith("shards/") for each in self.found) else "redacted"
+        state = f"taken down ({'; '.join(self.reasons)})" if self.reasons else redacted
         verdict = f"found in {counted(len(self.found), 'place')}" if self.found else "not found"
         return [
             f"{', '.join(self.images)}: {state}",
             f"searched for its {by_name}{counted(len(self.jpegs), 'SHA-256')} of its former JPEGs; scaled, cropped, or "
-            "re-encoded copies and copies encoded as text aren't recognized",
+            "re-encoded copies, copies encoded as text or numbers, and names in UTF-16 or UTF-32 aren't recognized",
             f"searched {counted(self.shards, 'committed shard')}, {catalog}the names of other data files and older "
             f"versions, and {counted(self.files, 'file')} of reports, exports, and other folders, including the rows "
             "of Parquet files and the files in tar and zip archives",
@@ -100,9 +101,10 @@ def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
         for image, each in marks.items()
         if each is None
     ]
+    short = [image.image_id for image in images if SHORT_NAME.fullmatch(image.image_id)]
+    search.not_checked += [f"the name {name!r} outside of tables: too short, or only digits" for name in short]
     names = RemovedNames.of(image.model_copy(update={"shared": False}) for image in images)
-    rows = rows_named(dataset, manifest, names)
-    search.found += [f"the catalog row with ordinal {ordinal}" for ordinal in rows]
+    search.found += [f"the catalog row with ordinal {each}" for each in rows_named(dataset, manifest, names)]
     search.found += [f"{path} is a submission for it" for path in of_images(dataset, {each.ordinal for each in images})]
     return search.proof(
         manifest,
@@ -151,8 +153,9 @@ class _Search:
         """Search the committed shards, the names of other files, the report, unknown files, and the outputs."""
         notes = read_notes(self.dataset)
         places = sorted({note.place for note in notes})
-        moved = [(place, uri) for place, _, uri in (text.rpartition("=") for text in at)]
-        if any(not uri or place not in places for place, uri in moved):
+        asked = [max((each for each in places if text.startswith(f"{each}=")), key=len, default="") for text in at]
+        moved = [(place, text[len(place) + 1 :]) for place, text in zip(asked, at, strict=True)]
+        if not all(place and uri for place, uri in moved):
             known = ", ".join(places) or "none is noted"
             raise UsageError(f"--at: expected NAME=URI with the NAME of a noted output: {known}")
         committed = list(CommitLog(self.dataset).committed())
@@ -166,16 +169,19 @@ class _Search:
         self.look_below(self.dataset / REPORT)
         for path in unknown_files(self.dataset):
             file = self.dataset / path
-            if file.link_target() is not None or not file.exists():
-                self.not_checked.append(f"{path} (not written by segmint): a link, a special file, or an older version")
-            else:
+            try:
+                is_file = file.link_target() is None and file.exists()
+            except SegmintError:
+                is_file = False
+            if is_file:
                 self.add(search_file(file, path, path, self.wanted))
+            else:
+                self.not_checked.append(f"{path}: a link, a special file, an older version, or an unusable name")
         groups: dict[str, list[OutputNote]] = {}
         for note in notes:
             groups.setdefault(note.where, []).append(note)
-        names = [group[0].place for group in groups.values()]
-        for name, group in zip(names, groups.values(), strict=True):
-            self.look_at(group, [uri for place, uri in moved if place == name], ambiguous=names.count(name) > 1)
+        for group in groups.values():
+            self.look_at(group, [uri for place, uri in moved if place in {note.place for note in group}])
         return ImageProof(
             dataset=str(self.dataset),
             images=tuple(images),
@@ -196,7 +202,10 @@ class _Search:
             (self.found if found else self.not_checked).append(line)
 
     def look_below(self, place: Location, own: str = "") -> set[str]:
-        """Search the files below a folder, except the file `own` and the dataset itself; return their names."""
+        """Search a file, or those below a folder except `own` and the dataset itself; return their names below it."""
+        if place.exists():
+            self.add(search_file(place, str(place), place.name, self.wanted))
+            return {""}
         names, size, whole = set[str](), 0, True
         around = is_below(self.dataset.uri, place.uri)
 
@@ -224,42 +233,40 @@ class _Search:
                 self.not_checked.append(f"{place / name}: a link, a special file, or an older version")
         return names
 
-    def look_at(self, notes: Sequence[OutputNote], uris: Sequence[str], *, ambiguous: bool) -> None:
-        """Search an output. `notes` are those of its location, and `uris` where it is now according to the user.
+    def look_at(self, notes: Sequence[OutputNote], uris: Sequence[str]) -> None:
+        """Search an output. `notes` are those of its location, and `uris` other places that the user names.
 
-        An empty place counts as checked if it is the noted one on the dataset's disk or in its bucket, or if the user
-        says that the output is there, unless another output has the same name (`ambiguous`).
+        An empty place counts as checked only if it is the noted one, and beside the dataset or named by the user.
         """
-        note, near, advice = notes[-1], notes[0].location(self.dataset), f"pass --at '{notes[0].place}=URI'"
-        label, problem = line_of(note), ""
-        places = [Location(self.dataset.storage, uri) for uri in uris] or ([near] if near is not None else [])
-        if not places:
-            self.not_checked.append(f"{label}: not near the dataset, so its location isn't noted; {advice}")
-            return
+        note, advice = notes[-1], f"pass --at '{notes[0].place}=URI'"
+        near = (str(place) for each in notes if (place := each.location(self.dataset)) is not None)
+        places = [Location(self.dataset.storage, uri) for uri in dict.fromkeys([*uris, *near])]
+        listed, there = {each.listed for each in notes if each.listed}, set[str]()
+        problems = [] if places else [f"not near the dataset, so its location isn't noted; {advice}"]
         try:
             noted = [place for place in places if where_is(place) == note.where]
             known = [place for place in places if _holds_output(place, notes)]
-            place = next(iter([*noted, *known, *places]))
-            sure = bool(noted and (uris or note.beside)) or bool(uris and not ambiguous)
-            lists = place in known and any(each.listed for each in notes)
-            if place.exists():
-                self.add(search_file(place, str(place), place.name, self.wanted))
-                names = {""}
-            else:
-                names = self.look_below(place, FILES_LIST if lists else "")
-            if not names and sure:
-                self.gone.append(f"nothing is at {place}, where segmint {note.command} wrote")
-            elif not names:
-                problem = f"nothing is at {place}, but the output may have been moved; {advice}"
-            elif lists:
-                self.gone += _missing(place, names)
-            elif any(each.listed or not each.complete for each in notes):
-                problem = f"{place} was searched, but it has no {FILES_LIST} of a complete export, so it may lack files"
-            elif place not in known and not sure:
-                problem = f"{place} was searched, but contains another output; {advice}"
+            for place in places:
+                sure, problem = place in noted and (str(place) in uris or note.beside), ""
+                names = self.look_below(place, FILES_LIST if place in known and listed else "")
+                if not names and sure:
+                    self.gone.append(f"nothing is at {place}, where segmint {note.command} wrote")
+                elif not names:
+                    problem = f"nothing is at {place}, but the output may have been moved; {advice}"
+                elif place in known and listed:
+                    there.add((place / FILES_LIST).sha256())
+                    self.gone += _missing(place, names)
+                elif any(each.listed or not each.complete for each in notes):
+                    problem = f"{place} was searched, but it has no {FILES_LIST} of a complete export"
+                elif place not in known and not sure:
+                    problem = f"{place} was searched, but contains another output; {advice}"
+                if problem and (place in noted or str(place) in uris or not (noted or known)):
+                    problems.append(problem)
+            if there and listed - there:
+                self.gone.append(f"an earlier export at {note.place}, which was replaced; if it was moved, {advice}")
         except (SegmintError, OSError) as error:
-            problem = str(error)
-        self.not_checked += [f"{label}: {problem}"] if problem else []
+            problems.append(str(error))
+        self.not_checked += [f"{line_of(note)}: {problem}" for problem in problems]
 
 
 def _in_shard(dataset: Location, wanted: WantedImage, commit: Commit) -> list[str]:

@@ -9,7 +9,9 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
+from segmint.catalogs.dataset.tombstones import by_shard
 from segmint.catalogs.dataset.training_cache import OTHER_CACHES, forget_dataset
+from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError, raise_problems
@@ -41,6 +43,7 @@ class RedactResult:
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
     outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the previous pixels
     caches: tuple[str, ...] = ()  # caches of its images, and the files deleted there or left
+    unknown_files: tuple[str, ...] = ()  # temporary and not segmint's; they may show the previous pixels
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
@@ -48,10 +51,11 @@ class RedactResult:
             f"{counted(self.regions, 'region')} in {counted(self.images, 'image')}; changed: "
             f"{counted(self.changed_images, 'image')} in {counted(len(self.changed_shards), 'shard')}; the others "
             "already had these regions",
-            "the previous pixels were deleted from the dataset, including older versions of its files",
+            *(["the previous pixels were deleted, including older versions"] if self.changed_images else []),
             *(f"created from this dataset, delete it or create it again: {output}" for output in self.outputs),
             *(f"cache: {line}" for line in self.caches),
             OTHER_CACHES,
+            *(f"not a committed file, check what it shows and names: {path}" for path in self.unknown_files),
             *(f"removed only the link, check its target: {link}" for link in self.removed_links),
             self.version.line(),
         ]
@@ -75,7 +79,7 @@ class RedactionList:
         """Return the list as lines of text."""
         shown = list(self.images.items())[:SHOWN]
         return [
-            f"{counted(self.rows, 'image')} of {self.dataset} would be redacted permanently, in "
+            f"{counted(self.rows, 'image')} of {self.dataset} would be redacted permanently where regions are new, in "
             f"{counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}",
             *(f"  {image_stem(image)}: {counted(regions, 'region')}" for image, regions in shown),
             *([f"  and {self.rows - SHOWN:,} more"] if self.rows > SHOWN else []),
@@ -153,6 +157,7 @@ class _Redaction(Correction[_RedactionPlan, RedactResult]):
             removed_links=outcome.removed_links,
             outputs=outcome.outputs,
             caches=tuple(forget_dataset(dataset.location)),
+            unknown_files=tuple(unknown_files(dataset.location)),
         )
 
 
@@ -169,15 +174,12 @@ def _problems(
 ) -> list[str]:
     """Return the problems with the regions, in order of the images."""
     found = []
-    by_shard: dict[int, list[int]] = {}
-    for ordinal in sorted(by_ordinal):
-        by_shard.setdefault(ordinal // manifest.images_per_shard, []).append(ordinal)
-    for shard, ordinals in by_shard.items():
+    for shard, ordinals in by_shard(by_ordinal, manifest.images_per_shard).items():
         images: dict[int, Row] = {}
         if shard in commits:
             data = read_file(dataset, commits[shard].file("images"))
             images = {row["ordinal"]: row for row in read_table(data, "images").to_pylist()}
-        for ordinal in ordinals:
+        for ordinal in sorted(ordinals):
             found += _problems_of_image(images.get(ordinal), by_ordinal[ordinal])
     return found
 

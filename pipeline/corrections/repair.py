@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import dataset_files, load_latest_manifest
-from segmint.catalogs.dataset.versions.record import VersionName, put_version
+from segmint.catalogs.dataset.versions.record import VersionName, latest_version, put_version, unfinished_takedowns
 from segmint.catalogs.findings import Code, FindingCollector
-from segmint.catalogs.layout import commit_path
+from segmint.catalogs.layout import MANIFEST, commit_path
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
@@ -56,6 +56,7 @@ class RepairResult:
     not_repaired: dict[int, str] = field(default_factory=dict)  # reasons by shard
     records: str = "manifests, catalog, tombstones, versions, and submissions"  # checked, too
     lost: list[str] = field(default_factory=list)  # damage outside of shards, which nothing restores
+    unfinished: list[str] = field(default_factory=list)  # tombstones of takedowns that didn't finish
     credited: int = 0  # images that got the catalog's credits
     version: VersionName | None = None  # None if something couldn't be repaired
 
@@ -66,6 +67,7 @@ class RepairResult:
             *(f"repaired: {path}" for path in self.repaired),
             *(f"can't be restored: {line}" for line in self.lost),
             *(f"not repaired: shard {shard}: {why}" for shard, why in sorted(self.not_repaired.items())),
+            *(f"not repaired: the takedown of {path} didn't finish; run it again" for path in self.unfinished),
             *([f"{counted(self.credited, 'image')} amended with the catalog's values"] if self.credited else []),
             f"{counted(self.shards, 'shard')}{', ' if self.records else ''}{self.records} checked: "
             f"{counted(len(self.damages) + len(self.lost), 'damaged file')}, "
@@ -87,10 +89,10 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     committed = CommitLog(dataset).committed()  # before the manifest, so that it covers all of these shards
     try:
         latest = load_latest_manifest(dataset)
-    except UsageError as error:
+    except UsageError:
         if not (files := dataset_files(dataset)):
             raise
-        return RepairResult(str(dataset), records="", lost=[f"{error}. Restore it for {some(files)}"])
+        return RepairResult(str(dataset), records="", lost=[f"{MANIFEST}: missing. Restore it for {some(files)}"])
     if config is not None and absolute(config.output) != absolute(dataset.uri):
         raise UsageError(
             f"the configuration's output is {config.output}, not {dataset}. Pass this dataset's configuration."
@@ -133,6 +135,8 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
         _credit(handle, committed.keys() - result.not_repaired.keys(), result, resources)
     if not result.not_repaired and not result.lost:
         result.version = put_version(dataset, "repair")
+        if result.version.number is None:
+            result.unfinished = unfinished_takedowns(dataset, latest_version(dataset))
     return result
 
 

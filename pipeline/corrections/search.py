@@ -31,19 +31,15 @@ from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
 _PIECE = 4 << 20
 _OVERLAP = 8192  # over the longest name
 _ROWS = 64  # of a Parquet file in memory
-_SHORT_NAME = re.compile(r"\d*|.{1,3}")
-_MAGIC = {
-    b"PAR1": "parquet",
-    b"PARE": "encrypted Parquet",
-    b"PK\x03\x04": "zip",
-    b"PK\x05\x06": "zip",
-    b"\x1f\x8b": "gz",
-    b"BZh": "bz2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zst",
-    b"7z\xbc\xaf": "7z",
-    b"Rar!": "rar",
-}
+SHORT_NAME = re.compile(r"\d*|.{1,3}")
+_KIND = re.compile(
+    rb"(?P<tar>.{100}(?:.{157}ustar|(?:[0-7 ]{7}\0){3}))|(?P<zip>PK(?:\x03\x04|\x05\x06))|(?P<parquet>PAR1)"
+    rb"|(?P<encrypted>PARE)|(?P<gz>\x1f\x8b)|(?P<bz2>BZh)|(?P<xz>\xfd7zXZ)|(?P<zst>\x28\xb5\x2f\xfd)|(?P<rar>Rar!)"
+    rb"|(?P<seven_zip>7z\xbc\xaf)|(?P<lz4>\x04\x22\x4d\x18)|(?P<arrow>ARROW1)|(?P<feather>FEA1)|(?P<pdf>%PDF)"
+    rb"|(?P<sqlite>SQLite format 3\0)|(?P<hdf5>\x89HDF\r\n)|(?P<program>MZ|\x7fELF)",
+    re.DOTALL,
+)
+_ENDINGS = "zip tar tgz gz bz2 xz zst lz4 7z rar cab iso dmg parquet arrow feather npz h5 hdf5 sqlite db pdf exe"
 _IMAGE_COLUMNS = frozenset({"id", "image", "image_id", "segmint_id"})
 _MASK_COLUMNS = frozenset({"annotation_id", "mask", "mask_id", "masks.id", "objects.id"})
 _UNREADABLE = (
@@ -70,17 +66,27 @@ class WantedImage:
     def _words(self) -> tuple[bytes, ...]:
         """Names as they appear in text, JSON, HTML, and URLs. Omits those with only digits or very few letters."""
         words = {word for each in self.images for word in (each.image_id, each.uri, each.sha256) if word}
-        long = {image_stem(image.id) for image in self.images} | {w for w in words if not _SHORT_NAME.fullmatch(w)}
+        long = {image_stem(image.id) for image in self.images} | {w for w in words if not SHORT_NAME.fullmatch(w)}
         escaped = {form for word in long for form in (json.dumps(word)[1:-1], html.escape(word), quote(word))}
         return tuple(word.encode(errors="surrogateescape") for word in sorted(long | escaped))
 
     @cached_property
     def _pattern(self) -> re.Pattern[bytes]:
-        return re.compile(rb"(?<![\w-])(?:" + b"|".join(map(re.escape, self._words)) + rb")(?![\w-])")
+        words = b"|".join(map(re.escape, self._words))
+        stems = "|".join(image_stem(image.id) for image in self.images).encode()
+        hashed = rb"-[0-9a-f]{12}\."  # in a shard's name
+        return re.compile(rb"(?<![\w-])(?:%b)(?![\w-])|(?<![A-Za-z0-9])(?:%b)(?![0-9]|%b)" % (words, stems, hashed))
+
+    @cached_property
+    def _numbers(self) -> re.Pattern[bytes]:
+        numbers = "|".join(str(image.id) for image in self.images).encode()
+        region = rb'id(?="\s*:\s*\d+\s*,\s*"kind")'  # as `redact` reads them; other ids are those of masks, too
+        return re.compile(rb'"(?:image|image_id|segmint_id|%b)"\s*:\s*(?:%b)(?![\w.])' % (region, numbers))
 
     def is_mentioned(self, data: bytes) -> bool:
-        """Return whether bytes contain one of the names as a word."""
-        return any(word in data for word in self._words) and self._pattern.search(data) is not None
+        """Return whether bytes contain one of the names as a word, or one of the numbers in JSON."""
+        named = any(word in data for word in self._words) and self._pattern.search(data)
+        return bool(named or (self.images and self._numbers.search(data)))
 
     def is_named(self, path: str) -> bool:
         """Return whether a path contains one of the names, or ends with that of a source file or of an embedding."""
@@ -91,15 +97,13 @@ class WantedImage:
     def is_value(self, column: str, value: Any) -> bool:
         """Return whether a value of a table is a JPEG or a number of the image, or contains one of its names."""
         if isinstance(value, int):
-            if column in _MASK_COLUMNS:
-                value //= MASKS_PER_IMAGE_LIMIT
-            elif column not in _IMAGE_COLUMNS:
-                return False
-            return any(image.id == value for image in self.images)
+            number = value // MASKS_PER_IMAGE_LIMIT if column in _MASK_COLUMNS else value
+            return column in _MASK_COLUMNS | _IMAGE_COLUMNS and any(image.id == number for image in self.images)
         if not isinstance(value, bytes | str):
             return False
         data = value.encode(errors="surrogateescape") if isinstance(value, str) else value
-        return self.is_mentioned(data) or hashlib.sha256(data).hexdigest() in self.jpegs
+        named = column in _IMAGE_COLUMNS and any(image.image_id == value for image in self.images)
+        return named or self.is_mentioned(data) or hashlib.sha256(data).hexdigest() in self.jpegs
 
 
 def search_file(file: Location, where: str, path: str, wanted: WantedImage) -> list[Trace]:
@@ -122,17 +126,16 @@ def _search(stream: BinaryIO, where: str, wanted: WantedImage, archives: int = 0
     """Yield the traces in a seekable stream, which is in so many archives."""
     head = stream.read(512)
     stream.seek(0)
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
-    kind = "tar" if head[257:262] == b"ustar" else kind
+    kind = (match.lastgroup or "") if (match := _KIND.match(head)) else ""
     ending = where.rpartition(".")[2].lower()
     if kind == "parquet":
         yield from _in_parquet(stream, where, wanted)
     elif kind in {"tar", "zip"} and archives < 2:
         yield from (_in_tar if kind == "tar" else _in_zip)(stream, where, wanted, archives + 1)
     else:
-        if kind or (head and ending in {*_MAGIC.values(), "tar", "tgz", "npz"}):
-            why = "an archive inside two others" if archives == 2 else f"{kind} files aren't opened"
-            yield Trace(False, f"{where}: {why if kind else f'not a readable {ending} file'}")
+        if kind or (head and ending in _ENDINGS.split()):
+            why = "an archive inside two others" if kind in {"tar", "zip"} else f"{kind} files aren't opened"
+            yield Trace(False, f"{where}: {why if kind else f'not opened as a {ending} file'}")
         digest, before, mentioned = hashlib.sha256(), b"", False
         while piece := stream.read(_PIECE):
             digest.update(piece)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.annotations.names import purge_of_images
+from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.marks import put_marks
@@ -37,8 +38,8 @@ from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
-from segmint.operators.shards.committed_rows import read_file
-from segmint.operators.shards.revise import names_removed, without_removed
+from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.revise import names_removed, with_latest_commit, without_removed
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.corrections.correction import Revision, RevisionOutcome, correct, while_unchanged
 from segmint.pipeline.corrections.parts import put_parts, remove_parts
@@ -64,30 +65,27 @@ class TakedownResult:
     building: tuple[int, ...] = ()  # shards whose files a build has put but not committed; they may show the images
     kept: tuple[str, ...] = ()  # rows with the same bytes from other providers or under other licenses
     outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the images
-    unknown_files: tuple[str, ...] = ()  # files in the dataset that are not segmint's; they may name or show the images
+    unknown_files: tuple[str, ...] = ()  # temporary and not segmint's; they may name or show the images
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
     caches: tuple[str, ...] = ()  # caches of its images, and the files deleted there or left
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
-        building = (
-            f"a build is writing shards {some([str(shard) for shard in self.building])}, or died while writing. The "
-            "images are removed there when it ends or runs again."
-        )
+        shards = some([str(shard) for shard in self.building])
+        building = f"a build is writing shards {shards}, or died while writing; its end or next run removes the images"
         return [
             f"{counted(self.rows, 'row')} taken down, {counted(self.images, 'image')} removed from "
             f"{counted(len(self.changed_shards), 'shard')}; taken down from this dataset in total: "
             f"{counted(self.taken_down, 'row')}",
-            "the images were deleted, including older versions; "
-            + ("of segmint's files, " if self.unknown_files or self.removed_links else "")
-            + "only tombstones/ still names them, and marks/ has the SHA-256 of their JPEGs",
+            "of the dataset's committed files, including older versions, only tombstones/ still names the images, and "
+            "marks/ has the SHA-256 of their JPEGs",
             *([f"submissions removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
-            *([building] if self.building else []),
+            *([building] if shards else []),
             *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
             *(f"created from this dataset, delete it or create it again: {output}" for output in self.outputs),
             *(f"cache: {line}" for line in self.caches),
             OTHER_CACHES,
-            *(f"not segmint's, check whether it shows or names the images: {path}" for path in self.unknown_files),
+            *(f"not a committed file, check what it shows and names: {path}" for path in self.unknown_files),
             *(f"removed only the link, check its target: {link}" for link in self.removed_links),
             self.version.line(),
         ]
@@ -160,6 +158,9 @@ class _Takedown:
         return while_unchanged(dataset, look)
 
     def prepare(self, dataset: DatasetHandle, plan: _TakedownPlan) -> _TakedownPlan:
+        def pictured(commit: Commit) -> set[int]:
+            return set(read_table(read_file(dataset.location, commit.file("images")), "images")["ordinal"].to_pylist())
+
         rows = 0
         while plan.listed.tombstones:
             rows += plan.listed.rows
@@ -167,7 +168,8 @@ class _Takedown:
             for tombstone in plan.listed.tombstones:
                 shards = by_shard((image.ordinal for image in tombstone.images), dataset.manifest().images_per_shard)
                 for shard, ordinals in shards.items():  # revisions put the marks of images with a JPEG
-                    put_marks(dataset.location, shard, {ordinal + 1: None for ordinal in ordinals})
+                    own = with_latest_commit(dataset.location, shard, pictured) if dataset.with_images else None
+                    put_marks(dataset.location, shard, {ordinal + 1: None for ordinal in ordinals - (own or set())})
                 put_tombstone(dataset.location, tombstone.model_copy(update={"version_before": digest}))
             # Writers that commit from here on find the tombstones. Look again for those that committed since the list
             # was made.
@@ -276,12 +278,10 @@ def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> Blan
 
 def _blank_rows(batch: pa.RecordBatch, taken: pa.BooleanArray) -> pa.RecordBatch:
     """Return a batch of a normalized catalog with the rows marked in `taken` blanked."""
-    arrays = []
     schema = normalized_schema(batch.schema.names)
+    columns = {each.name: batch.column(each.name) for each in schema}
     for each in schema:
-        column = batch.column(each.name)
         if each.name not in _KEPT:
-            blank = pa.scalar(BLANK if not each.nullable else None, each.type)
-            column = pc.if_else(taken, blank, column)
-        arrays.append(column)
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+            blank = pa.scalar(None if each.nullable else BLANK, each.type)
+            columns[each.name] = pc.if_else(taken, blank, columns[each.name])
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)

@@ -95,7 +95,8 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     try:
         with ScratchFolder() as scratch:
             version = name_now(location)
-            folder = OutputFolder(location, f"export --format {options.format}", output, version, Path(scratch))
+            command = f"export --format {options.format}{'' if options.with_images else ' --no-images'}"
+            folder = OutputFolder(location, command, output, version, Path(scratch))
             writer = make_writer(
                 options.format,
                 Path(scratch),

@@ -106,7 +106,7 @@ class OutputFolder:
 
 def _of_another(output: Location, version: VersionName) -> str:
     return (
-        f"{output} contains an export of another dataset, of another version, or in another format, according to "
+        f"{output} contains an export of another dataset, of another version, or with other options, according to "
         f"{FILES_LIST}. This dataset's digest is {short_digest(version.digest)}. Delete the folder, or choose another."
     )
 

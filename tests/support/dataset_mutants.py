@@ -412,9 +412,23 @@ DATASET_MUTANTS = (
     Mutant(
         "a repair ends well with damage outside of the shards",
         "pipeline/commands/corrections/repair.py",
-        "(*repaired.not_repaired, *repaired.lost)",
-        "repaired.not_repaired",
+        "(*repaired.not_repaired, *repaired.lost, *repaired.unfinished)",
+        "(*repaired.not_repaired, *repaired.unfinished)",
         "tests/pipeline/corrections/test_repair.py",
+    ),
+    Mutant(
+        "a version hides a takedown that didn't finish",
+        "catalogs/dataset/versions/record.py",
+        'if command != "takedown" and (unfinished',
+        "if False and (unfinished",
+        "tests/pipeline/corrections/test_correction.py",
+    ),
+    Mutant(
+        "a wrong --at hides an output that is where it was noted",
+        "pipeline/corrections/proof.py",
+        "dict.fromkeys([*uris, *near])",
+        "dict.fromkeys(uris or near)",
+        "tests/pipeline/corrections/test_proof.py",
     ),
     Mutant(
         "a writer does not look at the tombstones after its commit",

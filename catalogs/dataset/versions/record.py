@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from segmint.catalogs.dataset.summaries import CommitSums, sum_listing
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, list_tombstones
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
     SnapshotCommits,
@@ -198,10 +199,10 @@ def name_now(dataset: Location) -> VersionName:
 def put_version(dataset: Location, command: str, reason: str | None = None, now: datetime | None = None) -> VersionName:
     """Record the current state of a dataset, at the end of a build or correction; return its name.
 
-    Nothing is recorded if the digest is unchanged, the latest version's file is damaged, or files of that version are
-    missing or have different bytes, because damage must not become a version. Concurrent calls each take the next free
-    number. `command` made the change, and `reason` is the user's reason for it. `now` is the time (default: this
-    machine's clock).
+    Nothing is recorded if the digest is unchanged, a takedown isn't finished, the latest version's file is damaged, or
+    files of that version are missing or different, because damage must not become a version. Concurrent calls each take
+    the next free number. `command` made the change, and `reason` is the user's reason for it. `now` is the time
+    (default: the clock's).
     """
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     while True:
@@ -222,6 +223,9 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
                 paths = some([*difference.changed, *difference.missing])
                 get_logger("versions").warning("not recorded", version=latest.number, changed_or_missing=paths)
                 return VersionName(snapshot.digest, None)
+        if command != "takedown" and (unfinished := unfinished_takedowns(dataset, latest)):
+            get_logger("versions").warning("not recorded", unfinished_takedowns=some(unfinished))
+            return VersionName(snapshot.digest, None)
         version = Version(
             number=1 + (numbers[-1] if numbers else 0),
             digest=snapshot.digest,
@@ -235,6 +239,12 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
         )
         if (dataset / version.path).put_if_absent(version.to_json()):
             return version.name
+
+
+def unfinished_takedowns(dataset: Location, latest: Version | None) -> list[str]:
+    """Return the paths of tombstones that the latest version doesn't list. Takedowns record a version when they end."""
+    paths = (f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset))
+    return [path for path in paths if latest is None or path not in latest.files]
 
 
 def _listed(snapshot: Snapshot) -> dict[str, Any]:

@@ -33,4 +33,4 @@ def repair(
     build, storage = build_of(config)
     repaired = repair_files(Location(storage, dataset), build)
     print_result(repaired, as_json)
-    exit_unless_clean((*repaired.not_repaired, *repaired.lost))
+    exit_unless_clean((*repaired.not_repaired, *repaired.lost, *repaired.unfinished))

@@ -34,6 +34,7 @@ def test_an_output_is_noted_once_by_its_way_from_the_dataset_or_by_its_name(data
     for folder, place in (
         (tmp_path / "exports" / "a", "../exports/a"),
         (tmp_path.parent / "b", "../../b"),
+        (Path(dataset).parent, ".."),
         (tmp_path.parent.parent / "other" / "c", "c"),
     ):
         for _ in range(2):
@@ -42,9 +43,9 @@ def test_an_output_is_noted_once_by_its_way_from_the_dataset_or_by_its_name(data
         assert (note.command, note.files) == ("export", {"x.json": "ab" * 32})
         there = note.location(location)
         assert (None if there is None else there.uri) == (None if place == "c" else str(folder))
-    assert len(read_notes(location)) == 3
+    assert len(read_notes(location)) == 4
     note_output(location, "report", location_of(f"{dataset}/report"), {})
-    assert len(read_notes(location)) == 3
+    assert len(read_notes(location)) == 4
     assert not unknown_files(location)
 
 

@@ -10,6 +10,7 @@ from segmint.catalogs.dataset.training_cache import EMBEDDINGS, SCANS, forget_da
 from tests.support.locations import location_of
 
 NPY = f"{'5' * 64}.npy"
+UNKNOWN_ID = "not checked: caches of this machine: id.json was missing or damaged"
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def test_caches_that_are_noted_and_this_machines_own_lose_what_they_have_of_the_
     assert len(list((cache / EMBEDDINGS / key).rglob("*.npy"))) == 3
     assert sorted(forget_dataset(location_of(moved / "dataset"))) == [
         "../cache: 4 files of embeddings and thumbnails deleted",  # three images, one shard
+        UNKNOWN_ID,
         "this machine's training cache: 1 file of embeddings and thumbnails deleted",
     ]
     assert [path.parent.parent.name for path in cache.rglob("*.np*")] == ["0" * 12]
@@ -57,7 +59,8 @@ def test_a_note_leads_to_no_other_files(moved: Path, own: Path) -> None:
         path.write_text("mine")
     (own / EMBEDDINGS).mkdir(parents=True)
     (own / EMBEDDINGS / key).symlink_to(moved / "elsewhere")
-    assert forget_dataset(location_of(moved / "dataset")) == ["../cache: 4 files of embeddings and thumbnails deleted"]
+    noted = "../cache: 4 files of embeddings and thumbnails deleted"
+    assert forget_dataset(location_of(moved / "dataset")) == [UNKNOWN_ID, noted]
     assert all(path.read_text() == "mine" for path in others)
 
 
@@ -65,7 +68,7 @@ def test_a_cache_that_cannot_be_deleted_is_named(moved: Path, own: Path) -> None
     key = dataset_keys(location_of(moved / "dataset"))[0]
     (moved / "cache" / "embeddings.used").unlink()
     (moved / "cache" / "embeddings.used").mkdir()
-    (line,) = forget_dataset(location_of(moved / "dataset"))
+    _, line = forget_dataset(location_of(moved / "dataset"))
     assert line.startswith("../cache: some embeddings and thumbnails could not be deleted; delete them yourself: ")
     assert not list((moved / "cache" / EMBEDDINGS / key).rglob("*.npy"))
 
@@ -80,12 +83,14 @@ def test_another_spelling_of_the_path_finds_the_same_files(moved: Path, own: Pat
         put_dataset_id(location_of(moved / "dataset"))
     spellings = ["dataset", "x/../dataset", "far/off/link"]
     noted = ["../cache: 4 files of embeddings and thumbnails deleted"]
+    unknown = [] if has_id else [UNKNOWN_ID]
     for spelling, taken in zip(spellings, reversed(spellings), strict=True):
         folder = own / EMBEDDINGS / dataset_keys(location_of(moved / spelling))[0] / "w"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / NPY).write_bytes(b"an embedding")
         assert sorted(forget_dataset(location_of(moved / taken))) == [
             *noted,
+            *unknown,
             "this machine's training cache: 1 file of embeddings and thumbnails deleted",
         ]
-        noted = []
+        noted, unknown = [], []

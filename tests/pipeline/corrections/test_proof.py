@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.catalogs.dataset.tombstones import TakedownRequest, read_tombstones
+from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, put_tombstone, read_tombstones
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
@@ -23,6 +23,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.corrections.proof import prove, prove_redaction
 from segmint.pipeline.corrections.redact import redact
+from segmint.pipeline.corrections.search import WantedImage
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
@@ -91,15 +92,41 @@ def test_left_overs_reports_and_other_files_are_found(taken: Path, small_dataset
     shutil.copy(leftover, taken / "masks")
     part = next((small_dataset / "catalog").iterdir())
     shutil.copy(part, taken / "catalog")
-    for path, text in (("report/index.html", "<p>sa_2.jpg</p>"), ("pages/a.html", "image-1"), ("b.txt", "image-11")):
+    for path, text in (
+        *(("report/index.html", "<p>sa_2.jpg</p>"), ("report/sa_2_1_face.jpg", ""), ("pages/a.html", "image-1")),
+        *(("b.txt", "image-11"), ("regions.jsonl", '{"id": 2, "kind": "face"}'), ("shards/.tmp-1", "image-1")),
+    ):
         (taken / path).parent.mkdir(exist_ok=True)
         (taken / path).write_text(text)
     assert [line.partition(":")[0] for line in found(taken)] == [
         f"masks/{leftover.name}",
         f"catalog/{part.name}",
         f"{taken}/report/index.html mentions it",
+        f"{taken}/report/sa_2_1_face.jpg",
         "pages/a.html mentions it",
+        "regions.jsonl mentions it",
+        "shards/.tmp-1 mentions it",
     ]
+
+
+def test_numbers_are_recognized_where_they_are_an_image_s_and_short_names_are_named(taken: Path) -> None:
+    removed = RemovedImage(ordinal=3, id=4, image_id="7", uri="a/b.jpg", sha256=None)
+    wanted = WantedImage((removed,))
+    for text in (b"sa_4_1_face.jpg", b'"image_id": 4}', b'{"id":4,"kind":"face"}', b"figure-sa_4"):
+        assert wanted.is_mentioned(text), text
+    for text in (b"sa_40", b"mesa_4", b"sa_4-0123456789ab.tar", b'{"id":4,"image_id":9}', b'"image_id":4.5'):
+        assert not wanted.is_mentioned(text), text
+    assert [wanted.is_value(column, "7") for column in ("image_id", "area")] == [True, False]
+    put_tombstone(location_of(taken), read_tombstones(location_of(taken))[0].model_copy(update={"images": (removed,)}))
+    assert "the name '7' outside of tables: too short, or only digits" in prove(location_of(taken), "7").not_checked
+
+
+def test_a_name_that_no_uri_can_have_and_a_report_that_is_a_file_are_not_passed_over(taken: Path) -> None:
+    (taken / "a\nb.txt").write_text("x")
+    (taken / "report").write_text("image-1")
+    proof = prove(location_of(taken), "2")
+    assert proof.found in (("report mentions it",), (f"{taken}/report mentions it", "report mentions it"))
+    assert len(proof.not_checked) == 1
 
 
 @pytest.fixture
@@ -140,13 +167,16 @@ def test_exports_from_before_are_found_until_they_are_deleted(exported: Path, tm
         "yolo/labels/sa_2.txt",
     }
     assert not proof.not_checked
+    elsewhere = prove(location, "2", [f"../coco={tmp_path}/typo", f"../coco={tmp_path}/a=b"])
+    assert (elsewhere.found, len(elsewhere.not_checked)) == (proof.found, 2)
     for name in (*Format, "rows"):
         shutil.rmtree(tmp_path / name)
     proof = prove(location, "2")
     assert (proof.found, proof.not_checked, proof.lines()[-1]) == ((), (), "not found")
     assert f"gone: nothing is at {tmp_path}/yolo, where segmint export --format yolo wrote" in proof.lines()
     export_dataset(location, ExportOptions(Format.COCO), location_of(tmp_path / "coco"))
-    assert found(exported) == []
+    proof = prove(location, "2")
+    assert (proof.found, "an earlier export at ../coco, which was replaced" in proof.gone[0]) == ((), True)
 
 
 def test_a_picture_with_another_name_is_found_by_its_hash(exported: Path, tmp_path: Path) -> None:
@@ -188,6 +218,8 @@ def test_what_cannot_be_looked_into_is_named(taken: Path, tmp_path: Path) -> Non
     (place / "b.7z").write_bytes(b"7z\xbc\xaf\x27\x1c and more")
     (place / "c.parquet").write_bytes(b"PARE and more")
     (place / "d.tar").write_bytes(b"not a tar")
+    (place / "e.bin").write_bytes(b"SQLite format 3\0")
+    (place / "e.h5").write_bytes(b"not HDF5")
     (place / "link").symlink_to(tmp_path)
     os.mkfifo(place / "pipe")
     with zipfile.ZipFile(place / "deep.zip", "w") as outer:
@@ -206,6 +238,8 @@ def test_what_cannot_be_looked_into_is_named(taken: Path, tmp_path: Path) -> Non
         "d.tar",
         "data/train-00000.parquet",
         "deep.zip, level.zip, deeper.zip",
+        "e.bin",
+        "e.h5",
         "locked.zip, a.txt",
         "link",
         "pipe",
@@ -243,7 +277,7 @@ def test_an_interrupted_export_is_searched_and_its_list_is_unknown(dataset: Path
     assert proof.found == (f"{tmp_path}/out/images/sa_2.jpg",)
     (tmp_path / "out/images/sa_2.jpg").unlink()
     (line,) = prove(location, "2").not_checked
-    assert line.endswith("has no segmint-files.jsonl of a complete export, so it may lack files")
+    assert line.endswith("has no segmint-files.jsonl of a complete export")
     shutil.rmtree(tmp_path / "out")
     assert prove(location, "2").not_checked == ()
 
@@ -252,6 +286,11 @@ def test_a_redaction_names_the_exports_and_finds_the_picture_from_before(exporte
     location, regions = location_of(exported), tmp_path / "regions.jsonl"
     with pytest.raises(UsageError, match="no redaction of sa_1 is recorded"):
         prove_redaction(location, "1")
+    begun = {"id": 1, "kind": "face", "x": 0, "y": 10, "w": 60, "h": 80}
+    regions.write_text(json.dumps(begun))
+    with dying_after(1), pytest.raises(KilledProcessError):
+        redact(location, location_of(regions))
+    assert prove_redaction(location, "1").lines()[0] == "sa_1: a redaction was begun"
     for x in (0, 90):
         regions.write_text(json.dumps({"id": 1, "kind": "face", "x": x, "y": 10, "w": 60, "h": 80}))
         done = redact(location, location_of(regions))
@@ -300,7 +339,9 @@ def test_a_takedown_without_marks_says_so(dataset: Path) -> None:
         with pytest.raises(DamagedDatasetError, match="its name is not that of its content"):
             prove(location, "2")
         file.write_bytes(whole)
-    shutil.rmtree(marks)
+    for file in marks.iterdir():
+        if b'"2":"' in file.read_bytes():
+            file.unlink()
     assert prove(location, "2").not_checked == ("JPEGs of sa_2 with another name: no file in marks/ lists it",)
 
 

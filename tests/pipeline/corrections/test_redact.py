@@ -82,7 +82,11 @@ def test_again_changes_nothing_and_a_new_region_is_added(dataset: Path, regions:
     redact(location_of(dataset), location_of(regions))
     once = digests(dataset)
     version = name_now(location_of(dataset))
-    assert redact(location_of(dataset), location_of(regions)) == RedactResult(str(dataset), 3, 2, 0, (), version)
+    (dataset / "a.txt").write_text("mine")
+    again = redact(location_of(dataset), location_of(regions))
+    assert again == RedactResult(str(dataset), 3, 2, 0, (), version, unknown_files=("a.txt",))
+    assert not any("were deleted" in line for line in again.lines())
+    (dataset / "a.txt").unlink()
     assert digests(dataset) == once
     more = write(Path(regions).with_name("more.jsonl"), [*WANTED, {**WANTED[0], "x": 0}])
     assert redact(location_of(dataset), location_of(more)).changed_shards == (0,)

@@ -96,7 +96,7 @@ def test_files_without_any_manifest_and_a_shard_of_other_settings_are_listed(dat
     done = repair(location_of(dataset))
     (line,) = done.lost
     assert done.lines()[-1] == "0 shards checked: 1 damaged file, 0 repaired"
-    assert "no dataset.json" in line
+    assert line.startswith("dataset.json: missing. ")
     assert "commits/000000.g1.json" in line
 
 

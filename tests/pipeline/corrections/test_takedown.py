@@ -412,13 +412,11 @@ def test_files_that_are_not_segmint_s_are_named(dataset: Path, tmp_path: Path) -
     (dataset / "pages" / "index.html").write_text("image-1")
     (dataset / "shards" / "notes.txt").write_text("image-1")
     (dataset / "more").symlink_to(tmp_path)
-    (dataset / ".tmp-1").write_text("image-1")  # of a writer that died: the sweep's
+    (dataset / ".tmp-1").write_text("image-1")  # of a writer that died
     done = take(dataset)
-    assert done.unknown_files == ("more", "pages/index.html", "shards/notes.txt")
-    assert done.lines()[1].endswith(
-        "of segmint's files, only tombstones/ still names them, and marks/ has the SHA-256 of their JPEGs"
-    )
-    assert done.lines()[-2] == "not segmint's, check whether it shows or names the images: shards/notes.txt"
+    assert done.unknown_files == (".tmp-1", "more", "pages/index.html", "shards/notes.txt")
+    assert done.lines()[1].startswith("of the dataset's committed files, including older versions, only tombstones/")
+    assert done.lines()[-2] == "not a committed file, check what it shows and names: shards/notes.txt"
 
 
 def test_exactly_one_thing_is_asked_for(tmp_path: Path) -> None:

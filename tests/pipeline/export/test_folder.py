@@ -42,6 +42,8 @@ def test_a_killed_export_is_named_by_a_takedown_and_not_completed_with_its_pictu
     with dying_after(5), pytest.raises(KilledProcessError):
         export_dataset(dataset, YOLO, output)
     assert (tmp_path / "out/images/sa_1.jpg").exists()
+    with pytest.raises(UsageError, match="or with other options"):  # the pictures would stay
+        export_dataset(dataset, ExportOptions(Format.YOLO, with_images=False), output)
     assert take_down(dataset) == ("out (segmint export --format yolo)",)
     with pytest.raises(UsageError, match=r"contains an export of another dataset, of another version, .* Delete"):
         export_dataset(dataset, YOLO, output)

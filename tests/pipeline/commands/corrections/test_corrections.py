@@ -47,7 +47,13 @@ def removals(tmp_path: Path) -> dict[str, list[object]]:
     ("command", "told"),
     [
         ("takedown", ["2 rows of {dataset} would be taken down, in 2 shards: 0, 1", "sa_2 image-1", "sa_5 image-4"]),
-        ("redact", ["1 image of {dataset} would be redacted permanently, in 1 shard: 0", "sa_1: 1 region"]),
+        (
+            "redact",
+            [
+                "1 image of {dataset} would be redacted permanently where regions are new",
+                "sa_1: 1 region",
+            ],
+        ),
     ],
 )
 def test_a_dry_run_lists_and_changes_nothing(

@@ -99,7 +99,7 @@ def test_an_audit_s_findings_lead_to_their_images(report_folder: Path) -> None:
     ids = {element.attributes["id"] for element in page.elements if "id" in element.attributes}
     links = [link.attributes["href"] for link in page.all("a")]
     assert all(link.startswith("#") and link[1:] in ids for link in links)
-    assert "#image-5" in links  # ordinal 4
+    assert "#figure-sa_5" in links  # ordinal 4
     assert "image-2" not in ids  # a detector still sees a face there
     assert "Images in this table are not shown" in page.text
 
@@ -211,9 +211,9 @@ def test_findings_in_data_of_somebody_else_lead_to_their_image(small_dataset: Pa
     data = loosen(small_dataset, tmp_path / "data", change)
     write_report(location_of(data), location_of(tmp_path / "report"), options=QUICK)
     page = (tmp_path / "report" / "index.html").read_text()
-    assert page.count('<a href="#image-4">image 4</a>') == 1
-    assert page.count('<figure id="image-4">') == 1
-    assert page.count('<a href="#image-') == 1
+    assert page.count('<a href="#figure-sa_4">image 4</a>') == 1
+    assert page.count('<figure id="figure-sa_4">') == 1
+    assert page.count('<a href="#figure-sa_') == 1
 
 
 class RecordingStorage(Storage):
