@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint, is_known, wrong_fields
+from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint, wrong_fields
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.uris import plain_form, plain_forms
@@ -85,7 +85,7 @@ def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
 
 def list_tombstones(dataset: Location) -> list[ObjectInfo]:
     """List the files of tombstones, without those that other programs put beside them."""
-    return [entry for entry in (dataset / TOMBSTONES).list() if is_known(f"{TOMBSTONES}/{entry.name}")]
+    return [entry for entry in (dataset / TOMBSTONES).list() if entry.name.endswith(".json")]
 
 
 def read_tombstones(dataset: Location) -> list[Tombstone]:

@@ -51,7 +51,9 @@ PANELS = {
         "takedown": CommandPlace(
             "corrections.takedown", "takedown", "Remove images permanently, or prove that they're gone."
         ),
-        "redact": CommandPlace("corrections.redact", "redact", "Permanently redact more regions of released images."),
+        "redact": CommandPlace(
+            "corrections.redact", "redact", "Redact more regions, or prove that former JPEGs are gone."
+        ),
         "amend": CommandPlace("corrections.amend", "amend", "Correct the credits and countries of images."),
         "import": CommandPlace("corrections.imports", "import_", "Import masks from a file or another dataset."),
         "merge": CommandPlace("corrections.merge", "merge", "Merge annotators' submissions into the dataset's tables."),

@@ -33,7 +33,7 @@ def redact(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Permanently redact more regions of released images, or prove that the former JPEGs are gone."""
+    """Redact more regions, or prove that former JPEGs are gone."""
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.pipeline.config.config import LOCAL

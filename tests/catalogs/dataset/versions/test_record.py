@@ -76,7 +76,7 @@ def test_of_two_that_record_at_once_the_loser_takes_the_next_number(dataset: str
 
     def correct(number: int) -> VersionName:
         (location / f"tombstones/{number:012x}.json").put(b"{}")
-        return put_version(location, f"correction {number}")
+        return put_version(location, "takedown")
 
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(correct, range(8)))

@@ -1,6 +1,7 @@
 """Which images a report shows, and what it draws of them."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_an_image_that_the_tar_does_not_hold(reported: str, tmp_path: Path) -> N
     storage = Storage()
     with open_tables(Location(storage, reported)) as tables:
         first, second = CommitLog(Location(storage, reported)).read_all()
-        swapped = [type(first)(0, 1, first.ordinals, first.numerics, first.counts, second.files)]
+        swapped = [replace(first, files=second.files)]
         (picture,) = draw_pictures(tables, storage, swapped, [1])
     assert picture.jpeg is None
     assert picture.problem == "not in its shard's tar"
