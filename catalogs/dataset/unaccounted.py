@@ -170,7 +170,8 @@ def _judge_ours(
             at_work = recent or path in kept or (data is not None and latest is None)
             code, expected = Code.LEFTOVER_FILE, "no unreferenced file"
         found = f"{entry.size:,} bytes of {entry.modified:%Y-%m-%d %H:%M} UTC"
-        yield path, None if at_work else FindingLocation(path, shard).finding(code, expected, found)
+        if at_work or (dataset / path).exists():  # a correction may have deleted it since the listing
+            yield path, None if at_work else FindingLocation(path, shard).finding(code, expected, found)
 
 
 def _suspicion(dataset: Location, path: str, size: int) -> str | None:

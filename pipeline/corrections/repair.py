@@ -11,7 +11,7 @@ from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import dataset_files, load_latest_manifest
 from segmint.catalogs.dataset.versions.record import VersionName, latest_version, put_version, unfinished_takedowns
 from segmint.catalogs.findings import Code, FindingCollector
-from segmint.catalogs.layout import MANIFEST, commit_path
+from segmint.catalogs.layout import MANIFEST, RESERVATIONS, commit_path
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
@@ -129,7 +129,11 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     while generation != handle.manifest_generation():  # a correction removes the parts of an earlier generation
         audit_records(dataset, pinned := handle.latest(), findings := FindingCollector())
         generation = pinned.generation
-    result.lost += [finding.line() for finding in findings.collected() if finding.code is not Code.STILL_THERE]
+    amendments = {
+        f"{RESERVATIONS}/{name}" for name in unfinished_amendments(dataset, handle.latest())
+    }  # may be damaged
+    found = (each for each in findings.collected() if each.code is not Code.STILL_THERE and each.file not in amendments)
+    result.lost += [finding.line() for finding in found]
     if not result.lost:
         _complete(handle, {shard: committed[shard] for shard in damaged}, result)
         _credit(handle, committed.keys() - result.not_repaired.keys(), result, resources)

@@ -165,7 +165,7 @@ def verify_dataset(
         of = "" if version is None else f" of version {version.number}"
         compared_with.append(f"the signature{of} by key {key_id(public_key)}")
     elif signed_by:
-        notes.append(f"signature files of the keys {', '.join(signed_by)} were not checked: pass a public key to --key")
+        notes.append(f"signature files of the keys {', '.join(signed_by)} weren't compared. Pass a public key to --key")
     if require_pinned and not compared_with:
         outside = "pass --key, or a full digest that you keep elsewhere: --version sha256:…"
         not_checked.append(f"the digest, against anything outside the dataset: {outside}")

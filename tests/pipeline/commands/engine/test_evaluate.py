@@ -108,7 +108,7 @@ def test_json_without_a_folder_and_what_was_left_out(dataset: Path, tmp_path: Pa
     images = [{"id": 1, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}]
     (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     done = run(tmp_path / "coco.json", "--images", tmp_path, "--clicks", "1", "--json", "--device", "cpu")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 3, done.output
     answer = json.loads(done.stdout)
     assert (answer["images"], answer["masks"]) == (1, 1)
     assert [each["why"] for each in answer["skipped"]["first"]] == ["mask 2: it has no pixels"]

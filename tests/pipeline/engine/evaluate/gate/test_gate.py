@@ -73,7 +73,7 @@ def test_datasets_without_masks_of_people_have_no_verdict(weights_file: Make, tm
         write_dataset(location_of(tmp_path / name), 1, make_row=without if name == "truth" else row_without, refuse=0)
     weights = ("--weights", weights_file("old"), "--weights", weights_file("new"))
     done = run(tmp_path / "truth", *weights, "--guard", tmp_path / "guard", "--json")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 3, done.output
     gate = json.loads(done.stdout)["gate"]
     assert gate["verdict"] == "no independent truth"
     assert gate["reasons"][1:] == [f"the guard set {tmp_path / 'guard'} can't decide: it has 0 images, but needs 10"]
@@ -129,7 +129,7 @@ def test_weights_that_answer_with_no_number_do_not_lose_images(mobile_sam_path: 
     broken = tmp_path / "broken.pth"
     torch.save(state, broken)
     done = run(dataset, "--weights", "mobile_sam", "--weights", broken, "--gate", "--clicks", "1", "--json")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 3, done.output
     answer = json.loads(done.stdout)
     assert (answer["images"], answer["skipped"]["count"]) == (1, 1)
     assert "counted with scores of 0 for the second weights" in answer["skipped"]["first"][0]["why"]
