@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,19 @@ def segmint(
     if check is not None and done.returncode != check:
         raise AssertionError(f"segmint {arguments} ended with {done.returncode}, not {check}:\n{done.stdout}")
     return done.stdout
+
+
+def segmint_and_modules(*arguments: str | Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """Run the command in a separate process; return how it ended, and the names of the modules that it had loaded."""
+    with tempfile.NamedTemporaryFile() as names:
+        script = (
+            "import atexit, pathlib, sys\nfrom segmint.pipeline.commands.cli import main\n"
+            "names = pathlib.Path(sys.argv.pop(1))\n"
+            "atexit.register(lambda: names.write_text(' '.join(sys.modules)))\nmain()\n"
+        )
+        words = [sys.executable, "-c", script, names.name, *map(str, arguments)]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        return done, set(Path(names.name).read_text().split())
 
 
 def segmint_here(*arguments: str | Path, check: int = 0) -> str:

@@ -33,6 +33,7 @@ from segmint.pipeline.masks.estimate import Work, recorded_speed
 from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt, masks_config
 from segmint.pipeline.masks.outputs import RECORD
 from segmint.pipeline.masks.run import ImageResult, make_masks, plan
+from tests.support.builds import segmint_and_modules
 from tests.support.deadly import deadly_heic
 from tests.support.released import in_a_build
 
@@ -354,16 +355,10 @@ def test_a_prefix_of_a_bucket_is_a_folder(tmp_path, photographs, s3_server, s3_b
 
 
 def test_what_is_wrong_is_known_before_torch_is_loaded(tmp_path, photographs, monkeypatch):
-    script = (
-        "import sys\nfrom segmint.pipeline.commands.cli import app\n"
-        "try: app(sys.argv[1:])\n"
-        "except SystemExit as end: code = end.code\n"
-        "assert 'torch' not in sys.modules\nsys.exit(code)\n"
-    )
-
     def code(*arguments: object) -> int:
-        words = [sys.executable, "-c", script, "masks", *map(str, arguments)]
-        return subprocess.run(words, cwd=ROOT, capture_output=True).returncode
+        done, loaded = segmint_and_modules("masks", *arguments)
+        assert "torch" not in loaded
+        return done.returncode
 
     out = tmp_path / "out"
     made(photographs / "cat.png", out, MasksOptions(prompts=MIDDLE, device="cpu"))

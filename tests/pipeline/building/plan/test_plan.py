@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from segmint.pipeline.building.plan.plan import DEFAULT_SHARE, PlanOptions, make
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
-from tests.support.builds import ROOT, digests, small_catalog, write_catalog, write_config
+from tests.support.builds import digests, segmint_and_modules, small_catalog, write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.small_dataset_fixtures import SMALL_MASKS
 
@@ -318,10 +316,5 @@ def test_the_command_answers_in_lines_and_in_json(tmp_path: Path, unread: Path) 
 
 def test_a_plan_needs_no_ray(tmp_path: Path) -> None:
     config = write_config(tmp_path / "build.yaml", small_catalog(tmp_path / "p", 6), tmp_path / "dataset", masks=GRID)
-    script = (
-        "import sys; from segmint.pipeline.commands.cli import app\n"
-        "try: app(sys.argv[1:])\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "assert 'ray' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", script, "plan", str(config), "--sample", "1"], check=True, cwd=ROOT)
+    done, loaded = segmint_and_modules("plan", config, "--sample", "1")
+    assert (done.returncode, "ray" in loaded) == (0, False), done.stderr

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +19,7 @@ from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.accounting import account
 from segmint.pipeline.building.status.result import Prices, Status
 from segmint.pipeline.building.status.status import StatusReader
+from tests.support.builds import segmint_and_modules
 from tests.support.committed import write_dataset, write_generation
 from tests.support.locations import location_of
 
@@ -198,12 +197,6 @@ def test_prices_without_sense_are_refused(prices: tuple[float, int], said: str) 
 
 
 def test_it_loads_neither_ray_nor_torch(dataset: Location) -> None:
-    script = (
-        "import sys; from segmint.pipeline.commands.cli import app\n"
-        "try: app(['status', sys.argv[1]])\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "assert not {'ray', 'torch', 'duckdb'} & set(sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, dataset.uri], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done, loaded = segmint_and_modules("status", dataset.uri)
+    assert (done.returncode, {"ray", "torch", "duckdb"} & loaded) == (0, set()), done.stderr
     assert "8 of 12 shards" in done.stdout

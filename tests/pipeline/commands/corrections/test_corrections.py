@@ -145,6 +145,7 @@ def test_redact(dataset: Path, tmp_path: Path) -> None:
         "outputs": [],
         "removed_links": [],
         "caches": [],
+        "unknown_files": [],
         "version": {"digest": current_digest(location_of(dataset)), "number": 1},
     }
     done = run("redact", dataset, "--regions", path, "--yes")
