@@ -26,7 +26,7 @@ FOLDERS = ("pipeline", "operators", "model", "catalogs", "infra")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 SCRIPT = """
-import json, runpy, sys
+import atexit, json, runpy, sys
 import numpy as np
 from segmint import MaskGenerator, MaskSettings, Predictor, load_sam, open_dataset
 weights, dataset, photo = sys.argv[1:]
@@ -34,14 +34,12 @@ settings = MaskSettings.official(points_per_side=2, pred_iou_thresh=0.5)
 generator = MaskGenerator(Predictor(load_sam(weights, device="cpu")), settings)
 records = generator.generate(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).records
 images = [sample.image.shape for sample in open_dataset(dataset)]
-sys.argv = ["segmint", "masks", photo, "-o", "masks.json", "--weights", weights, "--point", "40,30"]
-try:
-    runpy.run_module("segmint", run_name="__main__")
-except SystemExit as end:
-    assert not end.code, end.code
 import catalogs, infra, model, operators, pipeline
 theirs = [module.OWNER for module in (catalogs, infra, model, operators, pipeline)]
-print(json.dumps({"images": images, "theirs": theirs, "segmint": sys.modules["segmint"].__file__}))
+answer = {"images": images, "theirs": theirs, "segmint": sys.modules["segmint"].__file__}
+atexit.register(print, json.dumps(answer))
+sys.argv = ["segmint", "masks", photo, "-o", "masks.json", "--weights", weights, "--point", "40,30"]
+runpy.run_module("segmint", run_name="__main__")  # ends the process
 """
 
 

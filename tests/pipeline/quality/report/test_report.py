@@ -55,7 +55,7 @@ def test_the_statistics_are_the_dataset_s(small_dataset: Path, built_report: Pat
 def test_the_page_shows_every_image_of_a_small_dataset(built_report: Path) -> None:
     page = parse_page((built_report / "index.html").read_text())
     anchors = [element.attributes["id"] for element in page.all("figure") if "id" in element.attributes]
-    assert sorted(anchors) == [f"image-{id}" for id in (1, 2, 4, 5, 6, 7)]
+    assert sorted(anchors) == [f"figure-sa_{id}" for id in (1, 2, 4, 5, 6, 7)]
     pictures = page.all("img")
     assert len(pictures) == 6
     assert all(picture.attributes["src"].startswith("data:image/jpeg;base64,/9j/") for picture in pictures)
