@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "canonical.json", help="file of the result")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="segmint-canonical-") as folder:
-        found = measure(arguments.dataset, Path(folder) / "dataset", arguments.images, arguments.masks, arguments.rounds)
+        sizes = arguments.images, arguments.masks, arguments.rounds
+        found = measure(arguments.dataset, Path(folder) / "dataset", *sizes)
     settings = {"images": arguments.images, "masks_per_image": arguments.masks, "rounds": arguments.rounds}
     machine = describe_machine(1, "none", packages=("pyarrow",))
     write_result(arguments.output, "canonical", machine, {"settings": settings, "cpu_ms_per_image": found})
