@@ -229,7 +229,7 @@ def _data_files(dataset: Location, held: _CommitRecord) -> Mapping[str, list[str
     A file belongs to it if the commit's bytes contain the first digits of its SHA-256, which occur in the path and in
     the hash after it. If the commit cannot be parsed, files that no running or dead command has reserved also count.
     """
-    reserved = reserved_paths(dataset, {held.shard: [held.generation]})
+    reserved = reserved_paths(dataset, {held.shard: held.generation})
     found: dict[str, list[str]] = {}
     for kind in DATA_KINDS:
         for entry in (dataset / kind).list(beginning=f"sa_{shard_name(held.shard)}-"):
