@@ -1,7 +1,6 @@
 """A dataset's Parquet as DuckDB views, read in place, only the columns of a query, in constant memory."""
 
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,7 +76,7 @@ class DatasetTables:
         location: Location,
         files: Mapping[str, Sequence[TableFile]],
         schemas: Mapping[str, pa.Schema],
-        folder: "tempfile.TemporaryDirectory[str]",
+        folder: ScratchFolder,
         memory_limit: str = MEMORY_LIMIT,
         foreign: Foreign | None = None,
     ) -> None:
@@ -215,12 +214,7 @@ def open_committed(
         for kind, found in files.items():
             entry = commit.file(kind)
             found.append(TableFile(str(dataset / entry.path), entry.size))
-    return DatasetTables(dataset, files, schemas, make_folder(scratch), memory_limit)
-
-
-def make_folder(scratch: Path | None) -> "tempfile.TemporaryDirectory[str]":
-    """Create a temporary folder for a `DatasetTables`, below `scratch` if given."""
-    return ScratchFolder(dir=scratch)
+    return DatasetTables(dataset, files, schemas, ScratchFolder(dir=scratch), memory_limit)
 
 
 def scratch_path(view: str, shard: int) -> str:
