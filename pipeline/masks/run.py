@@ -275,12 +275,13 @@ def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFil
     Raises `_OtherFileError` if the existing file belongs to another photograph. Next to a photograph, where no folder
     record protects against changed settings, it is also raised for masks with other settings and for foreign files.
     """
-    _check_ours(plan, task)
-    if plan.overwrite or task.target not in plan.there:
-        return None
     from segmint.pipeline.masks.document import read_document
 
-    written = read_document(plan.storage.read(task.target))
+    is_kept = task.target in plan.there and (plan.outputs.next_to or not plan.overwrite)
+    written = read_document(plan.storage.read(task.target)) if is_kept else None
+    _check_ours(plan, task, written)
+    if plan.overwrite or written is None:
+        return None
     if written.origin is None or written.origin.photograph != photograph:
         what = "wasn't written by this command" if written.origin is None else "is for a photograph with other content"
         raise _OtherFileError(f"{task.target} {what}. Move it away, or pass --overwrite to make all masks again.")
@@ -294,16 +295,13 @@ def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFil
     return None
 
 
-def _check_ours(plan: MasksPlan, task: PhotographTask) -> None:
-    """Raise `_OtherFileError` if this run would replace a file that segmint did not write.
+def _check_ours(plan: MasksPlan, task: PhotographTask, written: "MasksFile | None") -> None:
+    """Raise `_OtherFileError` if this run would replace a file that segmint did not write, such as `written`.
 
     In a folder, which segmint started, this only concerns overlays.
     """
-    from segmint.pipeline.masks.document import read_document
-
     foreign = None
-    is_doubtful = plan.outputs.next_to and task.target in plan.there
-    if is_doubtful and read_document(plan.storage.read(task.target)).origin is None:
+    if plan.outputs.next_to and written is not None and written.origin is None:
         foreign = task.target
     elif plan.options.overlay and task.overlay in plan.there:
         from segmint.operators.overlay import is_ours
