@@ -13,13 +13,7 @@ from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.versions.digest import drop_cached_leaves
 from segmint.catalogs.findings import Code, Finding
-from segmint.catalogs.layout import (
-    DATA_KINDS,
-    DamagedDatasetError,
-    commit_path,
-    parse_data_path,
-    shard_name,
-)
+from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError, commit_path, parse_data_path, shard_name
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.shards.committed_rows import read_file, read_table

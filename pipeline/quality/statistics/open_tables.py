@@ -11,13 +11,7 @@ from pathlib import Path
 
 from segmint.catalogs.dataset.foreign import JPEGS, find_shards
 from segmint.catalogs.dataset.manifest import is_dataset
-from segmint.catalogs.dataset.tables import (
-    MEMORY_LIMIT,
-    DatasetTables,
-    Foreign,
-    TableFile,
-    open_committed,
-)
+from segmint.catalogs.dataset.tables import MEMORY_LIMIT, DatasetTables, Foreign, TableFile, open_committed
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
 from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
