@@ -125,6 +125,12 @@ def exit_unless_clean(found: Sized, not_checked: Sized = ()) -> None:
         raise typer.Exit(FAILED)
 
 
+def print_checked(result: Printable, as_json: bool, found: Sized = (), not_checked: Sized = ()) -> None:
+    """Print the result of a check, then exit as `exit_unless_clean` does."""
+    print_result(result, as_json)
+    exit_unless_clean(found, not_checked)
+
+
 def print_next(as_json: bool, *words: str, config: str | None = None) -> None:
     """Print the command to run next, unless the output is JSON: `next: segmint audit DIR`."""
     if not as_json:
