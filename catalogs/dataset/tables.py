@@ -124,6 +124,12 @@ class DatasetTables:
         with self.connection.cursor() as cursor:
             return read_query(cursor, f"WITH {view} AS ({_select(files)}) {sql}", parameters)
 
+    def rows(self, sql: str, size: int) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a query over the views, with `size` of them in memory."""
+        with self.connection.cursor() as cursor:
+            for batch in cursor.sql(sql).to_arrow_reader(size):
+                yield from batch.to_pylist()
+
     def close(self) -> None:
         """Close the database and delete its scratch folder."""
         self.connection.close()
