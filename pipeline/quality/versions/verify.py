@@ -125,7 +125,7 @@ def verify_dataset(
     public_key = None if key is None else read_public_key(key)
     history = read_history(dataset)
     reading = _VerifyState(dataset)
-    reading.problems += [f"{each.path}: expected {each.expected}; found {each.found}" for each in history.problems]
+    reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in history.problems]
     version = history.latest
     if wanted is not None and pin is None:
         with suppress(DamagedDatasetError):  # one of the history's problems
