@@ -3,7 +3,7 @@
 A commit is put if absent and never changed; readers use the commit of a shard with the highest generation.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -218,16 +218,14 @@ class CommitLog:
         generations = self.generations_of(shard)
         return self._read_newest(shard, generations[-1]) if generations else None
 
-    def read_many(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
-        """Yield the commits of (shard, generation) pairs, in that order; skip those that no longer exist.
+    def read_latest_of(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
+        """Yield the commits of (shard, generation) pairs, in that order; if one was replaced, yield the newer one.
 
         At most a few hundred are in memory at a time.
         """
-        return self._read_ahead(self.read, wanted, threads)
-
-    def read_latest_of(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
-        """Yield the commits of (shard, generation) pairs, in that order; if one was replaced, yield the newer one."""
-        return self._read_ahead(self._read_newest, wanted, threads)
+        for commit in map_ahead(lambda pair: self._read_newest(*pair), wanted, threads, _READ_AHEAD, "commits"):
+            if commit is not None:
+                yield commit
 
     def read_all(self, threads: int = 16, only: Container[int] | None = None) -> Iterator[Commit]:
         """Yield the latest commits, in shard order; if one is replaced meanwhile, yield the newer one.
@@ -255,13 +253,6 @@ class CommitLog:
             generation = newer
             commit = self.read(shard, generation)
         return commit
-
-    def _read_ahead(
-        self, read: Callable[[int, int], Commit | None], wanted: Iterable[tuple[int, int]], threads: int
-    ) -> Iterator[Commit]:
-        for commit in map_ahead(lambda pair: read(*pair), wanted, threads, _READ_AHEAD, "commits"):
-            if commit is not None:
-                yield commit
 
 
 @dataclass(frozen=True)
@@ -325,12 +316,12 @@ def read_shard_state(dataset: Location, shard: int) -> ShardState:
         return ShardState(commit, tuple(generations[:-1]), frozenset(named | reserved))
 
 
-def reserved_paths(dataset: Location, committed: Mapping[int, Sequence[int]], since: datetime = NO_TIME) -> set[str]:
-    """Return the paths reserved, not before `since`, for a higher generation than their shard's `committed` ones."""
+def reserved_paths(dataset: Location, committed: Mapping[int, int], since: datetime = NO_TIME) -> set[str]:
+    """Return the paths reserved, not before `since`, for a higher generation than their shard's `committed` one."""
     paths: set[str] = set()
     for entry in (dataset / RESERVATIONS).list():
         parsed = parse_reservation_name(entry.name)
-        new = parsed is not None and parsed[1] > max(committed.get(parsed[0], ()), default=0)
+        new = parsed is not None and parsed[1] > committed.get(parsed[0], 0)
         if new and not NO_TIME < entry.modified < since:
             paths |= reserved_in(dataset / RESERVATIONS / entry.name)
     return paths

@@ -109,8 +109,6 @@ def compare_catalog(
     first_ordinal: int,
     taken: Iterable[RemovedImage] = (),
     ignored: Collection[str] = (),
-    temporary: Path | None = None,
-    memory_limit: str = "1GB",
 ) -> CatalogGrowth:
     """Compare a catalog with the pinned `parts`, and write its new rows to `destination`.
 
@@ -118,10 +116,10 @@ def compare_catalog(
     source contains a row with its image_id and the same `PINNED` columns. New rows keep the source's order, their
     ordinals start at `first_ordinal`, and duplicates among them are marked. Rows that name a taken-down image, by
     image_id, uri (in any form), or sha256, count as known, and the source may omit them. `ignored` is as in
-    `stage_catalog`. `temporary` is the folder for intermediate files, which are about as large as both catalogs
-    (default: next to `destination`). `memory_limit` limits DuckDB. Raises `UsageError` for an unreadable catalog.
+    `stage_catalog`. Intermediate files, about as large as both catalogs, are next to `destination`. Raises `UsageError`
+    for an unreadable catalog.
     """
-    with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".growth-") as name:
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".growth-") as name:
         folder = Path(name)
         staged, _ = stage_catalog(catalog, folder, ignored=ignored)
         known = [folder / f"known-{number}.parquet" for number in range(len(parts))]
@@ -130,11 +128,11 @@ def compare_catalog(
         columns = folder / "columns.parquet"  # a part only contains the added columns in which a row has a value
         pq.write_table(STAGED.empty_table(), columns)
         parameters = {"staged": str(staged), "known": [str(path) for path in (columns, *known)]}
-        with open_database(folder, memory_limit) as database:
+        with open_database(folder) as database:
             missing, gone, first_gone = one_row(database, _COUNT, parameters)
             changed = _changes(database, parameters) if missing > gone else {}
             fresh = _without_known(database, parameters, staged, folder, RemovedNames.of(taken, catalog.uri))
-        new = write_marked(fresh, destination, folder, first_ordinal=first_ordinal, memory_limit=memory_limit)
+        new = write_marked(fresh, destination, folder, first_ordinal=first_ordinal)
     return CatalogGrowth(new, gone, first_gone, changed)
 
 

@@ -21,7 +21,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
-from segmint.infra.uris import LOCAL, is_below, local_path, scheme, split_bucket
+from segmint.infra.uris import LOCAL, is_below, local_path, scheme
 
 OUTPUTS = "outputs"
 
@@ -59,11 +59,8 @@ class OutputNote(Frozen):
         """Return where the output was put, or None if that can't be derived from the dataset's location."""
         if self.place.partition("/")[0] != "..":
             return None
-        if scheme(dataset.uri) == LOCAL:
-            here = os.path.realpath(local_path(dataset.uri))  # as in `_place`
-            return Location(dataset.storage, os.path.normpath(f"{here}/{self.place}"))
-        bucket, key = split_bucket(dataset.uri)
-        return Location(dataset.storage, f"{scheme(dataset.uri)}://{bucket}/{os.path.normpath(f'{key}/{self.place}')}")
+        root, here = _root_and_path(dataset)
+        return Location(dataset.storage, root + os.path.normpath(f"{here}/{self.place}"))
 
 
 def note_output(
@@ -125,25 +122,26 @@ def where_is(place: Location) -> str:
 
 def _is_beside(dataset: Location, place: Location) -> bool:
     """Return whether a location is on the dataset's disk or in its bucket, so that both are there or neither is."""
-    if scheme(dataset.uri) != scheme(place.uri):
-        return False
-    if scheme(dataset.uri) != LOCAL:
-        return split_bucket(dataset.uri)[0] == split_bucket(place.uri)[0]
-    here, there = (Path(os.path.realpath(local_path(each.uri))) for each in (dataset, place))
-    disks = (next(each for each in (path, *path.parents) if each.exists()).stat().st_dev for path in (here, there))
-    return len(set(disks)) == 1
+    (root, here), (other_root, there) = _root_and_path(dataset), _root_and_path(place)
+    if root or other_root:
+        return root == other_root
+    own, other = (next(each for each in (path, *path.parents) if each.exists()) for path in (Path(here), Path(there)))
+    return own.stat().st_dev == other.stat().st_dev
 
 
 def _place(dataset: Location, folder: Location) -> str:
     """Return the relative path from the dataset to a folder near it, else the folder's name."""
-    if scheme(dataset.uri) == scheme(folder.uri) == LOCAL:
-        here, there = (os.path.realpath(local_path(each.uri)) for each in (dataset, folder))
-    elif scheme(dataset.uri) == scheme(folder.uri) and split_bucket(dataset.uri)[0] == split_bucket(folder.uri)[0]:
-        here, there = (f"/{split_bucket(each.uri)[1]}" for each in (dataset, folder))
-    else:
-        return folder.name
+    (root, here), (other_root, there) = _root_and_path(dataset), _root_and_path(folder)
     place = PurePosixPath(os.path.relpath(there, here)).as_posix()
-    return folder.name if f"{place}/".startswith(_FAR) else place
+    return folder.name if root != other_root or f"{place}/".startswith(_FAR) else place
+
+
+def _root_and_path(place: Location) -> tuple[str, str]:
+    """Return the bucket of a location ("" for local files), and its absolute path there, with links resolved."""
+    if scheme(place.uri) == LOCAL:
+        return "", os.path.realpath(local_path(place.uri))
+    bucket, _, key = place.uri.partition("://")[2].partition("/")
+    return f"{scheme(place.uri)}://{bucket}", f"/{key}"
 
 
 def refuse_inside(dataset: Location, target: Location, option: str) -> None:

@@ -149,8 +149,8 @@ def _sweep_shard(dataset: Location, shard: int, found: _SweepListing, limit: dat
     if state.commit is None:
         return []  # it was deleted in the meantime
     log = CommitLog(dataset)
-    replaced = log.read_many((shard, generation) for generation in state.replaced)
-    replaced_files = {entry.path for commit in replaced for entry in commit.files}
+    replaced = (log.read(shard, generation) for generation in state.replaced)
+    replaced_files = {entry.path for commit in replaced if commit is not None for entry in commit.files}
     doomed = [
         path
         for path, _, entry in found.files.get(shard, [])

@@ -1,7 +1,6 @@
 """A dataset's Parquet as DuckDB views, read in place, only the columns of a query, in constant memory."""
 
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,7 +76,7 @@ class DatasetTables:
         location: Location,
         files: Mapping[str, Sequence[TableFile]],
         schemas: Mapping[str, pa.Schema],
-        folder: "tempfile.TemporaryDirectory[str]",
+        folder: ScratchFolder,
         memory_limit: str = MEMORY_LIMIT,
         foreign: Foreign | None = None,
     ) -> None:
@@ -124,6 +123,12 @@ class DatasetTables:
         files = self._shards.get(view, {}).get(shard) or [self._empty(view, self._schemas[view])]
         with self.connection.cursor() as cursor:
             return read_query(cursor, f"WITH {view} AS ({_select(files)}) {sql}", parameters)
+
+    def rows(self, sql: str, size: int) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a query over the views, with `size` of them in memory."""
+        with self.connection.cursor() as cursor:
+            for batch in cursor.sql(sql).to_arrow_reader(size):
+                yield from batch.to_pylist()
 
     def close(self) -> None:
         """Close the database and delete its scratch folder."""
@@ -215,12 +220,7 @@ def open_committed(
         for kind, found in files.items():
             entry = commit.file(kind)
             found.append(TableFile(str(dataset / entry.path), entry.size))
-    return DatasetTables(dataset, files, schemas, make_folder(scratch), memory_limit)
-
-
-def make_folder(scratch: Path | None) -> "tempfile.TemporaryDirectory[str]":
-    """Create a temporary folder for a `DatasetTables`, below `scratch` if given."""
-    return ScratchFolder(dir=scratch)
+    return DatasetTables(dataset, files, schemas, ScratchFolder(dir=scratch), memory_limit)
 
 
 def scratch_path(view: str, shard: int) -> str:

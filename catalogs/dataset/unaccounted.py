@@ -103,33 +103,28 @@ def judge_doubtful(
     they are large, are not text, or are in a folder of data, and all links are. Files of shards in `doubtful`, whose
     commits are unreadable, are omitted.
     """
-    links = dataset.links()
+    links = dataset.storage.links(dataset.uri)
     unnamable = {path for path in {*links, *listed} if _CONTROL.search(unquote(path))}
     findings = [_stray(ascii(path), "a name with a control character") for path in sorted(unnamable)]
     targets = {path: (dataset / path).link_target() for path in sorted(links - unnamable)}
     findings += [_stray(path, f"a link to {to}" if to else "a special file") for path, to in targets.items()]
     left = {path: entry for path, entry in sorted(listed.items()) if path not in links | unnamable}
     ours = {path: entry for path, entry in left.items() if is_known(path) or _TEMPORARY.fullmatch(path)}
-    recent = []
+    judged = dict[str, Finding | None]()
     try:
-        for path, finding in _judge_ours(dataset, ours, limit, doubtful) if ours else ():
-            if finding is None:
-                recent.append(path)
-            else:
-                findings.append(finding)
+        judged.update(_judge_ours(dataset, ours, limit, doubtful) if ours else ())
     except UsageError:
         pass  # an unreadable manifest, which callers report
     except DamagedDatasetError as error:
         findings.append(FindingLocation(RESERVATIONS).finding(Code.STRAY_FILE, "readable reservations", error))
-    others = []
+    findings += [finding for finding in judged.values() if finding is not None]
     foreign = [(path, entry.size) for path, entry in left.items() if path not in ours]
     looked = map_ahead(lambda file: _suspicion(dataset, *file), foreign, _THREADS, 2 * _THREADS, "unknown")
-    for (path, _), suspicion in zip(foreign, looked, strict=True):
-        if suspicion is None:
-            others.append(path)
-        else:
-            findings.append(_stray(path, suspicion))
-    return UnaccountedFiles(tuple(findings), tuple(recent), tuple(others))
+    suspicions = {path: suspicion for (path, _), suspicion in zip(foreign, looked, strict=True)}
+    findings += [_stray(path, suspicion) for path, suspicion in suspicions.items() if suspicion is not None]
+    recent = tuple(path for path, finding in judged.items() if finding is None)
+    others = tuple(path for path, suspicion in suspicions.items() if suspicion is None)
+    return UnaccountedFiles(tuple(findings), recent, others)
 
 
 def _judge_ours(
@@ -137,8 +132,8 @@ def _judge_ours(
 ) -> Iterator[tuple[str, Finding | None]]:
     """Yield the paths of segmint's files that nothing names, each with a finding or, if it may be in use, None."""
     log = CommitLog(dataset)
-    newest = {commit.shard: commit for commit in log.listed()}
-    kept = reserved_paths(dataset, {shard: [commit.generation] for shard, commit in newest.items()}, limit)
+    newest = {commit.shard: commit for commit in log.latest_commits()}
+    kept = reserved_paths(dataset, {shard: commit.generation for shard, commit in newest.items()}, limit)
     kept |= parts_in_use(dataset, limit)
     latest_time = datetime.now(UTC) + timedelta(hours=1)  # later ones are not those of writers
     manifest = load_manifest(dataset)
@@ -175,10 +170,7 @@ def _judge_ours(
 
 
 def _suspicion(dataset: Location, path: str, size: int) -> str | None:
-    """Return what a file that isn't segmint's is if that makes it a finding; None for a small file of users or stores.
-
-    Reads the file unless its name or size settles it.
-    """
+    """Return what makes a file that isn't segmint's a finding; None for a small file of users or stores."""
     name, of = base_name(path), f"of {size:,} bytes"
     if size > MOST_BYTES or path.endswith("/"):
         return f"a file {of}"

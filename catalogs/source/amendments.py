@@ -155,7 +155,6 @@ def amend_parts(
     *,
     images_per_shard: int,
     clear: Collection[str] = (),
-    memory_limit: str = "1GB",
 ) -> Amendments:
     """Compare the rows of `stage_amendments` with the local parts of a catalog; write the parts that change.
 
@@ -163,7 +162,7 @@ def amend_parts(
     amended part depend only on its rows, so repeating an amendment produces the same file.
     """
     found = Amendments()
-    with open_database(folder, memory_limit) as database:
+    with open_database(folder) as database:
         database.execute(_HEADS, {"asked": str(asked)})
         for number, part in enumerate(parts):
             parameters = {"part": str(part), "asked": str(asked)}

@@ -70,7 +70,6 @@ def normalize(
     destination: Path,
     *,
     ignored: Collection[str] = (),
-    temporary: Path | None = None,
     memory_limit: str = "1GB",
 ) -> NormalizedCatalog:
     """Write the catalog to the local Parquet file `destination`, as rows of `NORMALIZED`.
@@ -79,12 +78,11 @@ def normalize(
     to the first, and verdicts come later. `uri` is kept as written, so the same rows produce the same bytes regardless
     of the catalog's location and format.
 
-    `ignored` columns, each one of `ADDED`, are read as absent. `temporary` is the folder for intermediate files, which
-    are about as large as the catalog (default: the folder of `destination`). `memory_limit` limits DuckDB. Raises
-    `UsageError` for a file that can't be read as a catalog.
+    `ignored` columns, each one of `ADDED`, are read as absent. Intermediate files, about as large as the catalog, are
+    next to `destination`. `memory_limit` limits DuckDB. Raises `UsageError` for a file that can't be read as a catalog.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".normalize-") as name:
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".normalize-") as name:
         folder = Path(name)
         staged, _ = stage_catalog(catalog, folder, ignored=ignored)
         return write_marked(staged, destination, folder, memory_limit=memory_limit)
@@ -257,7 +255,7 @@ def with_column(batch: pa.RecordBatch, name: str, values: pa.Array | Ints) -> pa
     return pa.RecordBatch.from_arrays(arrays, schema=normalized_schema(batch.schema.names))
 
 
-def open_database(folder: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
+def open_database(folder: Path, memory_limit: str = "1GB") -> duckdb.DuckDBPyConnection:
     """Open a DuckDB that spills into `folder`; use it as a context manager."""
     database = duckdb.connect(
         config={

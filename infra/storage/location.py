@@ -101,10 +101,6 @@ class Location:
         """Return the target if this is a local symbolic link, else None."""
         return self.storage.link_target(self.uri)
 
-    def links(self) -> set[str]:
-        """Return the names of all local symbolic links below this folder."""
-        return self.storage.links(self.uri)
-
     def refuse_link(self) -> None:
         """Raise `UsageError` if this is a local symbolic link."""
         self.storage.refuse_link(self.uri)

@@ -9,12 +9,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.connections import check_options, connect
-from segmint.infra.storage.errors import (
-    NotFoundError,
-    ObjectTooLargeError,
-    PassingFaultError,
-    StorageFaultError,
-)
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError, PassingFaultError, StorageFaultError
 from segmint.infra.storage.outages import wait_out
 from segmint.infra.storage.retry import RetryPolicy, with_retries
 from segmint.infra.storage.stores import (

@@ -30,7 +30,13 @@ def frame_size(head: bytes) -> tuple[int, int] | None:
         raise ValueError("it does not begin like a JPEG")
     position = 2
     while position + 9 < len(head):
-        marker, position = _next_marker(head, position)
+        if head[position] != _FILL:
+            raise ValueError(f"there is no marker at byte {position}")
+        while head[position] == _FILL:
+            position += 1
+            if position == len(head):
+                raise ValueError("it ends before the picture does")
+        marker, position = head[position], position + 1
         if marker in _BARE:
             continue
         if marker in {_SCAN, _END}:
@@ -40,16 +46,3 @@ def frame_size(head: bytes) -> tuple[int, int] | None:
             return (int.from_bytes(frame[2:], "big"), int.from_bytes(frame[:2], "big")) if len(frame) == 4 else None
         position += max(2, int.from_bytes(head[position : position + 2], "big"))
     return None
-
-
-def _next_marker(data: bytes, position: int) -> tuple[int, int]:
-    """Return the marker at `position` and the position after it."""
-    if position >= len(data):
-        raise ValueError("it ends before the picture does")
-    if data[position] != _FILL:
-        raise ValueError(f"there is no marker at byte {position}")
-    while position < len(data) and data[position] == _FILL:
-        position += 1
-    if position >= len(data):
-        raise ValueError("it ends before the picture does")
-    return data[position], position + 1

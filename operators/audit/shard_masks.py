@@ -15,13 +15,7 @@ from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.model.automatic.rle import decompress_many
 from segmint.operators.audit.mask_columns import Floats, Ints, MaskColumns
 from segmint.operators.audit.masks import PLAUSIBLE_IOU, MaskLimits
-from segmint.operators.audit.origins import (
-    MaskOrigins,
-    annotated_images,
-    audit_next_mask,
-    audit_origins,
-    codes_hold,
-)
+from segmint.operators.audit.origins import MaskOrigins, annotated_images, audit_next_mask, audit_origins, codes_hold
 from segmint.operators.audit.rows import ShardTables, int_column
 from segmint.operators.rows import Row
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT

@@ -13,13 +13,7 @@ from segmint.catalogs.dataset.annotations.names import (
     submission_path,
     submissions_of,
 )
-from segmint.catalogs.dataset.annotations.ratings import (
-    Rating,
-    RatingName,
-    counts_digest,
-    list_ratings,
-    read_ratings,
-)
+from segmint.catalogs.dataset.annotations.ratings import Rating, RatingName, counts_digest, list_ratings, read_ratings
 from segmint.catalogs.dataset.annotations.submissions import (
     MOST_MASKS,
     Submission,

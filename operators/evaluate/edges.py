@@ -20,14 +20,7 @@ from segmint.model.automatic.proposals import chunks_of, measure, propose
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import upscaling_of
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.operators.evaluate.boundaries import (
-    Edges,
-    LabelMap,
-    count_matches,
-    match_edges,
-    near_numbers,
-    thin,
-)
+from segmint.operators.evaluate.boundaries import Edges, LabelMap, count_matches, match_edges, near_numbers, thin
 
 TOLERANCE = 0.0075
 """Maximum distance of a found edge from a true one, as a share of the image's diagonal, as in the BSDS benchmark."""

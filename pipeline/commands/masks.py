@@ -167,7 +167,7 @@ def _run(
             print_message(work.line())
 
     planned = plan(images, output, options, recursive=recursive, overwrite=overwrite, announce=announce)
-    for line in planned.passed_over:
+    for line in planned.photographs.passed_over:
         print_message(f"ignored: {line}")
     results: list[ImageResult] = []
     try:
@@ -181,7 +181,7 @@ def _run(
             make_masks(planned, report, display.show_points)
     finally:
         _sum_up(planned, results)
-    for folder, _, error in (line.rpartition(": ") for line in planned.unreadable):
+    for folder, _, error in (line.rpartition(": ") for line in planned.photographs.unreadable):
         results.append(ImageResult(folder, "failed", error=error))
     if as_json:
         print_json([asdict(result) for result in results])

@@ -11,13 +11,7 @@ from pydantic import ValidationError
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import LatestManifest
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import (
-    RESERVATIONS,
-    amended_name,
-    canonical_json,
-    fingerprint,
-    parse_amended_name,
-)
+from segmint.catalogs.layout import RESERVATIONS, amended_name, canonical_json, fingerprint, parse_amended_name
 from segmint.catalogs.schema import AMENDABLE
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location

@@ -46,11 +46,8 @@ class RevisionList:
 
     def skipped_lines(self) -> list[str]:
         """Return lines on the skipped images."""
-        skipped = {why: n for why, n in self.skipped_images.items() if why in DECIDED}
-        return [
-            *(f"skipped: {counted(n, 'image')}: {why}" for why, n in skipped.items()),
-            *(f"not checked: {each}" for each in self.not_checked),
-        ]
+        skipped = (f"skipped: {counted(n, 'image')}: {why}" for why, n in self.skipped_images.items() if why in DECIDED)
+        return [*skipped, *(f"not checked: {each}" for each in self.not_checked)]
 
     @property
     def rows(self) -> int:

@@ -129,9 +129,8 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     while generation != handle.manifest_generation():  # a correction removes the parts of an earlier generation
         audit_records(dataset, pinned := handle.latest(), findings := FindingCollector())
         generation = pinned.generation
-    amendments = {
-        f"{RESERVATIONS}/{name}" for name in unfinished_amendments(dataset, handle.latest())
-    }  # may be damaged
+    # Reservations of unfinished amendments may be damaged.
+    amendments = {f"{RESERVATIONS}/{name}" for name in unfinished_amendments(dataset, handle.latest())}
     found = (each for each in findings.collected() if each.code is not Code.STILL_THERE and each.file not in amendments)
     result.lost += [finding.line() for finding in found]
     if not result.lost:

@@ -13,13 +13,7 @@ from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.versions.digest import drop_cached_leaves
 from segmint.catalogs.findings import Code, Finding
-from segmint.catalogs.layout import (
-    DATA_KINDS,
-    DamagedDatasetError,
-    commit_path,
-    parse_data_path,
-    shard_name,
-)
+from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError, commit_path, parse_data_path, shard_name
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.shards.committed_rows import read_file, read_table
@@ -229,7 +223,7 @@ def _data_files(dataset: Location, held: _CommitRecord) -> Mapping[str, list[str
     A file belongs to it if the commit's bytes contain the first digits of its SHA-256, which occur in the path and in
     the hash after it. If the commit cannot be parsed, files that no running or dead command has reserved also count.
     """
-    reserved = reserved_paths(dataset, {held.shard: [held.generation]})
+    reserved = reserved_paths(dataset, {held.shard: held.generation})
     found: dict[str, list[str]] = {}
     for kind in DATA_KINDS:
         for entry in (dataset / kind).list(beginning=f"sa_{shard_name(held.shard)}-"):

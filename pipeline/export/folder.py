@@ -1,7 +1,6 @@
 """The output folder of an export: its list of files, and checks for leftover files and for changes of the dataset."""
 
 from collections import Counter
-from collections.abc import Container
 from pathlib import Path
 
 from segmint.catalogs.dataset.commits import CommitLog
@@ -75,7 +74,9 @@ class OutputFolder:
             self._folders[_top(name)] += 0  # other files there are none of this export's, either
         if left := sorted(each for each in self._left - {name} if _top(each) in self._folders):
             raise UsageError(self._not_ours(left))
-        if (there := self._count(without={name})) != self._folders:
+        others = (entry.name for entry in self.location.walk() if entry.name != name)
+        there = Counter(_top(each) for each in others if _top(each) in self._folders)
+        if there != self._folders:
             raise UnfinishedError(
                 f"{self.location} has {counted(there.total(), 'file')} in its folders, but this export wrote "
                 f"{self._folders.total():,}. Another run is writing there, or files were deleted. Delete it or choose "
@@ -97,11 +98,6 @@ class OutputFolder:
             f"{self.location} contains files that aren't part of this export, from another run or an earlier state of "
             f"the dataset: {some(names)}. Delete them, or choose another folder."
         )
-
-    def _count(self, without: Container[str]) -> "Counter[str]":
-        """Count the files of each subfolder that this run writes to."""
-        names = (entry.name for entry in self.location.walk())
-        return Counter(_top(name) for name in names if _top(name) in self._folders and name not in without)
 
 
 def _of_another(output: Location, version: VersionName) -> str:

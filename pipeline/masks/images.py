@@ -186,10 +186,9 @@ def _of_pattern(argument: str, unreadable: list[str]) -> list[Photograph] | None
     root, rest = Path(*steps[:fixed]), str(Path(*steps[fixed:]))
     try:
         matches = [path.relative_to(root).as_posix() for path in root.glob(rest) if os.path.isfile(path)]  # noqa: PTH113
-        outer = [
-            root,
-            *(path for end in range(fixed + 1, len(steps)) for path in root.glob("/".join(steps[fixed:end]))),
-        ]
+        outer = [root]
+        for end in range(fixed + 1, len(steps)):
+            outer += root.glob("/".join(steps[fixed:end]))
     except (ValueError, NotImplementedError) as error:
         raise UsageError(f"{argument!r} is not a valid pattern: {error}") from None
     folders = [path for path in outer if not _is_hidden(str(path.relative_to(root))) and os.path.isdir(path)]  # noqa: PTH112

@@ -182,8 +182,6 @@ def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Cal
     those of another photograph. `there` contains the existing files, and `photograph_of` returns the name of the
     photograph to which such a file belongs.
     """
-    if outputs.folder is None and not outputs.next_to:
-        return outputs
     taken = {task.target for task in outputs.tasks}
     tasks = []
     for task in outputs.tasks:

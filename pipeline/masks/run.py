@@ -21,7 +21,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.pipeline.masks.estimate import Stopwatch, Work
-from segmint.pipeline.masks.images import find_photographs
+from segmint.pipeline.masks.images import Photographs, find_photographs
 from segmint.pipeline.masks.options import MasksOptions, PromptOutsideError, check_device, check_prompts
 from segmint.pipeline.masks.outputs import (
     Outputs,
@@ -77,8 +77,7 @@ class MasksPlan:
     settings_sha256: str
     there: frozenset[str]  # existing masks and overlays in the folder or next to the photographs
     overwrite: bool
-    passed_over: tuple[str, ...]  # skipped entries that look like photographs or folders of them, with the reasons
-    unreadable: tuple[str, ...]  # folders that can't be listed, with the reasons
+    photographs: Photographs
     work: Work  # the masks that don't exist yet
 
     def waits(self, task: PhotographTask) -> bool:
@@ -116,9 +115,8 @@ def plan(
     if folder is not None:
         open_folder(folder, outputs, there, settings, overwrite=overwrite)
     sweep_temporary(outputs)
-    sha256, found = digest_of(settings), photographs
-    is_over, unread = found.passed_over, found.unreadable
-    return MasksPlan(storage, outputs, options, weights, sha256, frozenset(there), overwrite, is_over, unread, work)
+    sha256 = digest_of(settings)
+    return MasksPlan(storage, outputs, options, weights, sha256, frozenset(there), overwrite, photographs, work)
 
 
 def _photograph_of(storage: Storage, file: str) -> str:
@@ -277,19 +275,19 @@ def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFil
     Raises `_OtherFileError` if the existing file belongs to another photograph. Next to a photograph, where no folder
     record protects against changed settings, it is also raised for masks with other settings and for foreign files.
     """
-    next_to = plan.outputs.next_to
-    _check_ours(plan, task)
-    if plan.overwrite or task.target not in plan.there:
-        return None
     from segmint.pipeline.masks.document import read_document
 
-    written = read_document(plan.storage.read(task.target))
+    is_kept = task.target in plan.there and (plan.outputs.next_to or not plan.overwrite)
+    written = read_document(plan.storage.read(task.target)) if is_kept else None
+    _check_ours(plan, task, written)
+    if plan.overwrite or written is None:
+        return None
     if written.origin is None or written.origin.photograph != photograph:
         what = "wasn't written by this command" if written.origin is None else "is for a photograph with other content"
         raise _OtherFileError(f"{task.target} {what}. Move it away, or pass --overwrite to make all masks again.")
     if written.origin.settings == plan.settings_sha256:
         return written
-    if next_to:
+    if plan.outputs.next_to:
         raise _OtherFileError(
             f"{task.target} was made with other settings or weights. Pass --overwrite to make it again, or choose "
             "another file with -o."
@@ -297,19 +295,13 @@ def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFil
     return None
 
 
-def _check_ours(plan: MasksPlan, task: PhotographTask) -> None:
-    """Raise `_OtherFileError` if this run would replace a file that segmint did not write.
+def _check_ours(plan: MasksPlan, task: PhotographTask, written: "MasksFile | None") -> None:
+    """Raise `_OtherFileError` if this run would replace a file that segmint did not write, such as `written`.
 
     In a folder, which segmint started, this only concerns overlays.
     """
-    from segmint.pipeline.masks.document import read_document
-
     foreign = None
-    if (
-        plan.outputs.next_to
-        and task.target in plan.there
-        and read_document(plan.storage.read(task.target)).origin is None
-    ):
+    if plan.outputs.next_to and written is not None and written.origin is None:
         foreign = task.target
     elif plan.options.overlay and task.overlay in plan.there:
         from segmint.operators.overlay import is_ours

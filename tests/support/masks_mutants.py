@@ -38,7 +38,7 @@ MASKS_MUTANTS = (
     Mutant(
         "folders that cannot be read are not told",
         "pipeline/commands/masks.py",
-        'in (line.rpartition(": ") for line in planned.unreadable)',
+        'in (line.rpartition(": ") for line in planned.photographs.unreadable)',
         "in ()",
         f"{RUN}::test_what_is_wrong_is_known_before_torch_is_loaded",
     ),
@@ -66,7 +66,7 @@ MASKS_MUTANTS = (
     Mutant(
         "a file next to a photograph is overwritten that segmint did not write",
         "pipeline/masks/run.py",
-        "    _check_ours(plan, task)\n    if plan",
+        "    _check_ours(plan, task, written)\n    if plan",
         "    if plan",
         f"{RUN}::test_a_file_that_segmint_did_not_write_is_never_overwritten",
     ),

@@ -17,6 +17,7 @@ from segmint.catalogs.dataset.versions.record import (
     version_numbers,
     version_path,
 )
+from segmint.catalogs.findings import Code, Finding
 from segmint.catalogs.layout import DamagedDatasetError, commit_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
@@ -103,20 +104,11 @@ def _who_replaced(dataset: Location, version: Version, gone: dict[int, int]) -> 
 
 
 @dataclass(frozen=True)
-class VersionProblem:
-    """A problem with a version's file."""
-
-    path: str
-    expected: str
-    found: str
-
-
-@dataclass(frozen=True)
 class VersionHistory:
     """The latest intact version, or None, and the problems of all versions."""
 
     latest: Version | None
-    problems: tuple[VersionProblem, ...]
+    problems: tuple[Finding, ...]
 
 
 def read_history(dataset: Location) -> VersionHistory:
@@ -134,28 +126,29 @@ def read_history(dataset: Location) -> VersionHistory:
         if number - 1 > done and number <= last:
             first = version_path(done + 1)
             which = f"version {done + 1}" if number - 2 == done else f"versions {done + 1} to {number - 1}"
-            problems.append(VersionProblem(first, f"{which}, because later ones exist", "no such file"))
+            problems.append(Finding(Code.BAD_VERSION, first, f"{which}, because later ones exist", "no such file"))
         done = number
         path = version_path(number)
         if number not in numbers:
-            problems.append(VersionProblem(path, f"version {number}, because its signature exists", "no such file"))
+            expected = f"version {number}, because its signature exists"
+            problems.append(Finding(Code.BAD_VERSION, path, expected, "no such file"))
             continue
         try:
             version = read_version(dataset, number)
         except DamagedDatasetError as error:
-            problems.append(VersionProblem(path, "a version as it was recorded", str(error)))
+            problems.append(Finding(Code.BAD_VERSION, path, "a version as it was recorded", str(error)))
             continue
         problems += _breaks(version, latest)
         latest = version
     return VersionHistory(latest, tuple(problems))
 
 
-def _breaks(version: Version, earlier: Version | None) -> Iterator[VersionProblem]:
+def _breaks(version: Version, earlier: Version | None) -> Iterator[Finding]:
     """Yield the problem of a version that does not follow the previous one, unless that one is unknown."""
     if version.before is None or (earlier is None and version.number > 1):
         return
     if earlier is None:
-        yield VersionProblem(version.path, "no digest before the first version", f"sha256:{version.before}")
+        yield Finding(Code.BAD_VERSION, version.path, "no digest before the first version", f"sha256:{version.before}")
     elif earlier.number == version.number - 1 and version.before != earlier.digest:
         expected = f"sha256:{earlier.digest} before it, the digest of version {earlier.number}"
-        yield VersionProblem(version.path, expected, f"sha256:{version.before}")
+        yield Finding(Code.BAD_VERSION, version.path, expected, f"sha256:{version.before}")

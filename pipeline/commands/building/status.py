@@ -9,7 +9,7 @@ import typer
 
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.pipeline.commands.common.arguments import AsJson, Config, storage_of
-from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_line, print_result, printable
+from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_checked, print_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,8 +55,7 @@ def status(
         exit_unless_clean((), _watch(read, every))
         return
     now = read()
-    print_result(now, as_json)
-    exit_unless_clean((), now.not_checked)
+    print_checked(now, as_json, not_checked=now.not_checked)
 
 
 def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> list[str]:

@@ -125,6 +125,12 @@ def exit_unless_clean(found: Sized, not_checked: Sized = ()) -> None:
         raise typer.Exit(FAILED)
 
 
+def print_checked(result: Printable, as_json: bool, found: Sized = (), not_checked: Sized = ()) -> None:
+    """Print the result of a check, then exit as `exit_unless_clean` does."""
+    print_result(result, as_json)
+    exit_unless_clean(found, not_checked)
+
+
 def print_next(as_json: bool, *words: str, config: str | None = None) -> None:
     """Print the command to run next, unless the output is JSON: `next: segmint audit DIR`."""
     if not as_json:
@@ -132,13 +138,9 @@ def print_next(as_json: bool, *words: str, config: str | None = None) -> None:
 
 
 def printable(text: str) -> str:
-    """Remove credentials and terminal control characters, either of which catalogs and file names may contain."""
-    return _encodable(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text)))
-
-
-def _encodable(text: str) -> str:
-    """Escape characters that UTF-8 cannot encode. Names of files and tar members may contain them."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Remove credentials and control characters, and escape what UTF-8 can't encode; file names may contain them."""
+    shown = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text))
+    return shown.encode("utf-8", "backslashreplace").decode()
 
 
 class RemovalPrompt(Protocol):

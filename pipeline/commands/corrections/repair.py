@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Dataset, build_of
-from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_result
+from segmint.pipeline.commands.common.console import guarded, print_checked
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -32,5 +32,4 @@ def repair(
 
     build, storage = build_of(config)
     repaired = repair_files(Location(storage, dataset), build)
-    print_result(repaired, as_json)
-    exit_unless_clean((*repaired.not_repaired, *repaired.lost, *repaired.unfinished))
+    print_checked(repaired, as_json, (*repaired.not_repaired, *repaired.lost, *repaired.unfinished))

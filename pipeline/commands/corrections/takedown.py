@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, At, Config, Dataset, DryRun, Yes, build_of
-from segmint.pipeline.commands.common.console import confirmation, exit_unless_clean, guarded, print_result
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_checked, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -56,8 +56,7 @@ def takedown(
     location, file = Location(storage, dataset), None if ids is None else Location(storage, ids)
     if proved is not None:
         proof = prove(location, proved, at or ())
-        print_result(proof, as_json)
-        exit_unless_clean(proof.found, proof.not_checked)
+        print_checked(proof, as_json, proof.found, proof.not_checked)
         return
     if at:
         raise UsageError("--at needs --prove")

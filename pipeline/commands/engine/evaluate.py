@@ -8,7 +8,7 @@ import typer
 from segmint.infra.errors import UsageError
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Device, build_of
-from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_result
+from segmint.pipeline.commands.common.console import guarded, print_checked
 from segmint.pipeline.commands.common.extras import needs
 from segmint.pipeline.engine.evaluate.kinds import TruthSelection
 
@@ -133,16 +133,14 @@ def points(
         raise UsageError("--guard-images has no effect without --guard, which names the files of these images")
     if not (gate or require or guard):
         result = evaluate_points(options, storage)
-        print_result(result, as_json)
-        exit_unless_clean((), result.subject.skipped)
+        print_checked(result, as_json, not_checked=result.subject.skipped)
         return
     from segmint.pipeline.engine.evaluate.gate.gate import GateOptions, evaluate_gate
 
     judged = evaluate_gate(GateOptions(options, tuple(guard or ()), tuple(guard_images or ())), storage)
-    print_result(judged, as_json)
     verdict = judged.judgment.verdict
     rejected = [] if require is None or verdict.value == require.value else [verdict]
-    exit_unless_clean(rejected, [*judged.subject.skipped, *judged.judgment.not_checked])
+    print_checked(judged, as_json, rejected, [*judged.subject.skipped, *judged.judgment.not_checked])
 
 
 @app.command()
@@ -172,8 +170,7 @@ def proposals(
     model, storage = model_options(weights, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
     result = evaluate_proposals(options, points_per_side, storage)
-    print_result(result, as_json)
-    exit_unless_clean((), result.subject.skipped)
+    print_checked(result, as_json, not_checked=result.subject.skipped)
 
 
 @app.command()
@@ -219,8 +216,7 @@ def edges(
     options = EvaluateOptions(truth_options(targets, images, TruthSelection.HUMAN, ignore), model, output)
     measure = EdgesMeasure(points_per_side, thresholds, tolerance)
     result = evaluate_edges(options, measure, annotators or (), storage)
-    print_result(result, as_json)
-    exit_unless_clean((), result.subject.skipped)
+    print_checked(result, as_json, not_checked=result.subject.skipped)
 
 
 @app.command()
@@ -256,8 +252,7 @@ def instances(
     model, storage = model_options(weights, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
     result = evaluate_instances(options, boxes, refine, storage)
-    print_result(result, as_json)
-    exit_unless_clean((), result.subject.skipped)
+    print_checked(result, as_json, not_checked=result.subject.skipped)
 
 
 def parse_clicks(text: str) -> tuple[int, ...]:

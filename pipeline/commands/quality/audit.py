@@ -102,12 +102,12 @@ def audit(
     from segmint.pipeline.quality.audit.result_json import to_json
     from segmint.pipeline.quality.audit.result_text import not_checked, result_lines
 
+    where = Location(storage, dataset)
     if output is not None:
-        refuse_inside(Location(storage, dataset), Location(storage, output), "-o")
+        refuse_inside(where, Location(storage, output), "-o")
     asked = BytesAsked(all_bytes, byte_for_byte)
     if integrity_only:
         resources = LOCAL if build is None else build.resources
-        where = Location(storage, dataset)
         report = audit_integrity(where, sample, resources=resources, ray_from=RAY_FROM_MASKS, asked=asked)
         report = with_missing_commits(report) if complete else report
     else:
@@ -130,7 +130,6 @@ def audit(
             complete=complete,
             ray_from=RAY_FROM_MASKS,
         )
-        where = Location(storage, dataset)
         if evidence is None:
             report = audit_dataset(where, options)
         else:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
-from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_next, print_result
+from segmint.pipeline.commands.common.console import guarded, print_checked, print_next, print_result
 from segmint.pipeline.quality.study.kind import IMAGES, StudyKind
 
 app = typer.Typer(
@@ -84,13 +84,11 @@ def score(
         from segmint.pipeline.quality.study.privacy.score import score_privacy
 
         privacy = score_privacy(folder, answers, written)
-        print_result(privacy, as_json)
-        exit_unless_clean((), privacy.not_checked)
+        print_checked(privacy, as_json, not_checked=privacy.not_checked)
         return
     from segmint.pipeline.quality.study.score import score_study
 
     if written is not None:
         raise UsageError(f"{study} is a study of masks, which has no marked regions: remove --regions")
     masks = score_study(folder, answers)
-    print_result(masks, as_json)
-    exit_unless_clean((), masks.not_checked)
+    print_checked(masks, as_json, not_checked=masks.not_checked)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
-from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_result
+from segmint.pipeline.commands.common.console import guarded, print_checked, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 RecordedVersion = Annotated[
@@ -62,8 +62,7 @@ def verify(
         raise UsageError(f"{dataset} isn't evidence of an audit: remove --dataset and --sums")
     else:
         verified = verify_dataset(folder, version, public, require_pinned)
-    print_result(verified, as_json)
-    exit_unless_clean(verified.problems, verified.not_checked)
+    print_checked(verified, as_json, verified.problems, verified.not_checked)
 
 
 @guarded

@@ -15,12 +15,7 @@ from segmint.operators.describe import image_statistics
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, counts_of
-from segmint.pipeline.corrections.annotated_masks import (
-    NewMask,
-    described_masks,
-    is_of_build,
-    numbered_masks,
-)
+from segmint.pipeline.corrections.annotated_masks import NewMask, described_masks, is_of_build, numbered_masks
 
 SAME_OBJECT_IOU = 0.5
 """Minimum IoU at which a mask of another dataset replaces an automatic mask."""

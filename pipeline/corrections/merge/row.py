@@ -18,12 +18,7 @@ from segmint.operators.schemas import ANNOTATION_STAGE, AUTOMATIC, MASKS_PER_IMA
 from segmint.operators.shards.files import annotation_id
 from segmint.operators.shards.submission_fit import fit_submission
 from segmint.operators.shards.submitted_masks import is_prompted, mask_columns
-from segmint.pipeline.corrections.annotated_masks import (
-    NewMask,
-    described_masks,
-    is_of_build,
-    numbered_masks,
-)
+from segmint.pipeline.corrections.annotated_masks import NewMask, described_masks, is_of_build, numbered_masks
 
 
 class MergeSkipReason(StrEnum):

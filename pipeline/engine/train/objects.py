@@ -34,13 +34,7 @@ from segmint.model.training.objects import (
     export_objects_detector,
     objects_step,
 )
-from segmint.pipeline.engine.train.checkpoints import (
-    CHECKPOINTS,
-    list_steps,
-    load_newest,
-    prune,
-    put_checkpoint,
-)
+from segmint.pipeline.engine.train.checkpoints import CHECKPOINTS, list_steps, load_newest, prune, put_checkpoint
 from segmint.pipeline.engine.train.data.draws import DrawSequence
 from segmint.pipeline.engine.train.data.images import SkippedImages, TrainingDataset, find_images, open_datasets
 from segmint.pipeline.engine.train.data.reading import TrainingImage, TrainingImageReader

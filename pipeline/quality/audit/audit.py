@@ -1,6 +1,6 @@
 """Full audit of a dataset: integrity, licenses, privacy, duplicates, and statistics."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -20,7 +20,6 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import some
 from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.audit.submissions import audit_ratings
-from segmint.operators.rows import Row
 from segmint.pipeline.config.config import LOCAL, Config, LicenseConfig, ResourcesConfig
 from segmint.pipeline.quality.audit.canonical import NO_MORE, BytesAsked
 from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan, LicenseRules
@@ -213,15 +212,9 @@ def _taken(dataset: Location) -> Collection[int]:
 
 def _write_credits(dataset: Location, file: Location, report: AuditReport) -> list[str]:
     """Write the attributions and return problems."""
-
-    def rows(tables: DatasetTables) -> Iterator[Row]:
-        with tables.connection.cursor() as cursor:
-            for batch in cursor.sql(_CREDITS).to_arrow_reader(_ROWS):
-                yield from batch.to_pylist()
-
     try:
         with _open(dataset, report) as tables:
-            write_attributions(rows(tables), file)
+            write_attributions(tables.rows(_CREDITS, _ROWS), file)
     except DamagedDatasetError as error:
         return [f"attributions not written: {error}"]
     return []

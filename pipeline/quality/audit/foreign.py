@@ -156,8 +156,8 @@ def _audit_pictures(
             place = FindingLocation(row["image_id"], row["shard"], row["id"])
             return row, bits, [] if found is None else found.findings(place, row["image_id"]), found
 
-        at_once = decoder.processes
-        with closing(map_ahead(look, enumerate(_jpegs(tables)), at_once, at_once + 1, "audit-foreign")) as looks:
+        at_once, jpegs = decoder.processes, enumerate(tables.rows(_JPEGS, _ROWS))
+        with closing(map_ahead(look, jpegs, at_once, at_once + 1, "audit-foreign")) as looks:
             for row, bits, seen, searched in looks:
                 findings.extend(seen)
                 if search is not None and privacy is not None and searched is not None:
@@ -173,12 +173,6 @@ def _audit_pictures(
         place = FindingLocation(image["image_id"], image["shard"], image["id"])
         findings.add(place.finding(Code.SIMILAR_IMAGE, "no near-duplicate of an earlier image", found))
     return Duplicates(len(hashes), DISTANCE, repeated_sources=None, similar=len(alike))
-
-
-def _jpegs(tables: DatasetTables) -> Iterator[Row]:
-    with tables.connection.cursor() as cursor:
-        for batch in cursor.sql(_JPEGS).to_arrow_reader(_ROWS):
-            yield from batch.to_pylist()
 
 
 def _read(storage: Storage, row: Row) -> bytes:

@@ -232,11 +232,7 @@ def audit_integrity(
         unusable_commits=tuple(sorted(state.doubtful)),
         replaced=tuple(sorted(generations.keys() - audited)),
         unfinished=other_writers(checked) if asked.byte_for_byte else (),
-        notes=(
-            *version.notes,
-            *(() if asked.byte_for_byte else other_writers(checked)),
-            *notes_on_bytes(checked),
-        ),
+        notes=(*version.notes, *(() if asked.byte_for_byte else other_writers(checked)), *notes_on_bytes(checked)),
         version=version.name,
     )
 

@@ -74,10 +74,8 @@ def not_checked(report: AuditReport) -> list[str]:
     unsearched = [each for each in report.unsearched if each.reason not in chosen]
     gaps = [f"{'' if each.kind else 'faces and plates: '}{_gap(each)}" for each in unsearched]
     shards = some([str(shard) for shard in report.replaced])
-    replaced = (
-        [f"shards that a command replaced while they were read: {shards}. Audit again"] if report.replaced else []
-    )
-    return [*gaps, *replaced, *report.unfinished]
+    replaced = f"shards that a command replaced while they were read: {shards}. Audit again"
+    return [*gaps, *([replaced] if report.replaced else []), *report.unfinished]
 
 
 def _note_lines(report: AuditReport) -> list[str]:

@@ -34,9 +34,7 @@ def audit_version(dataset: Location) -> AuditedVersion:
     other difference is a finding.
     """
     history = read_history(dataset)
-    findings = [
-        FindingLocation(each.path).finding(Code.BAD_VERSION, each.expected, each.found) for each in history.problems
-    ]
+    findings = list(history.problems)
     snapshot = take_snapshot(dataset, use_cache=False)
     if history.latest is None:
         return AuditedVersion(VersionName(snapshot.digest, None), tuple(findings), ())

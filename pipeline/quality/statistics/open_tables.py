@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -12,17 +11,11 @@ from pathlib import Path
 
 from segmint.catalogs.dataset.foreign import JPEGS, find_shards
 from segmint.catalogs.dataset.manifest import is_dataset
-from segmint.catalogs.dataset.tables import (
-    MEMORY_LIMIT,
-    DatasetTables,
-    Foreign,
-    TableFile,
-    make_folder,
-    open_committed,
-)
+from segmint.catalogs.dataset.tables import MEMORY_LIMIT, DatasetTables, Foreign, TableFile, open_committed
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
 from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.operators.foreign.masks import BOXES, BoxConvention
 from segmint.operators.foreign.measure import MeasuredShard, measure_shard
@@ -50,7 +43,7 @@ def open_tables(
     """
     if is_dataset(data):
         return open_committed(data, SCHEMAS, memory_limit, scratch, leave_out)
-    folder = make_folder(scratch)
+    folder = ScratchFolder(dir=scratch)
     try:
         return _open_foreign(data, memory_limit, folder, alone_s)
     except BaseException:
@@ -58,9 +51,7 @@ def open_tables(
         raise
 
 
-def _open_foreign(
-    data: Location, memory_limit: str, folder: "tempfile.TemporaryDirectory[str]", alone_s: float
-) -> DatasetTables:
+def _open_foreign(data: Location, memory_limit: str, folder: ScratchFolder, alone_s: float) -> DatasetTables:
     files: dict[str, list[TableFile]] = {kind: [] for kind in (*SCHEMAS, "jpegs")}
     findings = FindingCollector()
     boxes: dict[BoxConvention, FindingCollector] = {name: FindingCollector() for name in BOXES}

@@ -8,10 +8,11 @@ from typing import Any
 from segmint.catalogs.dataset.commits import REJECTED, Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.catalogs.dataset.tables import DatasetTables, TableFile, damage_named, make_folder
+from segmint.catalogs.dataset.tables import DatasetTables, TableFile, damage_named
 from segmint.catalogs.dataset.tombstones import BLANK, TOMBSTONES, list_tombstones
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import differing_keys
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
 from segmint.operators.schemas import SCHEMAS
@@ -181,7 +182,7 @@ def diff_datasets(
     files |= {f"b_{kind}": found for kind, found in others.files.items()}
     schemas = {f"{side}_{kind}": schema for side in ("a", "b") for kind, schema in SCHEMAS.items()}
     same = _same_catalog(before.manifest, after.manifest)
-    with DatasetTables(a, files, schemas, make_folder(None)) as tables:
+    with DatasetTables(a, files, schemas, ScratchFolder()) as tables:
         with damage_named():
             tables.connection.execute(_PAIRS)
         why = tables.query(_WHY_REMOVED, [same]).to_pylist()

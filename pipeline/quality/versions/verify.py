@@ -103,16 +103,12 @@ class _VerifyState:
         self.files += 1
         self.bytes += size
 
-
-@dataclass(frozen=True)
-class _ShardReading:
-    """Commit file, its parsed content, and the problems with the files that it names."""
-
-    leaf: VersionLeaf | None
-    commit: Commit | None
-    problems: tuple[str, ...]
-    files: int
-    bytes: int
+    def merge(self, part: "_VerifyState") -> None:
+        """Add the files and problems of a part of the dataset."""
+        self.problems += part.problems
+        self.leaves += part.leaves
+        self.files += part.files
+        self.bytes += part.bytes
 
 
 def verify_dataset(
@@ -129,12 +125,12 @@ def verify_dataset(
     public_key = None if key is None else read_public_key(key)
     history = read_history(dataset)
     reading = _VerifyState(dataset)
-    reading.problems += [f"{each.path}: expected {each.expected}; found {each.found}" for each in history.problems]
+    reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in history.problems]
     version = history.latest
     if wanted is not None and pin is None:
         with suppress(DamagedDatasetError):  # one of the history's problems
             version = find_version(dataset, wanted)
-    notes, not_checked, compared_with, left_out = [], [], [], None
+    compared_with, left_out = [], None
     if version is not None and history.latest is not None and version.number < history.latest.number:
         left_out = f"the current state (version {history.latest.number}) and files that version {version.number} lacks"
         _read_version(reading, version)
@@ -142,15 +138,13 @@ def verify_dataset(
         version, before = _read_all(reading, version), version
         if version != before and (version is None or version.digest != Snapshot.of(reading.leaves).digest):
             return verify_dataset(dataset, wanted, key, require_pinned)  # the files of two versions were read
-        notes += reading.notes
         if version is None:
             recorded = f"no {'intact ' * bool(history.problems)}version is recorded"
             unproven = f"the commits and the catalog: {recorded}. The other files were compared with them"
-            not_checked += [] if pin else [unproven]
+            reading.not_checked += [] if pin else [unproven]
             reading.problems += _takedowns_without_version(dataset)
         else:
             _compare(reading, version)
-        not_checked += reading.not_checked
     snapshot = Snapshot.of(reading.leaves)
     number = version.number if version is not None and version.digest == snapshot.digest else None
     signed_by: Sequence[str] = () if version is None else signers(dataset, version.number)
@@ -161,26 +155,27 @@ def verify_dataset(
     if public_key is not None:
         problem, unchecked = signature_problem(dataset, version, public_key)
         reading.problems += [] if problem is None else [problem]
-        not_checked += [] if unchecked is None else [unchecked]
+        reading.not_checked += [] if unchecked is None else [unchecked]
         of = "" if version is None else f" of version {version.number}"
         compared_with.append(f"the signature{of} by key {key_id(public_key)}")
     elif signed_by:
-        notes.append(f"signature files of the keys {', '.join(signed_by)} weren't compared. Pass a public key to --key")
+        keys = ", ".join(signed_by)
+        reading.notes.append(f"signature files of the keys {keys} weren't compared. Pass a public key to --key")
     if require_pinned and not compared_with:
         outside = "pass --key, or a full digest that you keep elsewhere: --version sha256:…"
-        not_checked.append(f"the digest, against anything outside the dataset: {outside}")
+        reading.not_checked.append(f"the digest, against anything outside the dataset: {outside}")
     return VerifyResult(
         dataset=str(dataset),
         version=VersionName(snapshot.digest, number),
         problems=tuple(dict.fromkeys(reading.problems)),
-        notes=tuple(notes),
+        notes=tuple(reading.notes),
         files=reading.files,
         bytes=reading.bytes,
         signed_by=tuple(signed_by),
         checked_key=None if public_key is None else key_id(public_key),
         left_out=left_out,
         compared_with=tuple(compared_with) or VerifyResult.compared_with,
-        not_checked=tuple(not_checked),
+        not_checked=tuple(reading.not_checked),
     )
 
 
@@ -240,10 +235,7 @@ def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetMani
         _read_part(read, part.path, part.sha256)
     if read.problems and len(manifest_generations(reading.dataset)) > len(manifests):  # one replaced a part
         return _read_catalog(reading, version)
-    reading.leaves += read.leaves
-    reading.problems += read.problems
-    reading.files += read.files
-    reading.bytes += read.bytes
+    reading.merge(read)
     return manifest
 
 
@@ -291,8 +283,9 @@ def _read_part(reading: _VerifyState, path: str, sha256: str) -> None:
 
 def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, latest: bool) -> None:
     """Read commits and the files that they name; with `latest`, read a commit that was replaced meanwhile again."""
+    log = CommitLog(reading.dataset)
 
-    def read(pair: tuple[int, int]) -> _ShardReading:
+    def read(pair: tuple[int, int]) -> _VerifyState:
         shard, generation = pair
         found = _read_shard(reading.dataset, shard, generation)
         while latest and found.problems and (newer := log.generations_of(shard)[-1:]) > [generation]:
@@ -300,16 +293,9 @@ def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, lat
             found = _read_shard(reading.dataset, shard, generation)
         return found
 
-    log = CommitLog(reading.dataset)
-
     for found in map_ahead(read, pairs, _THREADS, _AHEAD, "verify"):
-        reading.problems += found.problems
-        reading.files += found.files
-        reading.bytes += found.bytes
-        if found.leaf is not None:
-            reading.leaves.append(found.leaf)
-        if found.commit is not None:
-            commit = found.commit
+        reading.merge(found)
+        for commit in found.commits:
             block = commit.shard // SUMMARY_SHARDS
             reading.sums[block] = reading.sums.get(block, NOTHING) + sums_of(commit)
             for entry in commit.files:
@@ -317,30 +303,33 @@ def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, lat
             reading.commits.append(replace(commit, files=(commit.file("shards"),)))
 
 
-def _read_shard(dataset: Location, shard: int, generation: int) -> _ShardReading:
-    path = commit_path(shard, generation)
+def _read_shard(dataset: Location, shard: int, generation: int) -> _VerifyState:
+    """Read a commit and the files that it names. The result has the commit, with all files, if it is intact."""
+    path, read = commit_path(shard, generation), _VerifyState(dataset)
     try:
         data = (dataset / path).read()
     except NotFoundError:
-        return _ShardReading(None, None, (f"{path}: no such file",), 0, 0)
-    leaf = leaf_of(path, data)
+        read.problems.append(f"{path}: no such file")
+        return read
+    read.add(leaf_of(path, data), len(data))
     try:
         commit = Commit.from_json(data, path)
     except DamagedDatasetError as error:
-        return _ShardReading(leaf, None, (str(error),), 1, len(data))
-    problems = list(_wrong_commit(commit, path, data, shard, generation))
-    usable = None if problems else commit
-    files, total = 1, len(data)
+        read.problems.append(str(error))
+        return read
+    read.problems += _wrong_commit(commit, path, data, shard, generation)
+    read.commits += [] if read.problems else [commit]
     for entry in commit.files:
         try:
             length, found = (dataset / entry.path).size_and_sha256()
         except NotFoundError:
-            problems.append(f"{entry.path}: missing, but {path} names it")
+            read.problems.append(f"{entry.path}: missing, but {path} names it")
             continue
-        files, total = files + 1, total + length
+        read.files += 1
+        read.bytes += length
         if (length, found) != (entry.size, entry.sha256):
-            problems.append(_other_bytes(entry.path, entry.sha256, found) + f", and {length:,} bytes")
-    return _ShardReading(leaf, usable, tuple(problems), files, total)
+            read.problems.append(_other_bytes(entry.path, entry.sha256, found) + f", and {length:,} bytes")
+    return read
 
 
 def _wrong_commit(commit: Commit, path: str, data: bytes, shard: int, generation: int) -> Iterator[str]:

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.tables import DatasetTables, TableFile, make_folder, open_committed
+from segmint.catalogs.dataset.tables import DatasetTables, TableFile, open_committed
 from segmint.catalogs.layout import DamagedDatasetError, data_path
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.schemas import SCHEMAS
@@ -156,7 +157,7 @@ def test_thousands_of_files_are_one_view(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"ordinal": [2 * shard, 2 * shard + 1]}, schema=schema), path)
         files.append(TableFile(str(path), path.stat().st_size))
-    with DatasetTables(location_of(tmp_path), {"images": files}, {"images": schema}, make_folder(None)) as tables:
+    with DatasetTables(location_of(tmp_path), {"images": files}, {"images": schema}, ScratchFolder()) as tables:
         found = tables.query("SELECT count(*) AS n, max(shard) AS last, sum(ordinal)::BIGINT AS total FROM images")
         assert found.to_pylist() == [{"n": 2000, "last": 999, "total": 2000 * 1999 // 2}]
 

@@ -8,14 +8,7 @@ from typing import Literal
 import numpy as np
 
 from segmint.operators.intervals import Interval
-from segmint.operators.resampling import (
-    RESAMPLES,
-    holm,
-    mean_replicates,
-    percentile_interval,
-    relabel_p,
-    sign_flip_p,
-)
+from segmint.operators.resampling import RESAMPLES, holm, mean_replicates, percentile_interval, relabel_p, sign_flip_p
 from segmint.pipeline.engine.evaluate.intervals import LEAST_IMAGES
 from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
 

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segmint.catalogs.dataset.tables import DatasetTables, TableFile, make_folder
+from segmint.catalogs.dataset.tables import DatasetTables, TableFile
 from segmint.catalogs.layout import DamagedDatasetError, data_path
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.operators.schemas import IMAGES
 from segmint.pipeline.quality.view.findings import ImageFinding
 from segmint.pipeline.quality.view.index import RANGES, SORTS, Filters, ImageIndex, order, parse_filters, where
@@ -68,7 +69,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageIndex]:
         rows = ROWS[shard * COUNT // 2 : (shard + 1) * COUNT // 2]
         pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES), path)
         files.append(TableFile(str(path), path.stat().st_size))
-    with DatasetTables(location_of(folder), {"images": files}, {"images": IMAGES}, make_folder(folder)) as tables:
+    with DatasetTables(location_of(folder), {"images": files}, {"images": IMAGES}, ScratchFolder(dir=folder)) as tables:
         made = ImageIndex(tables, FINDINGS, folder)
         yield made
         made.close()
@@ -205,7 +206,7 @@ def test_a_damaged_table_is_told(tmp_path: Path) -> None:
     path = tmp_path / data_path("images", 0, "0" * 64)
     path.parent.mkdir()
     pq.write_table(pa.Table.from_pylist(ROWS, schema=IMAGES), path)
-    folder, files = make_folder(tmp_path), {"images": [TableFile(str(path), path.stat().st_size)]}
+    folder, files = ScratchFolder(dir=tmp_path), {"images": [TableFile(str(path), path.stat().st_size)]}
     with DatasetTables(location_of("x"), files, {"images": IMAGES}, folder) as tables:
         whole = path.read_bytes()
         path.write_bytes(whole[:4] + bytes(len(whole) - 300) + whole[-296:])
