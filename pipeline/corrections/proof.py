@@ -56,7 +56,8 @@ class ImageProof:
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
         by_name, catalog = ("names, numbers in Parquet and JSON, and ", "the catalog, ") if self.reasons else ("", "")
-        redacted = "a redaction was begun" if any(each.startswith("shards/") for each in self.found) else "redacted"
+        begun = any(each.startswith("shards/") and f", {self.images[0]}.jpg" in each for each in self.found)
+        redacted = "a redaction was begun" if begun else "redacted"
         state = f"taken down ({'; '.join(self.reasons)})" if self.reasons else redacted
         verdict = f"found in {counted(len(self.found), 'place')}" if self.found else "not found"
         return [
