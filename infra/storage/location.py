@@ -105,6 +105,10 @@ class Location:
         """Return the names of all local symbolic links below this folder."""
         return self.storage.links(self.uri)
 
+    def versioned(self) -> set[str]:
+        """Return the names below this folder of objects with older versions, and of local links."""
+        return self.storage.versioned(self.uri)
+
     def refuse_link(self) -> None:
         """Raise `UsageError` if this is a local symbolic link."""
         self.storage.refuse_link(self.uri)

@@ -24,7 +24,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import is_below
+from segmint.infra.uris import LOCAL, is_below, scheme
 from segmint.infra.wording import counted
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.shards.committed_rows import read_file, read_table
@@ -229,8 +229,9 @@ class _Search:
 
         for traces in map_ahead(look, entries(), _THREADS, 2 * _THREADS, "prove"):
             self.add(traces)
-        for name in place.walk_ever() if whole else ():
-            if name not in names and not (around and is_below(str(place / name), self.dataset.uri)):
+        for name in sorted(place.versioned()) if whole else ():
+            searched = name in names and scheme(place.uri) == LOCAL
+            if not (searched or (around and is_below(str(place / name), self.dataset.uri))):
                 self.not_checked.append(f"{place / name}: a link, a special file, or an older version")
         return names
 

@@ -380,6 +380,9 @@ def test_an_older_version_in_a_bucket_is_found(
     takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
     (line,) = prove(location, "2").found
     assert line.startswith(f"{export}/data/train-00000.parquet, 1 row from row 1 on (id, image.bytes, ")
+    (export / "data/train-00000.parquet").put(b"another export")
+    older = f"{export}/data/train-00000.parquet: a link, a special file, or an older version"
+    assert older in prove(location, "2").not_checked
     files = [export / entry.name for entry in export.walk()]
     for file in files:
         file.delete()
