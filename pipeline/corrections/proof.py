@@ -63,7 +63,8 @@ class ImageProof:
         return [
             f"{', '.join(self.images)}: {state}",
             f"searched for its {by_name}{counted(len(self.jpegs), 'SHA-256')} of its former JPEGs; scaled, cropped, or "
-            "re-encoded copies, copies encoded as text or numbers, and names in UTF-16 or UTF-32 aren't recognized",
+            "re-encoded copies, copies encoded as text or numbers or inside files of other kinds, such as TFRecord or "
+            "pickle, and names in UTF-16 or UTF-32 aren't recognized",
             f"searched {counted(self.shards, 'committed shard')}, {catalog}the names of other data files and older "
             f"versions, and {counted(self.files, 'file')} of reports, exports, and other folders, including the rows "
             "of Parquet files and the files in tar and zip archives",

@@ -195,6 +195,7 @@ def test_a_picture_with_another_name_is_found_by_its_hash(exported: Path, tmp_pa
     with zipfile.ZipFile(place / "c.zip", "w", zipfile.ZIP_DEFLATED) as outer:
         outer.write(place / "a.tar", "inner.tar")
     pq.write_table(pa.table({"x": [[{"y": b"-"}, {"y": jpeg}]]}), place / "d.parquet")
+    (place / "e.tfrecord").write_bytes(bytes(12) + jpeg)  # not found, and said not to be
     proof = prove(location_of(exported), "2")
     assert [line.removeprefix(f"{place}/") for line in proof.found] == [
         "a.tar, b/other.jpg is its JPEG",
@@ -203,6 +204,7 @@ def test_a_picture_with_another_name_is_found_by_its_hash(exported: Path, tmp_pa
         "other.jpg is its JPEG",
     ]
     assert f"gone: 1 file of {place}, such as data/train-00000.parquet" in proof.lines()
+    assert "or inside files of other kinds, such as TFRecord or pickle, " in proof.lines()[1]
 
 
 def test_what_cannot_be_looked_into_is_named(taken: Path, tmp_path: Path) -> None:
