@@ -332,10 +332,17 @@ def test_of_a_single_file_nothing_beside_it_is_searched(dataset: Path, tmp_path:
     audit_dataset(location, AuditOptions(sample=0, privacy_sample=0, attributions=location_of(file)))
     takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
     assert found(dataset) == [f"{file} mentions it"]
+    result = tmp_path / "audit.json"
+    words = ["audit", str(dataset), "--integrity-only", "-o", str(result)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    result.write_text('{"image": 2}')
+    assert {*found(dataset)} == {f"{file} mentions it", f"{result} mentions it"}
+    result.unlink()
     file.unlink()
     proof = prove(location, "2")
-    gone = (f"nothing is at {file}, where segmint audit --attributions wrote",)
-    assert (proof.found, proof.not_checked, proof.gone) == ((), (), gone)
+    gone = f"nothing is at {file}, where segmint audit --attributions wrote"
+    also = f"nothing is at {result}, where segmint audit -o wrote"
+    assert (proof.found, proof.not_checked, {*proof.gone}) == ((), (), {gone, also})
 
 
 def test_a_takedown_without_marks_says_so(dataset: Path) -> None:
