@@ -162,11 +162,11 @@ def verify_dataset(
         problem, unchecked = signature_problem(dataset, version, public_key)
         reading.problems += [] if problem is None else [problem]
         not_checked += [] if unchecked is None else [unchecked]
-        of = "" if version is None else f" of version {version.number}"
-        compared_with.append(f"the signature{of} by key {key_id(public_key)}")
+        if version is not None and problem is None and unchecked is None:
+            compared_with.append(f"the signature of version {version.number} by key {key_id(public_key)}")
     elif signed_by:
         notes.append(f"signature files of the keys {', '.join(signed_by)} weren't compared. Pass a public key to --key")
-    if require_pinned and not compared_with:
+    if require_pinned and pin is None and public_key is None:
         outside = "pass --key, or a full digest that you keep elsewhere: --version sha256:…"
         not_checked.append(f"the digest, against anything outside the dataset: {outside}")
     return VerifyResult(
