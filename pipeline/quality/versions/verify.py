@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from segmint.catalogs.dataset.annotations.names import ANNOTATIONS
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations
 from segmint.catalogs.dataset.shards_index import index_problem
@@ -25,6 +26,7 @@ from segmint.catalogs.dataset.versions.past import RemovedVersionError, check_re
 from segmint.catalogs.dataset.versions.record import FULL_DIGEST, VERSIONS, Version, VersionName, find_version
 from segmint.catalogs.layout import (
     DATA_KINDS,
+    REPORT,
     SHARDS_INDEX,
     SUMMARIES,
     DamagedDatasetError,
@@ -257,6 +259,8 @@ def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
             f"{counted(len(found.recent), 'file')} that no commit names, from a running or killed writer "
             f"(changed or reserved within a day, or of shards without a commit): {some(found.recent)}"
         )
+    if unopened := [name for name in (ANNOTATIONS, REPORT) if any(True for _ in (reading.dataset / name).walk())]:
+        reading.notes.append(f"not opened: the files in {' and '.join(f'{name}/' for name in unopened)}")
     if found.others:
         reading.notes.append(f"{counted(len(found.others), 'small file')} not written by segmint: {some(found.others)}")
 
