@@ -219,7 +219,10 @@ class Accounting:
             if self.stages:
                 lines.append(loads_line(self.stages))
         elif self.complete and not self.retried_rows:
-            lines.append(f"nothing to do: all rows are done ({self.seconds:.1f} s). `segmint verify` reads the files")
+            lines.append(
+                f"nothing to do: all rows of {counted(self.shards, 'shard')} are done ({self.seconds:.1f} s). "
+                "`segmint verify` reads the files"
+            )
         if self.version is not None:
             lines.append(self.version.line())
         return lines
