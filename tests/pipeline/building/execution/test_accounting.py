@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 
+from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.accounting import Accounting, NotRecordedError, StageLoad, record_end
@@ -102,4 +103,15 @@ def test_a_run_over_a_damaged_version_is_not_recorded() -> None:
         (place.location / "versions/1.json").put(b"{}")
         dataset = SimpleNamespace(location=place.location, write_index=lambda: None)
         with pytest.raises(NotRecordedError, match=r"the latest version, or a file of it, is damaged.*segmint repair"):
+            record_end(cast(BuildDataset, dataset), WHOLE, {})
+
+
+def test_a_run_beside_an_unfinished_takedown_is_not_called_damaged() -> None:
+    with two_shards() as place:
+        put_version(place.location, "build")
+        image = RemovedImage(ordinal=1, id=2, image_id="image-1", uri="photo_1.jpg", sha256=None)
+        tombstone = Tombstone(request=TakedownRequest(ids=("2",)), reason="asked", when="now", images=(image,))
+        put_tombstone(place.location, tombstone)
+        dataset = SimpleNamespace(location=place.location, write_index=lambda: None)
+        with pytest.raises(NotRecordedError, match=r"^shards.json or a version .*: a takedown didn't finish, or "):
             record_end(cast(BuildDataset, dataset), WHOLE, {})
