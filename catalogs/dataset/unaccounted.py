@@ -46,6 +46,7 @@ _TEMPORARY = re.compile(
     rf"(?:[a-z0-9]+/)*)?{re.escape(TEMPORARY_PREFIX)}(?:(?:probe|clock)-)?[0-9a-f]{{32}}"
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # in no URI
+_UNREADABLE = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # keys of a bucket whose location is another's
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 """Control characters, which text doesn't contain and compressed data does."""
 _SIGNATURES = {
@@ -172,7 +173,7 @@ def _judge_ours(
 def _suspicion(dataset: Location, path: str, size: int) -> str | None:
     """Return what makes a file that isn't segmint's a finding; None for a small file of users or stores."""
     name, of = base_name(path), f"of {size:,} bytes"
-    if size > MOST_BYTES or path.endswith("/"):
+    if size > MOST_BYTES or _UNREADABLE.search(path):
         return f"a file {of}"
     if not size:
         return None

@@ -101,6 +101,10 @@ class Location:
         """Return the target if this is a local symbolic link, else None."""
         return self.storage.link_target(self.uri)
 
+    def versioned(self) -> set[str]:
+        """Return the names below this folder of objects with older versions, and of local links."""
+        return self.storage.versioned(self.uri)
+
     def refuse_link(self) -> None:
         """Raise `UsageError` if this is a local symbolic link."""
         self.storage.refuse_link(self.uri)

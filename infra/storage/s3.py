@@ -228,10 +228,11 @@ class S3Store:
                 self._call("delete_object", Bucket=bucket, Key=key, VersionId=entry["VersionId"])
 
     def versioned(self, uri: str) -> set[str]:
-        """Return the names below a prefix for which the bucket holds any version or delete marker."""
+        """Return the names below a prefix for which the bucket holds an older version or a delete marker."""
         bucket, key = split_bucket(uri)
         prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
-        return {entry["Key"][len(prefix) :] for entry in self._versions(bucket, prefix)} - {""}
+        entries = (each for each in self._versions(bucket, prefix) if not each.get("IsLatest") or "Size" not in each)
+        return {entry["Key"][len(prefix) :] for entry in entries} - {""}  # delete markers have no size
 
     def _versions(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}

@@ -208,7 +208,15 @@ class Storage:
 
     def links(self, uri: str) -> set[str]:
         """Return the names of all local symbolic links below a folder, relative to it; stores have none."""
-        return LocalStore().versioned(uri) if scheme(uri) == LOCAL else set()
+        return self.versioned(uri) if scheme(uri) == LOCAL else set()
+
+    def versioned(self, uri: str) -> set[str]:
+        """Return the names below a folder or prefix of objects with older versions, and of local links.
+
+        Raises `UsageError` for a store that can't list versions.
+        """
+        store = self._store(uri)
+        return with_retries(self._retry, "list versions of", uri, lambda: store.versioned(uri))
 
     def refuse_link(self, uri: str) -> None:
         """Raise `UsageError` for a local symbolic link, because its target is not ours to delete."""
@@ -225,9 +233,7 @@ class Storage:
         Names are relative to `uri`. They include deleted objects whose older versions the bucket keeps, and local
         links, which aren't followed. Raises `UsageError` for a store that can't list versions.
         """
-        store = self._store(uri)
-        found = with_retries(self._retry, "list versions of", uri, lambda: store.versioned(uri))
-        return tuple(sorted(found | {entry.name for entry in self.walk(uri, include_temporary=True)}))
+        return tuple(sorted(self.versioned(uri) | {entry.name for entry in self.walk(uri, include_temporary=True)}))
 
     def delete(self, uri: str) -> None:
         """Delete an object if it exists."""

@@ -83,7 +83,7 @@ class Store(Protocol):
         """Delete the object and all its older versions."""
 
     def versioned(self, uri: str) -> set[str]:
-        """Return the names of the objects below a folder or prefix that have versions, including deleted objects."""
+        """Return the names of the objects below a folder or prefix that have older versions, such as deleted ones."""
 
     def ping(self, uri: str) -> None:
         """Make a minimal request. Raises if the store doesn't respond."""

@@ -24,7 +24,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import is_below
+from segmint.infra.uris import LOCAL, is_below, scheme
 from segmint.infra.wording import counted
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.shards.committed_rows import read_file, read_table
@@ -56,13 +56,15 @@ class ImageProof:
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
         by_name, catalog = ("names, numbers in Parquet and JSON, and ", "the catalog, ") if self.reasons else ("", "")
-        redacted = "a redaction was begun" if any(each.startswith("shards/") for each in self.found) else "redacted"
+        begun = any(each.startswith("shards/") and f", {self.images[0]}.jpg" in each for each in self.found)
+        redacted = "a redaction was begun" if begun else "redacted"
         state = f"taken down ({'; '.join(self.reasons)})" if self.reasons else redacted
         verdict = f"found in {counted(len(self.found), 'place')}" if self.found else "not found"
         return [
             f"{', '.join(self.images)}: {state}",
             f"searched for its {by_name}{counted(len(self.jpegs), 'SHA-256')} of its former JPEGs; scaled, cropped, or "
-            "re-encoded copies, copies encoded as text or numbers, and names in UTF-16 or UTF-32 aren't recognized",
+            "re-encoded copies, copies encoded as text or numbers or inside files of other kinds, such as TFRecord or "
+            "pickle, and names in UTF-16 or UTF-32 aren't recognized",
             f"searched {counted(self.shards, 'committed shard')}, {catalog}the names of other data files and older "
             f"versions, and {counted(self.files, 'file')} of reports, exports, and other folders, including the rows "
             "of Parquet files and the files in tar and zip archives",
@@ -228,8 +230,9 @@ class _Search:
 
         for traces in map_ahead(look, entries(), _THREADS, 2 * _THREADS, "prove"):
             self.add(traces)
-        for name in place.walk_ever() if whole else ():
-            if name not in names and not (around and is_below(str(place / name), self.dataset.uri)):
+        for name in sorted(place.versioned()) if whole else ():
+            searched = name in names and scheme(place.uri) == LOCAL
+            if not (searched or (around and is_below(str(place / name), self.dataset.uri))):
                 self.not_checked.append(f"{place / name}: a link, a special file, or an older version")
         return names
 

@@ -68,17 +68,19 @@ class TakedownResult:
     unknown_files: tuple[str, ...] = ()  # temporary and not segmint's; they may name or show the images
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
     caches: tuple[str, ...] = ()  # caches of its images, and the files deleted there or left
+    shared: int = 0  # taken-down images that rows of other providers or licenses name, too
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
         shards = some([str(shard) for shard in self.building])
+        others = f" ({self.shared:,} also named by rows of other providers or licenses)" if self.shared else ""
         building = f"a build is writing shards {shards}, or died while writing; its end or next run removes the images"
         return [
             f"{counted(self.rows, 'row')} taken down, {counted(self.images, 'image')} removed from "
             f"{counted(len(self.changed_shards), 'shard')}; taken down from this dataset in total: "
             f"{counted(self.taken_down, 'row')}",
-            "of the dataset's committed files, including older versions, only tombstones/ still names the images, and "
-            "marks/ has the SHA-256 of their JPEGs",
+            "of the dataset's committed files, including older versions, only tombstones/ still names the images"
+            f"{others}, and marks/ has the SHA-256 of their JPEGs",
             *([f"submissions removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
             *([building] if shards else []),
             *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
@@ -206,6 +208,7 @@ class _Takedown:
             changed_shards=tuple(outcome.changed),
             tombstones=plan.tombstones,
             taken_down=len(plan.images),
+            shared=sum(image.shared for image in plan.images.values()),
             annotations=plan.answers,
             building=outcome.building,
             kept=plan.listed.kept,

@@ -91,7 +91,7 @@ def test_the_parquet_reads_with_duckdb_and_has_the_documented_schema(built: Buil
 
 def test_a_second_run_has_nothing_to_do_and_changes_nothing(built: BuiltDataset) -> None:
     before = digests(built.dataset)
-    assert "nothing to do: all rows are done" in segmint_here("build", built.config)
+    assert "nothing to do: all rows of " in segmint_here("build", built.config)
     assert digests(built.dataset) == before
 
 

@@ -67,5 +67,5 @@ def test_two_concurrent_drivers_write_the_same_as_one(
     first, second = ranges
     with running(config, *first) as one, running(config, *second) as other:
         assert (one.wait(), other.wait()) == (0, 0)
-    assert "nothing to do: all rows are done" in segmint("build", config)
+    assert "nothing to do: all rows of " in segmint("build", config)
     assert digests(tmp_path / "dataset") == undisturbed

@@ -61,7 +61,7 @@ def test_a_dataset_grows_and_no_byte_of_it_changes(tmp_path: Path) -> None:
     ids = [sample.id for sample in open_dataset(str(dataset))]
     assert ids == [1, 2, 4, 5, 6, 7, 10, 11, 12]
     assert len(json.loads((dataset / "shards.json").read_text())["shardlist"]) == 4
-    assert "nothing to do: all rows are done" in segmint("build", config, "--grow")
+    assert "nothing to do: all rows of " in segmint("build", config, "--grow")
     assert digests(dataset) == grown
 
     # The new images equal those of a separate dataset, except for their numbers.
@@ -89,7 +89,7 @@ def test_refused_rows_are_retried_and_the_others_stay(tmp_path: Path) -> None:
     assert "expected one of license_not_allowed" in segmint("build", config, "--retry-rejected", "wrong", check=2)
 
     (photos / "nowhere.jpg").write_bytes((photos / "photo_000.jpg").read_bytes())
-    assert "nothing to do: all rows are done" in segmint("build", config, "--retry-rejected", "truncated")
+    assert "nothing to do: all rows of " in segmint("build", config, "--retry-rejected", "truncated")
     segmint("build", config, "--retry-rejected", "not_found", "--shards", "0:2")
     assert digests(dataset) == before
     accounting = answer(segmint("build", config, "--json", "--retry-rejected", "not_found"))
@@ -104,7 +104,7 @@ def test_refused_rows_are_retried_and_the_others_stay(tmp_path: Path) -> None:
     assert rebuilt.keys() - after.keys() == {"commits/000002.g1.json"}
     assert all(after[path] == rebuilt[path] for path in after.keys() & rebuilt.keys())
     assert audit_integrity(location_of(dataset)).findings.total == 0
-    assert "nothing to do: all rows are done" in segmint("build", config, "--retry-rejected", "not_found")
+    assert "nothing to do: all rows of " in segmint("build", config, "--retry-rejected", "not_found")
     assert digests(dataset) == after
 
 

@@ -48,7 +48,7 @@ def test_it_builds_draws_and_finds_nothing_to_do_again(tmp_path: Path, monkeypat
     answer, before = list(told), {path: path.stat().st_mtime_ns for path in overlays.iterdir()}
     told.clear()
     segmint.pipeline.demo.run_demo(tmp_path / "demo", told.append)
-    assert any("nothing to do: all rows are done" in line for line in told)
+    assert any("nothing to do: all rows of " in line for line in told)
     assert told[-3:] == answer[-3:]
     assert {path: path.stat().st_mtime_ns for path in overlays.iterdir()} == before
 

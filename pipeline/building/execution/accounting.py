@@ -219,7 +219,10 @@ class Accounting:
             if self.stages:
                 lines.append(loads_line(self.stages))
         elif self.complete and not self.retried_rows:
-            lines.append(f"nothing to do: all rows are done ({self.seconds:.1f} s). `segmint verify` reads the files")
+            lines.append(
+                f"nothing to do: all rows of {counted(self.shards, 'shard')} are done ({self.seconds:.1f} s). "
+                "`segmint verify` reads the files"
+            )
         if self.version is not None:
             lines.append(self.version.line())
         return lines
@@ -263,10 +266,11 @@ def record_end(dataset: BuildDataset, accounting: Accounting, on_hold: Mapping[i
             dataset.write_index()
         accounting = replace(accounting, version=(version := put_version(dataset.location, "build")))
         if version.number is None:
-            fault = DamagedDatasetError("the latest version, or a file of it, is damaged. Run `segmint repair`")
+            why = "a takedown didn't finish, or the latest version, or a file of it, is damaged"
+            fault = DamagedDatasetError(f"{why}. Run `segmint repair`, which says what")
     except (StorageFaultError, OSError) as error:
         fault = error
-    problem = f"shards.json and a version could not be recorded at the end of the run: {fault}"
+    problem = f"shards.json or a version could not be recorded at the end of the run: {fault}"
     advice = "This run lost nothing. Fix the cause, then run the same command again to record them"
     if not accounting.complete:
         left = accounting.unfinished_message(on_hold)

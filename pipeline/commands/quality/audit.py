@@ -93,7 +93,7 @@ def audit(
     if study is not None and evidence is None:
         raise UsageError("--study requires --evidence, because the score is added to the evidence")
     build, storage = build_of(config)
-    from segmint.catalogs.dataset.outputs import refuse_inside
+    from segmint.catalogs.dataset.outputs import note_output, refuse_inside
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import not_checked_lines
     from segmint.pipeline.config.config import LOCAL
@@ -146,7 +146,9 @@ def audit(
     if output is None:
         print_line(text)
     else:
-        storage.put(output, f"{text}\n".encode())
+        written = Location(storage, output)
+        written.put(f"{text}\n".encode())
+        note_output(where, "audit -o", written, {written.name: written.sha256()})
         print_message(f"{lines[0]}; written to {output}")
         for line in not_checked_lines(not_checked(report)):
             print_line(line)

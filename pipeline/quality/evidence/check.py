@@ -64,6 +64,7 @@ _SSHSIG = re.compile(rb"SSHSIG\x00{3}\x01.{4}\x00{3}.([\w@.-]+)\x00.*\x00{7}\x06
 _ED25519_DER = bytes.fromhex("302a300506032b6570032100")  # prefix of the 32 key bytes (RFC 8410)
 DIGEST_NAMESPACE, SUMS_NAMESPACE = "segmint-dataset", "segmint-evidence"  # of signatures
 _COVERED_BY_NOTHING = f"version number, verdict, and the rest of {AUDIT} and {EVIDENCE}"
+UNREAD = "file of the dataset: "
 Read = Callable[[str], bytes]  # reads a file by its path
 
 
@@ -289,7 +290,7 @@ def wrong_in_dataset(
     except ERRORS as error:
         yield f"{path}: {getattr(error, 'strerror', None) or repr(error)}"
     except OSError as error:
-        not_checked.append(f"{path}: {error}")
+        not_checked.append(f"{UNREAD}{path}: {error}")
 
 
 def lines_about(done: EvidenceCheck, key: bytes | None) -> list[str]:
@@ -302,6 +303,8 @@ def lines_about(done: EvidenceCheck, key: bytes | None) -> list[str]:
     if done.problems or done.evidence is None:
         verdict = f"{'NOT' if done.problems else 'not'} verified"
         return [*(f"problem: {problem}" for problem in done.problems), *note, *missed, f"{sums}; {verdict}"]
+    unread = any(each.startswith(UNREAD) for each in done.not_checked)
+    read = "was not read: pass --dataset" if done.later is None else "has all files of this digest"
     dataset, mine = done.evidence["dataset"], None if key is None else key_id(key)
     others = ", ".join(dict.fromkeys(each for each in done.signers if each != mine))
     version = "not recorded as a version" if dataset["version"] is None else f"version {dataset['version']}"
@@ -310,13 +313,14 @@ def lines_about(done: EvidenceCheck, key: bytes | None) -> list[str]:
         *(f"signed by key {mine}: {each}" for each in done.signed),
         *([f"unchecked signatures by the keys {others}: pass --key to check one"] if others else []),
         *([] if done.signers else ["the digest is not signed"]),
-        f"the dataset {'was not read: pass --dataset' if done.later is None else 'has all files of this digest'}",
+        f"the dataset {'has files that could not be read' if unread else read}",
         *note,
         f"the audit says: {version}, {done.evidence['when']}: {done.evidence['verdict']}",
     ]
     if done.study is not None:
         lines.append(f"{STUDY} says: its images were drawn from sha256:{done.study['version'].get('digest')}")
-    unvouched = "the digest is verified, the audit is not" if done.signed else "not verified"
+    partly = done.signed and any(each.startswith(_COVERED_BY_NOTHING) for each in done.not_checked)
+    unvouched = "the digest is verified, the audit is not" if partly else "not verified"
     return [*lines, *missed, f"{sums}; {unvouched if done.not_checked else 'verified'}"]
 
 

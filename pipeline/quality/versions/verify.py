@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from segmint.catalogs.dataset.annotations.names import ANNOTATIONS
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations
 from segmint.catalogs.dataset.shards_index import index_problem
@@ -25,6 +26,7 @@ from segmint.catalogs.dataset.versions.past import RemovedVersionError, check_re
 from segmint.catalogs.dataset.versions.record import FULL_DIGEST, VERSIONS, Version, VersionName, find_version
 from segmint.catalogs.layout import (
     DATA_KINDS,
+    REPORT,
     SHARDS_INDEX,
     SUMMARIES,
     DamagedDatasetError,
@@ -156,12 +158,12 @@ def verify_dataset(
         problem, unchecked = signature_problem(dataset, version, public_key)
         reading.problems += [] if problem is None else [problem]
         reading.not_checked += [] if unchecked is None else [unchecked]
-        of = "" if version is None else f" of version {version.number}"
-        compared_with.append(f"the signature{of} by key {key_id(public_key)}")
+        if version is not None and problem is None and unchecked is None:
+            compared_with.append(f"the signature of version {version.number} by key {key_id(public_key)}")
     elif signed_by:
         keys = ", ".join(signed_by)
         reading.notes.append(f"signature files of the keys {keys} weren't compared. Pass a public key to --key")
-    if require_pinned and not compared_with:
+    if require_pinned and pin is None and public_key is None:
         outside = "pass --key, or a full digest that you keep elsewhere: --version sha256:…"
         reading.not_checked.append(f"the digest, against anything outside the dataset: {outside}")
     return VerifyResult(
@@ -249,6 +251,8 @@ def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
             f"{counted(len(found.recent), 'file')} that no commit names, from a running or killed writer "
             f"(changed or reserved within a day, or of shards without a commit): {some(found.recent)}"
         )
+    if unopened := [name for name in (ANNOTATIONS, REPORT) if any(True for _ in (reading.dataset / name).walk())]:
+        reading.notes.append(f"not opened: the files in {' and '.join(f'{name}/' for name in unopened)}")
     if found.others:
         reading.notes.append(f"{counted(len(found.others), 'small file')} not written by segmint: {some(found.others)}")
 

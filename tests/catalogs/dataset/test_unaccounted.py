@@ -20,6 +20,7 @@ from segmint.catalogs.layout import commit_path, data_path, is_known, part_path
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.s3 import S3Store
 from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.uris import local_path
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.locations import location_of
@@ -38,6 +39,15 @@ def account(dataset: Location, now: datetime = NOW) -> UnaccountedFiles:
         for entry in commit.files:
             del listed[entry.path]
     return judge_doubtful(dataset, listed, now - timedelta(hours=24))
+
+
+def test_keys_that_lead_elsewhere_are_findings(tmp_path: Path) -> None:
+    """Reading them would read another object or none, so nothing can be said of what they contain."""
+    (tmp_path / "notes.txt").write_text("small")
+    keys = ("/notes.txt", "a//b", "a/../notes.txt", "./notes.txt", "a/")
+    listed = {key: ObjectInfo(key, 5, NOW) for key in (*keys, "notes.txt", ".hidden", "..more/x..")}
+    found = judge_doubtful(location_of(tmp_path), listed, NOW)
+    assert [finding.file for finding in found.findings] == sorted(keys)
 
 
 def zipped(data: bytes) -> bytes:

@@ -195,6 +195,7 @@ def test_a_picture_with_another_name_is_found_by_its_hash(exported: Path, tmp_pa
     with zipfile.ZipFile(place / "c.zip", "w", zipfile.ZIP_DEFLATED) as outer:
         outer.write(place / "a.tar", "inner.tar")
     pq.write_table(pa.table({"x": [[{"y": b"-"}, {"y": jpeg}]]}), place / "d.parquet")
+    (place / "e.tfrecord").write_bytes(bytes(12) + jpeg)  # not found, and said not to be
     proof = prove(location_of(exported), "2")
     assert [line.removeprefix(f"{place}/") for line in proof.found] == [
         "a.tar, b/other.jpg is its JPEG",
@@ -203,6 +204,7 @@ def test_a_picture_with_another_name_is_found_by_its_hash(exported: Path, tmp_pa
         "other.jpg is its JPEG",
     ]
     assert f"gone: 1 file of {place}, such as data/train-00000.parquet" in proof.lines()
+    assert "or inside files of other kinds, such as TFRecord or pickle, " in proof.lines()[1]
 
 
 def test_what_cannot_be_looked_into_is_named(taken: Path, tmp_path: Path) -> None:
@@ -288,6 +290,7 @@ def test_a_redaction_names_the_exports_and_finds_the_picture_from_before(exporte
     with pytest.raises(UsageError, match="no redaction of sa_1 is recorded"):
         prove_redaction(location, "1")
     begun = {"id": 1, "kind": "face", "x": 0, "y": 10, "w": 60, "h": 80}
+    former = (tmp_path / "coco/images/sa_1.jpg").read_bytes()
     regions.write_text(json.dumps(begun))
     with dying_after(2), pytest.raises(KilledProcessError):
         redact(location, location_of(regions))
@@ -315,6 +318,11 @@ def test_a_redaction_names_the_exports_and_finds_the_picture_from_before(exporte
         return CliRunner().invoke(app, ["redact", str(exported), *more])
 
     assert run("--prove", "1").exit_code == 0
+    shard = CommittedShard(exported, 1)  # another image with the same JPEG doesn't mean that the redaction was killed
+    shard.members = [(name, former if name == "sa_5.jpg" else data) for name, data in shard.members]
+    shard.write()
+    lines = prove_redaction(location, "sa_1").lines()
+    assert (lines[0], lines[-1]) == ("sa_1: redacted", "found in 1 place")
     assert [run(*more).exit_code for more in ((), ("--prove", "1", "--regions", "x"), ("--at", "a=b"))] == [2, 2, 2]
 
 
@@ -324,10 +332,17 @@ def test_of_a_single_file_nothing_beside_it_is_searched(dataset: Path, tmp_path:
     audit_dataset(location, AuditOptions(sample=0, privacy_sample=0, attributions=location_of(file)))
     takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
     assert found(dataset) == [f"{file} mentions it"]
+    result = tmp_path / "audit.json"
+    words = ["audit", str(dataset), "--integrity-only", "-o", str(result)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    result.write_text('{"image": 2}')
+    assert {*found(dataset)} == {f"{file} mentions it", f"{result} mentions it"}
+    result.unlink()
     file.unlink()
     proof = prove(location, "2")
-    gone = (f"nothing is at {file}, where segmint audit --attributions wrote",)
-    assert (proof.found, proof.not_checked, proof.gone) == ((), (), gone)
+    gone = f"nothing is at {file}, where segmint audit --attributions wrote"
+    also = f"nothing is at {result}, where segmint audit -o wrote"
+    assert (proof.found, proof.not_checked, {*proof.gone}) == ((), (), {gone, also})
 
 
 def test_a_takedown_without_marks_says_so(dataset: Path) -> None:
@@ -374,6 +389,9 @@ def test_an_older_version_in_a_bucket_is_found(
     takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
     (line,) = prove(location, "2").found
     assert line.startswith(f"{export}/data/train-00000.parquet, 1 row from row 1 on (id, image.bytes, ")
+    (export / "data/train-00000.parquet").put(b"another export")
+    older = f"{export}/data/train-00000.parquet: a link, a special file, or an older version"
+    assert older in prove(location, "2").not_checked
     files = [export / entry.name for entry in export.walk()]
     for file in files:
         file.delete()

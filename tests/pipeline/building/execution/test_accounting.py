@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 
+from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.accounting import Accounting, NotRecordedError, StageLoad, record_end
@@ -22,7 +23,7 @@ WHOLE = Accounting(
 def test_a_person_reads_reasons_rates_and_what_is_left() -> None:
     text = "\n".join(WHOLE.lines())
     assert "6 images with 40 masks in 3 shards" in text
-    assert "nothing to do: all rows are done" in text
+    assert "nothing to do: all rows of 3 shards are done (2.0 s)" in text  # --shards may leave others
     run = Accounting(
         dataset="d",
         rows=8,
@@ -39,7 +40,7 @@ def test_a_person_reads_reasons_rates_and_what_is_left() -> None:
     assert "3 rows in 1 shard, for the next run" in text
     assert "5 rows in 2.0 s: 2 images/s, 15 masks/s" in text
     idle = "\n".join(replace(run, built_rows=0).lines())
-    assert "nothing to do: all rows are done" not in idle
+    assert "nothing to do: all rows of " not in idle
     message = run.unfinished_message({2: "the store does not answer"})
     assert "shard 2: the store does not answer" in message
     assert "Nothing is lost" in message
@@ -102,4 +103,15 @@ def test_a_run_over_a_damaged_version_is_not_recorded() -> None:
         (place.location / "versions/1.json").put(b"{}")
         dataset = SimpleNamespace(location=place.location, write_index=lambda: None)
         with pytest.raises(NotRecordedError, match=r"the latest version, or a file of it, is damaged.*segmint repair"):
+            record_end(cast(BuildDataset, dataset), WHOLE, {})
+
+
+def test_a_run_beside_an_unfinished_takedown_is_not_called_damaged() -> None:
+    with two_shards() as place:
+        put_version(place.location, "build")
+        image = RemovedImage(ordinal=1, id=2, image_id="image-1", uri="photo_1.jpg", sha256=None)
+        tombstone = Tombstone(request=TakedownRequest(ids=("2",)), reason="asked", when="now", images=(image,))
+        put_tombstone(place.location, tombstone)
+        dataset = SimpleNamespace(location=place.location, write_index=lambda: None)
+        with pytest.raises(NotRecordedError, match=r"^shards.json or a version .*: a takedown didn't finish, or "):
             record_end(cast(BuildDataset, dataset), WHOLE, {})

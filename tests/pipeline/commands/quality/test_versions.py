@@ -58,7 +58,9 @@ def test_sign_and_verify(dataset: Path, tmp_path: Path, monkeypatch: pytest.Monk
     private, public = tmp_path / "key.pem", tmp_path / "public.pem"
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"sesame")))
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    assert run("verify", dataset, "--key", public).exit_code == 1
+    unsigned = run("verify", dataset, "--key", public, "--require-pinned")
+    assert (unsigned.exit_code, "not checked" in unsigned.stdout) == (1, False)
+    assert "; 1 problem: not verified; compared with the dataset's own records only\n" in unsigned.stdout
     assert "there's no terminal to ask for its passphrase" in run("sign", dataset, "--key", private).stderr
     monkeypatch.setattr("typer.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
     aborted = run("sign", dataset, "--key", private)

@@ -201,7 +201,16 @@ def test_what_this_user_cannot_read_or_run_is_not_checked(evidence_folder: Path,
     assert lines_about(done, None)[-1].endswith("; not verified")
     unread: list[str] = []
     assert list(wrong_in_dataset("commits/1.json", "0", read_fails, unread)) == []
-    assert unread == ["commits/1.json: [Errno 5] broken: 'commits/1.json'"]
+    assert unread == ["file of the dataset: commits/1.json: [Errno 5] broken: 'commits/1.json'"]
+    sums = hashlib.sha256((evidence_folder / "SHA256SUMS").read_bytes()).hexdigest()
+    dataset = shutil.copytree(evidence_folder.parent / "dataset", tmp_path / "dataset")
+    (dataset / "dataset.json").unlink()
+    (dataset / "dataset.json").symlink_to("dataset.json")
+    for more in ([], ["--key", evidence_folder.parent / "key.public.pem"]):
+        ran = run(evidence_folder, "--dataset", dataset, "--sums", sums, *more)
+        assert (ran.returncode, "not checked: file of the dataset: dataset.json: " in ran.stdout) == (3, True)
+        assert "the dataset has files that could not be read\n" in ran.stdout
+        assert ran.stdout.endswith("; not verified\n")
     (tmp_path / "ssh-keygen").write_bytes(b"\x7fELF")
     (tmp_path / "ssh-keygen").chmod(0o755)
     ran = run(evidence_folder, "--key", evidence_folder.parent / "key.public.pem", path=str(tmp_path))

@@ -200,6 +200,13 @@ def test_an_index_may_be_missing_until_all_shards_are_recorded(whole: Location) 
     assert verify_dataset(whole).problems == ()
 
 
+def test_files_that_are_not_opened_are_named(whole: Location) -> None:
+    for path in ("annotations/0/0.1.json", "report/figures/funnel.png"):
+        (whole / path).put(b"an original")
+    found = verify_dataset(whole)
+    assert (found.problems, found.notes) == ((), ("not opened: the files in annotations/ and report/",))
+
+
 def test_the_last_version_is_missed_by_its_signature_and_by_takedowns(whole: Location) -> None:
     (whole / f"versions/1.{'0' * 16}.sig").put(b"its signature")
     (whole / "versions/1.json").delete()
