@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.histories import WriterHistory
 
-FEW, MANY = 40, 10_000
+FEW, MANY = 30, 10_000
 
 
 def run(seeds: Iterable[int]) -> list[WriterHistory]:
