@@ -21,7 +21,7 @@ class Code(StrEnum):
     WRONG_ORDINALS = "wrong_ordinals"
     REPLACED_GENERATION = "replaced_generation"
     OTHER_NUMERICS = "other_numerics"
-    OTHER_CONFIG = "other_config"
+    OTHER_BUILD = "other_build"
     BAD_COUNTS = "bad_counts"
     MISSING_FILE = "missing_file"
     FILE_SIZE = "file_size"
@@ -91,7 +91,7 @@ SENTENCES = {
     Code.WRONG_ORDINALS: "A commit's ordinals don't match its shard, so rows would be missing or duplicated.",
     Code.REPLACED_GENERATION: "An older commit still exists next to the one that replaced it.",
     Code.OTHER_NUMERICS: "A shard was computed with numerics other than the dataset's.",
-    Code.OTHER_CONFIG: "A shard was built with a configuration other than the one in `dataset.json`.",
+    Code.OTHER_BUILD: "A shard was built with settings, weights, or a policy date other than those in `dataset.json`.",
     Code.BAD_COUNTS: "A commit's counts don't add up: rows = images + rejected, and rejected = the sum over reasons.",
     Code.MISSING_FILE: "A file that a commit names is missing.",
     Code.FILE_SIZE: "A file's size differs from its commit.",

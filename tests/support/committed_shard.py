@@ -108,6 +108,7 @@ def write_commit(dataset: Path, commit: Commit) -> None:
 def change_manifest(dataset: Path, **changes: Any) -> None:
     """Rewrite `dataset.json` with other values of these fields; with a configuration and its hash, the commits too."""
     path = dataset / MANIFEST
+    manifest = DatasetManifest.from_json(path.read_bytes()).model_copy(update=changes)
     for commit in CommitLog(location_of(dataset)).read_all() if {"config", "config_sha256"} <= changes.keys() else ():
-        write_commit(dataset, replace(commit, config=changes["config_sha256"]))
-    path.write_bytes(DatasetManifest.from_json(path.read_bytes()).model_copy(update=changes).to_json())
+        write_commit(dataset, replace(commit, build_sha256=manifest.build_sha256))
+    path.write_bytes(manifest.to_json())

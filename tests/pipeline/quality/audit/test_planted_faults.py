@@ -170,9 +170,9 @@ def computed_elsewhere(dataset: Path) -> None:
     change_commit(dataset, 1, numerics="0123456789ab")
 
 
-@damage(Code.OTHER_CONFIG, "commits/000001.g1.json", "found ababab")
+@damage(Code.OTHER_BUILD, "commits/000001.g1.json", "found ababab")
 def built_with_other_settings(dataset: Path) -> None:
-    change_commit(dataset, 1, config="ab" * 32)
+    change_commit(dataset, 1, build_sha256="ab" * 32)
 
 
 @damage(Code.BAD_COUNTS, "commits/000001.g1.json", "3 rows = images + rejected", "4 images")
