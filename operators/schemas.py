@@ -2,12 +2,15 @@
 
     NORMALIZED -> PREPARED -> SEGMENTED -> DESCRIBED -> IMAGES, MASKS, REJECTS
 
-Importing this module needs only pyarrow, so processes that read or write shards start without the model.
+Importing this module needs only pyarrow and pydantic, so processes that read or write shards start without the model.
 """
+
+from collections.abc import Iterable
 
 import pyarrow as pa
 
 from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.stages import StageColumn
 
 VERDICT = pa.schema(
     [
@@ -149,6 +152,15 @@ AUTOMATIC = "automatic"
 SOURCES = (AUTOMATIC, "assisted", "corrected", "manual", "imported")
 """Possible sources of a mask."""
 
+PERSON = "person"
+"""`label_source` of a label that an annotator set."""
+
+IMPORT = "import"
+"""`label_source` of a label that an imported file contained."""
+
+LABEL_COLUMNS = ("label", "label_score", "label_source")
+"""Columns of a mask about its label."""
+
 MASK_ORIGIN = [
     pa.field("label", pa.string()),  # what the mask shows; null: unknown
     pa.field("label_score", pa.float64()),  # the labeling model's score; null if a person or an import set the label
@@ -253,4 +265,13 @@ REJECTS = pa.schema(
 """`rejects/*.parquet`: one row per rejected image."""
 
 SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
-"""Tables of a shard, keyed by folder."""
+"""Tables of a shard without custom stages, keyed by folder."""
+
+
+def shard_schemas(stages: Iterable[StageColumn]) -> dict[str, pa.Schema]:
+    """Return the tables of a dataset's shards, keyed by folder, with the columns of its custom stages at the end."""
+    added = [(stage.table, stage.arrow_field) for stage in stages]
+    return {
+        kind: pa.schema([*schema, *(field for table, field in added if table == kind)])
+        for kind, schema in SCHEMAS.items()
+    }

@@ -38,6 +38,7 @@ from segmint.catalogs.layout import (
     wrong_fields,
 )
 from segmint.catalogs.lineage import Lineage, trainings
+from segmint.catalogs.stages import StageColumn
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -82,7 +83,7 @@ class DatasetManifest(Frozen):
 
     `config` is a tree of the configuration's identity keys. `numerics` contains everything that determines the last
     bits of the results. Licenses are judged as of `policy_date`. `lineage` is that of `weights` if segmint trained
-    them; otherwise the file omits the field.
+    them; otherwise the file omits the field. `stages` are the columns of custom stages, in the order of the tables.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -96,6 +97,8 @@ class DatasetManifest(Frozen):
     catalog: tuple[CatalogPart, ...]
     images_per_shard: int = Field(gt=0, lt=1 << 53)
     policy_date: date
+    published: bool = True
+    stages: tuple[StageColumn, ...] = ()
     lineage: Lineage = ()
 
     @field_validator("config")
@@ -109,6 +112,13 @@ class DatasetManifest(Frozen):
                 if not isinstance(part, dict):
                     raise ValueError(f"{name}: expected an object, not {type(part).__name__}")
         return config
+
+    @field_validator("stages")
+    @classmethod
+    def _one_column_each(cls, stages: tuple[StageColumn, ...]) -> tuple[StageColumn, ...]:
+        if len({stage.name for stage in stages}) < len(stages):
+            raise ValueError("two stages have the same name")
+        return stages
 
     @property
     def round(self) -> int:

@@ -389,6 +389,13 @@ DATASET_MUTANTS = (
         "tests/pipeline/quality/audit/test_planted_faults.py",
     ),
     Mutant(
+        "an earlier format is read",
+        "catalogs/dataset/manifest.py",
+        "version != SCHEMA_VERSION",
+        "version > SCHEMA_VERSION",
+        "tests/catalogs/dataset/test_manifest.py",
+    ),
+    Mutant(
         "commits forget the policy date",
         "catalogs/dataset/manifest.py",
         '"config_sha256", "policy_date", "weights"',
@@ -407,6 +414,34 @@ DATASET_MUTANTS = (
         "operators/audit/tar.py",
         "yield from findings or _other_release(data, row, image)",
         "yield from findings",
+        "tests/pipeline/quality/audit/test_planted_faults.py",
+    ),
+    Mutant(
+        "a correction drops columns that the manifest doesn't describe",
+        "operators/shards/revise.py",
+        "rows = read(dataset.location, commit, dataset.stages)",
+        "rows = read(dataset.location, commit, None)",
+        "tests/catalogs/test_stages.py",
+    ),
+    Mutant(
+        "masks lose the columns of custom stages",
+        "operators/shards/committed_rows.py",
+        "if name not in _MASK_IDENTITY}",
+        "if name in no_mask}",
+        "tests/catalogs/test_stages.py",
+    ),
+    Mutant(
+        "an inherited label loses its source",
+        "pipeline/corrections/annotated_masks.py",
+        "parent.get(name) for name in LABEL_COLUMNS}",
+        "parent.get(name) for name in LABEL_COLUMNS[:1]}",
+        "tests/pipeline/corrections/imports/test_merge.py",
+    ),
+    Mutant(
+        "a person's label may have a score",
+        "operators/audit/origins.py",
+        "~(by_model & bools(pc.is_finite(score)))",
+        "~bools(pc.is_finite(score))",
         "tests/pipeline/quality/audit/test_planted_faults.py",
     ),
     Mutant(

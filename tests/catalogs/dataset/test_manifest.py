@@ -154,8 +154,8 @@ def test_the_round_of_a_dataset_follows_from_its_lineage() -> None:
             f"has schema_version 9, and segmint {VERSION} reads only 3: open the dataset with the segmint that wrote",
         ),
         (
-            b'{"schema_version": 1, "code_version": "4.2.0"}',
-            f"has schema_version 1, and segmint {VERSION} reads only 3: open the dataset with segmint 4.2.0, or build",
+            b'{"schema_version": 2, "code_version": "4.2.0"}',
+            f"has schema_version 2, and segmint {VERSION} reads only 3: open the dataset with segmint 4.2.0, or build",
         ),
         (b'{"schema_version": true}', "its schema_version is True, expected 3"),
         (b'{"schema_version": 3, "name": "x"}', "is not a dataset's manifest: config: "),
