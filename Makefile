@@ -43,6 +43,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/code_page.py --check
+	$(BIN)/python .ci/columns_page.py --check
 
 # Known vulnerabilities of the installed packages, by a tool in a separate environment. It needs the network, so no other
 # target runs it; if the advisory database does not answer, it fails.
@@ -56,6 +57,7 @@ audit-deps: setup
 DOCS := $(VENV)/docs
 docs: setup $(DOCS)/.installed
 	$(BIN)/python .ci/code_page.py
+	$(BIN)/python .ci/columns_page.py
 	rm -rf build/docs build/docs-source
 	mkdir -p build/docs-source
 	cp -R README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE NOTICE docs build/docs-source/

@@ -2,6 +2,7 @@
 
 ```
 dataset.json                     the manifest; dataset.g2.json and so on after the dataset grew
+id.json                          a random id of the dataset, by which caches and embeddings are keyed
 catalog/part-0-<digest>.parquet  the normalized catalog; part-1 and so on after the dataset grew
 shards/sa_000000-<digest>.tar    images and annotations, as in SA-1B
 images/sa_000000-<digest>.parquet, masks/…, rejects/…
@@ -11,7 +12,6 @@ reservations/dataset.g2-<digest>.json  lists the parts that a manifest's next ge
 reservations/amended.g2-<digest>.json  lists the shards that an amendment has to change; deleted at its end
 summaries/000000-<digest>.json   sums over a block of commits; can be rebuilt
 shards.json                      WebDataset's index; can be rebuilt
-id.json                          the dataset's random id, by which caches and embeddings are keyed
 tombstones/<digest>.json         the images that a takedown removed
 versions/1.json, versions/1.<key>.sig  a recorded version, and its signatures
 marks/000000-<digest>.json       hashes of JPEGs that a correction removed or replaced
@@ -34,7 +34,7 @@ from segmint.infra.errors import SegmintError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Format version of a dataset, `schema_version` in `dataset.json`; segmint only reads and writes this one."""
 
 ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete", "next_mask")

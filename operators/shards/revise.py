@@ -30,6 +30,7 @@ from segmint.catalogs.parquet import ROW_GROUP_ROWS as CATALOG_GROUP_ROWS
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.rows import read_rows
+from segmint.catalogs.stages import StageColumn
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
@@ -85,7 +86,8 @@ def revise_shard(
     def attempt(commit: Commit) -> ShardRevision:
         if not needed(commit):
             return ShardRevision(commit, commit, 0)
-        rows = _read_images(dataset.location, commit) if images_only else read_committed_rows(dataset.location, commit)
+        read = _read_images if images_only else read_committed_rows
+        rows = read(dataset.location, commit, dataset.stages)
         after = change(commit, rows)
         different = sum(one is not other for one, other in zip(rows, after, strict=True))
         if not different:
@@ -111,8 +113,8 @@ def _former(rows: Sequence[Row], after: Sequence[Row]) -> Iterator[tuple[int, st
             yield row["id"], hashlib.sha256(jpeg).hexdigest()
 
 
-def _read_images(dataset: Location, commit: Commit) -> list[Row]:
-    rows: list[Row] = read_table(read_file(dataset, commit.file("images")), "images").to_pylist()
+def _read_images(dataset: Location, commit: Commit, stages: Sequence[StageColumn]) -> list[Row]:
+    rows: list[Row] = read_table(read_file(dataset, commit.file("images")), "images", stages).to_pylist()
     return rows
 
 
