@@ -16,12 +16,12 @@ from segmint.operators.prepare.deidentify import (
     PlatesConfig,
     Region,
     build_detectors,
-    deidentify,
     outline,
 )
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import Row
 from segmint.operators.shards.corrected_rows import redact_row
+from tests.support.redacted import redacted
 
 PLAIN = ReleaseConfig()
 
@@ -66,7 +66,7 @@ def row_of(pixels: np.ndarray, regions: list[Region], config: ReleaseConfig = PL
 
 
 def search(row: Row, *detectors) -> list[RemainingDetection]:
-    return search_release(row, decode_jpeg(row["release"]), detectors)
+    return search_release(row, decode_jpeg(row["release"]), detectors, (0,))
 
 
 def again(face: Detection, row: Row, dx: float = 0.0, dy: float = 0.0) -> CertainDetector:
@@ -91,7 +91,7 @@ def test_a_face_that_was_left_is_found_with_the_box_that_would_be_obliterated(de
 def test_a_mosaic_that_is_taken_for_a_face_was_obliterated(
     detectors, face: Detection, astronaut: np.ndarray, short_side: int, quality: int
 ) -> None:
-    clean, regions = deidentify(astronaut, detectors)
+    clean, regions = redacted(astronaut, detectors)
     row = row_of(clean, regions, ReleaseConfig(short_side=short_side, jpeg_quality=quality))
     assert search(row, *detectors) == [], "the detector itself does not find it again"
     (found,) = search(row, again(face, row))
@@ -108,7 +108,7 @@ def test_a_region_that_no_pixel_shows_covers_nothing(
 ) -> None:
     from scipy.ndimage import gaussian_filter
 
-    _, regions = deidentify(astronaut, detectors)
+    _, regions = redacted(astronaut, detectors)
     pixels = gaussian_filter(astronaut, (blurred, blurred, 0)) if blurred else astronaut
     row = row_of(pixels, regions, ReleaseConfig(short_side=short_side, jpeg_quality=75))
     (found,) = search(row, again(face, row))
@@ -133,7 +133,7 @@ def test_a_region_that_a_person_asked_for_was_obliterated(face: Detection, astro
 def test_a_plate_s_own_corners_count(astronaut: np.ndarray) -> None:
     quad = ((100.0, 220.0), (200.0, 260.0), (190.0, 285.0), (90.0, 245.0))
     plate = Detection("plate", 0.9, (90.0, 220.0, 200.0, 285.0), quad, "certain")
-    clean, regions = deidentify(astronaut, [CertainDetector(plate)])
+    clean, regions = redacted(astronaut, [CertainDetector(plate)])
     assert regions[0].kind == "plate"
     (found,) = search(row_of(clean, regions), CertainDetector(plate))
     assert found.redacted
@@ -209,7 +209,7 @@ def test_what_two_detectors_find_in_one_place_is_one_region_and_what_one_misses_
     row = {**plain_row(), "width": 300, "height": 200}
     near, far, only = (20.0, 20.0, 60.0, 70.0), (200.0, 100.0, 230.0, 140.0), (100.0, 100.0, 140.0, 140.0)
     first, second = NamedDetector("first", near, only), NamedDetector("second", far, (24.0, 16.0, 66.0, 74.0))
-    found = [each for detector in (first, second) for each in search_release(row, image, [detector])]
+    found = [each for detector in (first, second) for each in search_release(row, image, [detector], (0,))]
     both, alone, other = merge_found(found, [first, second])
     assert both.found_by == (Sighting("first", 0.9), Sighting("second", 0.9))
     assert (both.detector, both.missed_by) == ("first", ())

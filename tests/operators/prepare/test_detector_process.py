@@ -31,7 +31,6 @@ from segmint.operators.prepare.deidentify import (
     FacesConfig,
     PlatesConfig,
     build_detectors,
-    deidentify,
 )
 from segmint.operators.prepare.detector_process import (
     DetectorProcess,
@@ -49,6 +48,7 @@ from segmint.operators.prepare.detector_socket import (
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import Prepare, PrepareConfig
 from segmint.operators.prepare.release import ReleaseConfig
+from tests.support.redacted import redacted
 from tests.support.torchscript import saved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -161,8 +161,8 @@ def test_it_finds_what_detectors_in_the_child_find(photos: Path, bundled: Detect
     plate = read(photos / "plate_car_1.png")
     there, here = remote_detectors(BOTH, bundled.address), build_detectors(BOTH, threads=1, torch_plates=True)
     for image, kind in ((faces, "face"), (plate, "plate")):
-        clean, regions = deidentify(image, there)
-        expected, expected_regions = deidentify(image, here)
+        clean, regions = redacted(image, there)
+        expected, expected_regions = redacted(image, here)
         assert regions == expected_regions
         assert kind in {region.kind for region in regions}
         assert (clean == expected).all()
@@ -249,9 +249,9 @@ def test_an_image_that_a_detector_alone_fails_on_is_refused(
     trouble: DetectorProcess, troubled: DeidentifyConfig
 ) -> None:
     detectors = remote_detectors(troubled, trouble.address)
-    assert deidentify(GRAY, detectors)[1] == []
+    assert redacted(GRAY, detectors)[1] == []
     with pytest.raises(RejectedError) as verdict:
-        deidentify(RED, detectors)
+        redacted(RED, detectors)
     assert verdict.value.reason == Reason.DETECTOR_FAILED
     assert verdict.value.detail.startswith("the face detector trouble.ts fails on this image, and not on others: ")
     assert verdict.value.detail.endswith("a red corner")
