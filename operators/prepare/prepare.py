@@ -5,6 +5,7 @@ The original's bytes exist only in an actor and its child process, never in the 
 
 import contextlib
 import functools
+import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -336,8 +337,14 @@ def _more_seconds(timeout_s: float, wait_s: float) -> float:
 def _columns(prepared: PreparedImage) -> Row:
     kinds = [region.kind for region in prepared.regions]
     regions, residual = (list(map(asdict, each)) for each in (prepared.regions, prepared.residual_detections))
-    counts = {"faces": kinds.count("face"), "plates": kinds.count("plate")}
-    return {**vars(prepared), **counts, "regions": regions, "residual_detections": residual}
+    return {
+        **vars(prepared),
+        "release_sha256": hashlib.sha256(prepared.release).hexdigest(),
+        "faces": kinds.count("face"),
+        "plates": kinds.count("plate"),
+        "regions": regions,
+        "residual_detections": residual,
+    }
 
 
 CURATED = "refused in the catalog"
