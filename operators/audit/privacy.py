@@ -55,7 +55,7 @@ def search_release(
     row: Row, image: Pixels, detectors: Sequence[Detector], orientations: Sequence[int] = ORIENTATIONS
 ) -> list[RemainingDetection]:
     """Return the detections in `image`, (H, W, 3) uint8 RGB, the released image of a row of `images`."""
-    residual = (row.get("residual_detections") or ())[:MOST_RESIDUAL]
+    residual = [known for known in row.get("residual_detections") or () if known][:MOST_RESIDUAL]
     found = []
     for each in (each for detector in detectors for each in search_released(row, image, detector, orientations)):
         what, box = each.found, (each.x, each.y, each.w, each.h)

@@ -64,9 +64,11 @@ class ReleasedDetection:
         return self.x, self.y, self.x + self.w, self.y + self.h
 
     def is_same(self, known: Mapping[str, Any]) -> bool:
-        """Return whether a value of `residual_detections` records it."""
+        """Return whether a value of `residual_detections` records it; null sides, as in a damaged table, do not."""
+        if known["kind"] != self.found.kind or any(known[side] is None for side in "xywh"):
+            return False
         x, y, w, h = (known[side] for side in "xywh")
-        return known["kind"] == self.found.kind and iou((x, y, x + w, y + h), self.box) >= SAME_RESIDUAL_IOU
+        return iou((x, y, x + w, y + h), self.box) >= SAME_RESIDUAL_IOU
 
 
 def search_released(

@@ -176,6 +176,56 @@ def test_a_region_must_cover_three_quarters(width: int, redacted: bool) -> None:
     assert found.redacted == redacted
 
 
+def scene() -> tuple[Row, np.ndarray, Detection]:
+    """A row and an image of 200 x 200 pixels with one mosaic, and a detection of 48 x 48 pixels that touches it."""
+    source = np.random.default_rng(1).integers(100, 140, (200, 200, 3), np.uint8)
+    beside = Detection("face", 0.9, (90.0, 40.0, 120.0, 70.0), None, "certain")
+    image, regions = redacted(source, [CertainDetector(replace(beside, box=(40.0, 40.0, 70.0, 70.0)))])
+    residual = {"kind": "face", "score": 0.9, "x": 81, "y": 31, "w": 48, "h": 48, "source": "certain", "orientation": 0}
+    row = {**row_of(image, regions), "residual_detections": [residual]}
+    return row, image, beside
+
+
+def is_residual(row: Row, image: np.ndarray, *found: Detection) -> list[bool]:
+    assert not any(each.redacted for each in search_release(row, image, [CertainDetector(*found)], (0,)))
+    return [each.is_residual for each in search_release(row, image, [CertainDetector(*found)], (0,))]
+
+
+def test_what_the_row_records_as_made_by_redaction_is_residual() -> None:
+    row, image, beside = scene()
+    assert is_residual(row, image, beside) == [True]
+    assert is_residual({**row, "residual_detections": None}, image, beside) == [False]
+    (known,) = row["residual_detections"]
+    for wrong in ({"kind": "plate"}, {"x": 105}, {"w": None}, {"w": 20}):
+        assert is_residual({**row, "residual_detections": [None, {**known, **wrong}]}, image, beside) == [False]
+    # An IoU of 0.6.
+    assert is_residual({**row, "residual_detections": [{**known, "x": 93}]}, image, beside) == [True]
+
+
+def test_a_small_detection_or_one_apart_from_regions_is_never_residual() -> None:
+    row, image, beside = scene()
+    (known,) = row["residual_detections"]
+    small = replace(beside, box=(76.0, 50.0, 84.0, 58.0))
+    apart = replace(beside, box=(150.0, 150.0, 180.0, 180.0))
+    boxes = [{"x": 74, "y": 48, "w": 12, "h": 12}, {"x": 141, "y": 141, "w": 48, "h": 48}]
+    recorded = {**row, "residual_detections": [{**known, **box} for box in boxes]}
+    assert is_residual(recorded, image, small, apart) == [False, False]
+
+
+def test_a_region_that_no_pixel_shows_explains_no_residual_detection() -> None:
+    row, image, beside = scene()
+    plain = np.random.default_rng(2).integers(100, 140, image.shape, np.uint8)
+    assert is_residual(row, plain, beside) == [False]
+
+
+def test_at_most_three_recorded_detections_count() -> None:
+    row, image, beside = scene()
+    (known,) = row["residual_detections"]
+    elsewhere = {**known, "y": 150}
+    assert is_residual({**row, "residual_detections": [elsewhere] * 2 + [known]}, image, beside) == [True]
+    assert is_residual({**row, "residual_detections": [elsewhere] * 3 + [known]}, image, beside) == [False]
+
+
 def test_what_lies_outside_of_the_image_is_no_finding(astronaut: np.ndarray) -> None:
     outside = Detection("face", 0.9, (-300.0, -300.0, -200.0, -200.0), None, "certain")
     assert search(row_of(astronaut, []), CertainDetector(outside)) == []
@@ -235,11 +285,12 @@ def test_a_small_box_inside_of_a_large_one_is_a_region_that_one_detector_found()
     assert len(merge_found([small, large], [])) == 2
 
 
-def test_what_was_redacted_is_compared_with_nothing() -> None:
+@pytest.mark.parametrize("how", ["redacted", "is_residual"])
+def test_what_was_redacted_or_is_residual_is_compared_with_nothing(how: str) -> None:
     left = RemainingDetection(7, "face", "first", 0.9, 20, 20, 40, 40, redacted=False)
-    redacted = replace(left, detector="second", redacted=True)
-    found = merge_found([redacted, left], [NamedDetector("first"), NamedDetector("second")])
-    assert [(each.redacted, each.found_by) for each in found] == [(False, (Sighting("first", 0.9),)), (True, ())]
+    explained = replace(left, detector="second", **{how: True})
+    found = merge_found([explained, left], [NamedDetector("first"), NamedDetector("second")])
+    assert [(each.is_explained, each.found_by) for each in found] == [(False, (Sighting("first", 0.9),)), (True, ())]
 
 
 def test_a_cutout_shows_what_is_around_a_face_and_no_face(detectors, astronaut: np.ndarray) -> None:
