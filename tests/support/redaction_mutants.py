@@ -45,7 +45,7 @@ REDACTION_MUTANTS = (
         _LAST_LOOK,
     ),
     Mutant(
-        "the first look's residual detections are recorded",
+        "what a look finds is not redacted",
         "operators/prepare/prepare.py",
         "            found += look.to_redact\n",
         "            found += look.to_redact[:0]\n",

@@ -163,16 +163,16 @@ def test_a_later_region_hides_its_part_of_an_earlier_one() -> None:
     image = np.full((100, 100, 3), 100, np.uint8)
     image[20:80, 20:32] = 250
     whole, left = (20, 20, 60, 60), (20, 20, 12, 60)
-    (found,) = search_release(plain_row(whole, left), image, [CertainDetector(PLATE)])
+    (found,) = search_release(plain_row(whole, left), image, [CertainDetector(PLATE)], (0,))
     assert found.redacted
-    (found,) = search_release(plain_row(left, whole), image, [CertainDetector(PLATE)])
+    (found,) = search_release(plain_row(left, whole), image, [CertainDetector(PLATE)], (0,))
     assert not found.redacted
 
 
 @pytest.mark.parametrize(("width", "redacted"), [(30, False), (42, False), (48, True)])
 def test_a_region_must_cover_three_quarters(width: int, redacted: bool) -> None:
     image = np.full((100, 100, 3), 100, np.uint8)
-    (found,) = search_release(plain_row((20, 20, width, 60)), image, [CertainDetector(PLATE)])
+    (found,) = search_release(plain_row((20, 20, width, 60)), image, [CertainDetector(PLATE)], (0,))
     assert found.redacted == redacted
 
 
