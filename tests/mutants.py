@@ -22,6 +22,7 @@ from tests.support.masks_mutants import MASKS_MUTANTS
 from tests.support.mutant import Mutant
 from tests.support.page_mutants import PAGE_MUTANTS
 from tests.support.reading_mutants import READING_MUTANTS
+from tests.support.redaction_mutants import REDACTION_MUTANTS
 from tests.support.segment_mutants import SEGMENT_MUTANTS
 from tests.support.submission_mutants import ANSWER_MUTANTS
 
@@ -32,6 +33,7 @@ MUTANTS = (
     *SEGMENT_MUTANTS,
     *DATASET_MUTANTS,
     *AUDIT_MUTANTS,
+    *REDACTION_MUTANTS,
     *READING_MUTANTS,
     *PAGE_MUTANTS,
     *ANSWER_MUTANTS,

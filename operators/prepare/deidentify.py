@@ -20,7 +20,7 @@ from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import redact
 from segmint.infra.version import NOT_INSTALLED, installed_version
-from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
+from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou, lenient
 from segmint.model.detectors.plates import PlateDetector
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.prepare.control import control_pixels
@@ -28,6 +28,7 @@ from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import clean_message
 from segmint.operators.prepare.mosaic import ImagePatch, ellipse, polygon, redact_patches
 from segmint.operators.prepare.onnx_file import onnx_network, read_weights
+from segmint.operators.prepare.orientations import ORIENTATIONS, search_orientations
 from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 
 Pixels = NDArray[np.uint8]
@@ -50,7 +51,7 @@ _BATCH_PIXELS = 16 * 1536**2
 _CONTROL_SIZES = ((192, 256), (256, 192), (256, 256))
 """Width and height, in pixels, of control images that every detector must be able to search."""
 
-RULE = 2
+RULE = 3
 """Version of the search and redaction rules, recorded in manifests as `deidentify.rule`."""
 
 NO_DETECTOR = "none"
@@ -121,6 +122,15 @@ class DeidentifyConfig(BaseModel):
     The device changes the last bits of detections, so it belongs to the numerics."""
     faces: FacesConfig = FacesConfig()
     plates: PlatesConfig = PlatesConfig()
+    orientations: tuple[Literal[0, 90, 180, 270], ...] = ORIENTATIONS
+    """Counterclockwise angles in degrees by which images are turned to search them for faces; 0 is required."""
+
+    @field_validator("orientations")
+    @classmethod
+    def _upright_first(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if 0 not in value:
+            raise ValueError("expected 0, the upright image, and any of 90, 180, and 270, as in [0, 180]")
+        return tuple(sorted(set(value)))
 
     @property
     def detectors(self) -> dict[str, str]:
@@ -195,37 +205,54 @@ def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) 
     return polygon(quad, shape, band=PLATE_BAND if band else 0.0)
 
 
-def deidentify(image: Pixels, detectors: Sequence[Detector], *, in_place: bool = False) -> tuple[Pixels, list[Region]]:
-    """Redact everything that the detectors find in `image`, (H, W, 3) uint8 RGB, upright.
+def deidentify(image: Pixels, found: Sequence[Detection]) -> tuple[Pixels, list[Region]]:
+    """Redact detections in `image`, (H, W, 3) uint8 RGB, upright; boxes and corners are in its pixels.
 
-    Returns the redacted image, a copy unless `in_place`, and the regions in its pixels, by detector and then by score;
-    pixels outside the regions are unchanged. Raises `RejectedError` with `detector_failed` if a detector fails on this
-    image but not on control images, and `BrokenDetectorError` if it fails on both.
+    Returns a redacted copy and the regions in its pixels, in the order of the detections that are inside the image.
+    Pixels outside the regions are unchanged.
     """
     patches, regions = [], []
-    for detector in detectors:
-        for found in _detections(detector, image):
-            patch = outline(found, (image.shape[0], image.shape[1]))
-            if patch is None:
-                continue
-            patches.append(patch)
-            place = (patch.x, patch.y, patch.width, patch.height)
-            regions.append(Region(found.kind, found.score, *place, found.source))
-    return redact_patches(image, patches, in_place=in_place), regions
+    for each in found:
+        patch = outline(each, (image.shape[0], image.shape[1]))
+        if patch is None:
+            continue
+        patches.append(patch)
+        regions.append(Region(each.kind, each.score, patch.x, patch.y, patch.width, patch.height, each.source))
+    return redact_patches(image, patches), regions
 
 
-def _detections(detector: Detector, image: Pixels) -> list[Detection]:
-    try:
-        return detector.detect(image)
-    except (MemoryError, ImportError, DetectorProcessError):
-        raise
-    except Exception as error:  # a detector file is third-party code and may raise anything
-        if is_short_of_memory(error):
+def find(
+    image: Pixels, detectors: Sequence[Detector], released: tuple[int, int], orientations: Sequence[int] = ORIENTATIONS
+) -> list[Detection]:
+    """Return what the detectors find in `image`, by detector; see `search_orientations` and `CheckedDetector`."""
+    checked = map(CheckedDetector, detectors)
+    return [each for detector in checked for each in search_orientations(detector, image, released, orientations)]
+
+
+class CheckedDetector:
+    """A detector whose failure on one image is a verdict on that image."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.kind, self.name, self.score = detector.kind, detector.name, detector.score
+        self._detector = detector
+
+    def detect(self, image: Pixels) -> list[Detection]:
+        """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first.
+
+        Raises `RejectedError` with `detector_failed` if the detector fails on this image but not on control images, and
+        `BrokenDetectorError` if it fails on both.
+        """
+        try:
+            return lenient(self._detector, self.score).detect(image)
+        except (MemoryError, ImportError, DetectorProcessError):
             raise
-        _require_detector(detector)
-        message = clean_message(last_line(error))
-        detail = f"the {detector.kind} detector {detector.name} fails on this image, and not on others: {message}"
-        raise RejectedError(Reason.DETECTOR_FAILED, detail) from None
+        except Exception as error:  # a detector file is third-party code and may raise anything
+            if is_short_of_memory(error):
+                raise
+            _require_detector(self._detector)
+            message = clean_message(last_line(error))
+            detail = f"the {self.kind} detector {self.name} fails on this image, and not on others: {message}"
+            raise RejectedError(Reason.DETECTOR_FAILED, detail) from None
 
 
 def _require_detector(detector: Detector) -> None:

@@ -294,7 +294,7 @@ BUILD_MUTANTS = (
     Mutant(
         "a detector that fails everywhere refuses images",
         "operators/prepare/deidentify.py",
-        "        _require_detector(detector)\n",
+        "            _require_detector(self._detector)\n",
         "",
         "tests/operators/prepare/test_deidentify.py",
     ),

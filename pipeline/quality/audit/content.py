@@ -192,7 +192,7 @@ class ContentAudit:
         self.privacy = (
             PrivacySummary(())
             if searcher is None
-            else PrivacySummary(searcher.detectors, searcher.given, searcher.missing)
+            else PrivacySummary(searcher.detectors, searcher.given, searcher.missing, searcher.orientations)
         )
         self._images = 0
         self._to_search = 0
