@@ -168,9 +168,23 @@ BUILD_MUTANTS = (
     Mutant(
         "prompts half a pixel off",
         "model/sam/prompt_encoder.py",
-        "(coordinates + 0.5) / IMAGE_SIZE",
-        "coordinates / IMAGE_SIZE",
+        "(coordinates + 0.5) / self.geometry.image_size",
+        "coordinates / self.geometry.image_size",
         "tests/model/sam/test_prompt_encoder.py",
+    ),
+    Mutant(
+        "masks of a stretched model interpolated twice",
+        "model/sam/geometry.py",
+        "return self.low_res_size, pixels, pixels, pixels",
+        "return self.low_res_size, self.image_size, filled, pixels",
+        "tests/model/sam/test_geometry.py",
+    ),
+    Mutant(
+        "a stretched model's image padded",
+        "model/sam/preprocess.py",
+        'if placement == "stretched":',
+        "if not placement:",
+        "tests/model/sam/test_geometry.py",
     ),
     Mutant(
         "resized sides rounded down",
