@@ -53,6 +53,7 @@ class Code(StrEnum):
     BAD_JPEG = "bad_jpeg"
     JPEG_SIZE = "jpeg_size"
     JPEG_METADATA = "jpeg_metadata"
+    OTHER_RELEASE = "other_release"
     BAD_RLE = "bad_rle"
     RLE_SIZE = "rle_size"
     MASK_AREA = "mask_area"
@@ -122,6 +123,7 @@ SENTENCES = {
     Code.BAD_JPEG: "A JPEG isn't readable or isn't decodable to its end.",
     Code.JPEG_SIZE: "A JPEG's width or height differs from its image's row.",
     Code.JPEG_METADATA: "A JPEG contains EXIF, XMP, an ICC profile, a comment, or bytes after its end.",
+    Code.OTHER_RELEASE: "An intact JPEG's SHA-256 differs from its image's `release_sha256`.",
     Code.BAD_RLE: "A mask's RLE is damaged or doesn't cover its size.",
     Code.RLE_SIZE: "A mask's size differs from its image's.",
     Code.MASK_AREA: "A mask's area differs from its row or is zero.",

@@ -542,6 +542,8 @@ registered("xmp", member(0, reencoded(xmp=b"<x/>")), METADATA, TAR, "sa_4.jpg", 
 registered("icc", member(0, reencoded(icc_profile=b"profile")), METADATA, TAR, "sa_4.jpg", "an ICC profile")
 registered("comment", member(0, reencoded(comment=b"me")), METADATA, TAR, "sa_4.jpg", "a comment")
 registered("tail", member(0, lambda d: d + b"hidden"), METADATA, TAR, "sa_4.jpg", "6 bytes after")
+registered("no_release", edit_row("images", 1, 0, release_sha256=None), Code.OTHER_RELEASE, TAR, "sa_4.jpg", "None")
+registered("release", edit_row("images", 1, 1, release_sha256="0" * 64), Code.OTHER_RELEASE, TAR, "sa_5.jpg", "000000")
 
 
 # --- masks ---
