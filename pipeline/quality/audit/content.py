@@ -159,7 +159,11 @@ class ShardContentCheck:
         """Yield the findings in a row's JPEG, whose size must match the row."""
         searcher = self._looks.searcher
         try:
-            self.found.hashes[row["id"]] = int(self._decoder.run(jpeg_hashes, jpeg)[FRAME])
+            hashes = self._decoder.run(jpeg_hashes, jpeg)
+            self.found.hashes[row["id"]] = int(hashes[FRAME])
+            if row["hashes"] is not None and row["hashes"] != hashes.tolist():
+                expected = "the perceptual hashes in the image's row"
+                yield place.of_image(row["id"]).finding(Code.OTHER_RELEASE, expected, "others", image_name(row["id"]))
             if searcher is None or row["id"] not in self._searched_ids:
                 return
             pixels = self._decoder.run(decode_jpeg, jpeg)
