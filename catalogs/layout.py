@@ -14,7 +14,7 @@ summaries/000000-<digest>.json   sums over a block of commits; can be rebuilt
 shards.json                      WebDataset's index; can be rebuilt
 tombstones/<digest>.json         the images that a takedown removed
 versions/1.json, versions/1.<key>.sig  a recorded version, and its signatures
-marks/000000-<digest>.json       hashes of JPEGs that a correction removed or replaced
+fingerprints/000000.g1.json      hashes of pictures and JPEGs that corrections removed or replaced
 outputs/<digest>.json            notes an output elsewhere that was made from the dataset
 annotations/…                    submissions and ratings
 report/…                         the page of `segmint report`
@@ -73,11 +73,10 @@ _NAMES = (  # every path below a dataset's root that segmint may put
     r"dataset(?:\.g(?:[2-9]|[1-9]\d+))?\.json|id\.json|shards\.json",
     r"catalog/part-(?:0|[1-9]\d*)-[0-9a-f]{12}\.parquet",
     rf"(?:shards/sa_{_SHARD}-[0-9a-f]{{12}}\.tar|(?:images|masks|rejects)/sa_{_SHARD}-[0-9a-f]{{12}}\.parquet)",
-    rf"commits/{_SHARD}\.g[1-9]\d*\.json",
+    rf"(?:commits|fingerprints)/{_SHARD}\.g[1-9]\d*\.json",
     rf"reservations/(?:{_SHARD}\.g[1-9]\d*|(?:dataset|amended)\.g(?:[2-9]|[1-9]\d+))-[0-9a-f]{{12}}\.json",
     rf"summaries/(?:leaves-)?{_SHARD}(?:-[0-9a-f]{{12}})+\.json",
     r"(?:tombstones|outputs)/[0-9a-f]{12}\.json",
-    rf"marks/{_SHARD}-[0-9a-f]{{12}}\.json",
     r"versions/[1-9]\d*\.(?:json|[0-9a-f]{16}\.sig)",
     r"annotations/(?:0|[1-9]\d{0,15})/[01]\.[1-9]\d{0,8}\.json",
     r"annotations/ratings/(?:0|[1-9]\d{0,15})/(?:0|[1-9]\d{0,15})\.[0-9a-f]{12}\.[1-9]\d{0,8}\.json",

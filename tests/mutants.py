@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.support.audit_mutants import AUDIT_MUTANTS
 from tests.support.build_mutants import BUILD_MUTANTS
+from tests.support.copies_mutants import COPIES_MUTANTS
 from tests.support.dataset_mutants import DATASET_MUTANTS
 from tests.support.masks_mutants import MASKS_MUTANTS
 from tests.support.mutant import Mutant
@@ -38,6 +39,7 @@ MUTANTS = (
     *PAGE_MUTANTS,
     *ANSWER_MUTANTS,
     *MASKS_MUTANTS,
+    *COPIES_MUTANTS,
 )
 
 

@@ -247,7 +247,7 @@ def load_latest_manifest(dataset: Location) -> LatestManifest:
 
 def dataset_files(dataset: Location) -> list[str]:
     """Return the paths of commits, data files, catalog parts, tombstones, and versions, from one listing per folder."""
-    folders = (COMMITS, CATALOG, *DATA_KINDS, "tombstones", "versions")
+    folders = (COMMITS, CATALOG, *DATA_KINDS, "tombstones", "fingerprints", "versions")
     paths = (f"{folder}/{entry.name}" for folder in folders for entry in (dataset / folder).list())
     return [path for path in paths if is_known(path)]
 

@@ -41,7 +41,7 @@ from segmint.operators.prepare.detector_process import (
     remote_detectors,
 )
 from segmint.operators.prepare.detector_socket import DetectorProcessError
-from segmint.operators.prepare.ingest import IngestConfig, ingest
+from segmint.operators.prepare.ingest import IngestConfig, ingest, pixels_sha256
 from segmint.operators.prepare.last_look import ROUNDS, ResidualDetection, last_look
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.prepare.release import (
@@ -55,6 +55,7 @@ from segmint.operators.prepare.release import (
 )
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
 from segmint.operators.schemas import PREPARED
+from segmint.operators.similar.hashes import jpeg_hashes
 
 if TYPE_CHECKING:
     from segmint.model.detectors.detection import Detection, Detector
@@ -94,6 +95,7 @@ class PrepareResources:
 class PreparedImage:
     """One image ready for release, made entirely from de-identified pixels."""
 
+    pixels_sha256: str  # of the upright source, from `pixels_sha256`
     source_width: int  # pixels of the upright source
     source_height: int
     regions: tuple[Region, ...]  # redacted regions, in pixels of the upright source
@@ -101,6 +103,7 @@ class PreparedImage:
     width: int  # pixels of the released image
     height: int
     release: bytes  # JPEG
+    hashes: list[int]  # perceptual, of the released JPEG
     original: bytes | None  # JPEG, or None if crops can be cut from the released image
 
 
@@ -143,6 +146,7 @@ def prepare_image(
         if config.respect_opt_out:
             refuse_opted_out(data)
         source = ingest(data, config.ingest)
+    pixels = pixels_sha256(source.image)
     full = source.source_width, source.source_height
     size = largest_size(*full, config.release.short_side, config.crops)
     small = released_size(*full, config.release.short_side)
@@ -157,6 +161,7 @@ def prepare_image(
             with _stage("release"):
                 released = release(clean, config.release)
             prepared = PreparedImage(
+                pixels_sha256=pixels,
                 source_width=source.source_width,
                 source_height=source.source_height,
                 regions=tuple(each.scaled(size, full) for each in regions),
@@ -164,6 +169,7 @@ def prepare_image(
                 width=released.width,
                 height=released.height,
                 release=released.jpeg,
+                hashes=[],
                 original=None,
             )
             with _stage("deidentify"):
@@ -171,7 +177,8 @@ def prepare_image(
             if not look.to_redact:
                 with _stage("release"):
                     original = encode_original(clean) if config.crops is not None and size != small else None
-                return replace(prepared, residual_detections=look.residual, original=original)
+                hashes = jpeg_hashes(released.jpeg).tolist()
+                return replace(prepared, residual_detections=look.residual, original=original, hashes=hashes)
             found += look.to_redact
     raise RefusedError(Reason.STILL_DETECTED, _still(look.to_redact), "deidentify")
 
@@ -307,7 +314,10 @@ class Prepare:
             raise  # no more rows can be processed here
         except Exception as error:  # noqa: BLE001 - a fault affects only its own shard
             return faulted(row, "prepare", error)
-        return {**row, "source_sha256": digest, **_columns(prepared)}
+        released = {**row, "source_sha256": digest, **_columns(prepared)}
+        if self._judge.taken.names_picture(released):
+            return rejected(row, "catalog", RejectedError(Reason.TAKEN_DOWN, SAME_SOURCE))
+        return released
 
     def _prepare(self, row: Row, data: bytes) -> tuple[str, PreparedImage]:
         """Return the SHA-256 of an object's bytes and the prepared image."""

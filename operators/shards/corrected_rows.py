@@ -14,6 +14,7 @@ from segmint.operators.prepare.mosaic import rectangle, redact_patches
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.redactions import MANUAL
 from segmint.operators.rows import Row
+from segmint.operators.similar.hashes import jpeg_hashes
 
 
 def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) -> Row:
@@ -41,6 +42,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
         **row,
         "release": jpeg,
         "release_sha256": hashlib.sha256(jpeg).hexdigest(),
+        "hashes": jpeg_hashes(jpeg).tolist(),
         "regions": [asdict(region) for region in regions],
         "faces": sum(region.kind == "face" for region in regions),
         "plates": sum(region.kind == "plate" for region in regions),

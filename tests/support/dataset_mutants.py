@@ -545,8 +545,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a redaction keeps no hash of the picture from before",
         "operators/shards/revise.py",
-        'jpeg is not None and jpeg != new["release"]',
-        'jpeg is not None and new["release"] is None',
+        'if row["release_sha256"] not in (None, new["release_sha256"])',
+        'if row["release_sha256"] is not None and new["release_sha256"] is None',
         "tests/pipeline/corrections/test_proof.py",
     ),
     Mutant(
@@ -615,8 +615,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a commit that came back is no damage",
         "catalogs/dataset/versions/digest.py",
-        "generations.get(commit[0], 0) > commit[1]",
-        "generations.get(commit[0], 0) > 0",
+        "generations.get(parsed[0], 0) > parsed[1]",
+        "generations.get(parsed[0], 0) > 0",
         "tests/pipeline/quality/audit/test_versions.py",
     ),
     Mutant(

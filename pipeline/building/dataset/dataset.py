@@ -22,7 +22,7 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.sweep import missing_files
-from segmint.catalogs.dataset.tombstones import read_tombstones
+from segmint.catalogs.dataset.tombstones import read_removals
 from segmint.catalogs.layout import (
     MANIFEST,
     DamagedDatasetError,
@@ -124,8 +124,8 @@ class BuildDataset:
         )
 
     def check_whole(self, shards: range) -> None:
-        """Raise `DamagedDatasetError` for damaged tombstones, missing or empty files, or a foreign commit."""
-        read_tombstones(self.location)
+        """Raise `DamagedDatasetError` for damaged records of takedowns, missing or empty files, or a foreign commit."""
+        read_removals(self.location)
         log = CommitLog(self.location)
         problems = [f"{path}: no such file, or an empty one" for path in missing_files(self.location, shards)]
         for commit in log.read_latest_of(list(log.committed().items())[:1]):  # an audit compares all of them

@@ -8,6 +8,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.annotations.names import ANNOTATIONS
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, ListedCommit
+from segmint.catalogs.dataset.fingerprints import FINGERPRINTS, damaged_fingerprints
 from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations
 from segmint.catalogs.dataset.shards_index import index_problem
 from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, blocks_of, summary_name, sums_of
@@ -20,7 +21,7 @@ from segmint.catalogs.dataset.versions.digest import (
     compare_snapshots,
     leaf_of,
     manifest_leaves,
-    tombstone_leaves,
+    removal_leaves,
 )
 from segmint.catalogs.dataset.versions.past import RemovedVersionError, check_readable, read_history
 from segmint.catalogs.dataset.versions.record import FULL_DIGEST, VERSIONS, Version, VersionName, find_version
@@ -190,9 +191,9 @@ def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
     reading.listed = list_doubtful(dataset)
     held = CommitLog(dataset).latest_commits()
     manifest = _read_catalog(reading, version)
-    for leaf in tombstone_leaves(dataset):
+    for leaf in removal_leaves(dataset):
         reading.add(leaf, (dataset / leaf.path).size())
-    reading.problems += damaged_tombstones(dataset).values()
+    reading.problems += [*damaged_tombstones(dataset).values(), *damaged_fingerprints(dataset).values()]
     _read_shards(reading, [commit.key for commit in held], latest=True)
     _judge_unnamed(reading, {commit.shard for commit in held}.difference(commit.shard for commit in reading.commits))
     if manifest is not None:
@@ -216,7 +217,8 @@ def _is_changing(dataset: Location, version: Version, now: Snapshot, held: Seque
     """Return whether a running command, or one that ended within a day, added files that `version` doesn't contain."""
     times = {commit_path(*commit.key): commit.modified for commit in held}
     times |= {entry.name: entry.modified for entry in dataset.list()}
-    times |= {f"{TOMBSTONES}/{entry.name}": entry.modified for entry in (dataset / TOMBSTONES).list()}
+    for folder in (TOMBSTONES, FINGERPRINTS):
+        times |= {f"{folder}/{entry.name}": entry.modified for entry in (dataset / folder).list()}
     limit = datetime.now(UTC) - GRACE
     return any(times.get(path, NO_TIME) >= limit for path in compare_snapshots(version.snapshot, now).added)
 

@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from typer.testing import CliRunner, Result
 
 from segmint.catalogs.dataset.commits import Reservation
-from segmint.catalogs.dataset.marks import put_marks
 from segmint.catalogs.dataset.outputs import OUTPUTS, note_output
 from segmint.catalogs.dataset.tombstones import TakedownRequest, Tombstone
 from segmint.catalogs.dataset.versions.record import put_version
@@ -76,7 +75,6 @@ def test_needless_bytes_in_other_records_are_found(dataset: Path, tmp_path: Path
 def test_small_files_contain_what_their_names_say(dataset: Path, tmp_path: Path) -> None:
     location = location_of(dataset)
     put_version(location, "build")
-    put_marks(location, 0, {3: None, 4: "0" * 64})
     note_output(location, "export", location_of(tmp_path / "export"), {"a.json": "0" * 64})
     begin_amendment(location, 2, [0, 1])
     for paths in (("shards/sa_000000-0123456789ab.tar",), ()):
@@ -89,10 +87,10 @@ def test_small_files_contain_what_their_names_say(dataset: Path, tmp_path: Path)
     keys.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     sign_version(location, location_of(keys))
     assert list(audit_canonical_json(location)) == []
-    folders = ("marks", "outputs", "reservations", "summaries")
+    folders = ("outputs", "reservations", "summaries")
     files = [dataset / "id.json", *(dataset / "versions").glob("*.sig")]
     files += [file for folder in folders for file in (dataset / folder).iterdir()]
-    assert len(files) == 9
+    assert len(files) == 8
     for file in files:
         data = file.read_bytes()
         for other in (data[:5] + b"x" + data[6:], b'{"x":1}\n', b"[]\n", b"1\n", original(), b" " * 2_000_000):
