@@ -130,6 +130,7 @@ bench-scale: setup
 # Copies found and confused, and 10 million rows clustered: 6 GB of memory.
 bench-duplicates: setup
 	$(BIN)/python benchmarks/datasets/duplicates.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)") $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/datasets/near_copies.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)")
 
 # What training learns and forgets, with three seeds: an hour on a core. It needs SEGMINT_TEST_PHOTOS.
 bench-training: setup

@@ -85,6 +85,11 @@ class ShardFingerprints(Frozen):
         images = {**self.images, **{id: Fingerprint(forgotten=True) for id in ids}}
         return self.model_copy(update={"images": dict(sorted(images.items()))})
 
+    def with_decision(self, new: OtherPicture) -> "ShardFingerprints":
+        """Return these with a decision, unless the same image and tombstone have one."""
+        known = any((each.id, each.tombstone) == (new.id, new.tombstone) for each in self.others)
+        return self if known else self.model_copy(update={"others": (*self.others, new)})
+
 
 def fingerprints_path(shard: int, generation: int) -> str:
     """Return the path of a file of fingerprints below the dataset."""
@@ -120,16 +125,12 @@ def read_fingerprints(dataset: Location) -> dict[int, ShardFingerprints]:
 
 
 def damaged_fingerprints(dataset: Location) -> dict[str, str]:
-    """Return the problem of each damaged file of fingerprints, by its path below the dataset."""
-    problems = {}
-    for _, entry in list_fingerprints(dataset).values():
-        try:
-            _parse(dataset, entry.name, (dataset / FINGERPRINTS / entry.name).read())
-        except DamagedDatasetError as error:
-            problems[f"{FINGERPRINTS}/{entry.name}"] = str(error)
-        except NotFoundError:
-            continue
-    return problems
+    """Return the problem of the first damaged file of fingerprints, which it names, by the folder; empty if none is."""
+    try:
+        read_fingerprints(dataset)
+    except DamagedDatasetError as error:
+        return {FINGERPRINTS: str(error)}
+    return {}
 
 
 def change_fingerprints(
@@ -145,9 +146,11 @@ def change_fingerprints(
         generations = _generations(dataset, shard)
         latest = generations[-1] if generations else 0
         try:
-            now = _read(dataset, shard, latest) if latest else ShardFingerprints()
+            name = commit_name(shard, latest)
+            data = (dataset / FINGERPRINTS / name).read() if latest else None
         except NotFoundError:
             continue
+        now = ShardFingerprints() if data is None else _parse(dataset, name, data)
         after = change(now)
         if after != now:
             file = dataset / fingerprints_path(shard, latest + 1)
@@ -190,11 +193,6 @@ def _cached(dataset: Location, entry: ObjectInfo) -> ShardFingerprints:
             _READ.clear()
         _READ[key] = _parse(dataset, entry.name, file.read())
     return _READ[key]
-
-
-def _read(dataset: Location, shard: int, generation: int) -> ShardFingerprints:
-    name = commit_name(shard, generation)
-    return _parse(dataset, name, (dataset / FINGERPRINTS / name).read())
 
 
 def _parse(dataset: Location, name: str, data: bytes) -> ShardFingerprints:

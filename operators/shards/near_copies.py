@@ -92,21 +92,14 @@ def near_copies(dataset: Location, commits: Iterable[Commit], wanted: WantedPict
     """
     if not wanted.ids:
         return
-    others: dict[int, set[str]] = {}
-    for id, tombstone in wanted.others:
-        others.setdefault(id, set()).add(tombstone)
     for ordinals, names, hashes in map_ahead(lambda each: _read(dataset, each), commits, _THREADS, _READ_AHEAD, "near"):
         apart = distances(hashes, wanted.hashes)
         for row in np.flatnonzero((apart <= BITS).any(axis=1)).tolist():
             id = int(ordinals[row]) + 1
-            different = others.get(id, set())
             for picture in np.argsort(apart[row], kind="stable").tolist():
-                if apart[row, picture] > BITS:
-                    break
-                if wanted.ids[picture] != id and wanted.tombstones[picture] not in different:
-                    yield NearCopy(
-                        id, names[row], wanted.ids[picture], wanted.tombstones[picture], int(apart[row, picture])
-                    )
+                of, tombstone, bits = wanted.ids[picture], wanted.tombstones[picture], int(apart[row, picture])
+                if bits <= BITS and of != id and (id, tombstone) not in wanted.others:
+                    yield NearCopy(id, names[row], of, tombstone, bits)
                     break
 
 

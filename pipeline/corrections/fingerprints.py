@@ -4,13 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from segmint.catalogs.dataset.fingerprints import (
-    OtherPicture,
-    ShardFingerprints,
-    change_fingerprints,
-    forget_fingerprints,
-    read_fingerprints,
-)
+from segmint.catalogs.dataset.fingerprints import OtherPicture, change_fingerprints, read_fingerprints
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.selection import select_rows
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, TakedownRequest, read_tombstones
@@ -40,43 +34,72 @@ class FingerprintChange:
 def forget(
     dataset: Location, name: str, confirm: Callable[[FingerprintChange], None] | None = None
 ) -> FingerprintChange:
-    """Remove the fingerprints of an image for good, by its image_id or number.
+    """Remove the fingerprints of an image, by its image_id or number, with all older versions.
 
     Raises `UsageError` if it has none, and the errors of `correct`, whose `confirm` this is.
     """
-    return correct(DatasetHandle.open(dataset), _Forget(name), confirm)
+    return correct(DatasetHandle.open(dataset), _Change("forget-fingerprints", name), confirm)
 
 
 def tell_apart(
-    dataset: Location,
-    name: str,
-    tombstone: str,
-    reason: str,
-    now: datetime | None = None,
+    dataset: Location, name: str, tombstone: str, reason: str, now: datetime | None = None
 ) -> FingerprintChange:
     """Record that an image, by its image_id or number, shows none of the pictures that a tombstone's file names.
 
     Raises `UsageError` if there is no such image or tombstone, or the reason is blank, and the errors of `correct`.
     """
-    return correct(DatasetHandle.open(dataset), _TellApart(name, tombstone, reason, now), now=now)
+    if not reason.strip():
+        raise UsageError("--reason is empty: expected why the pictures are different")
+    file = f"{tombstone.removeprefix(f'{TOMBSTONES}/').removesuffix('.json')}.json"
+    when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    decision = OtherPicture(id=1, tombstone=file, reason=reason, when=when)
+    return correct(DatasetHandle.open(dataset), _Change("other-picture", name, decision), now=now)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Plan of a change: the shard, and the change as listed."""
+    """Plan of a change in a shard, and the decision to record, if it is one."""
 
     shard: int
     listed: FingerprintChange
-    decision: OtherPicture | None = None
+    decision: OtherPicture | None
     is_done: bool = False
     reason: str | None = None
 
 
 @dataclass(frozen=True)
-class _Changed(Correction[_Plan, FingerprintChange]):
-    """A `Correction` that changes no shard."""
+class _Change(Correction[_Plan, FingerprintChange]):
+    """The `Correction` that changes fingerprints and no shard. Without a decision, it removes those of an image."""
 
+    command: str
     name: str
+    decision: OtherPicture | None = None
+
+    def plan(self, dataset: DatasetHandle) -> _Plan:
+        tombstones, decision = read_tombstones(dataset.location), self.decision
+        if decision is None:
+            image, what = self._recognized(dataset), "its fingerprints are removed, so copies of it aren't recognized"
+        else:
+            names = [tombstone.name for tombstone in tombstones]
+            if decision.tombstone not in names:
+                known = ", ".join(names) or "none"
+                raise UsageError(f"--of: {dataset} has no tombstone {decision.tombstone}: expected one of {known}")
+            image = _number(dataset, self.name)
+            what = f"recorded as a different picture than those of {TOMBSTONES}/{decision.tombstone}"
+            decision = decision.model_copy(update={"id": image})
+        manifest = dataset.manifest()
+        listed = FingerprintChange(str(dataset), manifest.name, image, what)
+        return _Plan((image - 1) // manifest.images_per_shard, listed, decision)
+
+    def prepare(self, dataset: DatasetHandle, plan: _Plan) -> _Plan:
+        image, decision = plan.listed.image, plan.decision
+        change_fingerprints(
+            dataset.location,
+            plan.shard,
+            lambda now: now.without([image]) if decision is None else now.with_decision(decision),
+            purge=decision is None,
+        )
+        return plan
 
     def revision(self, dataset: DatasetHandle, plan: _Plan) -> Revision:
         return Revision(frozenset(), lambda _, rows: rows)
@@ -84,66 +107,17 @@ class _Changed(Correction[_Plan, FingerprintChange]):
     def result(
         self, dataset: DatasetHandle, plan: _Plan, outcome: RevisionOutcome, version: VersionName
     ) -> FingerprintChange:
-        listed = plan.listed
-        return FingerprintChange(listed.dataset, listed.name, listed.image, listed.what, version)
+        return FingerprintChange(plan.listed.dataset, plan.listed.name, plan.listed.image, plan.listed.what, version)
 
-    def listed(self, dataset: DatasetHandle, image: int, what: str, decision: OtherPicture | None = None) -> _Plan:
-        manifest = dataset.manifest()
-        change = FingerprintChange(str(dataset), manifest.name, image, what)
-        return _Plan((image - 1) // manifest.images_per_shard, change, decision)
-
-
-@dataclass(frozen=True)
-class _Forget(_Changed):
-    command: str = "forget-fingerprints"
-
-    def plan(self, dataset: DatasetHandle) -> _Plan:
-        tombstones = read_tombstones(dataset.location)
-        removed = [image for tombstone in tombstones for image in tombstone.images]
+    def _recognized(self, dataset: DatasetHandle) -> int:
+        """Return the number of the image with fingerprints that has the name."""
+        removed = [image for tombstone in read_tombstones(dataset.location) for image in tombstone.images]
         named = {each.id for each in removed if self.name in (each.image_id, str(each.id), image_stem(each.id))}
-        ids = named or {_number(dataset, self.name)}
         known = {id for shard in read_fingerprints(dataset.location).values() for id in shard.images}
-        if len(ids & known) != 1:
+        found = (named or {_number(dataset, self.name)}) & known
+        if len(found) != 1:
             raise UsageError(f"expected the image_id or id of one image with fingerprints, got {self.name!r}")
-        image = (ids & known).pop()
-        return self.listed(dataset, image, "its fingerprints are removed, so its copies can't be recognized")
-
-    def prepare(self, dataset: DatasetHandle, plan: _Plan) -> _Plan:
-        forget_fingerprints(dataset.location, plan.shard, {plan.listed.image})
-        return plan
-
-
-@dataclass(frozen=True)
-class _TellApart(_Changed):
-    tombstone: str
-    text: str
-    now: datetime | None
-    command: str = "other-picture"
-
-    def plan(self, dataset: DatasetHandle) -> _Plan:
-        if not self.text.strip():
-            raise UsageError("--reason is empty: expected why the pictures are different")
-        name = f"{self.tombstone.removeprefix(f'{TOMBSTONES}/').removesuffix('.json')}.json"
-        names = [tombstone.name for tombstone in read_tombstones(dataset.location)]
-        if name not in names:
-            raise UsageError(f"--of: {dataset} has no tombstone {name}: expected one of {', '.join(names) or 'none'}")
-        when = (self.now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
-        decision = OtherPicture(id=_number(dataset, self.name), tombstone=name, reason=self.text, when=when)
-        what = f"recorded as a different picture than those of {TOMBSTONES}/{name}"
-        return self.listed(dataset, decision.id, what, decision)
-
-    def prepare(self, dataset: DatasetHandle, plan: _Plan) -> _Plan:
-        new = plan.decision
-        if new is None:
-            return plan
-
-        def add(now: ShardFingerprints) -> ShardFingerprints:
-            if any((each.id, each.tombstone) == (new.id, new.tombstone) for each in now.others):
-                return now
-            return now.model_copy(update={"others": (*now.others, new)})
-
-        change_fingerprints(dataset.location, plan.shard, add)
-        return plan
+        return found.pop()
 
 
 def _number(dataset: DatasetHandle, name: str) -> int:

@@ -83,7 +83,7 @@ COPIES_MUTANTS = (
     Mutant(
         "pictures that a person told apart are listed",
         "operators/shards/near_copies.py",
-        " and wanted.tombstones[picture] not in different",
+        " and (id, tombstone) not in wanted.others",
         "",
         "tests/operators/shards/test_near_copies.py",
     ),

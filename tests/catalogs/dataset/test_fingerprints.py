@@ -95,14 +95,14 @@ def test_damage_is_reported_with_its_file(tmp_path: Path, other: bytes) -> None:
         file.write_bytes(data)
         with pytest.raises(DamagedDatasetError, match=r"fingerprints/000000\.g1\.json .*segmint repair"):
             read_fingerprints(location)
-        assert damaged_fingerprints(location).keys() == {fingerprints_path(0, 1)}
+        assert damaged_fingerprints(location).keys() == {"fingerprints"}
         file.unlink()
         put_fingerprints(location, 0, {1: ONE})
 
 
 def test_paths_and_decisions(tmp_path: Path) -> None:
     decision = OtherPicture(id=4, tombstone="x.json", reason="another", when="2026-11-24T00:00:00Z")
-    change_fingerprints(location_of(tmp_path), 2, lambda now: now.model_copy(update={"others": (decision,)}))
+    change_fingerprints(location_of(tmp_path), 2, lambda now: now.with_decision(decision))
     assert read_fingerprints(location_of(tmp_path))[2].others == (decision,)
     assert is_known(fingerprints_path(2, 1))
     assert parse_fingerprints_path("fingerprints/000002.g1.json") == (2, 1)

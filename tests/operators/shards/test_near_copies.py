@@ -78,7 +78,7 @@ def test_near_copies_of_a_dataset_but_those_that_a_person_told_apart(tmp_path: P
     assert ids() == [1, 3, 4]
     assert wanted_pictures(location, {2}).ids == ()
     decision = OtherPicture(id=3, tombstone=tombstone.name, reason="another cup", when="2026-11-24T00:00:00Z")
-    change_fingerprints(location, 0, lambda now: now.model_copy(update={"others": (decision,)}))
+    change_fingerprints(location, 0, lambda now: now.with_decision(decision))
     assert ids() == [1, 4]
     (line,) = [each.line() for each in near_copies(location, log.read_all(only=[0]), wanted_pictures(location))][:1]
     assert line == f"sa_1 image-0 looks like sa_10 (tombstones/{tombstone.name}): 0 of 64 bits differ"
