@@ -77,9 +77,9 @@ def wanted_pictures(dataset: Location, only: Collection[int] | None = None) -> W
 
 def pictures_at(dataset: Location, commits: Iterable[Commit], ordinals: Collection[int]) -> WantedPictures:
     """Return committed images, which are not taken down yet, as wanted pictures."""
-    wanted = pa.array(sorted(ordinals), pa.int64())
-    own = (commit for commit in commits if any(ordinal in range(*commit.ordinals) for ordinal in ordinals))
-    read = [_read(dataset, commit, wanted) for commit in own]
+    wanted = np.sort(np.fromiter(ordinals, np.int64, len(ordinals)))
+    own = (commit for commit in commits if np.diff(np.searchsorted(wanted, commit.ordinals))[0])
+    read = [_read(dataset, commit, pa.array(wanted)) for commit in own]
     ids = tuple(int(ordinal) + 1 for numbers, _, _ in read for ordinal in numbers)
     return WantedPictures(ids, ("",) * len(ids), np.concatenate([_NONE, *(hashes for _, _, hashes in read)]))
 

@@ -38,7 +38,7 @@ def forget(
 
     Raises `UsageError` if it has none, and the errors of `correct`, whose `confirm` this is.
     """
-    return correct(DatasetHandle.open(dataset), _Change("forget-fingerprints", name), confirm)
+    return correct(DatasetHandle.open(dataset), _Change(name), confirm)
 
 
 def tell_apart(
@@ -53,7 +53,7 @@ def tell_apart(
     file = f"{tombstone.removeprefix(f'{TOMBSTONES}/').removesuffix('.json')}.json"
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     decision = OtherPicture(id=1, tombstone=file, reason=reason, when=when)
-    return correct(DatasetHandle.open(dataset), _Change("other-picture", name, decision), now=now)
+    return correct(DatasetHandle.open(dataset), _Change(name, decision, "other-picture"), now=now)
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class _Plan:
 class _Change(Correction[_Plan, FingerprintChange]):
     """The `Correction` that changes fingerprints and no shard. Without a decision, it removes those of an image."""
 
-    command: str
     name: str
     decision: OtherPicture | None = None
+    command: str = "forget-fingerprints"
 
     def plan(self, dataset: DatasetHandle) -> _Plan:
         tombstones, decision = read_tombstones(dataset.location), self.decision
