@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import pyarrow as pa
 
@@ -30,6 +31,7 @@ from segmint.infra.ray_session import cores_here
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.cost import image_cost
+from segmint.operators.audit.detectors import try_detector_files
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.numerics import resolve_numerics
 from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
@@ -152,8 +154,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     """
     storage = Storage(config.storage)
     require_catalog(config, storage)
-    for file in config.deidentify.detector_files.values():
-        resolve(file, mirror=config.assets, storage=storage)
+    try_detector_files(config.deidentify, partial(resolve, mirror=config.assets, storage=storage))
     manifest = read_manifest(Location(storage, config.output))
     if manifest is not None:
         weights = resolve(config.model.weights, mirror=config.assets, storage=storage)

@@ -27,6 +27,7 @@ from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import digests, segmint_and_modules, small_catalog, write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.small_dataset_fixtures import SMALL_MASKS
+from tests.support.torchscript import FailingDetector, saved
 
 GRID = {"points_per_side": 4, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
 ANYWHERE = {"threads": 1, "weights": "vit_h", "precision": "bf16"}
@@ -270,11 +271,14 @@ def test_a_sample_that_was_refused_whole_says_so(tmp_path: Path, unread: Path) -
 
 
 def test_a_row_that_cannot_be_judged_ends_the_plan(tmp_path: Path) -> None:
-    (tmp_path / "broken.pt").write_bytes(b"no detector")
+    saved(FailingDetector(), tmp_path / "broken.pt")  # fails on control images, but not on the blank one
     detectors = {"faces": {"detector": str(tmp_path / "broken.pt")}}
     config = configured(tmp_path, small_catalog(tmp_path / "photos", 6), deidentify=detectors)
     with pytest.raises(SegmintError, match=r"row 4 of the sample \(image-3\) can be neither accepted nor rejected"):
         make_plan(config, PlanOptions(sample=1))
+    (tmp_path / "broken.pt").write_bytes(b"no detector")
+    with pytest.raises(UsageError, match=r"deidentify\.faces\.detector: .*broken\.pt can't be loaded as TorchScript"):
+        make_plan(config, PlanOptions())
     (tmp_path / "broken.pt").unlink()
     with pytest.raises(UsageError, match=r"broken\.pt"):
         make_plan(config, PlanOptions())
