@@ -43,7 +43,7 @@ from segmint.pipeline.building.plan.cpu_stages import MEGAPIXELS, compare, price
 from segmint.pipeline.building.plan.estimates import Extrapolation, column, exactly
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.building.plan.sample import PlanSample, run_sample
-from segmint.pipeline.config.advice import advice
+from segmint.pipeline.config.advice import advice, detector_advice
 from segmint.pipeline.config.config import Config, as_pinned, identity
 
 DEFAULT_SHARE = 0.3
@@ -331,7 +331,8 @@ def _notes(
             "measured and is not included"
         )
     on_gpu = ceiling.device == "cuda"
-    return [*notes, *advice(config, remaining.rows, on_gpu=on_gpu, begun=remaining.committed > 0)]
+    advised = advice(config, remaining.rows, on_gpu=on_gpu, begun=remaining.committed > 0)
+    return [*notes, *(advised or detector_advice(config))]
 
 
 def find_ceiling(

@@ -17,6 +17,7 @@ from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import DeidentifyConfig
+from segmint.operators.prepare.measured_recall import describe_recall
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.building.plan.cpu_stages import recorded_seconds
 from segmint.pipeline.building.plan.estimates import Estimate
@@ -97,6 +98,14 @@ def test_a_large_plan_for_gpus_advises_against_what_is_for_trials(tmp_path: Path
     config = configured(tmp_path, write_catalog(tmp_path / "c.jsonl", rows), model={})
     assert make_plan(config, PlanOptions(flops=1e15)).notes[-1].startswith("model.weights is not set")
     assert "model.weights is not set" not in "\n".join(make_plan(config, PlanOptions()).notes)
+
+
+def test_a_plan_of_any_size_states_the_recall_of_the_bundled_detectors(tmp_path: Path, unread: Path) -> None:
+    (note,) = (note for note in make_plan(configured(tmp_path, unread), PlanOptions()).notes if "trials" in note)
+    assert note.endswith(describe_recall(("mtcnn", "clp")))
+    none = {"faces": {"detector": "none"}, "plates": {"detector": "none"}}
+    notes = make_plan(configured(tmp_path, unread, deidentify=none), PlanOptions()).notes
+    assert "trials" not in "\n".join(notes)
 
 
 def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread: Path) -> None:
