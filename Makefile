@@ -24,7 +24,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-long test-gpu test-kernels test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-duplicates bench-reading bench-training bench-page gpu-bundle gpu-day docs clean
+.PHONY: setup demo test test-fast test-long test-gpu test-kernels test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-page gpu-bundle gpu-day docs clean
 
 setup: $(STAMP)
 
@@ -158,6 +158,10 @@ bench-reading: demo
 # With SEGMINT_TEST_PHOTOS also what is found of the faces and plates that tests have labels for.
 bench-prepare: setup
 	$(BIN)/python benchmarks/building/prepare.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)" --only multiface truck) $(BENCH_OPTIONS)
+
+# What the detectors find of faces and plates that were marked by eye; without SEGMINT_TEST_PHOTOS, scikit-image's only.
+bench-privacy: setup
+	$(BIN)/python benchmarks/privacy/recall.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)") $(BENCH_OPTIONS)
 
 bench-encoder: setup
 	$(BIN)/python benchmarks/masks/encoder_vs_reference.py --models b l

@@ -2,7 +2,6 @@
 
 from benchmarks.tables import Result, table, where, wrapped
 
-_RECALL = ("labels", "found")
 _STAGES = (
     *("decode", "shrink", "faces", "turned", "plates", "redact", "release", "look", "original"),
     *("total", "rule_2", "round"),
@@ -10,7 +9,7 @@ _STAGES = (
 
 
 def prepare_part(results: dict[str, Result]) -> str:
-    """Return the tables of the cost and recall of `prepare`."""
+    """Return the table of the cost of `prepare`."""
     result = results.get("prepare")
     if result is None:
         return ""
@@ -27,17 +26,9 @@ def prepare_part(results: dict[str, Result]) -> str:
             for size, run in runs
         ),
     )
-    found = table(
-        ["photograph", "variants", "labels", "found"],
-        (
-            [name, len(rows), *(sum(row[key] for row in rows) for key in _RECALL)]
-            for name in dict.fromkeys(row["photograph"] for row in result["recall"])
-            for rows in [[row for row in result["recall"] if row["photograph"] == name]]
-        ),
-    )
     names = " and ".join(result["photographs"])
     note = f"All values are CPU seconds per image, as the median over the photographs {names}. {where(result)}"
-    return "\n\n".join([costs, wrapped(note), *([found] if result["recall"] else [])])
+    return f"{costs}\n\n{wrapped(note)}"
 
 
 def _seconds(run: dict[str, float], stage: str) -> float:

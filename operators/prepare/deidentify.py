@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.cache import pinned
@@ -24,6 +24,13 @@ from segmint.model.detectors.detection import Detection, Detector, Kind, bounds,
 from segmint.model.detectors.plates import PlateDetector
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.prepare.control import control_pixels
+from segmint.operators.prepare.detector_files import (
+    DETECTOR_ENDINGS,
+    DETECTOR_FILES,
+    file_format,
+    is_onnx,
+    load_detector_file,
+)
 from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import clean_message
 from segmint.operators.prepare.mosaic import ImagePatch, ellipse, polygon, redact_patches
@@ -32,9 +39,6 @@ from segmint.operators.prepare.orientations import ORIENTATIONS, search_orientat
 from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 
 Pixels = NDArray[np.uint8]
-
-TORCHSCRIPT_ENDINGS = (".jit", ".ts", ".pt", ".pth", ".torchscript")
-"""File name endings of TorchScript files."""
 
 _MTCNN_SCORE, _CLP_SCORE = 0.7, 0.5
 """Default minimum scores of the bundled detectors."""
@@ -65,7 +69,7 @@ def is_detector_file(name: str) -> bool:
 
 
 class _DetectorConfig(BaseModel):
-    """Configuration of one kind of detector: the bundled one, `none`, or the path or URI of a TorchScript file."""
+    """Configuration of one kind of detector: the bundled one, `none`, or the path or URI of a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,21 +83,21 @@ class _DetectorConfig(BaseModel):
     def _known(cls, value: str) -> str:
         if value in (cls.bundled, NO_DETECTOR):
             return value
-        if value.partition("#")[0].endswith(TORCHSCRIPT_ENDINGS):
+        if value.partition("#")[0].endswith(DETECTOR_ENDINGS):
             try:
                 return absolute_name(value)
             except UsageError as error:
                 raise ValueError(str(error)) from error
         raise ValueError(
-            f"expected {cls.bundled!r}, {NO_DETECTOR!r}, or the path or URI of a TorchScript file "
-            f"({', '.join(TORCHSCRIPT_ENDINGS)}), got {redact(value)!r}"
+            f"expected {cls.bundled!r}, {NO_DETECTOR!r}, or the path or URI of {DETECTOR_FILES}, got {redact(value)!r}"
         )
 
 
 class FacesConfig(_DetectorConfig):
     """Configuration of face detection.
 
-    `score` is the minimum score that counts; default 0.7 for mtcnn. For a TorchScript file, see `TorchScriptDetector`.
+    `score` is the minimum score that counts; default 0.7 for mtcnn. For a file, see `TorchScriptDetector` and
+    `OnnxDetector`.
     """
 
     bundled = "mtcnn"
@@ -104,7 +108,8 @@ class FacesConfig(_DetectorConfig):
 class PlatesConfig(_DetectorConfig):
     """Configuration of plate detection.
 
-    `score` is the minimum score that counts; default 0.5 for clp. For a TorchScript file, see `TorchScriptDetector`.
+    `score` is the minimum score that counts; default 0.5 for clp. For a file, see `TorchScriptDetector` and
+    `OnnxDetector`.
     """
 
     bundled = "clp"
@@ -132,6 +137,12 @@ class DeidentifyConfig(BaseModel):
             raise ValueError("expected 0, the upright image, and any of 90, 180, and 270, as in [0, 180]")
         return tuple(sorted(set(value)))
 
+    @model_validator(mode="after")
+    def _onnx_on_cpus(self) -> "DeidentifyConfig":
+        if self.device == "cuda" and any(map(is_onnx, self.detector_files.values())):
+            raise ValueError("ONNX detectors run on CPUs: set deidentify.device to cpu, or use TorchScript files")
+        return self
+
     @property
     def detectors(self) -> dict[str, str]:
         """Names of the requested detectors in the configuration, keyed by kind (`faces`, `plates`)."""
@@ -140,13 +151,14 @@ class DeidentifyConfig(BaseModel):
 
     @property
     def packages(self) -> frozenset[str]:
-        """PyPI names of the packages that the bundled detectors among `detectors` need."""
+        """PyPI names of the packages that `detectors` need, except for TorchScript files."""
         plates = "onnxruntime" if self.device == "cpu" else "protobuf"
         needed = {FacesConfig.bundled: {"facenet-pytorch", "torchvision"}, PlatesConfig.bundled: {plates}}
-        return frozenset[str]().union(*(needed.get(name, ()) for name in self.detectors.values()))
+        of_files: set[str] = {"onnxruntime"} if any(map(is_onnx, self.detector_files.values())) else set()
+        return frozenset(of_files).union(*(needed.get(name, ()) for name in self.detectors.values()))
 
     def require_packages(self) -> None:
-        """Raise `UsageError` if a package that a bundled detector needs is not installed."""
+        """Raise `UsageError` if one of `packages` is not installed."""
         missing = sorted(name for name in self.packages if installed_version(name) == NOT_INSTALLED)
         if missing:
             raise UsageError(
@@ -279,7 +291,7 @@ def is_short_of_memory(error: Exception) -> bool:
 
 Resolve = Callable[[str], Path]
 LoadFile = Callable[[Path, Kind, float | None, str], Detector]
-"""Function that loads a TorchScript file from its path, kind, minimum score or None, and torch device."""
+"""Function that loads a detector file from its path, kind, minimum score or None, and torch device."""
 
 
 def pinned_files(storage: Storage, assets: str | None, detector_sha256: Mapping[str, str]) -> Resolve:
@@ -303,18 +315,19 @@ def build_detectors(
 
     `device` is where torch runs them. `resolve` finds weights by name or path (default:
     `segmint.infra.assets.resolve`). `threads` is for the plate network, which has a separate thread pool (default:
-    torch's number of threads). `load_file` loads detectors that are files (default: `TorchScriptDetector`). With
+    torch's number of threads). `load_file` loads detectors that are files (default: `load_detector_file`). With
     `torch_plates`, the plate network runs in torch on a CPU, too, as it does on a GPU; its outputs differ by less than
     1e-4. Takes about a second in a new process, mostly for imports. Raises `UsageError` if a file is missing or is not
-    TorchScript.
+    a detector.
     """
+    load = load_file or partial(load_detector_file, threads=threads)
     found: list[Detector] = []
     if "faces" in config.detector_files:
-        found.append(_torchscript("face", config.faces, device, resolve, load_file))
+        found.append(_from_file("face", config.faces, device, resolve, load))
     elif config.faces.detector != NO_DETECTOR:
         found.append(_mtcnn(config.faces.score or _MTCNN_SCORE, device))
     if "plates" in config.detector_files:
-        found.append(_torchscript("plate", config.plates, device, resolve, load_file))
+        found.append(_from_file("plate", config.plates, device, resolve, load))
     elif config.plates.detector != NO_DETECTOR:
         in_torch = device if device.startswith("cuda") or torch_plates else None
         found.append(_clp(config.plates.score or _CLP_SCORE, resolve("clp"), threads, in_torch))
@@ -344,12 +357,9 @@ def _clp(score: float, path: Path, threads: int | None, torch_device: str | None
     return kept(network, blob=network.blob, batch_pixels=_BATCH_PIXELS)
 
 
-def _torchscript(
-    kind: Kind, config: FacesConfig | PlatesConfig, device: str, resolve: Resolve, load_file: LoadFile | None
+def _from_file(
+    kind: Kind, config: FacesConfig | PlatesConfig, device: str, resolve: Resolve, load: LoadFile
 ) -> Detector:
-    from segmint.model.detectors.torchscript import TorchScriptDetector
-
-    load = TorchScriptDetector if load_file is None else load_file
     key = f"deidentify.{kind}s.detector"
     try:
         path = resolve(config.detector)
@@ -358,4 +368,4 @@ def _torchscript(
     try:
         return load(path, kind, config.score, device)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"{key}: {path} can't be loaded as TorchScript on {device}: {error}") from error
+        raise UsageError(f"{key}: {path} can't be loaded as {file_format(path)} on {device}: {error}") from error

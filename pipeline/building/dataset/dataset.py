@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from segmint.infra.storage.probe import probe
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.infra.wording import some
+from segmint.operators.audit.detectors import try_detector_files
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.building.dataset.first_numerics import first_numerics
@@ -144,8 +146,8 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     """Open the dataset at `config.output`, creating it if it does not exist.
 
     With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError` if the dataset was created with
-    another configuration or from another catalog, and lists the differing keys or rows. Also raises it if a bundled
-    detector lacks a package.
+    another configuration or from another catalog, and lists the differing keys or rows. Also raises it if a detector
+    lacks a package, and for a new dataset if a detector file fails on a blank image.
     """
     config.deidentify.require_packages()
     require_catalog(config, storage)
@@ -157,6 +159,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
             f"{output / MANIFEST} is missing, although later generations exist. Run `segmint repair {output}`"
         )
     if latest is None:
+        try_detector_files(config.deidentify, partial(resolve, mirror=config.assets, storage=storage))
         probe(output)
         latest = _begin(config, output, weights)
     check_begun_alike(config, storage, latest.manifest, weights)

@@ -59,7 +59,7 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="KIND=PATH",
-            help="Also search with this TorchScript detector of kind face or plate; repeatable.",
+            help="Also search with this detector (TorchScript or ONNX) of kind face or plate; repeatable.",
         ),
     ] = None,
     evidence: Annotated[

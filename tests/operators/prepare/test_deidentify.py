@@ -40,6 +40,7 @@ from tests.support.labels import (
     found_again,
     haar_faces,
 )
+from tests.support.onnx_detectors import fragile, listed
 from tests.support.redacted import redacted
 from tests.support.torchscript import FailingDetector, FragileDetector, OnlyScores, saved, spot
 
@@ -299,6 +300,7 @@ class WholeImageDetector(torch.nn.Module):
         ("/faces.pt", "clp", "cpu", {"onnxruntime"}),
         ("/faces.pt", "clp", "cuda", {"protobuf"}),
         ("none", "/plates.pt", "cpu", set()),
+        ("/faces.onnx", "none", "cpu", {"onnxruntime"}),
     ],
 )
 def test_only_bundled_detectors_need_their_packages(
@@ -316,6 +318,29 @@ def test_a_torchscript_file_replaces_a_detector(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
     _, regions = redacted(image, build_detectors(config))
     assert regions == [Region("plate", 0.95, 0, 0, 50, 40, "plates.ts")]
+
+
+def test_onnx_files_run_on_cpus() -> None:
+    files = {"faces": {"detector": "/faces.onnx"}, "plates": {"detector": "none"}}
+    with pytest.raises(ValidationError, match=r"ONNX detectors run on CPUs: set deidentify\.device to cpu, or use"):
+        DeidentifyConfig.model_validate({"device": "cuda", **files})
+    assert DeidentifyConfig.model_validate(files).detector_files == {"faces": "/faces.onnx"}
+    with pytest.raises(ValidationError, match=r"a TorchScript or ONNX file \(\.jit, .*, \.onnx\), got '/faces\.bin'"):
+        FacesConfig(detector="/faces.bin")
+
+
+def test_an_onnx_file_that_fails_on_an_image_refuses_only_this_image(tmp_path: Path) -> None:
+    path = fragile(tmp_path / "faces.onnx")
+    config = DeidentifyConfig.model_validate({"faces": {"detector": str(path)}, "plates": {"detector": "none"}})
+    detectors = build_detectors(config, threads=1)
+    gray = np.full((90, 150, 3), 90, np.uint8)
+    assert redacted(gray, detectors)[1] == []
+    with pytest.raises(RejectedError, match=r"faces\.onnx fails on this image, and not on others: ") as verdict:
+        redacted(spot(gray, 96, 32, 32), detectors)
+    assert verdict.value.reason == Reason.DETECTOR_FAILED
+    working = build_detectors(config, resolve=lambda _: listed(tmp_path / "working.onnx"), threads=1)
+    (region,) = redacted(spot(gray, 96, 32, 32), working)[1]
+    assert (region.kind, region.source, region.score) == ("face", "working.onnx", 0.9)
 
 
 def test_an_image_that_a_detector_alone_fails_on_is_refused(tmp_path: Path) -> None:
@@ -362,7 +387,8 @@ def test_exhausted_memory_is_no_verdict(astronaut: np.ndarray) -> None:
 def test_a_missing_or_broken_torchscript_file_names_its_key(tmp_path: Path) -> None:
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"nothing")
-    for path in (tmp_path / "absent.pt", broken):
+    (tmp_path / "broken.onnx").write_bytes(b"nothing")
+    for path in (tmp_path / "absent.pt", broken, tmp_path / "broken.onnx"):
         config = DeidentifyConfig.model_validate({"faces": {"detector": str(path)}})
         with pytest.raises(UsageError, match=r"deidentify\.faces\.detector"):
             build_detectors(config)

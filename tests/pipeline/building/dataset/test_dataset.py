@@ -33,6 +33,7 @@ from tests.support.builds import digests, write_catalog, write_config
 from tests.support.committed_shard import change_manifest
 from tests.support.lineages import training_json
 from tests.support.locations import location_of
+from tests.support.onnx_detectors import listed, yunet
 from tests.support.planting import change_commit
 from tests.support.stubbed import write_dataset as write_stubbed
 
@@ -234,8 +235,8 @@ def test_ranges_of_shards_are_cut_to_the_dataset(tmp_path: Path, catalog: Path) 
 
 @pytest.mark.usefixtures("weights")
 def test_a_detectors_file_is_pinned_by_its_hash(tmp_path: Path, catalog: Path) -> None:
-    path = tmp_path / "faces.ts"
-    path.write_bytes(b"the first build's")
+    path = listed(tmp_path / "faces.onnx")
+    first = path.read_bytes()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     detectors = {"faces": {"detector": str(path)}, "plates": {"detector": "none"}}
     given = config(tmp_path, catalog, deidentify=detectors)
@@ -248,10 +249,19 @@ def test_a_detectors_file_is_pinned_by_its_hash(tmp_path: Path, catalog: Path) -
     path.write_bytes(b"somebody else's")
     with pytest.raises(UsageError, match=r"deidentify\.faces\.detector"):
         open_or_create(given, Storage())
-    moved = path.rename(tmp_path / "other.ts")
-    moved.write_bytes(b"the first build's")
+    moved = path.rename(tmp_path / "other.onnx")
+    moved.write_bytes(first)
     detectors["faces"]["detector"] = str(moved)
     open_or_create(config(tmp_path, catalog, deidentify=detectors), Storage())
+
+
+@pytest.mark.usefixtures("weights")
+def test_a_file_that_is_no_detector_begins_no_dataset(tmp_path: Path, catalog: Path) -> None:
+    path = yunet(tmp_path / "faces.onnx", outputs=("cls_8", "obj_8"))
+    given = config(tmp_path, catalog, deidentify={"faces": {"detector": str(path)}})
+    with pytest.raises(UsageError, match=r"^deidentify\.faces\.detector: .* got cls_8, obj_8$"):
+        open_or_create(given, Storage())
+    assert not (tmp_path / "dataset").exists()
 
 
 @pytest.mark.usefixtures("weights")
