@@ -99,6 +99,7 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
         load_model(weights, numerics.compute),
         compile_encoder="default" if compiled else None,
         must_compile=not settings.allow_mixed_numerics,
+        kernels=None,
     )
     generator = MaskGenerator(predictor, settings.masks, numerics.crops_per_batch)
     # Compile and capture graphs now: this takes minutes and must not count towards the first image's time limit.

@@ -63,6 +63,27 @@ SEGMENT_MUTANTS = (
         "tests/model/automatic/on_device/test_crops.py",
     ),
     Mutant(
+        "a library from other sources is loaded",
+        "model/kernels/cpu/library.py",
+        "if sources and hash_of(sources) != built_from:",
+        "if not sources and hash_of(sources) != built_from:",
+        "tests/model/kernels/cpu/test_library.py",
+    ),
+    Mutant(
+        "the area of a drawn mask is not compared",
+        "model/kernels/cpu/border.py",
+        "if np.count_nonzero(pixels) != mask.area:",
+        "if np.count_nonzero(pixels) > mask.area:",
+        "tests/model/kernels/cpu/test_border.py",
+    ),
+    Mutant(
+        "a mask keeps too few of its logits",
+        "model/kernels/cpu/border.py",
+        "return int(self.places[first]), int(self.places[last]) + _TAPS",
+        "return int(self.places[first]), int(self.places[last]) + _TAPS - 1",
+        "tests/model/kernels/cpu/test_border.py",
+    ),
+    Mutant(
         "a rest that fits takes a full chunk",
         "model/automatic/on_device/crops.py",
         "small if rest <= small else",
