@@ -21,7 +21,7 @@ class Code(StrEnum):
     WRONG_ORDINALS = "wrong_ordinals"
     REPLACED_GENERATION = "replaced_generation"
     OTHER_NUMERICS = "other_numerics"
-    OTHER_CONFIG = "other_config"
+    OTHER_BUILD = "other_build"
     BAD_COUNTS = "bad_counts"
     MISSING_FILE = "missing_file"
     FILE_SIZE = "file_size"
@@ -53,6 +53,7 @@ class Code(StrEnum):
     BAD_JPEG = "bad_jpeg"
     JPEG_SIZE = "jpeg_size"
     JPEG_METADATA = "jpeg_metadata"
+    OTHER_RELEASE = "other_release"
     BAD_RLE = "bad_rle"
     RLE_SIZE = "rle_size"
     MASK_AREA = "mask_area"
@@ -90,7 +91,7 @@ SENTENCES = {
     Code.WRONG_ORDINALS: "A commit's ordinals don't match its shard, so rows would be missing or duplicated.",
     Code.REPLACED_GENERATION: "An older commit still exists next to the one that replaced it.",
     Code.OTHER_NUMERICS: "A shard was computed with numerics other than the dataset's.",
-    Code.OTHER_CONFIG: "A shard was built with a configuration other than the one in `dataset.json`.",
+    Code.OTHER_BUILD: "A shard was built with settings, weights, or a policy date other than those in `dataset.json`.",
     Code.BAD_COUNTS: "A commit's counts don't add up: rows = images + rejected, and rejected = the sum over reasons.",
     Code.MISSING_FILE: "A file that a commit names is missing.",
     Code.FILE_SIZE: "A file's size differs from its commit.",
@@ -122,6 +123,7 @@ SENTENCES = {
     Code.BAD_JPEG: "A JPEG isn't readable or isn't decodable to its end.",
     Code.JPEG_SIZE: "A JPEG's width or height differs from its image's row.",
     Code.JPEG_METADATA: "A JPEG contains EXIF, XMP, an ICC profile, a comment, or bytes after its end.",
+    Code.OTHER_RELEASE: "An intact JPEG's SHA-256 differs from its image's `release_sha256`.",
     Code.BAD_RLE: "A mask's RLE is damaged or doesn't cover its size.",
     Code.RLE_SIZE: "A mask's size differs from its image's.",
     Code.MASK_AREA: "A mask's area differs from its row or is zero.",

@@ -35,7 +35,7 @@ from segmint.infra.errors import SegmintError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Format version of a dataset, `schema_version` in `dataset.json`; segmint only reads and writes this one."""
 
 ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete", "next_mask")

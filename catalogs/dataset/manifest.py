@@ -8,6 +8,7 @@ and `licenses`; everything that determines the bytes of a shard is fixed at the 
 moved. It belongs to no version.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -47,6 +48,9 @@ from segmint.infra.wording import some
 
 GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """Fields in which a later generation may differ from the first."""
+
+_BUILD_FIELDS = frozenset({"config_sha256", "policy_date", "weights", "images_per_shard"})
+"""Fields that determine every shard, besides its rows and the numerics."""
 
 _SECTIONS = ("license", "ingest", "deidentify", "deidentify.faces", "deidentify.plates", "release", "masks", "model")
 _ID = re.compile(rb'\{"dataset_id":"([0-9a-f]{32})"\}\n')
@@ -110,6 +114,11 @@ class DatasetManifest(Frozen):
     def round(self) -> int:
         """Number of training runs that led to the weights that made the masks."""
         return trainings(self.lineage)
+
+    @property
+    def build_sha256(self) -> str:
+        """The hash that commits record of the configuration, policy date, weights, and size of the shards."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json", include=set(_BUILD_FIELDS)))).hexdigest()
 
     @property
     def numerics_fingerprint(self) -> str:

@@ -5,6 +5,7 @@ The original's bytes exist only in an actor and its child process, never in the 
 
 import contextlib
 import functools
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -293,7 +294,13 @@ class Prepare:
 def _columns(prepared: PreparedImage) -> Row:
     kinds = [region.kind for region in prepared.regions]
     regions = [asdict(region) for region in prepared.regions]
-    return {**vars(prepared), "faces": kinds.count("face"), "plates": kinds.count("plate"), "regions": regions}
+    return {
+        **vars(prepared),
+        "release_sha256": hashlib.sha256(prepared.release).hexdigest(),
+        "faces": kinds.count("face"),
+        "plates": kinds.count("plate"),
+        "regions": regions,
+    }
 
 
 CURATED = "refused in the catalog"

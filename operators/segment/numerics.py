@@ -20,8 +20,15 @@ GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
 DETECTORS_ONLY = frozenset({"detectors"})
 """Fields that are recorded only if detectors run on a GPU, regardless of the model's device."""
 
-CPU_ONLY = frozenset({"cpu"})
+CPU_ONLY = frozenset({"cpu", "kernels"})
 """Fields that only the numerics of a CPU record; masks from a GPU hardly depend on the host's CPU."""
+
+ADDED: Mapping[str, str] = {}
+"""Fields added after a version of segmint was released, each with the value that all versions before it computed with.
+
+If a dataset's numerics lack such a field, a version without it began the dataset, so this value applies to all of its
+shards. The fingerprint doesn't change, because it covers only the recorded fields. Any other missing field is refused.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Numerics:
     onnxruntime: str
     pi_heif: str  # reads HEIC; "none" if not installed
     cpu: str = field(default="", kw_only=True)  # vendor and a hash of its results; not recorded with a GPU
+    kernels: str = field(default="", kw_only=True)  # what computes the model on a CPU: torch; not recorded with a GPU
     cuda: str = field(default="", kw_only=True)  # this and the next four only on a GPU
     cudnn: str = field(default="", kw_only=True)
     triton: str = field(default="", kw_only=True)  # "none" if not installed
@@ -65,7 +73,8 @@ class Numerics:
     def recorded(cls, values: Mapping[str, Any]) -> "Numerics":
         """Return the numerics recorded in a dataset's manifest.
 
-        Raises `UsageError` if a field is unknown to this version of segmint, or if a field of all devices is missing.
+        Raises `UsageError` if a field is unknown to this version of segmint, or if the device's fields lack one that
+        isn't in `ADDED`.
         """
         known = {one.name: one for one in fields(cls) if one.name != "unrecorded"}
         unknown = sorted(values.keys() - known)
@@ -75,10 +84,11 @@ class Numerics:
                 "the version that created the dataset, or a later one."
             )
         missing = frozenset(known.keys() - values.keys())
-        lacking = sorted(missing - GPU_ONLY - CPU_ONLY - DETECTORS_ONLY)
+        needed = missing - DETECTORS_ONLY - (CPU_ONLY if values.get("device") == "cuda" else GPU_ONLY)
+        lacking = sorted(needed - ADDED.keys())
         if lacking:
             raise UsageError(f"the dataset's numerics lack {', '.join(lacking)}")
-        blank: dict[str, Any] = dict.fromkeys(missing, "")
+        blank: dict[str, Any] = {name: ADDED[name] if name in needed else "" for name in missing}
         return cls(**values, **blank, unrecorded=missing)
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,8 +110,8 @@ class Numerics:
         return fingerprint(self.to_dict())
 
     def differences(self, other: "Numerics") -> str:
-        """Return a list of the fields that both record with different values, for a message; empty if none differ."""
-        ours, theirs = self.to_dict(), other.to_dict()
+        """Return a list of the fields that both have with different values, for a message; empty if none differ."""
+        ours, theirs = ({**each.to_dict(), **{name: getattr(each, name) for name in ADDED}} for each in (self, other))
         differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
         return ", ".join(f"{key} {ours[key]!r} instead of {theirs[key]!r}" for key in differing)
 
@@ -164,7 +174,11 @@ def observe_numerics(
 
 
 def _of_cpu(compute: Compute) -> dict[str, Any]:
-    return {"cpu": cpu_bits(compute.threads, compute.precision), "unrecorded": GPU_ONLY | DETECTORS_ONLY}
+    return {
+        "cpu": cpu_bits(compute.threads, compute.precision),
+        "kernels": "torch",
+        "unrecorded": GPU_ONLY | DETECTORS_ONLY,
+    }
 
 
 def _of_gpu(compute: Compute, points_per_chunk: int) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         generation=task.generation,
         ordinals=(task.start, task.stop),
         numerics=task.numerics,
-        config=dataset.config_sha256,
+        build_sha256=dataset.build_sha256,
         counts=built.counts,
         files=tuple(entry for entry, _ in files),
     )

@@ -384,8 +384,29 @@ DATASET_MUTANTS = (
     Mutant(
         "a shard of other settings is unknown to the audit",
         "pipeline/quality/audit/commits.py",
-        "if commit.config not in (",
-        "if not commit.config and commit.config not in (",
+        "if commit.build_sha256 not in (",
+        "if not commit.build_sha256 and commit.build_sha256 not in (",
+        "tests/pipeline/quality/audit/test_planted_faults.py",
+    ),
+    Mutant(
+        "commits forget the policy date",
+        "catalogs/dataset/manifest.py",
+        '"config_sha256", "policy_date", "weights"',
+        '"config_sha256", "weights"',
+        "tests/catalogs/dataset/test_manifest.py",
+    ),
+    Mutant(
+        "a redaction keeps the former JPEG's hash",
+        "operators/shards/corrected_rows.py",
+        '"release_sha256": hashlib.sha256(jpeg).hexdigest()',
+        '"release_sha256": row["release_sha256"]',
+        "tests/operators/shards/test_corrected_rows.py",
+    ),
+    Mutant(
+        "the audit compares no JPEG with its row",
+        "operators/audit/tar.py",
+        "yield from findings or _other_release(data, row, image)",
+        "yield from findings",
         "tests/pipeline/quality/audit/test_planted_faults.py",
     ),
     Mutant(

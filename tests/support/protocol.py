@@ -75,7 +75,7 @@ class DatasetPath:
 
     @property
     def handle(self) -> DatasetHandle:
-        return replace(handle_of(self.location), config_sha256=config_sha256(CONFIG))
+        return replace(handle_of(self.location), build_sha256=manifest_of(()).build_sha256)
 
     @property
     def log(self) -> CommitLog:
@@ -98,22 +98,29 @@ def catalog_rows(first: int, rows: int) -> list[dict[str, Any]]:
     ]
 
 
-def begin(place: DatasetPath) -> None:
-    """Put the catalog's part and `dataset.json`."""
-    rows = catalog_rows(0, SHARDS * ROWS)
-    part = table_bytes(to_table(rows, NORMALIZED), NORMALIZED)
-    digest = hashlib.sha256(part).hexdigest()
-    path = part_path(0, digest)
-    manifest = DatasetManifest(
+def manifest_of(catalog: tuple[CatalogPart, ...]) -> DatasetManifest:
+    """The manifest of the first generation."""
+    return DatasetManifest(
         name="protocol",
         config=CONFIG,
         config_sha256=config_sha256(CONFIG),
         numerics=NUMERICS,
         code_version="0",
         weights=ModelWeights(name="none", sha256="0" * 64),
-        catalog=(CatalogPart(path=path, rows=len(rows), sha256=digest, source_sha256=digest, first_shard=0),),
+        catalog=catalog,
         images_per_shard=ROWS,
         policy_date=date(2026, 1, 1),
+    )
+
+
+def begin(place: DatasetPath) -> None:
+    """Put the catalog's part and `dataset.json`."""
+    rows = catalog_rows(0, SHARDS * ROWS)
+    part = table_bytes(to_table(rows, NORMALIZED), NORMALIZED)
+    digest = hashlib.sha256(part).hexdigest()
+    path = part_path(0, digest)
+    manifest = manifest_of(
+        (CatalogPart(path=path, rows=len(rows), sha256=digest, source_sha256=digest, first_shard=0),)
     )
     place.storage.put(join(place.uri, path), part)
     place.storage.put(join(place.uri, MANIFEST), manifest.to_json())

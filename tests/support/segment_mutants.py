@@ -90,4 +90,11 @@ SEGMENT_MUTANTS = (
         "small if rest < small else",
         "tests/model/automatic/on_device/test_crops.py::test_chunks_have_two_sizes",
     ),
+    Mutant(
+        "numerics that lack a field added later have no value of it",
+        "operators/segment/numerics.py",
+        'ADDED[name] if name in needed else ""',
+        '"" if name in needed else ""',
+        "tests/operators/segment/test_numerics.py",
+    ),
 )

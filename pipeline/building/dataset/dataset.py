@@ -129,8 +129,8 @@ class BuildDataset:
         log = CommitLog(self.location)
         problems = [f"{path}: no such file, or an empty one" for path in missing_files(self.location, shards)]
         for commit in log.read_many(list(log.committed().items())[:1]):  # an audit compares all of them
-            if commit.config != self.manifest.config_sha256:
-                problems.append(f"the commit of shard {commit.shard}: its config isn't the manifest's")
+            if commit.build_sha256 != self.manifest.build_sha256:
+                problems.append(f"the commit of shard {commit.shard}: its build_sha256 isn't the manifest's")
         if problems:
             raise DamagedDatasetError(f"{self.location}: {some(problems)}. Run `segmint repair {self.location}`")
 

@@ -200,9 +200,9 @@ def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
     _judge_unnamed(reading, {commit.shard for commit in held}.difference(commit.shard for commit in reading.commits))
     if manifest is not None:
         reading.problems += [
-            f"{commit_path(commit.shard, commit.generation)}: its config isn't the manifest's"
+            f"{commit_path(commit.shard, commit.generation)}: its build_sha256 isn't the manifest's"
             for commit in reading.commits
-            if commit.config != manifest.config_sha256
+            if commit.build_sha256 != manifest.build_sha256
         ]
         snapshot = Snapshot.of(reading.leaves)
         if version is None or version.digest != snapshot.digest:

@@ -100,6 +100,7 @@ def test_a_face_is_gone_from_everything_that_is_released(prepare: Prepare, portr
     (row,) = result.to_pylist()
     assert (row["stage"], row["reason"], row["detail"], row["fault"]) == (None, None, None, None)
     assert row["source_sha256"] == hashlib.sha256(portrait_file.read_bytes()).hexdigest()
+    assert row["release_sha256"] == hashlib.sha256(row["release"]).hexdigest()
     assert (row["source_width"], row["source_height"], row["width"], row["height"]) == (512, 512, 200, 200)
     assert (row["faces"], row["plates"], len(row["regions"])) == (1, 0, 1)
     assert pixels(row["release"]).shape == (200, 200, 3)

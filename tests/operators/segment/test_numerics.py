@@ -61,10 +61,26 @@ def test_a_package_that_is_not_installed_is_none(
 
 
 def test_other_fields_are_refused_by_name(here: Numerics) -> None:
-    with pytest.raises(UsageError, match="numerics include kernels, which segmint"):
-        Numerics.recorded({**here.to_dict(), "kernels": "triton"})
-    with pytest.raises(UsageError, match="lack device, littlecms"):
-        Numerics.recorded({key: value for key, value in here.to_dict().items() if key not in ("device", "littlecms")})
+    with pytest.raises(UsageError, match="numerics include clock, which segmint"):
+        Numerics.recorded({**here.to_dict(), "clock": "fast"})
+    for lacking in (("device", "littlecms"), ("cpu", "kernels")):
+        with pytest.raises(UsageError, match=f"lack {', '.join(lacking)}$"):
+            Numerics.recorded({key: value for key, value in here.to_dict().items() if key not in lacking})
+
+
+def test_a_missing_field_that_was_added_later_means_the_only_value_before(
+    here: Numerics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if `kernels` were new: a dataset that lacks it goes on with torch's kernels, under its own fingerprint."""
+    monkeypatch.setattr(numerics, "ADDED", {"kernels": "torch"})
+    stored = {key: value for key, value in here.to_dict().items() if key != "kernels"}
+    before = Numerics.recorded(stored)
+    assert (before.kernels, before.to_dict()) == ("torch", stored)
+    assert here.differences(before) == ""
+    assert replace(here, kernels="other").differences(before) == "kernels 'other' instead of 'torch'"
+    assert before.fingerprint != here.fingerprint
+    gpu = {**stored, **dict.fromkeys(numerics.GPU_ONLY, "x"), "device": "cuda"}
+    assert Numerics.recorded({key: value for key, value in gpu.items() if key != "cpu"}).kernels == ""
 
 
 @pytest.mark.parametrize(
@@ -115,6 +131,7 @@ def test_a_gpu_is_recorded_with_the_libraries_of_its_kernels(
     found = observe_numerics(Compute("cuda", precision, 1), 64, 7, "0" * 64, "compiled")
     stored = found.to_dict()
     assert stored.keys() - here.to_dict().keys() == {"cuda", "cudnn", "triton", "attention", "chunks"}
+    assert here.to_dict().keys() - stored.keys() == {"cpu", "kernels"}
     assert stored["device_kind"] == "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors"
     assert (stored["attention"], stored["triton"], stored["cudnn"]) == (attention, version("triton"), "92600")
     assert Numerics.recorded(stored) == found
@@ -124,6 +141,7 @@ def test_a_gpu_is_recorded_with_the_libraries_of_its_kernels(
 
 def test_a_cpu_has_no_fields_of_a_gpu(here: Numerics) -> None:
     assert Numerics.recorded(here.to_dict()) == here
+    assert here.kernels == "torch"
     assert not here.to_dict().keys() & {"cuda", "cudnn", "triton", "attention", "chunks"}
 
 

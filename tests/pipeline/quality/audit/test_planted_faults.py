@@ -170,9 +170,9 @@ def computed_elsewhere(dataset: Path) -> None:
     change_commit(dataset, 1, numerics="0123456789ab")
 
 
-@damage(Code.OTHER_CONFIG, "commits/000001.g1.json", "found ababab")
+@damage(Code.OTHER_BUILD, "commits/000001.g1.json", "found ababab")
 def built_with_other_settings(dataset: Path) -> None:
-    change_commit(dataset, 1, config="ab" * 32)
+    change_commit(dataset, 1, build_sha256="ab" * 32)
 
 
 @damage(Code.BAD_COUNTS, "commits/000001.g1.json", "3 rows = images + rejected", "4 images")
@@ -542,6 +542,8 @@ registered("xmp", member(0, reencoded(xmp=b"<x/>")), METADATA, TAR, "sa_4.jpg", 
 registered("icc", member(0, reencoded(icc_profile=b"profile")), METADATA, TAR, "sa_4.jpg", "an ICC profile")
 registered("comment", member(0, reencoded(comment=b"me")), METADATA, TAR, "sa_4.jpg", "a comment")
 registered("tail", member(0, lambda d: d + b"hidden"), METADATA, TAR, "sa_4.jpg", "6 bytes after")
+registered("no_release", edit_row("images", 1, 0, release_sha256=None), Code.OTHER_RELEASE, TAR, "sa_4.jpg", "None")
+registered("release", edit_row("images", 1, 1, release_sha256="0" * 64), Code.OTHER_RELEASE, TAR, "sa_5.jpg", "000000")
 
 
 # --- masks ---
