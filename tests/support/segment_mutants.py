@@ -70,6 +70,20 @@ SEGMENT_MUTANTS = (
         "tests/model/kernels/cpu/test_library.py",
     ),
     Mutant(
+        "a worker without the kernels claims them",
+        "operators/segment/numerics.py",
+        "LANES16 if kernels == LANES16 and usable_kernels() is not None else",
+        "LANES16 if kernels == LANES16 else",
+        "tests/operators/segment/test_numerics.py",
+    ),
+    Mutant(
+        "the kernels compute where torch was recorded",
+        "operators/segment/segment.py",
+        "usable_kernels() if numerics.kernels == LANES16 else None",
+        "usable_kernels()",
+        "tests/operators/segment/test_numerics.py",
+    ),
+    Mutant(
         "the area of a drawn mask is not compared",
         "model/kernels/cpu/border.py",
         "if np.count_nonzero(pixels) != mask.area:",

@@ -40,7 +40,6 @@ class Kernels:
         return found
 
 
-@cache
 def usable_kernels() -> Kernels | None:
     """Return the kernels for this CPU's best instruction set, loaded once per process; None if torch must do."""
     found = _kernels_or_reason()
