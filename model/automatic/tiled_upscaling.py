@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.automatic import mask_tiles
+from segmint.model.automatic.border_upscaling import BorderUpscaling, suits
 from segmint.model.automatic.boxes import Box
 from segmint.model.automatic.candidates import MaskPatch, RunPatch
-from segmint.model.automatic.filters import stable
+from segmint.model.automatic.filters import stable_of_counts
 from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.taps import Taps, taps_of
 from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks, Upscaling
@@ -56,9 +57,12 @@ class MaskOutline:
 
 
 def upscaling_of(predictor: Predictor, embedding: Embedding) -> Upscaling[Any]:
-    """Return the faster implementation on the embedding's device; both find the same masks."""
+    """Return the fastest implementation on the embedding's device; all of them find the same masks."""
     if embedding.features.device.type == "cpu":
-        return BoxedUpscaling(embedding, predictor.sam.geometry)
+        geometry, kernels = predictor.sam.geometry, predictor.kernels
+        if kernels is not None and suits(geometry):
+            return BorderUpscaling(kernels, embedding, geometry)
+        return BoxedUpscaling(embedding, geometry)
     return TiledUpscaling(embedding, predictor.sam.geometry)
 
 
@@ -122,15 +126,12 @@ class TiledUpscaling:
 
 def stable_outlines(numbers: NDArray[np.int64], logits: Sequence[Tensor], threshold: float) -> StableMasks[MaskOutline]:
     """Return the stable masks of N, from the numbers (N, 7) of `TiledUpscaling.measure` and their logits."""
-    scores = numbers[:, 0].astype(np.float32), numbers[:, 2].astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        stability = scores[0] / scores[1]
-    kept = np.flatnonzero(stable(torch.from_numpy(stability), threshold).numpy())
+    kept, stability = stable_of_counts(numbers[:, 0], numbers[:, 2], threshold)
     boxes = numbers[kept, 3:]
     outlines = zip(kept.tolist(), boxes.tolist(), strict=True)
     return StableMasks(
         kept,
-        stability[kept],
+        stability,
         numbers[kept, 1],
         boxes,
         tuple(MaskOutline(logits[mask], (x0, y0, x1, y1)) for mask, (x0, y0, x1, y1) in outlines),

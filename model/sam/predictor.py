@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.model.device import upload
+from segmint.model.kernels.cpu.library import Kernels, usable_kernels
 from segmint.model.sam import point_decoder, prompt_decoder
 from segmint.model.sam.batch_encoder import BatchEncoder, CompileMode
 from segmint.model.sam.geometry import Geometry
@@ -66,10 +67,25 @@ class Predictor:
     `compile_encoder` compiles the image encoder with `torch.compile` in that mode, on first use for each batch size.
     This takes minutes, which pay off on a GPU, and changes the last bits. If compilation fails, a RuntimeWarning is
     issued and the encoder runs eagerly; with `must_compile`, a `CompilationError` is raised.
+
+    `kernels` are the CPU kernels to use. By default, these are the ones for this CPU, if the library is there and the
+    model is on a CPU. With None, torch computes everything.
+
+    Attributes:
+        kernels: those used, or None.
     """
 
-    def __init__(self, sam: Sam, compile_encoder: CompileMode | None = None, must_compile: bool = False) -> None:
+    def __init__(
+        self,
+        sam: Sam,
+        compile_encoder: CompileMode | None = None,
+        must_compile: bool = False,
+        kernels: Kernels | Literal["auto"] | None = "auto",
+    ) -> None:
         self.sam = sam
+        if kernels == "auto":
+            kernels = usable_kernels() if sam.device.type == "cpu" else None
+        self.kernels = kernels
         self._encoder = BatchEncoder(sam, compile_encoder, must_compile)
         self._placed: Tensor | None = None
 

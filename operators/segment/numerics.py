@@ -12,6 +12,7 @@ from segmint.infra.device import Compute, Precision, cpu_bits, device_kind
 from segmint.infra.errors import UsageError
 from segmint.infra.version import BITS_VERSION, VERSION, installed_version
 from segmint.model.automatic.settings import small_chunk
+from segmint.model.kernels.cpu.library import LANES16, reason, usable_kernels
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
@@ -60,7 +61,7 @@ class Numerics:
     onnxruntime: str
     pi_heif: str  # reads HEIC; "none" if not installed
     cpu: str = field(default="", kw_only=True)  # vendor and a hash of its results; not recorded with a GPU
-    kernels: str = field(default="", kw_only=True)  # what computes the model on a CPU: torch; not recorded with a GPU
+    kernels: str = field(default="", kw_only=True)  # on a CPU: lanes16-1 or torch; not recorded with a GPU
     cuda: str = field(default="", kw_only=True)  # this and the next four only on a GPU
     cudnn: str = field(default="", kw_only=True)
     triton: str = field(default="", kw_only=True)  # "none" if not installed
@@ -120,7 +121,7 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     """Return the numerics that a dataset is begun with, with `auto` resolved for the device.
 
     `compute` contains the resolved device, precision, and threads of `model`. Raises `UsageError` if a chunk has more
-    points than the device can take.
+    points than the device can take, or if the kernels asked for are not there.
     """
     from segmint.model.sam.batch_encoder import CUDA_BATCH
 
@@ -133,7 +134,18 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     encoder = model.encoder
     if encoder == "auto":
         encoder = "compiled" if on_gpu and find_spec("triton") is not None else "eager"
-    return observe_numerics(compute, chunk, crops, weights_sha256, encoder)
+    kernels = "torch" if on_gpu else _resolve_kernels(model.kernels)
+    return observe_numerics(compute, chunk, crops, weights_sha256, encoder, kernels)
+
+
+def _resolve_kernels(wanted: str) -> str:
+    from segmint.operators.segment.models import cpu_kernels
+
+    if wanted == "auto":
+        return "torch" if cpu_kernels("cpu") is None else LANES16
+    if wanted == LANES16 and reason() is not None:
+        raise UsageError(f"model.kernels is {LANES16}, but {reason()}, or set model.kernels: torch")
+    return wanted
 
 
 def observe_numerics(
@@ -142,8 +154,12 @@ def observe_numerics(
     crops_per_batch: int,
     weights_sha256: str,
     encoder: Literal["eager", "compiled"] = "eager",
+    kernels: str = "torch",
 ) -> Numerics:
-    """Return the numerics of this process for a resolved device, precision, and number of threads."""
+    """Return the numerics of this process for a resolved device, precision, and number of threads.
+
+    `kernels` are the CPU kernels asked for. They are recorded if this process has them, otherwise torch's.
+    """
     import torch
     from PIL import features
 
@@ -169,14 +185,14 @@ def observe_numerics(
         facenet_pytorch=installed_version("facenet-pytorch"),
         onnxruntime=installed_version("onnxruntime"),
         pi_heif=installed_version("pi-heif"),
-        **(_of_gpu(compute, points_per_chunk) if compute.kind == "cuda" else _of_cpu(compute)),
+        **(_of_gpu(compute, points_per_chunk) if compute.kind == "cuda" else _of_cpu(compute, kernels)),
     )
 
 
-def _of_cpu(compute: Compute) -> dict[str, Any]:
+def _of_cpu(compute: Compute, kernels: str) -> dict[str, Any]:
     return {
         "cpu": cpu_bits(compute.threads, compute.precision),
-        "kernels": "torch",
+        "kernels": LANES16 if kernels == LANES16 and usable_kernels() is not None else "torch",
         "unrecorded": GPU_ONLY | DETECTORS_ONLY,
     }
 

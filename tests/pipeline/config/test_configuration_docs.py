@@ -26,6 +26,7 @@ NUMERICS = {
     "model.device",
     "model.precision",
     "model.encoder",
+    "model.kernels",
     "model.threads",
 }
 SMALLEST = {"name": "n", "catalog": "/c.csv", "output": "/o", "license": {"allow": ["CC0-1.0"]}}
