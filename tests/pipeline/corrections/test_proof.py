@@ -185,7 +185,7 @@ def test_a_picture_with_another_name_is_found_by_its_hash(exported: Path, tmp_pa
     """As a file, in a tar, in a tar in a zip, and in rows without a name."""
     jpeg = (tmp_path / "coco/images/sa_2.jpg").read_bytes()
     takedown(location_of(exported), TakedownRequest(ids=("image-1",)), "asked for")
-    assert prove(location_of(exported), "2").hashes == 1
+    assert prove(location_of(exported), "2").hashes == 2  # of its JPEG and its pixels
     for format in Format:
         shutil.rmtree(tmp_path / format)
     place = tmp_path / "rows"
