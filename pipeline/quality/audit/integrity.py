@@ -231,7 +231,10 @@ def audit_integrity(
         not_compared=tuple(not_compared),
         unusable_commits=tuple(sorted(state.doubtful)),
         replaced=tuple(sorted(generations.keys() - audited)),
-        unfinished=other_writers(checked) if asked.byte_for_byte else (),
+        unfinished=(
+            *(f"rows and license terms against {part}, which is missing or damaged" for part in sorted(damaged_parts)),
+            *(other_writers(checked) if asked.byte_for_byte else ()),
+        ),
         notes=(
             *version.notes,
             *(() if asked.byte_for_byte else other_writers(checked)),

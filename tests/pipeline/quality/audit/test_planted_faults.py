@@ -724,8 +724,10 @@ def test_an_edited_catalog_on_disk_alone_is_betrayed_by_its_hash(dataset: Path, 
     rows = pq.read_table(dataset / path).to_pylist()
     rows[3] |= values
     (dataset / path).write_bytes(table_bytes(pa.Table.from_pylist(rows, schema=NORMALIZED), NORMALIZED))
-    (finding,) = audit(dataset).findings
+    report = audit(dataset)
+    (finding,) = report.findings
     assert (finding.code, finding.file) == (Code.CATALOG_DIGEST, path)
+    assert f"not checked: rows and license terms against {path}, which is missing or damaged" in result_lines(report)
 
 
 @pytest.mark.parametrize("values", LICENSES)
