@@ -13,7 +13,6 @@ from segmint.catalogs.dataset.versions.record import VersionName, latest_version
 from segmint.catalogs.findings import Code, FindingCollector
 from segmint.catalogs.layout import MANIFEST, RESERVATIONS, commit_path
 from segmint.infra.errors import SegmintError, UsageError, last_line
-from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -166,7 +165,7 @@ def _credit(dataset: DatasetHandle, shards: Iterable[int], result: RepairResult,
             return
         check_purge(location)
     except (UsageError, NotFoundError) as error:
-        get_logger("repair").warning("credits were not updated", problem=str(error))
+        result.lost.append(f"the credits that an amendment changed in the catalog: {error}")
         return
     # An amendment that died after its commits left the former files behind.
     unfinished = frozenset[int]() if result.not_repaired else shards_of(begun)

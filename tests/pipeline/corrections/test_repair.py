@@ -22,7 +22,7 @@ from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import digests
 from tests.support.locations import location_of
-from tests.support.planting import change_commit, flip
+from tests.support.planting import change_commit, flip, rewrite_catalog
 from tests.support.submissions import answer_to
 
 
@@ -98,6 +98,16 @@ def test_files_without_any_manifest_and_a_shard_of_other_settings_are_listed(dat
     assert done.lines()[-1] == "0 shards checked: 1 damaged file, 0 repaired"
     assert line.startswith("dataset.json: missing. ")
     assert "commits/000000.g1.json" in line
+
+
+def test_credits_that_cannot_be_updated_are_not_passed_over(dataset: Path, tmp_path: Path) -> None:
+    rewrite_catalog(dataset, lambda rows: [{**row, "attribution": "Zoë"} for row in rows])
+    (dataset / "rejects").rename(tmp_path / "elsewhere")
+    (dataset / "rejects").symlink_to(tmp_path / "elsewhere")
+    found = repair(location_of(dataset))
+    (lost,) = found.lost
+    assert lost.startswith("the credits that an amendment changed in the catalog: ")
+    assert (found.version, "is a link to" in lost) == (None, True)
 
 
 def test_a_damaged_commit_is_made_again(dataset: Path, small_dataset: Path) -> None:
