@@ -55,6 +55,8 @@ def takedown(
     build, storage = build_of(config)
     location, file = Location(storage, dataset), None if ids is None else Location(storage, ids)
     if proved is not None:
+        if ids or license_id or provider:
+            raise UsageError("--prove takes nothing down: remove --ids, --license, and --provider, or run it afterward")
         proof = prove(location, proved, at or ())
         print_result(proof, as_json)
         exit_unless_clean(proof.found, proof.not_checked)
