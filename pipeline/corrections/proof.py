@@ -260,7 +260,7 @@ class _Search:
                     there.add((place / FILES_LIST).sha256())
                     self.gone += _missing(place, names)
                 elif any(each.listed or not each.complete for each in notes):
-                    problem = f"{place} was searched, but it has no {FILES_LIST} of a complete export"
+                    problem = f"{place} was searched, but it has no {FILES_LIST} of a complete export of this dataset"
                 elif place not in known and not sure:
                     problem = f"{place} was searched, but contains another output; {advice}"
                 if problem and (place in noted or str(place) in uris or not (noted or known)):

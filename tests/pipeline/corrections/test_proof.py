@@ -280,7 +280,7 @@ def test_an_interrupted_export_is_searched_and_its_list_is_unknown(dataset: Path
     assert proof.found == (f"{tmp_path}/out/images/sa_2.jpg",)
     (tmp_path / "out/images/sa_2.jpg").unlink()
     (line,) = prove(location, "2").not_checked
-    assert line.endswith("has no segmint-files.jsonl of a complete export")
+    assert line.endswith("has no segmint-files.jsonl of a complete export of this dataset")
     shutil.rmtree(tmp_path / "out")
     assert prove(location, "2").not_checked == ()
 
