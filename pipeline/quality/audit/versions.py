@@ -47,8 +47,8 @@ def audit_version(dataset: Location) -> AuditedVersion:
     changing = bool(difference.replaced or difference.added)
     if changing:
         notes.append(
-            f"changed since version {latest.number} was recorded, by a build or correction that is unfinished or still "
-            f"running: {some([*difference.added, *difference.replaced])}"
+            f"changed since version {latest.number} was recorded, by an unfinished or running build or correction, or "
+            f"by something else: {some([*difference.added, *difference.replaced])}"
         )
     number = latest.number if latest.digest == snapshot.digest else None
     return AuditedVersion(VersionName(snapshot.digest, number), tuple(findings), tuple(notes), changing)

@@ -123,6 +123,6 @@ def test_what_is_not_recorded_yet_is_a_note(whole: Location) -> None:
     assert report.version is not None
     assert report.version.number is None
     assert report.notes == (
-        "changed since version 1 was recorded, by a build or correction that is unfinished or still running: "
+        "changed since version 1 was recorded, by an unfinished or running build or correction, or by something else: "
         "commits/000001.g2.json, commits/000001.g1.json",
     )
