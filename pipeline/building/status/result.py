@@ -211,7 +211,7 @@ class Status:
             f"on hold    {counted(shards, 'shard')} with {counted(rows, 'row')}, passed over by a later commit: "
             f"{', '.join(names)}{more}",
             "           they have faults (see the build's log; `segmint build` retries them), "
-            "are being written, or are in another --shards range",
+            "are being written, are in another --shards range, or lost their commits",
         ]
 
     def _age(self, gap: Gap) -> str:
