@@ -75,10 +75,11 @@ def unknown_files(dataset: Location) -> list[str]:
     return [path for path in dataset.walk_ever() if not path.startswith(f"{REPORT}/") and not is_known(path)]
 
 
-def list_doubtful(dataset: Location) -> dict[str, ObjectInfo]:
+def list_doubtful(dataset: Location, known: list[str] | None = None) -> dict[str, ObjectInfo]:
     """Return, by path, the files that only a commit or the manifest can account for, and those with unknown names.
 
-    Includes the commits of shards with more than one. Callers list first, then read the manifest and the commits,
+    Includes the commits of shards with more than one. The paths of all other files that aren't commits are appended to
+    `known`. Callers list first, then read the manifest and the commits,
     delete the files that these name from the result, and pass the rest to `judge_doubtful`.
     """
     listed: dict[str, ObjectInfo] = {}
@@ -91,6 +92,8 @@ def list_doubtful(dataset: Location) -> dict[str, ObjectInfo]:
             if before is not None and commit[0] == shard:
                 listed |= {before.name: before, entry.name: entry}
             before, shard = entry, commit[0]
+        elif known is not None:
+            known.append(entry.name)
     return listed
 
 

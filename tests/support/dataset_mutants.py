@@ -678,7 +678,7 @@ DATASET_MUTANTS = (
     Mutant(
         "verify looks at what commits name alone",
         "pipeline/quality/versions/verify.py",
-        "reading.listed = list_doubtful(dataset)",
+        "reading.listed = list_doubtful(dataset, reading.known)",
         "reading.listed = {}",
         "tests/end_to_end/test_closure.py",
     ),

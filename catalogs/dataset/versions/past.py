@@ -13,7 +13,7 @@ from segmint.catalogs.dataset.tombstones import TOMBSTONES, read_tombstones
 from segmint.catalogs.dataset.versions.record import (
     Version,
     read_version,
-    signed_numbers,
+    recorded_and_signed,
     version_numbers,
     version_path,
 )
@@ -116,9 +116,9 @@ def read_history(dataset: Location) -> VersionHistory:
 
     A missing version is detected from later ones or from its signature; several missing in a row are one problem.
     """
-    numbers = set(version_numbers(dataset))
+    recorded, signed = recorded_and_signed(dataset)
+    numbers = set(recorded)
     last = max(numbers, default=0)
-    signed = signed_numbers(dataset)
     problems = []
     latest: Version | None = None
     done = 0

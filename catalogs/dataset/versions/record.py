@@ -130,14 +130,15 @@ def version_path(number: int) -> str:
 
 def version_numbers(dataset: Location) -> list[int]:
     """Return the numbers of a dataset's recorded versions, ascending."""
-    matches = (_NAME.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
-    return sorted(int(match[1]) for match in matches if match is not None)
+    return recorded_and_signed(dataset)[0]
 
 
-def signed_numbers(dataset: Location) -> set[int]:
-    """Return the numbers of the versions that have a signature, whether or not the versions exist."""
-    matches = (SIGNATURE_NAME.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
-    return {int(match[1]) for match in matches if match is not None}
+def recorded_and_signed(dataset: Location) -> tuple[list[int], set[int]]:
+    """Return the numbers of the recorded versions, ascending, and of those with a signature, recorded or not."""
+    names = [entry.name for entry in (dataset / VERSIONS).list()]
+    recorded = (_NAME.fullmatch(name) for name in names)
+    signed = (SIGNATURE_NAME.fullmatch(name) for name in names)
+    return sorted(int(match[1]) for match in recorded if match), {int(match[1]) for match in signed if match}
 
 
 def read_version(dataset: Location, number: int) -> Version:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
@@ -88,15 +88,18 @@ def notes_on_bytes(checked: CheckedCounts) -> Iterator[str]:
         yield f"{left} not in the sample: not checked for bytes after the last block (--all-bytes does)"
 
 
-def audit_canonical_json(dataset: Location) -> Iterator[Finding]:
+def audit_canonical_json(dataset: Location, known: Sequence[str] | None = None) -> Iterator[Finding]:
     """Check that small files are canonical and contain what their names say: notes, reservations, and others.
 
+    `known` has the paths that `list_doubtful` found; by default, the folders are listed.
     Commits, versions, `shards.json`, tombstones, fingerprints, submissions, and ratings are checked where they are
     read. A file that is gone by now is skipped, as are invalid manifests, which other findings report.
     """
-    paths = [entry.name for entry in dataset.list() if entry.name != SHARDS_INDEX]
-    paths += [f"{folder}/{entry.name}" for folder in _FOLDERS for entry in (dataset / folder).list()]
-    paths = [path for path in paths if is_known(path) and not re.match(rf"{VERSIONS}/\d+\.json", path)]
+    if known is None:
+        known = [entry.name for entry in dataset.list()]
+        known += [f"{folder}/{entry.name}" for folder in _FOLDERS for entry in (dataset / folder).list()]
+    paths = [path for path in known if is_known(path) and path.rpartition("/")[0] in ("", *_FOLDERS)]
+    paths = [path for path in paths if path != SHARDS_INDEX and not re.match(rf"{VERSIONS}/\d+\.json", path)]
 
     def audit(path: str) -> Finding | None:
         is_manifest = parse_manifest_name(path) is not None

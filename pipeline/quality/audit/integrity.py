@@ -1,7 +1,7 @@
 """Audit of a dataset's integrity: every file is intact and consistent with the others."""
 
 from bisect import bisect_left
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -183,12 +183,13 @@ def audit_integrity(
     `UnfinishedError` if Ray fails or a correction replaces the catalog meanwhile. Storage errors propagate.
     """
     # List files before commits, and commits before the manifest, so that files named in between count as named.
-    listed = list_doubtful(dataset)
+    known = list[str]()
+    listed = list_doubtful(dataset, known)
     generations = CommitLog(dataset).generations()
     pinned = load_latest_manifest(dataset)
     manifest = pinned.manifest
     findings = FindingCollector()
-    version, checked, damaged_parts, removals = audit_records(dataset, pinned, findings, asked)
+    version, checked, damaged_parts, removals = audit_records(dataset, pinned, findings, asked, known)
     if damaged_parts and load_latest_manifest(dataset).generation > pinned.generation:
         raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
     settings = replace(_settings(pinned, findings), asked=asked)
@@ -248,7 +249,11 @@ def audit_integrity(
 
 
 def audit_records(
-    dataset: Location, pinned: LatestManifest, findings: FindingCollector, asked: BytesAsked = NO_MORE
+    dataset: Location,
+    pinned: LatestManifest,
+    findings: FindingCollector,
+    asked: BytesAsked = NO_MORE,
+    known: Sequence[str] | None = None,
 ) -> tuple[AuditedVersion, CheckedCounts, set[str], Removals]:
     """Audit manifests, catalog parts, versions, tombstones, and submissions.
 
@@ -273,7 +278,7 @@ def audit_records(
         findings.add(FindingLocation(path).finding(Code.BAD_TOMBSTONE, "what a takedown writes", problem))
     removals = None if damaged else read_removals(dataset)
     spans = [range(first := part.first_shard * per_shard, first + part.rows) for part in manifest.catalog]
-    findings.extend(audit_canonical_json(dataset))
+    findings.extend(audit_canonical_json(dataset, known))
     removals = removals or Removals({}, NO_NAMES)
     findings.extend(audit_submissions(dataset, spans, removals.images.keys()))
     return version, checked, damaged_parts, removals

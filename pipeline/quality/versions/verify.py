@@ -97,6 +97,7 @@ class _VerifyState:
     files: int = 0
     bytes: int = 0
     listed: dict[str, ObjectInfo] = field(default_factory=dict)  # files that nothing read so far names
+    known: list[str] = field(default_factory=list)  # the other files but commits
     notes: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     changing: bool = False  # files were added within a day that the latest version doesn't contain
@@ -188,7 +189,7 @@ def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
     Returns the latest version: `version`, unless a newer one was recorded during the reading.
     """
     dataset = reading.dataset
-    reading.listed = list_doubtful(dataset)
+    reading.listed = list_doubtful(dataset, reading.known)
     held = CommitLog(dataset).latest_commits()
     manifest = _read_catalog(reading, version)
     for leaf in removal_leaves(dataset):
@@ -246,14 +247,15 @@ def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetMani
 def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
     """Add a problem for each file that segmint or another program left in the dataset, and notes on harmless ones."""
     found = judge_doubtful(reading.dataset, reading.listed, datetime.now(UTC) - GRACE, doubtful)
-    findings = (*audit_canonical_json(reading.dataset), *found.findings)
+    findings = (*audit_canonical_json(reading.dataset, reading.known), *found.findings)
     reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in findings]
     if found.recent:
         reading.notes.append(
             f"{counted(len(found.recent), 'file')} that no commit names, from a running or killed writer "
             f"(changed or reserved within a day, or of shards without a commit): {some(found.recent)}"
         )
-    if unopened := [name for name in (ANNOTATIONS, REPORT) if any(True for _ in (reading.dataset / name).walk())]:
+    folders = {path.partition("/")[0] for path in (*reading.known, *reading.listed)}
+    if unopened := [name for name in (ANNOTATIONS, REPORT) if name in folders]:
         reading.notes.append(f"not opened: the files in {' and '.join(f'{name}/' for name in unopened)}")
     if found.others:
         reading.notes.append(f"{counted(len(found.others), 'small file')} not written by segmint: {some(found.others)}")
@@ -382,8 +384,9 @@ _ADDED = "written by an unfinished build or correction (run it again to record i
 
 def _takedowns_without_version(dataset: Location) -> Iterator[str]:
     """Yield a problem if a takedown that should have recorded a version left a tombstone but no version exists."""
-    damaged = damaged_tombstones(dataset)  # already problems
-    tombstones = [each for each in (() if damaged else read_tombstones(dataset)) if each.version_before is not None]
+    tombstones = []
+    with suppress(DamagedDatasetError):  # one of the problems
+        tombstones = [each for each in read_tombstones(dataset) if each.version_before is not None]
     if tombstones:
         path = f"{TOMBSTONES}/{tombstones[0].name}"
         yield (
