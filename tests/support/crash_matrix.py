@@ -9,6 +9,7 @@ points, too; on another store a put is one call.
 
 import gc
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,7 @@ from segmint.catalogs.dataset.commits import Reservation
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import TakedownRequest, read_tombstones
 from segmint.catalogs.dataset.versions.record import VERSIONS, name_now
-from segmint.catalogs.layout import data_path
+from segmint.catalogs.layout import DATASET_ID, data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
@@ -203,7 +204,9 @@ OPERATIONS = {
     "takedown of answers": Operation(_answered, _take_down, versioned=True, taken=(0, 2)),
     "repair": Operation(_damaged, lambda place: repair(place.location), mends=True, versioned=True),
 }
-"""One line each: all are killed at every call."""
+"""One line each: all are killed at every call, or with `CHANGES` after the name, at every call that changes a file."""
+
+CHANGES = " where files change"
 
 
 def _without_masks(place: DatasetPath) -> None:
@@ -239,8 +242,8 @@ State = frozenset[tuple[str, bytes]]
 """All files of a dataset, by path."""
 
 
-def try_operation(operation: Operation, place: DatasetPath, folder: Path) -> dict[str, Any]:
-    """Kill an operation at every point; `folder` is for a copy of the state before it."""
+def try_operation(operation: Operation, place: DatasetPath, folder: Path, reads: bool) -> dict[str, Any]:
+    """Kill an operation at the points of `points_of`; `folder` is for a copy of the state before it."""
     before = folder / "before"
 
     def prepare() -> None:
@@ -261,7 +264,8 @@ def try_operation(operation: Operation, place: DatasetPath, folder: Path) -> dic
     calls, expected = CrashingChild(undisturbed).result()
     wrong: dict[str, list[str]] = {}
     dead = {}
-    for number, point in enumerate(points_of(calls)):
+    points = points_of(calls, reads)
+    for number, point in enumerate(points):
         there = replace(place, uri=f"{place.uri}/{number}")
         name = f"{point} ({calls[point.number - 1]})"
         if CrashingChild(partial(_until_death, operation, before, there, point)).killed():
@@ -271,7 +275,7 @@ def try_operation(operation: Operation, place: DatasetPath, folder: Path) -> dic
     found = CrashingChild(partial(_look_at_each, operation, dead, expected)).result()
     return {
         "calls": calls,
-        "points": len(points_of(calls)),
+        "points": len(points),
         "wrong": wrong | {n: lines for n, lines in found.items() if lines},
     }
 
@@ -288,7 +292,7 @@ def _look_at_each(operation: Operation, dead: dict[str, DatasetPath], expected: 
     ended: dict[State, list[str]] = {}
     found = {}
     for name, place in dead.items():
-        left = frozenset(everything(place))
+        left = frozenset(_comparable(everything(place)))
         if left not in seen:
             seen[left] = _look(operation, place, expected, ended)
         found[name] = seen[left]
@@ -302,27 +306,33 @@ def _look(
     wrong = [] if operation.mends else [f"killed: {promise}" for promise in broken_promises(place)]
     operation.work(place)
     sweep_all(place)
-    found = contents(place)
-    different = {path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path)}
-    wrong += [f"done again: {path} is not as undisturbed" for path in sorted(different)]
-    wrong += [f"done again: {promise}" for promise in broken_promises(place)]
     if operation.versioned and name_now(place.location).number is None:
         wrong.append("done again: no version is recorded of what the dataset is")
-    wrong += [f"done again: {path} has something of an image that was taken down" for path in _left(operation, place)]
-    state = frozenset(_without_times(everything(place)))
+    state = frozenset(_comparable(everything(place)))
     if state not in ended:
-        report = audit_integrity(Location(place.storage, place.uri))
-        ended[state] = [f"done again: {finding.line()}" for finding in report.findings]
+        ended[state] = [f"done again: {line}" for line in _wrong_at_the_end(operation, place, expected)]
     return wrong + ended[state]
 
 
-def _without_times(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    """Yield the files, with the times of readable versions removed."""
+def _wrong_at_the_end(operation: Operation, place: DatasetPath, expected: dict[str, str]) -> Iterator[str]:
+    """Yield what is wrong after the repeated work, apart from what `_comparable` removes."""
+    found = contents(place)
+    different = {path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path)}
+    yield from (f"{path} is not as undisturbed" for path in sorted(different))
+    yield from broken_promises(place)
+    yield from (f"{path} has something of an image that was taken down" for path in _left(operation, place))
+    yield from (finding.line() for finding in audit_integrity(Location(place.storage, place.uri)).findings)
+
+
+def _comparable(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """Yield the files without what differs from run to run: the times of readable versions and the dataset id."""
     for name, data in files:
         with suppress(ValueError, AttributeError):
             if name.startswith(f"{VERSIONS}/"):
                 version = json.loads(data)
                 data = json.dumps([item for item in version.items() if item[0] not in ("when", "checksum")]).encode()
+        if name == DATASET_ID:
+            data = re.sub(rb"[0-9a-f]{32}", b"an id", data)
         yield name, data
 
 
@@ -460,7 +470,8 @@ def main(words: list[str], folder: Path, uri: str = "", options: str = "{}") -> 
             results[name] = try_a_pause(PAUSES[name], here)
         else:
             place = DatasetPath(f"{uri or folder}/{here.name}", json.loads(options))
-            results[name] = try_operation(OPERATIONS[name], place, here)
+            operation, only_changes, _ = name.partition(CHANGES)
+            results[operation] = try_operation(OPERATIONS[operation], place, here, reads=not only_changes)
     print(json.dumps(results))
 
 

@@ -127,9 +127,18 @@ class StopPoint:
                 os.kill(os.getpid(), self._how)
 
 
-def points_of(calls: list[str]) -> list[CrashPoint]:
-    """Every point at which an operation that makes these calls can be stopped: after a call is before the next."""
-    before = [CrashPoint(number, "before") for number in range(1, len(calls) + 1)]
+READS = ("read", "read_range", "walk", "size", "ping")
+"""The calls that change no file."""
+
+
+def points_of(calls: list[str], reads: bool = True) -> list[CrashPoint]:
+    """Every point at which an operation that makes these calls can be stopped: after a call is before the next.
+
+    Without `reads`, those before a call that only reads are left out: a death there leaves the same files as one before
+    the next call that changes something.
+    """
+    chosen = (number for number, name in enumerate(calls, 1) if reads or name.partition(" ")[0] not in READS)
+    before = [CrashPoint(number, "before") for number in chosen]
     torn = [CrashPoint(number, "torn") for number, name in enumerate(calls, 1) if name == "fsync of a file"]
     return [*before, *torn, CrashPoint(len(calls), "after")]
 
