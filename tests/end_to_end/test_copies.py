@@ -96,7 +96,7 @@ def test_eight_copies_of_a_picture_in_committed_shards_and_in_a_later_build(tmp_
 
     turned = {"uri": "turned.png", "image_id": "copy 2 turned", "license": "CC0-1.0"}
     write_catalog(catalog, [*rows, *write_copies(photos, original, 1), *write_copies(photos, original, 2), turned])
-    built = json.loads(segmint("build", config, "--grow", "--json", timeout=1200).splitlines()[-1])
+    built = json.loads("{" + segmint("build", config, "--grow", "--json", timeout=1200).partition("\n{\n")[2])
     assert built["rejected"] == {"taken_down": 1 + 2 * len(SAME)}
     assert copies(built["similar"]) == {f"2 {name}" for name in (*NEAR, "turned")}
     every = {f"{number} {name}" for number in (1, 2) for name in NEAR} | {"2 turned"}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic import tiled_upscaling as steps
+from segmint.model.automatic.border_upscaling import BorderUpscaling
 from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.taps import interpolate
 from segmint.model.automatic.tiled_upscaling import KernelsWithFallback, TiledUpscaling, strips_of, upscaling_of
@@ -191,8 +192,11 @@ def test_without_triton_torch_does_it_and_a_fault_in_the_arguments_stays_one(mon
             operations.draw(*nowhere)
 
 
-def test_the_device_decides_the_way(predictor: Predictor) -> None:
-    assert isinstance(upscaling_of(predictor, embedding_of(150, 200)), BoxedUpscaling)
+def test_the_device_and_the_kernels_decide_the_way(predictor: Predictor) -> None:
+    expected = BoxedUpscaling if predictor.kernels is None else BorderUpscaling
+    assert isinstance(upscaling_of(predictor, embedding_of(150, 200)), expected)
+    without = Predictor(predictor.sam, kernels=None)
+    assert isinstance(upscaling_of(without, embedding_of(150, 200)), BoxedUpscaling)
     elsewhere = Embedding(torch.zeros(1, 256, 64, 64, device="meta"), (768, 1024), (150, 200))
     assert isinstance(upscaling_of(predictor, elsewhere), TiledUpscaling)
 

@@ -169,7 +169,7 @@ def test_it_finds_what_detectors_in_the_child_find(photos: Path, bundled: Detect
 
 
 def test_it_counts_from_a_lower_score_on_request(photos: Path, bundled: DetectorProcess) -> None:
-    image = cv2.resize(read(photos / "plate_car_1.png"), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    image = cv2.resize(read(photos / "plate_car_1.png"), None, fx=0.3, fy=0.3, interpolation=cv2.INTER_AREA)
     there, here = remote_detectors(BOTH, bundled.address), build_detectors(BOTH, threads=1, torch_plates=True)
     found = [lenient(each, 0.02).detect(image) for each in (there[1], here[1])]
     assert found[0] == found[1]
@@ -293,7 +293,7 @@ def test_an_image_whose_search_is_killed_is_searched_again_and_written(
     assert (row["fault"], row["reason"], row["width"]) == (None, None, 64)
     assert trouble.pid != first
     assert not psutil.pid_exists(first)
-    assert searches() == 2
+    assert searches() == 3  # of the source twice, and of the result
     assert memories(trouble.pid) == memories(os.getpid()) == 0
     assert named_memory() <= shared
 

@@ -369,7 +369,8 @@ def _nothing_searched(small_dataset: Path, tmp_path: Path) -> Any:
 def _searched(dataset: Path, detector: torch.nn.Module) -> Any:
     """Audit the dataset, as if it was built without detectors, with this detector only."""
     none = {"detector": "none", "score": None}
-    config = {**load_manifest(location_of(dataset)).config, "deidentify": {"faces": none, "plates": none}}
+    config = load_manifest(location_of(dataset)).config
+    config = {**config, "deidentify": {**config["deidentify"], "faces": none, "plates": none}}
     change_manifest(dataset, config=config, config_sha256=config_sha256(config))
     path = saved(detector, dataset.parent / "detector.pt")
     return run("audit", dataset, "--privacy-sample", 1, "--sample", 0, "--detector", f"plate={path}")

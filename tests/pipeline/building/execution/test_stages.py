@@ -17,6 +17,7 @@ from segmint.pipeline.building.execution.stages import Stages, lay_out, lay_out_
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import write_catalog, write_config
 from tests.support.gpu_numerics import on_a_gpu
+from tests.support.onnx_detectors import yunet
 
 LAPTOP = Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2)
 
@@ -165,8 +166,7 @@ def test_pools_that_no_longer_fit_wait_for_other_nodes(tmp_path: Path, local_ray
 
 
 def test_the_first_stage_knows_the_hash_of_a_detectors_file(tmp_path: Path) -> None:
-    path = tmp_path / "faces.ts"
-    path.write_bytes(b"a module")
+    path = yunet(tmp_path / "faces.onnx")
     detectors = {"faces": {"detector": str(path)}, "plates": {"detector": "none"}}
     stages = laid_out(tmp_path, LAPTOP, deidentify=detectors)
     assert stages.prepare_arguments[0].detector_sha256 == {str(path): sha256_of(path)}
