@@ -44,7 +44,8 @@ _FORMS = {
     "id.json": r'\{"dataset_id":"[0-9a-f]{32}"\}\n',
     RESERVATIONS: r'\{("generation":\d+,"paths":\[("[\w/.-]+",?)*\](,"shard":\d+)?|"shards":\[[\d,]*\])\}\n',
     f"{SUMMARIES}/leaves": rf"\[({_SHA256},?)+\]\n",
-    SUMMARIES: r'\{"bytes":\d+,"counts":(\{[\w":,.-]*\}),"files":\d+,"numerics":\{[\w":,.-]*\},"shards":\d+\}\n',
+    SUMMARIES: r'\{"bytes":\d+,"counts":(\{[\w":,.-]*\}),"digest":"[0-9a-f]{12}",'
+    r'"files":\d+,"numerics":\{[\w":,.-]*\},"shards":\d+\}\n',
     VERSIONS: rf"-----BEGIN SSH SIGNATURE-----\n({_KEY}[\w+/]{{26}}\n([\w+/]{{70}}\n){{2}}[\w+/]{{37}}=)\n"
     "-----END SSH SIGNATURE-----\n",
     "": "(?s:.*)",

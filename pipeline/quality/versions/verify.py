@@ -11,7 +11,15 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, Liste
 from segmint.catalogs.dataset.fingerprints import FINGERPRINTS, damaged_fingerprints
 from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations
 from segmint.catalogs.dataset.shards_index import index_problem
-from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, blocks_of, summary_name, sums_of
+from segmint.catalogs.dataset.summaries import (
+    NOTHING,
+    SUMMARY_SHARDS,
+    CommitSums,
+    blocks_of,
+    summary_json,
+    summary_name,
+    sums_of,
+)
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, damaged_tombstones, read_tombstones
 from segmint.catalogs.dataset.unaccounted import judge_doubtful, list_doubtful
@@ -31,7 +39,6 @@ from segmint.catalogs.layout import (
     SHARDS_INDEX,
     SUMMARIES,
     DamagedDatasetError,
-    canonical_json,
     commit_path,
     data_path,
     is_part_path,
@@ -402,7 +409,7 @@ def _check_summaries(reading: _VerifyState, held: Sequence[ListedCommit]) -> Non
     for block, members in blocks_of(held):
         name = summary_name(members)
         sums = reading.sums.get(block)
-        if name in existing and sums is not None and (folder / name).read() != canonical_json(vars(sums)):
+        if name in existing and sums is not None and (folder / name).read() != summary_json(sums):
             reading.problems.append(f"{SUMMARIES}/{name}: its sums differ from its commits. Delete it")
 
 

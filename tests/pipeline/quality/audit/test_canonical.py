@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from segmint.catalogs.dataset.commits import Reservation
 from segmint.catalogs.dataset.outputs import OUTPUTS, note_output
+from segmint.catalogs.dataset.summaries import CommitSums, summary_json
 from segmint.catalogs.dataset.tombstones import TakedownRequest, Tombstone
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.catalogs.findings import Code
@@ -80,7 +81,7 @@ def test_small_files_contain_what_their_names_say(dataset: Path, tmp_path: Path)
     for paths in (("shards/sa_000000-0123456789ab.tar",), ()):
         (reserved := Reservation(0, 9, paths)).location(location).put(reserved.to_json())
     summary = {"bytes": 1, "counts": {"images": 1, "rejected:x": 2}, "files": 4, "numerics": {"0a": 1}, "shards": 1}
-    (location / "summaries/000000-0123456789ab.json").put(canonical_json(summary))
+    (location / "summaries/000000-0123456789ab.json").put(summary_json(CommitSums(**summary)))
     leaves = ["0" * 64]
     (location / f"summaries/leaves-000000-0123456789ab-{fingerprint(leaves)}.json").put(canonical_json(leaves))
     keys = tmp_path / "key.pem"
