@@ -52,9 +52,9 @@ def sign_version(
 ) -> SignatureResult:
     """Sign a recorded version, by default the latest one, with the private key in a PEM file.
 
-    The latest version is signed only if the dataset still matches it and its files have the committed sizes. `ask`
-    returns the passphrase of an encrypted key. Raises `UsageError` for an unsuitable key, a missing version, or a
-    dataset that has changed.
+    The latest version is signed only if the dataset still matches it, its files have the committed sizes, and the
+    catalog's parts have their hashes. `ask` returns the passphrase of an encrypted key. Raises `UsageError` for an
+    unsuitable key, a missing version, or a dataset that has changed.
     """
     key = read_private_key(key_file, ask)
     latest = latest_version(dataset)
@@ -70,9 +70,10 @@ def sign_version(
     sizes = {f"{kind}/{entry.name}": entry.size for kind in (*DATA_KINDS, CATALOG) for entry in (dataset / kind).list()}
     files = (entry for commit in CommitLog(dataset).read_all() for entry in commit.files)
     wrong = [entry.path for entry in files if sizes.get(entry.path) != entry.size]
-    wrong += [part.path for part in load_manifest(dataset).catalog if part.path not in sizes]
+    parts = [part for part in load_manifest(dataset).catalog if version == latest]
+    wrong += [part.path for part in parts if part.path not in sizes or (dataset / part.path).sha256() != part.sha256]
     if version == latest and wrong:
-        raise UsageError(f"{dataset}: missing or of another size: {some(wrong)}. Run `segmint repair {dataset}`")
+        raise UsageError(f"{dataset}: missing or damaged: {some(wrong)}. Run `segmint repair {dataset}`")
     public = key.public_key().public_bytes_raw()
     identity = check.key_id(public)
     path = signature_path(version.number, identity)
