@@ -197,7 +197,8 @@ def test_a_detector_that_fails_on_an_image_is_named_and_the_others_go_on(dataset
 
 def without_detectors(dataset: Path) -> None:
     none = {"detector": "none", "score": None}
-    reconfigure(dataset, deidentify={"faces": none, "plates": none})
+    own = load_manifest(location_of(dataset)).config["deidentify"]
+    reconfigure(dataset, deidentify={**own, "faces": none, "plates": none})
 
 
 def test_all_detectors_failing_is_nothing_looked_at(dataset: Path, tmp_path: Path) -> None:
