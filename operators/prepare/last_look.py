@@ -50,6 +50,8 @@ def last_look(
     `row` contains the sizes and regions of `segmint.operators.schemas.IMAGES`; `source`, (H, W, 3) uint8 RGB, is the
     image before redaction at any size. Raises the exceptions of `CheckedDetector`.
     """
+    if not detectors:
+        return LastLook((), ())
     image = decode_jpeg(jpeg)
     size = image.shape[1], image.shape[0]
     across, down = source.shape[1] / size[0], source.shape[0] / size[1]
