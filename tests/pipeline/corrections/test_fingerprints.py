@@ -24,7 +24,7 @@ from tests.support.locations import location_of
 def dataset(small_dataset: Path, tmp_path: Path) -> Path:
     """A dataset without image-1, whose hashes are now those of image-4, except for four bits."""
     copy = tmp_path / "dataset"
-    shutil.copytree(small_dataset, copy)
+    shutil.copytree(small_dataset, copy, ignore=shutil.ignore_patterns("outputs"))  # notes of other tests
     takedown(location_of(copy), TakedownRequest(ids=("image-1",)), "withdrawn")
     hashes = [value ^ 0b1111 for value in CommittedShard(copy, 1).rows["images"][1]["hashes"]]
     like = Fingerprint(hashes="".join(f"{value:016x}" for value in hashes))
@@ -86,7 +86,7 @@ def test_fingerprints_that_are_forgotten_recognize_nothing(dataset: Path) -> Non
 
 def test_a_takedown_without_fingerprints_keeps_none(small_dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "dataset"
-    shutil.copytree(small_dataset, copy)
+    shutil.copytree(small_dataset, copy, ignore=shutil.ignore_patterns("outputs"))  # notes of other tests
     row = CommittedShard(copy, 0).rows["images"][1]
     location = location_of(copy)
     put_fingerprints(location, 0, {2: Fingerprint(released=("0" * 64,))})  # as a redaction leaves it
