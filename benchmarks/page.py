@@ -8,6 +8,7 @@ from benchmarks.building.prepare_tables import prepare_part
 from benchmarks.building.scale_tables import overlap_part, resume_part, scale_part, streams_part
 from benchmarks.datasets.duplicates_tables import duplicates_part
 from benchmarks.gpu.tables import gpu_part
+from benchmarks.privacy.tables import privacy_part
 from benchmarks.reading.tables import reading_part
 from benchmarks.tables import (
     Result,
@@ -33,6 +34,7 @@ PARTS: Parts = {
     "pipeline": (pipeline_part, "make bench-pipeline"),
     "overlap": (overlap_part, "make bench-overlap"),
     "prepare": (prepare_part, "make bench-prepare"),
+    "privacy": (privacy_part, "make bench-privacy"),
     "rows": (scale_part, "make bench-scale"),
     "catalogs": (streams_part, "make bench-scale"),
     "resume": (resume_part, "make bench-scale"),

@@ -21,7 +21,7 @@ class Code(StrEnum):
     WRONG_ORDINALS = "wrong_ordinals"
     REPLACED_GENERATION = "replaced_generation"
     OTHER_NUMERICS = "other_numerics"
-    OTHER_CONFIG = "other_config"
+    OTHER_BUILD = "other_build"
     BAD_COUNTS = "bad_counts"
     MISSING_FILE = "missing_file"
     FILE_SIZE = "file_size"
@@ -53,6 +53,7 @@ class Code(StrEnum):
     BAD_JPEG = "bad_jpeg"
     JPEG_SIZE = "jpeg_size"
     JPEG_METADATA = "jpeg_metadata"
+    OTHER_RELEASE = "other_release"
     BAD_RLE = "bad_rle"
     RLE_SIZE = "rle_size"
     MASK_AREA = "mask_area"
@@ -65,6 +66,7 @@ class Code(StrEnum):
     UNDER_THRESHOLD = "under_threshold"
     UNKNOWN_SOURCE = "unknown_source"
     UNKNOWN_PARENT = "unknown_parent"
+    BAD_LABEL = "bad_label"
     BAD_SECONDS = "bad_seconds"
     BAD_HASH = "bad_hash"
     REDACTED_SHARE = "redacted_share"
@@ -90,7 +92,7 @@ SENTENCES = {
     Code.WRONG_ORDINALS: "A commit's ordinals don't match its shard, so rows would be missing or duplicated.",
     Code.REPLACED_GENERATION: "An older commit still exists next to the one that replaced it.",
     Code.OTHER_NUMERICS: "A shard was computed with numerics other than the dataset's.",
-    Code.OTHER_CONFIG: "A shard was built with a configuration other than the one in `dataset.json`.",
+    Code.OTHER_BUILD: "A shard was built with settings, weights, or a policy date other than those in `dataset.json`.",
     Code.BAD_COUNTS: "A commit's counts don't add up: rows = images + rejected, and rejected = the sum over reasons.",
     Code.MISSING_FILE: "A file that a commit names is missing.",
     Code.FILE_SIZE: "A file's size differs from its commit.",
@@ -105,7 +107,7 @@ SENTENCES = {
     Code.MASK_COUNT: "An image's mask count differs from the mask table.",
     Code.UNKNOWN_REASON: "A rejected row has an unknown reason.",
     Code.INCOMPLETE_REJECT: "A rejected row has no image_id, uri, stage, or detail.",
-    Code.BAD_TOMBSTONE: "A file in `tombstones/` is unreadable or was changed, so its takedown is unknown.",
+    Code.BAD_TOMBSTONE: "A file in `tombstones/` or `fingerprints/` is unreadable or was changed.",
     Code.BAD_VERSION: "A recorded version was deleted or changed, or doesn't follow the one before it.",
     Code.UNLIKE_VERSION: "A manifest, commit, or tombstone of the last recorded version is missing or changed.",
     Code.BAD_INDEX: "`shards.json` doesn't list the tars of the latest commits; the build command rewrites it.",
@@ -122,6 +124,7 @@ SENTENCES = {
     Code.BAD_JPEG: "A JPEG isn't readable or isn't decodable to its end.",
     Code.JPEG_SIZE: "A JPEG's width or height differs from its image's row.",
     Code.JPEG_METADATA: "A JPEG contains EXIF, XMP, an ICC profile, a comment, or bytes after its end.",
+    Code.OTHER_RELEASE: "An intact JPEG's hashes differ from its image's `release_sha256` or `hashes`.",
     Code.BAD_RLE: "A mask's RLE is damaged or doesn't cover its size.",
     Code.RLE_SIZE: "A mask's size differs from its image's.",
     Code.MASK_AREA: "A mask's area differs from its row or is zero.",
@@ -134,6 +137,7 @@ SENTENCES = {
     Code.UNDER_THRESHOLD: "A score doesn't meet the threshold that the dataset was built with.",
     Code.UNKNOWN_SOURCE: "A mask's `source` isn't a known mask source.",
     Code.UNKNOWN_PARENT: "A mask's `parent` isn't an earlier mask of its image.",
+    Code.BAD_LABEL: "A mask's label lacks its source, or its `label_score`, `output`, or `container` is invalid.",
     Code.BAD_SECONDS: "Annotators' seconds are negative, infinite, or not a number.",
     Code.BAD_HASH: "The hash of a submission, an imported file, or weights isn't a SHA-256.",
     Code.REDACTED_SHARE: "A mask's share in redacted regions, or its IoU with one, doesn't match the image's regions.",

@@ -2,6 +2,7 @@
 
 ```
 dataset.json                     the manifest; dataset.g2.json and so on after the dataset grew
+id.json                          a random id of the dataset, by which caches and embeddings are keyed
 catalog/part-0-<digest>.parquet  the normalized catalog; part-1 and so on after the dataset grew
 shards/sa_000000-<digest>.tar    images and annotations, as in SA-1B
 images/sa_000000-<digest>.parquet, masks/…, rejects/…
@@ -11,10 +12,9 @@ reservations/dataset.g2-<digest>.json  lists the parts that a manifest's next ge
 reservations/amended.g2-<digest>.json  lists the shards that an amendment has to change; deleted at its end
 summaries/000000-<digest>.json   sums over a block of commits; can be rebuilt
 shards.json                      WebDataset's index; can be rebuilt
-id.json                          the dataset's random id, by which caches and embeddings are keyed
 tombstones/<digest>.json         the images that a takedown removed
 versions/1.json, versions/1.<key>.sig  a recorded version, and its signatures
-marks/000000-<digest>.json       hashes of JPEGs that a correction removed or replaced
+fingerprints/000000.g1.json      hashes of pictures and JPEGs that corrections removed or replaced
 outputs/<digest>.json            notes an output elsewhere that was made from the dataset
 annotations/…                    submissions and ratings
 report/…                         the page of `segmint report`
@@ -34,7 +34,7 @@ from segmint.infra.errors import SegmintError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Format version of a dataset, `schema_version` in `dataset.json`; segmint only reads and writes this one."""
 
 ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete", "next_mask")
@@ -73,11 +73,10 @@ _NAMES = (  # every path below a dataset's root that segmint may put
     r"dataset(?:\.g(?:[2-9]|[1-9]\d+))?\.json|id\.json|shards\.json",
     r"catalog/part-(?:0|[1-9]\d*)-[0-9a-f]{12}\.parquet",
     rf"(?:shards/sa_{_SHARD}-[0-9a-f]{{12}}\.tar|(?:images|masks|rejects)/sa_{_SHARD}-[0-9a-f]{{12}}\.parquet)",
-    rf"commits/{_SHARD}\.g[1-9]\d*\.json",
+    rf"(?:commits|fingerprints)/{_SHARD}\.g[1-9]\d*\.json",
     rf"reservations/(?:{_SHARD}\.g[1-9]\d*|(?:dataset|amended)\.g(?:[2-9]|[1-9]\d+))-[0-9a-f]{{12}}\.json",
     rf"summaries/(?:leaves-)?{_SHARD}(?:-[0-9a-f]{{12}})+\.json",
     r"(?:tombstones|outputs)/[0-9a-f]{12}\.json",
-    rf"marks/{_SHARD}-[0-9a-f]{{12}}\.json",
     r"versions/[1-9]\d*\.(?:json|[0-9a-f]{16}\.sig)",
     r"annotations/(?:0|[1-9]\d{0,15})/[01]\.[1-9]\d{0,8}\.json",
     r"annotations/ratings/(?:0|[1-9]\d{0,15})/(?:0|[1-9]\d{0,15})\.[0-9a-f]{12}\.[1-9]\d{0,8}\.json",

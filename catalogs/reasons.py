@@ -27,6 +27,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     TOO_SMALL = "too_small"
     DETECTOR_FAILED = "detector_failed"
+    STILL_DETECTED = "still_detected"
     TOO_MANY_MASKS = "too_many_masks"
     KILLED_WORKER = "killed_worker"
     OUT_OF_MEMORY = "out_of_memory"

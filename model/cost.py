@@ -4,7 +4,7 @@ Counts the multiplications and additions of the network's matrix products, convo
 per multiply-add, one prompt after another as in the SAM paper. Excludes norms, activations, softmax, resizing, filters,
 and everything outside the network. The count is independent of our implementation: sharing products between prompts or
 skipping unused outputs takes fewer operations than counted here and gets closer to the ceiling. All counts are integers
-for one input of 1024 x 1024 pixels.
+for one input with the geometry `SAM1`.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam import image_encoder_tinyvit as tinyvit
 from segmint.model.sam.common import EMBEDDING_CHANNELS
-from segmint.model.sam.image_encoder_vit import PATCH, WINDOW, VitShape
+from segmint.model.sam.geometry import SAM1
+from segmint.model.sam.image_encoder_vit import WINDOW, VitShape
 from segmint.model.sam.load import VIT_SHAPES, Architecture
 from segmint.model.sam.mask_decoder import MASK_TOKENS
-from segmint.model.sam.prompt_encoder import GRID, IMAGE_SIZE
 
 POINT_TOKENS = 2
 """Number of prompt tokens per point: the point and its padding token ("not a point")."""
@@ -55,7 +55,7 @@ def encode_flop(architecture: Architecture) -> int:
 def prompt_flop(decoder_depth: int = 2) -> int:
     """Return the operations of one point prompt in the mask decoder: 3.62e9 for a depth of 2."""
     width, inner = EMBEDDING_CHANNELS, EMBEDDING_CHANNELS // 2
-    tokens, positions = 1 + MASK_TOKENS + POINT_TOKENS, GRID**2
+    tokens, positions = 1 + MASK_TOKENS + POINT_TOKENS, SAM1.embedding_size**2
     to_image = _cross_attention(tokens, positions, width, inner)
     block = (
         _cross_attention(tokens, tokens, width, width)
@@ -86,8 +86,8 @@ def _neck(grid: int, width: int) -> int:
 
 
 def _vit_madds(shape: VitShape) -> int:
-    grid, width = IMAGE_SIZE // PATCH, shape.width
-    madds = grid**2 * 3 * PATCH**2 * width + _neck(grid, width)
+    grid, width = SAM1.embedding_size, shape.width
+    madds = grid**2 * 3 * SAM1.patch_size**2 * width + _neck(grid, width)
     for index in range(shape.depth):
         side = grid if index in shape.global_blocks else WINDOW
         tokens = (-(-grid // side) * side) ** 2
@@ -98,7 +98,7 @@ def _vit_madds(shape: VitShape) -> int:
 
 def _tinyvit_madds() -> int:
     first = tinyvit.WIDTHS[0]
-    grid = IMAGE_SIZE // 4
+    grid = SAM1.image_size // 4
     madds = 9 * (2 * grid) ** 2 * 3 * (first // 2) + 9 * grid**2 * (first // 2) * first
     for stage, (width, depth) in enumerate(zip(tinyvit.WIDTHS, tinyvit.DEPTHS, strict=True)):
         if stage == 0:
@@ -108,7 +108,7 @@ def _tinyvit_madds() -> int:
             madds += depth * (attention + grid**2 * (9 * width + 8 * width**2))
         if stage + 1 < len(tinyvit.WIDTHS):
             after = tinyvit.WIDTHS[stage + 1]
-            smaller = max(grid // 2, GRID)
+            smaller = max(grid // 2, SAM1.embedding_size)
             madds += grid**2 * width * after + smaller**2 * (9 * after + after**2)
             grid = smaller
     return madds + _neck(grid, tinyvit.WIDTHS[-1])

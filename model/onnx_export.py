@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segmint.model.sam.common import EMBEDDING_CHANNELS
 from segmint.model.sam.mask_decoder import MASK_TOKENS
 from segmint.model.sam.preprocess import normalized
-from segmint.model.sam.prompt_encoder import GRID, PromptEmbedding
+from segmint.model.sam.prompt_encoder import PromptEmbedding
 from segmint.model.sam.sam import Sam
 
 OPSET = 17
@@ -87,10 +87,14 @@ class EncoderGraph(nn.Module):
 
 
 def export_decoder(sam: Sam, path: Path, single_mask: bool) -> None:
-    """Write the graph of `DecoderGraph` to `path`. `sam` must be float32 on the CPU. Requires the `onnx` package."""
-    side = 4 * GRID
+    """Write the graph of `DecoderGraph` to `path`. `sam` must be float32 on the CPU. Requires the `onnx` package.
+
+    Raises ValueError if the model's input is not padded.
+    """
+    sam.geometry.expect_padded("the ONNX export")
+    grid, side = sam.geometry.embedding_size, sam.geometry.low_res_size
     inputs = {
-        "image_embeddings": torch.zeros(1, EMBEDDING_CHANNELS, GRID, GRID),
+        "image_embeddings": torch.zeros(1, EMBEDDING_CHANNELS, grid, grid),
         "point_coords": torch.zeros(1, 3, 2),
         "point_labels": torch.ones(1, 3),
         "mask_input": torch.zeros(1, 1, side, side),
@@ -106,6 +110,7 @@ def export_encoder(sam: Sam, path: Path) -> None:
 
     Weights over 2 GiB do not fit into an ONNX file and are written to separate files next to it.
     """
+    sam.geometry.expect_padded("the ONNX export")
     inputs = {"image": torch.zeros(sam.image_size, sam.image_size // 2, 3, dtype=torch.uint8)}
     _export(EncoderGraph(sam), path, inputs, ["image_embeddings"], {"image": {0: "height", 1: "width"}})
 

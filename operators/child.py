@@ -46,7 +46,7 @@ class Children(Generic[T]):
     """Pool of processes that build a worker once, with `factory`, and then apply it to one image's bytes at a time.
 
     `factory` must be picklable and importable in the child, where its result stays. `timeout_s` applies to one image
-    and starts when a child takes it; a worker that waits for another process gets `wait_s` more seconds.
+    and starts when a child takes it; a worker that sets a `Deadline` for each of its steps gets `more_s` more seconds.
     `memory_limit`, in bytes, is what an image may use in addition to an idle child (Linux; None: no limit). A child is
     replaced after `max_tasks` images, which bounds leaks in decoders. Children start immediately, in the background.
     """
@@ -59,11 +59,11 @@ class Children(Generic[T]):
         processes: int = 1,
         memory_limit: int | None = None,
         max_tasks: int = 1000,
-        wait_s: float = 0.0,
+        more_s: float = 0.0,
     ) -> None:
         self._arguments = (factory, memory_limit)
         self._timeout_s = timeout_s
-        self._wait_s = wait_s
+        self._more_s = more_s
         self._processes = processes
         self._max_tasks = max_tasks
         self._slots = threading.Semaphore(processes)
@@ -119,21 +119,26 @@ class Children(Generic[T]):
 
     def _run(self, data: bytes) -> T:
         try:
-            future = self._living_pool().schedule(_work, args=(data,), timeout=self._timeout_s + self._wait_s)
+            future = self._living_pool().schedule(_work, args=(data,), timeout=self._timeout_s + self._more_s)
             answer: T = future.result()
         except pebble.ProcessExpired as error:
+            if error.exitcode == -signal.SIGALRM:
+                raise self._late() from None
             raise _suspect(error.exitcode) from None
         except TimeoutError as error:
             if not _is_deadline(error):
                 raise
-            limit = f"ingest.timeout_s = {self._timeout_s:g} seconds"
-            raise SuspectError(Reason.TIMED_OUT, f"not done within {limit}, twice") from None
+            raise self._late() from None
         except BrokenExecutor as error:
             raise ChildFaultError(
                 "the process that decodes images died before it took one. Check that there is enough memory, and that "
                 "it can import what this process imports."
             ) from error
         return answer
+
+    def _late(self) -> SuspectError:
+        limit = f"ingest.timeout_s = {self._timeout_s:g} seconds"
+        return SuspectError(Reason.TIMED_OUT, f"took longer than {limit} allows, twice")
 
     def _living_pool(self) -> pebble.ProcessPool:
         """Return the pool, restarted if an idle child was killed, which breaks the pool."""

@@ -2,12 +2,15 @@
 
     NORMALIZED -> PREPARED -> SEGMENTED -> DESCRIBED -> IMAGES, MASKS, REJECTS
 
-Importing this module needs only pyarrow, so processes that read or write shards start without the model.
+Importing this module needs only pyarrow and pydantic, so processes that read or write shards start without the model.
 """
+
+from collections.abc import Iterable
 
 import pyarrow as pa
 
 from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.stages import StageColumn
 
 VERDICT = pa.schema(
     [
@@ -40,8 +43,17 @@ REGION = pa.struct(
 )
 """Arrow type of a redacted region, one `Region`."""
 
+RESIDUAL = pa.struct([*REGION, ("orientation", pa.int32())])
+"""Arrow type of a detection that the build's last look left in the released image, in pixels of that image.
+
+`orientation` is the angle in degrees, 0, 90, 180, or 270, by which the image was turned when the detector found it.
+"""
+
 _RELEASED = [
     pa.field("source_sha256", pa.string()),  # of the bytes that were read, lower case
+    pa.field("pixels_sha256", pa.string()),  # of the upright decoded source, together with the decoder's version
+    pa.field("release_sha256", pa.string()),  # of the released JPEG
+    pa.field("hashes", pa.list_(pa.uint64())),  # perceptual: of the released image, four crops of it, and four turns
     pa.field("source_width", pa.int32()),  # pixels of the upright source
     pa.field("source_height", pa.int32()),
     pa.field("width", pa.int32()),  # pixels of the released image: the frame of all coordinates
@@ -49,6 +61,7 @@ _RELEASED = [
     pa.field("faces", pa.int32()),  # number of `regions` of this kind
     pa.field("plates", pa.int32()),
     pa.field("regions", pa.list_(REGION)),  # redacted regions, in pixels of the upright source
+    pa.field("residual_detections", pa.list_(RESIDUAL)),
 ]
 """Columns of a released image without its bytes."""
 
@@ -75,9 +88,10 @@ MASK = pa.struct(
         pa.field("stability_score", pa.float64()),  # IoU of the masks at two thresholds
         pa.field("crop_box", pa.list_(pa.float64())),  # [x, y, w, h] of the crop that the mask was made from
         pa.field("point_coords", pa.list_(pa.list_(pa.float64()))),  # the prompt: [[x, y]]
+        pa.field("output", pa.int8()),  # which of the decoder's three outputs it is, 0 to 2; null: unknown
     ]
 )
-"""Type of a mask, with the keys of SA-1B's annotations except the id, which follows from its position."""
+"""Type of a mask: the keys of SA-1B's annotations except the id, which follows from its position, and `output`."""
 
 MASKS_PER_IMAGE_LIMIT = 10_000
 """Factor in annotation ids: image id times this, plus the mask's index. Below 2^53 for up to 900 billion images."""
@@ -138,8 +152,20 @@ AUTOMATIC = "automatic"
 SOURCES = (AUTOMATIC, "assisted", "corrected", "manual", "imported")
 """Possible sources of a mask."""
 
+PERSON = "person"
+"""`label_source` of a label that an annotator set."""
+
+IMPORT = "import"
+"""`label_source` of a label that an imported file contained."""
+
+LABEL_COLUMNS = ("label", "label_score", "label_source")
+"""Columns of a mask about its label."""
+
 MASK_ORIGIN = [
     pa.field("label", pa.string()),  # what the mask shows; null: unknown
+    pa.field("label_score", pa.float64()),  # the labeling model's score; null if a person or an import set the label
+    pa.field("label_source", pa.string()),  # who set the label: person, import, or model:<SHA-256 of the weights>
+    pa.field("container", pa.int64()),  # annotation_id of the mask that contains it; null: none, or unknown
     pa.field("source", pa.string()),  # one of `SOURCES`
     pa.field("annotator", pa.string()),  # the name that the annotator gave
     pa.field("seconds", pa.float64()),  # of active work on this mask
@@ -239,4 +265,13 @@ REJECTS = pa.schema(
 """`rejects/*.parquet`: one row per rejected image."""
 
 SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
-"""Tables of a shard, keyed by folder."""
+"""Tables of a shard without custom stages, keyed by folder."""
+
+
+def shard_schemas(stages: Iterable[StageColumn]) -> dict[str, pa.Schema]:
+    """Return the tables of a dataset's shards, keyed by folder, with the columns of its custom stages at the end."""
+    added = [(stage.table, stage.arrow_field) for stage in stages]
+    return {
+        kind: pa.schema([*schema, *(field for table, field in added if table == kind)])
+        for kind, schema in SCHEMAS.items()
+    }

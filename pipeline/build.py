@@ -156,7 +156,7 @@ def run_build(
 
     seconds = time.monotonic() - started
     accounting = replace(
-        account(dataset, wanted, seconds=seconds, built=run.built, ceiling=ceiling, stages=run.loads.read()),
+        account(dataset, wanted, run, seconds, ceiling),
         retried_rows=retried["rows"],
         retried_images=retried["images"],
         not_retried=refused.left,

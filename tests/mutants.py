@@ -17,11 +17,13 @@ from pathlib import Path
 
 from tests.support.audit_mutants import AUDIT_MUTANTS
 from tests.support.build_mutants import BUILD_MUTANTS
+from tests.support.copies_mutants import COPIES_MUTANTS
 from tests.support.dataset_mutants import DATASET_MUTANTS
 from tests.support.masks_mutants import MASKS_MUTANTS
 from tests.support.mutant import Mutant
 from tests.support.page_mutants import PAGE_MUTANTS
 from tests.support.reading_mutants import READING_MUTANTS
+from tests.support.redaction_mutants import REDACTION_MUTANTS
 from tests.support.segment_mutants import SEGMENT_MUTANTS
 from tests.support.submission_mutants import ANSWER_MUTANTS
 
@@ -32,10 +34,12 @@ MUTANTS = (
     *SEGMENT_MUTANTS,
     *DATASET_MUTANTS,
     *AUDIT_MUTANTS,
+    *REDACTION_MUTANTS,
     *READING_MUTANTS,
     *PAGE_MUTANTS,
     *ANSWER_MUTANTS,
     *MASKS_MUTANTS,
+    *COPIES_MUTANTS,
 )
 
 

@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from PIL import Image
 
+from segmint.model.kernels.cpu.build import LIBRARY, NoKernelsError, compiler
 from segmint.pipeline.commands.common.extras import EXTRAS
 from tests.support.builds import write_catalog, write_config
 from tests.support.committed import write_dataset
@@ -61,6 +62,14 @@ def requirements_of(extra: str) -> set[str]:
         inner = requirement.extras if requirement.name == "segmint" else ()
         found |= set().union(*map(requirements_of, inner)) if inner else {text}
     return found
+
+
+def has_compiler() -> bool:
+    try:
+        compiler()
+    except NoKernelsError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +133,9 @@ def test_a_wheel_holds_segmint_and_nothing_else(wheel: Path) -> None:
         assets = ROOT / "pipeline" / part / "assets"
         expected |= {f"segmint/{path.relative_to(ROOT)}" for path in assets.iterdir() if path.is_file()}
     expected.add("segmint/catalogs/countries.csv")
+    if has_compiler():
+        expected.add(f"segmint/model/kernels/cpu/{LIBRARY}")
+    assert wheel.name.endswith("-py3-none-linux_x86_64.whl" if has_compiler() else "-py3-none-any.whl")
     assert {name for name in names if name.startswith("segmint/")} == expected
 
 

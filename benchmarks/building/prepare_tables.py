@@ -2,35 +2,35 @@
 
 from benchmarks.tables import Result, table, where, wrapped
 
-_RECALL = ("labels", "found")
+_STAGES = (
+    *("decode", "shrink", "faces", "turned", "plates", "redact", "release", "look", "original"),
+    *("total", "rule_2", "round"),
+)
 
 
 def prepare_part(results: dict[str, Result]) -> str:
-    """Return the tables of the cost and recall of `prepare`."""
+    """Return the table of the cost of `prepare`."""
     result = results.get("prepare")
     if result is None:
         return ""
-    stages = ("decode", "shrink", "faces", "plates", "redact", "release", "original", "total")
     runs = [(row["megapixels"], run) for row in result["stages"] for run in row["cpu_seconds"]]
+    stages = [stage for stage in _STAGES if stage in runs[0][1]]  # older results have fewer
     costs = table(
-        ["megapixels", "keeps original", *stages],
+        ["megapixels", "keeps original", *(stage.replace("_", " ") for stage in stages)],
         (
             [
                 f"{size:g}",
                 "yes" if run["with_original"] else "no",
-                *(f"{run[stage]:.2f}" for stage in stages),
+                *(f"{_seconds(run, stage):.2f}" for stage in stages),
             ]
             for size, run in runs
         ),
     )
-    found = table(
-        ["photograph", "variants", "labels", "found"],
-        (
-            [name, len(rows), *(sum(row[key] for row in rows) for key in _RECALL)]
-            for name in dict.fromkeys(row["photograph"] for row in result["recall"])
-            for rows in [[row for row in result["recall"] if row["photograph"] == name]]
-        ),
-    )
     names = " and ".join(result["photographs"])
     note = f"All values are CPU seconds per image, as the median over the photographs {names}. {where(result)}"
-    return "\n\n".join([costs, wrapped(note), *([found] if result["recall"] else [])])
+    return f"{costs}\n\n{wrapped(note)}"
+
+
+def _seconds(run: dict[str, float], stage: str) -> float:
+    """Return a stage's seconds; `look` includes the detectors."""
+    return sum(value for name, value in run.items() if name == stage or name.startswith(f"{stage} "))

@@ -5,6 +5,7 @@ recorded in the ledger, and converted to tables and back as in any build.
 """
 
 import functools
+import hashlib
 import io
 import os
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from segmint.operators.rows import Row
 from segmint.operators.schemas import FUNNEL_STEPS
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import Segment, SegmentSettings
+from segmint.operators.similar.hashes import jpeg_hashes
 
 RELEASE_BYTES = "SEGMINT_STUB_RELEASE_BYTES"
 """Environment variable with the size in bytes of each released image; the default is a small JPEG's."""
@@ -90,15 +92,24 @@ def _jpeg() -> bytes:
     return stream.getvalue()
 
 
+@functools.cache
+def _hashes() -> list[int]:
+    hashes: list[int] = jpeg_hashes(_jpeg()).tolist()
+    return hashes
+
+
 def _prepared(release: bytes) -> PreparedImage:
     height, width = SIZE
     return PreparedImage(
+        pixels_sha256=hashlib.sha256(release).hexdigest(),
         source_width=width,
         source_height=height,
         regions=(),
+        residual_detections=(),
         width=width,
         height=height,
         release=release,
+        hashes=_hashes(),
         original=None,
     )
 

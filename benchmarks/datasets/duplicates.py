@@ -54,7 +54,7 @@ def main() -> None:
     }
     wanted = set(arguments.only)
     kept = kept_result(arguments.output, settings) if wanted < set(PARTS) else {}
-    machine = describe_machine(os.cpu_count() or 1, "none", packages=("numpy", "pillow", "imagehash", "scipy"))
+    machine = describe_machine(os.cpu_count() or 1, "none", packages=("numpy", "pillow", "simplejpeg", "scipy"))
     parts: dict[str, Any] = {"settings": kept.get("settings", {}) | settings}
     if "photographs" in wanted:
         parts |= measure_photographs(arguments.photos)

@@ -148,7 +148,7 @@ def hashed_group(photographs: Photographs) -> Group:
             hashed.append(image_hashes(np.asarray(changed), mirror=True))
     count = len(hashed)
     original = np.arange(count) < len(pictures)
-    views, no = np.stack([each.views() for each in hashed]), np.zeros(count, bool)
+    views, no = np.stack([each.views for each in hashed]), np.zeros(count, bool)
     rows = ImageRows(np.zeros((count, 2), np.uint64), views, np.where(original, 2, 1), ~no, no)
     of = np.tile(np.arange(len(pictures)), 1 + len(CHANGES))
     return Group(rows, np.stack([each.thumbnail for each in hashed]), of, len(pictures))

@@ -94,4 +94,27 @@ def duplicates_part(results: dict[str, Result]) -> str:
         f"it finds {shipped['found']:,} and reports {shipped['different']['copies']}."
     )
     notes = (agreement, scale, where(result))
-    return "\n\n".join([recall, different, wrapped(thresholds), cost, *(wrapped(each) for each in notes)])
+    parts = [recall, different, wrapped(thresholds), cost, *(wrapped(each) for each in notes)]
+    return "\n\n".join([*parts, *near_copies_parts(results.get("near_copies"))])
+
+
+def near_copies_parts(result: Result | None) -> list[str]:
+    """Return the recall and the false matches of near copies of removed pictures, if they were measured."""
+    if result is None:
+        return []
+    bits, names = result["settings"]["bits"], result["settings"]["photographs"]
+    about = (
+        f"**Copies of removed pictures** are compared without thumbnails, by the hash of one frame and any of the nine "
+        f"of the other, with up to {bits} bits. {result['pictures']:,} pictures of {len(names)} photographs and their "
+        "tiles were changed. The other families are drawn so that their pictures differ little. This isn't an "
+        "estimate for real catalogs, whose photographs are others."
+    )
+    recall = table(["change", "listed"], ([name, percent(share, 1)] for name, share in result["recall"].items()))
+    different = table(
+        ["different pictures", "pictures", "pairs", "listed by mistake", "without a hash"],
+        (
+            [name, each["pictures"], f"{each['pairs']:,}", f"{each['matches']:,}", each["without_hash"]]
+            for name, each in result["different"].items()
+        ),
+    )
+    return [wrapped(about), recall, different]

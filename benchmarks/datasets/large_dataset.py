@@ -149,7 +149,7 @@ class Maker:
         self._dataset = dataset
         self._pool = RowPool(dataset.source)
         manifest = DatasetManifest.from_json((dataset.folder / MANIFEST).read_bytes())
-        self._numerics, self._config = manifest.numerics_fingerprint, manifest.config_sha256
+        self._numerics, self._build = manifest.numerics_fingerprint, manifest.build_sha256
         self._log = CommitLog(Location(Storage(), str(dataset.folder)))
 
     def commit(self, shard: int) -> int:
@@ -167,7 +167,7 @@ class Maker:
             (dataset.folder / entries[-1].path).write_bytes(data)
         rows = stop - start
         counts = {"rows": rows, "images": rows, "masks": rows * dataset.masks, "rejected": 0}
-        self._log.put(Commit(shard, 1, (start, stop), self._numerics, self._config, counts, tuple(entries)))
+        self._log.put(Commit(shard, 1, (start, stop), self._numerics, self._build, counts, tuple(entries)))
         return sum(len(data) for data in files.values())
 
 

@@ -20,10 +20,10 @@ IMAGE_SIDE = 1024
 class _Encoder(torch.nn.Module):
     """Our image encoder with the attribute that the reference code needs."""
 
-    def __init__(self, encoder: torch.nn.Module) -> None:
+    def __init__(self, encoder: torch.nn.Module, side: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.img_size = IMAGE_SIDE
+        self.img_size = side
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         encoded: torch.Tensor = self.encoder(image)
@@ -35,12 +35,13 @@ def reference_sam(sam: "Sam") -> ReferenceSam:
 
     The package lacks TinyViT, so MobileSAM's encoder must be ours. The encoder is shared, not copied.
     """
+    side, grid = sam.geometry.image_size, sam.geometry.embedding_size
     reference = ReferenceSam(
-        image_encoder=_Encoder(sam.image_encoder),
+        image_encoder=_Encoder(sam.image_encoder, side),
         prompt_encoder=PromptEncoder(
             embed_dim=256,
-            image_embedding_size=(64, 64),
-            input_image_size=(IMAGE_SIDE, IMAGE_SIDE),
+            image_embedding_size=(grid, grid),
+            input_image_size=(side, side),
             mask_in_chans=16,
         ),
         mask_decoder=MaskDecoder(

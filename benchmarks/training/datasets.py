@@ -85,5 +85,6 @@ def _row(ordinal: int, scene: LabeledScene, source: str) -> dict[str, Any]:
         "plates": 0,
         "regions": [],
         "release": encoded.getvalue(),
+        "release_sha256": hashlib.sha256(encoded.getvalue()).hexdigest(),
         "masks": [{**mask_row(mask), "source": source} for mask in scene.masks],
     }

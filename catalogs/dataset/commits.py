@@ -59,7 +59,7 @@ class Commit:
     generation: int
     ordinals: tuple[int, int]
     numerics: str
-    config: str
+    build_sha256: str
     counts: Mapping[str, int]
     files: tuple[FileEntry, ...]
 
@@ -79,7 +79,7 @@ class Commit:
                 "generation": self.generation,
                 "ordinals": list(self.ordinals),
                 "numerics": self.numerics,
-                "config": self.config,
+                "build_sha256": self.build_sha256,
                 "counts": dict(self.counts),
                 "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in files],
             }
@@ -97,7 +97,7 @@ class Commit:
             generation=value.generation,
             ordinals=value.ordinals,
             numerics=value.numerics,
-            config=value.config,
+            build_sha256=value.build_sha256,
             counts=value.counts,
             files=tuple(FileEntry(entry.path, entry.size, entry.sha256) for entry in value.files),
         )
@@ -122,7 +122,7 @@ class _CommitFile(_StrictModel):
     generation: int = Field(ge=1)
     ordinals: tuple[int, int]
     numerics: str
-    config: str
+    build_sha256: str
     counts: dict[str, int]
     files: list[_FileEntryModel]
 

@@ -11,6 +11,7 @@ from segmint.catalogs.dataset.manifest import (
     manifest_generations,
 )
 from segmint.catalogs.dataset.tombstones import Removals, read_removals
+from segmint.catalogs.stages import StageColumn
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
@@ -28,14 +29,16 @@ class DatasetHandle:
     Attributes:
         location: the dataset's root.
         with_images: whether its tars contain the released JPEGs.
-        config_sha256: hash of the identity keys that its shards are built with.
+        build_sha256: hash that its commits record, from the manifest.
+        stages: columns of custom stages in its tables.
         catalog_uri: the source catalog's URI, if known, which makes a tombstone's relative URI match an absolute one.
         catalog_generation: the manifest's generation when the rows to write were read from the catalog, or before that.
     """
 
     location: Location
     with_images: bool
-    config_sha256: str = ""
+    build_sha256: str = ""
+    stages: tuple[StageColumn, ...] = ()
     catalog_uri: str | None = None
     catalog_generation: int = 1
 
@@ -60,7 +63,8 @@ class DatasetHandle:
         return cls(
             location=location,
             with_images=release["format"] == "images",
-            config_sha256=latest.manifest.config_sha256,
+            build_sha256=latest.manifest.build_sha256,
+            stages=latest.manifest.stages,
             catalog_uri=catalog_uri,
             catalog_generation=latest.generation,
         )

@@ -8,6 +8,7 @@ and `licenses`; everything that determines the bytes of a shard is fixed at the 
 moved. It belongs to no version.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -37,6 +38,7 @@ from segmint.catalogs.layout import (
     wrong_fields,
 )
 from segmint.catalogs.lineage import Lineage, trainings
+from segmint.catalogs.stages import StageColumn
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -47,6 +49,9 @@ from segmint.infra.wording import some
 
 GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """Fields in which a later generation may differ from the first."""
+
+_BUILD_FIELDS = frozenset({"config_sha256", "policy_date", "weights", "images_per_shard"})
+"""Fields that determine every shard, besides its rows and the numerics."""
 
 _SECTIONS = ("license", "ingest", "deidentify", "deidentify.faces", "deidentify.plates", "release", "masks", "model")
 _ID = re.compile(rb'\{"dataset_id":"([0-9a-f]{32})"\}\n')
@@ -78,7 +83,7 @@ class DatasetManifest(Frozen):
 
     `config` is a tree of the configuration's identity keys. `numerics` contains everything that determines the last
     bits of the results. Licenses are judged as of `policy_date`. `lineage` is that of `weights` if segmint trained
-    them; otherwise the file omits the field.
+    them; otherwise the file omits the field. `stages` are the columns of custom stages, in the order of the tables.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -92,6 +97,8 @@ class DatasetManifest(Frozen):
     catalog: tuple[CatalogPart, ...]
     images_per_shard: int = Field(gt=0, lt=1 << 53)
     policy_date: date
+    published: bool = True
+    stages: tuple[StageColumn, ...] = ()
     lineage: Lineage = ()
 
     @field_validator("config")
@@ -106,10 +113,22 @@ class DatasetManifest(Frozen):
                     raise ValueError(f"{name}: expected an object, not {type(part).__name__}")
         return config
 
+    @field_validator("stages")
+    @classmethod
+    def _one_column_each(cls, stages: tuple[StageColumn, ...]) -> tuple[StageColumn, ...]:
+        if len({stage.name for stage in stages}) < len(stages):
+            raise ValueError("two stages have the same name")
+        return stages
+
     @property
     def round(self) -> int:
         """Number of training runs that led to the weights that made the masks."""
         return trainings(self.lineage)
+
+    @property
+    def build_sha256(self) -> str:
+        """The hash that commits record of the configuration, policy date, weights, and size of the shards."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json", include=set(_BUILD_FIELDS)))).hexdigest()
 
     @property
     def numerics_fingerprint(self) -> str:
@@ -228,7 +247,7 @@ def load_latest_manifest(dataset: Location) -> LatestManifest:
 
 def dataset_files(dataset: Location) -> list[str]:
     """Return the paths of commits, data files, catalog parts, tombstones, and versions, from one listing per folder."""
-    folders = (COMMITS, CATALOG, *DATA_KINDS, "tombstones", "versions")
+    folders = (COMMITS, CATALOG, *DATA_KINDS, "tombstones", "fingerprints", "versions")
     paths = (f"{folder}/{entry.name}" for folder in folders for entry in (dataset / folder).list())
     return [path for path in paths if is_known(path)]
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,7 +26,12 @@ _THREADS = 16
 _READ_AHEAD = 512
 _NUMBER = re.compile(r"(?:sa_)?([1-9]\d{0,17})", re.ASCII)
 _COLUMNS = ["ordinal", "image_id", "uri", "license", "provider", "sha256"]
-_DIGESTS = pa.schema([("ordinal", pa.int64()), ("source_sha256", pa.string())])
+_PICTURES = ("source_sha256", "pixels_sha256", "release_sha256")
+_DIGESTS = pa.schema([("ordinal", pa.int64()), *((name, pa.string()) for name in _PICTURES)])
+
+
+Measured = Mapping[int, frozenset[str]]
+"""SHA-256 of the source's bytes, the pixels, and the released JPEG of images by ordinal, as a build measured them."""
 
 
 @dataclass
@@ -157,25 +162,26 @@ def with_copies(
     catalog_uri: str | None = None,
     *,
     by_name: bool = True,
-    measured: Mapping[int, str] = MappingProxyType({}),
-) -> dict[int, RemovedImage]:
+    measured: Measured = MappingProxyType({}),
+) -> "SameImages":
     """Return these rows and, transitively, all rows of the same images, in order, with the SHA-256 of their bytes.
 
-    Rows are of the same image if a build read the same bytes for them or, with `by_name`, if they share the image_id or
-    uri. A row that only states the SHA-256 of these bytes is included with `by_name`, but leads to no others. `tables`
-    are the paths of the committed tables of images, with the hashes of the bytes that a build read; `measured` are
-    those of earlier rows, by ordinal. `catalog_uri`, if known, is that of the source catalog and makes a relative URI
-    match an absolute one. Catalog and tables are read until nothing more is found, usually three times.
+    Rows are of the same image if a build read the same bytes, decoded the same pixels, or released the same JPEG for
+    them or, with `by_name`, if they share the image_id or uri. A row that only states the SHA-256 of these bytes is
+    included with `by_name`, but leads to no others. `tables` are the paths of the committed tables of images, with
+    these hashes; `measured` are those of earlier rows. `catalog_uri`, if known, is that of the source catalog and makes
+    a relative URI match an absolute one. Catalog and tables are read until nothing more is found, usually three times.
     """
     found = dict(rows)
     stating: dict[int, RemovedImage] = {}
+    sources: dict[int, str] = {}
     digests = dict(measured)
     before = None
     while before != (len(found), len(digests)):
         before = len(found), len(digests)
         names = RemovedNames.of(found.values() if by_name else (), catalog_uri)
         names = replace(names, sha256=frozenset())
-        same_bytes = pa.array(sorted(set(digests.values())), pa.string())
+        same_bytes = pa.array(sorted(frozenset[str]().union(*digests.values())), pa.string())
         with_digest = pa.array(sorted(digests), pa.int64())
         for batch in _batches(dataset, manifest):
             hits = pc.or_(names.marks(batch), pc.is_in(batch.column("ordinal"), value_set=with_digest))
@@ -185,15 +191,25 @@ def with_copies(
                 stating |= {image.ordinal: image for image in _images(batch, stated)}
         ordinals = pa.array(sorted(found), pa.int64())
         for table in _digest_tables(dataset, tables):
-            by_row = pc.is_in(table.column("ordinal"), value_set=ordinals)
-            by_bytes = pc.is_in(table.column("source_sha256"), value_set=same_bytes)
-            for row in table.filter(pc.or_(by_row, by_bytes)).to_pylist():
-                if row["source_sha256"] is not None:
-                    digests[row["ordinal"]] = row["source_sha256"]
-    return {
-        ordinal: image.model_copy(update={"sha256": digests.get(ordinal)})
+            hits = pc.is_in(table.column("ordinal"), value_set=ordinals)
+            for name in _PICTURES:
+                hits = pc.or_(hits, pc.is_in(table.column(name), value_set=same_bytes))
+            for row in table.filter(hits).to_pylist():
+                sources[row["ordinal"]] = row["source_sha256"]
+                own = frozenset(row[name] for name in _PICTURES if row[name] is not None)
+                digests[row["ordinal"]] = digests.get(row["ordinal"], frozenset()) | own
+    images = {
+        ordinal: image.model_copy(update={"sha256": sources.get(ordinal)})
         for ordinal, image in sorted({**stating, **found}.items())
     }
+    return SameImages(images, digests)
+
+
+class SameImages(NamedTuple):
+    """Rows of the same images by ordinal, and the SHA-256 that were measured for these and earlier rows."""
+
+    images: dict[int, RemovedImage]
+    digests: Measured
 
 
 def _batches(dataset: Location, manifest: DatasetManifest) -> Iterator[pa.RecordBatch]:

@@ -120,7 +120,7 @@ def sum_listing(
         if sums is None:
             sums, as_listed = (known[name], True) if name in known else _sum(members, read or from_dataset)
             if saving and as_listed and name in settled:
-                saving = save_block(folder, name.partition("-")[0] + "-", name, canonical_json(vars(sums)), existing)
+                saving = save_block(folder, name.partition("-")[0] + "-", name, summary_json(sums), existing)
         total += sums
     return total
 
@@ -194,12 +194,19 @@ def files_fingerprint(members: Sequence[ListedCommit]) -> str:
     return fingerprint([(*commit.key, commit.size, int(commit.modified.timestamp())) for commit in members])
 
 
+def summary_json(sums: CommitSums) -> bytes:
+    """Return the bytes of a summary's file. The field `digest` covers all others."""
+    return canonical_json({**vars(sums), "digest": fingerprint(vars(sums))})
+
+
 def _saved(file: Location) -> CommitSums | None:
     """Read a summary; return None for an invalid file."""
     try:
-        return _SUMS.validate_json(file.read(), strict=True)
+        data = file.read()
+        sums = _SUMS.validate_json(data, strict=True)
     except (NotFoundError, ValidationError):
         return None
+    return sums if data == summary_json(sums) else None
 
 
 def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:

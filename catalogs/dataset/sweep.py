@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from segmint.catalogs.dataset.commits import CommitLog, generations_of, read_shard_state
+from segmint.catalogs.dataset.fingerprints import FINGERPRINTS
 from segmint.catalogs.dataset.manifest import load_manifest, manifest_generations, parts_in_use
-from segmint.catalogs.dataset.marks import MARKS
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.layout import (
     CATALOG,
@@ -27,7 +27,7 @@ from segmint.infra.storage.stores import TEMPORARY_PREFIX, ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import join
 
-_FOLDERS = (*DATA_KINDS, RESERVATIONS, COMMITS, CATALOG, SUMMARIES, TOMBSTONES, MARKS, "")
+_FOLDERS = (*DATA_KINDS, RESERVATIONS, COMMITS, CATALOG, SUMMARIES, TOMBSTONES, FINGERPRINTS, "")
 
 GRACE = timedelta(hours=24)
 """Age at which a file that no commit names is deleted, by the store's clock.

@@ -39,6 +39,7 @@ _DAMAGE = (
 _TYPES = {
     pa.int64(): "BIGINT",
     pa.int32(): "INTEGER",
+    pa.int8(): "TINYINT",
     pa.float64(): "DOUBLE",
     pa.float32(): "FLOAT",
     pa.string(): "VARCHAR",

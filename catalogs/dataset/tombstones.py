@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
+from segmint.catalogs.dataset.fingerprints import read_fingerprints
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint, wrong_fields
 from segmint.infra.storage.location import Location
@@ -24,7 +25,7 @@ BLANK = ""
 DETAIL = "taken down after the catalog was pinned; a file in tombstones/ says why"
 """Detail of every row that was taken down."""
 
-SAME_SOURCE = "its URI or its bytes were taken down under another row; a file in tombstones/ says why"
+SAME_SOURCE = "its URI, bytes, or pixels were taken down under another row; a file in tombstones/ says why"
 """Detail of a row that a build rejects because a tombstone names its source."""
 
 _ODD_URI = r"(?:^|[^:/])/\./|(?:^|/)\.\.?(?:/|$)|[^:]//|^/*//|/$|^[Ff][Ii][Ll][Ee]:|^[^/:]*[A-Z][^/:]*://"
@@ -43,7 +44,7 @@ class RemovedImage(Frozen):
     image_id: str
     uri: str
     sha256: str | None  # of the source's bytes, if a build read them
-    shared: bool = False  # a row that stays has its image_id, URI, or bytes, so they don't keep other rows out
+    shared: bool = False  # a row that stays has its image_id, URI, bytes, or pixels, so they keep no other row out
 
 
 class TakedownRequest(Frozen):
@@ -52,7 +53,9 @@ class TakedownRequest(Frozen):
     ids: tuple[str, ...] | None = None
     license: str | None = None
     provider: str | None = None
-    with_copies: bool = False  # by license or provider: also images with the same bytes from other ones
+    with_copies: bool = False  # by license or provider: also images with the same bytes or pixels from other ones
+    with_similar: bool = False  # also images that look like these
+    fingerprints: bool = True  # whether hashes that recognize copies of the images are stored
 
 
 class Tombstone(Frozen):
@@ -148,11 +151,13 @@ class RemovedNames:
     """Identifiers of taken-down images; a row with any of them must not enter the dataset.
 
     `uris` are plain forms (see `segmint.infra.uris.plain_forms`). Not every tombstone contains an image's SHA-256.
+    `pictures` are the SHA-256 of pixels and released JPEGs in the images' fingerprints.
     """
 
     image_ids: frozenset[str] = frozenset()
     uris: frozenset[str] = frozenset()
     sha256: frozenset[str] = frozenset()
+    pictures: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, images: Iterable[RemovedImage], catalog_uri: str | None = None) -> "RemovedNames":
@@ -168,6 +173,11 @@ class RemovedNames:
     def names_source(self, uri: str, sha256: str | None = None) -> bool:
         """Return whether an image's URI or the SHA-256 of its bytes is among these."""
         return sha256 in self.sha256 or (bool(self.uris) and plain_form(uri) in self.uris)
+
+    def names_picture(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a released row has the URI, the source's bytes, the pixels, or the JPEG of one of these."""
+        same = row["pixels_sha256"] in self.pictures or row["release_sha256"] in self.pictures
+        return same or self.names_source(row["uri"], row["source_sha256"])
 
     def any_of(self, image: RemovedImage) -> bool:
         """Return whether an image's image_id, URI, or SHA-256 is among these."""
@@ -207,7 +217,16 @@ class Removals:
 def read_removals(dataset: Location, catalog_uri: str | None = None) -> Removals | None:
     """Read all takedowns of a dataset; None without tombstones. `catalog_uri` is as in `RemovedNames.of`."""
     images = removed_images(read_tombstones(dataset))
-    return Removals(images, RemovedNames.of(images.values(), catalog_uri)) if images else None
+    if not images:
+        return None
+    own = {image.id for image in images.values() if not image.shared}
+    pictures = frozenset(sha256 for id, each in digests_of(dataset).items() if id in own for sha256 in each)
+    return Removals(images, replace(RemovedNames.of(images.values(), catalog_uri), pictures=pictures))
+
+
+def digests_of(dataset: Location) -> dict[int, frozenset[str]]:
+    """Return the SHA-256 of the pixels and former JPEGs of images with a fingerprint, by the images' numbers."""
+    return {id: each.digests for shard in read_fingerprints(dataset).values() for id, each in shard.images.items()}
 
 
 def by_shard(ordinals: Iterable[int], images_per_shard: int) -> dict[int, frozenset[int]]:

@@ -36,6 +36,18 @@ def stable(scores: Tensor, threshold: float) -> Tensor:
     return scores >= threshold
 
 
+def stable_of_counts(
+    inner: NDArray[np.int64], outer: NDArray[np.int64], threshold: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the indices (K,) of the stable masks of N, and their scores (K,), as `stability_scores` and `stable` do.
+
+    `inner` and `outer` (N,) are the numbers of pixels above +offset and -offset.
+    """
+    scores = torch.from_numpy(inner).to(torch.float32) / torch.from_numpy(outer).to(torch.float32)
+    kept = torch.nonzero(stable(scores, threshold)).flatten()
+    return kept.numpy(), scores[kept].numpy()
+
+
 def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio: float) -> NDArray[np.bool_]:
     """Return whether masks cover less than `ratio` of the whole frame, (N,) bool; 0 or less passes all.
 

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, cast
 
+from segmint.model.sam.geometry import SAM1
+
 Profile = Literal["official", "sa1b"]
 
 # A CPU processes the image side of a few prompts at once, so that their maps stay in its cache, and a chunk shares the
@@ -13,7 +15,8 @@ DEFAULT_POINTS_PER_CHUNK = 8
 # A GPU needs many prompts at once: 256 are those of a crop of the first layer, with SA-1B's settings.
 CUDA_POINTS_PER_CHUNK = 256
 
-# While a chunk is drawn, a point has 2^21 numbers, and kernels index 2^31. Chunks stop getting faster long before.
+# While a chunk is drawn, a point has 2^21 numbers with `SAM1`, and kernels index 2^31. Chunks stop getting faster long
+# before.
 MAX_POINTS_PER_CHUNK = 1023
 
 
@@ -188,10 +191,6 @@ def _defaults(profile: Profile, crop_n_layers: int) -> dict[str, Any]:
     }
 
 
-ENCODER_SIDE = 1024
-"""Side of the image encoder's square input in pixels, to which a crop's long side is resized."""
-
-
 def crop_length(length: int, per_side: int, overlap: int) -> int:
     """Return the side in pixels of each of `per_side` crops that cover `length` pixels and overlap by `overlap`."""
     return math.ceil((overlap * (per_side - 1) + length) / per_side)
@@ -200,11 +199,11 @@ def crop_length(length: int, per_side: int, overlap: int) -> int:
 def enough_for_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> tuple[int, int]:
     """Return the (height, width) of the frame's image at which the last layer's crops fill the encoder's input.
 
-    The long side of such a crop then has `ENCODER_SIDE` pixels or slightly more. The result is smaller than the frame
-    if its own pixels are more than enough.
+    The long side of such a crop then has `SAM1.image_size` pixels or slightly more. The result is smaller than the
+    frame if its own pixels are more than enough.
     """
     height, width = frame_size
     per_side = 2**layers
     overlap = int(overlap_ratio * min(height, width) * (2 / per_side))
     longest = max(crop_length(side, per_side, overlap) for side in frame_size)
-    return -(-height * ENCODER_SIDE // longest), -(-width * ENCODER_SIDE // longest)
+    return -(-height * SAM1.image_size // longest), -(-width * SAM1.image_size // longest)

@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.automatic import mask_tiles
+from segmint.model.automatic.border_upscaling import BorderUpscaling, suits
 from segmint.model.automatic.boxes import Box
 from segmint.model.automatic.candidates import MaskPatch, RunPatch
-from segmint.model.automatic.filters import stable
+from segmint.model.automatic.filters import stable_of_counts
 from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.taps import Taps, taps_of
 from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks, Upscaling
 from segmint.model.device import HostTransfer, first_line
+from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.predictor import Embedding, Predictor
 
 # Pixels drawn at once, one byte each, and the maximum for a single mask, because torch's operations take 4 bytes or
@@ -55,26 +57,27 @@ class MaskOutline:
 
 
 def upscaling_of(predictor: Predictor, embedding: Embedding) -> Upscaling[Any]:
-    """Return the faster implementation on the embedding's device; both find the same masks."""
+    """Return the fastest implementation on the embedding's device; all of them find the same masks."""
     if embedding.features.device.type == "cpu":
-        return BoxedUpscaling(embedding, predictor.sam.image_size)
-    return TiledUpscaling(embedding, predictor.sam.image_size)
+        geometry, kernels = predictor.sam.geometry, predictor.kernels
+        if kernels is not None and suits(geometry):
+            return BorderUpscaling(kernels, embedding, geometry)
+        return BoxedUpscaling(embedding, geometry)
+    return TiledUpscaling(embedding, predictor.sam.geometry)
 
 
 class TiledUpscaling:
     """Upscaling that measures all masks of a chunk at once, and draws the requested ones as runs."""
 
-    def __init__(
-        self, embedding: Embedding, image_size: int, low_side: int = 256, operations: MaskOperations | None = None
-    ) -> None:
-        """`image_size` and `low_side` are the sides of the encoder's input (1024) and of low-resolution masks.
+    def __init__(self, embedding: Embedding, geometry: Geometry, operations: MaskOperations | None = None) -> None:
+        """Compute the weights for the embedding's frame; `geometry` is the model's.
 
         `operations` defaults to Triton kernels on CUDA if Triton is installed, and to torch operations otherwise.
         """
         (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
         device = embedding.features.device
-        self._rows = taps_of(low_side, image_size, height, frame_height, device)
-        self._columns = taps_of(low_side, image_size, width, frame_width, device)
+        self._rows = taps_of(*geometry.mask_axis(height, frame_height), device)
+        self._columns = taps_of(*geometry.mask_axis(width, frame_width), device)
         self._operations = operations or (KERNELS if device.type == "cuda" else mask_tiles)
 
     def measure(self, logits: Tensor, offset: float, wanted: Tensor | None = None) -> Tensor:
@@ -123,15 +126,12 @@ class TiledUpscaling:
 
 def stable_outlines(numbers: NDArray[np.int64], logits: Sequence[Tensor], threshold: float) -> StableMasks[MaskOutline]:
     """Return the stable masks of N, from the numbers (N, 7) of `TiledUpscaling.measure` and their logits."""
-    scores = numbers[:, 0].astype(np.float32), numbers[:, 2].astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        stability = scores[0] / scores[1]
-    kept = np.flatnonzero(stable(torch.from_numpy(stability), threshold).numpy())
+    kept, stability = stable_of_counts(numbers[:, 0], numbers[:, 2], threshold)
     boxes = numbers[kept, 3:]
     outlines = zip(kept.tolist(), boxes.tolist(), strict=True)
     return StableMasks(
         kept,
-        stability[kept],
+        stability,
         numbers[kept, 1],
         boxes,
         tuple(MaskOutline(logits[mask], (x0, y0, x1, y1)) for mask, (x0, y0, x1, y1) in outlines),

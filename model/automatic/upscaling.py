@@ -1,8 +1,9 @@
 """Conversion of low-resolution logits to stable masks at the crop's resolution, each as a patch.
 
 `BoxedUpscaling` is for CPUs and avoids most of the work without approximation; `tiled_upscaling.py` is for
-accelerators. `Predictor.upscale` interpolates twice, to the encoder's 1024x1024 input and then, without its padding, to
-the crop. Both steps are bilinear, so they combine into one matrix per axis, and logits in the crop are R L C^T:
+accelerators. For padded models, `Predictor.upscale` interpolates twice, to the encoder's input and then, without its
+padding, to the crop. Both steps are bilinear, so they combine into one matrix per axis, and logits in the crop are
+R L C^T:
 
 1. *Bounded by a box.* The rows of R and C contain no negative numbers and add up to 1, so a pixel is a mean of the
    low-resolution logits that it uses. If all of these are at or below -offset, so is the pixel, and it is not in any of
@@ -25,6 +26,7 @@ from segmint.model.automatic.boxes import box_of
 from segmint.model.automatic.candidates import MaskPatch
 from segmint.model.automatic.filters import stable
 from segmint.model.automatic.interpolation import interpolation
+from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.predictor import Embedding
 
 # Pixels thresholded at once: 512 KB of logits, which stay in a core's cache.
@@ -82,11 +84,11 @@ class _Window:
 class BoxedUpscaling:
     """Upscaling for CPUs that computes each mask inside its box only, band by band, and measures masks by drawing."""
 
-    def __init__(self, embedding: Embedding, image_size: int, low_side: int = 256) -> None:
-        """`image_size` and `low_side` are the sides of the encoder's input (1024) and of low-resolution masks."""
+    def __init__(self, embedding: Embedding, geometry: Geometry) -> None:
+        """Compute the weights for the embedding's frame; `geometry` is the model's."""
         (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
-        self._rows = interpolation(low_side, image_size, height, frame_height)
-        self._columns = interpolation(low_side, image_size, width, frame_width)
+        self._rows = interpolation(*geometry.mask_axis(height, frame_height))
+        self._columns = interpolation(*geometry.mask_axis(width, frame_width))
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[MaskPatch]:
         """See `Upscaling`."""

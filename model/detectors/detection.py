@@ -1,9 +1,10 @@
 """Detection type, and tiled search of large images to find small objects."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -21,7 +22,8 @@ class Detection:
     """One face, plate, or object.
 
     `box` is (x0, y0, x1, y1) and `quad` the four corners of a plate (None for others), in float pixels of the searched
-    image. Either may extend beyond its border. `score` is in [0, 1], and `source` is the detector's name.
+    image. Either may extend beyond its border. `score` is in [0, 1], and `source` is the detector's name. `orientation`
+    is the counterclockwise angle in degrees by which the image was turned when the detector searched it.
     """
 
     kind: Kind
@@ -29,6 +31,7 @@ class Detection:
     box: Box
     quad: Quad | None
     source: str
+    orientation: int = 0
 
     def mapped(self, scale_x: float, scale_y: float, dx: float = 0.0, dy: float = 0.0) -> "Detection":
         """Return the detection in a frame where (x, y) becomes (x · scale_x + dx, y · scale_y + dy)."""
@@ -57,6 +60,13 @@ class Detector(Protocol):
 
     def detect(self, image: Pixels) -> list[Detection]:
         """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first."""
+
+
+def lenient(detector: Detector, score: float) -> Detector:
+    """Return a copy of a detector that shares its networks, with a minimum score of at most `score`."""
+    other: Any = copy.copy(detector)
+    other.score = min(score, detector.score)
+    return other  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

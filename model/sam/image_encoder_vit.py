@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmint.model.sam.common import Mlp, embedding_neck, join_heads, merge_windows, partition_windows
+from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.gpu_attention import attend, relative_attention
 from segmint.model.sam.products import Linear, linear
 
-PATCH = 16
 WINDOW = 14
 NORM_EPS = 1e-6
 
@@ -37,13 +37,13 @@ VIT_H = VitShape(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))
 class ImageEncoderViT(nn.Module):
     """Image encoder that maps normalized, padded images to embeddings.
 
-    `image_size` is the side of the square input in pixels, a multiple of 16; SAM's weights are for 1024.
+    `image_size` is the side of the square input in pixels, a multiple of `patch_size`; see `Geometry`.
     """
 
-    def __init__(self, shape: VitShape, image_size: int = 1024) -> None:
+    def __init__(self, shape: VitShape, image_size: int = SAM1.image_size, patch_size: int = SAM1.patch_size) -> None:
         super().__init__()
-        grid = image_size // PATCH
-        self.patch_embed = PatchEmbed(shape.width)
+        grid = image_size // patch_size
+        self.patch_embed = PatchEmbed(shape.width, patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, shape.width))
         self.blocks = nn.ModuleList(
             VitBlock(shape.width, shape.heads, grid, window=None if index in shape.global_blocks else WINDOW)
@@ -65,11 +65,11 @@ class ImageEncoderViT(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Linear map from each 16x16 patch of pixels to a token."""
+    """Linear map from each patch of pixels, 16x16 in SAM, to a token."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, kernel_size=PATCH, stride=PATCH)
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (B, 3, S, S) to (B, S / 16, S / 16, width)."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.model.device import upload
+from segmint.model.kernels.cpu.library import Kernels, usable_kernels
 from segmint.model.sam import point_decoder, prompt_decoder
 from segmint.model.sam.batch_encoder import BatchEncoder, CompileMode
+from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.mask_decoder import MASK_TOKENS
 from segmint.model.sam.point_decoder import PointMasks, PointPlan
 from segmint.model.sam.preprocess import resize, resize_on_device, resized_size
@@ -26,7 +28,7 @@ class Embedding:
     """The image embedding of one image, and the mapping from the image's pixels to it.
 
     `features` is (1, 256, 64, 64). `input_size` is the (height, width) in pixels that the image occupies in the
-    encoder's 1024x1024 input, from the top left corner. `frame_size` is the (height, width) of the prompts' and masks'
+    encoder's square input, from the top left corner. `frame_size` is the (height, width) of the prompts' and masks'
     frame.
     """
 
@@ -44,7 +46,7 @@ class Embedding:
 class PromptMasks:
     """C masks for each of B prompts.
 
-    `low_res_logits` (B, C, 256, 256) float32 covers the encoder's 1024x1024 input including its padding, and positive
+    `low_res_logits` (B, C, 256, 256) float32 covers the encoder's square input including its padding, and positive
     logits are foreground. `predicted_iou` (B, C) float32 is the model's estimate of each mask's quality.
     """
 
@@ -65,10 +67,25 @@ class Predictor:
     `compile_encoder` compiles the image encoder with `torch.compile` in that mode, on first use for each batch size.
     This takes minutes, which pay off on a GPU, and changes the last bits. If compilation fails, a RuntimeWarning is
     issued and the encoder runs eagerly; with `must_compile`, a `CompilationError` is raised.
+
+    `kernels` are the CPU kernels to use. By default, these are the ones for this CPU, if the library is there and the
+    model is on a CPU. With None, torch computes everything.
+
+    Attributes:
+        kernels: those used, or None.
     """
 
-    def __init__(self, sam: Sam, compile_encoder: CompileMode | None = None, must_compile: bool = False) -> None:
+    def __init__(
+        self,
+        sam: Sam,
+        compile_encoder: CompileMode | None = None,
+        must_compile: bool = False,
+        kernels: Kernels | Literal["auto"] | None = "auto",
+    ) -> None:
         self.sam = sam
+        if kernels == "auto":
+            kernels = usable_kernels() if sam.device.type == "cpu" else None
+        self.kernels = kernels
         self._encoder = BatchEncoder(sam, compile_encoder, must_compile)
         self._placed: Tensor | None = None
 
@@ -106,7 +123,7 @@ class Predictor:
             raise ValueError(f"frame_sizes has {len(frames)} frames for {len(images)} images: expected one per image")
         checked = [self.on_device(image) for image in images]
         framed = [_checked_frame(frame, pixels) for frame, pixels in zip(frames, checked, strict=True)]
-        resized = [_resize(pixels, self.sam.image_size) for pixels in checked]
+        resized = [_resize(pixels, self.sam.geometry) for pixels in checked]
         with torch.inference_mode():
             features = self._encoder(resized, batch_size)
         return [
@@ -118,8 +135,9 @@ class Predictor:
         """Encode an image that is already resized for the encoder, (h, w, 3) RGB of 0 to 255, uint8 or float.
 
         The frame is that of `pixels` unless `frame_size` (height, width) is given. Raises ValueError for another shape,
-        or if the longer side is not the encoder's.
+        if the longer side is not the encoder's, or for a model with another placement than `padded`.
         """
+        self.sam.geometry.expect_padded("embed_resized")
         side = self.sam.image_size
         if pixels.ndim != 3 or pixels.shape[2] != 3 or max(pixels.shape[:2]) != side or 0 in pixels.shape:
             shape = tuple(pixels.shape)
@@ -154,8 +172,8 @@ class Predictor:
         logits, the best of three is better even for several points. Raises ValueError if there is no prompt, and for
         invalid shapes or values, with those expected.
         """
-        chosen = range(1, MASK_TOKENS) if multimask else range(1)
-        return self._decode(embedding, check_prompts(points, labels, boxes, masks), chosen)
+        prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size)
+        return self._decode(embedding, prompts, range(1, MASK_TOKENS) if multimask else range(1))
 
     def predict_all(
         self,
@@ -166,7 +184,8 @@ class Predictor:
         masks: Array | None = None,
     ) -> PromptMasks:
         """Predict like `predict`, but four masks per prompt: the one without `multimask`, then the three with it."""
-        return self._decode(embedding, check_prompts(points, labels, boxes, masks), range(MASK_TOKENS))
+        prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size)
+        return self._decode(embedding, prompts, range(MASK_TOKENS))
 
     def plan_points(self, embedding: Embedding) -> PointPlan:
         """Return the values that all single points on one image share, computed once for `decode_points`."""
@@ -204,15 +223,17 @@ class Predictor:
         Each mask takes 4 bytes per pixel of the frame, and 4 MiB temporarily, so pass only a few at a time. Raises
         ValueError for another shape.
         """
+        geometry = self.sam.geometry
         if logits.ndim != 4:
-            raise ValueError(f"logits have the shape {tuple(logits.shape)}: expected (B, C, 256, 256)")
+            low, shape = geometry.low_res_size, tuple(logits.shape)
+            raise ValueError(f"logits have the shape {shape}: expected (B, C, {low}, {low})")
         with torch.inference_mode():
-            side = self.sam.image_size
-            height, width = embedding.input_size
-            square = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
-            return F.interpolate(
-                square[..., :height, :width], embedding.frame_size, mode="bilinear", align_corners=False
-            )
+            if geometry.placement == "padded":
+                side = geometry.image_size
+                height, width = embedding.input_size
+                square = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+                logits = square[..., :height, :width]
+            return F.interpolate(logits, embedding.frame_size, mode="bilinear", align_corners=False)
 
     def _decode(self, embedding: Embedding, prompts: Prompts, chosen: range) -> PromptMasks:
         with torch.inference_mode():
@@ -241,11 +262,12 @@ class Predictor:
         return embedded
 
 
-def _resize(pixels: Tensor, long_side: int) -> Tensor:
+def _resize(pixels: Tensor, geometry: Geometry) -> Tensor:
     """Resize with Pillow on a CPU, and on the pixels' device otherwise, with identical bits."""
+    side, placement = geometry.image_size, geometry.placement
     if pixels.device.type == "cpu":
-        return torch.from_numpy(resize(pixels.numpy(), long_side))
-    return resize_on_device(pixels, resized_size(pixels.shape[0], pixels.shape[1], long_side))
+        return torch.from_numpy(resize(pixels.numpy(), side, placement))
+    return resize_on_device(pixels, resized_size(pixels.shape[0], pixels.shape[1], side, placement))
 
 
 def _checked_frame(frame_size: tuple[int, int] | None, pixels: Tensor) -> tuple[int, int]:

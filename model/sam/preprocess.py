@@ -16,24 +16,30 @@ from PIL import Image
 from torch import Tensor
 
 from segmint.model.device import upload
+from segmint.model.sam.geometry import Placement
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
-def resized_size(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """Return (height, width) in pixels after the longer side becomes `long_side`; no side gets shorter than 1."""
+def resized_size(height: int, width: int, long_side: int, placement: Placement = "padded") -> tuple[int, int]:
+    """Return (height, width) in pixels after the longer side becomes `long_side`; no side gets shorter than 1.
+
+    If the placement is `stretched`, both sides become `long_side`.
+    """
+    if placement == "stretched":
+        return long_side, long_side
     scale = long_side / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resize(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
-    """Resize (H, W, 3) uint8 RGB to a longer side of `long_side` pixels.
+def resize(image: NDArray[np.uint8], long_side: int, placement: Placement = "padded") -> NDArray[np.uint8]:
+    """Resize (H, W, 3) uint8 RGB to `resized_size`.
 
     Uses Pillow's antialiased bilinear filter on 8-bit pixels, on which the weights were trained. Torch's filter
     differs.
     """
-    height, width = resized_size(image.shape[0], image.shape[1], long_side)
+    height, width = resized_size(image.shape[0], image.shape[1], long_side, placement)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return np.array(resized)
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segmint.model.sam.common import EMBEDDING_CHANNELS, LayerNorm2d, learned_tokens, random_normal
-
-IMAGE_SIZE = 1024
-GRID = 64
+from segmint.model.sam.geometry import SAM1, Geometry
 
 
 @dataclass(frozen=True)
@@ -27,10 +25,11 @@ class PromptEmbedding:
 
 
 class PromptEncoder(nn.Module):
-    """Encoder of prompts whose coordinates are pixels of the image encoder's 1024x1024 input."""
+    """Encoder of prompts whose coordinates are pixels of the image encoder's square input."""
 
-    def __init__(self) -> None:
+    def __init__(self, geometry: Geometry = SAM1) -> None:
         super().__init__()
+        self.geometry = geometry
         self.pe_layer = PositionalEncoding(EMBEDDING_CHANNELS)
         # In the order of the weights: background point, foreground point, first and second corner of a box.
         self.point_embeddings = nn.ModuleList(learned_tokens(1, EMBEDDING_CHANNELS) for _ in range(4))
@@ -74,11 +73,13 @@ class PromptEncoder(nn.Module):
 
     def dense_without_mask(self) -> Tensor:
         """Return the dense embedding of prompts without a mask, (1, 256, 64, 64)."""
-        return self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, GRID, GRID)
+        side = self.geometry.embedding_size
+        return self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, side, side)
 
     def dense_positions(self) -> Tensor:
         """Return the positional encoding of the image embedding, (1, 256, 64, 64), in the weights' dtype."""
-        centers = (torch.arange(GRID, device=self.no_mask_embed.weight.device) + 0.5) / GRID
+        side = self.geometry.embedding_size
+        centers = (torch.arange(side, device=self.no_mask_embed.weight.device) + 0.5) / side
         y, x = torch.meshgrid(centers, centers, indexing="ij")
         encoding = self.pe_layer(torch.stack([x, y], dim=-1))
         positions: Tensor = encoding.permute(2, 0, 1)[None].to(self.no_mask_embed.weight.dtype)
@@ -110,7 +111,7 @@ class PromptEncoder(nn.Module):
 
     def _encode(self, coordinates: Tensor) -> Tensor:
         """Return (B, N, 256) in the weights' dtype from (B, N, 2) pixels, evaluated at the pixels' centers."""
-        encoding: Tensor = self.pe_layer((coordinates + 0.5) / IMAGE_SIZE)
+        encoding: Tensor = self.pe_layer((coordinates + 0.5) / self.geometry.image_size)
         return encoding.to(self.no_mask_embed.weight.dtype)
 
 

@@ -8,6 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from segmint.model.sam.geometry import SAM1
+
 Array = npt.NDArray[Any] | Tensor
 
 
@@ -43,11 +45,17 @@ class Prompts:
         )
 
 
-def check_prompts(points: Array | None, labels: Array | None, boxes: Array | None, masks: Array | None) -> Prompts:
+def check_prompts(
+    points: Array | None,
+    labels: Array | None,
+    boxes: Array | None,
+    masks: Array | None,
+    low_res_size: int = SAM1.low_res_size,
+) -> Prompts:
     """Check and convert prompts, given as arrays, lists, or tensors on any device.
 
     A single prompt may omit the batch dimension: points (N, 2) with labels (N,), a box (4,), a mask (1, 256, 256) or
-    (256, 256).
+    (256, 256), where 256 is `low_res_size`.
 
     Raises ValueError, with the argument and the found and expected values, if there is no prompt, or if points lack
     labels or vice versa. It also does for invalid shapes or labels, different batch sizes, and nonfinite numbers.
@@ -58,11 +66,12 @@ def check_prompts(points: Array | None, labels: Array | None, boxes: Array | Non
         given, absent = ("points", "labels") if labels is None else ("labels", "points")
         raise ValueError(f"{given} without {absent}: expected points (B, N, 2) together with labels (B, N)")
     one = int(np.ndim(points) == 2 and np.ndim(labels) == 1)  # type: ignore[arg-type]
+    side = low_res_size
     prompts = Prompts(
         _checked("points", points, "(B, N, 2), or (N, 2) with labels (N,)", (None, None, 2), torch.float64, one),
         _checked("labels", labels, "(B, N), or (N,) with points (N, 2)", (None, None), torch.float64, one),
         _checked("boxes", boxes, "(B, 4) or (4,)", (None, 4), torch.float64, 1),
-        _checked("masks", masks, "(B, 1, 256, 256)", (None, 1, 256, 256), torch.float32, 2),
+        _checked("masks", masks, f"(B, 1, {side}, {side})", (None, 1, side, side), torch.float32, 2),
     )
     _check_labels(prompts.points, prompts.labels)
     _check_batch(prompts)

@@ -3,23 +3,33 @@
 import torch
 from torch import nn
 
+from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.mask_decoder import MaskDecoder
-from segmint.model.sam.prompt_encoder import IMAGE_SIZE, PromptEncoder
+from segmint.model.sam.prompt_encoder import PromptEncoder
 
 
 class Sam(nn.Module):
     """SAM's three parts under the names that its checkpoints use.
 
-    `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64).
+    `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64). The prompt encoder's
+    geometry must be the image encoder's.
     """
-
-    image_size = IMAGE_SIZE
 
     def __init__(self, image_encoder: nn.Module, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
         super().__init__()
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sizes of the input, the image embedding, and low-resolution masks."""
+        return self.prompt_encoder.geometry
+
+    @property
+    def image_size(self) -> int:
+        """Side of the image encoder's square input in pixels."""
+        return self.geometry.image_size
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from segmint.model.sam.prompt_encoder import IMAGE_SIZE, PromptEmbedding, PromptEncoder
+from segmint.model.sam.geometry import SAM1
+from segmint.model.sam.prompt_encoder import PromptEmbedding, PromptEncoder
 from segmint.model.training.noise import draw_keys, highest_pixels, uniforms
 from segmint.model.training.settings import SamplingSettings
 from segmint.model.training.targets import target_boxes
@@ -147,7 +148,7 @@ def _pixel_centers(pixels: Tensor, resolution: int, input_size: tuple[int, int])
 
     The prompt encoder's origin is the center of the input's first pixel.
     """
-    scale = IMAGE_SIZE / resolution
+    scale = SAM1.image_size / resolution
     height, width = input_size
     x = ((pixels % resolution + 0.5) * scale - 0.5).clamp(max=width - 1)
     y = ((pixels // resolution + 0.5) * scale - 0.5).clamp(max=height - 1)

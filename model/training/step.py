@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.sam import Sam
 from segmint.model.training.dropping import dropout
 from segmint.model.training.losses import PromptLosses, prompt_losses
@@ -85,8 +86,11 @@ def train_step(
     or have gradients, which propagate into the encoder in a single backward pass at the end. `total_masks` is the
     number of masks in the global batch of all workers, so their gradients must be summed, not averaged. `masks_at_once`
     bounds memory and changes the last bits. If `recorded` clicks of an earlier step are given, they are used instead of
-    drawn ones. Call it under autocast for reduced precision. Raises ValueError for mismatched shapes.
+    drawn ones. Call it under autocast for reduced precision. Raises ValueError for mismatched shapes, and for
+    a model whose input differs from that of `SAM1`.
     """
+    if (sam.geometry.image_size, sam.geometry.placement) != (SAM1.image_size, SAM1.placement):
+        raise ValueError(f"training supports SAM's input, padded to {SAM1.image_size} pixels, but not {sam.geometry}")
     _check(embeddings, images, settings, recorded)
     # Tensors made in inference mode can't be saved for a backward pass.
     features = embeddings.clone() if embeddings.is_inference() else embeddings.detach()

@@ -7,7 +7,7 @@ padding. The square has a side of `resolution` pixels, each of which covers (102
 import torch
 from torch import Tensor
 
-from segmint.model.sam.prompt_encoder import IMAGE_SIZE
+from segmint.model.sam.geometry import SAM1
 
 
 def valid_pixels(input_size: tuple[int, int], resolution: int) -> Tensor:
@@ -15,9 +15,9 @@ def valid_pixels(input_size: tuple[int, int], resolution: int) -> Tensor:
 
     Raises ValueError if `input_size` does not fit into the input.
     """
-    if not all(1 <= side <= IMAGE_SIZE for side in input_size):
-        raise ValueError(f"input_size is {input_size}: expected a height and width from 1 to {IMAGE_SIZE} pixels")
-    starts = torch.arange(resolution) * (IMAGE_SIZE / resolution)
+    if not all(1 <= side <= SAM1.image_size for side in input_size):
+        raise ValueError(f"input_size is {input_size}: expected a height and width from 1 to {SAM1.image_size} pixels")
+    starts = torch.arange(resolution) * (SAM1.image_size / resolution)
     height, width = input_size
     return (starts < height)[:, None] & (starts < width)
 
@@ -47,7 +47,7 @@ def target_boxes(targets: Tensor) -> Tensor:
 
     They are in pixels of the 1024 x 1024 input, with ends inclusive, like the boxes of predicted masks.
     """
-    scale = IMAGE_SIZE // targets.shape[-1]
+    scale = SAM1.image_size // targets.shape[-1]
     sides = []
     for axis in (1, 2):  # `any` over the rows gives the extent in x, over the columns that in y
         present = targets.any(dim=axis).to(torch.int8)
@@ -68,7 +68,7 @@ def _shares(pixels: int, side: int, resolution: int) -> Tensor:
 
     The image's `pixels` fill `side` pixels of the input. Rows are 0 in the padding.
     """
-    edges = torch.arange(resolution + 1, dtype=torch.float64) * (IMAGE_SIZE / resolution)
+    edges = torch.arange(resolution + 1, dtype=torch.float64) * (SAM1.image_size / resolution)
     marks = torch.arange(pixels + 1, dtype=torch.float64) * (side / pixels)
     overlap = torch.minimum(edges[1:, None], marks[1:]) - torch.maximum(edges[:-1, None], marks[:-1])
     overlap = overlap.clamp(min=0)

@@ -1,6 +1,7 @@
 """Detectors that an audit runs in addition to the build's: parsing of their names, loading, and a trial run."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import absolute_name, plain_name
@@ -10,7 +11,6 @@ from segmint.model.detectors.detection import Detector, Kind, TiledDetector
 from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
 from segmint.operators.prepare.deidentify import (
     NO_DETECTOR,
-    TORCHSCRIPT_ENDINGS,
     DeidentifyConfig,
     FacesConfig,
     PlatesConfig,
@@ -18,6 +18,7 @@ from segmint.operators.prepare.deidentify import (
     build_detectors,
     is_detector_file,
 )
+from segmint.operators.prepare.detector_files import DETECTOR_ENDINGS, DETECTOR_FILES, contract, file_format
 
 _KINDS: dict[str, tuple[Kind, str]] = {"face": ("face", FacesConfig.bundled), "plate": ("plate", PlatesConfig.bundled)}
 """Kind and bundled detector, keyed by the kind's name."""
@@ -28,7 +29,7 @@ class DetectorSpec:
     """A detector identified by kind and configuration name, small enough to send to another process."""
 
     kind: Kind
-    detector: str  # `mtcnn`, `clp`, or the absolute path or URI of a TorchScript file
+    detector: str  # `mtcnn`, `clp`, or the absolute path or URI of a file
     sha256: str | None = None  # of the file, once `pinned`
 
     @classmethod
@@ -39,12 +40,12 @@ class DetectorSpec:
             known, bundled = _KINDS[kind]
             if name == bundled:
                 return cls(known, name)
-            if name.partition("#")[0].endswith(TORCHSCRIPT_ENDINGS):
+            if name.partition("#")[0].endswith(DETECTOR_ENDINGS):
                 return cls(known, absolute_name(name))
         raise UsageError(
-            f"--detector is {redact(text)!r}: expected face=PATH or plate=PATH, where PATH is the path or URI of a "
-            f"TorchScript file ({', '.join(TORCHSCRIPT_ENDINGS)}), or the name of segmint's bundled detector of that "
-            f"kind (face={FacesConfig.bundled}, plate={PlatesConfig.bundled})"
+            f"--detector is {redact(text)!r}: expected face=PATH or plate=PATH, where PATH is the path or URI of "
+            f"{DETECTOR_FILES}, or the name of segmint's bundled detector of that kind "
+            f"(face={FacesConfig.bundled}, plate={PlatesConfig.bundled})"
         )
 
     @property
@@ -64,8 +65,8 @@ class DetectorSpec:
     def load(self, name: str, device: str, resolve: Resolve) -> Detector:
         """Load the detector onto `device` to search whole images and tiles; `name` is the source of its detections.
 
-        A file is tried on a blank image. Raises `UsageError` if it is not the pinned one, is not TorchScript, or
-        violates the contract of `TorchScriptDetector`.
+        A file is tried on a blank image. Raises `UsageError` if it is not the pinned one, can't be
+        loaded, or violates the contract of `TorchScriptDetector` or `OnnxDetector`.
         """
         if is_detector_file(self.detector):
             return TiledDetector(self._load_file(device, resolve), name)
@@ -85,16 +86,36 @@ class DetectorSpec:
             detector = IsolatedDetector(path, self.kind, device=device)
             detector.try_out()
         except NotLoadedError as error:
-            raise UsageError(f"{self}: {path} can't be loaded as TorchScript on {device}: {error}") from error
+            raise UsageError(f"{self}: {path} can't be loaded as {file_format(path)} on {device}: {error}") from error
         except DetectorFailedError as error:
-            raise UsageError(
-                f"{self}: it failed on a blank image. Expected a TorchScript module that takes one BGR image "
-                f"(3, H, W) uint8 and returns boxes (N, 4), labels, scores (N,) and sizes: {error}"
-            ) from error
+            raise UsageError(f"{self}: it failed on a blank image. Expected {contract(path)}: {error}") from error
         return detector
 
     def __str__(self) -> str:
         return f"--detector {self.kind}={redact(self.detector)}"
+
+
+def try_detector_files(config: DeidentifyConfig, resolve: Resolve) -> None:
+    """Try each detector file of a configuration on a blank image, in a child process.
+
+    Does nothing if detectors run on a GPU. Raises `UsageError` for a file that is missing, can't be loaded, or fails.
+    """
+
+    def tried(path: Path, kind: Kind, score: float | None, device: str) -> Detector:
+        detector = IsolatedDetector(path, kind, score, device)
+        try:
+            detector.try_out()
+        except DetectorFailedError as error:
+            raise ValueError(f"it failed on a blank image. Expected {contract(path)}: {error}") from error
+        finally:
+            detector.close()
+        return detector
+
+    if config.device == "cpu":
+        parts = (("faces", config.faces), ("plates", config.plates))
+        none = {kind: {"detector": NO_DETECTOR} for kind, _ in parts}
+        files = {kind: part.model_dump() for kind, part in parts if kind in config.detector_files}
+        build_detectors(DeidentifyConfig.model_validate({**none, **files}), "cpu", resolve, load_file=tried)
 
 
 def distinct_names(given: tuple[DetectorSpec, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ class NotLoadedError(DetectorFailedError, ValueError):
 
 
 class IsolatedDetector:
-    """A `TorchScriptDetector` that runs in a child process with a deadline and returns the same detections.
+    """A detector of `load_detector_file` that runs in a child process with a deadline.
 
     Thread-safe. torch uses one thread in the child.
     """
@@ -49,7 +49,7 @@ class IsolatedDetector:
     ) -> None:
         """Start the child and load the file; raises `NotLoadedError`.
 
-        `score` is the minimum that counts (default: that of `TorchScriptDetector`), and `timeout_s` is for one search.
+        `score` is the minimum that counts (default: the file's), and `timeout_s` is for one search.
         """
         self.kind: Kind = kind
         self.name = path.name
@@ -117,10 +117,10 @@ def _build(
     def load() -> Detector:
         import torch
 
-        from segmint.model.detectors.torchscript import TorchScriptDetector
+        from segmint.operators.prepare.detector_files import load_detector_file
 
         torch.set_num_threads(1)  # as in a build: another number of threads changes the bits of sums
-        return TorchScriptDetector(path, kind, score, device)
+        return load_detector_file(path, kind, score, device, threads=1)
 
     def search(data: bytes) -> list[Detection] | float | DetectorFailedError:
         try:

@@ -75,7 +75,7 @@ class MaskColumns:
         return [data[a:b] for a, b in pairwise([0, *ends])]
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """Yield the masks [start, stop) as rows with the keys of `MASK`, in the form of `to_pylist`.
+        """Yield the masks [start, stop) as rows with the keys of SA-1B, in the form of `to_pylist`.
 
         They are correct if no value is missing except scores of annotated masks, which
         `segmint.operators.audit.shard_masks` checks.

@@ -16,13 +16,14 @@ from segmint.operators.audit.mask_columns import of_people
 from segmint.operators.describe import redaction_columns
 from segmint.operators.redactions import MANUAL
 from segmint.operators.rows import Row
-from segmint.operators.schemas import AUTOMATIC, MASKS_PER_IMAGE_LIMIT, SOURCES
+from segmint.operators.schemas import AUTOMATIC, IMPORT, LABEL_COLUMNS, MASKS_PER_IMAGE_LIMIT, PERSON, SOURCES
 from segmint.operators.segment.artifacts import RedactionArtifacts
 
 TOLERANCE = 1e-6
 """Maximum difference between a stored share and the recomputed one."""
 
 _ANNOTATION = ("submission", "annotator", "stage", "seconds", "complete")
+_LABELS = (*LABEL_COLUMNS, "output", "container")
 _SIZES = ("source_height", "source_width", "height", "width")
 
 
@@ -40,12 +41,35 @@ class MaskOrigins:
     source: Sequence[str | None]
     share: NDArray[np.float64]  # (N,) NaN if missing
     iou: NDArray[np.float64]  # likewise
+    bad_label: NDArray[np.bool_]  # (N,) true if the columns of the label, the output, or the container are invalid
 
     @classmethod
     def of(cls, masks: pa.Table) -> "MaskOrigins":
         """Return the origins in a table with the schema `MASKS`."""
         share, iou = (masks.column(name).to_numpy() for name in ("redacted_share", "redaction_iou"))
-        return cls(masks.column("source").to_pylist(), np.asarray(share, np.float64), np.asarray(iou, np.float64))
+        return cls(
+            masks.column("source").to_pylist(),
+            np.asarray(share, np.float64),
+            np.asarray(iou, np.float64),
+            _bad_labels(masks),
+        )
+
+
+def _bad_labels(masks: pa.Table) -> NDArray[np.bool_]:
+    """Return whether columns of each mask contradict each other or docs/dataset.md."""
+
+    def bools(values: pa.ChunkedArray) -> NDArray[np.bool_]:
+        return np.asarray(pc.fill_null(values, False).to_numpy(), bool)
+
+    label, score, source, output, container = (masks.column(name) for name in _LABELS)
+    by_model = bools(pc.match_substring_regex(source, r"\Amodel:[0-9a-f]{64}\z"))
+    known = by_model | bools(pc.is_in(source, pa.array([PERSON, IMPORT])))
+    bad: NDArray[np.bool_] = bools(label.is_valid()) != bools(source.is_valid())
+    bad |= bools(source.is_valid()) & ~known
+    bad |= bools(score.is_valid()) & ~(by_model & bools(pc.is_finite(score)))
+    bad |= bools(pc.or_(pc.less(output, 0), pc.greater(output, 2)))
+    elsewhere = pc.not_equal(pc.divide(container, MASKS_PER_IMAGE_LIMIT), masks.column("id"))
+    return bad | bools(elsewhere) | bools(pc.equal(container, masks.column("annotation_id")))
 
 
 def audit_origins(
@@ -69,6 +93,9 @@ def audit_origins(
         if source not in SOURCES:
             expected = f"a source of {', '.join(SOURCES)}"
             yield place.finding(Code.UNKNOWN_SOURCE, expected, repr(source), f"mask {id}", mask=id)
+    for index in np.flatnonzero(origins.bad_label[start:stop]).tolist():
+        expected = "a label with its source, a model's score, an output from 0 to 2, another mask as container"
+        yield place.finding(Code.BAD_LABEL, expected, "other values", f"mask {ids[index]}", mask=ids[index])
     found = np.stack([origins.share[start:stop], origins.iou[start:stop]], axis=1)
     absent = np.isnan(found)
     automatic = np.array([source == AUTOMATIC for source in origins.source[start:stop]], bool)

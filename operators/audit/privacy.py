@@ -1,9 +1,4 @@
-"""Search of a released image for faces and plates, which separates redacted detections from remaining ones.
-
-A detection counts as redacted if a region in the image's row covers most of it and the pixels there are those of a
-mosaic. The second condition is measured because a row may list a region that was never redacted: a mosaic of few cells,
-fitted to its pixels, leaves much of them unexplained.
-"""
+"""Detections that remain in a released image: comparison of several detectors, and pictures for people."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,31 +9,20 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
-from segmint.model.detectors.detection import Box, Detection, Detector, iou
-from segmint.operators.prepare.deidentify import outline
-from segmint.operators.prepare.mosaic import mosaic, mosaic_size, rectangle, redact_patches
-from segmint.operators.redactions import band_widths
+from segmint.model.detectors.detection import Box, Detector, iou
+from segmint.operators.prepare.mosaic import mosaic, rectangle, redact_patches
+from segmint.operators.prepare.orientations import ORIENTATIONS
+from segmint.operators.prepare.released_search import MOST_RESIDUAL, search_released
 from segmint.operators.rows import Row
 
-COVERED = 0.75
-"""Share of a detection that a region must cover.
-
-A lower share would accept a face next to a redacted one. Full coverage is not required, because a detector may take a
-mosaic for a face slightly larger than the region.
-"""
-ROUGHNESS = 4.0
-"""Maximum gray-level difference (RMS) of pixels from the mosaic that fits them best, allowing for JPEG errors."""
 SAME_IOU = 0.3
 """Minimum IoU at which two detectors' boxes count as one region. A face's box may or may not include the hair."""
 
-_GRID = 48  # maximum sampled pixels per side of a detection
 _CONTEXT_CELLS = 8
 _MARGIN = 0.5
 _CUTOUT_MARGIN = 1.0  # larger than a picture's: only the area around the region is sharp
 _LEAST_MARGIN = 48  # pixels
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]
 
 
@@ -46,13 +30,20 @@ Pixels = NDArray[np.uint8]
 class RemainingDetection(DetectedRegion):
     """A detection in a released image; its box covers everything that would be redacted for it.
 
-    `redacted` is true if it is inside a redacted region. After `merge_found`, `found_by` lists all detectors that found
+    `redacted` is true if it is inside a redacted region, and `is_residual` if the row records it as one that the build
+    left because redaction itself made it. After `merge_found`, `found_by` lists all detectors that found
     it, and `missed_by` those of its kind that searched the image without finding it.
     """
 
     redacted: bool
     found_by: tuple[Sighting, ...] = ()
     missed_by: tuple[str, ...] = ()
+    is_residual: bool = False
+
+    @property
+    def is_explained(self) -> bool:
+        """True if it is redacted or was left by the build."""
+        return self.redacted or self.is_residual
 
     @property
     def sightings(self) -> tuple[Sighting, ...]:
@@ -60,34 +51,32 @@ class RemainingDetection(DetectedRegion):
         return self.found_by or (Sighting(self.detector, self.score),)
 
 
-def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> list[RemainingDetection]:
+def search_release(
+    row: Row, image: Pixels, detectors: Sequence[Detector], orientations: Sequence[int] = ORIENTATIONS
+) -> list[RemainingDetection]:
     """Return the detections in `image`, (H, W, 3) uint8 RGB, the released image of a row of `images`."""
-    shape = image.shape[0], image.shape[1]
-    regions = _regions(row)
-    gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+    residual = [known for known in row.get("residual_detections") or () if known][:MOST_RESIDUAL]
     found = []
-    for detector in detectors:
-        for detection in detector.detect(image):
-            patch = outline(detection, shape, band=False)  # `segmint redact` makes no band
-            if patch is None:
-                continue
-            box = patch.x, patch.y, patch.width, patch.height
-            redacted = _is_redacted(detection, gray, regions)
-            found.append(
-                RemainingDetection(row["id"], detection.kind, detection.source, detection.score, *box, redacted)
+    for each in (each for detector in detectors for each in search_released(row, image, detector, orientations)):
+        what, box = each.found, (each.x, each.y, each.w, each.h)
+        is_residual = each.may_remain and any(each.is_same(known) for known in residual)
+        found.append(
+            RemainingDetection(
+                row["id"], what.kind, what.source, what.score, *box, each.is_redacted, is_residual=is_residual
             )
+        )
     return found
 
 
 def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector]) -> list[RemainingDetection]:
-    """Merge detections of several detectors at the same place of one image; redacted ones are not compared.
+    """Merge detections of several detectors at the same place of one image; explained ones are not compared.
 
     Detections of one kind are merged if their boxes overlap with an IoU of at least `SAME_IOU`. The merged detection
     has the first one's detector and score, and a box around all. `searched` are the detectors that searched the image.
     """
     merged: list[list[RemainingDetection]] = []
     for each in found:
-        if each.redacted:
+        if each.is_explained:
             continue
         near = [
             (iou(_box(same[0]), _box(each)), index)
@@ -99,7 +88,7 @@ def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector
             merged[index].append(each)
         else:
             merged.append([each])
-    return [_merged(same, searched) for same in merged] + [each for each in found if each.redacted]
+    return [_merged(same, searched) for same in merged] + [each for each in found if each.is_explained]
 
 
 def picture(image: Pixels, found: RemainingDetection) -> bytes:
@@ -153,109 +142,3 @@ def _encoded(shown: Pixels) -> bytes:
         np.ascontiguousarray(shown), quality=90, colorspace="RGB", colorsubsampling="420"
     )
     return encoded
-
-
-@dataclass(frozen=True)
-class _Region:
-    """A redacted region in pixels of the released image, and the cells of its mosaic.
-
-    Its band, `band_x` wide at the left and right and `band_y` at the top and bottom, is not pure mosaic.
-    """
-
-    x: float
-    y: float
-    w: float
-    h: float
-    band_x: float
-    band_y: float
-    columns: int
-    rows: int
-
-    @classmethod
-    def of(cls, region: Row, row: Row) -> "_Region":
-        across, down = row["width"] / row["source_width"], row["height"] / row["source_height"]
-        cells = mosaic_size(region["w"], region["h"])
-        box = region["x"] * across, region["y"] * down, region["w"] * across, region["h"] * down
-        band_x, band_y = band_widths(region)
-        return cls(*box, band_x * across, band_y * down, *cells)
-
-    def holds(self, x: Floats, y: Floats) -> Bools:
-        """Return whether each position is inside the region but not in its band."""
-        right, bottom = self.x + self.w - self.band_x, self.y + self.h - self.band_y
-        return (x >= self.x + self.band_x) & (x <= right) & (y >= self.y + self.band_y) & (y <= bottom)
-
-    def roughness(self, x: Floats, y: Floats, gray: Floats) -> float:
-        """Return how far the pixels at (x, y) deviate from this region's best-fitting mosaic, in gray levels (RMS).
-
-        The mosaic is linear between the centers of its cells, so the best-fitting cell values solve a least-squares
-        problem. The result is infinite if there are too few pixels.
-        """
-        across = _hats((x - self.x) / self.w * self.columns - 0.5, self.columns)
-        down = _hats((y - self.y) / self.h * self.rows - 0.5, self.rows)
-        weights = (down[:, :, None] * across[:, None, :]).reshape(len(x), -1)
-        cells, _, rank, _ = np.linalg.lstsq(weights, gray, rcond=None)
-        if len(x) < 2 * rank:
-            return float("inf")
-        return float(np.sqrt(np.square(gray - weights @ cells).sum() / (len(x) - rank)))
-
-
-def _regions(row: Row) -> list[_Region]:
-    """Return the regions of a row that can be located in its released image."""
-    if not row["source_width"] or not row["source_height"]:
-        return []
-    known = (region for region in row["regions"] or () if region and all(region[side] is not None for side in "xywh"))
-    return [_Region.of(region, row) for region in known if region["w"] > 0 and region["h"] > 0]
-
-
-def _hats(places: Floats, cells: int) -> Floats:
-    """Return linear interpolation weights, (N, cells), at positions in cells; constant beyond the outermost cells."""
-    inside = np.clip(places, 0, cells - 1)
-    weights: Floats = np.clip(1 - np.abs(inside[:, None] - np.arange(cells)), 0, None)
-    return weights
-
-
-def _is_redacted(detection: Detection, gray: Pixels, regions: Sequence[_Region]) -> bool:
-    x, y = _pixels_of(detection, gray.shape[0], gray.shape[1])
-    if not len(x):
-        return False
-    values = gray[y, x].astype(np.float64)
-    across, down = (side.astype(np.float64) + 0.5 for side in (x, y))
-    for index, region in enumerate(regions):
-        held = region.holds(across, down)
-        if held.mean() < COVERED:
-            continue
-        for later in regions[index + 1 :]:  # where regions overlap, the later one's mosaic is visible
-            held &= ~later.holds(across, down)
-        if held.mean() >= COVERED / 2 and region.roughness(across[held], down[held], values[held]) <= ROUGHNESS:
-            return True
-    return False
-
-
-def _pixels_of(detection: Detection, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return evenly spaced pixels of a detection: in the ellipse inside a face's box, or in a plate's quad."""
-    x0, y0, x1, y1 = detection.box
-    left, right = max(int(np.floor(x0)), 0), min(int(np.ceil(x1)), width)
-    top, bottom = max(int(np.floor(y0)), 0), min(int(np.ceil(y1)), height)
-    if left >= right or top >= bottom:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    columns = np.unique(np.linspace(left, right - 1, _GRID).round().astype(np.int64))
-    rows = np.unique(np.linspace(top, bottom - 1, _GRID).round().astype(np.int64))
-    grid_x, grid_y = np.meshgrid(columns, rows)
-    x, y = grid_x.ravel(), grid_y.ravel()
-    center_x, center_y = x.astype(np.float64) + 0.5, y.astype(np.float64) + 0.5
-    if detection.kind == "face":
-        across = (center_x - (x0 + x1) / 2) / max((x1 - x0) / 2, 0.5)
-        down = (center_y - (y0 + y1) / 2) / max((y1 - y0) / 2, 0.5)
-        inside = across**2 + down**2 <= 1
-    else:
-        inside = _in_quad(center_x, center_y, detection)
-    return x[inside], y[inside]
-
-
-def _in_quad(x: Floats, y: Floats, detection: Detection) -> Bools:
-    if detection.quad is None:
-        return np.ones(len(x), bool)
-    corners = np.array(detection.quad)
-    sides = np.roll(corners, -1, axis=0) - corners
-    turns = [dx * (y - cy) - dy * (x - cx) for (cx, cy), (dx, dy) in zip(corners, sides, strict=True)]
-    return np.asarray(np.all(np.array(turns) >= 0, axis=0) | np.all(np.array(turns) <= 0, axis=0), bool)

@@ -165,14 +165,16 @@ def audit_rejects(rejects: Sequence[Row], place: FindingLocation) -> Iterator[Fi
 
 
 def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: RemovedNames) -> Iterator[Finding]:
-    """Yield findings if more than a verdict remains of `taken` ordinals, or if an image has a removed source.
+    """Yield findings if more than a verdict remains of `taken` ordinals, or if an image is a removed picture.
 
-    `names` contains the names from all tombstones of the dataset, because the same bytes may occur in another row.
+    `names` contains the names from all tombstones of the dataset, because the same picture may occur in another row.
     """
-    for row in tables.images.select(["ordinal", "id", "uri", "source_sha256"]).to_pylist():
-        if row["ordinal"] not in taken and names.names_source(row["uri"], row["source_sha256"]):
+    columns = ["ordinal", "id", "uri", "source_sha256", "pixels_sha256", "release_sha256"]
+    for row in tables.images.select(columns).to_pylist():
+        if row["ordinal"] not in taken and names.names_picture(row):
             by_bytes = row["source_sha256"] in names.sha256
-            found = "an image of the same bytes" if by_bytes else "an image of the same URI"
+            by_name = names.names_source(row["uri"])
+            found = f"an image of the same {'bytes' if by_bytes else 'URI' if by_name else 'pixels or JPEG'}"
             image = tables.places["images"].of_image(row["id"])
             yield image.finding(Code.STILL_THERE, "no source that a tombstone names", found, f"id {row['id']}")
     for kind, table in (("images", tables.images), ("rejects", tables.rejects)):

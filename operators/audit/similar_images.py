@@ -1,12 +1,10 @@
-"""Search for images that look alike: a perceptual hash of each JPEG, and the nearest earlier image for each."""
+"""Search for images that look alike by their perceptual hashes: the nearest earlier image for each."""
 
 from dataclasses import dataclass
 
-import imagehash
 import numpy as np
-import simplejpeg
-from PIL import Image
 
+from segmint.operators.similar.hashes import NO_HASH
 from segmint.operators.similar.near import Hashes, near_pairs
 
 DISTANCE = 2
@@ -16,18 +14,7 @@ Scaling an image to half its size or re-encoding it at quality 60 changes at mos
 bits are set, so one in 2 · 10^15 random pairs is as near: few among 100 million images.
 """
 
-_SIDE = 64  # minimum decoded size in pixels: twice the size that the hash uses
 _BITS = 64
-
-
-def perceptual_hash(jpeg: bytes) -> int:
-    """Decode an image at reduced scale, and return its 64-bit perceptual hash (pHash, a discrete cosine transform).
-
-    Raises ValueError if the image does not decode to its end.
-    """
-    gray = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=_SIDE, min_width=_SIDE, min_factor=1)
-    bits = imagehash.phash(Image.fromarray(gray[..., 0])).hash
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 @dataclass(frozen=True)
@@ -40,7 +27,10 @@ class SimilarImage:
 
 
 def find_alike(hashes: Hashes) -> list[SimilarImage]:
-    """Return each image whose hash is within `DISTANCE` bits of an earlier image's, in order, once."""
+    """Return each image whose hash is within `DISTANCE` bits of an earlier image's, in order, once.
+
+    Images without a hash (`NO_HASH`) look like no other.
+    """
     distinct, first, kind = np.unique(hashes, return_index=True, return_inverse=True)
     count = len(hashes)
     nearest = np.full(len(distinct), (_BITS + 1) * count)  # of each value's first image: distance * count + position
@@ -49,7 +39,7 @@ def find_alike(hashes: Hashes) -> list[SimilarImage]:
         later = np.where(first[one] > first[other], one, other)
         np.minimum.at(nearest, later, distances * count + np.minimum(first[one], first[other]))
     found = nearest[kind]
-    again = first[kind] != np.arange(count)
+    again = (first[kind] != np.arange(count)) & (hashes != NO_HASH)
     found[again] = first[kind][again]  # at distance 0
     alike = np.flatnonzero(found < (_BITS + 1) * count)
     places = zip(alike.tolist(), *(each.tolist() for each in np.divmod(found[alike], count)), strict=True)

@@ -29,7 +29,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SOURCES
-from segmint.operators.shards.submitted_masks import mask_columns
+from segmint.operators.shards.submitted_masks import label_columns, mask_columns
 
 _THREADS = 16
 
@@ -168,7 +168,7 @@ def _unlike(row: Row, mask: SubmittedMask, submissions: Sequence[Submission]) ->
     if mask.source == "corrected" and row["source"] in SOURCES:
         del expected["source"]  # it may be that of the replaced mask
     if mask.label is not None or mask.parent is None:
-        expected["label"] = mask.label  # otherwise it may be the parent's
+        expected |= label_columns(mask)  # otherwise it may be the parent's
     return {name: value for name, value in expected.items() if row[name] != value}
 
 

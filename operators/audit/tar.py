@@ -87,7 +87,7 @@ def audit_tar(
                 position += tarfile.BLOCKSIZE + len(data) + len(padding)
                 if name.endswith(".jpg"):
                     findings = list(audit_jpeg(data, row, image, decoder if row["id"] in decode else None, quality))
-                    yield from findings
+                    yield from findings or _other_release(data, row, image)
                     if look is not None and not any(finding.code in _NO_PICTURE for finding in findings):
                         yield from look(row, data)
                 else:
@@ -167,6 +167,13 @@ def audit_jpeg(
         return
     if (width, height) != found:
         yield place.finding(Code.JPEG_SIZE, f"{found[0]} x {found[1]} pixels", f"{width} x {height}", name)
+
+
+def _other_release(data: bytes, row: Row, place: FindingLocation) -> Iterator[Finding]:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != row["release_sha256"]:
+        expected = f"SHA-256 {row['release_sha256']}, as in the image's row"
+        yield place.finding(Code.OTHER_RELEASE, expected, digest, image_name(row["id"]))
 
 
 def _layout_problem(data: bytes, header: bytes) -> tuple[Code, str] | None:

@@ -66,7 +66,7 @@ def inspect_image(data: bytes, config: InspectionConfig, scorers: Sequence[Score
     return ImageInspection(
         width=source.source_width,
         height=source.source_height,
-        hashes=hashes.views(),
+        hashes=hashes.views,
         thumbnail=hashes.thumbnail,
         measures=measure(image),
         scores=tuple(scorer.score(image) for scorer in scorers),

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.cache import pinned
@@ -20,20 +20,25 @@ from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import redact
 from segmint.infra.version import NOT_INSTALLED, installed_version
-from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
+from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou, lenient
 from segmint.model.detectors.plates import PlateDetector
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.prepare.control import control_pixels
+from segmint.operators.prepare.detector_files import (
+    DETECTOR_ENDINGS,
+    DETECTOR_FILES,
+    file_format,
+    is_onnx,
+    load_detector_file,
+)
 from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import clean_message
 from segmint.operators.prepare.mosaic import ImagePatch, ellipse, polygon, redact_patches
 from segmint.operators.prepare.onnx_file import onnx_network, read_weights
+from segmint.operators.prepare.orientations import ORIENTATIONS, search_orientations
 from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 
 Pixels = NDArray[np.uint8]
-
-TORCHSCRIPT_ENDINGS = (".jit", ".ts", ".pt", ".pth", ".torchscript")
-"""File name endings of TorchScript files."""
 
 _MTCNN_SCORE, _CLP_SCORE = 0.7, 0.5
 """Default minimum scores of the bundled detectors."""
@@ -50,7 +55,7 @@ _BATCH_PIXELS = 16 * 1536**2
 _CONTROL_SIZES = ((192, 256), (256, 192), (256, 256))
 """Width and height, in pixels, of control images that every detector must be able to search."""
 
-RULE = 2
+RULE = 3
 """Version of the search and redaction rules, recorded in manifests as `deidentify.rule`."""
 
 NO_DETECTOR = "none"
@@ -64,7 +69,7 @@ def is_detector_file(name: str) -> bool:
 
 
 class _DetectorConfig(BaseModel):
-    """Configuration of one kind of detector: the bundled one, `none`, or the path or URI of a TorchScript file."""
+    """Configuration of one kind of detector: the bundled one, `none`, or the path or URI of a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -78,21 +83,21 @@ class _DetectorConfig(BaseModel):
     def _known(cls, value: str) -> str:
         if value in (cls.bundled, NO_DETECTOR):
             return value
-        if value.partition("#")[0].endswith(TORCHSCRIPT_ENDINGS):
+        if value.partition("#")[0].endswith(DETECTOR_ENDINGS):
             try:
                 return absolute_name(value)
             except UsageError as error:
                 raise ValueError(str(error)) from error
         raise ValueError(
-            f"expected {cls.bundled!r}, {NO_DETECTOR!r}, or the path or URI of a TorchScript file "
-            f"({', '.join(TORCHSCRIPT_ENDINGS)}), got {redact(value)!r}"
+            f"expected {cls.bundled!r}, {NO_DETECTOR!r}, or the path or URI of {DETECTOR_FILES}, got {redact(value)!r}"
         )
 
 
 class FacesConfig(_DetectorConfig):
     """Configuration of face detection.
 
-    `score` is the minimum score that counts; default 0.7 for mtcnn. For a TorchScript file, see `TorchScriptDetector`.
+    `score` is the minimum score that counts; default 0.7 for mtcnn. For a file, see `TorchScriptDetector` and
+    `OnnxDetector`.
     """
 
     bundled = "mtcnn"
@@ -103,7 +108,8 @@ class FacesConfig(_DetectorConfig):
 class PlatesConfig(_DetectorConfig):
     """Configuration of plate detection.
 
-    `score` is the minimum score that counts; default 0.5 for clp. For a TorchScript file, see `TorchScriptDetector`.
+    `score` is the minimum score that counts; default 0.5 for clp. For a file, see `TorchScriptDetector` and
+    `OnnxDetector`.
     """
 
     bundled = "clp"
@@ -121,6 +127,21 @@ class DeidentifyConfig(BaseModel):
     The device changes the last bits of detections, so it belongs to the numerics."""
     faces: FacesConfig = FacesConfig()
     plates: PlatesConfig = PlatesConfig()
+    orientations: tuple[Literal[0, 90, 180, 270], ...] = ORIENTATIONS
+    """Counterclockwise angles in degrees by which images are turned to search them for faces; 0 is required."""
+
+    @field_validator("orientations")
+    @classmethod
+    def _upright_first(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if 0 not in value:
+            raise ValueError("expected 0, the upright image, and any of 90, 180, and 270, as in [0, 180]")
+        return tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _onnx_on_cpus(self) -> "DeidentifyConfig":
+        if self.device == "cuda" and any(map(is_onnx, self.detector_files.values())):
+            raise ValueError("ONNX detectors run on CPUs: set deidentify.device to cpu, or use TorchScript files")
+        return self
 
     @property
     def detectors(self) -> dict[str, str]:
@@ -130,13 +151,14 @@ class DeidentifyConfig(BaseModel):
 
     @property
     def packages(self) -> frozenset[str]:
-        """PyPI names of the packages that the bundled detectors among `detectors` need."""
+        """PyPI names of the packages that `detectors` need, except for TorchScript files."""
         plates = "onnxruntime" if self.device == "cpu" else "protobuf"
         needed = {FacesConfig.bundled: {"facenet-pytorch", "torchvision"}, PlatesConfig.bundled: {plates}}
-        return frozenset[str]().union(*(needed.get(name, ()) for name in self.detectors.values()))
+        of_files: set[str] = {"onnxruntime"} if any(map(is_onnx, self.detector_files.values())) else set()
+        return frozenset(of_files).union(*(needed.get(name, ()) for name in self.detectors.values()))
 
     def require_packages(self) -> None:
-        """Raise `UsageError` if a package that a bundled detector needs is not installed."""
+        """Raise `UsageError` if one of `packages` is not installed."""
         missing = sorted(name for name in self.packages if installed_version(name) == NOT_INSTALLED)
         if missing:
             raise UsageError(
@@ -195,37 +217,54 @@ def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) 
     return polygon(quad, shape, band=PLATE_BAND if band else 0.0)
 
 
-def deidentify(image: Pixels, detectors: Sequence[Detector], *, in_place: bool = False) -> tuple[Pixels, list[Region]]:
-    """Redact everything that the detectors find in `image`, (H, W, 3) uint8 RGB, upright.
+def deidentify(image: Pixels, found: Sequence[Detection]) -> tuple[Pixels, list[Region]]:
+    """Redact detections in `image`, (H, W, 3) uint8 RGB, upright; boxes and corners are in its pixels.
 
-    Returns the redacted image, a copy unless `in_place`, and the regions in its pixels, by detector and then by score;
-    pixels outside the regions are unchanged. Raises `RejectedError` with `detector_failed` if a detector fails on this
-    image but not on control images, and `BrokenDetectorError` if it fails on both.
+    Returns a redacted copy and the regions in its pixels, in the order of the detections that are inside the image.
+    Pixels outside the regions are unchanged.
     """
     patches, regions = [], []
-    for detector in detectors:
-        for found in _detections(detector, image):
-            patch = outline(found, (image.shape[0], image.shape[1]))
-            if patch is None:
-                continue
-            patches.append(patch)
-            place = (patch.x, patch.y, patch.width, patch.height)
-            regions.append(Region(found.kind, found.score, *place, found.source))
-    return redact_patches(image, patches, in_place=in_place), regions
+    for each in found:
+        patch = outline(each, (image.shape[0], image.shape[1]))
+        if patch is None:
+            continue
+        patches.append(patch)
+        regions.append(Region(each.kind, each.score, patch.x, patch.y, patch.width, patch.height, each.source))
+    return redact_patches(image, patches), regions
 
 
-def _detections(detector: Detector, image: Pixels) -> list[Detection]:
-    try:
-        return detector.detect(image)
-    except (MemoryError, ImportError, DetectorProcessError):
-        raise
-    except Exception as error:  # a detector file is third-party code and may raise anything
-        if is_short_of_memory(error):
+def find(
+    image: Pixels, detectors: Sequence[Detector], released: tuple[int, int], orientations: Sequence[int] = ORIENTATIONS
+) -> list[Detection]:
+    """Return what the detectors find in `image`, by detector; see `search_orientations` and `CheckedDetector`."""
+    checked = map(CheckedDetector, detectors)
+    return [each for detector in checked for each in search_orientations(detector, image, released, orientations)]
+
+
+class CheckedDetector:
+    """A detector whose failure on one image is a verdict on that image."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.kind, self.name, self.score = detector.kind, detector.name, detector.score
+        self._detector = detector
+
+    def detect(self, image: Pixels) -> list[Detection]:
+        """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first.
+
+        Raises `RejectedError` with `detector_failed` if the detector fails on this image but not on control images, and
+        `BrokenDetectorError` if it fails on both.
+        """
+        try:
+            return lenient(self._detector, self.score).detect(image)
+        except (MemoryError, ImportError, DetectorProcessError):
             raise
-        _require_detector(detector)
-        message = clean_message(last_line(error))
-        detail = f"the {detector.kind} detector {detector.name} fails on this image, and not on others: {message}"
-        raise RejectedError(Reason.DETECTOR_FAILED, detail) from None
+        except Exception as error:  # a detector file is third-party code and may raise anything
+            if is_short_of_memory(error):
+                raise
+            _require_detector(self._detector)
+            message = clean_message(last_line(error))
+            detail = f"the {self.kind} detector {self.name} fails on this image, and not on others: {message}"
+            raise RejectedError(Reason.DETECTOR_FAILED, detail) from None
 
 
 def _require_detector(detector: Detector) -> None:
@@ -252,7 +291,7 @@ def is_short_of_memory(error: Exception) -> bool:
 
 Resolve = Callable[[str], Path]
 LoadFile = Callable[[Path, Kind, float | None, str], Detector]
-"""Function that loads a TorchScript file from its path, kind, minimum score or None, and torch device."""
+"""Function that loads a detector file from its path, kind, minimum score or None, and torch device."""
 
 
 def pinned_files(storage: Storage, assets: str | None, detector_sha256: Mapping[str, str]) -> Resolve:
@@ -276,18 +315,19 @@ def build_detectors(
 
     `device` is where torch runs them. `resolve` finds weights by name or path (default:
     `segmint.infra.assets.resolve`). `threads` is for the plate network, which has a separate thread pool (default:
-    torch's number of threads). `load_file` loads detectors that are files (default: `TorchScriptDetector`). With
+    torch's number of threads). `load_file` loads detectors that are files (default: `load_detector_file`). With
     `torch_plates`, the plate network runs in torch on a CPU, too, as it does on a GPU; its outputs differ by less than
     1e-4. Takes about a second in a new process, mostly for imports. Raises `UsageError` if a file is missing or is not
-    TorchScript.
+    a detector.
     """
+    load = load_file or partial(load_detector_file, threads=threads)
     found: list[Detector] = []
     if "faces" in config.detector_files:
-        found.append(_torchscript("face", config.faces, device, resolve, load_file))
+        found.append(_from_file("face", config.faces, device, resolve, load))
     elif config.faces.detector != NO_DETECTOR:
         found.append(_mtcnn(config.faces.score or _MTCNN_SCORE, device))
     if "plates" in config.detector_files:
-        found.append(_torchscript("plate", config.plates, device, resolve, load_file))
+        found.append(_from_file("plate", config.plates, device, resolve, load))
     elif config.plates.detector != NO_DETECTOR:
         in_torch = device if device.startswith("cuda") or torch_plates else None
         found.append(_clp(config.plates.score or _CLP_SCORE, resolve("clp"), threads, in_torch))
@@ -317,12 +357,9 @@ def _clp(score: float, path: Path, threads: int | None, torch_device: str | None
     return kept(network, blob=network.blob, batch_pixels=_BATCH_PIXELS)
 
 
-def _torchscript(
-    kind: Kind, config: FacesConfig | PlatesConfig, device: str, resolve: Resolve, load_file: LoadFile | None
+def _from_file(
+    kind: Kind, config: FacesConfig | PlatesConfig, device: str, resolve: Resolve, load: LoadFile
 ) -> Detector:
-    from segmint.model.detectors.torchscript import TorchScriptDetector
-
-    load = TorchScriptDetector if load_file is None else load_file
     key = f"deidentify.{kind}s.detector"
     try:
         path = resolve(config.detector)
@@ -331,4 +368,4 @@ def _torchscript(
     try:
         return load(path, kind, config.score, device)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"{key}: {path} can't be loaded as TorchScript on {device}: {error}") from error
+        raise UsageError(f"{key}: {path} can't be loaded as {file_format(path)} on {device}: {error}") from error

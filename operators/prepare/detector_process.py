@@ -23,7 +23,7 @@ from segmint.infra.deadline import Deadline
 from segmint.infra.device import Compute, apply_compute, device_failure, device_kind, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.storage import Storage
-from segmint.model.detectors.detection import Detection, Detector
+from segmint.model.detectors.detection import Detection, Detector, lenient
 from segmint.operators.child import BareContext, guard_child
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
@@ -48,8 +48,9 @@ from segmint.operators.prepare.detector_socket import (
     send_error,
 )
 
-WAITS_S = 2.5 * WAIT_S
-"""Seconds that an image may wait for the searches of all detectors, in addition to its time limit."""
+WAITS_S = 12.5 * WAIT_S
+"""Seconds that a step may wait, in addition to its time limit: for up to 7 searches for faces, 1 for plates, and some
+of windows in the source."""
 
 MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
 """A process that dies more than this many times within this many seconds ends the window."""
@@ -309,6 +310,7 @@ class _Server:
 
     def _search(self, detector: Detector, request: Request) -> list[Detection]:
         image = copied_pixels(request)
+        detector = lenient(detector, request.score)
         with self._deadline.running():
             try:
                 return detector.detect(image)

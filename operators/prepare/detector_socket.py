@@ -31,7 +31,7 @@ FOUND, FAILED, SHORT_OF_MEMORY, REFUSED = range(4)
 
 _KINDS: tuple[Kind, ...] = ("face", "plate")
 _MAGIC = b"sgm1"
-_REQUEST = struct.Struct("<4sIII")  # magic, index into `_KINDS`, height, width
+_REQUEST = struct.Struct("<4sIIId")  # magic, index into `_KINDS`, height, width, highest minimum score
 _REPLY = struct.Struct("<4sIII")  # magic, kind of reply, bytes of the detector's name, bytes of the rest
 _COLUMNS = 14  # score, box, 1 if there are corners, their x and y
 _MOST_FOUND = 100_000
@@ -54,12 +54,16 @@ class FailedSearchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Request:
-    """Kind to search for and the image, (height, width, 3) uint8 RGB in the memory of the descriptor `memory`."""
+    """Kind to search for and the image, (height, width, 3) uint8 RGB in the memory of the descriptor `memory`.
+
+    `score` is the minimum score if it is lower than the detector's own.
+    """
 
     kind: Kind
     height: int
     width: int
     memory: int
+    score: float = 1.0
 
 
 class RemoteDetector:
@@ -69,7 +73,7 @@ class RemoteDetector:
         """`name` is used until the first reply, which contains the detector's name."""
         self.kind: Kind = kind
         self.name = name
-        self.score = 0.0  # the process applies the detector's minimum score
+        self.score = 1.0  # the process applies the detector's own minimum score if it is lower
         self._address = address
         self._wait_s = wait_s
 
@@ -81,7 +85,7 @@ class RemoteDetector:
         height, width = image.shape[:2]
         try:
             with sealed_memory(image) as memory, connected(self._address, self._wait_s) as connection:
-                header = _REQUEST.pack(_MAGIC, _KINDS.index(self.kind), height, width)
+                header = _REQUEST.pack(_MAGIC, _KINDS.index(self.kind), height, width, self.score)
                 socket.send_fds(connection, [header], [memory])
                 what, name, rest = _receive_reply(connection)
         except (OSError, EOFError) as error:
@@ -131,7 +135,7 @@ def is_answering(address: str, wait_s: float) -> bool:
     """Return whether a process replies at an address; one too busy to reply within `wait_s` counts, too."""
     try:
         with connected(address, wait_s) as connection:
-            connection.sendall(_REQUEST.pack(_MAGIC, len(_KINDS), 0, 0))  # an invalid request, which is rejected
+            connection.sendall(_REQUEST.pack(_MAGIC, len(_KINDS), 0, 0, 0.0))  # an invalid request, which is rejected
             _receive_reply(connection)
     except (BlockingIOError, TimeoutError):
         return True
@@ -167,13 +171,15 @@ def received_request(connection: socket.socket, max_pixels: int) -> Iterator[Req
     header, memories, _, _ = socket.recv_fds(connection, _REQUEST.size, 1)
     try:
         header += _receive(connection, _REQUEST.size - len(header))
-        magic, kind, height, width = _REQUEST.unpack(header)
+        magic, kind, height, width, score = _REQUEST.unpack(header)
         if magic != _MAGIC or kind >= len(_KINDS) or len(memories) != 1:
             raise BadRequestError("expected a header and one descriptor")
         if not 0 < height * width <= max_pixels:
             raise BadRequestError(f"expected 1 to {max_pixels:,} pixels, got {height} x {width}")
+        if not 0 < score <= 1:  # NaN, too
+            raise BadRequestError(f"expected a score over 0 and up to 1, got {score}")
         _check_memory(memories[0], height * width * 3)
-        yield Request(_KINDS[kind], height, width, memories[0])
+        yield Request(_KINDS[kind], height, width, memories[0], score)
     finally:
         for memory in memories:
             os.close(memory)

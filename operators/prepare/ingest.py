@@ -5,6 +5,7 @@ details of verdicts quote only the header, never pixels or metadata.
 """
 
 import contextlib
+import hashlib
 import io
 import re
 import zlib
@@ -27,10 +28,12 @@ from PIL import (
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    features,
 )
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import SegmintError
+from segmint.infra.version import installed_version
 from segmint.operators.prepare.color import MODES, to_srgb
 from segmint.operators.prepare.containers import check_whole, recognize, without_large_metadata
 from segmint.operators.prepare.control import CONTROL_TOLERANCE, control_images, control_pixels
@@ -84,6 +87,23 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
         if side is not None and kind == "JPEG":  # the only format that is decoded at a reduced scale
             width, height = _guarded(lambda: _upright_size(open_image(data, kind)), kind)
     return IngestedImage(image=pixels, source_width=width, source_height=height)
+
+
+def pixels_sha256(image: Pixels) -> str:
+    """Return the SHA-256 of a decoded image, (H, W, 3) uint8 RGB: of its size, pixels, and the decoders' versions.
+
+    Other decoders may give other pixels, so images that different versions decoded never have the same digest.
+    """
+    digest = hashlib.sha256(f"{image.shape[1]}x{image.shape[0]} {_decoders()}\n".encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+@cache
+def _decoders() -> str:
+    jpeg, color = features.version_feature("libjpeg_turbo"), features.version("littlecms2")
+    packages = (installed_version(name) for name in ("pillow", "simplejpeg", "pi-heif"))
+    return " ".join(map(str, (*packages, jpeg, color)))
 
 
 @contextlib.contextmanager

@@ -176,15 +176,13 @@ def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
     return np.asarray(cv2.resize(means, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def redact_patches(image: Pixels, patches: Iterable[ImagePatch], *, in_place: bool = False) -> Pixels:
+def redact_patches(image: Pixels, patches: Iterable[ImagePatch]) -> Pixels:
     """Return a copy of `image` (H, W, 3) uint8 with a smoothed mosaic in every patch; other pixels are unchanged.
-
-    With `in_place`, the image itself is changed and returned, unless it is read-only.
 
     Each mosaic is made from its patch's whole window in the original image, not from an earlier patch's result. Bands
     come first, so every pixel in a mask comes from a mosaic; where masks overlap, the last one wins.
     """
-    result = image if in_place and image.flags.writeable else image.copy()
+    result = image.copy()
     covers = []
     for patch in patches:
         window = result[patch.y : patch.y + patch.height, patch.x : patch.x + patch.width]

@@ -1,5 +1,6 @@
-"""Readers of the plate network's ONNX file: run by onnxruntime, or parsed for the same network in torch."""
+"""Readers of ONNX files: networks on onnxruntime, and the plate network's weights for the same network in torch."""
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segmint.model.detectors.onnx import STRIDES, YUNET_OUTPUTS, OnnxNetwork
 from segmint.model.detectors.plates import Network
 
 _FLOAT = 1  # TensorProto.DataType
+_INPUT_TYPES: dict[str, type[np.float32] | type[np.uint8]] = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+_OUTPUTS = f"the outputs {', '.join(YUNET_OUTPUTS)} (YuNet), or one output (N, 5 or more): x0, y0, x1, y1, score"
 
 # The needed part of onnx.proto: message, field, number, kind, and the message that a field contains. Protocol buffer
 # readers skip unknown fields.
@@ -28,6 +32,42 @@ def onnx_network(path: Path, threads: int | None) -> Network:
 
     It keeps the memory of the largest input allocated, which saves a third of the time.
     """
+    session = _session(str(path), threads)
+
+    def network(batch: NDArray[np.float32]) -> tuple[Any, Any, Any]:
+        loc, conf, landms = session.run(["loc", "conf", "landms"], {"image": batch})
+        return loc, conf, landms
+
+    return network
+
+
+def detector_network(path: Path, threads: int | None) -> OnnxNetwork:
+    """Load a detector's network, which runs on the CPU. Raises ValueError if `OnnxDetector` can't use it."""
+    try:
+        session = _session(path.read_bytes(), threads)
+    except Exception as error:  # onnxruntime's errors only share this class
+        raise ValueError(f"expected an ONNX file that contains its weights: {' '.join(str(error).split())}") from error
+    inputs, outputs = session.get_inputs(), [each.name for each in session.get_outputs()]
+    found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
+    shape = inputs[0].shape if len(inputs) == 1 and inputs[0].type in _INPUT_TYPES else []
+    sides = [side if isinstance(side, int) else None for side in shape]  # free ones have a name or None
+    are_usable = len(sides) == 4 and sides[0] in (1, None) and sides[1] in (3, None)
+    if not are_usable or (sides[2] is None) != (sides[3] is None):
+        raise ValueError(f"expected one input (1, 3, H, W), float or uint8, with H and W fixed or free, got {found}")
+    is_yunet = set(outputs) == set(YUNET_OUTPUTS)
+    if not is_yunet and len(outputs) != 1:
+        raise ValueError(f"expected {_OUTPUTS}, got {', '.join(outputs)}")
+    size = None if sides[2] is None or sides[3] is None else (sides[2], sides[3])
+    if is_yunet and size is not None and any(side % STRIDES[-1] for side in size):
+        raise ValueError(f"expected an input whose sides are multiples of {STRIDES[-1]}, got {found}")
+    names = list(YUNET_OUTPUTS) if is_yunet else outputs
+    return OnnxNetwork(
+        lambda pixels: session.run(names, {inputs[0].name: pixels}), is_yunet, size, _INPUT_TYPES[inputs[0].type]
+    )
+
+
+def _session(model: str | bytes, threads: int | None) -> Any:
+    """Return onnxruntime's session for a file's path or content; content can't refer to other files."""
     import onnxruntime
     import torch
 
@@ -37,13 +77,9 @@ def onnx_network(path: Path, threads: int | None) -> Network:
     options.enable_cpu_mem_arena = options.enable_mem_pattern = True
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def network(batch: NDArray[np.float32]) -> tuple[Any, Any, Any]:
-        loc, conf, landms = session.run(["loc", "conf", "landms"], {"image": batch})
-        return loc, conf, landms
-
-    return network
+    if isinstance(model, bytes):  # weights in another file wouldn't be covered by this file's hash
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:

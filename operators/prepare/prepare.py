@@ -5,10 +5,12 @@ The original's bytes exist only in an actor and its child process, never in the 
 
 import contextlib
 import functools
+import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -16,8 +18,10 @@ import pyarrow as pa
 from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, RemovedNames, is_taken_down
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.deadline import Deadline
 from segmint.infra.device import keep_freed_memory
 from segmint.infra.storage.storage import Storage
+from segmint.infra.wording import counted
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
 from segmint.operators.opt_out.opt_out import refuse_opted_out
 from segmint.operators.prepare.deidentify import (
@@ -25,6 +29,7 @@ from segmint.operators.prepare.deidentify import (
     Region,
     build_detectors,
     deidentify,
+    find,
     pinned_files,
 )
 from segmint.operators.prepare.detector_process import (
@@ -36,7 +41,8 @@ from segmint.operators.prepare.detector_process import (
     remote_detectors,
 )
 from segmint.operators.prepare.detector_socket import DetectorProcessError
-from segmint.operators.prepare.ingest import IngestConfig, ingest
+from segmint.operators.prepare.ingest import IngestConfig, ingest, pixels_sha256
+from segmint.operators.prepare.last_look import ROUNDS, ResidualDetection, last_look
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.prepare.release import (
     CropLayers,
@@ -49,9 +55,13 @@ from segmint.operators.prepare.release import (
 )
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
 from segmint.operators.schemas import PREPARED
+from segmint.operators.similar.hashes import jpeg_hashes
 
 if TYPE_CHECKING:
-    from segmint.model.detectors.detection import Detector
+    from segmint.model.detectors.detection import Detection, Detector
+
+_SEARCH_LIMITS = 3
+"""Time limit of the search, and of each round of redaction and last look, in multiples of `ingest.timeout_s`."""
 
 SEARCH_TRIES = 3
 """Maximum number of tries for an image whose searches get no reply; after that, its row has a fault."""
@@ -85,12 +95,15 @@ class PrepareResources:
 class PreparedImage:
     """One image ready for release, made entirely from de-identified pixels."""
 
+    pixels_sha256: str  # of the upright source, from `pixels_sha256`
     source_width: int  # pixels of the upright source
     source_height: int
     regions: tuple[Region, ...]  # redacted regions, in pixels of the upright source
+    residual_detections: tuple[ResidualDetection, ...]  # left by the last look, in pixels of the released image
     width: int  # pixels of the released image
     height: int
     release: bytes  # JPEG
+    hashes: list[int]  # perceptual, of the released JPEG
     original: bytes | None  # JPEG, or None if crops can be cut from the released image
 
 
@@ -114,34 +127,66 @@ def _stage(name: str) -> Iterator[None]:
         raise RefusedError(verdict.reason, verdict.detail, name) from None
 
 
-def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detector]") -> PreparedImage:
-    """Decode, downscale, redact, and encode one image.
+def prepare_image(
+    data: bytes,
+    config: PrepareConfig,
+    detectors: "Sequence[Detector]",
+    timeout_s: float | None = None,
+    wait_s: float = 0.0,
+) -> PreparedImage:
+    """Decode, downscale, redact, and encode one image, until a last look finds nothing that must be redacted.
 
-    It is redacted at the size of the largest image that leaves this stage. Raises `RefusedError` with the stage
-    `ingest`, `deidentify`, or `release`.
+    It is redacted at the size of the largest image that leaves this stage. Decoding may take `timeout_s` seconds, and
+    the search and each round `_SEARCH_LIMITS` times that and `wait_s`; otherwise, SIGALRM kills this process. Raises
+    `RefusedError` with the stage `ingest`, `deidentify`, or `release`.
     """
-    with _stage("ingest"):
+    decoding = Deadline(timeout_s)
+    searching = Deadline(None if timeout_s is None else _SEARCH_LIMITS * timeout_s + wait_s)
+    with decoding.running(), _stage("ingest"):
         if config.respect_opt_out:
             refuse_opted_out(data)
         source = ingest(data, config.ingest)
+    pixels = pixels_sha256(source.image)
     full = source.source_width, source.source_height
     size = largest_size(*full, config.release.short_side, config.crops)
-    with _stage("deidentify"):
+    small = released_size(*full, config.release.short_side)
+    orientations = config.deidentify.orientations
+    with searching.running(), _stage("deidentify"):
         image = resized(source.image, size)
-        clean, regions = deidentify(image, detectors, in_place=True)
-    with _stage("release"):
-        is_larger = size != released_size(*full, config.release.short_side)
-        released = release(clean, config.release)
-        original = encode_original(clean) if config.crops is not None and is_larger else None
-    return PreparedImage(
-        source_width=source.source_width,
-        source_height=source.source_height,
-        regions=tuple(each.scaled(size, full) for each in regions),
-        width=released.width,
-        height=released.height,
-        release=released.jpeg,
-        original=original,
-    )
+        found = find(image, detectors, small, orientations)
+    for _ in range(1 + ROUNDS):
+        with searching.running():
+            with _stage("deidentify"):
+                clean, regions = deidentify(image, found)
+            with _stage("release"):
+                released = release(clean, config.release)
+            prepared = PreparedImage(
+                pixels_sha256=pixels,
+                source_width=source.source_width,
+                source_height=source.source_height,
+                regions=tuple(each.scaled(size, full) for each in regions),
+                residual_detections=(),
+                width=released.width,
+                height=released.height,
+                release=released.jpeg,
+                hashes=[],
+                original=None,
+            )
+            with _stage("deidentify"):
+                look = last_look(_columns(prepared), released.jpeg, image, detectors, orientations)
+            if not look.to_redact:
+                with _stage("release"):
+                    original = encode_original(clean) if config.crops is not None and size != small else None
+                hashes = jpeg_hashes(released.jpeg).tolist()
+                return replace(prepared, residual_detections=look.residual, original=original, hashes=hashes)
+            found += look.to_redact
+    raise RefusedError(Reason.STILL_DETECTED, _still(look.to_redact), "deidentify")
+
+
+def _still(found: "Sequence[Detection]") -> str:
+    kinds = Counter(each.kind for each in found)
+    named = " and ".join(counted(count, kind) for kind, count in sorted(kinds.items()))
+    return f"{named} found in the released image after it was redacted {ROUNDS} more times"
 
 
 def build_worker(
@@ -161,16 +206,17 @@ def build_worker(
     cv2.setNumThreads(1)
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata is common among millions of photographs
 
+    limit = config.ingest.timeout_s
     if detectors_at is not None:
         remote = remote_detectors(config.deidentify, detectors_at)
-        return functools.partial(prepare_image, config=config, detectors=remote)
+        return functools.partial(prepare_image, config=config, detectors=remote, timeout_s=limit, wait_s=WAITS_S)
     find = pinned_files(storage, assets, config.detector_sha256)
     detectors = build_detectors(config.deidentify, config.device, find, threads=1)
     if detectors:  # otherwise nothing needs torch, which takes seconds to import
         import torch
 
         torch.set_num_threads(1)
-    return functools.partial(prepare_image, config=config, detectors=detectors)
+    return functools.partial(prepare_image, config=config, detectors=detectors, timeout_s=limit)
 
 
 def detector_settings(config: PrepareConfig, storage: Storage, assets: str | None) -> DetectorSettings:
@@ -219,7 +265,7 @@ class Prepare:
         self._children = Children(
             functools.partial(build_worker, config, storage, assets, None if detectors is None else detectors.address),
             timeout_s=config.ingest.timeout_s,
-            wait_s=0.0 if detectors is None else WAITS_S,
+            more_s=_more_seconds(config.ingest.timeout_s, 0.0 if detectors is None else WAITS_S),
             processes=resources.children,
             memory_limit=resources.memory_limit,
             max_tasks=resources.max_tasks,
@@ -268,7 +314,10 @@ class Prepare:
             raise  # no more rows can be processed here
         except Exception as error:  # noqa: BLE001 - a fault affects only its own shard
             return faulted(row, "prepare", error)
-        return {**row, "source_sha256": digest, **_columns(prepared)}
+        released = {**row, "source_sha256": digest, **_columns(prepared)}
+        if self._judge.taken.names_picture(released):
+            return rejected(row, "catalog", RejectedError(Reason.TAKEN_DOWN, SAME_SOURCE))
+        return released
 
     def _prepare(self, row: Row, data: bytes) -> tuple[str, PreparedImage]:
         """Return the SHA-256 of an object's bytes and the prepared image."""
@@ -290,10 +339,22 @@ class Prepare:
         return self._children.run(data)
 
 
+def _more_seconds(timeout_s: float, wait_s: float) -> float:
+    """Return the seconds beyond `timeout_s` that all steps of `prepare_image` may take, each with its own deadline."""
+    return (2 + ROUNDS) * (_SEARCH_LIMITS * timeout_s + wait_s)
+
+
 def _columns(prepared: PreparedImage) -> Row:
     kinds = [region.kind for region in prepared.regions]
-    regions = [asdict(region) for region in prepared.regions]
-    return {**vars(prepared), "faces": kinds.count("face"), "plates": kinds.count("plate"), "regions": regions}
+    regions, residual = (list(map(asdict, each)) for each in (prepared.regions, prepared.residual_detections))
+    return {
+        **vars(prepared),
+        "release_sha256": hashlib.sha256(prepared.release).hexdigest(),
+        "faces": kinds.count("face"),
+        "plates": kinds.count("plate"),
+        "regions": regions,
+        "residual_detections": residual,
+    }
 
 
 CURATED = "refused in the catalog"

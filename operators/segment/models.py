@@ -1,12 +1,33 @@
 """Loader of the model for the pipeline's actors and for single images."""
 
+from functools import cache
 from pathlib import Path
 
 from segmint.infra.device import Compute, apply_compute
 from segmint.infra.errors import UsageError
+from segmint.infra.log import get_logger
+from segmint.model.kernels.cpu.library import Kernels, reason, usable_kernels
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.load import SamWeightsError, load_sam
 from segmint.model.sam.sam import Sam
+
+
+def cpu_kernels(device_type: str) -> Kernels | None:
+    """Return the CPU kernels for a model on "cpu", and None elsewhere and where torch must do without.
+
+    In the latter case, the reason is logged once per process.
+    """
+    if device_type != "cpu":
+        return None
+    found = usable_kernels()
+    if found is None:
+        _log_missing_kernels()
+    return found
+
+
+@cache
+def _log_missing_kernels() -> None:
+    get_logger("model").warning("no_cpu_kernels", reason=reason(), note="using torch, which is slower")
 
 
 def load_model(weights: Path, compute: Compute) -> Sam:

@@ -12,6 +12,7 @@ from segmint.infra.device import Compute, Precision, cpu_bits, device_kind
 from segmint.infra.errors import UsageError
 from segmint.infra.version import BITS_VERSION, VERSION, installed_version
 from segmint.model.automatic.settings import small_chunk
+from segmint.model.kernels.cpu.library import LANES16, reason, usable_kernels
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
@@ -20,8 +21,15 @@ GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
 DETECTORS_ONLY = frozenset({"detectors"})
 """Fields that are recorded only if detectors run on a GPU, regardless of the model's device."""
 
-CPU_ONLY = frozenset({"cpu"})
+CPU_ONLY = frozenset({"cpu", "kernels"})
 """Fields that only the numerics of a CPU record; masks from a GPU hardly depend on the host's CPU."""
+
+ADDED: Mapping[str, str] = {}
+"""Fields added after a version of segmint was released, each with the value that all versions before it computed with.
+
+If a dataset's numerics lack such a field, a version without it began the dataset, so this value applies to all of its
+shards. The fingerprint doesn't change, because it covers only the recorded fields. Any other missing field is refused.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Numerics:
     onnxruntime: str
     pi_heif: str  # reads HEIC; "none" if not installed
     cpu: str = field(default="", kw_only=True)  # vendor and a hash of its results; not recorded with a GPU
+    kernels: str = field(default="", kw_only=True)  # on a CPU: lanes16-1 or torch; not recorded with a GPU
     cuda: str = field(default="", kw_only=True)  # this and the next four only on a GPU
     cudnn: str = field(default="", kw_only=True)
     triton: str = field(default="", kw_only=True)  # "none" if not installed
@@ -65,7 +74,8 @@ class Numerics:
     def recorded(cls, values: Mapping[str, Any]) -> "Numerics":
         """Return the numerics recorded in a dataset's manifest.
 
-        Raises `UsageError` if a field is unknown to this version of segmint, or if a field of all devices is missing.
+        Raises `UsageError` if a field is unknown to this version of segmint, or if the device's fields lack one that
+        isn't in `ADDED`.
         """
         known = {one.name: one for one in fields(cls) if one.name != "unrecorded"}
         unknown = sorted(values.keys() - known)
@@ -75,10 +85,11 @@ class Numerics:
                 "the version that created the dataset, or a later one."
             )
         missing = frozenset(known.keys() - values.keys())
-        lacking = sorted(missing - GPU_ONLY - CPU_ONLY - DETECTORS_ONLY)
+        needed = missing - DETECTORS_ONLY - (CPU_ONLY if values.get("device") == "cuda" else GPU_ONLY)
+        lacking = sorted(needed - ADDED.keys())
         if lacking:
             raise UsageError(f"the dataset's numerics lack {', '.join(lacking)}")
-        blank: dict[str, Any] = dict.fromkeys(missing, "")
+        blank: dict[str, Any] = {name: ADDED[name] if name in needed else "" for name in missing}
         return cls(**values, **blank, unrecorded=missing)
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,8 +111,8 @@ class Numerics:
         return fingerprint(self.to_dict())
 
     def differences(self, other: "Numerics") -> str:
-        """Return a list of the fields that both record with different values, for a message; empty if none differ."""
-        ours, theirs = self.to_dict(), other.to_dict()
+        """Return a list of the fields that both have with different values, for a message; empty if none differ."""
+        ours, theirs = ({**each.to_dict(), **{name: getattr(each, name) for name in ADDED}} for each in (self, other))
         differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
         return ", ".join(f"{key} {ours[key]!r} instead of {theirs[key]!r}" for key in differing)
 
@@ -110,7 +121,7 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     """Return the numerics that a dataset is begun with, with `auto` resolved for the device.
 
     `compute` contains the resolved device, precision, and threads of `model`. Raises `UsageError` if a chunk has more
-    points than the device can take.
+    points than the device can take, or if the kernels asked for are not there.
     """
     from segmint.model.sam.batch_encoder import CUDA_BATCH
 
@@ -123,7 +134,18 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     encoder = model.encoder
     if encoder == "auto":
         encoder = "compiled" if on_gpu and find_spec("triton") is not None else "eager"
-    return observe_numerics(compute, chunk, crops, weights_sha256, encoder)
+    kernels = "torch" if on_gpu else _resolve_kernels(model.kernels)
+    return observe_numerics(compute, chunk, crops, weights_sha256, encoder, kernels)
+
+
+def _resolve_kernels(wanted: str) -> str:
+    from segmint.operators.segment.models import cpu_kernels
+
+    if wanted == "auto":
+        return "torch" if cpu_kernels("cpu") is None else LANES16
+    if wanted == LANES16 and reason() is not None:
+        raise UsageError(f"model.kernels is {LANES16}, but {reason()}, or set model.kernels: torch")
+    return wanted
 
 
 def observe_numerics(
@@ -132,8 +154,12 @@ def observe_numerics(
     crops_per_batch: int,
     weights_sha256: str,
     encoder: Literal["eager", "compiled"] = "eager",
+    kernels: str = "torch",
 ) -> Numerics:
-    """Return the numerics of this process for a resolved device, precision, and number of threads."""
+    """Return the numerics of this process for a resolved device, precision, and number of threads.
+
+    `kernels` are the CPU kernels asked for. They are recorded if this process has them, otherwise torch's.
+    """
     import torch
     from PIL import features
 
@@ -159,12 +185,16 @@ def observe_numerics(
         facenet_pytorch=installed_version("facenet-pytorch"),
         onnxruntime=installed_version("onnxruntime"),
         pi_heif=installed_version("pi-heif"),
-        **(_of_gpu(compute, points_per_chunk) if compute.kind == "cuda" else _of_cpu(compute)),
+        **(_of_gpu(compute, points_per_chunk) if compute.kind == "cuda" else _of_cpu(compute, kernels)),
     )
 
 
-def _of_cpu(compute: Compute) -> dict[str, Any]:
-    return {"cpu": cpu_bits(compute.threads, compute.precision), "unrecorded": GPU_ONLY | DETECTORS_ONLY}
+def _of_cpu(compute: Compute, kernels: str) -> dict[str, Any]:
+    return {
+        "cpu": cpu_bits(compute.threads, compute.precision),
+        "kernels": LANES16 if kernels == LANES16 and usable_kernels() is not None else "torch",
+        "unrecorded": GPU_ONLY | DETECTORS_ONLY,
+    }
 
 
 def _of_gpu(compute: Compute, points_per_chunk: int) -> dict[str, Any]:

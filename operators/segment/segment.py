@@ -22,6 +22,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.settings import MaskSettings
+from segmint.model.kernels.cpu.library import LANES16, reason, usable_kernels
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.rows import Row, gather, is_live, judged, to_rows
@@ -99,6 +100,7 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
         load_model(weights, numerics.compute),
         compile_encoder="default" if compiled else None,
         must_compile=not settings.allow_mixed_numerics,
+        kernels=usable_kernels() if numerics.kernels == LANES16 else None,
     )
     generator = MaskGenerator(predictor, settings.masks, numerics.crops_per_batch)
     # Compile and capture graphs now: this takes minutes and must not count towards the first image's time limit.
@@ -122,9 +124,16 @@ def check_numerics(settings: SegmentSettings) -> None:
     """Raise `MixedNumericsError` if this process cannot produce the bits that the dataset was begun with."""
     wanted = settings.numerics
     here = observe_numerics(
-        wanted.compute, wanted.points_per_chunk, wanted.crops_per_batch, sha256_of(_weights(settings)), wanted.encoder
+        wanted.compute,
+        wanted.points_per_chunk,
+        wanted.crops_per_batch,
+        sha256_of(_weights(settings)),
+        wanted.encoder,
+        wanted.kernels,
     )
     differences = here.differences(wanted)
+    if wanted.kernels == LANES16 and here.kernels != LANES16:
+        differences += f" ({reason()})"
     if differences and not settings.allow_mixed_numerics:
         raise MixedNumericsError(
             f"this machine can't reproduce the dataset's masks bit for bit: {differences}. "

@@ -13,25 +13,45 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.layout import DamagedDatasetError, image_name
+from segmint.catalogs.stages import STAGE_PREFIX, StageColumn
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.operators.rows import Row
-from segmint.operators.schemas import ANNOTATION_STAGE, DESCRIBED, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT, SCHEMAS
+from segmint.operators.schemas import (
+    ANNOTATION_STAGE,
+    DESCRIBED,
+    DESCRIBED_MASK,
+    MASKS_PER_IMAGE_LIMIT,
+    SCHEMAS,
+    shard_schemas,
+)
+
+_MASK_IDENTITY = ("ordinal", "id", "image_id", "annotation_id")
+"""Columns of `masks` that follow from a mask's image and number."""
 
 
-def read_table(data: bytes, kind: str) -> pa.Table:
-    """Read a table of a shard from its file's bytes; raises `DamagedDatasetError` for invalid Parquet or columns."""
+def read_table(data: bytes, kind: str, stages: Sequence[StageColumn] | None = None) -> pa.Table:
+    """Read a table of a shard from its file's bytes; raises `DamagedDatasetError` for invalid Parquet or columns.
+
+    `stages` are the columns of custom stages that it must have. If it's None, it may have any, for callers that don't
+    use them.
+    """
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise DamagedDatasetError(f"not readable as Parquet: {error}") from error
-    if not table.schema.equals(SCHEMAS[kind]):
-        raise DamagedDatasetError(
-            f"other columns: {', '.join(_differences(table, SCHEMAS[kind])) or 'in another order'}"
-        )
+    schema = _with_any_stages(table.schema, kind) if stages is None else shard_schemas(stages)[kind]
+    if not table.schema.equals(schema):
+        raise DamagedDatasetError(f"other columns: {', '.join(_differences(table, schema)) or 'in another order'}")
     return table
+
+
+def _with_any_stages(found: pa.Schema, kind: str) -> pa.Schema:
+    """Return a table's own columns, and after them those that its file has for custom stages."""
+    stages = [field for field in found if field.name.startswith(STAGE_PREFIX) and pa.types.is_struct(field.type)]
+    return pa.schema([*SCHEMAS[kind], *(stages if kind != "rejects" else ())])
 
 
 def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:
@@ -39,14 +59,16 @@ def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:
     return [*different, *(name for name in table.schema.names if name not in schema.names)]
 
 
-def read_committed_rows(dataset: Location, commit: Commit) -> list[Row]:
+def read_committed_rows(dataset: Location, commit: Commit, stages: Sequence[StageColumn] = ()) -> list[Row]:
     """Return the accepted and rejected rows of a committed shard in ordinal order, with the columns of `DESCRIBED`.
+
+    Images and masks also have the columns of the custom stages in `stages`, which must be those of the dataset.
 
     Columns that a shard's files do not store are null: the catalog's `redistributable`, `valid_until`, `sha256`, and
     `duplicate_of`. `release` is empty in a dataset without images. The whole shard is held in memory. Raises
     `DamagedDatasetError`, which names the file, if one is missing, differs from the commit, or contradicts the others.
     """
-    rows = {kind: read_table(read_file(dataset, commit.file(kind)), kind).to_pylist() for kind in SCHEMAS}
+    rows = {kind: read_table(read_file(dataset, commit.file(kind)), kind, stages).to_pylist() for kind in SCHEMAS}
     tar = commit.file("shards")
     try:
         members = dict(tar_members(read_file(dataset, tar)))
@@ -104,12 +126,13 @@ def committed_rows(
     Raises `ValueError` if an image's JPEG is missing although the tar contains JPEGs.
     """
     with_images = any(name.endswith(".jpg") for name in members)
-    names = [field.name for field in DESCRIBED_MASK]
+    no_mask: Row = dict.fromkeys(field.name for field in DESCRIBED_MASK)
     of_image: dict[int, list[Row]] = {}
     for mask in masks:
         own = of_image.setdefault(mask["ordinal"], [])
         index = mask["annotation_id"] - mask["id"] * MASKS_PER_IMAGE_LIMIT
-        own.append({name: mask.get(name) for name in names} | {"index": None if index == len(own) else index})
+        columns = {name: value for name, value in mask.items() if name not in _MASK_IDENTITY}
+        own.append({**no_mask, **columns, "index": None if index == len(own) else index})
     unset: Row = dict.fromkeys(DESCRIBED.names)
     rows = [{**unset, **row} for row in rejects]
     for row in images:

@@ -1,5 +1,6 @@
 """Redaction of additional regions in the described rows of a committed shard."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -13,6 +14,7 @@ from segmint.operators.prepare.mosaic import rectangle, redact_patches
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.redactions import MANUAL
 from segmint.operators.rows import Row
+from segmint.operators.similar.hashes import jpeg_hashes
 
 
 def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) -> Row:
@@ -35,9 +37,12 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
     patches = [rectangle(box.x, box.y, box.w, box.h, shape) for box in new.values()]
     clean = redact_patches(image, [patch for patch in patches if patch is not None])
     regions = [*known, *new]
+    jpeg = release(clean, config).jpeg
     redacted: Row = {
         **row,
-        "release": release(clean, config).jpeg,
+        "release": jpeg,
+        "release_sha256": hashlib.sha256(jpeg).hexdigest(),
+        "hashes": jpeg_hashes(jpeg).tolist(),
         "regions": [asdict(region) for region in regions],
         "faces": sum(region.kind == "face" for region in regions),
         "plates": sum(region.kind == "plate" for region in regions),

@@ -8,11 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from segmint.catalogs.dataset.commits import REJECTED
 from segmint.catalogs.layout import annotation_name, image_name
 from segmint.catalogs.parquet import table_bytes
+from segmint.catalogs.stages import StageColumn
 from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT, SCHEMAS
+from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT, shard_schemas
 
 ROW_GROUP_ROWS = 10_000
 """Rows per row group of `images`, `masks`, and `rejects`."""
@@ -70,11 +73,13 @@ def counts_of(mask: Mapping[str, Any]) -> str:
     return str(mask["segmentation"]["counts"])
 
 
-def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
+def build_shard_files(rows: Iterable[Row], *, with_images: bool, stages: Sequence[StageColumn] = ()) -> ShardFiles:
     """Build the files of one shard from its rows, ordered by ordinal; the counts include rejected rows.
 
-    With `with_images`, the tar also contains the released JPEGs, each before its annotations.
+    With `with_images`, the tar also contains the released JPEGs, each before its annotations. `stages` are the columns
+    of custom stages, which the rows of images and the masks in them contain under their names.
     """
+    schemas = shard_schemas(stages)
     tar = io.BytesIO()
     images: list[Row] = []
     masks: list[Row] = []
@@ -101,16 +106,16 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
     }
     return ShardFiles(
         tar=tar.getvalue(),
-        images=shard_table_bytes("images", images),
-        masks=shard_table_bytes("masks", masks),
-        rejects=shard_table_bytes("rejects", rejects),
+        images=shard_table_bytes(images, schemas["images"]),
+        masks=shard_table_bytes(masks, schemas["masks"]),
+        rejects=shard_table_bytes(rejects, schemas["rejects"]),
         counts=counts,
     )
 
 
-def shard_table_bytes(kind: str, rows: Iterable[Row]) -> bytes:
-    """Return one of a shard's tables (`kind` is a key of `SCHEMAS`) as the bytes of its Parquet file."""
-    return table_bytes(to_table(list(rows), SCHEMAS[kind]), SCHEMAS[kind], ROW_GROUP_ROWS)
+def shard_table_bytes(rows: Iterable[Row], schema: pa.Schema) -> bytes:
+    """Return one of a shard's tables (see `shard_schemas`) as the bytes of its Parquet file."""
+    return table_bytes(to_table(list(rows), schema), schema, ROW_GROUP_ROWS)
 
 
 def _mask_rows(row: Row) -> list[Row]:

@@ -35,6 +35,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name
 from segmint.operators.rows import Row
+from segmint.operators.schemas import shard_schemas
 from segmint.operators.shards.files import ShardFiles, build_shard_files, shard_table_bytes
 
 NamedFiles = Sequence[tuple[FileEntry, bytes]]
@@ -157,12 +158,12 @@ def replace_shard(
     with `purge`, older versions of this writer's files are also deleted.
     """
     if images_only:
-        images = _named("images", old.shard, shard_table_bytes("images", rows))
+        images = _named("images", old.shard, shard_table_bytes(rows, shard_schemas(dataset.stages)["images"]))
         put: NamedFiles = [images]
         before = old.file("images")
         counts, entries = old.counts, tuple(images[0] if entry == before else entry for entry in old.files)
     else:
-        files = build_shard_files(rows, with_images=dataset.with_images)
+        files = build_shard_files(rows, with_images=dataset.with_images, stages=dataset.stages)
         put = named_files(old.shard, files)
         counts, entries = files.counts, tuple(entry for entry, _ in put)
     new = replace(old, generation=old.generation + 1, counts=counts, files=entries)

@@ -84,7 +84,7 @@ def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[
     damaged = {damage.kind for damage in damages}
     try:
         rows = _rows_of_rest(dataset.location, commit, damaged)
-        files = build_shard_files(rows, with_images=dataset.with_images)
+        files = build_shard_files(rows, with_images=dataset.with_images, stages=dataset.stages)
     except (DamagedDatasetError, ValueError, KeyError, TypeError):
         return False  # the remaining files contradict each other
 
@@ -133,7 +133,7 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
 
     def restore(commit: Commit) -> ShardResult:
         damages = find_damage(dataset.location, commit)
-        files = build_shard_files(iter_rows(table), with_images=dataset.with_images)
+        files = build_shard_files(iter_rows(table), with_images=dataset.with_images, stages=dataset.stages)
         other = _put_back(dataset.location, commit, damages, files, lambda: apply_later_changes(dataset, task.shard))
         if other:
             raise DamagedDatasetError("; ".join(other))
@@ -258,12 +258,12 @@ def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, S
             raise DamagedDatasetError(f"{path} is damaged too: its SHA-256 is {entry.sha256[:12]}…")
         entries.append(entry)
     candidate = replace(damaged, files=tuple(entries))
-    rows = read_committed_rows(dataset.location, candidate)
+    rows = read_committed_rows(dataset.location, candidate, dataset.stages)
     if [row["ordinal"] for row in rows] != list(range(*damaged.ordinals)):
         raise DamagedDatasetError(
             f"the files of shard {damaged.shard} don't contain each of its ordinals once and in order"
         )
-    files = build_shard_files(rows, with_images=dataset.with_images)
+    files = build_shard_files(rows, with_images=dataset.with_images, stages=dataset.stages)
     built = {entry for entry, _ in named_files(damaged.shard, files)}
     other = [entry.path for entry in entries if entry not in built]
     if other:

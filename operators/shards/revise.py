@@ -7,18 +7,18 @@ the two can't miss each other. In the same way, a writer of rows from the catalo
 in the meantime.
 """
 
-import hashlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.fingerprints import Fingerprint, put_fingerprints
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import CatalogPart, delete_part_reservations, load_manifest
-from segmint.catalogs.dataset.marks import put_marks
 from segmint.catalogs.dataset.tombstones import BLANK, DETAIL, NO_NAMES, SAME_SOURCE, Removals
 from segmint.catalogs.layout import (
     RESERVATIONS,
@@ -30,6 +30,7 @@ from segmint.catalogs.parquet import ROW_GROUP_ROWS as CATALOG_GROUP_ROWS
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.rows import read_rows
+from segmint.catalogs.stages import StageColumn
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
@@ -76,7 +77,7 @@ def revise_shard(
 
     With `images_only`, `change` receives the rows of the images table (keys of `IMAGES`); only that table is read and
     put, and all other files stay. `needed` can skip the change without reading all rows. `after_commit` is called once
-    a new generation is committed. Before that, marks of all JPEGs that change or go are put. Nothing is removed yet,
+    a new generation is committed. Before that, fingerprints of all JPEGs that change or go are put. Nothing is removed,
     except the files of lost attempts (with `purge`, including their older versions). Raises `DamagedDatasetError` if a
     file of the latest generation cannot be read, and `LostRaceError` after `ATTEMPTS` lost races.
     """
@@ -85,12 +86,13 @@ def revise_shard(
     def attempt(commit: Commit) -> ShardRevision:
         if not needed(commit):
             return ShardRevision(commit, commit, 0)
-        rows = _read_images(dataset.location, commit) if images_only else read_committed_rows(dataset.location, commit)
+        read = _read_images if images_only else read_committed_rows
+        rows = read(dataset.location, commit, dataset.stages)
         after = change(commit, rows)
         different = sum(one is not other for one, other in zip(rows, after, strict=True))
         if not different:
             return ShardRevision(commit, commit, 0)
-        put_marks(dataset.location, shard, dict(_former(rows, after)))
+        put_fingerprints(dataset.location, shard, _former(rows, after))
         new = replace_shard(dataset, commit, after, images_only=images_only, purge=purge, after_commit=after_commit)
         return ShardRevision(commit, new, different)
 
@@ -103,16 +105,24 @@ def revise_shard(
                 raise
 
 
-def _former(rows: Sequence[Row], after: Sequence[Row]) -> Iterator[tuple[int, str]]:
-    """Yield the number and the former JPEG's SHA-256 of each image whose JPEG changes or goes."""
-    for row, new in zip(rows, after, strict=True):
-        jpeg = row.get("release")
-        if jpeg is not None and jpeg != new["release"]:
-            yield row["id"], hashlib.sha256(jpeg).hexdigest()
+def _former(rows: Sequence[Row], after: Sequence[Row]) -> dict[int, Fingerprint]:
+    """Return the fingerprint of each image whose JPEG changes or goes, by number."""
+    return {
+        row["id"]: fingerprint_of(row, gone=new["release_sha256"] is None)
+        for row, new in zip(rows, after, strict=True)
+        if row["release_sha256"] not in (None, new["release_sha256"])
+    }
 
 
-def _read_images(dataset: Location, commit: Commit) -> list[Row]:
-    rows: list[Row] = read_table(read_file(dataset, commit.file("images")), "images").to_pylist()
+def fingerprint_of(row: Row, *, gone: bool) -> Fingerprint:
+    """Return the fingerprint of a released image: of its JPEG, and if it is `gone` also of its pixels."""
+    jpeg = Fingerprint(released=(row["release_sha256"],))
+    hashes = np.array(row["hashes"] or [], ">u8").tobytes().hex()
+    return jpeg.model_copy(update={"pixels": row["pixels_sha256"], "hashes": hashes}) if gone else jpeg
+
+
+def _read_images(dataset: Location, commit: Commit, stages: Sequence[StageColumn]) -> list[Row]:
+    rows: list[Row] = read_table(read_file(dataset, commit.file("images")), "images", stages).to_pylist()
     return rows
 
 
@@ -237,10 +247,8 @@ def names_removed(dataset: Location, commit: Commit, taken: Removals) -> bool:
     if taken.names == NO_NAMES:
         return False
     images = read_table(read_file(dataset, commit.file("images")), "images")
-    return any(
-        taken.names.names_source(row["uri"], row["source_sha256"])
-        for row in images.select(["uri", "source_sha256"]).to_pylist()
-    )
+    columns = ["uri", "source_sha256", "pixels_sha256", "release_sha256"]
+    return any(map(taken.names.names_picture, images.select(columns).to_pylist()))
 
 
 STAGE = "catalog"
@@ -263,14 +271,14 @@ def take_down(row: Row) -> Row:
 
 
 def without_removed(row: Row, taken: Removals) -> Row:
-    """Return a row with tombstones applied: blank if they name its ordinal, rejected if they name its source.
+    """Return a row with tombstones applied: blank if they name its ordinal, rejected if they name its picture.
 
-    A row with the same source under another ordinal keeps its names, as in the catalog, until the next takedown. If the
-    tombstones do not apply to the row, the same object is returned.
+    A row with the same picture under another ordinal keeps its names, as in the catalog, until the next takedown. If
+    the tombstones do not apply to the row, the same object is returned.
     """
     if row["ordinal"] in taken.images:
         return row if is_removed(row) and row["image_id"] == BLANK else take_down(row)
-    if row["reason"] is not None or not taken.names.names_source(row["uri"], row["source_sha256"]):
+    if row["reason"] is not None or not taken.names.names_picture(row):
         return row
     kept = {name: row[name] for name in ("ordinal", "id", "image_id", "uri")}
     verdict = {"stage": STAGE, "reason": str(Reason.TAKEN_DOWN), "detail": SAME_SOURCE}

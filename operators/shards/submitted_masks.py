@@ -11,6 +11,7 @@ from segmint.catalogs.dataset.annotations.submissions import (
 )
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
+from segmint.operators.schemas import PERSON
 
 _PROMPT = ("kind", "x", "y", "w", "h", "label", "text")
 
@@ -52,6 +53,11 @@ def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict
     }
 
 
+def label_columns(mask: SubmittedMask) -> dict[str, Any]:
+    """Return the columns of the label that a submission contains for a mask."""
+    return {"label": mask.label, "label_score": None, "label_source": None if mask.label is None else PERSON}
+
+
 def submitted_columns(dataset: Location, image: Row) -> dict[str, dict[str, Any]]:
     """Return the columns of an image's masks from its merged submissions, keyed by run lengths.
 
@@ -71,7 +77,11 @@ def submitted_columns(dataset: Location, image: Row) -> dict[str, dict[str, Any]
         if submission.assignment == merged["assignment"] and submission.n <= merged["n"]
     ]
     return {
-        mask.counts: {**mask_columns(mask, of_assignment[: place + 1]), "label": mask.label, "parent": mask.parent}
+        mask.counts: {
+            **mask_columns(mask, of_assignment[: place + 1]),
+            **label_columns(mask),
+            "parent": mask.parent,
+        }
         for place, submission in enumerate(of_assignment)
         for mask in submission.masks
     }

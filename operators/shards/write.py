@@ -84,14 +84,14 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     if reason_to_wait:
         return ShardResult(task.shard, "on_hold", {}, reason_to_wait, faulted_ordinals(table))
 
-    built = build_shard_files(iter_rows(table), with_images=dataset.with_images)
+    built = build_shard_files(iter_rows(table), with_images=dataset.with_images, stages=dataset.stages)
     files = named_files(task.shard, built)
     commit = Commit(
         shard=task.shard,
         generation=task.generation,
         ordinals=(task.start, task.stop),
         numerics=task.numerics,
-        config=dataset.config_sha256,
+        build_sha256=dataset.build_sha256,
         counts=built.counts,
         files=tuple(entry for entry, _ in files),
     )

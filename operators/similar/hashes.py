@@ -1,63 +1,105 @@
-"""Perceptual hashes of several views of an image, and the thumbnail that confirms their matches."""
+"""Perceptual hashes of several views of an image, computed with integers only, and the thumbnail that confirms matches.
+
+The bits depend only on the gray values: not on the machine, the number of threads, or the version of a library.
+"""
 
 from dataclasses import dataclass
 
-import imagehash
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-FRAME, MIRROR = 0, 5
-KEPT = (1.0, 0.97, 0.94, 0.9, 0.75, 1.0)
-"""Share of width and height that each view keeps around the frame's center: the frame, four crops, and the mirrored
-frame. If an image was cropped by a few percent, a crop of one version nearly equals the frame or a crop of the other.
-The smallest crop excludes a caption drawn over an edge."""
+HASHES = 9
+"""Number of an image's hashes: of its frame, four crops, its mirror image, and the frame turned counterclockwise by
+90, 180, and 270 degrees, in this order."""
 
-VIEWS = len(KEPT)
+FRAME, MIRROR = 0, 5
+VIEWS = 6
+"""Number of views that curation and splits compare: the frame, the crops, and the mirror image."""
+
 NO_HASH = 0
 """Placeholder hash of a view that has no structure or was not hashed. No image has this hash."""
 
 THUMBNAIL = 64  # pixels per side
-SIDE = 32  # pixels per side of a view that is hashed or compared
-_FLAT = 2.0
-"""Standard deviation, in gray levels, below which a view has no hash, because only encoder noise remains."""
+SIDE = 32  # cells per side of a view that is hashed or compared
+_GRID = 256  # cells per side of the grid that views are cut from
+_MARGINS = (0, 4, 8, 13, 32)  # cells that the frame and each crop leave out at every edge
 
-_ENOUGH = 256  # minimum shorter side in pixels before views are cut: 3 % are eight of them
+KEPT = (*(1 - 2 * margin / _GRID for margin in _MARGINS), 1.0)
+"""Share of width and height that each of the `VIEWS` keeps around the frame's center. If an image was cropped by a few
+percent, a crop of one version nearly equals the frame or a crop of the other. The smallest crop excludes a caption
+drawn over an edge."""
 
+_LEVEL = 256  # steps of a gray level
+_FLAT = 2 * _LEVEL
+"""Standard deviation, in steps, below which a view has no hash, because only encoder noise remains."""
+
+_LOW = 8  # frequencies per side that a hash compares
+_COSINES = (  # round(16384 * cos(pi * m / 64)), m = 0 to 32
+    *(16384, 16364, 16305, 16207, 16069, 15893, 15679, 15426, 15137, 14811, 14449, 14053, 13623, 13160, 12665, 12140),
+    *(11585, 11003, 10394, 9760, 9102, 8423, 7723, 7005, 6270, 5520, 4756, 3981, 3196, 2404, 1606, 804, 0),
+)
+
+Gray = NDArray[np.uint8]
+Integers = NDArray[np.int64]
 Thumbnail = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class ImageHashes:
-    """The 64-bit perceptual hashes of an image's views, 0 (`NO_HASH`) if missing, and its thumbnail.
+    """The 64-bit hashes of an image's views, (6,) uint64, 0 (`NO_HASH`) if missing, and its thumbnail.
 
-    `crops` are those of `KEPT` after the frame; `thumbnail` is the whole frame as (64, 64) uint8 gray, regardless of
-    its aspect ratio.
+    `thumbnail` is the whole frame as (64, 64) uint8 gray, regardless of its aspect ratio.
     """
 
-    frame: int
-    crops: tuple[int, int, int, int]
-    mirror: int
+    views: NDArray[np.uint64]
     thumbnail: Thumbnail
-
-    def views(self) -> NDArray[np.uint64]:
-        """Return the hashes as (6,) uint64, in the order of `KEPT`: a row of the hashes for `find_copies`."""
-        return np.array([self.frame, *self.crops, self.mirror], np.uint64)
 
 
 def image_hashes(pixels: NDArray[np.uint8], *, mirror: bool) -> ImageHashes:
     """Hash the views of a decoded image, (H, W, 3) RGB or (H, W) gray, including its mirror image if `mirror`.
 
-    The image may be decoded at reduced scale, to at least 256 pixels on its shorter side. The hash is pHash: the signs
-    of the low frequencies of the cosine transform (of 32 x 32 pixels) relative to their median.
+    The image may be decoded at reduced scale, to at least 256 pixels on its shorter side.
     """
-    gray = Image.fromarray(pixels).convert("L")
-    gray = gray.reduce(max(1, min(gray.size) // _ENOUGH))
-    hashes = [_hash(gray, kept) for kept in KEPT[:MIRROR]]
-    mirrored = _hash(gray.transpose(Image.Transpose.FLIP_LEFT_RIGHT), KEPT[MIRROR]) if mirror else NO_HASH
-    thumbnail = np.asarray(gray.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS))
-    frame, *crops = hashes
-    return ImageHashes(frame, (crops[0], crops[1], crops[2], crops[3]), mirrored, thumbnail)
+    gray = pixels if pixels.ndim == 2 else luma(pixels)
+    views = view_hashes(gray)[:VIEWS]
+    if not mirror:
+        views[MIRROR] = NO_HASH
+    picture = Image.fromarray(gray)
+    picture = picture.reduce(max(1, min(picture.size) // _GRID))
+    return ImageHashes(views, np.asarray(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)))
+
+
+def jpeg_hashes(jpeg: bytes) -> NDArray[np.uint64]:
+    """Hash the luminance of a JPEG, as `view_hashes`. Raises ValueError if it does not decode to its end."""
+    return view_hashes(simplejpeg.decode_jpeg(jpeg, colorspace="GRAY")[..., 0])
+
+
+def luma(pixels: NDArray[np.uint8]) -> Gray:
+    """Return the gray values, (H, W) uint8, of (H, W, 3) RGB: BT.601 weights in 65,536ths, rounded half up."""
+    weighted = pixels @ np.array([19595, 38470, 7471], np.uint32)
+    gray: Gray = ((weighted + 32768) >> 16).astype(np.uint8)
+    return gray
+
+
+def view_hashes(gray: Gray) -> NDArray[np.uint64]:
+    """Return the `HASHES` of an image, (9,) uint64, from its gray values, (H, W) uint8.
+
+    The frame is averaged to 256 x 256 cells, each view of these to 32 x 32, in exact areas and 1/256 gray level. A hash
+    is pHash: for each of the 8 x 8 lowest frequencies of the view's cosine transform (DCT-II, with cosines in
+    16,384ths), row by row from the highest bit, whether it exceeds the lower median of all 64. Equal ones don't.
+    Turning a picture permutes its frequencies and changes their signs, so the turned frames need no further transform.
+    """
+    grid = _averages(gray, _GRID, _LEVEL)
+    spectra = [_spectrum(grid[margin : _GRID - margin, margin : _GRID - margin]) for margin in _MARGINS]
+    frame = spectra[FRAME]
+    if frame is None:
+        spectra += [None] * 4
+    else:
+        across, down = _ALTERNATING[None, :], _ALTERNATING[:, None]
+        spectra += [frame * across, frame.T * down, frame * across * down, frame.T * across]
+    return np.array([NO_HASH if each is None else _hash(each) for each in spectra], np.uint64)
 
 
 def view_box(kept: float, width: float, height: float) -> tuple[float, float, float, float]:
@@ -66,8 +108,43 @@ def view_box(kept: float, width: float, height: float) -> tuple[float, float, fl
     return left, top, width - left, height - top
 
 
-def _hash(gray: Image.Image, kept: float) -> int:
-    view = gray.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box=view_box(kept, *gray.size))
-    if np.asarray(view, np.float32).std() < _FLAT:
-        return NO_HASH
-    return int.from_bytes(np.packbits(imagehash.phash(view).hash).tobytes(), "big")
+def _averages(values: NDArray[np.integer], cells: int, scale: int = 1) -> Integers:
+    """Return means over `cells` x `cells` equal areas, times `scale`, rounded half up; an area may cut pixels."""
+    for axis in (0, 1):  # repeating pixels changes no mean
+        values = np.repeat(values, -(-cells // values.shape[axis]), axis)
+    sums = _sums(_sums(values, cells).T, cells).T
+    return (2 * scale * sums + values.size) // (2 * values.size)
+
+
+def _sums(values: NDArray[np.integer], parts: int) -> Integers:
+    """Return `parts` times the sums over equal parts of the first axis, which has at least that length."""
+    length = len(values)
+    ends, shares = np.divmod(np.arange(parts + 1) * length, parts)
+    whole = np.add.reduceat(values, ends[:-1], axis=0, dtype=np.int64)
+    cut = shares[:, None] * values[np.minimum(ends, length - 1)].astype(np.int64)
+    sums: Integers = parts * whole - cut[:-1] + cut[1:]
+    return sums
+
+
+def _spectrum(view: Integers) -> Integers | None:
+    """Return the (8, 8) lowest frequencies of a view of the grid, rows first; None if it has no structure."""
+    values = _averages(view, SIDE)
+    if values.size * (values**2).sum() - values.sum() ** 2 < (_FLAT * values.size) ** 2:
+        return None
+    return _TRANSFORM @ values @ _TRANSFORM.T
+
+
+def _hash(spectrum: Integers) -> int:
+    values = spectrum.reshape(-1)
+    median = np.sort(values)[values.size // 2 - 1]
+    return int.from_bytes(np.packbits(values > median).tobytes(), "big")
+
+
+def _cosine(angle: int) -> int:
+    """Return the cosine of `angle` times pi / 64, in 16,384ths."""
+    angle = min(angle % 128, -angle % 128)
+    return _COSINES[angle] if angle <= 32 else -_COSINES[64 - angle]
+
+
+_TRANSFORM = np.array([[_cosine((2 * n + 1) * k) for n in range(SIDE)] for k in range(_LOW)], np.int64)
+_ALTERNATING = np.array([1, -1] * (_LOW // 2), np.int64)

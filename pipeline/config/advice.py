@@ -1,5 +1,7 @@
 """Advice before building a large dataset, for `segmint plan` and `segmint build`."""
 
+from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS
+from segmint.operators.prepare.measured_recall import describe_recall
 from segmint.pipeline.config.config import Config
 
 LARGE_ROWS = 10_000
@@ -13,9 +15,7 @@ def advice(config: Config, rows: int, *, on_gpu: bool, begun: bool) -> list[str]
     """
     if rows <= LARGE_ROWS:
         return []
-    found = []
-    if len(config.deidentify.detectors) > len(config.deidentify.detector_files):
-        found.append("the bundled face and plate detectors are for trials; their training data may restrict their use")
+    found = detector_advice(config)
     if on_gpu and not begun and "weights" not in config.model.model_fields_set:
         found.append(
             f"model.weights is not set, so the masks come from {config.model.weights}, the smallest encoder; "
@@ -23,3 +23,13 @@ def advice(config: Config, rows: int, *, on_gpu: bool, begun: bool) -> list[str]
             f"vit_l, or vit_h, or to {config.model.weights} to keep it without this advice"
         )
     return found
+
+
+def detector_advice(config: Config) -> list[str]:
+    """Return a sentence about the bundled detectors if they are in use, with their measured recall."""
+    names = [name for name in config.deidentify.detectors.values() if name in BUNDLED_DETECTORS]
+    if not names:
+        return []
+    trials = "the bundled face and plate detectors are for trials; their training data may restrict their use"
+    measured = describe_recall(names)
+    return [f"{trials}. {measured}" if measured else trials]

@@ -6,8 +6,8 @@ There are three kinds of keys:
   with different values is refused. `name`, `images_per_shard`, `license`, `ingest` except its timeout,
   `deidentify` except its device, `release`, `masks` with the profile's defaults filled in, `model.weights`.
 - *numerics*: determines the last bits of masks and scores. Resolved at the first start and pinned with the
-  identity. `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`, `model.threads`,
-  `deidentify.device`.
+  identity. `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`, `model.kernels`,
+  `model.threads`, `deidentify.device`.
 - *runtime*: may differ in every run. `catalog` (its contents are pinned by hash), `output`, `assets`, `curate`
   (used before a build), `resources`, `storage`, `license.policy_date` (pinned at the first start),
   `ingest.timeout_s`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`,

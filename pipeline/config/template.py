@@ -42,7 +42,7 @@ license:
 #  max_pixels: 250000000
 #  min_short_side: 64
 
-# Redaction of faces and license plates: the bundled detectors (for trials), `none`, or a TorchScript file.
+# Redaction of faces and license plates: the bundled detectors (for trials), `none`, or a file.
 #deidentify:
 #  faces:
 #    detector: mtcnn

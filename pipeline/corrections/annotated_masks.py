@@ -12,7 +12,7 @@ from segmint.model.automatic import rle as runs
 from segmint.operators.annotations.pairs import LEAST_IOU
 from segmint.operators.describe import describe_mask, redaction_columns
 from segmint.operators.rows import Row
-from segmint.operators.schemas import AUTOMATIC, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.schemas import AUTOMATIC, DESCRIBED_MASK, LABEL_COLUMNS, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, counts_of, mask_index
 
 
@@ -88,6 +88,7 @@ def described_masks(
             **said,
             **mask.said,
             "label": mask.label,
+            **({} if mask.label is not None else dict.fromkeys(LABEL_COLUMNS)),
             "redacted_share": share,
             "redaction_iou": iou,
             "index": index,
@@ -96,7 +97,7 @@ def described_masks(
         if parent is not None:
             described["parent"] = annotation_id(row["id"], parent["index"])
             if mask.label is None and _overlap((height, width), mask, parent) >= LEAST_IOU:
-                described["label"] = parent["label"]
+                described |= {name: parent.get(name) for name in LABEL_COLUMNS}
             if "source" not in mask.said:
                 described["source"] = "corrected" if is_of_build(parent) else parent["source"]
         rows.append(described)

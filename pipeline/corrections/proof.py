@@ -1,7 +1,8 @@
 """`--prove` of takedowns and redactions: search for an image in all files that a dataset references.
 
-A takedown's image is searched for by its names and numbers, and by the SHA-256 of its released JPEGs, which are in
-`marks/`. A redacted image is searched for by the SHA-256 of its JPEGs from before only.
+A takedown's image is searched for by its names and numbers, and by its fingerprints: the SHA-256 of its pixels and
+released JPEGs anywhere, and its perceptual hashes among the committed images. A redacted image is searched for by the
+SHA-256 of its JPEGs from before only.
 """
 
 import hashlib
@@ -12,8 +13,8 @@ from functools import partial
 
 from segmint.catalogs.dataset.annotations.names import of_images
 from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.fingerprints import Fingerprint, read_fingerprints
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
-from segmint.catalogs.dataset.marks import read_marks
 from segmint.catalogs.dataset.outputs import FILES_LIST, OutputNote, line_of, read_notes, where_is
 from segmint.catalogs.dataset.selection import rows_named, select_rows
 from segmint.catalogs.dataset.tombstones import RemovedNames, TakedownRequest, Tombstone, read_tombstones
@@ -28,6 +29,7 @@ from segmint.infra.uris import LOCAL, is_below, scheme
 from segmint.infra.wording import counted
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.near_copies import near_copies, wanted_pictures
 from segmint.operators.shards.revise import with_latest_commit
 from segmint.pipeline.corrections.search import SHORT_NAME, Trace, WantedImage, search_file
 
@@ -46,7 +48,7 @@ class ImageProof:
     images: tuple[str, ...]  # each with its names, if tombstones name it
     reasons: tuple[str, ...]  # of the tombstones
     versions_before: tuple[str, ...]  # digests named by the tombstones
-    jpegs: tuple[str, ...]  # SHA-256 of the JPEGs that were searched for
+    hashes: int  # number of SHA-256 of pixels and JPEGs that were searched for
     shards: int  # whose four files were read
     files: int  # of reports, outputs, and unknown ones, read in full
     found: tuple[str, ...]
@@ -62,9 +64,10 @@ class ImageProof:
         verdict = f"found in {counted(len(self.found), 'place')}" if self.found else "not found"
         return [
             f"{', '.join(self.images)}: {state}",
-            f"searched for its {by_name}{counted(len(self.jpegs), 'SHA-256')} of its former JPEGs; scaled, cropped, or "
-            "re-encoded copies, copies encoded as text or numbers or inside files of other kinds, such as TFRecord or "
-            "pickle, and names in UTF-16 or UTF-32 aren't recognized",
+            f"searched for its {by_name}{counted(self.hashes, 'SHA-256')} of its pixels and former JPEGs; scaled, "
+            "cropped, or re-encoded copies are only recognized among committed images; copies encoded as text or "
+            "numbers or inside files of other kinds, such as TFRecord or pickle, and names in UTF-16 or UTF-32 aren't "
+            "recognized",
             f"searched {counted(self.shards, 'committed shard')}, {catalog}the names of other data files and older "
             f"versions, and {counted(self.files, 'file')} of reports, exports, and other folders, including the rows "
             "of Parquet files and the files in tar and zip archives",
@@ -96,12 +99,18 @@ def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
             f"no tombstone of {dataset} lists {name!r}: expected the image_id or id of an image that was taken down"
         )
     images = tuple({image.ordinal: image for _, image in tombstones}.values())
-    marks = {image: read_marks(dataset, image.ordinal // manifest.images_per_shard, image.id) for image in images}
-    search = _Search(dataset, WantedImage(images, frozenset().union(*(each or () for each in marks.values()))))
+    known = _fingerprints(dataset)
+    own = {image: known[image.id] for image in images if image.id in known}
+    search = _Search(dataset, WantedImage(images, frozenset[str]().union(*(each.digests for each in own.values()))))
     search.not_checked += [
-        f"JPEGs of {image_stem(image.id)} with another name: no file in marks/ lists it"
-        for image, each in marks.items()
-        if each is None
+        f"copies of {image_stem(image.id)} with another name: its fingerprints aren't stored"
+        for image in images
+        if image not in own
+    ]
+    pictures = wanted_pictures(dataset, {image.id for image in images})
+    advice = "pass --with-similar to take it down, or --other-picture if it's a different picture"
+    search.found += [
+        f"{each.line()}; {advice}" for each in near_copies(dataset, CommitLog(dataset).read_all(), pictures)
     ]
     short = [image.image_id for image in images if SHORT_NAME.fullmatch(image.image_id)]
     search.not_checked += [f"the name {name!r} outside of tables: too short, or only digits" for name in short]
@@ -127,10 +136,18 @@ def prove_redaction(dataset: Location, name: str, at: Sequence[str] = ()) -> Ima
     if len(selection.rows) != 1:
         raise UsageError(selection.ambiguous.get(name, f"{name!r} isn't the image_id or id of one image of {dataset}"))
     (image,) = selection.rows.values()
-    jpegs = read_marks(dataset, image.ordinal // manifest.images_per_shard, image.id)
+    jpegs = _fingerprints(dataset).get(image.id, Fingerprint()).released
     if not jpegs:
-        raise UsageError(f"no redaction of {image_stem(image.id)} is recorded in marks/ of {dataset}")
-    return _Search(dataset, WantedImage(jpegs=jpegs)).proof(manifest, {image.ordinal}, at, [image_stem(image.id)])
+        raise UsageError(f"no redaction of {image_stem(image.id)} is recorded in fingerprints/ of {dataset}")
+    return _Search(dataset, WantedImage(jpegs=frozenset(jpegs))).proof(
+        manifest, {image.ordinal}, at, [image_stem(image.id)]
+    )
+
+
+def _fingerprints(dataset: Location) -> dict[int, Fingerprint]:
+    """Return the fingerprints that weren't removed, by the number of the image."""
+    shards = read_fingerprints(dataset).values()
+    return {id: each for shard in shards for id, each in shard.images.items() if not each.forgotten}
 
 
 @dataclass
@@ -189,7 +206,7 @@ class _Search:
             images=tuple(images),
             reasons=tuple(dict.fromkeys(tombstone.reason for tombstone in tombstones)),
             versions_before=tuple(dict.fromkeys(t.version_before for t in tombstones if t.version_before)),
-            jpegs=tuple(sorted(self.wanted.jpegs)),
+            hashes=len(self.wanted.jpegs),
             shards=len(committed),
             files=self.files,
             found=tuple(dict.fromkeys(self.found)),
@@ -284,6 +301,7 @@ def _in_shard(dataset: Location, wanted: WantedImage, commit: Commit) -> list[st
         for row in read_table(read_file(dataset, entry), kind).to_pylist():
             blank = kind == "rejects" and not row["image_id"] and not row["uri"]
             source = kind != "masks" and names.names_source(row["uri"], row.get("source_sha256"))
+            source = source or (kind == "images" and row["pixels_sha256"] in wanted.jpegs)
             if row["image_id"] in names.image_ids or source or (row["ordinal"] in own and not blank):
                 found.append(f"{entry.path}, ordinal {row['ordinal']}")
     if own or wanted.jpegs:

@@ -105,9 +105,9 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     for look in _each(partial(look_at, task=task), list(committed), resources, ray_from, _THREADS):
         if look.commit is not None:
             numerics.add(look.commit.numerics)
-            if look.commit.config != latest.manifest.config_sha256:
+            if look.commit.build_sha256 != latest.manifest.build_sha256:
                 path = commit_path(look.shard, look.commit.generation)
-                result.lost.append(f"{path}: built with another configuration than the manifest's")
+                result.lost.append(f"{path}: its build_sha256 isn't the manifest's")
         if not look.whole:
             damaged.append(look.shard)
     task = replace(task, numerics=frozenset(numerics))

@@ -162,9 +162,9 @@ def _other_machine(finding: Finding, manifest: DatasetManifest) -> bool:
     """Return whether a finding shows the numerics of another machine (`allow_mixed_numerics`) rather than damaged text.
 
     Fingerprints of two machines share only a few digits by chance. A damaged fingerprint differs in one digit. The same
-    goes for the hashes of two configurations.
+    goes for two values of `build_sha256`.
     """
-    wanted = {Code.OTHER_NUMERICS: manifest.numerics_fingerprint, Code.OTHER_CONFIG: manifest.config_sha256}
+    wanted = {Code.OTHER_NUMERICS: manifest.numerics_fingerprint, Code.OTHER_BUILD: manifest.build_sha256}
     known = wanted.get(finding.code)
     if known is None:
         return False
@@ -193,7 +193,7 @@ def _remake(task: RepairTask, held: _CommitRecord) -> str:
     try:
         ordinals = task.manifest.ordinals(held.shard)
         fingerprint = _numerics(held.data, task.numerics | {task.manifest.numerics_fingerprint})
-        known = Commit(held.shard, held.generation, ordinals, fingerprint, task.manifest.config_sha256, {}, ())
+        known = Commit(held.shard, held.generation, ordinals, fingerprint, task.manifest.build_sha256, {}, ())
         commit = remake_commit(task.dataset, known, _data_files(task.dataset.location, held))
     except (DamagedDatasetError, NotFoundError, ValueError) as error:
         return str(error)

@@ -57,7 +57,7 @@ class Trace(NamedTuple):
 
 @dataclass(frozen=True)
 class WantedImage:
-    """Names and numbers of taken-down images, and the SHA-256 of JPEGs. Without images, only JPEGs are searched for."""
+    """Names and numbers of taken-down images, and the SHA-256 of JPEGs and pixels. Without images, only JPEGs count."""
 
     images: tuple[RemovedImage, ...] = ()
     jpegs: frozenset[str] = frozenset()

@@ -1,9 +1,10 @@
 """`segmint takedown`: remove images from a dataset for good, so that only a tombstone names them."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +13,14 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.annotations.names import purge_of_images
 from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.fingerprints import (
+    Fingerprint,
+    forget_fingerprints,
+    put_fingerprints,
+    read_fingerprints,
+)
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import load_latest_manifest
-from segmint.catalogs.dataset.marks import put_marks
 from segmint.catalogs.dataset.selection import read_ids
 from segmint.catalogs.dataset.tombstones import (
     BLANK,
@@ -39,11 +45,11 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file, read_table
-from segmint.operators.shards.revise import names_removed, with_latest_commit, without_removed
+from segmint.operators.shards.revise import fingerprint_of, names_removed, with_latest_commit, without_removed
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.corrections.correction import Revision, RevisionOutcome, correct, while_unchanged
 from segmint.pipeline.corrections.parts import put_parts, remove_parts
-from segmint.pipeline.corrections.takedown_list import KEPT, SHOWN, TakedownList, list_takedown
+from segmint.pipeline.corrections.takedown_list import KEPT, SHOWN, SIMILAR, TakedownList, list_takedown
 
 _ROWS = 65_536
 
@@ -63,7 +69,8 @@ class TakedownResult:
     version: VersionName
     annotations: int = 0  # the images' annotation files that this run removed
     building: tuple[int, ...] = ()  # shards whose files a build has put but not committed; they may show the images
-    kept: tuple[str, ...] = ()  # rows with the same bytes from other providers or under other licenses
+    kept: tuple[str, ...] = ()  # rows with the same bytes or pixels from other providers or under other licenses
+    similar: tuple[str, ...] = ()  # images that look like the removed ones
     outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the images
     unknown_files: tuple[str, ...] = ()  # temporary and not segmint's; they may name or show the images
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
@@ -80,10 +87,11 @@ class TakedownResult:
             f"{counted(len(self.changed_shards), 'shard')}; taken down from this dataset in total: "
             f"{counted(self.taken_down, 'row')}",
             "of the dataset's committed files, including older versions, only tombstones/ still names the images"
-            f"{others}, and marks/ has the SHA-256 of their JPEGs",
+            f"{others}, and fingerprints/ has the hashes that recognize their copies",
             *([f"submissions removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
             *([building] if shards else []),
             *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
+            *([f"{SIMILAR}: {some(self.similar, SHOWN)}"] if self.similar else []),
             *(f"created from this dataset, delete it or create it again: {output}" for output in self.outputs),
             *(f"cache: {line}" for line in self.caches),
             OTHER_CACHES,
@@ -94,16 +102,16 @@ class TakedownResult:
 
 
 def read_request(
-    ids: Location | None, license_id: str | None, provider: str | None, *, with_copies: bool = False
+    ids: Location | None, license_id: str | None, provider: str | None, *, with_copies: bool = False, **options: bool
 ) -> TakedownRequest:
-    """Return the request. Raises `UsageError` unless exactly one of the id file, license, and provider is given."""
+    """Return the request with `options`. Raises `UsageError` unless one of id file, license, and provider is given."""
     if ids is not None and with_copies:
         raise UsageError("--with-copies needs --license or --provider: --ids always includes copies")
     given = [str(value) for value in (ids, license_id, provider) if value is not None]
     if len(given) != 1 or not given[0].strip():
         raise UsageError("expected exactly one of --ids FILE, --license L, and --provider P")
     names = tuple(read_ids(ids)) if ids is not None else None
-    return TakedownRequest(ids=names, license=license_id, provider=provider, with_copies=with_copies)
+    return TakedownRequest(ids=names, license=license_id, provider=provider, with_copies=with_copies, **options)
 
 
 def takedown(
@@ -160,24 +168,19 @@ class _Takedown:
         return while_unchanged(dataset, look)
 
     def prepare(self, dataset: DatasetHandle, plan: _TakedownPlan) -> _TakedownPlan:
-        def pictured(commit: Commit) -> set[int]:
-            return set(read_table(read_file(dataset.location, commit.file("images")), "images")["ordinal"].to_pylist())
-
         rows = 0
         while plan.listed.tombstones:
             rows += plan.listed.rows
             digest = current_digest(dataset.location)
             for tombstone in plan.listed.tombstones:
-                shards = by_shard((image.ordinal for image in tombstone.images), dataset.manifest().images_per_shard)
-                for shard, ordinals in shards.items():  # revisions put the marks of images with a JPEG
-                    own = with_latest_commit(dataset.location, shard, pictured) if dataset.with_images else None
-                    put_marks(dataset.location, shard, {ordinal + 1: None for ordinal in ordinals - (own or set())})
                 put_tombstone(dataset.location, tombstone.model_copy(update={"version_before": digest}))
+            _recognize(dataset)
             # Writers that commit from here on find the tombstones. Look again for those that committed since the list
             # was made.
             if dataset.commits.committed() == plan.committed:
                 break
             plan = self.plan(dataset)
+        _recognize(dataset)  # in case an earlier takedown was interrupted before that
         tombstones = read_tombstones(dataset.location)
         images = removed_images(tombstones)
         # A server that puts a submission from here on finds the tombstone.
@@ -212,12 +215,40 @@ class _Takedown:
             annotations=plan.answers,
             building=outcome.building,
             kept=plan.listed.kept,
+            similar=plan.listed.similar,
             outputs=outcome.outputs,
             unknown_files=tuple(unknown_files(dataset.location)),
             version=version,
             removed_links=outcome.removed_links,
             caches=tuple(forget_dataset(dataset.location)),
         )
+
+
+def _recognize(dataset: DatasetHandle) -> None:
+    """Put the fingerprints of taken-down images, as committed now, and remove those that aren't wanted.
+
+    Revisions put them, too. Here, they are put before the commits are listed again, so that no build misses them.
+    """
+    known = read_fingerprints(dataset.location)
+    per_shard = dataset.manifest().images_per_shard
+    for tombstone in read_tombstones(dataset.location):
+        for shard, ordinals in by_shard((image.ordinal for image in tombstone.images), per_shard).items():
+            images = known[shard].images if shard in known else {}
+            if tombstone.request.fingerprints:
+                new = {ordinal for ordinal in ordinals if ordinal + 1 not in images}
+                if new:
+                    look = partial(_fingerprints, dataset.location, new)
+                    own = with_latest_commit(dataset.location, shard, look) or {}
+                    none = {ordinal + 1: Fingerprint() for ordinal in new}
+                    put_fingerprints(dataset.location, shard, {**none, **own})
+            elif any(not images.get(ordinal + 1, Fingerprint()).forgotten for ordinal in ordinals):
+                forget_fingerprints(dataset.location, shard, {ordinal + 1 for ordinal in ordinals})
+
+
+def _fingerprints(dataset: Location, ordinals: Set[int], commit: Commit) -> dict[int, Fingerprint]:
+    """Return the fingerprints of these images in a commit, by number."""
+    rows = read_table(read_file(dataset, commit.file("images")), "images").to_pylist()
+    return {row["id"]: fingerprint_of(row, gone=True) for row in rows if row["ordinal"] in ordinals}
 
 
 def _check_readable(dataset: DatasetHandle, shards: Collection[int]) -> None:

@@ -1,10 +1,11 @@
 """Rows that a takedown would remove: the requested rows, other rows of the same images, and their shards."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -12,6 +13,7 @@ from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes
 from segmint.catalogs.dataset.selection import (
+    Measured,
     Selection,
     exact_id,
     image_of,
@@ -28,6 +30,7 @@ from segmint.catalogs.dataset.tombstones import (
     TakedownRequest,
     Tombstone,
     by_shard,
+    digests_of,
     read_tombstones,
     removed_images,
 )
@@ -37,11 +40,20 @@ from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.near_copies import (
+    NearCopy,
+    WantedPictures,
+    near_copies,
+    pictures_at,
+    wanted_pictures,
+)
 
 SHOWN = 20
 """Maximum number of rows in the text form of the list. JSON contains all."""
 
-KEPT = "same bytes, not removed (pass --with-copies)"
+KEPT = "same bytes or pixels, not removed (pass --with-copies)"
+
+SIMILAR = "look alike, not removed (pass --with-similar, or --other-picture if they're different)"
 
 Images = Mapping[int, RemovedImage]  # by ordinal
 
@@ -53,9 +65,10 @@ class TakedownList:
     dataset: str
     name: str
     named: tuple[RemovedImage, ...]  # requested
-    copies: tuple[RemovedImage, ...]  # other rows with the same image_id, URI or bytes
+    copies: tuple[RemovedImage, ...]  # other rows with the same image_id, URI, bytes, or pixels
     returned: tuple[RemovedImage, ...]  # rows of images that earlier takedowns removed
-    kept: tuple[str, ...]  # a text for each row with the same bytes from another provider or under another license
+    kept: tuple[str, ...]  # texts on rows with the same bytes or pixels from another provider or license
+    similar: tuple[str, ...]  # a text for each image that looks like one of these and stays
     shards: tuple[int, ...]
     tombstones: tuple[Tombstone, ...]
     outputs: tuple[str, ...]  # derived from the dataset and recorded in it
@@ -72,8 +85,12 @@ class TakedownList:
             "dataset": self.dataset,
             "name": self.name,
             "rows": self.rows,
-            **{group: [image.model_dump(mode="json") for image in images] for group, images in groups.items()},
+            **{
+                group: [image.model_dump(mode="json", exclude={"sha256"}) for image in images]
+                for group, images in groups.items()
+            },
             "kept": list(self.kept),
+            "similar": list(self.similar),
             "shards": list(self.shards),
             "outputs": list(self.outputs),
         }
@@ -83,16 +100,17 @@ class TakedownList:
         shards = ", ".join(map(str, self.shards[:SHOWN])) + (", …" if len(self.shards) > SHOWN else "")
         unknown = sum(image.sha256 is None for image in (*self.named, *self.copies))
         unknown_bytes = (
-            f"the SHA-256 of {counted(unknown, 'row')} is unknown, so rows with the same bytes but other names and "
-            "URIs can't be found"
+            f"the SHA-256 of {counted(unknown, 'row')} is unknown, so rows with the same bytes or pixels but other "
+            "names and URIs can't be found"
         )
         return [
             f"{counted(self.rows, 'row')} of {self.dataset} would be taken down"
             + (f", in {counted(len(self.shards), 'shard')}: {shards}" if self.shards else ""),
             *_lines("requested", self.named),
-            *_lines("another row with the same image_id, URI, or bytes", self.copies),
+            *_lines("another row with the same image_id, URI, bytes, or pixels", self.copies),
             *_lines("an image that was taken down before", self.returned),
             *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
+            *([f"{SIMILAR}: {some(self.similar, SHOWN)}"] if self.similar else []),
             *([unknown_bytes] if unknown else []),
             *(f"created from this dataset, not updated: {output}" for output in self.outputs),
         ]
@@ -128,31 +146,43 @@ def list_takedown(
     tables = [commit.file("images").path for commit in commits]
     by_id = request.ids is not None
     again = [each for each in earlier if request.with_copies and same_request(request, each.request)]
-    before = _measured(removed_images(again).values())
+    known = digests_of(dataset)
+    before = _measured(removed_images(again).values(), known)
     own: Images = {}
     kept: Images = {}
+    requested = _requested(earlier, request)
+    if request.with_similar:
+        ordinals = {each.id - 1 for each in _similar(dataset, commits, selection.rows, requested)}
+        selection.rows.update({row["ordinal"]: image_of(row) for row in rows_at(dataset, manifest, ordinals)})
     if selection.rows or before:
-        own = with_copies(dataset, manifest, selection.rows, tables, catalog_uri, by_name=by_id, measured=before)
-        own = _without(own, taken)
+        same = with_copies(dataset, manifest, selection.rows, tables, catalog_uri, by_name=by_id, measured=before)
+        own = _without(same.images, taken)
         if not by_id and not request.with_copies:
             kept = _without(own, selection.rows)
             own = _without(own, kept)
         if not by_id:
             names = RemovedNames.of(own.values(), catalog_uri)
             others = RemovedNames.of(_without(rows_named(dataset, manifest, names), own).values(), catalog_uri)
-            others = replace(others, sha256=frozenset(_measured(kept.values()).values()))
-            own = {ordinal: image.model_copy(update={"shared": others.any_of(image)}) for ordinal, image in own.items()}
+            others = replace(others, sha256=frozenset())
+            stays = frozenset[str]().union(*(same.digests[ordinal] for ordinal in kept))
+            own = {
+                ordinal: image.model_copy(
+                    update={"shared": others.any_of(image) or not stays.isdisjoint(same.digests.get(ordinal, ()))}
+                )
+                for ordinal, image in own.items()
+            }
     returned: Images = {}
+    measured: Measured = {}
     if earlier:
         by_ids = removed_images(each for each in earlier if each.request.ids is not None)
         refused = rows_at(dataset, manifest, _refused_by_source(dataset, commits))
         seeds = {**{row["ordinal"]: image_of(row) for row in refused}, **by_ids}
-        known = _measured(image for image in taken.values() if not image.shared)
-        returned = with_copies(dataset, manifest, seeds, tables, catalog_uri, measured=known)
-        returned = _without(returned, taken, own)
+        removed = _measured((image for image in taken.values() if not image.shared), known)
+        again_there = with_copies(dataset, manifest, seeds, tables, catalog_uri, measured=removed)
+        returned, measured = _without(again_there.images, taken, own), again_there.digests
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     tombstones = [Tombstone(request=request, reason=reason, when=when, images=tuple(own.values()))] if own else []
-    tombstones += _of_earlier(earlier, returned, when)
+    tombstones += _of_earlier(earlier, returned, measured, when)
     return TakedownList(
         dataset=str(dataset),
         name=manifest.name,
@@ -163,18 +193,45 @@ def list_takedown(
             f"{image_stem(row['ordinal'] + 1)} {row['image_id']} (provider {row['provider']!r}, {row['license']})"
             for row in rows_at(dataset, manifest, kept)
         ),
+        similar=tuple(
+            each.line()
+            for each in _similar(dataset, commits, own, requested)
+            if each.id - 1 not in own and each.id - 1 not in returned
+        ),
         shards=tuple(by_shard((*own, *returned), manifest.images_per_shard)),
         tombstones=tuple(tombstones),
         outputs=tuple(line_of(note) for note in read_notes(dataset)),
     )
 
 
+def _requested(earlier: Sequence[Tombstone], request: TakedownRequest) -> set[int]:
+    """Return the numbers of the images that this request already took down."""
+    names = {exact_id(name) or name for name in request.ids or ()}
+    return {
+        image.id
+        for tombstone in earlier
+        for image in tombstone.images
+        if not names.isdisjoint((image.image_id, str(image.id), image_stem(image.id)))
+        or (request.ids is None and same_request(request, tombstone.request))
+    }
+
+
+def _similar(dataset: Location, commits: Sequence[Commit], own: Images, requested: Set[int]) -> Iterator[NearCopy]:
+    """Yield committed images that look like the images `own`, or like those `requested` that are already removed."""
+    here, gone = pictures_at(dataset, commits, own), wanted_pictures(dataset, requested)
+    hashes = np.concatenate([here.hashes, gone.hashes])
+    pictures = WantedPictures((*here.ids, *gone.ids), (*here.tombstones, *gone.tombstones), hashes, gone.others)
+    return near_copies(dataset, commits, pictures)
+
+
 def _without(images: Images, *others: Images) -> Images:
     return {ordinal: image for ordinal, image in images.items() if all(ordinal not in other for other in others)}
 
 
-def _measured(images: Iterable[RemovedImage]) -> dict[int, str]:
-    return {image.ordinal: image.sha256 for image in images if image.sha256 is not None}
+def _measured(images: Iterable[RemovedImage], known: Mapping[int, frozenset[str]]) -> Measured:
+    """Return the measured SHA-256 of removed images, with those of their fingerprints, `known` by number."""
+    own = {image.ordinal: known.get(image.id, frozenset()) | {image.sha256 or ""} - {""} for image in images}
+    return {ordinal: digests for ordinal, digests in own.items() if digests}
 
 
 def _check(selection: Selection, taken: Images, request: TakedownRequest, earlier: Sequence[Tombstone]) -> None:
@@ -204,17 +261,19 @@ def _refused_by_source(dataset: Location, commits: Iterable[Commit]) -> list[int
     return found
 
 
-def _of_earlier(earlier: Sequence[Tombstone], returned: Images, when: str) -> list[Tombstone]:
+def _of_earlier(earlier: Sequence[Tombstone], returned: Images, measured: Measured, when: str) -> list[Tombstone]:
     """Return tombstones for images that came back. Each one repeats the reason of the earlier tombstone."""
     left = dict(returned)
     found = []
     for number, tombstone in enumerate(earlier):
         names = RemovedNames.of(tombstone.images)
+        same = frozenset[str]().union(*(measured.get(image.ordinal, ()) for image in tombstone.images))
         own = {
             ordinal: image
             for ordinal, image in left.items()
             if number == len(earlier) - 1  # the rest are duplicates of duplicates
             or names.any_of(image)
+            or not same.isdisjoint(measured.get(ordinal, ()))
         }
         if own:
             found.append(tombstone.model_copy(update={"when": when, "images": tuple(own.values())}))

@@ -140,10 +140,10 @@ class _LazyModel:
             began = time.monotonic()
             from segmint.infra.device import resolve_compute
             from segmint.model.sam.predictor import Predictor
-            from segmint.operators.segment.models import load_model
+            from segmint.operators.segment.models import cpu_kernels, load_model
 
             compute = resolve_compute(self._options.device, self._options.precision)
-            self._predictor = Predictor(load_model(self._weights, compute))
+            self._predictor = Predictor(load_model(self._weights, compute), kernels=cpu_kernels(compute.kind))
             self._start_s = time.monotonic() - began
         return self._predictor
 

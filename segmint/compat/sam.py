@@ -34,7 +34,7 @@ class Sam(base.Sam):
                 "result of segmint.load_sam"
             )
         made = cls(sam.image_encoder, sam.prompt_encoder, sam.mask_decoder)
-        made.image_encoder.img_size = cls.image_size  # type: ignore[assignment]
+        made.image_encoder.img_size = sam.image_size  # type: ignore[assignment]
         return made.train(sam.training)
 
     @property

@@ -85,10 +85,12 @@ def pipeline() -> dict[str, Any]:
 def prepared() -> dict[str, Any]:
     stages = ("decode", "shrink", "faces", "plates", "redact", "release", "original")
     runs = [{"with_original": kept, **dict.fromkeys(stages, 0.5), "total": 3.5} for kept in (True, False)]
-    row = {"photograph": "car.png", "variant": "as it is", "with_original": True, "kind": "plate", "labels": 3}
-    counts = {"found": 2, "redacted": 0.1}
-    found = {"photographs": ["car", "dog"], "stages": [{"megapixels": 16.0, "cpu_seconds": runs}]}
-    return {**NOTHING, **found, "recall": [{**row, **counts}] * 2}
+    return {**NOTHING, "photographs": ["car", "dog"], "stages": [{"megapixels": 16.0, "cpu_seconds": runs}]}
+
+
+def privacy() -> dict[str, Any]:
+    row = {"picture": "car", "change": "90", "detector": "clp", "found": [40], "missed": [30, 140], "false": 3}
+    return {**NOTHING, "rule": 3, "iou": 0.3, "smallest": 20.0, "rows": [row, {**row, "change": "tiled", "found": []}]}
 
 
 def scale() -> dict[str, Any]:
@@ -180,6 +182,7 @@ def recorded(tmp_path: Path) -> Path:
         "encoder_vs_reference": encoder(),
         "pipeline_vs_loop": pipeline(),
         "prepare": prepared(),
+        "privacy": privacy(),
         "scale": scale(),
         "catalog_streams": streams(),
         "resume": resume(),
@@ -245,7 +248,8 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "| 400 × 300 | 21 | 3,072 | 7.00 | 7.00 |" in part(page, "scaling")
     assert "| 1 | 26.2 | 37.5 | 0.70 | 1 |" in part(page, "pipeline")
     assert "| 16 | no | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 | 3.50 |" in part(page, "prepare")
-    assert "| car.png | 2 | 6 | 4 |" in part(page, "prepare")
+    assert "| photographs at 90° | 1 | 1 | 3 | 1 | 33 % (3 %–91 %) | 3 | 1 |" in part(page, "privacy")
+    assert "| 32 to 63 px | 1 | 1 | 100 % |" in part(page, "privacy")
     assert "| driver | 1 | 0.250 | 100 | 101 | 120 | 121 | 1.5 |" in part(page, "rows")
     words = "1,000,000 rows into 2,000 shards with 9 masks in 21 minutes, which is 810 rows/s. Each row took 1.23 ms of"
     assert words in " ".join(part(page, "rows"))

@@ -118,6 +118,17 @@ def test_a_merge_of_answers_may_die_or_sleep_at_any_call() -> None:
     assert "purge 0/0.1.json" in results["takedown of answers"]["calls"]
 
 
+@pytest.mark.long
+def test_changes_of_fingerprints_may_die_at_any_call() -> None:
+    names = ["takedown without fingerprints", "forget fingerprints", "other picture"]
+    with quick_folder() as folder:
+        results = answer_of(start_matrix(names, str(folder)))
+    assert [results[name]["wrong"] for name in names] == [{}, {}, {}]
+    assert {"create fingerprints/000000.g2.json", "purge fingerprints/000000.g1.json"} <= set(
+        results[names[1]]["calls"]
+    )
+
+
 def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
     """A matrix without points would find nothing."""
     calls = [call.partition("-")[0] for call in matrix["write_shard"]["calls"]]

@@ -25,6 +25,7 @@ from segmint.catalogs.source.conform import InvalidValue
 from segmint.catalogs.source.normalize import stage_catalog, write_marked
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import UsageError
+from segmint.infra.metrics import RunMetrics
 from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
@@ -35,7 +36,7 @@ from segmint.operators.rows import Row
 from segmint.operators.schemas import FUNNEL_STEPS, SEGMENTED
 from segmint.operators.shards.write import ShardTask, write_shard
 from segmint.pipeline.building.dataset.dataset import BuildDataset
-from segmint.pipeline.building.execution.accounting import account
+from segmint.pipeline.building.execution.accounting import RunRecord, account
 from segmint.pipeline.building.execution.outages import Outages
 from tests.support.bad_images import encode, photograph, retagged_tiff
 from tests.support.locations import handle_of, location_of
@@ -157,7 +158,9 @@ class CatalogLine:
             name="hostile", config={}, config_sha256="", numerics={}, code_version="", licenses={}, catalog=(part,),
             weights=ModelWeights(name="", sha256=""), images_per_shard=1000, policy_date=POLICY.policy_date,
         )  # fmt: skip
-        accounting = account(BuildDataset(dataset, manifest, Path()), range(1), seconds=1, built=result.counts)
+        run = RunRecord(RunMetrics("hostile"))
+        run.note(result)
+        accounting = account(BuildDataset(dataset, manifest, Path()), range(1), run, seconds=1)
         assert accounting.complete
         assert accounting.rows == count == accounting.written + sum(accounting.rejected.values())
         tables = [

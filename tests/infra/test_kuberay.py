@@ -21,6 +21,7 @@ from segmint.pipeline.engine.train.presets import with_preset
 from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config
 from segmint.pipeline.engine.train.workers.driver import settle
 from tests.support.builds import write_catalog
+from tests.support.gpu_numerics import on_a_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "infra" / "kuberay"
@@ -192,7 +193,7 @@ def laid_out(folder: Path, cluster: Cluster, *overrides: str) -> Stages:
     catalog = write_catalog(folder / "c.jsonl", rows)
     here = [f"catalog={catalog}", f"output={folder / 'dataset'}", "model.device=cpu", "model.precision=fp32"]
     begun = open_or_create(load_config(str(path), [*overrides, *here]), Storage())
-    manifest = begun.manifest.model_copy(update={"numerics": {**begun.manifest.numerics, "device": "cuda"}})
+    manifest = begun.manifest.model_copy(update={"numerics": on_a_gpu(begun.manifest.numerics)})
     return lay_out(loaded, BuildDataset(begun.location, manifest, begun.weights), cluster)
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from segmint.catalogs.findings import FindingLocation
 from segmint.operators import decoding
-from segmint.operators.audit.similar_images import perceptual_hash
 from segmint.operators.audit.tar import audit_jpeg
 from segmint.operators.decoding import PIXELS_HERE, JpegDecoder, OverLimitError, UndecodableError, is_plain
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.operators.similar.hashes import jpeg_hashes
 from tests.support import child_workers
 from tests.support.bad_images import encode, photograph
 from tests.support.bombs import jpeg_saying
@@ -72,14 +72,14 @@ def test_only_plain_ones_of_a_dataset_are_decoded_here(decoders: dict[bool, Jpeg
 def test_the_result_is_the_same_here_and_there(decoders: dict[bool, JpegDecoder]) -> None:
     here, there = (decoders[own].run(decode_jpeg, released()) for own in (True, False))
     np.testing.assert_array_equal(here, there)
-    assert len({decoders[own].run(perceptual_hash, released()) for own in (True, False)}) == 1
+    assert len({decoders[own].run(jpeg_hashes, released()).tobytes() for own in (True, False)}) == 1
 
 
 @pytest.mark.usefixtures("processes")
 def test_a_picture_of_gigapixels_is_not_decoded(decoders: dict[bool, JpegDecoder]) -> None:
     for decoder in decoders.values():
         with pytest.raises(UndecodableError, match=TOO_LARGE):
-            decoder.run(perceptual_hash, GIGAPIXELS)
+            decoder.run(jpeg_hashes, GIGAPIXELS)
     row = {"id": 1, "width": 65500, "height": 65500}
     (finding,) = audit_jpeg(GIGAPIXELS, row, FindingLocation("shards/x.tar"), decoders[True])
     assert (finding.code, finding.found) == ("bad_jpeg", TOO_LARGE)

@@ -15,13 +15,14 @@ from pycocotools import mask as coco
 from segmint.catalogs.dataset.regions import WantedRegion
 from segmint.model.detectors.detection import Detector
 from segmint.operators.images import decode_jpeg
-from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors, deidentify
+from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors
 from segmint.operators.prepare.deidentify import outline as redacted_outline
 from segmint.operators.prepare.mosaic import WHOLE
 from segmint.operators.prepare.release import ReleaseConfig, release, released_size
 from segmint.operators.redactions import MANUAL, outline, redactions
 from segmint.operators.shards.corrected_rows import source_region
 from tests.conftest import read_rgb
+from tests.support.redacted import redacted as deidentified
 
 
 def region(x: int, y: int, w: int, h: int, kind: str = "face", source: str = "mtcnn") -> dict[str, Any]:
@@ -86,7 +87,7 @@ def half_hidden(image: np.ndarray, detectors: Sequence[Detector]) -> np.ndarray:
 def test_the_masks_of_a_photograph_are_measured_as_its_pixels_are(photos: Path, name: str, short_side: int) -> None:
     image = read_rgb(photos / name)
     detectors = build_detectors(DeidentifyConfig())
-    clean, found = deidentify(image, detectors)
+    clean, found = deidentified(image, detectors)
     released = release(clean, ReleaseConfig(short_side=short_side))
     gray = cv2.cvtColor(decode_jpeg(released.jpeg), cv2.COLOR_RGB2GRAY)
     masks = []

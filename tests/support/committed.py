@@ -1,5 +1,6 @@
 """Small committed datasets, written by the real writer from made-up rows: photographs, two masks each, no model."""
 
+import hashlib
 import io
 from collections.abc import Callable
 from datetime import date
@@ -61,6 +62,7 @@ def row_of(ordinal: int, refused: bool) -> dict[str, Any]:
         "plates": 0,
         "regions": [],
         "release": encoded.getvalue(),
+        "release_sha256": hashlib.sha256(encoded.getvalue()).hexdigest(),
         "masks": [mask_row(mask) for mask in masks(ordinal)],
     }
 

@@ -19,6 +19,7 @@ from segmint.catalogs.parquet import table_bytes
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.shards.files import annotations_json
+from segmint.operators.similar.hashes import jpeg_hashes
 from tests.support.locations import location_of
 
 
@@ -40,6 +41,7 @@ class CommittedShard:
                 stream = archive.extractfile(member)
                 assert stream is not None
                 self.members.append((member.name, stream.read()))
+        self._releases = [row["release_sha256"] for row in self.rows["images"]]
 
     def edit_member(self, index: int, edit: Callable[[bytes], bytes]) -> None:
         """Change the bytes of a member of the tar."""
@@ -57,7 +59,15 @@ class CommittedShard:
                 self.members[index] = name, annotations_json(row["id"], f"sa_{row['id']}.jpg", size, masks)
 
     def files(self) -> dict[str, bytes]:
-        """The files as the rows and members make them, by folder."""
+        """The files as the rows and members make them, by folder; rows follow a JPEG that was changed."""
+        members = dict(self.members)
+        for row, before in zip(self.rows["images"], self._releases, strict=False):
+            jpeg = members.get(f"sa_{row['id']}.jpg")
+            digest = hashlib.sha256(jpeg or b"").hexdigest()
+            if jpeg is not None and row["release_sha256"] == before != digest:
+                row["release_sha256"] = digest
+                with suppress(ValueError):  # the audit compares no hashes of a JPEG that it can't decode
+                    row["hashes"] = jpeg_hashes(jpeg).tolist()
         files = {kind: table_bytes(to_table(self.rows[kind], SCHEMAS[kind]), SCHEMAS[kind]) for kind in SCHEMAS}
         return files | {"shards": self._tar(), **self.raw}
 
@@ -102,6 +112,7 @@ def write_commit(dataset: Path, commit: Commit) -> None:
 def change_manifest(dataset: Path, **changes: Any) -> None:
     """Rewrite `dataset.json` with other values of these fields; with a configuration and its hash, the commits too."""
     path = dataset / MANIFEST
+    manifest = DatasetManifest.from_json(path.read_bytes()).model_copy(update=changes)
     for commit in CommitLog(location_of(dataset)).read_all() if {"config", "config_sha256"} <= changes.keys() else ():
-        write_commit(dataset, replace(commit, config=changes["config_sha256"]))
-    path.write_bytes(DatasetManifest.from_json(path.read_bytes()).model_copy(update=changes).to_json())
+        write_commit(dataset, replace(commit, build_sha256=manifest.build_sha256))
+    path.write_bytes(manifest.to_json())

@@ -26,7 +26,7 @@ import tenacity  # noqa: F401
 from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.commits import Reservation
 from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.dataset.tombstones import TakedownRequest
+from segmint.catalogs.dataset.tombstones import TakedownRequest, read_tombstones
 from segmint.catalogs.dataset.versions.record import VERSIONS, name_now
 from segmint.catalogs.layout import DATASET_ID, data_path
 from segmint.infra.errors import UsageError
@@ -34,6 +34,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
 from segmint.operators.shards.revise import finish_dead_writers
 from segmint.pipeline.corrections.amend import amend
+from segmint.pipeline.corrections.fingerprints import forget, tell_apart
 from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
@@ -114,6 +115,26 @@ def _writer_died(place: DatasetPath) -> None:
     place.log.location(1, 1).delete()
 
 
+def _take_down_redacted(place: DatasetPath) -> None:
+    """Of an image that a redaction left a fingerprint of; none is kept."""
+    takedown(place.location, TakedownRequest(ids=("image-3",), fingerprints=False), "as was asked", NOW)
+
+
+def _redacted(place: DatasetPath) -> None:
+    _both_shards(place)
+    _redact(place)
+
+
+def _taken_down(place: DatasetPath) -> None:
+    _both_shards(place)
+    _take_down(place)
+
+
+def _tell_apart(place: DatasetPath) -> None:
+    (tombstone,) = read_tombstones(place.location)
+    tell_apart(place.location, "image-4", tombstone.name, "the other side of the house", NOW)
+
+
 def _take_down_in_a_build(place: DatasetPath) -> None:
     """Of both shards; the build goes on with rows that were made before."""
     takedown(place.location, TakedownRequest(ids=("image-0", "image-4")), "as was asked", NOW)
@@ -171,6 +192,9 @@ OPERATIONS = {
     "shards.json": Operation(_both_shards, lambda place: write_shards_index(place.location, "protocol", threads=1)),
     "takedown": Operation(_both_shards, _take_down, versioned=True, taken=(0, 2)),
     "takedown in a build": Operation(_writer_died, _take_down_in_a_build, taken=(0, 4)),
+    "takedown without fingerprints": Operation(_redacted, _take_down_redacted, versioned=True, taken=(3,)),
+    "forget fingerprints": Operation(_taken_down, lambda place: forget(place.location, "image-0"), versioned=True),
+    "other picture": Operation(_taken_down, _tell_apart, versioned=True),
     "redact": Operation(_both_shards, _redact, versioned=True),
     "retry": Operation(_both_shards, _retry),
     "amend": Operation(_both_shards, lambda place: _amend(place, 0, 4), versioned=True),

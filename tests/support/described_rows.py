@@ -1,5 +1,6 @@
 """Rows as the stages make them, without the stages: real encodings of small shapes, for tests of what comes after."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ def accepted_row(ordinal: int, masks: int = 2) -> dict[str, Any]:
         "plates": 0,
         "regions": [],
         "release": released.jpeg,
+        "release_sha256": hashlib.sha256(released.jpeg).hexdigest(),
         "masks": [rectangle_mask(30, 40, 2 + i, 3 + i, 12 + i, 20 + i) for i in range(masks)],
         "funnel": steps,
         "statistics": {"mask_count": masks, "coverage": 0.2},

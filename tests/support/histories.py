@@ -380,7 +380,8 @@ class WriterHistory:
         expected = {f"dataset.g{number}.json" for number in range(2, generation + 1)} | {"dataset.json"}
         expected |= {part.path for part in manifest.catalog} | {f"tombstones/{each.name}" for each in tombstones}
         taken = removed_images(tombstones)
-        names = {path: parse_submission_path(path) for path in contents(self.place) if not path.startswith("marks/")}
+        paths = [path for path in contents(self.place) if not path.startswith("fingerprints/")]
+        names = {path: parse_submission_path(path) for path in paths}
         expected |= {path for path, name in names.items() if name is not None and name.ordinal not in taken}
         left = names.keys() ^ (expected | self._named() | commits)
         # Of an amendment that was killed, and whose image was taken down before it was repeated.

@@ -16,6 +16,7 @@ from segmint.catalogs.dataset.annotations.submissions import (
     read_submissions,
 )
 from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.fingerprints import FINGERPRINTS
 from segmint.catalogs.dataset.manifest import (
     CatalogPart,
     load_latest_manifest,
@@ -200,10 +201,11 @@ def state_of(folder: Path) -> str:
     """The digest of what the dataset in a local folder is, from its files and by no storage call."""
     manifests = {number: path for path in folder.glob("*.json") if (number := parse_manifest_name(path.name))}
     latest = json.loads(manifests[max(manifests)].read_bytes())
-    held: dict[int, tuple[int, Path]] = {}
-    for path in (folder / COMMITS).glob("*.json"):
+    held: dict[tuple[str, int], tuple[int, Path]] = {}
+    for path in (each for name in (COMMITS, FINGERPRINTS) for each in (folder / name).glob("*.json")):
         shard, generation = parse_commit_name(path.name) or (-1, 0)
-        held[shard] = max(held.get(shard, (0, path)), (generation, path))
+        place = path.parent.name, shard
+        held[place] = max(held.get(place, (0, path)), (generation, path))
     files = [*manifests.values(), *(path for _, path in held.values()), *(folder / TOMBSTONES).glob("*.json")]
     leaves = [leaf_of(str(path.relative_to(folder)), path.read_bytes()) for path in files]
     return Snapshot.of([*leaves, *(VersionLeaf(part["path"], part["sha256"]) for part in latest["catalog"])]).digest

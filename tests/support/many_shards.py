@@ -38,7 +38,7 @@ def write_many_shards(dataset: Location, shards: int) -> int:
                 yield entries[-1].path, data
             ordinals = (shard * _PER_SHARD, (shard + 1) * _PER_SHARD)
             commit = Commit(
-                shard, 1, ordinals, manifest.numerics_fingerprint, manifest.config_sha256, counts, tuple(entries)
+                shard, 1, ordinals, manifest.numerics_fingerprint, manifest.build_sha256, counts, tuple(entries)
             )
             yield commit_path(shard, 1), commit.to_json()
 

@@ -24,6 +24,7 @@ from segmint.catalogs.dataset.versions.record import VERSIONS
 from segmint.catalogs.layout import DATASET_ID, MANIFEST, config_sha256, fingerprint, part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.stages import StageColumn
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import RetryPolicy
@@ -64,6 +65,7 @@ class DatasetPath:
 
     uri: str
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: tuple[StageColumn, ...] = ()
 
     @property
     def storage(self) -> Storage:
@@ -75,7 +77,7 @@ class DatasetPath:
 
     @property
     def handle(self) -> DatasetHandle:
-        return replace(handle_of(self.location), config_sha256=config_sha256(CONFIG))
+        return replace(handle_of(self.location), build_sha256=manifest_of(()).build_sha256, stages=self.stages)
 
     @property
     def log(self) -> CommitLog:
@@ -98,23 +100,30 @@ def catalog_rows(first: int, rows: int) -> list[dict[str, Any]]:
     ]
 
 
-def begin(place: DatasetPath) -> None:
-    """Put the catalog's part and `dataset.json`."""
-    rows = catalog_rows(0, SHARDS * ROWS)
-    part = table_bytes(to_table(rows, NORMALIZED), NORMALIZED)
-    digest = hashlib.sha256(part).hexdigest()
-    path = part_path(0, digest)
-    manifest = DatasetManifest(
+def manifest_of(catalog: tuple[CatalogPart, ...], stages: tuple[StageColumn, ...] = ()) -> DatasetManifest:
+    """The manifest of the first generation."""
+    return DatasetManifest(
         name="protocol",
         config=CONFIG,
         config_sha256=config_sha256(CONFIG),
         numerics=NUMERICS,
         code_version="0",
         weights=ModelWeights(name="none", sha256="0" * 64),
-        catalog=(CatalogPart(path=path, rows=len(rows), sha256=digest, source_sha256=digest, first_shard=0),),
+        catalog=catalog,
         images_per_shard=ROWS,
         policy_date=date(2026, 1, 1),
+        stages=stages,
     )
+
+
+def begin(place: DatasetPath) -> None:
+    """Put the catalog's part and `dataset.json`."""
+    rows = catalog_rows(0, SHARDS * ROWS)
+    part = table_bytes(to_table(rows, NORMALIZED), NORMALIZED)
+    digest = hashlib.sha256(part).hexdigest()
+    path = part_path(0, digest)
+    parts = (CatalogPart(path=path, rows=len(rows), sha256=digest, source_sha256=digest, first_shard=0),)
+    manifest = manifest_of(parts, place.stages)
     place.storage.put(join(place.uri, path), part)
     place.storage.put(join(place.uri, MANIFEST), manifest.to_json())
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.annotations.submissions import Submission, base_digest
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
@@ -61,7 +62,8 @@ def committed_row(dataset: Location, ordinal: int, per_shard: int = 3) -> Row:
     """The described row of an image; its masks have their `annotation_id`."""
     commit = CommitLog(dataset).latest(ordinal // per_shard)
     assert commit is not None
-    row = next(row for row in read_committed_rows(dataset, commit) if row["ordinal"] == ordinal)
+    rows = read_committed_rows(dataset, commit, load_manifest(dataset).stages)
+    row = next(row for row in rows if row["ordinal"] == ordinal)
     masks = [
         {**mask, "annotation_id": row["id"] * MASKS_PER_IMAGE_LIMIT + mask_index(mask, place)}
         for place, mask in enumerate(row["masks"] or ())

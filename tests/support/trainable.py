@@ -81,6 +81,7 @@ def row_of(ordinal: int, refused: bool, shown: int | None = None) -> dict[str, A
         "plates": 0,
         "regions": [],
         "release": encoded.getvalue(),
+        "release_sha256": hashlib.sha256(encoded.getvalue()).hexdigest(),
         "masks": masks_of_row,
     }
 

@@ -49,10 +49,17 @@ def _nonempty(text: str) -> str:
     return _printable(text)
 
 
+def _lines(text: str) -> str:
+    for line in text.split("\n"):
+        _printable(line)
+    return text
+
+
 Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 Annotator = Annotated[str, Field(max_length=_NAME_LENGTH), AfterValidator(_nonempty)]
 """Name that the annotator entered."""
 _Label = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
+_Comment = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_lines)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Side = Annotated[int, Field(ge=1, le=65_535)]
 _Pixels = Annotated[float, Field(ge=0, le=65_535, allow_inf_nan=False)]
@@ -126,6 +133,8 @@ class Submission(_StrictRecord):
     stage: Literal["assisted", "semi"]
     seconds: _Seconds  # of active work on the image
     complete: bool  # the annotator's statement that no mask is missing
+    comment: _Comment | None = None  # on the image, for the people who review it
+    flag: bool = False  # the annotator asks somebody to look at the image
     model: Sha256 | None = None  # of the weights that made the predictions
     saved_at: SavedAt
     masks: Annotated[tuple[SubmittedMask, ...], Field(max_length=MOST_MASKS)] = ()

@@ -1,4 +1,4 @@
-"""The version digest: one hash over the manifest, the catalog, the latest commits, and the tombstones.
+"""The version digest: one hash over the manifest, the catalog, the latest commits, tombstones, and fingerprints.
 
 It is the root of a Merkle tree with a leaf for each of these files: the line `<SHA-256>  <path>`, as `sha256sum` prints
 it, sorted by path. A commit names its data files with their hashes, so the digest covers every byte of a dataset.
@@ -12,6 +12,12 @@ from functools import cached_property
 from pydantic import TypeAdapter, ValidationError
 
 from segmint.catalogs.dataset.commits import CommitLog, ListedCommit
+from segmint.catalogs.dataset.fingerprints import (
+    FINGERPRINTS,
+    fingerprints_path,
+    list_fingerprints,
+    parse_fingerprints_path,
+)
 from segmint.catalogs.dataset.manifest import (
     DatasetManifest,
     manifest_generations,
@@ -112,22 +118,21 @@ def take_snapshot(
 ) -> Snapshot:
     """Return the files that a dataset's digest covers, with their hashes, as they were at one moment.
 
-    Manifests, commits, and tombstones are read; the hashes of catalog parts are taken from the manifest. `use_cache`
-    allows taking the hashes of each full block of shards' commits from `summaries/`; `save_cache` saves them there if
-    possible. `read`, if given, receives the latest commits and the sums of those that were read. Raises `UsageError` if
-    there is no dataset or its manifest can't be read, and `DamagedDatasetError` if commits keep disappearing while they
-    are read.
+    All files are read, except that the manifest has the hashes of catalog parts. `use_cache` allows taking the hashes
+    of each full block of shards' commits from `summaries/`; `save_cache` saves them there if possible. `read`, if
+    given, receives the latest commits and the sums of those that were read. Raises `UsageError` if there is no dataset
+    or its manifest can't be read, and `DamagedDatasetError` if commits keep disappearing while they are read.
     """
     why = ""
     for _ in range(_ATTEMPTS):
-        # Commits are listed once. If no manifest or tombstone was added during that, the result is consistent.
-        before = _manifests_and_tombstones(dataset)
+        # Commits are listed once. If no other file was added during that, the result is consistent.
+        before = _others(dataset)
         try:
             snapshot = _take(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, read=read)
         except NotFoundError as error:
             why = str(error)  # a correction removed a listed commit, so list again
             continue
-        new = {path for path in snapshot.by_path if _is_manifest_or_tombstone(path)} - before
+        new = {path for path in snapshot.by_path if _is_other(path)} - before
         if not new:
             return snapshot
         why = f"{', '.join(sorted(new))} was written"
@@ -149,20 +154,24 @@ def manifest_leaves(dataset: Location) -> tuple[list[VersionLeaf], bytes]:
     return leaves, data
 
 
-def tombstone_leaves(dataset: Location) -> list[VersionLeaf]:
-    """Return a leaf for each tombstone."""
-    paths = [f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset)]
-    return [leaf_of(path, (dataset / path).read()) for path in paths]
+def removal_leaves(dataset: Location) -> list[VersionLeaf]:
+    """Return a leaf for each tombstone and for the latest fingerprints of each shard."""
+    return [leaf_of(path, (dataset / path).read()) for path in _removal_paths(dataset)]
 
 
-def _manifests_and_tombstones(dataset: Location) -> set[str]:
-    """Return the paths of all manifests and tombstones, which are only ever added."""
-    manifests = {manifest_name(number) for number in manifest_generations(dataset)}
-    return manifests | {f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset)}
+def _removal_paths(dataset: Location) -> list[str]:
+    tombstones = [f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset)]
+    latest = list_fingerprints(dataset).items()
+    return [*tombstones, *(fingerprints_path(shard, generation) for shard, (generation, _) in latest)]
 
 
-def _is_manifest_or_tombstone(path: str) -> bool:
-    return path.startswith(f"{TOMBSTONES}/") or parse_manifest_name(path) is not None
+def _others(dataset: Location) -> set[str]:
+    """Return the paths of all manifests, tombstones, and latest fingerprints."""
+    return {*map(manifest_name, manifest_generations(dataset)), *_removal_paths(dataset)}
+
+
+def _is_other(path: str) -> bool:
+    return path.startswith((f"{TOMBSTONES}/", f"{FINGERPRINTS}/")) or parse_manifest_name(path) is not None
 
 
 def leaf_of(path: str, data: bytes) -> VersionLeaf:
@@ -190,7 +199,7 @@ def _take(
     manifests, latest = manifest_leaves(dataset)
     manifest = DatasetManifest.from_json(latest, f"{dataset}/{manifests[-1].path}")
     parts = [VersionLeaf(part.path, part.sha256) for part in manifest.catalog]
-    return Snapshot.of([*manifests, *parts, *commits, *tombstone_leaves(dataset)])
+    return Snapshot.of([*manifests, *parts, *commits, *removal_leaves(dataset)])
 
 
 def _commit_leaves(
@@ -281,9 +290,10 @@ def _node_hash(left: bytes, right: bytes) -> bytes:
 class SnapshotComparison:
     """Differences between a snapshot and an earlier one, as paths of files.
 
-    Manifests, commits, and tombstones are never changed or removed, except for a commit that a higher generation of its
-    shard replaces, and a part of the catalog that a later manifest no longer names. So `changed` and `missing` indicate
-    damage, while `replaced` and `added` result from builds and corrections.
+    Manifests, commits, tombstones, and fingerprints are never changed or removed, with two exceptions: a commit or
+    fingerprints that a higher generation of the shard replaces, and a part of the catalog that a later manifest no
+    longer names. So `changed` and `missing` indicate damage, while `replaced` and `added` result from builds and
+    corrections.
     """
 
     changed: tuple[str, ...]
@@ -317,17 +327,22 @@ def compare_snapshots(before: Snapshot, now: Snapshot) -> SnapshotComparison:
     )
 
 
-def _is_replaced(path: str, generations: dict[int, int], *, grown: bool) -> bool:
+def _is_replaced(path: str, generations: dict[tuple[str, int], int], *, grown: bool) -> bool:
     if is_part_path(path):
         return grown
-    commit = parse_commit_path(path)
-    return commit is not None and generations.get(commit[0], 0) > commit[1]
+    parsed = _numbered(path)
+    return parsed is not None and generations.get(parsed[0], 0) > parsed[1]
 
 
-def _generations(snapshot: Snapshot) -> dict[int, int]:
-    """Return the generation of each committed shard."""
-    commits = (parse_commit_path(leaf.path) for leaf in snapshot.leaves)
-    return dict(commit for commit in commits if commit is not None)
+def _generations(snapshot: Snapshot) -> dict[tuple[str, int], int]:
+    """Return the generation of each shard's commit and fingerprints, by folder and shard."""
+    return dict(parsed for leaf in snapshot.leaves if (parsed := _numbered(leaf.path)) is not None)
+
+
+def _numbered(path: str) -> tuple[tuple[str, int], int] | None:
+    """Parse the path of a commit or of fingerprints into folder and shard, and generation."""
+    parsed = parse_commit_path(path) or parse_fingerprints_path(path)
+    return None if parsed is None else ((path.partition("/")[0], parsed[0]), parsed[1])
 
 
 def _manifests(snapshot: Snapshot) -> int:

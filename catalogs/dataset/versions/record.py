@@ -43,9 +43,9 @@ _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
 class Version(Frozen):
     """Content of `versions/<number>.json`: a digest, the files that it covers, and the command that led to this state.
 
-    `files` maps the paths of manifests, catalog parts, and tombstones to their SHA-256; `commits` are (shard,
-    generation, SHA-256 of the commit's file). `before` is the digest of the previous version, or None. `checksum` is
-    the SHA-256 of all other fields as canonical JSON.
+    `files` maps the paths of manifests, catalog parts, tombstones, and fingerprints to their SHA-256; `commits` are
+    (shard, generation, SHA-256 of the commit's file). `before` is the digest of the previous version, or None.
+    `checksum` is the SHA-256 of all other fields as canonical JSON.
     """
 
     schema_version: Literal[1] = 1

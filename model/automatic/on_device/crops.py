@@ -106,7 +106,7 @@ class DeviceCrops:
         """
         settings, device = self._settings, self._predictor.sam.device
         points = crop_points(crop, settings.points_of_layer(crop.layer))
-        upscaling = TiledUpscaling(embedding, self._predictor.sam.image_size)
+        upscaling = TiledUpscaling(embedding, self._predictor.sam.geometry)
         chunks = self.start_chunks(embedding, points)
         numbers = [measure_chunk(upscaling, chunk, settings.stability_score_offset) for chunk in chunks]
         fetched = HostTransfer(torch.cat(numbers))

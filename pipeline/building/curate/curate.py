@@ -41,11 +41,11 @@ from segmint.pipeline.building.curate.inspecting import InspectionRun, inspect_i
 from segmint.pipeline.building.execution.outages import resumable
 from segmint.pipeline.config.config import Config
 
-FEATURES_VERSION = 3
+FEATURES_VERSION = 4
 """Version of the inspection's results. A run does not resume from parts of another version."""
 
 _LIBRARIES = (
-    "numpy", "opencv-python-headless", "pillow", "simplejpeg", "imagehash", "scipy", "c2pa-python", "pyarrow",
+    "numpy", "opencv-python-headless", "pillow", "simplejpeg", "scipy", "c2pa-python", "pyarrow",
 )  # fmt: skip
 _KEY = b"segmint.curate"
 _ALONE = re.compile(r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)").pattern  # a URI that doesn't depend on its catalog's folder

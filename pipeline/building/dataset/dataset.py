@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.sweep import missing_files
-from segmint.catalogs.dataset.tombstones import read_tombstones
+from segmint.catalogs.dataset.tombstones import read_removals
 from segmint.catalogs.layout import (
     MANIFEST,
     DamagedDatasetError,
@@ -46,6 +47,7 @@ from segmint.infra.storage.probe import probe
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.infra.wording import some
+from segmint.operators.audit.detectors import try_detector_files
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.building.dataset.first_numerics import first_numerics
@@ -124,13 +126,13 @@ class BuildDataset:
         )
 
     def check_whole(self, shards: range) -> None:
-        """Raise `DamagedDatasetError` for damaged tombstones, missing or empty files, or a foreign commit."""
-        read_tombstones(self.location)
+        """Raise `DamagedDatasetError` for damaged records of takedowns, missing or empty files, or a foreign commit."""
+        read_removals(self.location)
         log = CommitLog(self.location)
         problems = [f"{path}: no such file, or an empty one" for path in missing_files(self.location, shards)]
         for commit in log.read_latest_of(list(log.committed().items())[:1]):  # an audit compares all of them
-            if commit.config != self.manifest.config_sha256:
-                problems.append(f"the commit of shard {commit.shard}: its config isn't the manifest's")
+            if commit.build_sha256 != self.manifest.build_sha256:
+                problems.append(f"the commit of shard {commit.shard}: its build_sha256 isn't the manifest's")
         if problems:
             raise DamagedDatasetError(f"{self.location}: {some(problems)}. Run `segmint repair {self.location}`")
 
@@ -144,8 +146,8 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     """Open the dataset at `config.output`, creating it if it does not exist.
 
     With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError` if the dataset was created with
-    another configuration or from another catalog, and lists the differing keys or rows. Also raises it if a bundled
-    detector lacks a package.
+    another configuration or from another catalog, and lists the differing keys or rows. Also raises it if a detector
+    lacks a package, and for a new dataset if a detector file fails on a blank image.
     """
     config.deidentify.require_packages()
     require_catalog(config, storage)
@@ -157,6 +159,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
             f"{output / MANIFEST} is missing, although later generations exist. Run `segmint repair {output}`"
         )
     if latest is None:
+        try_detector_files(config.deidentify, partial(resolve, mirror=config.assets, storage=storage))
         probe(output)
         latest = _begin(config, output, weights)
     check_begun_alike(config, storage, latest.manifest, weights)
@@ -256,6 +259,7 @@ def _check_numerics(config: Config, begun: Numerics) -> None:
         "model.device": (config.model.device, begun.device),
         "model.precision": (config.model.precision, begun.precision),
         "model.encoder": (config.model.encoder, begun.encoder),
+        "model.kernels": (config.model.kernels, begun.kernels or config.model.kernels),  # not recorded with a GPU
         "model.threads": (config.model.threads, begun.threads),
         "masks.points_per_chunk": (config.masks.points_per_chunk, begun.points_per_chunk),
         "deidentify.device": ("cuda" if config.detectors_share else "cpu", "cuda" if begun.detectors else "cpu"),

@@ -25,7 +25,8 @@ from segmint.infra.metrics import (
     resident_bytes,
 )
 from segmint.infra.storage.errors import StorageFaultError
-from segmint.infra.wording import counted, plural
+from segmint.infra.wording import counted, plural, some
+from segmint.operators.shards.near_copies import near_copies, wanted_pictures
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.ceiling import Ceiling
@@ -84,6 +85,7 @@ class RunRecord:
 
     metrics: RunMetrics
     built: Counter[str] = field(default_factory=Counter)
+    shards: set[int] = field(default_factory=set)  # that this run committed
     on_hold: dict[int, str] = field(default_factory=dict)  # reasons by shard
     loads: StageLoads = field(default_factory=StageLoads)
 
@@ -92,6 +94,7 @@ class RunRecord:
         log = get_logger("build")
         if result.status == "committed":
             self.built.update(result.counts)
+            self.shards.add(result.shard)
             self.on_hold.pop(result.shard, None)
             self._count(result.counts)
             log.info("committed", shard=result.shard, **result.counts)
@@ -159,6 +162,7 @@ class Accounting:
     seconds: float = 0.0  # of the whole run, including the startup of Ray and the model
     ceiling: Ceiling | None = None  # None if the run had nothing to do or measured nothing
     stages: Sequence[StageLoad] = ()  # load of the stages in this run
+    similar: Sequence[str] = ()  # images that this run committed and that look like removed pictures
     version: VersionName | None = None  # the dataset at the end of the run
 
     @property
@@ -223,6 +227,8 @@ class Accounting:
                 f"nothing to do: all rows of {counted(self.shards, 'shard')} are done ({self.seconds:.1f} s). "
                 "`segmint verify` reads the files"
             )
+        if self.similar:
+            lines.append(f"similar   {len(self.similar):>12,} to pictures that were taken down: {some(self.similar)}")
         if self.version is not None:
             lines.append(self.version.line())
         return lines
@@ -288,21 +294,23 @@ def _shards(shards: Sequence[int], on_hold: Mapping[int, str]) -> list[str]:
 def account(
     dataset: BuildDataset,
     wanted: range,
-    *,
+    run: RunRecord,
     seconds: float,
-    built: Mapping[str, int],
     ceiling: Ceiling | None = None,
-    stages: Sequence[StageLoad] = (),
 ) -> Accounting:
-    """Sum the commits of the shards in `wanted`. `built` contains the counts that this run added in `seconds`."""
-    totals = total(dataset.location, dataset.manifest, CommitLog(dataset.location).latest_commits(), wanted)
+    """Sum the commits of the shards in `wanted`. `run` is the record of this run, which took `seconds`."""
+    log = CommitLog(dataset.location)
+    totals = total(dataset.location, dataset.manifest, log.latest_commits(), wanted)
+    pictures = wanted_pictures(dataset.location)
+    similar = near_copies(dataset.location, log.read_all(only=run.shards) if pictures.ids else (), pictures)
     return Accounting(
         dataset=str(dataset.location),
         **vars(totals),
-        built_rows=built.get("rows", 0),
-        built_images=built.get("images", 0),
-        built_masks=built.get("masks", 0),
+        built_rows=run.built["rows"],
+        built_images=run.built["images"],
+        built_masks=run.built["masks"],
         seconds=seconds,
         ceiling=ceiling,
-        stages=stages,
+        stages=run.loads.read(),
+        similar=tuple(each.line() for each in similar),
     )

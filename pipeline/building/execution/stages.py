@@ -8,7 +8,7 @@ import ray
 import ray.exceptions
 from ray.data import ActorPoolStrategy
 
-from segmint.catalogs.dataset.tombstones import RemovedNames, read_tombstones, removed_images
+from segmint.catalogs.dataset.tombstones import NO_NAMES, read_removals
 from segmint.infra.errors import UsageError, last_line
 from segmint.infra.ray_session import NAME_GPUS, RETRIES, Cluster, GpuNodes, accelerator_types, observe
 from segmint.infra.storage.storage import Storage
@@ -290,5 +290,6 @@ def _prepare_arguments(config: Config, dataset: BuildDataset) -> tuple[Any, ...]
     policy = as_pinned(config, dataset.manifest.config).license.policy(dataset.manifest.policy_date)
     prepare = prepare_config(config, dataset.manifest)
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
-    taken = RemovedNames.of(removed_images(read_tombstones(dataset.location)).values(), config.catalog)
+    removals = read_removals(dataset.location, config.catalog)
+    taken = NO_NAMES if removals is None else removals.names
     return prepare, storage, policy, config.catalog, config.assets, PrepareResources(), taken

@@ -25,6 +25,7 @@ CPU_S = {
 }
 """CPU seconds of `prepare` per image, with the bundled detectors and the original kept for crops.
 
+Without turned images and the last look, which came later and haven't been measured on an idle machine.
 Measured by `make bench-prepare` on one core of an AMD EPYC. Another CPU took twice as long."""
 
 CURATION_CPU_S = (0.015, 0.018, 0.028, 0.037, 0.056)

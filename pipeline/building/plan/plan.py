@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import pyarrow as pa
 
@@ -30,6 +31,7 @@ from segmint.infra.ray_session import cores_here
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.cost import image_cost
+from segmint.operators.audit.detectors import try_detector_files
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.numerics import resolve_numerics
 from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
@@ -41,7 +43,7 @@ from segmint.pipeline.building.plan.cpu_stages import MEGAPIXELS, compare, price
 from segmint.pipeline.building.plan.estimates import Extrapolation, column, exactly
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.building.plan.sample import PlanSample, run_sample
-from segmint.pipeline.config.advice import advice
+from segmint.pipeline.config.advice import advice, detector_advice
 from segmint.pipeline.config.config import Config, as_pinned, identity
 
 DEFAULT_SHARE = 0.3
@@ -152,8 +154,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     """
     storage = Storage(config.storage)
     require_catalog(config, storage)
-    for file in config.deidentify.detector_files.values():
-        resolve(file, mirror=config.assets, storage=storage)
+    try_detector_files(config.deidentify, partial(resolve, mirror=config.assets, storage=storage))
     manifest = read_manifest(Location(storage, config.output))
     if manifest is not None:
         weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
@@ -330,7 +331,8 @@ def _notes(
             "measured and is not included"
         )
     on_gpu = ceiling.device == "cuda"
-    return [*notes, *advice(config, remaining.rows, on_gpu=on_gpu, begun=remaining.committed > 0)]
+    advised = advice(config, remaining.rows, on_gpu=on_gpu, begun=remaining.committed > 0)
+    return [*notes, *(advised or detector_advice(config))]
 
 
 def find_ceiling(

@@ -17,7 +17,7 @@ _DETECTORS = {
     "protobuf": "google",
 }
 
-_TABLES = {name: name for name in ("duckdb", "imagehash", "scipy")}
+_TABLES = {name: name for name in ("duckdb", "scipy")}
 
 _AUDIT = {**_DETECTORS, **_TABLES}
 

@@ -29,6 +29,25 @@ def takedown(
         bool,
         typer.Option("--with-copies", help="Also remove images with the same bytes from other providers or licenses."),
     ] = False,
+    with_similar: Annotated[
+        bool, typer.Option("--with-similar", help="Also remove images that look like the requested ones.")
+    ] = False,
+    without_fingerprints: Annotated[
+        bool, typer.Option("--without-fingerprints", help="Don't store hashes that recognize copies of the images.")
+    ] = False,
+    forgotten: Annotated[
+        str | None,
+        typer.Option("--forget-fingerprints", metavar="ID", help="Remove the stored hashes of an image for good."),
+    ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option(
+            "--other-picture", metavar="ID", help="Record that an image isn't a copy of what a tombstone names."
+        ),
+    ] = None,
+    of: Annotated[
+        str | None, typer.Option("--of", metavar="TOMBSTONE", help="Tombstone for --other-picture, by its file name.")
+    ] = None,
     proved: Annotated[
         str | None,
         typer.Option("--prove", metavar="ID", help="Search for a taken-down image; exit with code 1 if it's found."),
@@ -47,6 +66,7 @@ def takedown(
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.pipeline.config.config import LOCAL
+    from segmint.pipeline.corrections.fingerprints import forget, tell_apart
     from segmint.pipeline.corrections.proof import prove
     from segmint.pipeline.corrections.takedown import read_request
     from segmint.pipeline.corrections.takedown import takedown as take_down
@@ -62,9 +82,22 @@ def takedown(
         return
     if at:
         raise UsageError("--at needs --prove")
+    if (other is None) != (of is None):
+        raise UsageError("--other-picture and --of need each other")
+    if forgotten is not None:
+        print_result(forget(location, forgotten, confirmation("takedown", yes)), as_json)
+        return
     if reason is None:
-        raise UsageError("--reason is missing: the tombstone records it")
-    asked = read_request(file, license_id, provider, with_copies=with_copies)
+        raise UsageError("--reason is missing: the dataset records it")
+    if other is not None and of is not None:
+        print_result(tell_apart(location, other, of, reason), as_json)
+        return
+    asked = read_request(
+        *(file, license_id, provider),
+        with_copies=with_copies,
+        with_similar=with_similar,
+        fingerprints=not without_fingerprints,
+    )
     catalog = None if build is None else build.catalog
     if dry_run:
         listed = list_takedown(location, load_manifest(location), asked, reason, catalog_uri=catalog)

@@ -59,7 +59,7 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="KIND=PATH",
-            help="Also search with this TorchScript detector of kind face or plate; repeatable.",
+            help="Also search with this detector (TorchScript or ONNX) of kind face or plate; repeatable.",
         ),
     ] = None,
     evidence: Annotated[
@@ -70,6 +70,9 @@ def audit(
         str | None,
         typer.Option(metavar="FILE.json", help="Add this privacy study score (`study score --json`) to the evidence."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Report detections that redaction made, as the build says, as findings.")
+    ] = False,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Device to run detectors on.")] = "cpu",
     config: DetectorConfig = None,
     as_json: AsJson = False,
@@ -86,8 +89,8 @@ def audit(
     if privacy_sample != _ALL and not privacy_sample.isdecimal():
         raise UsageError(f"--privacy-sample is {privacy_sample!r}: expected a whole number from 0, or {_ALL}")
     wanted = {"--attributions": attributions, "--regions": regions, "--pictures": pictures}
-    given = {**wanted, "--detector": detector or None, "--evidence": evidence, "--study": study}
-    needless = [name for name, value in given.items() if value is not None]
+    given = {**wanted, "--detector": detector, "--evidence": evidence, "--study": study, "--strict": strict}
+    needless = [name for name, value in given.items() if value]
     if integrity_only and needless:
         raise UsageError(f"{', '.join(needless)} can't be combined with --integrity-only")
     if study is not None and evidence is None:
@@ -123,6 +126,7 @@ def audit(
             attributions=files["--attributions"],
             regions=files["--regions"],
             pictures=files["--pictures"],
+            strict=strict,
             detectors=tuple(DetectorSpec.of(each) for each in detector or ()),
             device=device if device == "cpu" else resolve_compute(device).device,
             build=build,

@@ -13,7 +13,7 @@ from segmint.model.automatic import rle as runs
 from segmint.operators.annotations.pairs import best_matches
 from segmint.operators.describe import image_statistics
 from segmint.operators.rows import Row
-from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.schemas import ANNOTATION_STAGE, IMPORT, LABEL_COLUMNS, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, counts_of
 from segmint.pipeline.corrections.annotated_masks import NewMask, described_masks, is_of_build, numbered_masks
 
@@ -103,7 +103,7 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     same = {counts_of(mask): mask for mask in equal if not (counts_of(mask) in carried and is_of_build(mask))}
     agreed = {counts_of(mask): mask for mask in equal if counts_of(mask) not in same}
     labels = {
-        counts: by_counts[counts].label
+        counts: _label_of(by_counts[counts])
         for counts, mask in same.items()
         if by_counts[counts].label not in (None, mask["label"])
     }
@@ -126,12 +126,13 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     named = settings.annotator is not None and (settings.mode is ImportMode.REPLACE or bool(new))
     if not (new or gone or labels or (named and row["annotator"] != settings.annotator)):
         return merged
-    kept = [
-        {**mask, "label": labels[counts_of(mask)]} if counts_of(mask) in labels else mask
-        for mask in old
-        if mask["index"] not in gone
-    ]
-    said = {"source": settings.source, "annotator": settings.annotator, "origin": settings.origin}
+    kept = [{**mask, **labels.get(counts_of(mask), {})} for mask in old if mask["index"] not in gone]
+    said = {
+        "source": settings.source,
+        "label_source": IMPORT,
+        "annotator": settings.annotator,
+        "origin": settings.origin,
+    }
     made = described_masks(row, new, parents, first, said)
     masks = [*kept, *made]
     next_row: Row = {**row, "masks": masks, "next_mask": first + len(new)}
@@ -140,6 +141,13 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     if new or gone:
         next_row["statistics"] = image_statistics(size, masks)
     return replace(merged, row=next_row)
+
+
+def _label_of(mask: NewMask) -> dict[str, Any]:
+    """Return the columns of a mask's label, which another dataset may have from elsewhere than a file."""
+    return {"label": mask.label, "label_score": None, "label_source": IMPORT} | {
+        name: mask.said[name] for name in LABEL_COLUMNS if name in mask.said
+    }
 
 
 def _worked_on(row: Row, answer: ImageImport) -> bool:

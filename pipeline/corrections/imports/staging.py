@@ -25,7 +25,7 @@ from segmint.pipeline.corrections.imports.merge import ImageImport
 
 _MEMORY = "1GB"
 
-SAID = ("source", "annotator", "seconds", "prompts", "origin", "model")
+SAID = ("label_score", "label_source", "source", "annotator", "seconds", "prompts", "origin", "model")
 """Columns of another dataset's mask that are carried over, besides its label."""
 
 OF_IMAGE = ("submission", "annotator", "stage", "seconds")

@@ -14,7 +14,7 @@ from segmint.catalogs.dataset.annotations.submissions import FormerMask, Submiss
 from segmint.catalogs.reasons import Reason
 from segmint.operators.describe import image_statistics
 from segmint.operators.rows import Row
-from segmint.operators.schemas import ANNOTATION_STAGE, AUTOMATIC, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.schemas import ANNOTATION_STAGE, AUTOMATIC, MASKS_PER_IMAGE_LIMIT, PERSON
 from segmint.operators.shards.files import annotation_id
 from segmint.operators.shards.submission_fit import fit_submission
 from segmint.operators.shards.submitted_masks import is_prompted, mask_columns
@@ -92,7 +92,7 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
     gone = {by_id[id]["index"] for id in plan.gone}
     kept = [mask for mask in old if mask["index"] not in gone]
     new = [_new_mask(mask, parents.get(mask.counts), submissions) for mask in plan.new]
-    masks = [*kept, *described_masks(row, new, parents, first, {})]
+    masks = [*kept, *described_masks(row, new, parents, first, {"label_source": PERSON})]
     corrected = len({former.id for former in plan.parents.values()} & plan.gone)
     next_row: Row = {
         **row,

@@ -34,7 +34,7 @@ AHEAD = 3
 
 _LOOKS = 16  # concurrent store reads alongside clicks
 
-_SAID = frozenset({"base", "masks", "replaced", "deleted", "seconds", "complete"})
+_SAID = frozenset({"base", "masks", "replaced", "deleted", "seconds", "complete", "comment", "flag"})
 
 
 class SaveConflictError(SegmintError):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from segmint.catalogs.frozen import Frozen
 from segmint.infra.wording import counted
-from segmint.model.sam.prompt_encoder import IMAGE_SIZE
+from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.sam import Sam
 from segmint.model.training.losses import mask_iou
 from segmint.model.training.step import TrainingMasks
@@ -96,7 +96,7 @@ def one_click(sam: Sam, features: Tensor, masks: TrainingMasks) -> ClickPredicti
     centers = torch.tensor([(click.x + 0.5, click.y + 0.5) for click in clicks], dtype=torch.float64)
     height, width = masks.input_size
     border = torch.tensor([width - 1.0, height - 1.0], dtype=torch.float64)
-    points = torch.minimum(centers * (IMAGE_SIZE / masks.targets.shape[-1]) - 0.5, border)
+    points = torch.minimum(centers * (SAM1.image_size / masks.targets.shape[-1]) - 0.5, border)
     positions = sam.prompt_encoder.dense_positions()
     logits, ious = [], []
     for part in torch.split(points, _AT_ONCE):
@@ -117,8 +117,7 @@ def draw_sample(sam: Sam, pixels: NDArray[np.uint8], masks: TrainingMasks, featu
     chosen = answers.predicted_iou.argmax(dim=1)
     rows = torch.arange(len(chosen), device=chosen.device)
     predicted = _in_frame(answers.logits[rows, chosen], masks.input_size) > 0
-    side = masks.targets.shape[-1]
-    targets = _in_frame(masks.targets.float() - 0.5, masks.input_size, side) > 0
+    targets = _in_frame(masks.targets.float() - 0.5, masks.input_size) > 0
     points = [(x, y, 1) for x, y in answers.points.tolist()]
     left = _tinted(pixels, targets.numpy())
     right = draw_prompts(_tinted(pixels, predicted.cpu().numpy()), points)
@@ -126,9 +125,9 @@ def draw_sample(sam: Sam, pixels: NDArray[np.uint8], masks: TrainingMasks, featu
     return encode_png(np.concatenate([left, gap, right], axis=1))
 
 
-def _in_frame(squares: Tensor, input_size: tuple[int, int], side: int = 256) -> Tensor:
+def _in_frame(squares: Tensor, input_size: tuple[int, int]) -> Tensor:
     """Resize logits (N, side, side) to the encoder's input and crop the padding."""
-    large = F.interpolate(squares[:, None], (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)
+    large = F.interpolate(squares[:, None], (SAM1.image_size, SAM1.image_size), mode="bilinear", align_corners=False)
     return large[:, 0, : input_size[0], : input_size[1]]
 
 

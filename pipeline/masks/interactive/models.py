@@ -15,7 +15,7 @@ from segmint.model.sam.image_encoder_vit import ImageEncoderViT
 from segmint.model.sam.load import VIT_SHAPES
 from segmint.model.sam.predictor import Embedding
 from segmint.model.sam.sam import Sam
-from segmint.operators.segment.models import load_model
+from segmint.operators.segment.models import cpu_kernels, load_model
 from segmint.pipeline.masks.interactive.images import Image, Pixels, pixels_of
 
 Weights: TypeAlias = str | os.PathLike[str]
@@ -60,7 +60,8 @@ class Predictor(base.Predictor):
         device: str = "auto",
         precision: str = "fp32",
     ) -> None:
-        super().__init__(sam_of(sam, device, precision), compile_encoder, must_compile)
+        model = sam_of(sam, device, precision)
+        super().__init__(model, compile_encoder, must_compile, cpu_kernels(model.device.type))
 
     def embed(self, image: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image of any type that `pixels_of` accepts; see the base class for `frame_size`."""

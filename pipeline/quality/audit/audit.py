@@ -53,6 +53,8 @@ class AuditOptions:
     """Output folder or prefix for a crop of each detection."""
     detectors: tuple[DetectorSpec, ...] = ()
     """Detectors to run in addition to the build's."""
+    strict: bool = False
+    """If set, detections that the build recorded as residual are findings."""
     device: str = "cpu"
     """Torch device of the detectors."""
     build: Config | None = None
@@ -162,7 +164,12 @@ def _content(
         problems += [f"license: {problem['msg']}" for problem in error.errors()]
     if options.privacy_sample != 0 and with_images:
         search = SearchPlan(
-            manifest, options.build, storage, with_pictures=options.pictures is not None, device=options.device
+            manifest,
+            options.build,
+            storage,
+            with_pictures=options.pictures is not None,
+            device=options.device,
+            strict=options.strict,
         )
         search = replace(search, given=tuple(each.pinned(search.resolve) for each in options.detectors))
         try:
@@ -241,5 +248,7 @@ def check_foreign(uri: str, options: AuditOptions) -> None:
         )
     if options.complete:
         raise UsageError(f"{uri} was not written by segmint, so its number of shards is unknown. Remove --complete")
+    if options.strict:
+        raise UsageError(f"{uri} was not written by segmint, so every detection counts. Remove --strict")
     for name in (name for name, given in options.asked._asdict().items() if given):
         raise UsageError(f"{uri} was not written by segmint. Remove --{name.replace('_', '-')}")

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.manifest import parse_manifest_name
-from segmint.catalogs.dataset.marks import MARKS
 from segmint.catalogs.dataset.outputs import OUTPUTS, OutputNote
 from segmint.catalogs.dataset.unaccounted import MOST_BYTES
 from segmint.catalogs.dataset.versions.record import VERSIONS
@@ -36,17 +35,17 @@ class BytesAsked(NamedTuple):
 NO_MORE = BytesAsked()
 """Nothing on request."""
 
-_FOLDERS = (MARKS, OUTPUTS, RESERVATIONS, SUMMARIES, VERSIONS)
+_FOLDERS = (OUTPUTS, RESERVATIONS, SUMMARIES, VERSIONS)
 _THREADS = 16
-_HASHED = re.compile(f"{MARKS}|{OUTPUTS}|{RESERVATIONS}|{SUMMARIES}/leaves")  # whose names are of their content
+_HASHED = re.compile(f"{OUTPUTS}|{RESERVATIONS}|{SUMMARIES}/leaves")  # whose names are of their content
 _SHA256 = '"[0-9a-f]{64}"'
 _KEY = "U1NIU0lHAAAAAQAAADMAAAALc3NoLWVkMjU1MTkAAAAg"  # what the signatures of all Ed25519 keys begin with
 _FORMS = {
     "id.json": r'\{"dataset_id":"[0-9a-f]{32}"\}\n',
-    MARKS: rf'\{{"released":\{{("\d+":({_SHA256}|null),?)+\}},"schema_version":1\}}\n',
     RESERVATIONS: r'\{("generation":\d+,"paths":\[("[\w/.-]+",?)*\](,"shard":\d+)?|"shards":\[[\d,]*\])\}\n',
     f"{SUMMARIES}/leaves": rf"\[({_SHA256},?)+\]\n",
-    SUMMARIES: r'\{"bytes":\d+,"counts":(\{[\w":,.-]*\}),"files":\d+,"numerics":\{[\w":,.-]*\},"shards":\d+\}\n',
+    SUMMARIES: r'\{"bytes":\d+,"counts":(\{[\w":,.-]*\}),"digest":"[0-9a-f]{12}",'
+    r'"files":\d+,"numerics":\{[\w":,.-]*\},"shards":\d+\}\n',
     VERSIONS: rf"-----BEGIN SSH SIGNATURE-----\n({_KEY}[\w+/]{{26}}\n([\w+/]{{70}}\n){{2}}[\w+/]{{37}}=)\n"
     "-----END SSH SIGNATURE-----\n",
     "": "(?s:.*)",
@@ -91,11 +90,11 @@ def notes_on_bytes(checked: CheckedCounts) -> Iterator[str]:
 
 
 def audit_canonical_json(dataset: Location, known: Sequence[str] | None = None) -> Iterator[Finding]:
-    """Check that small files are canonical and contain what their names say: notes, marks, reservations, and others.
+    """Check that small files are canonical and contain what their names say: notes, reservations, and others.
 
     `known` has the paths that `list_doubtful` found; by default, the folders are listed.
-    Commits, versions, `shards.json`, tombstones, submissions, and ratings are checked where they are read. A file that
-    is gone by now is skipped, as are invalid manifests, which other findings report.
+    Commits, versions, `shards.json`, tombstones, fingerprints, submissions, and ratings are checked where they are
+    read. A file that is gone by now is skipped, as are invalid manifests, which other findings report.
     """
     if known is None:
         known = [entry.name for entry in dataset.list()]
@@ -106,7 +105,7 @@ def audit_canonical_json(dataset: Location, known: Sequence[str] | None = None) 
     def audit(path: str) -> Finding | None:
         is_manifest = parse_manifest_name(path) is not None
         try:
-            data = (dataset / path).read(None if is_manifest or path.startswith((MARKS, RESERVATIONS)) else MOST_BYTES)
+            data = (dataset / path).read(None if is_manifest or path.startswith(RESERVATIONS) else MOST_BYTES)
             alike = _is_own(path, data)
         except NotFoundError:
             return None

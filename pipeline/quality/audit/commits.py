@@ -144,8 +144,9 @@ def _commit_findings(
         yield place.finding(Code.WRONG_ORDINALS, f"ordinals {list(ordinals)}", list(commit.ordinals))
     if commit.numerics != manifest.numerics_fingerprint:
         yield place.finding(Code.OTHER_NUMERICS, f"numerics {manifest.numerics_fingerprint}", commit.numerics)
-    if commit.config not in (manifest.config_sha256, config_sha256(manifest.config)):  # these two are compared, too
-        yield place.finding(Code.OTHER_CONFIG, f"config {manifest.config_sha256}", commit.config)
+    own = manifest.model_copy(update={"config_sha256": config_sha256(manifest.config)})  # audited on its own
+    if commit.build_sha256 not in (manifest.build_sha256, own.build_sha256):
+        yield place.finding(Code.OTHER_BUILD, f"build_sha256 {manifest.build_sha256}", commit.build_sha256)
     counts = commit.counts
     reasons = {name: count for name, count in counts.items() if name.startswith(REJECTED)}
     totals = {name: count for name, count in counts.items() if name not in reasons}

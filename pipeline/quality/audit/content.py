@@ -14,10 +14,11 @@ from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.terms import judge_terms
 from segmint.infra.storage.location import Location
-from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
+from segmint.operators.audit.similar_images import DISTANCE, find_alike
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import Row
+from segmint.operators.similar.hashes import FRAME, jpeg_hashes
 from segmint.pipeline.quality.audit.privacy import PrivacySummary, Searcher, SearchPlan, SearchResult, put_pictures
 from segmint.pipeline.quality.audit.result import Duplicates, Licenses, LicenseVerdict, UnsearchedImages
 from segmint.pipeline.quality.statistics.values import ProviderImages
@@ -158,7 +159,11 @@ class ShardContentCheck:
         """Yield the findings in a row's JPEG, whose size must match the row."""
         searcher = self._looks.searcher
         try:
-            self.found.hashes[row["id"]] = self._decoder.run(perceptual_hash, jpeg)
+            hashes = self._decoder.run(jpeg_hashes, jpeg)
+            self.found.hashes[row["id"]] = int(hashes[FRAME])
+            if row["hashes"] is not None and row["hashes"] != hashes.tolist():
+                expected = "the perceptual hashes in the image's row"
+                yield place.of_image(row["id"]).finding(Code.OTHER_RELEASE, expected, "others", image_name(row["id"]))
             if searcher is None or row["id"] not in self._searched_ids:
                 return
             pixels = self._decoder.run(decode_jpeg, jpeg)
@@ -192,7 +197,7 @@ class ContentAudit:
         self.privacy = (
             PrivacySummary(())
             if searcher is None
-            else PrivacySummary(searcher.detectors, searcher.given, searcher.missing)
+            else PrivacySummary(searcher.detectors, searcher.given, searcher.missing, searcher.orientations)
         )
         self._images = 0
         self._to_search = 0

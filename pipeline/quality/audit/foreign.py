@@ -18,10 +18,11 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.threads import map_ahead
 from segmint.operators.audit.jpeg_parts import frame_size
-from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
+from segmint.operators.audit.similar_images import DISTANCE, find_alike
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import Row
+from segmint.operators.similar.hashes import FRAME, jpeg_hashes
 from segmint.pipeline.quality.audit.privacy import PrivacySummary, Searcher, SearchResult, put_pictures
 from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts, Duplicates, UnsearchedImages
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
@@ -148,7 +149,7 @@ def _audit_pictures(
             position, row = numbered
             data = _read(storage, row)
             try:
-                bits = decoder.run(perceptual_hash, data)
+                bits = int(decoder.run(jpeg_hashes, data)[FRAME])
                 wanted = search is not None and position in search.positions
                 found = search.look(row, data, decoder) if search is not None and wanted else None
             except UndecodableError as error:

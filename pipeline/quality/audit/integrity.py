@@ -1,7 +1,7 @@
 """Audit of a dataset's integrity: every file is intact and consistent with the others."""
 
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.fingerprints import damaged_fingerprints
 from segmint.catalogs.dataset.manifest import (
     GROWING_FIELDS,
     DatasetManifest,
@@ -20,26 +21,27 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import (
-    RemovedImage,
-    RemovedNames,
+    NO_NAMES,
+    Removals,
     by_shard,
     damaged_tombstones,
-    read_tombstones,
-    removed_images,
+    read_removals,
 )
 from segmint.catalogs.dataset.unaccounted import judge_doubtful, list_doubtful
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
-from segmint.catalogs.layout import commit_path, config_sha256, part_path
+from segmint.catalogs.layout import DamagedDatasetError, commit_path, config_sha256, part_path
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
+from segmint.infra.wording import some
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.audit.submissions import audit_submissions
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
+from segmint.operators.shards.near_copies import near_copies, wanted_pictures
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.quality.audit.canonical import (
     NO_MORE,
@@ -187,7 +189,7 @@ def audit_integrity(
     pinned = load_latest_manifest(dataset)
     manifest = pinned.manifest
     findings = FindingCollector()
-    version, checked, damaged_parts, taken = audit_records(dataset, pinned, findings, asked, known)
+    version, checked, damaged_parts, removals = audit_records(dataset, pinned, findings, asked, known)
     if damaged_parts and load_latest_manifest(dataset).generation > pinned.generation:
         raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
     settings = replace(_settings(pinned, findings), asked=asked)
@@ -201,8 +203,8 @@ def audit_integrity(
     if not state.doubtful and not version.changing:
         findings.extend(audit_index(dataset, manifest, state.pairs, version.name))
     plan = None if content is None else content.plan
-    task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, RemovedNames.of(taken.values()))
-    removed_by_shard = by_shard(taken, manifest.images_per_shard)
+    task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, removals.names)
+    removed_by_shard = by_shard(removals.images, manifest.images_per_shard)
     checked += CheckedCounts(commits=state.commits, catalog_parts=len(manifest.catalog))
     not_compared = []
     plans = _plans(task, state, removed_by_shard, sample, 0 if content is None else content.wanted(state.images))
@@ -236,7 +238,12 @@ def audit_integrity(
             *(f"rows and license terms against {part}, which is missing or damaged" for part in sorted(damaged_parts)),
             *(other_writers(checked) if asked.byte_for_byte else ()),
         ),
-        notes=(*version.notes, *(() if asked.byte_for_byte else other_writers(checked)), *notes_on_bytes(checked)),
+        notes=(
+            *version.notes,
+            *(() if asked.byte_for_byte else other_writers(checked)),
+            *notes_on_bytes(checked),
+            *_near_removed(dataset, dict(state.pairs).keys() - set(not_compared)),
+        ),
         version=version.name,
     )
 
@@ -247,10 +254,10 @@ def audit_records(
     findings: FindingCollector,
     asked: BytesAsked = NO_MORE,
     known: Sequence[str] | None = None,
-) -> tuple[AuditedVersion, CheckedCounts, set[str], dict[int, RemovedImage]]:
+) -> tuple[AuditedVersion, CheckedCounts, set[str], Removals]:
     """Audit manifests, catalog parts, versions, tombstones, and submissions.
 
-    Returns the version, counts of compared parts, the paths of damaged parts, and the taken-down images by ordinal.
+    Returns the version, counts of compared parts, the paths of damaged parts, and the takedowns.
     """
     manifest, per_shard = pinned.manifest, pinned.manifest.images_per_shard
     findings.extend(audit_manifest(dataset, pinned))
@@ -266,14 +273,26 @@ def audit_records(
         findings.extend(found)
     version = audit_version(dataset)
     findings.extend(version.findings)
-    damaged = damaged_tombstones(dataset)
+    damaged = {**damaged_tombstones(dataset), **damaged_fingerprints(dataset)}
     for path, problem in damaged.items():
-        findings.add(FindingLocation(path).finding(Code.BAD_TOMBSTONE, "a tombstone", problem))
-    taken = {} if damaged else removed_images(read_tombstones(dataset))
+        findings.add(FindingLocation(path).finding(Code.BAD_TOMBSTONE, "what a takedown writes", problem))
+    removals = None if damaged else read_removals(dataset)
     spans = [range(first := part.first_shard * per_shard, first + part.rows) for part in manifest.catalog]
     findings.extend(audit_canonical_json(dataset, known))
-    findings.extend(audit_submissions(dataset, spans, taken.keys()))
-    return version, checked, damaged_parts, taken
+    removals = removals or Removals({}, NO_NAMES)
+    findings.extend(audit_submissions(dataset, spans, removals.images.keys()))
+    return version, checked, damaged_parts, removals
+
+
+def _near_removed(dataset: Location, shards: Collection[int]) -> list[str]:
+    """Return a note on the committed images that look like pictures that were taken down, if there are any."""
+    try:
+        pictures = wanted_pictures(dataset)
+        commits = CommitLog(dataset).read_all(only=shards) if pictures.ids else ()
+        similar = [each.line() for each in near_copies(dataset, commits, pictures)]
+    except DamagedDatasetError as error:
+        return [f"images that look like pictures that were taken down aren't listed: {error}"]
+    return [f"like pictures that were taken down: {some(similar)}"] if similar else []
 
 
 def with_missing_commits(report: AuditReport) -> AuditReport:
@@ -292,7 +311,7 @@ def with_missing_commits(report: AuditReport) -> AuditReport:
 
 def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSettings:
     """Return the manifest's settings for files; an invalid configuration becomes a finding."""
-    config = pinned.manifest.config
+    config, stages = pinned.manifest.config, pinned.manifest.stages
     try:
         masks = MasksConfig.model_validate(config.get("masks"))
         release = ReleaseConfig.model_validate(config.get("release"))
@@ -300,10 +319,10 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         place = FindingLocation(manifest_name(pinned.generation))
         findings.add(place.finding(Code.BAD_MANIFEST, "config.masks and config.release", found))
-        return FileSettings(None, None, with_images=True)
+        return FileSettings(None, None, with_images=True, stages=stages)
     limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh)
     artifacts = RedactionArtifacts(masks.artifact_iou)
-    return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality)
+    return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality, stages)
 
 
 def _results(

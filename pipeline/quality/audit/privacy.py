@@ -28,6 +28,7 @@ from segmint.operators.prepare.deidentify import (
     build_detectors,
     is_detector_file,
 )
+from segmint.operators.prepare.orientations import ORIENTATIONS
 from segmint.operators.rows import Row
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.quality.audit.result import (
@@ -69,7 +70,7 @@ class SearchResult:
 
         In data that segmint did not write, the redacted regions are unknown, and `image` names the image.
         """
-        return [_finding(found, place, image) for found in self.found if not found.redacted]
+        return [_finding(found, place, image) for found in self.found if not found.is_explained]
 
 
 class Searcher:
@@ -84,12 +85,19 @@ class Searcher:
         given: Mapping[tuple[str, str], DetectorSpec] | None = None,
         missing: Sequence[UnsearchedImages] = (),
         *,
+        orientations: Sequence[int] = ORIENTATIONS,
+        strict: bool = False,
         with_pictures: bool = False,
     ) -> None:
-        """Set up the search. `given` maps kind and name to the audit's detectors; `missing` lists unavailable ones."""
+        """Set up the search. `given` maps kind and name to the audit's detectors; `missing` lists unavailable ones.
+
+        With `strict`, detections that the build recorded as residual count like any other.
+        """
         self.detectors = detectors
         self.given = given or {}
         self.missing = missing
+        self.orientations = orientations
+        self._strict = strict
         self._with_pictures = with_pictures
         self._one = threading.Lock()
 
@@ -98,16 +106,19 @@ class Searcher:
         searched: list[Detector] = []
         found: list[RemainingDetection] = []
         failures: list[DetectorFailure] = []
+        if self._strict:
+            row = {**row, "residual_detections": None}
         with self._one, _one_torch_thread():
             for detector in self.detectors:
                 try:
-                    found += search_release(row, image, [detector])
+                    found += search_release(row, image, [detector], self.orientations)
                 except (RuntimeError, ValueError, DetectorFailedError) as error:
                     failures.append(DetectorFailure(detector.kind, detector.name, last_line(error)))
                 else:
                     searched.append(detector)
         found = merge_found(found, searched)
-        pictures = self._pictures(image, [each for each in found if not each.redacted]) if self._with_pictures else {}
+        shown = [each for each in found if not each.is_explained] if self._with_pictures else []
+        pictures = self._pictures(image, shown)
         return SearchResult(tuple(found), pictures, tuple(failures), is_searched=bool(searched))
 
     def _pictures(self, image: Pixels, left: Sequence[RemainingDetection]) -> dict[str, bytes]:
@@ -128,6 +139,7 @@ class SearchPlan:
     given: tuple[DetectorSpec, ...] = ()
     device: str = "cpu"
     with_build: bool = True  # also search with the build's detectors
+    strict: bool = False  # see `Searcher`
 
     def searcher(self) -> Searcher:
         """Load the detectors. Raises the exceptions of `find_detectors`.
@@ -146,7 +158,14 @@ class SearchPlan:
         by_name: dict[tuple[str, str], DetectorSpec] = {
             (each.kind, name): each for each, name in zip(self.given, names, strict=True)
         }
-        return Searcher((*known, *given), by_name, missing, with_pictures=self.with_pictures)
+        return Searcher(
+            (*known, *given),
+            by_name,
+            missing,
+            orientations=ORIENTATIONS if manifest is None else recorded_orientations(manifest),
+            strict=self.strict,
+            with_pictures=self.with_pictures,
+        )
 
     def resolve(self, name: str) -> Path:
         """Return the file of a known name, a path, or a URI; see `segmint.infra.assets.resolve`."""
@@ -160,10 +179,12 @@ class PrivacySummary:
     detectors: Sequence[Detector]
     given: Mapping[tuple[str, str], DetectorSpec] = field(default_factory=dict)  # the audit's detectors
     missing: Sequence[UnsearchedImages] = ()  # the build's detectors that are unavailable here
+    orientations: Sequence[int] = ORIENTATIONS
     images_checked: int = 0
     searches: int = 0  # images that were read for the detectors
     found: list[tuple[int, RemainingDetection]] = field(default_factory=list)
     inside_regions: Counter[tuple[str, str]] = field(default_factory=Counter)  # by kind and name of the detector
+    residual: int = 0  # detections that the build recorded
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)  # images by kind and name of the detector
     first_failure: dict[tuple[str, str], str] = field(default_factory=dict)  # its message
 
@@ -177,6 +198,8 @@ class PrivacySummary:
         for found in (found for search in searches for found in search.found):
             if found.redacted:
                 self.inside_regions[found.kind, found.detector] += 1
+            elif found.is_residual:
+                self.residual += 1
             else:
                 self.found.append((shard, found))
 
@@ -213,6 +236,8 @@ class PrivacySummary:
             ),
             found_total=len(self.found),
             inside_regions=self.inside_regions.total(),
+            residual=self.residual,
+            not_turned=tuple(angle for angle in ORIENTATIONS if angle not in self.orientations),
             agreement=tuple(self._agreement()),
         )
 
@@ -266,6 +291,14 @@ def find_detectors(
     """
     recorded = _recorded(manifest)
     return tuple(each for kind in _PARTS for each in _detectors_of(kind, recorded, build, storage, device))
+
+
+def recorded_orientations(manifest: DatasetManifest) -> tuple[int, ...]:
+    """Return the orientations in which the build searched. Raises `DamagedDatasetError`."""
+    try:
+        return DeidentifyConfig(orientations=_recorded(manifest)["orientations"]).orientations
+    except (KeyError, ValueError) as error:
+        raise DamagedDatasetError(f"deidentify.orientations: {error!r}") from error
 
 
 def _available_detectors(

@@ -105,6 +105,8 @@ class PrivacyResult:
     found: tuple[UnredactedRegion, ...]  # the first of `found_total`
     found_total: int
     inside_regions: int
+    residual: int = 0  # detections that the build left because redaction made them, as its rows record
+    not_turned: tuple[int, ...] = ()  # angles in degrees by which images were not turned to search them for faces
     agreement: tuple[DetectorAgreement, ...] = ()  # for kinds with several detectors
 
 

@@ -53,6 +53,9 @@ def verdict(report: AuditReport) -> str:
     if gaps and not report.images_searched:
         return f"no image was searched for faces and plates ({', '.join(gaps)}); {counts} otherwise"
     counts = counts if total else "no findings"
+    if report.privacy is not None and report.privacy.residual:
+        residual = counted(report.privacy.residual, "detection")
+        counts += f"; {residual} left by the build because redaction made it (--strict counts them)"
     return f"{counts}; not searched: {', '.join(gaps)}" if gaps else counts
 
 
@@ -166,7 +169,11 @@ def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -
     if not privacy.images_checked:
         return ["no image was searched", *details]
     images = counted(report.checked.images, "image")
-    lines = [f"{_findings(findings)}; {privacy.images_checked:,} of {images} searched"]
+    angles = " or ".join(f"{angle}°" for angle in privacy.not_turned)
+    lines = [
+        f"{_findings(findings)}; {privacy.images_checked:,} of {images} searched"
+        + (f", but for faces not turned by {angles}" if angles else "")
+    ]
     for detector in privacy.detectors:
         inside = detector.inside_regions
         lines.append(

@@ -16,6 +16,7 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.tombstones import NO_NAMES, RemovedNames
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation, Findings
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.stages import StageColumn
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits, audit_masks
@@ -35,7 +36,7 @@ from segmint.operators.audit.submissions import audit_merged_submission
 from segmint.operators.audit.tar import HashedStream, audit_tar
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
-from segmint.operators.schemas import SCHEMAS
+from segmint.operators.schemas import SCHEMAS, shard_schemas
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.shards.committed_rows import read_table
 from segmint.operators.shards.files import ROW_GROUP_ROWS
@@ -65,6 +66,7 @@ class FileSettings:
     artifacts: RedactionArtifacts | None
     with_images: bool
     quality: int | None = None  # of the released JPEGs
+    stages: tuple[StageColumn, ...] = ()
     asked: BytesAsked = NO_MORE
 
 
@@ -167,11 +169,11 @@ class ShardAudit:
             self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
             return None
         try:
-            table = read_table(data, kind)
+            table = read_table(data, kind, self._settings.stages)
         except DamagedDatasetError as error:
             self._findings.add(place.finding(Code.BAD_TABLE, f"the columns of {kind}", error))
             return None
-        check = check_parquet(io.BytesIO(data), digest, SCHEMAS[kind], ROW_GROUP_ROWS)
+        check = check_parquet(io.BytesIO(data), digest, shard_schemas(self._settings.stages)[kind], ROW_GROUP_ROWS)
         findings, checked = judge_table(check, place, strict=self._settings.asked.byte_for_byte)
         self._findings.extend(findings)
         self._checked += checked

@@ -58,7 +58,7 @@ _TYPES = (  # of the fields of evidence.json
 )
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _MANIFEST_NAME = re.compile(r"dataset(?:\.g([2-9]|[1-9][0-9]+))?\.json")
-COVERED = re.compile(rf"{_MANIFEST_NAME.pattern}|(?:commits|tombstones)/[^/.][^/]*\.json")
+COVERED = re.compile(rf"{_MANIFEST_NAME.pattern}|(?:commits|tombstones|fingerprints)/[^/.][^/]*\.json")
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----(.*?)-----END PUBLIC KEY-----", re.DOTALL)
 _SSHSIG = re.compile(rb"SSHSIG\x00{3}\x01.{4}\x00{3}.([\w@.-]+)\x00.*\x00{7}\x06(sha\d+)\x00", re.DOTALL)
 _ED25519_DER = bytes.fromhex("302a300506032b6570032100")  # prefix of the 32 key bytes (RFC 8410)
@@ -437,7 +437,11 @@ def main(arguments: list[str] | None = None) -> int:
         for path, sha256 in done.leaves.items():
             wrong = wrong_in_dataset(path, sha256, lambda name: (dataset / name).open("rb"), done.not_checked)
             done.problems += [f"{dataset}/{problem}" for problem in wrong]
-        paths = (path for each in ("dataset*.json", "commits/*", "tombstones/*") for path in dataset.glob(each))
+        paths = (
+            path
+            for each in ("dataset*.json", "commits/*", "tombstones/*", "fingerprints/*")
+            for path in dataset.glob(each)
+        )
         found = {path.relative_to(dataset).as_posix() for path in paths} - done.leaves.keys()
         done.later = sorted(filter(COVERED.fullmatch, found))
     for line in lines_about(done, key):

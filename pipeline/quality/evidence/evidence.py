@@ -37,7 +37,7 @@ _TEMPLATES = document_templates(Path(__file__).parent / "assets")
 
 _PACKAGES = (
     *("torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "pycocotools", "pyarrow"),
-    *("facenet-pytorch", "onnxruntime", "agentclpr", "duckdb", "imagehash", "scipy", "cryptography", "ray"),
+    *("facenet-pytorch", "onnxruntime", "agentclpr", "duckdb", "scipy", "cryptography", "ray"),
 )
 
 

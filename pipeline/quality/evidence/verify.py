@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, TypeVar
 
+from segmint.catalogs.dataset.fingerprints import FINGERPRINTS
 from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.dataset.versions.digest import short_digest
@@ -115,7 +116,7 @@ def _check_dataset(dataset: Location, done: check.EvidenceCheck) -> None:
 
     for found in map_ahead(problems, done.leaves.items(), _THREADS, _AHEAD, "leaves"):
         done.problems += [f"{dataset}/{problem}" for problem in found]
-    listed = [("", dataset), *((f"{name}/", dataset / name) for name in (COMMITS, TOMBSTONES))]
+    listed = [("", dataset), *((f"{name}/", dataset / name) for name in (COMMITS, TOMBSTONES, FINGERPRINTS))]
     names = {f"{prefix}{entry.name}" for prefix, folder in listed for entry in folder.list()} - done.leaves.keys()
     done.later = sorted(filter(check.COVERED.fullmatch, names))
 

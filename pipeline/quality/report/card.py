@@ -9,6 +9,7 @@ from markupsafe import Markup
 from segmint.catalogs.hub import hub_licenses, size_category
 from segmint.catalogs.lineage import describe_rounds
 from segmint.infra.wording import counted, without_turning, yaml_text
+from segmint.operators.prepare.measured_recall import describe_recall
 from segmint.pipeline.quality.audit.result import AuditReport
 from segmint.pipeline.quality.report.charts import Charts
 from segmint.pipeline.quality.report.facts import Facts
@@ -39,7 +40,8 @@ def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, char
         build=facts.build,
         rounds=describe_rounds(manifest.lineage) if manifest is not None else [],
         privacy=audit.privacy if is_searched(audit.privacy) else None,
-        bundled=[detector.name for detector in facts.detectors if detector.bundled],
+        bundled=(bundled := [detector.name for detector in facts.detectors if detector.name and detector.bundled]),
+        recall=describe_recall(bundled),
         funnel=charts.funnel.rows if charts.funnel else (),
         gaps=_gaps(audit, statistics, facts),
     )

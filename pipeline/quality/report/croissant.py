@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from segmint.catalogs.attributions import license_url
 from segmint.catalogs.layout import DATA_KINDS
-from segmint.operators.schemas import SCHEMAS
+from segmint.operators.schemas import shard_schemas
 from segmint.pipeline.quality.report.facts import Facts
 
 _FORMATS = {"tar": "application/x-tar", "parquet": "application/x-parquet"}
@@ -64,6 +64,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     manifest, version = facts.manifest, facts.version
     if manifest is None or version is None:
         raise ValueError("hashes come from commits, and this dataset has none")
+    schemas = shard_schemas(manifest.stages)
     trained = f", round {manifest.round}" if manifest.round else ""
     value = {
         "@context": _CONTEXT,
@@ -80,7 +81,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "dateCreated": manifest.policy_date.isoformat(),
         "keywords": ["image segmentation", "mask generation", "Segment Anything", "SA-1B"],
         "distribution": [*_files(facts, root), *_file_sets(facts)],
-        "recordSet": [*(_records(kind, SCHEMAS[kind]) for kind in ("images", "masks")), *_photographs(facts)],
+        "recordSet": [*(_records(kind, schemas[kind]) for kind in ("images", "masks")), *_photographs(facts)],
     }
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
@@ -197,5 +198,5 @@ def _field(identifier: str, column: str, kind: pa.DataType, file_set: str, path:
 
 
 def _data_type(kind: pa.DataType) -> str:
-    known: Mapping[str, str] = {"bool": "sc:Boolean", "double": "sc:Float", "string": "sc:Text"}
+    known: Mapping[str, str] = {"bool": "sc:Boolean", "double": "sc:Float", "float": "sc:Float", "string": "sc:Text"}
     return "sc:Integer" if pa.types.is_integer(kind) else known[str(kind)]

@@ -28,6 +28,8 @@ _SETTINGS = (
     "code_version",
     "images_per_shard",
     "policy_date",
+    "published",
+    "stages",
     "name",
 )
 
@@ -38,8 +40,8 @@ _PIXELS = ("source_sha256", "source_width", "source_height", "width", "height")
 # follow from the redacted regions are left out, because the regions are compared separately.
 _MASKS = """
 SELECT image_id, count(*) AS masks, sum(hash(segmentation, bbox, area, predicted_iou, stability_score, crop_box,
-       point_coords, label, source, annotator, seconds, prompts, origin, model)::HUGEINT)
-       AS content
+       point_coords, output, label, label_score, label_source, source, annotator, seconds, prompts, origin,
+       model)::HUGEINT) AS content
 FROM {side}_masks GROUP BY image_id
 """
 

@@ -8,9 +8,18 @@ from typing import Any
 
 from segmint.catalogs.dataset.annotations.names import ANNOTATIONS
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, ListedCommit
+from segmint.catalogs.dataset.fingerprints import FINGERPRINTS, damaged_fingerprints
 from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations
 from segmint.catalogs.dataset.shards_index import index_problem
-from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, blocks_of, summary_name, sums_of
+from segmint.catalogs.dataset.summaries import (
+    NOTHING,
+    SUMMARY_SHARDS,
+    CommitSums,
+    blocks_of,
+    summary_json,
+    summary_name,
+    sums_of,
+)
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, damaged_tombstones, read_tombstones
 from segmint.catalogs.dataset.unaccounted import judge_doubtful, list_doubtful
@@ -20,7 +29,7 @@ from segmint.catalogs.dataset.versions.digest import (
     compare_snapshots,
     leaf_of,
     manifest_leaves,
-    tombstone_leaves,
+    removal_leaves,
 )
 from segmint.catalogs.dataset.versions.past import RemovedVersionError, check_readable, read_history
 from segmint.catalogs.dataset.versions.record import FULL_DIGEST, VERSIONS, Version, VersionName, find_version
@@ -30,7 +39,6 @@ from segmint.catalogs.layout import (
     SHARDS_INDEX,
     SUMMARIES,
     DamagedDatasetError,
-    canonical_json,
     commit_path,
     data_path,
     is_part_path,
@@ -191,16 +199,16 @@ def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
     reading.listed = list_doubtful(dataset, reading.known)
     held = CommitLog(dataset).latest_commits()
     manifest = _read_catalog(reading, version)
-    for leaf in tombstone_leaves(dataset):
+    for leaf in removal_leaves(dataset):
         reading.add(leaf, (dataset / leaf.path).size())
-    reading.problems += damaged_tombstones(dataset).values()
+    reading.problems += [*damaged_tombstones(dataset).values(), *damaged_fingerprints(dataset).values()]
     _read_shards(reading, [commit.key for commit in held], latest=True)
     _judge_unnamed(reading, {commit.shard for commit in held}.difference(commit.shard for commit in reading.commits))
     if manifest is not None:
         reading.problems += [
-            f"{commit_path(commit.shard, commit.generation)}: its config isn't the manifest's"
+            f"{commit_path(commit.shard, commit.generation)}: its build_sha256 isn't the manifest's"
             for commit in reading.commits
-            if commit.config != manifest.config_sha256
+            if commit.build_sha256 != manifest.build_sha256
         ]
         snapshot = Snapshot.of(reading.leaves)
         if version is None or version.digest != snapshot.digest:
@@ -217,7 +225,8 @@ def _is_changing(dataset: Location, version: Version, now: Snapshot, held: Seque
     """Return whether a running command, or one that ended within a day, added files that `version` doesn't contain."""
     times = {commit_path(*commit.key): commit.modified for commit in held}
     times |= {entry.name: entry.modified for entry in dataset.list()}
-    times |= {f"{TOMBSTONES}/{entry.name}": entry.modified for entry in (dataset / TOMBSTONES).list()}
+    for folder in (TOMBSTONES, FINGERPRINTS):
+        times |= {f"{folder}/{entry.name}": entry.modified for entry in (dataset / folder).list()}
     limit = datetime.now(UTC) - GRACE
     return any(times.get(path, NO_TIME) >= limit for path in compare_snapshots(version.snapshot, now).added)
 
@@ -400,7 +409,7 @@ def _check_summaries(reading: _VerifyState, held: Sequence[ListedCommit]) -> Non
     for block, members in blocks_of(held):
         name = summary_name(members)
         sums = reading.sums.get(block)
-        if name in existing and sums is not None and (folder / name).read() != canonical_json(vars(sums)):
+        if name in existing and sums is not None and (folder / name).read() != summary_json(sums):
             reading.problems.append(f"{SUMMARIES}/{name}: its sums differ from its commits. Delete it")
 
 

@@ -21,7 +21,7 @@ def commit_of(shard: int, generation: int = 1, **changes: object) -> Commit:
         generation=generation,
         ordinals=(shard * 10, shard * 10 + 10),
         numerics="0123456789ab",
-        config=DIGEST,
+        build_sha256=DIGEST,
         counts={"rows": 10, "images": 9, "rejected": 1, "masks": 700, "rejected:not_found": 1},
         files=tuple(FileEntry(data_path(kind, shard, DIGEST), 100, DIGEST) for kind in ("shards", "images")),
     )
@@ -42,7 +42,7 @@ def test_a_commit_holds_nothing_but_its_content() -> None:
     counts = dict(reversed(commit_of(0).counts.items()))
     assert commit_of(0, counts=counts).to_json() == commit_of(0).to_json()
     assert set(Commit.from_json(commit_of(0).to_json()).__dict__) == {
-        "shard", "generation", "ordinals", "numerics", "config", "counts", "files",
+        "shard", "generation", "ordinals", "numerics", "build_sha256", "counts", "files",
     }  # fmt: skip
 
 

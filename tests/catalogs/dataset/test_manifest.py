@@ -1,5 +1,6 @@
 """The manifest of a dataset: its file, its shards, its generations."""
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -52,6 +53,17 @@ def manifest(*parts: tuple[int, int]) -> DatasetManifest:
         images_per_shard=100,
         policy_date=date(2026, 11, 20),
     )
+
+
+def test_commits_record_all_that_determines_a_shard_but_not_its_rows() -> None:
+    first = manifest((100, 0))
+    same = [manifest((100, 0), (7, 1)), first.model_copy(update={"licenses": {"CC0-1.0": 3}, "name": "x"})]
+    assert {each.build_sha256 for each in same} == {first.build_sha256}
+    pinned = (
+        f'{{"config_sha256":"{first.config_sha256}","images_per_shard":100,"policy_date":"2026-11-20",'
+        f'"weights":{{"name":"mobile_sam","sha256":"{DIGEST}"}}}}\n'
+    )
+    assert first.build_sha256 == hashlib.sha256(pinned.encode()).hexdigest()
 
 
 def test_names_of_generations_can_be_read_back() -> None:
@@ -139,14 +151,14 @@ def test_the_round_of_a_dataset_follows_from_its_lineage() -> None:
     [
         (
             b'{"schema_version": 9}',
-            f"has schema_version 9, and segmint {VERSION} reads only 2: open the dataset with the segmint that wrote",
+            f"has schema_version 9, and segmint {VERSION} reads only 3: open the dataset with the segmint that wrote",
         ),
         (
-            b'{"schema_version": 1, "code_version": "4.2.0"}',
-            f"has schema_version 1, and segmint {VERSION} reads only 2: open the dataset with segmint 4.2.0, or build",
+            b'{"schema_version": 2, "code_version": "4.2.0"}',
+            f"has schema_version 2, and segmint {VERSION} reads only 3: open the dataset with segmint 4.2.0, or build",
         ),
-        (b'{"schema_version": true}', "its schema_version is True, expected 2"),
-        (b'{"schema_version": 2, "name": "x"}', "is not a dataset's manifest: config: "),
+        (b'{"schema_version": true}', "its schema_version is True, expected 3"),
+        (b'{"schema_version": 3, "name": "x"}', "is not a dataset's manifest: config: "),
         (b"[]", "schema_version is None"),
         (b"<html>", "is not a dataset's manifest"),
     ],

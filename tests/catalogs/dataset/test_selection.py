@@ -28,14 +28,19 @@ ROWS = [
 ]
 
 
+def write_hashes(folder: Path, *rows: dict[str, int | str]) -> None:
+    """Write a table of images with what a build measured."""
+    hashes = ("source_sha256", "pixels_sha256", "release_sha256")
+    schema = pa.schema([("ordinal", pa.int64()), *((name, pa.string()) for name in hashes)])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "images.parquet")
+
+
 @pytest.fixture
 def manifest(tmp_path: Path) -> DatasetManifest:
     """A dataset of `ROWS`; the catalog has the hash of the fifth, the build those of the first and the sixth."""
     (tmp_path / "catalog.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
     normalize(location_of(tmp_path / "catalog.jsonl"), tmp_path / "catalog" / "part-0.parquet")
-    read = [{"ordinal": 0, "source_sha256": "d" * 64}, {"ordinal": 5, "source_sha256": "e" * 64}]
-    schema = pa.schema([("ordinal", pa.int64()), ("source_sha256", pa.string())])
-    pq.write_table(pa.Table.from_pylist(read, schema=schema), tmp_path / "images.parquet")
+    write_hashes(tmp_path, {"ordinal": 0, "source_sha256": "d" * 64}, {"ordinal": 5, "source_sha256": "e" * 64})
     part = CatalogPart(path="catalog/part-0.parquet", rows=8, sha256="", source_sha256="", first_shard=0)
     return DatasetManifest(
         name="x",
@@ -104,7 +109,7 @@ def test_every_image_id_can_be_named(tmp_path: Path, manifest: DatasetManifest, 
 def test_copies_by_name_uri_and_bytes_and_theirs(tmp_path: Path, manifest: DatasetManifest) -> None:
     def copies(*ids: str) -> dict[int, str | None]:
         rows = select_rows(location_of(tmp_path), manifest, TakedownRequest(ids=ids)).rows
-        found = with_copies(location_of(tmp_path), manifest, rows, ["images.parquet"])
+        found = with_copies(location_of(tmp_path), manifest, rows, ["images.parquet"]).images
         return {ordinal: image.sha256 for ordinal, image in found.items()}
 
     assert copies("b") == {1: None}
@@ -114,6 +119,10 @@ def test_copies_by_name_uri_and_bytes_and_theirs(tmp_path: Path, manifest: Datas
         assert copies(name) == family
     assert copies("d") == {4: None}, "what a row states about itself leads nowhere"
     assert copies("b", "c") == {**family, 1: None}
+    for name in ("pixels_sha256", "release_sha256"):
+        one, other = {"ordinal": 5, "source_sha256": "e" * 64}, {"ordinal": 7, "source_sha256": "f" * 64}
+        write_hashes(tmp_path, {**one, name: "1" * 64}, {**other, name: "1" * 64})
+        assert copies("e") == copies("8") == {5: "e" * 64, 7: "f" * 64}
 
 
 def test_a_uri_is_the_same_in_every_form(tmp_path: Path, manifest: DatasetManifest) -> None:
@@ -130,9 +139,9 @@ def test_a_uri_is_the_same_in_every_form(tmp_path: Path, manifest: DatasetManife
         ("i6", [6], [6]),
     ):
         rows_named = select_rows(location_of(tmp_path), manifest, TakedownRequest(ids=(name,))).rows
-        assert list(with_copies(location_of(tmp_path), manifest, rows_named, ["images.parquet"])) == alone
+        assert list(with_copies(location_of(tmp_path), manifest, rows_named, ["images.parquet"]).images) == alone
         known = with_copies(location_of(tmp_path), manifest, rows_named, ["images.parquet"], source.uri)
-        assert list(known) == by_catalog
+        assert list(known.images) == by_catalog
 
 
 def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, manifest: DatasetManifest) -> None:

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from segment_anything.utils.amg import build_all_layer_point_grids, generate_crop_boxes
 
 from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops, point_grid
-from segmint.model.automatic.settings import ENCODER_SIDE, MaskSettings
-from segmint.model.sam.prompt_encoder import IMAGE_SIZE
+from segmint.model.automatic.settings import MaskSettings
 
 
 @given(
@@ -91,7 +90,3 @@ def test_cut_always_gives_pixels(height: int, width: int, rows: int, columns: in
     for crop in generate_crops((height, width), 2, 512 / 1500):
         if not crop.is_empty:
             assert cut(crop, (height, width), pixels).size > 0
-
-
-def test_the_encoder_s_side_is_the_model_s() -> None:
-    assert ENCODER_SIDE == IMAGE_SIZE

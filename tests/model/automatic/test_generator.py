@@ -22,6 +22,7 @@ from segmint.model.automatic.tiled_upscaling import TiledUpscaling
 from segmint.model.device import upload
 from segmint.model.sam import batch_encoder
 from segmint.model.sam import predictor as predictor_module
+from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import build_sam, load_sam
 from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.preprocess import resize_on_device, resized_size
@@ -303,7 +304,7 @@ def test_crops_resized_as_on_a_gpu_are_the_same_to_the_encoder(
     monkeypatch.setattr(
         predictor_module,
         "_resize",
-        lambda pixels, side: resize_on_device(pixels, resized_size(*pixels.shape[:2], side)),
+        lambda pixels, geometry: resize_on_device(pixels, resized_size(*pixels.shape[:2], geometry.image_size)),
     )
 
     found = list(generator._embed_crops(crops, image, original))
@@ -334,7 +335,7 @@ def test_the_way_of_accelerators_finds_the_same_records(
         assert device == predictor.sam.device
         return nms_on_device(torch.from_numpy(boxes), torch.from_numpy(scores), threshold).numpy()
 
-    monkeypatch.setattr(generator, "upscaling_of", lambda _, embedding: TiledUpscaling(embedding, 1024))
+    monkeypatch.setattr(generator, "upscaling_of", lambda _, embedding: TiledUpscaling(embedding, SAM1))
     monkeypatch.setattr(proposals, "nms", suppress)
 
     generated = MaskGenerator(predictor, settings).generate(image)

@@ -14,6 +14,7 @@ from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling, upscaling_of
 from segmint.model.automatic.upscaling import BoxedUpscaling, Upscaling
+from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
 from tests.support.whole_masks import WholeUpscaling, full
@@ -82,7 +83,7 @@ def test_masks_upscaled_in_boxes_or_by_tiles_are_those_of_whole_masks(
     ((proposals, _),) = proposed(predictor, embedding, crop_points(CROP, 3), settings)
 
     whole, funnel = found_by(WholeUpscaling(predictor, embedding), proposals, settings)
-    for upscaling in (BoxedUpscaling(embedding, 1024), TiledUpscaling(embedding, 1024)):
+    for upscaling in (BoxedUpscaling(embedding, SAM1), TiledUpscaling(embedding, SAM1)):
         found, again = found_by(upscaling, proposals, settings)
 
         assert 1 < len(whole) == funnel.inside_crop
@@ -99,7 +100,7 @@ def test_chunks_are_suppressed_together_and_only_what_is_left_is_drawn(
     predictor: Predictor, embedding: Embedding
 ) -> None:
     settings = MaskSettings.sa1b(points_per_chunk=3, pred_iou_thresh=0.5, stability_score_thresh=0.7)
-    upscaling = TiledUpscaling(embedding, 1024)
+    upscaling = TiledUpscaling(embedding, SAM1)
     chunks = proposed(predictor, embedding, crop_points(CROP, 3), settings)
     parts = [measure(upscaling, proposals, CROP, FRAME, settings)[0] for proposals, _ in chunks]
     boxes = np.concatenate([part.boxes for part in parts])

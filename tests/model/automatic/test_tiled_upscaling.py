@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic import tiled_upscaling as steps
+from segmint.model.automatic.border_upscaling import BorderUpscaling
 from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.taps import interpolate
 from segmint.model.automatic.tiled_upscaling import KernelsWithFallback, TiledUpscaling, strips_of, upscaling_of
 from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks
+from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import build_sam
 from segmint.model.sam.predictor import Embedding, Predictor
 from tests.support.whole_masks import WholeUpscaling, blobs, embedding_of, in_full
@@ -40,7 +42,7 @@ def test_stable_masks_are_those_found_in_boxes(size: tuple[int, int]) -> None:
     logits = torch.cat([blobs(seed, 4, seed + 1) for seed in range(5)])
     logits[7] = -12
     embedding = embedding_of(*size)
-    tiled, boxed = TiledUpscaling(embedding, 1024), BoxedUpscaling(embedding, 1024)
+    tiled, boxed = TiledUpscaling(embedding, SAM1), BoxedUpscaling(embedding, SAM1)
     for threshold in (0, 0.6):
         found, expected = (each.stable_masks(logits, 1.0, threshold) for each in (tiled, boxed))
 
@@ -61,7 +63,7 @@ def test_masks_are_the_plain_ones(
     logits = blobs(seed, 3, spread)
     plain = predictor.upscale(logits[None], embedding)[0]
 
-    tiled = TiledUpscaling(embedding, 1024)
+    tiled = TiledUpscaling(embedding, SAM1)
     found = tiled.stable_masks(logits, offset, threshold=0)
     whole = WholeUpscaling(predictor, embedding).stable_masks(logits, offset, threshold=0)
 
@@ -84,7 +86,7 @@ def test_masks_are_the_plain_ones(
 
 def test_masks_are_drawn_in_the_order_asked_for_whatever_fits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     size = (150, 200)
-    tiled = TiledUpscaling(embedding_of(*size), 1024)
+    tiled = TiledUpscaling(embedding_of(*size), SAM1)
     sketches = [sketch for seed in (3, 4) for sketch in tiled.stable_masks(blobs(seed, 5, seed), 1.0, 0).sketches]
     sketches.reverse()
     low = torch.stack([sketch.logits for sketch in sketches])
@@ -159,10 +161,10 @@ def failing(name: str) -> types.SimpleNamespace:
 def test_kernels_that_fail_are_replaced_with_one_warning(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (60, 80)
     logits = blobs(3, 5, 4)
-    plain = TiledUpscaling(embedding_of(*size), 1024)
+    plain = TiledUpscaling(embedding_of(*size), SAM1)
     expected = plain.stable_masks(logits, 1.0, 0)
     monkeypatch.setattr(steps, "kernels", lambda: failing(name))
-    tiled = TiledUpscaling(embedding_of(*size), 1024, operations=KernelsWithFallback())
+    tiled = TiledUpscaling(embedding_of(*size), SAM1, operations=KernelsWithFallback())
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -181,7 +183,7 @@ def test_kernels_that_fail_are_replaced_with_one_warning(name: str, monkeypatch:
 def test_without_triton_torch_does_it_and_a_fault_in_the_arguments_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "find_spec", lambda _: None)
     operations = KernelsWithFallback()
-    tiled = TiledUpscaling(embedding_of(60, 80), 1024, operations=operations)
+    tiled = TiledUpscaling(embedding_of(60, 80), SAM1, operations=operations)
     nowhere = (torch.zeros(0), torch.zeros(0, 256, 256), tiled._rows, tiled._columns, [Strip(0, 0, 0, 1, 1, 0)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -190,8 +192,11 @@ def test_without_triton_torch_does_it_and_a_fault_in_the_arguments_stays_one(mon
             operations.draw(*nowhere)
 
 
-def test_the_device_decides_the_way(predictor: Predictor) -> None:
-    assert isinstance(upscaling_of(predictor, embedding_of(150, 200)), BoxedUpscaling)
+def test_the_device_and_the_kernels_decide_the_way(predictor: Predictor) -> None:
+    expected = BoxedUpscaling if predictor.kernels is None else BorderUpscaling
+    assert isinstance(upscaling_of(predictor, embedding_of(150, 200)), expected)
+    without = Predictor(predictor.sam, kernels=None)
+    assert isinstance(upscaling_of(without, embedding_of(150, 200)), BoxedUpscaling)
     elsewhere = Embedding(torch.zeros(1, 256, 64, 64, device="meta"), (768, 1024), (150, 200))
     assert isinstance(upscaling_of(predictor, elsewhere), TiledUpscaling)
 
@@ -200,8 +205,8 @@ def test_the_device_decides_the_way(predictor: Predictor) -> None:
 @pytest.mark.parametrize("size", [(534, 800), (97, 211), (1500, 2250)])
 def test_a_gpu_finds_the_masks_of_the_cpu_bit_by_bit_and_compiles(size: tuple[int, int]) -> None:
     logits = torch.cat([blobs(seed, 12, seed + 1) for seed in range(5)])
-    on_cpu = TiledUpscaling(embedding_of(*size), 1024)
-    on_gpu = TiledUpscaling(embedding_of(*size, "cuda"), 1024)
+    on_cpu = TiledUpscaling(embedding_of(*size), SAM1)
+    on_gpu = TiledUpscaling(embedding_of(*size, "cuda"), SAM1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = on_gpu.stable_masks(logits.cuda(), 1.0, 0.5)
@@ -217,7 +222,7 @@ def test_a_gpu_finds_the_masks_of_the_cpu_bit_by_bit_and_compiles(size: tuple[in
 @pytest.mark.cuda
 def test_a_gpu_takes_no_memory_for_masks_of_full_size() -> None:
     logits = blobs(1, 192, 3).cuda()
-    tiled = TiledUpscaling(embedding_of(4000, 6000, "cuda"), 1024)
+    tiled = TiledUpscaling(embedding_of(4000, 6000, "cuda"), SAM1)
     tiled.stable_masks(logits[:1], 1.0, 0.5)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from segmint.model.automatic import upscaling as steps
 from segmint.model.automatic.upscaling import BoxedUpscaling
+from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import build_sam
 from segmint.model.sam.predictor import Predictor
 from tests.support.whole_masks import WholeUpscaling, blobs, embedding_of, in_full
@@ -29,7 +30,7 @@ def test_masks_in_boxes_are_the_plain_ones(
     logits = blobs(seed, 3, spread)
     plain = predictor.upscale(logits[None], embedding)[0]
 
-    boxed = BoxedUpscaling(embedding, 1024).stable_masks(logits, offset, threshold=0)
+    boxed = BoxedUpscaling(embedding, SAM1).stable_masks(logits, offset, threshold=0)
     whole = WholeUpscaling(predictor, embedding).stable_masks(logits, offset, threshold=0)
 
     assert boxed.positions.tolist() == whole.positions.tolist() == [0, 1, 2]
@@ -52,7 +53,7 @@ def test_only_stable_masks_come_back_with_their_places(predictor: Predictor) -> 
     logits[0, 50:90, 60:100] = 0.5  # less than the offset: never stable
     logits[2, 50:90, 60:100] = 12.0
 
-    for upscaling in (BoxedUpscaling(embedding, 1024), WholeUpscaling(predictor, embedding)):
+    for upscaling in (BoxedUpscaling(embedding, SAM1), WholeUpscaling(predictor, embedding)):
         found = upscaling.stable_masks(logits, 1.0, 0.9)
 
         assert found.positions.tolist() == [2]
@@ -70,7 +71,7 @@ def test_logits_over_the_padding_make_no_mask(predictor: Predictor) -> None:
     logits = torch.full((1, 256, 256), -12.0)
     logits[0, 200:] = 12.0
 
-    found = BoxedUpscaling(embedding, 1024).stable_masks(logits, 1.0, 0)
+    found = BoxedUpscaling(embedding, SAM1).stable_masks(logits, 1.0, 0)
 
     assert not in_full(found.sketches, (150, 200)).any()
     assert np.isnan(found.stability).all()
@@ -78,7 +79,7 @@ def test_logits_over_the_padding_make_no_mask(predictor: Predictor) -> None:
 
 def test_a_step_of_any_size_gives_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = blobs(3, 5, 4)
-    boxed = BoxedUpscaling(embedding_of(150, 200), 1024)
+    boxed = BoxedUpscaling(embedding_of(150, 200), SAM1)
     at_once = boxed.stable_masks(logits, 1.0, 0.5)
     monkeypatch.setattr(steps, "_BAND_PIXELS", 1)
     little = boxed.stable_masks(logits, 1.0, 0.5)

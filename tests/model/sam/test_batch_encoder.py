@@ -13,8 +13,10 @@ from segmint.model.sam.batch_encoder import (
     compile_arguments,
     default_batch_size,
 )
+from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 from segmint.model.sam.load import build_sam
+from segmint.model.sam.prompt_encoder import PromptEncoder
 from segmint.model.sam.sam import Sam
 from tests.support.random_weights import randomize
 
@@ -26,9 +28,7 @@ def small_sam() -> Sam:
     """A SAM for images of 320 pixels, whose ViT has two narrow blocks, one of them global."""
     sam = build_sam("mobile_sam")
     encoder = ImageEncoderViT(VitShape(32, depth=2, heads=2, global_blocks=(1,)), image_size=SIDE)
-    small = randomize(Sam(encoder, sam.prompt_encoder, sam.mask_decoder))
-    small.image_size = SIDE
-    return small
+    return randomize(Sam(encoder, PromptEncoder(Geometry(SIDE)), sam.mask_decoder))
 
 
 @pytest.fixture(scope="module")

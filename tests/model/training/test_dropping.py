@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segmint.model.sam import prompt_encoder
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 from segmint.model.sam.mask_decoder import MaskDecoder
@@ -104,14 +103,6 @@ def test_another_number_of_images_is_an_error() -> None:
             pass
 
 
-GRID = 16
-
-
-@pytest.fixture
-def small_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_encoder, "GRID", GRID)
-
-
 def decoded(decoder: MaskDecoder, prompts: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     features, positions, dense = (torch.randn(1, 256, 4, 4, generator=generator) for _ in range(3))
@@ -155,7 +146,6 @@ def test_a_tenth_of_each_output_becomes_0_and_the_mean_stays() -> None:
         assert shares.max() < 0.25
 
 
-@pytest.mark.usefixtures("small_grid")
 def test_two_workers_drop_what_one_drops() -> None:
     """Also where the masks of an image are taken a few at a time; other seeds and no dropout differ."""
     sam, features = small_sam(depth=2), embedded(2)

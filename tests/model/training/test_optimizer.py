@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segmint.model.sam import prompt_encoder
+from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 from segmint.model.sam.load import build_sam, load_sam
@@ -29,7 +29,9 @@ WHOLE = replace(PAPER["vit_h"], learning_rate=1.0, warmup_steps=4, decay_steps=(
 
 def small_sam(encoder: nn.Module | None = None, depth: int = 1) -> Sam:
     encoder = ImageEncoderViT(SMALL, 16 * GRID) if encoder is None else encoder
-    return Sam(randomize(encoder), randomize(PromptEncoder()), randomize(MaskDecoder(depth)))
+    return Sam(
+        randomize(encoder), randomize(PromptEncoder(Geometry(patch_size=1024 // GRID))), randomize(MaskDecoder(depth))
+    )
 
 
 def rates(sam: Sam, recipe: Recipe) -> dict[str, tuple[float, float]]:
@@ -107,11 +109,6 @@ def test_the_schedule_sets_every_groups_rate() -> None:
         assert {group["lr"] / group["initial_lr"] for group in optimizer.param_groups} == {factor}
 
 
-@pytest.fixture
-def small_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_encoder, "GRID", GRID)
-
-
 MAYBE_IDLE = ("mask_decoder.output_hypernetworks_mlps.", "prompt_encoder.point_embeddings.")
 """Weights of masks that were not chosen and of prompts that were not drawn: no gradient reaches them."""
 
@@ -134,7 +131,6 @@ def step(sam: Sam, recipe: Recipe, pixels: Tensor) -> Tensor:
     return losses.total
 
 
-@pytest.mark.usefixtures("small_grid")
 @pytest.mark.parametrize("depth", [2, 3])
 def test_a_step_of_the_whole_model_changes_its_weights(depth: int) -> None:
     """A ViT and a decoder of two or three layers; nothing that is no weight changes."""
@@ -150,7 +146,6 @@ def test_a_step_of_the_whole_model_changes_its_weights(depth: int) -> None:
     assert all(value.isfinite().all() for value in sam.state_dict().values())
 
 
-@pytest.mark.usefixtures("small_grid")
 def test_blocks_that_are_computed_again_give_the_same_gradients() -> None:
     gradients = []
     for again in (False, True):
@@ -172,7 +167,6 @@ def test_blocks_that_are_computed_again_give_the_same_gradients() -> None:
         assert (kept is computed is None) or torch.equal(kept, computed)
 
 
-@pytest.mark.usefixtures("small_grid")
 def test_a_step_of_the_decoder_leaves_the_encoder_as_it_is() -> None:
     torch.manual_seed(0)
     sam = small_sam()

@@ -12,7 +12,7 @@ from segment_anything.modeling import TwoWayTransformer as ReferenceTransformer
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from segmint.model.sam import prompt_encoder
+from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.mask_decoder import MaskDecoder
 from segmint.model.sam.prompt_encoder import PromptEncoder
 from segmint.model.sam.sam import Sam
@@ -25,11 +25,7 @@ from tests.support.random_weights import randomize
 SIZE = (1024, 700)
 GRID = 16
 """A quarter of SAM's 64 positions a side: masks of 64 x 64 logits, in a sixteenth of the time."""
-
-
-@pytest.fixture(autouse=True)
-def small_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_encoder, "GRID", GRID)
+SMALL_GRID = Geometry(patch_size=1024 // GRID)
 
 
 def embedded(images: int) -> Tensor:
@@ -39,7 +35,7 @@ def embedded(images: int) -> Tensor:
 def small_sam(depth: int = 1) -> Sam:
     """The prompt encoder and the decoder with random weights; the image encoder scales 256 channels."""
     scale = nn.Conv2d(256, 256, kernel_size=1, groups=256, bias=False)
-    return Sam(scale, randomize(PromptEncoder()), randomize(MaskDecoder(depth)))
+    return Sam(scale, randomize(PromptEncoder(SMALL_GRID)), randomize(MaskDecoder(depth)))
 
 
 def few_clicks(clicks: int, seed: int = 0, resolution: Resolution = 256) -> StepSettings:

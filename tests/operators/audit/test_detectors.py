@@ -8,8 +8,9 @@ import pytest
 
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError
-from segmint.operators.audit.detectors import DetectorSpec, distinct_names
+from segmint.operators.audit.detectors import DetectorSpec, distinct_names, try_detector_files
 from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors
+from tests.support.onnx_detectors import listed
 from tests.support.torchscript import MagentaDetector, OnlyScores, saved, spot
 
 
@@ -34,7 +35,7 @@ def test_a_file_is_named_pinned_and_loaded(tmp_path: Path) -> None:
         ("face=none", "expected face=PATH or plate=PATH"),
         ("hand=x.pt", "expected face=PATH or plate=PATH"),
         ("face=clp", "'face=clp': expected face=PATH or plate=PATH"),
-        ("plate=weights.onnx", r"'plate=weights\.onnx': .* TorchScript file \(\.jit, "),
+        ("plate=weights.bin", r"'plate=weights\.bin': .* TorchScript or ONNX file \(\.jit, .*, \.onnx\)"),
     ],
 )
 def test_anything_else_is_refused(text: str, message: str) -> None:
@@ -54,6 +55,29 @@ def test_a_file_that_is_not_there_or_not_of_the_contract_is_refused(tmp_path: Pa
         UsageError, match=r"it failed on a blank image\. Expected a TorchScript module that takes one BGR"
     ):
         DetectorSpec.of(f"face={other}").load("x", "cpu", resolve)
+
+
+@pytest.mark.usefixtures("processes")
+def test_an_onnx_file_is_pinned_and_loaded(tmp_path: Path) -> None:
+    path = listed(tmp_path / "plates.onnx")
+    given = DetectorSpec.of(f"plate={path}").pinned(resolve)
+    (found,) = given.load("plates.onnx", "cpu", resolve).detect(spot(np.zeros((96, 160, 3), np.uint8), 96, 32, 16))
+    assert (found.kind, found.source, found.box) == ("plate", "plates.onnx", (96, 32, 112, 48))  # at twice the size
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UsageError, match=r"plates\.onnx can't be loaded as ONNX on cpu: expected an ONNX file"):
+        DetectorSpec.of(f"plate={path}").load("x", "cpu", resolve)
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_builds_files_are_tried_on_a_blank_image(tmp_path: Path) -> None:
+    """The first one works, and the second one fails."""
+    faces, plates = listed(tmp_path / "faces.onnx"), saved(OnlyScores(), tmp_path / "plates.pt")
+    config = {"faces": {"detector": str(faces)}, "plates": {"detector": str(plates)}}
+    with pytest.raises(UsageError, match=r"^deidentify\.plates\.detector: .*failed on a blank image\. Expected a T"):
+        try_detector_files(DeidentifyConfig.model_validate(config), resolve)
+    faces.write_bytes(b"")
+    with pytest.raises(UsageError, match=r"^deidentify\.faces\.detector: .*faces\.onnx can't be loaded as ONNX on cpu"):
+        try_detector_files(DeidentifyConfig.model_validate(config), resolve)
 
 
 def test_names_tell_detectors_apart() -> None:

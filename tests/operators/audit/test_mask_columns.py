@@ -12,7 +12,7 @@ from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import MASK, MASKS
 from segmint.operators.shards.files import annotations_json
 
-KEYS = [field.name for field in MASK]
+KEYS = [field.name for field in MASK if field.name != "output"]
 
 
 def real_rows(small_dataset: Path) -> list[Row]:

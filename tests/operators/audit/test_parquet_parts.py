@@ -39,7 +39,7 @@ def long_table() -> bytes:
         }
         for n in range(2 * ROW_GROUP_ROWS + 5)
     ]
-    return shard_table_bytes("rejects", rows)
+    return shard_table_bytes(rows, SCHEMAS["rejects"])
 
 
 def test_tables_of_a_build_are_what_their_rows_produce(small_dataset: Path, long_table: bytes) -> None:
@@ -61,7 +61,7 @@ def test_a_boolean_column_without_pages_may_have_no_position(monkeypatch: pytest
 
     read_footer = parquet_parts._read_footer
     monkeypatch.setattr(parquet_parts, "_read_footer", without_positions)
-    empty_table = by_another_pyarrow(shard_table_bytes("images", []))
+    empty_table = by_another_pyarrow(shard_table_bytes([], SCHEMAS["images"]))
     assert check(empty_table, "images") == ParquetCheck(alike=False, by_other=True)
 
 

@@ -16,12 +16,12 @@ from segmint.operators.prepare.deidentify import (
     PlatesConfig,
     Region,
     build_detectors,
-    deidentify,
     outline,
 )
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import Row
 from segmint.operators.shards.corrected_rows import redact_row
+from tests.support.redacted import redacted
 
 PLAIN = ReleaseConfig()
 
@@ -66,7 +66,7 @@ def row_of(pixels: np.ndarray, regions: list[Region], config: ReleaseConfig = PL
 
 
 def search(row: Row, *detectors) -> list[RemainingDetection]:
-    return search_release(row, decode_jpeg(row["release"]), detectors)
+    return search_release(row, decode_jpeg(row["release"]), detectors, (0,))
 
 
 def again(face: Detection, row: Row, dx: float = 0.0, dy: float = 0.0) -> CertainDetector:
@@ -91,7 +91,7 @@ def test_a_face_that_was_left_is_found_with_the_box_that_would_be_obliterated(de
 def test_a_mosaic_that_is_taken_for_a_face_was_obliterated(
     detectors, face: Detection, astronaut: np.ndarray, short_side: int, quality: int
 ) -> None:
-    clean, regions = deidentify(astronaut, detectors)
+    clean, regions = redacted(astronaut, detectors)
     row = row_of(clean, regions, ReleaseConfig(short_side=short_side, jpeg_quality=quality))
     assert search(row, *detectors) == [], "the detector itself does not find it again"
     (found,) = search(row, again(face, row))
@@ -108,7 +108,7 @@ def test_a_region_that_no_pixel_shows_covers_nothing(
 ) -> None:
     from scipy.ndimage import gaussian_filter
 
-    _, regions = deidentify(astronaut, detectors)
+    _, regions = redacted(astronaut, detectors)
     pixels = gaussian_filter(astronaut, (blurred, blurred, 0)) if blurred else astronaut
     row = row_of(pixels, regions, ReleaseConfig(short_side=short_side, jpeg_quality=75))
     (found,) = search(row, again(face, row))
@@ -133,7 +133,7 @@ def test_a_region_that_a_person_asked_for_was_obliterated(face: Detection, astro
 def test_a_plate_s_own_corners_count(astronaut: np.ndarray) -> None:
     quad = ((100.0, 220.0), (200.0, 260.0), (190.0, 285.0), (90.0, 245.0))
     plate = Detection("plate", 0.9, (90.0, 220.0, 200.0, 285.0), quad, "certain")
-    clean, regions = deidentify(astronaut, [CertainDetector(plate)])
+    clean, regions = redacted(astronaut, [CertainDetector(plate)])
     assert regions[0].kind == "plate"
     (found,) = search(row_of(clean, regions), CertainDetector(plate))
     assert found.redacted
@@ -163,17 +163,67 @@ def test_a_later_region_hides_its_part_of_an_earlier_one() -> None:
     image = np.full((100, 100, 3), 100, np.uint8)
     image[20:80, 20:32] = 250
     whole, left = (20, 20, 60, 60), (20, 20, 12, 60)
-    (found,) = search_release(plain_row(whole, left), image, [CertainDetector(PLATE)])
+    (found,) = search_release(plain_row(whole, left), image, [CertainDetector(PLATE)], (0,))
     assert found.redacted
-    (found,) = search_release(plain_row(left, whole), image, [CertainDetector(PLATE)])
+    (found,) = search_release(plain_row(left, whole), image, [CertainDetector(PLATE)], (0,))
     assert not found.redacted
 
 
 @pytest.mark.parametrize(("width", "redacted"), [(30, False), (42, False), (48, True)])
 def test_a_region_must_cover_three_quarters(width: int, redacted: bool) -> None:
     image = np.full((100, 100, 3), 100, np.uint8)
-    (found,) = search_release(plain_row((20, 20, width, 60)), image, [CertainDetector(PLATE)])
+    (found,) = search_release(plain_row((20, 20, width, 60)), image, [CertainDetector(PLATE)], (0,))
     assert found.redacted == redacted
+
+
+def scene() -> tuple[Row, np.ndarray, Detection]:
+    """A row and an image of 200 x 200 pixels with one mosaic, and a detection of 48 x 48 pixels that touches it."""
+    source = np.random.default_rng(1).integers(100, 140, (200, 200, 3), np.uint8)
+    beside = Detection("face", 0.9, (90.0, 40.0, 120.0, 70.0), None, "certain")
+    image, regions = redacted(source, [CertainDetector(replace(beside, box=(40.0, 40.0, 70.0, 70.0)))])
+    residual = {"kind": "face", "score": 0.9, "x": 81, "y": 31, "w": 48, "h": 48, "source": "certain", "orientation": 0}
+    row = {**row_of(image, regions), "residual_detections": [residual]}
+    return row, image, beside
+
+
+def is_residual(row: Row, image: np.ndarray, *found: Detection) -> list[bool]:
+    assert not any(each.redacted for each in search_release(row, image, [CertainDetector(*found)], (0,)))
+    return [each.is_residual for each in search_release(row, image, [CertainDetector(*found)], (0,))]
+
+
+def test_what_the_row_records_as_made_by_redaction_is_residual() -> None:
+    row, image, beside = scene()
+    assert is_residual(row, image, beside) == [True]
+    assert is_residual({**row, "residual_detections": None}, image, beside) == [False]
+    (known,) = row["residual_detections"]
+    for wrong in ({"kind": "plate"}, {"x": 105}, {"w": None}, {"w": 20}):
+        assert is_residual({**row, "residual_detections": [None, {**known, **wrong}]}, image, beside) == [False]
+    # An IoU of 0.6.
+    assert is_residual({**row, "residual_detections": [{**known, "x": 93}]}, image, beside) == [True]
+
+
+def test_a_small_detection_or_one_apart_from_regions_is_never_residual() -> None:
+    row, image, beside = scene()
+    (known,) = row["residual_detections"]
+    small = replace(beside, box=(76.0, 50.0, 84.0, 58.0))
+    apart = replace(beside, box=(150.0, 150.0, 180.0, 180.0))
+    boxes = [{"x": 74, "y": 48, "w": 12, "h": 12}, {"x": 141, "y": 141, "w": 48, "h": 48}]
+    recorded = {**row, "residual_detections": [{**known, **box} for box in boxes]}
+    assert is_residual(recorded, image, small, apart) == [False, False]
+
+
+def test_a_region_that_no_pixel_shows_explains_no_residual_detection() -> None:
+    row, image, beside = scene()
+    plain = np.random.default_rng(2).integers(100, 140, image.shape, np.uint8)
+    assert is_residual(row, plain, beside) == [False]
+
+
+def test_at_most_three_recorded_detections_count() -> None:
+    row, image, beside = scene()
+    (known,) = row["residual_detections"]
+    elsewhere = {**known, "y": 150}
+    assert is_residual({**row, "residual_detections": [elsewhere] * 2 + [known]}, image, beside) == [True]
+    assert is_residual({**row, "residual_detections": [elsewhere] * 3 + [known]}, image, beside) == [False]
 
 
 def test_what_lies_outside_of_the_image_is_no_finding(astronaut: np.ndarray) -> None:
@@ -209,7 +259,7 @@ def test_what_two_detectors_find_in_one_place_is_one_region_and_what_one_misses_
     row = {**plain_row(), "width": 300, "height": 200}
     near, far, only = (20.0, 20.0, 60.0, 70.0), (200.0, 100.0, 230.0, 140.0), (100.0, 100.0, 140.0, 140.0)
     first, second = NamedDetector("first", near, only), NamedDetector("second", far, (24.0, 16.0, 66.0, 74.0))
-    found = [each for detector in (first, second) for each in search_release(row, image, [detector])]
+    found = [each for detector in (first, second) for each in search_release(row, image, [detector], (0,))]
     both, alone, other = merge_found(found, [first, second])
     assert both.found_by == (Sighting("first", 0.9), Sighting("second", 0.9))
     assert (both.detector, both.missed_by) == ("first", ())
@@ -235,11 +285,12 @@ def test_a_small_box_inside_of_a_large_one_is_a_region_that_one_detector_found()
     assert len(merge_found([small, large], [])) == 2
 
 
-def test_what_was_redacted_is_compared_with_nothing() -> None:
+@pytest.mark.parametrize("how", ["redacted", "is_residual"])
+def test_what_was_redacted_or_is_residual_is_compared_with_nothing(how: str) -> None:
     left = RemainingDetection(7, "face", "first", 0.9, 20, 20, 40, 40, redacted=False)
-    redacted = replace(left, detector="second", redacted=True)
-    found = merge_found([redacted, left], [NamedDetector("first"), NamedDetector("second")])
-    assert [(each.redacted, each.found_by) for each in found] == [(False, (Sighting("first", 0.9),)), (True, ())]
+    explained = replace(left, detector="second", **{how: True})
+    found = merge_found([explained, left], [NamedDetector("first"), NamedDetector("second")])
+    assert [(each.is_explained, each.found_by) for each in found] == [(False, (Sighting("first", 0.9),)), (True, ())]
 
 
 def test_a_cutout_shows_what_is_around_a_face_and_no_face(detectors, astronaut: np.ndarray) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segmint.operators.audit.similar_images import DISTANCE, SimilarImage, find_alike, perceptual_hash
+from segmint.operators.audit.similar_images import DISTANCE, SimilarImage, find_alike
+from segmint.operators.similar.hashes import FRAME, jpeg_hashes
 from tests.support.builds import photograph
 
 NAMES = ("astronaut", "coffee", "chelsea", "rocket", "camera", "hubble_deep_field", "immunohistochemistry", "brick")
@@ -21,6 +22,10 @@ def jpeg(pixels: np.ndarray, size: tuple[int, int] | None = None, quality: int =
     return sink.getvalue()
 
 
+def frame_hash(data: bytes) -> int:
+    return int(jpeg_hashes(data)[FRAME])
+
+
 def bits(one: int, other: int) -> int:
     return (one ^ other).bit_count()
 
@@ -28,14 +33,14 @@ def bits(one: int, other: int) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_that_is_scaled_and_encoded_again_keeps_its_hash(name: str) -> None:
     pixels = photograph(name)
-    before = perceptual_hash(jpeg(pixels))
+    before = frame_hash(jpeg(pixels))
     half = pixels.shape[1] // 2, pixels.shape[0] // 2
-    assert bits(before, perceptual_hash(jpeg(pixels, quality=60))) <= DISTANCE
-    assert bits(before, perceptual_hash(jpeg(pixels, half, quality=75))) <= DISTANCE
+    assert bits(before, frame_hash(jpeg(pixels, quality=60))) <= DISTANCE
+    assert bits(before, frame_hash(jpeg(pixels, half, quality=75))) <= DISTANCE
 
 
 def test_different_photographs_have_hashes_far_apart() -> None:
-    hashes = [perceptual_hash(jpeg(photograph(name))) for name in NAMES]
+    hashes = [frame_hash(jpeg(photograph(name))) for name in NAMES]
     assert find_alike(np.array(hashes, np.uint64)) == []
     assert min(bits(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > 10
 
@@ -43,7 +48,7 @@ def test_different_photographs_have_hashes_far_apart() -> None:
 def test_a_picture_that_ends_early_has_no_hash() -> None:
     data = jpeg(photograph("coffee"))
     with pytest.raises(ValueError):
-        perceptual_hash(data[: len(data) // 2] + data[-2:])
+        frame_hash(data[: len(data) // 2] + data[-2:])
 
 
 def nearest_by_brute_force(hashes: list[int]) -> list[SimilarImage]:
@@ -61,6 +66,10 @@ def test_near_pairs_are_those_that_comparing_all_finds(flips: list[tuple[int, se
     centers = [int(value) for value in np.random.default_rng(seed).integers(0, 2**64, 4, np.uint64)]
     hashes = [centers[center] ^ sum(1 << bit for bit in turned) for center, turned in flips]
     assert find_alike(np.array(hashes, np.uint64)) == nearest_by_brute_force(hashes)
+
+
+def test_images_without_a_hash_look_like_no_other() -> None:
+    assert find_alike(np.array([0, 12345, 0, 12345], np.uint64)) == [SimilarImage(3, 1, 0)]
 
 
 def test_the_nearest_is_found_among_very_many_neighbors() -> None:

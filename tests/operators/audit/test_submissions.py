@@ -83,6 +83,7 @@ def test_a_row_that_says_something_else_of_the_image_is_found(place: DatasetPath
         (1, {"prompts": None}),
         (1, {"label": "cup"}),
         (2, {"label": None}),
+        (2, {"label_source": "import"}),
         (2, {"model": None}),
         (2, {"annotator": None}),
         (2, {"seconds": None}),

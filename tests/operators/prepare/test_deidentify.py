@@ -26,7 +26,6 @@ from segmint.operators.prepare.deidentify import (
     PlatesConfig,
     Region,
     build_detectors,
-    deidentify,
     outline,
 )
 from segmint.operators.prepare.onnx_file import onnx_network
@@ -41,6 +40,8 @@ from tests.support.labels import (
     found_again,
     haar_faces,
 )
+from tests.support.onnx_detectors import fragile, listed
+from tests.support.redacted import redacted
 from tests.support.torchscript import FailingDetector, FragileDetector, OnlyScores, saved, spot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,7 +97,7 @@ def check_faces(
     before = resized_jpeg(image, scale)
     assert len(found_again(labels, mtcnn_faces(cascade, before), scale)) == len(labels)
     assert len(found_again(labels, haar_faces(before), scale)) > 0.8 * len(labels)
-    clean, regions = deidentify(image, detectors)
+    clean, regions = redacted(image, detectors)
     assert covered(labels, regions) == len(labels)
     pixels = changed(image, clean)
     for x0, y0, x1, y1 in labels:
@@ -141,7 +142,7 @@ def test_the_astronaut_cannot_be_found_again(
 @pytest.mark.parametrize("scale", [1.0, 1.5, 2.0])
 def test_plates_are_covered_at_any_size(photos: Path, detectors: tuple[Detector, ...], name: str, scale: float) -> None:
     image = cv2.resize(read(photos / name), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    clean, (region,) = deidentify(image, detectors)
+    clean, (region,) = redacted(image, detectors)
     assert (region.kind, region.source) == ("plate", "clp")
     label = np.array(PLATE_CORNERS[name]) * scale
     plate = np.zeros(image.shape[:2], np.uint8)
@@ -161,13 +162,13 @@ def test_photographs_without_faces_and_plates_keep_every_pixel(
     photos: Path, detectors: tuple[Detector, ...], name: str
 ) -> None:
     image = read(photos / name)
-    clean, regions = deidentify(image, detectors)
+    clean, regions = redacted(image, detectors)
     assert regions == []
     assert (clean == image).all()
 
 
 def test_the_coffee_cup_keeps_every_pixel(coffee: np.ndarray, detectors: tuple[Detector, ...]) -> None:
-    clean, regions = deidentify(coffee, detectors)
+    clean, regions = redacted(coffee, detectors)
     assert regions == []
     assert (clean == coffee).all()
 
@@ -177,7 +178,7 @@ def test_regions_cover_every_changed_pixel_and_the_image_given_stays(
 ) -> None:
     image = read(photos / "multiface.jpg")[100:]  # cuts one face's region at the border
     before = image.copy()
-    clean, regions = deidentify(image, detectors)
+    clean, regions = redacted(image, detectors)
     assert (image == before).all()
     outside = np.ones(image.shape[:2], bool)
     for r in regions:
@@ -198,23 +199,11 @@ def test_the_same_bytes_for_any_number_of_threads(photos: Path) -> None:
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            results.append(deidentify(image, build_detectors(DeidentifyConfig(), threads=count)))
+            results.append(redacted(image, build_detectors(DeidentifyConfig(), threads=count)))
     finally:
         torch.set_num_threads(threads)
     assert results[0][1] == results[1][1]
     assert (results[0][0] == results[1][0]).all()
-
-
-class CornerDetector:
-    """Finds a face in a quarter of any image."""
-
-    kind: Kind = "face"
-    name = "corner"
-    score = 0.5
-
-    def detect(self, image: np.ndarray) -> list[Detection]:
-        height, width = image.shape[:2]
-        return [Detection("face", 0.9, (width / 2, height / 2, width, height), None, self.name)]
 
 
 @pytest.mark.parametrize(("before", "after"), [((512, 512), (512, 512)), ((300, 200), (701, 467)), ((3, 2), (7, 9))])
@@ -229,17 +218,6 @@ def test_a_region_in_the_source_covers_what_was_redacted_smaller(
         ):
             assert 0 <= at <= start * large / small < at + 1
             assert at + size - 1 < (start + length) * large / small <= at + size <= large
-
-
-def test_redacted_in_place_it_is_the_same_image(astronaut: np.ndarray) -> None:
-    expected, regions = deidentify(astronaut, [CornerDetector()])
-    for writeable in (True, False):
-        image = astronaut.copy()
-        image.flags.writeable = writeable
-        clean, found = deidentify(image, [CornerDetector()], in_place=True)
-        assert (clean is image) == writeable
-        assert (clean == expected).all()
-        assert found == regions
 
 
 @pytest.mark.usefixtures("weights")
@@ -287,7 +265,7 @@ def test_a_plate_is_redacted_by_its_corners_if_they_match_its_box() -> None:
 def test_none_builds_no_detector(astronaut: np.ndarray) -> None:
     config = DeidentifyConfig.model_validate({"faces": {"detector": "none"}, "plates": {"detector": "none"}})
     assert build_detectors(config) == ()
-    clean, regions = deidentify(astronaut, ())
+    clean, regions = redacted(astronaut, ())
     assert regions == []
     assert (clean == astronaut).all()
 
@@ -322,6 +300,7 @@ class WholeImageDetector(torch.nn.Module):
         ("/faces.pt", "clp", "cpu", {"onnxruntime"}),
         ("/faces.pt", "clp", "cuda", {"protobuf"}),
         ("none", "/plates.pt", "cpu", set()),
+        ("/faces.onnx", "none", "cpu", {"onnxruntime"}),
     ],
 )
 def test_only_bundled_detectors_need_their_packages(
@@ -337,8 +316,31 @@ def test_a_torchscript_file_replaces_a_detector(tmp_path: Path) -> None:
     torch.jit.script(WholeImageDetector()).save(path)
     config = DeidentifyConfig.model_validate({"faces": {"detector": "none"}, "plates": {"detector": str(path)}})
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
-    _, regions = deidentify(image, build_detectors(config))
+    _, regions = redacted(image, build_detectors(config))
     assert regions == [Region("plate", 0.95, 0, 0, 50, 40, "plates.ts")]
+
+
+def test_onnx_files_run_on_cpus() -> None:
+    files = {"faces": {"detector": "/faces.onnx"}, "plates": {"detector": "none"}}
+    with pytest.raises(ValidationError, match=r"ONNX detectors run on CPUs: set deidentify\.device to cpu, or use"):
+        DeidentifyConfig.model_validate({"device": "cuda", **files})
+    assert DeidentifyConfig.model_validate(files).detector_files == {"faces": "/faces.onnx"}
+    with pytest.raises(ValidationError, match=r"a TorchScript or ONNX file \(\.jit, .*, \.onnx\), got '/faces\.bin'"):
+        FacesConfig(detector="/faces.bin")
+
+
+def test_an_onnx_file_that_fails_on_an_image_refuses_only_this_image(tmp_path: Path) -> None:
+    path = fragile(tmp_path / "faces.onnx")
+    config = DeidentifyConfig.model_validate({"faces": {"detector": str(path)}, "plates": {"detector": "none"}})
+    detectors = build_detectors(config, threads=1)
+    gray = np.full((90, 150, 3), 90, np.uint8)
+    assert redacted(gray, detectors)[1] == []
+    with pytest.raises(RejectedError, match=r"faces\.onnx fails on this image, and not on others: ") as verdict:
+        redacted(spot(gray, 96, 32, 32), detectors)
+    assert verdict.value.reason == Reason.DETECTOR_FAILED
+    working = build_detectors(config, resolve=lambda _: listed(tmp_path / "working.onnx"), threads=1)
+    (region,) = redacted(spot(gray, 96, 32, 32), working)[1]
+    assert (region.kind, region.source, region.score) == ("face", "working.onnx", 0.9)
 
 
 def test_an_image_that_a_detector_alone_fails_on_is_refused(tmp_path: Path) -> None:
@@ -346,9 +348,9 @@ def test_an_image_that_a_detector_alone_fails_on_is_refused(tmp_path: Path) -> N
     config = DeidentifyConfig.model_validate({"faces": {"detector": str(path)}, "plates": {"detector": "none"}})
     detectors = build_detectors(config)
     gray = np.full((40, 50, 3), 90, np.uint8)
-    assert deidentify(gray, detectors)[1] == []
+    assert redacted(gray, detectors)[1] == []
     with pytest.raises(RejectedError) as verdict:
-        deidentify(spot(gray, 0, 0, 1), detectors)
+        redacted(spot(gray, 0, 0, 1), detectors)
     assert verdict.value.reason == Reason.DETECTOR_FAILED
     assert "the face detector faces.ts fails on this image, and not on others: " in verdict.value.detail
     assert verdict.value.detail.endswith("a shape that was not foreseen")
@@ -361,7 +363,7 @@ def test_a_detector_that_fails_on_control_images_refuses_nobody(tmp_path: Path, 
     with pytest.raises(
         BrokenDetectorError, match=r"the plate detector plates\.ts fails on a control image of 192 x 256"
     ):
-        deidentify(np.zeros((40, 50, 3), np.uint8), build_detectors(config))
+        redacted(np.zeros((40, 50, 3), np.uint8), build_detectors(config))
 
 
 class ShortDetector:
@@ -379,13 +381,14 @@ class ShortDetector:
 
 def test_exhausted_memory_is_no_verdict(astronaut: np.ndarray) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
-        deidentify(astronaut, [ShortDetector()])
+        redacted(astronaut, [ShortDetector()])
 
 
 def test_a_missing_or_broken_torchscript_file_names_its_key(tmp_path: Path) -> None:
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"nothing")
-    for path in (tmp_path / "absent.pt", broken):
+    (tmp_path / "broken.onnx").write_bytes(b"nothing")
+    for path in (tmp_path / "absent.pt", broken, tmp_path / "broken.onnx"):
         config = DeidentifyConfig.model_validate({"faces": {"detector": str(path)}})
         with pytest.raises(UsageError, match=r"deidentify\.faces\.detector"):
             build_detectors(config)

@@ -24,14 +24,13 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
-from segmint.model.detectors.detection import Detection, iou
+from segmint.model.detectors.detection import Detection, iou, lenient
 from segmint.operators.prepare import detector_process
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
     FacesConfig,
     PlatesConfig,
     build_detectors,
-    deidentify,
 )
 from segmint.operators.prepare.detector_process import (
     DetectorProcess,
@@ -49,6 +48,7 @@ from segmint.operators.prepare.detector_socket import (
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import Prepare, PrepareConfig
 from segmint.operators.prepare.release import ReleaseConfig
+from tests.support.redacted import redacted
 from tests.support.torchscript import saved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -161,11 +161,19 @@ def test_it_finds_what_detectors_in_the_child_find(photos: Path, bundled: Detect
     plate = read(photos / "plate_car_1.png")
     there, here = remote_detectors(BOTH, bundled.address), build_detectors(BOTH, threads=1, torch_plates=True)
     for image, kind in ((faces, "face"), (plate, "plate")):
-        clean, regions = deidentify(image, there)
-        expected, expected_regions = deidentify(image, here)
+        clean, regions = redacted(image, there)
+        expected, expected_regions = redacted(image, here)
         assert regions == expected_regions
         assert kind in {region.kind for region in regions}
         assert (clean == expected).all()
+
+
+def test_it_counts_from_a_lower_score_on_request(photos: Path, bundled: DetectorProcess) -> None:
+    image = cv2.resize(read(photos / "plate_car_1.png"), None, fx=0.3, fy=0.3, interpolation=cv2.INTER_AREA)
+    there, here = remote_detectors(BOTH, bundled.address), build_detectors(BOTH, threads=1, torch_plates=True)
+    found = [lenient(each, 0.02).detect(image) for each in (there[1], here[1])]
+    assert found[0] == found[1]
+    assert len(found[0]) > len(here[1].detect(image)) == len(there[1].detect(image))
 
 
 @pytest.mark.cuda
@@ -196,8 +204,8 @@ def test_several_children_are_served_at_once(bundled: DetectorProcess) -> None:
     assert found == [[]] * 8
 
 
-def _request(size: tuple[int, int] = (40, 50), kind: int = 0, magic: bytes = b"sgm1") -> bytes:
-    return struct.pack("<4sIII", magic, kind, *size)
+def _request(size: tuple[int, int] = (40, 50), kind: int = 0, magic: bytes = b"sgm1", score: float = 1.0) -> bytes:
+    return struct.pack("<4sIIId", magic, kind, *size, score)
 
 
 @pytest.mark.parametrize(
@@ -209,8 +217,9 @@ def _request(size: tuple[int, int] = (40, 50), kind: int = 0, magic: bytes = b"s
         (_request((0, 50)), "expected 1 to 1,000,000 pixels, got 0 x 50"),
         (_request(kind=7), "expected a header"),
         (_request(magic=b"GET "), "expected a header"),
+        (_request(score=float("nan")), "expected a score over 0 and up to 1, got nan"),
     ],
-    ids=["more", "less", "huge", "none", "kind", "magic"],
+    ids=["more", "less", "huge", "none", "kind", "magic", "score"],
 )
 def test_a_child_that_says_wrong_sizes_is_refused_and_others_go_on(
     bundled: DetectorProcess, header: bytes, says: str
@@ -249,9 +258,9 @@ def test_an_image_that_a_detector_alone_fails_on_is_refused(
     trouble: DetectorProcess, troubled: DeidentifyConfig
 ) -> None:
     detectors = remote_detectors(troubled, trouble.address)
-    assert deidentify(GRAY, detectors)[1] == []
+    assert redacted(GRAY, detectors)[1] == []
     with pytest.raises(RejectedError) as verdict:
-        deidentify(RED, detectors)
+        redacted(RED, detectors)
     assert verdict.value.reason == Reason.DETECTOR_FAILED
     assert verdict.value.detail.startswith("the face detector trouble.ts fails on this image, and not on others: ")
     assert verdict.value.detail.endswith("a red corner")
@@ -284,7 +293,7 @@ def test_an_image_whose_search_is_killed_is_searched_again_and_written(
     assert (row["fault"], row["reason"], row["width"]) == (None, None, 64)
     assert trouble.pid != first
     assert not psutil.pid_exists(first)
-    assert searches() == 2
+    assert searches() == 3  # of the source twice, and of the result
     assert memories(trouble.pid) == memories(os.getpid()) == 0
     assert named_memory() <= shared
 

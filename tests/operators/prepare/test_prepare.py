@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from segmint.catalogs.dataset.tombstones import RemovedImage, RemovedNames
+from segmint.catalogs.dataset.tombstones import NO_NAMES, RemovedImage, RemovedNames
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.catalogs.schema import NORMALIZED
@@ -41,7 +41,9 @@ from segmint.operators.prepare.prepare import (
     prepare_image,
 )
 from segmint.operators.prepare.release import CropLayers, ReleaseConfig
+from segmint.operators.rows import Row
 from segmint.operators.schemas import PREPARED
+from segmint.operators.similar.hashes import jpeg_hashes
 from tests.support import bad_images, signed_images
 from tests.support.bad_images import encode, photograph, portrait, write_bad_catalog
 from tests.support.bombs import Bomb, bombs, tiff_whose_pages_go_round
@@ -100,6 +102,7 @@ def test_a_face_is_gone_from_everything_that_is_released(prepare: Prepare, portr
     (row,) = result.to_pylist()
     assert (row["stage"], row["reason"], row["detail"], row["fault"]) == (None, None, None, None)
     assert row["source_sha256"] == hashlib.sha256(portrait_file.read_bytes()).hexdigest()
+    assert row["release_sha256"] == hashlib.sha256(row["release"]).hexdigest()
     assert (row["source_width"], row["source_height"], row["width"], row["height"]) == (512, 512, 200, 200)
     assert (row["faces"], row["plates"], len(row["regions"])) == (1, 0, 1)
     assert pixels(row["release"]).shape == (200, 200, 3)
@@ -242,8 +245,34 @@ def test_what_a_tombstone_names_is_refused_whatever_row_names_it(portrait_file: 
     finally:
         stage.close()
     assert [row["reason"] for row in rows] == [*["taken_down"] * 5, None]
-    detail = "its URI or its bytes were taken down under another row; a file in tombstones/ says why"
+    detail = "its URI, bytes, or pixels were taken down under another row; a file in tombstones/ says why"
     assert {(row["stage"], row["detail"]) for row in rows[:5]} == {("catalog", detail)}
+
+
+def test_a_picture_with_the_pixels_or_the_jpeg_of_a_removed_one_is_refused(portrait_file: Path) -> None:
+    folder, data = portrait_file.parent, portrait_file.read_bytes()
+    (folder / "appended.jpg").write_bytes(data + b"\0")
+    (folder / "comment.jpg").write_bytes(data[:2] + b"\xff\xfe\x00\x04hi" + data[2:])
+    (folder / "again.jpg").write_bytes(encode(photograph(), "JPEG", quality=60))
+    names = [{"uri": name} for name in ("portrait.jpg", "appended.jpg", "comment.jpg", "again.jpg")]
+    names[0] = {"uri": portrait_file.name}
+
+    def prepared(taken: RemovedNames) -> list[Row]:
+        stage = Prepare(config(), Storage(retry=FAST), POLICY, str(folder / "catalog.jsonl"), taken=taken)
+        try:
+            return stage(table(*names)).to_pylist()
+        finally:
+            stage.close()
+
+    first, *others = prepared(NO_NAMES)
+    for column in ("pixels_sha256", "release_sha256"):
+        assert [row[column] == first[column] for row in others] == [True, True, False]
+        assert [row["source_sha256"] == first["source_sha256"] for row in others] == [False] * 3
+        rows = prepared(RemovedNames(pictures=frozenset({first[column]})))
+        assert [row["reason"] for row in rows] == [*["taken_down"] * 3, None]
+        assert {(row["stage"], row["release"]) for row in rows[:3]} == {("catalog", None)}
+    assert first["hashes"] == jpeg_hashes(first["release"]).tolist()
+    assert len(first["hashes"]) == 9
 
 
 def test_an_object_over_the_byte_limit_is_not_read(portrait_file: Path) -> None:

@@ -1,6 +1,6 @@
 """Numerics: equal ones agree, and differences are listed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,9 +13,12 @@ from segmint.infra import version as infra_version
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import Compute, Precision
 from segmint.infra.errors import UsageError
+from segmint.model.kernels.cpu import library
 from segmint.operators.segment import numerics
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, observe_numerics, resolve_numerics
+from segmint.operators.segment.segment import MixedNumericsError, SegmentSettings, check_numerics, load_generator
+from tests.support.cpu_kernels import every_set
 
 GPU = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132)
 
@@ -61,10 +64,26 @@ def test_a_package_that_is_not_installed_is_none(
 
 
 def test_other_fields_are_refused_by_name(here: Numerics) -> None:
-    with pytest.raises(UsageError, match="numerics include kernels, which segmint"):
-        Numerics.recorded({**here.to_dict(), "kernels": "triton"})
-    with pytest.raises(UsageError, match="lack device, littlecms"):
-        Numerics.recorded({key: value for key, value in here.to_dict().items() if key not in ("device", "littlecms")})
+    with pytest.raises(UsageError, match="numerics include clock, which segmint"):
+        Numerics.recorded({**here.to_dict(), "clock": "fast"})
+    for lacking in (("device", "littlecms"), ("cpu", "kernels")):
+        with pytest.raises(UsageError, match=f"lack {', '.join(lacking)}$"):
+            Numerics.recorded({key: value for key, value in here.to_dict().items() if key not in lacking})
+
+
+def test_a_missing_field_that_was_added_later_means_the_only_value_before(
+    here: Numerics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if `kernels` were new: a dataset that lacks it goes on with torch's kernels, under its own fingerprint."""
+    monkeypatch.setattr(numerics, "ADDED", {"kernels": "torch"})
+    stored = {key: value for key, value in here.to_dict().items() if key != "kernels"}
+    before = Numerics.recorded(stored)
+    assert (before.kernels, before.to_dict()) == ("torch", stored)
+    assert here.differences(before) == ""
+    assert replace(here, kernels="other").differences(before) == "kernels 'other' instead of 'torch'"
+    assert before.fingerprint != here.fingerprint
+    gpu = {**stored, **dict.fromkeys(numerics.GPU_ONLY, "x"), "device": "cuda"}
+    assert Numerics.recorded({key: value for key, value in gpu.items() if key != "cpu"}).kernels == ""
 
 
 @pytest.mark.parametrize(
@@ -115,6 +134,7 @@ def test_a_gpu_is_recorded_with_the_libraries_of_its_kernels(
     found = observe_numerics(Compute("cuda", precision, 1), 64, 7, "0" * 64, "compiled")
     stored = found.to_dict()
     assert stored.keys() - here.to_dict().keys() == {"cuda", "cudnn", "triton", "attention", "chunks"}
+    assert here.to_dict().keys() - stored.keys() == {"cpu", "kernels"}
     assert stored["device_kind"] == "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors"
     assert (stored["attention"], stored["triton"], stored["cudnn"]) == (attention, version("triton"), "92600")
     assert Numerics.recorded(stored) == found
@@ -124,7 +144,50 @@ def test_a_gpu_is_recorded_with_the_libraries_of_its_kernels(
 
 def test_a_cpu_has_no_fields_of_a_gpu(here: Numerics) -> None:
     assert Numerics.recorded(here.to_dict()) == here
+    assert here.kernels == "torch"
     assert not here.to_dict().keys() & {"cuda", "cudnn", "triton", "attention", "chunks"}
+
+
+@pytest.fixture
+def no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine where nothing was compiled."""
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    library._kernels_or_reason.cache_clear()
+    yield
+    library._kernels_or_reason.cache_clear()
+
+
+def kernels_of(wanted: str, device: str = "cpu") -> str:
+    model = ModelConfig.model_validate({"kernels": wanted})
+    return resolve_numerics(Compute(device, "fp32", 1), model, MasksConfig(), "0" * 64).kernels
+
+
+def test_auto_takes_the_kernels_that_are_there_and_torch_on_request() -> None:
+    every_set()  # skips without a library
+    assert [kernels_of(wanted) for wanted in ("auto", "lanes16-1", "torch")] == ["lanes16-1", "lanes16-1", "torch"]
+
+
+@pytest.mark.usefixtures("no_library")
+def test_without_the_library_auto_is_torch_and_the_kernels_are_refused() -> None:
+    assert kernels_of("auto") == "torch"
+    with pytest.raises(UsageError, match=r"model\.kernels is lanes16-1, but .*isn't there.*model\.kernels: torch"):
+        kernels_of("lanes16-1")
+
+
+@pytest.mark.usefixtures("no_library")
+def test_a_worker_without_the_library_is_refused_and_told_why(here: Numerics, mobile_sam_path: Path) -> None:
+    begun = replace(here, kernels="lanes16-1")
+    settings = SegmentSettings(MasksConfig().settings(4), str(mobile_sam_path), begun)
+    with pytest.raises(MixedNumericsError, match=r"kernels 'torch' instead of 'lanes16-1' \(.*isn't there"):
+        check_numerics(settings)
+    check_numerics(replace(settings, numerics=here))
+
+
+def test_the_recorded_kernels_are_those_that_compute(here: Numerics, mobile_sam_path: Path) -> None:
+    every_set()
+    for name, is_ours in (("lanes16-1", True), ("torch", False)):
+        settings = SegmentSettings(MasksConfig().settings(4), str(mobile_sam_path), replace(here, kernels=name))
+        assert (load_generator(settings).predictor.kernels is not None) == is_ours
 
 
 def test_a_chunk_that_a_gpu_cannot_take_is_refused_before_the_start() -> None:

@@ -1,5 +1,7 @@
 """Redacting a row: the boxes are redacted, the rest of the picture and all masks stay."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -51,7 +53,8 @@ def test_regions_and_counts_follow_and_nothing_else_changes() -> None:
         ("other", 1.0, "manual"),
     ]
     changed = {name for name in row if row[name] != after[name]}
-    assert changed == {"release", "faces", "plates", "regions"}
+    assert changed == {"release", "release_sha256", "hashes", "faces", "plates", "regions"}
+    assert after["release_sha256"] == hashlib.sha256(after["release"]).hexdigest()
 
 
 def test_shares_inside_regions_follow() -> None:

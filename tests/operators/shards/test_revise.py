@@ -3,16 +3,18 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
 from segmint.catalogs.dataset.commits import Commit, Reservation
-from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
+from segmint.catalogs.dataset.fingerprints import Fingerprint, put_fingerprints
+from segmint.catalogs.dataset.tombstones import SAME_SOURCE, RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.put import remove_replaced
 from segmint.operators.shards.revise import ShardRevision, apply_tombstones, finish_dead_writers, revise_shard
-from tests.support.protocol import ROWS, DatasetPath, broken_promises, contents, two_shards, write
+from tests.support.protocol import ROWS, DatasetPath, broken_promises, contents, rows_of, two_shards, write
 from tests.support.stepped import SteppedThreads, stepping
 
 
@@ -162,6 +164,26 @@ def test_a_build_that_looked_before_a_takedown_takes_the_image_out_again(place: 
     assert place.log.generations()[1] == [2]
     named = {entry.path for entry in commit.files}
     assert {path for path in contents(place) if "sa_000001" in path} == named
+
+
+@pytest.mark.parametrize("measure", ["released", "pixels"])
+def test_a_build_that_looked_before_a_takedown_takes_a_copy_out_again(place: DatasetPath, measure: str) -> None:
+    """A copy with other bytes, in another shard, has the pixels or the JPEG of the image that was removed."""
+    rows = rows_of(1, 0)
+    pixels = pa.array([None, "1" * 64, None], pa.string())
+    rows = rows.set_column(rows.schema.get_field_index("pixels_sha256"), "pixels_sha256", pixels)
+    released = rows.column("release_sha256")[1].as_py()
+    own = Fingerprint(released=(released,)) if measure == "released" else Fingerprint(pixels="1" * 64)
+    with stepping():
+        build = until(SteppedThreads(lambda: write(place, 1, rows=rows)), "walk dataset/tombstones")
+        take(place, 99)
+        put_fingerprints(place.location, 33, {100: own})
+        build.finish()
+    assert build.error is None
+    assert build.result.counts["rejected:taken_down"] == 1
+    commit = place.log.latest(1)
+    assert commit is not None
+    assert read_committed_rows(place.location, commit)[1]["detail"] == SAME_SOURCE
 
 
 def test_a_build_that_goes_on_applies_what_one_that_died_did_not(place: DatasetPath) -> None:

@@ -21,7 +21,7 @@ def test_a_chain_of_crops_is_one_group_and_other_photographs_are_not_in_it():
         photograph("chelsea"),
     ]
     seen = [image_hashes(picture, mirror=True) for picture in pictures]
-    hashes, thumbnails = np.stack([each.views() for each in seen]), np.stack([each.thumbnail for each in seen])
+    hashes, thumbnails = np.stack([each.views for each in seen]), np.stack([each.thumbnail for each in seen])
 
     def groups(rows: list[int], same: list[int] | None = None) -> list[int]:
         chosen = np.array(rows, int)

@@ -22,6 +22,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.annotations.submissions import put_submission
+from segmint.catalogs.dataset.fingerprints import Fingerprint, put_fingerprints
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.versions.record import put_version
@@ -36,7 +37,7 @@ from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth
 from segmint.pipeline.masks.run import ImageResult
 from segmint.pipeline.quality.evidence import check
-from tests.support.committed_shard import change_manifest
+from tests.support.committed_shard import CommittedShard, change_manifest
 from tests.support.foreign_data import loosen
 from tests.support.imported import FIRST, write_coco
 from tests.support.keys import write_keys
@@ -368,7 +369,8 @@ def _nothing_searched(small_dataset: Path, tmp_path: Path) -> Any:
 def _searched(dataset: Path, detector: torch.nn.Module) -> Any:
     """Audit the dataset, as if it was built without detectors, with this detector only."""
     none = {"detector": "none", "score": None}
-    config = {**load_manifest(location_of(dataset)).config, "deidentify": {"faces": none, "plates": none}}
+    config = load_manifest(location_of(dataset)).config
+    config = {**config, "deidentify": {**config["deidentify"], "faces": none, "plates": none}}
     change_manifest(dataset, config=config, config_sha256=config_sha256(config))
     path = saved(detector, dataset.parent / "detector.pt")
     return run("audit", dataset, "--privacy-sample", 1, "--sample", 0, "--detector", f"plate={path}")
@@ -541,6 +543,29 @@ def _take_down(dataset: Path, *more: object) -> Any:
 @case("`takedown`", "the images were taken down, or listed with `--dry-run`", 0)
 def _taken(dataset: Path) -> Any:
     return [_take_down(dataset, "--dry-run"), _take_down(dataset, "--yes")]
+
+
+@case("`takedown`", "`--forget-fingerprints` removed an image's fingerprints, or did so before", 0)
+def _forgotten(dataset: Path) -> Any:
+    _take_down(dataset, "--yes")
+    return [run("takedown", dataset, "--forget-fingerprints", "image-1", "--yes") for _ in range(2)]
+
+
+@case("`takedown`", "`--other-picture` recorded a decision, or did so before", 0)
+def _told_apart(dataset: Path) -> Any:
+    _take_down(dataset, "--yes")
+    (tombstone,) = (dataset / "tombstones").iterdir()
+    words = ("--other-picture", "image-4", "--of", tombstone.name, "--reason", "another cup")
+    return [run("takedown", dataset, *words) for _ in range(2)]
+
+
+@case("`takedown --prove`", "an image that looks like it was found, which `--other-picture` doesn't name", 1)
+def _near(dataset: Path) -> Any:
+    _take_down(dataset, "--yes")
+    hashes = CommittedShard(dataset, 1).rows["images"][1]["hashes"]
+    like = Fingerprint(hashes="".join(f"{value:016x}" for value in hashes))
+    put_fingerprints(location_of(dataset), 0, {2: like})
+    return run("takedown", dataset, "--prove", "image-1")
 
 
 @case("`takedown --prove`", "not found anywhere", 0)

@@ -21,6 +21,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.commands.cli import app
+from segmint.pipeline.corrections.fingerprints import forget
 from segmint.pipeline.corrections.proof import prove, prove_redaction
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.search import WantedImage
@@ -184,7 +185,7 @@ def test_a_picture_with_another_name_is_found_by_its_hash(exported: Path, tmp_pa
     """As a file, in a tar, in a tar in a zip, and in rows without a name."""
     jpeg = (tmp_path / "coco/images/sa_2.jpg").read_bytes()
     takedown(location_of(exported), TakedownRequest(ids=("image-1",)), "asked for")
-    assert len(prove(location_of(exported), "2").jpegs) == 1
+    assert prove(location_of(exported), "2").hashes == 2  # of its JPEG and its pixels
     for format in Format:
         shutil.rmtree(tmp_path / format)
     place = tmp_path / "rows"
@@ -303,7 +304,7 @@ def test_a_redaction_names_the_exports_and_finds_the_picture_from_before(exporte
         line.startswith("created from this dataset, delete it or create it again: ../yolo") for line in done.lines()
     )
     proof = prove_redaction(location, "image-0")
-    assert (len(proof.jpegs), proof.not_checked) == (2, ())
+    assert (proof.hashes, proof.not_checked) == (2, ())
     pictures = {f"{format}/images/sa_1.jpg is its JPEG" for format in Format if format is not Format.HF}
     parquet = "hf/data/train-00000.parquet, 1 row from row 0 on (image.bytes)"
     assert {line.removeprefix(f"{tmp_path}/") for line in proof.found} == {*pictures, parquet}
@@ -345,20 +346,20 @@ def test_of_a_single_file_nothing_beside_it_is_searched(dataset: Path, tmp_path:
     assert (proof.found, proof.not_checked, {*proof.gone}) == ((), (), {gone, also})
 
 
-def test_a_takedown_without_marks_says_so(dataset: Path) -> None:
+def test_a_takedown_without_fingerprints_says_so(dataset: Path) -> None:
     location = location_of(dataset)
     takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
-    marks = dataset / "marks"
-    for file in marks.iterdir():
-        whole = file.read_bytes()
-        file.write_bytes(whole.replace(b'"2"', b'"1"'))
-        with pytest.raises(DamagedDatasetError, match="its name is not that of its content"):
-            prove(location, "2")
-        file.write_bytes(whole)
-    for file in marks.iterdir():
-        if b'"2":"' in file.read_bytes():
-            file.unlink()
-    assert prove(location, "2").not_checked == ("JPEGs of sa_2 with another name: no file in marks/ lists it",)
+    (file,) = (dataset / "fingerprints").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b'"2"', b'"1"'))
+    with pytest.raises(DamagedDatasetError, match="expected the bytes that its field digest covers"):
+        prove(location, "2")
+    file.unlink()
+    no_hashes = ("copies of sa_2 with another name: its fingerprints aren't stored",)
+    assert prove(location, "2").not_checked == no_hashes
+    file.write_bytes(whole)
+    forget(location, "image-1")
+    assert prove(location, "2").not_checked == no_hashes
 
 
 def test_the_command_ends_with_1_if_it_is_found(taken: Path) -> None:

@@ -89,9 +89,9 @@ def test_damage_outside_of_the_shards_is_listed(dataset: Path, damaged: str, cha
 
 
 def test_files_without_any_manifest_and_a_shard_of_other_settings_are_listed(dataset: Path) -> None:
-    change_commit(dataset, 1, config="ab" * 32)
+    change_commit(dataset, 1, build_sha256="ab" * 32)
     done = repair(location_of(dataset))
-    assert done.lost == ["commits/000001.g1.json: built with another configuration than the manifest's"]
+    assert done.lost == ["commits/000001.g1.json: its build_sha256 isn't the manifest's"]
     (dataset / "dataset.json").unlink()
     done = repair(location_of(dataset))
     (line,) = done.lost

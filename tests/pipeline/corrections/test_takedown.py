@@ -90,7 +90,14 @@ def test_the_tombstone_says_what_and_why_and_when(dataset: Path, small_dataset: 
     assert value.pop("digest") == fingerprint(value)
     assert value == {
         "schema_version": 1,
-        "request": {"ids": ["image-1"], "license": None, "provider": None, "with_copies": False},
+        "request": {
+            "ids": ["image-1"],
+            "license": None,
+            "provider": None,
+            "with_copies": False,
+            "with_similar": False,
+            "fingerprints": True,
+        },
         "reason": REASON,
         "when": "2026-03-04T05:06:07Z",
         "version_before": before,
@@ -108,6 +115,7 @@ def test_a_version_is_recorded_that_lists_the_tombstone(dataset: Path) -> None:
     assert done.version == version.name == name_now(location)
     assert set(version.files) - set(read_version(location, 1).files) == {
         f"tombstones/{done.tombstones[0]}", "dataset.g2.json", load_latest_manifest(location).manifest.catalog[0].path,
+        "fingerprints/000000.g1.json",
     }  # fmt: skip
     assert take(dataset).version == version.name, "the same request again changes nothing"
 
@@ -170,10 +178,11 @@ def test_an_id_does_not_spread_by_a_hash_that_nobody_checked(dataset: Path, smal
     assert [sample.id for sample in open_dataset(str(dataset))] == [1, 2, 4, 5, 6]
 
 
-def test_the_same_bytes_of_another_provider_are_listed_and_removed_only_if_asked(dataset: Path) -> None:
+@pytest.mark.parametrize("measure", ["source_sha256", "pixels_sha256"])
+def test_the_same_bytes_of_another_provider_are_listed_and_removed_only_if_asked(dataset: Path, measure: str) -> None:
     providers(dataset)
     shard = CommittedShard(dataset, 1)
-    shard.rows["images"][1]["source_sha256"] = shard.rows["images"][0]["source_sha256"]
+    shard.rows["images"][1][measure] = shard.rows["images"][0][measure]
     shard.write()
     asked = read_request(None, None, "E")
     same = "sa_5 image-4 (provider 'G', CC0-1.0)"
@@ -181,8 +190,8 @@ def test_the_same_bytes_of_another_provider_are_listed_and_removed_only_if_asked
     assert (listed.rows, listed.kept) == (2, (same,))
     done = take(dataset, asked)
     assert (done.rows, done.images) == (2, 1)
-    assert f"same bytes, not removed (pass --with-copies): {same}" in done.lines()
-    assert f"same bytes, not removed (pass --with-copies): {same}" in listed.lines()
+    assert f"same bytes or pixels, not removed (pass --with-copies): {same}" in done.lines()
+    assert f"same bytes or pixels, not removed (pass --with-copies): {same}" in listed.lines()
     assert [sample.id for sample in open_dataset(str(dataset))] == [1, 2, 5, 6, 7]
     assert take(dataset, TakedownRequest(ids=("sa_7",))).rows == 1
     assert [each.line() for each in audit_integrity(location_of(dataset)).findings if each.code == "still_there"] == []
@@ -330,9 +339,10 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
     one, other = (
         {path: digest for path, digest in digests(at).items() if "000000" in path} for at in (dataset, built_before)
     )
-    marked = {"marks/000000"}  # with the SHA-256 of a JPEG only if it was released before
-    assert {path.partition("-")[0] for path in one.keys() - other.keys()} == {"commits/000000.g1.json", *marked}
-    assert {path.partition("-")[0] for path in other.keys() - one.keys()} == {"commits/000000.g2.json", *marked}
+    assert one.keys() - other.keys() == {"commits/000000.g1.json"}
+    assert other.keys() - one.keys() == {"commits/000000.g2.json"}
+    recognized = "fingerprints/000000.g1.json"  # with hashes only if an image was released before
+    assert one[recognized] != other[recognized]
     assert len(one) == 6
     assert audit_integrity(Location(storage, str(dataset))).findings.total == 0
 

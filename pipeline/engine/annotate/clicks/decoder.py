@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.model.automatic.rle import Rle, decode
+from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.predictor import Embedding
 from segmint.pipeline.engine.annotate.clicks.drawing import DrawnMask, draw_mask, prepare_drawing
 from segmint.pipeline.engine.annotate.clicks.embeddings import ImageEmbedding
@@ -24,7 +25,6 @@ HANDLES = 128
 """Maximum number of predictions whose logits are kept, up to 768 KiB each."""
 
 _SHARE = 1e-3  # clipping of a pixel's share before the logit of a mask prompt
-_LOW_SIDE = 256
 _DRAWERS = 2  # threads, mostly in NumPy
 
 
@@ -123,7 +123,7 @@ class Decoder:
     ) -> tuple[list[Tensor], list[float]]:
         """Return each mask's logits (256, 256) and predicted IoU. `before` are logits that the prompt corrects."""
         if before is None and prompt.mask is not None:
-            before = mask_logits(Rle(embedding.frame_size, prompt.mask), embedding)
+            before = mask_logits(Rle(embedding.frame_size, prompt.mask), embedding, self._predictor.sam.geometry)
         prepare_drawing(self._predictor, embedding)  # only some image sizes stay cached
         masks = self._predictor.predict(embedding, **arguments(prompt, before), multimask=before is None)
         logits, ious = list(masks.low_res_logits[0]), masks.predicted_iou[0]
@@ -178,11 +178,11 @@ def choose(masks: Sequence[PromptMask], part: MaskPart) -> int:
     return {MaskPart.SUBPART: 0, MaskPart.PART: 1, MaskPart.WHOLE: 2}[part]
 
 
-def mask_logits(rle: Rle, embedding: Embedding) -> Tensor:
+def mask_logits(rle: Rle, embedding: Embedding, geometry: Geometry) -> Tensor:
     """Convert a mask to logits (1, 1, 256, 256) for the model, based on the share of each cell that the mask covers."""
     height, width = embedding.input_size
     mask = torch.from_numpy(decode(rle)).float()[None, None]
     share = F.interpolate(mask, (height, width), mode="bilinear", align_corners=False, antialias=True)
-    square = mask.new_zeros(1, 1, 1024, 1024)
+    square = mask.new_zeros(1, 1, geometry.image_size, geometry.image_size)
     square[..., :height, :width] = share
-    return torch.logit(F.avg_pool2d(square, 1024 // _LOW_SIDE), eps=_SHARE)
+    return torch.logit(F.adaptive_avg_pool2d(square, geometry.low_res_size), eps=_SHARE)

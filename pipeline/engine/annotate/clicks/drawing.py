@@ -25,6 +25,7 @@ from torch import Tensor
 from segmint.model.automatic.boxes import box_of
 from segmint.model.automatic.interpolation import Interpolation, interpolation
 from segmint.model.automatic.rle import encode_runs
+from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.predictor import Embedding, Predictor
 
 STABILITY_OFFSET = 1.0
@@ -61,7 +62,7 @@ def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> Dra
     """Return the mask of logits (256, 256) float32, which contains the pixels with upscaled logits over 0."""
     if logits.device.type == "cpu":
         try:
-            return _draw_border(logits, embedding, predictor.sam.image_size)
+            return _draw_border(logits, embedding, predictor.sam.geometry)
         except _DoubtfulError:
             pass
     values: NDArray[np.float32] = predictor.upscale(logits[None, None], embedding)[0, 0].cpu().numpy()
@@ -74,7 +75,7 @@ def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> Dra
 
 def prepare_drawing(predictor: Predictor, embedding: Embedding) -> None:
     """Precompute the interpolations for images of this size, so that no click waits for them."""
-    _axes(predictor.sam.image_size, embedding.input_size, embedding.frame_size)
+    _axes(predictor.sam.geometry, embedding.input_size, embedding.frame_size)
 
 
 class _ColumnRuns:
@@ -121,9 +122,9 @@ class _ColumnRuns:
         self._found.append((columns + self._left) * (self._frame[0] + 1) + row)
 
 
-def _draw_border(logits: Tensor, embedding: Embedding, side: int) -> DrawnMask:
+def _draw_border(logits: Tensor, embedding: Embedding, geometry: Geometry) -> DrawnMask:
     """Return the mask, computing only the pixels around its border. Raises `_DoubtfulError` if too many are near 0."""
-    axes = _axes(side, embedding.input_size, embedding.frame_size)
+    axes = _axes(geometry, embedding.input_size, embedding.frame_size)
     low = logits.numpy()
     over = low > -STABILITY_OFFSET
     x0, y0, x1, y1 = box_of(over)
@@ -278,7 +279,7 @@ class _AxisInterpolations:
 
     rows: Interpolation
     columns: Interpolation
-    exact: ExactRows | None  # None if torch computes single rows differently
+    exact: ExactRows | None  # None if torch computes single rows differently, or in one step
 
     def settle(
         self,
@@ -307,11 +308,11 @@ class _AxisInterpolations:
 
 
 @lru_cache(maxsize=16)
-def _axes(side: int, input_size: tuple[int, int], frame_size: tuple[int, int]) -> _AxisInterpolations:
-    low_side = 256
+def _axes(geometry: Geometry, input_size: tuple[int, int], frame_size: tuple[int, int]) -> _AxisInterpolations:
     vertical, horizontal = zip(input_size, frame_size, strict=True)
+    has_two_steps = geometry.placement == "padded"
     return _AxisInterpolations(
-        interpolation(low_side, side, *vertical),
-        interpolation(low_side, side, *horizontal),
-        ExactRows.make(low_side, side, input_size, frame_size),
+        interpolation(*geometry.mask_axis(*vertical)),
+        interpolation(*geometry.mask_axis(*horizontal)),
+        ExactRows.make(geometry.low_res_size, geometry.image_size, input_size, frame_size) if has_two_steps else None,
     )

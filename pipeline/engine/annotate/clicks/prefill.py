@@ -29,6 +29,7 @@ from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.images import decode_jpeg
+from segmint.operators.prepare.detector_files import contract
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.engine.annotate.recent_images import RecentImages
 from segmint.pipeline.engine.annotate.source import OpenImage
@@ -141,8 +142,7 @@ class ObjectFinder:
         except DetectorFailedError as error:
             self._detector.close()
             raise UsageError(
-                f"--prefill: {path} failed on a blank image. Expected a TorchScript module that takes one BGR image "
-                f"(3, H, W) uint8 and returns boxes (N, 4), labels, scores (N,) and sizes: {error}"
+                f"--prefill: {path} failed on a blank image. Expected {contract(path)}: {error}"
             ) from error
 
     def boxes(self, image: NDArray[np.uint8]) -> list[Box]:

@@ -9,6 +9,7 @@ used one would evict the one needed next.
 
 import hashlib
 import io
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -20,10 +21,12 @@ from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import base_name
+from segmint.model.sam.common import EMBEDDING_CHANNELS
+from segmint.model.sam.geometry import SAM1
 
-SHAPE = (1, 256, 64, 64)
+SHAPE = (1, EMBEDDING_CHANNELS, SAM1.embedding_size, SAM1.embedding_size)
 _CHECKSUM = 32  # bytes of the SHA-256 at the file's end
-BYTES = 128 + 4 * 256 * 64 * 64 + _CHECKSUM
+BYTES = 128 + 4 * math.prod(SHAPE) + _CHECKSUM
 """Size of an embedding's file."""
 
 _NPY = ".npy"

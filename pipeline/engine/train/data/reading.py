@@ -15,8 +15,8 @@ from torch import Tensor
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.model.automatic import rle
+from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.preprocess import resize, resized_size
-from segmint.model.sam.prompt_encoder import IMAGE_SIZE
 from segmint.model.training.step import TrainingMasks
 from segmint.model.training.targets import fit_targets
 from segmint.operators.decoding import JpegDecoder, UndecodableError
@@ -94,7 +94,7 @@ class TrainingImageReader:
     def prepare(self, draw: StepDraw, kept: Kept = _nothing) -> DrawnImage:
         """Read a drawn image without recording skips, which `take` does later. Callable from any thread."""
         height, width = (int(side) for side in self._images.sizes[draw.image])
-        input_size = resized_size(height, width, IMAGE_SIZE)
+        input_size = resized_size(height, width, SAM1.image_size)
         features = kept(draw.image)
         try:
             pixels = self._pixels(draw.image, (height, width)) if features is None else None
@@ -148,7 +148,7 @@ class TrainingImageReader:
             pixels = self._decoder.run(_decode_resized, jpeg)
         except UndecodableError as error:
             raise DamagedDatasetError(f"its JPEG can't be decoded: {error}") from error
-        if pixels.shape[:2] != resized_size(*size, IMAGE_SIZE):
+        if pixels.shape[:2] != resized_size(*size, SAM1.image_size):
             raise DamagedDatasetError("its JPEG's size differs from the tables")
         return pixels
 
@@ -226,4 +226,4 @@ def _box(mask: NDArray[np.bool_], input_size: tuple[int, int]) -> list[float]:
 
 def _decode_resized(jpeg: bytes) -> NDArray[np.uint8]:
     """Decode a JPEG and resize it to the image encoder's input, (h, w, 3) uint8 RGB."""
-    return resize(np.asarray(simplejpeg.decode_jpeg(jpeg, colorspace="RGB")), IMAGE_SIZE)
+    return resize(np.asarray(simplejpeg.decode_jpeg(jpeg, colorspace="RGB")), SAM1.image_size)

@@ -126,7 +126,7 @@ def _views(jpeg: bytes) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
     """Hash a JPEG that is decoded at reduced scale."""
     gray = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=_SIDE, min_width=_SIDE, min_factor=1)
     hashes = image_hashes(np.asarray(gray)[..., 0], mirror=True)
-    return hashes.views(), hashes.thumbnail
+    return hashes.views, hashes.thumbnail
 
 
 def _collect(rows: list[tuple[Any, ...]]) -> ShardScan:

@@ -44,7 +44,11 @@ def test_an_answer_is_read_as_it_was_written_and_has_one_form() -> None:
     later = Submission.from_value({**value, "saved_at": "2026-11-22T10:00:09Z"})
     assert later != submission
     assert later.same_work(submission)
-    assert not later.same_work(Submission.from_value({**value, "seconds": 62.0}))
+    for changes in ({"seconds": 62.0}, {"comment": "the hand\nis cut off"}, {"flag": True}):
+        other = Submission.from_value({**value, **changes})
+        assert Submission.from_json(other.to_json()) == other
+        assert not later.same_work(other)
+    assert (submission.comment, submission.flag) == (None, False)
     with pytest.raises(SubmissionError, match=r"^there is not a submission: it is not in canonical form$"):
         Submission.from_json(data.replace(b'":', b'": '), "there")
 
@@ -62,6 +66,10 @@ def test_an_answer_is_read_as_it_was_written_and_has_one_form() -> None:
         (answer_value(base="AB" * 32), "base: String should match"),
         (answer_value(annotator="A\x1b[2J"), "it has a control character"),
         (answer_value(annotator=" "), "it is empty"),
+        (answer_value(comment=""), "comment: String should have at least 1 character"),
+        (answer_value(comment="x" * 2001), "comment: String should have at most 2000 characters"),
+        (answer_value(comment="one\ntwo\x1b[2J"), "comment: Value error, it has a control character"),
+        (answer_value(flag=1), "flag: Input should be a valid boolean"),
         (answer_value(annotator="x" * 101), "annotator: String should have at most 100"),
         (answer_value(saved_at="yesterday"), "saved_at: String should match"),
         (answer_value(size=[31, 40]), "masks.0.counts: the runs do not fill 40 x 31 pixels"),

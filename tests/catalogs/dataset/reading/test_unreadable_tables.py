@@ -1,5 +1,6 @@
 """A table of images that can't be read ends a training loop with its error, however the loop reads."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,10 @@ class BreakTables:
                 table = pq.read_table(path)
                 place = table.schema.get_field_index("license")
                 texts = pa.array([b"\xff"] * len(table))
-                pq.write_table(
-                    table.set_column(place, "license", pa.Array.from_buffers(pa.string(), len(table), texts.buffers())),
-                    path,
-                )
+                broken = pa.Array.from_buffers(pa.string(), len(table), texts.buffers())
+                written = path.with_suffix(f".{os.getpid()}")  # another worker may read the table now
+                pq.write_table(table.set_column(place, "license", broken), written)
+                written.replace(path)
         (self.folder / "broken").touch()
         return read
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_manifest, read_dataset_id, read_manifest
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.unaccounted import unknown_files
@@ -32,7 +33,9 @@ from tests.support.builds import digests, write_catalog, write_config
 from tests.support.committed_shard import change_manifest
 from tests.support.lineages import training_json
 from tests.support.locations import location_of
+from tests.support.onnx_detectors import listed, yunet
 from tests.support.planting import change_commit
+from tests.support.stubbed import write_dataset as write_stubbed
 
 
 @pytest.fixture
@@ -73,6 +76,25 @@ def test_opening_again_changes_no_byte(tmp_path: Path, catalog: Path) -> None:
     open_or_create(config(tmp_path, catalog), Storage())
     assert read_dataset_id(location) not in (None, known), "a build adds an id that is missing"
     assert current_digest(location) == digest
+
+
+@pytest.mark.usefixtures("weights")
+def test_two_builds_of_the_same_input_write_equal_commits_and_have_one_digest(tmp_path: Path, catalog: Path) -> None:
+    """Their random ids are the only difference; another policy date makes other commits."""
+    commits, known, found = [], set(), []
+    for name, day in (("first", "2026-11-20"), ("second", "2026-11-20"), ("third", "2026-11-21")):
+        terms = {"allow": ["CC0-1.0", "CC-BY-4.0"], "policy_date": day}
+        write_stubbed(write_config(tmp_path / f"{name}.yaml", catalog, tmp_path / name, license=terms))
+        location = location_of(tmp_path / name)
+        commits.append({path.name: path.read_bytes() for path in (tmp_path / name / "commits").iterdir()})
+        known.add(read_dataset_id(location))
+        found.append(current_digest(location))
+        builds = {commit.build_sha256 for commit in CommitLog(location).read_all()}
+        assert builds == {load_manifest(location).build_sha256}
+    assert len(known) == 3
+    assert commits[0] == commits[1]
+    assert found[0] == found[1]
+    assert not set(commits[0].values()) & set(commits[2].values())
 
 
 def test_weights_that_were_trained_give_their_lineage_at_the_first_start(
@@ -147,22 +169,22 @@ def test_what_is_left_of_a_dataset_without_its_manifest_is_not_built_upon(
     assert digests(tmp_path / "dataset") == before
 
 
-@pytest.mark.parametrize("kind", ["shards", "empty", "catalog", "tombstones", "config"])
+@pytest.mark.parametrize("kind", ["shards", "empty", "catalog", "tombstones", "commits"])
 def test_a_build_does_not_go_on_from_a_damaged_dataset(dataset: Path, small_dataset: Path, kind: str) -> None:
     given = load_config(str(small_dataset.parent / "build.yaml")).model_copy(update={"output": str(dataset)})
     if kind in {"shards", "catalog"}:
         min((dataset / kind).iterdir()).unlink()
     elif kind == "empty":
         os.truncate(min((dataset / "masks").iterdir()), 0)
-    elif kind == "config":
-        change_commit(dataset, 0, config="ab" * 32)
+    elif kind == "commits":
+        change_commit(dataset, 0, build_sha256="ab" * 32)
     else:
         takedown(location_of(dataset), TakedownRequest(ids=("sa_1",)), "asked")
         (file,) = (dataset / kind).iterdir()
         file.write_bytes(file.read_bytes().replace(b'"sha256":"', b'"sha256":"0'))
     before = digests(dataset)
     with pytest.raises(
-        DamagedDatasetError, match=r"(sa_000000-.*|part-0-.*|config isn't the man.*|was changed).*repair"
+        DamagedDatasetError, match=r"(sa_000000-.*|part-0-.*|build_sha256 isn't the man.*|was changed).*repair"
     ):
         run_build(given)
     assert digests(dataset) == before
@@ -213,8 +235,8 @@ def test_ranges_of_shards_are_cut_to_the_dataset(tmp_path: Path, catalog: Path) 
 
 @pytest.mark.usefixtures("weights")
 def test_a_detectors_file_is_pinned_by_its_hash(tmp_path: Path, catalog: Path) -> None:
-    path = tmp_path / "faces.ts"
-    path.write_bytes(b"the first build's")
+    path = listed(tmp_path / "faces.onnx")
+    first = path.read_bytes()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     detectors = {"faces": {"detector": str(path)}, "plates": {"detector": "none"}}
     given = config(tmp_path, catalog, deidentify=detectors)
@@ -227,10 +249,19 @@ def test_a_detectors_file_is_pinned_by_its_hash(tmp_path: Path, catalog: Path) -
     path.write_bytes(b"somebody else's")
     with pytest.raises(UsageError, match=r"deidentify\.faces\.detector"):
         open_or_create(given, Storage())
-    moved = path.rename(tmp_path / "other.ts")
-    moved.write_bytes(b"the first build's")
+    moved = path.rename(tmp_path / "other.onnx")
+    moved.write_bytes(first)
     detectors["faces"]["detector"] = str(moved)
     open_or_create(config(tmp_path, catalog, deidentify=detectors), Storage())
+
+
+@pytest.mark.usefixtures("weights")
+def test_a_file_that_is_no_detector_begins_no_dataset(tmp_path: Path, catalog: Path) -> None:
+    path = yunet(tmp_path / "faces.onnx", outputs=("cls_8", "obj_8"))
+    given = config(tmp_path, catalog, deidentify={"faces": {"detector": str(path)}})
+    with pytest.raises(UsageError, match=r"^deidentify\.faces\.detector: .* got cls_8, obj_8$"):
+        open_or_create(given, Storage())
+    assert not (tmp_path / "dataset").exists()
 
 
 @pytest.mark.usefixtures("weights")

@@ -16,6 +16,8 @@ from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_crea
 from segmint.pipeline.building.execution.stages import Stages, lay_out, lay_out_again
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import write_catalog, write_config
+from tests.support.gpu_numerics import on_a_gpu
+from tests.support.onnx_detectors import yunet
 
 LAPTOP = Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2)
 
@@ -75,7 +77,7 @@ def test_a_gpu_s_actor_has_threads_beside_the_device_and_calls_that_keep_them_bu
     on_cpu = laid_out(tmp_path, LAPTOP)
     assert (on_cpu.segment_threads, on_cpu.segment_pool.calls_at_once) == (HostThreads(), 1)
     config, dataset = opened(tmp_path, resources={"segment": {"num_cpus": 4}}, rows_per_block=6)
-    numerics = {**dataset.manifest.numerics, "device": "cuda"}
+    numerics = on_a_gpu(dataset.manifest.numerics)
     dataset = replace(dataset, manifest=dataset.manifest.model_copy(update={"numerics": numerics}))
     stages = lay_out(config, dataset, Cluster(local=False, cpus=64, gpus=2, nodes=1, cores=64))
     assert stages.segment_threads == HostThreads(4, 4, 2)
@@ -116,7 +118,7 @@ def on_gpu(folder: Path, prepare: object = "auto", segment: object = "auto") -> 
     config, dataset = opened(folder)
     resources = {"prepare": {"num_gpus": prepare}, "segment": {"num_gpus": segment}}
     tree = {**config.model_dump(), "deidentify": {"device": "cuda"}, "resources": resources}
-    numerics = {**dataset.manifest.numerics, "device": "cuda", "detectors": "H200"}
+    numerics = on_a_gpu(dataset.manifest.numerics, detectors="H200")
     manifest = dataset.manifest.model_copy(update={"numerics": numerics})
     return Config(**tree), replace(dataset, manifest=manifest)
 
@@ -164,8 +166,7 @@ def test_pools_that_no_longer_fit_wait_for_other_nodes(tmp_path: Path, local_ray
 
 
 def test_the_first_stage_knows_the_hash_of_a_detectors_file(tmp_path: Path) -> None:
-    path = tmp_path / "faces.ts"
-    path.write_bytes(b"a module")
+    path = yunet(tmp_path / "faces.onnx")
     detectors = {"faces": {"detector": str(path)}, "plates": {"detector": "none"}}
     stages = laid_out(tmp_path, LAPTOP, deidentify=detectors)
     assert stages.prepare_arguments[0].detector_sha256 == {str(path): sha256_of(path)}

@@ -17,6 +17,7 @@ from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import DeidentifyConfig
+from segmint.operators.prepare.measured_recall import describe_recall
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.building.plan.cpu_stages import recorded_seconds
 from segmint.pipeline.building.plan.estimates import Estimate
@@ -27,6 +28,7 @@ from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import digests, segmint_and_modules, small_catalog, write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.small_dataset_fixtures import SMALL_MASKS
+from tests.support.torchscript import FailingDetector, saved
 
 GRID = {"points_per_side": 4, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
 ANYWHERE = {"threads": 1, "weights": "vit_h", "precision": "bf16"}
@@ -96,6 +98,14 @@ def test_a_large_plan_for_gpus_advises_against_what_is_for_trials(tmp_path: Path
     config = configured(tmp_path, write_catalog(tmp_path / "c.jsonl", rows), model={})
     assert make_plan(config, PlanOptions(flops=1e15)).notes[-1].startswith("model.weights is not set")
     assert "model.weights is not set" not in "\n".join(make_plan(config, PlanOptions()).notes)
+
+
+def test_a_plan_of_any_size_states_the_recall_of_the_bundled_detectors(tmp_path: Path, unread: Path) -> None:
+    (note,) = (note for note in make_plan(configured(tmp_path, unread), PlanOptions()).notes if "trials" in note)
+    assert note.endswith(describe_recall(("mtcnn", "clp")))
+    none = {"faces": {"detector": "none"}, "plates": {"detector": "none"}}
+    notes = make_plan(configured(tmp_path, unread, deidentify=none), PlanOptions()).notes
+    assert "trials" not in "\n".join(notes)
 
 
 def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread: Path) -> None:
@@ -270,11 +280,14 @@ def test_a_sample_that_was_refused_whole_says_so(tmp_path: Path, unread: Path) -
 
 
 def test_a_row_that_cannot_be_judged_ends_the_plan(tmp_path: Path) -> None:
-    (tmp_path / "broken.pt").write_bytes(b"no detector")
+    saved(FailingDetector(), tmp_path / "broken.pt")  # fails on control images, but not on the blank one
     detectors = {"faces": {"detector": str(tmp_path / "broken.pt")}}
     config = configured(tmp_path, small_catalog(tmp_path / "photos", 6), deidentify=detectors)
     with pytest.raises(SegmintError, match=r"row 4 of the sample \(image-3\) can be neither accepted nor rejected"):
         make_plan(config, PlanOptions(sample=1))
+    (tmp_path / "broken.pt").write_bytes(b"no detector")
+    with pytest.raises(UsageError, match=r"deidentify\.faces\.detector: .*broken\.pt can't be loaded as TorchScript"):
+        make_plan(config, PlanOptions())
     (tmp_path / "broken.pt").unlink()
     with pytest.raises(UsageError, match=r"broken\.pt"):
         make_plan(config, PlanOptions())

@@ -12,11 +12,12 @@ from segmint.catalogs.dataset import summaries
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.infra.errors import UsageError
+from segmint.infra.metrics import RunMetrics
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import NO_TIME, ObjectInfo
 from segmint.pipeline.building.dataset.dataset import BuildDataset
-from segmint.pipeline.building.execution.accounting import account
+from segmint.pipeline.building.execution.accounting import RunRecord, account
 from segmint.pipeline.building.status.result import Prices, Status
 from segmint.pipeline.building.status.status import StatusReader
 from tests.support.builds import segmint_and_modules
@@ -48,7 +49,7 @@ def test_its_numbers_are_those_of_the_accounting(dataset: Location, monkeypatch:
     monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
     told = status_of(dataset).to_dict()
     run = BuildDataset(dataset, load_manifest(dataset), Path())
-    accounting = account(run, run.shards(), seconds=1.0, built={}).to_dict()
+    accounting = account(run, run.shards(), RunRecord(RunMetrics("small")), 1.0).to_dict()
     assert {name: told[name] for name in ("rows", "written", "masks", "rejected", "shards", "missing_rows")} == {
         name: accounting[name] for name in ("rows", "written", "masks", "rejected", "shards", "missing_rows")
     }

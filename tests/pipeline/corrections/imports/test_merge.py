@@ -87,6 +87,7 @@ def test_replace_corrects_adds_and_deletes() -> None:
     assert kept == row["masks"][0] | {"index": 0}
     assert (corrected["source"], corrected["parent"], corrected["index"]) == ("corrected", 10_001, 3)
     assert (added["source"], added["parent"], added["index"], added["label"]) == ("imported", None, 4, "cup")
+    assert (added["label_source"], added["label_score"]) == ("import", None)
     assert corrected["origin"] == added["origin"] == ORIGIN
     assert (added["predicted_iou"], added["stability_score"], added["point_coords"]) == (None, None, [])
     assert (added["crop_box"], added["bbox"], added["area"]) == ([0.0, 0.0, 40.0, 30.0], [1.0, 25.0, 7.0, 3.0], 32)
@@ -112,9 +113,11 @@ def test_a_mask_without_its_id_is_paired_by_iou() -> None:
 @pytest.mark.parametrize(("corrected", "label"), [(rectangle(2, 3, 12, 19), "cup"), (rectangle(20, 25, 28, 35), None)])
 def test_a_label_is_that_of_the_former_mask_only_where_both_overlap(corrected: NewMask, label: str | None) -> None:
     row = image(1)
-    row["masks"][0]["label"] = "cup"
+    by_model = {"label": "cup", "label_score": 0.7, "label_source": f"model:{'a' * 64}"}
+    row["masks"][0] |= by_model
     (mask,) = merge(row, answer(replace(corrected, id=10_000)), REPLACE).row["masks"]
     assert (mask["parent"], mask["label"]) == (10_000, label)
+    assert {name: mask[name] for name in by_model} == (by_model if label else dict.fromkeys(by_model))
 
 
 def test_a_correction_of_a_person_s_mask_keeps_what_that_was() -> None:
@@ -149,7 +152,7 @@ def test_add_keeps_all_masks() -> None:
 
 def test_masks_of_another_dataset_keep_what_is_said_of_them_and_take_the_place_of_a_build_s() -> None:
     row = image()
-    said = {"source": "assisted", "annotator": "Bo", "seconds": 4.5, "model": "b" * 64}
+    said = {"source": "assisted", "annotator": "Bo", "seconds": 4.5, "model": "b" * 64, "label_source": "person"}
     moved = rectangle(2, 4, 12, 21, said=said, label="mug")  # IoU 0.89 with the first mask
     of_image = {"submission": {"assignment": 1, "n": 2, "sha256": "c" * 64}, "annotator": "Bo", "seconds": None}
     asked = answer(moved, of_image=of_image)
@@ -183,7 +186,9 @@ def test_a_carried_mask_that_the_build_made_too_is_the_person_s(how: ImportSetti
 def test_labels_of_masks_that_stay_are_taken_over() -> None:
     row = image()
     labeled = merge(row, answer(*as_read(row, label="tile")), REPLACE)
-    assert [mask["label"] for mask in labeled.row["masks"]] == ["tile"] * 3
+    assert [(mask["label"], mask["label_source"]) for mask in labeled.row["masks"]] == [("tile", "import")] * 3
+    carried = merge(row, answer(*as_read(row, label="tile", said={"label_source": "person"})), REPLACE)
+    assert {mask["label_source"] for mask in carried.row["masks"]} == {"person"}
     assert {mask["source"] for mask in labeled.row["masks"]} == {"automatic"}
     assert labeled.row["submission"] == {"assignment": None, "n": None, "sha256": "a" * 64}
     assert labeled.row["statistics"] == row["statistics"]

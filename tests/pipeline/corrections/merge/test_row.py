@@ -52,6 +52,7 @@ def test_an_answer_corrects_adds_and_deletes(row: Row) -> None:
     assert (corrected["parent"], corrected["seconds"], corrected["model"]) == (10_001, 4.5, "cd" * 32)
     assert corrected["prompts"] == [{**box, "label": None, "text": None}]
     assert (drawn["parent"], drawn["seconds"], drawn["model"], drawn["label"]) == (None, 9.5, None, "cup")
+    assert (corrected["label_source"], drawn["label_source"], drawn["label_score"]) == (None, "person", None)
     assert {mask["annotator"] for mask in merged.row["masks"]} == {"Ada"}
     assert (merged.row["next_mask"], merged.row["annotator"], merged.row[ANNOTATION_STAGE]) == (4, "Ada", "assisted")
     assert (merged.row["seconds"], merged.row["complete"]) == (61.25, True)
@@ -156,10 +157,11 @@ def test_a_mask_that_was_there_before_is_not_deleted_as_the_answers_own(row: Row
 
 def test_a_mask_made_from_one_of_people_keeps_its_kind_and_license(row: Row) -> None:
     said = {"source": "imported", "origin": {"sha256": "e" * 64, "license": "CC-BY-4.0"}}
-    masks = [row["masks"][0], {**row["masks"][1], **said, "label": "tile"}]
+    masks = [row["masks"][0], {**row["masks"][1], **said, "label": "tile", "label_source": "import"}]
     given = submission(masks=[new_mask(CUT, 10_001)], replaced=[FORMER[SECOND]])
     mask = merge_submission({**row, "masks": masks}, [given]).row["masks"][1]
     assert (mask["source"], mask["origin"], mask["label"]) == ("imported", said["origin"], "tile")
+    assert mask["label_source"] == "import"
     clicked = [new_mask(CUT, 10_001, prompts=[{"kind": "point", "x": 5.5, "y": 5.5, "label": 1}])]
     drawn = {**row, "masks": [row["masks"][0], {**row["masks"][1], "source": "manual"}]}
     mask = merge_submission(drawn, [submission(masks=clicked, replaced=[FORMER[SECOND]])]).row["masks"][1]

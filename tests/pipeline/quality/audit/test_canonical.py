@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from typer.testing import CliRunner, Result
 
 from segmint.catalogs.dataset.commits import Reservation
-from segmint.catalogs.dataset.marks import put_marks
 from segmint.catalogs.dataset.outputs import OUTPUTS, note_output
+from segmint.catalogs.dataset.summaries import CommitSums, summary_json
 from segmint.catalogs.dataset.tombstones import TakedownRequest, Tombstone
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.catalogs.findings import Code
@@ -76,23 +76,22 @@ def test_needless_bytes_in_other_records_are_found(dataset: Path, tmp_path: Path
 def test_small_files_contain_what_their_names_say(dataset: Path, tmp_path: Path) -> None:
     location = location_of(dataset)
     put_version(location, "build")
-    put_marks(location, 0, {3: None, 4: "0" * 64})
     note_output(location, "export", location_of(tmp_path / "export"), {"a.json": "0" * 64})
     begin_amendment(location, 2, [0, 1])
     for paths in (("shards/sa_000000-0123456789ab.tar",), ()):
         (reserved := Reservation(0, 9, paths)).location(location).put(reserved.to_json())
     summary = {"bytes": 1, "counts": {"images": 1, "rejected:x": 2}, "files": 4, "numerics": {"0a": 1}, "shards": 1}
-    (location / "summaries/000000-0123456789ab.json").put(canonical_json(summary))
+    (location / "summaries/000000-0123456789ab.json").put(summary_json(CommitSums(**summary)))
     leaves = ["0" * 64]
     (location / f"summaries/leaves-000000-0123456789ab-{fingerprint(leaves)}.json").put(canonical_json(leaves))
     keys = tmp_path / "key.pem"
     keys.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     sign_version(location, location_of(keys))
     assert list(audit_canonical_json(location)) == []
-    folders = ("marks", "outputs", "reservations", "summaries")
+    folders = ("outputs", "reservations", "summaries")
     files = [dataset / "id.json", *(dataset / "versions").glob("*.sig")]
     files += [file for folder in folders for file in (dataset / folder).iterdir()]
-    assert len(files) == 9
+    assert len(files) == 8
     for file in files:
         data = file.read_bytes()
         for other in (data[:5] + b"x" + data[6:], b'{"x":1}\n', b"[]\n", b"1\n", original(), b" " * 2_000_000):

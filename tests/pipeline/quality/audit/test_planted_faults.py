@@ -170,9 +170,9 @@ def computed_elsewhere(dataset: Path) -> None:
     change_commit(dataset, 1, numerics="0123456789ab")
 
 
-@damage(Code.OTHER_CONFIG, "commits/000001.g1.json", "found ababab")
+@damage(Code.OTHER_BUILD, "commits/000001.g1.json", "found ababab")
 def built_with_other_settings(dataset: Path) -> None:
-    change_commit(dataset, 1, config="ab" * 32)
+    change_commit(dataset, 1, build_sha256="ab" * 32)
 
 
 @damage(Code.BAD_COUNTS, "commits/000001.g1.json", "3 rows = images + rejected", "4 images")
@@ -542,6 +542,8 @@ registered("xmp", member(0, reencoded(xmp=b"<x/>")), METADATA, TAR, "sa_4.jpg", 
 registered("icc", member(0, reencoded(icc_profile=b"profile")), METADATA, TAR, "sa_4.jpg", "an ICC profile")
 registered("comment", member(0, reencoded(comment=b"me")), METADATA, TAR, "sa_4.jpg", "a comment")
 registered("tail", member(0, lambda d: d + b"hidden"), METADATA, TAR, "sa_4.jpg", "6 bytes after")
+registered("no_release", edit_row("images", 1, 0, release_sha256=None), Code.OTHER_RELEASE, TAR, "sa_4.jpg", "None")
+registered("release", edit_row("images", 1, 1, release_sha256="0" * 64), Code.OTHER_RELEASE, TAR, "sa_5.jpg", "000000")
 
 
 # --- masks ---
@@ -579,6 +581,19 @@ registered("low_iou", mask(predicted_iou=0.69), Code.UNDER_THRESHOLD, MASKS, MAS
 registered("unstable", mask(stability_score=0.79), Code.UNDER_THRESHOLD, MASKS, MASK, "at least 0.8", "0.79")
 registered("robot", mask(source="robot"), Code.UNKNOWN_SOURCE, MASKS, MASK, "manual", "found 'robot'")
 registered("no_earlier", mask(parent=50_000), Code.UNKNOWN_PARENT, MASKS, MASK, "image's first mask", "found 50000")
+for name, values in {
+    "no_source": {"label": "dog"},
+    "no_label": {"label_source": "person"},
+    "stranger": {"label": "dog", "label_source": "somebody"},
+    "short_hash": {"label": "dog", "label_source": "model:ab"},
+    "scored": {"label": "dog", "label_source": "person", "label_score": 0.5},
+    "no_score": {"label": "dog", "label_source": f"model:{'ab' * 32}", "label_score": float("nan")},
+    "output": {"output": 3},
+    "before_all": {"output": -1},
+    "in_itself": {"container": 40_000},
+    "in_another_image": {"container": 50_000},
+}.items():
+    registered(name, mask(**values), Code.BAD_LABEL, MASKS, MASK)
 registered("not_a_number", edit_row("masks", 1, 0, seconds=float("nan")), Code.BAD_SECONDS, MASKS, MASK, "found nan")
 registered("backwards", edit_row("images", 1, 0, seconds=-1.0), Code.BAD_SECONDS, "images/sa_000001-", "id 4", "-1.0")
 registered("no_hash", mask(model="vit_b"), Code.BAD_HASH, MASKS, MASK, "model of 64", "found 'vit_b'")

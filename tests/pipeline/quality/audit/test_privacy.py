@@ -132,11 +132,41 @@ def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(dataset: P
     assert [finding.line() for finding in audit(dataset, detectors=others).findings] == []
 
 
+def with_a_recorded_pattern(taken: CommittedShard) -> None:
+    """A spot beside a gray mosaic, recorded as one that the build left."""
+    pixels = spot(photograph("coffee", (240, 180)), 70, 120, side=30)
+    pixels[120:150, 40:70] = 90
+    taken.members[0] = taken.members[0][0], release(pixels, ReleaseConfig()).jpeg
+    row = taken.rows["images"][0]
+    across, down = row["source_width"] / row["width"], row["source_height"] / row["height"]
+    place = {"x": round(40 * across), "y": round(120 * down), "w": round(30 * across), "h": round(30 * down)}
+    row["regions"] = [{"kind": "plate", "score": 1.0, **place, "source": "manual"}]
+    pattern = {"kind": "face", "score": 0.95, "x": 61, "y": 111, "w": 48, "h": 48, "source": "spot.pt"}
+    row["residual_detections"] = [{**pattern, "orientation": 0}]
+
+
+def test_what_the_build_left_because_redaction_made_it_is_counted_and_strictly_a_finding(
+    dataset: Path, tmp_path: Path
+) -> None:
+    ShardEdit(1, with_a_recorded_pattern)(dataset)
+    spots = given(("face", saved(MagentaDetector(least=4), tmp_path / "spot.pt")))
+    report = audit(dataset, detectors=spots, pictures=location_of(tmp_path / "pictures"))
+    assert Code.STILL_DETECTED not in report.findings.counts
+    assert (report.privacy.residual, report.privacy.found_total) == (1, 0)
+    assert "; 1 detection left by the build because redaction made it (--strict counts them)" in verdict(report)
+    assert not (tmp_path / "pictures").exists()
+    strict = audit(dataset, detectors=spots, strict=True)
+    assert strict.findings.counts[Code.STILL_DETECTED] == 1
+    assert (strict.privacy.residual, strict.privacy.found_total) == (0, 1)
+    assert "left by the build" not in verdict(strict)
+
+
 def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search(dataset: Path, tmp_path: Path) -> None:
     ShardEdit(1, with_a_face_and_a_spot)(dataset)
     own = {
         "faces": {"detector": "0" * 64, "score": None},
         "plates": {"detector": "none", "score": None},
+        "orientations": [0, 180],
     }
     reconfigure(dataset, deidentify=own)
     report = audit(dataset, 3, detectors=given(("face", saved(MagentaDetector(least=4), tmp_path / "spot.pt"))))
@@ -145,6 +175,7 @@ def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search
     gaps = [(gap.reason, gap.images, gap.kind) for gap in report.unsearched]
     assert gaps == [("detector_not_here", 6, "face"), ("no_detector", 6, "plate"), ("not_sampled", 3, None)]
     assert "SHA-256 0000" in report.unsearched[0].detail
+    assert any("searched, but for faces not turned by 90° or 270°" in line for line in result_lines(report))
     assert verdict(report).endswith(
         "; not searched: faces by the build's detector (not available here), plates (no detector), 3 of 6 images "
         "(not in the sample)"
@@ -166,7 +197,8 @@ def test_a_detector_that_fails_on_an_image_is_named_and_the_others_go_on(dataset
 
 def without_detectors(dataset: Path) -> None:
     none = {"detector": "none", "score": None}
-    reconfigure(dataset, deidentify={"faces": none, "plates": none})
+    own = load_manifest(location_of(dataset)).config["deidentify"]
+    reconfigure(dataset, deidentify={**own, "faces": none, "plates": none})
 
 
 def test_all_detectors_failing_is_nothing_looked_at(dataset: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from segmint.infra.storage.storage import Storage
+from segmint.operators.prepare.measured_recall import describe_recall
 from segmint.pipeline.quality.report.card import escaped, front_matter
 from segmint.pipeline.quality.report.facts import gather_facts
 from segmint.pipeline.quality.statistics.open_tables import open_tables
@@ -65,6 +66,7 @@ def test_it_is_filled_from_the_data(card: str) -> None:
     processing = section(card, "Preprocessing, cleaning and labeling")
     assert "| face | mtcnn | 1 | 1 |" in processing
     assert "**The bundled detectors (mtcnn) are for trials**" in processing
+    assert describe_recall(["mtcnn"]) in processing
     assert "1 face by mtcnn at score 0.9 or over" in processing
     assert (
         "The weights come from round 1:\n\n- round 1: weights mobile\\_sam (SHA-256 000000000000), trained on "

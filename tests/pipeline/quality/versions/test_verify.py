@@ -248,11 +248,11 @@ def test_settings_and_takedowns_that_were_changed_before_the_first_version_are_p
     assert verify_dataset(location).problems == ()
     tombstone = f"tombstones/{asked.name}"
     (location / tombstone).put((location / tombstone).read().replace(b"x.jpg", b"y.jpg"))
-    change_commit(dataset, 1, config="ab" * 32)
+    change_commit(dataset, 1, build_sha256="ab" * 32)
     (location / "versions/1.json").delete()
     put_version(location, "build")
     commit, changed = sorted(verify_dataset(location).problems, key=lambda line: tombstone in line)
-    assert commit == "commits/000001.g1.json: its config isn't the manifest's"
+    assert commit == "commits/000001.g1.json: its build_sha256 isn't the manifest's"
     assert f"{tombstone} was changed" in changed
 
 

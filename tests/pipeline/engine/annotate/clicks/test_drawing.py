@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 from segmint.model.automatic.boxes import box_of
 from segmint.model.automatic.filters import stability_scores
 from segmint.model.automatic.rle import Rle, decode, encode
+from segmint.model.sam.geometry import SAM1, Geometry
 from segmint.model.sam.load import load_sam
+from segmint.model.sam.mask_decoder import MaskDecoder
 from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.preprocess import resized_size
+from segmint.model.sam.prompt_encoder import PromptEncoder
+from segmint.model.sam.sam import Sam
 from segmint.pipeline.engine.annotate.clicks import drawing
+from segmint.pipeline.engine.annotate.clicks.decoder import mask_logits
 from segmint.pipeline.engine.annotate.clicks.drawing import ExactRows, draw_mask
 
 FRAMES = [((1024, 683), (1500, 1000)), ((683, 1024), (427, 640)), ((1024, 1024), (333, 333)), ((500, 1024), (61, 125))]
@@ -24,10 +30,10 @@ def predictor(mobile_sam_path: Path) -> Predictor:
     return Predictor(load_sam(mobile_sam_path))
 
 
-def blobs(seed: int, level: float) -> torch.Tensor:
-    """Smooth random logits (256, 256)."""
+def blobs(seed: int, level: float, side: int = 256) -> torch.Tensor:
+    """Smooth random logits (side, side)."""
     coarse = torch.randn(1, 1, 9, 9, generator=torch.Generator().manual_seed(seed)) * 12 + level
-    return torch.nn.functional.interpolate(coarse, (256, 256), mode="bicubic")[0, 0]
+    return torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic")[0, 0]
 
 
 @pytest.mark.parametrize(("filled", "frame"), FRAMES)
@@ -69,10 +75,27 @@ def test_pixels_all_but_zero_are_the_predictors(
         settled = len(rows)
         assert draw_mask(predictor, embedding, logits).counts == encode((upscaled > 0).numpy()).counts
         for number in rows[settled:]:
-            exact = drawing._axes(1024, filled, frame).exact
+            exact = drawing._axes(SAM1, filled, frame).exact
             assert exact is not None
             assert np.array_equal(real(exact, logits, number), upscaled[number].numpy())
     assert bool(rows) == (frame != (61, 125))  # where torch has another kernel
+
+
+@pytest.mark.parametrize("geometry", [Geometry(512), Geometry(448, 14, "stretched")])
+def test_pixels_of_other_geometries_are_the_predictors(geometry: Geometry) -> None:
+    side = geometry.image_size
+    filled = resized_size(300, 200, side, geometry.placement)
+    encoder = torch.nn.Conv2d(3, 256, geometry.patch_size, geometry.patch_size)
+    predictor = Predictor(Sam(encoder, PromptEncoder(geometry), MaskDecoder(1)))
+    embedding = Embedding(torch.zeros(1, 256, 32, 32), filled, (300, 200))
+    logits = blobs(1, 0.0, 128)
+    wanted = (predictor.upscale(logits[None, None], embedding)[0, 0] > 0).numpy()
+    assert draw_mask(predictor, embedding, logits).counts == encode(wanted).counts
+
+    again = mask_logits(encode(wanted), embedding, geometry)
+    assert again.shape == (1, 1, 128, 128)
+    share = filled[0] * filled[1] / side**2 * wanted.mean()
+    assert float(again.sigmoid().mean()) == pytest.approx(share, abs=2e-3)
 
 
 def test_a_mask_with_many_pixels_all_but_zero_is_left_to_the_predictor(predictor: Predictor) -> None:
@@ -80,7 +103,7 @@ def test_a_mask_with_many_pixels_all_but_zero_is_left_to_the_predictor(predictor
     logits = blobs(1, 0.0)
     logits[100:140, 100:140] = 0.0  # where sums in another order may have either sign
     with pytest.raises(drawing._DoubtfulError):
-        drawing._draw_border(logits, embedding, 1024)
+        drawing._draw_border(logits, embedding, SAM1)
     wanted = (predictor.upscale(logits[None, None], embedding)[0, 0] > 0).numpy()
     assert (decode(Rle((512, 512), draw_mask(predictor, embedding, logits).counts)) == wanted).all()
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.predictor import Embedding
 from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
@@ -25,7 +26,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.made: list[int] = []
-        self.sam = SimpleNamespace(image_size=1024)
+        self.sam = SimpleNamespace(geometry=SAM1)
 
     def run(self, work: Callable[..., Any], *args: Any) -> Any:
         return work(*args)

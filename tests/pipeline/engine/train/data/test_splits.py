@@ -27,7 +27,7 @@ def images_of(pictures: list[np.ndarray], sources: list[bytes]) -> TrainingImage
         places=np.zeros((count, 4), np.int64),
         jpeg_sha256=np.stack([np.frombuffer(source[::-1], np.uint8) for source in sources]),
         source_sha256=np.stack([np.frombuffer(source, np.uint8) for source in sources]),
-        hashes=np.stack([each.views() for each in seen]),
+        hashes=np.stack([each.views for each in seen]),
         thumbnails=np.stack([each.thumbnail for each in seen]),
         annotations=numbers,
         starts=np.arange(count + 1),

@@ -1,0 +1,84 @@
+"""Tables of docs/performance.md about what the detectors find and miss."""
+
+from collections.abc import Sequence
+
+from benchmarks.privacy.pictures import ANGLES
+from benchmarks.tables import Result, percent, table, where, wrapped
+from segmint.operators.intervals import wilson
+from segmint.operators.prepare.measured_recall import MeasuredRecall, Share
+
+SIZES = (20, 32, 64, 128)
+"""Lower limits of the sizes in pixels by which recall is shown."""
+
+_HEAD = ["pictures", "pictures with marks", "marks", "found", "recall (95 % interval)", "false alarms", "in pictures"]
+
+
+def privacy_part(results: dict[str, Result]) -> str:
+    """Return what each detector finds by angle, by kind of composite, and by size."""
+    result = results.get("privacy")
+    if result is None:
+        return ""
+    parts = []
+    for name in dict.fromkeys(row["detector"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["detector"] == name]
+        changes = list(dict.fromkeys(row["change"] for row in rows))
+        cells = [[_label(change), *_cells([row for row in rows if row["change"] == change])] for change in changes]
+        parts.append(table([name, *_HEAD], cells))
+        parts.append(table([f"{name}, by size of the mark", "marks", "found", "recall"], _by_size(rows)))
+    note = (
+        f"A mark is found if a detection's box overlaps its box with an IoU of at least {result['iou']:g}. Hard marks "
+        f"and marks of less than {result['smallest']:g} pixels don't count. The intervals are Wilson's, with one trial "
+        f"per picture with marks rather than per mark, because marks in one picture are alike. Rule {result['rule']}. "
+        f"{where(result)}"
+    )
+    return "\n\n".join([*parts, wrapped(note)])
+
+
+def measured(result: Result, detector: str, kind: str) -> MeasuredRecall:
+    """Return a detector's recall as the product states it."""
+    rows = [row for row in result["rows"] if row["detector"] == detector]
+    angles = list(map(str, ANGLES))
+
+    def share(changes: Sequence[str]) -> Share:
+        return _share([row for row in rows if row["change"] in changes])
+
+    made = [row["change"] for row in rows if row["change"] not in angles]
+    return MeasuredRecall(kind, share(["0"]), share(["90", "180", "270"]), share(made))
+
+
+def sources(result: Result) -> int:
+    """Return the number of photographs that were measured upright."""
+    return len({row["picture"] for row in result["rows"] if row["change"] == "0"})
+
+
+def _share(rows: Sequence[Result]) -> Share:
+    found, missed = (sum(len(row[key]) for row in rows) for key in ("found", "missed"))
+    return found, found + missed
+
+
+def _cells(rows: Sequence[Result]) -> list[str]:
+    found, marks = _share(rows)
+    marked = sum(bool(row["found"] or row["missed"]) for row in rows)
+    recall = "–"
+    if marked:
+        low, high = wilson(found / marks * marked, marked)
+        recall = f"{percent(found / marks)} ({percent(low)}–{percent(high)})"
+    alarms = [row["false"] for row in rows]
+    return [str(each) for each in (len(rows), marked, marks, found, recall, sum(alarms), sum(map(bool, alarms)))]
+
+
+def _by_size(rows: Sequence[Result]) -> list[list[str]]:
+    cells = []
+    for low, high in zip(SIZES, (*SIZES[1:], None), strict=True):
+        found, missed = (
+            sum(side >= low and (high is None or side < high) for row in rows for side in row[key])
+            for key in ("found", "missed")
+        )
+        label = f"{low} px and more" if high is None else f"{low} to {high - 1} px"
+        share = percent(found / (found + missed)) if found + missed else "–"
+        cells.append([label, str(found + missed), str(found), share])
+    return cells
+
+
+def _label(change: str) -> str:
+    return f"photographs at {change}°" if change.isdigit() else f"composites: {change}"

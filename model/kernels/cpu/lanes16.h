@@ -1,0 +1,197 @@
+// Vectors of 16 float lanes with one back end per instruction set: AVX-512 (1 x 512 bits), AVX2 (2 x 256), and scalars.
+//
+// Each operation is exact per lane: it copies, compares, or rounds once as IEEE 754 says. So the same sequence of
+// operations gives the same bits with every back end. A multiplication is only fused with an addition by `fma`, because
+// the compiler runs with -ffp-contract=off. min, max, and comparisons with NaN behave as in SSE: min(a, b) is
+// a < b ? a : b, and a comparison is false.
+//
+// A Mask has one bit per lane, the lowest one for lane 0.
+
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#if defined(LANES_AVX512) || defined(LANES_AVX2)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int kLanes = 16;
+
+using Mask = uint32_t;
+
+inline int count(Mask mask) { return __builtin_popcount(mask); }
+
+#if defined(LANES_AVX512)
+
+struct V {
+  __m512 v;
+};
+
+inline V load(const float* from) { return {_mm512_loadu_ps(from)}; }
+inline void store(float* to, V a) { _mm512_storeu_ps(to, a.v); }
+inline V broadcast(float value) { return {_mm512_set1_ps(value)}; }
+inline V operator+(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline V operator-(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline V operator*(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline V operator/(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline V min(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline V max(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline V absolute(V a) { return {_mm512_abs_ps(a.v)}; }
+inline V root(V a) { return {_mm512_sqrt_ps(a.v)}; }
+inline V whole(V a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC)}; }
+inline Mask above(V a, V b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
+inline Mask at_most(V a, V b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ); }
+
+// Return table[i] of 16 numbers for lanes that are whole numbers i from 0 to 15.
+inline V pick(const float* table, V places) {
+  return {_mm512_permutexvar_ps(_mm512_cvttps_epi32(places.v), _mm512_loadu_ps(table))};
+}
+
+inline bool pick_near(const float* row, int width, const int32_t* places, V* found) {
+  int base = places[0] < width - 16 ? places[0] : width - 16;
+  if (places[15] - base > 15) return false;
+  __m512i offsets = _mm512_sub_epi32(_mm512_loadu_si512(places), _mm512_set1_epi32(base));
+  *found = {_mm512_permutexvar_ps(offsets, _mm512_loadu_ps(row + base))};
+  return true;
+}
+
+#elif defined(LANES_AVX2)
+
+struct V {
+  __m256 a, b;
+};
+
+inline V load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+inline void store(float* to, V x) { _mm256_storeu_ps(to, x.a), _mm256_storeu_ps(to + 8, x.b); }
+inline V broadcast(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+inline V operator+(V x, V y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline V operator-(V x, V y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline V operator*(V x, V y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline V operator/(V x, V y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline V fma(V x, V y, V z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+inline V min(V x, V y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline V max(V x, V y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline V absolute(V x) {
+  __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+inline V root(V x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
+inline V whole(V x) {
+  constexpr int kMode = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.a, kMode), _mm256_round_ps(x.b, kMode)};
+}
+inline Mask bits(__m256 low, __m256 high) {
+  return static_cast<Mask>(_mm256_movemask_ps(low)) | static_cast<Mask>(_mm256_movemask_ps(high)) << 8;
+}
+inline Mask above(V x, V y) {
+  return bits(_mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ));
+}
+inline Mask at_most(V x, V y) {
+  return bits(_mm256_cmp_ps(x.a, y.a, _CMP_LE_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LE_OQ));
+}
+
+inline __m256 pick_half(const float* table, __m256 places) {
+  __m256i index = _mm256_cvttps_epi32(places);
+  __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+  __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
+  return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+inline V pick(const float* table, V places) { return {pick_half(table, places.a), pick_half(table, places.b)}; }
+
+inline bool pick_near_half(const float* row, int width, const int32_t* places, __m256* found) {
+  int base = places[0] < width - 8 ? places[0] : width - 8;
+  if (places[7] - base > 7) return false;
+  const __m256i* at = reinterpret_cast<const __m256i*>(places);
+  __m256i offsets = _mm256_sub_epi32(_mm256_loadu_si256(at), _mm256_set1_epi32(base));
+  *found = _mm256_permutevar8x32_ps(_mm256_loadu_ps(row + base), offsets);
+  return true;
+}
+inline bool pick_near(const float* row, int width, const int32_t* places, V* found) {
+  return pick_near_half(row, width, places, &found->a) && pick_near_half(row, width, places + 8, &found->b);
+}
+
+#else  // scalars
+
+struct V {
+  float v[kLanes];
+};
+
+template <class Function>
+inline V each(Function function) {
+  V out;
+  for (int i = 0; i < kLanes; ++i) out.v[i] = function(i);
+  return out;
+}
+template <class Function>
+inline Mask mask_of(Function function) {
+  Mask out = 0;
+  for (int i = 0; i < kLanes; ++i) out |= static_cast<Mask>(function(i)) << i;
+  return out;
+}
+inline V load(const float* from) {
+  return each([=](int i) { return from[i]; });
+}
+inline void store(float* to, V a) {
+  for (int i = 0; i < kLanes; ++i) to[i] = a.v[i];
+}
+inline V broadcast(float value) {
+  return each([=](int) { return value; });
+}
+inline V operator+(V a, V b) {
+  return each([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline V operator-(V a, V b) {
+  return each([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline V operator*(V a, V b) {
+  return each([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline V operator/(V a, V b) {
+  return each([&](int i) { return a.v[i] / b.v[i]; });
+}
+inline V fma(V a, V b, V c) {
+  return each([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
+}
+inline V min(V a, V b) {
+  return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline V max(V a, V b) {
+  return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline V absolute(V a) {
+  return each([&](int i) { return __builtin_fabsf(a.v[i]); });
+}
+inline V root(V a) {
+  return each([&](int i) { return __builtin_sqrtf(a.v[i]); });
+}
+inline V whole(V a) {
+  return each([&](int i) { return __builtin_truncf(a.v[i]); });
+}
+inline Mask above(V a, V b) {
+  return mask_of([&](int i) { return a.v[i] > b.v[i]; });
+}
+inline Mask at_most(V a, V b) {
+  return mask_of([&](int i) { return a.v[i] <= b.v[i]; });
+}
+inline V pick(const float* table, V places) {
+  return each([&](int i) { return table[static_cast<int>(places.v[i])]; });
+}
+inline bool pick_near(const float*, int, const int32_t*, V*) { return false; }
+
+#endif
+
+// Return row[places[i]] for 16 places that don't decrease, from a row of `width` floats, 16 or more. Places after the
+// row's end give an arbitrary float of the row.
+inline V pick_places(const float* row, int width, const int32_t* places) {
+  V found;
+  if (pick_near(row, width, places, &found)) return found;
+  float out[kLanes];
+  for (int i = 0; i < kLanes; ++i) out[i] = row[places[i] < width ? places[i] : width - 1];
+  return load(out);
+}
+
+}  // namespace

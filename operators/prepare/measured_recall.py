@@ -1,0 +1,47 @@
+"""Measured recall of the bundled detectors, as plans and dataset cards state it.
+
+`make bench-privacy` measures it, and a test compares these numbers with the recorded result.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Share = tuple[int, int]
+"""Number of marked faces or plates that a detector found, and of all that it had to find."""
+
+PHOTOGRAPHS = 13
+COMPOSITES = 40
+
+
+@dataclass(frozen=True)
+class MeasuredRecall:
+    """Recall of a detector in photographs, upright and turned by 90, 180, or 270 degrees, and in composites."""
+
+    kind: str  # plural
+    upright: Share
+    turned: Share
+    composites: Share
+
+    @property
+    def shares(self) -> tuple[Share, Share, Share]:
+        """All three, in this order."""
+        return self.upright, self.turned, self.composites
+
+
+RECALL: dict[str, MeasuredRecall] = {}
+"""Measured recall by bundled detector; empty until a result is recorded."""
+
+
+def describe_recall(names: Iterable[str]) -> str:
+    """Return sentences about the measured recall of the bundled detectors among `names`."""
+    parts = []
+    for name in names:
+        found = RECALL.get(name)
+        if found is not None:
+            upright, turned, made = (f"{hits} of {marks}" for hits, marks in found.shares)
+            parts.append(
+                f"{name} found {upright} {found.kind} upright, {turned} turned by 90, 180, or 270 degrees, and {made} "
+                "in the composites."
+            )
+    measured = f"They were measured on {PHOTOGRAPHS} photographs and {COMPOSITES} composites of them: "
+    return measured + " ".join(parts) if parts else ""

@@ -1,0 +1,212 @@
+"""Search of a released image, as the build's last look and the audit do it.
+
+A detection counts as redacted if a region in the image's row covers most of it and the pixels there are those of a
+mosaic. The second condition is measured because a row may list a region that was never redacted: a mosaic of few cells,
+fitted to its pixels, leaves much of them unexplained.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.model.detectors.detection import Box, Detection, Detector, iou
+from segmint.operators.prepare.deidentify import outline
+from segmint.operators.prepare.mosaic import mosaic_size
+from segmint.operators.prepare.orientations import search_orientations
+from segmint.operators.redactions import band_widths
+from segmint.operators.rows import Row
+
+COVERED = 0.75
+"""Share of a detection that a region must cover.
+
+A lower share would accept a face next to a redacted one. Full coverage is not required, because a detector may take a
+mosaic for a face slightly larger than the region.
+"""
+ROUGHNESS = 4.0
+"""Maximum gray-level difference (RMS) of pixels from the mosaic that fits them best, allowing for JPEG errors."""
+LEAST_RESIDUAL = 0.01
+"""Share of the image that a detection must exceed to remain. Smaller ones are redacted, which costs little."""
+MOST_RESIDUAL = 3
+"""Maximum number of recorded detections that may remain in an image."""
+SAME_RESIDUAL_IOU = 0.5
+"""Minimum IoU of a detection with the recorded one."""
+
+_GRID = 48  # maximum sampled pixels per side of a detection
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ReleasedDetection:
+    """A detection in a released image, and the box (x, y, w, h) of whole pixels that would be redacted for it.
+
+    `may_remain` is true if redaction itself may have made it: it touches a redacted region that its pixels show, and
+    covers more than `LEAST_RESIDUAL` of the image.
+    """
+
+    found: Detection
+    x: int
+    y: int
+    w: int
+    h: int
+    is_redacted: bool
+    may_remain: bool
+
+    @property
+    def box(self) -> Box:
+        """Left, top, right, and bottom edge."""
+        return self.x, self.y, self.x + self.w, self.y + self.h
+
+    def is_same(self, known: Mapping[str, Any]) -> bool:
+        """Return whether a value of `residual_detections` records it; null sides, as in a damaged table, do not."""
+        if known["kind"] != self.found.kind or any(known[side] is None for side in "xywh"):
+            return False
+        x, y, w, h = (known[side] for side in "xywh")
+        return iou((x, y, x + w, y + h), self.box) >= SAME_RESIDUAL_IOU
+
+
+def search_released(
+    row: Row, image: Pixels, detector: Detector, orientations: Sequence[int]
+) -> list[ReleasedDetection]:
+    """Search `image`, (H, W, 3) uint8 RGB, the released image of a row of `images`, in each of `orientations`.
+
+    Needs the row's sizes and regions, and raises the detector's errors.
+    """
+    height, width = image.shape[:2]
+    regions = _regions(row)
+    gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+    result = []
+    for found in search_orientations(detector, image, (width, height), orientations):
+        patch = outline(found, (height, width), band=False)  # `segmint redact` makes no band
+        if patch is None:
+            continue
+        box = patch.x, patch.y, patch.width, patch.height
+        is_large = patch.width * patch.height > LEAST_RESIDUAL * height * width
+        may_remain = is_large and any(each.touches(box) and each.is_visible(gray) for each in regions)
+        result.append(ReleasedDetection(found, *box, _is_redacted(found, gray, regions), may_remain))
+    return result
+
+
+@dataclass(frozen=True)
+class _Region:
+    """A redacted region in pixels of the released image, and the cells of its mosaic.
+
+    Its band, `band_x` wide at the left and right and `band_y` at the top and bottom, is not pure mosaic.
+    """
+
+    x: float
+    y: float
+    w: float
+    h: float
+    band_x: float
+    band_y: float
+    columns: int
+    rows: int
+    kind: str
+
+    @classmethod
+    def of(cls, region: Row, row: Row) -> "_Region":
+        across, down = row["width"] / row["source_width"], row["height"] / row["source_height"]
+        cells = mosaic_size(region["w"], region["h"])
+        box = region["x"] * across, region["y"] * down, region["w"] * across, region["h"] * down
+        band_x, band_y = band_widths(region)
+        return cls(*box, band_x * across, band_y * down, *cells, region["kind"])
+
+    def touches(self, box: tuple[int, int, int, int]) -> bool:
+        """Return whether a box (x, y, w, h) and the region share pixels."""
+        x, y, w, h = box
+        return x < self.x + self.w and self.x < x + w and y < self.y + self.h and self.y < y + h
+
+    def is_visible(self, gray: Pixels) -> bool:
+        """Return whether the pixels of the gray image (H, W) inside the band are those of a mosaic."""
+        inside = self.x + self.band_x, self.y + self.band_y
+        end = self.x + self.w - self.band_x, self.y + self.h - self.band_y
+        whole = Detection("face" if self.kind == "face" else "plate", 1.0, (*inside, *end), None, "")
+        return _is_redacted(whole, gray, [self])
+
+    def holds(self, x: Floats, y: Floats) -> Bools:
+        """Return whether each position is inside the region but not in its band."""
+        right, bottom = self.x + self.w - self.band_x, self.y + self.h - self.band_y
+        return (x >= self.x + self.band_x) & (x <= right) & (y >= self.y + self.band_y) & (y <= bottom)
+
+    def roughness(self, x: Floats, y: Floats, gray: Floats) -> float:
+        """Return how far the pixels at (x, y) deviate from this region's best-fitting mosaic, in gray levels (RMS).
+
+        The mosaic is linear between the centers of its cells, so the best-fitting cell values solve a least-squares
+        problem. The result is infinite if there are too few pixels.
+        """
+        across = _hats((x - self.x) / self.w * self.columns - 0.5, self.columns)
+        down = _hats((y - self.y) / self.h * self.rows - 0.5, self.rows)
+        weights = (down[:, :, None] * across[:, None, :]).reshape(len(x), -1)
+        cells, _, rank, _ = np.linalg.lstsq(weights, gray, rcond=None)
+        if len(x) < 2 * rank:
+            return float("inf")
+        return float(np.sqrt(np.square(gray - weights @ cells).sum() / (len(x) - rank)))
+
+
+def _regions(row: Row) -> list[_Region]:
+    """Return the regions of a row that can be located in its released image."""
+    if not row["source_width"] or not row["source_height"]:
+        return []
+    known = (region for region in row["regions"] or () if region and all(region[side] is not None for side in "xywh"))
+    return [_Region.of(region, row) for region in known if region["w"] > 0 and region["h"] > 0]
+
+
+def _hats(places: Floats, cells: int) -> Floats:
+    """Return linear interpolation weights, (N, cells), at positions in cells; constant beyond the outermost cells."""
+    inside = np.clip(places, 0, cells - 1)
+    weights: Floats = np.clip(1 - np.abs(inside[:, None] - np.arange(cells)), 0, None)
+    return weights
+
+
+def _is_redacted(detection: Detection, gray: Pixels, regions: Sequence[_Region]) -> bool:
+    x, y = _pixels_of(detection, gray.shape[0], gray.shape[1])
+    if not len(x):
+        return False
+    values = gray[y, x].astype(np.float64)
+    across, down = (side.astype(np.float64) + 0.5 for side in (x, y))
+    for index, region in enumerate(regions):
+        held = region.holds(across, down)
+        if held.mean() < COVERED:
+            continue
+        for later in regions[index + 1 :]:  # where regions overlap, the later one's mosaic is visible
+            held &= ~later.holds(across, down)
+        if held.mean() >= COVERED / 2 and region.roughness(across[held], down[held], values[held]) <= ROUGHNESS:
+            return True
+    return False
+
+
+def _pixels_of(detection: Detection, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return evenly spaced pixels of a detection: in the ellipse inside a face's box, or in a plate's quad."""
+    x0, y0, x1, y1 = detection.box
+    left, right = max(int(np.floor(x0)), 0), min(int(np.ceil(x1)), width)
+    top, bottom = max(int(np.floor(y0)), 0), min(int(np.ceil(y1)), height)
+    if left >= right or top >= bottom:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    columns = np.unique(np.linspace(left, right - 1, _GRID).round().astype(np.int64))
+    rows = np.unique(np.linspace(top, bottom - 1, _GRID).round().astype(np.int64))
+    grid_x, grid_y = np.meshgrid(columns, rows)
+    x, y = grid_x.ravel(), grid_y.ravel()
+    center_x, center_y = x.astype(np.float64) + 0.5, y.astype(np.float64) + 0.5
+    if detection.kind == "face":
+        across = (center_x - (x0 + x1) / 2) / max((x1 - x0) / 2, 0.5)
+        down = (center_y - (y0 + y1) / 2) / max((y1 - y0) / 2, 0.5)
+        inside = across**2 + down**2 <= 1
+    else:
+        inside = _in_quad(center_x, center_y, detection)
+    return x[inside], y[inside]
+
+
+def _in_quad(x: Floats, y: Floats, detection: Detection) -> Bools:
+    if detection.quad is None:
+        return np.ones(len(x), bool)
+    corners = np.array(detection.quad)
+    sides = np.roll(corners, -1, axis=0) - corners
+    turns = [dx * (y - cy) - dy * (x - cx) for (cx, cy), (dx, dy) in zip(corners, sides, strict=True)]
+    return np.asarray(np.all(np.array(turns) >= 0, axis=0) | np.all(np.array(turns) <= 0, axis=0), bool)

@@ -1,0 +1,139 @@
+"""Near copies of removed pictures among committed images, by perceptual hash. They are listed, never refused."""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.fingerprints import read_fingerprints
+from segmint.catalogs.dataset.tombstones import read_tombstones
+from segmint.catalogs.layout import DamagedDatasetError, image_stem
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+from segmint.operators.schemas import IMAGES
+from segmint.operators.similar.hashes import FRAME, HASHES, NO_HASH
+from segmint.operators.similar.near import Hashes
+
+BITS = 4
+"""Maximum number of bits, of 64, in which a hash of a near copy differs from one of the removed picture."""
+
+_COLUMNS = ["ordinal", "image_id", "hashes"]
+_APART = 65  # more bits than a hash has
+_BLOCK = 1 << 12  # removed pictures that are compared at a time
+_THREADS = 16
+_READ_AHEAD = 64
+
+
+class NearCopy(NamedTuple):
+    """A committed image that looks like a removed picture."""
+
+    id: int
+    image_id: str
+    of: int  # number of the removed picture
+    tombstone: str  # name of the tombstone's file; "" if the picture is still to be removed
+    bits: int  # in which their nearest hashes differ
+
+    def line(self) -> str:
+        """Return the near copy as text."""
+        why = f" (tombstones/{self.tombstone})" if self.tombstone else ""
+        pair = f"{image_stem(self.id)} {self.image_id} looks like {image_stem(self.of)}{why}"
+        return f"{pair}: {self.bits} of 64 bits differ"
+
+
+@dataclass(frozen=True)
+class WantedPictures:
+    """Pictures whose near copies are wanted: numbers and tombstones of each, and (R, 9) uint64 hashes.
+
+    `others` are pairs of an image's number and a tombstone whose pictures it doesn't show, as a person decided.
+    """
+
+    ids: tuple[int, ...]
+    tombstones: tuple[str, ...]
+    hashes: Hashes
+    others: frozenset[tuple[int, str]] = frozenset()
+
+
+def wanted_pictures(dataset: Location, only: Collection[int] | None = None) -> WantedPictures:
+    """Return the pictures that were taken down from a dataset, or `only` those with these numbers."""
+    shards = read_fingerprints(dataset).values()
+    known = {id: each.views() for shard in shards for id, each in shard.images.items()}
+    found = [
+        (image.id, tombstone.name, known[image.id])
+        for tombstone in read_tombstones(dataset)
+        for image in tombstone.images
+        if image.id in known and len(known[image.id]) and (only is None or image.id in only)
+    ]
+    ids, names, hashes = zip(*found, strict=True) if found else ((), (), [np.empty((0, HASHES), np.uint64)])
+    others = frozenset((each.id, each.tombstone) for shard in shards for each in shard.others)
+    return WantedPictures(ids, names, np.concatenate(hashes), others)
+
+
+def pictures_at(dataset: Location, commits: Iterable[Commit], ordinals: Collection[int]) -> WantedPictures:
+    """Return committed images, which are not taken down yet, as wanted pictures."""
+    wanted = np.sort(np.fromiter(ordinals, np.int64, len(ordinals)))
+    own = (commit for commit in commits if np.diff(np.searchsorted(wanted, commit.ordinals))[0])
+    read = [_read(dataset, commit, pa.array(wanted)) for commit in own]
+    ids = tuple(int(ordinal) + 1 for numbers, _, _ in read for ordinal in numbers)
+    return WantedPictures(ids, ("",) * len(ids), np.concatenate([_NONE, *(hashes for _, _, hashes in read)]))
+
+
+def near_copies(dataset: Location, commits: Iterable[Commit], wanted: WantedPictures) -> Iterator[NearCopy]:
+    """Yield the images of these commits that look like a wanted picture, each with the nearest one, in order.
+
+    Two images look alike if the hash of one's frame differs from any hash of the other in at most `BITS` bits. Reads
+    three columns of the tables of images. Raises `DamagedDatasetError` if one can't be read.
+    """
+    if not wanted.ids:
+        return
+    for ordinals, names, hashes in map_ahead(lambda each: _read(dataset, each), commits, _THREADS, _READ_AHEAD, "near"):
+        apart = distances(hashes, wanted.hashes)
+        for row in np.flatnonzero((apart <= BITS).any(axis=1)).tolist():
+            id = int(ordinals[row]) + 1
+            for picture in np.argsort(apart[row], kind="stable").tolist():
+                of, tombstone, bits = wanted.ids[picture], wanted.tombstones[picture], int(apart[row, picture])
+                if bits <= BITS and of != id and (id, tombstone) not in wanted.others:
+                    yield NearCopy(id, names[row], of, tombstone, bits)
+                    break
+
+
+def distances(one: Hashes, other: Hashes) -> NDArray[np.uint8]:
+    """Return (N, R) uint8: the fewest bits between the frame of one image and any view of the other, or 65 if unknown.
+
+    `one` (N, 9) and `other` (R, 9) are from `view_hashes`. Two crops, or two turned frames, are not compared.
+    """
+    found = np.full((len(one), len(other)), _APART, np.uint8)
+    for low in range(0, len(other), _BLOCK):
+        part = slice(low, low + _BLOCK)
+        for view in range(HASHES):
+            for left, right in {(FRAME, view), (view, FRAME)}:
+                ours, theirs = one[:, left, None], other[None, part, right]
+                apart = np.where((ours == NO_HASH) | (theirs == NO_HASH), _APART, np.bitwise_count(ours ^ theirs))
+                np.minimum(found[:, part], apart, out=found[:, part], casting="unsafe")
+    return found
+
+
+_NONE: Hashes = np.empty((0, HASHES), np.uint64)
+
+
+def _read(
+    dataset: Location, commit: Commit, ordinals: pa.Array | None = None
+) -> tuple[NDArray[np.int64], list[str], Hashes]:
+    """Return ordinals, image_ids, and (N, 9) hashes of a shard's images that have hashes; only of these ordinals."""
+    file = dataset / commit.file("images").path
+    try:
+        with file.open() as stream:
+            table = pq.read_table(stream, columns=_COLUMNS).cast(pa.schema([IMAGES.field(name) for name in _COLUMNS]))
+    except (pa.ArrowException, ValueError, OSError, NotFoundError) as error:
+        raise DamagedDatasetError(f"{file} cannot be read: {error}; `segmint repair` may restore it") from error
+    table = table.filter(pc.equal(pc.list_value_length(table.column("hashes")), HASHES))
+    if ordinals is not None:
+        table = table.filter(pc.is_in(table.column("ordinal"), value_set=ordinals))
+    hashes = table.column("hashes").combine_chunks().flatten().to_numpy().reshape(-1, HASHES)
+    return table.column("ordinal").to_numpy(), table.column("image_id").to_pylist(), hashes

@@ -1,0 +1,128 @@
+"""Changes of fingerprints on request: remove those of an image, or record that an image is a different picture."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from segmint.catalogs.dataset.fingerprints import OtherPicture, change_fingerprints, read_fingerprints
+from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.selection import select_rows
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, TakedownRequest, read_tombstones
+from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.layout import image_stem
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.pipeline.corrections.correction import Correction, Revision, RevisionOutcome, correct
+
+
+@dataclass(frozen=True)
+class FingerprintChange:
+    """A change of an image's fingerprints, before and after it is made."""
+
+    dataset: str
+    name: str
+    image: int  # its number
+    what: str
+    version: VersionName | None = None
+    rows: int = 1
+
+    def lines(self) -> list[str]:
+        """Return the change as lines of text."""
+        return [f"{image_stem(self.image)}: {self.what}", *([] if self.version is None else [self.version.line()])]
+
+
+def forget(
+    dataset: Location, name: str, confirm: Callable[[FingerprintChange], None] | None = None
+) -> FingerprintChange:
+    """Remove the fingerprints of an image, by its image_id or number, with all older versions.
+
+    Raises `UsageError` if it has none, and the errors of `correct`, whose `confirm` this is.
+    """
+    return correct(DatasetHandle.open(dataset), _Change(name), confirm)
+
+
+def tell_apart(
+    dataset: Location, name: str, tombstone: str, reason: str, now: datetime | None = None
+) -> FingerprintChange:
+    """Record that an image, by its image_id or number, shows none of the pictures that a tombstone's file names.
+
+    Raises `UsageError` if there is no such image or tombstone, or the reason is blank, and the errors of `correct`.
+    """
+    if not reason.strip():
+        raise UsageError("--reason is empty: expected why the pictures are different")
+    file = f"{tombstone.removeprefix(f'{TOMBSTONES}/').removesuffix('.json')}.json"
+    when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    decision = OtherPicture(id=1, tombstone=file, reason=reason, when=when)
+    return correct(DatasetHandle.open(dataset), _Change(name, decision, "other-picture"), now=now)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Plan of a change in a shard, and the decision to record, if it is one."""
+
+    shard: int
+    listed: FingerprintChange
+    decision: OtherPicture | None
+    is_done: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Change(Correction[_Plan, FingerprintChange]):
+    """The `Correction` that changes fingerprints and no shard. Without a decision, it removes those of an image."""
+
+    name: str
+    decision: OtherPicture | None = None
+    command: str = "forget-fingerprints"
+
+    def plan(self, dataset: DatasetHandle) -> _Plan:
+        tombstones, decision = read_tombstones(dataset.location), self.decision
+        if decision is None:
+            image, what = self._recognized(dataset), "its fingerprints are removed, so copies of it aren't recognized"
+        else:
+            names = [tombstone.name for tombstone in tombstones]
+            if decision.tombstone not in names:
+                known = ", ".join(names) or "none"
+                raise UsageError(f"--of: {dataset} has no tombstone {decision.tombstone}: expected one of {known}")
+            image = _number(dataset, self.name)
+            what = f"recorded as a different picture than those of {TOMBSTONES}/{decision.tombstone}"
+            decision = decision.model_copy(update={"id": image})
+        manifest = dataset.manifest()
+        listed = FingerprintChange(str(dataset), manifest.name, image, what)
+        return _Plan((image - 1) // manifest.images_per_shard, listed, decision)
+
+    def prepare(self, dataset: DatasetHandle, plan: _Plan) -> _Plan:
+        image, decision = plan.listed.image, plan.decision
+        change_fingerprints(
+            dataset.location,
+            plan.shard,
+            lambda now: now.without([image]) if decision is None else now.with_decision(decision),
+            purge=decision is None,
+        )
+        return plan
+
+    def revision(self, dataset: DatasetHandle, plan: _Plan) -> Revision:
+        return Revision(frozenset(), lambda _, rows: rows)
+
+    def result(
+        self, dataset: DatasetHandle, plan: _Plan, outcome: RevisionOutcome, version: VersionName
+    ) -> FingerprintChange:
+        return FingerprintChange(plan.listed.dataset, plan.listed.name, plan.listed.image, plan.listed.what, version)
+
+    def _recognized(self, dataset: DatasetHandle) -> int:
+        """Return the number of the image with fingerprints that has the name."""
+        removed = [image for tombstone in read_tombstones(dataset.location) for image in tombstone.images]
+        named = {each.id for each in removed if self.name in (each.image_id, str(each.id), image_stem(each.id))}
+        known = {id for shard in read_fingerprints(dataset.location).values() for id in shard.images}
+        found = (named or {_number(dataset, self.name)}) & known
+        if len(found) != 1:
+            raise UsageError(f"expected the image_id or id of one image with fingerprints, got {self.name!r}")
+        return found.pop()
+
+
+def _number(dataset: DatasetHandle, name: str) -> int:
+    """Return the number of an image of the catalog. Raises `UsageError` unless exactly one has this name."""
+    selection = select_rows(dataset.location, dataset.manifest(), TakedownRequest(ids=(name,)))
+    if len(selection.rows) != 1:
+        raise UsageError(selection.ambiguous.get(name, f"{name!r} isn't the image_id or id of one image of {dataset}"))
+    return next(iter(selection.rows)) + 1

@@ -1,0 +1,45 @@
+"""The CPU kernels of every instruction set that this CPU has, and inputs whose bits no library decides."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from segmint.model.kernels.cpu.build import INSTRUCTION_SETS
+from segmint.model.kernels.cpu.library import Kernels, KernelsError, load_kernels
+
+
+def every_set(path: Path | None = None) -> list[Kernels]:
+    """The kernels for each instruction set here, at least two; skips without a library.
+
+    `SEGMINT_TEST_KERNELS` names another library than the package's, such as the sanitized one.
+    """
+    named = os.environ.get("SEGMINT_TEST_KERNELS")
+    path = path or (Path(named).resolve() if named else None)
+    try:
+        load_kernels("scalar", path)
+    except KernelsError as error:
+        pytest.skip(str(error))
+    found = [load_kernels(name, path) for name in INSTRUCTION_SETS if _is_here(name, path)]
+    assert len(found) > 1, "only scalars: this machine can't compare instruction sets"
+    return found
+
+
+@cache
+def _is_here(name: str, path: Path | None) -> bool:
+    try:
+        load_kernels(name, path)
+    except KernelsError:
+        return False
+    return True
+
+
+def numbers(seed: int, *shape: int) -> NDArray[np.float32]:
+    """Numbers from -1 to 1 that only depend on integers, so that they are the same everywhere."""
+    mixed = np.arange(int(np.prod(shape)), dtype=np.uint64) * np.uint64(2654435761) + np.uint64(seed * 40503 + 1)
+    mixed = ((mixed ^ (mixed >> np.uint64(13))) * np.uint64(1274126177)) % np.uint64(2**32)
+    mixed = (mixed ^ (mixed >> np.uint64(16))) % np.uint64(2**24)
+    return (mixed.astype(np.float64) / 2**23 - 1).astype(np.float32).reshape(shape)

@@ -1,0 +1,93 @@
+"""Faults that `make mutants` plants in the search of turned photographs, the last look, and the audit of its record."""
+
+from tests.support.mutant import Mutant
+
+_ORIENTATIONS = "operators/prepare/orientations.py", "tests/operators/prepare/test_orientations.py"
+_LAST_LOOK = "tests/operators/prepare/test_last_look.py"
+_RELEASED = "operators/prepare/released_search.py"
+_AUDIT = "tests/operators/audit/test_privacy.py"
+
+
+def _turned(name: str, old: str, new: str) -> Mutant:
+    file, tests = _ORIENTATIONS
+    return Mutant(name, file, old, new, tests)
+
+
+def _looked(name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, "operators/prepare/last_look.py", old, new, _LAST_LOOK)
+
+
+REDACTION_MUTANTS = (
+    _turned("a quarter turn is mapped back to the other side", "90: (width - y, x)", "90: (y, x)"),
+    _turned("a face found upright and turned counts twice", "< _SAME_IOU", "< 2"),
+    _turned("turned faces count from any score", 'if detector.name.startswith("mtcnn")', "if False"),
+    _turned("a hit does not lead to a search in full", "(*search_turned(detector, image, angle), *hits)", "hits"),
+    _turned(
+        "turned images are searched in full at once", "max(released[0] // 2, 1), max(", "max(released[0], 1), max("
+    ),
+    _looked(
+        "what redaction made is all redacted", "if may_remain and not _is_in_source", "if False and not _is_in_source"
+    ),
+    _looked("the source is not asked", "_is_in_source(each.found, source, size, detector)", "False"),
+    _looked("the source is asked at the full score", "lenient(detector, SOURCE_SCORE)", "detector"),
+    _looked("any detection in the window confirms", ">= SOURCE_IOU", ">= 0"),
+    _looked("more than three remain", "len(residual) < MOST_RESIDUAL", "len(residual) < 9"),
+    _looked(
+        "a larger source is redacted at the released place",
+        "each.found.mapped(across, down)",
+        "each.found.mapped(1, 1)",
+    ),
+    Mutant(
+        "an image is released after the third round",
+        "operators/prepare/prepare.py",
+        "            if not look.to_redact:\n",
+        "            if not look.to_redact or _ == ROUNDS:\n",
+        _LAST_LOOK,
+    ),
+    Mutant(
+        "what a look finds is not redacted",
+        "operators/prepare/prepare.py",
+        "            found += look.to_redact\n",
+        "            found += look.to_redact[:0]\n",
+        _LAST_LOOK,
+    ),
+    Mutant(
+        "a step has no more time than decoding",
+        "operators/prepare/prepare.py",
+        "_SEARCH_LIMITS = 3\n",
+        "_SEARCH_LIMITS = 1\n",
+        _LAST_LOOK,
+    ),
+    Mutant("small detections may remain", _RELEASED, "LEAST_RESIDUAL = 0.01", "LEAST_RESIDUAL = 0.0", _AUDIT),
+    Mutant("a residual detection may be anywhere", _RELEASED, "each.touches(box) and ", "", _AUDIT),
+    Mutant("a listed region need not be visible", _RELEASED, " and each.is_visible(gray)", "", _AUDIT),
+    Mutant("a recorded plate explains a face", _RELEASED, 'known["kind"] != self.found.kind or ', "", _AUDIT),
+    Mutant(
+        "a recorded detection explains those beside it",
+        _RELEASED,
+        "SAME_RESIDUAL_IOU = 0.5",
+        "SAME_RESIDUAL_IOU = 0.3",
+        _AUDIT,
+    ),
+    Mutant(
+        "any number of recorded detections counts",
+        "operators/audit/privacy.py",
+        "if known][:MOST_RESIDUAL]",
+        "if known]",
+        _AUDIT,
+    ),
+    Mutant(
+        "a strict audit accepts what the build recorded",
+        "pipeline/quality/audit/privacy.py",
+        "        if self._strict:\n",
+        "        if False:\n",
+        "tests/pipeline/quality/audit/test_privacy.py",
+    ),
+    Mutant(
+        "a lower score is not requested from the detector process",
+        "operators/prepare/detector_process.py",
+        "detector = lenient(detector, request.score)",
+        "detector = lenient(detector, 1.0)",
+        "tests/operators/prepare/test_detector_process.py",
+    ),
+)
