@@ -23,6 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmint.model.kernels.cpu import drawing
+from segmint.model.kernels.cpu.drawing import Upscaler
+from segmint.model.kernels.cpu.library import Kernels
 from segmint.model.sam.common import join_heads, split_heads, split_rows
 from segmint.model.sam.factored_image import FactoredImage, SharedNorm, SharedScores, SharedView, scaled
 from segmint.model.sam.gpu_attention import attend
@@ -70,6 +73,7 @@ class PointPlan:
         blocks: one plan per block.
         final: for the last attention from tokens to the image.
         drawn: (P, 256), the shared image after the first step of upscaling, without bias.
+        upscaler: CPU kernels that draw masks; None if torch does.
     """
 
     keys: Tensor
@@ -77,6 +81,7 @@ class PointPlan:
     blocks: tuple[BlockPlan, ...]
     final: SharedView
     drawn: Tensor
+    upscaler: Upscaler | None = None
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,13 @@ class PointMasks:
     images: tuple[FactoredImage, ...]
 
 
-def plan_points(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mask: Tensor) -> PointPlan:
+def plan_points(
+    decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mask: Tensor, kernels: Kernels | None = None
+) -> PointPlan:
     """Return the plan for an image embedding (1, C, 64, 64) and its positional encoding (1, C, 64, 64).
 
-    `no_mask` (1, C, 64, 64) is the dense embedding of prompts without a mask.
+    `no_mask` (1, C, 64, 64) is the dense embedding of prompts without a mask. `kernels` draw the masks if they suit the
+    model and the size of its embedding.
     """
     image = (features + no_mask).flatten(2).transpose(1, 2)
     places = positions.flatten(2).transpose(1, 2)
@@ -132,9 +140,17 @@ def plan_points(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_ma
         constants = torch.cat([constants * block.norm4.weight, block.norm4.bias[None]])
     final = _shared_view(transformer.final_attn_token_to_image, shared, places)
     weight, _ = as_linear(decoder.upscaling_steps[0])
-    return PointPlan(
-        split_heads(keys, first.heads), split_heads(values, first.heads), tuple(blocks), final, shared @ weight.T
-    )
+    drawn = shared @ weight.T
+    keys, values = split_heads(keys, first.heads), split_heads(values, first.heads)
+    return PointPlan(keys, values, tuple(blocks), final, drawn, _upscaler(decoder, drawn, kernels))
+
+
+def _upscaler(decoder: MaskDecoder, drawn: Tensor, kernels: Kernels | None) -> Upscaler | None:
+    _, norm, second = decoder.upscaling_steps
+    weight, bias = as_linear(second)
+    if kernels is None or not drawing.suits(drawn, weight):
+        return None
+    return Upscaler.of(kernels, drawn, norm, (weight, bias))
 
 
 def _shared_view(attention: Attention, image: Tensor, places: Tensor) -> SharedView:
@@ -251,6 +267,8 @@ def _attend_from_images(
 def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
     """Return logits of the wanted masks, (N, 256, 256) float32, point-major; `wanted` is (B, 3) bool with N True."""
     filters = torch.stack([mlp(masks.tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:])], dim=1)
+    if plan.upscaler is not None:
+        return _draw_with_kernels(decoder, plan.upscaler, masks.images, filters, wanted)
     side = 4 * math.isqrt(len(plan.drawn))
     drawn = [masks.predicted_iou.new_zeros(0, side, side)]
     start = 0
@@ -264,14 +282,38 @@ def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted:
     return torch.cat(drawn)
 
 
+def _draw_with_kernels(
+    decoder: MaskDecoder, upscaler: Upscaler, images: tuple[FactoredImage, ...], filters: Tensor, wanted: Tensor
+) -> Tensor:
+    """Return the logits of `draw_masks` from the mask filters (B, 3, 32) by the CPU kernels, prompt by prompt."""
+    weight, bias = as_linear(decoder.upscaling_steps[0])
+    side = upscaler.low_res_size
+    logits = filters.new_empty(int(wanted.sum()), side, side)
+    each = ((image, n) for image in images for n in range(len(image.scale)))
+    done = 0
+    for (image, n), own, chosen in zip(each, filters, wanted, strict=True):
+        end = done + int(chosen.sum())
+        if end > done:
+            vectors = _upscaled(image.vectors[n], weight, bias)
+            upscaler.draw(image.scale[n, 0], image.coefficients[n], vectors, own[chosen], logits[done:end])
+        done = end
+    return logits
+
+
+def _upscaled(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return an image's vectors (..., R, C) after the first step of upscaling, (..., R, 256)."""
+    upscaled = vectors @ weight.T
+    upscaled[..., -1, :] += bias  # the row whose coefficients are 1
+    return upscaled
+
+
 def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: Tensor, side: int) -> Tensor:
     """Return logits (B, 3, side, side) from B points' images and their mask filters (B, 3, 32).
 
     `shared` is the plan's `drawn`. The first step is linear, so it applies to the image's factors.
     """
     weight, bias = as_linear(decoder.upscaling_steps[0])
-    vectors = image.vectors @ weight.T
-    vectors[:, -1] += bias  # the row whose coefficients are 1
+    vectors = _upscaled(image.vectors, weight, bias)
     coefficients, scale = image.coefficients.transpose(1, 2).contiguous(), image.scale.transpose(1, 2)
     drawn = []
     for band in _slices(len(shared), BAND, shared.device):

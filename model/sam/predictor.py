@@ -190,10 +190,9 @@ class Predictor:
     def plan_points(self, embedding: Embedding) -> PointPlan:
         """Return the values that all single points on one image share, computed once for `decode_points`."""
         with torch.inference_mode():
-            encoder = self.sam.prompt_encoder
-            return point_decoder.plan_points(
-                self.sam.mask_decoder, embedding.features, encoder.dense_positions(), encoder.dense_without_mask()
-            )
+            decoder, encoder = self.sam.mask_decoder, self.sam.prompt_encoder
+            positions, no_mask = encoder.dense_positions(), encoder.dense_without_mask()
+            return point_decoder.plan_points(decoder, embedding.features, positions, no_mask, self.kernels)
 
     def decode_points(self, embedding: Embedding, plan: PointPlan, points: Array) -> PointMasks:
         """Return the predictions of `predict` for B single foreground points, much faster, without drawing masks yet.

@@ -1,6 +1,7 @@
 """The CPU kernels of every instruction set that this CPU has, and inputs whose bits no library decides."""
 
 import os
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from segmint.model.kernels.cpu import build, library
 from segmint.model.kernels.cpu.build import INSTRUCTION_SETS
 from segmint.model.kernels.cpu.library import Kernels, KernelsError, load_kernels
 
@@ -35,6 +37,21 @@ def _is_here(name: str, path: Path | None) -> bool:
     except KernelsError:
         return False
     return True
+
+
+def with_fault(file: str, old: str, new: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    """The kernels for AVX2, built in the empty `folder` with `new` in a source instead of `old`, which it has once."""
+    every_set()  # skips without a library
+    sources = folder / "sources"
+    sources.mkdir()
+    for source in build.sources_of(build.FOLDER):
+        shutil.copy(source, sources)
+    text = (sources / file).read_text()
+    assert text.count(old) == 1
+    (sources / file).write_text(text.replace(old, new))
+    build.build(folder / library.LIBRARY, sources, only="avx2")
+    monkeypatch.setattr(library, "FOLDER", sources)
+    return load_kernels("avx2", folder / library.LIBRARY)
 
 
 def numbers(seed: int, *shape: int) -> NDArray[np.float32]:

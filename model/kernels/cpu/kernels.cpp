@@ -1,6 +1,7 @@
 // The library's functions for one instruction set, which LANES_NAME names: compiled once per set, with its own flags.
 
 #include "border.h"
+#include "drawing.h"
 
 #define JOIN_AGAIN(name, set) name##_##set
 #define JOIN(name, set) JOIN_AGAIN(name, set)
@@ -30,4 +31,10 @@ EXPORT(void segmint_draw_mask)
                      static_cast<int>(box[3]),
                      broadcast(0)};
   visit(*window, *down, *across, offset, lively, &painter);
+}
+
+// Draw low-resolution logits (masks, 4 side, 4 side) of a prompt. `scratch` has room for 288 rows + 8192 floats.
+EXPORT(void segmint_draw_logits)
+(const Upscaler* upscaler, const Prompt* prompt, float* scratch, float* logits) {
+  draw(*upscaler, *prompt, scratch, logits);
 }

@@ -46,9 +46,10 @@ inline V whole(V a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_ZERO | _MM
 inline Mask above(V a, V b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
 inline Mask at_most(V a, V b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ); }
 
-// Return table[i] of 16 numbers for lanes that are whole numbers i from 0 to 15.
+// Return table[i] of 8 numbers for lanes that are whole numbers i from 0 to 7.
 inline V pick(const float* table, V places) {
-  return {_mm512_permutexvar_ps(_mm512_cvttps_epi32(places.v), _mm512_loadu_ps(table))};
+  __m512 numbers = _mm512_castps256_ps512(_mm256_loadu_ps(table));
+  return {_mm512_permutexvar_ps(_mm512_cvttps_epi32(places.v), numbers)};
 }
 
 inline bool pick_near(const float* row, int width, const int32_t* places, V* found) {
@@ -94,13 +95,11 @@ inline Mask at_most(V x, V y) {
   return bits(_mm256_cmp_ps(x.a, y.a, _CMP_LE_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LE_OQ));
 }
 
-inline __m256 pick_half(const float* table, __m256 places) {
-  __m256i index = _mm256_cvttps_epi32(places);
-  __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
-  __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
-  return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+inline V pick(const float* table, V places) {
+  __m256 numbers = _mm256_loadu_ps(table);
+  return {_mm256_permutevar8x32_ps(numbers, _mm256_cvttps_epi32(places.a)),
+          _mm256_permutevar8x32_ps(numbers, _mm256_cvttps_epi32(places.b))};
 }
-inline V pick(const float* table, V places) { return {pick_half(table, places.a), pick_half(table, places.b)}; }
 
 inline bool pick_near_half(const float* row, int width, const int32_t* places, __m256* found) {
   int base = places[0] < width - 8 ? places[0] : width - 8;

@@ -7,16 +7,17 @@ from segmint.model.sam import point_decoder
 from segmint.model.sam.mask_decoder import MaskDecoder
 from segmint.model.sam.point_decoder import decode_points, draw_masks, plan_points
 from segmint.model.sam.prompt_encoder import PromptEmbedding
+from tests.support.cpu_kernels import every_set
 from tests.support.random_weights import randomize
 
 SIDE = 16
 
 
-def image_and_points(points: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def image_and_points(points: int, side: int = SIDE) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Features, positions, the embedding of no mask and B embedded points, all of them random."""
     torch.manual_seed(1)
-    features, positions = torch.randn(2, 1, 256, SIDE, SIDE)
-    return features, positions, torch.randn(1, 256, 1, 1).expand(-1, -1, SIDE, SIDE), torch.randn(points, 2, 256)
+    features, positions = torch.randn(2, 1, 256, side, side)
+    return features, positions, torch.randn(1, 256, 1, 1).expand(-1, -1, side, side), torch.randn(points, 2, 256)
 
 
 @pytest.mark.parametrize("points", [1, 6])
@@ -61,3 +62,33 @@ def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             found.append((draw_masks(decoder, plan, decoded, wanted), decoded.predicted_iou))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_kernels_draw_the_wanted_masks_of_the_plain_decoder(depth: int) -> None:
+    decoder = randomize(MaskDecoder(depth))
+    features, positions, no_mask, sparse = image_and_points(6, side=32)
+    wanted = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 1], [1, 1, 0]]).bool()
+    with torch.inference_mode():
+        expected, _ = decoder(features, positions, PromptEmbedding(sparse, no_mask), multimask=True)
+        plan = plan_points(decoder, features, positions, no_mask, every_set()[-1])
+        decoded = decode_points(decoder, plan, sparse)
+        logits = draw_masks(decoder, plan, decoded, wanted)
+        none = draw_masks(decoder, plan, decoded, torch.zeros_like(wanted))
+    assert plan.upscaler is not None
+    torch.testing.assert_close(logits, expected[wanted], atol=1e-4, rtol=0)
+    assert none.shape == (0, 128, 128)
+
+
+@pytest.mark.parametrize(("side", "dtype"), [(16, torch.float32), (48, torch.float32), (32, torch.bfloat16)])
+def test_torch_draws_what_does_not_suit_the_kernels(side: int, dtype: torch.dtype) -> None:
+    decoder = randomize(MaskDecoder()).to(dtype)
+    features, positions, no_mask, sparse = (each.to(dtype) for each in image_and_points(2, side))
+    wanted = torch.ones(2, 3, dtype=torch.bool)
+    found = []
+    with torch.inference_mode():
+        for kernels in (None, every_set()[-1]):
+            plan = plan_points(decoder, features, positions, no_mask, kernels)
+            assert plan.upscaler is None
+            found.append(draw_masks(decoder, plan, decode_points(decoder, plan, sparse), wanted))
+    assert torch.equal(*found)

@@ -1,7 +1,6 @@
 """The border filter: one result from all instruction sets, today's counts, and faults that would change them."""
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from segmint.model.kernels.cpu import border, build, library
+from segmint.model.kernels.cpu import border
 from segmint.model.kernels.cpu.border import Axis
 from segmint.model.kernels.cpu.library import Kernels
-from tests.support.cpu_kernels import every_set, numbers
+from tests.support.cpu_kernels import every_set, numbers, with_fault
 
 SIDE = 64
 
@@ -130,15 +129,4 @@ def test_a_pixel_of_more_than_three_logits_does_not_fit() -> None:
 def test_the_hash_reveals_a_fault_in_one_back_end(
     old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every_set()
-    folder = tmp_path / "sources"
-    folder.mkdir()
-    for source in build.sources_of(build.FOLDER):
-        shutil.copy(source, folder)
-    header = (folder / "lanes16.h").read_text()
-    assert header.count(old) == 1
-    (folder / "lanes16.h").write_text(header.replace(old, new))
-    build.build(tmp_path / library.LIBRARY, folder, only="avx2")
-    monkeypatch.setattr(library, "FOLDER", folder)
-
-    assert result_of(library.load_kernels("avx2", tmp_path / library.LIBRARY)) != HASH
+    assert result_of(with_fault("lanes16.h", old, new, tmp_path, monkeypatch)) != HASH

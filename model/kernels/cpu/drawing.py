@@ -1,0 +1,146 @@
+"""Low-resolution logits of masks from images in factors, by the kernel of `drawing.h`."""
+
+import ctypes
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segmint.model.kernels.cpu.library import Kernels
+
+_BLOCK = 32
+_HIDDEN, _FINAL, _PARTS = 64, 32, 4
+_MOST_MASKS = 4
+
+
+class _Upscaler(ctypes.Structure):
+    _fields_ = (
+        ("shared", ctypes.c_void_p),
+        ("first_added", ctypes.c_void_p),
+        ("second_added", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("second", ctypes.c_void_p),
+        ("second_bias", ctypes.c_void_p),
+        ("side", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+class _Prompt(ctypes.Structure):
+    _fields_ = (
+        ("scale", ctypes.c_void_p),
+        ("coefficients", ctypes.c_void_p),
+        ("vectors", ctypes.c_void_p),
+        ("filters", ctypes.c_void_p),
+        ("rows", ctypes.c_int32),
+        ("masks", ctypes.c_int32),
+    )
+
+
+def suits(drawn: Tensor, second: Tensor) -> bool:
+    """Return whether the kernel fits a shared image after the first step and the second step's weight (out, in).
+
+    It does for an image (P, 256) and a weight (128, 64), both float32 on the CPU, if P is the square of a multiple of
+    32.
+    """
+    fits = drawn.shape[1:] == (_PARTS * _HIDDEN,) and second.shape == (_PARTS * _FINAL, _HIDDEN)
+    is_float = drawn.dtype == second.dtype == torch.float32 and drawn.device.type == "cpu"
+    side = math.isqrt(len(drawn))
+    return fits and is_float and side * side == len(drawn) and side % _BLOCK == 0
+
+
+@dataclass(frozen=True)
+class Upscaler:
+    """The output upscaling of one image in the kernel's layout, shared by all its prompts; all tensors are float32.
+
+    Attributes:
+        kernels: the functions to use.
+        shared: (P / 32, 256, 32), the shared image after the first step.
+        first_added: (P / 32, 256, 32), added to the output of the first step, or None.
+        second_added: (P / 32, 512, 32), added to that of the second step, or None.
+        norm: (2, 64), weight and bias.
+        second: (64, 128), weight of the second step, inputs first.
+        second_bias: (128,).
+        epsilon: of the norm.
+    """
+
+    kernels: Kernels
+    shared: Tensor
+    first_added: Tensor | None
+    second_added: Tensor | None
+    norm: Tensor
+    second: Tensor
+    second_bias: Tensor
+    epsilon: float
+
+    @classmethod
+    def of(
+        cls,
+        kernels: Kernels,
+        drawn: Tensor,
+        norm: nn.LayerNorm,
+        second: tuple[Tensor, Tensor],
+        first_added: Tensor | None = None,
+        second_added: Tensor | None = None,
+    ) -> "Upscaler":
+        """Return the upscaling of a shared image after the first step, without bias, `drawn` (P, 256).
+
+        `second` are weight (128, 64) and bias (128,) of the second step. SAM 2.1 adds maps of the image to the output
+        of both steps: `first_added` (P, 256) and `second_added` (P, 512), each with a position's pixels in the order of
+        the steps, then channels. Raises ValueError for what doesn't suit the kernel.
+        """
+        weight, bias = second
+        if not suits(drawn, weight):
+            shapes = f"{tuple(drawn.shape)} {drawn.dtype} and {tuple(weight.shape)} {weight.dtype}"
+            raise ValueError(f"the CPU kernels can't draw masks from {shapes}")
+        return cls(
+            kernels,
+            _blocks(drawn),
+            None if first_added is None else _blocks(first_added),
+            None if second_added is None else _blocks(second_added),
+            torch.stack([norm.weight, norm.bias]).contiguous(),
+            weight.T.contiguous(),
+            bias.contiguous(),
+            norm.eps,
+        )
+
+    @property
+    def low_res_size(self) -> int:
+        """Side of the logits (4S)."""
+        return 4 * math.isqrt(len(self.shared) * _BLOCK)
+
+    def draw(self, scale: Tensor, coefficients: Tensor, vectors: Tensor, filters: Tensor, logits: Tensor) -> None:
+        """Draw a prompt's masks into `logits` (N, 4S, 4S), contiguous, for S x S positions.
+
+        The image's factors are `scale` (P,), `coefficients` (R, P), and `vectors` (R, 256) after the first step, and
+        the masks' `filters` are (N, 32), with N up to 4. All are float32. Raises ValueError for other shapes.
+        """
+        rows, masks = len(coefficients), len(filters)
+        positions, side = len(self.shared) * _BLOCK, self.low_res_size
+        inputs = (scale, coefficients, vectors, filters, logits)
+        expected = ((positions,), (rows, positions), (rows, _PARTS * _HIDDEN), (masks, _FINAL), (masks, side, side))
+        if tuple(tuple(each.shape) for each in inputs) != expected or masks > _MOST_MASKS:
+            shapes = ", ".join(str(tuple(each.shape)) for each in inputs)
+            raise ValueError(f"the shapes are {shapes}: expected {expected} and at most {_MOST_MASKS} masks")
+        if any(each.dtype != torch.float32 for each in inputs) or not logits.is_contiguous():
+            raise ValueError("expected float32, and contiguous logits")
+        maps = (self.shared, self.first_added, self.second_added, self.norm, self.second, self.second_bias)
+        factors = tuple(each.contiguous() for each in inputs[:4])  # kept until the call returns
+        scratch = torch.empty(rows * (_PARTS * _HIDDEN + _BLOCK) + _HIDDEN * _PARTS * _FINAL)
+        self.kernels.function("draw_logits")(
+            ctypes.byref(_Upscaler(*map(_address, maps), side // 4, self.epsilon)),
+            ctypes.byref(_Prompt(*map(_address, factors), rows, masks)),
+            _address(scratch),
+            _address(logits),
+        )
+
+
+def _blocks(map_: Tensor) -> Tensor:
+    """Return a map (P, C) as (P / 32, C, 32)."""
+    return map_.view(-1, _BLOCK, map_.shape[1]).transpose(1, 2).contiguous()
+
+
+def _address(tensor: Tensor | None) -> Any:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
