@@ -120,6 +120,11 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()[:DIGEST_DIGITS]
 
 
+def json_with_digest(value: Mapping[str, Any]) -> bytes:
+    """Return a value's canonical JSON with a field `digest` that covers all other fields."""
+    return canonical_json({**value, "digest": fingerprint(value)})
+
+
 def is_known(path: str) -> bool:
     """Return whether a path below the dataset is one that segmint may put, except for temporary files."""
     return _KNOWN.fullmatch(path) is not None

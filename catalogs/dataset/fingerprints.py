@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from segmint.catalogs.dataset.commits import generations_of
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import DamagedDatasetError, canonical_json, commit_name, fingerprint, parse_commit_name
+from segmint.catalogs.layout import DamagedDatasetError, commit_name, json_with_digest, parse_commit_name
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
@@ -71,8 +71,7 @@ class ShardFingerprints(Frozen):
 
     def to_json(self) -> bytes:
         """Return the bytes of the file. The field `digest` covers all others."""
-        value = self.model_dump(mode="json")
-        return canonical_json({**value, "digest": fingerprint(value)})
+        return json_with_digest(self.model_dump(mode="json"))
 
     def joined(self, images: Mapping[int, Fingerprint]) -> "ShardFingerprints":
         """Return these with the hashes of more images."""
@@ -122,6 +121,11 @@ def read_fingerprints(dataset: Location) -> dict[int, ShardFingerprints]:
             return {shard: _cached(dataset, entry) for shard, (_, entry) in list_fingerprints(dataset).items()}
         except NotFoundError:
             continue  # another writer replaced it
+
+
+def by_image(shards: Iterable[ShardFingerprints]) -> dict[int, Fingerprint]:
+    """Return the fingerprints of several shards' images, by the images' numbers."""
+    return {id: each for shard in shards for id, each in shard.images.items()}
 
 
 def damaged_fingerprints(dataset: Location) -> dict[str, str]:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from pydantic import TypeAdapter, ValidationError
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, ListedCommit
-from segmint.catalogs.layout import SUMMARIES, DamagedDatasetError, canonical_json, fingerprint, shard_name
+from segmint.catalogs.layout import SUMMARIES, DamagedDatasetError, fingerprint, json_with_digest, shard_name
 from segmint.infra.errors import SegmintError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
@@ -196,7 +196,7 @@ def files_fingerprint(members: Sequence[ListedCommit]) -> str:
 
 def summary_json(sums: CommitSums) -> bytes:
     """Return the bytes of a summary's file. The field `digest` covers all others."""
-    return canonical_json({**vars(sums), "digest": fingerprint(vars(sums))})
+    return json_with_digest(vars(sums))
 
 
 def _saved(file: Location) -> CommitSums | None:

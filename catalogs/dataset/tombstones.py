@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
-from segmint.catalogs.dataset.fingerprints import read_fingerprints
+from segmint.catalogs.dataset.fingerprints import by_image, read_fingerprints
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint, wrong_fields
+from segmint.catalogs.layout import DamagedDatasetError, fingerprint, json_with_digest, wrong_fields
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.uris import plain_form, plain_forms
@@ -77,8 +77,7 @@ class Tombstone(Frozen):
     def to_json(self) -> bytes:
         """Return the bytes of the tombstone's file. The field `digest` covers all others, including the time."""
         unknown = {"version_before"} if self.version_before is None else set()
-        value = self.model_dump(mode="json", exclude=unknown)
-        return canonical_json({**value, "digest": fingerprint(value)})
+        return json_with_digest(self.model_dump(mode="json", exclude=unknown))
 
 
 def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
@@ -226,7 +225,7 @@ def read_removals(dataset: Location, catalog_uri: str | None = None) -> Removals
 
 def digests_of(dataset: Location) -> dict[int, frozenset[str]]:
     """Return the SHA-256 of the pixels and former JPEGs of images with a fingerprint, by the images' numbers."""
-    return {id: each.digests for shard in read_fingerprints(dataset).values() for id, each in shard.images.items()}
+    return {id: each.digests for id, each in by_image(read_fingerprints(dataset).values()).items()}
 
 
 def by_shard(ordinals: Iterable[int], images_per_shard: int) -> dict[int, frozenset[int]]:

@@ -78,9 +78,9 @@ def unknown_files(dataset: Location) -> list[str]:
 def list_doubtful(dataset: Location, known: list[str] | None = None) -> dict[str, ObjectInfo]:
     """Return, by path, the files that only a commit or the manifest can account for, and those with unknown names.
 
-    Includes the commits of shards with more than one. The paths of all other files that aren't commits are appended to
-    `known`. Callers list first, then read the manifest and the commits,
-    delete the files that these name from the result, and pass the rest to `judge_doubtful`.
+    Includes the commits of shards with more than one. The paths of all other files but commits are appended to `known`.
+    Callers list first, then read the manifest and the commits, delete the files that these name from the result, and
+    pass the rest to `judge_doubtful`.
     """
     listed: dict[str, ObjectInfo] = {}
     before, shard = None, None  # the previous commit

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.fingerprints import read_fingerprints
+from segmint.catalogs.dataset.fingerprints import by_image, read_fingerprints
 from segmint.catalogs.dataset.tombstones import read_tombstones
 from segmint.catalogs.layout import DamagedDatasetError, image_stem
 from segmint.infra.storage.errors import NotFoundError
@@ -63,7 +63,7 @@ class WantedPictures:
 def wanted_pictures(dataset: Location, only: Collection[int] | None = None) -> WantedPictures:
     """Return the pictures that were taken down from a dataset, or `only` those with these numbers."""
     shards = read_fingerprints(dataset).values()
-    known = {id: each.views() for shard in shards for id, each in shard.images.items()}
+    known = {id: each.views() for id, each in by_image(shards).items()}
     found = [
         (image.id, tombstone.name, known[image.id])
         for tombstone in read_tombstones(dataset)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from segmint.catalogs.dataset.fingerprints import OtherPicture, change_fingerprints, read_fingerprints
+from segmint.catalogs.dataset.fingerprints import OtherPicture, by_image, change_fingerprints, read_fingerprints
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.selection import select_rows
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, TakedownRequest, read_tombstones
@@ -113,8 +113,8 @@ class _Change(Correction[_Plan, FingerprintChange]):
         """Return the number of the image with fingerprints that has the name."""
         removed = [image for tombstone in read_tombstones(dataset.location) for image in tombstone.images]
         named = {each.id for each in removed if self.name in (each.image_id, str(each.id), image_stem(each.id))}
-        known = {id for shard in read_fingerprints(dataset.location).values() for id in shard.images}
-        found = (named or {_number(dataset, self.name)}) & known
+        known = by_image(read_fingerprints(dataset.location).values())
+        found = (named or {_number(dataset, self.name)}) & known.keys()
         if len(found) != 1:
             raise UsageError(f"expected the image_id or id of one image with fingerprints, got {self.name!r}")
         return found.pop()

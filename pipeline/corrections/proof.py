@@ -13,7 +13,7 @@ from functools import partial
 
 from segmint.catalogs.dataset.annotations.names import of_images
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.dataset.fingerprints import Fingerprint, read_fingerprints
+from segmint.catalogs.dataset.fingerprints import Fingerprint, by_image, read_fingerprints
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.outputs import FILES_LIST, OutputNote, line_of, read_notes, where_is
 from segmint.catalogs.dataset.selection import rows_named, select_rows
@@ -146,8 +146,8 @@ def prove_redaction(dataset: Location, name: str, at: Sequence[str] = ()) -> Ima
 
 def _fingerprints(dataset: Location) -> dict[int, Fingerprint]:
     """Return the fingerprints that weren't removed, by the number of the image."""
-    shards = read_fingerprints(dataset).values()
-    return {id: each for shard in shards for id, each in shard.images.items() if not each.forgotten}
+    known = by_image(read_fingerprints(dataset).values())
+    return {id: each for id, each in known.items() if not each.forgotten}
 
 
 @dataclass

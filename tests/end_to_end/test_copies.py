@@ -118,7 +118,7 @@ def test_eight_copies_of_a_picture_in_committed_shards_and_in_a_later_build(tmp_
 
 
 def recognized(dataset: Path) -> set[str]:
-    """What recognizes the first picture of a dataset: its hashes, as numbers and in hexadecimal digits."""
+    """Return the hashes that recognize a dataset's first picture, as numbers and in hexadecimal digits."""
     row = pq.read_table(next((dataset / "images").glob("sa_000000-*"))).to_pylist()[0]
     hashes = [form(value) for value in row["hashes"] for form in (str, "{:016x}".format)]
     return {row["pixels_sha256"], row["release_sha256"], *hashes}

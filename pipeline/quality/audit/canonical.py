@@ -93,6 +93,7 @@ def audit_canonical_json(dataset: Location, known: Sequence[str] | None = None) 
     """Check that small files are canonical and contain what their names say: notes, reservations, and others.
 
     `known` has the paths that `list_doubtful` found; by default, the folders are listed.
+
     Commits, versions, `shards.json`, tombstones, fingerprints, submissions, and ratings are checked where they are
     read. A file that is gone by now is skipped, as are invalid manifests, which other findings report.
     """

@@ -1,4 +1,4 @@
-"""What a build would redact is compared with marks: found, missed, hard, and false."""
+"""The benchmark counts marks that a build would redact or miss, hard ones, and false alarms."""
 
 from pathlib import Path
 

@@ -74,7 +74,7 @@ def test_other_fields_are_refused_by_name(here: Numerics) -> None:
 def test_a_missing_field_that_was_added_later_means_the_only_value_before(
     here: Numerics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if `kernels` were new: a dataset that lacks it goes on with torch's kernels, under its own fingerprint."""
+    """Numerics without `kernels`, as before the field was added, mean torch's kernels and keep their fingerprint."""
     monkeypatch.setattr(numerics, "ADDED", {"kernels": "torch"})
     stored = {key: value for key, value in here.to_dict().items() if key != "kernels"}
     before = Numerics.recorded(stored)

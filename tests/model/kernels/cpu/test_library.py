@@ -23,7 +23,7 @@ def built() -> Path:
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """What this process knows of the library is forgotten before and after."""
+    """Forget the loaded library before and after a test."""
     caches = (library._kernels_or_reason, models._log_missing_kernels)
     for one in caches:
         one.cache_clear()
