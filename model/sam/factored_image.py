@@ -77,8 +77,12 @@ class SharedScores:
         if image is None or self.places is None:
             return scores
         scores = scores.mul_(image.scale).add_(by_head(few, self.places))
+        return product(self.prior(few, image.vectors), image.coefficients, onto=scores)
+
+    def prior(self, few: Tensor, vectors: Tensor) -> Tensor:
+        """Return few (B, H, N, D) times the projections of vectors (B, R, C), without bias, as (B, H * N, R)."""
         absorbed = torch.einsum("bhnd,hdc->bhnc", few, self.weight).flatten(1, 2)
-        return product(absorbed @ image.vectors.transpose(1, 2), image.coefficients, onto=scores)
+        return absorbed @ vectors.transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,14 @@ class SharedView:
         weights = self.scores.between(few, image).softmax(dim=-1)
         own = by_head(torch.unflatten(weights * image.scale, 1, few.shape[1:3]), self.values)
         mixed = product(product(weights, image.coefficients.transpose(1, 2)), image.vectors)
-        values = torch.unflatten(own, 1, few.shape[1:3]) + torch.einsum(
-            "bhnc,hdc->bhnd", torch.unflatten(mixed, 1, few.shape[1:3]), self.weight
-        )
+        return self.project(attention, torch.unflatten(own, 1, few.shape[1:3]), mixed)
+
+    def project(self, attention: Attention, own: Tensor, mixed: Tensor) -> Tensor:
+        """Return the attention's output (B, N, C) from A s X W, `own` (B, H, N, D), and A D^T U, `mixed` (B, H * N, C).
+
+        Weights of the attention are A, and the other factors are those of `attend`.
+        """
+        values = own + torch.einsum("bhnc,hdc->bhnd", torch.unflatten(mixed, 1, own.shape[1:3]), self.weight)
         out: Tensor = attention.out_proj(join_heads(values) + attention.v_proj.bias)
         return out
 
@@ -139,8 +148,7 @@ class SharedNorm:
         else:
             scale, coefficients = image.scale, torch.cat([weights, image.coefficients], dim=1)
             values = torch.cat([values, image.values], dim=1)
-        vectors = torch.einsum("bhtd,hdc->bhtc", values, self.maps).flatten(1, 2)
-        vectors = torch.cat([vectors, self.constants.expand(prompts, -1, -1)], dim=1)
+        vectors = self.vectors_of(values)
         linear = by_head(values, self.projected)
         squares = self.squares
         if scale is not None:
@@ -154,8 +162,17 @@ class SharedNorm:
         normalized = coefficients.new_empty(prompts, rows + 1, positions)
         torch.mul(coefficients, shrink, out=normalized[:, :rows])
         normalized[:, rows] = 1
-        vectors = torch.cat([vectors * self.norm.weight, self.norm.bias.expand(prompts, 1, -1)], dim=1)
-        return FactoredImage(shrink if scale is None else scale * shrink, normalized, vectors, values)
+        return FactoredImage(shrink if scale is None else scale * shrink, normalized, self.after_norm(vectors), values)
+
+    def vectors_of(self, values: Tensor) -> Tensor:
+        """Return the image's vectors (B, R, C) before the norm, from all values (B, blocks * H, T, D)."""
+        vectors = torch.einsum("bhtd,hdc->bhtc", values, self.maps).flatten(1, 2)
+        return torch.cat([vectors, self.constants.expand(len(values), -1, -1)], dim=1)
+
+    def after_norm(self, vectors: Tensor) -> Tensor:
+        """Return the vectors (B, R + 1, C) after the norm, which adds one for its bias."""
+        bias = self.norm.bias.expand(len(vectors), 1, -1)
+        return torch.cat([vectors * self.norm.weight, bias], dim=1)
 
 
 def by_head(few: Tensor, shared: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ the weights' dtype except the predicted IoU and the logits, which are float32.
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmint.model.kernels.cpu import drawing
+from segmint.model.kernels.cpu.decoding import HEAD_WIDTH, MOST_TOKENS, ImagesInBlocks, SharedStep
 from segmint.model.kernels.cpu.drawing import Upscaler
 from segmint.model.kernels.cpu.library import Kernels
 from segmint.model.sam.common import join_heads, split_heads, split_rows
@@ -35,6 +36,7 @@ from segmint.model.sam.transformer import Attention, TwoWayBlock
 
 # The tokens are predicted IoU, single mask, three masks, and prompt; those of the three masks are used.
 _THREE = slice(2, 1 + MASK_TOKENS)
+_TOKENS = 1 + MASK_TOKENS + 2  # those two embed a prompt
 
 # Prompts whose images a CPU processes together. One fits its caches best, but each torch operation has an overhead that
 # grows with the number of calling threads. The fastest of 1, 2, and 4.
@@ -64,6 +66,14 @@ class BlockPlan:
 
 
 @dataclass(frozen=True)
+class KernelPlan:
+    """Values of a `PointPlan` in the layout of the CPU kernels: a step per block, and the upscaling of masks."""
+
+    steps: tuple[SharedStep, ...]
+    upscaler: Upscaler
+
+
+@dataclass(frozen=True)
 class PointPlan:
     """Values that all points on one image share.
 
@@ -73,7 +83,7 @@ class PointPlan:
         blocks: one plan per block.
         final: for the last attention from tokens to the image.
         drawn: (P, 256), the shared image after the first step of upscaling, without bias.
-        upscaler: CPU kernels that draw masks; None if torch does.
+        kernels: the same values for the CPU kernels; None if torch decodes and draws.
     """
 
     keys: Tensor
@@ -81,7 +91,7 @@ class PointPlan:
     blocks: tuple[BlockPlan, ...]
     final: SharedView
     drawn: Tensor
-    upscaler: Upscaler | None = None
+    kernels: KernelPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -89,12 +99,12 @@ class PointMasks:
     """Three masks for each of B points, decoded but not drawn.
 
     `predicted_iou` is (B, 3) float32. `draw_masks` draws the masks from their `tokens` (B, 3, C) and the points'
-    `images`, each of which covers some of the points.
+    `images`, each of which covers some of the points, or all if CPU kernels decoded them.
     """
 
     predicted_iou: Tensor
     tokens: Tensor
-    images: tuple[FactoredImage, ...]
+    images: tuple[FactoredImage, ...] | ImagesInBlocks
 
 
 def plan_points(
@@ -102,8 +112,8 @@ def plan_points(
 ) -> PointPlan:
     """Return the plan for an image embedding (1, C, 64, 64) and its positional encoding (1, C, 64, 64).
 
-    `no_mask` (1, C, 64, 64) is the dense embedding of prompts without a mask. `kernels` draw the masks if they suit the
-    model and the size of its embedding.
+    `no_mask` (1, C, 64, 64) is the dense embedding of prompts without a mask. `kernels` decode points and draw masks
+    if they suit the model and the size of its embedding.
     """
     image = (features + no_mask).flatten(2).transpose(1, 2)
     places = positions.flatten(2).transpose(1, 2)
@@ -142,15 +152,29 @@ def plan_points(
     weight, _ = as_linear(decoder.upscaling_steps[0])
     drawn = shared @ weight.T
     keys, values = split_heads(keys, first.heads), split_heads(values, first.heads)
-    return PointPlan(keys, values, tuple(blocks), final, drawn, _upscaler(decoder, drawn, kernels))
+    plan = PointPlan(keys, values, tuple(blocks), final, drawn)
+    return plan if kernels is None else replace(plan, kernels=_for_kernels(decoder, plan, kernels))
 
 
-def _upscaler(decoder: MaskDecoder, drawn: Tensor, kernels: Kernels | None) -> Upscaler | None:
+def _for_kernels(decoder: MaskDecoder, plan: PointPlan, kernels: Kernels) -> KernelPlan | None:
     _, norm, second = decoder.upscaling_steps
     weight, bias = as_linear(second)
-    if kernels is None or not drawing.suits(drawn, weight):
+    _, heads, _, width = plan.keys.shape
+    if not drawing.suits(plan.drawn, weight) or width != HEAD_WIDTH or heads * _TOKENS > MOST_TOKENS:
         return None
-    return Upscaler.of(kernels, drawn, norm, (weight, bias))
+    steps = []
+    for block, view in zip(plan.blocks, _later_views(plan), strict=True):
+        statistics = block.norm.squares, block.norm.projected, block.norm.projected_constants
+        scales = block.norm.maps.shape[2], block.norm.norm.eps
+        look = view.scores.own, cast(Tensor, view.scores.places), view.values
+        answer = block.scores.own, block.scores.places
+        steps.append(SharedStep.of(kernels, answer, (*statistics, *scales), look))
+    return KernelPlan(tuple(steps), Upscaler.of(kernels, plan.drawn, norm, (weight, bias)))
+
+
+def _later_views(plan: PointPlan) -> list[SharedView]:
+    """Return for each block the view in which the tokens attend to the image after it."""
+    return [*(cast(SharedView, block.view) for block in plan.blocks[1:]), plan.final]
 
 
 def _shared_view(attention: Attention, image: Tensor, places: Tensor) -> SharedView:
@@ -183,6 +207,8 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
     """
     own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     places = torch.cat([own_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
+    if plan.kernels is not None:
+        return _decode_with_kernels(decoder, plan, plan.kernels, places)
     groups = _slices(len(places), GROUP, places.device)
     tokens = places
     images: list[FactoredImage] = []
@@ -204,6 +230,38 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
     attended = _attend_to_images(final, plan.final, used_tokens(tokens + places), images, groups)
     tokens = decoder.transformer.norm_final_attn(used_tokens(tokens) + attended)
     return PointMasks(predicted_iou_of(decoder, tokens[:, 0]), tokens[:, 1:], tuple(images))
+
+
+def _decode_with_kernels(decoder: MaskDecoder, plan: PointPlan, kernels: KernelPlan, places: Tensor) -> PointMasks:
+    """Return the result of `decode_points` from the input tokens (B, T, C) by the CPU kernels."""
+    transformer, blocks = decoder.transformer, decoder.transformer.blocks
+    first, final = blocks[0], transformer.final_attn_token_to_image
+    rows = len(blocks) * (plan.keys.shape[1] * places.shape[1] + 1)
+    images = ImagesInBlocks.shared(places, plan.keys.shape[2], rows)
+    tokens = first.attend_among_tokens(places, places)
+    attended = attend_to_shared_image(first.cross_attn_token_to_image, tokens + places, plan.keys, plan.values)
+    tokens = first.refine_tokens(tokens, attended)
+    views = _later_views(plan)
+    for n, (block, following) in enumerate(zip(blocks, [*blocks[1:], None], strict=True)):
+        answer, shared = block.cross_attn_image_to_token, plan.blocks[n]
+        keys = scaled(split_heads(answer.k_proj(tokens + places), answer.heads))
+        values = torch.cat([split_heads(answer.v_proj(tokens), answer.heads), images.values], dim=1)
+        if following is None:
+            attention, queries, tokens = final, used_tokens(tokens + places), used_tokens(tokens)
+        else:
+            tokens = following.attend_among_tokens(tokens, places)
+            attention, queries = following.cross_attn_token_to_image, tokens + places
+        queries = scaled(split_heads(attention.q_proj(queries), attention.heads))
+        keyed = keys, shared.scores.prior(keys, images.vectors)
+        vectors = shared.norm.vectors_of(values)
+        images = replace(images, vectors=shared.norm.after_norm(vectors), values=values)
+        asked = queries, views[n].scores.prior(queries, images.vectors)
+        own, mixed = kernels.steps[n].take(images, keyed, vectors @ vectors.transpose(1, 2), asked)
+        attended = views[n].project(attention, own, mixed @ images.vectors)
+        if following is not None:
+            tokens = following.refine_tokens(tokens, attended)
+    tokens = transformer.norm_final_attn(tokens + attended)
+    return PointMasks(predicted_iou_of(decoder, tokens[:, 0]), tokens[:, 1:], images)
 
 
 def used_tokens(tokens: Tensor) -> Tensor:
@@ -267,12 +325,12 @@ def _attend_from_images(
 def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
     """Return logits of the wanted masks, (N, 256, 256) float32, point-major; `wanted` is (B, 3) bool with N True."""
     filters = torch.stack([mlp(masks.tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:])], dim=1)
-    if plan.upscaler is not None:
-        return _draw_with_kernels(decoder, plan.upscaler, masks.images, filters, wanted)
+    if plan.kernels is not None and isinstance(masks.images, ImagesInBlocks):
+        return _draw_with_kernels(decoder, plan.kernels.upscaler, masks.images, filters, wanted)
     side = 4 * math.isqrt(len(plan.drawn))
     drawn = [masks.predicted_iou.new_zeros(0, side, side)]
     start = 0
-    for image in masks.images:
+    for image in cast(tuple[FactoredImage, ...], masks.images):
         group = slice(start, start + len(image.scale))
         points = wanted[group].any(dim=1).nonzero().flatten()
         for chosen in (points[each] for each in _slices(len(points), DRAWN, points.device)):
@@ -283,19 +341,18 @@ def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted:
 
 
 def _draw_with_kernels(
-    decoder: MaskDecoder, upscaler: Upscaler, images: tuple[FactoredImage, ...], filters: Tensor, wanted: Tensor
+    decoder: MaskDecoder, upscaler: Upscaler, images: ImagesInBlocks, filters: Tensor, wanted: Tensor
 ) -> Tensor:
     """Return the logits of `draw_masks` from the mask filters (B, 3, 32) by the CPU kernels, prompt by prompt."""
     weight, bias = as_linear(decoder.upscaling_steps[0])
     side = upscaler.low_res_size
     logits = filters.new_empty(int(wanted.sum()), side, side)
-    each = ((image, n) for image in images for n in range(len(image.scale)))
     done = 0
-    for (image, n), own, chosen in zip(each, filters, wanted, strict=True):
+    for n, (own, chosen) in enumerate(zip(filters, wanted, strict=True)):
         end = done + int(chosen.sum())
         if end > done:
-            vectors = _upscaled(image.vectors[n], weight, bias)
-            upscaler.draw(image.scale[n, 0], image.coefficients[n], vectors, own[chosen], logits[done:end])
+            vectors = _upscaled(images.vectors[n], weight, bias)
+            upscaler.draw(images.scale[n], images.coefficients[n], vectors, own[chosen], logits[done:end])
         done = end
     return logits
 

@@ -145,9 +145,9 @@ class ModelConfig(BaseModel):
     """auto: bf16 on a GPU that supports it, else fp32."""
     encoder: Literal["auto", "eager", "compiled"] = "auto"
     """Image encoder: eager, or compiled by `torch.compile`. auto: compiled on a GPU if Triton is installed."""
-    kernels: Literal["auto", "torch", "lanes16-2"] = "auto"
-    """Kernels that compute on a CPU where they apply: segmint's own, lanes16-2, or torch's for everything. auto:
-    lanes16-2 if the machine that begins the dataset has the library of CPU kernels."""
+    kernels: Literal["auto", "torch", "lanes16-1"] = "auto"
+    """Kernels that compute on a CPU where they apply: segmint's own, lanes16-1, or torch's for everything. auto:
+    lanes16-1 if the machine that begins the dataset has the library of CPU kernels."""
     threads: AutoOrCount = "auto"
     """torch's threads in one segment actor. auto, on the machine that begins the dataset: each actor's share from
     `pipeline/building/dataset/cpu_actors.py`; all its physical cores for a cluster's CPUs; 1 for a GPU."""

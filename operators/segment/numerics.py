@@ -61,7 +61,7 @@ class Numerics:
     onnxruntime: str
     pi_heif: str  # reads HEIC; "none" if not installed
     cpu: str = field(default="", kw_only=True)  # vendor and a hash of its results; not recorded with a GPU
-    kernels: str = field(default="", kw_only=True)  # on a CPU: lanes16-2 or torch; not recorded with a GPU
+    kernels: str = field(default="", kw_only=True)  # on a CPU: lanes16-1 or torch; not recorded with a GPU
     cuda: str = field(default="", kw_only=True)  # this and the next four only on a GPU
     cudnn: str = field(default="", kw_only=True)
     triton: str = field(default="", kw_only=True)  # "none" if not installed

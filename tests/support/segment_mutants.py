@@ -114,8 +114,8 @@ SEGMENT_MUTANTS = (
     Mutant(
         "kernels draw all points on the first one's image",
         "model/sam/point_decoder.py",
-        "upscaler.draw(image.scale[n, 0], image.coefficients[n],",
-        "upscaler.draw(image.scale[0, 0], image.coefficients[0],",
+        "upscaler.draw(images.scale[n], images.coefficients[n],",
+        "upscaler.draw(images.scale[0], images.coefficients[0],",
         "tests/model/sam/test_point_decoder.py",
     ),
     Mutant(

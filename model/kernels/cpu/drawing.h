@@ -32,7 +32,7 @@ struct Upscaler {
 // One prompt's image, and the filters of the masks to draw.
 struct Prompt {
   const float* scale;         // (positions)
-  const float* coefficients;  // (rows, positions)
+  const float* coefficients;  // (blocks, rows, 32)
   const float* vectors;       // (rows, 256), after the first step
   const float* filters;       // (masks, 32)
   int32_t rows;
@@ -224,19 +224,16 @@ inline void unfold(const float (*logits)[kMostMasks][kBlock], int masks, int sid
   }
 }
 
-// Draw logits (masks, 4 side, 4 side). `scratch` has room for 288 rows + 8192 floats.
+// Draw logits (masks, 4 side, 4 side). `scratch` has room for 256 rows + 8192 floats.
 inline void draw(const Upscaler& upscaler, const Prompt& prompt, float* scratch, float* out) {
-  float *vectors = scratch, *second = vectors + prompt.rows * kFirst, *coefficients = second + kHidden * kSecond;
+  float *vectors = scratch, *second = vectors + prompt.rows * kFirst;
   pack(prompt.vectors, prompt.rows, kFirst, vectors);
   pack(upscaler.second, kHidden, kSecond, second);
   const int64_t positions = static_cast<int64_t>(upscaler.side) * upscaler.side;
   float pixels[kHidden * kBlock];
   float logits[kParts * kParts][kMostMasks][kBlock];
   for (int block = 0; block < positions / kBlock; ++block) {
-    for (int row = 0; row < prompt.rows; ++row) {
-      const float* from = prompt.coefficients + row * positions + static_cast<int64_t>(block) * kBlock;
-      memcpy(coefficients + row * kBlock, from, kBlock * sizeof(float));
-    }
+    const float* coefficients = prompt.coefficients + static_cast<int64_t>(block) * prompt.rows * kBlock;
     for (int part = 0; part < kParts; ++part) {
       upscale(upscaler, prompt, vectors, coefficients, block, part, pixels);
       normalize(upscaler, pixels);

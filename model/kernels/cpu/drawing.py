@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from segmint.model.kernels.cpu.library import Kernels
 
-_BLOCK = 32
+BLOCK = 32
+"""Positions that the kernels process together."""
+
 _HIDDEN, _FINAL, _PARTS = 64, 32, 4
 _MOST_MASKS = 4
 
@@ -48,7 +50,7 @@ def suits(drawn: Tensor, second: Tensor) -> bool:
     fits = drawn.shape[1:] == (_PARTS * _HIDDEN,) and second.shape == (_PARTS * _FINAL, _HIDDEN)
     is_float = drawn.dtype == second.dtype == torch.float32 and drawn.device.type == "cpu"
     side = math.isqrt(len(drawn))
-    return fits and is_float and side * side == len(drawn) and side % _BLOCK == 0
+    return fits and is_float and side * side == len(drawn) and side % BLOCK == 0
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,9 @@ class Upscaler:
             raise ValueError(f"the CPU kernels can't draw masks from {shapes}")
         return cls(
             kernels,
-            _blocks(drawn),
-            None if first_added is None else _blocks(first_added),
-            None if second_added is None else _blocks(second_added),
+            in_blocks(drawn),
+            None if first_added is None else in_blocks(first_added),
+            None if second_added is None else in_blocks(second_added),
             torch.stack([norm.weight, norm.bias]).contiguous(),
             weight.T.contiguous(),
             bias.contiguous(),
@@ -109,38 +111,41 @@ class Upscaler:
     @property
     def low_res_size(self) -> int:
         """Side of the logits (4S)."""
-        return 4 * math.isqrt(len(self.shared) * _BLOCK)
+        return 4 * math.isqrt(len(self.shared) * BLOCK)
 
     def draw(self, scale: Tensor, coefficients: Tensor, vectors: Tensor, filters: Tensor, logits: Tensor) -> None:
         """Draw a prompt's masks into `logits` (N, 4S, 4S), contiguous, for S x S positions.
 
-        The image's factors are `scale` (P,), `coefficients` (R, P), and `vectors` (R, 256) after the first step, and
-        the masks' `filters` are (N, 32), with N up to 4. All are float32. Raises ValueError for other shapes.
+        The image's factors are `scale` (P,), `coefficients` (P / 32, R, 32), and `vectors` (R, 256) after the first
+        step, and the masks' `filters` are (N, 32), with N up to 4. All are float32. Raises ValueError for other shapes.
         """
-        rows, masks = len(coefficients), len(filters)
-        positions, side = len(self.shared) * _BLOCK, self.low_res_size
+        rows, masks = len(vectors), len(filters)
+        positions, side = len(self.shared) * BLOCK, self.low_res_size
         inputs = (scale, coefficients, vectors, filters, logits)
-        expected = ((positions,), (rows, positions), (rows, _PARTS * _HIDDEN), (masks, _FINAL), (masks, side, side))
+        factors = ((positions,), (positions // BLOCK, rows, BLOCK), (rows, _PARTS * _HIDDEN))
+        expected = (*factors, (masks, _FINAL), (masks, side, side))
         if tuple(tuple(each.shape) for each in inputs) != expected or masks > _MOST_MASKS:
             shapes = ", ".join(str(tuple(each.shape)) for each in inputs)
             raise ValueError(f"the shapes are {shapes}: expected {expected} and at most {_MOST_MASKS} masks")
         if any(each.dtype != torch.float32 for each in inputs) or not logits.is_contiguous():
             raise ValueError("expected float32, and contiguous logits")
         maps = (self.shared, self.first_added, self.second_added, self.norm, self.second, self.second_bias)
-        factors = tuple(each.contiguous() for each in inputs[:4])  # kept until the call returns
-        scratch = torch.empty(rows * (_PARTS * _HIDDEN + _BLOCK) + _HIDDEN * _PARTS * _FINAL)
+        kept = tuple(each.contiguous() for each in inputs[:4])  # until the call returns
+        scratch = torch.empty((rows + _FINAL) * _PARTS * _HIDDEN)
         self.kernels.function("draw_logits")(
-            ctypes.byref(_Upscaler(*map(_address, maps), side // 4, self.epsilon)),
-            ctypes.byref(_Prompt(*map(_address, factors), rows, masks)),
-            _address(scratch),
-            _address(logits),
+            ctypes.byref(_Upscaler(*map(address, maps), side // 4, self.epsilon)),
+            ctypes.byref(_Prompt(*map(address, kept), rows, masks)),
+            address(scratch),
+            address(logits),
         )
 
 
-def _blocks(map_: Tensor) -> Tensor:
+def in_blocks(map_: Tensor) -> Tensor:
     """Return a map (P, C) as (P / 32, C, 32)."""
-    return map_.view(-1, _BLOCK, map_.shape[1]).transpose(1, 2).contiguous()
+    blocks: Tensor = map_.unflatten(0, (len(map_) // BLOCK, BLOCK))
+    return blocks.transpose(1, 2).contiguous()
 
 
-def _address(tensor: Tensor | None) -> Any:
+def address(tensor: Tensor | None) -> Any:
+    """Return a tensor's address as a C argument, or null."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

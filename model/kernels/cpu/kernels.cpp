@@ -1,6 +1,7 @@
 // The library's functions for one instruction set, which LANES_NAME names: compiled once per set, with its own flags.
 
 #include "border.h"
+#include "decoding.h"
 #include "drawing.h"
 
 #define JOIN_AGAIN(name, set) name##_##set
@@ -33,7 +34,12 @@ EXPORT(void segmint_draw_mask)
   visit(*window, *down, *across, offset, lively, &painter);
 }
 
-// Draw low-resolution logits (masks, 4 side, 4 side) of a prompt. `scratch` has room for 288 rows + 8192 floats.
+// Take a step of the decoder for `count` prompts.
+EXPORT(void segmint_take_step)(const Step* step, const Tokens* prompts, int32_t count) {
+  take_step(*step, prompts, count);
+}
+
+// Draw low-resolution logits (masks, 4 side, 4 side) of a prompt. `scratch` has room for 256 rows + 8192 floats.
 EXPORT(void segmint_draw_logits)
 (const Upscaler* upscaler, const Prompt* prompt, float* scratch, float* logits) {
   draw(*upscaler, *prompt, scratch, logits);

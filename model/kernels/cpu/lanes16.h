@@ -52,6 +52,39 @@ inline V pick(const float* table, V places) {
   return {_mm512_permutexvar_ps(_mm512_cvttps_epi32(places.v), numbers)};
 }
 
+// Return a times 2^n for lanes of `powers` that are whole numbers n from -126 to 127; NaN if a is.
+inline V times_power_of_2(V a, V powers) {
+  __m512i exponents = _mm512_add_epi32(_mm512_cvttps_epi32(powers.v), _mm512_set1_epi32(127));
+  return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(_mm512_slli_epi32(exponents, 23)))};
+}
+
+// Transpose 16 x 16 floats whose rows are `from_width` and `to_width` floats apart.
+inline void transpose(const float* from, int from_width, float* to, int to_width) {
+  __m512 rows[16], pairs[16], fours[16];
+  for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_ps(from + i * from_width);
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    for (int half = 0; half < 2; ++half) {
+      __m512d low = _mm512_castps_pd(pairs[i + half]), high = _mm512_castps_pd(pairs[i + 2 + half]);
+      fours[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      fours[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  }
+  for (int i = 0; i < 4; ++i) {  // column i of each group of 4 columns
+    __m512 even = _mm512_shuffle_f32x4(fours[i], fours[4 + i], 0x88);
+    __m512 odd = _mm512_shuffle_f32x4(fours[i], fours[4 + i], 0xdd);
+    __m512 later_even = _mm512_shuffle_f32x4(fours[8 + i], fours[12 + i], 0x88);
+    __m512 later_odd = _mm512_shuffle_f32x4(fours[8 + i], fours[12 + i], 0xdd);
+    _mm512_storeu_ps(to + i * to_width, _mm512_shuffle_f32x4(even, later_even, 0x88));
+    _mm512_storeu_ps(to + (4 + i) * to_width, _mm512_shuffle_f32x4(odd, later_odd, 0x88));
+    _mm512_storeu_ps(to + (8 + i) * to_width, _mm512_shuffle_f32x4(even, later_even, 0xdd));
+    _mm512_storeu_ps(to + (12 + i) * to_width, _mm512_shuffle_f32x4(odd, later_odd, 0xdd));
+  }
+}
+
 inline bool pick_near(const float* row, int width, const int32_t* places, V* found) {
   int base = places[0] < width - 16 ? places[0] : width - 16;
   if (places[15] - base > 15) return false;
@@ -99,6 +132,40 @@ inline V pick(const float* table, V places) {
   __m256 numbers = _mm256_loadu_ps(table);
   return {_mm256_permutevar8x32_ps(numbers, _mm256_cvttps_epi32(places.a)),
           _mm256_permutevar8x32_ps(numbers, _mm256_cvttps_epi32(places.b))};
+}
+
+inline __m256 times_power_of_2(__m256 a, __m256 powers) {
+  __m256i exponents = _mm256_add_epi32(_mm256_cvttps_epi32(powers), _mm256_set1_epi32(127));
+  return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponents, 23)));
+}
+inline V times_power_of_2(V x, V powers) {
+  return {times_power_of_2(x.a, powers.a), times_power_of_2(x.b, powers.b)};
+}
+
+inline void transpose_quarter(const float* from, int from_width, float* to, int to_width) {
+  __m256 rows[8], pairs[8], fours[8];
+  for (int i = 0; i < 8; ++i) rows[i] = _mm256_loadu_ps(from + i * from_width);
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int half = 0; half < 2; ++half) {
+      fours[i + 2 * half] = _mm256_shuffle_ps(pairs[i + half], pairs[i + 2 + half], 0x44);
+      fours[i + 2 * half + 1] = _mm256_shuffle_ps(pairs[i + half], pairs[i + 2 + half], 0xee);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(to + i * to_width, _mm256_permute2f128_ps(fours[i], fours[4 + i], 0x20));
+    _mm256_storeu_ps(to + (4 + i) * to_width, _mm256_permute2f128_ps(fours[i], fours[4 + i], 0x31));
+  }
+}
+inline void transpose(const float* from, int from_width, float* to, int to_width) {
+  for (int down = 0; down < 16; down += 8) {
+    for (int across = 0; across < 16; across += 8) {
+      transpose_quarter(from + down * from_width + across, from_width, to + across * to_width + down, to_width);
+    }
+  }
 }
 
 inline bool pick_near_half(const float* row, int width, const int32_t* places, __m256* found) {
@@ -178,6 +245,17 @@ inline Mask at_most(V a, V b) {
 }
 inline V pick(const float* table, V places) {
   return each([&](int i) { return table[static_cast<int>(places.v[i])]; });
+}
+inline V times_power_of_2(V a, V powers) {
+  return each([&](int i) {
+    bool fits = powers.v[i] >= -126 && powers.v[i] <= 127;  // and is not NaN
+    return fits ? a.v[i] * __builtin_ldexpf(1, static_cast<int>(powers.v[i])) : a.v[i];
+  });
+}
+inline void transpose(const float* from, int from_width, float* to, int to_width) {
+  for (int row = 0; row < 16; ++row) {
+    for (int column = 0; column < 16; ++column) to[column * to_width + row] = from[row * from_width + column];
+  }
 }
 inline bool pick_near(const float*, int, const int32_t*, V*) { return false; }
 

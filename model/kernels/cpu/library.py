@@ -13,10 +13,10 @@ from typing import Any
 
 from segmint.model.kernels.cpu.build import FOLDER, INSTRUCTION_SETS, LIBRARY, hash_of, sources_of
 
-LANES16 = "lanes16-2"
+LANES16 = "lanes16-1"
 """Name of the kernels' algorithm in a dataset's numerics. Every instruction set gives its bits; change it with them."""
 
-INTERFACE = 2
+INTERFACE = 3
 """Number of the functions' interface; `library.cpp` has the same number."""
 
 _FAST = ("avx512", "avx2")

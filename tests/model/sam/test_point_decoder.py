@@ -65,23 +65,24 @@ def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_kernels_draw_the_wanted_masks_of_the_plain_decoder(depth: int) -> None:
+def test_kernels_decode_and_draw_what_the_plain_decoder_does(depth: int) -> None:
     decoder = randomize(MaskDecoder(depth))
     features, positions, no_mask, sparse = image_and_points(6, side=32)
     wanted = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 1], [1, 1, 0]]).bool()
     with torch.inference_mode():
-        expected, _ = decoder(features, positions, PromptEmbedding(sparse, no_mask), multimask=True)
+        expected, ious = decoder(features, positions, PromptEmbedding(sparse, no_mask), multimask=True)
         plan = plan_points(decoder, features, positions, no_mask, every_set()[-1])
         decoded = decode_points(decoder, plan, sparse)
         logits = draw_masks(decoder, plan, decoded, wanted)
         none = draw_masks(decoder, plan, decoded, torch.zeros_like(wanted))
-    assert plan.upscaler is not None
+    assert plan.kernels is not None
     torch.testing.assert_close(logits, expected[wanted], atol=1e-4, rtol=0)
+    torch.testing.assert_close(decoded.predicted_iou, ious, atol=1e-5, rtol=0)
     assert none.shape == (0, 128, 128)
 
 
 @pytest.mark.parametrize(("side", "dtype"), [(16, torch.float32), (48, torch.float32), (32, torch.bfloat16)])
-def test_torch_draws_what_does_not_suit_the_kernels(side: int, dtype: torch.dtype) -> None:
+def test_torch_decodes_what_does_not_suit_the_kernels(side: int, dtype: torch.dtype) -> None:
     decoder = randomize(MaskDecoder()).to(dtype)
     features, positions, no_mask, sparse = (each.to(dtype) for each in image_and_points(2, side))
     wanted = torch.ones(2, 3, dtype=torch.bool)
@@ -89,6 +90,23 @@ def test_torch_draws_what_does_not_suit_the_kernels(side: int, dtype: torch.dtyp
     with torch.inference_mode():
         for kernels in (None, every_set()[-1]):
             plan = plan_points(decoder, features, positions, no_mask, kernels)
-            assert plan.upscaler is None
+            assert plan.kernels is None
             found.append(draw_masks(decoder, plan, decode_points(decoder, plan, sparse), wanted))
     assert torch.equal(*found)
+
+
+def test_errors_of_the_kernels_against_float64_are_at_most_twice_torchs() -> None:
+    decoder = randomize(MaskDecoder())
+    inputs = image_and_points(4, side=32)
+    wanted = torch.ones(4, 3, dtype=torch.bool)
+    found = []
+    with torch.inference_mode():
+        for dtype, kernels in ((torch.float64, None), (torch.float32, None), (torch.float32, every_set()[-1])):
+            features, positions, no_mask, sparse = (each.to(dtype) for each in inputs)
+            decoder = decoder.to(dtype)
+            plan = plan_points(decoder, features, positions, no_mask, kernels)
+            decoded = decode_points(decoder, plan, sparse)
+            found.append((draw_masks(decoder, plan, decoded, wanted), decoded.predicted_iou))
+    for exact, torchs, ours in zip(*found, strict=True):
+        errors = [(each.double() - exact).square().mean().sqrt() for each in (torchs, ours)]
+        assert errors[1] <= 2 * errors[0]

@@ -164,28 +164,28 @@ def kernels_of(wanted: str, device: str = "cpu") -> str:
 
 def test_auto_takes_the_kernels_that_are_there_and_torch_on_request() -> None:
     every_set()  # skips without a library
-    assert [kernels_of(wanted) for wanted in ("auto", "lanes16-2", "torch")] == ["lanes16-2", "lanes16-2", "torch"]
+    assert [kernels_of(wanted) for wanted in ("auto", "lanes16-1", "torch")] == ["lanes16-1", "lanes16-1", "torch"]
 
 
 @pytest.mark.usefixtures("no_library")
 def test_without_the_library_auto_is_torch_and_the_kernels_are_refused() -> None:
     assert kernels_of("auto") == "torch"
-    with pytest.raises(UsageError, match=r"model\.kernels is lanes16-2, but .*isn't there.*model\.kernels: torch"):
-        kernels_of("lanes16-2")
+    with pytest.raises(UsageError, match=r"model\.kernels is lanes16-1, but .*isn't there.*model\.kernels: torch"):
+        kernels_of("lanes16-1")
 
 
 @pytest.mark.usefixtures("no_library")
 def test_a_worker_without_the_library_is_refused_and_told_why(here: Numerics, mobile_sam_path: Path) -> None:
-    begun = replace(here, kernels="lanes16-2")
+    begun = replace(here, kernels="lanes16-1")
     settings = SegmentSettings(MasksConfig().settings(4), str(mobile_sam_path), begun)
-    with pytest.raises(MixedNumericsError, match=r"kernels 'torch' instead of 'lanes16-2' \(.*isn't there"):
+    with pytest.raises(MixedNumericsError, match=r"kernels 'torch' instead of 'lanes16-1' \(.*isn't there"):
         check_numerics(settings)
     check_numerics(replace(settings, numerics=here))
 
 
 def test_the_recorded_kernels_are_those_that_compute(here: Numerics, mobile_sam_path: Path) -> None:
     every_set()
-    for name, is_ours in (("lanes16-2", True), ("torch", False)):
+    for name, is_ours in (("lanes16-1", True), ("torch", False)):
         settings = SegmentSettings(MasksConfig().settings(4), str(mobile_sam_path), replace(here, kernels=name))
         assert (load_generator(settings).predictor.kernels is not None) == is_ours
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmint.model.kernels.cpu.drawing import Upscaler
+from segmint.model.kernels.cpu.drawing import Upscaler, in_blocks
 from segmint.model.kernels.cpu.library import Kernels
 from tests.support.cpu_kernels import every_set, numbers, with_fault
 
@@ -40,7 +40,7 @@ class Case:
 
     def draw(self, kernels: Kernels) -> Tensor:
         logits = torch.full((len(self.filters), 4 * SIDE, 4 * SIDE), torch.nan)
-        self.upscaler(kernels).draw(self.scale, self.coefficients, self.vectors, self.filters, logits)
+        self.upscaler(kernels).draw(self.scale, in_blocks(self.coefficients.T), self.vectors, self.filters, logits)
         return logits
 
     def plainly(self, dtype: torch.dtype) -> Tensor:
@@ -134,12 +134,11 @@ def test_what_does_not_fit_is_refused(fault: Callable[[Case], None], message: st
 def test_any_layout_of_the_factors_gives_the_same_bits() -> None:
     kernels, case = every_set()[-1], Case(7, 3, added=False)
     expected = case.draw(kernels)
-    case.coefficients, case.vectors = case.coefficients.T.contiguous().T, case.vectors.T.contiguous().T
+    case.vectors, case.filters = case.vectors.T.contiguous().T, case.filters.T.contiguous().T
     assert torch.equal(case.draw(kernels), expected)
+    factors = case.scale, in_blocks(case.coefficients.T), case.vectors
     with pytest.raises(ValueError, match="contiguous logits"):
-        case.upscaler(kernels).draw(
-            case.scale, case.coefficients, case.vectors, case.filters, torch.empty_like(expected).transpose(1, 2)
-        )
+        case.upscaler(kernels).draw(*factors, case.filters, torch.empty_like(expected).transpose(1, 2))
 
 
 @pytest.mark.long

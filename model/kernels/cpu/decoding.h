@@ -1,0 +1,396 @@
+// A step of SAM's mask decoder that visits every position of the image: the image attends to a prompt's tokens and is
+// normalized, and then the tokens of the next block attend to the image.
+//
+// The prompt's image is kept in factors (model/sam/factored_image.py): at each position, the shared image times a scale,
+// plus a weighted sum of a few vectors. New coefficients are stored before those of earlier steps, and the coefficient
+// of the norm's bias, which is 1, after them.
+//
+// Lanes are positions until the tokens' attention, and then tokens. Sums over positions are made block by block, and
+// the blocks' sums are added in order. A block of 32 positions goes through all steps while it is in the L1 cache.
+
+#pragma once
+
+#include <string.h>
+
+#include "lanes16.h"
+
+extern "C" {
+
+// What all prompts on an image share in a step. Maps of the image are stored block by block.
+struct Step {
+  const float* answer_own;     // (blocks, heads 16, 32), queries of the shared image; in the first step, complete
+  const float* answer_places;  // (blocks, heads 16, 32), queries of the positions, or null in the first step
+  const float* squares;        // (positions), square sums of the shared image without its mean
+  const float* projected;      // (blocks, steps heads 16, 32), from values to products with the shared image
+  const float* constants;      // (blocks, steps - 1, 32), products of earlier norms' biases with the shared image
+  const float* look_own;       // (blocks, heads 16, 32), keys of the shared image
+  const float* look_places;    // (blocks, heads 16, 32), keys of the positions
+  const float* look_values;    // (positions, heads 16)
+  int32_t blocks;              // of 32 positions
+  int32_t heads;
+  int32_t tokens;              // per head; heads x tokens is at most 64
+  int32_t queries;             // per head; heads x queries is at most 64
+  int32_t steps;               // up to and including this one
+  int32_t rows;                // coefficients per position of all steps that the decoder has
+  int32_t first;               // the first row of this step
+  int32_t channels;            // of the image
+  float epsilon;               // of the norm
+};
+
+// One prompt's tokens and image. N = steps heads tokens + steps - 1 are the vectors before the norm.
+struct Tokens {
+  const float* keys;           // (heads tokens, 16), scaled
+  const float* answer_prior;   // (heads tokens, N - heads tokens), products with the queries of the image's vectors
+  const float* values;         // (steps heads tokens, 16)
+  const float* gram;           // (N, N), products of the vectors; below the diagonal doubled, above it 0
+  const float* queries;        // (heads queries, 16), scaled
+  const float* look_prior;     // (heads queries, N + 1), products with the keys of the vectors after the norm
+  float* scale;                // (positions), replaced
+  float* coefficients;         // (blocks, rows, 32): N + 1 rows are replaced
+  float* largest;              // (64), largest score of each query
+  float* own;                  // (heads queries, 16), weighted sums of the shared values
+  float* mixed;                // (N + 1, 64), weighted sums of the coefficients, the last of which is 1
+};
+}
+
+namespace {
+
+constexpr int kStepBlock = 32, kHeadWidth = 16, kMostTokens = 64;
+
+// Terms whose products have a sum of their own, which keeps rounding errors small.
+constexpr int kGroup = 32;
+
+// Blocks that are processed for one prompt before the next one's turn. They don't affect results.
+constexpr int kStretch = 2;
+
+// Rows and vectors of which a product keeps the sums in registers. They don't affect results.
+#if defined(LANES_AVX512)
+constexpr int kRows = 8, kWide = 2;
+#else
+constexpr int kRows = 4, kWide = 1;
+#endif
+
+template <int kCount>
+struct Count {
+  static constexpr int value = kCount;
+};
+
+// Call f(start, Count<n>) for tiles of n rows, at most kRows.
+template <class Function>
+inline void tiles(int rows, Function f) {
+  int start = 0;
+  for (; start + kRows <= rows; start += kRows) f(start, Count<kRows>());
+  switch (rows - start) {
+    case 1: return f(start, Count<1>());
+    case 2: return f(start, Count<2>());
+    case 3: return f(start, Count<3>());
+#if defined(LANES_AVX512)
+    case 4: return f(start, Count<4>());
+    case 5: return f(start, Count<5>());
+    case 6: return f(start, Count<6>());
+    case 7: return f(start, Count<7>());
+#endif
+  }
+}
+
+// Numbers that a product reads as factors: row r and term k are at from[r * row + k * term].
+struct Factors {
+  const float* from;
+  int row, term;
+
+  Factors after(int terms) const { return {from + terms * term, row, term}; }
+};
+
+// Return the number of terms in the group that begins at `term`.
+inline int group(int term, int terms) { return terms - term < kGroup ? terms - term : kGroup; }
+
+// Add to each sum the products of `terms` factors and vectors, which are `width` floats apart.
+template <int kCount, int kVectors>
+inline void multiply(Factors factors, const float* vectors, int width, int terms, V (&sums)[kCount][kVectors]) {
+  for (int term = 0; term < terms; ++term, vectors += width, factors.from += factors.term) {
+    V values[kVectors];
+    for (int v = 0; v < kVectors; ++v) values[v] = load(vectors + v * kLanes);
+    for (int row = 0; row < kCount; ++row) {
+      V factor = broadcast(factors.from[row * factors.row]);
+      for (int v = 0; v < kVectors; ++v) sums[row][v] = fma(factor, values[v], sums[row][v]);
+    }
+  }
+}
+
+template <int kCount, int kVectors>
+inline void clear(V (&sums)[kCount][kVectors]) {
+  for (int row = 0; row < kCount; ++row) {
+    for (int v = 0; v < kVectors; ++v) sums[row][v] = broadcast(0);
+  }
+}
+
+// Return exp(x) for x of at most 0, and exp(-87) below -87. Before rounding, the polynomial is off by 5e-9.
+inline V exponential(V x) {
+  constexpr float kTerms[8] = {1.0f, 1.0f, 0.5f, 0x1.555556p-3f, 0x1.555556p-5f, 0x1.111112p-7f, 0x1.6c16c2p-10f,
+                               0x1.a01a02p-13f};
+  x = max(broadcast(-87), x);
+  V powers = whole(fma(x, broadcast(0x1.715476p+0f), broadcast(-0.5f)));
+  V rest = fma(powers, broadcast(-0x1.62e4p-1f), x);       // ln 2 in two parts, the first one short
+  rest = fma(powers, broadcast(-0x1.7f7d1cp-20f), rest);
+  V sum = broadcast(kTerms[7]);
+  for (int term = 6; term >= 0; --term) sum = fma(sum, rest, broadcast(kTerms[term]));
+  return times_power_of_2(sum, powers);
+}
+
+// A head's scores (count, 32) between few vectors and the image: scale (few own) + few places + prior coefficients.
+inline void score(const float* few, int count, const float* own, const float* places, const float* scale,
+                  Factors prior, const float* coefficients, int terms, float* scores) {
+  tiles(count, [&](int start, auto size) {
+    const Factors rows = {few + start * kHeadWidth, kHeadWidth, 1};
+    const Factors more = {prior.from + start * prior.row, prior.row, prior.term};
+    for (int x = 0; x < kStepBlock; x += kWide * kLanes) {
+      V sums[size.value][kWide];
+      clear(sums);
+      multiply(rows, own + x, kStepBlock, kHeadWidth, sums);
+      if (places) {
+        for (int v = 0; v < kWide; ++v) {
+          V factor = load(scale + x + v * kLanes);
+          for (int row = 0; row < size.value; ++row) sums[row][v] = sums[row][v] * factor;
+        }
+        multiply(rows, places + x, kStepBlock, kHeadWidth, sums);
+      }
+      float* out = scores + start * kStepBlock + x;
+      for (int row = 0; row < size.value; ++row) {
+        for (int v = 0; v < kWide; ++v) store(out + row * kStepBlock + v * kLanes, sums[row][v]);
+      }
+      for (int term = 0; term < terms; term += kGroup) {
+        clear(sums);
+        multiply(more.after(term), coefficients + term * kStepBlock + x, kStepBlock, group(term, terms), sums);
+        for (int row = 0; row < size.value; ++row) {
+          for (int v = 0; v < kWide; ++v) {
+            float* at = out + row * kStepBlock + v * kLanes;
+            store(at, load(at) + sums[row][v]);
+          }
+        }
+      }
+    }
+  });
+}
+
+// Replace scores (count, 32) by their softmax over the rows.
+inline void soften(float* scores, int count) {
+  for (int x = 0; x < kStepBlock; x += kLanes) {
+    V most = load(scores + x), sum = broadcast(0);
+    for (int row = 1; row < count; ++row) most = max(most, load(scores + row * kStepBlock + x));
+    for (int row = 0; row < count; ++row) {
+      V weight = exponential(load(scores + row * kStepBlock + x) - most);
+      sum = sum + weight;
+      store(scores + row * kStepBlock + x, weight);
+    }
+    V share = broadcast(1) / sum;
+    for (int row = 0; row < count; ++row) {
+      store(scores + row * kStepBlock + x, load(scores + row * kStepBlock + x) * share);
+    }
+  }
+}
+
+// Sums over rows for a block of positions, which are added to larger sums as a whole: this keeps rounding errors small.
+struct Sums {
+  float values[kStepBlock] = {};
+
+  // Add products of coefficients (rows, 32) and a tile.
+  template <int kCount>
+  void add(const float* coefficients, int x, const V (&tile)[kCount][kWide]) {
+    for (int v = 0; v < kWide; ++v) {
+      float* at = values + x + v * kLanes;
+      V total = load(at);
+      for (int row = 0; row < kCount; ++row) {
+        total = fma(load(coefficients + row * kStepBlock + x + v * kLanes), tile[row][v], total);
+      }
+      store(at, total);
+    }
+  }
+
+  void add_to(float* totals) const {
+    for (int x = 0; x < kStepBlock; x += kLanes) store(totals + x, load(totals + x) + load(values + x));
+  }
+};
+
+// Add to `squares` 2 s c l of `count` rows with coefficients c. Their vectors' products l with the shared image are those
+// of `values` (count, 16) and `projected` (16, 32), or `projected` (count, 32) itself without values.
+inline void add_linear(int count, const float* values, const float* projected, const float* scale,
+                       const float* coefficients, float* squares) {
+  Sums sums;
+  tiles(count, [&](int start, auto size) {
+    for (int x = 0; x < kStepBlock; x += kWide * kLanes) {
+      V tile[size.value][kWide];
+      clear(tile);
+      if (values) multiply({values + start * kHeadWidth, kHeadWidth, 1}, projected + x, kStepBlock, kHeadWidth, tile);
+      for (int v = 0; v < kWide; ++v) {
+        const float* own = projected + start * kStepBlock + x + v * kLanes;
+        V factor = load(scale + x + v * kLanes), twice = factor + factor;
+        for (int row = 0; row < size.value; ++row) {
+          tile[row][v] = (values ? tile[row][v] : load(own + row * kStepBlock)) * twice;
+        }
+      }
+      sums.add(coefficients + start * kStepBlock, x, tile);
+    }
+  });
+  sums.add_to(squares);
+}
+
+// Add to `squares` c G c, with coefficients c (rows, 32) and a lower triangular matrix G (rows, rows).
+inline void add_quadratic(int rows, const float* gram, const float* coefficients, float* squares) {
+  for (int term = 0; term < rows; term += kGroup) {
+    Sums sums;
+    tiles(rows - term, [&](int start, auto size) {
+      const float* factors = gram + (term + start) * rows + term;
+      const int terms = start + size.value < kGroup ? start + size.value : kGroup;  // the others are 0
+      for (int x = 0; x < kStepBlock; x += kWide * kLanes) {
+        V tile[size.value][kWide];
+        clear(tile);
+        multiply({factors, rows, 1}, coefficients + term * kStepBlock + x, kStepBlock, terms, tile);
+        sums.add(coefficients + (term + start) * kStepBlock, x, tile);
+      }
+    });
+    sums.add_to(squares);
+  }
+}
+
+// Let a block's positions attend to the tokens, and normalize them. `coefficients` (N + 1, 32) are the block's.
+inline void answer(const Step& step, const Tokens& prompt, int block, int count, float* coefficients) {
+  const int width = step.heads * kHeadWidth, fresh = step.heads * step.tokens, prior = count - fresh;
+  float* scale = prompt.scale + block * kStepBlock;
+  for (int head = 0; head < step.heads; ++head) {
+    const int64_t map = (static_cast<int64_t>(block) * width + head * kHeadWidth) * kStepBlock;
+    const int first = head * step.tokens;
+    score(prompt.keys + first * kHeadWidth, step.tokens, step.answer_own + map,
+          step.answer_places ? step.answer_places + map : nullptr, scale,
+          {prompt.answer_prior + first * prior, prior, 1}, coefficients + fresh * kStepBlock, prior,
+          coefficients + first * kStepBlock);
+    soften(coefficients + first * kStepBlock, step.tokens);
+  }
+
+  float squares[kStepBlock];
+  for (int x = 0; x < kStepBlock; x += kLanes) {
+    V factor = load(scale + x);
+    store(squares + x, load(step.squares + block * kStepBlock + x) * (factor * factor));
+  }
+  const int maps = step.steps * step.heads;
+  for (int map = 0; map < maps; ++map) {
+    const float* projected = step.projected + (static_cast<int64_t>(block) * maps + map) * kHeadWidth * kStepBlock;
+    const int first = map * step.tokens;
+    const float* values = prompt.values + first * kHeadWidth;
+    add_linear(step.tokens, values, projected, scale, coefficients + first * kStepBlock, squares);
+  }
+  const float* constants = step.constants + static_cast<int64_t>(block) * (step.steps - 1) * kStepBlock;
+  const float* last = coefficients + maps * step.tokens * kStepBlock;
+  add_linear(step.steps - 1, nullptr, constants, scale, last, squares);
+  add_quadratic(count, prompt.gram, coefficients, squares);
+
+  for (int x = 0; x < kStepBlock; x += kLanes) {
+    V mean = load(squares + x) / broadcast(static_cast<float>(step.channels));
+    V shrink = broadcast(1) / root(mean + broadcast(step.epsilon));
+    store(scale + x, load(scale + x) * shrink);
+    for (int row = 0; row < count; ++row) {
+      store(coefficients + row * kStepBlock + x, load(coefficients + row * kStepBlock + x) * shrink);
+    }
+    store(coefficients + count * kStepBlock + x, broadcast(1));
+  }
+}
+
+// Turn the block's scores (32, queries) into weights relative to the largest scores so far, and the sums so far, too.
+inline void weigh(const Step& step, const Tokens& prompt, int rows, int vectors, float* scores) {
+  for (int v = 0; v < vectors; ++v) {
+    float* column = scores + v * kLanes;
+    V before = load(prompt.largest + v * kLanes), most = before;
+    for (int position = 0; position < kStepBlock; ++position) {
+      most = max(most, load(column + position * kMostTokens));
+    }
+    for (int position = 0; position < kStepBlock; ++position) {
+      store(column + position * kMostTokens, exponential(load(column + position * kMostTokens) - most));
+    }
+    if (!above(most, before)) continue;
+    V less = exponential(before - most);
+    store(prompt.largest + v * kLanes, most);
+    for (int row = 0; row < rows; ++row) {
+      float* at = prompt.mixed + row * kMostTokens + v * kLanes;
+      store(at, load(at) * less);
+    }
+    float factors[kLanes];
+    store(factors, less);
+    for (int lane = 0; lane < kLanes && v * kLanes + lane < step.heads * step.queries; ++lane) {
+      float* at = prompt.own + (v * kLanes + lane) * kHeadWidth;
+      store(at, load(at) * broadcast(factors[lane]));
+    }
+  }
+}
+
+// Let the tokens attend to a block's positions: add the block's sums to `own` and `mixed`.
+inline void look(const Step& step, const Tokens& prompt, int block, int rows, const float* coefficients) {
+  const int width = step.heads * kHeadWidth, queries = step.heads * step.queries;
+  const int vectors = (queries + 2 * kLanes - 1) / (2 * kLanes) * 2;  // kWide divides them
+  const float* scale = prompt.scale + block * kStepBlock;
+  float scores[kMostTokens * kStepBlock], weights[kStepBlock * kMostTokens];
+  memset(scores + queries * kStepBlock, 0, (vectors * kLanes - queries) * kStepBlock * sizeof(float));
+  for (int head = 0; head < step.heads; ++head) {
+    const int64_t map = (static_cast<int64_t>(block) * width + head * kHeadWidth) * kStepBlock;
+    const int first = head * step.queries;
+    score(prompt.queries + first * kHeadWidth, step.queries, step.look_own + map, step.look_places + map, scale,
+          {prompt.look_prior + first * rows, rows, 1}, coefficients, rows, scores + first * kStepBlock);
+  }
+  for (int v = 0; v < vectors; ++v) {
+    for (int x = 0; x < kStepBlock; x += kLanes) {
+      transpose(scores + v * kLanes * kStepBlock + x, kStepBlock, weights + x * kMostTokens + v * kLanes, kMostTokens);
+    }
+  }
+  weigh(step, prompt, rows, vectors, weights);
+
+  tiles(rows, [&](int start, auto size) {
+    for (int v = 0; v < vectors; v += kWide) {
+      V sums[size.value][kWide];
+      clear(sums);
+      multiply({coefficients + start * kStepBlock, kStepBlock, 1}, weights + v * kLanes, kMostTokens, kStepBlock, sums);
+      for (int row = 0; row < size.value; ++row) {
+        for (int i = 0; i < kWide; ++i) {
+          float* at = prompt.mixed + (start + row) * kMostTokens + (v + i) * kLanes;
+          store(at, load(at) + sums[row][i]);
+        }
+      }
+    }
+  });
+  float values[kStepBlock * kHeadWidth];
+  for (int head = 0; head < step.heads; ++head) {
+    const float* from = step.look_values + static_cast<int64_t>(block) * kStepBlock * width + head * kHeadWidth;
+    for (int position = 0; position < kStepBlock; ++position) {
+      store(values + position * kHeadWidth, load(from + position * width) * broadcast(scale[position]));
+    }
+    const int first = head * step.queries;
+    tiles(step.queries, [&](int start, auto size) {
+      V sums[size.value][1];
+      clear(sums);
+      multiply({weights + first + start, 1, kMostTokens}, values, kHeadWidth, kStepBlock, sums);
+      for (int row = 0; row < size.value; ++row) {
+        float* at = prompt.own + (first + start + row) * kHeadWidth;
+        store(at, load(at) + sums[row][0]);
+      }
+    });
+  }
+}
+
+inline void take_step(const Step& step, const Tokens* prompts, int count) {
+  const int vectors = step.steps * step.heads * step.tokens + step.steps - 1, queries = step.heads * step.queries;
+  for (int prompt = 0; prompt < count; ++prompt) {
+    for (int query = 0; query < kMostTokens; ++query) prompts[prompt].largest[query] = -INFINITY;
+    memset(prompts[prompt].own, 0, queries * kHeadWidth * sizeof(float));
+    memset(prompts[prompt].mixed, 0, (vectors + 1) * kMostTokens * sizeof(float));
+  }
+  for (int start = 0; start < step.blocks; start += kStretch) {
+    const int end = start + kStretch < step.blocks ? start + kStretch : step.blocks;
+    for (int prompt = 0; prompt < count; ++prompt) {
+      for (int block = start; block < end; ++block) {
+        float* all = prompts[prompt].coefficients + static_cast<int64_t>(block) * step.rows * kStepBlock;
+        float* from = all + step.first * kStepBlock;
+        answer(step, prompts[prompt], block, vectors, from);
+        look(step, prompts[prompt], block, vectors + 1, from);
+      }
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,187 @@
+"""Steps of the mask decoder that visit every position of the image, by the kernel of `decoding.h`."""
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from segmint.model.kernels.cpu.drawing import BLOCK, address, in_blocks
+from segmint.model.kernels.cpu.library import Kernels
+
+HEAD_WIDTH = 16
+"""Channels of a head that the kernel supports."""
+
+MOST_TOKENS = 64
+"""Maximum number of tokens times heads."""
+
+_SIZES = ("blocks", "heads", "tokens", "queries", "steps", "rows", "first", "channels")
+_POINTERS = ("answer_own", "answer_places", "squares", "projected", "constants", "look_own", "look_places")
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in (*_POINTERS, "look_values")),
+        *((name, ctypes.c_int32) for name in _SIZES),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+class _Tokens(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("keys", "answer_prior", "values", "gram", "queries", "look_prior")),
+        *((name, ctypes.c_void_p) for name in ("scale", "coefficients", "largest", "own", "mixed")),
+    )
+
+
+@dataclass(frozen=True)
+class ImagesInBlocks:
+    """The images of B prompts in factors, x = scale X + coefficients^T vectors, as the kernels store them.
+
+    Attributes:
+        scale: (B, P).
+        coefficients: (B, P / 32, R, 32). With the rows of S steps, the last step's weights are first, and the rows of
+            the norms follow those of the first step.
+        vectors: (B, n, C), those of the last n rows.
+        values: (B, steps * H, T, D), from which the vectors are computed, the last step first.
+    """
+
+    scale: Tensor
+    coefficients: Tensor
+    vectors: Tensor
+    values: Tensor
+
+    @classmethod
+    def shared(cls, tokens: Tensor, positions: int, rows: int) -> "ImagesInBlocks":
+        """Return the shared image for each prompt of `tokens` (B, T, C), with room for the rows of all steps."""
+        prompts, count, channels = tokens.shape
+        return cls(
+            tokens.new_ones(prompts, positions),
+            tokens.new_empty(prompts, positions // BLOCK, rows, BLOCK),
+            tokens.new_empty(prompts, 0, channels),
+            tokens.new_empty(prompts, 0, count, HEAD_WIDTH),
+        )
+
+
+@dataclass(frozen=True)
+class SharedStep:
+    """What all prompts on an image share in a step, in the kernel's layout; all tensors are float32.
+
+    In a step, the image attends to the tokens and is normalized, and then the tokens attend to the image.
+
+    Attributes:
+        kernels: the functions to use.
+        answer_own: (P / 32, H * D, 32), queries of the shared image; in the first step, including positions and bias.
+        answer_places: (P / 32, H * D, 32), queries of the positions; None in the first step.
+        squares: (P,), square sums of the shared image without its mean.
+        projected: (P / 32, steps * H * D, 32), from values to products with the shared image.
+        constants: (P / 32, steps - 1, 32), products of earlier norms' biases with the shared image.
+        look_own: (P / 32, H * D, 32), keys of the shared image.
+        look_places: (P / 32, H * D, 32), keys of the positions.
+        look_values: (P, H * D).
+        heads: H.
+        channels: C.
+        epsilon: of the norm.
+    """
+
+    kernels: Kernels
+    answer_own: Tensor
+    answer_places: Tensor | None
+    squares: Tensor
+    projected: Tensor
+    constants: Tensor
+    look_own: Tensor
+    look_places: Tensor
+    look_values: Tensor
+    heads: int
+    channels: int
+    epsilon: float
+
+    @classmethod
+    def of(
+        cls,
+        kernels: Kernels,
+        answer: tuple[Tensor, Tensor | None],
+        norm: tuple[Tensor, Tensor, Tensor, int, float],
+        look: tuple[Tensor, Tensor, Tensor],
+    ) -> "SharedStep":
+        """Return a step from the projections (H, D, P) of the image and the positions.
+
+        `norm` are square sums (P,), products with the maps of values (steps * H, D, P) and with constants (steps - 1,
+        P), C, and epsilon. `look` are two projections and values (H, P, D).
+        """
+        squares, projected, constants, channels, epsilon = norm
+        own, places = answer
+        keys, key_places, values = look
+        return cls(
+            kernels,
+            _lanes(own),
+            None if places is None else _lanes(places),
+            squares.contiguous(),
+            _lanes(projected),
+            in_blocks(constants.T),
+            _lanes(keys),
+            _lanes(key_places),
+            values.transpose(0, 1).flatten(1).contiguous(),
+            len(own),
+            channels,
+            epsilon,
+        )
+
+    def take(
+        self, images: ImagesInBlocks, answer: tuple[Tensor, Tensor], gram: Tensor, look: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Replace scale and coefficients of `images`, and return the tokens' attention to them.
+
+        `answer` are the tokens' keys (B, H, T, D), scaled, and their products (B, H * T, n) with the queries of the
+        n prior vectors. `gram` (B, N, N) are the products of the vectors before the norm, of which `images` has the
+        values. `look` are queries (B, H, Q, D), scaled, and products (B, H * Q, N + 1) with the keys of the vectors
+        after the norm. Returns weighted means of the shared image's values, (B, H, Q, D), and of the coefficients,
+        (B, H * Q, N + 1). Raises ValueError for shapes that don't fit.
+        """
+        keys, answer_prior = answer
+        queries, look_prior = look
+        prompts, heads, tokens, width = keys.shape
+        vectors, blocks = gram.shape[1], len(self.answer_own)
+        wanted = queries.shape[2]
+        steps = images.values.shape[1] // heads
+        lower = gram.tril(-1).mul_(2).add_(torch.diag_embed(gram.diagonal(dim1=1, dim2=2)))
+        inputs = (keys, answer_prior, images.values, lower, queries, look_prior, images.scale, images.coefficients)
+        rows = images.coefficients.shape[2]
+        first = (rows // (heads * tokens + 1) - steps) * heads * tokens
+        expected = (
+            *((prompts, heads, tokens, width), (prompts, heads * tokens, vectors - heads * tokens)),
+            *((prompts, steps * heads, tokens, width), (prompts, vectors, vectors)),
+            *((prompts, heads, wanted, width), (prompts, heads * wanted, vectors + 1)),
+            *((prompts, blocks * BLOCK), (prompts, blocks, rows, BLOCK)),
+        )
+        if (
+            tuple(tuple(each.shape) for each in inputs) != expected
+            or (heads, width, vectors) != (self.heads, HEAD_WIDTH, steps * heads * tokens + steps - 1)
+            or (self.projected.shape[1], rows % (heads * tokens + 1)) != (steps * heads * width, 0)
+            or first < 0
+            or heads * max(tokens, wanted) > MOST_TOKENS
+        ):
+            raise ValueError(f"the shapes are {[tuple(each.shape) for each in inputs]}: they don't fit the step")
+        if any(each.dtype != torch.float32 for each in inputs) or not (
+            images.scale.is_contiguous() and images.coefficients.is_contiguous()
+        ):
+            raise ValueError("expected float32, and contiguous scales and coefficients")
+        kept = [each.contiguous() for each in inputs]  # until the call returns
+        largest = keys.new_empty(prompts, MOST_TOKENS)
+        own = keys.new_empty(prompts, heads, wanted, width)
+        mixed = keys.new_empty(prompts, vectors + 1, MOST_TOKENS)
+        arrays = [*kept, largest, own, mixed]
+        each = (_Tokens * prompts)(*(_Tokens(*(address(array[n]) for array in arrays)) for n in range(prompts)))
+        shared = (getattr(self, name) for name in (*_POINTERS, "look_values"))
+        sizes = blocks, heads, tokens, wanted, steps, rows, first, self.channels
+        step = _Step(*map(address, shared), *sizes, self.epsilon)
+        self.kernels.function("take_step")(ctypes.byref(step), each, ctypes.c_int32(prompts))
+        mixed = mixed[:, :, : heads * wanted].transpose(1, 2)
+        total = mixed[:, :, -1:]  # the last coefficient is 1
+        return own / total.view(prompts, heads, wanted, 1), mixed / total
+
+
+def _lanes(map_: Tensor) -> Tensor:
+    """Return a map (H, D, P) as (P / 32, H * D, 32)."""
+    return in_blocks(map_.flatten(0, 1).T)
