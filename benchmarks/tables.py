@@ -299,9 +299,12 @@ def wrapped(text: str) -> str:
 def where(result: Result) -> str:
     """Return the date and machine of a result."""
     machine = result["machine"]
-    threads = f"{machine['threads']} {'thread' if machine['threads'] == 1 else 'threads'}"
+    threads, cores = (
+        f"{count} {name}{'s' * (count != 1)}"
+        for count, name in ((machine["threads"], "thread"), (machine["cores_usable"], "CPU core"))
+    )
     return (
-        f"Measured on {result['date']} using {threads} on {machine['cores_usable']} CPU cores ({machine['cpu']}, "
+        f"Measured on {result['date']} using {threads} on {cores} ({machine['cpu']}, "
         f"{machine['capability']}), with torch {machine['torch'].partition('+')[0]} and Python {machine['python']}. "
         f"The load average before the run was {machine['load_average_before']}."
     )

@@ -3,7 +3,7 @@
 from benchmarks.tables import Result, table, where, wrapped
 
 _STAGES = (
-    *("decode", "shrink", "faces", "turned", "plates", "redact", "release", "look", "original"),
+    *("decode", "shrink", "faces", "plates", "redact", "release", "look", "original"),
     *("total", "rule_2", "round"),
 )
 

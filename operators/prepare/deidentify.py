@@ -35,7 +35,7 @@ from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import clean_message
 from segmint.operators.prepare.mosaic import ImagePatch, ellipse, polygon, redact_patches
 from segmint.operators.prepare.onnx_file import onnx_network, read_weights
-from segmint.operators.prepare.orientations import ORIENTATIONS, search_orientations
+from segmint.operators.prepare.orientations import ORIENTATIONS, search_likewise
 from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 
 Pixels = NDArray[np.uint8]
@@ -233,12 +233,17 @@ def deidentify(image: Pixels, found: Sequence[Detection]) -> tuple[Pixels, list[
     return redact_patches(image, patches), regions
 
 
-def find(
-    image: Pixels, detectors: Sequence[Detector], released: tuple[int, int], orientations: Sequence[int] = ORIENTATIONS
+def find(image: Pixels, detectors: Sequence[Detector]) -> list[Detection]:
+    """Return what the detectors find in `image`, upright, by detector; see `CheckedDetector`."""
+    return [each for detector in map(CheckedDetector, detectors) for each in detector.detect(image)]
+
+
+def find_likewise(
+    image: Pixels, detectors: Sequence[Detector], hits: Sequence[Detection], known: Sequence[Detection]
 ) -> list[Detection]:
-    """Return what the detectors find in `image`, by detector; see `search_orientations` and `CheckedDetector`."""
+    """Return what the detectors find in `image` in the turned orientations of `hits`; see `search_likewise`."""
     checked = map(CheckedDetector, detectors)
-    return [each for detector in checked for each in search_orientations(detector, image, released, orientations)]
+    return [each for detector in checked for each in search_likewise(detector, image, hits, known)]
 
 
 class CheckedDetector:

@@ -1,7 +1,7 @@
 """Search of an image in several orientations, because photographs without EXIF may lie on a side or upside down.
 
-Upright, the whole image is searched. Turned, it is first searched at half the size of the released image, which costs
-a fraction. Only an orientation in which that finds something new is searched in full.
+Upright, the image is searched in full size. Turned, it is first searched at half its size, which costs a fraction. Only
+an orientation in which that finds something new is searched in full size.
 """
 
 from collections.abc import Sequence
@@ -27,33 +27,49 @@ _SAME_IOU = 0.5
 
 
 def search_orientations(
-    detector: Detector, image: Pixels, released: tuple[int, int], orientations: Sequence[int] = ORIENTATIONS
+    detector: Detector, image: Pixels, orientations: Sequence[int] = ORIENTATIONS
 ) -> list[Detection]:
     """Search `image`, (H, W, 3) uint8 RGB, upright and in each of `orientations`; plates only upright.
 
-    `released` is the width and height of the released image. Boxes and corners are in pixels of the upright image:
-    upright detections first, then those of the other orientations that don't repeat them, the best score's orientation
-    first. Raises the detector's errors.
+    Boxes and corners are in pixels of the upright image: upright detections first, then those of the other orientations
+    that don't repeat them, the best score's orientation first. Raises the detector's errors.
     """
     found = list(detector.detect(image))
     turned = [angle for angle in orientations if angle and detector.kind in _TURNED_KINDS]
     if not turned:
         return found
-    size = max(released[0] // 2, 1), max(released[1] // 2, 1)
+    size = max(image.shape[1] // 2, 1), max(image.shape[0] // 2, 1)
     small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     across, down = image.shape[1] / size[0], image.shape[0] / size[1]
-    least = _TURNED_SCORE if detector.name.startswith("mtcnn") else 0.0  # others only return what counts
-
-    def counts(candidate: Detection) -> bool:
-        return candidate.score >= least and all(iou(candidate.box, known.box) < _SAME_IOU for known in found)
-
     views = [(angle, [each.mapped(across, down) for each in search_turned(detector, small, angle)]) for angle in turned]
     for angle, hits in sorted(views, key=lambda view: -max((each.score for each in view[1]), default=0.0)):
-        if any(map(counts, hits)):
+        if any(_is_new(each, detector, found) for each in hits):
             for each in (*search_turned(detector, image, angle), *hits):
-                if counts(each):
+                if _is_new(each, detector, found):
                     found.append(each)
     return found
+
+
+def search_likewise(
+    detector: Detector, image: Pixels, hits: Sequence[Detection], known: Sequence[Detection]
+) -> list[Detection]:
+    """Search `image`, (H, W, 3) uint8 RGB, in full size in the turned orientations in which the detector made `hits`.
+
+    Returns what doesn't repeat `known`, which are in pixels of `image`. Raises the detector's errors.
+    """
+    found: list[Detection] = []
+    own = (hit for hit in hits if (hit.kind, hit.source) == (detector.kind, detector.name))
+    for angle in sorted({hit.orientation for hit in own if hit.orientation}):
+        for each in search_turned(detector, image, angle):
+            if _is_new(each, detector, [*known, *found]):
+                found.append(each)
+    return found
+
+
+def _is_new(candidate: Detection, detector: Detector, known: Sequence[Detection]) -> bool:
+    """Return whether a turned detection counts and repeats none of the known ones."""
+    least = _TURNED_SCORE if detector.name.startswith("mtcnn") else 0.0  # others only return what counts
+    return candidate.score >= least and all(iou(candidate.box, each.box) < _SAME_IOU for each in known)
 
 
 def search_turned(detector: Detector, image: Pixels, angle: int) -> list[Detection]:

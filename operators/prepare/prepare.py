@@ -30,6 +30,7 @@ from segmint.operators.prepare.deidentify import (
     build_detectors,
     deidentify,
     find,
+    find_likewise,
     pinned_files,
 )
 from segmint.operators.prepare.detector_process import (
@@ -150,10 +151,9 @@ def prepare_image(
     full = source.source_width, source.source_height
     size = largest_size(*full, config.release.short_side, config.crops)
     small = released_size(*full, config.release.short_side)
-    orientations = config.deidentify.orientations
     with searching.running(), _stage("deidentify"):
         image = resized(source.image, size)
-        found = find(image, detectors, small, orientations)
+        found = find(image, detectors)  # upright; the last look also turns the image
     for _ in range(1 + ROUNDS):
         with searching.running():
             with _stage("deidentify"):
@@ -173,13 +173,15 @@ def prepare_image(
                 original=None,
             )
             with _stage("deidentify"):
-                look = last_look(_columns(prepared), released.jpeg, image, detectors, orientations)
+                look = last_look(_columns(prepared), released.jpeg, image, detectors, config.deidentify.orientations)
             if not look.to_redact:
                 with _stage("release"):
                     original = encode_original(clean) if config.crops is not None and size != small else None
                 hashes = jpeg_hashes(released.jpeg).tolist()
                 return replace(prepared, residual_detections=look.residual, original=original, hashes=hashes)
             found += look.to_redact
+            with _stage("deidentify"):
+                found += find_likewise(image, detectors, look.to_redact, found)
     raise RefusedError(Reason.STILL_DETECTED, _still(look.to_redact), "deidentify")
 
 

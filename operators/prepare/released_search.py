@@ -82,7 +82,7 @@ def search_released(
     regions = _regions(row)
     gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
     result = []
-    for found in search_orientations(detector, image, (width, height), orientations):
+    for found in search_orientations(detector, image, orientations):
         patch = outline(found, (height, width), band=False)  # `segmint redact` makes no band
         if patch is None:
             continue

@@ -22,9 +22,14 @@ REDACTION_MUTANTS = (
     _turned("a face found upright and turned counts twice", "< _SAME_IOU", "< 2"),
     _turned("turned faces count from any score", 'if detector.name.startswith("mtcnn")', "if False"),
     _turned("a hit does not lead to a search in full", "(*search_turned(detector, image, angle), *hits)", "hits"),
-    _turned(
-        "turned images are searched in full at once", "max(released[0] // 2, 1), max(", "max(released[0], 1), max("
+    Mutant(
+        "a photograph that lies on a side is only searched as it is released",
+        "operators/prepare/prepare.py",
+        "                found += find_likewise(image, detectors, look.to_redact, found)\n",
+        "                found += find_likewise(image, detectors, [], found)\n",
+        _LAST_LOOK,
     ),
+    _turned("turned images are searched in full at once", "max(image.shape[1] // 2, 1)", "max(image.shape[1], 1)"),
     _looked(
         "what redaction made is all redacted", "if may_remain and not _is_in_source", "if False and not _is_in_source"
     ),

@@ -19,14 +19,15 @@ SIZES = (0.5, 2.0, 8.0, 16.0, 50.0)
 """Sizes of the originals for which `CPU_S` was recorded, in megapixels."""
 
 CPU_S = {
-    "faces": (0.15, 0.42, 0.81, 0.78, 0.84),
-    "plates": (0.28, 0.67, 0.83, 0.81, 0.88),
-    "the rest": (0.01, 0.02, 0.34, 0.45, 0.86),
+    "faces": (0.19, 0.51, 1.25, 1.22, 1.17),
+    "turned": (0.11, 0.25, 0.59, 0.82, 0.60),
+    "plates": (0.55, 1.11, 1.55, 1.54, 1.57),
+    "the rest": (0.01, 0.04, 0.39, 0.51, 0.90),
 }
-"""CPU seconds of `prepare` per image, with the bundled detectors and the original kept for crops.
+"""CPU seconds of `prepare` per image, with the bundled detectors, one last look, and the original kept for crops.
 
-Without turned images and the last look, which came later and haven't been measured on an idle machine.
-Measured by `make bench-prepare` on one core of an AMD EPYC. Another CPU took twice as long."""
+`turned` is the search for faces in three more orientations. Measured by `make bench-prepare` on one core of an AMD
+EPYC. Another CPU took twice as long."""
 
 CURATION_CPU_S = (0.015, 0.018, 0.028, 0.037, 0.056)
 """CPU seconds to curate one JPEG of each size in `SIZES`, without scorers, on one core of an AMD EPYC."""
@@ -52,8 +53,11 @@ def recorded_seconds(config: DeidentifyConfig, megapixels: float) -> float:
 
     A detector file counts like the bundled detector, because its cost is unknown. Detectors on a GPU do not count.
     """
-    counted = ("the rest", *(config.detectors if config.device == "cpu" else ()))
-    seconds = sum(float(np.interp(megapixels, (0.0, *SIZES), (0.0, *CPU_S[part]))) for part in counted)
+    shares = dict.fromkeys(("the rest", *(config.detectors if config.device == "cpu" else ())), 1.0)
+    if "faces" in shares:
+        shares["turned"] = (len(config.orientations) - 1) / 3
+    each = {part: float(np.interp(megapixels, (0.0, *SIZES), (0.0, *CPU_S[part]))) for part in shares}
+    seconds = sum(share * each[part] for part, share in shares.items())
     return seconds * max(1.0, megapixels / SIZES[-1])
 
 

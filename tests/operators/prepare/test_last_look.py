@@ -185,6 +185,16 @@ def test_what_only_an_early_look_left_is_not_recorded(photograph: bytes) -> None
     assert (len(prepared.regions), prepared.residual_detections) == (2, ())
 
 
+def test_where_a_turned_face_is_found_the_image_before_redaction_is_searched_too(photograph: bytes) -> None:
+    first, second = face((100.0, 100.0, 160.0, 160.0)), face((300.0, 300.0, 340.0, 340.0))
+    half = face((50.0, 50.0, 80.0, 80.0))
+    lists = [[], [], [half], [first], [first, second], []]  # search, look: whole, half, and full size, search, look
+    config = replace(CONFIG, deidentify=FACES.model_copy(update={"orientations": (0, 180)}))
+    prepared = prepare_image(photograph, config, [ListedDetector(*lists)])
+    middles = {(each.x + each.w // 2, each.y + each.h // 2) for each in prepared.regions}
+    assert middles == {(382, 382), (192, 192)}, "second, too, which the look did not find"
+
+
 @pytest.mark.usefixtures("processes")
 def test_each_step_has_its_own_time_limit(photograph: bytes) -> None:
     """The search and the look each take longer than `ingest.timeout_s` and less than three times that."""

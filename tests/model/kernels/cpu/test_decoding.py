@@ -188,7 +188,7 @@ def test_too_few_rows_for_the_coefficients_are_refused() -> None:
         ("lanes16.h", "_mm256_permute2f128_ps(fours[i], fours[4 + i], 0x31)", "fours[4 + i]"),
         ("decoding.h", "sum = fma(sum, rest, broadcast(kTerms[term]))", "sum = sum * rest + broadcast(kTerms[term])"),
         ("decoding.h", "store(at, load(at) * less)", "store(at, load(at))"),
-        ("decoding.h", "row + size.value, sums", "row, sums"),
+        ("decoding.h", "? start + size.value : kGroup", "? start : kGroup"),
     ],
     ids=["quarters not exchanged", "wrong lanes", "exp not fused", "sums not rescaled", "the triangle is cut"],
 )

@@ -25,7 +25,7 @@ from segmint.pipeline.building.plan.plan import DEFAULT_SHARE, PlanOptions, make
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
-from tests.support.builds import digests, segmint_and_modules, small_catalog, write_catalog, write_config
+from tests.support.builds import ROOT, digests, segmint_and_modules, small_catalog, write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.small_dataset_fixtures import SMALL_MASKS
 from tests.support.torchscript import FailingDetector, saved
@@ -130,8 +130,18 @@ def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread
     assert half.cost is None
 
 
-@pytest.mark.parametrize(("megapixels", "seconds"), [(16, 2.04), (1, 0.66), (100, 5.15)])
-def test_recorded_seconds_of_prepare_lie_between_those_of_the_benchmark(megapixels: float, seconds: float) -> None:
+def test_recorded_seconds_of_prepare_are_those_of_the_benchmark() -> None:
+    result = json.loads((ROOT / "benchmarks/results/prepare.json").read_text())
+    upright = DeidentifyConfig(orientations=(0,))
+    for row in result["stages"]:
+        (run,) = (run for run in row["cpu_seconds"] if run["with_original"])
+        assert recorded_seconds(DeidentifyConfig(), row["megapixels"]) == pytest.approx(run["total"], rel=0.02)
+        expected = run["total"] - run["look turned"]
+        assert recorded_seconds(upright, row["megapixels"]) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(("megapixels", "seconds"), [(1, 1.21), (100, 8.49)])
+def test_recorded_seconds_of_other_sizes_are_interpolated(megapixels: float, seconds: float) -> None:
     config = DeidentifyConfig()
     assert recorded_seconds(config, megapixels) == pytest.approx(seconds, rel=0.02)
     without = DeidentifyConfig.model_validate({"faces": {"detector": "none"}})
