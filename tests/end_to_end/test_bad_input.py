@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 from tests.support.bad_images import POISON, ExpectedVerdict, samples, write_bad_catalog
-from tests.support.builds import segmint, write_config
+from tests.support.builds import NO_DETECTORS, segmint, write_config
 
 pytestmark = pytest.mark.ray
 
@@ -30,6 +30,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Expected
         folder / "dataset",
         images_per_shard=25,
         masks={"points_per_side": 1, "crop_n_layers": 0},
+        deidentify=NO_DETECTORS,
         model={"threads": 2, "device": "cpu"},
         rows_per_block=16,
     )

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.support.builds import segmint, segmint_here, write_catalog, write_config
+from tests.support.builds import NO_DETECTORS, segmint, segmint_here, write_catalog, write_config
 from tests.support.photographs import photograph
 
 pytestmark = pytest.mark.ray
 
 QUICK: dict[str, Any] = {
     "images_per_shard": 9,
-    "deidentify": {"faces": {"detector": "none"}, "plates": {"detector": "none"}},
+    "deidentify": NO_DETECTORS,
     "masks": {"points_per_side": 1, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8},
 }
 

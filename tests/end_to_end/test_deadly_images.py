@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.support.bad_images import ALLOCATE, CRASH, EXIT, HANG, POISON, deadly_bitmap
-from tests.support.builds import photograph, segmint, write_catalog, write_config
+from tests.support.builds import NO_DETECTORS, photograph, segmint, write_catalog, write_config
 from tests.support.small_dataset import build_dataset
 
 pytestmark = pytest.mark.ray
@@ -51,7 +51,7 @@ def configuration(folder: Path, catalog: Path, output: str, **changes: object) -
         catalog,
         folder / output,
         masks={"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5},
-        deidentify={"faces": {"detector": "none"}, "plates": {"detector": "none"}},
+        deidentify=NO_DETECTORS,
         ingest={"timeout_s": TIMEOUT_S},
         resources={"segment": {"timeout_s": TIMEOUT_S}},
         **changes,

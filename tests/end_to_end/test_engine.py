@@ -19,7 +19,7 @@ from segmint.pipeline.engine.evaluate.gate.lineage import lineage_of, untrained_
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.annotating import Annotators, click, draft, options
-from tests.support.builds import segmint_here, write_catalog, write_config
+from tests.support.builds import NO_DETECTORS, segmint_here, write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.parallel import made_once
 from tests.support.small_dataset import build_dataset
@@ -64,7 +64,7 @@ def make_turn(folder: Path) -> None:
         Image.fromarray(scene(which)[0]).save(photos / f"{number}.bmp")  # the same bytes from any library: the splits
         rows.append({"uri": f"{number}.bmp", "license": "CC0-1.0", "image_id": f"image-{number}"})
     catalog = write_catalog(photos / "catalog.jsonl", rows)
-    deidentify = {"faces": {"detector": "none"}, "plates": {"detector": "none"}}
+    deidentify = NO_DETECTORS
     begun = {"masks": MASKS, "deidentify": deidentify}
 
     build_dataset(write_config(folder / "round-0.yaml", catalog, folder / "round-0", name="round-0", **begun))

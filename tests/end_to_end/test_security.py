@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from segmint.infra.storage.storage import Storage
-from tests.support.builds import digests, segmint, write_catalog, write_config, write_photographs
+from tests.support.builds import NO_DETECTORS, digests, segmint, write_catalog, write_config, write_photographs
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
@@ -74,6 +74,7 @@ class SecurityBuild:
             self.dataset,
             storage={"s3://": {"endpoint_url": server.endpoint_url, "profile": "vendor"}},
             images_per_shard=20,
+            deidentify=NO_DETECTORS,
         )
         self.environment = {
             **ENVIRONMENT,

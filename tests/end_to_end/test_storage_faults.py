@@ -12,7 +12,7 @@ import pytest
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from tests.support.builds import digests, segmint, small_catalog, write_config
+from tests.support.builds import NO_DETECTORS, digests, segmint, small_catalog, write_config
 from tests.support.faulty_proxy import (
     CUT_BODY,
     DRIP_BODY,
@@ -38,7 +38,7 @@ COMMIT = "/commits/"
 TINY: dict[str, Any] = {
     "images_per_shard": 2,
     "masks": {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5},
-    "deidentify": {"faces": {"detector": "none"}, "plates": {"detector": "none"}},
+    "deidentify": NO_DETECTORS,
     "rows_per_block": 1,
 }
 

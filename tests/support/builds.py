@@ -35,6 +35,9 @@ SMALL = {
 }
 """A configuration that takes seconds: nine prompts an image, no crops, one actor with one thread."""
 
+NO_DETECTORS = {"faces": {"detector": "none"}, "plates": {"detector": "none"}}
+"""The `deidentify` part of a configuration without detectors, whose processes take seconds to start."""
+
 SEVERAL_ACTORS = {"segment": {"actors": 3, "num_cpus": 1}, "prepare": {"actors": 2, "num_cpus": 0.5}}
 """Pools of several actors on two cores."""
 

@@ -65,7 +65,7 @@ class ImagesInBlocks:
 
 @dataclass(frozen=True)
 class SharedStep:
-    """What all prompts on an image share in a step, in the kernel's layout; all tensors are float32.
+    """Values that all prompts on an image share in a step, in the kernel's layout; all tensors are float32.
 
     In a step, the image attends to the tokens and is normalized, and then the tokens attend to the image.
 
