@@ -49,7 +49,10 @@ class ImageRow(Mapping[str, Any]):
         table = self._shard.table
         if name not in table.column_names:
             raise KeyError(name)
-        return table.column(name)[self._index].as_py()
+        try:
+            return table.column(name)[self._index].as_py()
+        except UnicodeDecodeError as error:  # Arrow decodes text on access
+            raise self._shard.unreadable(error) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shard.table.column_names)
@@ -63,7 +66,7 @@ class ImageRow(Mapping[str, Any]):
     def __reduce__(self) -> tuple[Any, ...]:
         try:
             return dict, (dict(self),)
-        except Exception as error:  # noqa: BLE001 - nobody would see it; one is text that Arrow can't decode
+        except Exception as error:  # noqa: BLE001 - nobody would see it
             known = isinstance(error, SegmintError | OSError)
             return _raise, (error if known else self._shard.unreadable(error),)
 
