@@ -64,8 +64,7 @@ def make_turn(folder: Path) -> None:
         Image.fromarray(scene(which)[0]).save(photos / f"{number}.bmp")  # the same bytes from any library: the splits
         rows.append({"uri": f"{number}.bmp", "license": "CC0-1.0", "image_id": f"image-{number}"})
     catalog = write_catalog(photos / "catalog.jsonl", rows)
-    deidentify = NO_DETECTORS
-    begun = {"masks": MASKS, "deidentify": deidentify}
+    begun = {"masks": MASKS, "deidentify": NO_DETECTORS}
 
     build_dataset(write_config(folder / "round-0.yaml", catalog, folder / "round-0", name="round-0", **begun))
     corrected = write_corrections(folder / "corrected.json")

@@ -2,12 +2,16 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from segmint.model.kernels.cpu import build, library
 from segmint.model.kernels.cpu.build import INSTRUCTION_SETS
@@ -52,6 +56,16 @@ def with_fault(file: str, old: str, new: str, folder: Path, monkeypatch: pytest.
     build.build(folder / library.LIBRARY, sources, only="avx2")
     monkeypatch.setattr(library, "FOLDER", sources)
     return load_kernels("avx2", folder / library.LIBRARY)
+
+
+def tensor(seed: int, *shape: int) -> Tensor:
+    """The numbers of `numbers` as a tensor."""
+    return torch.from_numpy(numbers(seed, *shape))
+
+
+def spoil(name: str, value: Tensor) -> Callable[[Any], None]:
+    """A fault of a case: an attribute with another value."""
+    return lambda case: setattr(case, name, value)
 
 
 def numbers(seed: int, *shape: int) -> NDArray[np.float32]:

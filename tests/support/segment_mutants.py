@@ -121,8 +121,8 @@ SEGMENT_MUTANTS = (
     Mutant(
         "products below the diagonal count once",
         "model/kernels/cpu/decoding.py",
-        "gram.tril(-1).mul_(2)",
-        "gram.tril(-1)",
+        "gram.tril().add_(gram.tril(-1))",
+        "gram.tril()",
         "tests/model/kernels/cpu/test_decoding.py",
     ),
     Mutant(

@@ -1,9 +1,9 @@
 // A step of SAM's mask decoder that visits every position of the image: the image attends to a prompt's tokens and is
 // normalized, and then the tokens of the next block attend to the image.
 //
-// The prompt's image is kept in factors (model/sam/factored_image.py): at each position, the shared image times a scale,
-// plus a weighted sum of a few vectors. New coefficients are stored before those of earlier steps, and the coefficient
-// of the norm's bias, which is 1, after them.
+// The prompt's image is kept in factors (model/sam/factored_image.py): at each position, the shared image times a
+// scale, plus a weighted sum of a few vectors. New coefficients are stored before those of earlier steps, and the
+// coefficient of the norm's bias, which is 1, after them.
 //
 // Lanes are positions until the tokens' attention, and then tokens. Sums over positions are made block by block, and
 // the blocks' sums are added in order. A block of 32 positions goes through all steps while it is in the L1 cache.
@@ -12,7 +12,7 @@
 
 #include <string.h>
 
-#include "lanes16.h"
+#include "products.h"
 
 extern "C" {
 
@@ -55,10 +55,7 @@ struct Tokens {
 
 namespace {
 
-constexpr int kStepBlock = 32, kHeadWidth = 16, kMostTokens = 64;
-
-// Terms whose products have a sum of their own, which keeps rounding errors small.
-constexpr int kGroup = 32;
+constexpr int kHeadWidth = 16, kMostTokens = 64;
 
 // Blocks that are processed for one prompt before the next one's turn. They don't affect results.
 constexpr int kStretch = 2;
@@ -93,47 +90,16 @@ inline void tiles(int rows, Function f) {
   }
 }
 
-// Numbers that a product reads as factors: row r and term k are at from[r * row + k * term].
-struct Factors {
-  const float* from;
-  int row, term;
-
-  Factors after(int terms) const { return {from + terms * term, row, term}; }
-};
-
-// Return the number of terms in the group that begins at `term`.
-inline int group(int term, int terms) { return terms - term < kGroup ? terms - term : kGroup; }
-
-// Add to each sum the products of `terms` factors and vectors, which are `width` floats apart.
-template <int kCount, int kVectors>
-inline void multiply(Factors factors, const float* vectors, int width, int terms, V (&sums)[kCount][kVectors]) {
-  for (int term = 0; term < terms; ++term, vectors += width, factors.from += factors.term) {
-    V values[kVectors];
-    for (int v = 0; v < kVectors; ++v) values[v] = load(vectors + v * kLanes);
-    for (int row = 0; row < kCount; ++row) {
-      V factor = broadcast(factors.from[row * factors.row]);
-      for (int v = 0; v < kVectors; ++v) sums[row][v] = fma(factor, values[v], sums[row][v]);
-    }
-  }
-}
-
-template <int kCount, int kVectors>
-inline void clear(V (&sums)[kCount][kVectors]) {
-  for (int row = 0; row < kCount; ++row) {
-    for (int v = 0; v < kVectors; ++v) sums[row][v] = broadcast(0);
-  }
-}
-
 // Return exp(x) for x of at most 0, and exp(-87) below -87. Before rounding, the polynomial is off by 5e-9.
 inline V exponential(V x) {
-  constexpr float kTerms[8] = {1.0f, 1.0f, 0.5f, 0x1.555556p-3f, 0x1.555556p-5f, 0x1.111112p-7f, 0x1.6c16c2p-10f,
+  constexpr float kPowers[8] = {1.0f, 1.0f, 0.5f, 0x1.555556p-3f, 0x1.555556p-5f, 0x1.111112p-7f, 0x1.6c16c2p-10f,
                                0x1.a01a02p-13f};
   x = max(broadcast(-87), x);
   V powers = whole(fma(x, broadcast(0x1.715476p+0f), broadcast(-0.5f)));
   V rest = fma(powers, broadcast(-0x1.62e4p-1f), x);       // ln 2 in two parts, the first one short
   rest = fma(powers, broadcast(-0x1.7f7d1cp-20f), rest);
-  V sum = broadcast(kTerms[7]);
-  for (int term = 6; term >= 0; --term) sum = fma(sum, rest, broadcast(kTerms[term]));
+  V sum = broadcast(kPowers[7]);
+  for (int term = 6; term >= 0; --term) sum = fma(sum, rest, broadcast(kPowers[term]));
   return times_power_of_2(sum, powers);
 }
 
@@ -143,27 +109,27 @@ inline void score(const float* few, int count, const float* own, const float* pl
   tiles(count, [&](int start, auto size) {
     const Factors rows = {few + start * kHeadWidth, kHeadWidth, 1};
     const Factors more = {prior.from + start * prior.row, prior.row, prior.term};
-    for (int x = 0; x < kStepBlock; x += kWide * kLanes) {
+    for (int x = 0; x < kBlock; x += kWide * kLanes) {
       V sums[size.value][kWide];
       clear(sums);
-      multiply(rows, own + x, kStepBlock, kHeadWidth, sums);
+      multiply(rows, own + x, kBlock, kHeadWidth, sums);
       if (places) {
         for (int v = 0; v < kWide; ++v) {
           V factor = load(scale + x + v * kLanes);
           for (int row = 0; row < size.value; ++row) sums[row][v] = sums[row][v] * factor;
         }
-        multiply(rows, places + x, kStepBlock, kHeadWidth, sums);
+        multiply(rows, places + x, kBlock, kHeadWidth, sums);
       }
-      float* out = scores + start * kStepBlock + x;
+      float* out = scores + start * kBlock + x;
       for (int row = 0; row < size.value; ++row) {
-        for (int v = 0; v < kWide; ++v) store(out + row * kStepBlock + v * kLanes, sums[row][v]);
+        for (int v = 0; v < kWide; ++v) store(out + row * kBlock + v * kLanes, sums[row][v]);
       }
-      for (int term = 0; term < terms; term += kGroup) {
+      for (int term = 0; term < terms; term += kTerms) {
         clear(sums);
-        multiply(more.after(term), coefficients + term * kStepBlock + x, kStepBlock, group(term, terms), sums);
+        multiply(more.after(term), coefficients + term * kBlock + x, kBlock, group(term, terms), sums);
         for (int row = 0; row < size.value; ++row) {
           for (int v = 0; v < kWide; ++v) {
-            float* at = out + row * kStepBlock + v * kLanes;
+            float* at = out + row * kBlock + v * kLanes;
             store(at, load(at) + sums[row][v]);
           }
         }
@@ -174,24 +140,24 @@ inline void score(const float* few, int count, const float* own, const float* pl
 
 // Replace scores (count, 32) by their softmax over the rows.
 inline void soften(float* scores, int count) {
-  for (int x = 0; x < kStepBlock; x += kLanes) {
+  for (int x = 0; x < kBlock; x += kLanes) {
     V most = load(scores + x), sum = broadcast(0);
-    for (int row = 1; row < count; ++row) most = max(most, load(scores + row * kStepBlock + x));
+    for (int row = 1; row < count; ++row) most = max(most, load(scores + row * kBlock + x));
     for (int row = 0; row < count; ++row) {
-      V weight = exponential(load(scores + row * kStepBlock + x) - most);
+      V weight = exponential(load(scores + row * kBlock + x) - most);
       sum = sum + weight;
-      store(scores + row * kStepBlock + x, weight);
+      store(scores + row * kBlock + x, weight);
     }
     V share = broadcast(1) / sum;
     for (int row = 0; row < count; ++row) {
-      store(scores + row * kStepBlock + x, load(scores + row * kStepBlock + x) * share);
+      store(scores + row * kBlock + x, load(scores + row * kBlock + x) * share);
     }
   }
 }
 
 // Sums over rows for a block of positions, which are added to larger sums as a whole: this keeps rounding errors small.
 struct Sums {
-  float values[kStepBlock] = {};
+  float values[kBlock] = {};
 
   // Add products of coefficients (rows, 32) and a tile.
   template <int kCount>
@@ -200,35 +166,35 @@ struct Sums {
       float* at = values + x + v * kLanes;
       V total = load(at);
       for (int row = 0; row < kCount; ++row) {
-        total = fma(load(coefficients + row * kStepBlock + x + v * kLanes), tile[row][v], total);
+        total = fma(load(coefficients + row * kBlock + x + v * kLanes), tile[row][v], total);
       }
       store(at, total);
     }
   }
 
   void add_to(float* totals) const {
-    for (int x = 0; x < kStepBlock; x += kLanes) store(totals + x, load(totals + x) + load(values + x));
+    for (int x = 0; x < kBlock; x += kLanes) store(totals + x, load(totals + x) + load(values + x));
   }
 };
 
-// Add to `squares` 2 s c l of `count` rows with coefficients c. Their vectors' products l with the shared image are those
-// of `values` (count, 16) and `projected` (16, 32), or `projected` (count, 32) itself without values.
+// Add to `squares` 2 s c l of `count` rows with coefficients c. Their vectors' products l with the shared image are
+// those of `values` (count, 16) and `projected` (16, 32), or `projected` (count, 32) itself without values.
 inline void add_linear(int count, const float* values, const float* projected, const float* scale,
                        const float* coefficients, float* squares) {
   Sums sums;
   tiles(count, [&](int start, auto size) {
-    for (int x = 0; x < kStepBlock; x += kWide * kLanes) {
+    for (int x = 0; x < kBlock; x += kWide * kLanes) {
       V tile[size.value][kWide];
       clear(tile);
-      if (values) multiply({values + start * kHeadWidth, kHeadWidth, 1}, projected + x, kStepBlock, kHeadWidth, tile);
+      if (values) multiply({values + start * kHeadWidth, kHeadWidth, 1}, projected + x, kBlock, kHeadWidth, tile);
       for (int v = 0; v < kWide; ++v) {
-        const float* own = projected + start * kStepBlock + x + v * kLanes;
+        const float* own = projected + start * kBlock + x + v * kLanes;
         V factor = load(scale + x + v * kLanes), twice = factor + factor;
         for (int row = 0; row < size.value; ++row) {
-          tile[row][v] = (values ? tile[row][v] : load(own + row * kStepBlock)) * twice;
+          tile[row][v] = (values ? tile[row][v] : load(own + row * kBlock)) * twice;
         }
       }
-      sums.add(coefficients + start * kStepBlock, x, tile);
+      sums.add(coefficients + start * kBlock, x, tile);
     }
   });
   sums.add_to(squares);
@@ -236,16 +202,16 @@ inline void add_linear(int count, const float* values, const float* projected, c
 
 // Add to `squares` c G c, with coefficients c (rows, 32) and a lower triangular matrix G (rows, rows).
 inline void add_quadratic(int rows, const float* gram, const float* coefficients, float* squares) {
-  for (int term = 0; term < rows; term += kGroup) {
+  for (int term = 0; term < rows; term += kTerms) {
     Sums sums;
     tiles(rows - term, [&](int start, auto size) {
       const float* factors = gram + (term + start) * rows + term;
-      const int terms = start + size.value < kGroup ? start + size.value : kGroup;  // the others are 0
-      for (int x = 0; x < kStepBlock; x += kWide * kLanes) {
+      const int terms = start + size.value < kTerms ? start + size.value : kTerms;  // the others are 0
+      for (int x = 0; x < kBlock; x += kWide * kLanes) {
         V tile[size.value][kWide];
         clear(tile);
-        multiply({factors, rows, 1}, coefficients + term * kStepBlock + x, kStepBlock, terms, tile);
-        sums.add(coefficients + (term + start) * kStepBlock, x, tile);
+        multiply({factors, rows, 1}, coefficients + term * kBlock + x, kBlock, terms, tile);
+        sums.add(coefficients + (term + start) * kBlock, x, tile);
       }
     });
     sums.add_to(squares);
@@ -255,42 +221,42 @@ inline void add_quadratic(int rows, const float* gram, const float* coefficients
 // Let a block's positions attend to the tokens, and normalize them. `coefficients` (N + 1, 32) are the block's.
 inline void answer(const Step& step, const Tokens& prompt, int block, int count, float* coefficients) {
   const int width = step.heads * kHeadWidth, fresh = step.heads * step.tokens, prior = count - fresh;
-  float* scale = prompt.scale + block * kStepBlock;
+  float* scale = prompt.scale + block * kBlock;
   for (int head = 0; head < step.heads; ++head) {
-    const int64_t map = (static_cast<int64_t>(block) * width + head * kHeadWidth) * kStepBlock;
+    const int64_t map = (static_cast<int64_t>(block) * width + head * kHeadWidth) * kBlock;
     const int first = head * step.tokens;
     score(prompt.keys + first * kHeadWidth, step.tokens, step.answer_own + map,
           step.answer_places ? step.answer_places + map : nullptr, scale,
-          {prompt.answer_prior + first * prior, prior, 1}, coefficients + fresh * kStepBlock, prior,
-          coefficients + first * kStepBlock);
-    soften(coefficients + first * kStepBlock, step.tokens);
+          {prompt.answer_prior + first * prior, prior, 1}, coefficients + fresh * kBlock, prior,
+          coefficients + first * kBlock);
+    soften(coefficients + first * kBlock, step.tokens);
   }
 
-  float squares[kStepBlock];
-  for (int x = 0; x < kStepBlock; x += kLanes) {
+  float squares[kBlock];
+  for (int x = 0; x < kBlock; x += kLanes) {
     V factor = load(scale + x);
-    store(squares + x, load(step.squares + block * kStepBlock + x) * (factor * factor));
+    store(squares + x, load(step.squares + block * kBlock + x) * (factor * factor));
   }
   const int maps = step.steps * step.heads;
   for (int map = 0; map < maps; ++map) {
-    const float* projected = step.projected + (static_cast<int64_t>(block) * maps + map) * kHeadWidth * kStepBlock;
+    const float* projected = step.projected + (static_cast<int64_t>(block) * maps + map) * kHeadWidth * kBlock;
     const int first = map * step.tokens;
     const float* values = prompt.values + first * kHeadWidth;
-    add_linear(step.tokens, values, projected, scale, coefficients + first * kStepBlock, squares);
+    add_linear(step.tokens, values, projected, scale, coefficients + first * kBlock, squares);
   }
-  const float* constants = step.constants + static_cast<int64_t>(block) * (step.steps - 1) * kStepBlock;
-  const float* last = coefficients + maps * step.tokens * kStepBlock;
+  const float* constants = step.constants + static_cast<int64_t>(block) * (step.steps - 1) * kBlock;
+  const float* last = coefficients + maps * step.tokens * kBlock;
   add_linear(step.steps - 1, nullptr, constants, scale, last, squares);
   add_quadratic(count, prompt.gram, coefficients, squares);
 
-  for (int x = 0; x < kStepBlock; x += kLanes) {
+  for (int x = 0; x < kBlock; x += kLanes) {
     V mean = load(squares + x) / broadcast(static_cast<float>(step.channels));
     V shrink = broadcast(1) / root(mean + broadcast(step.epsilon));
     store(scale + x, load(scale + x) * shrink);
     for (int row = 0; row < count; ++row) {
-      store(coefficients + row * kStepBlock + x, load(coefficients + row * kStepBlock + x) * shrink);
+      store(coefficients + row * kBlock + x, load(coefficients + row * kBlock + x) * shrink);
     }
-    store(coefficients + count * kStepBlock + x, broadcast(1));
+    store(coefficients + count * kBlock + x, broadcast(1));
   }
 }
 
@@ -299,10 +265,10 @@ inline void weigh(const Step& step, const Tokens& prompt, int rows, int vectors,
   for (int v = 0; v < vectors; ++v) {
     float* column = scores + v * kLanes;
     V before = load(prompt.largest + v * kLanes), most = before;
-    for (int position = 0; position < kStepBlock; ++position) {
+    for (int position = 0; position < kBlock; ++position) {
       most = max(most, load(column + position * kMostTokens));
     }
-    for (int position = 0; position < kStepBlock; ++position) {
+    for (int position = 0; position < kBlock; ++position) {
       store(column + position * kMostTokens, exponential(load(column + position * kMostTokens) - most));
     }
     if (!above(most, before)) continue;
@@ -325,18 +291,18 @@ inline void weigh(const Step& step, const Tokens& prompt, int rows, int vectors,
 inline void look(const Step& step, const Tokens& prompt, int block, int rows, const float* coefficients) {
   const int width = step.heads * kHeadWidth, queries = step.heads * step.queries;
   const int vectors = (queries + 2 * kLanes - 1) / (2 * kLanes) * 2;  // kWide divides them
-  const float* scale = prompt.scale + block * kStepBlock;
-  float scores[kMostTokens * kStepBlock], weights[kStepBlock * kMostTokens];
-  memset(scores + queries * kStepBlock, 0, (vectors * kLanes - queries) * kStepBlock * sizeof(float));
+  const float* scale = prompt.scale + block * kBlock;
+  float scores[kMostTokens * kBlock], weights[kBlock * kMostTokens];
+  memset(scores + queries * kBlock, 0, (vectors * kLanes - queries) * kBlock * sizeof(float));
   for (int head = 0; head < step.heads; ++head) {
-    const int64_t map = (static_cast<int64_t>(block) * width + head * kHeadWidth) * kStepBlock;
+    const int64_t map = (static_cast<int64_t>(block) * width + head * kHeadWidth) * kBlock;
     const int first = head * step.queries;
     score(prompt.queries + first * kHeadWidth, step.queries, step.look_own + map, step.look_places + map, scale,
-          {prompt.look_prior + first * rows, rows, 1}, coefficients, rows, scores + first * kStepBlock);
+          {prompt.look_prior + first * rows, rows, 1}, coefficients, rows, scores + first * kBlock);
   }
   for (int v = 0; v < vectors; ++v) {
-    for (int x = 0; x < kStepBlock; x += kLanes) {
-      transpose(scores + v * kLanes * kStepBlock + x, kStepBlock, weights + x * kMostTokens + v * kLanes, kMostTokens);
+    for (int x = 0; x < kBlock; x += kLanes) {
+      transpose(scores + v * kLanes * kBlock + x, kBlock, weights + x * kMostTokens + v * kLanes, kMostTokens);
     }
   }
   weigh(step, prompt, rows, vectors, weights);
@@ -345,7 +311,7 @@ inline void look(const Step& step, const Tokens& prompt, int block, int rows, co
     for (int v = 0; v < vectors; v += kWide) {
       V sums[size.value][kWide];
       clear(sums);
-      multiply({coefficients + start * kStepBlock, kStepBlock, 1}, weights + v * kLanes, kMostTokens, kStepBlock, sums);
+      multiply({coefficients + start * kBlock, kBlock, 1}, weights + v * kLanes, kMostTokens, kBlock, sums);
       for (int row = 0; row < size.value; ++row) {
         for (int i = 0; i < kWide; ++i) {
           float* at = prompt.mixed + (start + row) * kMostTokens + (v + i) * kLanes;
@@ -354,17 +320,17 @@ inline void look(const Step& step, const Tokens& prompt, int block, int rows, co
       }
     }
   });
-  float values[kStepBlock * kHeadWidth];
+  float values[kBlock * kHeadWidth];
   for (int head = 0; head < step.heads; ++head) {
-    const float* from = step.look_values + static_cast<int64_t>(block) * kStepBlock * width + head * kHeadWidth;
-    for (int position = 0; position < kStepBlock; ++position) {
+    const float* from = step.look_values + static_cast<int64_t>(block) * kBlock * width + head * kHeadWidth;
+    for (int position = 0; position < kBlock; ++position) {
       store(values + position * kHeadWidth, load(from + position * width) * broadcast(scale[position]));
     }
     const int first = head * step.queries;
     tiles(step.queries, [&](int start, auto size) {
       V sums[size.value][1];
       clear(sums);
-      multiply({weights + first + start, 1, kMostTokens}, values, kHeadWidth, kStepBlock, sums);
+      multiply({weights + first + start, 1, kMostTokens}, values, kHeadWidth, kBlock, sums);
       for (int row = 0; row < size.value; ++row) {
         float* at = prompt.own + (first + start + row) * kHeadWidth;
         store(at, load(at) + sums[row][0]);
@@ -384,8 +350,8 @@ inline void take_step(const Step& step, const Tokens* prompts, int count) {
     const int end = start + kStretch < step.blocks ? start + kStretch : step.blocks;
     for (int prompt = 0; prompt < count; ++prompt) {
       for (int block = start; block < end; ++block) {
-        float* all = prompts[prompt].coefficients + static_cast<int64_t>(block) * step.rows * kStepBlock;
-        float* from = all + step.first * kStepBlock;
+        float* all = prompts[prompt].coefficients + static_cast<int64_t>(block) * step.rows * kBlock;
+        float* from = all + step.first * kBlock;
         answer(step, prompts[prompt], block, vectors, from);
         look(step, prompts[prompt], block, vectors + 1, from);
       }

@@ -145,7 +145,7 @@ class SharedStep:
         vectors, blocks = gram.shape[1], len(self.answer_own)
         wanted = queries.shape[2]
         steps = images.values.shape[1] // heads
-        lower = gram.tril(-1).mul_(2).add_(torch.diag_embed(gram.diagonal(dim1=1, dim2=2)))
+        lower = gram.tril().add_(gram.tril(-1))
         inputs = (keys, answer_prior, images.values, lower, queries, look_prior, images.scale, images.coefficients)
         rows = images.coefficients.shape[2]
         first = (rows // (heads * tokens + 1) - steps) * heads * tokens

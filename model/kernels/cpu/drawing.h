@@ -13,7 +13,7 @@
 
 #include <string.h>
 
-#include "lanes16.h"
+#include "products.h"
 
 extern "C" {
 
@@ -42,13 +42,9 @@ struct Prompt {
 
 namespace {
 
-constexpr int kBlock = 32;
 constexpr int kHidden = 64, kFinal = 32, kParts = 4;
 constexpr int kFirst = kParts * kHidden, kSecond = kParts * kFinal;
 constexpr int kMostMasks = 4;
-
-// Inputs whose products have a sum of their own, which keeps rounding errors small.
-constexpr int kTerms = 32;
 
 // Outputs and vectors of positions of which a product keeps the sums in registers. They don't affect results.
 #if defined(LANES_AVX512)
@@ -103,19 +99,9 @@ inline void pack(const float* weights, int inputs, int outputs, float* packed) {
 // Add a tile of packed weights times inputs (count, kBlock) to the totals.
 inline void add_product(const float* packed, const float* inputs, int count, Tile& totals) {
   for (int start = 0; start < count; start += kTerms) {
-    const int end = start + kTerms < count ? start + kTerms : count;
     Tile sums;
-    for (int out = 0; out < kOutputs; ++out) {
-      for (int v = 0; v < kVectors; ++v) sums[out][v] = broadcast(0);
-    }
-    for (int input = start; input < end; ++input, packed += kOutputs, inputs += kBlock) {
-      V values[kVectors];
-      for (int v = 0; v < kVectors; ++v) values[v] = load(inputs + v * kLanes);
-      for (int out = 0; out < kOutputs; ++out) {
-        V weight = broadcast(packed[out]);
-        for (int v = 0; v < kVectors; ++v) sums[out][v] = fma(weight, values[v], sums[out][v]);
-      }
-    }
+    clear(sums);
+    multiply(Factors{packed, 1, kOutputs}.after(start), inputs + start * kBlock, kBlock, group(start, count), sums);
     for (int out = 0; out < kOutputs; ++out) {
       for (int v = 0; v < kVectors; ++v) totals[out][v] = totals[out][v] + sums[out][v];
     }
@@ -178,9 +164,7 @@ inline void filter(const Upscaler& upscaler, const Prompt& prompt, const float* 
                    const float* pixels, float (*logits)[kBlock]) {
   for (int x = 0; x < kBlock; x += kVectors * kLanes) {
     V found[kMostMasks][kVectors];
-    for (int mask = 0; mask < kMostMasks; ++mask) {
-      for (int v = 0; v < kVectors; ++v) found[mask][v] = broadcast(0);
-    }
+    clear(found);
     for (int tile = 0; tile < kFinal; tile += kOutputs) {
       const int first = part * kFinal + tile;
       Tile sums;

@@ -12,16 +12,12 @@ from torch import Tensor
 from segmint.model.kernels.cpu.decoding import ImagesInBlocks, SharedStep
 from segmint.model.kernels.cpu.drawing import in_blocks
 from segmint.model.kernels.cpu.library import Kernels
-from tests.support.cpu_kernels import every_set, numbers, with_fault
+from tests.support.cpu_kernels import every_set, spoil, tensor, with_fault
 
 POSITIONS, HEADS, CHANNELS, EPSILON = 256, 8, 256, 1e-5
 
 HASH = "84a58f07723f2fac"
 """Of the results of three steps, from every instruction set of every CPU."""
-
-
-def tensor(seed: int, *shape: int) -> Tensor:
-    return torch.from_numpy(numbers(seed, *shape))
 
 
 class Case:
@@ -148,10 +144,6 @@ def test_values_that_are_not_finite_stay_so() -> None:
         assert mixed.isnan().any(dim=2).all()
 
 
-def spoil(name: str, value: Tensor) -> Callable[[Case], None]:
-    return lambda case: setattr(case, name, value)
-
-
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -186,9 +178,9 @@ def test_too_few_rows_for_the_coefficients_are_refused() -> None:
     [
         ("lanes16.h", "to + across * to_width + down, to_width", "to + down * to_width + across, to_width"),
         ("lanes16.h", "_mm256_permute2f128_ps(fours[i], fours[4 + i], 0x31)", "fours[4 + i]"),
-        ("decoding.h", "sum = fma(sum, rest, broadcast(kTerms[term]))", "sum = sum * rest + broadcast(kTerms[term])"),
+        ("decoding.h", "sum = fma(sum, rest, broadcast(kPowers[term]))", "sum = sum * rest + broadcast(kPowers[term])"),
         ("decoding.h", "store(at, load(at) * less)", "store(at, load(at))"),
-        ("decoding.h", "? start + size.value : kGroup", "? start : kGroup"),
+        ("decoding.h", "? start + size.value : kTerms", "? start : kTerms"),
     ],
     ids=["quarters not exchanged", "wrong lanes", "exp not fused", "sums not rescaled", "the triangle is cut"],
 )

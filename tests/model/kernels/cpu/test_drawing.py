@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segmint.model.kernels.cpu.drawing import Upscaler, in_blocks
 from segmint.model.kernels.cpu.library import Kernels
-from tests.support.cpu_kernels import every_set, numbers, with_fault
+from tests.support.cpu_kernels import every_set, spoil, tensor, with_fault
 
 SIDE = 32
 POSITIONS = SIDE * SIDE
@@ -53,10 +53,6 @@ class Case:
         out = F.linear(pixels, *(each.to(dtype) for each in self.second)).view(POSITIONS, 512) + second
         parts = F.gelu(out).view(SIDE, SIDE, 2, 2, 2, 2, 32) @ self.filters.to(dtype).T  # (y, x, a, b, c, d, mask)
         return parts.permute(6, 0, 2, 4, 1, 3, 5).reshape(len(self.filters), 4 * SIDE, 4 * SIDE)
-
-
-def tensor(seed: int, *shape: int) -> Tensor:
-    return torch.from_numpy(numbers(seed, *shape))
 
 
 def result_of(kernels: Kernels) -> str:
@@ -107,10 +103,6 @@ def test_values_that_are_not_finite_stay_so() -> None:
         assert logits[:, :2, 20:22].isnan().all()
 
 
-def spoil(name: str, value: Tensor) -> Callable[[Case], None]:
-    return lambda case: setattr(case, name, value)
-
-
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -147,7 +139,7 @@ def test_any_layout_of_the_factors_gives_the_same_bits() -> None:
     [
         ("lanes16.h", "_mm256_cvttps_epi32(places.b)", "_mm256_cvttps_epi32(places.a)"),
         ("lanes16.h", "_mm256_sqrt_ps(x.b)", "_mm256_rcp_ps(_mm256_rsqrt_ps(x.b))"),
-        ("drawing.h", "kTerms = 32;", "kTerms = 64;"),
+        ("products.h", "kTerms = 32;", "kTerms = 64;"),
         (
             "drawing.h",
             "tail = fma(tail, at, pick(kGelu[power], segment))",
