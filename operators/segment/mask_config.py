@@ -147,7 +147,7 @@ class ModelConfig(BaseModel):
     """Image encoder: eager, or compiled by `torch.compile`. auto: compiled on a GPU if Triton is installed."""
     kernels: Literal["auto", "torch", "lanes16-1"] = "auto"
     """Kernels that compute on a CPU where they apply: segmint's own, lanes16-1, or torch's for everything. auto:
-    lanes16-1 if the machine that begins the dataset has the library of CPU kernels."""
+    lanes16-1 if the machine that begins the dataset and the nodes of its cluster have the library of CPU kernels."""
     threads: AutoOrCount = "auto"
     """torch's threads in one segment actor. auto, on the machine that begins the dataset: each actor's share from
     `pipeline/building/dataset/cpu_actors.py`; all its physical cores for a cluster's CPUs; 1 for a GPU."""

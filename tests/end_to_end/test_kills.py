@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.builds import digests, segmint, small_catalog, write_config
+from tests.support.builds import AS_SHIPPED, digests, segmint, small_catalog, write_config
 from tests.support.clusters import ray_cluster
 from tests.support.runs import BuildProcess, assert_gone, assert_whole, finish, running, title, wait_for
 
@@ -66,6 +66,7 @@ def configured(folder: Path, catalog: Path) -> Path:
         rows_per_block=1,
         resources=RESOURCES,
         stall_timeout=120,
+        model=AS_SHIPPED,
     )
 
 

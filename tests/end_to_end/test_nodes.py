@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.builds import digests, segmint, small_catalog, write_config
+from tests.support.builds import AS_SHIPPED, digests, segmint, small_catalog, write_config
 from tests.support.clusters import RayCluster, RayNode, ray_cluster
 from tests.support.runs import assert_whole, running, title, wait_for
 
@@ -25,7 +25,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Digests of the files that one segment actor of a local Ray writes."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    segmint("build", configured(folder, catalog))
+    segmint("build", configured(folder, catalog, model=AS_SHIPPED))
     return digests(folder / "dataset")
 
 

@@ -8,7 +8,7 @@ import pytest
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from tests.support.builds import digests, small_catalog, write_config
+from tests.support.builds import AS_SHIPPED, digests, small_catalog, write_config
 from tests.support.clusters import RayNode, ray_cluster
 from tests.support.everything import download, upload
 from tests.support.faulty_proxy import faulty_proxy
@@ -30,7 +30,8 @@ def test_a_node_paused_during_the_commit_of_its_shard_changes_nothing(
     catalog, dataset = f"s3://{s3_bucket}/in/catalog.jsonl", f"s3://{s3_bucket}/set"
     direct = Storage({"s3://": {"endpoint_url": s3_server.endpoint_url}})
     upload(tmp_path / "photos", Location(direct, f"s3://{s3_bucket}/in"))
-    local = write_config(tmp_path / "local.yaml", tmp_path / "photos" / "catalog.jsonl", tmp_path / "undisturbed")
+    photos = tmp_path / "photos" / "catalog.jsonl"
+    local = write_config(tmp_path / "local.yaml", photos, tmp_path / "undisturbed", model=AS_SHIPPED)
     undisturbed = digests(Path(build_dataset(local)))
     with faulty_proxy(s3_server.port) as proxy, ray_cluster(0, 8) as cluster:
         options = {"s3://": {"endpoint_url": proxy.url, "connect_timeout": 2, "read_timeout": 2}}

@@ -35,6 +35,10 @@ SMALL = {
 }
 """A configuration that takes seconds: nine prompts an image, no crops, one actor with one thread."""
 
+AS_SHIPPED = {**SMALL["model"], "kernels": "torch"}
+"""The `model` part of a configuration that computes as a cluster does to which Ray ships the checkout: without the
+library of CPU kernels."""
+
 NO_DETECTORS = {"faces": {"detector": "none"}, "plates": {"detector": "none"}}
 """The `deidentify` part of a configuration without detectors, whose processes take seconds to start."""
 

@@ -3,6 +3,7 @@
 Ray is imported only when needed, because a plan runs without it.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.log import get_logger
 from segmint.infra.version import NOT_INSTALLED
+from segmint.infra.wording import counted
+from segmint.model.kernels.cpu.library import LANES16, reason
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, resolve_numerics
@@ -29,8 +33,10 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
 
     A cluster's driver runs on a head node, which seldom has a GPU. If `model.device` is cuda and this process has no
     GPU, a task on a GPU node resolves the numerics. On a cluster, `auto` means cuda if the cluster has GPUs, and cpu
-    otherwise. The same applies to `deidentify.device`. Raises `UsageError` if the cluster does not have the device
-    either, if none becomes free within `stall_timeout`, or if the node lacks a package that the bundled detectors need.
+    otherwise. The same applies to `deidentify.device`. On CPUs, a cluster uses the CPU kernels if this machine and all
+    nodes for segment actors have them. Raises `UsageError` if the cluster does not have the device either, if none
+    becomes free within `stall_timeout`, if the node lacks a package that the bundled detectors need, or if a node lacks
+    the kernels that `model.kernels` names.
     """
     numerics = _of_masks(config, weights)
     versions = {name: getattr(numerics, name.replace("-", "_"), "") for name in sorted(config.deidentify.packages)}
@@ -51,7 +57,7 @@ def _of_masks(config: Config, weights: Path) -> Numerics:
         return resolve_numerics(compute_here(config.model, weights.stat().st_size), config.model, config.masks, digest)
     if config.model.device != "cpu" and not (config.model.device == "cuda" and _sees_cuda()):
         return _ask_cluster(config, digest)
-    return _resolve(config.model, config.masks, digest)
+    return _on_nodes(config, config.model, digest)
 
 
 def _of_detectors(config: Config) -> str:
@@ -100,7 +106,60 @@ def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
         if config.model.device == "cuda" or _counts_on_gpus(config, cluster.gpus):
             model = config.model.model_copy(update={"device": "cuda"})
             return _ask_gpu_node(config, model, weights_sha256, cluster)
-    return _resolve(config.model.model_copy(update={"device": "cpu"}), config.masks, weights_sha256)
+        return _on_nodes(config, config.model.model_copy(update={"device": "cpu"}), weights_sha256)
+
+
+def _on_nodes(config: Config, model: ModelConfig, weights_sha256: str) -> Numerics:
+    """Resolve the numerics here, with CPU kernels only if the cluster's nodes have them, too."""
+    numerics = _resolve(model, config.masks, weights_sha256)
+    if numerics.kernels != LANES16:
+        return numerics
+    missing = _nodes_without_kernels(config)
+    if not missing:
+        return numerics
+    name, why = next(iter(missing.items()))
+    nodes = f"{counted(len(missing), 'node')} of the cluster can't use the CPU kernels; on {name}, {why}"
+    if model.kernels == LANES16:
+        raise UsageError(f"model.kernels is {LANES16}, but {nodes}, or set model.kernels: torch")
+    get_logger("model").warning("no_cpu_kernels", reason=nodes, note="using torch, which is slower")
+    return replace(numerics, kernels="torch")
+
+
+def _nodes_without_kernels(config: Config) -> dict[str, str]:
+    """Return for each node that has room for a segment actor, but no CPU kernels, why it has none.
+
+    Skips nodes that have left the cluster since. A node that doesn't respond within `stall_timeout` has no kernels.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from segmint.infra.ray_session import ray_session
+
+    def nodes() -> dict[str, str]:
+        """Return the addresses of the nodes by ID."""
+        alive = (node for node in ray.nodes() if node["Alive"])
+        cpus = config.resources.segment.num_cpus
+        return {node["NodeID"]: node["NodeManagerAddress"] for node in alive if node["Resources"].get("CPU", 0) >= cpus}
+
+    ask = ray.remote(num_cpus=0, max_retries=3)(reason)
+    missing = {}
+    with ray_session(config.resources.address):
+        asked = {
+            node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+            for node in nodes()
+        }
+        deadline = time.monotonic() + config.stall_timeout
+        for node, answer in asked.items():
+            try:
+                why = ray.get(answer, timeout=max(0, deadline - time.monotonic()))
+            except GetTimeoutError:
+                why = f"no answer within stall_timeout = {config.stall_timeout:g} seconds"
+            except RayError as error:
+                why = str(error).splitlines()[0]
+            if why is not None and node in (left := nodes()):
+                missing[left[node]] = why
+    return missing
 
 
 def _counts_on_gpus(config: Config, gpus: float) -> bool:

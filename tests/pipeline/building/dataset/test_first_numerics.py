@@ -1,5 +1,6 @@
 """Where a dataset's numerics are resolved: here, or on a GPU node. The GPUs are slots of a local Ray."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 from segmint.infra.device import physical_cores
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import GpuNodes, observe
+from segmint.model.kernels.cpu.library import LANES16, usable_kernels
 from segmint.pipeline.building.dataset.first_numerics import (
     _ask_gpu_node,
     _counts_on_gpus,
     _kind_of_gpu,
+    _nodes_without_kernels,
     _resolve,
     first_numerics,
 )
@@ -95,6 +98,33 @@ def test_without_asking_for_a_gpu_a_cluster_gives_none(
     tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path, changes: dict[str, Any]
 ) -> None:
     assert first_numerics(config(tmp_path, **{"model": {}, **changes}), mobile_sam_path).device == "cpu"
+
+
+def test_a_cluster_uses_cpu_kernels_if_all_its_nodes_have_them(
+    tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if usable_kernels() is None:
+        pytest.skip("this machine has no CPU kernels")
+    wanted = config(tmp_path, model={"device": "cpu"})
+    assert first_numerics(wanted, mobile_sam_path).kernels == LANES16
+    where = "segmint.pipeline.building.dataset.first_numerics.reason"
+    monkeypatch.setattr(where, lambda: "liblanes16.so isn't there")
+    assert first_numerics(wanted, mobile_sam_path).kernels == "torch"
+    forced = config(tmp_path, model={"device": "cpu", "kernels": LANES16})
+    words = r"model\.kernels is lanes16-1, but 1 node of the cluster can't use .* on [\d.]+, liblanes16\.so isn't there"
+    with pytest.raises(UsageError, match=words):
+        first_numerics(forced, mobile_sam_path)
+    monkeypatch.setattr(where, lambda: os._exit(1))
+    assert first_numerics(wanted, mobile_sam_path).kernels == "torch"
+
+
+def test_a_node_without_room_for_a_segment_actor_needs_no_cpu_kernels(
+    tmp_path: Path, one_gpu_slot: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segmint.pipeline.building.dataset.first_numerics.reason", lambda: "none")
+    pools = {"segment": {"num_cpus": 5}}
+    assert _nodes_without_kernels(config(tmp_path, resources=pools)) == {}
+    assert list(_nodes_without_kernels(config(tmp_path)).values()) == ["none"]
 
 
 def test_auto_counts_on_the_gpus_that_are_there_or_that_were_asked_for(tmp_path: Path) -> None:
