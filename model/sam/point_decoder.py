@@ -108,12 +108,18 @@ class PointMasks:
 
 
 def plan_points(
-    decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mask: Tensor, kernels: Kernels | None = None
+    decoder: MaskDecoder,
+    features: Tensor,
+    positions: Tensor,
+    no_mask: Tensor,
+    kernels: Kernels | None = None,
+    mask_vectors: Tensor | None = None,
 ) -> PointPlan:
     """Return the plan for an image embedding (1, C, 64, 64) and its positional encoding (1, C, 64, 64).
 
     `no_mask` (1, C, 64, 64) is the dense embedding of prompts without a mask. `kernels` decode points and draw masks
-    if they suit the model and the size of its embedding.
+    if they suit the model and the size of its embedding. With `mask_vectors` (K, C), the plan is for
+    `decode_with_kernels`, whose prompts add weighted sums of these vectors to the image.
     """
     image = (features + no_mask).flatten(2).transpose(1, 2)
     places = positions.flatten(2).transpose(1, 2)
@@ -123,7 +129,8 @@ def plan_points(
 
     blocks: list[BlockPlan] = []
     shared, places = image[0], places[0]
-    maps, constants = shared.new_empty(0, first.head_width, shared.shape[1]), shared.new_empty(0, shared.shape[1])
+    maps = shared.new_empty(0, first.head_width, shared.shape[1])
+    constants = shared.new_empty(0, shared.shape[1]) if mask_vectors is None else mask_vectors
     for block in transformer.blocks:
         attention, answer = block.cross_attn_token_to_image, block.cross_attn_image_to_token
         if block.first:
@@ -208,7 +215,8 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
     own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     places = torch.cat([own_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
     if plan.kernels is not None:
-        return _decode_with_kernels(decoder, plan, plan.kernels, places)
+        tokens, images_in_blocks = decode_with_kernels(decoder, plan, places, range(1, MASK_TOKENS))
+        return PointMasks(predicted_iou_of(decoder, tokens[:, 0]), tokens[:, 1:], images_in_blocks)
     groups = _slices(len(places), GROUP, places.device)
     tokens = places
     images: list[FactoredImage] = []
@@ -232,14 +240,27 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
     return PointMasks(predicted_iou_of(decoder, tokens[:, 0]), tokens[:, 1:], tuple(images))
 
 
-def _decode_with_kernels(decoder: MaskDecoder, plan: PointPlan, kernels: KernelPlan, places: Tensor) -> PointMasks:
-    """Return the result of `decode_points` from the input tokens (B, T, C) by the CPU kernels."""
+def decode_with_kernels(
+    decoder: MaskDecoder, plan: PointPlan, places: Tensor, chosen: range, mask: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, ImagesInBlocks]:
+    """Return the output tokens (B, 1 + N, C), and the images, for the input tokens (B, T, C) by the CPU kernels.
+
+    The plan has kernels. Output tokens are that of the predicted IoU and those of the N `chosen` masks. `mask` are
+    coefficients (B, K, P) and vectors (K, C), whose products are added to the shared image before the first block; the
+    plan has the same vectors.
+    """
+    kernels = cast(KernelPlan, plan.kernels)
     transformer, blocks = decoder.transformer, decoder.transformer.blocks
     first, final = blocks[0], transformer.final_attn_token_to_image
-    rows = len(blocks) * (plan.keys.shape[1] * places.shape[1] + 1)
-    images = ImagesInBlocks.shared(places, plan.keys.shape[2], rows)
+    _, heads, positions, _ = plan.keys.shape
+    used = [0, *(1 + token for token in chosen)]
     tokens = first.attend_among_tokens(places, places)
-    attended = attend_to_shared_image(first.cross_attn_token_to_image, tokens + places, plan.keys, plan.values)
+    if mask is None:
+        mask = places.new_empty(len(places), 0, positions), places.new_empty(0, places.shape[2])
+        attended = attend_to_shared_image(first.cross_attn_token_to_image, tokens + places, plan.keys, plan.values)
+    else:
+        attended = _attend_to_masked_image(first.cross_attn_token_to_image, tokens + places, plan, *mask)
+    images = ImagesInBlocks.before(places, heads, len(blocks), *mask)
     tokens = first.refine_tokens(tokens, attended)
     views = _later_views(plan)
     for n, (block, following) in enumerate(zip(blocks, [*blocks[1:], None], strict=True)):
@@ -247,7 +268,7 @@ def _decode_with_kernels(decoder: MaskDecoder, plan: PointPlan, kernels: KernelP
         keys = scaled(split_heads(answer.k_proj(tokens + places), answer.heads))
         values = torch.cat([split_heads(answer.v_proj(tokens), answer.heads), images.values], dim=1)
         if following is None:
-            attention, queries, tokens = final, used_tokens(tokens + places), used_tokens(tokens)
+            attention, queries, tokens = final, (tokens + places)[:, used], tokens[:, used]
         else:
             tokens = following.attend_among_tokens(tokens, places)
             attention, queries = following.cross_attn_token_to_image, tokens + places
@@ -260,8 +281,7 @@ def _decode_with_kernels(decoder: MaskDecoder, plan: PointPlan, kernels: KernelP
         attended = views[n].project(attention, own, mixed @ images.vectors)
         if following is not None:
             tokens = following.refine_tokens(tokens, attended)
-    tokens = transformer.norm_final_attn(tokens + attended)
-    return PointMasks(predicted_iou_of(decoder, tokens[:, 0]), tokens[:, 1:], images)
+    return transformer.norm_final_attn(tokens + attended), images
 
 
 def used_tokens(tokens: Tensor) -> Tensor:
@@ -311,6 +331,21 @@ def attend_to_shared_image(attention: Attention, q: Tensor, keys: Tensor, values
     return out
 
 
+def _attend_to_masked_image(
+    attention: Attention, q: Tensor, plan: PointPlan, coefficients: Tensor, vectors: Tensor
+) -> Tensor:
+    """Return the result of `attend_to_shared_image` for the image plus coefficients (B, K, P) of vectors (K, C)."""
+    heads = attention.heads
+    few = scaled(split_heads(attention.q_proj(q), heads))
+    keys = split_heads((vectors @ attention.k_proj.weight.T)[None], heads)
+    values = split_heads((vectors @ attention.v_proj.weight.T)[None], heads)
+    scores = few @ plan.keys.transpose(2, 3) + few @ keys.transpose(2, 3) @ coefficients[:, None]
+    weights = scores.softmax(dim=3)
+    attended = weights @ plan.values + weights @ coefficients[:, None].transpose(2, 3) @ values
+    out: Tensor = attention.out_proj(join_heads(attended))
+    return out
+
+
 def _attend_from_images(
     block: TwoWayBlock, plan: BlockPlan, image: FactoredImage | None, k: Tensor, v: Tensor
 ) -> FactoredImage:
@@ -326,7 +361,7 @@ def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted:
     """Return logits of the wanted masks, (N, 256, 256) float32, point-major; `wanted` is (B, 3) bool with N True."""
     filters = torch.stack([mlp(masks.tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:])], dim=1)
     if plan.kernels is not None and isinstance(masks.images, ImagesInBlocks):
-        return _draw_with_kernels(decoder, plan.kernels.upscaler, masks.images, filters, wanted)
+        return _draw_points(decoder, plan.kernels.upscaler, masks.images, filters, wanted)
     side = 4 * math.isqrt(len(plan.drawn))
     drawn = [masks.predicted_iou.new_zeros(0, side, side)]
     start = 0
@@ -340,21 +375,33 @@ def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted:
     return torch.cat(drawn)
 
 
-def _draw_with_kernels(
+def _draw_points(
     decoder: MaskDecoder, upscaler: Upscaler, images: ImagesInBlocks, filters: Tensor, wanted: Tensor
 ) -> Tensor:
     """Return the logits of `draw_masks` from the mask filters (B, 3, 32) by the CPU kernels, prompt by prompt."""
-    weight, bias = as_linear(decoder.upscaling_steps[0])
     side = upscaler.low_res_size
     logits = filters.new_empty(int(wanted.sum()), side, side)
     done = 0
     for n, (own, chosen) in enumerate(zip(filters, wanted, strict=True)):
         end = done + int(chosen.sum())
         if end > done:
-            vectors = _upscaled(images.vectors[n], weight, bias)
-            upscaler.draw(images.scale[n], images.coefficients[n], vectors, own[chosen], logits[done:end])
+            draw_with_kernels(decoder, upscaler, images, n, own[chosen], logits[done:end])
         done = end
     return logits
+
+
+def draw_with_kernels(
+    decoder: MaskDecoder,
+    upscaler: Upscaler,
+    images: ImagesInBlocks,
+    prompt: int,
+    filters: Tensor,
+    logits: Tensor,
+    threads: int = 1,
+) -> None:
+    """Draw masks of the prompt with this number into `logits` (N, 256, 256) from the mask filters (N, 32)."""
+    vectors = _upscaled(images.vectors[prompt], *as_linear(decoder.upscaling_steps[0]))
+    upscaler.draw(images.scale[prompt], images.coefficients[prompt], vectors, filters, logits, threads)
 
 
 def _upscaled(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

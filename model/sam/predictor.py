@@ -88,6 +88,7 @@ class Predictor:
         self.kernels = kernels
         self._encoder = BatchEncoder(sam, compile_encoder, must_compile)
         self._placed: Tensor | None = None
+        self._planned: tuple[Embedding, PointPlan] | None = None
 
     def before_each_layer(self, call: Callable[[], None]) -> None:
         """Register a callback to run before each layer of the image encoder, in the encoding thread.
@@ -190,9 +191,7 @@ class Predictor:
     def plan_points(self, embedding: Embedding) -> PointPlan:
         """Return the values that all single points on one image share, computed once for `decode_points`."""
         with torch.inference_mode():
-            decoder, encoder = self.sam.mask_decoder, self.sam.prompt_encoder
-            positions, no_mask = encoder.dense_positions(), encoder.dense_without_mask()
-            return point_decoder.plan_points(decoder, embedding.features, positions, no_mask, self.kernels)
+            return self._plan(embedding)
 
     def decode_points(self, embedding: Embedding, plan: PointPlan, points: Array) -> PointMasks:
         """Return the predictions of `predict` for B single foreground points, much faster, without drawing masks yet.
@@ -205,7 +204,7 @@ class Predictor:
             raise ValueError(f"points have the shape {tuple(points.shape)}: expected (B, 2), one point per prompt")
         prompts = check_prompts(points[:, None], torch.ones(len(points), 1), None, None)
         with torch.inference_mode():
-            embedded = self._embed_prompts(prompts, embedding)
+            embedded = self._embed_prompts(self._on_input(prompts, embedding))
             return point_decoder.decode_points(self.sam.mask_decoder, plan, embedded.sparse)
 
     def draw_masks(self, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
@@ -237,12 +236,40 @@ class Predictor:
     def _decode(self, embedding: Embedding, prompts: Prompts, chosen: range) -> PromptMasks:
         with torch.inference_mode():
             decoder, features = self.sam.mask_decoder, embedding.features
-            embedded = self._embed_prompts(prompts, embedding)
-            if prompt_decoder.suits(features, embedded):
+            prompts = self._on_input(prompts, embedding)
+            with_kernels = self._decode_with_kernels(embedding, prompts, chosen)
+            if with_kernels is not None:
+                return with_kernels
+            embedded = self._embed_prompts(prompts)
+            if prompt_decoder.suits(features, embedded.sparse):
                 logits, ious = prompt_decoder.decode_prompts(decoder, features, self._places(), embedded, chosen)
             else:
                 logits, ious = decoder.decode(features, self.sam.prompt_encoder.dense_positions(), embedded, chosen)
             return PromptMasks(logits.float(), ious.float())
+
+    def _decode_with_kernels(self, embedding: Embedding, prompts: Prompts, chosen: range) -> PromptMasks | None:
+        """Return the masks of `_decode` by the CPU kernels, or None if they don't suit the model or the prompts."""
+        encoder, features = self.sam.prompt_encoder, embedding.features
+        if self.kernels is None:
+            return None
+        sparse = encoder.embed_sparse(prompts.points, prompts.labels, prompts.boxes)
+        if sparse is None:
+            sparse = features.new_zeros(0 if prompts.masks is None else len(prompts.masks), 0, features.shape[1])
+        if not prompt_decoder.suits(features, sparse):
+            return None
+        vectors = encoder.mask_vectors()
+        if self._planned is None or self._planned[0] is not embedding:
+            self._planned = embedding, self._plan(embedding, vectors)
+        plan = self._planned[1]
+        if plan.kernels is None:
+            return None
+        mask = encoder.mask_coefficients(prompts.masks), vectors
+        return PromptMasks(*prompt_decoder.decode_with_plan(self.sam.mask_decoder, plan, sparse, mask, chosen))
+
+    def _plan(self, embedding: Embedding, mask_vectors: Tensor | None = None) -> PointPlan:
+        decoder, encoder = self.sam.mask_decoder, self.sam.prompt_encoder
+        positions, no_mask = encoder.dense_positions(), encoder.dense_without_mask()
+        return point_decoder.plan_points(decoder, embedding.features, positions, no_mask, self.kernels, mask_vectors)
 
     def _places(self) -> Tensor:
         """Return the positional encoding (P, 256) of the image embedding, computed once."""
@@ -250,11 +277,14 @@ class Predictor:
             self._placed = self.sam.prompt_encoder.dense_positions()[0].flatten(1).T.contiguous()
         return self._placed
 
-    def _embed_prompts(self, prompts: Prompts, embedding: Embedding) -> PromptEmbedding:
-        prompts = prompts.to(self.sam.device, self.sam.dtype).scaled(
+    def _on_input(self, prompts: Prompts, embedding: Embedding) -> Prompts:
+        """Return prompts in pixels of the encoder's input."""
+        return prompts.to(self.sam.device, self.sam.dtype).scaled(
             x=embedding.input_size[1] / embedding.frame_size[1],
             y=embedding.input_size[0] / embedding.frame_size[0],
         )
+
+    def _embed_prompts(self, prompts: Prompts) -> PromptEmbedding:
         embedded: PromptEmbedding = self.sam.prompt_encoder(
             prompts.points, prompts.labels, prompts.boxes, prompts.masks
         )

@@ -11,17 +11,31 @@ approximated:
    direction, the tokens' values go through the output projection first, and each position adds them by its weights.
 3. *Layout.* The image stays channels last, so upscaling is two products without a transposition.
 
+With CPU kernels, prompts are decoded like a grid's points (`point_decoder`). A mask adds to the image a sum of 17
+vectors that are the same for every mask, because the last step of its embedding is a 1x1 convolution of 16 channels. So
+the image of a prompt with a mask is also the shared one plus a few vectors.
+
 Shapes: T tokens, C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions, R = H * T.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from segmint.model.sam.common import split_rows
 from segmint.model.sam.mask_decoder import MaskDecoder
-from segmint.model.sam.point_decoder import BAND, as_linear, finish_band, unfold_parts
+from segmint.model.sam.point_decoder import (
+    BAND,
+    KernelPlan,
+    PointPlan,
+    as_linear,
+    decode_with_kernels,
+    draw_with_kernels,
+    finish_band,
+    unfold_parts,
+)
 from segmint.model.sam.products import linear, product
 from segmint.model.sam.prompt_encoder import PromptEmbedding
 from segmint.model.sam.transformer import Attention, TwoWayBlock
@@ -30,10 +44,35 @@ MOST_TOKENS = 16
 """Maximum number of tokens; with more, projecting the image is less work."""
 
 
-def suits(features: Tensor, prompt: PromptEmbedding) -> bool:
-    """Return True if `decode_prompts` applies: on a CPU in float32, without gradients, and with few tokens."""
+def suits(features: Tensor, sparse: Tensor) -> bool:
+    """Return True if this module applies: on a CPU in float32, without gradients, and with few tokens (B, T, C)."""
     plain = features.device.type == "cpu" and features.dtype == torch.float32 and not torch.is_grad_enabled()
-    return plain and 5 + prompt.sparse.shape[1] <= MOST_TOKENS
+    return plain and 5 + sparse.shape[1] <= MOST_TOKENS
+
+
+def decode_with_plan(
+    decoder: MaskDecoder, plan: PointPlan, sparse: Tensor, mask: tuple[Tensor, Tensor], chosen: range
+) -> tuple[Tensor, Tensor]:
+    """Return mask logits and predicted IoUs like `decode_prompts`, by a plan with CPU kernels.
+
+    `sparse` (B, T, C) are the prompts' tokens. `mask` are their masks as coefficients (B or 1, K, P) of vectors (K, C),
+    which the plan has, too.
+    """
+    kernels = cast(KernelPlan, plan.kernels)
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    coefficients, vectors = mask
+    side = kernels.upscaler.low_res_size
+    logits = sparse.new_empty(len(sparse), len(chosen), side, side)
+    ious = sparse.new_empty(len(sparse), len(chosen))
+    for number, prompt in enumerate(sparse):
+        of_mask = coefficients[number if len(coefficients) > 1 else 0][None]
+        tokens, images = decode_with_kernels(decoder, plan, torch.cat([own, prompt])[None], chosen, (of_mask, vectors))
+        ious[number] = decoder.iou_prediction_head(tokens[:, 0])[0, chosen.start : chosen.stop]
+        filters = [decoder.hypernetworks[index](tokens[:, 1 + n]) for n, index in enumerate(chosen)]
+        draw_with_kernels(
+            decoder, kernels.upscaler, images, 0, torch.cat(filters), logits[number], torch.get_num_threads()
+        )
+    return logits, ious
 
 
 def decode_prompts(

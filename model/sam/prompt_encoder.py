@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,14 @@ class PromptEncoder(nn.Module):
         a point). `boxes` (B, 4) are (x0, y0, x1, y1), and `masks` (B, 1, 256, 256) are logits. Raises ValueError if
         there is no prompt.
         """
+        tokens = self.embed_sparse(points, labels, boxes)
+        if tokens is None and masks is None:
+            raise ValueError("no prompt: expected points with labels, boxes, or masks")
+        dense = self.dense_without_mask() if masks is None else self.mask_downscaling(masks)
+        return PromptEmbedding(dense.new_zeros(len(dense), 0, EMBEDDING_CHANNELS) if tokens is None else tokens, dense)
+
+    def embed_sparse(self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None) -> Tensor | None:
+        """Return the tokens (B, T, 256) of points and boxes as in `forward`, or None without both."""
         tokens = []
         if points is not None and labels is not None:
             tokens.append(self._embed_points(points, labels))
@@ -62,14 +70,20 @@ class PromptEncoder(nn.Module):
                 tokens.append(self.not_a_point_embed.weight.expand(points.shape[0], 1, -1))
         if boxes is not None:
             tokens.append(self._embed_boxes(boxes))
-        if masks is not None:
-            dense = self.mask_downscaling(masks)
-            tokens.append(dense.new_zeros(masks.shape[0], 0, EMBEDDING_CHANNELS))
-        else:
-            dense = self.dense_without_mask()
-        if not tokens:
-            raise ValueError("no prompt: expected points with labels, boxes, or masks")
-        return PromptEmbedding(torch.cat(tokens, dim=1), dense)
+        return torch.cat(tokens, dim=1) if tokens else None
+
+    def mask_vectors(self) -> Tensor:
+        """Return vectors (17, 256), whose weighted sums turn the dense embedding without a mask into any mask's."""
+        last = cast(nn.Conv2d, self.mask_downscaling[-1])
+        bias = cast(Tensor, last.bias)
+        return torch.cat([last.weight.flatten(1).T, bias[None] - self.no_mask_embed.weight])
+
+    def mask_coefficients(self, masks: Tensor | None) -> Tensor:
+        """Return the weights (B, 17, P) of `mask_vectors` for masks (B, 1, 256, 256), or zeros (1, 17, P) for None."""
+        if masks is None:
+            return self.no_mask_embed.weight.new_zeros(1, 17, self.geometry.embedding_size**2)
+        downscaled = self.mask_downscaling[:-1](masks).flatten(2)
+        return torch.cat([downscaled, torch.ones_like(downscaled[:, :1])], dim=1)
 
     def dense_without_mask(self) -> Tensor:
         """Return the dense embedding of prompts without a mask, (1, 256, 64, 64)."""

@@ -3,7 +3,8 @@
 //
 // The prompt's image is kept in factors (model/sam/factored_image.py): at each position, the shared image times a
 // scale, plus a weighted sum of a few vectors. New coefficients are stored before those of earlier steps, and the
-// coefficient of the norm's bias, which is 1, after them.
+// coefficient of the norm's bias, which is 1, after them. In the first step, the image may already have such vectors,
+// those of a mask that belongs to the prompt.
 //
 // Lanes are positions until the tokens' attention, and then tokens. Sums over positions are made block by block, and
 // the blocks' sums are added in order. A block of 32 positions goes through all steps while it is in the L1 cache.
@@ -22,22 +23,24 @@ struct Step {
   const float* answer_places;  // (blocks, heads 16, 32), queries of the positions, or null in the first step
   const float* squares;        // (positions), square sums of the shared image without its mean
   const float* projected;      // (blocks, steps heads 16, 32), from values to products with the shared image
-  const float* constants;      // (blocks, steps - 1, 32), products of earlier norms' biases with the shared image
+  const float* constants;      // (blocks, constant_rows, 32), products of the other vectors with the shared image
   const float* look_own;       // (blocks, heads 16, 32), keys of the shared image
   const float* look_places;    // (blocks, heads 16, 32), keys of the positions
   const float* look_values;    // (positions, heads 16)
   int32_t blocks;              // of 32 positions
   int32_t heads;
-  int32_t tokens;              // per head; heads x tokens is at most 64
-  int32_t queries;             // per head; heads x queries is at most 64
+  int32_t tokens;              // per head; heads x tokens is at most 128
+  int32_t queries;             // per head; heads x queries is at most 128
   int32_t steps;               // up to and including this one
+  int32_t constant_rows;       // vectors that no tokens of this prompt made: a mask's, and biases of earlier norms
   int32_t rows;                // coefficients per position of all steps that the decoder has
   int32_t first;               // the first row of this step
   int32_t channels;            // of the image
   float epsilon;               // of the norm
 };
 
-// One prompt's tokens and image. N = steps heads tokens + steps - 1 are the vectors before the norm.
+// One prompt's tokens and image. N = steps heads tokens + constant_rows are the vectors before the norm, and M is heads
+// queries, rounded up to a multiple of 32.
 struct Tokens {
   const float* keys;           // (heads tokens, 16), scaled
   const float* answer_prior;   // (heads tokens, N - heads tokens), products with the queries of the image's vectors
@@ -47,15 +50,15 @@ struct Tokens {
   const float* look_prior;     // (heads queries, N + 1), products with the keys of the vectors after the norm
   float* scale;                // (positions), replaced
   float* coefficients;         // (blocks, rows, 32): N + 1 rows are replaced
-  float* largest;              // (64), largest score of each query
+  float* largest;              // (M), largest score of each query
   float* own;                  // (heads queries, 16), weighted sums of the shared values
-  float* mixed;                // (N + 1, 64), weighted sums of the coefficients, the last of which is 1
+  float* mixed;                // (N + 1, M), weighted sums of the coefficients, the last of which is 1
 };
 }
 
 namespace {
 
-constexpr int kHeadWidth = 16, kMostTokens = 64;
+constexpr int kHeadWidth = 16, kMostTokens = 128;
 
 // Blocks that are processed for one prompt before the next one's turn. They don't affect results.
 constexpr int kStretch = 2;
@@ -66,6 +69,9 @@ constexpr int kRows = 8, kWide = 2;
 #else
 constexpr int kRows = 4, kWide = 1;
 #endif
+
+// Return heads queries, rounded up to a multiple of 32.
+inline int width_of(const Step& step) { return (step.heads * step.queries + 2 * kLanes - 1) / (2 * kLanes) * 2 * kLanes; }
 
 template <int kCount>
 struct Count {
@@ -244,9 +250,9 @@ inline void answer(const Step& step, const Tokens& prompt, int block, int count,
     const float* values = prompt.values + first * kHeadWidth;
     add_linear(step.tokens, values, projected, scale, coefficients + first * kBlock, squares);
   }
-  const float* constants = step.constants + static_cast<int64_t>(block) * (step.steps - 1) * kBlock;
+  const float* constants = step.constants + static_cast<int64_t>(block) * step.constant_rows * kBlock;
   const float* last = coefficients + maps * step.tokens * kBlock;
-  add_linear(step.steps - 1, nullptr, constants, scale, last, squares);
+  add_linear(step.constant_rows, nullptr, constants, scale, last, squares);
   add_quadratic(count, prompt.gram, coefficients, squares);
 
   for (int x = 0; x < kBlock; x += kLanes) {
@@ -261,21 +267,22 @@ inline void answer(const Step& step, const Tokens& prompt, int block, int count,
 }
 
 // Turn the block's scores (32, queries) into weights relative to the largest scores so far, and the sums so far, too.
-inline void weigh(const Step& step, const Tokens& prompt, int rows, int vectors, float* scores) {
-  for (int v = 0; v < vectors; ++v) {
+inline void weigh(const Step& step, const Tokens& prompt, int rows, float* scores) {
+  const int width = width_of(step);
+  for (int v = 0; v < width / kLanes; ++v) {
     float* column = scores + v * kLanes;
     V before = load(prompt.largest + v * kLanes), most = before;
     for (int position = 0; position < kBlock; ++position) {
-      most = max(most, load(column + position * kMostTokens));
+      most = max(most, load(column + position * width));
     }
     for (int position = 0; position < kBlock; ++position) {
-      store(column + position * kMostTokens, exponential(load(column + position * kMostTokens) - most));
+      store(column + position * width, exponential(load(column + position * width) - most));
     }
     if (!above(most, before)) continue;
     V less = exponential(before - most);
     store(prompt.largest + v * kLanes, most);
     for (int row = 0; row < rows; ++row) {
-      float* at = prompt.mixed + row * kMostTokens + v * kLanes;
+      float* at = prompt.mixed + row * width + v * kLanes;
       store(at, load(at) * less);
     }
     float factors[kLanes];
@@ -289,32 +296,31 @@ inline void weigh(const Step& step, const Tokens& prompt, int rows, int vectors,
 
 // Let the tokens attend to a block's positions: add the block's sums to `own` and `mixed`.
 inline void look(const Step& step, const Tokens& prompt, int block, int rows, const float* coefficients) {
-  const int width = step.heads * kHeadWidth, queries = step.heads * step.queries;
-  const int vectors = (queries + 2 * kLanes - 1) / (2 * kLanes) * 2;  // kWide divides them
+  const int channels = step.heads * kHeadWidth, queries = step.heads * step.queries, width = width_of(step);
   const float* scale = prompt.scale + block * kBlock;
   float scores[kMostTokens * kBlock], weights[kBlock * kMostTokens];
-  memset(scores + queries * kBlock, 0, (vectors * kLanes - queries) * kBlock * sizeof(float));
+  memset(scores + queries * kBlock, 0, (width - queries) * kBlock * sizeof(float));
   for (int head = 0; head < step.heads; ++head) {
-    const int64_t map = (static_cast<int64_t>(block) * width + head * kHeadWidth) * kBlock;
+    const int64_t map = (static_cast<int64_t>(block) * channels + head * kHeadWidth) * kBlock;
     const int first = head * step.queries;
     score(prompt.queries + first * kHeadWidth, step.queries, step.look_own + map, step.look_places + map, scale,
           {prompt.look_prior + first * rows, rows, 1}, coefficients, rows, scores + first * kBlock);
   }
-  for (int v = 0; v < vectors; ++v) {
+  for (int query = 0; query < width; query += kLanes) {
     for (int x = 0; x < kBlock; x += kLanes) {
-      transpose(scores + v * kLanes * kBlock + x, kBlock, weights + x * kMostTokens + v * kLanes, kMostTokens);
+      transpose(scores + query * kBlock + x, kBlock, weights + x * width + query, width);
     }
   }
-  weigh(step, prompt, rows, vectors, weights);
+  weigh(step, prompt, rows, weights);
 
   tiles(rows, [&](int start, auto size) {
-    for (int v = 0; v < vectors; v += kWide) {
+    for (int query = 0; query < width; query += kWide * kLanes) {
       V sums[size.value][kWide];
       clear(sums);
-      multiply({coefficients + start * kBlock, kBlock, 1}, weights + v * kLanes, kMostTokens, kBlock, sums);
+      multiply({coefficients + start * kBlock, kBlock, 1}, weights + query, width, kBlock, sums);
       for (int row = 0; row < size.value; ++row) {
         for (int i = 0; i < kWide; ++i) {
-          float* at = prompt.mixed + (start + row) * kMostTokens + (v + i) * kLanes;
+          float* at = prompt.mixed + (start + row) * width + query + i * kLanes;
           store(at, load(at) + sums[row][i]);
         }
       }
@@ -322,15 +328,15 @@ inline void look(const Step& step, const Tokens& prompt, int block, int rows, co
   });
   float values[kBlock * kHeadWidth];
   for (int head = 0; head < step.heads; ++head) {
-    const float* from = step.look_values + static_cast<int64_t>(block) * kBlock * width + head * kHeadWidth;
+    const float* from = step.look_values + static_cast<int64_t>(block) * kBlock * channels + head * kHeadWidth;
     for (int position = 0; position < kBlock; ++position) {
-      store(values + position * kHeadWidth, load(from + position * width) * broadcast(scale[position]));
+      store(values + position * kHeadWidth, load(from + position * channels) * broadcast(scale[position]));
     }
     const int first = head * step.queries;
     tiles(step.queries, [&](int start, auto size) {
       V sums[size.value][1];
       clear(sums);
-      multiply({weights + first + start, 1, kMostTokens}, values, kHeadWidth, kBlock, sums);
+      multiply({weights + first + start, 1, width}, values, kHeadWidth, kBlock, sums);
       for (int row = 0; row < size.value; ++row) {
         float* at = prompt.own + (first + start + row) * kHeadWidth;
         store(at, load(at) + sums[row][0]);
@@ -340,11 +346,11 @@ inline void look(const Step& step, const Tokens& prompt, int block, int rows, co
 }
 
 inline void take_step(const Step& step, const Tokens* prompts, int count) {
-  const int vectors = step.steps * step.heads * step.tokens + step.steps - 1, queries = step.heads * step.queries;
+  const int vectors = step.steps * step.heads * step.tokens + step.constant_rows, width = width_of(step);
   for (int prompt = 0; prompt < count; ++prompt) {
-    for (int query = 0; query < kMostTokens; ++query) prompts[prompt].largest[query] = -INFINITY;
-    memset(prompts[prompt].own, 0, queries * kHeadWidth * sizeof(float));
-    memset(prompts[prompt].mixed, 0, (vectors + 1) * kMostTokens * sizeof(float));
+    for (int query = 0; query < width; ++query) prompts[prompt].largest[query] = -INFINITY;
+    memset(prompts[prompt].own, 0, step.heads * step.queries * kHeadWidth * sizeof(float));
+    memset(prompts[prompt].mixed, 0, (vectors + 1) * width * sizeof(float));
   }
   for (int start = 0; start < step.blocks; start += kStretch) {
     const int end = start + kStretch < step.blocks ? start + kStretch : step.blocks;

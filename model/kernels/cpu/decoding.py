@@ -12,10 +12,10 @@ from segmint.model.kernels.cpu.library import Kernels
 HEAD_WIDTH = 16
 """Channels of a head that the kernel supports."""
 
-MOST_TOKENS = 64
+MOST_TOKENS = 128
 """Maximum number of tokens times heads."""
 
-_SIZES = ("blocks", "heads", "tokens", "queries", "steps", "rows", "first", "channels")
+_SIZES = ("blocks", "heads", "tokens", "queries", "steps", "constant_rows", "rows", "first", "channels")
 _POINTERS = ("answer_own", "answer_places", "squares", "projected", "constants", "look_own", "look_places")
 
 
@@ -40,8 +40,8 @@ class ImagesInBlocks:
 
     Attributes:
         scale: (B, P).
-        coefficients: (B, P / 32, R, 32). With the rows of S steps, the last step's weights are first, and the rows of
-            the norms follow those of the first step.
+        coefficients: (B, P / 32, R, 32). With the rows of S steps, the last step's weights are first. The rows that the
+            image had before the first step follow those of this step, and then the rows of the norms.
         vectors: (B, n, C), those of the last n rows.
         values: (B, steps * H, T, D), from which the vectors are computed, the last step first.
     """
@@ -52,13 +52,21 @@ class ImagesInBlocks:
     values: Tensor
 
     @classmethod
-    def shared(cls, tokens: Tensor, positions: int, rows: int) -> "ImagesInBlocks":
-        """Return the shared image for each prompt of `tokens` (B, T, C), with room for the rows of all steps."""
-        prompts, count, channels = tokens.shape
+    def before(cls, tokens: Tensor, heads: int, steps: int, coefficients: Tensor, vectors: Tensor) -> "ImagesInBlocks":
+        """Return the images before the first of S `steps`, for prompts with `tokens` (B, T, C).
+
+        They are the shared image plus `coefficients` (B, K, P) of `vectors` (K, C), with K of 0 for the shared image
+        alone. There is room for the rows of all steps.
+        """
+        prompts, count, _ = tokens.shape
+        _, own, positions = coefficients.shape
+        first = steps * heads * count
+        room = tokens.new_empty(prompts, positions // BLOCK, first + own + steps, BLOCK)
+        room[:, :, first : first + own] = coefficients.unflatten(2, (-1, BLOCK)).transpose(1, 2)
         return cls(
             tokens.new_ones(prompts, positions),
-            tokens.new_empty(prompts, positions // BLOCK, rows, BLOCK),
-            tokens.new_empty(prompts, 0, channels),
+            room,
+            vectors.expand(prompts, -1, -1),
             tokens.new_empty(prompts, 0, count, HEAD_WIDTH),
         )
 
@@ -75,7 +83,8 @@ class SharedStep:
         answer_places: (P / 32, H * D, 32), queries of the positions; None in the first step.
         squares: (P,), square sums of the shared image without its mean.
         projected: (P / 32, steps * H * D, 32), from values to products with the shared image.
-        constants: (P / 32, steps - 1, 32), products of earlier norms' biases with the shared image.
+        constants: (P / 32, K, 32), products of the other vectors with the shared image: those that the image had
+            before the first step, and biases of earlier norms.
         look_own: (P / 32, H * D, 32), keys of the shared image.
         look_places: (P / 32, H * D, 32), keys of the positions.
         look_values: (P, H * D).
@@ -107,8 +116,8 @@ class SharedStep:
     ) -> "SharedStep":
         """Return a step from the projections (H, D, P) of the image and the positions.
 
-        `norm` are square sums (P,), products with the maps of values (steps * H, D, P) and with constants (steps - 1,
-        P), C, and epsilon. `look` are two projections and values (H, P, D).
+        `norm` are square sums (P,), products with the maps of values (steps * H, D, P) and with constants (K, P),
+        C, and epsilon. `look` are two projections and values (H, P, D).
         """
         squares, projected, constants, channels, epsilon = norm
         own, places = answer
@@ -147,8 +156,9 @@ class SharedStep:
         steps = images.values.shape[1] // heads
         lower = gram.tril().add_(gram.tril(-1))
         inputs = (keys, answer_prior, images.values, lower, queries, look_prior, images.scale, images.coefficients)
-        rows = images.coefficients.shape[2]
-        first = (rows // (heads * tokens + 1) - steps) * heads * tokens
+        rows, constants = images.coefficients.shape[2], self.constants.shape[1]
+        all_steps, rest = divmod(rows - constants + steps - 1, heads * tokens + 1)
+        first = (all_steps - steps) * heads * tokens
         expected = (
             *((prompts, heads, tokens, width), (prompts, heads * tokens, vectors - heads * tokens)),
             *((prompts, steps * heads, tokens, width), (prompts, vectors, vectors)),
@@ -157,8 +167,8 @@ class SharedStep:
         )
         if (
             tuple(tuple(each.shape) for each in inputs) != expected
-            or (heads, width, vectors) != (self.heads, HEAD_WIDTH, steps * heads * tokens + steps - 1)
-            or (self.projected.shape[1], rows % (heads * tokens + 1)) != (steps * heads * width, 0)
+            or (heads, width, vectors) != (self.heads, HEAD_WIDTH, steps * heads * tokens + constants)
+            or (self.projected.shape[1], rest) != (steps * heads * width, 0)
             or first < 0
             or heads * max(tokens, wanted) > MOST_TOKENS
         ):
@@ -168,13 +178,14 @@ class SharedStep:
         ):
             raise ValueError("expected float32, and contiguous scales and coefficients")
         kept = [each.contiguous() for each in inputs]  # until the call returns
-        largest = keys.new_empty(prompts, MOST_TOKENS)
+        columns = -(-heads * wanted // 32) * 32
+        largest = keys.new_empty(prompts, columns)
         own = keys.new_empty(prompts, heads, wanted, width)
-        mixed = keys.new_empty(prompts, vectors + 1, MOST_TOKENS)
+        mixed = keys.new_empty(prompts, vectors + 1, columns)
         arrays = [*kept, largest, own, mixed]
         each = (_Tokens * prompts)(*(_Tokens(*(address(array[n]) for array in arrays)) for n in range(prompts)))
         shared = (getattr(self, name) for name in (*_POINTERS, "look_values"))
-        sizes = blocks, heads, tokens, wanted, steps, rows, first, self.channels
+        sizes = blocks, heads, tokens, wanted, steps, constants, rows, first, self.channels
         step = _Step(*map(address, shared), *sizes, self.epsilon)
         self.kernels.function("take_step")(ctypes.byref(step), each, ctypes.c_int32(prompts))
         mixed = mixed[:, :, : heads * wanted].transpose(1, 2)

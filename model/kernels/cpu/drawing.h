@@ -208,15 +208,15 @@ inline void unfold(const float (*logits)[kMostMasks][kBlock], int masks, int sid
   }
 }
 
-// Draw logits (masks, 4 side, 4 side). `scratch` has room for 256 rows + 8192 floats.
-inline void draw(const Upscaler& upscaler, const Prompt& prompt, float* scratch, float* out) {
+// Draw the part of logits (masks, 4 side, 4 side) that is in blocks from `start` to `end`. `scratch` has room for 256 rows
+// + 8192 floats.
+inline void draw(const Upscaler& upscaler, const Prompt& prompt, int start, int end, float* scratch, float* out) {
   float *vectors = scratch, *second = vectors + prompt.rows * kFirst;
   pack(prompt.vectors, prompt.rows, kFirst, vectors);
   pack(upscaler.second, kHidden, kSecond, second);
-  const int64_t positions = static_cast<int64_t>(upscaler.side) * upscaler.side;
   float pixels[kHidden * kBlock];
   float logits[kParts * kParts][kMostMasks][kBlock];
-  for (int block = 0; block < positions / kBlock; ++block) {
+  for (int block = start; block < end; ++block) {
     const float* coefficients = prompt.coefficients + static_cast<int64_t>(block) * prompt.rows * kBlock;
     for (int part = 0; part < kParts; ++part) {
       upscale(upscaler, prompt, vectors, coefficients, block, part, pixels);

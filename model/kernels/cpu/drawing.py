@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,11 +114,20 @@ class Upscaler:
         """Side of the logits (4S)."""
         return 4 * math.isqrt(len(self.shared) * BLOCK)
 
-    def draw(self, scale: Tensor, coefficients: Tensor, vectors: Tensor, filters: Tensor, logits: Tensor) -> None:
+    def draw(
+        self,
+        scale: Tensor,
+        coefficients: Tensor,
+        vectors: Tensor,
+        filters: Tensor,
+        logits: Tensor,
+        threads: int = 1,
+    ) -> None:
         """Draw a prompt's masks into `logits` (N, 4S, 4S), contiguous, for S x S positions.
 
         The image's factors are `scale` (P,), `coefficients` (P / 32, R, 32), and `vectors` (R, 256) after the first
-        step, and the masks' `filters` are (N, 32), with N up to 4. All are float32. Raises ValueError for other shapes.
+        step, and the masks' `filters` are (N, 32), with N up to 4. All are float32. Each of `threads` draws a part of
+        the image. Raises ValueError for other shapes.
         """
         rows, masks = len(vectors), len(filters)
         positions, side = len(self.shared) * BLOCK, self.low_res_size
@@ -131,13 +141,22 @@ class Upscaler:
             raise ValueError("expected float32, and contiguous logits")
         maps = (self.shared, self.first_added, self.second_added, self.norm, self.second, self.second_bias)
         kept = tuple(each.contiguous() for each in inputs[:4])  # until the call returns
-        scratch = torch.empty((rows + _FINAL) * _PARTS * _HIDDEN)
-        self.kernels.function("draw_logits")(
-            ctypes.byref(_Upscaler(*map(address, maps), side // 4, self.epsilon)),
-            ctypes.byref(_Prompt(*map(address, kept), rows, masks)),
-            address(scratch),
-            address(logits),
-        )
+        upscaler = _Upscaler(*map(address, maps), side // 4, self.epsilon)
+        prompt = _Prompt(*map(address, kept), rows, masks)
+        function = self.kernels.function("draw_logits")
+
+        def draw_part(start: int, end: int) -> None:
+            scratch = torch.empty((rows + _FINAL) * _PARTS * _HIDDEN)
+            blocks = ctypes.c_int32(start), ctypes.c_int32(end)
+            function(ctypes.byref(upscaler), ctypes.byref(prompt), *blocks, address(scratch), address(logits))
+
+        blocks = len(self.shared)
+        if threads == 1:
+            draw_part(0, blocks)
+            return
+        ends = [blocks * (part + 1) // threads for part in range(threads)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(draw_part, [0, *ends], ends))
 
 
 def in_blocks(map_: Tensor) -> Tensor:

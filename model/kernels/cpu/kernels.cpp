@@ -39,8 +39,9 @@ EXPORT(void segmint_take_step)(const Step* step, const Tokens* prompts, int32_t 
   take_step(*step, prompts, count);
 }
 
-// Draw low-resolution logits (masks, 4 side, 4 side) of a prompt. `scratch` has room for 256 rows + 8192 floats.
+// Draw low-resolution logits (masks, 4 side, 4 side) of a prompt for the blocks of positions from `start` to `end`.
+// `scratch` has room for 256 rows + 8192 floats.
 EXPORT(void segmint_draw_logits)
-(const Upscaler* upscaler, const Prompt* prompt, float* scratch, float* logits) {
-  draw(*upscaler, *prompt, scratch, logits);
+(const Upscaler* upscaler, const Prompt* prompt, int32_t start, int32_t end, float* scratch, float* logits) {
+  draw(*upscaler, *prompt, start, end, scratch, logits);
 }

@@ -6,7 +6,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // Number of the functions' interface; library.py has the same number.
-EXPORT int32_t segmint_interface() { return 3; }
+EXPORT int32_t segmint_interface() { return 4; }
 
 // Hash of the sources and flags that the library was built from.
 EXPORT const char* segmint_sources() { return SOURCES_HASH; }

@@ -16,7 +16,7 @@ from segmint.model.kernels.cpu.build import FOLDER, INSTRUCTION_SETS, LIBRARY, h
 LANES16 = "lanes16-1"
 """Name of the kernels' algorithm in a dataset's numerics. Every instruction set gives its bits; change it with them."""
 
-INTERFACE = 3
+INTERFACE = 4
 """Number of the functions' interface; `library.cpp` has the same number."""
 
 _FAST = ("avx512", "avx2")

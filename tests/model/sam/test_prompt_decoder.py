@@ -9,9 +9,11 @@ import torch
 from segmint.model.sam import prompt_decoder
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
+from segmint.model.sam.point_decoder import decode_with_kernels, draw_with_kernels, plan_points
 from segmint.model.sam.predictor import Predictor
-from segmint.model.sam.prompt_decoder import MOST_TOKENS, decode_prompts, suits
+from segmint.model.sam.prompt_decoder import MOST_TOKENS, decode_prompts, decode_with_plan, suits
 from segmint.model.sam.prompt_encoder import PromptEmbedding
+from tests.support.cpu_kernels import every_set
 from tests.support.random_weights import randomize
 
 SIDE = 32
@@ -40,14 +42,50 @@ def test_masks_and_ious_are_the_plain_decoders(depth: int, chosen: range) -> Non
         torch.testing.assert_close(ious, expected_ious, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("chosen", [range(1), range(1, MASK_TOKENS), range(MASK_TOKENS)], ids=["one", "three", "all"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_kernels_give_the_masks_and_ious_of_the_plain_decoder(depth: int, chosen: range) -> None:
+    kernels = every_set()[-1]
+    decoder = randomize(MaskDecoder(depth))
+    torch.manual_seed(1)
+    features, positions = torch.randn(2, 1, 256, SIDE, SIDE)
+    vectors, no_mask = torch.randn(17, 256) / 4, torch.randn(1, 256, 1, 1).expand(1, 256, SIDE, SIDE)
+    plan = plan_points(decoder, features, positions, no_mask, kernels, vectors)
+    for tokens, masks in ((1, 1), (2, 3), (11, 1), (0, 3)):
+        coefficients = torch.randn(masks, 17, SIDE * SIDE)
+        dense = no_mask + (coefficients.transpose(1, 2) @ vectors).transpose(1, 2).unflatten(2, (SIDE, SIDE))
+        prompt = PromptEmbedding(torch.randn(3, tokens, 256), dense)
+        expected, expected_ious = decoder.decode(features, positions, prompt, chosen)
+        assert expected.std() > 0.1, "masks of nearly nothing would compare nothing"
+        logits, ious = decode_with_plan(decoder, plan, prompt.sparse, (coefficients, vectors), chosen)
+        torch.testing.assert_close(logits, expected, atol=2e-4, rtol=0)
+        torch.testing.assert_close(ious, expected_ious, atol=1e-5, rtol=0)
+
+
+def test_the_number_of_threads_does_not_affect_what_kernels_draw(mobile_sam_path, coffee: np.ndarray) -> None:
+    predictor = Predictor(load_sam(mobile_sam_path), kernels=every_set()[-1])
+    embedding, threads = predictor.embed(coffee), torch.get_num_threads()
+    places, filters = torch.randn(1, 8, 256), torch.randn(4, 32)
+    drawn = []
+    plan = predictor.plan_points(embedding)
+    _, images = decode_with_kernels(predictor.sam.mask_decoder, plan, places, range(1))
+    assert plan.kernels is not None
+    for count in (1, 2, 3):
+        drawn.append(torch.full((4, 256, 256), torch.nan))
+        draw_with_kernels(predictor.sam.mask_decoder, plan.kernels.upscaler, images, 0, filters, drawn[-1], count)
+    assert threads == torch.get_num_threads()
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
 def test_what_it_is_for() -> None:
     features, dense = torch.randn(1, 256, SIDE, SIDE), torch.randn(1, 256, SIDE, SIDE)
     few, many = (PromptEmbedding(torch.randn(1, count, 256), dense) for count in (MOST_TOKENS - 5, MOST_TOKENS - 4))
-    assert suits(features, few)
-    assert not suits(features, many)
-    assert not suits(features.bfloat16(), few)
+    assert suits(features, few.sparse)
+    assert not suits(features, many.sparse)
+    assert not suits(features.bfloat16(), few.sparse)
     with torch.inference_mode(False), torch.enable_grad():
-        assert not suits(features, few)
+        assert not suits(features, few.sparse)
 
 
 def test_a_prompt_has_the_same_bits_alone_and_beside_others(mobile_sam_path, coffee: np.ndarray) -> None:
@@ -61,8 +99,28 @@ def test_a_prompt_has_the_same_bits_alone_and_beside_others(mobile_sam_path, cof
     assert torch.equal(both.low_res_logits[1:], alone.low_res_logits)
 
 
+def test_the_predictor_uses_the_kernels(mobile_sam_path, coffee: np.ndarray) -> None:
+    sam = load_sam(mobile_sam_path)
+    with_kernels, without = Predictor(sam, kernels=every_set()[-1]), Predictor(sam, kernels=None)
+    embedding, other = with_kernels.embed(coffee), with_kernels.embed(coffee[::-1])
+    points, labels = np.array([[[300.0, 200.0], [320.0, 250.0]]]), np.array([[1, 0]])
+    before = without.predict(embedding, points, labels).low_res_logits[:, :1]
+    box = np.array([[250.0, 150.0, 400.0, 300.0]])
+    for prompt in (
+        {"points": points, "labels": labels},
+        {"points": points, "labels": labels, "masks": before},
+        {"boxes": box, "masks": before},
+        {"masks": before},
+    ):
+        for image in (embedding, other):
+            plain, found = (each.predict_all(image, **prompt) for each in (without, with_kernels))
+            assert not torch.equal(found.low_res_logits, plain.low_res_logits)  # the last bits
+            torch.testing.assert_close(found.low_res_logits, plain.low_res_logits, atol=2e-4, rtol=0)
+            torch.testing.assert_close(found.predicted_iou, plain.predicted_iou, atol=1e-5, rtol=0)
+
+
 def test_the_predictor_asks_it(mobile_sam_path, coffee: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = Predictor(load_sam(mobile_sam_path))
+    predictor = Predictor(load_sam(mobile_sam_path), kernels=None)
     embedding = predictor.embed(coffee)
     points, labels = np.array([[[300.0, 200.0]]]), np.array([[1]])
     fast = predictor.predict(embedding, points, labels)

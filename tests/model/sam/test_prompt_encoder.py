@@ -45,6 +45,16 @@ def test_points_without_a_box_get_one_token_more(encoder: PromptEncoder, parts: 
     assert encoder(points, labels, boxes, masks).sparse.shape == (2, tokens, 256)
 
 
+def test_a_masks_embedding_is_a_sum_of_17_vectors(encoder: PromptEncoder) -> None:
+    torch.manual_seed(0)
+    masks = torch.randn(2, 1, 256, 256) * 5
+    expected = encoder(None, None, None, masks).dense
+    total = encoder.mask_coefficients(masks).transpose(1, 2) @ encoder.mask_vectors()
+    found = encoder.dense_without_mask() + total.transpose(1, 2).unflatten(2, (64, 64))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert not encoder.mask_coefficients(None).any()
+
+
 def test_no_prompt_at_all_is_an_error(encoder: PromptEncoder) -> None:
     with pytest.raises(ValueError, match="no prompt"):
         encoder(None, None, None, None)

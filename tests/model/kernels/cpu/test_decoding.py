@@ -16,22 +16,29 @@ from tests.support.cpu_kernels import every_set, spoil, tensor, with_fault
 
 POSITIONS, HEADS, CHANNELS, EPSILON = 256, 8, 256, 1e-5
 
-HASH = "84a58f07723f2fac"
-"""Of the results of three steps, from every instruction set of every CPU."""
+SHAPES = ((7, 7, 1, 0), (7, 4, 2, 0), (8, 5, 3, 0), (9, 9, 1, 17), (16, 2, 2, 17))
+"""Tokens, queries, steps, and vectors of a mask."""
+
+HASH = "807ea4e20e9c9c2a"
+"""Of the results of steps of these `SHAPES`, from every instruction set of every CPU."""
 
 
 class Case:
-    """A step for two prompts with `tokens` tokens, of numbers that no library decides."""
+    """A step for two prompts with `tokens` tokens, of numbers that no library decides.
 
-    def __init__(self, tokens: int, queries: int, steps: int) -> None:
+    The image has `of_mask` vectors before the first step.
+    """
+
+    def __init__(self, tokens: int, queries: int, steps: int, of_mask: int = 0) -> None:
         self.tokens, self.steps = tokens, steps
-        fresh, self.count = HEADS * tokens, steps * HEADS * tokens + steps - 1
+        constants = of_mask + steps - 1
+        fresh, self.count = HEADS * tokens, steps * HEADS * tokens + constants
         self.prior = self.count - fresh
         self.own, self.keys = tensor(1, HEADS, 16, POSITIONS) * 2, tensor(2, HEADS, 16, POSITIONS) * 2
         self.places, self.key_places = tensor(3, HEADS, 16, POSITIONS), tensor(4, HEADS, 16, POSITIONS)
         self.squares, self.values = tensor(5, POSITIONS) * 20 + 200, tensor(6, HEADS, POSITIONS, 16)
         self.projected = tensor(7, steps * HEADS, 16, POSITIONS) * 2
-        self.constants = tensor(8, steps - 1, POSITIONS)
+        self.constants = tensor(8, constants, POSITIONS)
         self.few, self.of_values = tensor(9, 2, HEADS, tokens, 16), tensor(10, 2, steps * HEADS, tokens, 16)
         self.answer_prior = tensor(11, 2, fresh, self.prior)
         self.vectors = tensor(12, 2, self.count, CHANNELS) / 4
@@ -52,7 +59,7 @@ class Case:
 
     def images(self) -> ImagesInBlocks:
         fresh = HEADS * self.tokens
-        room = torch.full((2, POSITIONS // 32, (self.steps + 1) * (fresh + 1), 32), torch.nan)  # for one more step
+        room = torch.full((2, POSITIONS // 32, self.count + fresh + 2, 32), torch.nan)  # for one more step
         for prompt in range(2):
             room[prompt, :, 2 * fresh : 2 * fresh + self.prior] = in_blocks(self.coefficients[prompt].T)
         return ImagesInBlocks(self.scale.clone(), room, self.vectors, self.of_values)
@@ -81,6 +88,7 @@ class Case:
             found = scores(few, self.own, self.places, self.answer_prior, scale, prior)
         else:
             found = few @ self.own.to(dtype)
+            found = found + torch.unflatten(self.answer_prior.to(dtype) @ prior, 1, few.shape[1:3])
         rows = torch.cat([found.softmax(dim=2).flatten(1, 2), prior], dim=1)
         linear = (values @ self.projected.to(dtype)).flatten(1, 2)
         linear = torch.cat([linear, self.constants.to(dtype).expand(2, -1, -1)], dim=1) * scale[:, None]
@@ -96,7 +104,7 @@ class Case:
 
 def result_of(kernels: Kernels) -> str:
     digest = hashlib.sha256()
-    for case in (Case(7, 7, steps=1), Case(7, 4, steps=2), Case(8, 5, steps=3)):
+    for case in (Case(*shape) for shape in SHAPES):
         for found in case.take(kernels):
             digest.update(found.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -108,9 +116,9 @@ def test_every_instruction_set_gives_the_stored_hash() -> None:
     }
 
 
-@pytest.mark.parametrize(("tokens", "queries", "steps"), [(7, 7, 1), (7, 4, 2), (8, 8, 2), (8, 5, 3), (1, 1, 1)])
-def test_errors_against_float64_are_at_most_twice_torchs(tokens: int, queries: int, steps: int) -> None:
-    case = Case(tokens, queries, steps)
+@pytest.mark.parametrize("shape", [*SHAPES, (8, 8, 2, 0), (1, 1, 1, 0), (16, 16, 3, 5)])
+def test_errors_against_float64_are_at_most_twice_torchs(shape: tuple[int, int, int, int]) -> None:
+    case = Case(*shape)
     exact = case.plainly(torch.float64)
     for name, found, torchs, right in zip(
         ("scale", "coefficients", "own", "mixed"),
@@ -150,7 +158,7 @@ def test_values_that_are_not_finite_stay_so() -> None:
         (spoil("few", torch.zeros(2, HEADS, 6, 16)), "don't fit"),
         (spoil("few", torch.zeros(2, HEADS, 7, 8)), "don't fit"),
         (spoil("of_values", torch.zeros(2, HEADS, 7, 16)), "don't fit"),
-        (spoil("queries", torch.zeros(2, HEADS, 9, 16)), "don't fit"),
+        (spoil("queries", torch.zeros(2, HEADS, 17, 16)), "don't fit"),
         (spoil("look_prior", torch.zeros(2, 32, 113)), "don't fit"),
         (spoil("scale", torch.ones(2, POSITIONS - 32)), "don't fit"),
         (spoil("scale", torch.ones(2, POSITIONS).double()), "expected float32"),
