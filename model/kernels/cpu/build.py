@@ -34,8 +34,14 @@ INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
     "scalar": (),
     "avx2": ("-DLANES_AVX2", *_AVX2),
     "avx512": ("-DLANES_AVX512", *_AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"),
+    "neon": ("-DLANES_NEON",),
 }
 """Flags of each instruction set, which also selects its back end in `lanes16.h`."""
+
+_SETS = {
+    **dict.fromkeys(("x86_64", "AMD64"), ("scalar", "avx2", "avx512")),
+    **dict.fromkeys(("aarch64", "arm64"), ("scalar", "neon")),
+}
 
 TIMEOUT_S = 300
 
@@ -61,7 +67,7 @@ def hash_of(sources: list[Path]) -> str:
 
 def sets_of(machine: str) -> dict[str, tuple[str, ...]]:
     """Return the instruction sets, with their flags, that are built for a machine such as `x86_64`."""
-    return INSTRUCTION_SETS if machine in ("x86_64", "AMD64") else {"scalar": INSTRUCTION_SETS["scalar"]}
+    return {name: INSTRUCTION_SETS[name] for name in _SETS.get(machine, ("scalar",))}
 
 
 def compiler() -> str:
@@ -74,10 +80,13 @@ def compiler() -> str:
     raise NoKernelsError(f"there is no C++ compiler ({named or 'g++, clang++, or c++'})")
 
 
-def build(target: Path, folder: Path = FOLDER, sanitize: bool = False, only: str | None = None) -> None:
+def build(
+    target: Path, folder: Path = FOLDER, sanitize: bool = False, only: str | None = None, machine: str | None = None
+) -> None:
     """Compile the sources in `folder`, for all instruction sets or `only` one, and replace the library `target`.
 
-    The library is replaced at once, and left as it is if a `NoKernelsError` is raised.
+    For another `machine` than this one, `$CXX` must be a cross compiler. The library is replaced at once, and left as
+    it is if a `NoKernelsError` is raised.
     """
     if sys.platform != "linux":
         raise NoKernelsError(f"the CPU kernels aren't built on {sys.platform}, only on Linux")
@@ -88,7 +97,7 @@ def build(target: Path, folder: Path = FOLDER, sanitize: bool = False, only: str
         units: list[tuple[str, str, tuple[str, ...]]] = [
             ("library", "library.cpp", (f'-DSOURCES_HASH="{hash_of(sources_of(folder))}"',))
         ]
-        for name, own in sets_of(platform.machine()).items():
+        for name, own in sets_of(machine or platform.machine()).items():
             if only in (None, name):
                 units.append((name, "kernels.cpp", (f"-DLANES_NAME={name}", *own)))
         objects = [str(Path(scratch, f"{name}.o")) for name, _, _ in units]

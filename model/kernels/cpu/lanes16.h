@@ -1,9 +1,10 @@
-// Vectors of 16 float lanes with one back end per instruction set: AVX-512 (1 x 512 bits), AVX2 (2 x 256), and scalars.
+// Vectors of 16 float lanes with one back end per instruction set: AVX-512 (1 x 512 bits), AVX2 (2 x 256), NEON
+// (4 x 128), and scalars.
 //
 // Each operation is exact per lane: it copies, compares, or rounds once as IEEE 754 says. So the same sequence of
 // operations gives the same bits with every back end. A multiplication is only fused with an addition by `fma`, because
 // the compiler runs with -ffp-contract=off. min, max, and comparisons with NaN behave as in SSE: min(a, b) is
-// a < b ? a : b, and a comparison is false.
+// a < b ? a : b, and a comparison is false. Which NaN an operation returns depends on the CPU.
 //
 // A Mask has one bit per lane, the lowest one for lane 0.
 
@@ -14,6 +15,8 @@
 
 #if defined(LANES_AVX512) || defined(LANES_AVX2)
 #include <immintrin.h>
+#elif defined(LANES_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -178,6 +181,114 @@ inline bool pick_near_half(const float* row, int width, const int32_t* places, _
 }
 inline bool pick_near(const float* row, int width, const int32_t* places, V* found) {
   return pick_near_half(row, width, places, &found->a) && pick_near_half(row, width, places + 8, &found->b);
+}
+
+#elif defined(LANES_NEON)
+
+struct V {
+  float32x4_t v[4];
+};
+
+template <class Function>
+inline V each(Function function) {
+  return {{function(0), function(1), function(2), function(3)}};
+}
+inline V load(const float* from) {
+  return each([=](int i) { return vld1q_f32(from + 4 * i); });
+}
+inline void store(float* to, V a) {
+  for (int i = 0; i < 4; ++i) vst1q_f32(to + 4 * i, a.v[i]);
+}
+inline V broadcast(float value) {
+  return each([=](int) { return vdupq_n_f32(value); });
+}
+inline V operator+(V a, V b) {
+  return each([&](int i) { return vaddq_f32(a.v[i], b.v[i]); });
+}
+inline V operator-(V a, V b) {
+  return each([&](int i) { return vsubq_f32(a.v[i], b.v[i]); });
+}
+inline V operator*(V a, V b) {
+  return each([&](int i) { return vmulq_f32(a.v[i], b.v[i]); });
+}
+inline V operator/(V a, V b) {
+  return each([&](int i) { return vdivq_f32(a.v[i], b.v[i]); });
+}
+inline V fma(V a, V b, V c) {
+  return each([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); });
+}
+inline V min(V a, V b) {  // not vminq, which is NaN if a is
+  return each([&](int i) { return vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); });
+}
+inline V max(V a, V b) {
+  return each([&](int i) { return vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); });
+}
+inline V absolute(V a) {
+  return each([&](int i) { return vabsq_f32(a.v[i]); });
+}
+inline V root(V a) {
+  return each([&](int i) { return vsqrtq_f32(a.v[i]); });
+}
+inline V whole(V a) {
+  return each([&](int i) { return vrndq_f32(a.v[i]); });
+}
+
+template <class Function>
+inline Mask mask_of(Function function) {
+  const uint32x4_t bits = {1, 2, 4, 8};
+  uint32x4_t out = vandq_u32(function(0), bits);
+  out = vorrq_u32(out, vandq_u32(function(1), vshlq_n_u32(bits, 4)));
+  out = vorrq_u32(out, vandq_u32(function(2), vshlq_n_u32(bits, 8)));
+  return vaddvq_u32(vorrq_u32(out, vandq_u32(function(3), vshlq_n_u32(bits, 12))));
+}
+inline Mask above(V a, V b) {
+  return mask_of([&](int i) { return vcgtq_f32(a.v[i], b.v[i]); });
+}
+inline Mask at_most(V a, V b) {
+  return mask_of([&](int i) { return vcleq_f32(a.v[i], b.v[i]); });
+}
+
+// Return the places of the bytes of four floats at `floats`.
+inline uint8x16_t places_of_bytes(int32x4_t floats) {
+  return vreinterpretq_u8_s32(vaddq_s32(vmulq_n_s32(floats, 0x04040404), vdupq_n_s32(0x03020100)));
+}
+inline V pick(const float* table, V places) {
+  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(table);
+  uint8x16x2_t numbers = {{vld1q_u8(bytes), vld1q_u8(bytes + 16)}};
+  return each([&](int i) {
+    return vreinterpretq_f32_u8(vqtbl2q_u8(numbers, places_of_bytes(vcvtq_s32_f32(places.v[i]))));
+  });
+}
+
+inline V times_power_of_2(V a, V powers) {
+  return each([&](int i) {
+    int32x4_t exponents = vaddq_s32(vcvtq_s32_f32(powers.v[i]), vdupq_n_s32(127));
+    return vmulq_f32(a.v[i], vreinterpretq_f32_s32(vshlq_n_s32(exponents, 23)));
+  });
+}
+
+inline void transpose(const float* from, int from_width, float* to, int to_width) {
+  for (int row = 0; row < 16; row += 4) {
+    for (int column = 0; column < 16; column += 2) {
+      const float* at = from + row * from_width + column;
+      float32x4_t even = vcombine_f32(vld1_f32(at), vld1_f32(at + 2 * from_width));
+      float32x4_t odd = vcombine_f32(vld1_f32(at + from_width), vld1_f32(at + 3 * from_width));
+      vst1q_f32(to + column * to_width + row, vtrn1q_f32(even, odd));
+      vst1q_f32(to + (column + 1) * to_width + row, vtrn2q_f32(even, odd));
+    }
+  }
+}
+
+inline bool pick_near(const float* row, int width, const int32_t* places, V* found) {
+  int base = places[0] < width - 16 ? places[0] : width - 16;
+  if (places[15] - base > 15) return false;
+  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(row + base);
+  uint8x16x4_t numbers = {{vld1q_u8(bytes), vld1q_u8(bytes + 16), vld1q_u8(bytes + 32), vld1q_u8(bytes + 48)}};
+  *found = each([&](int i) {
+    int32x4_t offsets = vsubq_s32(vld1q_s32(places + 4 * i), vdupq_n_s32(base));
+    return vreinterpretq_f32_u8(vqtbl4q_u8(numbers, places_of_bytes(offsets)));
+  });
+  return true;
 }
 
 #else  // scalars

@@ -21,6 +21,8 @@ EXPORT int32_t segmint_supports(const char* set) {
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   }
+#elif defined(__aarch64__)
+  if (strcmp(set, "neon") == 0) return true;  // every such CPU has it
 #endif
   return strcmp(set, "scalar") == 0;
 }

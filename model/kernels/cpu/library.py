@@ -19,7 +19,7 @@ LANES16 = "lanes16-1"
 INTERFACE = 4
 """Number of the functions' interface; `library.cpp` has the same number."""
 
-_FAST = ("avx512", "avx2")
+_FAST = ("avx512", "avx2", "neon")
 
 
 class KernelsError(RuntimeError):
@@ -28,7 +28,7 @@ class KernelsError(RuntimeError):
 
 @dataclass(frozen=True)
 class Kernels:
-    """The library's functions for one instruction set: avx512, avx2, or scalar."""
+    """The library's functions for one instruction set: avx512, avx2, neon, or scalar."""
 
     library: ctypes.CDLL
     instruction_set: str
@@ -87,7 +87,7 @@ def load_kernels(instruction_set: str | None = None, path: Path | None = None) -
     for name in _FAST if instruction_set is None else [instruction_set]:
         if name in INSTRUCTION_SETS and library.segmint_supports(name.encode()):
             return Kernels(library, name)
-    raise KernelsError(f"the CPU has no {instruction_set or 'AVX2 or AVX-512'} instructions")
+    raise KernelsError(f"the CPU has no {instruction_set or 'AVX2, AVX-512, or NEON'} instructions")
 
 
 def main() -> None:

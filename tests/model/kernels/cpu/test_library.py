@@ -1,9 +1,11 @@
 """The library of CPU kernels: found, refused where it can't be right, and done without."""
 
+import ctypes
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
@@ -45,7 +47,7 @@ def sources() -> list[str]:
 
 def test_the_library_of_this_package_is_loaded(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     library.main()
-    assert capsys.readouterr().out in ("lanes16-1 with avx512\n", "lanes16-1 with avx2\n")
+    assert capsys.readouterr().out in [f"lanes16-1 with {name}\n" for name in library._FAST]
     assert library.reason() is None
 
 
@@ -79,6 +81,32 @@ def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
 def test_an_instruction_set_that_the_cpu_lacks_is_refused(built: Path) -> None:
     with pytest.raises(library.KernelsError, match="the CPU has no avx1024 instructions"):
         library.load_kernels("avx1024")
+
+
+def library_with(*supported: str) -> SimpleNamespace:
+    """What ctypes loads on a CPU with these instruction sets."""
+
+    def sources() -> bytes:
+        return build.hash_of(build.sources_of(build.FOLDER)).encode()
+
+    return SimpleNamespace(
+        segmint_interface=lambda: library.INTERFACE,
+        segmint_sources=sources,
+        segmint_supports=lambda name: name.decode() in supported,
+    )
+
+
+def test_arm_cpus_use_neon(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: library_with("scalar", "neon"))
+    assert library.load_kernels().instruction_set == "neon"
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: library_with("scalar"))
+    with pytest.raises(library.KernelsError, match="the CPU has no AVX2, AVX-512, or NEON instructions"):
+        library.load_kernels()
+
+
+def test_each_machine_has_its_instruction_sets() -> None:
+    found = {machine: tuple(build.sets_of(machine)) for machine in ("x86_64", "aarch64", "riscv64")}
+    assert found == {"x86_64": ("scalar", "avx2", "avx512"), "aarch64": ("scalar", "neon"), "riscv64": ("scalar",)}
 
 
 @pytest.mark.usefixtures("fresh")
