@@ -10,6 +10,9 @@ from collections.abc import Iterable
 import pytest
 
 from tests.support.histories import WriterHistory
+from tests.support.history_commands import grow, mark, state_of, take_down
+from tests.support.protocol import DatasetPath, begin, quick_folder, write
+from tests.support.stepped import SteppedThreads, stepping
 
 FEW, MANY = 30, 10_000
 
@@ -40,6 +43,32 @@ def test_a_history_follows_from_its_seed() -> None:
     one.run()
     other.run()
     assert one.told == other.told
+
+
+def test_the_model_knows_every_state_of_the_dataset() -> None:
+    """Any of them may become a version, even one between two puts of a writer that applies a tombstone."""
+    history = WriterHistory(0)
+    states = set[str]()
+
+    def made(call: str) -> None:
+        history.remember_state(call)
+        states.add(state_of(history.folder))
+
+    def work() -> None:
+        take_down(place, 0)
+        write(place, 0)  # puts the fingerprints of the image that it removes before it commits
+        mark(place, 1, 1)
+        grow(place)
+
+    with quick_folder() as history.folder:
+        place = DatasetPath(str(history.folder))
+        begin(place)
+        history.states.add(state_of(history.folder))
+        with stepping(made):
+            stepped = SteppedThreads(work)
+            stepped.finish()
+    assert stepped.error is None
+    assert states == history.states
 
 
 @pytest.mark.long

@@ -68,7 +68,6 @@ from tests.support.protocol import (
 from tests.support.stepped import SteppedThreads, stepping
 
 MOST_AT_ONCE = 6
-_CHANGES = ("create commits/", "put commits/", "create tombstones/", "put tombstones/")
 _UNIQUE = re.compile(r"[0-9a-f]{32}")
 
 
@@ -114,10 +113,11 @@ class WriterHistory:
         """Live through the history, then repeat what was killed and check what is left."""
         with ExitStack() as made:
             self.folder = made.enter_context(quick_folder())
-            made.enter_context(stepping(self._made))
             self.place = DatasetPath(str(self.folder))
+            begin(self.place)
+            self.states.add(state_of(self.folder))
+            made.enter_context(stepping(self.remember_state))
             try:
-                begin(self.place)
                 for _ in range(steps):
                     self._tell(self._act())
                     self._check()
@@ -259,9 +259,9 @@ class WriterHistory:
         file = self.folder / entry.path
         return not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != entry.sha256
 
-    def _made(self, call: str) -> None:
-        """Remember what the dataset is after a call that changes it."""
-        if call.startswith(_CHANGES) or (call.startswith(("create ", "put ")) and "/dataset." in call):
+    def remember_state(self, call: str) -> None:
+        """Remember what the dataset is after a storage call, unless that call can't have changed it."""
+        if call.startswith(("create", "put")):
             self.states.add(state_of(self.folder))
 
     def _call(self, actor: SteppedThreads) -> str:
