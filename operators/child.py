@@ -7,9 +7,9 @@ while it processes an image, and does not spend an image's time limit on startin
 
 import contextlib
 import ctypes
+import importlib.util
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import threading
@@ -61,6 +61,10 @@ class Children(Generic[T]):
         max_tasks: int = 1000,
         more_s: float = 0.0,
     ) -> None:
+        if importlib.util.find_spec("resource") is None:  # Windows
+            raise ChildFaultError(
+                "a HEIC is decoded in a child process, which needs Linux or macOS. Convert it to JPEG or PNG."
+            )
         self._arguments = (factory, memory_limit)
         self._timeout_s = timeout_s
         self._more_s = more_s
@@ -214,6 +218,8 @@ class BareContext(SpawnContext):
 
 def forbid_core_dumps() -> None:
     """Disable core dumps for this process and its future children."""
+    import resource
+
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
@@ -226,6 +232,8 @@ _start_error: str | None = None
 
 def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None:
     """Set up the child: tie its life to its parent's, build the worker, set the memory limit, silence decoders."""
+    import resource
+
     global _worker, _start_error
     guard_child()
     try:
@@ -268,6 +276,8 @@ def _silence() -> None:
 
 def guard_child() -> None:
     """Make this process die with its parent and leave no core dump, which would contain an image."""
+    import resource
+
     _die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

@@ -30,7 +30,8 @@ def _renew_lock() -> None:
     _stores_lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def connect(protocol: str, options: Mapping[str, Any]) -> Store:

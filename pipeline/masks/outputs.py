@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from segmint.catalogs.endings import IMAGE_ENDINGS
@@ -263,7 +264,11 @@ def open_folder(
                 f"{folder} has {some(unknown, 3)} but no {RECORD}, so their settings are unknown. Choose another "
                 "folder, or pass --overwrite to make these masks again."
             ) from None
-        if not record.put_if_absent(text):
+        with TemporaryDirectory() as temporary:
+            file = Path(temporary, RECORD)
+            file.write_bytes(text)
+            is_ours = record.put_file_if_absent(file)  # unlike bytes, works without hard links
+        if not is_ours:
             _check_settings(folder, record.read(), settings)
 
 

@@ -27,6 +27,12 @@ def children() -> Iterator[Children[object]]:
         yield children
 
 
+def test_a_system_without_limits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    with pytest.raises(ChildFaultError, match="needs Linux or macOS"):
+        Children(child_workers.obedient, timeout_s=3.0)
+
+
 def test_results_and_exceptions_cross_the_process_border(children: Children[object]) -> None:
     assert children.run(b"\x00 any bytes") == b"\x00 any bytes"
     with pytest.raises(RejectedError) as verdict:

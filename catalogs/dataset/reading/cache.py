@@ -9,7 +9,6 @@ shared lock and is kept until a later call.
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -103,6 +102,8 @@ class ShardCache:
             copy = self.path(entry).open("rb")
         except FileNotFoundError:
             return None
+        import fcntl
+
         fcntl.flock(copy, fcntl.LOCK_SH)  # until it is closed
         whole = os.fstat(copy.fileno()).st_size == entry.size
         if whole and check:
@@ -220,6 +221,8 @@ def _copied(source: Location, target: Path) -> tuple[int, str]:
 
 def _delete_unused(file: Path) -> bool:
     """Delete a file unless a process locks it; the lock of a killed process is gone. Return whether it was deleted."""
+    import fcntl
+
     try:
         with file.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -235,6 +238,13 @@ def _locked(file: Path) -> Iterator[None]:
 
     It isn't a POSIX lock, because the kernel reports false deadlocks for those between multithreaded processes.
     """
+    try:
+        import fcntl
+    except ImportError as error:  # Windows
+        raise UsageError(
+            "a cache of shards needs file locks, which Python lacks on this system. Copy the dataset to a local disk, "
+            "or use Linux or macOS."
+        ) from error
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         stream = file.open("ab")

@@ -1,6 +1,7 @@
 """Random access to the images of a shard, through its tar on a local disk and its table of images."""
 
 import os
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -81,6 +82,7 @@ class ShardTar:
     def __init__(self, tar: Location, entry: FileEntry, cache: ShardCache | None, check: bool) -> None:
         """Open the tar; with `check`, hash it first. Without a `cache`, the tar must be a local file."""
         self._tar, self._entry, self._cache = tar, entry, cache
+        self._lock = threading.Lock()
         if cache is None and check:
             check_file(tar, entry)
         self._file: BinaryIO | None = self._open(check)
@@ -89,7 +91,11 @@ class ShardTar:
         """Return `size` bytes from an offset, or fewer at the end of the file."""
         if self._file is None:
             self._file = self._open(check=False)
-        return os.pread(self._file.fileno(), size, offset)
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), size, offset)
+        with self._lock:  # on Windows, threads share the file's position
+            self._file.seek(offset)
+            return self._file.read(size)
 
     def keep(self) -> None:
         """Mark the copy as in use; if another process deleted it, close it to free its space and fetch it later."""

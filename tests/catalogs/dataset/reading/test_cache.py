@@ -65,6 +65,12 @@ def copies(cache: ShardCache) -> set[Path]:
     return {path for path in (cache.folder / KEY).iterdir() if path.is_file()}
 
 
+def test_a_system_without_locks_is_named(files: CacheFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(UsageError, match="needs file locks"):
+        read(ShardCache(tmp_path / "cache", KEY, SIZE), *files.make(0))
+
+
 def test_the_least_recently_used_copies_make_room(files: CacheFiles, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", KEY, 3 * SIZE)
     made = [files.make(number) for number in range(4)]
