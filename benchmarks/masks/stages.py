@@ -15,12 +15,18 @@ Each precision gets two measurements, each in a separate process after one warm-
 The settings are those of the `sa1b` profile, with cleanup, and without crops unless `--crops` is given. The weights are
 MobileSAM's. The default photograph is scikit-image's astronaut. The result is written to
 `benchmarks/results/stages.json`.
+
+`--command` measures whole processes of `segmint masks` instead, with the photograph at 600 x 400 pixels: the seconds to
+the first line of output and to the end, and CPU seconds. It only prints them.
 """
 
 import argparse
 import os
+import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -55,9 +61,13 @@ def main() -> None:
     parser.add_argument("--layers", nargs="*", type=int, default=[0, 1, 2], help="layers of crops in the scaling")
     parser.add_argument("--sides", nargs="*", type=int, default=[400, 800, 1600, 2400], help="long sides in pixels")
     parser.add_argument("--output", type=Path, default=RESULTS / "stages.json", help="the result's file")
+    parser.add_argument("--command", action="store_true", help="only measure whole processes of `segmint masks`")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error(f"--rounds is {arguments.rounds}: expected 1 or more")
+    if arguments.command:
+        measure_command(arguments.photo, arguments.rounds)
+        return
 
     machine = describe_machine(arguments.threads, ", ".join(arguments.precision))
     image = read(arguments.photo)
@@ -90,6 +100,30 @@ def main() -> None:
         found[precision] = {**stages, **scaling}
         write_result(arguments.output, "stages", machine, {"settings": settings, "precisions": found})
     print(f"written to {arguments.output}")
+
+
+def measure_command(source: str, rounds: int) -> None:
+    """Print the medians of `segmint masks` with its defaults, after a run that loads the files into memory."""
+    from PIL import Image
+
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        photo = Path(folder, "photo.png")
+        Image.fromarray(read(source)).resize((600, 400)).save(photo)
+        command = [sys.executable, "-m", "segmint", "masks", str(photo), "--overwrite", "--device", "cpu"]
+        for _ in range(rounds + 1):
+            before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+                assert process.stderr is not None
+                process.stderr.readline()
+                first = time.perf_counter() - started
+                process.stderr.read()
+            if process.returncode:
+                raise SystemExit(f"segmint masks ended with exit code {process.returncode}")
+            total, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+            runs.append((first, total, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
+    first, total, cpu = (statistics.median(column) for column in zip(*runs[1:], strict=True))
+    print(f"first line {first:.2f} s, done {total:.2f} s, {cpu:.2f} CPU s; load {os.getloadavg()[0]:.1f}")
 
 
 def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: int) -> dict[str, Any]:
