@@ -140,9 +140,8 @@ def stages_part(results: dict[str, Result]) -> str:
     )
     network = table(
         [
-            "part of the network",
+            "stage of the network",
             "precision",
-            "stages",
             "computed in",
             "time (s)",
             "work (GFLOP)",
@@ -151,9 +150,8 @@ def stages_part(results: dict[str, Result]) -> str:
         ],
         (
             [
-                part,
+                stage,
                 one,
-                ", ".join(row["stages"]),
                 row["computes_in"],
                 f"{row['seconds']:.2f}",
                 f"{row['gflop']:,.0f}",
@@ -161,7 +159,7 @@ def stages_part(results: dict[str, Result]) -> str:
                 percent(row["of_peak"]),
             ]
             for one, each in found.items()
-            for part, row in each["network"].items()
+            for stage, row in each["network"].items()
         ),
     )
     whole = table(
@@ -179,8 +177,8 @@ def stages_part(results: dict[str, Result]) -> str:
     photograph = result["settings"]["photograph"]
     note = (
         f"The image is {photograph['name']} ({photograph['width']} × {photograph['height']} pixels), and the settings "
-        f"are those of profile {result['settings']['profile']} with {grid_of(result['settings'])}. The stages and the "
-        f"parts of the network ran on one thread. {where(result)}"
+        f"are those of profile {result['settings']['profile']} with {grid_of(result['settings'])}. The stages "
+        f"ran on one thread. {where(result)}"
     )
     return "\n\n".join([f"![{alternative_stages(result)}](images/stages.svg)", stages, network, whole, wrapped(note)])
 

@@ -1,10 +1,11 @@
 """Number of floating-point operations in SAM, computed from its shapes; the basis of the hardware ceiling.
 
-Counts the multiplications and additions of the network's matrix products, convolutions, and attentions, two operations
-per multiply-add, one prompt after another as in the SAM paper. Excludes norms, activations, softmax, resizing, filters,
-and everything outside the network. The count is independent of our implementation: sharing products between prompts or
-skipping unused outputs takes fewer operations than counted here and gets closer to the ceiling. All counts are integers
-for one input with the geometry `SAM1`.
+Counts the multiplications and additions of matrix products, convolutions, and attentions, two operations per
+multiply-add. For the mask decoder, these are the products of the factored algebra (`sam/point_decoder.py`), which needs
+far fewer than the formulas of the SAM paper. Excludes padding, layouts, norms, activations, softmax, resizing, filters,
+and everything that only depends on the weights. An implementation of this algebra needs at least these operations, so
+none exceeds the ceiling; docs/metric.md has the formula. All counts are integers for one input with the geometry
+`SAM1`.
 """
 
 from dataclasses import dataclass
@@ -20,20 +21,36 @@ from segmint.model.sam.mask_decoder import MASK_TOKENS
 POINT_TOKENS = 2
 """Number of prompt tokens per point: the point and its padding token ("not a point")."""
 
+MASKS_PER_POINT = MASK_TOKENS - 1
+"""Number of masks that a point can have."""
+
 _DECODER_HIDDEN = 2048
 _FLOP = 2  # operations per multiply-add
+
+# Shapes of the decoder, as in `sam/point_decoder.py`.
+_POSITIONS = SAM1.embedding_size**2
+_TOKENS = 1 + MASK_TOKENS + POINT_TOKENS
+_USED_TOKENS = 1 + MASKS_PER_POINT
+_WIDTH = EMBEDDING_CHANNELS
+_INNER = _WIDTH // 2  # channels of an attention between tokens and image, over all heads
+_HEADS = 8
+_HEAD_WIDTH = _INNER // _HEADS
+_FIRST = 4 * (_WIDTH // 4)  # outputs of the first step of upscaling per position: 2x2 pixels
+_HIDDEN = _WIDTH // 4  # channels between the steps of upscaling
+_FINAL = _WIDTH // 8  # channels of the upscaled image and of a mask's filter
 
 
 @dataclass(frozen=True)
 class ImageCost:
-    """The network's work on one image: `encodes` of the image and its crops, and `prompts` over all of them."""
+    """The network's work on one image before drawing: `encodes` of its crops, and `prompts` over all of them."""
 
     encodes: int
     prompts: int
 
     def flop(self, architecture: Architecture, decoder_depth: int = 2) -> int:
-        """Return the number of operations for the whole image."""
-        return self.encodes * encode_flop(architecture) + self.prompts * prompt_flop(decoder_depth)
+        """Return the number of operations to encode and plan every crop and to decode every prompt."""
+        each = encode_flop(architecture) + plan_flop(decoder_depth)
+        return self.encodes * each + self.prompts * decode_flop(decoder_depth)
 
 
 def image_cost(settings: MaskSettings) -> ImageCost:
@@ -46,28 +63,84 @@ def image_cost(settings: MaskSettings) -> ImageCost:
 
 
 def encode_flop(architecture: Architecture) -> int:
-    """Return the operations of one pass through the image encoder: 5.96e12 for ViT-H."""
+    """Return the operations of one pass through the image encoder: 5.64e12 for ViT-H."""
     if architecture == "mobile_sam":
         return _FLOP * _tinyvit_madds()
     return _FLOP * _vit_madds(VIT_SHAPES[architecture])
 
 
-def prompt_flop(decoder_depth: int = 2) -> int:
-    """Return the operations of one point prompt in the mask decoder: 3.62e9 for a depth of 2."""
-    width, inner = EMBEDDING_CHANNELS, EMBEDDING_CHANNELS // 2
-    tokens, positions = 1 + MASK_TOKENS + POINT_TOKENS, SAM1.embedding_size**2
-    to_image = _cross_attention(tokens, positions, width, inner)
-    block = (
-        _cross_attention(tokens, tokens, width, width)
-        + to_image
-        + 2 * tokens * width * _DECODER_HIDDEN
-        + _cross_attention(positions, tokens, width, inner)
-    )
-    # Two transposed 2x2 convolutions with stride 2, each of which turns one input position into four.
-    upscaling = 4 * positions * width * (width // 4) + 4 * (4 * positions) * (width // 4) * (width // 8)
-    perceptrons = MASK_TOKENS * (2 * width**2 + width * (width // 8)) + 2 * width**2 + width * MASK_TOKENS
-    masks = MASK_TOKENS * (width // 8) * 16 * positions
-    return _FLOP * (decoder_depth * block + to_image + upscaling + perceptrons + masks)
+def plan_flop(decoder_depth: int = 2) -> int:
+    """Return the operations that all points on an image share: the projections of its embedding."""
+    outputs = 2 * _INNER  # keys and values of the first attention
+    for block in range(1, decoder_depth + 1):
+        # The image's queries, products with the vectors of all blocks so far and with the biases of earlier norms, and
+        # the keys and values of the next attention.
+        outputs += _INNER + block * _INNER + (block - 1) + 2 * _INNER
+    return _FLOP * _POSITIONS * _WIDTH * (outputs + _FIRST)
+
+
+def decode_flop(decoder_depth: int = 2) -> int:
+    """Return the operations from a point to its predicted IoU: 3.54e8 for a depth of 2."""
+    madds = 2 * _TOKENS * _INNER * _POSITIONS  # the first attention, in which all points share keys and values
+    madds += _projections(_TOKENS)
+    for block in range(1, decoder_depth + 1):
+        last = block == decoder_depth
+        madds += _cross_attention(_TOKENS, _TOKENS, _WIDTH, _WIDTH) + 2 * _TOKENS * _WIDTH * _DECODER_HIDDEN
+        madds += _answer(block) + _look(block, _USED_TOKENS if last else _TOKENS)
+    return _FLOP * (madds + 2 * _WIDTH**2 + _WIDTH * MASK_TOKENS)  # with the head for predicted IoU
+
+
+def draw_flop(points: int, masks: int, decoder_depth: int = 2) -> int:
+    """Return the operations to draw a total of `masks` low-resolution masks of some points."""
+    upscaling = _rows(decoder_depth) * _FIRST * (_WIDTH + _POSITIONS) + 4 * _POSITIONS * _HIDDEN * 4 * _FINAL
+    filters = 2 * _WIDTH**2 + _WIDTH * _FINAL + _FINAL * 16 * _POSITIONS
+    return _FLOP * (points * upscaling + masks * filters)
+
+
+def mask_flop(decoder_depth: int = 2) -> int:
+    """Return the least operations per drawn mask: 1.78e8 for a depth of 2.
+
+    A run counts drawn masks but not their points, of which there are at least a third.
+    """
+    return draw_flop(1, MASKS_PER_POINT, decoder_depth) // MASKS_PER_POINT
+
+
+def _rows(blocks: int) -> int:
+    """Return the number of a prompt's vectors after some blocks, without the last norm's bias, which is added."""
+    return blocks * _HEADS * _TOKENS + max(0, blocks - 1)
+
+
+def _projections(tokens: int) -> int:
+    """Return the multiply-adds of two projections between tokens and heads."""
+    return 2 * tokens * _WIDTH * _INNER
+
+
+def _scores(tokens: int, rows: int, places: bool = True) -> int:
+    """Return the multiply-adds of scores between tokens and a prompt's image, which has `rows` vectors.
+
+    The shared image and its positions are separate products if `places` is true.
+    """
+    own = (1 + places) * tokens * _INNER * _POSITIONS
+    prior = tokens * _INNER * _WIDTH + tokens * _HEADS * rows * _WIDTH if rows else 0
+    return own + prior + tokens * _HEADS * rows * _POSITIONS
+
+
+def _answer(block: int) -> int:
+    """Return the multiply-adds of the image's attention to the tokens in a block, counted from 1, and of its norm."""
+    vectors = block * _HEADS * _TOKENS  # those with values
+    rows = _rows(block)
+    # A symmetric matrix has n (n + 1) / 2 different products, and a quadratic form needs n more.
+    gram, form = rows * (rows + 1) // 2 * _WIDTH, rows * (rows + 3) // 2 * _POSITIONS
+    linear = vectors * _HEAD_WIDTH * (_WIDTH + _POSITIONS)
+    return _projections(_TOKENS) + _scores(_TOKENS, _rows(block - 1), places=block > 1) + linear + gram + form
+
+
+def _look(block: int, tokens: int) -> int:
+    """Return the multiply-adds of the attention of `tokens` to the image after a block, counted from 1."""
+    rows = _rows(block)
+    own = tokens * _INNER * _POSITIONS
+    mixed = tokens * _HEADS * rows * (_POSITIONS + _WIDTH) + tokens * _INNER * _WIDTH
+    return _projections(tokens) + _scores(tokens, rows) + own + mixed
 
 
 def _cross_attention(queries: int, keys: int, width: int, inner: int) -> int:
@@ -76,9 +149,11 @@ def _cross_attention(queries: int, keys: int, width: int, inner: int) -> int:
 
 
 def _window_attention(grid: int, window: int, width: int) -> int:
-    """Return the multiply-adds of self-attention in square windows over grid² tokens, padded to whole windows."""
-    tokens = (-(-grid // window) * window) ** 2
-    return 4 * tokens * width**2 + 2 * tokens * window**2 * width
+    """Return the multiply-adds of self-attention over grid² tokens, each to all window² positions of its window.
+
+    The zeros that pad the last windows are keys but not queries, and their projections only depend on the weights.
+    """
+    return grid**2 * (4 * width**2 + 2 * window**2 * width)
 
 
 def _neck(grid: int, width: int) -> int:
@@ -90,8 +165,7 @@ def _vit_madds(shape: VitShape) -> int:
     madds = grid**2 * 3 * SAM1.patch_size**2 * width + _neck(grid, width)
     for index in range(shape.depth):
         side = grid if index in shape.global_blocks else WINDOW
-        tokens = (-(-grid // side) * side) ** 2
-        relative_positions = 2 * tokens * side * width
+        relative_positions = 2 * grid**2 * side * width
         madds += _window_attention(grid, side, width) + relative_positions + 8 * grid**2 * width**2
     return madds
 

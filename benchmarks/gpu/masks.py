@@ -70,8 +70,8 @@ def measure_images(
 ) -> dict[str, Any]:
     """Measure the seconds per image in one thread: `find`, which needs the GPU, and `finish`.
 
-    `of_peak` is the fraction of the peak by `model/cost.py`. `find_of_peak` excludes `finish`, which the pipeline runs
-    concurrently.
+    `of_peak` is the fraction of the peak by `model/cost.py`, for the `drawn` masks of an image. `find_of_peak` excludes
+    `finish`, which the pipeline runs concurrently.
     """
     if steps != "kernels":
         run.need_cuda()
@@ -79,6 +79,7 @@ def measure_images(
         generator = images.generator(run, layers, steps)
         seconds: list[tuple[float, float]] = []
         masks: dict[str, int] = {}
+        drawn: list[int] = []
         with memory(run) as peak:
             for _ in range(run.sizes.runs):
                 for name, pair in images.photographs.items():
@@ -87,9 +88,11 @@ def measure_images(
                     synchronize(run)
                     halfway = time.perf_counter()
                     masks[name] = len(generator.finish(found).records)
+                    drawn.append(found.funnel.over_iou)
                     seconds.append((halfway - began, time.perf_counter() - halfway))
     find, finish = (statistics.median(part) for part in zip(*seconds, strict=True))
-    ceiling = ceiling_s(run, generator)
+    mean_drawn = statistics.mean(drawn)
+    ceiling = ceiling_s(run, generator, mean_drawn)
     return {
         "find_s": find,
         "finish_s": finish,
@@ -98,18 +101,20 @@ def measure_images(
         "of_peak": None if ceiling is None else ceiling / (find + finish),
         "find_of_peak": None if ceiling is None else ceiling / find,
         "masks": masks,
+        "drawn": mean_drawn,
         **peak,
     }
 
 
-def ceiling_s(run: PartRun, generator: Any) -> float | None:
-    """Return the seconds per image at the measured peak (`model/cost.py`), or None if unmeasured or quick."""
-    from segmint.model.cost import image_cost
+def ceiling_s(run: PartRun, generator: Any, drawn: float) -> float | None:
+    """Return the seconds per image with `drawn` drawn masks at the measured peak, or None if unmeasured or quick."""
+    from segmint.model.cost import image_cost, mask_flop
 
     if run.peak_tflops is None or run.quick:
         return None
     name = next(iter(run.sizes.vits))
-    return image_cost(generator.settings).flop(name) / run.peak_tflops / 1e12  # type: ignore[arg-type]
+    flop = image_cost(generator.settings).flop(name) + drawn * mask_flop()  # type: ignore[arg-type]
+    return flop / run.peak_tflops / 1e12
 
 
 def measure_stages(run: PartRun, images: BenchmarkImages, layers: int | None) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def measure_pipeline(run: PartRun) -> dict[str, Any]:
     """
     from segmint.operators.segment.overlap import HostThreads
     from segmint.operators.segment.segment import Segment, decode_row
+    from segmint.operators.shards.write import drawn_masks
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = HostThreads(1, 1, 1) if run.quick else HostThreads.of("cuda", max(2, (cores - 1) // 2))
@@ -48,8 +49,10 @@ def measure_pipeline(run: PartRun) -> dict[str, Any]:
     segment._stages.on_device(lambda: install(segment.generator, heavy_encoder(run, segment.generator.predictor.sam)))
     pairs = photographs(run)
     tables = [table_of([pair]) for pair in pairs.values()]
-    for table in tables:
-        check(segment(table))  # prepares graphs and features
+    found = [segment(table) for table in tables]  # prepares graphs and features
+    for table in found:
+        check(table)
+    drawn = statistics.mean(map(drawn_masks, found))
     decoded = [decode_row(table.to_pylist()[0]) for table in tables]
     bare = segment._stages.on_device(lambda: bare_images_s(run, segment.generator, decoded))
     check(segment(tables[0]))  # the device's thread has not waited since
@@ -86,7 +89,7 @@ def measure_pipeline(run: PartRun) -> dict[str, Any]:
         raise RuntimeError(f"a call failed: {faults[0]}")
     images, took = sum(rows for _, rows in done), max(at for at, _ in done) - began
     spent = {stage: round(seconds - before[stage], 2) for stage, seconds in asdict(segment._stages.seconds()).items()}
-    ceiling = ceiling_s(run, segment.generator)
+    ceiling = ceiling_s(run, segment.generator, drawn)
     return {
         "ray": "none: the actor is called by threads",
         "cores": cores,

@@ -6,9 +6,8 @@ Each precision gets two measurements, each in a separate process after one warm-
 
 - *Stages.* Our generator runs unchanged, and the functions that it calls are timed from outside. It uses one thread, so
   that nothing overlaps and the stages add up to the total; `other` is the rest. The round of median length is reported.
-  The fraction of the peak is the number of the network's operations (`model/cost.py`) in the stages that do them, over
-  the measured rate of one thread (`infra/peak.py`) in the precision of that part's weights. The count is independent of
-  the implementation. Ours needs fewer products per prompt, so that part can exceed 100 %.
+  The fraction of the peak is the number of operations that a stage of the network needs (`model/cost.py`), over the
+  measured rate of one thread (`infra/peak.py`) in the precision of that stage's weights.
 - *Scaling.* Seconds per image with all threads, over the grid, layers of crops, and the photograph's size. Each is the
   median of the rounds.
 
@@ -44,8 +43,8 @@ from benchmarks.measuring import RESULTS, in_process, read, spread, write_result
 
 WEIGHTS: Literal["mobile_sam"] = "mobile_sam"
 STAGES = ("encode", "plan", "decode", "draw", "upscale and filter", "suppression", "clean-up", "RLE")
-NETWORK = {"encode": ("encode",), "prompts": ("plan", "decode", "draw")}
-"""Stages with the operations that `model/cost.py` counts for an encode and for a prompt."""
+NETWORK = ("encode", "plan", "decode", "draw")
+"""Stages whose operations `model/cost.py` counts."""
 
 
 def main() -> None:
@@ -141,28 +140,27 @@ def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: in
             total = time.perf_counter() - started
         runs.append((total, dict(clock.seconds)))
     total, seconds = sorted(runs, key=lambda run: run[0])[(len(runs) - 1) // 2]
-    work = NetworkWork.of(settings)
+    work = NetworkWork.of(settings, generated.funnel.over_iou)
     flop = work.flop
-    spent = {part: sum(seconds[stage] for stage in stages) for part, stages in NETWORK.items()}
     rows = {**seconds, "other": total - sum(seconds.values())}
     return {
         "seconds": round(total, 3),
         "masks": len(generated.records),
         "encodes": work.encodes,
         "prompts": work.prompts,
+        "drawn": work.drawn,
         "stages": [
             {"name": name, "seconds": round(value, 4), "share": round(value / total, 4)} for name, value in rows.items()
         ],
         "network": {
-            part: {
-                "stages": list(stages),
-                "seconds": round(spent[part], 4),
-                "gflop": round(flop[part] / 1e9, 2),
-                "computes_in": peaks[part][0],
-                "peak_gflops": round(peaks[part][1] / 1e9, 1),
-                "of_peak": round(flop[part] / spent[part] / peaks[part][1], 4),
+            stage: {
+                "seconds": round(seconds[stage], 4),
+                "gflop": round(flop[stage] / 1e9, 2),
+                "computes_in": peaks[stage][0],
+                "peak_gflops": round(peaks[stage][1] / 1e9, 1),
+                "of_peak": round(flop[stage] / seconds[stage] / peaks[stage][1], 4),
             }
-            for part, stages in NETWORK.items()
+            for stage in NETWORK
         },
     }
 
@@ -188,18 +186,20 @@ def measure_scaling(
             settings = settings_of(keys)
             pixels = image if "long_side" not in keys else resized(image, keys["long_side"])
             generator = MaskGenerator(predictor, settings)
-            seconds, masks = [], 0
+            seconds, masks, drawn = [], 0, 0
             for _ in range(rounds):
                 started = time.perf_counter()
-                masks = len(generator.generate(pixels).records)
+                generated = generator.generate(pixels)
                 seconds.append(time.perf_counter() - started)
-            cost = NetworkWork.of(settings)
-            ceiling_s = sum(flop / peaks[part][1] for part, flop in cost.flop.items())
+                masks, drawn = len(generated.records), generated.funnel.over_iou
+            cost = NetworkWork.of(settings, drawn)
+            ceiling_s = sum(flop / peaks[stage][1] for stage, flop in cost.flop.items())
             known[key] = {
                 "height": pixels.shape[0],
                 "width": pixels.shape[1],
                 "encodes": cost.encodes,
                 "prompts": cost.prompts,
+                "drawn": drawn,
                 "masks": masks,
                 "seconds": spread(seconds),
                 "of_peak": round(ceiling_s / statistics.median(seconds), 4),
@@ -212,26 +212,32 @@ def measure_scaling(
 
 @dataclass(frozen=True)
 class NetworkWork:
-    """Network's work on an image, with its operations for each part of `NETWORK`."""
+    """Network's work on an image, with its operations for each stage of `NETWORK`."""
 
     encodes: int
     prompts: int
+    drawn: int
     flop: dict[str, int]
 
     @classmethod
-    def of(cls, settings: Any) -> "NetworkWork":
-        """Return the work of an image with these mask settings."""
-        from segmint.model.cost import encode_flop, image_cost, prompt_flop
+    def of(cls, settings: Any, drawn: int) -> "NetworkWork":
+        """Return the work of an image with these mask settings, of which `drawn` masks are drawn."""
+        from segmint.model.cost import decode_flop, encode_flop, image_cost, mask_flop, plan_flop
 
         cost = image_cost(settings)
-        flop = {"encode": cost.encodes * encode_flop(WEIGHTS), "prompts": cost.prompts * prompt_flop()}
-        return cls(cost.encodes, cost.prompts, flop)
+        flop = {
+            "encode": cost.encodes * encode_flop(WEIGHTS),
+            "plan": cost.encodes * plan_flop(),
+            "decode": cost.prompts * decode_flop(),
+            "draw": drawn * mask_flop(),
+        }
+        return cls(cost.encodes, cost.prompts, drawn, flop)
 
 
 def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, float]]]:
-    """Return a warmed-up predictor and, for each part of `NETWORK`, its precision and the threads' peak in it.
+    """Return a warmed-up predictor and, for each stage of `NETWORK`, its precision and the threads' peak in it.
 
-    The peak is in operations per second. A part may compute in float32 even if the precision is bf16.
+    The peak is in operations per second. A stage may compute in float32 even if the precision is bf16.
     """
     import torch
 
@@ -248,7 +254,7 @@ def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, fl
     settings = MaskSettings.sa1b(points_per_side=4, crop_n_layers=0)
     MaskGenerator(predictor, settings).generate(read("astronaut"))
     sam = predictor.sam
-    parts = {"encode": sam.image_encoder, "prompts": sam.mask_decoder}
+    parts = {stage: sam.image_encoder if stage == "encode" else sam.mask_decoder for stage in NETWORK}
     computes_in: dict[str, Precision] = {
         name: "bf16" if next(part.parameters()).dtype == torch.bfloat16 else "fp32" for name, part in parts.items()
     }
@@ -330,7 +336,7 @@ def timed_stages() -> Iterator[StageClock]:
 def summary_line(precision: str, found: dict[str, Any]) -> str:
     """Return the stages as one readable line."""
     shares = ", ".join(f"{row['name']} {100 * row['share']:.1f} %" for row in found["stages"])
-    peaks = ", ".join(f"{part} {100 * one['of_peak']:.0f} %" for part, one in found["network"].items())
+    peaks = ", ".join(f"{stage} {100 * one['of_peak']:.0f} %" for stage, one in found["network"].items())
     return f"{precision}: {found['seconds']:.2f} s with one thread: {shares}; of the peak: {peaks}"
 
 

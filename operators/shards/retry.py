@@ -14,7 +14,14 @@ from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.operators.rows import Row
 from segmint.operators.shards.put import LostRaceError
 from segmint.operators.shards.revise import apply_later_changes, is_removed, revise_shard
-from segmint.operators.shards.write import ShardResult, WrongRowsError, faulted_ordinals, faults, iter_rows
+from segmint.operators.shards.write import (
+    ShardResult,
+    WrongRowsError,
+    drawn_masks,
+    faulted_ordinals,
+    faults,
+    iter_rows,
+)
 
 _VERDICT = ("stage", "reason", "detail")
 
@@ -78,7 +85,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     except (LostRaceError, _SupersededError):
         return superseded
     unchanged = not revised.changed and revised.commit.generation == task.generation
-    return ShardResult(task.shard, "unchanged" if unchanged else "committed", counts)
+    return ShardResult(task.shard, "unchanged" if unchanged else "committed", counts, drawn=drawn_masks(table))
 
 
 class _SupersededError(Exception):

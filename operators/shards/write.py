@@ -46,7 +46,8 @@ class ShardResult:
     """Result of writing a shard: committed (by this or another writer), on hold for a reason, or unchanged.
 
     A committed shard that did not need to be replaced counts as unchanged. `faulted` lists the ordinals of
-    the rows that keep the shard on hold, if they are few.
+    the rows that keep the shard on hold, if they are few. `drawn` is the number of masks that the model drew for the
+    rows, 0 if another writer committed them.
     """
 
     shard: int
@@ -54,6 +55,7 @@ class ShardResult:
     counts: Mapping[str, int]
     detail: str = ""
     faulted: tuple[int, ...] = ()
+    drawn: int = 0
 
 
 class WrongRowsError(SegmintError):
@@ -103,7 +105,10 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     if not won:
         delete_unnamed(location, task.shard, commit.files)
     reservation.delete()
-    return _committed(task) if changed or not won else ShardResult(task.shard, "committed", built.counts)
+    if not won:
+        return _committed(task)
+    counts = _committed(task).counts if changed else built.counts
+    return ShardResult(task.shard, "committed", counts, drawn=drawn_masks(table))
 
 
 def _committed(task: ShardTask) -> ShardResult:
@@ -129,6 +134,12 @@ def shard_table(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
             f"rows from {min(ordinals, default=None)} to {max(ordinals, default=None)}"
         )
     return table
+
+
+def drawn_masks(table: pa.Table) -> int:
+    """Return the number of masks above the predicted-IoU threshold, which the model drew for the accepted rows."""
+    accepted = table.select(["reason", "funnel"]).filter(pc.is_null(table.column("reason")))
+    return pc.sum(pc.struct_field(accepted.column("funnel"), "over_iou")).as_py() or 0
 
 
 def faults(table: pa.Table) -> str:

@@ -85,6 +85,7 @@ class RunRecord:
 
     metrics: RunMetrics
     built: Counter[str] = field(default_factory=Counter)
+    drawn: int = 0  # masks that the model drew for the built images
     shards: set[int] = field(default_factory=set)  # that this run committed
     on_hold: dict[int, str] = field(default_factory=dict)  # reasons by shard
     loads: StageLoads = field(default_factory=StageLoads)
@@ -94,6 +95,7 @@ class RunRecord:
         log = get_logger("build")
         if result.status == "committed":
             self.built.update(result.counts)
+            self.drawn += result.drawn
             self.shards.add(result.shard)
             self.on_hold.pop(result.shard, None)
             self._count(result.counts)
@@ -298,10 +300,15 @@ def account(
     seconds: float,
     ceiling: Ceiling | None = None,
 ) -> Accounting:
-    """Sum the commits of the shards in `wanted`. `run` is the record of this run, which took `seconds`."""
+    """Sum the commits of the shards in `wanted`. `run` is the record of this run, which took `seconds`.
+
+    The masks that the run drew count in `ceiling`.
+    """
     log = CommitLog(dataset.location)
     totals = total(dataset.location, dataset.manifest, log.latest_commits(), wanted)
     pictures = wanted_pictures(dataset.location)
+    if ceiling is not None and run.built["images"]:
+        ceiling = ceiling.drawing(run.drawn / run.built["images"])
     similar = near_copies(dataset.location, log.read_all(only=run.shards) if pictures.ids else (), pictures)
     return Accounting(
         dataset=str(dataset.location),

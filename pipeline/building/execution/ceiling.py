@@ -1,20 +1,20 @@
 """Ceiling of a run: the images per second that its devices would produce if only matrix products took time.
 
 A run is rated by its images per second, from its first second to its last, as a share of the ceiling. The work per
-image is the theoretical operation count (`segmint.model.cost`), and the peak is measured (`segmint.infra.peak`). Slow
-code lowers neither number, and code that needs less work comes closer to the ceiling.
+image is the number of operations that the model's algebra needs (`segmint.model.cost`), and the peak is measured
+(`segmint.infra.peak`). Slow code lowers neither number, so the share never exceeds 1. docs/metric.md has the formula.
 """
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
 from segmint.infra.ray_session import Cluster
-from segmint.model.cost import image_cost
+from segmint.model.cost import image_cost, mask_flop
 from segmint.model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, inspect_checkpoint
 from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.config.config import Config
@@ -34,12 +34,18 @@ class Ceiling:
     threads: int  # torch threads per device
     devices: int
     flop_per_s: float  # of one device, measured
-    flop_per_image: int  # theoretical count for the network, all crops and prompts of one image
+    flop_per_image: int  # of the network, for all crops and prompts of one image, before masks are drawn
+    flop_per_mask: int  # least operations per drawn mask
+    drawn_per_image: float = 0.0  # masks above the predicted-IoU threshold, which are only known after decoding
 
     @property
     def images_per_s(self) -> float:
         """Images per second of all devices together."""
-        return self.devices * self.flop_per_s / self.flop_per_image
+        return self.devices * self.flop_per_s / (self.flop_per_image + self.drawn_per_image * self.flop_per_mask)
+
+    def drawing(self, masks: float) -> "Ceiling":
+        """Return the ceiling for images of which `masks` masks are drawn on average."""
+        return replace(self, drawn_per_image=masks)
 
     @property
     def hardware(self) -> str:
@@ -60,7 +66,7 @@ class CeilingMeter:
     def __init__(self, config: Config, dataset: BuildDataset) -> None:
         """Raise `UsageError` if the weights are not SAM weights."""
         self._numerics = dataset.numerics
-        self._flop_per_image = flop_per_image(config, lambda: dataset.weights)
+        self._flop_per_image, self._flop_per_mask = work_of(config, lambda: dataset.weights)
         self._here = measure_peak(self._numerics.compute) if self._numerics.device == "cpu" else None
         self._reports: PeakReports | None = None
 
@@ -92,15 +98,18 @@ class CeilingMeter:
             devices=devices,
             flop_per_s=statistics.median(peaks),
             flop_per_image=self._flop_per_image,
+            flop_per_mask=self._flop_per_mask,
         )
 
 
-def flop_per_image(config: Config, weights: Callable[[], Path]) -> int:
-    """Return the operations per image. `weights` returns a local copy of the checkpoint, if it must be read.
+def work_of(config: Config, weights: Callable[[], Path]) -> tuple[int, int]:
+    """Return the operations per image before drawing, and per drawn mask.
 
-    Raises `UsageError` if the checkpoint is not a SAM checkpoint.
+    `weights` returns a local copy of the checkpoint, if it must be read. Raises `UsageError` if the checkpoint is not a
+    SAM checkpoint.
     """
-    return image_cost(config.masks.settings()).flop(*_model(config.model.weights, weights))
+    architecture, depth = _model(config.model.weights, weights)
+    return image_cost(config.masks.settings()).flop(architecture, depth), mask_flop(depth)
 
 
 def _model(name: str, weights: Callable[[], Path]) -> tuple[Architecture, int]:

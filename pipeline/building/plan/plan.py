@@ -1,7 +1,7 @@
 """Estimate of a build's cost and output before it runs: `segmint plan`.
 
-Rows are counted in the catalog. Work per image is the theoretical operation count of `segmint.model.cost`. Time comes
-from that work at an assumed share of the hardware's ceiling or, better, from a sample of real rows.
+Rows are counted in the catalog. Work per image is the operation count of `segmint.model.cost`. Time comes from that
+work at an assumed share of the hardware's ceiling or, better, from a sample of real rows.
 """
 
 import math
@@ -38,7 +38,7 @@ from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
 from segmint.pipeline.building.dataset.dataset import check_begun_alike, require_catalog, require_rows
 from segmint.pipeline.building.dataset.first_numerics import compute_here
 from segmint.pipeline.building.dataset.growth import ignored_columns
-from segmint.pipeline.building.execution.ceiling import Ceiling, flop_per_image
+from segmint.pipeline.building.execution.ceiling import Ceiling, work_of
 from segmint.pipeline.building.plan.cpu_stages import MEGAPIXELS, compare, price_curation, recorded_seconds
 from segmint.pipeline.building.plan.estimates import Extrapolation, column, exactly
 from segmint.pipeline.building.plan.result import BuildPlan
@@ -46,8 +46,14 @@ from segmint.pipeline.building.plan.sample import PlanSample, run_sample
 from segmint.pipeline.config.advice import advice, detector_advice
 from segmint.pipeline.config.config import Config, as_pinned, identity
 
-DEFAULT_SHARE = 0.3
-"""Share of the ceiling assumed if nothing is measured and `--share` is not given."""
+DEFAULT_SHARE = 0.5
+"""Share of the ceiling assumed if nothing is measured and `--share` is not given; that of MobileSAM on a CPU's kernels.
+
+One thread reached 0.53 to 0.59 (docs/metric.md), and concurrent actors slow each other down.
+"""
+
+DRAWN_PER_POINT = 2.0
+"""Masks per point, of three, that are assumed to pass the threshold of predicted IoU if no sample counts them."""
 
 CHECKED_ROWS = 100_000
 """Maximum number of rows to check, from the start of the catalog. The limit keeps a plan to a few seconds."""
@@ -230,6 +236,11 @@ def _assemble(
     rows = sample.rows if sample is not None else ()
     accepted = column([row.reason is None for row in rows])
     per_row = Extrapolation(remaining.rows, len(rows))
+    per_image = image_cost(config.masks.settings())
+    drawn = per_image.prompts * DRAWN_PER_POINT
+    if sample is not None and sample.accepted:
+        drawn = sum(row.drawn for row in rows) / sample.accepted
+    ceiling = ceiling.drawing(drawn)
     measured = sample is not None and options.flops is None
     on_gpu = ceiling.device == "cuda"
     cores = 1 if on_gpu else ceiling.threads  # device-hours are counted per GPU or per core
@@ -261,7 +272,6 @@ def _assemble(
         one_image = None if bytes_in is None else bytes_in.scaled(1 / remaining.rows)
         scorers = len(config.curate.scorers)
         curation = price_curation(catalog_rows, options.megapixels or MEGAPIXELS, scorers, one_image)
-    per_image = image_cost(config.masks.settings())
     return BuildPlan(
         catalog=config.catalog,
         catalog_rows=catalog_rows,
@@ -317,7 +327,8 @@ def _notes(
         size = "--megapixels" if options.megapixels else "SA-1B's average; override it with --megapixels"
         notes.append(
             f"only the catalog was read; --sample N measures N of its rows. Originals are assumed to have "
-            f"{options.megapixels or MEGAPIXELS:g} megapixels ({size})"
+            f"{options.megapixels or MEGAPIXELS:g} megapixels ({size}), and {DRAWN_PER_POINT:g} masks of each point to "
+            "pass the threshold of predicted IoU"
         )
     else:
         notes.append("a sample does not look for duplicates; `segmint catalog check` does so in all rows")
@@ -342,14 +353,14 @@ def find_ceiling(
 
     Pinned values take precedence over the configuration. Raises `UsageError` for options that do not fit the device.
     """
-    work = flop_per_image(config, lambda: resolve(config.model.weights, mirror=config.assets, storage=storage))
+    work = work_of(config, lambda: resolve(config.model.weights, mirror=config.assets, storage=storage))
     pinned = manifest.numerics if manifest is not None else {}
     device = str(pinned.get("device", config.model.device))
     precision = str(pinned.get("precision", config.model.precision))
     if options.flops is not None:
         if device == "cpu":
             raise UsageError("--flops is the peak of a GPU, but model.device is cpu: remove one of them")
-        return Ceiling("cuda", "", precision, 1, options.gpus or 1, options.flops, work), None
+        return Ceiling("cuda", "", precision, 1, options.gpus or 1, options.flops, *work), None
     model = config.model.model_copy(update={"device": device, "precision": precision})
     if "threads" in pinned:
         model = model.model_copy(update={"threads": pinned["threads"]})
@@ -357,7 +368,7 @@ def find_ceiling(
     compute = compute_here(model, weights_bytes)
     kind, devices = _devices_here(config, options, compute, weights_bytes)
     peak = measure_peak(compute)
-    return Ceiling(compute.kind, kind, compute.precision, compute.threads, devices, peak, work), compute
+    return Ceiling(compute.kind, kind, compute.precision, compute.threads, devices, peak, *work), compute
 
 
 def _devices_here(config: Config, options: PlanOptions, compute: Compute, weights_bytes: int) -> tuple[str, int]:

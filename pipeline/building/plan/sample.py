@@ -53,6 +53,7 @@ class SampledRow:
     annotation_bytes: int  # its JSON
     table_bytes: float  # an equal share of its shard's tables, tar headers, and commit
     masks: int
+    drawn: int = 0  # masks above the threshold of predicted IoU
     stage: str | None = None  # with reason and detail, if the row was rejected
     reason: str | None = None
     detail: str | None = None
@@ -204,6 +205,7 @@ def _take_row(
         annotation_bytes=len(annotations_json(row["id"], name, size, row["masks"])) if live else 0,
         table_bytes=0.0,
         masks=len(row["masks"]) if live else 0,
+        drawn=row["funnel"]["over_iou"] if live else 0,
         stage=row["stage"],
         reason=row["reason"],
         detail=row["detail"],

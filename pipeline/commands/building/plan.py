@@ -23,7 +23,7 @@ def plan(
     ] = None,
     share: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Share of the ceiling to assume if none is measured. Default: 0.3."),
+        typer.Option(metavar="X", help="Share of the ceiling to assume if none is measured. Default: 0.5."),
     ] = None,
     flops: Annotated[
         float | None,

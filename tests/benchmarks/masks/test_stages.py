@@ -69,8 +69,9 @@ def test_stages_and_scaling_are_recorded(tmp_path: Path) -> None:
         assert [row["name"] for row in found["stages"]] == [*STAGES, "other"]
         assert sum(row["share"] for row in found["stages"]) == pytest.approx(1, abs=0.001)
         assert list(found["network"]) == list(NETWORK)
-        assert all(part["of_peak"] > 0 for part in found["network"].values())
-        assert found["network"]["prompts"]["computes_in"] == precision
+        assert all(0 < stage["of_peak"] <= 1 for stage in found["network"].values())
+        assert found["network"]["decode"]["computes_in"] == precision
+        assert 0 < found["drawn"] <= 3 * 16
         assert (found["encodes"], found["prompts"]) == (1, 16)
         assert [row["prompts"] for row in found["scaling"]["points_per_side"]] == [4, 16]
         assert [(row["encodes"], row["prompts"]) for row in found["scaling"]["crop_n_layers"]] == [(1, 16), (5, 32)]

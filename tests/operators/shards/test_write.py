@@ -36,6 +36,7 @@ CUTS = [(2, 3), (0, 2)]
 def test_a_shard_is_cut_written_and_committed(tmp_path: Path) -> None:
     result = write_shard(task(tmp_path), CUTS, *BLOCKS)
     assert (result.status, result.counts["images"], result.counts["rejected"]) == ("committed", 2, 1)
+    assert result.drawn == result.counts["masks"] > 0  # the rows' funnels have one number in all steps
     commit = CommitLog(location_of(tmp_path)).read(1, 1)
     assert commit.ordinals == (3, 6)
     assert {entry.path.split("/")[0] for entry in commit.files} == {"shards", "images", "masks", "rejects"}

@@ -8,10 +8,20 @@ from typing import cast
 
 import pytest
 
+from segmint.catalogs.dataset.manifest import read_manifest
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions.record import put_version
+from segmint.infra.metrics import RunMetrics
+from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.dataset.dataset import BuildDataset
-from segmint.pipeline.building.execution.accounting import Accounting, NotRecordedError, StageLoad, record_end
+from segmint.pipeline.building.execution.accounting import (
+    Accounting,
+    NotRecordedError,
+    RunRecord,
+    StageLoad,
+    account,
+    record_end,
+)
 from segmint.pipeline.building.execution.ceiling import Ceiling
 from tests.support.protocol import two_shards
 
@@ -60,12 +70,19 @@ def test_retried_rows_are_shown() -> None:
     assert "could not be finished" not in message
 
 
-CEILING = Ceiling("cpu", "AVX512", "fp32", threads=2, devices=1, flop_per_s=2e11, flop_per_image=10**10)
+CEILING = Ceiling("cpu", "AVX512", "fp32", 2, 1, flop_per_s=2e11, flop_per_image=8 * 10**9, flop_per_mask=10**8)
 
 
 def test_a_run_is_shown_as_a_share_of_its_ceiling() -> None:
     run = Accounting(
-        dataset="d", rows=8, written=8, built_rows=8, built_images=8, built_masks=40, seconds=2.0, ceiling=CEILING
+        dataset="d",
+        rows=8,
+        written=8,
+        built_rows=8,
+        built_images=8,
+        built_masks=40,
+        seconds=2.0,
+        ceiling=CEILING.drawing(20),
     )
     assert run.share_of_ceiling == pytest.approx(4 / 20)
     line = run.lines()[-1]
@@ -76,6 +93,17 @@ def test_a_run_is_shown_as_a_share_of_its_ceiling() -> None:
     assert (told["ceiling_images_per_s"], told["share_of_ceiling"]) == (20.0, 0.2)
     assert told["ceiling"]["flop_per_s"] == 2e11
     json.dumps(told, allow_nan=False)
+
+
+def test_the_masks_that_a_run_drew_count_in_its_ceiling() -> None:
+    run = RunRecord(RunMetrics("d"))
+    run.note(ShardResult(0, "committed", {"rows": 3, "images": 2, "masks": 4}, drawn=50))
+    run.note(ShardResult(1, "committed", {"rows": 3, "images": 2, "masks": 4}))  # by another writer
+    with two_shards() as place:
+        dataset = SimpleNamespace(location=place.location, manifest=read_manifest(place.location))
+        found = account(cast(BuildDataset, dataset), range(2), run, 2.0, CEILING)
+    assert found.ceiling == CEILING.drawing(12.5)
+    assert found.to_dict()["ceiling"]["drawn_per_image"] == 12.5
 
 
 def test_a_run_says_how_busy_its_stages_were() -> None:

@@ -10,7 +10,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.settings import MaskSettings
-from segmint.model.cost import image_cost
+from segmint.model.cost import image_cost, mask_flop
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.ceiling import Ceiling, CeilingMeter
 from segmint.pipeline.building.execution.stages import ActorPool
@@ -40,6 +40,7 @@ def test_a_local_cpu_is_measured_by_the_driver_and_counts_as_many_times_as_its_c
     assert one.flop_per_s > 1e9
     settings = MaskSettings.sa1b(points_per_side=3, crop_n_layers=0)
     assert one.flop_per_image == image_cost(settings).flop("mobile_sam")
+    assert (one.flop_per_mask, one.drawn_per_image) == (mask_flop(), 0)
     assert many.images_per_s == 2 * one.images_per_s
 
 
@@ -72,6 +73,12 @@ def test_weights_by_path_tell_their_own_cost_and_wrong_ones_are_refused(tmp_path
 
 
 def test_the_hardware_in_words() -> None:
-    gpus = Ceiling("cuda", "NVIDIA H200", "bf16", 1, devices=8, flop_per_s=7.9e14, flop_per_image=10**14)
+    gpus = Ceiling("cuda", "NVIDIA H200", "bf16", 1, 8, flop_per_s=7.9e14, flop_per_image=10**14, flop_per_mask=10**11)
     assert gpus.hardware == "8 x cuda (NVIDIA H200, bf16, 790 TFLOP/s)"
     assert gpus.images_per_s == pytest.approx(63.2)
+
+
+def test_drawn_masks_lower_the_ceiling() -> None:
+    before = Ceiling("cpu", "AVX512", "fp32", 1, devices=1, flop_per_s=1e11, flop_per_image=10**12, flop_per_mask=10**9)
+    assert before.images_per_s == pytest.approx(0.1)
+    assert before.drawing(1000).images_per_s == pytest.approx(0.05)

@@ -21,7 +21,7 @@ from segmint.operators.prepare.measured_recall import describe_recall
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.building.plan.cpu_stages import recorded_seconds
 from segmint.pipeline.building.plan.estimates import Estimate
-from segmint.pipeline.building.plan.plan import DEFAULT_SHARE, PlanOptions, make_plan
+from segmint.pipeline.building.plan.plan import DEFAULT_SHARE, DRAWN_PER_POINT, PlanOptions, make_plan
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
@@ -63,7 +63,9 @@ def test_without_a_sample_time_is_the_ceiling_s_at_an_assumed_share(tmp_path: Pa
     assert plan.cost.value == pytest.approx(plan.device_hours.value * 0.5)
     text = "\n".join(plan.lines())
     assert "1,000 rows, from its non-blank lines" in text
-    assert "30 % of the ceiling: assumed (--share), not measured" in text
+    assert plan.ceiling.drawn_per_image == pytest.approx(16 * DRAWN_PER_POINT)
+    assert "50 % of the ceiling: assumed (--share), not measured" in text
+    assert "2 masks of each point" in text
     assert text.count("unknown without --sample") == 3
     assert "recorded on another CPU, not measured here" in text
     assert "have 16.3 megapixels (SA-1B's average; override it with --megapixels)" in text
@@ -109,12 +111,12 @@ def test_a_plan_of_any_size_states_the_recall_of_the_bundled_detectors(tmp_path:
 
 
 def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread: Path) -> None:
-    """The paper's settings with ViT-H at 790 TFLOP/s: 5.8 images/s a GPU (docs/operations.md)."""
+    """The paper's settings with ViT-H at 790 TFLOP/s: 6.5 images/s a GPU (docs/metric.md)."""
     config = configured(tmp_path, unread, masks={}, model=ANYWHERE)
     plan = make_plan(config, PlanOptions(gpus=8, flops=7.9e14, share=1.0, price=2))
     assert (plan.encodes_per_image, plan.prompts_per_image) == (21, 3072)
-    assert plan.ceiling.images_per_s == pytest.approx(8 * 5.8, rel=0.01)
-    assert plan.device_hours.value == pytest.approx(1000 * 0.172 / 3600, rel=0.01)
+    assert plan.ceiling.images_per_s == pytest.approx(8 * 6.53, rel=0.01)
+    assert plan.device_hours.value == pytest.approx(1000 * 0.1528 / 3600, rel=0.01)
     assert plan.days.value == pytest.approx(plan.device_hours.value / 8 / 24)
     assert plan.hours_of == "GPU"
     text = "\n".join(plan.lines())
@@ -210,7 +212,8 @@ def test_a_sample_of_all_rows_accounts_for_each(sampled: tuple[Path, BuildPlan])
     assert plan.device_hours.value == pytest.approx(sum(row.seconds for row in sample.rows) / 3600)
     assert plan.masks is not None
     assert plan.masks.value == sum(row.masks for row in sample.rows) > 6
-    assert 0 < plan.share_of_ceiling < 3
+    assert 0 < plan.share_of_ceiling < 1
+    assert plan.ceiling.drawn_per_image == sum(row.drawn for row in sample.rows) / sample.accepted > 0
     text = "\n".join(plan.lines())
     assert "2 of the sample's 8 rows" in text
     assert "not_found                       1  row 8: the store answers, and there is no such object" in text
@@ -274,7 +277,7 @@ def test_a_sample_for_gpus_that_are_not_here_gives_all_but_their_time(tmp_path: 
     assert [row.reason for row in plan.sample.rows] == [None, "not_found"]
     assert plan.images.value == 2
     assert plan.images.low < 2 < plan.images.high <= 4
-    assert plan.device_hours.value == pytest.approx(2 / (0.3 * plan.ceiling.images_per_s) / 3600)
+    assert plan.device_hours.value == pytest.approx(2 / (DEFAULT_SHARE * plan.ceiling.images_per_s) / 3600)
     assert plan.cpu_core_hours.value > 0
     assert plan.cpu_stages.measured
     assert "s per image, measured in the sample" in "\n".join(plan.lines())
