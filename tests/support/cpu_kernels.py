@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,17 @@ def every_set(path: Path | None = None) -> list[Kernels]:
     return found
 
 
+def skip_without_bf16() -> None:
+    """Skips the test on a machine whose CPU or library can't draw in bf16."""
+    if (why := library.reason(dot=True)) is not None:
+        pytest.skip(why)
+
+
+def every_dot() -> list[Kernels]:
+    """The kernels that draw in bf16: the scalars that emulate AVX512_BF16, and the instructions if the CPU has them."""
+    return [replace(kernels, dot=True) for kernels in every_set() if kernels.instruction_set in library.WITH_DOT]
+
+
 @cache
 def _is_here(name: str, path: Path | None) -> bool:
     try:
@@ -44,15 +56,17 @@ def _is_here(name: str, path: Path | None) -> bool:
     return True
 
 
-def with_fault(file: str, old: str, new: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Kernels:
-    """The kernels for AVX2, built in the empty `folder` with `new` in a source instead of `old`, which it has once."""
+def with_fault(
+    file: str, old: str, new: str, folder: Path, monkeypatch: pytest.MonkeyPatch, only: str = "avx2"
+) -> Kernels:
+    """The kernels of one set, built in the empty `folder` with `new` in a source instead of its only `old`."""
     every_set()  # skips without a library
-    if "avx2" not in build.sets_of(platform.machine()):
-        pytest.skip("the fault is planted in a build for AVX2")
+    if only not in build.sets_of(platform.machine()):
+        pytest.skip(f"the fault is planted in a build for {only}")
     sources = sources_with_fault(file, old, new, folder)
-    build.build(folder / library.LIBRARY, sources, only="avx2")
+    build.build(folder / library.LIBRARY, sources, only=only)
     monkeypatch.setattr(library, "FOLDER", sources)
-    return load_kernels("avx2", folder / library.LIBRARY)
+    return load_kernels(only, folder / library.LIBRARY)
 
 
 def sources_with_fault(file: str, old: str, new: str, folder: Path) -> Path:

@@ -6,7 +6,7 @@ Calls release the GIL, start no threads, and write only to their output.
 """
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,16 @@ from segmint.model.kernels.cpu.build import FOLDER, INSTRUCTION_SETS, LIBRARY, h
 LANES16 = "lanes16-1"
 """Name of the kernels' algorithm in a dataset's numerics. Every instruction set gives its bits; change it with them."""
 
+DOT = f"{LANES16}+dot"
+"""The same for kernels that draw with products of bfloat16 numbers."""
+
 INTERFACE = 4
 """Number of the functions' interface; `library.cpp` has the same number."""
 
-_FAST = ("avx512", "avx2", "neon")
+_FAST = ("avx512bf16", "avx512", "avx2", "neon")
+
+WITH_DOT = ("avx512bf16", "scalar")
+"""Instruction sets whose kernels can draw in bf16; scalars emulate AVX512_BF16 for tests."""
 
 
 class KernelsError(RuntimeError):
@@ -28,10 +34,19 @@ class KernelsError(RuntimeError):
 
 @dataclass(frozen=True)
 class Kernels:
-    """The library's functions for one instruction set: avx512, avx2, neon, or scalar."""
+    """The library's functions for one instruction set: avx512bf16, avx512, avx2, neon, or scalar.
+
+    With `dot`, drawing rounds the factors of its products to bfloat16, which only avx512bf16 and scalar can.
+    """
 
     library: ctypes.CDLL
     instruction_set: str
+    dot: bool = False
+
+    @property
+    def algorithm(self) -> str:
+        """Their name in a dataset's numerics."""
+        return DOT if self.dot else LANES16
 
     def function(self, name: str, result: Any = None) -> Any:
         """Return `segmint_<name>` of this instruction set, with the ctypes type `result` of its return value."""
@@ -40,24 +55,35 @@ class Kernels:
         return found
 
 
-def usable_kernels() -> Kernels | None:
-    """Return the kernels for this CPU's best instruction set, loaded once per process; None if torch must do."""
-    found = _kernels_or_reason()
+def usable_kernels(dot: bool = False) -> Kernels | None:
+    """Return the kernels for this CPU's best instruction set, loaded once per process; None if torch must do.
+
+    With `dot`, they draw in bfloat16, or are None if they can't.
+    """
+    found = _kernels_or_reason(dot)
     return found if isinstance(found, Kernels) else None
 
 
-def reason() -> str | None:
+def reason(dot: bool = False) -> str | None:
     """Return why `usable_kernels` returns None, for a message; None if there are kernels."""
-    found = _kernels_or_reason()
+    found = _kernels_or_reason(dot)
     return None if isinstance(found, Kernels) else found
 
 
+def kernels_named(algorithm: str) -> Kernels | None:
+    """Return the kernels that a dataset's numerics name; None for torch's, and if this process can't use them."""
+    return usable_kernels(algorithm == DOT) if algorithm in (LANES16, DOT) else None
+
+
 @cache
-def _kernels_or_reason() -> Kernels | str:
+def _kernels_or_reason(dot: bool) -> Kernels | str:
     try:
-        return load_kernels()
+        found = load_kernels()
     except KernelsError as error:
         return str(error)
+    if dot and found.instruction_set not in WITH_DOT:
+        return "the CPU has no AVX512_BF16 instructions"
+    return replace(found, dot=dot)
 
 
 def load_kernels(instruction_set: str | None = None, path: Path | None = None) -> Kernels:
@@ -92,7 +118,7 @@ def load_kernels(instruction_set: str | None = None, path: Path | None = None) -
 
 def main() -> None:
     """Print the instruction set that is used, or exit with the reason why there are no kernels."""
-    found = _kernels_or_reason()
+    found = _kernels_or_reason(dot=False)
     if isinstance(found, str):
         raise SystemExit(f"no CPU kernels: {found}")
     print(f"{LANES16} with {found.instruction_set}")  # noqa: T201
