@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 
-SLOW_BF16 = (
-    "bf16 is slower than fp32 on a CPU without bf16 instructions (avx512_bf16 or amx_bf16), because each product "
-    "converts its numbers to fp32 and back. It took 1.5 times as long in a measurement. Use precision fp32"
-)
-
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last one is ARM's
 
 
@@ -52,8 +47,7 @@ def resolve_compute(device: str = "auto", precision: str = "auto", threads: str 
     - `threads`: auto is the number of physical cores that this process may use, or 1 on a CUDA device, where the CPU
       only launches kernels.
 
-    Raises `UsageError` for a device that torch doesn't find, bf16 on a GPU without it, and unknown values. Warns
-    (`RuntimeWarning`) about bf16 on a CPU without instructions for it.
+    Raises `UsageError` for a device that torch doesn't find, bf16 on a GPU without it, and unknown values.
     """
     import torch
 
@@ -70,6 +64,18 @@ def resolve_compute(device: str = "auto", precision: str = "auto", threads: str 
     if kind == "cuda" and index is not None and index >= torch.cuda.device_count():
         raise UsageError(f"device {device!r} was requested, but torch sees only {torch.cuda.device_count()} here")
     return Compute(device, _resolve_precision(precision, kind), _resolve_threads(threads, kind))
+
+
+def warn_of_slow_bf16(compute: Compute) -> None:
+    """Warn (`RuntimeWarning`) if torch computes in bf16 on a CPU without instructions for it."""
+    if compute.kind == "cpu" and compute.precision == "bf16" and not computes_bf16():
+        warnings.warn(
+            "bf16 is slower than fp32 on a CPU without bf16 instructions (avx512_bf16 or amx_bf16), because each "
+            "product converts its numbers to fp32 and back. It took 1.5 times as long in a measurement. Use precision "
+            "fp32",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def device_kind(compute: Compute) -> str:
@@ -142,8 +148,6 @@ def _resolve_precision(precision: str, kind: str) -> Precision:
     if precision == "bf16" and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UsageError(f"{torch.cuda.get_device_name()} does not support bf16: use precision fp32 or auto")
     if precision == "bf16":
-        if kind == "cpu" and not computes_bf16():
-            warnings.warn(SLOW_BF16, RuntimeWarning, stacklevel=3)
         return "bf16"
     if precision == "fp32":
         return "fp32"

@@ -237,10 +237,8 @@ class NetworkWork:
 def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, float]]]:
     """Return a warmed-up predictor and, for each stage of `NETWORK`, its precision and the threads' peak in it.
 
-    The peak is in operations per second. A stage may compute in float32 even if the precision is bf16.
+    The peak is in operations per second. All parts compute in float32, except for drawing if the precision is bf16.
     """
-    import torch
-
     from segmint.infra.assets.resolve import resolve
     from segmint.infra.device import Compute, Precision
     from segmint.infra.peak import measure_peak
@@ -253,11 +251,8 @@ def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, fl
     predictor = Predictor(load_model(resolve(WEIGHTS), compute))
     settings = MaskSettings.sa1b(points_per_side=4, crop_n_layers=0)
     MaskGenerator(predictor, settings).generate(read("astronaut"))
-    sam = predictor.sam
-    parts = {stage: sam.image_encoder if stage == "encode" else sam.mask_decoder for stage in NETWORK}
-    computes_in: dict[str, Precision] = {
-        name: "bf16" if next(part.parameters()).dtype == torch.bfloat16 else "fp32" for name, part in parts.items()
-    }
+    computes_in: dict[str, Precision] = dict.fromkeys(NETWORK, "fp32")
+    computes_in["draw"] = compute.precision
     peaks = {one: measure_peak(replace(compute, precision=one)) for one in sorted({*computes_in.values()})}
     return predictor, {name: (one, peaks[one]) for name, one in computes_in.items()}
 

@@ -84,7 +84,7 @@ class Predictor:
     ) -> None:
         self.sam = sam
         if kernels == "auto":
-            kernels = usable_kernels() if sam.device.type == "cpu" else None
+            kernels = usable_kernels(sam.draws_in_bf16) if sam.device.type == "cpu" else None
         self.kernels = kernels
         self._encoder = BatchEncoder(sam, compile_encoder, must_compile)
         self._placed: Tensor | None = None

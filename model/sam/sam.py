@@ -13,6 +13,10 @@ class Sam(nn.Module):
 
     `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64). The prompt encoder's
     geometry must be the image encoder's.
+
+    Attributes:
+        draws_in_bf16: on a CPU, whether the CPU kernels of predictors draw masks with bf16 products. The weights are
+            fp32 then.
     """
 
     def __init__(self, image_encoder: nn.Module, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
@@ -20,6 +24,7 @@ class Sam(nn.Module):
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        self.draws_in_bf16 = False
 
     @property
     def geometry(self) -> Geometry:

@@ -142,7 +142,7 @@ class ModelConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if available."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that supports it, else fp32."""
+    """auto: bf16 on a GPU that supports it, else fp32. On a CPU, bf16 only draws in bf16, by kernels lanes16-1."""
     encoder: Literal["auto", "eager", "compiled"] = "auto"
     """Image encoder: eager, or compiled by `torch.compile`. auto: compiled on a GPU if Triton is installed."""
     kernels: Literal["auto", "torch", "lanes16-1"] = "auto"

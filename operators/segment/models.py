@@ -12,14 +12,14 @@ from segmint.model.sam.load import SamWeightsError, load_sam
 from segmint.model.sam.sam import Sam
 
 
-def cpu_kernels(device_type: str) -> Kernels | None:
+def cpu_kernels(device_type: str, dot: bool = False) -> Kernels | None:
     """Return the CPU kernels for a model on "cpu", and None elsewhere and where torch must do without.
 
-    In the latter case, the reason is logged once per process.
+    In the latter case, the reason is logged once per process. With `dot`, they draw in bf16.
     """
     if device_type != "cpu":
         return None
-    found = usable_kernels()
+    found = usable_kernels(dot)
     if found is None:
         _log_missing_kernels()
     return found
@@ -30,19 +30,38 @@ def _log_missing_kernels() -> None:
     get_logger("model").warning("no_cpu_kernels", reason=reason(), note="using torch, which is slower")
 
 
+def refuse_slow_bf16(compute: Compute) -> None:
+    """Raise `UsageError` for bf16 on a CPU without the kernels that draw in bf16."""
+    why = reason(dot=True) if compute.kind == "cpu" and compute.precision == "bf16" else None
+    if why is not None:
+        raise UsageError(slow_bf16(why))
+
+
+def slow_bf16(why: str) -> str:
+    """Return the message that refuses bf16 on a CPU; `why` there are no kernels for it."""
+    return (
+        "precision bf16 on a CPU needs the CPU kernels and AVX512_BF16 instructions. Without them, it would be slower "
+        f"than fp32 with kernels: {why}. Otherwise, use precision fp32"
+    )
+
+
 def load_model(weights: Path, compute: Compute) -> Sam:
     """Load a checkpoint's model onto a resolved device; sets up torch in this process.
 
-    In bf16, the weights themselves are bf16. Positional encodings, scores, and masks stay in fp32, and so does
+    In bf16 on a GPU, the weights themselves are bf16. Positional encodings, scores, and masks stay in fp32, and so does
     MobileSAM's image encoder, whose rounding would change more masks than everything else and save only 2 % of the
-    time. Raises `UsageError` if the file is not a SAM checkpoint.
+    time. In bf16 on a CPU, all weights are fp32, and the CPU kernels draw in bf16; see `Sam.draws_in_bf16`. Raises
+    `UsageError` if the file is not a SAM checkpoint, or if a CPU lacks these kernels.
     """
+    refuse_slow_bf16(compute)
     apply_compute(compute)
     try:
         sam = load_sam(weights, device=compute.device)
     except SamWeightsError as error:
         raise UsageError(str(error)) from error
-    if compute.precision == "bf16":
+    if compute.kind == "cpu":
+        sam.draws_in_bf16 = compute.precision == "bf16"
+    elif compute.precision == "bf16":
         sam.prompt_encoder.bfloat16()
         sam.mask_decoder.bfloat16()
         if not isinstance(sam.image_encoder, ImageEncoderTinyViT):

@@ -12,7 +12,7 @@ from segmint.infra.device import Compute, Precision, cpu_bits, device_kind
 from segmint.infra.errors import UsageError
 from segmint.infra.version import BITS_VERSION, VERSION, installed_version
 from segmint.model.automatic.settings import small_chunk
-from segmint.model.kernels.cpu.library import LANES16, reason, usable_kernels
+from segmint.model.kernels.cpu.library import DOT, LANES16, kernels_named, reason
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
@@ -61,7 +61,7 @@ class Numerics:
     onnxruntime: str
     pi_heif: str  # reads HEIC; "none" if not installed
     cpu: str = field(default="", kw_only=True)  # vendor and a hash of its results; not recorded with a GPU
-    kernels: str = field(default="", kw_only=True)  # on a CPU: lanes16-1 or torch; not recorded with a GPU
+    kernels: str = field(default="", kw_only=True)  # on a CPU: lanes16-1, lanes16-1+dot, or torch; not with a GPU
     cuda: str = field(default="", kw_only=True)  # this and the next four only on a GPU
     cudnn: str = field(default="", kw_only=True)
     triton: str = field(default="", kw_only=True)  # "none" if not installed
@@ -121,7 +121,7 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     """Return the numerics that a dataset is begun with, with `auto` resolved for the device.
 
     `compute` contains the resolved device, precision, and threads of `model`. Raises `UsageError` if a chunk has more
-    points than the device can take, or if the kernels asked for are not there.
+    points than the device can take, if the kernels asked for are not there, or for bf16 on a CPU without kernels.
     """
     from segmint.model.sam.batch_encoder import CUDA_BATCH
 
@@ -134,13 +134,22 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     encoder = model.encoder
     if encoder == "auto":
         encoder = "compiled" if on_gpu and find_spec("triton") is not None else "eager"
-    kernels = "torch" if on_gpu else _resolve_kernels(model.kernels)
+    kernels = "torch" if on_gpu else _resolve_kernels(model.kernels, compute)
     return observe_numerics(compute, chunk, crops, weights_sha256, encoder, kernels)
 
 
-def _resolve_kernels(wanted: str) -> str:
-    from segmint.operators.segment.models import cpu_kernels
+def _resolve_kernels(wanted: str, compute: Compute) -> str:
+    from segmint.operators.segment.models import cpu_kernels, refuse_slow_bf16
 
+    if compute.precision == "bf16":
+        if wanted == "torch":
+            raise UsageError(
+                "model.precision is bf16, which needs the CPU kernels on a CPU, but model.kernels is torch. Set "
+                "model.kernels: auto, or model.precision: fp32, because torch would be slower in bf16 than the kernels "
+                "in fp32"
+            )
+        refuse_slow_bf16(compute)
+        return DOT
     if wanted == "auto":
         return "torch" if cpu_kernels("cpu") is None else LANES16
     if wanted == LANES16 and reason() is not None:
@@ -191,8 +200,8 @@ def observe_numerics(
 
 def _of_cpu(compute: Compute, kernels: str) -> dict[str, Any]:
     return {
-        "cpu": cpu_bits(compute.threads, compute.precision),
-        "kernels": LANES16 if kernels == LANES16 and usable_kernels() is not None else "torch",
+        "cpu": cpu_bits(compute.threads, "fp32"),  # bf16 only in the kernels
+        "kernels": "torch" if kernels_named(kernels) is None else kernels,
         "unrecorded": GPU_ONLY | DETECTORS_ONLY,
     }
 

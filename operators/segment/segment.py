@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.settings import MaskSettings
-from segmint.model.kernels.cpu.library import LANES16, reason, usable_kernels
+from segmint.model.kernels.cpu.library import DOT, kernels_named, reason
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.rows import Row, gather, is_live, judged, to_rows
@@ -95,12 +95,13 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     weights = _weights(settings)
     check_numerics(settings)
     numerics = settings.numerics
-    compiled = numerics.encoder == "compiled"
+    compiled, on_cpu = numerics.encoder == "compiled", numerics.device == "cpu"
+    # A CPU computes in fp32, except for kernels that draw in bf16, which a mixed dataset may lack here.
     predictor = Predictor(
-        load_model(weights, numerics.compute),
+        load_model(weights, replace(numerics.compute, precision="fp32") if on_cpu else numerics.compute),
         compile_encoder="default" if compiled else None,
         must_compile=not settings.allow_mixed_numerics,
-        kernels=usable_kernels() if numerics.kernels == LANES16 else None,
+        kernels=kernels_named(numerics.kernels),
     )
     generator = MaskGenerator(predictor, settings.masks, numerics.crops_per_batch)
     # Compile and capture graphs now: this takes minutes and must not count towards the first image's time limit.
@@ -132,8 +133,8 @@ def check_numerics(settings: SegmentSettings) -> None:
         wanted.kernels,
     )
     differences = here.differences(wanted)
-    if wanted.kernels == LANES16 and here.kernels != LANES16:
-        differences += f" ({reason()})"
+    if here.kernels != wanted.kernels and (why := reason(wanted.kernels == DOT)) is not None:
+        differences += f" ({why})"
     if differences and not settings.allow_mixed_numerics:
         raise MixedNumericsError(
             f"this machine can't reproduce the dataset's masks bit for bit: {differences}. "

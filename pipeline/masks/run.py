@@ -143,7 +143,8 @@ class _LazyModel:
             from segmint.operators.segment.models import cpu_kernels, load_model
 
             compute = resolve_compute(self._options.device, self._options.precision)
-            self._predictor = Predictor(load_model(self._weights, compute), kernels=cpu_kernels(compute.kind))
+            model = load_model(self._weights, compute)
+            self._predictor = Predictor(model, kernels=cpu_kernels(compute.kind, model.draws_in_bf16))
             self._start_s = time.monotonic() - began
         return self._predictor
 

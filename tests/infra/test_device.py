@@ -18,6 +18,7 @@ from segmint.infra.device import (
     device_failure,
     physical_cores,
     resolve_compute,
+    warn_of_slow_bf16,
 )
 from segmint.infra.errors import UsageError
 
@@ -103,11 +104,12 @@ def test_freed_memory_is_kept() -> None:
     assert faults("kept") < faults("given back") / 100
 
 
-def test_bf16_on_a_cpu_without_it_is_warned_of_and_auto_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_by_torch_on_a_cpu_without_it_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "computes_bf16", lambda: False)
+    warn_of_slow_bf16(Compute("cpu", "fp32", 1))
+    warn_of_slow_bf16(Compute("cuda", "bf16", 1))
     with pytest.warns(RuntimeWarning, match=r"slower than fp32.*1\.5 times"):
-        assert resolve_compute("cpu", "bf16", 1).precision == "bf16"
-    assert resolve_compute("cpu", "auto", 1).precision == "fp32"
+        warn_of_slow_bf16(Compute("cpu", "bf16", 1))
 
 
 NAME = "from segmint.infra.device import cpu_bits; print(cpu_bits(1, 'fp32'))"

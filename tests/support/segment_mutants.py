@@ -72,15 +72,15 @@ SEGMENT_MUTANTS = (
     Mutant(
         "a worker without the kernels claims them",
         "operators/segment/numerics.py",
-        "LANES16 if kernels == LANES16 and usable_kernels() is not None else",
-        "LANES16 if kernels == LANES16 else",
+        '"torch" if kernels_named(kernels) is None else kernels',
+        "kernels",
         "tests/operators/segment/test_numerics.py",
     ),
     Mutant(
         "the kernels compute where torch was recorded",
         "operators/segment/segment.py",
-        "usable_kernels() if numerics.kernels == LANES16 else None",
-        "usable_kernels()",
+        "kernels=kernels_named(numerics.kernels)",
+        "kernels=usable_kernels()",
         "tests/operators/segment/test_numerics.py",
     ),
     Mutant(

@@ -259,7 +259,10 @@ def _check_numerics(config: Config, begun: Numerics) -> None:
         "model.device": (config.model.device, begun.device),
         "model.precision": (config.model.precision, begun.precision),
         "model.encoder": (config.model.encoder, begun.encoder),
-        "model.kernels": (config.model.kernels, begun.kernels or config.model.kernels),  # not recorded with a GPU
+        "model.kernels": (
+            config.model.kernels,
+            begun.kernels.removesuffix("+dot") or config.model.kernels,
+        ),  # "" with a GPU
         "model.threads": (config.model.threads, begun.threads),
         "masks.points_per_chunk": (config.masks.points_per_chunk, begun.points_per_chunk),
         "deidentify.device": ("cuda" if config.detectors_share else "cpu", "cuda" if begun.detectors else "cpu"),

@@ -15,7 +15,7 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.version import NOT_INSTALLED
 from segmint.infra.wording import counted
-from segmint.model.kernels.cpu.library import LANES16, reason
+from segmint.model.kernels.cpu.library import DOT, LANES16, reason
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, resolve_numerics
@@ -36,7 +36,7 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
     otherwise. The same applies to `deidentify.device`. On CPUs, a cluster uses the CPU kernels if this machine and all
     nodes for segment actors have them. Raises `UsageError` if the cluster does not have the device either, if none
     becomes free within `stall_timeout`, if the node lacks a package that the bundled detectors need, or if a node lacks
-    the kernels that `model.kernels` names.
+    the kernels that `model.kernels` or bf16 needs.
     """
     numerics = _of_masks(config, weights)
     versions = {name: getattr(numerics, name.replace("-", "_"), "") for name in sorted(config.deidentify.packages)}
@@ -111,24 +111,30 @@ def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
 
 def _on_nodes(config: Config, model: ModelConfig, weights_sha256: str) -> Numerics:
     """Resolve the numerics here, with CPU kernels only if the cluster's nodes have them, too."""
+    from segmint.operators.segment.models import slow_bf16
+
     numerics = _resolve(model, config.masks, weights_sha256)
-    if numerics.kernels != LANES16:
+    if numerics.kernels not in (LANES16, DOT):
         return numerics
-    missing = _nodes_without_kernels(config)
+    dot = numerics.kernels == DOT
+    missing = _nodes_without_kernels(config, dot)
     if not missing:
         return numerics
     name, why = next(iter(missing.items()))
     nodes = f"{counted(len(missing), 'node')} of the cluster can't use the CPU kernels; on {name}, {why}"
+    if dot:
+        raise UsageError(slow_bf16(nodes))
     if model.kernels == LANES16:
         raise UsageError(f"model.kernels is {LANES16}, but {nodes}, or set model.kernels: torch")
     get_logger("model").warning("no_cpu_kernels", reason=nodes, note="using torch, which is slower")
     return replace(numerics, kernels="torch")
 
 
-def _nodes_without_kernels(config: Config) -> dict[str, str]:
+def _nodes_without_kernels(config: Config, dot: bool) -> dict[str, str]:
     """Return for each node that has room for a segment actor, but no CPU kernels, why it has none.
 
-    Skips nodes that have left the cluster since. A node that doesn't respond within `stall_timeout` has no kernels.
+    With `dot`, the kernels must draw in bf16. Skips nodes that have left the cluster since. A node that doesn't respond
+    within `stall_timeout` has no kernels.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
@@ -146,7 +152,7 @@ def _nodes_without_kernels(config: Config) -> dict[str, str]:
     missing = {}
     with ray_session(config.resources.address):
         asked = {
-            node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+            node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(dot)
             for node in nodes()
         }
         deadline = time.monotonic() + config.stall_timeout

@@ -23,7 +23,8 @@ class FrozenEncoder:
     """Frozen image encoder that embeds one image at a time, with the precision of inference, and fills the cache."""
 
     def __init__(self, sam: Sam, images: TrainingImages, cache: EmbeddingCache | None, compute: Compute) -> None:
-        if compute.precision == "bf16" and not isinstance(sam.image_encoder, ImageEncoderTinyViT):
+        reduced = compute.kind != "cpu" and compute.precision == "bf16"
+        if reduced and not isinstance(sam.image_encoder, ImageEncoderTinyViT):
             sam.image_encoder.bfloat16()  # as in builds; see `load_model`
         self._predictor = Predictor(sam)
         self._images = images

@@ -9,7 +9,7 @@ from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.training_cache import CACHE, default_cache
 from segmint.catalogs.lineage import TRAINING
 from segmint.infra.assets.resolve import resolve
-from segmint.infra.device import apply_compute, resolve_compute
+from segmint.infra.device import apply_compute, resolve_compute, warn_of_slow_bf16
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -112,6 +112,7 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     resources = config.resources
     if resources.workers == 1:  # several workers resolve theirs on their machines
         compute = resolve_compute(resources.device, config.precision, resources.threads)
+        warn_of_slow_bf16(compute)
     cache = cache_location(config, output)
     datasets = open_datasets(config, storage)
     refuse_places(datasets, output, cache)

@@ -61,7 +61,7 @@ class Predictor(base.Predictor):
         precision: str = "fp32",
     ) -> None:
         model = sam_of(sam, device, precision)
-        super().__init__(model, compile_encoder, must_compile, cpu_kernels(model.device.type))
+        super().__init__(model, compile_encoder, must_compile, cpu_kernels(model.device.type, model.draws_in_bf16))
 
     def embed(self, image: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image of any type that `pixels_of` accepts; see the base class for `frame_size`."""
@@ -89,7 +89,8 @@ def model_name(sam: Sam) -> str:
     elif isinstance(encoder, ImageEncoderViT):
         widths = {shape.width: known for known, shape in VIT_SHAPES.items()}
         name = widths.get(encoder.pos_embed.shape[-1], name)
-    return f"{name} on {sam.device}, {str(sam.dtype).removeprefix('torch.')}"
+    drawn = ", drawing in bfloat16" if sam.draws_in_bf16 else ""
+    return f"{name} on {sam.device}, {str(sam.dtype).removeprefix('torch.')}{drawn}"
 
 
 def _pixels(image: Image | Tensor) -> Tensor | Pixels:

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.masks.generator_vs_reference import agreement, compared
 from segmint.model.automatic.rle import encode
+from tests.support.cpu_kernels import skip_without_bf16
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -55,6 +56,7 @@ def test_a_row_has_medians_of_seconds_and_of_ratios_the_largest_memory_and_the_w
 
 @pytest.mark.long
 def test_both_precisions_are_measured_beside_one_reference(tmp_path: Path) -> None:
+    skip_without_bf16()
     output = tmp_path / "result.json"
     options = ["--only=coffee", "--precision", "fp32", "bf16", "--crops=1", "--rounds=2", "--threads=1"]
     script = ROOT / "benchmarks" / "masks" / "generator_vs_reference.py"
