@@ -40,7 +40,7 @@ SPECIAL = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Emulated(Kernels):
     """Kernels whose calls the emulator runs, with copies of the arguments."""
 
@@ -176,7 +176,7 @@ def built(folder: Path, replayer: Path, sources: Path, only: str | None = None) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", COMPILER)
         build.build(folder / build.LIBRARY, sources, only=only, machine="aarch64")
-    return Emulated(every_set()[0].library, "neon", folder / build.LIBRARY, replayer)
+    return Emulated(every_set()[0].library, "neon", path=folder / build.LIBRARY, replay=replayer)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def operations_here(name: str, folder: Path) -> dict[str, NDArray[np.uint32]]:
 def operations_of_neon(sources: Path, replayer: Path, folder: Path) -> dict[str, NDArray[np.uint32]]:
     target = folder / "neon.so"
     compile_operations(COMPILER, build.INSTRUCTION_SETS["neon"], sources, target)
-    kernels = Emulated(every_set()[0].library, "neon", target, replayer)
+    kernels = Emulated(every_set()[0].library, "neon", path=target, replay=replayer)
     return operations_of(lambda *arguments: kernels.call("operations", *arguments))
 
 
