@@ -7,7 +7,7 @@
 
 #include "drawing.h"
 
-#if defined(__AVX512BF16__) || !(defined(LANES_AVX512) || defined(LANES_AVX2))
+#if defined(__AVX512BF16__) || !(defined(LANES_AVX512) || defined(LANES_AVX2) || defined(LANES_NEON))
 #define LANES_DOT
 
 namespace {
