@@ -71,7 +71,7 @@ constexpr int kRows = 4, kWide = 1;
 #endif
 
 // Return heads queries, rounded up to a multiple of 32.
-inline int width_of(const Step& step) { return (step.heads * step.queries + 2 * kLanes - 1) / (2 * kLanes) * 2 * kLanes; }
+inline int width_of(const Step& step) { return (step.heads * step.queries + 31) / 32 * 32; }
 
 template <int kCount>
 struct Count {

@@ -226,8 +226,8 @@ inline void unfold(const float (*logits)[kMostMasks][kBlock], int masks, int sid
   }
 }
 
-// Draw the part of logits (masks, 4 side, 4 side) that is in blocks from `start` to `end`. `scratch` has room for 256 rows
-// + 8192 floats.
+// Draw the part of logits (masks, 4 side, 4 side) that is in blocks from `start` to `end`. `scratch` has room for
+// 256 rows + 8192 floats.
 template <class How>
 inline void draw(const Upscaler& upscaler, const Prompt& prompt, int start, int end, float* scratch, float* out) {
   const int terms = How::terms(prompt.rows), hidden = How::terms(kHidden);
