@@ -100,8 +100,26 @@ def comparison(result: Result) -> str:
             speed,
             agreement,
             beside,
+            *([kernels_table(rows, precisions)] if "torch" in rows[0] else []),
             wrapped(f"Both sides ran {settings['rounds']} rounds with {grid_of(settings)}. {where(result)}"),
         ]
+    )
+
+
+def kernels_table(rows: Sequence[Result], precisions: Sequence[str]) -> str:
+    """Return the speed of the CPU kernels beside torch's, in the same rounds."""
+    return table(
+        ["photograph", "without CPU kernels (s)", *(f"{one} speedup" for one in precisions), "fp32 masks", "equal"],
+        (
+            [
+                row["name"],
+                seconds(row["torch"]["seconds"]),
+                *(ratio(row["ours"][one]["ratio_to_torch"], 2) for one in precisions),
+                row["ours"]["fp32"]["masks"],
+                row["ours"]["fp32"]["same_as_torch"],
+            ]
+            for row in rows
+        ),
     )
 
 
@@ -336,9 +354,9 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def ratio(found: Result) -> str:
+def ratio(found: Result, digits: int = 1) -> str:
     """Format a ratio with its spread."""
-    return f"**{found['median']:.1f}** ({found['least']:.1f}–{found['most']:.1f})"
+    return f"**{found['median']:.{digits}f}** ({found['least']:.{digits}f}–{found['most']:.{digits}f})"
 
 
 def span(values: Sequence[float]) -> str:

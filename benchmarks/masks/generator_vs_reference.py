@@ -5,9 +5,10 @@
 
 Both sides use the reference's defaults (32x32 points; with `--crops`, each layer of crops uses half the points per side
 of the previous layer) and MobileSAM. The reference package lacks TinyViT, so it runs with our image encoder, in its
-default float32. Ours runs in each precision. Every measurement runs in a separate process with its own peak memory.
-Rounds alternate which side goes first; seconds are medians, and the ratio is the median of the rounds' ratios.
-`setup_s` is the time before the measurement: libraries, weights, and one warm-up run on a small grid.
+default float32. Ours runs in each precision, and in float32 without the CPU kernels (`torch`). Every measurement runs
+in a separate process with its own peak memory. Rounds alternate which side goes first; seconds are medians, and the
+ratio is the median of the rounds' ratios. `setup_s` is the time before the measurement: libraries, weights, and one
+warm-up run on a small grid.
 
 Each round counts the reference's masks that ours match, and the round with the fewest is reported. Without a folder,
 the photographs are scikit-image's. After each photograph, the result is written to `benchmarks/results/` as JSON, with
@@ -39,7 +40,7 @@ from benchmarks.measuring import (  # noqa: E402
 
 THRESHOLDS = (0.99, 0.95, 0.9)
 CROPS_DOWNSCALE = 2
-REFERENCE = "reference"
+REFERENCE, TORCH = "reference", "torch"
 
 
 def main() -> None:
@@ -84,8 +85,11 @@ def main() -> None:
 
 
 def measure_round(index: int, source: str, threads: int, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Run the reference and ours in each precision once, ours first in even rounds; return results by name."""
-    sides = [*settings["precisions"], REFERENCE]
+    """Run the reference, ours in each precision, and ours by torch once; return results by name.
+
+    In even rounds, ours is first.
+    """
+    sides = [*settings["precisions"], TORCH, REFERENCE]
     found = {}
     for side in sides if index % 2 == 0 else reversed(sides):
         if side == REFERENCE:
@@ -96,8 +100,8 @@ def measure_round(index: int, source: str, threads: int, settings: dict[str, Any
     return found
 
 
-def run_ours(source: str, threads: int, settings: dict[str, Any], precision: str) -> dict[str, Any]:
-    """Run our generator, and return seconds, peak memory, and masks."""
+def run_ours(source: str, threads: int, settings: dict[str, Any], side: str) -> dict[str, Any]:
+    """Run our generator in a precision, or by torch in fp32, and return seconds, peak memory, and masks."""
     started = time.perf_counter()
     from segmint.infra.assets.resolve import resolve
     from segmint.infra.device import Compute
@@ -106,8 +110,8 @@ def run_ours(source: str, threads: int, settings: dict[str, Any], precision: str
     from segmint.model.sam.predictor import Predictor
     from segmint.operators.segment.models import load_model
 
-    sam = load_model(resolve(settings["weights"]), Compute("cpu", "bf16" if precision == "bf16" else "fp32", threads))
-    predictor, image = Predictor(sam), read(source)
+    sam = load_model(resolve(settings["weights"]), Compute("cpu", "bf16" if side == "bf16" else "fp32", threads))
+    predictor, image = Predictor(sam, kernels=None if side == TORCH else "auto"), read(source)
     MaskGenerator(predictor, MaskSettings.official(points_per_side=2)).generate(image)
     keys = ("points_per_side", "crop_n_layers", "crop_n_points_downscale_factor")
     generator = MaskGenerator(predictor, MaskSettings.official(**{key: settings[key] for key in keys}))
@@ -167,18 +171,32 @@ def compared(name: str, rounds: list[dict[str, dict[str, Any]]], precisions: lis
         ratios = [each[REFERENCE]["seconds"] / each[precision]["seconds"] for each in rounds]
         found = [agreement(each[precision]["masks"], each[REFERENCE]["masks"]) for each in rounds]
         worst = min(found, key=lambda one: (*one["matched"].values(), one["least_iou"]))
-        ours[precision] = {**summary(rounds, precision), "ratio": spread(ratios), **worst}
+        to_torch = [each[TORCH]["seconds"] / each[precision]["seconds"] for each in rounds]
+        ours[precision] = {
+            **summary(rounds, precision),
+            "ratio": spread(ratios),
+            "ratio_to_torch": spread(to_torch),
+            "same_as_torch": min(equal(each[precision]["masks"], each[TORCH]["masks"]) for each in rounds),
+            **worst,
+        }
     return {
         "name": name,
         "height": height,
         "width": width,
         REFERENCE: {**summary(rounds, REFERENCE), "masks": len(rounds[0][REFERENCE]["masks"])},
         "ours": ours,
+        TORCH: {**summary(rounds, TORCH), "masks": len(rounds[0][TORCH]["masks"])},
         "rounds": [
             {side: {key: round(one[key], 3) for key in ("seconds", "setup_s")} for side, one in each.items()}
             for each in rounds
         ],
     }
+
+
+def equal(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> int:
+    """Return the number of our masks that another side also has, with the same pixels."""
+    pixels = {mask["counts"] for mask in others}
+    return sum(mask["counts"] in pixels for mask in ours)
 
 
 def summary(rounds: list[dict[str, dict[str, Any]]], side: str) -> dict[str, Any]:
@@ -213,14 +231,21 @@ def agreement(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> di
 def summary_line(row: dict[str, Any]) -> str:
     """Return a photograph's row as readable lines."""
     reference = row[REFERENCE]
-    return "\n".join(
-        f"{row['name']} {precision}: {ours['seconds']:.1f} s against {reference['seconds']:.1f} s, "
-        f"{ours['ratio']['median']:.1f} times as fast ({ours['ratio']['least']:.1f} to {ours['ratio']['most']:.1f}); "
-        f"{ours['masks']} masks against {reference['masks']}, of which "
-        f"{', '.join(f'{count} at IoU {least}' for least, count in ours['matched'].items())} or more; "
-        f"{ours['peak_mib']} MiB against {reference['peak_mib']} MiB"
-        for precision, ours in row["ours"].items()
-    )
+    lines = []
+    for precision, ours in row["ours"].items():
+        to_reference, to_torch = (
+            f"{found['median']:.2f} times as fast ({found['least']:.2f} to {found['most']:.2f})"
+            for found in (ours["ratio"], ours["ratio_to_torch"])
+        )
+        found = ", ".join(f"{count} at IoU {least}" for least, count in ours["matched"].items())
+        lines += [
+            f"{row['name']} {precision}: {ours['seconds']:.1f} s against {reference['seconds']:.1f} s, {to_reference}; "
+            f"{ours['masks']} masks against {reference['masks']}, of which {found} or more; "
+            f"{ours['peak_mib']} MiB against {reference['peak_mib']} MiB",
+            f"{row['name']} {precision} without kernels: {row[TORCH]['seconds']:.1f} s, {to_torch} with them; "
+            f"{ours['same_as_torch']} equal masks",
+        ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -41,15 +41,17 @@ def test_without_masks_on_either_side_nothing_is_found() -> None:
 
 def test_a_row_has_medians_of_seconds_and_of_ratios_the_largest_memory_and_the_worst_agreement() -> None:
     rounds = [
-        {"fp32": measured(2, 900, 60, 30), "reference": measured(10, 1000, 60, 30)},
-        {"fp32": measured(1, 950, 60), "reference": measured(20, 1200, 60, 30)},
-        {"fp32": measured(4, 800, 60, 30), "reference": measured(12, 1100, 60, 30)},
+        {"fp32": measured(2, 900, 60, 30), "torch": measured(4, 900, 60, 31), "reference": measured(10, 1000, 60, 30)},
+        {"fp32": measured(1, 950, 60), "torch": measured(3, 900, 60), "reference": measured(20, 1200, 60, 30)},
+        {"fp32": measured(4, 800, 60, 30), "torch": measured(4, 900, 60, 30), "reference": measured(12, 1100, 60, 30)},
     ]
     row = compared("photo", rounds, ["fp32"])
     assert row["reference"] == {"seconds": 12, "setup_s": 1.0, "peak_mib": 1200, "masks": 2}
     ours = row["ours"]["fp32"]
     assert (ours["seconds"], ours["peak_mib"]) == (2, 950)
     assert ours["ratio"] == {"median": 5.0, "least": 3.0, "most": 20.0}
+    assert ours["ratio_to_torch"] == {"median": 2.0, "least": 1.0, "most": 3.0}
+    assert (ours["same_as_torch"], row["torch"]["seconds"], row["torch"]["masks"]) == (1, 4, 2)
     assert (ours["masks"], ours["matched"]["0.9"], ours["least_iou"]) == (1, 1, 0.5)
     assert [one["fp32"]["seconds"] for one in row["rounds"]] == [2, 1, 4]
 
@@ -65,10 +67,14 @@ def test_both_precisions_are_measured_beside_one_reference(tmp_path: Path) -> No
     (row,) = result["photographs"]
     assert result["settings"]["crop_n_points_downscale_factor"] == 2
     assert (row["height"], row["width"]) == (400, 600)
-    assert [list(each) for each in row["rounds"]] == [["fp32", "bf16", "reference"], ["reference", "bf16", "fp32"]]
+    assert [list(each) for each in row["rounds"]] == [
+        ["fp32", "bf16", "torch", "reference"],
+        ["reference", "torch", "bf16", "fp32"],
+    ]
     fp32, bf16 = row["ours"]["fp32"], row["ours"]["bf16"]
     assert fp32["masks"] == fp32["matched"]["0.99"] == row["reference"]["masks"] > 0
     assert bf16["matched"]["0.9"] >= 0.8 * row["reference"]["masks"]
-    for side in (fp32, bf16, row["reference"]):
+    assert fp32["same_as_torch"] == fp32["masks"]
+    for side in (fp32, bf16, row["torch"], row["reference"]):
         assert min(side["seconds"], side["setup_s"]) > 0
         assert side["peak_mib"] > 300
