@@ -379,19 +379,19 @@ def _draw_points(
     decoder: MaskDecoder, upscaler: Upscaler, images: ImagesInBlocks, filters: Tensor, wanted: Tensor
 ) -> Tensor:
     """Return the logits of `draw_masks` from the mask filters (B, 3, 32) by the CPU kernels, prompt by prompt."""
-    side = upscaler.low_res_size
+    first, side = as_linear(decoder.upscaling_steps[0]), upscaler.low_res_size
     logits = filters.new_empty(int(wanted.sum()), side, side)
     done = 0
     for n, (own, chosen) in enumerate(zip(filters, wanted, strict=True)):
         end = done + int(chosen.sum())
         if end > done:
-            draw_with_kernels(decoder, upscaler, images, n, own[chosen], logits[done:end])
+            draw_with_kernels(first, upscaler, images, n, own[chosen], logits[done:end])
         done = end
     return logits
 
 
 def draw_with_kernels(
-    decoder: MaskDecoder,
+    first: tuple[Tensor, Tensor],
     upscaler: Upscaler,
     images: ImagesInBlocks,
     prompt: int,
@@ -399,8 +399,11 @@ def draw_with_kernels(
     logits: Tensor,
     threads: int = 1,
 ) -> None:
-    """Draw masks of the prompt with this number into `logits` (N, 256, 256) from the mask filters (N, 32)."""
-    vectors = _upscaled(images.vectors[prompt], *as_linear(decoder.upscaling_steps[0]))
+    """Draw masks of the prompt with this number into `logits` (N, 256, 256) from the mask filters (N, 32).
+
+    `first` are weight (256, C) and bias (256,) of the first step of upscaling.
+    """
+    vectors = _upscaled(images.vectors[prompt], *first)
     upscaler.draw(images.scale[prompt], images.coefficients[prompt], vectors, filters, logits, threads)
 
 

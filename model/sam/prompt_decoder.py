@@ -61,7 +61,7 @@ def decode_with_plan(
     kernels = cast(KernelPlan, plan.kernels)
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     coefficients, vectors = mask
-    side = kernels.upscaler.low_res_size
+    first, side = as_linear(decoder.upscaling_steps[0]), kernels.upscaler.low_res_size
     logits = sparse.new_empty(len(sparse), len(chosen), side, side)
     ious = sparse.new_empty(len(sparse), len(chosen))
     for number, prompt in enumerate(sparse):
@@ -69,9 +69,8 @@ def decode_with_plan(
         tokens, images = decode_with_kernels(decoder, plan, torch.cat([own, prompt])[None], chosen, (of_mask, vectors))
         ious[number] = decoder.iou_prediction_head(tokens[:, 0])[0, chosen.start : chosen.stop]
         filters = [decoder.hypernetworks[index](tokens[:, 1 + n]) for n, index in enumerate(chosen)]
-        draw_with_kernels(
-            decoder, kernels.upscaler, images, 0, torch.cat(filters), logits[number], torch.get_num_threads()
-        )
+        threads = torch.get_num_threads()
+        draw_with_kernels(first, kernels.upscaler, images, 0, torch.cat(filters), logits[number], threads)
     return logits, ious
 
 

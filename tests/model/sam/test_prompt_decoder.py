@@ -9,7 +9,7 @@ import torch
 from segmint.model.sam import prompt_decoder
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
-from segmint.model.sam.point_decoder import decode_with_kernels, draw_with_kernels, plan_points
+from segmint.model.sam.point_decoder import as_linear, decode_with_kernels, draw_with_kernels, plan_points
 from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.prompt_decoder import MOST_TOKENS, decode_prompts, decode_with_plan, suits
 from segmint.model.sam.prompt_encoder import PromptEmbedding
@@ -72,7 +72,8 @@ def test_the_number_of_threads_does_not_affect_what_kernels_draw(mobile_sam_path
     assert plan.kernels is not None
     for count in (1, 2, 3):
         drawn.append(torch.full((4, 256, 256), torch.nan))
-        draw_with_kernels(predictor.sam.mask_decoder, plan.kernels.upscaler, images, 0, filters, drawn[-1], count)
+        first = as_linear(predictor.sam.mask_decoder.upscaling_steps[0])
+        draw_with_kernels(first, plan.kernels.upscaler, images, 0, filters, drawn[-1], count)
     assert threads == torch.get_num_threads()
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
