@@ -125,7 +125,7 @@ test-kernels: setup
 	PYTHONPATH=build/triton-$(TRITON) $(BIN)/python -m pytest -k compile $(KERNEL_TESTS)
 
 # The CPU kernels' tests with a library that stops at a wrong access to memory and at undefined behavior. Leaks of the
-# interpreter and of torch are not the library's. The emulator runs a library of its own.
+# interpreter and of torch are not the library's. The emulator runs another library.
 SANITIZED := build/sanitized/liblanes16.so
 test-sanitized: setup
 	$(BIN)/python model/kernels/cpu/build.py --force --sanitize --to $(SANITIZED)
