@@ -33,6 +33,11 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = Perceptron(width, width, MASK_TOKENS)
 
     @property
+    def own_tokens(self) -> Tensor:
+        """Learned tokens (5, 256) that precede those of a prompt: one for predicted IoU, and one per mask."""
+        return torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+
+    @property
     def hypernetworks(self) -> list[Perceptron]:
         """Perceptrons that turn mask tokens into mask filters, (B, 256) to (B, 32), one per token."""
         return [cast(Perceptron, mlp) for mlp in self.output_hypernetworks_mlps]
@@ -57,8 +62,7 @@ class MaskDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Run `forward` for the C mask tokens `chosen`: logits (B, C, 256, 256) and predicted IoUs (B, C)."""
         prompts, grid = prompt.sparse.shape[0], features.shape[-2:]
-        own_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own_tokens.expand(prompts, -1, -1), prompt.sparse], dim=1)
+        tokens = torch.cat([self.own_tokens.expand(prompts, -1, -1), prompt.sparse], dim=1)
         image = features + prompt.dense
 
         tokens, image = self.transformer(image.flatten(2).transpose(1, 2), positions.flatten(2).transpose(1, 2), tokens)

@@ -34,8 +34,8 @@ from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
 from segmint.model.sam.products import linear, product
 from segmint.model.sam.transformer import Attention, TwoWayBlock
 
-# The tokens are predicted IoU, single mask, three masks, and prompt; those of the three masks are used.
-_THREE = slice(2, 1 + MASK_TOKENS)
+# The tokens are predicted IoU, single mask, three masks, and prompt; of a point, those of the three masks are used.
+_THREE = range(1, MASK_TOKENS)
 _TOKENS = 1 + MASK_TOKENS + 2  # those two embed a prompt
 
 # Prompts whose images a CPU processes together. One fits its caches best, but each torch operation has an overhead that
@@ -212,10 +212,9 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
 
     `sparse` (B, 2, C) embeds each point and the padding token ("not a point") that follows it.
     """
-    own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    places = torch.cat([own_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
+    places = torch.cat([decoder.own_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
     if plan.kernels is not None:
-        tokens, images_in_blocks = decode_with_kernels(decoder, plan, places, range(1, MASK_TOKENS))
+        tokens, images_in_blocks = decode_with_kernels(decoder, plan, places, _THREE)
         return PointMasks(predicted_iou_of(decoder, tokens[:, 0]), tokens[:, 1:], images_in_blocks)
     groups = _slices(len(places), GROUP, places.device)
     tokens = places
@@ -253,7 +252,6 @@ def decode_with_kernels(
     transformer, blocks = decoder.transformer, decoder.transformer.blocks
     first, final = blocks[0], transformer.final_attn_token_to_image
     _, heads, positions, _ = plan.keys.shape
-    used = [0, *(1 + token for token in chosen)]
     tokens = first.attend_among_tokens(places, places)
     if mask is None:
         mask = places.new_empty(len(places), 0, positions), places.new_empty(0, places.shape[2])
@@ -268,7 +266,7 @@ def decode_with_kernels(
         keys = scaled(split_heads(answer.k_proj(tokens + places), answer.heads))
         values = torch.cat([split_heads(answer.v_proj(tokens), answer.heads), images.values], dim=1)
         if following is None:
-            attention, queries, tokens = final, (tokens + places)[:, used], tokens[:, used]
+            attention, queries, tokens = final, used_tokens(tokens + places, chosen), used_tokens(tokens, chosen)
         else:
             tokens = following.attend_among_tokens(tokens, places)
             attention, queries = following.cross_attn_token_to_image, tokens + places
@@ -284,9 +282,9 @@ def decode_with_kernels(
     return transformer.norm_final_attn(tokens + attended), images
 
 
-def used_tokens(tokens: Tensor) -> Tensor:
-    """Return the tokens (B, 4, C) whose output is used: predicted IoU and three masks."""
-    return torch.cat([tokens[:, :1], tokens[:, _THREE]], dim=1)
+def used_tokens(tokens: Tensor, chosen: range = _THREE) -> Tensor:
+    """Return the tokens (B, 1 + N, C) whose output is used: predicted IoU and the N masks `chosen`."""
+    return torch.cat([tokens[:, :1], tokens[:, 1 + chosen.start : 1 + chosen.stop]], dim=1)
 
 
 def predicted_iou_of(decoder: MaskDecoder, token: Tensor) -> Tensor:

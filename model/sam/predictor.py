@@ -252,9 +252,7 @@ class Predictor:
         encoder, features = self.sam.prompt_encoder, embedding.features
         if self.kernels is None:
             return None
-        sparse = encoder.embed_sparse(prompts.points, prompts.labels, prompts.boxes)
-        if sparse is None:
-            sparse = features.new_zeros(0 if prompts.masks is None else len(prompts.masks), 0, features.shape[1])
+        sparse = encoder.embed_sparse(prompts.points, prompts.labels, prompts.boxes, prompts.masks)
         if not prompt_decoder.suits(features, sparse):
             return None
         vectors = encoder.mask_vectors()

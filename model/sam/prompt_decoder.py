@@ -59,9 +59,10 @@ def decode_with_plan(
     which the plan has, too.
     """
     kernels = cast(KernelPlan, plan.kernels)
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    own = decoder.own_tokens
     coefficients, vectors = mask
     first, side = as_linear(decoder.upscaling_steps[0]), kernels.upscaler.low_res_size
+    threads = torch.get_num_threads()
     logits = sparse.new_empty(len(sparse), len(chosen), side, side)
     ious = sparse.new_empty(len(sparse), len(chosen))
     for number, prompt in enumerate(sparse):
@@ -69,7 +70,6 @@ def decode_with_plan(
         tokens, images = decode_with_kernels(decoder, plan, torch.cat([own, prompt])[None], chosen, (of_mask, vectors))
         ious[number] = decoder.iou_prediction_head(tokens[:, 0])[0, chosen.start : chosen.stop]
         filters = [decoder.hypernetworks[index](tokens[:, 1 + n]) for n, index in enumerate(chosen)]
-        threads = torch.get_num_threads()
         draw_with_kernels(first, kernels.upscaler, images, 0, torch.cat(filters), logits[number], threads)
     return logits, ious
 
@@ -82,7 +82,7 @@ def decode_prompts(
     `features` (1, C, 64, 64) is the image embedding, and `places` (P, C) its positional encoding. Prompts are decoded
     one by one, so their number does not affect the bits.
     """
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    own = decoder.own_tokens
     found = []
     for number, sparse in enumerate(prompt.sparse):
         dense = prompt.dense[number if len(prompt.dense) > 1 else 0]

@@ -54,14 +54,13 @@ class PromptEncoder(nn.Module):
         a point). `boxes` (B, 4) are (x0, y0, x1, y1), and `masks` (B, 1, 256, 256) are logits. Raises ValueError if
         there is no prompt.
         """
-        tokens = self.embed_sparse(points, labels, boxes)
-        if tokens is None and masks is None:
-            raise ValueError("no prompt: expected points with labels, boxes, or masks")
-        dense = self.dense_without_mask() if masks is None else self.mask_downscaling(masks)
-        return PromptEmbedding(dense.new_zeros(len(dense), 0, EMBEDDING_CHANNELS) if tokens is None else tokens, dense)
+        sparse = self.embed_sparse(points, labels, boxes, masks)
+        return PromptEmbedding(sparse, self.dense_without_mask() if masks is None else self.mask_downscaling(masks))
 
-    def embed_sparse(self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None) -> Tensor | None:
-        """Return the tokens (B, T, 256) of points and boxes as in `forward`, or None without both."""
+    def embed_sparse(
+        self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> Tensor:
+        """Return the tokens (B, T, 256) of B prompts with the arguments of `forward`, and raise as it does."""
         tokens = []
         if points is not None and labels is not None:
             tokens.append(self._embed_points(points, labels))
@@ -70,7 +69,11 @@ class PromptEncoder(nn.Module):
                 tokens.append(self.not_a_point_embed.weight.expand(points.shape[0], 1, -1))
         if boxes is not None:
             tokens.append(self._embed_boxes(boxes))
-        return torch.cat(tokens, dim=1) if tokens else None
+        if masks is not None:
+            tokens.append(self.no_mask_embed.weight.new_zeros(len(masks), 0, EMBEDDING_CHANNELS))
+        if not tokens:
+            raise ValueError("no prompt: expected points with labels, boxes, or masks")
+        return torch.cat(tokens, dim=1)
 
     def mask_vectors(self) -> Tensor:
         """Return vectors (17, 256), whose weighted sums turn the dense embedding without a mask into any mask's."""

@@ -139,8 +139,7 @@ def decode(decoder: MaskDecoder, plan: DecodePlan, sparse: Tensor) -> tuple[Tens
 
     `sparse` (B, 2, C) embeds each point and the padding token ("not a point") that follows it.
     """
-    own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    places = torch.cat([own_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
+    places = torch.cat([decoder.own_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
     tokens = places
     images: PointImages | None = None
     for block, shared in zip(decoder.transformer.blocks, plan.blocks, strict=True):

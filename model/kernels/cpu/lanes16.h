@@ -202,18 +202,6 @@ inline void store(float* to, V a) {
 inline V broadcast(float value) {
   return each([=](int) { return vdupq_n_f32(value); });
 }
-inline V operator+(V a, V b) {
-  return each([&](int i) { return vaddq_f32(a.v[i], b.v[i]); });
-}
-inline V operator-(V a, V b) {
-  return each([&](int i) { return vsubq_f32(a.v[i], b.v[i]); });
-}
-inline V operator*(V a, V b) {
-  return each([&](int i) { return vmulq_f32(a.v[i], b.v[i]); });
-}
-inline V operator/(V a, V b) {
-  return each([&](int i) { return vdivq_f32(a.v[i], b.v[i]); });
-}
 inline V fma(V a, V b, V c) {
   return each([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); });
 }
@@ -318,18 +306,6 @@ inline void store(float* to, V a) {
 inline V broadcast(float value) {
   return each([=](int) { return value; });
 }
-inline V operator+(V a, V b) {
-  return each([&](int i) { return a.v[i] + b.v[i]; });
-}
-inline V operator-(V a, V b) {
-  return each([&](int i) { return a.v[i] - b.v[i]; });
-}
-inline V operator*(V a, V b) {
-  return each([&](int i) { return a.v[i] * b.v[i]; });
-}
-inline V operator/(V a, V b) {
-  return each([&](int i) { return a.v[i] / b.v[i]; });
-}
 inline V fma(V a, V b, V c) {
   return each([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
 }
@@ -369,6 +345,23 @@ inline void transpose(const float* from, int from_width, float* to, int to_width
   }
 }
 inline bool pick_near(const float*, int, const int32_t*, V*) { return false; }
+
+#endif
+
+#if !defined(LANES_AVX512) && !defined(LANES_AVX2)  // GCC and Clang have operators for NEON's vectors, too
+
+inline V operator+(V a, V b) {
+  return each([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline V operator-(V a, V b) {
+  return each([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline V operator*(V a, V b) {
+  return each([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline V operator/(V a, V b) {
+  return each([&](int i) { return a.v[i] / b.v[i]; });
+}
 
 #endif
 

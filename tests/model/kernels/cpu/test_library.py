@@ -84,7 +84,7 @@ def test_an_instruction_set_that_the_cpu_lacks_is_refused(built: Path) -> None:
 
 
 def library_with(*supported: str) -> SimpleNamespace:
-    """What ctypes loads on a CPU with these instruction sets."""
+    """A stand-in for the loaded library on a CPU with these instruction sets."""
 
     def sources() -> bytes:
         return build.hash_of(build.sources_of(build.FOLDER)).encode()
