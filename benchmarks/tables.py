@@ -101,9 +101,20 @@ def comparison(result: Result) -> str:
             agreement,
             beside,
             *([kernels_table(rows, precisions)] if "torch" in rows[0] else []),
-            wrapped(f"Both sides ran {settings['rounds']} rounds with {grid_of(settings)}. {where(result)}"),
+            *([avx2_table(rows)] if "avx2" in rows[0] else []),
+            wrapped(f"All sides ran {rounds_of(rows)} with {grid_of(settings)}. {where(result)}"),
         ]
     )
+
+
+def rounds_of(rows: Sequence[Result]) -> str:
+    """Return the rounds per photograph in words: `3 rounds`, or `2 rounds (truck) or 1 round`."""
+    names: dict[int, list[str]] = {}
+    for row in rows:
+        names.setdefault(len(row["rounds"]), []).append(row["name"])
+    usual = max(names, key=lambda count: len(names[count]))
+    others = [f"{count} round{'s' * (count != 1)} ({', '.join(names[count])})" for count in names if count != usual]
+    return " or ".join([*others, f"{usual} round{'s' * (usual != 1)}"])
 
 
 def kernels_table(rows: Sequence[Result], precisions: Sequence[str]) -> str:
@@ -119,6 +130,25 @@ def kernels_table(rows: Sequence[Result], precisions: Sequence[str]) -> str:
                 row["ours"]["fp32"]["same_as_torch"],
             ]
             for row in rows
+        ),
+    )
+
+
+def avx2_table(rows: Sequence[Result]) -> str:
+    """Return the speed of the CPU kernels beside torch's, with both held to AVX2."""
+    return table(
+        ["photograph", "AVX2 without CPU kernels (s)", "AVX2 (s)", "speedup", "masks", "equal"],
+        (
+            [
+                row["name"],
+                seconds(held["torch_seconds"]),
+                seconds(held["seconds"]),
+                ratio(held["ratio_to_torch"], 2),
+                held["masks"],
+                held["same_as_torch"],
+            ]
+            for row in rows
+            for held in [row["avx2"]]
         ),
     )
 

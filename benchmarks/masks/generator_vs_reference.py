@@ -5,10 +5,11 @@
 
 Both sides use the reference's defaults (32x32 points; with `--crops`, each layer of crops uses half the points per side
 of the previous layer) and MobileSAM. The reference package lacks TinyViT, so it runs with our image encoder, in its
-default float32. Ours runs in each precision, and in float32 without the CPU kernels (`torch`). Every measurement runs
-in a separate process with its own peak memory. Rounds alternate which side goes first; seconds are medians, and the
-ratio is the median of the rounds' ratios. `setup_s` is the time before the measurement: libraries, weights, and one
-warm-up run on a small grid.
+default float32. Ours runs in each precision, and in float32 without the CPU kernels (`torch`). If the CPU kernels use
+AVX-512, ours also runs in float32 with and without them in processes that are held to AVX2. Every measurement runs in a
+separate process with its own peak memory. Rounds alternate which side goes first; seconds are medians, and the ratio is
+the median of the rounds' ratios. `setup_s` is the time before the measurement: libraries, weights, and one warm-up run
+on a small grid.
 
 Each round counts the reference's masks that ours match, and the round with the fewest is reported. Without a folder,
 the photographs are scikit-image's. After each photograph, the result is written to `benchmarks/results/` as JSON, with
@@ -22,6 +23,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -37,10 +39,13 @@ from benchmarks.measuring import (  # noqa: E402
     waiting_as_shipped,
     write_result,
 )
+from segmint.model.kernels.cpu.library import load_kernels, usable_kernels  # noqa: E402
 
 THRESHOLDS = (0.99, 0.95, 0.9)
 CROPS_DOWNSCALE = 2
 REFERENCE, TORCH = "reference", "torch"
+AVX2, TORCH_AVX2 = "avx2", "torch_avx2"
+HELD_TO_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 def main() -> None:
@@ -87,21 +92,24 @@ def main() -> None:
 def measure_round(index: int, source: str, threads: int, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Run the reference, ours in each precision, and ours by torch once; return results by name.
 
-    In even rounds, ours is first.
+    The sides held to AVX2 run if the CPU kernels use AVX-512. In even rounds, ours is first.
     """
-    sides = [*settings["precisions"], TORCH, REFERENCE]
+    kernels = usable_kernels()
+    held = [AVX2, TORCH_AVX2] if kernels and kernels.instruction_set.startswith("avx512") else []
+    sides = [*settings["precisions"], TORCH, *held, REFERENCE]
     found = {}
     for side in sides if index % 2 == 0 else reversed(sides):
         if side == REFERENCE:
             with waiting_as_shipped():
                 found[side] = in_process(run_reference, source, threads, settings)
         else:
-            found[side] = in_process(run_ours, source, threads, settings, side)
+            with patch.dict(os.environ, HELD_TO_AVX2 if side in held else {}):
+                found[side] = in_process(run_ours, source, threads, settings, side)
     return found
 
 
 def run_ours(source: str, threads: int, settings: dict[str, Any], side: str) -> dict[str, Any]:
-    """Run our generator in a precision, or by torch in fp32, and return seconds, peak memory, and masks."""
+    """Run our generator in a precision, or in fp32 by torch or held to AVX2; return seconds, peak memory, and masks."""
     started = time.perf_counter()
     from segmint.infra.assets.resolve import resolve
     from segmint.infra.device import Compute
@@ -111,7 +119,8 @@ def run_ours(source: str, threads: int, settings: dict[str, Any], side: str) -> 
     from segmint.operators.segment.models import load_model
 
     sam = load_model(resolve(settings["weights"]), Compute("cpu", "bf16" if side == "bf16" else "fp32", threads))
-    predictor, image = Predictor(sam, kernels=None if side == TORCH else "auto"), read(source)
+    kernels = {TORCH: None, TORCH_AVX2: None, AVX2: load_kernels("avx2") if side == AVX2 else None}
+    predictor, image = Predictor(sam, kernels=kernels.get(side, "auto")), read(source)
     MaskGenerator(predictor, MaskSettings.official(points_per_side=2)).generate(image)
     keys = ("points_per_side", "crop_n_layers", "crop_n_points_downscale_factor")
     generator = MaskGenerator(predictor, MaskSettings.official(**{key: settings[key] for key in keys}))
@@ -186,10 +195,23 @@ def compared(name: str, rounds: list[dict[str, dict[str, Any]]], precisions: lis
         REFERENCE: {**summary(rounds, REFERENCE), "masks": len(rounds[0][REFERENCE]["masks"])},
         "ours": ours,
         TORCH: {**summary(rounds, TORCH), "masks": len(rounds[0][TORCH]["masks"])},
+        **({AVX2: held_to_avx2(rounds)} if AVX2 in rounds[0] else {}),
         "rounds": [
             {side: {key: round(one[key], 3) for key in ("seconds", "setup_s")} for side, one in each.items()}
             for each in rounds
         ],
+    }
+
+
+def held_to_avx2(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Return ours with and without the CPU kernels, both held to AVX2: seconds, their ratio, and masks."""
+    ratios = [each[TORCH_AVX2]["seconds"] / each[AVX2]["seconds"] for each in rounds]
+    return {
+        **summary(rounds, AVX2),
+        "torch_seconds": summary(rounds, TORCH_AVX2)["seconds"],
+        "ratio_to_torch": spread(ratios),
+        "same_as_torch": min(equal(each[AVX2]["masks"], each[TORCH_AVX2]["masks"]) for each in rounds),
+        **agreement(rounds[0][AVX2]["masks"], rounds[0][REFERENCE]["masks"]),
     }
 
 
@@ -245,6 +267,12 @@ def summary_line(row: dict[str, Any]) -> str:
             f"{row['name']} {precision} without kernels: {row[TORCH]['seconds']:.1f} s, {to_torch} with them; "
             f"{ours['same_as_torch']} equal masks",
         ]
+    if AVX2 in row:
+        held = row[AVX2]
+        lines.append(
+            f"{row['name']} fp32 held to AVX2: {held['seconds']:.1f} s, without kernels {held['torch_seconds']:.1f} s, "
+            f"{held['ratio_to_torch']['median']:.2f} times as fast; {held['same_as_torch']} equal masks"
+        )
     return "\n".join(lines)
 
 

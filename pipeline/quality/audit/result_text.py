@@ -54,8 +54,7 @@ def verdict(report: AuditReport) -> str:
         return f"no image was searched for faces and plates ({', '.join(gaps)}); {counts} otherwise"
     counts = counts if total else "no findings"
     if report.privacy is not None and report.privacy.residual:
-        residual = counted(report.privacy.residual, "detection")
-        counts += f"; {residual} left by the build because redaction made it (--strict counts them)"
+        counts += f"; {counted(report.privacy.residual, 'detection')} caused by redaction and left (--strict counts them)"
     return f"{counts}; not searched: {', '.join(gaps)}" if gaps else counts
 
 

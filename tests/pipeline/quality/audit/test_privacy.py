@@ -153,7 +153,7 @@ def test_what_the_build_left_because_redaction_made_it_is_counted_and_strictly_a
     report = audit(dataset, detectors=spots, pictures=location_of(tmp_path / "pictures"))
     assert Code.STILL_DETECTED not in report.findings.counts
     assert (report.privacy.residual, report.privacy.found_total) == (1, 0)
-    assert "; 1 detection left by the build because redaction made it (--strict counts them)" in verdict(report)
+    assert "; 1 detection caused by redaction and left (--strict counts them)" in verdict(report)
     assert not (tmp_path / "pictures").exists()
     strict = audit(dataset, detectors=spots, strict=True)
     assert strict.findings.counts[Code.STILL_DETECTED] == 1
