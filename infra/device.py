@@ -246,6 +246,49 @@ def _facts() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+def memory_here(root: Path = Path("/")) -> int:
+    """Return the memory that this process may use, in bytes: the machine's, or the smallest limit of its cgroups.
+
+    A limit applies to all cgroups below the one that sets it, so each cgroup from the process's own one up to the root
+    counts (cgroups(7), versions 1 and 2). Slurm sets it below the root. `root` is the folder that contains `proc` and
+    `sys`.
+    """
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for folder, name in _memory_cgroups(root):
+        try:
+            limit = (folder / name).read_text(encoding="ascii").strip()
+        except OSError:
+            continue  # the root has no limit
+        if limit.isdigit():  # not "max"
+            limits.append(int(limit))
+    return min(limits)
+
+
+def _memory_cgroups(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the folders of this process's cgroups and of those above them, with the name of the file with the limit."""
+    try:
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    own = {kind: path for _, kinds, path in (line.split(":", 2) for line in lines) for kind in kinds.split(",")}
+    for mount in mounts:
+        place, _, source = mount.partition(" - ")
+        fields, kind = place.split(), source.split()
+        if kind[0] == "cgroup2":
+            path, name = own.get(""), "memory.max"
+        elif kind[0] == "cgroup" and "memory" in kind[-1].split(","):
+            path, name = own.get("memory"), "memory.limit_in_bytes"
+        else:
+            continue
+        top = root / fields[4].lstrip("/")
+        shown = Path(fields[3])  # the cgroup that is mounted at `top`; a container may see only part of the tree
+        inside = Path(path) if path is not None else shown
+        below = inside.relative_to(shown) if inside.is_relative_to(shown) and ".." not in inside.parts else Path()
+        for part in (below, *below.parents):
+            yield top / part, name
+
+
 def device_failure(device: str) -> str | None:
     """Return the fault that makes a GPU unusable for this process, or None; after a fault, every call reports it."""
     if not device.startswith("cuda"):

@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 import pebble
 
 from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.device import memory_here
 from segmint.infra.errors import SegmintError
 
 T = TypeVar("T")
@@ -47,8 +48,9 @@ class Children(Generic[T]):
 
     `factory` must be picklable and importable in the child, where its result stays. `timeout_s` applies to one image
     and starts when a child takes it; a worker that sets a `Deadline` for each of its steps gets `more_s` more seconds.
-    `memory_limit`, in bytes, is what an image may use in addition to an idle child (Linux; None: no limit). A child is
-    replaced after `max_tasks` images, which bounds leaks in decoders. Children start immediately, in the background.
+    `memory_limit`, in bytes, is what an image may use in addition to an idle child (Linux; None: no limit), but at most
+    half the memory of the machine or of the cgroup's limit. A child is replaced after `max_tasks` images, which bounds
+    leaks in decoders. Children start immediately, in the background.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Children(Generic[T]):
             raise ChildFaultError(
                 "a HEIC is decoded in a child process, which needs Linux or macOS. Convert it to JPEG or PNG."
             )
-        self._arguments = (factory, memory_limit)
+        self._arguments = (factory, None if memory_limit is None else min(memory_limit, memory_here() // 2))
         self._timeout_s = timeout_s
         self._more_s = more_s
         self._processes = processes

@@ -16,6 +16,7 @@ from segmint.infra.device import (
     computes_bf16,
     cpu_bits,
     device_failure,
+    memory_here,
     physical_cores,
     resolve_compute,
     warn_of_slow_bf16,
@@ -179,3 +180,69 @@ def test_a_broken_gpu_is_distinguished_from_a_working_one() -> None:
 
 def test_a_cpu_never_fails_as_a_device() -> None:
     assert device_failure("cpu") is None
+
+
+GIB = 2**30
+UNIFIED = "25 1 0:22 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+HYBRID = (
+    "24 1 0:21 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n"
+    "25 24 0:22 /docker/4f /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+    "26 24 0:23 /docker/4f /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+    "27 24 0:24 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+)
+V1_UNLIMITED = str(0x7FFFFFFFFFFFF000)
+
+
+@pytest.mark.parametrize(
+    ("mounts", "own", "files", "expected"),
+    [
+        pytest.param(
+            UNIFIED,
+            "0::/system.slice/slurmd/job_7/step_0\n",
+            {"system.slice/slurmd/job_7/step_0/memory.max": "max", "system.slice/slurmd/job_7/memory.max": str(GIB)},
+            GIB,
+            id="a Slurm job's limit is above the step's cgroup",
+        ),
+        pytest.param(
+            UNIFIED,
+            "0::/a/b\n",
+            {"memory.max": str(3 * GIB // 2), "a/memory.max": str(GIB), "a/b/memory.max": str(2 * GIB)},
+            GIB,
+            id="the smallest of all limits on the path",
+        ),
+        pytest.param(UNIFIED, "0::/\n", {"memory.max": str(GIB)}, GIB, id="a container that sees its own cgroup as /"),
+        pytest.param(UNIFIED, "0::/a\n", {"b/memory.max": str(GIB)}, None, id="a limit on another path"),
+        pytest.param(UNIFIED, "0::/../gone\n", {"memory.max": str(GIB)}, GIB, id="a cgroup outside the namespace"),
+        pytest.param(UNIFIED, "0::/a\n", {"a/memory.max": "max"}, None, id="no limit"),
+        pytest.param(
+            HYBRID,
+            "4:memory:/docker/4f/job\n1:cpu,cpuacct:/docker/4f\n0::/docker/4f\n",
+            {
+                "memory/job/memory.limit_in_bytes": V1_UNLIMITED,
+                "memory/memory.limit_in_bytes": str(GIB),
+                "cpu,cpuacct/memory.limit_in_bytes": "1",
+            },
+            GIB,
+            id="version 1, of which a container sees a part",
+        ),
+        pytest.param(
+            HYBRID,
+            "4:memory:/docker/4f\n0::/\n",
+            {"memory/memory.limit_in_bytes": V1_UNLIMITED},
+            None,
+            id="version 1 without a limit",
+        ),
+    ],
+)
+def test_memory_is_the_smallest_limit_on_the_path_of_the_cgroup(
+    tmp_path: Path, mounts: str, own: str, files: dict[str, str], expected: int | None
+) -> None:
+    trees = {f"sys/fs/cgroup/{name}": f"{text}\n" for name, text in files.items()}
+    for name, text in {"proc/self/mountinfo": mounts, "proc/self/cgroup": own, **trees}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory_here(tmp_path) == (expected or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def test_without_cgroups_the_machines_memory_counts(tmp_path: Path) -> None:
+    assert memory_here(tmp_path) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= memory_here() > 0

@@ -141,6 +141,15 @@ def test_no_core_dump_and_a_memory_limit_above_what_the_child_has(children: Chil
     assert children.run(b"allocate %d" % (100 * MEBIBYTE)) == 100 * MEBIBYTE
 
 
+def test_an_image_may_use_at_most_half_of_the_memory_of_the_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segmint.operators.child.memory_here", lambda: 128 * MEBIBYTE)
+    with Children(child_workers.obedient, timeout_s=30.0, memory_limit=256 * MEBIBYTE) as children:
+        assert children.run(b"allocate %d" % (32 * MEBIBYTE)) == 32 * MEBIBYTE
+        with pytest.raises(SuspectError) as verdict:
+            children.run(b"allocate %d" % (100 * MEBIBYTE))
+    assert verdict.value.reason is Reason.OUT_OF_MEMORY
+
+
 SCRIPT = """
 import sys
 from segmint.operators.child import Children

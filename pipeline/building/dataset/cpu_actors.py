@@ -4,8 +4,7 @@ Actors with one thread use the cores best, because threads of one process wait f
 there is one actor per core if memory allows. With fewer actors, each one uses several cores as threads.
 """
 
-import os
-from pathlib import Path
+from segmint.infra.device import memory_here
 
 _GIB = 2**30
 
@@ -31,13 +30,3 @@ def actors_that_fit(cores: int, weights_bytes: int, memory: int | None = None) -
 def threads_of_an_actor(cores: int, weights_bytes: int, memory: int | None = None) -> int:
     """Return the number of torch threads per segment actor, at least 1."""
     return max(1, cores // actors_that_fit(cores, weights_bytes, memory))
-
-
-def memory_here() -> int:
-    """Return the memory that this process may use, in bytes. In a container, its limit counts (cgroup v2)."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return machine
-    return min(machine, int(limit)) if limit.isdigit() else machine
