@@ -29,6 +29,10 @@ SIZE = (48, 64)
 """Height and width of the stub image in pixels."""
 
 MASKS = 3
+"""Number of masks per image, unless `MANY_MASKS` is set."""
+
+MANY_MASKS = "SEGMINT_STUB_MASKS"
+"""Environment variable with another number of masks per image."""
 
 
 class StubbedPrepare(Prepare):
@@ -72,7 +76,7 @@ class StubbedSegment(Segment):
         return None
 
     def _finish(self, row: Row, found: Any) -> Row:
-        return {**row, "masks": masks(), "funnel": dict.fromkeys(FUNNEL_STEPS, MASKS)}
+        return {**row, "masks": masks(), "funnel": dict.fromkeys(FUNNEL_STEPS, len(masks()))}
 
 
 def released(ordinal: int) -> bytes:
@@ -117,6 +121,9 @@ def _prepared(release: bytes) -> PreparedImage:
 @functools.cache
 def masks() -> list[dict[str, Any]]:
     """Return rectangles as values of `segmint.operators.schemas.MASK`."""
+    many = int(os.environ.get(MANY_MASKS, "0"))
+    if many:
+        return [_rectangle(index % 30, 10 + index // 30) for index in range(many)]
     return [_rectangle(4 + 6 * index, 30 - 4 * index) for index in range(MASKS)]
 
 

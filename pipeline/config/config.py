@@ -59,6 +59,12 @@ def _actors(value: Any) -> Any:
     raise ValueError("expected auto, a whole number of at least 1, or [min, max] with 1 <= min <= max")
 
 
+def _writers(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("expected auto or a whole number of at least 1")
+
+
 def _gpus(value: Any) -> Any:
     if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 0):
         return value
@@ -78,6 +84,7 @@ def _auto_or_bool(value: Any) -> Any:
 
 
 Actors = Annotated[Literal["auto"] | int | tuple[int, int], BeforeValidator(_actors)]
+Writers = Annotated[Literal["auto"] | int, BeforeValidator(_writers)]
 Gpus = Annotated[Literal["auto"] | float, BeforeValidator(_gpus)]
 Share = Annotated[Literal["auto"] | float, BeforeValidator(_share)]
 
@@ -164,6 +171,9 @@ class ResourcesConfig(_ConfigModel):
     """Size of the object store of a local Ray, at least 80,000,000 bytes. null: Ray decides."""
     prepare: PreparePoolConfig = PreparePoolConfig()
     segment: SegmentPoolConfig = SegmentPoolConfig()
+    writers: Writers = "auto"
+    """Number of shards written at the same time, each with one logical CPU. auto: one for every four segment actors, at
+    least two."""
 
 
 LOCAL = ResourcesConfig(address="local")

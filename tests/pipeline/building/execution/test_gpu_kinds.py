@@ -52,7 +52,7 @@ def test_pools_are_sized_for_the_datasets_kind_and_the_others_are_named(tmp_path
     stages = laid_out(tmp_path)
     assert (stages.gpus.name, stages.segment_pool.largest) == ("H100", 8)
     assert stages.gpus.idle_text == "4 x A100 on 2 nodes, 1 x L4 on 1 node"
-    assert stages.prepare_pool.largest == 64 - 2 * 8 - 1, "with detectors on these GPUs, `prepare` is beside them"
+    assert stages.prepare_pool.largest == 64 - 2 * 8 - 1 - 2, "with detectors on these GPUs, `prepare` is beside them"
 
 
 def test_a_kind_that_is_chosen_wins(tmp_path: Path) -> None:

@@ -50,7 +50,17 @@ def test_a_laptop_has_no_more_actors_than_its_memory_holds(tmp_path: Path, monke
 def test_a_cluster_without_gpus_gets_a_segment_actor_a_machine_and_prepares_on_the_rest(tmp_path: Path) -> None:
     stages = laid_out(tmp_path, Cluster(local=False, cpus=64, gpus=0, nodes=4, cores=2))
     assert stages.segment_pool.largest == 4
-    assert stages.prepare_pool.largest == 60
+    assert stages.prepare_pool.largest == 64 - 4 - 2, "a CPU each remains for the two writers"
+
+
+def test_writers_grow_with_the_segment_actors(tmp_path: Path) -> None:
+    for actors, writers in ((1, 2), (8, 2), (9, 3), (64, 16)):
+        cluster = Cluster(local=False, cpus=8 * actors, gpus=0, nodes=actors, cores=2)
+        (tmp_path / str(actors)).mkdir()
+        stages = laid_out(tmp_path / str(actors), cluster)
+        assert (stages.segment_pool.largest, stages.writers) == (actors, writers)
+        assert stages.prepare_pool.largest == 7 * actors - writers
+    assert laid_out(tmp_path, LAPTOP, resources={"writers": 7}).writers == 7
 
 
 def test_pools_as_they_were_asked_for(tmp_path: Path) -> None:
@@ -83,7 +93,7 @@ def test_a_gpu_s_actor_has_threads_beside_the_device_and_calls_that_keep_them_bu
     assert stages.segment_threads == HostThreads(4, 4, 2)
     assert stages.segment_pool.calls_at_once == HostThreads(4, 4, 2).calls(6) == 5
     assert on_cpu.workers() == {"prepare": 1, "segment": 2}
-    assert stages.workers() == {"prepare": 56, "decode": 8, "compute": 2, "finish": 8}
+    assert stages.workers() == {"prepare": 54, "decode": 8, "compute": 2, "finish": 8}
     strategy = stages.segment_pool.strategy()
     assert strategy.max_concurrent_calls_per_actor == 5
     assert strategy.max_tasks_in_flight_per_actor == 10, "the next calls are on the way"
@@ -108,7 +118,7 @@ def test_segment_actors_leave_detector_processes_their_share(
     cluster = Cluster(local=False, cpus=200, gpus=gpus, nodes=9, cores=64, gpu_nodes=nodes, gpu_node_cpus=64)
     stages = lay_out(config, dataset, cluster)
     assert (stages.segment_pool.largest, stages.segment_pool.num_gpus) == (actors, gpus_each)
-    assert stages.prepare_pool.largest == 64 - 2 * actors - nodes, "on the nodes with GPUs alone"
+    assert stages.prepare_pool.largest == 64 - 2 * actors - nodes - stages.writers, "on the nodes with GPUs alone"
     assert stages.prepare_arguments[0].device == "cuda"
     assert stages.detectors_share == config.detectors_share > 0
 
@@ -153,7 +163,7 @@ def test_pools_follow_the_nodes_that_a_cluster_has_now(tmp_path: Path, local_ray
     before = lay_out(config, dataset, four_nodes)
     now = lay_out_again(config, dataset, four_nodes, before)
     assert (before.segment_pool.largest, now.segment_pool.largest) == (4, 1)
-    assert now.prepare_pool.largest == local_ray.cpus - 1
+    assert now.prepare_pool.largest == local_ray.cpus - 1 - 2
     assert lay_out_again(config, dataset, LAPTOP, before) is before, "a local Ray has one node for ever"
 
 
