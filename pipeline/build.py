@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
-import pyarrow as pa
 import ray.data
 import ray.exceptions
 
@@ -36,8 +36,9 @@ from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_crea
 from segmint.pipeline.building.execution.accounting import Accounting, RunRecord, account, record_end
 from segmint.pipeline.building.execution.ceiling import CeilingMeter
 from segmint.pipeline.building.execution.detector_nodes import check_detectors, start_detectors
-from segmint.pipeline.building.execution.outages import Outages, resumable
+from segmint.pipeline.building.execution.outages import SAMPLE_ROWS, Outages, resumable
 from segmint.pipeline.building.execution.quarantine import Quarantine
+from segmint.pipeline.building.execution.row_source import RowSource
 from segmint.pipeline.building.execution.shard_writers import ShardWriter, ShardWriters, cut_at_borders
 from segmint.pipeline.building.execution.stage_watch import StageWatch, watched
 from segmint.pipeline.building.execution.stages import Stages, lay_out, lay_out_again
@@ -49,7 +50,7 @@ MOST_STALLED_WINDOWS = 3
 """Number of consecutive windows without a new commit after which a run ends unfinished, if the stores respond."""
 
 
-def build_rows(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
+def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
     """Turn catalog rows into described rows. Returns every row, in order, accepted or with a rejection reason.
 
     The stages exchange only encoded bytes, and never those of an original.
@@ -59,8 +60,7 @@ def build_rows(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) 
     on_gpus = {"batch_size": stages.rows_per_block} if stages.segment_pool.num_gpus else {}
     actors = {**blocks, "max_restarts": stages.retries, "max_task_retries": stages.retries}
     return (
-        ray.data.from_arrow(rows)
-        .repartition(target_num_rows_per_block=stages.rows_per_block)
+        rows.to_dataset(stages.rows_per_block)
         .map_batches(
             Prepare,
             fn_constructor_args=stages.prepare_call,
@@ -187,8 +187,8 @@ class _OuterLoop:
             done: set[int] = set()
             try:
                 taken = work.read(window)
-                self.outages.expect(taken.rows.column("uri").to_pylist())
-                rows, silent = taken.rows.num_rows, self.outages.silent
+                self.outages.expect(partial(taken.source.sample_uris, SAMPLE_ROWS, Storage(config.storage)))
+                rows, silent = taken.source.num_rows, self.outages.silent
                 with (
                     watched(self.progress, rows, config.stall_timeout, run.metrics, silent) as watch,
                     self._measured(watch),
@@ -235,10 +235,11 @@ def run_rows(
 
     `quarantine`, if given, keeps the ledger of rows that kill a worker.
     """
-    if not taken.spans:
+    spans = taken.source.spans
+    if not spans:
         return
-    rows, ledger = (taken.rows, None) if quarantine is None else quarantine.open_window(taken.rows)
+    rows, ledger = (taken.source, None) if quarantine is None else quarantine.open_window(taken.source)
     with closing(ShardWriters(stages.writers, StageWatch.check, write)) as writers:
-        for span, cuts in cut_at_borders(iter_blocks(build_rows(rows, stages, ledger)), taken.spans):
+        for span, cuts in cut_at_borders(iter_blocks(build_rows(rows, stages, ledger)), spans):
             yield from writers.submit(taken.tasks[span.shard], cuts)
         yield from writers.drain()

@@ -7,6 +7,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from segmint.catalogs.schema import normalized_schema
 from segmint.infra.errors import UsageError
@@ -62,7 +63,7 @@ class NormalizedRows:
             table = self._file.read_row_groups(groups)
         return table.slice(low - self._starts[groups[0]], high - low)
 
-    def take(self, ordinals: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+    def take(self, ordinals: Sequence[int] | NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows with these ordinals, which must be ascending; absent ones are omitted.
 
         `columns` restricts the columns that are read.
@@ -118,6 +119,14 @@ def read_rows(file: Location, start: int, stop: int) -> pa.Table:
     """
     with NormalizedRows(file) as rows:
         return rows.read(start, stop)
+
+
+def take_rows(
+    file: Location, ordinals: Sequence[int] | NDArray[np.int64], columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Return the rows of a normalized catalog with these ordinals, as `NormalizedRows.take` does."""
+    with NormalizedRows(file) as rows:
+        return rows.take(ordinals, columns)
 
 
 def joined(tables: Iterable[pa.Table]) -> pa.Table:

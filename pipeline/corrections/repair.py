@@ -222,7 +222,7 @@ def _build_again(config: "Config", storage: Storage, shards: list[int], result: 
             waiting = set(window)
             try:
                 taken = shard_rows(config, dataset, window)
-                with watched(bar, taken.rows.num_rows, config.stall_timeout, RunMetrics(config.name)) as watch:
+                with watched(bar, taken.source.num_rows, config.stall_timeout, RunMetrics(config.name)) as watch:
                     for restored in run_rows(taken, stages, restore_shard):
                         watch.moved()
                         waiting.discard(restored.shard)

@@ -142,7 +142,7 @@ class CatalogLine:
         assert "hunter2" not in "\n".join(found.lines())
         pinned = write_marked(staged, work / "part.parquet", work)
         rows = read_rows(location_of(pinned.path), 0, count)
-        self.outages.expect(rows.column("uri").to_pylist())
+        self.outages.expect(rows.column("uri").to_pylist)
         assert self.outages.silent() == []
         described = describe_table(map_rows(self.prepare(rows), "segment", _without_masks, SEGMENTED))
         self._write(described, count)

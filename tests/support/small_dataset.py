@@ -40,7 +40,7 @@ def build_dataset(config_path: Path, only: Sequence[int] | None = None, retry: C
         refused = RejectedRows(config, dataset, dataset.shards(), retry)
         for shard in refused.left:
             window = refused.read([shard])
-            rows = describe_table(segment(prepare(window.rows)))
+            rows = describe_table(segment(prepare(window.source.read())))
             retry_shard(window.tasks[shard], [(0, rows.num_rows)], rows)
     finally:
         prepare.close()

@@ -24,7 +24,7 @@ def write_dataset(config_path: Path) -> list[ShardResult]:
     try:
         for shard in dataset.shards():
             taken = shard_rows(config, dataset, [shard])
-            described = describe_table(segment(prepare(taken.rows)))
+            described = describe_table(segment(prepare(taken.source.read())))
             results.append(write_shard(taken.tasks[shard], [(0, described.num_rows)], described))
     finally:
         prepare.close()

@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
@@ -35,7 +37,7 @@ from segmint.catalogs.layout import (
 from segmint.catalogs.lineage import lineage_of
 from segmint.catalogs.shard_ranges import ShardPart, ShardSpan, choose_shards
 from segmint.catalogs.source.normalize import normalize
-from segmint.catalogs.source.rows import joined, read_rows
+from segmint.catalogs.source.rows import joined, take_rows
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import plain_name
 from segmint.infra.assets.resolve import resolve
@@ -87,33 +89,39 @@ class BuildDataset:
         return [self.span(shard) for shard in shards]
 
     def read_rows(self, shards: Sequence[int]) -> pa.Table:
-        """Read the catalog rows of these shards, in the order given. Adjacent shards are read together."""
-        runs: list[tuple[int, int]] = []
-        for span in self.spans(shards):
-            if runs and runs[-1][1] == span.start:
-                runs[-1] = (runs[-1][0], span.stop)
-            else:
-                runs.append((span.start, span.stop))
-        return joined(self._read_run(start, stop) for start, stop in runs).combine_chunks()
+        """Read the catalog rows of these shards, in the order given."""
+        return self.read_runs([(span.start, span.stop) for span in self.spans(shards)])
 
-    def _read_run(self, start: int, stop: int) -> pa.Table:
+    def read_runs(self, runs: Sequence[tuple[int, int]], columns: Sequence[str] | None = None) -> pa.Table:
+        """Read the catalog rows with the ordinals `[start, stop)` of each run, in the order given.
+
+        `columns` restricts the columns that are read. Opens each part of the catalog once.
+        """
+        ordinals = np.concatenate([np.arange(0), *(np.arange(start, stop) for start, stop in runs)])
+        order = np.argsort(ordinals, kind="stable")
+        table = self._take(ordinals[order], columns)
+        return (
+            table if np.array_equal(order, np.arange(len(order))) else table.take(np.argsort(order))
+        ).combine_chunks()
+
+    def _take(self, ordinals: NDArray[np.int64], columns: Sequence[str] | None) -> pa.Table:
         parts = self.manifest.catalog
         while True:
             try:
-                return joined(read_rows(self.location / part.path, start, stop) for part in parts)
+                return joined(take_rows(self.location / part.path, ordinals, columns) for part in parts)
             except NotFoundError:
                 newer = load_manifest(self.location).catalog
                 if newer == parts:
                     raise
                 parts = newer  # a correction replaced a part and removed the old one
 
-    def shard_task(self, config: Config, span: ShardSpan) -> ShardTask:
-        """Return the task of a shard's writer."""
+    def shard_task(self, config: Config, span: ShardSpan, handle: DatasetHandle | None = None) -> ShardTask:
+        """Return the task of a shard's writer. `handle` saves making the same one for every shard."""
         return ShardTask(
             shard=span.shard,
             start=span.start,
             stop=span.stop,
-            dataset=self.handle(config),
+            dataset=handle or self.handle(config),
             numerics=self.numerics.fingerprint,
             max_reject_ratio=config.max_reject_ratio,
         )

@@ -5,11 +5,11 @@ stores whenever there is no progress, and logs what the run waits for.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from segmint.infra.errors import UnfinishedError
+from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.outages import TELL_EVERY_S, pauses
@@ -18,7 +18,10 @@ from segmint.infra.uris import UriNotAllowedError, relative_to, store_name
 from segmint.infra.wording import counted
 
 MOST_STORES = 16
-"""Maximum number of stores to check: the first ones among a window's images."""
+"""Maximum number of stores to check: the first ones among a sample of a window's images."""
+
+SAMPLE_ROWS = 64
+"""Number of a window's rows whose URIs are read to find its stores."""
 
 
 class Outages:
@@ -30,12 +33,26 @@ class Outages:
         self._always = {store_name(uri): uri for uri in (catalog, *others)}
         self._timeout_s = timeout_s
         self._examples = self._always
+        self._uris: Callable[[], Iterable[str]] | None = None  # not read yet
         self._told = -TELL_EVERY_S
 
-    def expect(self, uris: Iterable[str]) -> None:
-        """Add the URIs of a window's images, as written in the catalog."""
+    def expect(self, uris: Callable[[], Iterable[str]]) -> None:
+        """Set the function that reads URIs of a window's images, as written in the catalog. The first check calls it.
+
+        While the function raises a storage fault, only the other stores are checked.
+        """
+        self._examples, self._uris = self._always, uris
+
+    def _read_examples(self) -> None:
+        if self._uris is None:
+            return
         examples = dict(self._always)
-        for entry in uris:
+        try:
+            entries = self._uris()
+        except (SegmintError, OSError):
+            return  # the dataset's own store may be out
+        self._uris = None
+        for entry in entries:
             try:
                 uri = relative_to(self._catalog, entry)
                 name = store_name(uri)
@@ -47,6 +64,7 @@ class Outages:
 
     def silent(self) -> list[str]:
         """Return the stores that do not respond, and log them once a minute. Each check takes at most ten seconds."""
+        self._read_examples()
         names, uris = list(self._examples), list(self._examples.values())
         with ThreadPoolExecutor(len(uris), thread_name_prefix="outages") as pool:
             answers = list(pool.map(self._storage.answers, uris))

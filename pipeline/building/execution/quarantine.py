@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -30,6 +29,7 @@ from segmint.operators.rows import Row, faulted, named, rejected
 from segmint.operators.schemas import VERDICT
 from segmint.operators.segment.segment_alone import SegmentAlone, control_table
 from segmint.operators.shards.write import ShardResult
+from segmint.pipeline.building.execution.row_source import RowSource
 from segmint.pipeline.building.execution.stages import Stages
 
 DEATHS = 2
@@ -76,7 +76,7 @@ class Quarantine:
         self._stages = stages
         self._start_timeout_s = start_timeout_s
         self._known: dict[int, Row] = {}  # verdict columns by ordinal; a fault while undecided
-        self._rows = pa.table({"ordinal": pa.array([], pa.int64())})  # of the last window
+        self._rows: RowSource | None = None  # of the last window
         self._ledger: RowLedger | None = None
         self._died_with_others: set[int] = set()  # rows that were in flight with others when their worker died
         self._windows: Counter[int] = Counter()  # windows in which a row's fault put its shard on hold, by ordinal
@@ -88,18 +88,11 @@ class Quarantine:
         self._faulted += result.faulted
         self._windows.update(result.faulted)
 
-    def open_window(self, rows: pa.Table) -> tuple[pa.Table, RowLedger]:
+    def open_window(self, rows: RowSource) -> tuple[RowSource, RowLedger]:
         """Return a window's rows and its ledger. If verdicts on suspects are known, the rows have verdict columns."""
-        ordinals = rows.column("ordinal").to_pylist()
         self._rows, self._faulted = rows, []
-        self._ledger = RowLedger(alone=self._died_with_others.intersection(ordinals))
-        if not self._known:
-            return rows, self._ledger
-        unjudged: Row = dict.fromkeys(VERDICT.names)
-        known = [self._known.get(ordinal, unjudged) for ordinal in ordinals]
-        for field, column in zip(VERDICT, pa.Table.from_pylist(known, VERDICT).columns, strict=True):
-            rows = rows.append_column(field, column)
-        return rows, self._ledger
+        self._ledger = RowLedger(alone=[ordinal for ordinal in self._died_with_others if ordinal in rows])
+        return rows.opened(dict(self._known) or None), self._ledger
 
     def spent(self) -> dict[str, float]:
         """Return the busy seconds, in the open window, of the stages that overlap inside segment actors."""
@@ -173,8 +166,13 @@ class Quarantine:
         return Trials(verdicts, on_hold)
 
     def _name(self, ordinal: int) -> str:
-        row = self._rows.filter(pc.equal(self._rows.column("ordinal"), ordinal))
-        return named(row.select(["ordinal", "image_id", "uri"]).to_pylist()[0])
+        return named(self._row(ordinal).select(["ordinal", "image_id", "uri"]).to_pylist()[0])
+
+    def _row(self, ordinal: int) -> pa.Table:
+        """Read one row from the catalog. Raises `UndecidedError` before the first window."""
+        if self._rows is None:
+            raise UndecidedError(f"row {ordinal} belongs to no window yet")
+        return self._rows.read_row(ordinal)
 
     def _judge_singly(self, ordinal: int) -> Row | None:
         """Return the verdict on a row with a fault, or None if it passes. Raises `UndecidedError`."""
@@ -187,8 +185,8 @@ class Quarantine:
         return None if death is None else rejected({}, "segment", death)
 
     def _undecided(self) -> list[int]:
-        here = set(self._rows.column("ordinal").to_pylist()) if self._known else set()
-        return [ordinal for ordinal, row in self._known.items() if row["fault"] is not None and ordinal in here]
+        rows = self._rows
+        return [o for o, row in self._known.items() if row["fault"] is not None and rows is not None and o in rows]
 
     def _decide(self, ordinal: int) -> RejectedError | None:
         """Return the verdict on a suspect, or None if it is segmented. Raises `UndecidedError`."""
@@ -229,7 +227,7 @@ class Quarantine:
 
     def _prepare_singly(self, ordinal: int) -> tuple[Any, Row]:
         """Prepare one row. Return a reference to its `PREPARED` table, and its `VERDICT` columns."""
-        row = self._rows.filter(pc.equal(self._rows.column("ordinal"), ordinal))
+        row = self._row(ordinal)
         where = {"label_selector": dict(self._stages.prepare_nodes)} if self._stages.prepare_nodes else {}
         cpus = self._stages.prepare_pool.num_cpus
         task = ray.remote(num_cpus=cpus, num_returns=2, max_retries=3, **where)(prepare_alone)

@@ -13,6 +13,7 @@ from segmint.infra.errors import SegmintError
 from segmint.infra.metrics import STAGE_ROWS, STAGE_SECONDS, RunMetrics
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import alive_nodes
+from segmint.pipeline.building.execution.row_source import limit_waiting_blocks
 
 STAGES = {"Prepare": "prepare", "Segment": "segment", "describe": "describe"}
 """Stages of a build, by a part of their operator's name in Ray Data."""
@@ -127,6 +128,7 @@ def watched(
     # Ray's own timeout misses a pool whose node died, and mistakes a slow image for a dead actor.
     context.execution_no_progress_timeout_s = -1
     context.custom_execution_callback_classes = [StageWatch]
+    limit_waiting_blocks(context)
     before = {stage: progress.done(stage) for stage in stages.values()}
     for stage, done in before.items():
         progress.stage(stage, done + rows)

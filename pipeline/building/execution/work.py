@@ -1,6 +1,6 @@
 """Work of a build, shard by shard: write missing shards, or retry rejected rows of committed shards."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,8 +11,6 @@ from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.summaries import save_full_blocks
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.reasons import Reason
-from segmint.catalogs.schema import NORMALIZED
-from segmint.catalogs.shard_ranges import ShardSpan
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.threads import map_ahead
@@ -20,6 +18,7 @@ from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.retry import RetryTask, retry_shard
 from segmint.operators.shards.write import write_shard
 from segmint.pipeline.building.dataset.dataset import BuildDataset
+from segmint.pipeline.building.execution.row_source import RowSource, ShardRows, runs_of
 from segmint.pipeline.building.execution.shard_writers import ShardWriter
 from segmint.pipeline.config.config import Config
 
@@ -28,10 +27,9 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class WindowRows:
-    """Rows of a window in one table, shard by shard, and the task of each shard's writer."""
+    """Rows of a window, shard by shard, and the task of each shard's writer."""
 
-    rows: pa.Table  # NORMALIZED
-    spans: Sequence[ShardSpan]  # the range of rows of each shard, in order
+    source: RowSource
     tasks: Mapping[int, Any]  # by shard
 
 
@@ -46,7 +44,7 @@ class BuildWork(Protocol):
         """Writer of a shard, which runs as a Ray task."""
 
     def read(self, window: list[int]) -> WindowRows:
-        """Read the rows of some shards. Shards without rows to process are omitted."""
+        """Return the rows of some shards, without reading them. Shards without rows to process are omitted."""
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
         """Update `left` after a window; return how many of its shards remain. `done` contains those that succeeded.
@@ -68,7 +66,7 @@ class MissingShards:
         self.left = sorted(set(wanted) - self._commits.committed().keys())
 
     def read(self, window: list[int]) -> WindowRows:
-        """Read all rows of the shards."""
+        """Return all rows of the shards."""
         return shard_rows(self._config, self._dataset, window)
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
@@ -102,24 +100,19 @@ class RejectedRows:
         self.left = list(self._generations)
 
     def read(self, window: list[int]) -> WindowRows:
-        """Read only the rejected rows. Of a shard that was replaced since the start, the newer generation is read."""
-        spans: list[ShardSpan] = []
+        """Return only the rejected rows. Of a shard that was replaced since the start, the newer generation is read."""
+        shards: list[ShardRows] = []
         tasks: dict[int, RetryTask] = {}
-        chosen: list[int] = []
+        handle = self._dataset.handle(self._config)
         for commit, ordinals in self._ordinals(window):
-            spans.append(ShardSpan(commit.shard, len(chosen), len(chosen) + len(ordinals)))
-            chosen += ordinals
+            shards.append(ShardRows(commit.shard, runs_of(ordinals)))
             tasks[commit.shard] = RetryTask(
                 shard=commit.shard,
                 generation=commit.generation,
                 ordinals=ordinals,
-                dataset=self._dataset.handle(self._config),
+                dataset=handle,
             )
-        if not spans:
-            return WindowRows(NORMALIZED.empty_table(), (), {})
-        rows = self._dataset.read_rows([span.shard for span in spans])
-        kept = rows.filter(pc.is_in(rows.column("ordinal"), pa.array(chosen, pa.int64())))
-        return WindowRows(kept.combine_chunks(), spans, tasks)
+        return WindowRows(RowSource(self._dataset, shards), tasks)
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
         """Update `left`. A row that was rejected again is done, so it is not retried twice in a run."""
@@ -151,7 +144,8 @@ class RejectedRows:
 
 
 def shard_rows(config: Config, dataset: BuildDataset, window: list[int]) -> WindowRows:
-    """Read all rows of some shards, with the tasks that write them."""
+    """Return all rows of some shards, with the tasks that write them."""
     spans = dataset.spans(window)
-    tasks = {span.shard: dataset.shard_task(config, span) for span in spans}
-    return WindowRows(dataset.read_rows(window), spans, tasks)
+    handle = dataset.handle(config)
+    tasks = {span.shard: dataset.shard_task(config, span, handle) for span in spans}
+    return WindowRows(RowSource(dataset, [ShardRows(each.shard, ((each.start, each.stop),)) for each in spans]), tasks)

@@ -16,6 +16,7 @@ from segmint.pipeline import build
 from segmint.pipeline.building.execution.detector_nodes import start_detectors
 from segmint.pipeline.building.execution.stages import Stages, choose_kind, in_words, lay_out, only_kind
 from segmint.pipeline.config.config import Config
+from tests.pipeline.building.execution.test_row_source import source
 from tests.pipeline.building.execution.test_stages import on_gpu
 
 H100 = "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors"
@@ -100,7 +101,7 @@ def test_a_dataset_of_cpus_asks_for_no_kind(tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_the_flow_of_rows_asks_ray_for_the_kind_and_is_taken(tmp_path: Path, local_ray: Cluster) -> None:
     stages = laid_out(tmp_path)
-    rows = pa.table({"ordinal": list(range(10))})
+    rows = source(10)
     for laid, asked in (
         (stages, {"num_gpus": stages.segment_pool.num_gpus, "accelerator_type": "H100"}),
         (replace(stages, segment_pool=replace(stages.segment_pool, num_gpus=0.0)), {}),
@@ -162,7 +163,7 @@ def test_the_flow_of_rows_runs_on_the_kind_that_it_asks_for(
     stages = replace(stages, rows_per_block=4, **pools)
     for name, stub in (("Prepare", _Pass), ("Segment", _Where), ("describe_table", _described)):
         monkeypatch.setattr(build, name, stub)
-    rows = build.build_rows(pa.table({"ordinal": list(range(10))}), stages).take_all()
+    rows = build.build_rows(source(10), stages).take_all()
     assert sorted(row["ordinal"] for row in rows) == list(range(10))
     assert {row["kind"] for row in rows} == {"H100"}
     assert [row["call"] for row in sorted(rows, key=lambda row: row["ordinal"])] == [4] * 8 + [2] * 2, "a block a call"

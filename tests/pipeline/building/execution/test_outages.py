@@ -31,7 +31,8 @@ def test_the_stores_that_do_not_answer_are_named(
 ) -> None:
     other = make_bucket()
     run = outages(proxy, s3_bucket, tmp_path)
-    run.expect([f"s3://{other}/{index}.jpg" for index in range(3)] + ["beside.jpg", "ftp://not.allowed/x"])
+    uris = [f"s3://{other}/{index}.jpg" for index in range(3)] + ["beside.jpg", "ftp://not.allowed/x"]
+    run.expect(lambda: uris)
     assert run.silent() == []
     proxy.policy = lambda method, target: answer(503, "SlowDown") * (other in target)
     assert run.silent() == [f"s3://{other}"]
@@ -40,13 +41,13 @@ def test_the_stores_that_do_not_answer_are_named(
     proxy.go_down()
     assert run.silent() == [f"s3://{s3_bucket}", f"s3://{other}"]
     assert capsys.readouterr().err.count("waiting for stores") == 1, "it is told once a minute"
-    run.expect(["beside.jpg"])
+    run.expect(lambda: ["beside.jpg"])
     assert run.silent() == [f"s3://{s3_bucket}"], "the stores are those of the window"
 
 
 def test_of_very_many_stores_some_are_checked(proxy: FaultyProxy, s3_bucket: str, tmp_path: Path) -> None:
     run = outages(proxy, s3_bucket, tmp_path)
-    run.expect(f"s3://bucket-{index:03}/x.jpg" for index in range(1000))
+    run.expect(lambda: (f"s3://bucket-{index:03}/x.jpg" for index in range(1000)))
     proxy.go_down()
     assert len(run.silent()) == MOST_STORES - 1  # the catalog is a local file
 
@@ -64,7 +65,7 @@ def test_no_row_of_a_catalog_makes_the_checks_fail(tmp_path: Path) -> None:
     ]
     hostile += ["gs://bucket/x.jpg", "abfss://c@a/x.jpg", "hdfs://nowhere:1/x.jpg", "x" * 8192, "a" * 8192 + "/x.jpg"]
     run = Outages(Storage(), str(tmp_path / "catalog.csv"), [str(tmp_path / "set")], timeout_s=1)
-    run.expect(hostile)
+    run.expect(lambda: hostile)
     assert run.silent() == []
     assert not run.wait_out([1])
 

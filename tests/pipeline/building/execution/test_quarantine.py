@@ -12,6 +12,7 @@ from segmint.operators.rows import faulted, rejected
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.quarantine import ControlFailedError, Quarantine, Trials
+from segmint.pipeline.building.execution.row_source import RowSource, ShardRows
 from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.config.config import load_config
 from tests.support.builds import write_catalog, write_config, write_photographs
@@ -39,21 +40,25 @@ def open_quarantine(folder: Path, cluster: Cluster, *others: str) -> tuple[Quara
     return Quarantine(lay_out(config, dataset, cluster), start_timeout_s=120), dataset
 
 
+def rows_of(dataset: BuildDataset, *shards: int) -> RowSource:
+    return RowSource(dataset, [ShardRows(span.shard, ((span.start, span.stop),)) for span in dataset.spans(shards)])
+
+
 def test_a_suspect_that_is_segmented_alone_is_cleared(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
-    rows, ledger = quarantine.open_window(dataset.read_rows([0, 1]))
-    assert "reason" not in rows.column_names
+    rows, ledger = quarantine.open_window(rows_of(dataset, 0, 1))
+    assert "reason" not in rows.read().column_names
     BlockEntry(ledger._actor, _InFlight()).begin(2)  # a stay that never ends, as in a worker that dies
     with ledger.entry() as entry, pytest.raises(BarredRowError):
         entry.begin(2)
     assert ledger.suspects() == [2]
     assert quarantine.try_suspects(dataset.spans([0, 1])) == Trials(verdicts=0, on_hold={})
-    assert quarantine.open_window(rows)[0].equals(rows)
+    assert quarantine.open_window(rows)[0].read().equals(rows.read())
 
 
 def test_rows_that_a_worker_died_with_together_run_alone_in_the_next_window(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
-    _, ledger = quarantine.open_window(dataset.read_rows([0, 1]))
+    _, ledger = quarantine.open_window(rows_of(dataset, 0, 1))
     dying = BlockEntry(ledger._actor, _InFlight())
     dying.begin(1)
     dying.begin(2)
@@ -61,10 +66,10 @@ def test_rows_that_a_worker_died_with_together_run_alone_in_the_next_window(loca
         entry.begin(2)
         entry.leave(2)
     assert quarantine.try_suspects(dataset.spans([0, 1])) == Trials(verdicts=0, on_hold={})
-    _, shard_0 = quarantine.open_window(dataset.read_rows([0]))
+    _, shard_0 = quarantine.open_window(rows_of(dataset, 0))
     assert shard_0.alone() == [1]
     quarantine.try_suspects(dataset.spans([0]))
-    _, both = quarantine.open_window(dataset.read_rows([0, 1]))
+    _, both = quarantine.open_window(rows_of(dataset, 0, 1))
     assert both.alone() == [1, 2]
 
 
@@ -74,8 +79,8 @@ def test_the_rows_of_the_next_window_have_what_is_known(local_ray: Cluster, tmp_
         1: rejected({}, "segment", RejectedError(Reason.KILLED_WORKER, "it ends its worker")),
         2: faulted({}, "segment", ControlFailedError("no worker lives")),
     }
-    rows, _ = quarantine.open_window(dataset.read_rows([0, 1]))
-    found = [(row["ordinal"], row["stage"], row["reason"], row["fault"]) for row in rows.to_pylist()]
+    rows, _ = quarantine.open_window(rows_of(dataset, 0, 1))
+    found = [(row["ordinal"], row["stage"], row["reason"], row["fault"]) for row in rows.read().to_pylist()]
     assert found == [
         (0, None, None, None),
         (1, "segment", "killed_worker", None),
@@ -87,7 +92,7 @@ def test_the_rows_of_the_next_window_have_what_is_known(local_ray: Cluster, tmp_
 def test_a_suspect_is_tried_with_the_window_that_its_row_is_in(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     quarantine._known = {2: faulted({}, "segment", ControlFailedError("no worker lives"))}
-    quarantine.open_window(dataset.read_rows([0]))
+    quarantine.open_window(rows_of(dataset, 0))
     assert quarantine.try_suspects(dataset.spans([0])) == Trials(verdicts=0, on_hold={})
     assert list(quarantine._known) == [2]
 
@@ -104,7 +109,7 @@ def test_a_row_whose_fault_stays_is_tried_alone_and_named(
     spans = dataset.spans([0, 2])
     trials = []
     for _ in range(4):
-        quarantine.open_window(dataset.read_rows([0, 2]))
+        quarantine.open_window(rows_of(dataset, 0, 2))
         quarantine.note(ShardResult(0, "on_hold", {}, "1 of 2 rows couldn't be judged", (1,)))
         quarantine.note(ShardResult(2, "on_hold", {}, "2 of 2 rows couldn't be judged", (4, 5)))
         trials.append(quarantine.run_trials(spans))

@@ -49,8 +49,8 @@ def test_shards_without_a_commit_are_missing(opened: tuple[Config, BuildDataset]
     work = MissingShards(config, dataset, range(3), RunMetrics("small"))
     assert work.left == [1]
     taken = work.read([1])
-    assert taken.rows.column("ordinal").to_pylist() == [3, 4, 5]
-    assert [(span.shard, span.rows) for span in taken.spans] == [(1, 3)]
+    assert taken.source.read().column("ordinal").to_pylist() == [3, 4, 5]
+    assert [(span.shard, span.rows) for span in taken.source.spans] == [(1, 3)]
     assert (taken.tasks[1].start, taken.tasks[1].stop) == (3, 6)
     assert MissingShards(config, dataset, range(2, 3), RunMetrics("small")).left == []
 
@@ -87,8 +87,8 @@ def test_rows_are_retried_by_their_reason(
     work = rejected(opened, *reasons)
     assert work.left == shards
     taken = work.read(work.left)
-    assert taken.rows.column("ordinal").to_pylist() == ordinals
-    assert [(span.shard, span.rows) for span in taken.spans] == [(shard, 1) for shard in shards]
+    assert taken.source.read().column("ordinal").to_pylist() == ordinals
+    assert [(span.shard, span.rows) for span in taken.source.spans] == [(shard, 1) for shard in shards]
     assert [(task.shard, task.generation, task.ordinals) for task in taken.tasks.values()] == [
         (shard, 1, [ordinal]) for shard, ordinal in zip(shards, ordinals, strict=True)
     ]
@@ -121,7 +121,7 @@ def test_a_shard_that_another_replaced_is_retried_in_its_newer_generation(opened
         assert work.settle([2], done=()) == 1
     log.put(replace(commit, generation=3, counts={**commit.counts, "rejected:not_found": 0}, files=log_files(log, 0)))
     log.location(2, 2).delete()
-    assert list(work.read([2]).spans) == []
+    assert list(work.read([2]).source.spans) == []
     assert (work.settle([2], done=()), work.left) == (0, [])
 
 

@@ -1,0 +1,143 @@
+"""Rows reach Ray Data through read tasks: in order, in blocks, with few of them waiting, and one row on demand."""
+
+import io
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from ray.data import DataContext
+
+from segmint.infra.progress import Progress
+from segmint.infra.ray_session import Cluster
+from segmint.infra.storage.storage import Storage
+from segmint.operators.shards.write import ShardResult
+from segmint.pipeline import build
+from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
+from segmint.pipeline.building.execution import row_source
+from segmint.pipeline.building.execution.row_source import RowSource, ShardRows, WaitingBlocks, runs_of
+from segmint.pipeline.building.execution.stage_watch import watched
+from segmint.pipeline.building.execution.stages import Stages, lay_out
+from segmint.pipeline.building.execution.work import WindowRows
+from segmint.pipeline.config.config import load_config
+
+ROWS, PER_SHARD = 60, 5
+
+
+class Ordinals:
+    """In place of a dataset, so that rows have only their ordinals, and the first ones take longest to read."""
+
+    def read_runs(self, runs: Sequence[tuple[int, int]], columns: Sequence[str] | None = None) -> pa.Table:
+        ordinals = [ordinal for start, stop in runs for ordinal in range(start, stop)]
+        time.sleep(0.3 * (min(ordinals, default=ROWS) == 0))
+        return pa.table({"ordinal": pa.array(ordinals, pa.int64())})
+
+
+def source(rows: int = ROWS) -> RowSource:
+    shards = [ShardRows(first // PER_SHARD, ((first, first + PER_SHARD),)) for first in range(0, rows, PER_SHARD)]
+    return RowSource(Ordinals(), shards)  # type: ignore[arg-type]
+
+
+class Uneven:
+    """In place of `Prepare` and `Segment`: rows pass, and every third block takes much longer."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        time.sleep(0.1 * (table.column("ordinal")[0].as_py() // 2 % 3 == 0))
+        return table
+
+
+def unchanged(table: pa.Table) -> pa.Table:
+    return table
+
+
+def write(task: int, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
+    """In place of the writer: the result has the ordinals of the shard's rows."""
+    tables = [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
+    ordinals = [ordinal for table in tables for ordinal in table.column("ordinal").to_pylist()]
+    return ShardResult(task, "committed", {}, faulted=tuple(ordinals))
+
+
+@pytest.fixture
+def stages(small_dataset: Path, dataset: Path, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch) -> Stages:
+    """Two actors per pool, blocks of two rows, and reads of six."""
+    config = load_config(str(small_dataset.parent / "build.yaml"), [f"output={dataset}"])
+    laid = lay_out(config, open_or_create(config, Storage()), local_ray)
+    for name, stub in (("Prepare", Uneven), ("Segment", Uneven), ("describe_table", unchanged)):
+        monkeypatch.setattr(build, name, stub)
+    monkeypatch.setattr(row_source, "READ_ROWS", 7)
+    pools = {name: replace(getattr(laid, name), smallest=2, largest=2) for name in ("prepare_pool", "segment_pool")}
+    return replace(laid, rows_per_block=2, **pools)
+
+
+def run_window(stages: Stages) -> Iterator[ShardResult]:
+    tasks = {shard: shard for shard in range(ROWS // PER_SHARD)}
+    with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, ROWS, stall_timeout=600):
+        yield from build.run_rows(WindowRows(source(), tasks), stages, write)
+
+
+@pytest.mark.ray
+def test_order_survives_reads_and_actors_that_end_out_of_order(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting: list[int] = []
+    decide = WaitingBlocks.can_add_input
+
+    def noted(self: WaitingBlocks, op: Any) -> bool:
+        if "Prepare" in op.name or "Uneven" in op.name:
+            waiting.append(self._topology[op].total_enqueued_input_blocks())
+        return decide(self, op)
+
+    monkeypatch.setattr(row_source, "WAITING_BLOCKS", 3)
+    monkeypatch.setattr(WaitingBlocks, "can_add_input", noted)
+    results = sorted(run_window(stages), key=lambda result: result.shard)
+    assert [list(result.faulted) for result in results] == [
+        list(range(first, first + PER_SHARD)) for first in range(0, ROWS, PER_SHARD)
+    ]
+    assert 0 < max(waiting) <= 3 + 3, "at most as many as the limit, and those of one more read of six rows"
+
+
+@pytest.mark.ray
+def test_ray_data_copies_the_order_of_its_context_when_the_source_is_created(local_ray: Cluster) -> None:
+    """So `run_rows` creates it, inside `watched`."""
+    DataContext.get_current().execution_options.preserve_order = False
+    early = source().to_dataset(2)
+    with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, ROWS, stall_timeout=600):
+        assert not early.context.execution_options.preserve_order
+        assert source().to_dataset(2).context.execution_options.preserve_order
+
+
+def test_the_tasks_read_all_rows_in_order_a_few_thousand_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_source, "READ_ROWS", 7)
+    shards = [ShardRows(4, ((40, 50),)), ShardRows(5, ((50, 53), (57, 58))), ShardRows(1, ((10, 12),))]
+    rows = RowSource(Ordinals(), shards)  # type: ignore[arg-type]
+    tasks = rows.get_read_tasks(1)
+    blocks = [[o for block in task() for o in block.column("ordinal").to_pylist()] for task in tasks]
+    assert [len(block) for block in blocks] == [task.metadata.num_rows for task in tasks] == [7, 7, 2]
+    assert [o for block in blocks for o in block] == [*range(40, 53), 57, 10, 11] == rows.read()["ordinal"].to_pylist()
+    assert [(span.shard, span.start, span.stop) for span in rows.spans] == [(4, 0, 10), (5, 10, 14), (1, 14, 16)]
+    assert [o for o in range(60) if o in rows] == [10, 11, *range(40, 53), 57]
+    assert runs_of([3, 4, 5, 9, 11, 12]) == ((3, 6), (9, 10), (11, 13))
+
+
+def test_a_table_of_rows_has_a_verdict_for_those_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_source, "READ_ROWS", 4)
+    known = {2: {"stage": "segment", "reason": "killed_worker", "detail": "it does", "fault": None}}
+    tables = [table for task in source(10).opened(known).get_read_tasks(1) for table in task()]
+    found = [(row["ordinal"], row["reason"]) for table in tables for row in table.to_pylist()]
+    assert found == [(ordinal, "killed_worker" if ordinal == 2 else None) for ordinal in range(10)]
+
+
+def test_rows_are_read_in_any_order_and_one_at_a_time(small_dataset: Path, dataset: Path) -> None:
+    config = load_config(str(small_dataset.parent / "build.yaml"), [f"output={dataset}"])
+    opened: BuildDataset = open_or_create(config, Storage())
+    rows = RowSource(opened, [ShardRows(2, ((6, 8),)), ShardRows(0, ((0, 1), (2, 3)))])
+    assert rows.read()["ordinal"].to_pylist() == [6, 7, 0, 2]
+    assert rows.read_row(4)["ordinal"].to_pylist() == [4]
+    uris = opened.read_rows([0, 2])["uri"].to_pylist()
+    assert rows.sample_uris(9, Storage()) == [uris[3], uris[0]]
+    assert rows.sample_uris(1, Storage()) == [uris[3]]
+    assert opened.read_runs([]).schema == opened.read_rows([0]).schema
