@@ -10,13 +10,14 @@ import jsonschema
 import pytest
 import yaml
 
+from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.stages import Stages, lay_out
-from segmint.pipeline.config.config import load_config
+from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.engine.train.presets import with_preset
 from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config
 from segmint.pipeline.engine.train.workers.driver import settle
@@ -122,8 +123,27 @@ def pods(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def test_versions_are_those_of_this_checkout() -> None:
     spec = cluster_spec("rayjob.yaml")
     assert f"ray=={spec['rayVersion']}" in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    images = {container["image"] for pod in pods(spec) for container in pod["containers"]}
-    assert images == {f"segmint:{VERSION}-cpu", f"segmint:{VERSION}-cuda"}
+    (kustomization,) = documents("kustomization.yaml")
+    tags = {image["name"]: image["newTag"] for image in kustomization["images"]}
+    assert tags == {"segmint-cpu": f"{VERSION}-cpu", "segmint-cuda": f"{VERSION}-cuda"}
+
+
+def test_only_the_kustomization_names_images_and_only_the_configuration_names_weights() -> None:
+    (kustomization,) = documents("kustomization.yaml")
+    assert set(kustomization["resources"]) < {path.name for path in FOLDER.iterdir()}
+    for name, _ in MANIFESTS:
+        images = {container["image"] for pod in pods(cluster_spec(name)) for container in pod["containers"]}
+        assert images == {image["name"] for image in kustomization["images"]}, name
+        assert (FOLDER / name).read_text(encoding="utf-8").count("vit_") == 0
+    config, _ = documents("config.yaml")
+    assert yaml.safe_load(config["data"]["build.yaml"])["model"]["weights"] in ASSETS
+
+
+def test_retries_outlast_an_outage_of_ten_hours() -> None:
+    for name in ("rayjob.yaml", "trainjob.yaml"):
+        *_, job = documents(name)
+        assert job["spec"]["backoffLimit"] * Config.model_fields["outage_timeout_s"].default >= 10 * 3600
+        assert job["spec"]["ttlSecondsAfterFinished"] <= 600, "a finished cluster holds a GPU"
 
 
 def test_references_meet() -> None:
@@ -192,6 +212,7 @@ def laid_out(folder: Path, cluster: Cluster, *overrides: str) -> Stages:
     rows = [{"uri": f"{index}.jpg", "license": "CC0-1.0"} for index in range(1000)]
     catalog = write_catalog(folder / "c.jsonl", rows)
     here = [f"catalog={catalog}", f"output={folder / 'dataset'}", "model.device=cpu", "model.precision=fp32"]
+    here.append("model.weights=mobile_sam")  # which the tests have
     begun = open_or_create(load_config(str(path), [*overrides, *here]), Storage())
     manifest = begun.manifest.model_copy(update={"numerics": on_a_gpu(begun.manifest.numerics)})
     return lay_out(loaded, BuildDataset(begun.location, manifest, begun.weights), cluster)
@@ -248,7 +269,7 @@ def test_the_workers_of_the_training_job_fit_their_pods_and_the_cluster(tmp_path
     (group,) = cluster_spec("trainjob.yaml")["workerGroupSpecs"]
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == keys.workers
     container = group["template"]["spec"]["containers"][0]
-    assert container["image"] == f"segmint:{VERSION}-cuda"
+    assert container["image"] == "segmint-cuda"
     assert container["resources"]["requests"] == container["resources"]["limits"]
     cluster = resources("minReplicas", "trainjob.yaml")
     settled = settle(keys, cluster)
