@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-long test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-page gpu-bundle gpu-day docs wheel clean
+.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-page gpu-bundle gpu-day docs wheel clean
 
 setup: $(STAMP) $(KERNELS)
 
@@ -53,6 +53,7 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/code_page.py --check
 	$(BIN)/python .ci/columns_page.py --check
+	$(BIN)/python .ci/prometheus_rule.py --check
 
 # Known vulnerabilities of the installed packages, by a tool in a separate environment. It needs the network, so no other
 # target runs it; if the advisory database does not answer, it fails.
@@ -98,7 +99,7 @@ format: setup
 KERNEL_TESTS := tests/model/kernels tests/model/automatic/test_mask_kernels.py
 
 # By default Ray asks for a token; tests start many Rays, some as other users.
-test test-fast test-long test-gpu mutants: export RAY_AUTH_MODE ?= disabled
+test test-fast test-long test-cluster test-gpu mutants: export RAY_AUTH_MODE ?= disabled
 
 # Processes that share the tests, a file's in one of them; all that start Ray are in the same one.
 TEST_PROCESSES ?= 2
@@ -112,7 +113,13 @@ test-fast: setup
 	$(BIN)/python -m pytest -n 2 --fast --durations=10 -m "not long and not cuda"
 
 test-long: setup
-	$(BIN)/python -m pytest -m "long and not cuda"
+	$(BIN)/python -m pytest -m "long and not cuda and not cluster"
+
+# Real Slurm, Prometheus, and Ray's autoscaler, all on this machine's loopback interface, from Debian's packages. Their
+# services aren't started. Less than 15 minutes on 2 cores.
+test-cluster: setup
+	.ci/install_cluster
+	SEGMINT_REQUIRE_CLUSTER=1 SEGMINT_TEST_NO_SKIPS=1 $(BIN)/python -m pytest --durations=20 -m cluster tests/cluster
 
 # Where nothing is set up, on a GPU machine without network, with what the bundle has.
 test-gpu: $(ON_GPU_STAMP)
