@@ -16,6 +16,7 @@ from typing import Any
 
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
+from segmint.infra.stopping import handles_signals, uninterrupted
 
 MIN_LOCAL_CPUS = 8
 """Minimum number of logical CPUs of a local Ray, which gets two per core plus four if that is more. Stages need slots
@@ -119,18 +120,20 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
     local = target == "local"
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(private_folder()) if local else None
-        _start(address, target, folder, object_store_memory)
         try:
+            with uninterrupted():
+                _start(address, target, folder, object_store_memory)
             yield observe(local=local)
         finally:
-            ray.shutdown()
+            with uninterrupted():
+                ray.shutdown()
 
 
 def _start(address: str, target: str, folder: Path | None, object_store_memory: int | None) -> None:
     """Start a local Ray with its files in `folder` (None: Ray's default), or join the cluster at `target`."""
     import ray
 
-    with warnings.catch_warnings(), _without_native_output():
+    with warnings.catch_warnings(), _without_native_output(), _with_own_signals():
         warnings.simplefilter("ignore")
         try:
             if target == "local":
@@ -159,6 +162,20 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
                 f"resources.address is {address!r}, but no Ray cluster responds at {target!r}: {error}. "
                 "Start one, use another address, or use 'local'"
             ) from error
+
+
+@contextlib.contextmanager
+def _with_own_signals() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM if it stops cleanly; Ray's would raise `SystemExit`."""
+    from ray._private import utils
+
+    before = utils.set_sigterm_handler
+    if handles_signals():
+        utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ import pebble
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.device import memory_here
 from segmint.infra.errors import SegmintError
+from segmint.infra.stopping import was_stopped
 
 T = TypeVar("T")
 Worker = Callable[[bytes], T]
@@ -41,6 +42,10 @@ class SuspectError(RejectedError):
 
 class ChildFaultError(SegmintError):
     """A child cannot start, or died while it had no image. No image is to blame."""
+
+
+class _StoppedChildError(ChildFaultError):
+    """A child got SIGTERM, SIGINT, or SIGHUP from outside while it had an image."""
 
 
 class Children(Generic[T]):
@@ -84,12 +89,13 @@ class Children(Generic[T]):
         """Return the worker's result for one image; wait until a child is free. Thread-safe.
 
         An image whose child died is retried once, with nothing else running. Raises the errors of the worker,
-        `SuspectError` (`killed_worker`, `timed_out`, or `out_of_memory`) if the retry fails too, and `ChildFaultError`.
+        `SuspectError` (`killed_worker`, `timed_out`, or `out_of_memory`) if the retry fails too, and `ChildFaultError`,
+        as when the child dies of a signal that stops processes.
         """
         try:
             with self._slots:
                 return self._run(data)
-        except SuspectError:
+        except (SuspectError, _StoppedChildError):
             with self._all_slots():
                 return self._run(data)
 
@@ -130,6 +136,8 @@ class Children(Generic[T]):
         except pebble.ProcessExpired as error:
             if error.exitcode == -signal.SIGALRM:
                 raise self._late() from None
+            if was_stopped(error.exitcode):
+                raise _StoppedChildError("the process that decodes images was stopped by a signal") from None
             raise _suspect(error.exitcode) from None
         except TimeoutError as error:
             if not _is_deadline(error):
@@ -237,6 +245,7 @@ def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None
     import resource
 
     global _worker, _start_error
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler ends with an exit code instead
     guard_child()
     try:
         _worker = factory()

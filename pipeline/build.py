@@ -25,6 +25,7 @@ from segmint.infra.progress import Progress
 from segmint.infra.ray_blocks import iter_blocks
 from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.row_ledger import RowLedger
+from segmint.infra.stopping import check_stopping
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
@@ -201,6 +202,7 @@ class _OuterLoop:
                             sums.update(result.counts)
                         watch.moved()
             except (ray.exceptions.RayError, SegmintError, OSError) as error:
+                check_stopping()  # the error may be the result of an interrupt
                 run.note_failure(window, error)
             trials = self.quarantine.run_trials(self.dataset.spans(window))
             run.on_hold |= trials.on_hold

@@ -22,6 +22,7 @@ from typing import Protocol
 from segmint.infra.deadline import Deadline
 from segmint.infra.device import Compute, apply_compute, device_failure, device_kind, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError, last_line
+from segmint.infra.stopping import was_stopped
 from segmint.infra.storage.storage import Storage
 from segmint.model.detectors.detection import Detection, Detector, lenient
 from segmint.operators.child import BareContext, guard_child
@@ -181,6 +182,8 @@ class DetectorProcess:
         self._keeper.shutdown()
 
     def _note_death(self, process: BaseProcess) -> None:
+        if was_stopped(process.exitcode):
+            return
         self._deaths.append(time.monotonic())
         if len(self._deaths) > MOST_DEATHS and self._deaths[-1] - self._deaths[0] < DEATHS_WITHIN_S:
             raise DetectorsGoneError(

@@ -20,6 +20,7 @@ from segmint.infra.deadline import Deadline
 from segmint.infra.device import device_failure
 from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
+from segmint.infra.stopping import outlive_signals
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.kernels.cpu.library import DOT, kernels_named, reason
@@ -201,6 +202,8 @@ class Segment:
     ) -> None:
         self._device = device
         self._ledger = ledger
+        if ledger is not None:  # in a Ray worker
+            outlive_signals()
         self._deadline = Deadline(timeout_s)
         self._hands_over = threading.Lock()
         threads = threads or HostThreads.of(device)

@@ -5,6 +5,7 @@ import pyarrow as pa
 import ray
 
 from segmint.infra.deadline import Deadline
+from segmint.infra.stopping import outlive_signals
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels
 from segmint.operators.prepare.release import ReleaseConfig, release
@@ -22,7 +23,8 @@ class SegmentAlone:
         self._deadline = Deadline(timeout_s)
 
     def node(self) -> str:
-        """Return the id of the node that this worker runs on."""
+        """Return the id of the node that this worker runs on. From now on, signals that stop processes don't end it."""
+        outlive_signals()
         return str(ray.get_runtime_context().get_node_id())
 
     def has_memory_for(self, table: pa.Table) -> bool:

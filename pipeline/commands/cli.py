@@ -16,6 +16,7 @@ import typer
 import typer.core
 import typer.main
 
+from segmint.infra.stopping import is_stopping, stop_on_signals
 from segmint.pipeline.commands.common.console import DEBUG_VARIABLE, print_json, print_line
 
 
@@ -122,6 +123,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run `segmint` and end the process with its exit code."""
+    stop_on_signals()
     # Threads that spin while waiting take cores from the processes they wait for: a prompt then takes twenty times as
     # long. torch's thread library reads this variable once, when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -130,7 +132,8 @@ def main() -> None:
     except SystemExit as end:
         # Arrow's threads release Python objects shortly after a read returns. If the interpreter is being finalized by
         # then, the process dies ("terminate called without an active exception"), so end it as multiprocessing does.
-        threading._shutdown()  # type: ignore[attr-defined]
+        if not is_stopping():  # otherwise, threads that retry a request could hold up the end
+            threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         with suppress(OSError):  # which the interpreter reports when it is finalized
             sys.stdout.flush()

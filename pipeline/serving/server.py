@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from starlette.applications import Starlette
 
 from segmint.infra.errors import UsageError
+from segmint.infra.stopping import release_signals
 
 _HOST = "127.0.0.1"
 _LAST_ANSWERS_S = 3
@@ -44,6 +45,7 @@ def run_app(app: Starlette, listener: socket.socket, address: str | None = None)
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """End the block quietly on SIGINT and SIGTERM, running every `finally`."""
+    release_signals()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

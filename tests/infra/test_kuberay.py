@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import yaml
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
+from segmint.infra.stopping import STOP_S
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
@@ -169,7 +173,10 @@ def test_no_manifest_holds_a_credential() -> None:
                 assert "AWS_" not in line, f"{path.name}: {line}"
     for spec in (cluster_spec(name) for name, _ in MANIFESTS):
         assert spec["authOptions"] == {"mode": "token"}
-        assert all("env" not in container for pod in pods(spec) for container in pod["containers"])
+        given = [
+            each["name"] for pod in pods(spec) for container in pod["containers"] for each in container.get("env", [])
+        ]
+        assert set(given) <= {"RAY_JOB_STOP_WAIT_TIME_S"}
 
 
 @pytest.mark.parametrize("name", ["rayjob.yaml", "trainjob.yaml"])
@@ -298,3 +305,29 @@ def test_references_of_the_training_job_meet(tmp_path: Path) -> None:
     assert f"segmint train {mounted['train']}/{next(iter(config['data']))} " in job["spec"]["entrypoint"]
     dockerfile = (ROOT / "infra" / "docker" / "Dockerfile").read_text(encoding="utf-8")
     assert dockerfile.count("'.[build,report,train]'") == 2
+
+
+@pytest.mark.parametrize("name", ["rayjob.yaml", "raycluster.yaml"])
+def test_a_head_that_is_deleted_gives_its_drivers_time_to_stop(name: str, tmp_path: Path) -> None:
+    head = next(pods(cluster_spec(name)))
+    (container,) = head["containers"]
+    waits = {each["name"]: each["value"] for each in container["env"]}
+    assert int(waits["RAY_JOB_STOP_WAIT_TIME_S"]) > STOP_S + 1
+    assert head["terminationGracePeriodSeconds"] >= 20 + 30
+    *shell, script = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert "{1..20}" in script
+    program = tmp_path / "segmint"
+    program.write_text(
+        "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(3))\nprint(flush=True)\ntime.sleep(60)\n"
+    )
+    drivers = [subprocess.Popen([sys.executable, program, "build"], stdout=subprocess.PIPE) for _ in range(2)]
+    others = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", f"{program} build"])
+    for driver in drivers:
+        assert driver.stdout is not None
+        driver.stdout.readline()
+    # Elsewhere than in a pod, there may be other drivers.
+    subprocess.run([*shell, script.replace("/bin/segmin[t]", f"{tmp_path}/segmin[t]")], timeout=50, check=True)
+    assert [driver.wait(50) for driver in drivers] == [3, 3]
+    assert others.poll() is None
+    others.kill()
+    assert others.wait() == -signal.SIGKILL

@@ -103,6 +103,15 @@ def test_a_child_that_cannot_start_is_a_fault_and_not_a_verdict(factory: object,
         children.run(b"hello")
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_child_that_is_stopped_is_a_fault_and_not_a_verdict(how: signal.Signals, tmp_path: Path) -> None:
+    with Children(child_workers.obedient, timeout_s=60.0) as children:
+        with pytest.raises(ChildFaultError, match="stopped by a signal"):
+            children.run(f"signal {how:d}".encode())
+        once = f"signal-once {tmp_path / 'stopped'}".encode()
+        assert children.run(once) == once
+
+
 def test_an_idle_child_that_is_killed_is_replaced() -> None:
     with Children(child_workers.obedient, timeout_s=60.0) as children:
         pid = children.run(b"pid")

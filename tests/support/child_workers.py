@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,13 @@ def obey(data: bytes) -> object:
     if order == "crash-once" and not Path(argument).exists():
         Path(argument).touch()
         ctypes.string_at(0)
+    if order == "signal":
+        os.kill(os.getpid(), int(argument))
+        time.sleep(60.0)
+    if order == "signal-once" and not Path(argument).exists():
+        Path(argument).touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60.0)
     if order == "print":
         os.write(1, argument.encode())
         os.write(2, argument.encode())

@@ -51,6 +51,10 @@ class FragileSegment(Segment):
             return
         if what == "hangs":
             time.sleep(30 * TIMEOUT_S)
+        if what == "is told to stop":
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+            time.sleep(0.2)
         if what == "lacks memory":
             raise MemoryError
         if what == "is killed":  # as by Ray's monitor or the kernel, for memory that a child or this process took
@@ -58,4 +62,5 @@ class FragileSegment(Segment):
         if what == "breaks the GPU":
             self._fault = "CUDA error: an illegal memory access was encountered"
             raise RuntimeError(self._fault)
-        raise ValueError(f"{stage} cannot do this image")
+        if what != "is told to stop":
+            raise ValueError(f"{stage} cannot do this image")

@@ -39,6 +39,10 @@ class BuildProcess:
         """Whether the driver still runs."""
         return self._driver.poll() is None
 
+    def driver(self) -> psutil.Process:
+        """The driver's process."""
+        return psutil.Process(self._driver.pid)
+
     def below(self) -> list[psutil.Process]:
         """All processes that the driver started and that still run; none on a cluster."""
         with suppress(psutil.NoSuchProcess):

@@ -217,9 +217,8 @@ def lay_out(
     cores = cluster.cores if cluster.local else cluster.cpus
     cores = cluster.gpu_node_cpus if share and not cluster.local else cores
     busy = segment.largest * (segment.num_cpus if on_gpu else dataset.numerics.threads) + detectors * DETECTOR_CPUS
-    writers = resources.writers
-    if writers == "auto":
-        writers = max(FEWEST_WRITERS, math.ceil(segment.largest / ACTORS_PER_WRITER))
+    of_pool = max(FEWEST_WRITERS, math.ceil(segment.largest / ACTORS_PER_WRITER))
+    writers = of_pool if resources.writers == "auto" else resources.writers
     busy += 0 if cluster.local else writers  # Ray Data doesn't know about the writers' CPUs
     prepare = _pool(resources.prepare, 1, max(1, int(cores - busy)), 0.0)
     needed = segment.smallest * segment.num_cpus + prepare.smallest * prepare.num_cpus + 2

@@ -18,6 +18,7 @@ import typer
 
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import without_secrets
+from segmint.infra.stopping import interruptible, stop_line
 from segmint.infra.uris import redact
 from segmint.infra.wording import TURNING, json_text
 from segmint.pipeline.commands.common.extras import extra_of
@@ -42,13 +43,14 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with interruptible():
+                return command(*args, **kwargs)
         except SegmintError as error:
             _maybe_traceback()
             print_message(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
         except (KeyboardInterrupt, typer.Abort) as error:  # at a prompt, Ctrl-C and the end of the input abort
-            print_message("interrupted: finished work is kept; run the same command again to resume")
+            print_message(stop_line())
             raise typer.Exit(FAILED) from error
         except BrokenPipeError as error:
             # The reader of our output is gone. Without this, Python complains again when it flushes at exit.

@@ -54,7 +54,8 @@ def verdict(report: AuditReport) -> str:
         return f"no image was searched for faces and plates ({', '.join(gaps)}); {counts} otherwise"
     counts = counts if total else "no findings"
     if report.privacy is not None and report.privacy.residual:
-        counts += f"; {counted(report.privacy.residual, 'detection')} caused by redaction and left (--strict counts them)"
+        residual = counted(report.privacy.residual, "detection")
+        counts += f"; {residual} caused by redaction and left (--strict counts them)"
     return f"{counts}; not searched: {', '.join(gaps)}" if gaps else counts
 
 

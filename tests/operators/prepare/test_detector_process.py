@@ -310,6 +310,10 @@ def test_a_search_over_its_deadline_ends_the_process_and_too_many_deaths_end_the
         with pytest.raises(DetectorProcessError, match="didn't reply"):
             detector.detect(GRAY)  # it is not started yet
         process.ready()
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)  # from outside, so it doesn't count
+        psutil.Process(process.pid).wait(60)
+        process.ready()
         with pytest.raises(DetectorProcessError, match="didn't reply"):
             detector.detect(GREEN)
         with pytest.raises(DetectorsGoneError, match="died 1 times within 10 minutes, most recently because a search"):

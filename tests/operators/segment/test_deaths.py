@@ -66,6 +66,13 @@ def test_a_row_that_ends_its_worker_in_any_stage_is_a_suspect_and_no_other_is(
             assert (row["fault"], row["reason"], row["masks"]) == (None, None, [])
 
 
+def test_a_worker_outlives_the_signals_that_stop_processes(local_ray: Cluster) -> None:
+    ledger = RowLedger()
+    mixed, _ = among_others([f"{stage} is told to stop" for stage in STAGES])
+    assert [(row["fault"], row["reason"], row["masks"]) for row in run(ledger, mixed)] == [(None, None, [])] * 12
+    assert ledger.suspects() == ledger.alone() == []
+
+
 def test_a_gpu_that_fails_in_any_stage_bars_the_row_there_and_makes_no_suspect(local_ray: Cluster) -> None:
     ledger = RowLedger()
     mixed, places = among_others([f"{stage} breaks the GPU" for stage in STAGES])

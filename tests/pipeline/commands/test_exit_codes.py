@@ -155,7 +155,11 @@ def _unusable() -> Any:
     return [run(*name.split(), "--nonsense") for name in [*_PLACES, "catalog scan", "study score", "evaluate edges"]]
 
 
-@case("every command", "Ctrl-C, a closed output pipe, a failure of a store or the machine, or an unexpected error", 3)
+@case(
+    "every command",
+    "Ctrl-C, SIGTERM, a closed output pipe, a failure of a store or the machine, or an unexpected error",
+    3,
+)
 def _failed(replaced, config: Path) -> Any:
     results = []
     for error in (KeyboardInterrupt(), typer.Abort(), SegmintError("the store is down"), RuntimeError("a bug")):

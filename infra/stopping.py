@@ -1,0 +1,162 @@
+"""Clean end of a command after SIGTERM or Ctrl-C.
+
+The first signal raises `KeyboardInterrupt` in the main thread. Ray passes only that and `SystemExit` through its
+blocking calls, and libraries swallow it or turn it into other exceptions, so commands decide by `is_stopping`. A thread
+reads the signals as they arrive, even if native code keeps the main thread from handling them. It ends the process when
+the time is up or Ctrl-C is pressed again.
+"""
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+STOP_S = 14.0
+"""Seconds from the first signal after which the process ends without further cleanup."""
+
+EXIT_CODE = 3
+
+_AGAIN_S = 0.2  # a wrapper such as `timeout` sends one signal to the process and again to its group
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LINE = "interrupted: finished work is kept; run the same command again to resume"
+
+
+class _State:
+    installed = False
+    requested = False
+    raised = False
+    told = False
+    held = 1  # signals don't raise while this is positive
+
+
+def stop_on_signals() -> None:
+    """Handle SIGTERM and SIGINT from now on, for a process that runs a command. Call it in the main thread.
+
+    A signal that this process ignores stays ignored. Signals raise only inside `interruptible`. Forked children get the
+    default handlers. Does nothing on Windows.
+    """
+    if _State.installed or not hasattr(os, "register_at_fork"):
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    threading.Thread(target=_watch, args=[reader], name="stopping", daemon=True).start()
+    os.register_at_fork(after_in_child=release_signals)
+    _State.installed = True
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in _SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def release_signals() -> None:
+    """Restore Python's handlers, for a server that ends by its own handlers, and for forked children."""
+    if not _State.installed:
+        return
+    _State.installed = False
+    signal.set_wakeup_fd(-1)
+    if signal.getsignal(signal.SIGTERM) is _interrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def handles_signals() -> bool:
+    """Return whether this process handles SIGTERM and SIGINT as `stop_on_signals` describes."""
+    return _State.installed
+
+
+def is_stopping() -> bool:
+    """Return whether this process got SIGTERM or SIGINT."""
+    return _State.requested
+
+
+def check_stopping() -> None:
+    """Raise `KeyboardInterrupt` if this process got a signal, in case a library has swallowed the first one."""
+    if _State.requested:
+        _State.raised = True
+        raise KeyboardInterrupt
+
+
+def stop_line() -> str:
+    """Return the line that tells the user how to resume; a caller prints it, so that it isn't printed again."""
+    _State.told = True
+    return _LINE
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let signals raise `KeyboardInterrupt` in the block, which must be in the main thread.
+
+    Once a signal has arrived, any exception of the block becomes a `KeyboardInterrupt`.
+    """
+    held, _State.held = _State.held, 0
+    try:
+        check_stopping()
+        yield
+    except BaseException as error:
+        if _State.requested and not isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        _State.held = held
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Complete the block before a signal raises `KeyboardInterrupt`; the time limit still applies."""
+    _State.held += 1
+    try:
+        yield
+    finally:
+        _State.held -= 1
+    check_stopping()
+
+
+def outlive_signals() -> None:
+    """Ignore SIGTERM, SIGINT, and SIGHUP in this process, whose death would be blamed on an image.
+
+    Ray ends its workers by other means. Does nothing outside the main thread, which Python requires for it.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def was_stopped(exit_code: int | None) -> bool:
+    """Return whether a child's exit code says that it died of SIGTERM, SIGINT, or SIGHUP, so no image is to blame."""
+    return exit_code in {-getattr(signal, name, 0) for name in ("SIGTERM", "SIGINT", "SIGHUP")} - {0}
+
+
+def _interrupt(_number: int, _frame: Any) -> None:
+    _State.requested = True
+    if not _State.held and not _State.raised:
+        _State.raised = True
+        raise KeyboardInterrupt
+
+
+def _watch(reader: int) -> None:
+    """Read the numbers of arriving signals, and end the process if it takes too long or Ctrl-C is pressed again."""
+    first: float | None = None
+    while True:
+        left = None if first is None else max(0.0, first + STOP_S - time.monotonic())
+        if not select.select([reader], [], [], left)[0]:
+            _end()
+        for number in os.read(reader, 64):
+            now = time.monotonic()
+            if number not in _SIGNALS or not _State.installed:
+                continue
+            if first is None:
+                first, _State.requested = now, True
+            elif number == signal.SIGINT and now - first > _AGAIN_S:
+                _end()
+
+
+def _end() -> None:
+    if not _State.told:
+        with suppress(OSError):
+            os.write(2, f"{_LINE}\n".encode())
+    os._exit(EXIT_CODE)

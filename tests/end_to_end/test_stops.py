@@ -1,0 +1,149 @@
+"""Builds stopped by SIGTERM or Ctrl-C: a clean end in 15 seconds, and the same command then gives the same bytes."""
+
+import os
+import random
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.building.scale import write_build
+from segmint.infra.stopping import EXIT_CODE, STOP_S
+from tests.support.builds import NO_DETECTORS, digests, segmint, small_catalog, write_config
+from tests.support.runs import BuildProcess, assert_gone, assert_whole, finish, running, title, wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
+
+SEED = int(os.environ.get("SEGMINT_STOP_SEED", "20261125"))
+SHARDS = 6  # of one image each, two per window
+LINE = "interrupted: finished work is kept; run the same command again to resume\n"
+RAYS_OWN = ("gcs_server", "raylet", "ray/_private", "ray/dashboard", "ray::IDLE")
+
+STUBBED = """
+import sys
+from unittest import mock
+from segmint.pipeline.commands.cli import main
+import segmint.pipeline.build
+from benchmarks.building.stubs import StubbedPrepare, StubbedSegment
+sys.argv.insert(1, "build")
+with mock.patch.multiple("segmint.pipeline.build", Prepare=StubbedPrepare, Segment=StubbedSegment):
+    main()
+"""
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_catalog(tmp_path_factory.mktemp("photos"), count=SHARDS)
+
+
+def configured(folder: Path, catalog: Path) -> Path:
+    sizes = {"images_per_shard": 1, "rows_per_block": 1, "window_shards": 2}
+    return write_config(folder / "build.yaml", catalog, folder / "dataset", **sizes, deidentify=NO_DETECTORS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    """Digests of the files of a build that is not stopped, and the seconds it takes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = configured(folder, catalog)
+    started = time.monotonic()
+    segmint("build", config)
+    return digests(folder / "dataset"), time.monotonic() - started
+
+
+def assert_stops(run: BuildProcess, how: signal.Signals, *, everything: bool = False) -> int:
+    """Signal the driver, or every process of a build; it ends in time, with one line. Returns the exit code."""
+    began = time.monotonic()
+    for process in run.marked() if everything else [run.driver()]:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(how)
+    code = run.wait(STOP_S + 10)
+    seconds = time.monotonic() - began
+    assert seconds < STOP_S + 1, run.told()
+    assert "Traceback" not in run.told(), run.told()
+    if code == EXIT_CODE:
+        assert run.told().count(LINE) == 1, run.told()
+        assert run.told().endswith(LINE), run.told()
+    print(f"ended with {code} after {seconds:.1f} s")
+    return code
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+def test_a_build_stops_in_the_middle_of_a_window(tmp_path: Path, how: signal.Signals) -> None:
+    config = write_build(tmp_path, 3_000, images_per_shard=30, rows_per_block=16)
+    commits = tmp_path / "dataset" / "commits"
+    with running(config, program=("-c", STUBBED), PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as run:
+        wait_for("a commit", lambda: commits.is_dir() and any(commits.iterdir()), run)
+        assert assert_stops(run, how) == EXIT_CODE
+        assert_gone(run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(30))
+def test_a_stopped_build_is_finished_by_the_same_command(
+    catalog: Path, undisturbed: tuple[dict[str, str], float], tmp_path: Path, number: int
+) -> None:
+    files, seconds = undisturbed
+    chance = random.Random(f"{SEED} {number}")
+    config, commits = configured(tmp_path, catalog), tmp_path / "dataset" / "commits"
+    moment = chance.uniform(0.5, seconds)  # Python takes up to half a second to reach `main`
+    with running(config) as run:
+        time.sleep(moment)
+        code = assert_stops(run, chance.choice([signal.SIGTERM, signal.SIGINT]))
+        assert code in (0, EXIT_CODE), run.told()
+        assert_gone(run)
+    committed = len(list(commits.glob("*.json"))) if commits.is_dir() else 0
+    print(f"SEGMINT_STOP_SEED={SEED}: stopped after {moment:.1f} s and {committed} commits")
+    assert finish(config) == 1
+    assert_whole(tmp_path / "dataset", files)
+
+
+def workers(run: BuildProcess) -> list[psutil.Process]:
+    """Processes of a build that work on rows: actors, tasks, and their children."""
+    driver = run.driver()
+    return [each for each in run.marked() if each != driver and not any(name in title(each) for name in RAYS_OWN)]
+
+
+@pytest.mark.long
+def test_stopping_every_process_ten_times_rejects_nothing(
+    catalog: Path, undisturbed: tuple[dict[str, str], float], tmp_path: Path
+) -> None:
+    files, seconds = undisturbed
+    chance = random.Random(f"{SEED} everything")
+    config = configured(tmp_path, catalog)
+    for _ in range(10):
+        with running(config) as run:
+            wait_for("an actor or the end", lambda run=run: bool(workers(run)) or not run.alive())
+            time.sleep(chance.uniform(0, 0.3 * seconds))
+            assert assert_stops(run, signal.SIGTERM, everything=True) in (0, EXIT_CODE), run.told()
+            assert_gone(run)
+    finish(config)
+    assert_whole(tmp_path / "dataset", files)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_stopping_every_worker_ten_times_rejects_nothing(
+    catalog: Path, undisturbed: tuple[dict[str, str], float], tmp_path: Path, how: signal.Signals
+) -> None:
+    files, _ = undisturbed
+    chance = random.Random(f"{SEED} workers {how}")
+    config = configured(tmp_path, catalog)
+    stops = 0
+    while stops < 10:
+        with running(config) as run:
+            while run.alive() and stops < 10:
+                time.sleep(chance.uniform(0.5, 4))
+                found = workers(run)
+                for process in found:
+                    with suppress(psutil.NoSuchProcess):
+                        process.send_signal(how)
+                stops += bool(found)
+            assert run.wait() in (0, EXIT_CODE), run.told()
+            assert_gone(run)
+    finish(config)
+    assert_whole(tmp_path / "dataset", files)
