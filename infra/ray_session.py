@@ -16,7 +16,7 @@ from typing import Any
 
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
-from segmint.infra.stopping import handles_signals, uninterrupted
+from segmint.infra.stopping import handles_signals, reinstall_handlers, uninterrupted
 
 MIN_LOCAL_CPUS = 8
 """Minimum number of logical CPUs of a local Ray, which gets two per core plus four if that is more. Stages need slots
@@ -123,10 +123,11 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
         try:
             with uninterrupted():
                 _start(address, target, folder, object_store_memory)
+                reinstall_handlers()
             yield observe(local=local)
         finally:
             with uninterrupted():
-                ray.shutdown()
+                _shut_down()
 
 
 def _start(address: str, target: str, folder: Path | None, object_store_memory: int | None) -> None:
@@ -162,6 +163,24 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
                 f"resources.address is {address!r}, but no Ray cluster responds at {target!r}: {error}. "
                 "Start one, use another address, or use 'local'"
             ) from error
+
+
+def _shut_down() -> None:
+    """Disconnect from Ray, or stop a local one. Ray resets SIGTERM to its default before it stops its processes."""
+    import ray
+    from ray._private import worker
+
+    node = worker._global_node
+    if node is not None:
+        stop_processes = node.kill_all_processes
+
+        def stop(*arguments: Any, **options: Any) -> None:
+            reinstall_handlers()
+            stop_processes(*arguments, **options)
+
+        node.kill_all_processes = stop
+    ray.shutdown()
+    reinstall_handlers()
 
 
 @contextlib.contextmanager

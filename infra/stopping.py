@@ -58,10 +58,17 @@ def release_signals() -> None:
         return
     _State.installed = False
     signal.set_wakeup_fd(-1)
-    if signal.getsignal(signal.SIGTERM) is _interrupt:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) is _interrupt:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers: tuple[Any, ...] = (signal.SIG_DFL, signal.default_int_handler)
+    for number, handler in zip(_SIGNALS, handlers, strict=True):
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, handler)
+
+
+def reinstall_handlers() -> None:
+    """Install the handlers of `stop_on_signals` again, because native code has replaced them behind Python's back."""
+    for number in _SIGNALS if _State.installed else ():
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, _interrupt)
 
 
 def handles_signals() -> bool:
@@ -151,6 +158,7 @@ def _watch(reader: int) -> None:
                 continue
             if first is None:
                 first, _State.requested = now, True
+                signal.alarm(0)  # with which Ray's own handler, active while Ray starts, aborts after 3 seconds
             elif number == signal.SIGINT and now - first > _AGAIN_S:
                 _end()
 

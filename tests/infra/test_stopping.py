@@ -111,6 +111,24 @@ def test_a_forked_child_dies_of_a_signal_and_its_parent_goes_on() -> None:
     assert run(FORKED)[:2] == (0, "")
 
 
+AS_RAY_ENDS = """
+from ray._private.node import Node
+from segmint.infra.ray_session import ray_session
+with ray_session("local"):
+    end = Node.kill_all_processes
+    def interrupted(*arguments, **options):
+        stop()
+        end(*arguments, **options)
+        print("ended", file=sys.stderr)
+    Node.kill_all_processes = interrupted
+"""
+
+
+@pytest.mark.ray
+def test_a_signal_while_ray_shuts_down_waits_for_its_end() -> None:
+    assert run(AS_RAY_ENDS)[:2] == (EXIT_CODE, f"ended\n{LINE}")
+
+
 def test_an_ignored_signal_stays_ignored() -> None:
     assert run("stop(signal.SIGINT)", before="signal.signal(signal.SIGINT, signal.SIG_IGN)")[:2] == (0, "")
 
