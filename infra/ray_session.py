@@ -16,7 +16,7 @@ from typing import Any
 
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
-from segmint.infra.stopping import handles_signals, reinstall_handlers, uninterrupted
+from segmint.infra.stopping import reinstall_handlers, uninterrupted
 
 MIN_LOCAL_CPUS = 8
 """Minimum number of logical CPUs of a local Ray, which gets two per core plus four if that is more. Stages need slots
@@ -121,20 +121,19 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(private_folder()) if local else None
         try:
-            with uninterrupted():
+            with uninterrupted(), _with_own_signals():
                 _start(address, target, folder, object_store_memory)
-                reinstall_handlers()
             yield observe(local=local)
         finally:
-            with uninterrupted():
-                _shut_down()
+            with uninterrupted(), _with_own_signals():
+                ray.shutdown()
 
 
 def _start(address: str, target: str, folder: Path | None, object_store_memory: int | None) -> None:
     """Start a local Ray with its files in `folder` (None: Ray's default), or join the cluster at `target`."""
     import ray
 
-    with warnings.catch_warnings(), _without_native_output(), _with_own_signals():
+    with warnings.catch_warnings(), _without_native_output():
         warnings.simplefilter("ignore")
         try:
             if target == "local":
@@ -165,36 +164,24 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
             ) from error
 
 
-def _shut_down() -> None:
-    """Disconnect from Ray, or stop a local one. Ray resets SIGTERM to its default before it stops its processes."""
-    import ray
-    from ray._private import worker
-
-    node = worker._global_node
-    if node is not None:
-        stop_processes = node.kill_all_processes
-
-        def stop(*arguments: Any, **options: Any) -> None:
-            reinstall_handlers()
-            stop_processes(*arguments, **options)
-
-        node.kill_all_processes = stop
-    ray.shutdown()
-    reinstall_handlers()
-
-
 @contextlib.contextmanager
 def _with_own_signals() -> Iterator[None]:
-    """Keep this process's handler of SIGTERM if it stops cleanly; Ray's would raise `SystemExit`."""
-    from ray._private import utils
+    """Keep the handler of SIGTERM while Ray starts or stops.
 
-    before = utils.set_sigterm_handler
-    if handles_signals():
+    Ray replaces it, also in native code. At the end, it resets the signal before it stops its processes.
+    """
+    from ray._private import utils
+    from ray._private.node import Node
+
+    before = utils.set_sigterm_handler, Node.kill_all_processes
+    if reinstall_handlers():
         utils.set_sigterm_handler = lambda _: None
+        Node.kill_all_processes = lambda *args, **kwargs: reinstall_handlers() and before[1](*args, **kwargs)
     try:
         yield
     finally:
-        utils.set_sigterm_handler = before
+        utils.set_sigterm_handler, Node.kill_all_processes = before
+        reinstall_handlers()
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ EXIT_CODE = 3
 
 _AGAIN_S = 0.2  # a wrapper such as `timeout` sends one signal to the process and again to its group
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_OUTSIDE = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _LINE = "interrupted: finished work is kept; run the same command again to resume"
 
 
@@ -64,15 +65,11 @@ def release_signals() -> None:
             signal.signal(number, handler)
 
 
-def reinstall_handlers() -> None:
-    """Install the handlers of `stop_on_signals` again, because native code has replaced them behind Python's back."""
+def reinstall_handlers() -> bool:
+    """Install the handlers again after native code has replaced them. Return False if this process doesn't use them."""
     for number in _SIGNALS if _State.installed else ():
         if signal.getsignal(number) is _interrupt:
             signal.signal(number, _interrupt)
-
-
-def handles_signals() -> bool:
-    """Return whether this process handles SIGTERM and SIGINT as `stop_on_signals` describes."""
     return _State.installed
 
 
@@ -129,13 +126,13 @@ def outlive_signals() -> None:
     Ray ends its workers by other means. Does nothing outside the main thread, which Python requires for it.
     """
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGINT", "SIGHUP"):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+        for number in _OUTSIDE:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def was_stopped(exit_code: int | None) -> bool:
     """Return whether a child's exit code says that it died of SIGTERM, SIGINT, or SIGHUP, so no image is to blame."""
-    return exit_code in {-getattr(signal, name, 0) for name in ("SIGTERM", "SIGINT", "SIGHUP")} - {0}
+    return exit_code is not None and -exit_code in _OUTSIDE
 
 
 def _interrupt(_number: int, _frame: Any) -> None:
