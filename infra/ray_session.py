@@ -10,11 +10,12 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from segmint.infra.errors import UsageError
+from segmint.infra.node_groups import belongs, node_groups
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.stopping import reinstall_handlers, uninterrupted
 
@@ -60,6 +61,7 @@ class Cluster:
     gpu_nodes: int = 0  # nodes with GPUs
     gpu_node_cpus: float = 0.0  # logical CPUs of these nodes
     gpu_kinds: Mapping[str, GpuNodes] = field(default_factory=dict)  # by Ray's name; "" for GPUs that Ray doesn't name
+    grown: "Cluster | None" = None  # with all nodes that the autoscaler may add; None if it can't add any
 
     @property
     def most_workers(self) -> int:
@@ -308,13 +310,36 @@ def observe(*, local: bool) -> Cluster:
     """Return the current resources of the connected Ray, which change as nodes join and leave."""
     import ray
 
-    resources = ray.cluster_resources()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return _sum([node["Resources"] for node in ray.nodes() if node["Alive"]], local=local)
+
+
+def observe_growth() -> Cluster:
+    """Return the current resources of the connected cluster, and in `grown` those with its autoscaler's nodes."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    now = [node["Resources"] for node in nodes]
+    missing = [
+        dict(group.resources)
+        for group in node_groups()
+        for _ in range(group.most - sum(belongs(node, group) for node in nodes))
+    ]
+    # The autoscaler often doesn't know the GPU kind of a group. If all existing GPUs are of one kind, so are the new.
+    kinds = {gpu_kind(node) for node in now if node.get("GPU", 0) > 0}
+    for node in missing:
+        if node.get("GPU", 0) > 0 and not gpu_kind(node) and len(kinds) == 1 and "" not in kinds:
+            node[f"{_KIND}{min(kinds)}"] = 1.0
+    cluster = _sum(now, local=False)
+    return replace(cluster, grown=_sum([*now, *missing], local=False)) if missing else cluster
+
+
+def _sum(nodes: Sequence[Mapping[str, float]], *, local: bool) -> Cluster:
+    """Return the cluster of nodes with these resources."""
     with_gpus = [node for node in nodes if node.get("GPU", 0) > 0]
     return Cluster(
         local=local,
-        cpus=resources.get("CPU", 0.0),
-        gpus=resources.get("GPU", 0.0),
+        cpus=sum(node.get("CPU", 0.0) for node in nodes),
+        gpus=sum(node.get("GPU", 0.0) for node in nodes),
         nodes=sum(node.get("CPU", 0) > 0 for node in nodes),
         cores=cores_here(),
         gpu_nodes=len(with_gpus),

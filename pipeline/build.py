@@ -21,6 +21,7 @@ from segmint.catalogs.shard_ranges import ShardPart
 from segmint.infra.errors import SegmintError
 from segmint.infra.log import get_logger
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
+from segmint.infra.node_groups import NodeRequest
 from segmint.infra.progress import Progress
 from segmint.infra.ray_blocks import iter_blocks
 from segmint.infra.ray_session import Cluster, ray_session
@@ -42,7 +43,7 @@ from segmint.pipeline.building.execution.quarantine import Quarantine
 from segmint.pipeline.building.execution.row_source import RowSource
 from segmint.pipeline.building.execution.shard_writers import ShardWriter, ShardWriters, cut_at_borders
 from segmint.pipeline.building.execution.stage_watch import StageWatch, watched
-from segmint.pipeline.building.execution.stages import Stages, lay_out, lay_out_again
+from segmint.pipeline.building.execution.stages import Stages, lay_out_again, lay_out_for_growth
 from segmint.pipeline.building.execution.work import BuildWork, MissingShards, RejectedRows, WindowRows
 from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config
@@ -137,8 +138,11 @@ def run_build(
     if missing.left or refused.left:
         meter = CeilingMeter(config, dataset)
         resources = config.resources
-        with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
-            stages = lay_out(config, dataset, cluster, meter.reports(cluster))
+        with (
+            ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster,
+            NodeRequest() as request,
+        ):
+            stages = lay_out_for_growth(config, dataset, cluster, request, meter.reports(cluster))
             if stages.gpus.idle:
                 log.warning("GPUs of other kinds are idle", used=stages.gpus.name, idle=stages.gpus.idle_text)
             if cluster.local:  # on a cluster, each actor checks itself

@@ -174,6 +174,9 @@ class ResourcesConfig(_ConfigModel):
     writers: Writers = "auto"
     """Number of shards written at the same time, each with one logical CPU. auto: one for every four segment actors, at
     least two."""
+    wait_for_nodes: Seconds = Field(default=600, ge=0)
+    """Time that a build waits at its start for nodes that an autoscaler adds, if the smallest pools don't fit without
+    them. Then it ends unfinished, with exit code 3."""
 
 
 LOCAL = ResourcesConfig(address="local")

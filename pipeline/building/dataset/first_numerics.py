@@ -100,10 +100,11 @@ def _resolve(model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Num
 
 def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
     """Resolve the numerics on a GPU node. If `model.device` is auto and no GPUs are used, resolve them on this CPU."""
-    from segmint.infra.ray_session import ray_session
+    from segmint.infra.ray_session import observe_growth, ray_session
 
     with ray_session(config.resources.address) as cluster:
-        if config.model.device == "cuda" or _counts_on_gpus(config, cluster.gpus):
+        most = cluster if cluster.local else observe_growth().grown or cluster
+        if config.model.device == "cuda" or _counts_on_gpus(config, most.gpus):
             model = config.model.model_copy(update={"device": "cuda"})
             return _ask_gpu_node(config, model, weights_sha256, cluster)
         return _on_nodes(config, config.model.model_copy(update={"device": "cpu"}), weights_sha256)

@@ -88,6 +88,8 @@ class CeilingMeter:
         if not peaks:
             return None
         devices = pool.largest
+        if self._reports is not None:  # not all nodes of a growing cluster may have arrived
+            devices = min(devices, max(pool.smallest, len(peaks)))
         if cluster.local and numerics.device == "cpu":
             devices = min(devices, max(1, cluster.cores // numerics.threads))
         return Ceiling(

@@ -1,6 +1,7 @@
 """Layout of the stages on the available machines: actors, CPUs, GPUs, and the arguments of each stage."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,8 +11,17 @@ import ray.exceptions
 from ray.data import ActorPoolStrategy
 
 from segmint.catalogs.dataset.tombstones import NO_NAMES, read_removals
-from segmint.infra.errors import UsageError, last_line
-from segmint.infra.ray_session import NAME_GPUS, RETRIES, Cluster, GpuNodes, accelerator_types, observe
+from segmint.infra.errors import UnfinishedError, UsageError, last_line
+from segmint.infra.log import get_logger
+from segmint.infra.node_groups import NodeRequest
+from segmint.infra.ray_session import (
+    NAME_GPUS,
+    RETRIES,
+    Cluster,
+    GpuNodes,
+    accelerator_types,
+    observe_growth,
+)
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
 from segmint.operators.prepare.detector_process import DetectorsGoneError
@@ -127,6 +137,21 @@ ACTORS_PER_WRITER = 4
 their upload, so it keeps up with 110 images/s. A GPU computes at most 27 images/s."""
 
 
+_MOST_BUNDLES = 1000
+"""Maximum number of bundles for `prepare` in a request. In larger clusters, a bundle has room for several actors."""
+
+_ASK_S = 2.0
+"""Seconds between two looks at the nodes while a build waits for them."""
+
+
+class TooFewNodesError(UsageError):
+    """The smallest pools don't fit on the current nodes, but they will on those that the autoscaler may add."""
+
+    def __init__(self, message: str, stages: "Stages") -> None:
+        super().__init__(message)
+        self.stages = stages  # the layout for all nodes
+
+
 @dataclass(frozen=True)
 class ActorPool:
     """Pool of `smallest` to `largest` actors for one stage. The numbers of logical CPUs and GPUs are per actor."""
@@ -173,6 +198,19 @@ class Stages:
         """All arguments of `Prepare` in an actor."""
         return self.prepare_arguments if self.detectors is None else (*self.prepare_arguments, self.detectors)
 
+    def bundles(self) -> list[dict[str, float]]:
+        """Return the resources of all workers of the largest pools, a reader, and the writers, for the autoscaler."""
+        segment, prepare = self.segment_pool, self.prepare_pool
+        actor = {"CPU": segment.num_cpus, "GPU": segment.num_gpus}
+        if self.gpus.name:
+            actor[f"accelerator_type:{self.gpus.name}"] = 0.001
+        together = math.ceil(prepare.largest / _MOST_BUNDLES)
+        return [
+            *[{name: amount for name, amount in actor.items() if amount}] * segment.largest,
+            *[{"CPU": together * prepare.num_cpus}] * (prepare.largest // together),
+            *[{"CPU": 1.0}] * (1 + self.writers),
+        ]
+
     def workers(self) -> dict[str, int]:
         """Return the number of workers per stage, for the stages whose load is measured.
 
@@ -192,8 +230,68 @@ def lay_out(
 ) -> Stages:
     """Size the actor pools for a cluster. Segment actors report their device's peak in FLOP/s to `report_peak`.
 
-    Raises `UsageError`, which states the numbers, if the smallest pools, one reader, and one writer do not fit.
+    If the cluster can grow, `auto` pools reach from the current nodes to all that the autoscaler may run. Raises
+    `UsageError`, which states the numbers, if the smallest pools, one reader, and one writer do not fit on those
+    either, and `TooFewNodesError` if they fit on those, but not on the current nodes.
     """
+    if cluster.grown is None:
+        return _fit(config, dataset, cluster, report_peak)
+    most = _fit(config, dataset, cluster.grown, report_peak, grows=True)
+    try:
+        now = _fit(config, dataset, cluster, report_peak, grows=True)
+    except UsageError as error:
+        raise TooFewNodesError(str(error), most) from error
+    if config.resources.segment.actors != "auto":
+        return most
+    pool, beside = now.segment_pool, now.prepare_pool.smallest * now.prepare_pool.num_cpus + 2
+    smallest = max(1, min(pool.largest, int((cluster.cpus - beside) / pool.num_cpus)))
+    return replace(most, segment_pool=replace(most.segment_pool, smallest=smallest))
+
+
+def lay_out_for_growth(
+    config: Config,
+    dataset: BuildDataset,
+    cluster: Cluster,
+    request: NodeRequest,
+    report_peak: Callable[[float], None] | None = None,
+) -> Stages:
+    """Lay out the stages, and request the nodes of the largest pools if the cluster can grow.
+
+    Waits up to `resources.wait_for_nodes` for nodes that the smallest pools need. Raises `UnfinishedError` if they
+    don't arrive, and `UsageError` as `lay_out` does.
+    """
+    deadline = time.monotonic() + config.resources.wait_for_nodes
+    asked = False
+    while True:
+        cluster = cluster if cluster.local else observe_growth()
+        try:
+            stages = lay_out(config, dataset, cluster, report_peak)
+        except TooFewNodesError as error:
+            if not asked:
+                asked = True
+                get_logger("build").info("waiting for nodes", reason=str(error))
+                request.ask(error.stages.bundles())
+            if time.monotonic() > deadline:
+                waited = f"resources.wait_for_nodes = {config.resources.wait_for_nodes:g} seconds"
+                raise UnfinishedError(
+                    f"{error}. The autoscaler didn't add enough nodes within {waited}; the same command tries again"
+                ) from error
+            time.sleep(_ASK_S)
+        else:
+            if cluster.grown is not None:
+                request.ask(stages.bundles())
+            return stages
+
+
+def _fit(
+    config: Config,
+    dataset: BuildDataset,
+    cluster: Cluster,
+    report_peak: Callable[[float], None] | None,
+    *,
+    grows: bool = False,
+) -> Stages:
+    """Size the pools for these nodes. If the cluster grows to them, an `auto` pool starts with one actor."""
     resources = config.resources
     on_gpu = dataset.numerics.device == "cuda"
     kind = choose_kind(config, dataset.numerics, cluster)
@@ -209,7 +307,7 @@ def lay_out(
         )
     detectors = cluster.gpu_nodes if share else 0
     devices = _gpu_actors(gpus_each, share, detectors, cluster) if gpus_each else _cpu_actors(dataset, cluster)
-    segment = _pool(resources.segment, devices, devices, gpus_each)
+    segment = _pool(resources.segment, 1 if grows else devices, devices, gpus_each)
     rows_per_block = min(config.rows_per_block, max(1, -(-dataset.rows // (2 * segment.largest))))
     threads = HostThreads.of(dataset.numerics.device, resources.segment.num_cpus)
     segment = replace(segment, calls_at_once=threads.calls(rows_per_block))
@@ -217,8 +315,8 @@ def lay_out(
     cores = cluster.cores if cluster.local else cluster.cpus
     cores = cluster.gpu_node_cpus if share and not cluster.local else cores
     busy = segment.largest * (segment.num_cpus if on_gpu else dataset.numerics.threads) + detectors * DETECTOR_CPUS
-    of_pool = max(FEWEST_WRITERS, math.ceil(segment.largest / ACTORS_PER_WRITER))
-    writers = of_pool if resources.writers == "auto" else resources.writers
+    enough = max(FEWEST_WRITERS, math.ceil(segment.largest / ACTORS_PER_WRITER))
+    writers = enough if resources.writers == "auto" else resources.writers
     busy += 0 if cluster.local else writers  # Ray Data doesn't know about the writers' CPUs
     prepare = _pool(resources.prepare, 1, max(1, int(cores - busy)), 0.0)
     needed = segment.smallest * segment.num_cpus + prepare.smallest * prepare.num_cpus + 2
@@ -273,7 +371,7 @@ def lay_out_again(config: Config, dataset: BuildDataset, cluster: Cluster, stage
     if cluster.local:
         return stages
     try:
-        return lay_out(config, dataset, observe(local=False), stages.report_peak)
+        return lay_out(config, dataset, observe_growth(), stages.report_peak)
     except UsageError:
         return stages
 

@@ -1,5 +1,6 @@
 """The layout of stages on machines: pools that fit, or an error with the numbers before anything starts."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import CropLayers
 from segmint.operators.segment.overlap import HostThreads
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
-from segmint.pipeline.building.execution.stages import Stages, lay_out, lay_out_again
+from segmint.pipeline.building.execution.stages import Stages, TooFewNodesError, lay_out, lay_out_again
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import write_catalog, write_config
 from tests.support.gpu_numerics import on_a_gpu
@@ -180,3 +181,35 @@ def test_the_first_stage_knows_the_hash_of_a_detectors_file(tmp_path: Path) -> N
     detectors = {"faces": {"detector": str(path)}, "plates": {"detector": "none"}}
     stages = laid_out(tmp_path, LAPTOP, deidentify=detectors)
     assert stages.prepare_arguments[0].detector_sha256 == {str(path): sha256_of(path)}
+
+
+SMALL = Cluster(local=False, cpus=6, gpus=0, nodes=1, cores=2)
+LARGE = replace(SMALL, cpus=24, nodes=4)
+
+
+def test_pools_of_a_cluster_that_can_grow_reach_to_all_its_nodes(tmp_path: Path) -> None:
+    config, dataset = opened(tmp_path)
+    stages = lay_out(config, dataset, replace(SMALL, grown=LARGE))
+    assert (stages.segment_pool.smallest, stages.segment_pool.largest) == (1, 4)
+    assert stages.prepare_pool.largest == lay_out(config, dataset, LARGE).prepare_pool.largest
+    stages = lay_out(config, dataset, replace(LARGE, grown=replace(LARGE, cpus=48, nodes=8)))
+    assert (stages.segment_pool.smallest, stages.segment_pool.largest) == (4, 8)
+    crowded = lay_out(config, dataset, replace(LARGE, cpus=8, grown=replace(LARGE, cpus=16, nodes=8)))
+    assert (crowded.segment_pool.smallest, crowded.segment_pool.largest) == (2, 8), "of 8 CPUs, 3 are for other stages"
+    counts = Counter(tuple(bundle.items()) for bundle in stages.bundles())
+    assert counts == {(("CPU", 2.0),): 8, (("CPU", 1.0),): stages.prepare_pool.largest + 1 + stages.writers}
+
+
+def test_only_pools_that_fit_later_wait_for_nodes(tmp_path: Path) -> None:
+    config, dataset = opened(tmp_path)
+    nothing = replace(SMALL, cpus=0, nodes=0)
+    with pytest.raises(TooFewNodesError, match="the cluster has 0") as caught:
+        lay_out(config, dataset, replace(nothing, grown=LARGE))
+    assert caught.value.stages.segment_pool.largest == 4
+    with pytest.raises(UsageError, match="the cluster has 0") as refused:
+        lay_out(config, dataset, nothing)
+    assert not isinstance(refused.value, TooFewNodesError)
+    config, dataset = opened(tmp_path, resources={"segment": {"actors": 11}})
+    with pytest.raises(UsageError, match=r"segment 11 x 2 CPUs.* has 24") as refused:
+        lay_out(config, dataset, replace(SMALL, grown=LARGE))
+    assert not isinstance(refused.value, TooFewNodesError)

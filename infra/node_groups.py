@@ -1,0 +1,198 @@
+"""Node groups of a Ray cluster's autoscaler, and requests for their nodes."""
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from segmint.infra.errors import last_line
+from segmint.infra.log import get_logger
+
+LOOK_S = 5.0
+"""Seconds between two looks at the nodes while a request is open."""
+
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_CONFIG_FILE = "--autoscaling-config="
+
+
+@dataclass(frozen=True)
+class NodeGroup:
+    """Equal nodes, which the autoscaler adds when they are needed."""
+
+    name: str
+    resources: Mapping[str, float]  # of one node, by Ray's names
+    most: int  # nodes that the autoscaler may run at once
+
+
+def node_groups() -> list[NodeGroup]:
+    """Return the node groups of the connected cluster's autoscaler, without the head's.
+
+    Ray's autoscaler doesn't tell drivers which nodes it may add. Therefore, on KubeRay, the groups are read from the
+    RayCluster resource, and elsewhere, from the file that the head was started with, if the driver runs on the head.
+    Returns an empty list if there is no autoscaler, or if its groups are unknown.
+    """
+    try:
+        config = _of_kuberay() or _of_head() or {}
+    except Exception as error:  # noqa: BLE001 - network, permissions, or a broken file: use the existing nodes
+        get_logger("cluster").warning("node_groups_unknown", reason=last_line(error))
+        return []
+    head = config.get("head_node_type")
+    types = {name: of for name, of in config.get("available_node_types", {}).items() if name != head}
+    total = int(config.get("max_workers", 0))
+    groups = []
+    for name, of in types.items():
+        most = min(int(of.get("max_workers", total)), total)
+        groups.append(NodeGroup(name, {key: float(value) for key, value in of["resources"].items()}, most))
+    return groups
+
+
+def _of_kuberay() -> dict[str, Any] | None:
+    """Return the autoscaler's configuration on KubeRay, whose head pod may read its own RayCluster resource."""
+    name = os.environ.get("RAY_CLUSTER_NAME")
+    if not name or not _NAMESPACE.is_file():
+        return None
+    from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
+
+    return config_of(KubernetesHttpApiClient(_NAMESPACE.read_text().strip()).get(f"rayclusters/{name}"))
+
+
+def config_of(ray_cluster: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the autoscaler's configuration for a RayCluster resource, or None without an autoscaler."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    if not ray_cluster["spec"].get("enableInTreeAutoscaling"):
+        return None
+    config: dict[str, Any] = _derive_autoscaling_config_from_ray_cr(ray_cluster)
+    return config
+
+
+def _of_head() -> dict[str, Any] | None:
+    """Return the autoscaler's configuration from the command line of this cluster's autoscaler on this machine."""
+    import ray
+    import yaml
+
+    session = f"/{ray._private.worker.global_worker.node.session_name}/".encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:  # the process has ended, or belongs to another user
+            continue
+        files = [word.decode() for word in words if word.startswith(_CONFIG_FILE.encode())]
+        if files and any(session in word for word in words):
+            config: dict[str, Any] = yaml.safe_load(Path(files[0].removeprefix(_CONFIG_FILE)).read_text())
+            return config
+    return None
+
+
+def belongs(node: Mapping[str, Any], group: NodeGroup) -> bool:
+    """Return whether a node of `ray.nodes()` is in the group: by its label or, without one, by its size."""
+    label = (node.get("Labels") or {}).get("ray.io/node-group")
+    if label is not None or "node:__internal_head__" in node["Resources"]:
+        return bool(label == group.name)
+    return all(node["Resources"].get(key, 0) == group.resources.get(key, 0) for key in ("CPU", "GPU"))
+
+
+def missing_nodes(
+    bundles: Sequence[Mapping[str, float]], groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]]
+) -> Counter[str]:
+    """Return how many nodes of each group the bundles of resources need beside the live nodes of `ray.nodes()`.
+
+    Bundles that don't fit on all nodes that the groups can have are ignored.
+    """
+    open_nodes = [dict(node["Resources"]) for node in nodes if node["Alive"]]
+    spare = {group.name: group.most - sum(node["Alive"] and belongs(node, group) for node in nodes) for group in groups}
+    missing: Counter[str] = Counter()
+    for bundle in bundles:
+        place = next((node for node in open_nodes if _fits(bundle, node)), None)
+        if place is None:
+            group = next((each for each in groups if spare[each.name] > 0 and _fits(bundle, each.resources)), None)
+            if group is None:
+                continue
+            place = dict(group.resources)
+            open_nodes.append(place)
+            spare[group.name] -= 1
+            missing[group.name] += 1
+        for name, amount in bundle.items():
+            place[name] -= amount
+    return missing
+
+
+def _fits(bundle: Mapping[str, float], node: Mapping[str, float]) -> bool:
+    return all(node.get(name, 0) >= amount - 1e-6 for name, amount in bundle.items())
+
+
+def _arrive() -> None:
+    """Do nothing on a node that has arrived."""
+
+
+class NodeRequest:
+    """Request for nodes that the autoscaler adds; a context manager that withdraws it.
+
+    For each missing node, a task waits that needs all of its CPUs and GPUs. It ends as soon as it starts, and the node
+    is free for the pools. A thread adds tasks for nodes that were lost, and cancels those that aren't needed any more.
+    They end with the driver, even if it is killed.
+
+    `ray.autoscaler.sdk.request_resources` isn't used: a cluster has one such request, which Ray Data's coordinator
+    replaces every 20 s by the sum of the requests that it knows. The coordinator also reserves existing nodes for each
+    of them, which Ray Data's executions then can't use. And if the sum exceeds what the autoscaler may add, Ray's
+    current autoscaler ignores all of it, including the parts of other jobs.
+    """
+
+    def __init__(self) -> None:
+        self._bundles: list[dict[str, float]] = []
+        self._changed, self._ended = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def ask(self, bundles: Sequence[Mapping[str, float]]) -> None:
+        """Request nodes on which these bundles of resources fit together, instead of those requested before."""
+        self._bundles = [dict(bundle) for bundle in bundles]
+        self._changed.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, args=(node_groups(),), daemon=True, name="node-request")
+            self._thread.start()
+
+    def _run(self, groups: Sequence[NodeGroup]) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        tasks: dict[str, list[Any]] = {group.name: [] for group in groups}
+        while not self._ended.is_set():
+            self._changed.clear()
+            try:
+                missing = missing_nodes(self._bundles, groups, ray.nodes())
+                for group in groups:
+                    tasks[group.name] = _adjust(tasks[group.name], missing[group.name], group)
+            except RayError as error:  # at worst, the cluster doesn't grow
+                get_logger("cluster").warning("node_request_failed", reason=last_line(error))
+            self._changed.wait(LOOK_S)
+        for group in groups:
+            _adjust(tasks[group.name], 0, group)
+
+    def close(self) -> None:
+        """Withdraw the request. Waits at most 5 s."""
+        self._ended.set()
+        self._changed.set()
+        if self._thread is not None:
+            self._thread.join(5)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+
+def _adjust(tasks: Sequence[Any], count: int, group: NodeGroup) -> list[Any]:
+    """Start or cancel tasks for nodes of the group until `count` of them wait; return these."""
+    import ray
+
+    waiting = ray.wait(list(tasks), num_returns=len(tasks), timeout=0)[1] if tasks else []
+    for task in waiting[count:]:
+        ray.cancel(task)
+    size = {"num_cpus": group.resources.get("CPU", 0), "num_gpus": group.resources.get("GPU", 0)}
+    arrive = ray.remote(max_retries=0, **size)(_arrive)
+    return [*waiting[:count], *(arrive.remote() for _ in range(count - len(waiting)))]

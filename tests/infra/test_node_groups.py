@@ -1,0 +1,56 @@
+"""Which nodes an autoscaler must add for bundles of resources, and the groups that KubeRay's manifests define."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segmint.infra.node_groups import NodeGroup, config_of, missing_nodes
+
+GPU = NodeGroup("gpu", {"CPU": 6, "GPU": 1}, 3)
+CPU = NodeGroup("cpu", {"CPU": 8}, 2)
+MANIFEST = Path(__file__).resolve().parents[2] / "infra" / "kuberay" / "raycluster.yaml"
+
+
+def node(group: NodeGroup, *, alive: bool = True, labeled: bool = True) -> dict[str, object]:
+    labels = {"ray.io/node-group": group.name} if labeled else {}
+    return {"Alive": alive, "Resources": {**group.resources, "memory": 2e9}, "Labels": labels}
+
+
+def test_bundles_fill_the_nodes_that_are_there_first() -> None:
+    actors = [{"CPU": 2.0, "GPU": 1.0}] * 3
+    prepare = [{"CPU": 1.0}] * 12
+    assert missing_nodes(actors, [GPU, CPU], []) == {"gpu": 3}
+    assert missing_nodes(actors, [GPU, CPU], [node(GPU), node(GPU, labeled=False)]) == {"gpu": 1}
+    assert missing_nodes(actors, [GPU, CPU], [node(GPU), node(GPU, alive=False)]) == {"gpu": 2}
+    assert missing_nodes([*actors, *prepare], [GPU, CPU], []) == {"gpu": 3}, "beside the actors there are 12 CPUs"
+    assert missing_nodes([*actors, *prepare, {"CPU": 1.0}], [GPU, CPU], []) == {"gpu": 3, "cpu": 1}
+
+
+def test_what_no_group_can_have_is_not_asked_for() -> None:
+    assert missing_nodes([{"CPU": 2.0, "GPU": 1.0}] * 9, [GPU, CPU], [node(GPU)]) == {"gpu": 2}
+    assert missing_nodes([{"CPU": 9.0}], [GPU, CPU], []) == {}
+    named = {"CPU": 2.0, "GPU": 1.0, "accelerator_type:H100": 0.001}
+    assert missing_nodes([named], [GPU], []) == {}
+    assert missing_nodes([named], [NodeGroup("h100", {**GPU.resources, "accelerator_type:H100": 1}, 1)], []) == {
+        "h100": 1
+    }
+
+
+def test_ray_reads_the_groups_of_our_manifest() -> None:
+    ray_cluster = next(yaml.safe_load_all(MANIFEST.read_text()))
+    ray_cluster["metadata"]["namespace"] = "segmint"
+    config = config_of(ray_cluster)
+    assert config is not None
+    workers = {name: of for name, of in config["available_node_types"].items() if name != config["head_node_type"]}
+    assert {name: (of["max_workers"], of["resources"].get("GPU", 0)) for name, of in workers.items()} == {
+        "gpu": (8, 1),
+        "cpu": (4, 0),
+    }
+    ray_cluster["spec"]["enableInTreeAutoscaling"] = False
+    assert config_of(ray_cluster) is None
+
+
+@pytest.mark.parametrize("bundles", [[], [{"CPU": 1.0}]])
+def test_without_an_autoscaler_nothing_is_missing(bundles: list[dict[str, float]]) -> None:
+    assert missing_nodes(bundles, [], [node(CPU)]) == {}
