@@ -11,9 +11,11 @@ parts.
 """
 
 import argparse
+import gc
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +34,9 @@ from segmint.operators.similar.clusters import DISTANCE, NONE, ImageRows, find_c
 from segmint.operators.similar.confirm import SIMILAR, SIMILAR_MIDDLE  # noqa: E402
 from segmint.operators.similar.hashes import KEPT, MIRROR, VIEWS  # noqa: E402
 from segmint.operators.similar.near import near_pairs  # noqa: E402
+from segmint.operators.similar.partitions import mapped_zeros  # noqa: E402
 
+_CHUNK = 1 << 20  # rows that are made at a time
 PARTS = ("photographs", "rows", "crowds")
 
 
@@ -138,11 +142,13 @@ def measure_rows(count: int) -> dict[str, Any]:
     As in photographs, a row's crops have hashes that differ in some bits from the full frame's, so many are near.
     """
     random = np.random.default_rng(0)
-    hashes = np.empty((count, VIEWS), np.uint64)
-    hashes[:, 0] = random.integers(0, 2**64, count, np.uint64)
-    for view in range(1, MIRROR):
-        hashes[:, view] = flipped(hashes[:, view - 1], 7, random)
-    hashes[:, MIRROR] = random.integers(0, 2**64, count, np.uint64)
+    hashes = mapped_zeros((count, VIEWS), np.uint64)  # as `segmint catalog curate` reads them
+    for low in range(0, count, _CHUNK):
+        chunk = hashes[low : low + _CHUNK]
+        chunk[:, 0] = random.integers(0, 2**64, len(chunk), np.uint64)
+        for view in range(1, MIRROR):
+            chunk[:, view] = flipped(chunk[:, view - 1], 7, random)
+        chunk[:, MIRROR] = random.integers(0, 2**64, len(chunk), np.uint64)
     of = np.arange(count)
     chosen = random.permutation(count)
     near, same, rest = chosen[: count // 20], chosen[count // 20 : count // 20 + count // 50], chosen[count // 10 :]
@@ -150,15 +156,19 @@ def measure_rows(count: int) -> dict[str, Any]:
         of[copies] = random.choice(rest, len(copies))
         hashes[copies] = hashes[of[copies]]
     hashes[near] = flipped(hashes[near], 2, random)
-    sources = random.integers(1, 2**63, (count, 2)).astype(np.uint64)
+    sources = mapped_zeros((count, 2), np.uint64)
+    for low in range(0, count, _CHUNK):
+        sources[low : low + _CHUNK] = random.integers(1, 2**63, sources[low : low + _CHUNK].shape)
     sources[same] = sources[of[same]]
     thumbnails = random.integers(0, 256, (4096, 64, 64), np.uint8)
     pixels = np.where(of == np.arange(count), 2, 1)
     rows = ImageRows(sources, hashes, pixels, np.ones(count, bool), np.zeros(count, bool))
     del chosen, rest
-    before, started = peak_mib(), time.perf_counter()
-    found = find_copies(rows, lambda numbers: thumbnails[of[numbers] % len(thumbnails)])
-    seconds = time.perf_counter() - started
+    gc.collect()
+    with PrivateMemory() as memory:
+        started = time.perf_counter()
+        found = find_copies(rows, lambda numbers: thumbnails[of[numbers] % len(thumbnails)])
+        seconds = time.perf_counter() - started
     right = found.kept[of != np.arange(count)] == of[of != np.arange(count)]
     return {
         "rows": count,
@@ -168,9 +178,34 @@ def measure_rows(count: int) -> dict[str, Any]:
         "others": int((found.kept != NONE).sum() - right.sum()),
         "exact": int(found.exact.sum()),
         "seconds": round(seconds, 1),
-        "input_mib": before,
-        "peak_mib": peak_mib(),
+        "private_before_mib": memory.before_mib,
+        "private_peak_mib": memory.peak_mib,
+        "peak_mib": peak_mib(),  # with mapped pages of temporary files, which the kernel may drop
     }
+
+
+class PrivateMemory:
+    """Peak of this process's private memory (RssAnon), sampled 50 times per second."""
+
+    def __enter__(self) -> "PrivateMemory":
+        self.before_mib = self.peak_mib = self._now()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._done.wait(0.02):
+            self.peak_mib = max(self.peak_mib, self._now())
+
+    @staticmethod
+    def _now() -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return round(next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024, 1)
 
 
 def measure_crowd(count: int, same: bool) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from segmint.infra.scratch import ScratchFolder
 from segmint.operators.similar.hashes import MIRROR, NO_HASH, VIEWS
 from segmint.operators.similar.near import Hashes, Positions, near_pairs
+from segmint.operators.similar.partitions import Partitions, append, borders, mapped, mapped_zeros, sampled
 
 _MANY = 64
 """Maximum number of pairs that a value's entries may form with those of near values to be listed one by one."""
@@ -19,6 +21,8 @@ _MOST_WAITING = 1 << 24  # pairs of near values that are not yet sorted into lis
 _LEAST_LISTED = 1 << 24  # pairs of entries that may always be listed, however few values there are
 _JOINED = 1 << 20  # pairs of values that are joined to crowds at a time
 _LISTED = 1 << 20  # pairs of entries in one chunk
+_ROWS = 1 << 19  # rows, or values, of one chunk
+_TABLE = {"values": np.uint64, "entries": np.int64, "starts": np.int64}
 NO_CROWD = -1
 
 
@@ -70,31 +74,45 @@ def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
 def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) -> SimilarHashes:
     """Find near hashes among those, (N, 6) uint64, of the views of the `wanted` rows, (N,) bool.
 
-    Raises the errors of `near_pairs`. Memory is bounded by the number of hashes, regardless of how many pairs are near.
+    Raises the errors of `near_pairs`. Memory is bounded by the number of near hashes, regardless of how many pairs they
+    form; the table of all hashes is in temporary files.
     """
-    hashes = np.where(wanted[:, None], hashes, np.uint64(NO_HASH))
-    for later in range(1, VIEWS):  # a row's equal hashes count once
-        for earlier in range(later):
-            hashes[hashes[:, later] == hashes[:, earlier], later] = NO_HASH
-    flat = hashes.reshape(-1)
-    entries = np.flatnonzero(flat)
-    values = flat[entries]
-    del hashes, flat
-    order = np.argsort(values)
-    entries, values = entries[order], values[order]
-    del order
-    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.empty(0, int)
-    values = values[starts]
-    starts = np.append(starts, len(entries))
-    sorter = _Sorter(starts)
-    several = np.flatnonzero(np.diff(starts) > 1)
-    sorter.add(several, several)
-    for one, other in near_pairs(values, distance):
-        ones, others = starts[one], starts[other]
-        alone = (starts[one + 1] == ones + 1) & (starts[other + 1] == others + 1)
-        between = ~(alone & (entries[ones] // VIEWS == entries[others] // VIEWS))
-        sorter.add(one[between], other[between])
-    return sorter.candidates(values, entries)
+    with ScratchFolder() as name:
+        folder = Path(name)
+        _write_table(hashes, wanted, folder)
+        values, entries, starts = (mapped(folder / name, dtype) for name, dtype in _TABLE.items())
+        sorter = _Sorter(starts)
+        for low in range(0, len(values), _ROWS):
+            several = low + np.flatnonzero(np.diff(starts[low : low + _ROWS + 1]) > 1)
+            sorter.add(several, several)
+        for one, other in near_pairs(values, distance, folder):
+            ones, others = starts[one], starts[other]
+            alone = (starts[one + 1] == ones + 1) & (starts[other + 1] == others + 1)
+            between = ~(alone & (entries[ones] // VIEWS == entries[others] // VIEWS))
+            sorter.add(one[between], other[between])
+        return sorter.candidates(values, entries)
+
+
+def _write_table(hashes: Hashes, wanted: NDArray[np.bool_], folder: Path) -> None:
+    """Write the distinct hashes, ascending, all entries in this order, and where each hash's entries start and end."""
+    parts = Partitions(folder, borders(sampled(hashes).reshape(-1), hashes.size), [np.uint64, np.int64])
+    for low in range(0, len(hashes), _ROWS):
+        chunk = np.where(wanted[low : low + _ROWS, None], hashes[low : low + _ROWS], np.uint64(NO_HASH))
+        for later in range(1, VIEWS):  # a row's equal hashes count once
+            for earlier in range(later):
+                chunk[chunk[:, later] == chunk[:, earlier], later] = NO_HASH
+        places = np.flatnonzero(chunk)
+        parts.add(chunk.reshape(-1)[places], low * VIEWS + places)
+    files = [folder / column for column in _TABLE]
+    total = 0
+    for values, entries in parts.drain():
+        order = np.argsort(values, kind="stable")
+        values, entries = values[order], entries[order]
+        starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+        for file, column in zip(files, (values[starts], entries, total + starts), strict=True):
+            append(file, column)
+        total += len(values)
+    append(files[-1], np.array([total]))
 
 
 class _Sorter:
@@ -113,10 +131,11 @@ class _Sorter:
         self._waiting: list[Positions] = [np.empty((0, 2), np.int64)]
         self._number = 0  # of waiting pairs
         self._listed: list[Positions] = []
-        self._weights = np.zeros(values, np.int32)  # pairs of entries of each value and those near it
-        self._crowded = np.zeros(values, bool)
+        # Pairs of entries of each value and those near it.
+        self._weights = mapped_zeros(values, np.int32)
+        self._crowded = mapped_zeros(values, np.bool_)
         # A forest: for each value in a crowd, the distance back to another value of its crowd, or 0.
-        self._steps: NDArray[np.signedinteger[Any]] = np.zeros(values, np.int32 if values < 1 << 31 else np.int64)
+        self._steps = mapped_zeros(values, np.int32 if values < 1 << 31 else np.int64)
 
     def add(self, one: Positions, other: Positions) -> None:
         """Add pairs of indices of near values, or of one value twice; each pair is added once."""
@@ -132,10 +151,7 @@ class _Sorter:
         used = self._crowded.copy()
         used[pairs] = True
         places = np.flatnonzero(used)
-        number = np.empty(len(used), np.int64)
-        number[places] = np.arange(len(places))
-        pairs = number[pairs]
-        del number
+        pairs = np.searchsorted(places, pairs)
         counts = self._starts[places + 1] - self._starts[places]
         ends = np.cumsum(counts)
         begins = ends - counts
@@ -163,9 +179,8 @@ class _Sorter:
 
     def _move(self) -> None:
         """Move the pairs of values with too many pairs of entries from the list to crowds."""
-        many = self._weights > self._many
         for place, pairs in enumerate(self._listed):
-            crowded = many[pairs].any(axis=1)
+            crowded = (self._weights[pairs] > self._many).any(axis=1)
             self._listed[place] = pairs[~crowded]
             joined = pairs[crowded]
             for start in range(0, len(joined), _JOINED):

@@ -2,17 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from segmint.infra.scratch import ScratchFolder
 from segmint.operators.similar.candidates import NO_CROWD, SimilarHashes, comparable, find_candidates
 from segmint.operators.similar.confirm import THRESHOLDS, Confirmer, Thresholds, Thumbnails
 from segmint.operators.similar.hashes import VIEWS
 from segmint.operators.similar.near import Hashes, Positions
+from segmint.operators.similar.partitions import Partitions, borders, sampled
 
+_ROWS = 1 << 20  # rows of one chunk
 _ROUNDING = 0.002  # of products of float16 unit vectors
 _MOST_CENTERS = 512
 _COMPARED = 1 << 22  # pairs of entries that are compared at a time
@@ -243,12 +248,14 @@ def find_copies(
     distance that `near_pairs` does not support.
     """
     count = len(rows.pixels)
-    order = np.lexsort((-rows.pixels, ~rows.allowed, ~rows.opted_out))  # stable: ties go to the lowest row
-    rank = np.empty(count, np.int64)
-    rank[order] = np.arange(count)
+    index: Any = np.int32 if count < 1 << 31 else np.int64
+    order = np.lexsort((-rows.pixels, ~rows.allowed, ~rows.opted_out)).astype(index)  # stable: ties go to lower rows
+    rank = np.empty(count, index)
+    rank[order] = np.arange(count, dtype=index)
     first = first_of_equal_bytes(rows.sources, order)
-    alone = first == np.arange(count)
-    kept = np.full(count, NONE, np.int64)
+    del order
+    alone = first == np.arange(count, dtype=index)
+    kept = np.full(count, NONE, index)
     free = np.ones(count, bool)
     confirmer = Confirmer(thumbnails, thresholds)
     stars = SimilarRows(find_candidates(rows.hashes, alone, distance), rank, distance, confirmer, rows.opted_out)
@@ -257,18 +264,27 @@ def find_copies(
             copies = stars.after(row, free)
             kept[copies], free[copies] = row, False
     ours = np.where(kept[first] == NONE, first, kept[first])
-    return DuplicateMap(np.where(ours == np.arange(count), NONE, ours), (ours == first) & ~alone)
+    return DuplicateMap(np.where(ours == np.arange(count, dtype=index), NONE, ours), (ours == first) & ~alone)
 
 
 def first_of_equal_bytes(sources: NDArray[np.uint64], order: Positions) -> Positions:
     """Return, for each row, the first row by `order` with its bytes; itself if its bytes are unknown."""
-    by_source = order[np.lexsort((sources[order, 1], sources[order, 0]))]  # stable
-    sorted_sources = sources[by_source]
-    new = np.ones(len(order), bool)
-    new[1:] = np.any(sorted_sources[1:] != sorted_sources[:-1], axis=1)
-    new |= ~sorted_sources.any(axis=1)
-    first = np.empty(len(order), np.int64)
-    first[by_source] = by_source[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
+    first = np.empty_like(order)
+    with ScratchFolder() as folder:
+        lowest = borders(sampled(sources)[:, 0], 2 * len(order))
+        parts = Partitions(Path(folder), lowest, [np.uint64, np.uint64, order.dtype])
+        for low in range(0, len(order), _ROWS):
+            rows = order[low : low + _ROWS]
+            those = sources[rows]
+            known = those.any(axis=1)
+            first[rows[~known]] = rows[~known]
+            parts.add(those[known, 0], those[known, 1], rows[known])
+        for one, other, rows in parts.drain():
+            by_source = np.lexsort((other, one))  # stable
+            one, other, rows = one[by_source], other[by_source], rows[by_source]
+            new = np.ones(len(rows), bool)
+            new[1:] = (one[1:] != one[:-1]) | (other[1:] != other[:-1])
+            first[rows] = rows[np.maximum.accumulate(np.where(new, np.arange(len(rows)), 0))]
     return first
 
 

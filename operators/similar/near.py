@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from segmint.operators.similar import partitions
+from segmint.operators.similar.partitions import Partitions, borders, sampled
 
 MOST_BITS = 4
 """Maximum distance that is supported; more bands have shorter keys and take more rounds."""
@@ -22,27 +26,36 @@ Pairs = Iterator[tuple[Hashes, Hashes]]
 Band = tuple[int, int]  # the lowest bit, and the one after the highest
 
 
-def near_pairs(distinct: Hashes, distance: int) -> Iterator[tuple[Positions, Positions]]:
+def near_pairs(distinct: Hashes, distance: int, folder: Path | None = None) -> Iterator[tuple[Positions, Positions]]:
     """Yield each pair of hashes at most `distance` bits apart once, in chunks of positions (lower, higher).
 
     `distinct` is ascending, without repetitions. The bits are cut into `distance + 2` bands, of which two near hashes
     share at least two. For each choice of two bands, the hashes are sorted by these bits, and those with the same key
     are compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"). Many hashes with one key are cut
     into bands again by the bits in which they vary, so that a large block of near hashes does not take quadratic time.
-    Only a copy of `distinct` and one chunk are in memory.
+    Only a copy of `distinct` and one chunk are in memory. With a `folder`, the copy is in files there, of which only one
+    part is in memory; `distinct` may then be mapped into memory from a file.
 
     Raises ValueError for a distance that is not 0 to `MOST_BITS`, or hashes that are not ascending.
     """
     if not 0 <= distance <= MOST_BITS:
         raise ValueError(f"hashes at most {distance} bits apart: expected a distance of 0 to {MOST_BITS}")
-    if not np.all(distinct[1:] > distinct[:-1]):
+    chunks = (distinct[start : start + _CHUNK + 1] for start in range(0, len(distinct), _CHUNK))
+    if not all(np.all(chunk[1:] > chunk[:-1]) for chunk in chunks):
         raise ValueError("hashes are repeated or not ascending: expected each once, in ascending order")
-    for one, other in _near_values(distinct, distance, _DEPTH) if distance else ():
-        places = np.searchsorted(distinct, one), np.searchsorted(distinct, other)
+    for one, other in _near_values(distinct, distance, _DEPTH, folder) if distance else ():
+        places = _places_of(one, distinct), _places_of(other, distinct)
         yield np.minimum(*places), np.maximum(*places)
 
 
-def _near_values(values: Hashes, distance: int, depth: int) -> Pairs:
+def _places_of(values: Hashes, distinct: Hashes) -> Positions:
+    order = np.argsort(values)  # ascending values are found in nearby pages
+    found = np.empty(len(values), np.int64)
+    found[order] = np.searchsorted(distinct, values[order])
+    return found
+
+
+def _near_values(values: Hashes, distance: int, depth: int, folder: Path | None = None) -> Pairs:
     """Yield chunks of different hashes that are near, each pair once."""
     if len(values) <= _FEW or not depth:
         yield from _all_with_all(values, distance)
@@ -51,18 +64,33 @@ def _near_values(values: Hashes, distance: int, depth: int) -> Pairs:
     for first, second in combinations(range(len(bands)), 2):
         key = bands[first], bands[second]
         order = [*key, *(band for band in bands if band not in key)]
-        keyed = _reordered(values, order)
-        keyed.sort()
         # A pair may share more than two bands; it counts only for the first two.
         places = _places(order)
         earlier = [places[band] for place, band in enumerate(bands[:second]) if place != first]
         shift = _BITS - sum(high - low for low, high in key)
-        for one, other in _of_one_key(keyed, shift, distance, depth, earlier):
-            differ = one ^ other
-            here = np.ones(len(one), bool)
-            for mask in earlier:
-                here &= (differ & mask) != 0
-            yield _restored(one[here], order), _restored(other[here], order)
+        for keyed in _sorted(values, order, shift, folder):
+            for one, other in _of_one_key(keyed, shift, distance, depth, earlier):
+                differ = one ^ other
+                here = np.ones(len(one), bool)
+                for mask in earlier:
+                    here &= (differ & mask) != 0
+                yield _restored(one[here], order), _restored(other[here], order)
+
+
+def _sorted(values: Hashes, order: Sequence[Band], shift: int, folder: Path | None) -> Iterator[Hashes]:
+    """Yield the reordered hashes in ascending parts. Hashes whose bits from `shift` on are equal are in one part."""
+    if folder is None or len(values) <= partitions.PART_ROWS:
+        keyed = _reordered(values, order)
+        keyed.sort()
+        yield keyed
+        return
+    lowest = borders(_reordered(sampled(values), order), len(values))
+    parts = Partitions(folder, np.unique(lowest >> np.uint64(shift) << np.uint64(shift)), [np.uint64])
+    for start in range(0, len(values), _CHUNK):
+        parts.add(_reordered(values[start : start + _CHUNK], order))
+    for (keyed,) in parts.drain():
+        keyed.sort()
+        yield keyed
 
 
 def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int, differ: Sequence[np.uint64]) -> Pairs:
@@ -111,7 +139,8 @@ def _all_with_all(values: Hashes, distance: int) -> Pairs:
 
 def _cut(values: Hashes, number: int) -> list[Band]:
     """Cut 64 bits into `number` bands, each with an equal number of bits in which the hashes vary."""
-    varying = int(np.bitwise_or.reduce(values ^ values[0]))
+    chunks = (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
+    varying = int(np.bitwise_or.reduce([np.bitwise_or.reduce(chunk ^ values[0]) for chunk in chunks]))
     bits = [bit for bit in range(_BITS) if varying >> bit & 1]
     cuts = [0, *(bits[len(bits) * band // number] for band in range(1, number)), _BITS]
     return list(pairwise(cuts))

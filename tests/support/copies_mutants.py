@@ -25,6 +25,13 @@ COPIES_MUTANTS = (
         "tests/operators/similar/test_hashes.py",
     ),
     Mutant(
+        "hashes of one key are in different parts",
+        "operators/similar/near.py",
+        "np.unique(lowest >> np.uint64(shift) << np.uint64(shift))",
+        "lowest",
+        "tests/operators/similar/test_clusters.py",
+    ),
+    Mutant(
         "images without structure look alike",
         "operators/audit/similar_images.py",
         " & (hashes != NO_HASH)",

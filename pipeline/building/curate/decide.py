@@ -27,6 +27,7 @@ from segmint.operators.curate.fitness import MEASURES
 from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.similar.clusters import NONE, ImageRows, find_copies, first_of_equal_bytes
 from segmint.operators.similar.hashes import VIEWS
+from segmint.operators.similar.partitions import mapped_zeros
 
 Limit = tuple[float | None, float | None]
 """Minimum and maximum allowed value; None: no limit."""
@@ -74,13 +75,15 @@ def read_features(folder: Location, rows: int, config: CurateConfig) -> ImageFea
     opt_outs: dict[int, str] = {}
     unread: Counter[str] = Counter()
     found = ImageFeatures(
-        np.zeros((rows, 2), np.uint64),
-        np.zeros((rows, VIEWS), np.uint64),
-        np.zeros(rows, np.int64),
-        {name: np.full(rows, np.nan) for name in names},
+        mapped_zeros((rows, 2), np.uint64),
+        mapped_zeros((rows, VIEWS), np.uint64),
+        mapped_zeros(rows, np.int64),
+        {name: mapped_zeros(rows, np.float64) for name in names},
         opt_outs,
         unread,
     )
+    for values in found.values.values():
+        values[:] = np.nan
     columns = [name for name in FEATURES.names if name != "thumbnail"]
     for first, table in _parts(folder, range(0, rows, PART_ROWS), columns):
         part = slice(first, first + table.num_rows)
@@ -123,7 +126,7 @@ def decide(
     out = dict(features.opt_outs)
     opted_out, allowed = np.zeros(rows, bool), np.zeros(rows, bool)
     settled: set[int] = set()
-    sources, first_ids = features.sources.copy(), np.arange(rows)
+    sources, first_ids = _where(np.ones(rows, bool), features.sources), np.arange(rows)
     judge = _LicenseJudge(policy)
     for batch in catalog.batches([name for name in _WANTED if name in catalog.names], 65_536):
         ordinals = batch.column("ordinal").to_numpy()
@@ -156,8 +159,9 @@ def decide(
     attributions: dict[int, str] = {}
     if config.duplicates.enabled or opted_out.any():
         distance = config.duplicates.distance
-        used = (opted_out | ~inert)[:, None]
-        images = ImageRows(features.sources * used, features.hashes * used, features.pixels, allowed, opted_out)
+        used = opted_out | ~inert
+        hashes = _where(used, features.hashes)
+        images = ImageRows(_where(used, features.sources), hashes, features.pixels, allowed, opted_out)
         found = find_copies(images, lambda ordinals: read_thumbnails(folder, ordinals), distance)
         copies: dict[int, list[int]] = {}
         alike: dict[int, str] = {}
@@ -178,6 +182,14 @@ def decide(
 
 
 _WANTED = ("ordinal", *_TERMS, "sha256", "duplicate_of", "opt_out", "refused_reason")
+
+
+def _where(used: NDArray[np.bool_], values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return a copy of (N, n) values in a temporary file, with zeros for the rows that aren't `used`, (N,)."""
+    found = mapped_zeros(values.shape, values.dtype)
+    for low in range(0, len(used), _ROWS):
+        found[low : low + _ROWS] = values[low : low + _ROWS] * used[low : low + _ROWS, None]
+    return found
 
 
 class _LicenseJudge:

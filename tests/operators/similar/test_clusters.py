@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from segmint.operators.similar import candidates, clusters
+from segmint.operators.similar import candidates, clusters, near, partitions
 from segmint.operators.similar.candidates import find_candidates
 from segmint.operators.similar.clusters import DuplicateMap, ImageRows, find_copies
 from segmint.operators.similar.confirm import normalized_views, same_view
@@ -147,3 +147,38 @@ def test_rows_without_hashes_or_known_bytes_are_no_copies(count: int) -> None:
     found = copies_of(rows, np.zeros((count, 64, 64), np.uint8))
     assert found.kept.tolist() == [-1] * count
     assert not found.exact.any()
+
+
+@pytest.mark.parametrize("many", [0, 8, 10_000], ids=["crowds", "some crowds", "no crowds"])
+@pytest.mark.parametrize("seed", range(2))
+def test_copies_are_the_same_however_many_parts_are_on_disk(
+    seed: int, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "_MANY", many)
+    rows, thumbnails = catalog(seed, 100)
+    whole = copies_of(rows, thumbnails)
+    monkeypatch.setattr(partitions, "PART_ROWS", 25)
+    monkeypatch.setattr(near, "_FEW", 8)
+    for module, chunk in ((near, "_CHUNK"), (candidates, "_ROWS"), (clusters, "_ROWS")):
+        monkeypatch.setattr(module, chunk, 40)
+    drained = []
+    drain = partitions.Partitions.drain
+    monkeypatch.setattr(partitions.Partitions, "drain", lambda self: drained.append(list(drain(self))) or drained[-1])
+    found = copies_of(rows, thumbnails)
+    assert found.kept.tolist() == whole.kept.tolist()
+    assert found.exact.tolist() == whole.exact.tolist()
+    assert len(drained) > 2
+    assert all(len(parts) > 2 for parts in drained[:3]), "bytes, the table, and the first two bands"
+
+
+def test_little_of_a_large_table_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "PART_ROWS", 1 << 15)
+    for module, chunk in ((near, "_CHUNK"), (candidates, "_ROWS")):
+        monkeypatch.setattr(module, chunk, 1 << 14)
+    hashes = np.random.default_rng(0).integers(0, 2**64, (1 << 16, VIEWS), np.uint64)
+    tracemalloc.start()
+    found = find_candidates(hashes, np.ones(len(hashes), bool), 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.values) < 100
+    assert peak < 8 << 20, f"{peak:,} bytes; the table takes {3 * hashes.nbytes:,}"
