@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 
+_GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # device files of NVIDIA's driver, of WSL, and of AMD's driver
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last one is ARM's
 
 
@@ -287,6 +289,18 @@ def _memory_cgroups(root: Path) -> Iterator[tuple[Path, str]]:
         below = inside.relative_to(shown) if inside.is_relative_to(shown) and ".." not in inside.parts else Path()
         for part in (below, *below.parents):
             yield top / part, name
+
+
+def kind_here(device: str) -> str:
+    """Return "cuda" or "cpu", the type of a torch device or, for auto, of the one that `resolve_compute` chooses here.
+
+    Imports torch only if this machine may have a GPU.
+    """
+    if device != "auto":
+        return device.partition(":")[0]
+    if sys.platform == "linux" and not any(next(Path("/dev").glob(name), None) for name in _GPU_FILES):
+        return "cpu"
+    return resolve_compute().kind
 
 
 def device_failure(device: str) -> str | None:

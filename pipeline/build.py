@@ -129,8 +129,7 @@ def run_build(
     refused = RejectedRows(config, dataset, wanted, retry_rejected)
     log.info("opened", dataset=config.output, rows=dataset.rows, shards=len(wanted), missing=len(missing.left))
     if missing.left:
-        begun = len(missing.left) < len(wanted)
-        for sentence in advice(config, dataset.rows, on_gpu=dataset.numerics.device == "cuda", begun=begun):
+        for sentence in advice(config, dataset.rows):
             log.warning(sentence)
 
     ceiling = None

@@ -56,7 +56,7 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
 
 
-def load_sam(weights: "str | os.PathLike[str]" = "mobile_sam", device: str = "auto", precision: str = "fp32") -> "Sam":
+def load_sam(weights: "str | os.PathLike[str]" = "auto", device: str = "auto", precision: str = "fp32") -> "Sam":
     """Load a SAM by the name of its weights (mobile_sam, vit_b, vit_l, vit_h), or from a checkpoint's path or URI.
 
     `device` is auto, cpu, cuda, or cuda:N. `precision` is fp32, bf16, or auto, which picks bf16 on GPUs that support

@@ -112,6 +112,15 @@ def absolute_name(name_or_path: str) -> str:
     return absolute(name_or_path)
 
 
+AUTO = "auto"
+"""Name for the weights that suit a device; see `default_weights`."""
+
+
+def default_weights(device: str) -> str:
+    """Return the name of the weights that `auto` means on a torch device: vit_h on a GPU, mobile_sam on a CPU."""
+    return "mobile_sam" if device.startswith("cpu") else "vit_h"
+
+
 def plain_name(name_or_path: str) -> str:
     """Return a file's name: the last part of its path or URI, without a web address's query and fragment."""
     if is_web_address(name_or_path):

@@ -15,7 +15,15 @@ from segmint.infra.assets.cache import (
     sha256_of,
     verify,
 )
-from segmint.infra.assets.known import ASSETS, Asset, AssetError, PackageFile, PinnedUrl, is_web_address
+from segmint.infra.assets.known import (
+    ASSETS,
+    Asset,
+    AssetError,
+    PackageFile,
+    PinnedUrl,
+    default_weights,
+    is_web_address,
+)
 from segmint.infra.errors import SegmintError
 from segmint.infra.uris import LOCAL, join, local_path, redact, scheme
 
@@ -79,6 +87,25 @@ def resolve(
         if path.name.endswith(asset.file_name):
             _verify_named(path, asset)
     return path
+
+
+def resolve_default(
+    name: str, asked: str, key: str, mirror: str | None = None, storage: "Storage | None" = None
+) -> Path:
+    """Return a local file for the weights `name`, which the value `asked` of `key` means.
+
+    Raises the errors of `resolve`. If `asked` is auto, they say so.
+    """
+    try:
+        return resolve(name, mirror, storage)
+    except AssetError as error:
+        if asked == name:
+            raise
+        kind = next(kind for kind in ("cpu", "cuda") if default_weights(kind) == name)
+        device = "GPU" if kind == "cuda" else "CPU"
+        raise AssetError(
+            f"{key} is {asked}, which means {name} on a {device}: {error}; or set {key} to other weights"
+        ) from error
 
 
 def _verify_named(path: Path, asset: Asset) -> None:

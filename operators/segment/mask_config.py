@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from segmint.infra.assets.known import absolute_name
+from segmint.infra.assets.known import AUTO, absolute_name
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.prepare.release import CropLayers
@@ -36,7 +36,7 @@ def _auto_off_or_share(value: Any) -> Any:
 
 def _weights(value: str) -> str:
     try:
-        return absolute_name(value)
+        return value if value == AUTO else absolute_name(value)
     except UsageError as error:
         raise ValueError(str(error)) from error
 
@@ -137,8 +137,9 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weights: Annotated[str, AfterValidator(_weights)] = Field(default="mobile_sam", min_length=1)
-    """mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint."""
+    weights: Annotated[str, AfterValidator(_weights)] = Field(default=AUTO, min_length=1)
+    """mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint. auto: the weights that the dataset was
+    created with; for a new dataset, vit_h on a GPU and mobile_sam on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if available."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segmint.infra.assets.known import AUTO
 from segmint.infra.errors import UsageError
 from segmint.infra.progress import Progress
 from segmint.infra.wording import counted, duration, listed
@@ -72,8 +73,12 @@ def masks(
     ] = None,
     weights: Annotated[
         str,
-        typer.Option(metavar="NAME|PATH", help="Weights: mobile_sam, vit_b, vit_l, vit_h, or a path or URI."),
-    ] = "mobile_sam",
+        typer.Option(
+            metavar="NAME|PATH",
+            help="Weights: auto (vit_h on a GPU, otherwise mobile_sam), mobile_sam, vit_b, vit_l, vit_h, or a path or "
+            "URI.",
+        ),
+    ] = AUTO,
     device: Device = "auto",
     precision: Annotated[
         Precision, typer.Option(help="Numeric precision; bf16 is faster but changes a few pixels in ten thousand.")

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from segmint.catalogs.licenses import LicensePolicy, validate_identifier
+from segmint.infra.assets.known import ASSETS, AUTO
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.units import Bytes, Seconds
@@ -287,8 +288,9 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
 def as_pinned(config: Config, begun: Mapping[str, Any]) -> Config:
     """Return the configuration with each `auto` of an identity key replaced by the dataset's pinned value.
 
-    These keys are `license.respect_opt_out`, `ingest.formats`, and `masks.drop_redaction_artifacts`. Raises
-    `UsageError` if the dataset uses formats that this version does not support.
+    These keys are `license.respect_opt_out`, `ingest.formats`, `masks.drop_redaction_artifacts`, and `model.weights`,
+    which remains `auto` if the dataset's weights are not known by name. Raises `UsageError` if the dataset uses formats
+    that this version does not support.
     """
     license, masks, read = config.license, config.masks, config.ingest
     if license.respect_opt_out == "auto":
@@ -299,7 +301,12 @@ def as_pinned(config: Config, begun: Mapping[str, Any]) -> Config:
     if masks.drop_redaction_artifacts == "auto":
         begun_with = begun.get("masks", {}).get("drop_redaction_artifacts", "off")
         masks = masks.model_copy(update={"drop_redaction_artifacts": begun_with})
-    return config.model_copy(update={"license": license, "ingest": read, "masks": masks})
+    model = config.model
+    if model.weights == AUTO:
+        pinned = begun.get("model", {}).get("weights")
+        names = [asset.name for asset in ASSETS.values() if asset.sha256 == pinned]
+        model = model.model_copy(update={"weights": names[0] if names else AUTO})
+    return config.model_copy(update={"license": license, "ingest": read, "masks": masks, "model": model})
 
 
 def load_config(path_or_uri: str, overrides: list[str] | None = None) -> Config:

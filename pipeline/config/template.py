@@ -63,9 +63,10 @@ license:
 #  pred_iou_thresh: 0.88
 #  stability_score_thresh: 0.95
 
-# The weights: mobile_sam, vit_b, vit_l, vit_h, or a file. `segmint assets list` lists them. Use vit_h on GPUs.
+# The weights: mobile_sam, vit_b, vit_l, vit_h, or a file. `segmint assets list` lists them. auto: vit_h on GPUs,
+# mobile_sam on CPUs.
 #model:
-#  weights: mobile_sam
+#  weights: auto
 #  device: auto
 
 # A shard of at least 100 rows is put on hold if more than this share of its rows is rejected for one reason.

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.cache import sha256_of
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets.known import AUTO, default_weights
+from segmint.infra.assets.resolve import resolve_default
+from segmint.infra.device import kind_here
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -108,9 +110,12 @@ def plan(
     folder = None if outputs.folder is None else Location(storage, outputs.folder)
     there = existing_files(storage, outputs)
     outputs = with_kept_files(outputs, there, lambda file: _photograph_of(storage, file))
+    asked = options.weights
+    if asked == AUTO:
+        options = replace(options, weights=default_weights(kind_here(options.device)))
     work = Work(options, sum(overwrite or task.target not in there for task in outputs.tasks))
     announce(work)
-    weights = resolve(options.weights)
+    weights = resolve_default(options.weights, asked, "--weights")
     settings = settings_of(options, sha256_of(weights))
     if folder is not None:
         open_folder(folder, outputs, there, settings, overwrite=overwrite)

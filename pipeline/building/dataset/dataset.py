@@ -1,6 +1,6 @@
 """Creates the dataset of a build, or opens it and checks that it was created with the same configuration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -39,8 +39,8 @@ from segmint.catalogs.shard_ranges import ShardPart, ShardSpan, choose_shards
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.rows import joined, take_rows
 from segmint.infra.assets.cache import sha256_of
-from segmint.infra.assets.known import plain_name
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets.known import AUTO, default_weights, plain_name
+from segmint.infra.assets.resolve import resolve, resolve_default
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
@@ -52,7 +52,7 @@ from segmint.infra.wording import some
 from segmint.operators.audit.detectors import try_detector_files
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
-from segmint.pipeline.building.dataset.first_numerics import first_numerics
+from segmint.pipeline.building.dataset.first_numerics import first_device, first_numerics
 from segmint.pipeline.building.dataset.growth import catalog_part, count_licenses, fit_catalog, ignored_columns
 from segmint.pipeline.config.config import Config, as_pinned, identity
 
@@ -159,13 +159,15 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     """
     config.deidentify.require_packages()
     require_catalog(config, storage)
-    weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
     output = Location(storage, config.output)
     latest = read_latest_manifest(output)
     if latest is not None and latest.generation > 1 and not (output / MANIFEST).exists():
         raise DamagedDatasetError(
             f"{output / MANIFEST} is missing, although later generations exist. Run `segmint repair {output}`"
         )
+    asked = config.model.weights
+    config = name_weights(config, None if latest is None else latest.manifest, first_device)
+    weights = resolve_default(config.model.weights, asked, "model.weights", config.assets, storage)
     if latest is None:
         try_detector_files(config.deidentify, partial(resolve, mirror=config.assets, storage=storage))
         probe(output)
@@ -174,6 +176,23 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     put_dataset_id(output)
     manifest, generation = fit_catalog(config, storage, latest, grow=grow)
     return BuildDataset(output, manifest, weights, generation)
+
+
+def name_weights(config: Config, begun: DatasetManifest | None, device: Callable[[Config], str]) -> Config:
+    """Return the configuration with `model.weights: auto` replaced by a name.
+
+    The name is that of the dataset's weights or, for a new dataset (`begun` is None), of those that suit the kind of
+    device that `device` returns. Raises `UsageError` if the dataset's weights are not a published file.
+    """
+    if config.model.weights != AUTO:
+        return config
+    name = default_weights(device(config)) if begun is None else as_pinned(config, begun.config).model.weights
+    if begun is not None and name == AUTO:
+        raise UsageError(
+            f"{config.output} was created with the weights {begun.weights.name!r}, which aren't a published file: set "
+            "model.weights to their path or URI"
+        )
+    return config.model_copy(update={"model": config.model.model_copy(update={"weights": name})})
 
 
 def require_catalog(config: Config, storage: Storage) -> None:

@@ -49,6 +49,18 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
     return numerics.with_detectors(_of_detectors(config)) if config.detectors_share else numerics
 
 
+def first_device(config: Config) -> str:
+    """Return the kind of device that computes the masks of a new dataset, "cuda" or "cpu", as `first_numerics` does."""
+    from segmint.infra.ray_session import joins_cluster, ray_session
+
+    if config.model.device != "auto":
+        return config.model.device
+    if not joins_cluster(config.resources.address):
+        return "cuda" if _sees_cuda() else "cpu"
+    with ray_session(config.resources.address) as cluster:
+        return "cuda" if _counts_on_gpus(config, cluster.gpus) else "cpu"
+
+
 def _of_masks(config: Config, weights: Path) -> Numerics:
     from segmint.infra.ray_session import joins_cluster
 

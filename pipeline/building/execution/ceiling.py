@@ -17,7 +17,7 @@ from segmint.infra.ray_session import Cluster
 from segmint.model.cost import image_cost, mask_flop
 from segmint.model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, inspect_checkpoint
 from segmint.pipeline.building.dataset.dataset import BuildDataset
-from segmint.pipeline.config.config import Config
+from segmint.pipeline.config.config import Config, as_pinned
 
 if TYPE_CHECKING:  # both import Ray, which a plan does not need
     from segmint.infra.peak_reports import PeakReports
@@ -66,7 +66,9 @@ class CeilingMeter:
     def __init__(self, config: Config, dataset: BuildDataset) -> None:
         """Raise `UsageError` if the weights are not SAM weights."""
         self._numerics = dataset.numerics
-        self._flop_per_image, self._flop_per_mask = work_of(config, lambda: dataset.weights)
+        self._flop_per_image, self._flop_per_mask = work_of(
+            as_pinned(config, dataset.manifest.config), lambda: dataset.weights
+        )
         self._here = measure_peak(self._numerics.compute) if self._numerics.device == "cpu" else None
         self._reports: PeakReports | None = None
 

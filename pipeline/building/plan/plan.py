@@ -35,7 +35,12 @@ from segmint.operators.audit.detectors import try_detector_files
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.numerics import resolve_numerics
 from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
-from segmint.pipeline.building.dataset.dataset import check_begun_alike, require_catalog, require_rows
+from segmint.pipeline.building.dataset.dataset import (
+    check_begun_alike,
+    name_weights,
+    require_catalog,
+    require_rows,
+)
 from segmint.pipeline.building.dataset.first_numerics import compute_here
 from segmint.pipeline.building.dataset.growth import ignored_columns
 from segmint.pipeline.building.execution.ceiling import Ceiling, work_of
@@ -43,7 +48,7 @@ from segmint.pipeline.building.plan.cpu_stages import MEGAPIXELS, compare, price
 from segmint.pipeline.building.plan.estimates import Extrapolation, column, exactly
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.building.plan.sample import PlanSample, run_sample
-from segmint.pipeline.config.advice import advice, detector_advice
+from segmint.pipeline.config.advice import detector_advice
 from segmint.pipeline.config.config import Config, as_pinned, identity
 
 DEFAULT_SHARE = 0.5
@@ -175,6 +180,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     if options.sample is not None and remaining.rows:
         ordinals = [remaining.ordinal(position) for position in spread_evenly(remaining.rows, options.sample)]
         sample = _measure(config, storage, manifest, ordinals, compute, tell)
+    config = name_weights(config, manifest, partial(_kind_of_device, options))
     version = None if manifest is None else name_now(Location(storage, config.output))
     checked = None
     if remaining.rows:
@@ -200,6 +206,10 @@ def _measure(
     digest = sha256_of(resolve(config.model.weights, mirror=config.assets, storage=storage))
     here = compute or resolve_compute("auto", "auto", config.model.threads)
     policy = _policy(config, manifest)
+def _kind_of_device(options: PlanOptions, config: Config) -> str:
+    return "cuda" if options.flops is not None else resolve_compute(config.model.device).kind
+
+
     rows = _rows_at(config, storage, manifest, ordinals)
     numerics = resolve_numerics(here, config.model, config.masks, digest)
     return run_sample(config, rows, numerics, policy, manifest, tell)
@@ -341,9 +351,7 @@ def _notes(
             "detectors run on the GPU (deidentify.device); the time they take there and on the CPUs has not been "
             "measured and is not included"
         )
-    on_gpu = ceiling.device == "cuda"
-    advised = advice(config, remaining.rows, on_gpu=on_gpu, begun=remaining.committed > 0)
-    return [*notes, *(advised or detector_advice(config))]
+    return [*notes, *detector_advice(config)]
 
 
 def find_ceiling(

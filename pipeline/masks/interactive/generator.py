@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image as PillowImage
 
+from segmint.infra.assets.known import AUTO
 from segmint.infra.errors import SegmintError
 from segmint.infra.progress import Progress
 from segmint.model.automatic import generator as base
@@ -36,7 +37,7 @@ class MaskGenerator(base.MaskGenerator):
 
     def __init__(
         self,
-        predictor: sam_predictor.Predictor | Sam | Weights = "mobile_sam",
+        predictor: sam_predictor.Predictor | Sam | Weights = AUTO,
         settings: MaskSettings | str | None = None,
         crops_per_batch: int | None = None,
         *,

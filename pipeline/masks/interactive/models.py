@@ -6,7 +6,8 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets.known import AUTO, default_weights
+from segmint.infra.assets.resolve import resolve_default
 from segmint.infra.device import resolve_compute
 from segmint.model.sam import predictor as base
 from segmint.model.sam.batch_encoder import CompileMode
@@ -19,7 +20,8 @@ from segmint.operators.segment.models import cpu_kernels, load_model
 from segmint.pipeline.masks.interactive.images import Image, Pixels, pixels_of
 
 Weights: TypeAlias = str | os.PathLike[str]
-"""Name of weights (mobile_sam, vit_b, vit_l, vit_h), or a checkpoint's path or URI."""
+"""Name of weights (mobile_sam, vit_b, vit_l, vit_h), or a checkpoint's path or URI. auto: vit_h on a GPU, mobile_sam
+on a CPU."""
 
 
 def sam_of(model: Sam | Weights, device: str = "auto", precision: str = "fp32") -> Sam:
@@ -40,7 +42,9 @@ def sam_of(model: Sam | Weights, device: str = "auto", precision: str = "fp32") 
             f"the model is a {type(model).__name__}: expected a name (mobile_sam, vit_b, vit_l, vit_h), the path of a "
             "checkpoint, or the result of load_sam"
         )
-    return load_model(resolve(os.fspath(model)), resolve_compute(device, precision))
+    compute = resolve_compute(device, precision)
+    name = default_weights(compute.kind) if model == AUTO else os.fspath(model)
+    return load_model(resolve_default(name, os.fspath(model), "the model"), compute)
 
 
 class Predictor(base.Predictor):
@@ -53,7 +57,7 @@ class Predictor(base.Predictor):
 
     def __init__(
         self,
-        sam: Sam | Weights = "mobile_sam",
+        sam: Sam | Weights = AUTO,
         compile_encoder: CompileMode | None = None,
         must_compile: bool = False,
         *,

@@ -16,20 +16,16 @@ def config_with(**changes: Any) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("changes", "rows", "on_gpu", "begun", "expected"),
+    ("changes", "rows", "expected"),
     [
-        ({}, LARGE_ROWS + 1, True, False, ["the bundled face and plate detectors", "model.weights is not set"]),
-        ({}, LARGE_ROWS, True, False, []),
-        ({}, LARGE_ROWS + 1, False, False, ["the bundled face and plate detectors"]),
-        ({}, LARGE_ROWS + 1, True, True, ["the bundled face and plate detectors"]),
-        ({"deidentify": NO_DETECTORS}, LARGE_ROWS + 1, True, False, ["model.weights is not set"]),
-        ({"deidentify": NO_DETECTORS, "model": {"weights": "mobile_sam"}}, LARGE_ROWS + 1, True, False, []),
-        ({"deidentify": NO_DETECTORS, "model": {"device": "cuda"}}, LARGE_ROWS + 1, True, False, ["model.weights"]),
+        ({}, LARGE_ROWS + 1, ["the bundled face and plate detectors"]),
+        ({}, LARGE_ROWS, []),
+        ({"deidentify": NO_DETECTORS}, LARGE_ROWS + 1, []),
     ],
 )
 def test_defaults_for_trials_are_named_for_large_datasets(
-    changes: dict[str, Any], rows: int, on_gpu: bool, begun: bool, expected: list[str]
+    changes: dict[str, Any], rows: int, expected: list[str]
 ) -> None:
-    found = advice(config_with(**changes), rows, on_gpu=on_gpu, begun=begun)
+    found = advice(config_with(**changes), rows)
     assert len(found) == len(expected)
     assert all(text.startswith(start) for text, start in zip(found, expected, strict=True))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -420,6 +421,23 @@ def test_exif_orientation_is_applied(tmp_path, coffee):
         "height": 100,
         "file_name": "",
     }
+
+
+def test_auto_weights_suit_the_device(tmp_path, photographs, monkeypatch):
+    monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("segmint.infra.assets.resolve.download", refuse_download)
+    announced: list[Work] = []
+    for device, name in (("cpu", "mobile_sam"), ("cuda:1", "vit_h")):
+        options = MasksOptions(masks_config("official", []), device=device)
+        with suppress(UsageError):
+            assert plan([str(photographs)], str(tmp_path / name), options, announce=announced.append).weights.exists()
+        assert announced[-1].options.weights == name
+    with pytest.raises(UsageError, match="--weights is auto, which means vit_h on a GPU: no usable copy of vit_h"):
+        plan([str(photographs)], str(tmp_path / "out"), options)
+
+
+def refuse_download(*_: object) -> Path:
+    raise OSError("no network")
 
 
 def test_a_file_that_is_no_checkpoint_is_a_wrong_argument(tmp_path):

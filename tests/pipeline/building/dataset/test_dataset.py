@@ -12,19 +12,21 @@ import pytest
 import torch
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.manifest import load_manifest, read_dataset_id, read_manifest
+from segmint.catalogs.dataset.manifest import ModelWeights, load_manifest, read_dataset_id, read_manifest
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError, config_sha256
 from segmint.catalogs.shard_ranges import ShardPart
+from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import RULE
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
 from segmint.pipeline.build import run_build
-from segmint.pipeline.building.dataset.dataset import _begin, open_or_create
+from segmint.pipeline.building.dataset.dataset import _begin, name_weights, open_or_create
+from segmint.pipeline.building.dataset.first_numerics import first_device
 from segmint.pipeline.building.plan.plan import PlanOptions, make_plan
 from segmint.pipeline.config.config import Config, identity, load_config
 from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config, segment_settings
@@ -46,6 +48,35 @@ def catalog(tmp_path: Path) -> Path:
 
 def config(folder: Path, catalog: Path, **changes: Any) -> Config:
     return load_config(str(write_config(folder / "build.yaml", catalog, folder / "dataset", **changes)))
+
+
+@pytest.mark.usefixtures("weights")
+def test_auto_weights_are_those_of_the_device_or_of_the_dataset(
+    tmp_path: Path, catalog: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = open_or_create(config(tmp_path, catalog), Storage())
+    assert begun.manifest.weights == ModelWeights(name="mobile_sam", sha256=ASSETS["mobile_sam"].sha256)
+    assert begun.manifest.config["model"] == {"weights": ASSETS["mobile_sam"].sha256}
+    named = {"weights": "mobile_sam", "device": "cpu", "threads": 1}
+    assert open_or_create(config(tmp_path, catalog, model=named), Storage()).manifest == begun.manifest
+    settings = segment_settings(config(tmp_path, catalog), begun.numerics, begun.manifest)
+    assert settings.weights == "mobile_sam"
+
+    # A GPU node that is added later doesn't change the dataset's weights.
+    monkeypatch.setattr("segmint.pipeline.building.dataset.dataset.first_device", lambda _: "cuda")
+    assert open_or_create(config(tmp_path, catalog), Storage()).manifest == begun.manifest
+    (tmp_path / "new").mkdir()
+    monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("segmint.infra.assets.resolve.download", refuse_download)
+    words = (
+        r"^model\.weights is auto, which means vit_h on a GPU: no usable copy of vit_h(.|\n)*segmint assets fetch vit_h"
+    )
+    with pytest.raises(UsageError, match=words):
+        open_or_create(config(tmp_path / "new", catalog), Storage())
+
+
+def refuse_download(*_: object) -> Path:
+    raise OSError("no network")
 
 
 @pytest.mark.usefixtures("weights")
@@ -114,6 +145,9 @@ def test_weights_that_were_trained_give_their_lineage_at_the_first_start(
     before = digests(tmp_path / "dataset")
     (tmp_path / "training.json").unlink()
     assert open_or_create(given, Storage()).manifest == begun
+    other = begun.model_copy(update={"config": {**begun.config, "model": {"weights": "0" * 64}}})
+    with pytest.raises(UsageError, match=r"with the weights 'sam-retrained\.pth', which aren't a published file: set"):
+        name_weights(config(tmp_path, catalog), other, first_device)
     assert digests(tmp_path / "dataset") == before
 
 

@@ -20,6 +20,7 @@ from segmint.pipeline.building.dataset.first_numerics import (
     _kind_of_gpu,
     _nodes_without_kernels,
     _resolve,
+    first_device,
     first_numerics,
 )
 from segmint.pipeline.config.config import Config, load_config
@@ -89,6 +90,18 @@ def test_auto_is_the_gpu_of_a_cluster_that_has_one(tmp_path: Path, one_gpu_slot:
     words = r"device 'cuda' was requested.*model\.device is auto, and the cluster has 1 GPUs; set cpu to ignore them"
     with pytest.raises(UsageError, match=words):
         first_numerics(config(tmp_path, model={}), mobile_sam_path)
+
+
+def test_the_device_of_a_new_dataset_selects_its_weights(
+    tmp_path: Path, one_gpu_slot: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert first_device(config(tmp_path, model={})) == "cuda"
+    assert first_device(config(tmp_path, model={"device": "cpu"})) == "cpu"
+    assert first_device(config(tmp_path, model={}, resources={"segment": {"num_gpus": 0}})) == "cpu"
+    monkeypatch.setattr("segmint.infra.ray_session.joins_cluster", lambda _: False)
+    assert first_device(config(tmp_path, model={})) == "cpu"
+    monkeypatch.setattr("segmint.pipeline.building.dataset.first_numerics._sees_cuda", lambda: True)
+    assert first_device(config(tmp_path, model={})) == "cuda"
 
 
 @pytest.mark.parametrize(

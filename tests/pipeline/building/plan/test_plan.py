@@ -95,11 +95,22 @@ def test_a_plan_warns_of_what_is_refused_and_of_what_an_audit_will_find(
     assert plan.to_dict()["checked"]["audit"] == {}
 
 
-def test_a_large_plan_for_gpus_advises_against_what_is_for_trials(tmp_path: Path) -> None:
-    rows = [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(10_001)]
-    config = configured(tmp_path, write_catalog(tmp_path / "c.jsonl", rows), model={})
-    assert make_plan(config, PlanOptions(flops=1e15)).notes[-1].startswith("model.weights is not set")
-    assert "model.weights is not set" not in "\n".join(make_plan(config, PlanOptions()).notes)
+@pytest.mark.usefixtures("weights")
+def test_a_plan_assumes_the_weights_that_a_build_would_use(
+    tmp_path: Path, unread: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flop(options: PlanOptions, **model: str) -> int:
+        return make_plan(configured(tmp_path, unread, model=model), options).ceiling.flop_per_image
+
+    gpus = PlanOptions(flops=1e15)
+    large, small = (flop(gpus, weights=name) for name in ("vit_h", "mobile_sam"))
+    assert large > small
+    assert flop(gpus) == large
+    assert flop(PlanOptions(), device="cpu") == small
+    weights = {"weights": "mobile_sam", "device": "cpu", "threads": 1}
+    open_or_create(configured(tmp_path, unread, model=weights), Storage())
+    monkeypatch.setattr("segmint.pipeline.building.plan.plan._kind_of_device", lambda *_: "cuda")
+    assert flop(PlanOptions()) == small, "those of the dataset"
 
 
 def test_a_plan_of_any_size_states_the_recall_of_the_bundled_detectors(tmp_path: Path, unread: Path) -> None:
@@ -269,7 +280,7 @@ def test_a_sample_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_sample_for_gpus_that_are_not_here_gives_all_but_their_time(tmp_path: Path) -> None:
-    config = configured(tmp_path, small_catalog(tmp_path / "photos", 4), model={"threads": 1})
+    config = configured(tmp_path, small_catalog(tmp_path / "photos", 4), model={"threads": 1, "weights": "mobile_sam"})
     plan = make_plan(config, PlanOptions(sample=2, flops=1e15))
     assert plan.sample is not None
     assert (plan.measured, plan.share_of_ceiling, plan.hours_of) == (False, DEFAULT_SHARE, "GPU")
