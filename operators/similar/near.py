@@ -33,8 +33,8 @@ def near_pairs(distinct: Hashes, distance: int, folder: Path | None = None) -> I
     share at least two. For each choice of two bands, the hashes are sorted by these bits, and those with the same key
     are compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"). Many hashes with one key are cut
     into bands again by the bits in which they vary, so that a large block of near hashes does not take quadratic time.
-    Only a copy of `distinct` and one chunk are in memory. With a `folder`, the copy is in files there, of which only one
-    part is in memory; `distinct` may then be mapped into memory from a file.
+    Only a copy of `distinct` and one chunk are in memory. With a `folder`, the copy is in files there, and only a part
+    of it is in memory; `distinct` may then be mapped into memory from a file.
 
     Raises ValueError for a distance that is not 0 to `MOST_BITS`, or hashes that are not ascending.
     """

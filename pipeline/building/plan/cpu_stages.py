@@ -70,6 +70,86 @@ def compare(seconds: float, segment_seconds: float, *, measured: bool, on_gpu: b
 
 
 @dataclass(frozen=True)
+class CpuNodes:
+    """CPU nodes that keep GPUs busy whose own nodes have too few cores, and what the build costs without them."""
+
+    own_cores: int  # per GPU, on the GPU nodes
+    more_cores: int  # per GPU, on CPU nodes
+    core_hours: float  # of the CPU nodes, while the GPUs compute
+    price: float  # per core-hour
+    cost: float
+    starved_hours: float | None  # GPU-hours if the GPUs wait for their own cores; None if they have none
+    starved_cost: float | None  # of these GPU-hours; None without a price per GPU-hour
+
+    def lines(self) -> list[str]:
+        """Return the cost as lines of a plan."""
+        found = [
+            f"{'CPU nodes':<10}{number(self.cost):>16} at {self.price:g} per core-hour, for {self.more_cores:,} more "
+            f"cores per GPU than the {self.own_cores:,} of the GPU nodes: {number(self.core_hours)} core-hours"
+        ]
+        if self.more_cores and self.starved_hours is not None:
+            cost = "" if self.starved_cost is None else f", which cost {number(self.starved_cost)}"
+            hours = number(self.starved_hours)
+            found.append(f"{'without':<10}{hours:>16} GPU-hours{cost}, because the GPUs wait for CPUs")
+        return found
+
+
+def price_nodes(
+    stages: CpuStages, gpu_hours: float, own_cores: int, core_price: float, gpu_price: float | None
+) -> CpuNodes | None:
+    """Price CPU nodes beside GPU nodes with `own_cores` cores per GPU; None if the device is a CPU.
+
+    `gpu_hours` are those of GPUs that never wait. The CPU nodes run as long as the GPUs compute.
+    """
+    if stages.cores_a_gpu is None:
+        return None
+    more = max(0, stages.cores_a_gpu - own_cores)
+    slower = max(1.0, stages.cores_a_gpu / own_cores) if own_cores else None
+    starved = None if slower is None else gpu_hours * slower
+    starved_cost = None if starved is None or gpu_price is None else starved * gpu_price
+    hours = more * gpu_hours
+    return CpuNodes(own_cores, more, hours, core_price, hours * core_price, starved, starved_cost)
+
+
+GPU_START_S = 60.0
+"""Assumed seconds for an actor on a GPU to load its model, compile, and capture graphs. It hasn't been measured."""
+
+WINDOW_H = 1.0
+"""Hours of a window whose length is `auto`."""
+
+
+@dataclass(frozen=True)
+class ActorStarts:
+    """Starts of segment actors: each window of a build starts them all again."""
+
+    windows: int
+    starts: int
+    seconds: float  # of one start
+    measured: bool  # in the sample; otherwise assumed
+    device_hours: float  # not included in the plan's other figures
+
+    def line(self, hours_of: str) -> str:
+        """Return the starts as a line of a plan."""
+        source = "measured in the sample" if self.measured else "assumed, not measured"
+        return (
+            f"{'starts':<10}{self.starts:>16,} of segment actors, in {counted(self.windows, 'window')}: "
+            f"{number(self.device_hours)} {hours_of}-hours more at {self.seconds:.3g} s each, {source}"
+        )
+
+
+def count_starts(
+    shards: int, window_shards: object, hours: float, devices: int, actors: int, seconds: float, *, measured: bool
+) -> ActorStarts:
+    """Count the starts of `actors` actors on `devices` devices, or shares of cores, in the windows of a build.
+
+    `window_shards` is a number or auto. `hours` is the time of the build without the starts.
+    """
+    size = window_shards if isinstance(window_shards, int) else shards / max(1.0, hours / WINDOW_H)
+    windows = math.ceil(shards / size) if shards else 0
+    return ActorStarts(windows, windows * actors, seconds, measured, windows * devices * seconds / 3600)
+
+
+@dataclass(frozen=True)
 class Curation:
     """Cost of inspecting all images of a catalog."""
 

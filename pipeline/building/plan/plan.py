@@ -44,8 +44,17 @@ from segmint.pipeline.building.dataset.dataset import (
 from segmint.pipeline.building.dataset.first_numerics import compute_here
 from segmint.pipeline.building.dataset.growth import ignored_columns
 from segmint.pipeline.building.execution.ceiling import Ceiling, work_of
-from segmint.pipeline.building.plan.cpu_stages import MEGAPIXELS, compare, price_curation, recorded_seconds
-from segmint.pipeline.building.plan.estimates import Extrapolation, column, exactly
+from segmint.pipeline.building.plan.cpu_stages import (
+    GPU_START_S,
+    MEGAPIXELS,
+    ActorStarts,
+    compare,
+    count_starts,
+    price_curation,
+    price_nodes,
+    recorded_seconds,
+)
+from segmint.pipeline.building.plan.estimates import Estimate, Extrapolation, column, exactly
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.building.plan.sample import PlanSample, run_sample
 from segmint.pipeline.config.advice import detector_advice
@@ -75,6 +84,8 @@ class PlanOptions:
     share: float | None = None  # of the ceiling, 0 to 1; None: DEFAULT_SHARE, or measured by the sample
     flops: float | None = None  # peak of one GPU of another machine, in operations per second
     megapixels: float | None = None  # average original; None: SA-1B's average, or measured by the sample
+    core_price: float | None = None  # per core-hour of CPU nodes beside GPU nodes
+    cores: int = 0  # per GPU, on the GPU nodes
 
     def __post_init__(self) -> None:
         checks: list[tuple[str, float | None, Callable[[float], bool], str]] = [
@@ -83,6 +94,8 @@ class PlanOptions:
             ("--price", self.price, lambda value: value >= 0, "the price per hour, 0 or more"),
             ("--share", self.share, lambda value: 0 < value <= 1, "a share above 0 and at most 1"),
             ("--flops", self.flops, lambda value: value > 0, "operations per second, such as 9.9e14"),
+            ("--core-price", self.core_price, lambda value: value >= 0, "the price per hour, 0 or more"),
+            ("--cores", self.cores, lambda value: value >= 0, "a number of cores, 0 or more"),
             ("--megapixels", self.megapixels, lambda value: value > 0, "the originals' average size, such as 12"),
         ]
         for name, value, fits, expected in checks:
@@ -167,6 +180,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     require_catalog(config, storage)
     try_detector_files(config.deidentify, partial(resolve, mirror=config.assets, storage=storage))
     manifest = read_manifest(Location(storage, config.output))
+    config = name_weights(config, manifest, partial(_kind_of_device, options))
     if manifest is not None:
         weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
         check_begun_alike(config, storage, manifest, weights)
@@ -180,7 +194,6 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     if options.sample is not None and remaining.rows:
         ordinals = [remaining.ordinal(position) for position in spread_evenly(remaining.rows, options.sample)]
         sample = _measure(config, storage, manifest, ordinals, compute, tell)
-    config = name_weights(config, manifest, partial(_kind_of_device, options))
     version = None if manifest is None else name_now(Location(storage, config.output))
     checked = None
     if remaining.rows:
@@ -191,6 +204,10 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
             ignored=ignored_columns(identity(config) if manifest is None else manifest.config),
         )
     return _assemble(config, options, catalog_rows, remaining, ceiling, sample, version, checked)
+
+
+def _kind_of_device(options: PlanOptions, config: Config) -> str:
+    return "cuda" if options.flops is not None else resolve_compute(config.model.device).kind
 
 
 def _measure(
@@ -206,10 +223,6 @@ def _measure(
     digest = sha256_of(resolve(config.model.weights, mirror=config.assets, storage=storage))
     here = compute or resolve_compute("auto", "auto", config.model.threads)
     policy = _policy(config, manifest)
-def _kind_of_device(options: PlanOptions, config: Config) -> str:
-    return "cuda" if options.flops is not None else resolve_compute(config.model.device).kind
-
-
     rows = _rows_at(config, storage, manifest, ordinals)
     numerics = resolve_numerics(here, config.model, config.masks, digest)
     return run_sample(config, rows, numerics, policy, manifest, tell)
@@ -282,6 +295,8 @@ def _assemble(
         one_image = None if bytes_in is None else bytes_in.scaled(1 / remaining.rows)
         scorers = len(config.curate.scorers)
         curation = price_curation(catalog_rows, options.megapixels or MEGAPIXELS, scorers, one_image)
+    stages = compare(cpu_hours.value * an_image, segment_s, measured=sample is not None, on_gpu=on_gpu)
+    days = hours.scaled(1 / (24 * ceiling.devices * cores))
     return BuildPlan(
         catalog=config.catalog,
         catalog_rows=catalog_rows,
@@ -300,16 +315,42 @@ def _assemble(
         measured=measured,
         share_of_ceiling=reached,
         device_hours=hours,
-        days=hours.scaled(1 / (24 * ceiling.devices * cores)),
+        days=days,
         cpu_core_hours=cpu_hours,
-        cpu_stages=compare(cpu_hours.value * an_image, segment_s, measured=sample is not None, on_gpu=on_gpu),
+        cpu_stages=stages,
         price=options.price,
         cost=None if options.price is None else hours.scaled(options.price),
         sample=sample,
         notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample)),
         version=version,
         checked=checked,
+        starts=_starts(config, remaining, ceiling, days, sample if measured else None),
+        cpu_nodes=None
+        if options.core_price is None
+        else price_nodes(stages, hours.value, options.cores, options.core_price, options.price),
         curation=curation,
+    )
+
+
+def _starts(
+    config: Config, remaining: RemainingShards, ceiling: Ceiling, days: Estimate, sample: PlanSample | None
+) -> ActorStarts | None:
+    """Count the starts of segment actors; None on a CPU without a sample, which measures a start."""
+    on_gpu = ceiling.device == "cuda"
+    if sample is None and not on_gpu:
+        return None
+    share = config.resources.segment.num_gpus if on_gpu else "auto"
+    actors = ceiling.devices if share == "auto" else int(ceiling.devices / (share or 1))
+    seconds = GPU_START_S if sample is None else sample.start_s
+    devices = ceiling.devices if on_gpu else ceiling.devices * ceiling.threads
+    return count_starts(
+        remaining.shards,
+        config.window_shards,
+        days.value * 24,
+        devices,
+        actors,
+        seconds,
+        measured=sample is not None,
     )
 
 

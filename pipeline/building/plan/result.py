@@ -8,7 +8,7 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.source.check import CatalogFindings
 from segmint.infra.wording import count, counted, duration, number, plural, size
 from segmint.pipeline.building.execution.ceiling import Ceiling
-from segmint.pipeline.building.plan.cpu_stages import CpuStages, Curation
+from segmint.pipeline.building.plan.cpu_stages import ActorStarts, CpuNodes, CpuStages, Curation
 from segmint.pipeline.building.plan.estimates import Estimate
 from segmint.pipeline.building.plan.sample import STAGES, PlanSample
 
@@ -43,6 +43,8 @@ class BuildPlan:
     notes: tuple[str, ...]
     version: VersionName | None  # of the existing dataset; None: there is none yet
     checked: CatalogFindings | None  # in the catalog's first rows; None: nothing remains to build
+    starts: ActorStarts | None = None  # None: unknown without a sample
+    cpu_nodes: CpuNodes | None = None  # None: no price per core-hour, or the device is a CPU
     curation: Curation | None = None  # None: the configuration doesn't contain `curate`
 
     @property
@@ -89,11 +91,15 @@ class BuildPlan:
             _line("ready in", *_shown(self.days.scaled(86_400), f"on {self._devices()}", duration)),
             _line("that is", *_shown(self.device_hours, f"{self.hours_of}-hours")),
         ]
+        if self.starts is not None:
+            lines.append(self.starts.line(self.hours_of))
         lines += self._cpu_lines()
         if self.curation is not None:
             lines.append(self.curation.line())
         if self.cost is not None:
             lines.append(_line("cost", *_shown(self.cost, f"at {self.price:g} per {self.hours_of}-hour")))
+        if self.cpu_nodes is not None:
+            lines += self.cpu_nodes.lines()
         return [*lines, *(f"note: {note}" for note in self.notes), *self._catalog_lines(), *self._digest_lines()]
 
     def _catalog_lines(self) -> list[str]:

@@ -33,6 +33,10 @@ def plan(
         float | None,
         typer.Option(metavar="X", help="Average megapixels of the originals if no sample reads them. Default: 16.3."),
     ] = None,
+    core_price: Annotated[
+        float | None, typer.Option(metavar="X", help="Price per core-hour of CPU nodes next to GPU nodes.")
+    ] = None,
+    cores: Annotated[int, typer.Option(metavar="N", help="CPU cores per GPU that GPU nodes have.")] = 0,
     overrides: Overrides = None,
     shards: Annotated[str | None, typer.Option(metavar="A:B|K/N", help="Shards to plan, as in a build.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
@@ -44,7 +48,8 @@ def plan(
     span = parse_shards(shards) if shards is not None else None
     from segmint.pipeline.building.plan.plan import PlanOptions, make_plan
 
-    planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops, megapixels), print_message)
+    options = PlanOptions(span, sample, gpus, price, share, flops, megapixels, core_price, cores)
+    planned = make_plan(loaded, options, print_message)
     print_result(planned, as_json)
     if planned.rows:
         print_next(as_json, "build", config)

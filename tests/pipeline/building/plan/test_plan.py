@@ -139,6 +139,13 @@ def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread
     cores = recorded_seconds(config.deidentify, 16.3) * plan.ceiling.images_per_s / 8
     assert plan.cpu_stages.cores_a_gpu == math.ceil(cores)
     assert half.cpu_stages.cores_a_gpu == math.ceil(cores / 2)
+    assert plan.starts is not None
+    assert (plan.starts.windows, plan.starts.starts, plan.starts.measured) == (2, 16, False)
+    assert plan.cpu_nodes is None
+    priced = make_plan(config, PlanOptions(gpus=8, flops=7.9e14, share=1.0, price=2, core_price=0.05, cores=10))
+    assert priced.cpu_nodes is not None
+    assert priced.cpu_nodes.more_cores == math.ceil(cores) - 10
+    assert f"for {math.ceil(cores) - 10} more cores per GPU than the 10 of the GPU nodes" in "\n".join(priced.lines())
     assert f"{math.ceil(cores)} CPU cores per GPU keep it busy" in text
     assert half.cost is None
 
