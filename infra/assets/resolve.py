@@ -15,15 +15,7 @@ from segmint.infra.assets.cache import (
     sha256_of,
     verify,
 )
-from segmint.infra.assets.known import (
-    ASSETS,
-    Asset,
-    AssetError,
-    PackageFile,
-    PinnedUrl,
-    default_weights,
-    is_web_address,
-)
+from segmint.infra.assets.known import ASSETS, Asset, AssetError, PackageFile, PinnedUrl, is_web_address
 from segmint.infra.errors import SegmintError
 from segmint.infra.uris import LOCAL, join, local_path, redact, scheme
 
@@ -101,10 +93,9 @@ def resolve_default(
     except AssetError as error:
         if asked == name:
             raise
-        kind = next(kind for kind in ("cpu", "cuda") if default_weights(kind) == name)
-        device = "GPU" if kind == "cuda" else "CPU"
+        where = "a CPU" if name == "mobile_sam" else "a GPU"
         raise AssetError(
-            f"{key} is {asked}, which means {name} on a {device}: {error}; or set {key} to other weights"
+            f"{key} is {asked}, which means {name} on {where}: {error}; or set {key} to other weights"
         ) from error
 
 

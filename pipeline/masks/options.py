@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from segmint.infra.assets.known import AUTO
 from segmint.infra.errors import UsageError
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
@@ -43,7 +42,7 @@ class MasksOptions:
     masks: MasksConfig = field(default_factory=MasksConfig)
     prompts: tuple[PhotographPrompt, ...] = ()  # one mask each; empty means automatic masks
     all_masks: bool = False  # keep all three masks of a prompt (whole, part, subpart) instead of the best
-    weights: str = AUTO
+    weights: str = "mobile_sam"
     device: str = "auto"
     precision: str = "fp32"
     overlay: bool = False

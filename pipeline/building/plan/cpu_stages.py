@@ -79,7 +79,6 @@ class CpuNodes:
     price: float  # per core-hour
     cost: float
     starved_hours: float | None  # GPU-hours if the GPUs wait for their own cores; None if they have none
-    starved_cost: float | None  # of these GPU-hours; None without a price per GPU-hour
 
     def lines(self) -> list[str]:
         """Return the cost as lines of a plan."""
@@ -88,34 +87,24 @@ class CpuNodes:
             f"cores per GPU than the {self.own_cores:,} of the GPU nodes: {number(self.core_hours)} core-hours"
         ]
         if self.more_cores and self.starved_hours is not None:
-            cost = "" if self.starved_cost is None else f", which cost {number(self.starved_cost)}"
-            hours = number(self.starved_hours)
-            found.append(f"{'without':<10}{hours:>16} GPU-hours{cost}, because the GPUs wait for CPUs")
+            found.append(f"{'without':<10}{number(self.starved_hours):>16} GPU-hours, because the GPUs wait for CPUs")
         return found
 
 
-def price_nodes(
-    stages: CpuStages, gpu_hours: float, own_cores: int, core_price: float, gpu_price: float | None
-) -> CpuNodes | None:
-    """Price CPU nodes beside GPU nodes with `own_cores` cores per GPU; None if the device is a CPU.
+def price_nodes(stages: CpuStages, gpu_hours: float, own_cores: int, price: float | None) -> CpuNodes | None:
+    """Price CPU nodes beside GPU nodes with `own_cores` cores per GPU; None on a CPU or without a price per core-hour.
 
     `gpu_hours` are those of GPUs that never wait. The CPU nodes run as long as the GPUs compute.
     """
-    if stages.cores_a_gpu is None:
+    if stages.cores_a_gpu is None or price is None:
         return None
     more = max(0, stages.cores_a_gpu - own_cores)
-    slower = max(1.0, stages.cores_a_gpu / own_cores) if own_cores else None
-    starved = None if slower is None else gpu_hours * slower
-    starved_cost = None if starved is None or gpu_price is None else starved * gpu_price
-    hours = more * gpu_hours
-    return CpuNodes(own_cores, more, hours, core_price, hours * core_price, starved, starved_cost)
+    starved = gpu_hours * max(1.0, stages.cores_a_gpu / own_cores) if own_cores else None
+    return CpuNodes(own_cores, more, more * gpu_hours, price, more * gpu_hours * price, starved)
 
 
 GPU_START_S = 60.0
 """Assumed seconds for an actor on a GPU to load its model, compile, and capture graphs. It hasn't been measured."""
-
-WINDOW_H = 1.0
-"""Hours of a window whose length is `auto`."""
 
 
 @dataclass(frozen=True)
@@ -137,16 +126,14 @@ class ActorStarts:
         )
 
 
-def count_starts(
-    shards: int, window_shards: object, hours: float, devices: int, actors: int, seconds: float, *, measured: bool
-) -> ActorStarts:
-    """Count the starts of `actors` actors on `devices` devices, or shares of cores, in the windows of a build.
+def count_starts(shards: int, window_shards: object, hours: float, devices: int, seconds: float | None) -> ActorStarts:
+    """Count the starts of an actor on each GPU or core in the windows of a build that takes `hours` without them.
 
-    `window_shards` is a number or auto. `hours` is the time of the build without the starts.
+    `window_shards` is a number, or auto for windows of an hour. `seconds` is None if no start was measured.
     """
-    size = window_shards if isinstance(window_shards, int) else shards / max(1.0, hours / WINDOW_H)
-    windows = math.ceil(shards / size) if shards else 0
-    return ActorStarts(windows, windows * actors, seconds, measured, windows * devices * seconds / 3600)
+    windows = min(shards, math.ceil(shards / window_shards if isinstance(window_shards, int) else max(1.0, hours)))
+    each = GPU_START_S if seconds is None else seconds
+    return ActorStarts(windows, windows * devices, each, seconds is not None, windows * devices * each / 3600)
 
 
 @dataclass(frozen=True)

@@ -45,16 +45,14 @@ from segmint.pipeline.building.dataset.first_numerics import compute_here
 from segmint.pipeline.building.dataset.growth import ignored_columns
 from segmint.pipeline.building.execution.ceiling import Ceiling, work_of
 from segmint.pipeline.building.plan.cpu_stages import (
-    GPU_START_S,
     MEGAPIXELS,
-    ActorStarts,
     compare,
     count_starts,
     price_curation,
     price_nodes,
     recorded_seconds,
 )
-from segmint.pipeline.building.plan.estimates import Estimate, Extrapolation, column, exactly
+from segmint.pipeline.building.plan.estimates import Extrapolation, column, exactly
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.building.plan.sample import PlanSample, run_sample
 from segmint.pipeline.config.advice import detector_advice
@@ -297,6 +295,10 @@ def _assemble(
         curation = price_curation(catalog_rows, options.megapixels or MEGAPIXELS, scorers, one_image)
     stages = compare(cpu_hours.value * an_image, segment_s, measured=sample is not None, on_gpu=on_gpu)
     days = hours.scaled(1 / (24 * ceiling.devices * cores))
+    starts = None
+    if on_gpu or (sample is not None and measured):
+        start_s = sample.start_s if sample is not None and measured else None
+        starts = count_starts(remaining.shards, config.window_shards, days.value * 24, ceiling.devices * cores, start_s)
     return BuildPlan(
         catalog=config.catalog,
         catalog_rows=catalog_rows,
@@ -324,33 +326,9 @@ def _assemble(
         notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample)),
         version=version,
         checked=checked,
-        starts=_starts(config, remaining, ceiling, days, sample if measured else None),
-        cpu_nodes=None
-        if options.core_price is None
-        else price_nodes(stages, hours.value, options.cores, options.core_price, options.price),
+        starts=starts,
+        cpu_nodes=price_nodes(stages, hours.value, options.cores, options.core_price),
         curation=curation,
-    )
-
-
-def _starts(
-    config: Config, remaining: RemainingShards, ceiling: Ceiling, days: Estimate, sample: PlanSample | None
-) -> ActorStarts | None:
-    """Count the starts of segment actors; None on a CPU without a sample, which measures a start."""
-    on_gpu = ceiling.device == "cuda"
-    if sample is None and not on_gpu:
-        return None
-    share = config.resources.segment.num_gpus if on_gpu else "auto"
-    actors = ceiling.devices if share == "auto" else int(ceiling.devices / (share or 1))
-    seconds = GPU_START_S if sample is None else sample.start_s
-    devices = ceiling.devices if on_gpu else ceiling.devices * ceiling.threads
-    return count_starts(
-        remaining.shards,
-        config.window_shards,
-        days.value * 24,
-        devices,
-        actors,
-        seconds,
-        measured=sample is not None,
     )
 
 

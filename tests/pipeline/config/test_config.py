@@ -26,7 +26,7 @@ release: {short_side: 1500, jpeg_quality: 95, format: images}
 masks: {profile: sa1b, points_per_side: 32, crop_n_layers: 2, crop_n_points_downscale_factor: 2,
         crop_overlap_ratio: 0.3413, pred_iou_thresh: 0.88, stability_score_thresh: 0.95, stability_score_offset: 1.0,
         box_nms_thresh: 0.7, crop_nms_thresh: 0.7, min_mask_region_area: 100, max_mask_area_ratio: 0.95}
-model: {weights: mobile_sam, device: auto, precision: auto, threads: auto}
+model: {weights: auto, device: auto, precision: auto, threads: auto}
 resources: {address: auto, prepare: {actors: auto, num_cpus: 1}, segment: {actors: auto, num_gpus: auto, num_cpus: 2}}
 storage: {"s3://licensed": {profile: vendor}, "s3://datasets": {endpoint_url: "https://s3.example.org"}}
 max_reject_ratio: 0.5

@@ -428,7 +428,7 @@ def test_auto_weights_suit_the_device(tmp_path, photographs, monkeypatch):
     monkeypatch.setattr("segmint.infra.assets.resolve.download", refuse_download)
     announced: list[Work] = []
     for device, name in (("cpu", "mobile_sam"), ("cuda:1", "vit_h")):
-        options = MasksOptions(masks_config("official", []), device=device)
+        options = MasksOptions(masks_config("official", []), weights="auto", device=device)
         with suppress(UsageError):
             assert plan([str(photographs)], str(tmp_path / name), options, announce=announced.append).weights.exists()
         assert announced[-1].options.weights == name
