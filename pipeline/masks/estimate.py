@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from segmint.infra.assets.cache import cache_folder
 from segmint.infra.assets.known import ASSETS
-from segmint.infra.device import kind_here
 from segmint.infra.uris import base_name, local_path, redact
 from segmint.infra.wording import counted, duration
 from segmint.pipeline.masks.images import is_local
@@ -113,7 +113,7 @@ def _usual_speed(options: MasksOptions) -> Speed:
     size = ASSETS.get(options.weights, ASSETS["mobile_sam"]).size
     if options.weights not in ASSETS and is_local(options.weights) and local_path(options.weights).is_file():
         size = local_path(options.weights).stat().st_size
-    if kind_here(options.device) == "cuda":
+    if options.device.startswith("cuda") or (options.device == "auto" and Path("/dev/nvidia0").exists()):
         return Speed(start_s=10.0, encode_s=size / 20e9, point_s=0.0005)
     return Speed(start_s=5.0, encode_s=size / 40e6 / _cpus(), point_s=0.03 / _cpus())
 

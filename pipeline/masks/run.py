@@ -96,7 +96,9 @@ def plan(
     overwrite: bool = False,
     announce: Callable[[Work], object] = lambda _: None,
 ) -> MasksPlan:
-    """Find the photographs and their outputs, and open the output folder. Does not import torch.
+    """Find the photographs and their outputs, and open the output folder.
+
+    Imports torch only for auto weights, to check a GPU that this machine seems to have.
 
     `announce` is called with the work as soon as it is known, before the weights are resolved, which may take minutes.
     Raises `UsageError` for inconsistent arguments, missing files, weights that cannot be found, and a folder that was
