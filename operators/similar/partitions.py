@@ -76,4 +76,4 @@ def mapped_zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> Column:
     if not np.prod(shape):
         return np.zeros(shape, dtype)
     with TemporaryFile() as file:
-        return np.asarray(np.memmap(file, dtype, "w+", shape=shape))  # type: ignore[call-overload]
+        return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
