@@ -164,6 +164,7 @@ bench-stages: setup
 bench-scale: setup
 	$(BIN)/python benchmarks/datasets/catalog_streams.py
 	$(BIN)/python benchmarks/building/resume.py
+	$(BIN)/python benchmarks/building/windows.py
 	$(BIN)/python benchmarks/building/scale.py $(BENCH_OPTIONS)
 
 # Copies found and confused, and 10 million rows clustered: 6 GB of memory.

@@ -9,8 +9,9 @@ The ledger is an actor on the driver's node. This module imports only Ray, so th
 """
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,7 +24,11 @@ from segmint.infra.deadline import exit_within
 from segmint.infra.errors import SegmintError
 
 MAX_DEATHS = 8
-"""Number of worker deaths that ends a window; the machines may be the cause, and each death costs a worker's start."""
+"""Number of worker deaths within `DEATH_ROWS` rows that ends a window; the machines may be the cause, and each death
+costs a worker's start."""
+
+DEATH_ROWS = 10_000
+"""Number of started rows within which deaths count towards `MAX_DEATHS`."""
 
 EXIT_S = 60.0
 """Seconds after which an exiting worker is killed, because Ray's exit handler has been seen to hang forever, keeping
@@ -90,6 +95,23 @@ class RowLedger:
         """
         return self._read(self._actor.alone)
 
+    def may_read(self, number: int) -> bool:
+        """Return whether a window's read may run: always, unless the window was ended before this read began."""
+        return bool(ray.get(self._actor.may_read.remote(number), timeout=TIMEOUT_S))
+
+    def retry_slot(self, number: int) -> list["RetrySlot"]:
+        """Return the shards on hold that this read runs again; the first call decides, and later ones agree."""
+        slot: list[RetrySlot] = ray.get(self._actor.retry_slot.remote(number), timeout=TIMEOUT_S)
+        return slot
+
+    def retry_after(self, wait_s: float, shard: int, runs: Sequence[tuple[int, int]]) -> None:
+        """Have the first retry slot after `wait_s` seconds run a shard again. Does not wait."""
+        self._actor.retry_after.remote(wait_s, shard, tuple(runs))
+
+    def stop_reading(self) -> None:
+        """End the window after the reads that have begun, and everything before them. Does not wait."""
+        self._actor.stop_reading.remote()
+
     def spent(self) -> dict[str, float]:
         """Return the seconds of each stage inside the workers, as recorded so far, summed over the workers.
 
@@ -123,6 +145,22 @@ class BlockEntry:
             )
         self._number: int = number
 
+    def begin_together(self, ordinals: Sequence[int]) -> list["StartReply"]:
+        """Record in one call that these rows start, wait for confirmation, and return the reply for each row.
+
+        Call `leave` for each row that starts when it is done. Call `begin` for a row that neither starts nor is barred,
+        because it must run alone.
+        """
+        self._in_flight.take(len(ordinals))
+        replies: list[StartReply] = []
+        try:
+            call = self._actor.begin_together.remote(self._number, list(ordinals), self._in_flight.done())
+            replies = ray.get(call, timeout=TIMEOUT_S)
+        finally:
+            for _ in range(len(ordinals) - sum(reply.starts for reply in replies)):
+                self._in_flight.give_back()
+        return replies
+
     def begin(self, ordinal: int) -> None:
         """Record that a row starts, and wait for confirmation. Call `leave` when the row is done.
 
@@ -138,7 +176,7 @@ class BlockEntry:
         started = False
         try:
             left = self._in_flight.done()
-            answer: _StartReply = ray.get(
+            answer: StartReply = ray.get(
                 self._actor.begin.remote(self._number, ordinal, left, alone), timeout=TIMEOUT_S
             )
             if answer.refused is not None:
@@ -172,8 +210,8 @@ class _InFlight:
         self._waiting = 0  # rows that must run alone
         self._done: list[tuple[int, int]] = []  # block entry and ordinal of rows that are done but not recorded yet
 
-    def take(self, *, alone: bool) -> None:
-        """Wait until a row may start."""
+    def take(self, rows: int = 1, *, alone: bool = False) -> None:
+        """Wait until a row, or these rows together, may start."""
         with self._changed:
             if alone:
                 self._waiting += 1
@@ -181,7 +219,7 @@ class _InFlight:
                 self._waiting -= 1
             else:
                 self._changed.wait_for(lambda: not (self._alone or self._waiting))
-            self._rows += 1
+            self._rows += rows
             self._alone = alone
 
     def give_back(self, done: tuple[int, int] | None = None) -> None:
@@ -200,34 +238,75 @@ class _InFlight:
         return done
 
 
-class _StartReply(NamedTuple):
+class StartReply(NamedTuple):
     """Reply to a start: whether the row starts, and the reason if it is barred. If neither, it must run alone."""
 
     starts: bool
     refused: str | None = None
 
 
-class _LedgerActor:
+class RetrySlot(NamedTuple):
+    """Shard on hold that a window runs again, with its runs of ordinals."""
+
+    shard: int
+    runs: Sequence[tuple[int, int]]
+
+
+class _ReadLedger:
+    """Which of a window's reads may run, and which shards on hold its retry slots run. Reads are numbered in order."""
+
+    def __init__(self) -> None:
+        self._last = -1  # the last read that has begun
+        self._stopped = False
+        self._waiting: dict[int, tuple[float, RetrySlot]] = {}  # with the earliest time, by shard
+        self._slots: dict[int, list[RetrySlot]] = {}
+
+    def may_read(self, number: int) -> bool:
+        if self._stopped:
+            return number <= self._last
+        self._last = max(self._last, number)
+        return True
+
+    def retry_slot(self, number: int) -> list[RetrySlot]:
+        if number not in self._slots:
+            now = time.monotonic()
+            due = [each for earliest, each in self._waiting.values() if earliest <= now]
+            self._slots[number] = due if self.may_read(number) else []
+            for each in self._slots[number]:
+                del self._waiting[each.shard]
+        return self._slots[number]
+
+    def retry_after(self, wait_s: float, shard: int, runs: Sequence[tuple[int, int]]) -> None:
+        self._waiting[shard] = time.monotonic() + wait_s, RetrySlot(shard, runs)
+
+    def stop_reading(self) -> None:
+        self._stopped = True
+
+
+class _LedgerActor(_ReadLedger):
     """Actor that keeps the ledger. A worker is identified by its node and process."""
 
     def __init__(self, alone: Iterable[int] = ()) -> None:
+        super().__init__()
         self._opened = 0
+        self._started = 0
         self._workers: dict[int, tuple[str, str]] = {}  # by block entry
         self._entries: dict[int, int] = {}  # block entries of the rows in flight, by ordinal
-        self._deaths = 0
+        self._deaths: deque[int] = deque(maxlen=MAX_DEATHS)  # rows started before each of the last deaths
+        self._deadly = False
         self._alone = set(alone)
         self._suspects: list[int] = []
         self._refused: dict[int, str] = {}  # reasons, by ordinal
         self._spent: dict[tuple[str, str], dict[str, float]] = {}  # seconds per stage, by worker
 
     def open(self, node: str, process: str) -> int | None:
-        if self._deaths >= MAX_DEATHS:
+        if self._deadly:
             return None
         self._opened += 1
         self._workers[self._opened] = node, process
         return self._opened
 
-    def begin(self, entry: int, ordinal: int, left: list[tuple[int, int]], alone: bool) -> _StartReply:
+    def begin(self, entry: int, ordinal: int, left: list[tuple[int, int]], alone: bool) -> StartReply:
         for its_entry, row in left:
             if self._entries.get(row) == its_entry:
                 del self._entries[row]
@@ -238,11 +317,15 @@ class _LedgerActor:
         if why is None and entry not in self._workers:
             why = _ENDING
         if why is not None:
-            return _StartReply(starts=False, refused=why)
+            return StartReply(starts=False, refused=why)
         if ordinal in self._alone and not alone:
-            return _StartReply(starts=False)
+            return StartReply(starts=False)
         self._entries[ordinal] = entry
-        return _StartReply(starts=True)
+        self._started += 1
+        return StartReply(starts=True)
+
+    def begin_together(self, entry: int, ordinals: list[int], left: list[tuple[int, int]]) -> list[StartReply]:
+        return [self.begin(entry, ordinal, left if at == 0 else [], False) for at, ordinal in enumerate(ordinals)]
 
     def excuse(self, entry: int, ordinal: int, why: str) -> None:
         if entry in self._workers:
@@ -272,7 +355,8 @@ class _LedgerActor:
         rows = self._close(entry, asking)
         if not _is_alive(node):
             return
-        self._deaths += 1
+        self._deaths.append(self._started)
+        self._deadly |= len(self._deaths) == MAX_DEATHS and self._started - self._deaths[0] <= DEATH_ROWS
         if len(rows) > 1:
             self._alone.update(rows)
             return

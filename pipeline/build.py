@@ -41,15 +41,33 @@ from segmint.pipeline.building.execution.detector_nodes import check_detectors, 
 from segmint.pipeline.building.execution.outages import SAMPLE_ROWS, Outages, resumable
 from segmint.pipeline.building.execution.quarantine import Quarantine
 from segmint.pipeline.building.execution.row_source import RowSource
-from segmint.pipeline.building.execution.shard_writers import ShardWriter, ShardWriters, cut_at_borders
+from segmint.pipeline.building.execution.shard_writers import (
+    ShardWriter,
+    ShardWriters,
+    StreamLengthError,
+    cut_at_borders,
+)
 from segmint.pipeline.building.execution.stage_watch import StageWatch, watched
 from segmint.pipeline.building.execution.stages import Stages, lay_out_again, lay_out_for_growth
-from segmint.pipeline.building.execution.work import BuildWork, MissingShards, RejectedRows, WindowRows
+from segmint.pipeline.building.execution.work import (
+    MOST_BLOCKS,
+    BuildWork,
+    MissingShards,
+    RejectedRows,
+    WindowRows,
+    WindowSize,
+)
 from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config
 
 MOST_STALLED_WINDOWS = 3
 """Number of consecutive windows without a new commit after which a run ends unfinished, if the stores respond."""
+
+BARREN_SHARDS = 200
+"""Number of shards put on hold, without another result between them, after which a window ends early."""
+
+RETRY_SLOTS_S = 100.0
+"""Seconds of work, at the last known rate, between two chances for shards on hold to run again in the same window."""
 
 
 def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
@@ -62,7 +80,7 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
     on_gpus = {"batch_size": stages.rows_per_block} if stages.segment_pool.num_gpus else {}
     actors = {**blocks, "max_restarts": stages.retries, "max_task_retries": stages.retries}
     return (
-        rows.to_dataset(stages.rows_per_block)
+        rows.to_dataset(stages.rows_per_block, stages.segment_pool.largest)
         .map_batches(
             Prepare,
             fn_constructor_args=stages.prepare_call,
@@ -152,7 +170,8 @@ def run_build(
             run.metrics.set(SHARDS_MISSING, len(missing.left))
             with Progress() as progress:
                 loop = _OuterLoop(config, dataset, cluster, stages, quarantine, outages, progress, run)
-                loop.go_through(missing)
+                rate = meter.expected_rate(stages.segment_pool) / config.images_per_shard
+                loop.go_through(missing, rate)
                 retried = loop.go_through(refused)
             ceiling = meter.read(cluster, stages.segment_pool)
         if retried:
@@ -180,39 +199,60 @@ class _OuterLoop:
     outages: Outages
     progress: Progress
     run: RunRecord
+    resized: bool = False  # whether the number of nodes ended the last window
 
-    def go_through(self, work: BuildWork) -> Counter[str]:
-        """Process the remaining shards of `work` and return the summed counts of the shards that succeeded."""
+    def go_through(self, work: BuildWork, rate: float | None = None) -> Counter[str]:
+        """Process the remaining shards of `work` and return the summed counts of the shards that succeeded.
+
+        `rate` is the expected number of shards per second, if known.
+        """
         config, run = self.config, self.run
+        most = max(1, MOST_BLOCKS * self.stages.rows_per_block // config.images_per_shard)
+        size = WindowSize(config.window_shards, rate, most)
         sums: Counter[str] = Counter()
         stalled = 0
         while work.left and stalled < MOST_STALLED_WINDOWS:
-            window = work.left[: config.window_shards]
+            window = work.left[: size.shards]
             done: set[int] = set()
+            began, finished, barren, self.resized = time.monotonic(), list[float](), 0, False
             try:
                 taken = work.read(window)
                 self.outages.expect(partial(taken.source.sample_uris, SAMPLE_ROWS, Storage(config.storage)))
                 rows, silent = taken.source.num_rows, self.outages.silent
+                slots = max(1, round(size.shards_in(RETRY_SLOTS_S) * rows / len(window)))
                 with (
-                    watched(self.progress, rows, config.stall_timeout, run.metrics, silent) as watch,
+                    watched(
+                        self.progress,
+                        rows,
+                        config.stall_timeout,
+                        run.metrics,
+                        silent,
+                        resized=self._end_resized,
+                        grows=self.stages.grows,
+                    ) as watch,
                     self._measured(watch),
                 ):
-                    for result in run_rows(taken, self.stages, work.write, self.quarantine):
+                    for result in run_rows(taken, self.stages, work.write, self.quarantine, slots):
                         run.note(result)
                         self.quarantine.note(result)
                         if result.status != "on_hold":
                             done.add(result.shard)
+                            finished.append(time.monotonic() - began)
                             sums.update(result.counts)
+                        barren = barren + 1 if result.status == "on_hold" else 0
+                        if barren == BARREN_SHARDS:
+                            self.quarantine.end_window()
                         watch.moved()
             except (ray.exceptions.RayError, SegmintError, OSError) as error:
                 check_stopping()  # the error may be the result of an interrupt
                 run.note_failure(window, error)
-            trials = self.quarantine.run_trials(self.dataset.spans(window))
+            size.note(finished, time.monotonic() - began)
+            trials = self.quarantine.run_trials(self.dataset.spans([shard for shard in window if shard not in done]))
             run.on_hold |= trials.on_hold
             unfinished = work.settle(window, done)
             run.settled(window, work.left)
             # A verdict from a trial is progress like a commit: its shard is retried at once.
-            if unfinished < len(window) or trials.verdicts:
+            if unfinished < len(window) or trials.verdicts or self.resized:
                 stalled = 0
             elif not self.outages.wait_out(work.left):
                 stalled += 1
@@ -221,6 +261,11 @@ class _OuterLoop:
             before, self.stages = self.stages, lay_out_again(config, self.dataset, self.cluster, self.stages)
             self.stages = start_detectors(self.stages, before)
         return sums
+
+    def _end_resized(self) -> None:
+        get_logger("build").info("the number of nodes has doubled or halved: the window ends early")
+        self.resized = True
+        self.quarantine.end_window()
 
     @contextmanager
     def _measured(self, watch: type[StageWatch]) -> Iterator[None]:
@@ -234,17 +279,27 @@ class _OuterLoop:
 
 
 def run_rows(
-    taken: WindowRows, stages: Stages, write: ShardWriter, quarantine: Quarantine | None = None
+    taken: WindowRows,
+    stages: Stages,
+    write: ShardWriter,
+    quarantine: Quarantine | None = None,
+    retry_rows: int | None = None,
 ) -> Iterator[ShardResult]:
     """Run one Ray Data execution over a window's rows and yield the result of `write` for each shard.
 
-    `quarantine`, if given, keeps the ledger of rows that kill a worker.
+    `quarantine`, if given, keeps the ledger of rows that kill a worker. Then shards on hold run again after about
+    `retry_rows` rows, and the window may end early.
     """
-    spans = taken.source.spans
-    if not spans:
+    if not taken.source.num_rows:
         return
-    rows, ledger = (taken.source, None) if quarantine is None else quarantine.open_window(taken.source)
+    rows, ledger = (taken.source, None)
+    if quarantine is not None:
+        rows, ledger = quarantine.open_window(taken.source, retry_rows)
     with closing(ShardWriters(stages.writers, StageWatch.check, write)) as writers:
-        for span, cuts in cut_at_borders(iter_blocks(build_rows(rows, stages, ledger)), spans):
-            yield from writers.submit(taken.tasks[span.shard], cuts)
+        try:
+            for span, cuts in cut_at_borders(iter_blocks(build_rows(rows, stages, ledger)), rows.stream()):
+                yield from writers.submit(taken.tasks[span.shard], cuts)
+        except StreamLengthError:
+            if quarantine is None or not quarantine.ended:
+                raise
         yield from writers.drain()

@@ -8,7 +8,9 @@ import functools
 import hashlib
 import io
 import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,15 @@ from segmint.operators.similar.hashes import jpeg_hashes
 
 RELEASE_BYTES = "SEGMINT_STUB_RELEASE_BYTES"
 """Environment variable with the size in bytes of each released image; the default is a small JPEG's."""
+
+START_S = "SEGMINT_STUB_START_S"
+"""Environment variable with the seconds that a segment actor takes to start; the default is 0."""
+
+IMAGE_S = "SEGMINT_STUB_IMAGE_S"
+"""Environment variable with the seconds that an image takes in a segment actor; the default is 0."""
+
+EVENTS = "SEGMINT_STUB_EVENTS"
+"""Environment variable with a file that gets a line for each start of a segment actor and each image: time and kind."""
 
 SIZE = (48, 64)
 """Height and width of the stub image in pixels."""
@@ -68,15 +79,25 @@ class StubbedSegment(Segment):
         threads: HostThreads | None = None,
     ) -> None:
         self._set_up(settings.numerics.device, ledger, timeout_s, threads)
+        _note("start")
+        time.sleep(float(os.environ.get(START_S, "0")))
 
     def _decode(self, row: Row) -> Any:
         return None
 
     def _find(self, images: Any) -> Any:
-        return None
+        if seconds := float(os.environ.get(IMAGE_S, "0")):
+            time.sleep(seconds)
+            _note("image")
 
     def _finish(self, row: Row, found: Any) -> Row:
         return {**row, "masks": masks(), "funnel": dict.fromkeys(FUNNEL_STEPS, len(masks()))}
+
+
+def _note(kind: str) -> None:
+    if path := os.environ.get(EVENTS):
+        with Path(path).open("a") as file:
+            file.write(f"{time.time()} {kind}\n")
 
 
 def released(ordinal: int) -> bytes:

@@ -170,16 +170,32 @@ class CommitLog:
 
         With `shards`, returns only those of lower-numbered shards, which lets a bucket use parallel listings.
         """
+        found = self._listed(None if shards is None else range(0, shards, 10**_LISTED_DIGITS), threads)
+        return [commit for commit in found if shards is None or commit.shard < shards]
+
+    def latest_around(self, shards: Iterable[int]) -> list[ListedCommit]:
+        """Return the files of the latest commits of these shards and those of the same thousand, in shard order.
+
+        A bucket takes about one listing per thousand, whatever the number of other commits.
+        """
+        thousands = sorted({shard // 10**_LISTED_DIGITS for shard in shards})
+        if not thousands:
+            return []
+        found = self._listed([thousand * 10**_LISTED_DIGITS for thousand in thousands])
+        wanted = set(thousands)
+        latest = {commit.shard: commit for commit in found if commit.shard // 10**_LISTED_DIGITS in wanted}
+        return list(latest.values())
+
+    def _listed(self, firsts: Iterable[int] | None, threads: int = 16) -> list[ListedCommit]:
+        """Return the files of all commits, or, of a bucket, at least those of the thousands that begin at `firsts`."""
         names = [""]
-        if shards is not None and scheme(self._folder.uri) == "s3":
-            names = [shard_name(first)[:-_LISTED_DIGITS] for first in range(0, shards, 10**_LISTED_DIGITS)]
+        if firsts is not None and scheme(self._folder.uri) == "s3":
+            names = [shard_name(first)[:-_LISTED_DIGITS] for first in firsts]
         listed = map_ahead(lambda name: self._folder.list(beginning=name), names, threads, threads, "commits")
         entries = {entry.name: entry for entries in listed for entry in entries}  # "1000" is a prefix of 100000, too
         found = ((parse_commit_name(name), entry) for name, entry in entries.items())
         return sorted(
-            ListedCommit(*parsed, entry.size, entry.modified)
-            for parsed, entry in found
-            if parsed is not None and (shards is None or parsed[0] < shards)
+            ListedCommit(*parsed, entry.size, entry.modified) for parsed, entry in found if parsed is not None
         )
 
     def latest_commits(self) -> list[ListedCommit]:

@@ -50,6 +50,11 @@ class HostThreads:
         """Maximum number of items in and between all stages."""
         return max(1, self.decoders + self.waiting + 1 + self.finishers + self.waiting)
 
+    @property
+    def together(self) -> int:
+        """Number of items that start together: one without threads, else half of those before the device."""
+        return max(1, min(self.decoders, (self.decoders + self.waiting) // 2))
+
     def calls(self, items_per_call: int) -> int:
         """Return how many calls of `items_per_call` items must run concurrently to keep the first stage supplied.
 
@@ -93,12 +98,28 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         self._seconds: dict[str, float] = {}
         self._computed_at: float | None = None  # when the device's thread was last busy
 
+    def take_room(self, items: int) -> None:
+        """Wait until there is room for these items, at most `HostThreads.together`, and take it. One thread at a time.
+
+        Then call `start` for each of them, or `give_room`.
+        """
+        for _ in range(items):
+            self._room_before.acquire()
+
+    def give_room(self) -> None:
+        """Release the room of an item that doesn't start."""
+        self._room_before.release()
+
     def submit(self, item: Item) -> "Future[Result]":
-        """Wait until there is room for an item, then start it; return a future of its result.
+        """Wait until there is room for an item, then start it; return a future of its result."""
+        self.take_room(1)
+        return self.start(item)
+
+    def start(self, item: Item) -> "Future[Result]":
+        """Start an item that has room; return a future of its result.
 
         An error in a stage becomes the result, and the item skips the remaining stages.
         """
-        self._room_before.acquire()
         result: Future[Result] = Future()
         self._decoders.submit(self._decode, item, result)
         return result

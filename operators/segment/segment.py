@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -207,6 +208,7 @@ class Segment:
         self._deadline = Deadline(timeout_s)
         self._hands_over = threading.Lock()
         threads = threads or HostThreads.of(device)
+        self._together = threads.together
         if threads.decoders:
             sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._stages = OverlappedStages(self._decode_watched, self._find_watched, self._finish_watched, threads)
@@ -216,12 +218,28 @@ class Segment:
         rows = to_rows(table, "segment")
         with nullcontext() if self._ledger is None else self._ledger.entry(self._spent) as entry:
             with self._hands_over:  # one call at a time, so that the earlier one finishes first
-                started = [self._stages.submit(_SegmentTask(row, entry)) if is_live(row) else None for row in rows]
+                started = self._submit(rows, entry)
             done = [
                 row if result is None else judged(row, "segment", result.result)
                 for row, result in zip(rows, started, strict=True)
             ]
         return gather(done, "segment", SEGMENTED)
+
+    def _submit(self, rows: list[Row], entry: "BlockEntry | None") -> list["Future[Row] | None"]:
+        """Start the live rows; return a future for each. The ledger gets one call for those that start together."""
+        started: list[Future[Row] | None] = [None] * len(rows)
+        live = [place for place, row in enumerate(rows) if is_live(row)]
+        for first in range(0, len(live), self._together):
+            places = live[first : first + self._together]
+            self._stages.take_room(len(places))
+            for place, task, error in _begin([(place, _SegmentTask(rows[place], entry)) for place in places]):
+                if error is None:
+                    started[place] = self._stages.start(task)
+                    continue
+                self._stages.give_room()
+                started[place] = failed = Future[Row]()
+                failed.set_exception(error)
+        return started
 
     def _spent(self) -> dict[str, float]:
         """Return the seconds of each stage so far."""
@@ -239,8 +257,6 @@ class Segment:
         return {**row, **columns}
 
     def _decode_watched(self, task: "_SegmentTask") -> tuple[Pixels, Pixels | None]:
-        if task.entry is not None:
-            task.entry.begin(task.row["ordinal"])
         with self._watched(task):
             return self._decode(task.row)
 
@@ -287,3 +303,36 @@ class _SegmentTask(NamedTuple):
 
     row: Row
     entry: "BlockEntry | None"
+
+
+def _begin(tasks: "list[tuple[int, _SegmentTask]]") -> "Iterator[tuple[int, _SegmentTask, Exception | None]]":
+    """Record rows that start together; yield each one's place, and the error if it doesn't start.
+
+    Rows that must run alone come last, and each of them waits until no other row is in flight in this process.
+    """
+    entry = tasks[0][1].entry
+    if entry is None:
+        yield from ((place, task, None) for place, task in tasks)
+        return
+    from segmint.infra.row_ledger import BarredRowError
+
+    try:
+        replies = entry.begin_together([task.row["ordinal"] for _, task in tasks])
+    except Exception as error:  # noqa: BLE001 - a fault of these rows, as in a stage
+        yield from ((place, task, error) for place, task in tasks)
+        return
+    alone = []
+    for (place, task), reply in zip(tasks, replies, strict=True):
+        if reply.starts:
+            yield place, task, None
+        elif reply.refused is not None:
+            yield place, task, BarredRowError(reply.refused)
+        else:
+            alone.append((place, task))
+    for place, task in alone:
+        try:
+            entry.begin(task.row["ordinal"])
+        except Exception as error:  # noqa: BLE001 - a fault of this row, as in a stage
+            yield place, task, error
+        else:
+            yield place, task, None

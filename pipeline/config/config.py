@@ -60,10 +60,10 @@ def _actors(value: Any) -> Any:
     raise ValueError("expected auto, a whole number of at least 1, or [min, max] with 1 <= min <= max")
 
 
-def _writers(value: Any) -> Any:
+def _count(value: object) -> object:
     if value == "auto" or (type(value) is int and value >= 1):
         return value
-    raise ValueError("expected auto or a whole number of at least 1")
+    raise ValueError(f"expected auto or an integer of at least 1, got {value!r}")
 
 
 def _gpus(value: Any) -> Any:
@@ -85,8 +85,8 @@ def _auto_or_bool(value: Any) -> Any:
 
 
 Actors = Annotated[Literal["auto"] | int | tuple[int, int], BeforeValidator(_actors)]
-Writers = Annotated[Literal["auto"] | int, BeforeValidator(_writers)]
 Gpus = Annotated[Literal["auto"] | float, BeforeValidator(_gpus)]
+AutoCount = Annotated[Literal["auto"] | int, BeforeValidator(_count)]
 Share = Annotated[Literal["auto"] | float, BeforeValidator(_share)]
 
 DETECTORS_SHARE = 0.1
@@ -172,7 +172,7 @@ class ResourcesConfig(_ConfigModel):
     """Size of the object store of a local Ray, at least 80,000,000 bytes. null: Ray decides."""
     prepare: PreparePoolConfig = PreparePoolConfig()
     segment: SegmentPoolConfig = SegmentPoolConfig()
-    writers: Writers = "auto"
+    writers: AutoCount = "auto"
     """Number of shards written at the same time, each with one logical CPU. auto: one for every four segment actors, at
     least two."""
     wait_for_nodes: Seconds = Field(default=600, ge=0)
@@ -228,10 +228,11 @@ class Config(_ConfigModel):
     outage_timeout_s: Seconds = Field(default=1800, ge=0)
     """Time that the driver and the workers wait for a store that does not respond. Then the run ends unfinished, with
     exit code 3. 0: do not wait."""
-    window_shards: int = Field(default=200, ge=1)
-    """Shards per window, which is one Ray Data execution."""
-    rows_per_block: int = Field(default=16, ge=1)
-    """Maximum number of rows per block, the batch that travels between stages. Small datasets use fewer."""
+    window_shards: AutoCount = "auto"
+    """Shards per window, which is one Ray Data execution. auto: about an hour's work, and ten minutes' at first."""
+    rows_per_block: AutoCount = "auto"
+    """Maximum number of rows per block, the batch that travels between stages. Small datasets use fewer. auto: 128 on
+    GPUs without crops, else 16."""
     retry_wait_s: Seconds = Field(default=5, ge=0)
     """Wait before retrying shards on hold when no other shards remain. Doubles with each stalled window."""
     allow_mixed_numerics: bool = False

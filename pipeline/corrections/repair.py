@@ -206,7 +206,7 @@ def _build_again(config: "Config", storage: Storage, shards: list[int], result: 
     from segmint.pipeline.building.dataset.dataset import open_or_create
     from segmint.pipeline.building.execution.stage_watch import watched
     from segmint.pipeline.building.execution.stages import lay_out
-    from segmint.pipeline.building.execution.work import shard_rows
+    from segmint.pipeline.building.execution.work import WindowSize, shard_rows
 
     dataset = open_or_create(config, storage)
     resources = config.resources
@@ -217,8 +217,9 @@ def _build_again(config: "Config", storage: Storage, shards: list[int], result: 
         stages = lay_out(config, dataset, cluster)
         if cluster.local:
             check_numerics(stages.segment)
-        for start in range(0, len(shards), config.window_shards):
-            window = shards[start : start + config.window_shards]
+        size = WindowSize(config.window_shards).shards
+        for start in range(0, len(shards), size):
+            window = shards[start : start + size]
             waiting = set(window)
             try:
                 taken = shard_rows(config, dataset, window)

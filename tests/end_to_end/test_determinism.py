@@ -31,6 +31,25 @@ def test_three_segment_actors_write_the_same_as_one(catalog: Path, undisturbed: 
     assert digests(tmp_path / "dataset") == undisturbed
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("window_shards", "rows_per_block", "actors"), [(1, 16, 1), (7, 128, 2), ("auto", "auto", 4), ("auto", 1, 2)]
+)
+def test_neither_windows_nor_blocks_nor_actors_change_a_byte(
+    catalog: Path,
+    undisturbed: dict[str, str],
+    tmp_path: Path,
+    window_shards: int | str,
+    rows_per_block: int | str,
+    actors: int,
+) -> None:
+    pools = {"segment": {"actors": actors, "num_cpus": 1}, "prepare": {"actors": 1, "num_cpus": 0.5}}
+    settings = {"window_shards": window_shards, "rows_per_block": rows_per_block, "resources": pools}
+    segmint("build", write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", **settings))
+    assert digests(tmp_path / "dataset") == undisturbed
+
+
 def test_a_killed_run_is_finished_by_the_next(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
     commits = tmp_path / "dataset" / "commits"

@@ -22,6 +22,7 @@ from segmint.infra.row_ledger import (
     RowLedger,
     _InFlight,
     _LedgerActor,
+    _ReadLedger,
 )
 
 pytestmark = pytest.mark.ray
@@ -198,6 +199,66 @@ def test_a_window_with_too_many_deaths_is_at_its_end(local_ray: Cluster) -> None
         walk(ledger, [99])
     assert ledger.suspects() == [1, 3, 5, 7]
     assert ledger.alone() == [0, 2, 4, 6, 100, 102, 104, 106]
+
+
+def test_deaths_far_apart_do_not_end_a_window(local_ray: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_ledger, "DEATH_ROWS", 100)
+    here = ray.get_runtime_context().get_node_id()
+    for between, ends in ((20, False), (10, True)):
+        book, ordinal = _LedgerActor(), 0
+        for death in range(2 * MAX_DEATHS):
+            entry, again = book.open(here, f"{death}"), book.open(here, f"{death} again")
+            if entry is None:
+                break
+            for _ in range(between):
+                ordinal += 1
+                assert book.begin(entry, ordinal, [(entry, ordinal - 1)], alone=False).starts
+            assert "gets a trial" in start(book, again, ordinal)
+        assert (book.open(here, "last") is None) is ends
+
+
+def test_rows_that_start_together_get_the_replies_of_rows_that_start_alone(local_ray: Cluster) -> None:
+    ledger = RowLedger(alone=[3])
+    with ledger.entry() as entry:
+        assert [tuple(reply) for reply in entry.begin_together([1, 2, 3])] == [
+            (True, None),
+            (True, None),
+            (False, None),
+        ]
+        for ordinal in (1, 2):
+            entry.leave(ordinal)
+        entry.begin(3)
+        entry.leave(3)
+    dying = BlockEntry(ledger._actor, _InFlight())
+    dying.begin(5)
+    with ledger.entry() as entry:
+        replies = entry.begin_together([4, 5])
+        assert replies[0].starts
+        assert "gets a trial" in (replies[1].refused or "")
+        entry.leave(4)
+        entry.begin(6)
+
+
+def test_a_window_that_is_ended_reads_what_it_has_begun_and_no_more() -> None:
+    book = _ReadLedger()
+    assert book.may_read(0)
+    assert book.may_read(3)
+    book.stop_reading()
+    assert [book.may_read(number) for number in (1, 2, 3, 4)] == [True, True, True, False]
+    book.retry_after(0, 7, [(70, 80)])
+    assert book.retry_slot(5) == []
+
+
+def test_a_shard_on_hold_runs_in_the_first_slot_after_its_wait() -> None:
+    book = _ReadLedger()
+    assert book.retry_slot(2) == []
+    book.retry_after(60, 8, [(80, 90)])
+    book.retry_after(0, 7, [(70, 75), (77, 78)])
+    assert book.retry_slot(2) == [], "what a slot runs never changes"
+    assert book.retry_slot(5) == book.retry_slot(5) == [(7, [(70, 75), (77, 78)])]
+    assert book.retry_slot(9) == []
+    book.stop_reading()
+    assert book.may_read(9)
 
 
 def test_the_seconds_of_a_worker_s_stages_are_recorded_and_summed(local_ray: Cluster) -> None:

@@ -16,13 +16,13 @@ from segmint.operators.segment.segment import Segment
 TIMEOUT_S = 2.0
 """Seconds that a row may take in a stage: a row to which nothing happens takes next to none."""
 
-THREADS = HostThreads(2, 2, 1)
+THREADS = HostThreads(2, 2, 2)
 
 
 class FragileSegment(Segment):
     """The real actor but for what a stage does with a row."""
 
-    def __init__(self, ledger: RowLedger) -> None:
+    def __init__(self, ledger: RowLedger | None) -> None:
         self._set_up("cuda", ledger, TIMEOUT_S, THREADS)
         self._fault: str | None = None
         mock.patch.object(segment, "device_failure", self._failure).start()

@@ -32,20 +32,10 @@ SEGMENT_MUTANTS = (
         "tests/operators/segment/test_deaths.py",
     ),
     Mutant(
-        "deadline counts the wait for a turn",
+        "the ledger's replies go to other rows",
         "operators/segment/segment.py",
-        (
-            "        if task.entry is not None:\n"
-            '            task.entry.begin(task.row["ordinal"])\n'
-            "        with self._watched(task):\n"
-            "            return self._decode(task.row)"
-        ),
-        (
-            "        with self._watched(task):\n"
-            "            if task.entry is not None:\n"
-            '                task.entry.begin(task.row["ordinal"])\n'
-            "            return self._decode(task.row)"
-        ),
+        "zip(tasks, replies, strict=True)",
+        "zip(tasks, replies[::-1], strict=True)",
         "tests/operators/segment/test_deaths.py",
     ),
     Mutant(

@@ -23,6 +23,12 @@ if TYPE_CHECKING:  # both import Ray, which a plan does not need
     from segmint.infra.peak_reports import PeakReports
     from segmint.pipeline.building.execution.stages import ActorPool
 
+GPU_FLOP_PER_S = 3e14
+"""Assumed peak of a GPU in FLOP/s until its actors have measured it: between an L4 and an H100."""
+
+REACHED = 0.5
+"""Assumed share of the ceiling that a run reaches."""
+
 
 @dataclass(frozen=True)
 class Ceiling:
@@ -79,6 +85,11 @@ class CeilingMeter:
 
             self._reports = PeakReports()
         return self._reports
+
+    def expected_rate(self, pool: "ActorPool") -> float:
+        """Return a rough estimate, before the run, of the images per second that a pool's devices will process."""
+        peak = self._here if self._here is not None else GPU_FLOP_PER_S
+        return REACHED * pool.largest * peak / self._flop_per_image
 
     def read(self, cluster: Cluster, pool: "ActorPool") -> Ceiling | None:
         """Return the ceiling of the pool's devices, or None if no actor started. All devices count as equal.

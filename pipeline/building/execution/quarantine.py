@@ -4,11 +4,13 @@ The ledger identifies the images that kill the worker that segments them. A susp
 verdict needs two deaths in trials, each in a fresh worker that has just segmented a control image, on a node that is
 alive afterward. If the control image fails, the machine is at fault and no image is rejected.
 
-A row with a fault in three windows also gets a trial, once per run. Either it gets its verdict there, or the run
+A row with a fault in three attempts also gets a trial, once per run. Either it gets its verdict there, or the run
 reports which row fails and why.
 """
 
+import sys
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,11 +40,14 @@ DEATHS = 2
 TRIES = 4
 """Maximum number of trials of a suspect after one window. A trial whose node dies does not count as a death."""
 
-FAULT_WINDOWS = 3
-"""Number of windows with a fault after which a row gets a trial."""
+FAULTY_ATTEMPTS = 3
+"""Number of attempts with a fault after which a row gets a trial."""
 
 MOST_SINGLE_TRIALS = 8
-"""Maximum number of rows with faults that get a trial after one window."""
+"""Maximum number of suspects, and of rows with faults, that get a trial after one window."""
+
+RETRY_WAIT_S = 200.0
+"""Seconds after which a shard that was put on hold may run again in the same window."""
 
 PROBE_S = 60.0
 """Seconds within which a node must prove that it is alive."""
@@ -78,21 +83,33 @@ class Quarantine:
         self._known: dict[int, Row] = {}  # verdict columns by ordinal; a fault while undecided
         self._rows: RowSource | None = None  # of the last window
         self._ledger: RowLedger | None = None
+        self.ended = False  # whether `end_window` ended the last window
         self._died_with_others: set[int] = set()  # rows that were in flight with others when their worker died
-        self._windows: Counter[int] = Counter()  # windows in which a row's fault put its shard on hold, by ordinal
-        self._faulted: list[int] = []  # in the last window
+        self._attempts: Counter[int] = Counter()  # in which a row's fault put its shard on hold, by ordinal
+        self._faulted: dict[int, None] = {}  # rows in the last window, in order
         self._alone: dict[int, str] = {}  # trial result of a row with a fault, by ordinal
 
     def note(self, result: ShardResult) -> None:
-        """Record the rows whose faults put a shard of the current window on hold."""
-        self._faulted += result.faulted
-        self._windows.update(result.faulted)
+        """Record the rows whose faults put a shard of the current window on hold, and have it run again soon."""
+        self._faulted |= dict.fromkeys(result.faulted)
+        self._attempts.update(result.faulted)
+        if result.status == "on_hold" and self._ledger is not None and self._rows is not None:
+            self._ledger.retry_after(RETRY_WAIT_S, result.shard, self._rows.runs_of_shard(result.shard))
 
-    def open_window(self, rows: RowSource) -> tuple[RowSource, RowLedger]:
-        """Return a window's rows and its ledger. If verdicts on suspects are known, the rows have verdict columns."""
-        self._rows, self._faulted = rows, []
+    def open_window(self, rows: RowSource, retry_rows: int | None = None) -> tuple[RowSource, RowLedger]:
+        """Return a window's rows and its ledger. If verdicts on suspects are known, the rows have verdict columns.
+
+        About every `retry_rows` rows, shards that were put on hold meanwhile run again.
+        """
+        self._rows, self._faulted, self.ended = rows, {}, False
         self._ledger = RowLedger(alone=[ordinal for ordinal in self._died_with_others if ordinal in rows])
-        return rows.opened(dict(self._known) or None), self._ledger
+        return rows.opened(dict(self._known) or None, self._ledger, retry_rows), self._ledger
+
+    def end_window(self) -> None:
+        """End the open window after the rows that were read. Does nothing if no window is open."""
+        if self._ledger is not None:
+            self._ledger.stop_reading()
+            self.ended = True
 
     def spent(self) -> dict[str, float]:
         """Return the busy seconds, in the open window, of the stages that overlap inside segment actors."""
@@ -101,7 +118,7 @@ class Quarantine:
     def run_trials(self, spans: Sequence[ShardSpan]) -> Trials:
         """Run the trials of a window's suspects and persistent faults, after the window ended.
 
-        `spans` are the window's shards.
+        `spans` are the window's unfinished shards.
         """
         suspects, persistent = self.try_suspects(spans), self._try_persistent(spans)
         return Trials(suspects.verdicts + persistent.verdicts, suspects.on_hold | persistent.on_hold)
@@ -119,7 +136,7 @@ class Quarantine:
                 self._known[ordinal] = faulted({}, "segment", undecided)
         verdicts = 0
         on_hold: dict[int, str] = {}
-        for ordinal in self._undecided():
+        for ordinal in self._undecided()[:MOST_SINGLE_TRIALS]:
             try:
                 verdict = self._decide(ordinal)
             except UndecidedError as error:
@@ -137,8 +154,13 @@ class Quarantine:
         return Trials(verdicts, on_hold)
 
     def _try_persistent(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Run one trial for each row that has had faults in `FAULT_WINDOWS` windows."""
-        waiting = [row for row in self._faulted if self._windows[row] >= FAULT_WINDOWS and row not in self._known]
+        """Run one trial for each row that has had faults in `FAULTY_ATTEMPTS` attempts."""
+        unfinished = sorted((span.start, span.stop) for span in spans)
+        waiting = [
+            row
+            for row in self._faulted
+            if self._attempts[row] >= FAULTY_ATTEMPTS and row not in self._known and _is_inside(row, unfinished)
+        ]
         fresh = [ordinal for ordinal in waiting if ordinal not in self._alone][:MOST_SINGLE_TRIALS]
         verdicts = 0
         for ordinal in fresh:
@@ -147,7 +169,7 @@ class Quarantine:
                 verdict = self._judge_singly(ordinal)
             except UndecidedError as error:
                 self._alone[ordinal] = (
-                    f"{name} had a fault in {self._windows[ordinal]} windows and in a trial: {error}. The "
+                    f"{name} had a fault in {self._attempts[ordinal]} attempts and in a trial: {error}. The "
                     "other rows of its shard are waiting for it. Fix the cause and build again, or build another "
                     "dataset from a catalog without this row"
                 )
@@ -292,6 +314,12 @@ def prepare_alone(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table,
         prepare.close()
     (verdict,) = prepared.select(VERDICT.names).to_pylist()
     return prepared, verdict
+
+
+def _is_inside(ordinal: int, ranges: Sequence[tuple[int, int]]) -> bool:
+    """Return whether one of the ranges `[start, stop)`, which are in order, contains an ordinal."""
+    at = bisect_right(ranges, (ordinal, sys.maxsize)) - 1
+    return at >= 0 and ordinal < ranges[at][1]
 
 
 def _of_its_shard(spans: Sequence[ShardSpan], ordinal: int, why: str) -> dict[int, str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import Datasource, ReadTask
@@ -20,6 +19,7 @@ from ray.data._internal.execution.backpressure_policy import (
 from ray.data.block import BlockMetadata
 
 from segmint.catalogs.shard_ranges import ShardSpan
+from segmint.infra.row_ledger import RowLedger
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
@@ -29,14 +29,20 @@ from segmint.pipeline.building.dataset.dataset import BuildDataset
 READ_ROWS = 4096
 """Maximum number of rows per read task. Ray Data cuts them into blocks."""
 
-READS_AT_ONCE = 2
-"""Number of read tasks that run at the same time."""
+FEWEST_READ_ROWS = 512
+"""Number of rows that a read task may always have, because it decodes a whole row group."""
 
 READ_CPUS = 0.25
 """Logical CPUs of a read task. Must differ from those of the actors, or Ray would fuse the stages."""
 
-WAITING_BLOCKS = 256
-"""Number of blocks waiting for an operator above which the operator before it gets no more input."""
+WAITING_PER_ACTOR = 4
+"""Number of blocks per segment actor that may wait for an operator, before the one before it gets no more input. Few
+rows are read in advance, so that a shard on hold runs again soon."""
+
+FEWEST_WAITING, MOST_WAITING = 8, 256
+"""Limits of that number for a whole pool."""
+
+_WAITING_KEY = "segmint.waiting_blocks"
 
 Run = tuple[int, int]
 """Range of ordinals `[start, stop)`."""
@@ -56,30 +62,45 @@ class ShardRows:
 
 
 class RowSource(Datasource):  # type: ignore[misc]
-    """Rows of a window in the order of its shards, for Ray Data.
+    """Rows of a window in the order of its shards, for Ray Data. Shards on hold can run again between two others.
 
     With `known`, the rows have verdict columns: those in `known`, by ordinal, and empty ones for all other rows.
     """
 
     def __init__(
-        self, dataset: BuildDataset, shards: Sequence[ShardRows], known: Mapping[int, Row] | None = None
+        self,
+        dataset: BuildDataset,
+        shards: Sequence[ShardRows],
+        known: Mapping[int, Row] | None = None,
+        ledger: RowLedger | None = None,
+        retry_rows: int | None = None,
     ) -> None:
+        """With a `ledger`, the window can be ended early, and has a slot for shards on hold every `retry_rows` rows."""
         super().__init__()
         self._dataset = dataset
         self._shards = shards
         self._known = known
+        self._ledger = ledger
+        self._retry_rows = retry_rows
         self._read_rows = READ_ROWS
         self.num_rows = sum(each.rows for each in shards)
 
-    @property
-    def spans(self) -> list[ShardSpan]:
-        """The shards in the order of their rows, with the places of these rows among the window's."""
-        ends = np.cumsum([0, *(each.rows for each in self._shards)]).tolist()
-        return [ShardSpan(each.shard, *ends[at : at + 2]) for at, each in enumerate(self._shards)]
+    def opened(self, known: Mapping[int, Row] | None, ledger: RowLedger, retry_rows: int | None = None) -> "RowSource":
+        """Return the same rows with a ledger, and with verdict columns unless `known` is None."""
+        return RowSource(self._dataset, self._shards, known, ledger, retry_rows)
 
-    def opened(self, known: Mapping[int, Row] | None) -> "RowSource":
-        """Return the same rows with verdict columns, or without any if `known` is None."""
-        return RowSource(self._dataset, self._shards, known)
+    def stream(self) -> Iterator[ShardSpan]:
+        """Yield the shards, with their numbers of rows, in the order of Ray Data's output. Some of them run again."""
+        for each in self._plan()[1]:
+            if isinstance(each, ShardRows):
+                yield ShardSpan(each.shard, 0, each.rows)
+            elif self._ledger is not None:
+                for shard, runs in self._ledger.retry_slot(each):
+                    yield ShardSpan(shard, 0, ShardRows(shard, tuple(runs)).rows)
+
+    def runs_of_shard(self, shard: int) -> tuple[Run, ...]:
+        """Return the rows of one of the shards."""
+        return next(each.runs for each in self._shards if each.shard == shard)
 
     def __contains__(self, ordinal: int) -> bool:
         return any(start <= ordinal < stop for each in self._shards for start, stop in each.runs)
@@ -100,12 +121,19 @@ class RowSource(Datasource):  # type: ignore[misc]
         uris: list[str] = dataset.read_runs(runs, ["uri"]).column("uri").to_pylist()
         return uris
 
-    def to_dataset(self, rows_per_block: int) -> ray.data.Dataset:
-        """Return the rows in blocks. Call this inside `watched`, because Ray Data copies its context here."""
-        self._read_rows = max(
-            rows_per_block, READ_ROWS - READ_ROWS % rows_per_block
-        )  # so that only the last is smaller
-        blocks = ray.data.read_datasource(self, num_cpus=READ_CPUS, override_num_blocks=max(1, len(self._reads())))
+    def to_dataset(self, rows_per_block: int, actors: int) -> ray.data.Dataset:
+        """Return the rows in blocks for a pool of `actors`.
+
+        Call this inside `watched`, because Ray Data copies its context here.
+        """
+        waiting = max(FEWEST_WAITING, min(MOST_WAITING, WAITING_PER_ACTOR * actors))
+        context = ray.data.DataContext.get_current()
+        context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, WaitingBlocks])
+        context.set_config(_WAITING_KEY, waiting)
+        # Whole blocks, so that only the last one is smaller.
+        blocks_per_read = min(max(waiting, FEWEST_READ_ROWS // rows_per_block), READ_ROWS // rows_per_block)
+        self._read_rows = rows_per_block * max(1, blocks_per_read)
+        blocks = ray.data.read_datasource(self, num_cpus=READ_CPUS, override_num_blocks=max(1, len(self._plan()[0])))
         return blocks.repartition(target_num_rows_per_block=rows_per_block)
 
     def get_name(self) -> str:
@@ -120,22 +148,46 @@ class RowSource(Datasource):  # type: ignore[misc]
         """Return the tasks that read the rows, in order."""
         return [
             ReadTask(
-                partial(_read_blocks, self._dataset, runs, self._known and _within(self._known, runs)),
+                partial(_read_blocks, self._dataset, runs, self._verdicts(runs), self._ledger, number),
                 BlockMetadata(
-                    num_rows=sum(stop - start for start, stop in runs),
+                    num_rows=sum(stop - start for start, stop in runs or ()),
                     size_bytes=None,
                     input_files=None,
                     exec_stats=None,
                 ),
             )
-            for runs in self._reads()
+            for number, runs in enumerate(self._plan()[0])
         ]
 
-    def _reads(self) -> list[list[Run]]:
-        """Return the runs of each read task."""
+    def _verdicts(self, runs: Sequence[Run] | None) -> Mapping[int, Row] | None:
+        """Return the part of `known` that a read needs."""
+        return self._known if self._known is None or runs is None else _within(self._known, runs)
+
+    def _plan(self) -> tuple[list[list[Run] | None], list[ShardRows | int]]:
+        """Return the runs of each read, None for a retry slot, and the order of the shards and of the slots' numbers.
+
+        A slot lies between two shards.
+        """
+        reads: list[list[Run] | None] = []
+        order: list[ShardRows | int] = []
+        pending: list[Run] = []
+        since = 0
+        for each in self._shards:
+            if self._ledger is not None and self._retry_rows and since >= self._retry_rows:
+                reads += self._cut(pending)
+                order.append(len(reads))
+                reads.append(None)
+                pending, since = [], 0
+            pending += each.runs
+            order.append(each)
+            since += each.rows
+        return [*reads, *self._cut(pending)], order
+
+    def _cut(self, runs: Sequence[Run]) -> list[list[Run]]:
+        """Return runs as lists of at most `READ_ROWS` rows."""
         reads: list[list[Run]] = []
         room = 0
-        for start, stop in _merged(run for each in self._shards for run in each.runs):
+        for start, stop in _merged(runs):
             while start < stop:
                 if room == 0:
                     reads.append([])
@@ -170,12 +222,24 @@ def _within(known: Mapping[int, Row], runs: Sequence[Run]) -> dict[int, Row]:
     return {ordinal: row for ordinal, row in known.items() if any(start <= ordinal < stop for start, stop in runs)}
 
 
-def _read_blocks(dataset: BuildDataset, runs: Sequence[Run], known: Mapping[int, Row] | None) -> Iterator[pa.Table]:
-    yield _read_runs(dataset, runs, known)
+def _read_blocks(
+    dataset: BuildDataset,
+    runs: Sequence[Run] | None,
+    known: Mapping[int, Row] | None,
+    ledger: RowLedger | None,
+    number: int,
+) -> Iterator[pa.Table]:
+    """Yield the rows of one read: those of `runs`, or of the shards in the retry slot with this number."""
+    if ledger is not None:
+        if runs is None:
+            runs = [run for each in ledger.retry_slot(number) for run in each.runs]
+        elif not ledger.may_read(number):
+            runs = []
+    yield _read_runs(dataset, runs or [], known)
 
 
 def _read_runs(dataset: BuildDataset, runs: Sequence[Run], known: Mapping[int, Row] | None) -> pa.Table:
-    rows = dataset.read_runs(runs)
+    rows = dataset.read_runs(runs) if runs else _no_rows(dataset)
     if known is None:
         return rows
     unjudged: Row = dict.fromkeys(VERDICT.names)
@@ -185,23 +249,30 @@ def _read_runs(dataset: BuildDataset, runs: Sequence[Run], known: Mapping[int, R
     return rows
 
 
+def _no_rows(dataset: BuildDataset) -> pa.Table:
+    """Return an empty table with the catalog's columns. Ended windows have thousands of reads without rows."""
+    key = "".join(part.path for part in dataset.manifest.catalog)
+    if key not in _EMPTY:
+        _EMPTY[key] = dataset.read_runs([])
+    return _EMPTY[key]
+
+
+_EMPTY: dict[str, pa.Table] = {}  # by the catalog's parts, whose names contain hashes
+
+
 class WaitingBlocks(BackpressurePolicy):  # type: ignore[misc]
     """Policy that gives an operator no input while too many blocks wait for the next one.
 
     Each waiting block takes several kilobytes of the driver's memory. One task of a reading operator makes many blocks,
-    so few of these tasks run at a time. Not a public API of Ray; a test checks that Ray calls it.
+    so these tasks run one at a time. Not a public API of Ray; a test checks that Ray calls it.
     """
 
     def can_add_input(self, op: Any) -> bool:
         """Return whether the operator may start another task."""
         reads, cuts = op.name.startswith("Read"), op.name.startswith("StreamingRepartition")
-        if op.num_active_tasks() >= (READS_AT_ONCE if reads else 1 if cuts else float("inf")):
+        if (reads or cuts) and op.num_active_tasks():
             return False
-        most = READS_AT_ONCE if reads else WAITING_BLOCKS  # a read task's rows are one block until they are cut
+        # A read task's rows are one block until they are cut.
+        most = 1 if reads else self._data_context.get_config(_WAITING_KEY, MOST_WAITING)
         followers = [self._topology[follower] for follower in op.output_dependencies]
         return all(state.total_enqueued_input_blocks() < most for state in followers)
-
-
-def limit_waiting_blocks(context: ray.data.DataContext) -> None:
-    """Add `WaitingBlocks` to Ray Data's policies."""
-    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, WaitingBlocks])

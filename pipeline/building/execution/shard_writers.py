@@ -1,6 +1,6 @@
 """Shard writers as Ray tasks. A few run at a time, on slices of a stream of blocks, which is cut at shard borders."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +31,11 @@ class StreamLengthError(SegmintError):
 
 
 def cut_at_borders(
-    blocks: Iterable[tuple[Any, int]], spans: Sequence[ShardSpan]
+    blocks: Iterable[tuple[Any, int]], spans: Iterable[ShardSpan]
 ) -> Iterator[tuple[ShardSpan, list[BlockSlice]]]:
     """Yield each shard with its slices as soon as its last row has arrived.
 
-    `blocks` yields references, each with its number of rows. `spans` lists the shards in the same order as the stream.
+    `blocks` yields references, each with its number of rows. `spans` yields the shards in the same order as the stream.
     Raises `StreamLengthError` if the stream ends early or continues after the last shard.
     """
     waiting = iter(spans)

@@ -13,7 +13,6 @@ from segmint.infra.errors import SegmintError
 from segmint.infra.metrics import STAGE_ROWS, STAGE_SECONDS, RunMetrics
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import alive_nodes
-from segmint.pipeline.building.execution.row_source import limit_waiting_blocks
 
 STAGES = {"Prepare": "prepare", "Segment": "segment", "describe": "describe"}
 """Stages of a build, by a part of their operator's name in Ray Data."""
@@ -54,6 +53,8 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
     outage: ClassVar[Callable[[], object]] = lambda: False
     last_look: ClassVar[float] = 0.0  # of the nodes
     nodes: ClassVar[frozenset[str]] = frozenset()  # at the window's start
+    resized: ClassVar[Callable[[], None] | None] = None  # called once when their number has doubled or halved
+    grows: ClassVar[bool] = False  # whether the pools use nodes that join, so that a doubled number doesn't matter
     node_lost: ClassVar[float] = math.inf  # when the loss of one of them was noticed
 
     @classmethod
@@ -85,8 +86,13 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
         now = time.monotonic()
         if now - cls.last_look > NODES_EVERY_S:
             cls.last_look = now
-            if cls.nodes - alive_nodes():
+            nodes = alive_nodes()
+            if cls.nodes - nodes:
                 cls.node_lost = min(cls.node_lost, now)
+            most = math.inf if cls.grows else 2 * len(cls.nodes)
+            if cls.resized is not None and not len(cls.nodes) / 2 < len(nodes) < most:
+                resized, cls.resized = cls.resized, None
+                resized()
         node_missed = now - max(cls.last_move, cls.node_lost) > LOST_NODE_WAIT_S
         if now < cls.next_look and not node_missed:
             return
@@ -114,12 +120,15 @@ def watched(
     metrics: RunMetrics | None = None,
     outage: Callable[[], object] = lambda: False,
     stages: Mapping[str, str] = STAGES,
+    resized: Callable[[], None] | None = None,
+    grows: bool = False,
 ) -> Iterator[type[StageWatch]]:
     """Watch one window of `rows` rows, and set up Ray Data's context for it.
 
     The bars continue from the earlier windows. Yields the watch; call its `moved` after each shard. `stall_timeout` is
     in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called when nothing progresses, and
-    returns whether a store doesn't respond. `stages` maps parts of operator names to bar names.
+    returns whether a store doesn't respond. `stages` maps parts of operator names to bar names. `resized` is called
+    once when the number of nodes has halved, or has doubled and the pools don't grow (`grows`) with it.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -128,13 +137,13 @@ def watched(
     # Ray's own timeout misses a pool whose node died, and mistakes a slow image for a dead actor.
     context.execution_no_progress_timeout_s = -1
     context.custom_execution_callback_classes = [StageWatch]
-    limit_waiting_blocks(context)
     before = {stage: progress.done(stage) for stage in stages.values()}
     for stage, done in before.items():
         progress.stage(stage, done + rows)
     StageWatch.stages, StageWatch.rows_before = stages, before
     StageWatch.progress, StageWatch.metrics, StageWatch.stall_timeout = progress, metrics, stall_timeout
     StageWatch.rows_seen, StageWatch.seconds_seen, StageWatch.outage = {}, {}, outage
+    StageWatch.resized, StageWatch.grows = resized, grows
     StageWatch.nodes, StageWatch.node_lost = alive_nodes(), math.inf
     StageWatch.moved()
     try:

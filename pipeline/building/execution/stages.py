@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
 
 from segmint.catalogs.dataset.tombstones import NO_NAMES, read_removals
 from segmint.infra.errors import UnfinishedError, UsageError, last_line
@@ -136,6 +136,17 @@ ACTORS_PER_WRITER = 4
 """Segment actors per shard writer. A writer takes 1.6 s of CPU for 500 images of 550 kB, and at 100 MB/s 2.8 s for
 their upload, so it keeps up with 110 images/s. A GPU computes at most 27 images/s."""
 
+ROWS_PER_BLOCK = 16
+"""Default rows per block: 5 s of a fast GPU's work with all crops."""
+
+FULL_IMAGE_ROWS = 128
+"""Default rows per block on GPUs without crops: 5 s of a fast GPU's work."""
+
+BYTES_PER_PIXEL = 0.27
+"""Bytes per pixel of a large released JPEG, twice the mean of SA-1B's. Ray Data splits blocks over its target size."""
+
+ASPECT = 1.5
+"""Assumed long side of an image, as a multiple of its short side."""
 
 _MOST_BUNDLES = 1000
 """Maximum number of bundles for `prepare` in a request. In larger clusters, a bundle has room for several actors."""
@@ -192,6 +203,7 @@ class Stages:
     detectors: NodeDetectors | None = None  # the processes, once they are started
     gpus: GpuKind = field(default_factory=GpuKind)  # the kind of GPU that workers request
     prepare_nodes: Mapping[str, str] = field(default_factory=dict)  # Ray label selector of nodes; empty: all
+    grows: bool = False  # whether the pools reach to nodes that the autoscaler may add
 
     @property
     def prepare_call(self) -> tuple[Any, ...]:
@@ -308,7 +320,7 @@ def _fit(
     detectors = cluster.gpu_nodes if share else 0
     devices = _gpu_actors(gpus_each, share, detectors, cluster) if gpus_each else _cpu_actors(dataset, cluster)
     segment = _pool(resources.segment, 1 if grows else devices, devices, gpus_each)
-    rows_per_block = min(config.rows_per_block, max(1, -(-dataset.rows // (2 * segment.largest))))
+    rows_per_block = min(_rows_per_block(config, on_gpu=on_gpu), max(1, -(-dataset.rows // (2 * segment.largest))))
     threads = HostThreads.of(dataset.numerics.device, resources.segment.num_cpus)
     segment = replace(segment, calls_at_once=threads.calls(rows_per_block))
     # `prepare` gets the cores that segmentation leaves free: CPUs on a cluster, real cores under a local Ray.
@@ -337,10 +349,21 @@ def _fit(
         rows_per_block=rows_per_block,
         segment_timeout_s=config.resources.segment.timeout_s,
         writers=writers,
+        grows=grows,
         report_peak=report_peak,
         detectors_share=share,
         gpus=kind,
     )
+
+
+def _rows_per_block(config: Config, *, on_gpu: bool) -> int:
+    """Return the maximum number of rows per block. `auto` is about 5 s of a GPU's work, if their JPEGs fit a block."""
+    if config.rows_per_block != "auto":
+        return config.rows_per_block
+    if not on_gpu or config.masks.settings().crop_n_layers:
+        return ROWS_PER_BLOCK
+    row_bytes = BYTES_PER_PIXEL * ASPECT * config.release.short_side**2
+    return max(ROWS_PER_BLOCK, min(FULL_IMAGE_ROWS, int(DataContext.get_current().target_max_block_size / row_bytes)))
 
 
 def _gpus_each(config: Config, *, on_gpu: bool) -> float:

@@ -1,8 +1,8 @@
 """Work of a build, shard by shard: write missing shards, or retry rejected rows of committed shards."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +23,55 @@ from segmint.pipeline.building.execution.shard_writers import ShardWriter
 from segmint.pipeline.config.config import Config
 
 _THREADS = 16
+
+
+FIRST_WINDOW_S = 600.0
+"""Seconds that the first window takes at the expected rate."""
+
+WINDOW_S = 3600.0
+"""Seconds that each later window takes at the measured rate. Its actors start once, which takes a minute or two."""
+
+MOST_BLOCKS = 40_000
+"""Maximum number of blocks per window. Each finished block takes several kilobytes of the driver's memory."""
+
+UNKNOWN_RATE_SHARDS = 200
+"""Number of shards in a window before any rate is known."""
+
+
+class WindowSize:
+    """Number of shards in the next window: `window_shards`, or with `auto` the number that a time allows."""
+
+    def __init__(self, wanted: Literal["auto"] | int, rate: float | None = None, most: int | None = None) -> None:
+        """Start with the expected rate in shards per second, or None. `most` is the largest `auto`."""
+        self._auto = wanted == "auto"
+        self._most = most or UNKNOWN_RATE_SHARDS
+        self.shards = UNKNOWN_RATE_SHARDS if wanted == "auto" else wanted
+        self._rate = UNKNOWN_RATE_SHARDS / FIRST_WINDOW_S
+        if rate is not None:
+            self._fit(rate, FIRST_WINDOW_S)
+
+    def note(self, finished: Sequence[float], seconds: float) -> None:
+        """Adapt to a window that took `seconds` and finished a shard at each of these times, in seconds.
+
+        With several shards, the time until the first one doesn't count, because the actors start in it.
+        """
+        if len(finished) >= STEADY_SHARDS and finished[-1] > finished[0]:
+            self._fit((len(finished) - 1) / (finished[-1] - finished[0]), WINDOW_S)
+        elif finished and seconds > 0:
+            self._fit(len(finished) / seconds, WINDOW_S)
+
+    def shards_in(self, seconds: float) -> float:
+        """Return how many shards a build finishes in a time, at the last known rate."""
+        return self._rate * seconds
+
+    def _fit(self, rate: float, seconds: float) -> None:
+        self._rate = rate
+        if self._auto:
+            self.shards = max(1, min(self._most, round(rate * seconds)))
+
+
+STEADY_SHARDS = 10
+"""Number of finished shards from which a window's rate is measured without its start."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +115,20 @@ class MissingShards:
         self.left = sorted(set(wanted) - self._commits.committed().keys())
 
     def read(self, window: list[int]) -> WindowRows:
-        """Return all rows of the shards."""
-        return shard_rows(self._config, self._dataset, window)
+        """Return all rows of the shards, except for those that another build has committed since the start."""
+        committed = {commit.shard for commit in self._commits.latest_around(window)}
+        return shard_rows(self._config, self._dataset, [shard for shard in window if shard not in committed])
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """Check the commits, because another build may write them too."""
-        held = self._commits.latest_commits()
+        """Look up the window's other shards, because another build may write them too.
+
+        On S3, the number of requests depends on the window, not on the number of commits.
+        """
+        held = self._commits.latest_around(window)
         save_full_blocks(self._dataset.location, held)
-        committed = {commit.shard for commit in held}
+        committed = {commit.shard for commit in held}.union(done)
         unfinished = [shard for shard in window if shard not in committed]
-        self.left = [shard for shard in self.left[len(window) :] if shard not in committed] + unfinished
+        self.left = self.left[len(window) :] + unfinished
         self._metrics.set(SHARDS_MISSING, len(self.left))
         return len(unfinished)
 
@@ -116,8 +169,9 @@ class RejectedRows:
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
         """Update `left`. A row that was rejected again is done, so it is not retried twice in a run."""
-        committed = self._commits.committed()
-        unfinished = [s for s in window if s not in done and s in self._generations and s in committed]
+        waiting = [shard for shard in window if shard not in done and shard in self._generations]
+        committed = {commit.shard for commit in self._commits.latest_around(waiting)}
+        unfinished = [shard for shard in waiting if shard in committed]
         self.left = self.left[len(window) :] + unfinished
         return len(unfinished)
 

@@ -7,10 +7,10 @@ import pytest
 import ray
 
 from segmint.infra.ray_session import Cluster
-from segmint.infra.row_ledger import RowLedger
+from segmint.infra.row_ledger import RowLedger, StartReply
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import PREPARED
-from tests.support.fragile_segment import FragileSegment
+from tests.support.fragile_segment import THREADS, FragileSegment
 
 pytestmark = pytest.mark.ray
 
@@ -101,3 +101,40 @@ def test_an_error_of_any_stage_is_a_fault_of_its_row_and_ends_nothing(local_ray:
     faults = [row["fault"] for row in out if row["fault"] is not None]
     assert faults == [f"segment: ValueError: {stage} cannot do this image" for stage in STAGES]
     assert [row["ordinal"] for row in out if row["fault"] is not None] == places
+
+
+def test_one_deadly_row_among_a_thousand_isolates_only_the_rows_in_flight_with_it(local_ray: Cluster) -> None:
+    ledger = RowLedger()
+    fates = ["well"] * 1000
+    fates[500] = "compute is killed"
+    out = run(ledger, fates, per_block=100)
+    assert ledger.suspects() == [500]
+    assert 1 < len(ledger.alone()) <= THREADS.items
+    assert [row["ordinal"] for row in out if row["masks"] is None] == [500]
+
+
+class _Entry:
+    """In place of a block's entry: it notes the calls, and the most rows in flight."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.begun: set[int] = set()
+        self.most = 0
+
+    def begin_together(self, ordinals: list[int]) -> list[StartReply]:
+        self.calls.append(ordinals)
+        self.begun.update(ordinals)
+        self.most = max(self.most, len(self.begun))
+        return [StartReply(starts=True)] * len(ordinals)
+
+    def leave(self, ordinal: int) -> None:
+        self.begun.remove(ordinal)  # raises if it started before the reply
+
+
+def test_rows_that_start_together_take_one_call_to_the_ledger() -> None:
+    entry: Any = _Entry()
+    rows: list[Row] = [{"ordinal": o, "image_id": "well", "reason": None, "fault": None} for o in range(100)]
+    started = FragileSegment(None)._submit(rows, entry)
+    assert [future.result()["ordinal"] for future in started if future is not None] == list(range(100))
+    assert entry.calls == [[first, first + 1] for first in range(0, 100, 2)]
+    assert entry.most <= THREADS.items

@@ -122,7 +122,7 @@ def test_a_row_whose_fault_stays_is_tried_alone_and_named(
         assert "row 1 (image_id" in tried.on_hold[0]
         assert "passed its trial" in tried.on_hold[0]
         said = tried.on_hold[2]
-        for part in ("row 4 (image_id", "hdfs://nowhere:1/user.jpg?token=[redacted]", "had a fault in 3 windows"):
+        for part in ("row 4 (image_id", "hdfs://nowhere:1/user.jpg?token=[redacted]", "had a fault in 3 attempts"):
             assert part in said
         for part in ("and in a trial: prepare: UsageError: hdfs:// needs Java and Hadoop", "Fix the cause"):
             assert part in said

@@ -2,9 +2,10 @@
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -13,12 +14,14 @@ from ray.data import DataContext
 
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import Cluster
+from segmint.infra.row_ledger import RowLedger
 from segmint.infra.storage.storage import Storage
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline import build
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution import row_source
 from segmint.pipeline.building.execution.row_source import RowSource, ShardRows, WaitingBlocks, runs_of
+from segmint.pipeline.building.execution.shard_writers import StreamLengthError
 from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.building.execution.stages import Stages, lay_out
 from segmint.pipeline.building.execution.work import WindowRows
@@ -29,6 +32,8 @@ ROWS, PER_SHARD = 60, 5
 
 class Ordinals:
     """In place of a dataset, so that rows have only their ordinals, and the first ones take longest to read."""
+
+    manifest = SimpleNamespace(catalog=())
 
     def read_runs(self, runs: Sequence[tuple[int, int]], columns: Sequence[str] | None = None) -> pa.Table:
         ordinals = [ordinal for start, stop in runs for ordinal in range(start, stop)]
@@ -48,7 +53,8 @@ class Uneven:
         pass
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        time.sleep(0.1 * (table.column("ordinal")[0].as_py() // 2 % 3 == 0))
+        first = table.column("ordinal")[0].as_py() if table.num_rows else 1
+        time.sleep(0.1 * (first // 2 % 3 == 0))
         return table
 
 
@@ -91,7 +97,8 @@ def test_order_survives_reads_and_actors_that_end_out_of_order(stages: Stages, m
             waiting.append(self._topology[op].total_enqueued_input_blocks())
         return decide(self, op)
 
-    monkeypatch.setattr(row_source, "WAITING_BLOCKS", 3)
+    monkeypatch.setattr(row_source, "FEWEST_WAITING", 3)
+    monkeypatch.setattr(row_source, "WAITING_PER_ACTOR", 1)
     monkeypatch.setattr(WaitingBlocks, "can_add_input", noted)
     results = sorted(run_window(stages), key=lambda result: result.shard)
     assert [list(result.faulted) for result in results] == [
@@ -100,14 +107,54 @@ def test_order_survives_reads_and_actors_that_end_out_of_order(stages: Stages, m
     assert 0 < max(waiting) <= 3 + 3, "at most as many as the limit, and those of one more read of six rows"
 
 
+class OpenWindow:
+    """In place of `Quarantine`: it only has the window's ledger, to which `before` did something before the start."""
+
+    def __init__(self, before: Callable[[RowLedger], None], ended: bool = False) -> None:
+        self._before = before
+        self.ended = ended
+
+    def open_window(self, rows: RowSource, retry_rows: int | None) -> tuple[RowSource, RowLedger]:
+        ledger = RowLedger()
+        self._before(ledger)
+        return rows.opened(None, ledger, retry_rows), ledger
+
+
+def run_slotted_window(stages: Stages, window: Any) -> list[int]:
+    """Run a window with a slot after each shard, check the rows of each result, and return its shards."""
+    tasks = {shard: shard for shard in range(ROWS // PER_SHARD)}
+    with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, ROWS, stall_timeout=600):
+        results = list(build.run_rows(WindowRows(source(), tasks), stages, write, window, PER_SHARD))
+    for result in results:
+        assert list(result.faulted) == list(range(PER_SHARD * result.shard, PER_SHARD * (result.shard + 1)))
+    return sorted(result.shard for result in results)
+
+
+@pytest.mark.ray
+def test_a_shard_on_hold_runs_again_in_the_same_window(stages: Stages) -> None:
+    window = OpenWindow(lambda ledger: ledger.retry_after(0, 3, [(3 * PER_SHARD, 4 * PER_SHARD)]))
+    assert run_slotted_window(stages, window) == sorted([*range(ROWS // PER_SHARD), 3])
+
+
+@pytest.mark.ray
+def test_a_window_that_ends_early_finishes_what_it_has_begun(stages: Stages) -> None:
+    def stop(ledger: RowLedger) -> None:
+        assert ledger.may_read(8)  # reads alternate between shards and slots
+        ledger.stop_reading()
+
+    assert run_slotted_window(stages, OpenWindow(stop, ended=True)) == [0, 1, 2, 3, 4]
+    with pytest.raises(StreamLengthError):
+        run_slotted_window(stages, OpenWindow(stop))
+
+
 @pytest.mark.ray
 def test_ray_data_copies_the_order_of_its_context_when_the_source_is_created(local_ray: Cluster) -> None:
     """So `run_rows` creates it, inside `watched`."""
     DataContext.get_current().execution_options.preserve_order = False
-    early = source().to_dataset(2)
+    early = source().to_dataset(2, 1)
     with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, ROWS, stall_timeout=600):
         assert not early.context.execution_options.preserve_order
-        assert source().to_dataset(2).context.execution_options.preserve_order
+        assert source().to_dataset(2, 1).context.execution_options.preserve_order
 
 
 def test_the_tasks_read_all_rows_in_order_a_few_thousand_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +165,7 @@ def test_the_tasks_read_all_rows_in_order_a_few_thousand_at_a_time(monkeypatch: 
     blocks = [[o for block in task() for o in block.column("ordinal").to_pylist()] for task in tasks]
     assert [len(block) for block in blocks] == [task.metadata.num_rows for task in tasks] == [7, 7, 2]
     assert [o for block in blocks for o in block] == [*range(40, 53), 57, 10, 11] == rows.read()["ordinal"].to_pylist()
-    assert [(span.shard, span.start, span.stop) for span in rows.spans] == [(4, 0, 10), (5, 10, 14), (1, 14, 16)]
+    assert [(span.shard, span.rows) for span in rows.stream()] == [(4, 10), (5, 4), (1, 2)]
     assert [o for o in range(60) if o in rows] == [10, 11, *range(40, 53), 57]
     assert runs_of([3, 4, 5, 9, 11, 12]) == ((3, 6), (9, 10), (11, 13))
 
@@ -126,7 +173,7 @@ def test_the_tasks_read_all_rows_in_order_a_few_thousand_at_a_time(monkeypatch: 
 def test_a_table_of_rows_has_a_verdict_for_those_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_source, "READ_ROWS", 4)
     known = {2: {"stage": "segment", "reason": "killed_worker", "detail": "it does", "fault": None}}
-    tables = [table for task in source(10).opened(known).get_read_tasks(1) for table in task()]
+    tables = [table for task in RowSource(Ordinals(), source(10)._shards, known).get_read_tasks(1) for table in task()]
     found = [(row["ordinal"], row["reason"]) for table in tables for row in table.to_pylist()]
     assert found == [(ordinal, "killed_worker" if ordinal == 2 else None) for ordinal in range(10)]
 

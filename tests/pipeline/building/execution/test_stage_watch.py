@@ -108,3 +108,22 @@ def test_there_is_no_stall_while_a_store_does_not_answer(local_ray: Cluster) -> 
     assert looks == [True, True, True, False]
     with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, 4, 0, outage=lambda: True):
         assert run(4) == 4
+
+
+def test_a_window_is_ended_once_if_the_nodes_have_doubled_or_halved(
+    local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_watch, "NODES_EVERY_S", -1.0)
+    for nodes, ends in (("abcdef", 0), ("abc", 0), ("ab", 1), ("abcdefg", 0), ("abcdefgh", 1)):
+        calls: list[None] = []
+        with (
+            Progress(stream=io.StringIO(), bars=False) as progress,
+            watched(progress, 4, 600, resized=lambda calls=calls: calls.append(None)) as watch,
+        ):
+            monkeypatch.setattr(stage_watch, "alive_nodes", lambda nodes=nodes: frozenset(nodes))
+            watch.nodes = frozenset("abcd")
+            watch.check()
+            watch.check()
+        assert len(calls) == ends, nodes
+        monkeypatch.undo()
+        monkeypatch.setattr(stage_watch, "NODES_EVERY_S", -1.0)

@@ -14,7 +14,13 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import CropLayers
 from segmint.operators.segment.overlap import HostThreads
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
-from segmint.pipeline.building.execution.stages import Stages, TooFewNodesError, lay_out, lay_out_again
+from segmint.pipeline.building.execution.stages import (
+    Stages,
+    TooFewNodesError,
+    _rows_per_block,
+    lay_out,
+    lay_out_again,
+)
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import write_catalog, write_config
 from tests.support.gpu_numerics import on_a_gpu
@@ -213,3 +219,16 @@ def test_only_pools_that_fit_later_wait_for_nodes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"segment 11 x 2 CPUs.* has 24") as refused:
         lay_out(config, dataset, replace(SMALL, grown=LARGE))
     assert not isinstance(refused.value, TooFewNodesError)
+
+
+def test_blocks_are_larger_on_gpus_without_crops_unless_their_jpegs_are_large(tmp_path: Path) -> None:
+    def rows(on_gpu: bool = True, **changes: Any) -> int:
+        changes = {"rows_per_block": "auto", **changes}
+        path = write_config(tmp_path / "build.yaml", "c.jsonl", tmp_path / "dataset", **changes)
+        return _rows_per_block(load_config(str(path)), on_gpu=on_gpu)
+
+    assert (rows(), rows(on_gpu=False)) == (128, 16)
+    assert rows(masks={"crop_n_layers": 1}) == 16
+    assert rows(release={"short_side": 3000}) == 36
+    assert rows(release={"short_side": 30000}) == 16
+    assert rows(rows_per_block=7) == 7

@@ -1,5 +1,7 @@
 """What a build has to do: shards without a commit, and refused rows to retry."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +10,18 @@ from PIL import Image
 
 from segmint.catalogs.dataset.commits import CommitLog, FileEntry
 from segmint.catalogs.reasons import Reason, reasons_to_retry
+from segmint.catalogs.shard_ranges import ShardSpan
 from segmint.infra.metrics import RunMetrics
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
-from segmint.pipeline.building.execution.work import MissingShards, RejectedRows
+from segmint.pipeline.building.execution.work import MissingShards, RejectedRows, WindowSize
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import write_catalog, write_config
+from tests.support.faulty_proxy import faulty_proxy
 from tests.support.locations import location_of
 from tests.support.photographs import photograph
+from tests.support.s3_server import S3Server
 from tests.support.signed_images import data_mining
 from tests.support.small_dataset import build_dataset
 
@@ -50,7 +56,7 @@ def test_shards_without_a_commit_are_missing(opened: tuple[Config, BuildDataset]
     assert work.left == [1]
     taken = work.read([1])
     assert taken.source.read().column("ordinal").to_pylist() == [3, 4, 5]
-    assert [(span.shard, span.rows) for span in taken.source.spans] == [(1, 3)]
+    assert [(span.shard, span.rows) for span in taken.source.stream()] == [(1, 3)]
     assert (taken.tasks[1].start, taken.tasks[1].stop) == (3, 6)
     assert MissingShards(config, dataset, range(2, 3), RunMetrics("small")).left == []
 
@@ -69,7 +75,11 @@ def test_what_is_held_back_comes_last_and_what_another_committed_is_done(opened:
     assert work.left == [2, 0]
     paths[0].write_bytes(kept[paths[0]])
     assert work.settle([2], done=()) == 1
+    assert work.left == [0, 2]
+    assert list(work.read([0, 2]).source.stream()) == [ShardSpan(2, 0, 2)]
+    assert work.settle([0, 2], done=()) == 1
     assert work.left == [2]
+    assert work.settle([2], done={2}) == 0, "a writer's result needs no look"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +98,7 @@ def test_rows_are_retried_by_their_reason(
     assert work.left == shards
     taken = work.read(work.left)
     assert taken.source.read().column("ordinal").to_pylist() == ordinals
-    assert [(span.shard, span.rows) for span in taken.source.spans] == [(shard, 1) for shard in shards]
+    assert [(span.shard, span.rows) for span in taken.source.stream()] == [(shard, 1) for shard in shards]
     assert [(task.shard, task.generation, task.ordinals) for task in taken.tasks.values()] == [
         (shard, 1, [ordinal]) for shard, ordinal in zip(shards, ordinals, strict=True)
     ]
@@ -121,7 +131,7 @@ def test_a_shard_that_another_replaced_is_retried_in_its_newer_generation(opened
         assert work.settle([2], done=()) == 1
     log.put(replace(commit, generation=3, counts={**commit.counts, "rejected:not_found": 0}, files=log_files(log, 0)))
     log.location(2, 2).delete()
-    assert list(work.read([2]).source.spans) == []
+    assert list(work.read([2]).source.stream()) == []
     assert (work.settle([2], done=()), work.left) == (0, [])
 
 
@@ -143,3 +153,46 @@ def test_an_image_whose_opt_out_was_withdrawn_is_tried_again_and_one_that_the_ca
     after = log.latest(0)
     assert after is not None
     assert (after.generation, after.counts["images"], after.counts["rejected:opted_out"]) == (2, 1, 1)
+
+
+@pytest.mark.s3
+def test_the_requests_per_window_do_not_depend_on_the_number_of_commits(
+    opened: tuple[Config, BuildDataset], s3_server: S3Server, make_bucket: Callable[[], str]
+) -> None:
+    config, dataset = opened
+    commit = commits(opened).latest(0)
+    assert commit is not None
+    counts = []
+    with faulty_proxy(s3_server.port) as proxy:
+        for others in (0, 1100):  # a page of a listing has 1,000 names
+            location = Location(Storage({"s3://": {"endpoint_url": proxy.url}}), f"s3://{make_bucket()}/set")
+            log = CommitLog(location)
+            work = MissingShards(config, replace(dataset, location=location), range(6), RunMetrics("small"))
+            rest = [replace(commit, shard=shard) for shard in (1, *range(5000, 5000 + others))]
+            with ThreadPoolExecutor(16) as pool:
+                assert all(pool.map(log.put, rest))
+            proxy.requests.clear()
+            assert work.settle([0, 1, 2], done={0}) == 1, "shard 1 has the commit of another build"
+            counts.append(len(proxy.requests))
+            assert work.left == [3, 4, 5, 2]
+            assert len(log.latest_commits()) == 1 + others
+    assert 0 < counts[0] == counts[1] <= 2
+
+
+def test_windows_last_an_hour_at_the_measured_rate() -> None:
+    size = WindowSize("auto", rate=0.5, most=2000)
+    assert size.shards == 300, "ten minutes at the expected rate"
+    size.note([90 + 2.5 * shard for shard in range(200)], 590)
+    assert size.shards == 1440, "an hour at the rate after the actors started"
+    size.note([], 100)
+    assert size.shards == 1440, "a window without a shard tells nothing"
+    size.note([10, 20], 40)
+    assert size.shards == 180
+    size.note([index / 100 for index in range(100)], 2)
+    assert size.shards == 2000
+    size.note([7000], 7000)
+    assert size.shards == 1
+    assert WindowSize("auto").shards == 200
+    fixed = WindowSize(7, rate=0.5)
+    fixed.note([1, 2], 3)
+    assert fixed.shards == 7

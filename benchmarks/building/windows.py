@@ -1,0 +1,110 @@
+"""Cost of windows: what a restart of the actors takes, and what the driver spends per block.
+
+    python benchmarks/building/windows.py [--starts 20 60 90] [--rows N N] [--folder DIR] [--output FILE]
+
+Stubs replace the two pixel stages. The first part runs two windows per start time, in which segment actors sleep as
+long as they would load a model, and measures the pause from the last image of the first window to the first image of
+the second. The loss at windows of an hour follows from it. The second part builds two numbers of rows, and divides the
+differences in CPU time and memory by the difference in rows, so that the start of the processes doesn't count.
+
+Stubs can't show the time of a real start on GPUs, blocks of real sizes, or how a driver slows down with many actors.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.building.scale import measure, write_build  # noqa: E402
+from benchmarks.building.stubs import EVENTS, IMAGE_S, START_S  # noqa: E402
+from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.measuring import RESULTS, write_result  # noqa: E402
+
+ACTORS = 2
+WINDOW_S = 3600
+
+
+def main() -> None:
+    """Measure both parts, print them, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--starts", type=float, nargs="*", default=[20, 60, 90], help="seconds that an actor starts")
+    parser.add_argument("--rows", type=int, nargs=2, default=[20_000, 80_000], help="rows of the two builds")
+    parser.add_argument("--folder", type=Path, help="folder for catalogs and datasets during the run")
+    parser.add_argument("--output", type=Path, default=RESULTS / "windows.json")
+    arguments = parser.parse_args()
+    machine = describe_machine(1, "fp32", packages=("ray", "pyarrow"))
+    with tempfile.TemporaryDirectory(prefix="segmint-windows-", dir=arguments.folder) as name:
+        folder = Path(name)
+        parts = {
+            "restarts": [measure_restart(folder / f"start-{start:g}", start) for start in arguments.starts],
+            "driver": [measure_driver(folder / f"rows-{size}", size, *arguments.rows) for size in (16, 128)],
+        }
+    write_result(arguments.output, "windows", machine, parts)
+    for part in parts.values():
+        for each in part:
+            print(each)
+
+
+def measure_restart(folder: Path, start_s: float) -> dict[str, Any]:
+    """Build two windows of 40 images whose actors take `start_s` seconds to start. Raises SystemExit if that fails."""
+    pools = {"address": "local", "segment": {"actors": ACTORS, "num_cpus": 1}, "prepare": {"actors": 1}}
+    config = write_build(folder, 80, images_per_shard=10, window_shards=4, rows_per_block=2, resources=pools)
+    events = folder / "events"
+    script = ROOT / "benchmarks" / "building" / "stubbed_build.py"
+    subprocess.run(
+        [sys.executable, str(script), str(config), str(folder / "accounting.json")],
+        cwd=ROOT,
+        env={**os.environ, START_S: str(start_s), IMAGE_S: "0.5", EVENTS: str(events)},
+        check=True,
+        capture_output=True,
+    )
+    lines = sorted((float(time), kind) for time, kind in (line.split() for line in events.read_text().splitlines()))
+    images = [time for time, kind in lines if kind == "image"]
+    starts = sum(kind == "start" for _, kind in lines)
+    if starts != 2 * ACTORS:
+        raise SystemExit(f"{starts} actors started in 2 windows, instead of {ACTORS} in each")
+    pause = max(later - earlier for earlier, later in pairwise(images))
+    return {
+        "start_s": start_s,
+        "windows": 2,
+        "actor_starts": starts,
+        "pause_s": round(pause, 1),
+        "loss_at_an_hour": round(pause / (WINDOW_S + pause), 4),
+    }
+
+
+def measure_driver(folder: Path, rows_per_block: int, few: int, many: int) -> dict[str, Any]:
+    """Return what each further row and block costs the driver and the ledger, from builds of `few` and `many` rows."""
+    runs = [
+        measure(folder / str(rows), rows, every=1.0, rows_per_block=rows_per_block, window_shards=many)
+        for rows in (few, many)
+    ]
+    roles = [{role["role"]: role for role in run["roles"]} for run in runs]
+    more_rows = many - few
+    more_blocks = more_rows / rows_per_block
+
+    def cpu_ms(role: str) -> float:
+        few_ms, many_ms = (each[role]["cpu_ms_a_row"] * rows for each, rows in zip(roles, (few, many), strict=True))
+        return float(many_ms - few_ms)
+
+    most = [max(each["driver"]["most_mib"]["own"]) for each in roles]
+    return {
+        "rows_per_block": rows_per_block,
+        "rows": [few, many],
+        "driver_cpu_ms_per_row": round(cpu_ms("driver") / more_rows, 4),
+        "ledger_cpu_ms_per_row": round(cpu_ms("ledger actor") / more_rows, 4),
+        "driver_cpu_ms_per_block": round(cpu_ms("driver") / more_blocks, 3),
+        "driver_growth_kib_per_block": round(1024 * (most[1] - most[0]) / more_blocks, 2),
+        "rows_per_s": [run["build"]["rows_per_s"] for run in runs],
+    }
+
+
+if __name__ == "__main__":
+    main()
