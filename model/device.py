@@ -8,7 +8,7 @@ must be copied there, and outputs are valid until the next replay.
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar, cast
 
@@ -24,6 +24,37 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class CopyStream:
+    """A CUDA stream of its own for copies to the device, which run beside kernels; elsewhere, copies are made at once.
+
+    The stream is created on first use.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+
+    def start(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Start to copy a tensor. The returned function makes the current stream wait for the copy, and returns it."""
+        if self._device.type != "cuda" or tensor.device.type != "cpu":
+            there = tensor.to(self._device)
+            return lambda: there
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._stream):
+            copy = upload(tensor, self._device)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record(self._stream)
+
+        def use() -> Tensor:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(arrived)
+            copy.record_stream(current)  # its memory belongs to the copy stream, but kernels of this one read it
+            return copy
+
+        return use
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[object]:
@@ -50,14 +81,19 @@ class HostTransfer:
         return self._host.numpy()
 
 
+class CaptureError(RuntimeError):
+    """Raised if a CUDA graph can't be captured where it must be."""
+
+
 class CapturedGraph(Generic[Output]):
     """A function without arguments on fixed tensors, captured as a CUDA graph on CUDA and called directly elsewhere.
 
     In `function`, shapes must not depend on values, and nothing may make the host wait for the device. If the capture
-    fails, a RuntimeWarning is issued and the function is called directly each time, with the same results.
+    fails, a RuntimeWarning is issued and the function is called directly each time, with the same results. With
+    `must_capture`, `CaptureError` is raised instead.
     """
 
-    def __init__(self, function: Callable[[], Output], device: torch.device) -> None:
+    def __init__(self, function: Callable[[], Output], device: torch.device, must_capture: bool = False) -> None:
         self._function = function
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type != "cuda":
@@ -77,6 +113,8 @@ class CapturedGraph(Generic[Output]):
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
+                if must_capture:
+                    raise CaptureError(f"couldn't capture a CUDA graph ({first_line(error)})") from error
                 warnings.warn(
                     f"couldn't capture a CUDA graph ({first_line(error)}); launching kernels one by one, "
                     "which is slower but gives the same results",
@@ -113,6 +151,15 @@ class PerThread(Generic[Output]):
         if not hasattr(self._local, "made"):
             self._local.made = make()
         return cast(Output, self._local.made)
+
+
+def run_to_end(steps: Generator[None, None, Output]) -> Output:
+    """Run a generator to its end without a pause, and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(Output, end.value)
 
 
 def first_line(error: Exception) -> str:

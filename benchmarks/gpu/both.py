@@ -87,16 +87,27 @@ def generator_of(
 
 def install(generator: Any, heavy: Any, features: dict[Any, Any] | None = None) -> None:
     """Make a generator run both encoders."""
+    from segmint.model.automatic.on_device.stream import ImageStream
+
     both = BothEncoders(generator.predictor._encoder, heavy, {} if features is None else features)
     generator.predictor._encoder = both
-    find = generator.find
 
-    def named(image: Any, original: Any = None) -> Any:
-        layers = generator.settings.crop_n_layers
-        both.begin((zlib.crc32(np.ascontiguousarray(image[::61])), layers, original is None))
-        return find(image, original)
+    def streamed(images: Any, progress: Any) -> Any:
+        batch, crops, copies = generator.crops_per_batch, generator._on_device, generator._copies
+        stream: Any = ImageStream(generator.predictor, generator.settings, batch, crops, copies)
+        encode = stream._encode
 
-    generator.find = named
+        def named(part: Any) -> Any:
+            layers = generator.settings.crop_n_layers
+            pairs = [(*image.pixels, index) for image, index in part]
+            names = [(zlib.crc32(np.ascontiguousarray(one[::61])), other is None, index) for one, other, index in pairs]
+            both.begin((layers, *names))
+            return encode(part)
+
+        stream._encode = named
+        return stream.find(images, progress)
+
+    generator._stream = streamed
 
 
 def heavy_encoder(run: PartRun, sam: Any, compiled: bool = True) -> Any:

@@ -243,19 +243,21 @@ class EventClock:
 @contextmanager
 def staged(run: PartRun) -> Iterator[EventClock]:
     """Time the functions that a generator on a GPU calls while the block runs; for one thread."""
+    from segmint.model import device
     from segmint.model.automatic import generator
-    from segmint.model.automatic.on_device import crops
+    from segmint.model.automatic.on_device import crops, stream
+    from segmint.model.automatic.tiled_upscaling import TiledUpscaling
     from segmint.model.sam import predictor
     from segmint.model.sam.batch_encoder import BatchEncoder
 
     places: dict[str, list[tuple[Any, str]]] = {
-        "upload, cut and resize": [(predictor.Predictor, "on_device"), (generator, "cut"), (predictor, "_resize")],
+        "upload, cut and resize": [(device.CopyStream, "start"), (stream, "cut"), (predictor, "_resize")],
         "encode": [(BatchEncoder, "__call__")],
         "plan": [(crops._Graphs, "plan")],
         "decode": [(crops._Graphs, "decode")],
         "draw": [(crops, "draw_chunk")],
         "measure": [(crops, "measure_chunk")],
-        "suppress and draw runs": [(crops, "suppress_and_draw")],
+        "suppress and draw runs": [(crops, "suppress"), (TiledUpscaling, "_runs_of")],
         "finish": [(generator.MaskGenerator, "finish")],
     }
     clock = EventClock(run)

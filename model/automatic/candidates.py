@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.model.automatic.boxes import Box
+from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.rle import Rle, encode_patch, encode_runs
 
 
@@ -170,3 +171,18 @@ def concatenate(parts: Sequence[CandidateMasks]) -> CandidateMasks:
         np.concatenate([np.zeros((0, 4), np.int64), *(part.crop_boxes for part in parts)]),
         tuple(patch for part in parts for patch in part.patches),
     )
+
+
+@dataclass(frozen=True)
+class RawMasks:
+    """The model's masks for one image, before NMS across crops and cleanup.
+
+    Attributes:
+        candidates: the masks of all crops after NMS within each, crop by crop, on the host.
+        funnel: the counts up to `after_nms1`.
+        frame_size: (height, width) of the image in pixels.
+    """
+
+    candidates: CandidateMasks
+    funnel: Funnel
+    frame_size: tuple[int, int]

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,16 +10,18 @@ import torch
 from numpy.typing import NDArray
 
 from segmint.model.automatic.boxes import xyxy_to_xywh
-from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, concatenate
+from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, RawMasks, concatenate
 from segmint.model.automatic.cleanup import clean_patch
 from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops
 from segmint.model.automatic.nms import nms
 from segmint.model.automatic.on_device.crops import DeviceCrops
+from segmint.model.automatic.on_device.stream import ImagePair, ImageStream, Progress, check_pair, deadline
 from segmint.model.automatic.proposals import MeasuredMasks, chunks_of, measure, propose, suppress_and_draw
 from segmint.model.automatic.records import Funnel, GeneratedMasks, MaskRecord
 from segmint.model.automatic.rle import Rle
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import upscaling_of
+from segmint.model.device import CopyStream
 from segmint.model.sam.batch_encoder import MAX_BATCH, default_batch_size
 from segmint.model.sam.predictor import Embedding, Predictor
 
@@ -31,21 +32,6 @@ Report = Callable[[int, int], object]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class RawMasks:
-    """The model's masks for one image, before NMS across crops and cleanup.
-
-    Attributes:
-        candidates: the masks of all crops after NMS within each, crop by crop, on the host.
-        funnel: the counts up to `after_nms1`.
-        frame_size: (height, width) of the image in pixels.
-    """
-
-    candidates: CandidateMasks
-    funnel: Funnel
-    frame_size: tuple[int, int]
 
 
 class MaskGenerator:
@@ -62,8 +48,9 @@ class MaskGenerator:
 
         `crops_per_batch` is the number of an image's crops that are encoded together, 1 to 64. It defaults to 1 on a
         CPU, and to 7 on CUDA if the settings have crops. A GPU with enough memory can take all 21 crops of SA-1B's
-        settings. It changes the last bits of the embeddings. Raises ValueError for any other number. On a CPU, the
-        generator starts as many extra threads as torch has.
+        settings. If the settings have no crops, `find_many` encodes that many images together on CUDA. It changes the
+        last bits of the embeddings. Raises ValueError for any other number. On a CPU, the generator starts as many
+        extra threads as torch has.
         """
         self.settings = MaskSettings.sa1b() if settings is None else settings
         if crops_per_batch is None:
@@ -77,6 +64,7 @@ class MaskGenerator:
         self.crops_per_batch = crops_per_batch
         on_cpu = predictor.sam.device.type == "cpu"
         self._on_device = None if on_cpu else DeviceCrops(predictor, self.settings)
+        self._copies = CopyStream(predictor.sam.device)
 
     def generate(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> GeneratedMasks:
         """Return the masks of one image in its frame: `find` followed by `finish`. Raises the errors of `find`."""
@@ -98,22 +86,54 @@ class MaskGenerator:
         Raises ValueError for arrays of another shape or dtype, and for an original under the `official` profile, which
         does not use it.
         """
-        _check_pixels("image", image)
-        if original is not None:
-            _check_pixels("original", original)
-            if self.settings.profile != "sa1b":
-                raise ValueError("the official profile takes no original, because it cuts its crops from the image")
+        check_pair(image, original, self.settings)
+        if self._on_device is not None:
+            (one,) = self._stream([(image, original)], lambda: self._counter(image, report).add)
+            if isinstance(one, Exception):
+                raise one
+            return one
         frame_size = (image.shape[0], image.shape[1])
         settings = self.settings
         parts: list[CandidateMasks] = []
         funnel = Funnel()
         every = generate_crops(frame_size, settings.crop_n_layers, settings.crop_overlap_ratio)
         crops = [crop for crop in every if not crop.is_empty]
-        count = _PointCounter(report, sum(settings.points_of_layer(crop.layer) ** 2 for crop in crops))
-        for found, counts in self._process_crops(crops, image, original, count):
+        count = self._counter(image, report)
+        for crop, embedding in self._embed_crops(crops, image, original):
+            found, counts = self._process_crop(crop, embedding, frame_size, count)
             parts.append(found)
             funnel += counts
         return RawMasks(concatenate(parts), funnel, frame_size)
+
+    @torch.inference_mode()
+    def find_many(
+        self, images: Iterable[ImagePair | None], timeout_s: float | None = None
+    ) -> Iterator[RawMasks | Exception]:
+        """Yield the result of `find` for each (image, original or None), in order, without stopping at failed images.
+
+        For an image that raises, the result is its exception. On an accelerator, an image is copied and encoded while
+        the one before is decoded, with the same bits as alone. None in `images` means that no image is ready yet: with
+        it, the images that were begun are continued instead of waiting for the next one. On an accelerator, an image
+        that isn't finished `timeout_s` seconds after it begins to be copied has a TimeoutError; this is checked after
+        each crop. On a CPU, one image is processed after the other, and it is checked after each chunk of points.
+        """
+        if self._on_device is not None:
+            yield from self._stream(images, lambda: deadline(timeout_s))
+            return
+        for pair in images:
+            if pair is None:
+                continue
+            try:
+                yield self.find(*pair, report=_checking(deadline(timeout_s)))
+            except Exception as error:  # noqa: BLE001 - it is the result of the image
+                yield error
+
+    def _stream(
+        self, images: Iterable[ImagePair | None], progress: Callable[[], Progress]
+    ) -> Iterator[RawMasks | Exception]:
+        assert self._on_device is not None
+        stream = ImageStream(self.predictor, self.settings, self.crops_per_batch, self._on_device, self._copies)
+        return stream.find(images, progress)
 
     def finish(self, found: RawMasks) -> GeneratedMasks:
         """Return the masks for the candidates of `find`, after NMS across crops, cleanup, and run-length encoding.
@@ -140,25 +160,10 @@ class MaskGenerator:
             sizes = [crop.size for crop in batch]
             yield from zip(batch, self.predictor.embed_many(pixels, sizes, self.crops_per_batch), strict=True)
 
-    def _process_crops(
-        self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None, count: "_PointCounter"
-    ) -> Iterator[tuple[CandidateMasks, Funnel]]:
-        """Yield the masks of each crop like `_process_crop`, on an accelerator with the next crop already started."""
-        frame_size = (image.shape[0], image.shape[1])
-        finish: Callable[[], tuple[CandidateMasks, Funnel]] | None = None
-        points = 0
-        for crop, embedding in self._embed_crops(crops, image, original):
-            if self._on_device is None:
-                yield self._process_crop(crop, embedding, frame_size, count)
-                continue
-            finish_last, finish = finish, self._on_device.start(crop, embedding, frame_size)
-            if finish_last is not None:
-                yield finish_last()
-                count.add(points)
-            points = self.settings.points_of_layer(crop.layer) ** 2
-        if finish is not None:
-            yield finish()
-            count.add(points)
+    def _counter(self, image: NDArray[np.uint8], report: Report | None) -> "_PointCounter":
+        settings = self.settings
+        crops = generate_crops((image.shape[0], image.shape[1]), settings.crop_n_layers, settings.crop_overlap_ratio)
+        return _PointCounter(report, sum(settings.points_of_layer(one.layer) ** 2 for one in crops if not one.is_empty))
 
     def _process_crop(
         self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int], count: "_PointCounter | None" = None
@@ -184,6 +189,10 @@ class MaskGenerator:
         device = self.predictor.sam.device
         candidates = suppress_and_draw(upscaling, parts, crop, self.settings.box_nms_thresh, device)
         return candidates, funnel + Funnel(after_nms1=len(candidates))
+
+
+def _checking(check: Progress) -> Report:
+    return lambda points, _: check(points)
 
 
 class _PointCounter:
@@ -271,11 +280,6 @@ def _floats(box: NDArray[np.int64]) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = box.tolist()
     x, y, width, height = xyxy_to_xywh((x0, y0, x1, y1))
     return float(x), float(y), float(width), float(height)
-
-
-def _check_pixels(name: str, pixels: NDArray[np.uint8]) -> None:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise ValueError(f"{name} is {pixels.dtype} {pixels.shape}: expected uint8 (height, width, 3), RGB")
 
 
 class Workers:

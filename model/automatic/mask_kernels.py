@@ -14,12 +14,16 @@ import triton.language as tl
 from torch import Tensor
 
 from segmint.model.automatic.mask_tiles import Strip
-from segmint.model.automatic.taps import Taps, reached
+from segmint.model.automatic.taps import Taps
 from segmint.model.device import launching_on, upload
 
 # Tile of a program in pixels, eight per thread with four warps. The longer side lies along the writes or reductions.
 _SHORT = 8
 _LONG = 128
+
+# Rows of low-resolution logits, and results of tiles, that a program reads at once.
+_LOW_ROWS = 16
+_TILES = 128
 
 # Sizes differ between photographs. By default, Triton would recompile the kernels for multiples of 16 while a
 # photograph waits.
@@ -30,11 +34,24 @@ def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tenso
     """See `mask_tiles.measure`."""
     tiles = triton.cdiv(rows.pixels, _SHORT)
     found = torch.empty((len(low), tiles, 7), dtype=torch.int32, device=low.device)
+    numbers = torch.empty((len(low), 7), dtype=torch.int64, device=low.device)
     if len(low):
-        bounds = reached(low, offset, rows, columns)
-        if wanted is not None:  # an empty box is not computed
-            bounds = bounds * wanted[:, None]
+        bounds = torch.empty((len(low), 4), dtype=torch.int32, device=low.device)
+        wanted = torch.ones(len(low), dtype=torch.bool, device=low.device) if wanted is None else wanted
         with launching_on(low.device):
+            reach_kernel[(len(low),)](
+                low.contiguous(),
+                wanted.view(torch.uint8),
+                columns.starts,
+                rows.starts,
+                columns.stops,
+                rows.stops,
+                bounds,
+                float(offset),
+                SIDE=low.shape[2],
+                ACROSS=triton.next_power_of_2(low.shape[2]),
+                ROWS=_LOW_ROWS,
+            )
             measure_kernel[(len(low), tiles)](
                 low.contiguous(),
                 bounds,
@@ -49,9 +66,8 @@ def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tenso
                 enable_fp_fusion=False,
                 **_sizes(low, rows, columns),
             )
-    counts = found[:, :, :3].sum(dim=1)
-    boxes = torch.cat([found[:, :, 3:5].amin(dim=1), found[:, :, 5:].amax(dim=1)], dim=1)
-    return torch.cat([counts, boxes * (counts[:, 1:2] > 0)], dim=1)
+            total_kernel[(len(low),)](found, numbers, tiles, BLOCK=_TILES)
+    return numbers
 
 
 def draw(flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
@@ -110,6 +126,82 @@ def logits_of_tile(
         weight = tl.load(column_weights + b * width + x, mask=x_inside, other=0.0)
         across += down * weight[None, :]
     return across
+
+
+@triton.jit
+def reach_kernel(
+    low,
+    wanted,
+    column_starts,
+    row_starts,
+    column_stops,
+    row_stops,
+    bounds,
+    offset,
+    SIDE: tl.constexpr,
+    ACROSS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Compute, as program (mask), the bounds of `taps.reached`, or an empty box if the mask is empty or not wanted."""
+    mask = tl.program_id(0).to(tl.int64)
+    x = tl.arange(0, ACROSS)
+    in_columns = tl.zeros((ACROSS,), tl.int32)
+    y0 = tl.zeros((ROWS,), tl.int32) + SIDE
+    y1 = tl.zeros((ROWS,), tl.int32) - 1
+    end = tl.where(tl.load(wanted + mask) > 0, SIDE, 0)
+    for top in range(0, end, ROWS):
+        y = top + tl.arange(0, ROWS)
+        inside = (y < SIDE)[:, None] & (x < SIDE)[None, :]
+        logits = tl.load(low + mask * (SIDE * SIDE) + y[:, None] * SIDE + x[None, :], mask=inside, other=0.0)
+        over = (inside & (logits > -offset)).to(tl.int32)
+        in_columns = tl.maximum(in_columns, tl.max(over, axis=0))
+        in_rows = tl.max(over, axis=1) > 0
+        y0 = tl.minimum(y0, tl.where(in_rows, y, SIDE))
+        y1 = tl.maximum(y1, tl.where(in_rows, y, -1))
+    top, bottom = tl.min(y0, axis=0), tl.max(y1, axis=0)
+    left = tl.min(tl.where(in_columns > 0, x, SIDE), axis=0)
+    right = tl.max(tl.where(in_columns > 0, x, -1), axis=0)
+    some = bottom >= 0
+    bounds += mask * 4
+    tl.store(bounds, tl.load(column_starts + left, mask=some, other=0))
+    tl.store(bounds + 1, tl.load(row_starts + top, mask=some, other=0))
+    tl.store(bounds + 2, tl.load(column_stops + right, mask=some, other=0))
+    tl.store(bounds + 3, tl.load(row_stops + bottom, mask=some, other=0))
+
+
+@triton.jit(do_not_specialize=["tiles"])
+def total_kernel(found, numbers, tiles, BLOCK: tl.constexpr):
+    """Combine, as program (mask), the numbers of its tiles; the box of an empty mask is all zeros."""
+    mask = tl.program_id(0).to(tl.int64)
+    found += mask * tiles * 7
+    numbers += mask * 7
+    inner = tl.zeros((BLOCK,), tl.int32)
+    area = tl.zeros((BLOCK,), tl.int32)
+    outer = tl.zeros((BLOCK,), tl.int32)
+    x0 = tl.zeros((BLOCK,), tl.int32) + 0x7FFFFFFF
+    y0 = tl.zeros((BLOCK,), tl.int32) + 0x7FFFFFFF
+    x1 = tl.zeros((BLOCK,), tl.int32) - 1
+    y1 = tl.zeros((BLOCK,), tl.int32) - 1
+    for first in range(0, tiles, BLOCK):
+        tile = first + tl.arange(0, BLOCK)
+        inside = tile < tiles
+        place = found + tile * 7
+        inner += tl.load(place, mask=inside, other=0)
+        area += tl.load(place + 1, mask=inside, other=0)
+        outer += tl.load(place + 2, mask=inside, other=0)
+        x0 = tl.minimum(x0, tl.load(place + 3, mask=inside, other=0x7FFFFFFF))
+        y0 = tl.minimum(y0, tl.load(place + 4, mask=inside, other=0x7FFFFFFF))
+        x1 = tl.maximum(x1, tl.load(place + 5, mask=inside, other=-1))
+        y1 = tl.maximum(y1, tl.load(place + 6, mask=inside, other=-1))
+    total = tl.sum(area, axis=0)
+    some = (total > 0).to(tl.int64)
+    tl.store(numbers, tl.sum(inner, axis=0).to(tl.int64))
+    tl.store(numbers + 1, total.to(tl.int64))
+    tl.store(numbers + 2, tl.sum(outer, axis=0).to(tl.int64))
+    tl.store(numbers + 3, tl.min(x0, axis=0).to(tl.int64) * some)
+    tl.store(numbers + 4, tl.min(y0, axis=0).to(tl.int64) * some)
+    tl.store(numbers + 5, tl.max(x1, axis=0).to(tl.int64) * some)
+    tl.store(numbers + 6, tl.max(y1, axis=0).to(tl.int64) * some)
 
 
 @triton.jit(do_not_specialize=_SIZES)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.model.automatic.candidates import CandidateMasks
+from segmint.model.automatic.candidates import CandidateMasks, MaskPatch
 from segmint.model.automatic.crops import Crop
 from segmint.model.automatic.filters import inside_crop, over_iou, under_max_area
 from segmint.model.automatic.nms import nms
@@ -128,21 +128,38 @@ def suppress_and_draw(
     threshold: float,
     device: torch.device,
 ) -> CandidateMasks:
-    """Apply NMS within a crop, then draw the remaining masks by descending predicted IoU.
+    """Apply `suppress`, then draw the remaining masks; suppressed masks are never drawn."""
+    kept = suppress(parts, threshold, device)
+    return to_candidates(kept, upscaling.draw(kept.sketches), crop)
 
-    NMS only needs boxes and scores, so suppressed masks are never drawn. `parts` are the crop's chunks in order, and
-    `threshold` applies to box IoU. If `device` is an accelerator, NMS runs there.
+
+def suppress(
+    parts: Sequence[MeasuredMasks[Sketch]], threshold: float, device: torch.device | None
+) -> MeasuredMasks[Sketch]:
+    """Apply NMS within a crop, which only needs boxes and scores; the result is sorted by descending predicted IoU.
+
+    `parts` are the crop's chunks in order, and `threshold` applies to box IoU. `device` is that of `nms`.
     """
     boxes = np.concatenate([np.zeros((0, 4), np.int64), *(part.boxes for part in parts)])
     predicted_iou = np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)])
     sketches = [sketch for part in parts for sketch in part.sketches]
     keep = nms(boxes, predicted_iou, threshold, device)
-    patches = upscaling.draw([sketches[index] for index in keep])
-    return CandidateMasks(
+    return MeasuredMasks(
         predicted_iou[keep],
         np.concatenate([np.zeros(0, np.float32), *(part.stability for part in parts)])[keep],
         np.concatenate([np.zeros((0, 2)), *(part.points for part in parts)])[keep],
         boxes[keep],
-        np.repeat(np.array([crop.box]), len(keep), axis=0),
+        tuple(sketches[index] for index in keep),
+    )
+
+
+def to_candidates(masks: MeasuredMasks[Sketch], patches: Sequence[MaskPatch], crop: Crop) -> CandidateMasks:
+    """Return the masks of a crop with their drawn patches, whose coordinates are pixels of the crop."""
+    return CandidateMasks(
+        masks.predicted_iou,
+        masks.stability,
+        masks.points,
+        masks.boxes,
+        np.repeat(np.array([crop.box]), len(patches), axis=0),
         tuple(patch.moved(crop.box[:2]) for patch in patches),
     )

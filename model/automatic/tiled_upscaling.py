@@ -9,7 +9,7 @@
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from segmint.model.automatic.filters import stable_of_counts
 from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.taps import Taps, taps_of
 from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks, Upscaling
-from segmint.model.device import HostTransfer, first_line
+from segmint.model.device import HostTransfer, first_line, run_to_end
 from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.predictor import Embedding, Predictor
 
@@ -90,21 +90,30 @@ class TiledUpscaling:
 
     def draw(self, sketches: Sequence[MaskOutline]) -> list[MaskPatch]:
         """See `Upscaling`."""
+        return run_to_end(self.draw_in_steps(sketches))
+
+    def draw_in_steps(self, sketches: Sequence[MaskOutline]) -> Generator[None, None, list[MaskPatch]]:
+        """Return the patches of `draw`, with a pause between starting work on the device and waiting for it.
+
+        There is a second pause if masks have more runs than expected.
+        """
         groups = list(strips_of([sketch.box for sketch in sketches]))
-        rooms = [_room(strips) for _, strips in groups]
-        drawn = [
-            self._runs_of(sketches, first, strips, room) for (first, strips), room in zip(groups, rooms, strict=True)
-        ]
+        counts: dict[int, int] = {}
+        drawn: dict[int, NDArray[np.int32]] = {}
+        while missing := [group for group in range(len(groups)) if group not in drawn]:
+            # A group with more runs than reserved is drawn again with enough room.
+            rooms = [counts.get(group, _room(groups[group][1])) for group in missing]
+            flats = [self._runs_of(sketches, *groups[group], room) for group, room in zip(missing, rooms, strict=True)]
+            fetched = HostTransfer(torch.cat(flats))
+            yield
+            answers = np.split(fetched.numpy(), np.cumsum([1 + room for room in rooms])[:-1])
+            for group, room, answer in zip(missing, rooms, answers, strict=True):
+                counts[group] = int(answer[0])
+                if counts[group] <= room:
+                    drawn[group] = answer[1 : 1 + counts[group]]
         found: list[list[NDArray[np.int64]]] = [[] for _ in sketches]
-        start = 0
-        answer = HostTransfer(torch.cat(drawn)).numpy() if drawn else None
-        for (first, strips), room in zip(groups, rooms, strict=True):
-            assert answer is not None
-            count, places = int(answer[start]), answer[start + 1 : start + 1 + room]
-            start += 1 + room
-            if count > room:  # there are more runs than reserved, so draw the group again with enough room
-                places = HostTransfer(self._runs_of(sketches, first, strips, count)).numpy()[1:]
-            places = places[:count].astype(np.int64)
+        for group, (first, strips) in enumerate(groups):
+            places = drawn[group].astype(np.int64)
             cuts = np.searchsorted(places, [strip.start for strip in strips[1:]])
             for strip, runs in zip(strips, np.split(places, cuts), strict=True):
                 mask = first + strip.mask

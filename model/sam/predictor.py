@@ -66,13 +66,15 @@ class Predictor:
     Cast, move, and load the model first, because later changes do not reach what the predictor has precomputed.
     `compile_encoder` compiles the image encoder with `torch.compile` in that mode, on first use for each batch size.
     This takes minutes, which pay off on a GPU, and changes the last bits. If compilation fails, a RuntimeWarning is
-    issued and the encoder runs eagerly; with `must_compile`, a `CompilationError` is raised.
+    issued and the encoder runs eagerly; with `must_compile`, a `CompilationError` is raised. The same applies to CUDA
+    graphs of the decoder, with a `CaptureError`.
 
     `kernels` are the CPU kernels to use. By default, these are the ones for this CPU, if the library is there and the
     model is on a CPU. With None, torch computes everything.
 
     Attributes:
         kernels: those used, or None.
+        must_compile: see above.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Predictor:
         kernels: Kernels | Literal["auto"] | None = "auto",
     ) -> None:
         self.sam = sam
+        self.must_compile = must_compile
         if kernels == "auto":
             kernels = usable_kernels(sam.draws_in_bf16) if sam.device.type == "cpu" else None
         self.kernels = kernels
@@ -152,7 +155,12 @@ class Predictor:
 
         On a CPU, they share the array's memory. Raises ValueError like `embed`.
         """
-        return upload(_checked_image(image), self.sam.device)
+        return upload(self.checked(image), self.sam.device)
+
+    @staticmethod
+    def checked(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        """Return an image as a tensor where it is, sharing its memory. Raises ValueError like `embed`."""
+        return _checked_image(image)
 
     def predict(
         self,

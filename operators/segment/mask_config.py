@@ -149,6 +149,8 @@ class ModelConfig(BaseModel):
     kernels: Literal["auto", "torch", "lanes16-1"] = "auto"
     """Kernels that compute on a CPU where they apply: segmint's own, lanes16-1, or torch's for everything. auto:
     lanes16-1 if the machine that begins the dataset and the nodes of its cluster have the library of CPU kernels."""
+    images_per_batch: int = Field(default=1, ge=1, le=64)
+    """Images that a GPU encodes together if masks.crop_n_layers is 0; an incomplete batch is padded."""
     threads: AutoOrCount = "auto"
     """torch's threads in one segment actor. auto, on the machine that begins the dataset: each actor's share from
     `pipeline/building/dataset/cpu_actors.py`; all its physical cores for a cluster's CPUs; 1 for a GPU."""

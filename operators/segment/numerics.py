@@ -44,7 +44,7 @@ class Numerics:
     precision: Precision
     encoder: Literal["eager", "compiled"]  # mode of the image encoder; compiled: by `torch.compile`
     points_per_chunk: int  # prompts that the decoder takes together; the last chunk is padded
-    crops_per_batch: int  # crops of an image that are encoded together; the last batch is padded
+    crops_per_batch: int  # crops, or images without crops, that are encoded together; the last batch is padded
     threads: int  # torch's threads in one segment actor
     weights_sha256: str
     segmint: str  # the last version that changed a bit
@@ -64,7 +64,7 @@ class Numerics:
     kernels: str = field(default="", kw_only=True)  # on a CPU: lanes16-1, lanes16-1+dot, or torch; not with a GPU
     cuda: str = field(default="", kw_only=True)  # this and the next four only on a GPU
     cudnn: str = field(default="", kw_only=True)
-    triton: str = field(default="", kw_only=True)  # "none" if not installed
+    triton: str = field(default="", kw_only=True)  # "none" if not installed; also says if FP fusion is off
     attention: str = field(default="", kw_only=True)  # the encoder's: triton, flash, or efficient
     chunks: str = field(default="", kw_only=True)  # chunk sizes; points go into the smallest that fits
     detectors: str = field(default="", kw_only=True)  # GPU of the face and plate detectors; not with a CPU
@@ -121,7 +121,8 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     """Return the numerics that a dataset is begun with, with `auto` resolved for the device.
 
     `compute` contains the resolved device, precision, and threads of `model`. Raises `UsageError` if a chunk has more
-    points than the device can take, if the kernels asked for are not there, or for bf16 on a CPU without kernels.
+    points than the device can take, if the kernels asked for are not there, for bf16 on a CPU without kernels, or for
+    several images per batch on a CPU or with crops.
     """
     from segmint.model.sam.batch_encoder import CUDA_BATCH
 
@@ -130,7 +131,12 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
         chunk = masks.settings().chunk_on(compute.kind)
     except ValueError as error:
         raise UsageError(f"{error} on a GPU") from error
-    crops = CUDA_BATCH if on_gpu and masks.crop_n_layers > 0 else 1
+    if model.images_per_batch > 1 and not (on_gpu and masks.crop_n_layers == 0):
+        raise UsageError(
+            f"model.images_per_batch is {model.images_per_batch}, which needs a GPU and masks.crop_n_layers: 0. Set "
+            "model.images_per_batch: 1"
+        )
+    crops = CUDA_BATCH if on_gpu and masks.crop_n_layers > 0 else model.images_per_batch
     encoder = model.encoder
     if encoder == "auto":
         encoder = "compiled" if on_gpu and find_spec("triton") is not None else "eager"
@@ -215,8 +221,17 @@ def _of_gpu(compute: Compute, points_per_chunk: int) -> dict[str, Any]:
     return {
         "cuda": str(torch.version.cuda),
         "cudnn": str(cudnn.version()),
-        "triton": "none" if find_spec("triton") is None else str(import_module("triton").__version__),
+        "triton": _triton(),
         "attention": attention_kernels(torch.bfloat16 if compute.precision == "bf16" else torch.float32),
         "chunks": f"{small_chunk(points_per_chunk)} {points_per_chunk}",
         "unrecorded": CPU_ONLY | DETECTORS_ONLY,
     }
+
+
+def _triton() -> str:
+    """Return Triton's version, and a note if `TRITON_DEFAULT_FP_FUSION` or another variable switches off FP fusion."""
+    if find_spec("triton") is None:
+        return "none"
+    found, knobs = str(import_module("triton").__version__), import_module("triton").knobs.language
+    fuses = knobs.default_fp_fusion and not getattr(knobs, "force_disable_fp_fusion", False)
+    return found if fuses else f"{found} without FP fusion"

@@ -4,9 +4,11 @@ The device always has its next item while others are decoded and finished. The n
 is bounded, and so is their memory.
 """
 
+import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -35,15 +37,16 @@ class HostThreads:
             raise ValueError(f"{self}: expected at least one decoder and one finisher, or neither")
 
     @classmethod
-    def of(cls, device: str, num_cpus: float = 2) -> "HostThreads":
+    def of(cls, device: str, num_cpus: float = 2, images_per_batch: int = 1) -> "HostThreads":
         """Return the threads for a device: none on a CPU, which is busy anyway; two pools of `num_cpus` on a GPU.
 
-        Each pool has at least two threads, because decoding an image may take longer than the device needs for it.
+        Each pool has at least two threads, because decoding an image may take longer than the device needs for it. A
+        batch of images fits between the stages.
         """
         if not device.startswith("cuda"):
             return cls()
         threads = max(2, int(num_cpus))
-        return cls(threads, threads, WAITING)
+        return cls(threads, threads, max(WAITING, images_per_batch))
 
     @property
     def items(self) -> int:
@@ -78,7 +81,8 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
     """Pipeline of items through `decode(item)`, `compute(item, decoded)`, and `finish(item, computed)`.
 
     One thread makes all calls of `compute`, in the order in which items are decoded. Any number of threads may submit
-    items.
+    items. If there are threads, `compute_many`, if given, replaces `compute`: it maps a stream of items with their
+    decoded values, in which None means that no item is ready yet, to values or exceptions in the same order.
     """
 
     def __init__(
@@ -87,7 +91,11 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         compute: Callable[[Item, Decoded], Computed],
         finish: Callable[[Item, Computed], Result],
         threads: HostThreads,
+        compute_many: Callable[[Iterator[tuple[Item, Decoded] | None]], Iterator[Computed | BaseException]]
+        | None = None,
     ) -> None:
+        self._compute_many = compute_many if threads.decoders else None
+        self._decoded: queue.SimpleQueue[tuple[Item, Decoded, Future[Result]]] = queue.SimpleQueue()
         self._functions = decode, compute, finish
         self._decoders = _pool(threads.decoders, "segmint-decode-image")
         self._device = _pool(min(1, threads.decoders), "segmint-device")
@@ -151,7 +159,50 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
             result.set_exception(error)
             return
         self._add("decode", time.monotonic() - started)
-        self._device.submit(self._compute, item, decoded, result)
+        if self._compute_many is None:
+            self._device.submit(self._compute, item, decoded, result)
+        else:
+            self._decoded.put((item, decoded, result))
+            self._device.submit(self._compute_stream, self._compute_many)
+
+    def _compute_stream(
+        self, compute_many: Callable[[Iterator[tuple[Item, Decoded] | None]], Iterator[Computed | BaseException]]
+    ) -> None:
+        """Compute decoded items until none is left; another call may have computed those that this one is for."""
+        begun: deque[tuple[Item, Future[Result]]] = deque()
+
+        def stream() -> Iterator[tuple[Item, Decoded] | None]:
+            while begun or not self._decoded.empty():
+                try:
+                    item, decoded, result = self._decoded.get_nowait()
+                except queue.Empty:
+                    yield None
+                    continue
+                self._room_before.release()
+                begun.append((item, result))
+                yield item, decoded
+
+        if self._decoded.empty():
+            return
+        started = time.monotonic()
+        if self._computed_at is not None:
+            self._add("idle", started - self._computed_at)
+        try:
+            for computed in compute_many(stream()):
+                item, result = begun.popleft()
+                if isinstance(computed, BaseException):
+                    result.set_exception(computed)
+                    continue
+                done = time.monotonic()
+                self._add("compute", done - started)
+                self._room_after.acquire()
+                started = time.monotonic()
+                self._add("blocked", started - done)
+                self._finishers.submit(self._finish, item, computed, result)
+        except BaseException as error:  # noqa: BLE001 - it is the result of all items in progress
+            for _, result in begun:
+                result.set_exception(error)
+        self._computed_at = time.monotonic()
 
     def _compute(self, item: Item, decoded: Decoded, result: "Future[Result]") -> None:
         self._room_before.release()

@@ -4,9 +4,10 @@ import functools
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -90,9 +91,10 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     Raises `MixedNumericsError` if this process cannot produce the bits that the dataset was begun with.
     """
     from segmint.model.automatic.generator import MaskGenerator
+    from segmint.model.device import CaptureError
     from segmint.model.sam.batch_encoder import CompilationError
     from segmint.model.sam.predictor import Predictor
-    from segmint.operators.segment.models import load_model
+    from segmint.operators.segment.models import compiler_cache, first_alone, load_model
 
     weights = _weights(settings)
     check_numerics(settings)
@@ -111,14 +113,20 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     if compiled or numerics.device == "cuda":
         nothing = np.zeros((64, 64, 3), np.uint8)
         try:
-            if numerics.device == "cuda":
-                generator.find(nothing)
-            else:
-                predictor.embed_many([nothing], batch_size=numerics.crops_per_batch)
+            with first_alone(compiler_cache(), numerics.fingerprint) if compiled else nullcontext():
+                if numerics.device == "cuda":
+                    generator.find(nothing)
+                else:
+                    predictor.embed_many([nothing], batch_size=numerics.crops_per_batch)
         except CompilationError as error:
             raise MixedNumericsError(
                 f"the dataset was created with model.encoder compiled, but {error} here. Fix this machine's compiler, "
                 "build another dataset with model.encoder: eager, or set allow_mixed_numerics: true."
+            ) from error
+        except CaptureError as error:
+            raise MixedNumericsError(
+                f"this GPU decodes points in CUDA graphs, but segmint {error}. Fix this machine's driver, or set "
+                "allow_mixed_numerics: true to decode more slowly."
             ) from error
     return generator
 
@@ -165,6 +173,13 @@ def find_frugally(generator: "MaskGenerator", image: Pixels, original: Pixels | 
     return generator.find(image, original)
 
 
+def pinned(pixels: Pixels) -> Pixels:
+    """Return pixels in pinned memory, from which a GPU copies them beside its kernels."""
+    import torch
+
+    return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).pin_memory().numpy()
+
+
 def check_count(masks: int) -> None:
     """Raise `RejectedError` if an image has more masks than there are ids for."""
     if masks > MASKS_PER_IMAGE_LIMIT:
@@ -175,8 +190,9 @@ def check_count(masks: int) -> None:
 class Segment:
     """Ray Data actor that maps a table of prepared rows to the same rows with masks.
 
-    On a GPU, threads decode images, one thread owns the device, and threads finish masks, so the device need not wait
-    for the host; up to `HostThreads.calls` calls may overlap. On a CPU, the caller's thread does everything.
+    On a GPU, threads decode images, one thread owns the device, and threads finish masks. The device starts with the
+    next image before it ends one, so it need not wait for the host; up to `HostThreads.calls` calls may overlap. On a
+    CPU, the caller's thread does everything.
     `report_peak`, if given, is called with the measured peak of the actor's device in FLOP/s, before the first image.
     With a `ledger`, each row is recorded before it is processed. This process then ends if an image takes over
     `timeout_s` seconds to decode, compute, or finish, if memory runs out, or if the GPU breaks, because it is unfit for
@@ -191,7 +207,7 @@ class Segment:
         timeout_s: float | None = None,
         threads: HostThreads | None = None,
     ) -> None:
-        self._set_up(settings.numerics.device, ledger, timeout_s, threads)
+        self._set_up(settings.numerics.device, ledger, timeout_s, threads, self._find_many_watched)
         self._artifacts = settings.artifacts
         # In the thread that uses the model, because compiled code and captured graphs belong to their thread.
         self.generator = self._stages.on_device(functools.partial(load_generator, settings))
@@ -199,7 +215,12 @@ class Segment:
             report_peak(self._stages.on_device(functools.partial(measure_peak, settings.numerics.compute)))
 
     def _set_up(
-        self, device: str, ledger: "RowLedger | None", timeout_s: float | None, threads: HostThreads | None
+        self,
+        device: str,
+        ledger: "RowLedger | None",
+        timeout_s: float | None,
+        threads: HostThreads | None,
+        find_many: "Callable[[Iterator[_Decoded | None]], Iterator[RawMasks | BaseException]] | None" = None,
     ) -> None:
         self._device = device
         self._ledger = ledger
@@ -211,7 +232,9 @@ class Segment:
         self._together = threads.together
         if threads.decoders:
             sys.setswitchinterval(SWITCH_INTERVAL_S)
-        self._stages = OverlappedStages(self._decode_watched, self._find_watched, self._finish_watched, threads)
+        self._stages = OverlappedStages(
+            self._decode_watched, self._find_watched, self._finish_watched, threads, find_many
+        )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Segment each live row; pass the others through."""
@@ -246,7 +269,10 @@ class Segment:
         return asdict(self._stages.seconds())
 
     def _decode(self, row: Row) -> tuple[Pixels, Pixels | None]:
-        return decode_row(row)
+        image, original = decode_row(row)
+        if self._device != "cuda":
+            return image, original
+        return pinned(image), None if original is None else pinned(original)
 
     def _find(self, images: tuple[Pixels, Pixels | None]) -> "RawMasks":
         return find_frugally(self.generator, *images)
@@ -263,6 +289,35 @@ class Segment:
     def _find_watched(self, task: "_SegmentTask", images: tuple[Pixels, Pixels | None]) -> "RawMasks":
         with self._watched(task, owns_device=True):
             return self._find(images)
+
+    def _find_many_watched(self, stream: "Iterator[_Decoded | None]") -> "Iterator[RawMasks | BaseException]":
+        """Find the masks of a stream of images, with a deadline for each from its start to its result."""
+        import torch
+
+        begun: deque[tuple[_SegmentTask, tuple[Pixels, Pixels | None], ExitStack]] = deque()
+
+        def images() -> Iterator[tuple[Pixels, Pixels | None] | None]:
+            for decoded in stream:
+                if decoded is not None:
+                    running = ExitStack()
+                    running.enter_context(self._deadline.running())
+                    begun.append((*decoded, running))
+                yield None if decoded is None else decoded[1]
+
+        for found in self.generator.find_many(images()):
+            task, pixels, running = begun.popleft()
+            running.close()
+            result: RawMasks | BaseException = found
+            try:
+                with self._watched(task, owns_device=True):
+                    if isinstance(found, torch.OutOfMemoryError):
+                        torch.cuda.empty_cache()
+                        result = self._find(pixels)
+                    elif isinstance(found, Exception):
+                        raise found
+            except BaseException as error:  # noqa: BLE001 - it is the result of the row
+                result = error
+            yield result
 
     def _finish_watched(self, task: "_SegmentTask", found: "RawMasks") -> Row:
         with self._watched(task):
@@ -296,6 +351,9 @@ class Segment:
             entry.excuse(ordinal, f"the GPU failed, and its worker was ended: {failure}")
         finally:
             os._exit(1)
+
+
+_Decoded = tuple["_SegmentTask", tuple[Pixels, Pixels | None]]
 
 
 class _SegmentTask(NamedTuple):

@@ -7,7 +7,7 @@ There are three kinds of keys:
   `deidentify` except its device, `release`, `masks` with the profile's defaults filled in, `model.weights`.
 - *numerics*: determines the last bits of masks and scores. Resolved at the first start and pinned with the
   identity. `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`, `model.kernels`,
-  `model.threads`, `deidentify.device`.
+  `model.images_per_batch`, `model.threads`, `deidentify.device`.
 - *runtime*: may differ in every run. `catalog` (its contents are pinned by hash), `output`, `assets`, `curate`
   (used before a build), `resources`, `storage`, `license.policy_date` (pinned at the first start),
   `ingest.timeout_s`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`,

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from segmint.model.device import CapturedGraph, PerThread
+from segmint.model.device import CapturedGraph, CaptureError, PerThread
 from tests.support.pretended_cuda import PretendedCuda
 
 
@@ -34,6 +34,14 @@ def test_a_function_that_waits_cannot_be_captured_and_is_called_instead() -> Non
         assert not positive.is_graph
         held[1] = -1
         assert positive().tolist() == [3, 3]
+
+
+def test_a_function_that_must_be_captured_and_cannot_be_is_an_error() -> None:
+    with PretendedCuda(), torch.inference_mode():
+        held = torch.ones(3, device="cuda")
+        with pytest.raises(CaptureError, match=r"couldn't capture a CUDA graph \(CUDA error: operation not permitted"):
+            CapturedGraph(lambda: held[held > 0] * 3, held.device, must_capture=True)
+        assert CapturedGraph(lambda: held * 3, held.device, must_capture=True).is_graph
 
 
 def test_on_a_cpu_the_function_is_called() -> None:

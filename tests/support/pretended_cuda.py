@@ -84,6 +84,9 @@ class OnCuda(Tensor):
         """The numbers, copied to the host."""
         return self.cpu().tolist()
 
+    def record_stream(self, _: Any) -> None:
+        """Memory is never reused while it is referred to."""
+
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
@@ -102,6 +105,10 @@ class PretendedCuda(TorchDispatchMode):
         self.graph_kernels: Counter[str] = Counter()
         self.traffic: Counter[str] = Counter()
         self.traffic_by_line: Counter[str] = Counter()
+        # What happens in order, each with the number of launches before it: copies to the device (bytes, stream), waits
+        # for an event, with the place at which it was recorded, and what a test notes.
+        self.events: list[tuple[Any, ...]] = []
+        self.stream: Any = None
         self._pinned: set[int] = set()
         self._kept: list[Tensor] = []  # pinned memory, whose addresses must not return
         self._undelivered: list[tuple[Tensor, Tensor]] = []
@@ -118,7 +125,7 @@ class PretendedCuda(TorchDispatchMode):
             "CUDAGraph": lambda *_, **__: PretendedGraph(self),
             "graph": self._capture,
             "Stream": _Anything,
-            "stream": lambda _: contextlib.nullcontext(),
+            "stream": self._on_stream,
             "current_stream": lambda *_: _Anything(),
             "Event": lambda *_, **__: _Event(self),
             "device": lambda _: contextlib.nullcontext(),
@@ -162,9 +169,22 @@ class PretendedCuda(TorchDispatchMode):
         for counts in (self.launches, self.syncs, self.graph_kernels, self.traffic, self.traffic_by_line):
             counts.clear()
 
-    def wait(self) -> None:
-        """What the host does when it waits for the device."""
+    def note(self, *event: Any) -> None:
+        """Add to the events, after all launches so far."""
+        self.events.append((*event, len(self.events)))
+
+    @contextlib.contextmanager
+    def _on_stream(self, stream: Any) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    def wait(self, recorded: int | None = None) -> None:
+        """What the host does when it waits for the device: for all of its work, or that before an event."""
         self._forbid_in_graph("a wait")
+        self.note("wait", len(self.events) if recorded is None else recorded)
         self.syncs[_line()] += 1
         self._deliver()
 
@@ -267,8 +287,10 @@ class PretendedCuda(TorchDispatchMode):
 
     def _upload(self, source: Tensor, blocking: bool) -> None:
         self.launches[_line()] += 1
+        self.note("upload", source.nbytes, self.stream)
         if blocking or not self._is_pinned(source):
             self.syncs[_line()] += 1
+            self.note("wait", len(self.events))
 
     def _pinning(self, name: str, tensor: Tensor) -> Any:
         if name == "is_pinned":
@@ -354,17 +376,22 @@ class _Anything:
     def wait_stream(self, _: Any) -> None:
         """Wait for nothing: operations are done one after another."""
 
+    def wait_event(self, _: Any) -> None:
+        """Wait for nothing."""
+
 
 class _Event:
     def __init__(self, device: PretendedCuda) -> None:
         self._device = device
+        self._recorded = 0
 
     def record(self, *_: Any) -> None:
         """Mark a place in the stream."""
+        self._recorded = len(self._device.events)
 
     def synchronize(self) -> None:
         """Make the host wait."""
-        self._device.wait()
+        self._device.wait(self._recorded)
 
 
 _plain_attention = F.scaled_dot_product_attention
@@ -464,7 +491,7 @@ def counted(device: PretendedCuda) -> str:
 def pretended_mask_kernels(device: PretendedCuda) -> Iterator[None]:
     """Have the Triton kernels of `mask_kernels` computed by `mask_tiles`, each as one launch."""
     from segmint.model.automatic import mask_kernels, mask_tiles
-    from segmint.model.automatic.taps import Taps
+    from segmint.model.automatic.taps import Taps, reached
 
     def taps(first: OnCuda, weights: OnCuda) -> Taps:
         return Taps(first.inner, weights.inner, first.inner, first.inner)
@@ -480,6 +507,15 @@ def pretended_mask_kernels(device: PretendedCuda) -> Iterator[None]:
         found.inner[:] = nothing
         found.inner[:, -1] = torch.where(numbers[:, 1:2] > 0, numbers, nothing)
         found.inner[:, -1, :3] = numbers[:, :3]
+
+    def bounded(low: Any, wanted: Any, x0: Any, y0: Any, x1: Any, y1: Any, bounds: Any, offset: float) -> None:
+        columns, rows = (Taps(one.inner, one.inner, one.inner, other.inner) for one, other in ((x0, x1), (y0, y1)))
+        bounds.inner[:] = reached(low.inner, offset, rows, columns) * (wanted.inner > 0)[:, None]
+
+    def totaled(found: Any, numbers: Any, _: int) -> None:
+        counts = found.inner[:, :, :3].sum(dim=1)
+        boxes = torch.cat([found.inner[:, :, 3:5].amin(dim=1), found.inner[:, :, 5:].amax(dim=1)], dim=1)
+        numbers.inner[:] = torch.cat([counts, boxes * (counts[:, 1:2] > 0)], dim=1)
 
     def drawn(low: Any, strips: Any, y: Any, down: Any, x: Any, across: Any, flat: Any, *_: int) -> None:
         table = [mask_tiles.Strip(*strip) for strip in strips.inner.tolist()]
@@ -507,5 +543,7 @@ def pretended_mask_kernels(device: PretendedCuda) -> Iterator[None]:
     with (
         mock.patch.object(mask_kernels, "measure_kernel", LaunchedKernel(measured)),
         mock.patch.object(mask_kernels, "draw_kernel", LaunchedKernel(drawn)),
+        mock.patch.object(mask_kernels, "reach_kernel", LaunchedKernel(bounded)),
+        mock.patch.object(mask_kernels, "total_kernel", LaunchedKernel(totaled)),
     ):
         yield

@@ -1,13 +1,14 @@
 """Mask generation of whole crops on an accelerator, in which the host waits once for numbers and once for runs.
 
-1. *Start.* Points are uploaded, and chunks are decoded, drawn, and measured. The copy of seven counts and coordinates
-   per mask, its predicted IoU, and its `wanted` flag to the host starts. Nothing here waits.
-2. *Finish.* The host filters and applies NMS. Then the remaining masks are drawn as runs, which the host waits for.
+1. Points are uploaded, and chunks are decoded, drawn, and measured. The copy of seven counts and coordinates per mask,
+   its predicted IoU, and its `wanted` flag to the host starts.
+2. The host waits for these, filters, and applies NMS. Then the device starts to draw the remaining masks as runs.
+3. The host waits for the runs.
 
-Callers start the next crop before they finish this one, so the device has work while the host waits.
+Callers start another crop between two steps (`stream.py`), so the device has work while the host waits.
 """
 
-from collections.abc import Callable
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from segmint.model.automatic.crops import Crop, crop_points
 from segmint.model.automatic.filters import over_iou
 from segmint.model.automatic.on_device import decoder
 from segmint.model.automatic.on_device.decoder import DecodePlan, DrawArguments
-from segmint.model.automatic.proposals import filtered, suppress_and_draw
+from segmint.model.automatic.proposals import filtered, suppress, to_candidates
 from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings, small_chunk
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling, stable_outlines
@@ -96,13 +97,14 @@ class DeviceCrops:
         self._settings = settings
         self._graphs: PerThread[_Graphs] = PerThread()
 
-    def start(
+    def find(
         self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]
-    ) -> Callable[[], tuple[CandidateMasks, Funnel]]:
-        """Start to find the masks of one crop's grid.
+    ) -> Generator[None, None, tuple[CandidateMasks, Funnel]]:
+        """Find the masks of one crop's grid, in steps that must be run by the same thread.
 
-        Returns a function that waits for them and must be called in the same thread. It returns the masks after NMS
-        within the crop, best first, and the counts so far. `frame_size` is (height, width).
+        Each step but the first one begins with a wait for the step before, and each but the last one ends with work for
+        the device. Returns the masks after NMS within the crop, best first, and the counts so far. `frame_size` is
+        (height, width).
         """
         settings, device = self._settings, self._predictor.sam.device
         points = crop_points(crop, settings.points_of_layer(crop.layer))
@@ -110,21 +112,24 @@ class DeviceCrops:
         chunks = self.start_chunks(embedding, points)
         numbers = [measure_chunk(upscaling, chunk, settings.stability_score_offset) for chunk in chunks]
         fetched = HostTransfer(torch.cat(numbers))
+        yield
+        found = fetched.numpy()
+        wanted = np.flatnonzero(found[:, 8])
+        predicted_iou = found[wanted, 7].astype(np.int32).view(np.float32)
+        every = [one for chunk in chunks for one in chunk.logits.flatten(0, 1).unbind()]
+        stable = stable_outlines(found[wanted, :7], [every[mask] for mask in wanted], settings.stability_score_thresh)
+        measured, counts = filtered(stable, predicted_iou, points[wanted // 3], crop, frame_size, settings)
+        kept = suppress([measured], settings.box_nms_thresh, device)
+        del chunks, every, stable, measured  # chunks without a mask to draw need no memory from here on
+        candidates = to_candidates(kept, (yield from upscaling.draw_in_steps(kept.sketches)), crop)
+        decoded = Funnel(predicted=3 * len(points), over_iou=len(wanted))
+        return candidates, decoded + counts + Funnel(after_nms1=len(candidates))
 
-        def finish() -> tuple[CandidateMasks, Funnel]:
-            found = fetched.numpy()
-            wanted = np.flatnonzero(found[:, 8])
-            predicted_iou = found[wanted, 7].astype(np.int32).view(np.float32)
-            every = [one for chunk in chunks for one in chunk.logits.flatten(0, 1).unbind()]
-            stable = stable_outlines(
-                found[wanted, :7], [every[mask] for mask in wanted], settings.stability_score_thresh
-            )
-            measured, counts = filtered(stable, predicted_iou, points[wanted // 3], crop, frame_size, settings)
-            candidates = suppress_and_draw(upscaling, [measured], crop, settings.box_nms_thresh, device)
-            decoded = Funnel(predicted=3 * len(points), over_iou=len(wanted))
-            return candidates, decoded + counts + Funnel(after_nms1=len(candidates))
-
-        return finish
+    def find_bytes(self, crop: Crop) -> int:
+        """Return the bytes of the masks that `find` keeps on the device for a crop: float32 logits of all points."""
+        points = self._settings.points_of_layer(crop.layer) ** 2
+        sizes = chunk_sizes(points, self._settings.chunk_on(self._predictor.sam.device.type))
+        return sum(sizes) * 3 * self._predictor.sam.geometry.low_res_size**2 * 4
 
     def start_chunks(self, embedding: Embedding, points: NDArray[np.float64]) -> list[ChunkMasks]:
         """Decode points (P, 2), x, y in pixels of the crop, in chunks whose masks later replays do not overwrite."""
@@ -165,7 +170,10 @@ class _Graphs:
         self._sam = predictor.sam
         self._threshold = threshold
         self._features = features.clone()
-        self._plan = CapturedGraph(lambda: plan_image(self._sam, self._features), features.device)
+        self._must_capture = predictor.must_compile
+        self._plan = CapturedGraph(
+            lambda: plan_image(self._sam, self._features), features.device, must_capture=self._must_capture
+        )
         self._planned = self._plan()
         self._chunks: dict[int, tuple[Tensor, CapturedGraph[DecodedChunk]]] = {}
 
@@ -180,7 +188,9 @@ class _Graphs:
             held = points.clone()
             # A graph reads the plan from fixed memory, which only a graph of the plan guarantees.
             device = held.device if self._plan.is_graph else torch.device("cpu")
-            decode = CapturedGraph(lambda: decode_chunk(self._sam, self._planned, held, self._threshold), device)
+            decode = CapturedGraph(
+                lambda: decode_chunk(self._sam, self._planned, held, self._threshold), device, self._must_capture
+            )
             self._chunks[len(points)] = held, decode
         held, decode = self._chunks[len(points)]
         held.copy_(points)

@@ -321,7 +321,7 @@ def _fit(
     devices = _gpu_actors(gpus_each, share, detectors, cluster) if gpus_each else _cpu_actors(dataset, cluster)
     segment = _pool(resources.segment, 1 if grows else devices, devices, gpus_each)
     rows_per_block = min(_rows_per_block(config, on_gpu=on_gpu), max(1, -(-dataset.rows // (2 * segment.largest))))
-    threads = HostThreads.of(dataset.numerics.device, resources.segment.num_cpus)
+    threads = HostThreads.of(dataset.numerics.device, resources.segment.num_cpus, config.model.images_per_batch)
     segment = replace(segment, calls_at_once=threads.calls(rows_per_block))
     # `prepare` gets the cores that segmentation leaves free: CPUs on a cluster, real cores under a local Ray.
     cores = cluster.cores if cluster.local else cluster.cpus

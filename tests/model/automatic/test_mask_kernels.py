@@ -51,6 +51,9 @@ def check(size: tuple[int, int], device: str) -> None:
         expected = mask_tiles.measure(low, *taps, offset)
         assert torch.equal(mask_kernels.measure(low.to(device), *there, offset).cpu(), expected)
         assert torch.equal(mask_tiles.measure(low.to(device), *there, offset).cpu(), expected)
+        some = torch.tensor([True, True, False, True, False])
+        expected = mask_tiles.measure(low, *taps, offset, some)
+        assert torch.equal(mask_kernels.measure(low.to(device), *there, offset, some.to(device)).cpu(), expected)
     assert mask_kernels.measure(low[:0].to(device), *there, 1.0).shape == (0, 7)
 
     height, width = size
@@ -99,7 +102,13 @@ def test_the_kernels_compile_for_gpus_without_spills_or_fused_multiplications_an
     sides = {"ROWS": 8, "COLUMNS": 128, "SIDE": 256, "ROW_TAPS": 3, "COLUMN_TAPS": 3}
     floats, integers = dict.fromkeys(("low", "row_weights", "column_weights"), "*fp32"), ("height", "width", "tiles")
     types = {**floats, **dict.fromkeys(integers, "i32"), **dict.fromkeys(sides, "constexpr")}
-    types |= {"offset": "fp32", "strips": "*i64", "flat": "*u8"}
+    types |= {"offset": "fp32", "strips": "*i64", "flat": "*u8", "numbers": "*i64", "wanted": "*u8"}
+    blocks = {"ROWS": 16, "ACROSS": 256, "SIDE": 256, "BLOCK": 128}
+    for kernel in (mask_kernels.reach_kernel, mask_kernels.total_kernel):
+        known = {name: value for name, value in blocks.items() if name in kernel.arg_names}
+        signature = {name: "constexpr" if name in known else types.get(name, "*i32") for name in kernel.arg_names}
+        source = ASTSource(kernel, signature=signature, constexprs=known)
+        assert stack_bytes(compile(source, target=GPUTarget("cuda", architecture, 32)), tmp_path) == 0
     for kernel in (mask_kernels.measure_kernel, mask_kernels.draw_kernel):
         signature = {name: types.get(name, "*i32") for name in kernel.arg_names}
         source = ASTSource(kernel, signature=signature, constexprs=sides)

@@ -118,11 +118,32 @@ def test_the_encoder_is_compiled_on_request_and_by_default_on_a_gpu(
     device: str, triton: bool, wanted: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: GPU)
-    found = SimpleNamespace(__version__="3.9") if triton else None
+    knobs = SimpleNamespace(language=SimpleNamespace(default_fp_fusion=True))
+    found = SimpleNamespace(__version__="3.9", knobs=knobs) if triton else None
     monkeypatch.setattr(numerics, "find_spec", lambda _: found)
     monkeypatch.setattr(numerics, "import_module", lambda _: found)
     model = ModelConfig.model_validate({"encoder": wanted})
     assert resolve_numerics(Compute(device, "fp32", 1), model, MasksConfig(), "0" * 64).encoder == expected
+
+
+def test_several_images_per_batch_need_a_gpu_and_full_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: GPU)
+    model, full = ModelConfig(images_per_batch=8), MasksConfig(crop_n_layers=0)
+    assert resolve_numerics(Compute("cuda", "fp32", 1), model, full, "0" * 64).crops_per_batch == 8
+    for device, masks in (("cpu", full), ("cuda", MasksConfig())):
+        with pytest.raises(UsageError, match=r"images_per_batch is 8, which needs a GPU and masks\.crop_n_layers: 0"):
+            resolve_numerics(Compute(device, "fp32", 1), model, masks, "0" * 64)
+
+
+def test_fp_fusion_that_is_switched_off_belongs_to_the_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: GPU)
+    found = []
+    for value in ("1", "0"):
+        monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", value)
+        found.append(observe_numerics(Compute("cuda", "bf16", 1), 64, 7, "0" * 64, "compiled"))
+    assert [one.triton for one in found] == [triton.__version__, f"{triton.__version__} without FP fusion"]
+    assert found[0].differences(found[1]).startswith("triton")
 
 
 @pytest.mark.parametrize(("precision", "attention"), [("bf16", "triton"), ("fp32", "efficient")])

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -132,6 +132,49 @@ def test_an_error_is_its_item_s_and_makes_room_for_the_next(threads: HostThreads
         assert sorted(items) == (list(range(31)) if number <= broken else [0, 10, 20, 30])
 
 
+def test_a_stream_is_computed_in_order_while_items_come_and_errors_are_its_items() -> None:
+    """The device begins an item before it ends the one before, unless none is ready."""
+    steps: list[str] = []
+
+    def compute_many(stream: Iterator[tuple[int, int] | None]) -> Iterator[int | BaseException]:
+        begun: list[int] = []
+        for pair in stream:
+            if pair is not None:
+                steps.append(f"begin {pair[0]}")
+                begun.append(pair[1])
+            if begun and (pair is None or len(begun) > 1):
+                steps.append(f"end {begun[0]}")
+                item = begun.pop(0)
+                yield KeyError(item) if item % 10 == 3 else item
+        yield from begun
+
+    decode, finish = GatedStage(), GatedStage(held=False)
+    stages: OverlappedStages[int, int, int, int] = OverlappedStages(
+        decode, lambda *_: pytest.fail("replaced"), finish, HostThreads(2, 2, 2), compute_many
+    )
+    started = [stages.submit(item) for item in range(3)]
+    decode.let_go()
+    started += [stages.submit(item) for item in range(3, 31)]
+    for item, future in enumerate(started):
+        if item % 10 == 3:
+            assert isinstance(future.exception(WAIT_S), KeyError)
+        else:
+            assert future.result(WAIT_S) == item
+    assert len(steps) >= 31
+    assert stages.submit(1).result(WAIT_S) == 1, "after the stream was empty"
+
+    def failing(stream: Iterator[Any]) -> Iterator[int]:
+        next(stream)
+        raise ZeroDivisionError
+        yield 0
+
+    broken: OverlappedStages[int, int, int, int] = OverlappedStages(
+        GatedStage(held=False), lambda item, _: item, finish, HostThreads(1, 1, 1), failing
+    )
+    assert isinstance(broken.submit(1).exception(WAIT_S), ZeroDivisionError)
+    assert isinstance(broken.submit(2).exception(WAIT_S), ZeroDivisionError)
+
+
 def test_without_threads_the_caller_does_one_item_after_the_other() -> None:
     steps: list[tuple[str, int]] = []
     inside = threading.Lock()
@@ -223,6 +266,7 @@ def test_a_cpu_has_no_threads_beside_and_a_gpu_at_least_two_of_each() -> None:
     assert HostThreads.of("cuda") == HostThreads(2, 2, 2)
     assert HostThreads.of("cuda:1", 1) == HostThreads(2, 2, 2)
     assert HostThreads.of("cuda", 6.5) == HostThreads(6, 6, 2)
+    assert HostThreads.of("cuda", 2, 8) == HostThreads(2, 2, 8)
 
 
 def test_so_many_calls_run_at_once_that_the_stages_are_never_short_of_items() -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -179,3 +180,42 @@ def test_an_actor_reports_the_measured_peak_of_its_device(settings: SegmentSetti
 def test_describing_and_writing_masks_starts_without_torch() -> None:
     code = "import segmint.operators.describe, segmint.operators.shards.write, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_one_process_compiles_before_the_others_which_then_run_at_once(tmp_path: Path) -> None:
+    """The first one dies, so the next one is first."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from segmint.operators.segment.models import first_alone\n"
+        "folder = Path(sys.argv[1])\n"
+        "with first_alone(folder, 'numerics'):\n"
+        "    (folder / f'{os.getpid()}.in').touch()\n"
+        "    while not (folder / 'go').exists(): time.sleep(0.01)\n"
+        "    time.sleep(0.2)\n"
+    )
+
+    def entered() -> set[str]:
+        return {path.name for path in tmp_path.glob("*.in")}
+
+    def until(count: int) -> None:
+        end = time.monotonic() + 60
+        while len(entered()) < count:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    try:
+        until(1)
+        time.sleep(0.3)
+        (first,) = entered()
+        killed = next(process for process in processes if first == f"{process.pid}.in")
+        killed.kill()
+        until(2)
+        time.sleep(0.3)
+        assert len(entered()) == 2, "two compile at once"
+        (tmp_path / "go").touch()
+        until(3)
+        assert sorted(process.wait(60) for process in processes) == [-9, 0, 0]
+        assert [path.name for path in tmp_path.glob("*.done")] == ["segmint-numerics.done"]
+    finally:
+        for process in processes:
+            process.kill()

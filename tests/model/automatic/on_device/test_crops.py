@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from segmint.model.automatic import tiled_upscaling
-from segmint.model.automatic.crops import generate_crops
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.on_device.crops import DeviceCrops, chunk_sizes
+from segmint.model.automatic.on_device.stream import ImageStream
 from segmint.model.automatic.records import GeneratedMasks
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
@@ -126,7 +126,6 @@ class UnencodedPredictor(nn.Module):
 
 def test_a_whole_image_has_no_more_launches_than_its_budget_with_those_before_the_decoder(predictor: Predictor) -> None:
     image, original = np.zeros((1500, 2250, 3), np.uint8), np.zeros((3300, 4950, 3), np.uint8)
-    crops = generate_crops(image.shape[:2], 2, SETTINGS.crop_overlap_ratio)
     try:
         with PretendedCuda(computing=False) as device, torch.inference_mode():
             there = Predictor(device.moved(copy.deepcopy(predictor.sam)))
@@ -134,7 +133,10 @@ def test_a_whole_image_has_no_more_launches_than_its_budget_with_those_before_th
             generator = MaskGenerator(there, SETTINGS)
             for _ in range(2):  # the first time, weights of interpolation are copied to the device
                 device.forget()
-                assert len(list(generator._embed_crops(crops, image, original))) == CROPS
+                assert generator._on_device is not None
+                stream = ImageStream(there, SETTINGS, CUDA_BATCH, generator._on_device, generator._copies)
+                encoded = stream._encoded(iter([(image, original)]), lambda: lambda _: None)
+                assert sum(one is not None for one in encoded) == CROPS
     finally:
         preprocess._on_device.cache_clear()
         preprocess._mean_and_std.cache_clear()

@@ -1,0 +1,278 @@
+"""Mask generation for a stream of images on an accelerator, which always has another crop to work on.
+
+After a crop is started, all earlier crops of this and the images before take one step (`crops.py`). A step waits for
+what its crop gave the device in the step before, so the crop that was started in between keeps the device busy. The
+last crops of an image wait while the first crop of the next image is encoded.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segmint.model.automatic.candidates import CandidateMasks, RawMasks, concatenate
+from segmint.model.automatic.crops import Crop, cut, generate_crops
+from segmint.model.automatic.on_device.crops import DeviceCrops
+from segmint.model.automatic.records import Funnel
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.device import CopyStream
+from segmint.model.sam.predictor import Embedding, Predictor
+
+MAX_BYTES = 4 << 30
+"""Default maximum of bytes on the device for unfinished images: masks of five full images with 1,024 points each."""
+
+ImagePair = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
+"""An image and, or None, its larger original, as in `MaskGenerator.find`."""
+
+_END = object()
+
+Progress = Callable[[int], object]
+"""Callback that receives the number of points of each finished crop, and can raise to end its image."""
+
+
+@dataclass(eq=False)
+class _StreamImage:
+    """An image in the stream: its crops, and the masks of those that are finished.
+
+    `pixels` keeps the host's arrays, which may be pinned, until all copies from them are done. `bytes` are those of the
+    pixels on the device. `use` waits for the copies of image and original; None before copying and after encoding.
+    """
+
+    pixels: ImagePair
+    crops: list[Crop]
+    progress: Progress
+    bytes: int
+    use: Callable[[], tuple[Tensor, Tensor]] | None = None
+    parts: dict[int, CandidateMasks] = field(default_factory=dict)
+    funnel: Funnel = field(default_factory=Funnel)
+    error: Exception | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.error is not None or len(self.parts) == len(self.crops)
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        return self.pixels[0].shape[0], self.pixels[0].shape[1]
+
+    def result(self) -> RawMasks | Exception:
+        if self.error is not None:
+            return self.error
+        return RawMasks(concatenate([self.parts[index] for index in sorted(self.parts)]), self.funnel, self.frame_size)
+
+
+@dataclass(eq=False)
+class _StreamCrop:
+    """A crop in progress on the device; `index` is its place in the image, and `steps` are None at the end."""
+
+    image: _StreamImage
+    index: int
+    points: int
+    bytes: int
+    steps: Generator[None, None, tuple[CandidateMasks, Funnel]] | None
+
+    def step(self) -> None:
+        """Take the next step; a crop of a failed image is dropped."""
+        if self.steps is None or self.image.error is not None:
+            self.steps = None
+            return
+        try:
+            next(self.steps)
+        except StopIteration as end:
+            self.steps = None
+            self.image.parts[self.index], counts = end.value
+            self.image.funnel += counts
+            self._report()
+        except Exception as error:  # noqa: BLE001 - it is the result of the image
+            self.image.error, self.steps = error, None
+
+    def _report(self) -> None:
+        try:
+            self.image.progress(self.points)
+        except Exception as error:  # noqa: BLE001 - a deadline or the caller's own error
+            self.image.error = error
+
+
+class ImageStream:
+    """One pass over a stream of images; see the module."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        settings: MaskSettings,
+        crops_per_batch: int,
+        crops: DeviceCrops,
+        copies: CopyStream,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        """Initialize with a thread's objects. Without crops, `crops_per_batch` images are encoded together.
+
+        `max_bytes` limits the bytes on the device for pixels and masks of unfinished images, unless a single crop and
+        its image need more. Embeddings and the work of encoding come on top.
+        """
+        self._predictor = predictor
+        self._settings = settings
+        self._batch = crops_per_batch
+        self._images_per_batch = 1 if settings.crop_n_layers else crops_per_batch
+        self._crops = crops
+        self._copies = copies
+        self._max_bytes = max_bytes
+        self._begun: deque[_StreamImage] = deque()  # in order, until their results are yielded
+        self._ahead: deque[_StreamImage] = deque()  # of these, the ones that aren't encoded yet
+        self._flying: deque[_StreamCrop] = deque()  # started and unfinished crops
+
+    def find(
+        self, images: Iterable[ImagePair | None], progress: Callable[[], Progress]
+    ) -> Iterator[RawMasks | Exception]:
+        """Yield the masks of each image in order, or the exception that ended only this image.
+
+        None in `images` means that no image is ready yet: the earlier ones are continued in the meantime. `progress` is
+        called when an image begins and returns its callback.
+        """
+        for encoded in self._encoded(iter(images), progress):
+            earlier = list(self._flying)
+            if encoded is not None:
+                self._start(*encoded)
+            self._step(earlier)
+            yield from self._finished()
+        while self._begun:
+            self._step(list(self._flying))
+            yield from self._finished()
+
+    def _start(self, image: _StreamImage, index: int, embedding: Embedding) -> None:
+        crop = image.crops[index]
+        needed = self._crops.find_bytes(crop)
+        self._make_room(needed)
+        points = self._settings.points_of_layer(crop.layer) ** 2
+        started = _StreamCrop(image, index, points, needed, self._crops.find(crop, embedding, image.frame_size))
+        started.step()
+        self._flying.append(started)
+
+    def _step(self, crops: list[_StreamCrop]) -> None:
+        """Take one step of each of these crops, in order."""
+        for crop in crops:
+            crop.step()
+        self._flying = deque(crop for crop in self._flying if crop.steps is not None)
+
+    def _finished(self) -> Iterator[RawMasks | Exception]:
+        while self._begun and self._begun[0].is_finished:
+            yield self._begun.popleft().result()
+
+    def _has_room(self, needed: int) -> bool:
+        pixels = sum(image.bytes for image in self._begun if image.use is not None)
+        return pixels + sum(crop.bytes for crop in self._flying) + needed <= self._max_bytes
+
+    def _make_room(self, needed: int) -> None:
+        """Continue the crops in progress until `needed` more bytes fit, or none are in progress."""
+        while self._flying and not self._has_room(needed):
+            self._step(list(self._flying))
+
+    def _encoded(
+        self, source: Iterator[ImagePair | None], progress: Callable[[], Progress]
+    ) -> Iterator[tuple[_StreamImage, int, Embedding] | None]:
+        """Yield each image and index of a crop once its encoding has started, or None if no image is ready.
+
+        While the last crops of a batch of images are encoded, the next images are copied.
+        """
+        more = True
+        while True:
+            more = more and self._pull(source, progress)
+            batch = [self._ahead.popleft() for _ in range(min(self._images_per_batch, len(self._ahead)))]
+            if not batch and not more:
+                return
+            if not batch:
+                yield None
+            for image in batch:
+                if image.use is None:
+                    self._make_room(image.bytes)
+                    self._copy(image)
+            crops = [(image, index) for image in batch for index in range(len(image.crops))]
+            for start in range(0, len(crops), self._batch):
+                encoded = self._encode(crops[start : start + self._batch])
+                if start + self._batch >= len(crops):
+                    for image in batch:
+                        image.use = None
+                    more = more and self._pull(source, progress)
+                while encoded:
+                    yield encoded.pop(0)
+
+    def _pull(self, source: Iterator[ImagePair | None], progress: Callable[[], Progress]) -> bool:
+        """Begin with ready images, up to a batch; return False at the end of the stream."""
+        settings = self._settings
+        while len(self._ahead) < self._images_per_batch:
+            pair = next(source, _END)
+            if pair is None or pair is _END:
+                return pair is None
+            pair = cast(ImagePair, pair)
+            image = _StreamImage(pair, [], progress(), sum(one.nbytes for one in pair if one is not None))
+            self._begun.append(image)
+            try:
+                check_pair(pair[0], pair[1], settings)
+            except ValueError as error:
+                image.error = error
+                continue
+            every = generate_crops(image.frame_size, settings.crop_n_layers, settings.crop_overlap_ratio)
+            image.crops = [crop for crop in every if not crop.is_empty]
+            if self._has_room(image.bytes):
+                self._copy(image)
+            self._ahead.append(image)
+        return True
+
+    def _copy(self, image: _StreamImage) -> None:
+        """Start to copy an image to the device."""
+        pixels, original = image.pixels
+        try:
+            whole = self._copies.start(self._predictor.checked(pixels))
+            finer = whole if original is None else self._copies.start(self._predictor.checked(original))
+        except Exception as error:  # noqa: BLE001 - it is the result of the image
+            image.error = error
+        else:
+            image.use = lambda: (whole(), finer())
+
+    def _encode(self, part: list[tuple[_StreamImage, int]]) -> list[tuple[_StreamImage, int, Embedding]]:
+        """Encode crops together; if this fails for several images, encode them one by one with equal bits."""
+        part = [(image, index) for image, index in part if image.error is None]
+        if not part:
+            return []
+        try:
+            pixels, sizes = [], []
+            for image, index in part:
+                assert image.use is not None
+                whole, finer = image.use()
+                crop = image.crops[index]
+                pixels.append(cut(crop, image.frame_size, whole if crop.layer == 0 else finer))
+                sizes.append(crop.size)
+            embeddings = self._predictor.embed_many(pixels, sizes, self._batch)
+            return [(image, index, one) for (image, index), one in zip(part, embeddings, strict=True)]
+        except Exception as error:  # noqa: BLE001 - it is the result of the image
+            if len({id(image) for image, _ in part}) > 1:
+                return [found for one in part for found in self._encode([one])]
+            part[0][0].error = error
+            return []
+
+
+def check_pair(image: NDArray[np.uint8], original: NDArray[np.uint8] | None, settings: MaskSettings) -> None:
+    """Raise ValueError for arrays that `MaskGenerator.find` does not take."""
+    for name, pixels in (("image", image), ("original", original)):
+        if pixels is not None and (
+            pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape
+        ):
+            raise ValueError(f"{name} is {pixels.dtype} {pixels.shape}: expected uint8 (height, width, 3), RGB")
+    if original is not None and settings.profile != "sa1b":
+        raise ValueError("the official profile takes no original, because it cuts its crops from the image")
+
+
+def deadline(seconds: float | None) -> Progress:
+    """Return a callback that raises TimeoutError if it is called more than `seconds` after this call."""
+    end = None if seconds is None else time.monotonic() + seconds
+
+    def check(_: int) -> None:
+        if end is not None and time.monotonic() > end:
+            raise TimeoutError(f"the image took over {seconds:g} seconds on the device")
+
+    return check
