@@ -113,6 +113,42 @@ def digests(run: PartRun, compiled: bool) -> dict[str, Any]:
     return {"runs": runs, "threads": beside}
 
 
+NEIGHBORS = 8
+"""Images per batch in `measure_neighbors`, as in `model.images_per_batch: 8`."""
+
+
+def measure_neighbors(run: PartRun) -> dict[str, Any]:
+    """Compare the embeddings of images in batches with random neighbors, in random places, and with padding only.
+
+    `same` is true if no image's embedding depends on its place or its neighbors. The heavy encoder runs as in builds.
+    """
+    encoder = heavy_encoder(run, light_sam(run))
+    batch = NEIGHBORS if run.on_cuda else 2
+    (pixels, _), *_ = photographs(run).values()
+    generator = torch.Generator().manual_seed(0)
+    side = min(run.sizes.image_side, *pixels.shape[:2])
+    images = []
+    for _ in range(run.sizes.neighbors):
+        y, x = (int(torch.randint(length - side + 1, (), generator=generator)) for length in pixels.shape[:2])
+        images.append(torch.from_numpy(pixels[y : y + side, x : x + side].copy()))
+
+    def embeddings(order: list[int]) -> dict[int, str]:
+        found = {}
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            with torch.inference_mode():
+                encoded = encoder([images[index].to(run.device) for index in part], batch)
+            found |= {
+                index: hashed(one.float().cpu().numpy().tobytes()) for index, one in zip(part, encoded, strict=True)
+            }
+        return found
+
+    first = {index: digest for index in range(len(images)) for digest in embeddings([index]).values()}
+    runs = [embeddings(torch.randperm(len(images), generator=generator).tolist()) for _ in range(2)]
+    different = sorted(index for index in first if any(one[index] != first[index] for one in runs))
+    return {"images": len(images), "batch": batch, "different": different, "same": not different}
+
+
 def hashed(data: bytes) -> str:
     """Return a short digest."""
     return hashlib.sha256(data).hexdigest()[:16]

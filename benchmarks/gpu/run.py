@@ -37,6 +37,7 @@ class Sizes:
     sustained_s: float
     pipeline_s: float
     megapixels: float
+    neighbors: int  # images whose bits are compared between batches
     warmups: int
     runs: int
 
@@ -58,6 +59,7 @@ FULL = Sizes(
     sustained_s=20,
     pipeline_s=60,
     megapixels=16.3,
+    neighbors=200,
     warmups=2,
     runs=5,
 )
@@ -74,6 +76,7 @@ QUICK = Sizes(
     sustained_s=0.05,
     pipeline_s=0.05,
     megapixels=0.05,
+    neighbors=3,
     warmups=1,
     runs=1,
 )
@@ -174,8 +177,8 @@ class PartRun:
         return found
 
     def failures(self) -> list[str]:
-        """Return the names of the failed measurements."""
-        return [name for name, found in self.found.items() if "failed" in found]
+        """Return the names of the measurements that failed, or whose bits differ where they must be the same."""
+        return [name for name, found in self.found.items() if "failed" in found or found.get("same") is False]
 
     def write(self) -> None:
         """Write all results so far atomically."""

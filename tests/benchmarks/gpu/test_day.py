@@ -53,6 +53,8 @@ def test_the_other_parts_run(tmp_path: Path) -> None:
     assert found[4]["vit_h against the reference, fp32"]["largest_difference"] < 1e-4
     assert found[4]["masks against the reference, fp32"]["share"]["0.99"] in (None, 1.0)
     assert found[4]["repeats, eager encoder"]["same"]
+    assert found[4]["batch neighbors"]["images"] == 3
+    assert found[4]["batch neighbors"]["same"]
     assert found[5]["pipeline"]["images"] == 1
     assert found[5]["prepare, one core, original kept"]["cpu_s"] > 0
 
@@ -68,16 +70,20 @@ def test_what_a_machine_lacks_is_named_with_what_helps(
     assert "not-there not installed here: `make gpu-day` installs what the bundle has" in capsys.readouterr().err
 
 
-def test_a_cuda_test_that_fails_ends_the_day(
+def test_after_a_cuda_test_that_fails_the_part_continues_and_its_verdict_names_the_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def failing(run: PartRun, folder: Path) -> dict[str, Any]:
         raise machine.TestsFailedError("pytest -m cuda ended with 1")
 
     monkeypatch.setattr(machine, "measure_tests", failing)
+    command = ["day.py", "--device", "cpu", "--quick", "--part", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:
-        day.run_part(1, torch.device("cpu"), True, 500.0, tmp_path)
-    assert ended.value.code not in (0, None)
-    measured = json.loads((tmp_path / "gpu_day-1-cpu-quick.json").read_text())["measurements"]
-    assert "pytest -m cuda ended with 1" in measured["tests"]["failed"]
-    assert "peak" not in measured
+        day.main()
+    assert ended.value.code == 1
+    written = json.loads((tmp_path / "gpu_day-1-cpu-quick.json").read_text())
+    assert "pytest -m cuda ended with 1" in written["measurements"]["tests"]["failed"]
+    assert "tflops" in json.dumps(written["measurements"]["peak"]), "the measurements after the tests"
+    assert written["verdict"] == "failed: tests"
+    assert "part 1: failed: tests" in capsys.readouterr().out
