@@ -31,6 +31,7 @@ class _State:
     requested = False
     raised = False
     told = False
+    terminal = 2  # standard error; a copy, because descriptor 2 is redirected while Ray starts
     held = 1  # signals don't raise while this is positive
 
 
@@ -44,6 +45,8 @@ def stop_on_signals() -> None:
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
+    with suppress(OSError):  # standard error may be closed
+        _State.terminal = os.dup(2)
     threading.Thread(target=_watch, args=[reader], name="stopping", daemon=True).start()
     os.register_at_fork(after_in_child=release_signals)
     _State.installed = True
@@ -163,5 +166,5 @@ def _watch(reader: int) -> None:
 def _end() -> None:
     if not _State.told:
         with suppress(OSError):
-            os.write(2, f"{_LINE}\n".encode())
+            os.write(_State.terminal, f"{_LINE}\n".encode())
     os._exit(EXIT_CODE)
