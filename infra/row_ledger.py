@@ -253,7 +253,7 @@ class RetrySlot(NamedTuple):
 
 
 class _ReadLedger:
-    """Which of a window's reads may run, and which shards on hold its retry slots run. Reads are numbered in order."""
+    """Record of a window's reads that may run, and of the shards in its retry slots. Reads are numbered in order."""
 
     def __init__(self) -> None:
         self._last = -1  # the last read that has begun
