@@ -89,6 +89,7 @@ class StubbedSegment(Segment):
         if seconds := float(os.environ.get(IMAGE_S, "0")):
             time.sleep(seconds)
             _note("image")
+        return None
 
     def _finish(self, row: Row, found: Any) -> Row:
         return {**row, "masks": masks(), "funnel": dict.fromkeys(FUNNEL_STEPS, len(masks()))}

@@ -1,5 +1,6 @@
 """A real Ray cluster of several nodes on this machine, started as users do: `ray start` for each node."""
 
+import json
 import os
 import secrets
 import shutil
@@ -16,6 +17,20 @@ import psutil
 from tests.support.s3_server import free_ports
 
 OBJECT_STORE = 120_000_000
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_HEAD_ID = "f" * 51 + "00000"
+_HEAD_TYPE = "ray.head.default"
+"""The id and the type of a head in Ray's provider of fake nodes, which knows no others."""
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 class RayNode:
@@ -92,7 +107,7 @@ class RayCluster:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
 
-    def add_node(self, cpus: int) -> RayNode:
+    def add_node(self, cpus: int, *more: str, **environment: str) -> RayNode:
         """One more node, the first as the head; returns it when it is part of the cluster."""
         if self.nodes:
             role = [f"--address=127.0.0.1:{self._port}"]
@@ -110,13 +125,62 @@ class RayCluster:
             "--max-worker-port=0",
             "--dashboard-agent-listen-port=0",
             "--disable-usage-stats",
+            *more,
         ]
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         token = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
         log = self._folder / f"node-{len(self.nodes)}.log"
-        self.nodes.append(RayNode(arguments, {**own, **token, "OMP_WAIT_POLICY": "PASSIVE"}, log))
+        self.nodes.append(RayNode(arguments, {**own, **token, "OMP_WAIT_POLICY": "PASSIVE", **environment}, log))
         self.nodes[-1].wait_until_started()
         return self.nodes[-1]
+
+    def add_autoscaler(self, cpus: int, most: int, **environment: str) -> None:
+        """Start the head, without CPUs, and Ray's autoscaler, which adds nodes with so many logical CPUs on demand.
+
+        Each takes `SEGMINT_TEST_NODE_SECONDS` of the environment to arrive, and is removed after 30 s without work.
+        """
+        resources = {"CPU": cpus, "object_store_memory": OBJECT_STORE}
+        lists = ("initialization_commands", "setup_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter")
+        sides = [f"{side}_{kind}" for side in ("head", "worker") for kind in ("setup_commands", "start_ray_commands")]
+        config = {
+            "cluster_name": "fake",
+            "max_workers": most,
+            "upscaling_speed": 100.0,
+            "idle_timeout_minutes": 0.5,
+            "provider": {
+                "type": "external",
+                "module": "tests.support.slow_nodes.SlowNodeProvider",
+                "gcs_address": f"127.0.0.1:{self._port}",
+                "head_node_id": _HEAD_ID,
+                "launch_multiple": True,
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
+            "head_node_type": _HEAD_TYPE,
+            "available_node_types": {
+                _HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                "worker": {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most},
+            },
+            **{name: {} for name in ("auth", "docker", "file_mounts")},
+            **{name: [] for name in (*lists, *sides)},
+        }
+        path = self._folder / "autoscaler.json"
+        path.write_text(json.dumps(config))
+        own = {
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "PYTHONPATH": str(ROOT),
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
+            "RAY_NODE_TYPE_NAME": _HEAD_TYPE,
+        }
+        self.add_node(0, f"--autoscaling-config={path}", **own, **environment)
+
+    def raylets(self) -> list[psutil.Process]:
+        """The raylet of each node that runs now, also of those that the autoscaler has added."""
+        return [process for process in self.nodes[0].processes() if "raylet/raylet" in " ".join(_words(process))[:500]]
 
     def close(self) -> None:
         """End every node and remove what they left."""
