@@ -178,9 +178,9 @@ def measure_rows(count: int) -> dict[str, Any]:
         "others": int((found.kept != NONE).sum() - right.sum()),
         "exact": int(found.exact.sum()),
         "seconds": round(seconds, 1),
-        "private_before_mib": memory.before_mib,
-        "private_peak_mib": memory.peak_mib,
-        "peak_mib": peak_mib(),  # with mapped pages of temporary files, which the kernel may drop
+        "input_mib": round(memory.before_mib),
+        "peak_mib": round(memory.peak_mib),
+        "resident_peak_mib": peak_mib(),  # with mapped pages of temporary files, which the kernel may drop
     }
 
 
