@@ -100,6 +100,7 @@ class RayCluster:
         self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray puts sockets there: a short path
         self._port, self._client_port = free_ports(2)
         self.nodes: list[RayNode] = []
+        self.metrics_ports: list[int] = []  # of the nodes, where Prometheus finds their metrics
         # What a driver needs besides its environment.
         self.environment = {
             "RAY_ADDRESS": f"127.0.0.1:{self._port}",
@@ -114,8 +115,10 @@ class RayCluster:
         else:
             ports = [f"--port={self._port}", f"--ray-client-server-port={self._client_port}"]
             role = ["--head", "--include-dashboard=false", *ports]
+        self.metrics_ports += free_ports(1)
         arguments = [
             *role,
+            f"--metrics-export-port={self.metrics_ports[-1]}",
             "--node-ip-address=127.0.0.1",
             f"--num-cpus={cpus}",
             f"--object-store-memory={OBJECT_STORE}",
