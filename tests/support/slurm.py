@@ -27,8 +27,8 @@ CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-# A requeued job waits until its old credential has expired.
-AuthInfo=socket={folder}/munge.sock,cred_expire=3
+# A requeued job waits until its old credential has expired, which takes at least 5 s.
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
