@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from ray.data import DataContext
 
+from segmint.infra.deadline import exit_within
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import Cluster
 from segmint.infra.row_ledger import RowLedger
@@ -50,7 +51,7 @@ class Uneven:
     """In place of `Prepare` and `Segment`: rows pass, and every third block takes much longer."""
 
     def __init__(self, *_: Any) -> None:
-        pass
+        exit_within(10)  # Ray's exit handler may hang
 
     def __call__(self, table: pa.Table) -> pa.Table:
         first = table.column("ordinal")[0].as_py() if table.num_rows else 1
@@ -104,8 +105,8 @@ def test_order_survives_reads_and_actors_that_end_out_of_order(stages: Stages, m
     assert [list(result.faulted) for result in results] == [
         list(range(first, first + PER_SHARD)) for first in range(0, ROWS, PER_SHARD)
     ]
-    # On a busy machine, Ray Data starts an operator in spite of the policy if no other one runs. Without the policy, all
-    # rows wait at once.
+    # On a busy machine, Ray Data starts an operator in spite of the policy if no other one runs. Without the policy,
+    # all rows wait at once.
     assert 0 < max(waiting) <= ROWS * 2 // 3
 
 
