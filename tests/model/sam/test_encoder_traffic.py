@@ -18,6 +18,9 @@ PARTS = (4, pytest.param(1, marks=pytest.mark.long))
 """A quarter of ViT-H's blocks, of the same kinds, takes a third of the time: four times its counts have a patch
 embedding and a neck three times too often, which is 1 % of the bytes."""
 
+OUTSIDE_BLOCKS = 6
+"""Kernels before and after the blocks, which the whole encoder starts once."""
+
 
 def shape(parts: int) -> VitShape:
     """ViT-H's first blocks."""
@@ -52,7 +55,7 @@ def test_an_encode_moves_no_more_bytes_and_has_no_more_kernels_than_its_budgets(
 
     kernels = kernels_of(graph)
     # Four matrix products and an attention a block are separate kernels.
-    assert 5 * VIT_H.depth < parts * len(kernels) <= ENCODER_LAUNCHES_A_BATCH
+    assert 5 * VIT_H.depth < parts * len(kernels) - (parts - 1) * OUTSIDE_BLOCKS <= ENCODER_LAUNCHES_A_BATCH
     largest = sorted(kernels, key=lambda kernel: -kernel.moved)[:5]
     moved = parts * sum(kernel.moved for kernel in kernels) / CUDA_BATCH
     assert moved <= ENCODER_BYTES, largest
