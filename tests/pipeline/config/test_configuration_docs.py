@@ -28,6 +28,7 @@ NUMERICS = {
     "model.precision",
     "model.encoder",
     "model.kernels",
+    "model.images_per_batch",
     "model.threads",
 }
 SMALLEST = {"name": "n", "catalog": "/c.csv", "output": "/o", "license": {"allow": ["CC0-1.0"]}}
