@@ -27,7 +27,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class CopyStream:
-    """A CUDA stream of its own for copies to the device, which run beside kernels; elsewhere, copies are made at once.
+    """A separate CUDA stream for copies to the device, which run beside kernels; elsewhere, copies are made at once.
 
     The stream is created on first use.
     """
