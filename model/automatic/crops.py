@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.automatic.boxes import Box
-from segmint.model.automatic.settings import crop_length
+from segmint.model.automatic.settings import MaskSettings, crop_length
 
 PixelsT = TypeVar("PixelsT", NDArray[np.uint8], Tensor)
 
@@ -72,6 +72,12 @@ def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: floa
             box = (x0, y0, min(x0 + crop_width, width), min(y0 + crop_height, height))
             crops.append(Crop(layer, box))
     return crops
+
+
+def placed_crops(frame_size: tuple[int, int], settings: MaskSettings) -> list[Crop]:
+    """Return the crops of `generate_crops` for these settings, without those that are empty."""
+    every = generate_crops(frame_size, settings.crop_n_layers, settings.crop_overlap_ratio)
+    return [crop for crop in every if not crop.is_empty]
 
 
 def cut(crop: Crop, frame_size: tuple[int, int], pixels: PixelsT) -> PixelsT:

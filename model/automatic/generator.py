@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from segmint.model.automatic.boxes import xyxy_to_xywh
 from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, RawMasks, concatenate
 from segmint.model.automatic.cleanup import clean_patch
-from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops
+from segmint.model.automatic.crops import Crop, crop_points, cut, placed_crops
 from segmint.model.automatic.nms import nms
 from segmint.model.automatic.on_device.crops import DeviceCrops
 from segmint.model.automatic.on_device.stream import ImagePair, ImageStream, Progress, check_pair, deadline
@@ -87,18 +87,16 @@ class MaskGenerator:
         does not use it.
         """
         check_pair(image, original, self.settings)
+        frame_size = (image.shape[0], image.shape[1])
+        crops = placed_crops(frame_size, self.settings)
+        count = _PointCounter(report, sum(self.settings.points_of_layer(crop.layer) ** 2 for crop in crops))
         if self._on_device is not None:
-            (one,) = self._stream([(image, original)], lambda: self._counter(image, report).add)
+            (one,) = self._stream([(image, original)], lambda: count.add)
             if isinstance(one, Exception):
                 raise one
             return one
-        frame_size = (image.shape[0], image.shape[1])
-        settings = self.settings
         parts: list[CandidateMasks] = []
         funnel = Funnel()
-        every = generate_crops(frame_size, settings.crop_n_layers, settings.crop_overlap_ratio)
-        crops = [crop for crop in every if not crop.is_empty]
-        count = self._counter(image, report)
         for crop, embedding in self._embed_crops(crops, image, original):
             found, counts = self._process_crop(crop, embedding, frame_size, count)
             parts.append(found)
@@ -159,11 +157,6 @@ class MaskGenerator:
             pixels = [cut(crop, frame_size, whole if crop.layer == 0 else finer) for crop in batch]
             sizes = [crop.size for crop in batch]
             yield from zip(batch, self.predictor.embed_many(pixels, sizes, self.crops_per_batch), strict=True)
-
-    def _counter(self, image: NDArray[np.uint8], report: Report | None) -> "_PointCounter":
-        settings = self.settings
-        crops = generate_crops((image.shape[0], image.shape[1]), settings.crop_n_layers, settings.crop_overlap_ratio)
-        return _PointCounter(report, sum(settings.points_of_layer(one.layer) ** 2 for one in crops if not one.is_empty))
 
     def _process_crop(
         self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int], count: "_PointCounter | None" = None

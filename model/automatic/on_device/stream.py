@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.automatic.candidates import CandidateMasks, RawMasks, concatenate
-from segmint.model.automatic.crops import Crop, cut, generate_crops
+from segmint.model.automatic.crops import Crop, cut, placed_crops
 from segmint.model.automatic.on_device.crops import DeviceCrops
 from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings
@@ -216,8 +216,7 @@ class ImageStream:
             except ValueError as error:
                 image.error = error
                 continue
-            every = generate_crops(image.frame_size, settings.crop_n_layers, settings.crop_overlap_ratio)
-            image.crops = [crop for crop in every if not crop.is_empty]
+            image.crops = placed_crops(image.frame_size, settings)
             if self._has_room(image.bytes):
                 self._copy(image)
             self._ahead.append(image)
