@@ -58,7 +58,7 @@ def first_device(config: Config) -> str:
     if not joins_cluster(config.resources.address):
         return "cuda" if _sees_cuda() else "cpu"
     with ray_session(config.resources.address) as cluster:
-        return "cuda" if _counts_on_gpus(config, cluster.gpus) else "cpu"
+        return "cuda" if _counts_on_gpus(config, cluster) else "cpu"
 
 
 def _of_masks(config: Config, weights: Path) -> Numerics:
@@ -112,11 +112,10 @@ def _resolve(model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Num
 
 def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
     """Resolve the numerics on a GPU node. If `model.device` is auto and no GPUs are used, resolve them on this CPU."""
-    from segmint.infra.ray_session import observe_growth, ray_session
+    from segmint.infra.ray_session import ray_session
 
     with ray_session(config.resources.address) as cluster:
-        most = cluster if cluster.local else observe_growth().grown or cluster
-        if config.model.device == "cuda" or _counts_on_gpus(config, most.gpus):
+        if config.model.device == "cuda" or _counts_on_gpus(config, cluster):
             model = config.model.model_copy(update={"device": "cuda"})
             return _ask_gpu_node(config, model, weights_sha256, cluster)
         return _on_nodes(config, config.model.model_copy(update={"device": "cpu"}), weights_sha256)
@@ -181,9 +180,15 @@ def _nodes_without_kernels(config: Config, dot: bool) -> dict[str, str]:
     return missing
 
 
-def _counts_on_gpus(config: Config, gpus: float) -> bool:
+def _counts_on_gpus(config: Config, cluster: "Cluster") -> bool:
+    """Return whether segment actors use GPUs: those of the connected cluster, or those that its autoscaler may add."""
+    from segmint.infra.ray_session import observe_growth
+
     wanted = config.resources.segment.num_gpus
-    return gpus > 0 if wanted == "auto" else wanted > 0
+    if wanted != "auto":
+        return wanted > 0
+    most = cluster if cluster.local else observe_growth().grown or cluster
+    return most.gpus > 0
 
 
 def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, cluster: "Cluster") -> Numerics:

@@ -12,7 +12,7 @@ import torch
 
 from segmint.infra.device import physical_cores
 from segmint.infra.errors import UsageError
-from segmint.infra.ray_session import GpuNodes, observe
+from segmint.infra.ray_session import Cluster, GpuNodes, observe
 from segmint.model.kernels.cpu.library import LANES16, usable_kernels
 from segmint.pipeline.building.dataset.first_numerics import (
     _ask_gpu_node,
@@ -98,6 +98,11 @@ def test_the_device_of_a_new_dataset_selects_its_weights(
     assert first_device(config(tmp_path, model={})) == "cuda"
     assert first_device(config(tmp_path, model={"device": "cpu"})) == "cpu"
     assert first_device(config(tmp_path, model={}, resources={"segment": {"num_gpus": 0}})) == "cpu"
+    empty = replace(observe(local=False), gpus=0)
+    for gpus, device in ((0, "cpu"), (4, "cuda")):  # of the nodes that the autoscaler may add
+        grown = replace(empty, grown=replace(empty, gpus=gpus))
+        monkeypatch.setattr("segmint.infra.ray_session.observe_growth", lambda grown=grown: grown)
+        assert first_device(config(tmp_path, model={})) == device
     monkeypatch.setattr("segmint.infra.ray_session.joins_cluster", lambda _: False)
     assert first_device(config(tmp_path, model={})) == "cpu"
     monkeypatch.setattr("segmint.pipeline.building.dataset.first_numerics._sees_cuda", lambda: True)
@@ -147,7 +152,8 @@ def test_a_node_without_room_for_a_segment_actor_needs_no_cpu_kernels(
 def test_auto_counts_on_the_gpus_that_are_there_or_that_were_asked_for(tmp_path: Path) -> None:
     for wanted, gpus, expected in (("auto", 0, False), ("auto", 2, True), (0, 2, False), (1, 0, True)):
         asked = config(tmp_path, resources={"segment": {"num_gpus": wanted}})
-        assert _counts_on_gpus(asked, gpus) == expected, (wanted, gpus)
+        here = Cluster(local=True, cpus=2, gpus=gpus, nodes=1, cores=2)
+        assert _counts_on_gpus(asked, here) == expected, (wanted, gpus)
 
 
 def test_gpus_without_a_name_are_asked_for_by_none(tmp_path: Path, one_gpu_slot: None) -> None:

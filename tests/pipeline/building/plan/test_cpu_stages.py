@@ -1,4 +1,4 @@
-"""What CPU nodes cost beside GPU nodes, and how often actors start."""
+"""Tests of the price of CPU nodes next to GPU nodes, and of the number of actor starts."""
 
 import pytest
 
