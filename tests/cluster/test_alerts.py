@@ -19,7 +19,7 @@ CASES = Path(__file__).with_name("alerts.yaml")
 
 
 def command(*words: str | Path) -> str:
-    """What a program printed; it must succeed."""
+    """Run a program that must succeed and return its output."""
     done = subprocess.run([*words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert done.returncode == 0, done.stdout
     return done.stdout

@@ -43,13 +43,13 @@ def cluster() -> Iterator[RayCluster]:
 
 
 def configured(folder: Path, rows: int, **resources: Any) -> tuple[Path, str]:
-    """A build of stubbed images in one window, and where it writes its accounting."""
+    """Write the config of a build of stubbed images in one window. Return its path and the path of its accounting."""
     config = write_build(folder, rows, images_per_shard=10, rows_per_block=2, resources=resources)
     return config, str(folder / "accounting.json")
 
 
 def segment_actors(node: psutil.Process) -> int:
-    """How many segment actors of a node take images."""
+    """Return the number of segment actors on a node that have finished starting."""
     try:
         titles = [title(child) for child in node.children(recursive=True)]
     except psutil.NoSuchProcess:
@@ -58,7 +58,7 @@ def segment_actors(node: psutil.Process) -> int:
 
 
 def demand(cluster: RayCluster) -> int:
-    """How many nodes wait to be added for tasks that need all of a node."""
+    """Return the number of pending tasks that request a whole node, so that the autoscaler adds one for each."""
     from ray._raylet import GcsClient
     from ray.autoscaler.v2.sdk import get_cluster_resource_state
 

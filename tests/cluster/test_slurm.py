@@ -5,7 +5,7 @@ Whatever happens to a task, the same `sbatch` line builds the rest, and the file
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,16 @@ def committed(config: Path) -> set[int]:
     return {int(path.name.partition(".")[0]) for path in (config.parent / "dataset" / "commits").glob("*.json")}
 
 
+@contextmanager
+def stopped(server: S3Server) -> Iterator[None]:
+    """Stop an S3 server for the duration of the context."""
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
+
+
 def logs(config: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(config.parent.glob("task-*.log")))
 
@@ -108,15 +118,12 @@ def test_preempted_tasks_are_requeued_and_write_the_same(
 ) -> None:
     """Neither task can end before it is preempted, because each waits for a store."""
     config = configured(tmp_path)
-    s3_server.stop()
-    try:
+    with stopped(s3_server):
         job = submit(slurm, config, "--set", "outage_timeout_s=600")
         slurm.wait_for(job, "commits", lambda tasks: has_committed(config, 0) and has_committed(config, 1))
         assert [(task.state, task.node) for task in slurm.tasks(job)] == [("RUNNING", "n0"), ("RUNNING", "n1")]
         urgent = slurm.submit("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
         assert [task.state for task in slurm.wait(urgent)] == ["COMPLETED"]
-    finally:
-        s3_server.start()
     tasks = slurm.wait(job)
     assert [(task.state, task.exit_code) for task in tasks] == [("COMPLETED", 0)] * 2, logs(config)
     assert [task.restarts for task in tasks] == [1, 1]
@@ -139,16 +146,13 @@ def test_tasks_fail_by_an_outage_or_a_killed_raylet_and_the_same_line_finishes_t
 ) -> None:
     """The first task ends when a store hasn't responded for 5 s; the second one loses its raylet."""
     config = configured(tmp_path)
-    s3_server.stop()
-    try:
+    with stopped(s3_server):
         job = submit(slurm, config)
         slurm.wait_for(job, "two raylets", lambda tasks: len(raylets(slurm)) == 2)
         slurm.wait_for(job, "commit of the second task", lambda tasks: has_committed(config, 1))
         (victim,) = [each for each in raylets(slurm) if each.environ()["SLURM_ARRAY_TASK_ID"] == "1"]
         victim.kill()
         outage, killed = slurm.wait(job)
-    finally:
-        s3_server.start()
     assert (outage.state, outage.exit_code) == ("FAILED", 3), logs(config)
     assert (killed.state, killed.exit_code != 0) == ("FAILED", True), logs(config)
     left = set(range(SHARDS)) - committed(config)

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.builds import AS_SHIPPED, digests, segmint, small_catalog, write_config
+from tests.support.builds import AS_SHIPPED, small_catalog, write_config
 from tests.support.clusters import ray_cluster
-from tests.support.runs import BuildProcess, assert_gone, assert_whole, finish, running, title, wait_for
+from tests.support.runs import BuildProcess, assert_gone, assert_whole, finish, running, timed_build, title, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(2400)]
 
@@ -75,9 +75,7 @@ def undisturbed(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """Digests of the files of a build that is not killed, and the seconds it takes."""
     folder = tmp_path_factory.mktemp("undisturbed")
     config = configured(folder, catalog)
-    started = time.monotonic()
-    segmint("build", config)
-    return digests(folder / "dataset"), time.monotonic() - started
+    return timed_build(config)
 
 
 def living(run: BuildProcess, kind: Callable[[psutil.Process], bool]) -> list[psutil.Process]:

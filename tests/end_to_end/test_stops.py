@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.building.scale import write_build
 from segmint.infra.stopping import EXIT_CODE, STOP_S
-from tests.support.builds import NO_DETECTORS, digests, segmint, small_catalog, write_config
-from tests.support.runs import BuildProcess, assert_gone, assert_whole, finish, running, title, wait_for
+from tests.support.builds import NO_DETECTORS, small_catalog, write_config
+from tests.support.runs import BuildProcess, assert_gone, assert_whole, finish, running, timed_build, title, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
 
@@ -50,9 +50,7 @@ def undisturbed(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """Digests of the files of a build that is not stopped, and the seconds it takes."""
     folder = tmp_path_factory.mktemp("undisturbed")
     config = configured(folder, catalog)
-    started = time.monotonic()
-    segmint("build", config)
-    return digests(folder / "dataset"), time.monotonic() - started
+    return timed_build(config)
 
 
 def assert_stops(run: BuildProcess, how: signal.Signals, *, everything: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""Which nodes an autoscaler must add for bundles of resources, and the groups that KubeRay's manifests define."""
+"""Tests of the nodes that an autoscaler must add for bundles, and of the node groups in the KubeRay manifests."""
 
 from pathlib import Path
 

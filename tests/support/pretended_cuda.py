@@ -182,7 +182,7 @@ class PretendedCuda(TorchDispatchMode):
             self.stream = before
 
     def wait(self, recorded: int | None = None) -> None:
-        """What the host does when it waits for the device: for all of its work, or that before an event."""
+        """Block the host until the device has finished all its work, or the work before an event."""
         self._forbid_in_graph("a wait")
         self.note("wait", len(self.events) if recorded is None else recorded)
         self.syncs[_line()] += 1

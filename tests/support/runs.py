@@ -17,6 +17,13 @@ from tests.support.builds import ROOT, digests, segmint
 _MARK = "SEGMINT_TEST_RUN"
 
 
+def timed_build(config: Path) -> tuple[dict[str, str], float]:
+    """Run a build to its end. Return the digests of its dataset's files, and its duration in seconds."""
+    started = time.monotonic()
+    segmint("build", config)
+    return digests(config.parent / "dataset"), time.monotonic() - started
+
+
 class BuildProcess:
     """A build as a separate process; a local Ray and all its workers have its mark in their environment."""
 
