@@ -228,7 +228,29 @@ def stages_part(results: dict[str, Result]) -> str:
         f"are those of profile {result['settings']['profile']} with {grid_of(result['settings'])}. The stages "
         f"ran on one thread. {where(result)}"
     )
-    return "\n\n".join([f"![{alternative_stages(result)}](images/stages.svg)", stages, network, whole, wrapped(note)])
+    kernels = [kernel_stages_table(result["kernels"])] if "kernels" in result else []
+    parts = [f"![{alternative_stages(result)}](images/stages.svg)", stages, network, whole, *kernels, wrapped(note)]
+    return "\n\n".join(parts)
+
+
+def kernel_stages_table(pairs: Result) -> str:
+    """Return the seconds of the stages that the CPU kernels compute, with and without them."""
+    return table(
+        ["stage", "held to", "without CPU kernels (s)", "with (s)", "speedup", "masks", "equal"],
+        (
+            [
+                stage,
+                "AVX2" if name == "avx2" else "nothing",
+                seconds(row["torch_seconds"]),
+                seconds(row["seconds"]),
+                ratio(row["ratio"], 2),
+                pair["masks"],
+                pair["equal"],
+            ]
+            for name, pair in pairs.items()
+            for stage, row in pair["stages"].items()
+        ),
+    )
 
 
 def stage_cells(row: Result) -> tuple[str, str]:

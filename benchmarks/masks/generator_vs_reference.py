@@ -94,18 +94,34 @@ def measure_round(index: int, source: str, threads: int, settings: dict[str, Any
 
     The sides held to AVX2 run if the CPU kernels use AVX-512. In even rounds, ours is first.
     """
-    kernels = usable_kernels()
-    held = [AVX2, TORCH_AVX2] if kernels and kernels.instruction_set.startswith("avx512") else []
-    sides = [*settings["precisions"], TORCH, *held, REFERENCE]
+    sides = [*settings["precisions"], TORCH, *avx2_sides(), REFERENCE]
     found = {}
     for side in sides if index % 2 == 0 else reversed(sides):
         if side == REFERENCE:
             with waiting_as_shipped():
                 found[side] = in_process(run_reference, source, threads, settings)
         else:
-            with patch.dict(os.environ, HELD_TO_AVX2 if side in held else {}):
+            with patch.dict(os.environ, environment_of(side)):
                 found[side] = in_process(run_ours, source, threads, settings, side)
     return found
+
+
+def avx2_sides() -> list[str]:
+    """Return the sides that are held to AVX2: none if the CPU kernels don't use AVX-512 here."""
+    kernels = usable_kernels()
+    return [AVX2, TORCH_AVX2] if kernels and kernels.instruction_set.startswith("avx512") else []
+
+
+def environment_of(side: str) -> dict[str, str]:
+    """Return the environment that holds the libraries of a side's process to AVX2."""
+    return HELD_TO_AVX2 if side in (AVX2, TORCH_AVX2) else {}
+
+
+def kernels_of(side: str) -> Any:
+    """Return the CPU kernels of a side, as `Predictor` takes them."""
+    if side in (TORCH, TORCH_AVX2):
+        return None
+    return load_kernels("avx2") if side == AVX2 else "auto"
 
 
 def run_ours(source: str, threads: int, settings: dict[str, Any], side: str) -> dict[str, Any]:
@@ -119,8 +135,7 @@ def run_ours(source: str, threads: int, settings: dict[str, Any], side: str) -> 
     from segmint.operators.segment.models import load_model
 
     sam = load_model(resolve(settings["weights"]), Compute("cpu", "bf16" if side == "bf16" else "fp32", threads))
-    kernels = {TORCH: None, TORCH_AVX2: None, AVX2: load_kernels("avx2") if side == AVX2 else None}
-    predictor, image = Predictor(sam, kernels=kernels.get(side, "auto")), read(source)
+    predictor, image = Predictor(sam, kernels=kernels_of(side)), read(source)
     MaskGenerator(predictor, MaskSettings.official(points_per_side=2)).generate(image)
     keys = ("points_per_side", "crop_n_layers", "crop_n_points_downscale_factor")
     generator = MaskGenerator(predictor, MaskSettings.official(**{key: settings[key] for key in keys}))

@@ -11,6 +11,9 @@ Each precision gets two measurements, each in a separate process after one warm-
 - *Scaling.* Seconds per image with all threads, over the grid, layers of crops, and the photograph's size. Each is the
   median of the rounds.
 
+Before them, the stages that the CPU kernels compute are measured with and without these, in the same rounds, with one
+thread and without crops; if the CPU kernels use AVX-512, also in processes that are held to AVX2.
+
 The settings are those of the `sa1b` profile, with cleanup, and without crops unless `--crops` is given. The weights are
 MobileSAM's. The default photograph is scikit-image's astronaut. The result is written to
 `benchmarks/results/stages.json`.
@@ -39,12 +42,23 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.masks.generator_vs_reference import (  # noqa: E402
+    AVX2,
+    TORCH,
+    TORCH_AVX2,
+    avx2_sides,
+    environment_of,
+    equal,
+    kernels_of,
+)
 from benchmarks.measuring import RESULTS, in_process, read, spread, write_result  # noqa: E402
 
 WEIGHTS: Literal["mobile_sam"] = "mobile_sam"
 STAGES = ("encode", "plan", "decode", "draw", "upscale and filter", "suppression", "clean-up", "RLE")
 NETWORK = ("encode", "plan", "decode", "draw")
 """Stages whose operations `model/cost.py` counts."""
+WITH_KERNELS = ("decode", "draw", "upscale and filter")
+"""Stages that the CPU kernels compute."""
 
 
 def main() -> None:
@@ -86,6 +100,10 @@ def main() -> None:
         "crop_n_layers": [{**base, "crop_n_layers": layers} for layers in arguments.layers],
         "long_side": [{**base, "long_side": side} for side in arguments.sides],
     }
+    kernels = measure_kernels(arguments.photo, {**base, "crop_n_layers": 0}, arguments.rounds)
+    for name, pair in kernels.items():
+        ratios = ", ".join(f"{stage} {row['ratio']['median']:.2f}" for stage, row in pair["stages"].items())
+        print(f"{name} kernels beside torch: {ratios} times as fast; {pair['equal']} of {pair['masks']} equal masks")
     found: dict[str, Any] = {}
     for precision in dict.fromkeys(arguments.precision):
         stages = in_process(measure_stages, arguments.photo, precision, base, arguments.rounds)
@@ -97,8 +115,52 @@ def main() -> None:
             f"{precision}: {scaling['whole']['seconds']['median']:.2f} s with {arguments.threads} threads", flush=True
         )
         found[precision] = {**stages, **scaling}
-        write_result(arguments.output, "stages", machine, {"settings": settings, "precisions": found})
+        write_result(
+            arguments.output, "stages", machine, {"settings": settings, "kernels": kernels, "precisions": found}
+        )
     print(f"written to {arguments.output}")
+
+
+def measure_kernels(source: str, keys: dict[str, int], rounds: int) -> dict[str, Any]:
+    """Return the seconds of the stages that have CPU kernels and those of torch in the same rounds, with one thread.
+
+    The pairs are `fp32` and, if the CPU kernels use AVX-512 here, `avx2`, whose processes are held to AVX2.
+    """
+    pairs = {"fp32": ("fp32", TORCH), **({AVX2: (AVX2, TORCH_AVX2)} if avx2_sides() else {})}
+    sides = [side for pair in pairs.values() for side in pair]
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for index in range(rounds):
+        for side in sides if index % 2 == 0 else reversed(sides):
+            with patch.dict(os.environ, environment_of(side)):
+                found[side].append(in_process(run_stages, source, side, keys))
+    result = {}
+    for name, (ours, torch) in pairs.items():
+        rows = list(zip(found[ours], found[torch], strict=True))
+        result[name] = {
+            "masks": len(found[torch][0]["masks"]),
+            "equal": min(equal(one["masks"], other["masks"]) for one, other in rows),
+            "stages": {
+                stage: {
+                    "seconds": round(statistics.median(one["stages"][stage] for one, _ in rows), 3),
+                    "torch_seconds": round(statistics.median(other["stages"][stage] for _, other in rows), 3),
+                    "ratio": spread([other["stages"][stage] / one["stages"][stage] for one, other in rows]),
+                }
+                for stage in WITH_KERNELS
+            },
+        }
+    return result
+
+
+def run_stages(source: str, side: str, keys: dict[str, int]) -> dict[str, Any]:
+    """Run our generator in float32 with a side's kernels and one thread; return the stages' seconds and the masks."""
+    from segmint.model.automatic.generator import MaskGenerator
+
+    predictor, _ = prepared("fp32", threads=1, side=side)
+    image, generator = read(source), MaskGenerator(predictor, settings_of(keys))
+    with timed_stages() as clock:
+        generated = generator.generate(image)
+    masks = [{"counts": record.segmentation.counts} for record in generated.records]
+    return {"stages": clock.seconds, "masks": masks}
 
 
 def measure_command(source: str, rounds: int) -> None:
@@ -234,7 +296,7 @@ class NetworkWork:
         return cls(cost.encodes, cost.prompts, drawn, flop)
 
 
-def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, float]]]:
+def prepared(precision: str, threads: int, side: str = "fp32") -> tuple[Any, dict[str, tuple[str, float]]]:
     """Return a warmed-up predictor and, for each stage of `NETWORK`, its precision and the threads' peak in it.
 
     The peak is in operations per second. All parts compute in float32, except for drawing if the precision is bf16.
@@ -248,7 +310,7 @@ def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, fl
     from segmint.operators.segment.models import load_model
 
     compute = Compute("cpu", "bf16" if precision == "bf16" else "fp32", threads)
-    predictor = Predictor(load_model(resolve(WEIGHTS), compute))
+    predictor = Predictor(load_model(resolve(WEIGHTS), compute), kernels=kernels_of(side))
     settings = MaskSettings.sa1b(points_per_side=4, crop_n_layers=0)
     MaskGenerator(predictor, settings).generate(read("astronaut"))
     computes_in: dict[str, Precision] = dict.fromkeys(NETWORK, "fp32")

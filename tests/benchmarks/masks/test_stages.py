@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.masks.stages import NETWORK, STAGES, StageClock, resized, timed_stages
+from benchmarks.masks.stages import NETWORK, STAGES, WITH_KERNELS, StageClock, resized, timed_stages
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.load import load_sam
@@ -66,6 +66,11 @@ def test_stages_and_scaling_are_recorded(tmp_path: Path) -> None:
     scaling = ["--grids", "2", "4", "--layers", "0", "1", "--sides", "200"]
     subprocess.run([sys.executable, ROOT / "benchmarks" / "masks" / "stages.py", *options, *scaling], check=True)
     result = json.loads(output.read_text())
+    assert set(result["kernels"]) <= {"fp32", "avx2"}
+    for pair in result["kernels"].values():
+        assert pair["equal"] == pair["masks"] > 0
+        assert list(pair["stages"]) == list(WITH_KERNELS)
+        assert all(row["seconds"] > 0 and row["torch_seconds"] > 0 for row in pair["stages"].values())
     assert list(result["precisions"]) == ["fp32", "bf16"]
     for precision, found in result["precisions"].items():
         assert [row["name"] for row in found["stages"]] == [*STAGES, "other"]
