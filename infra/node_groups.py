@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from segmint.infra.errors import last_line
 from segmint.infra.log import get_logger
@@ -125,10 +124,6 @@ def _fits(bundle: Mapping[str, float], node: Mapping[str, float]) -> bool:
     return all(node.get(name, 0) >= amount - 1e-6 for name, amount in bundle.items())
 
 
-def _arrive() -> None:
-    """Do nothing on a node that has arrived."""
-
-
 class NodeRequest:
     """Request for nodes that the autoscaler adds; a context manager that withdraws it.
 
@@ -172,18 +167,15 @@ class NodeRequest:
         for group in groups:
             _adjust(tasks[group.name], 0, group)
 
-    def close(self) -> None:
+    def __enter__(self) -> "NodeRequest":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Withdraw the request. Waits at most 5 s."""
         self._ended.set()
         self._changed.set()
         if self._thread is not None:
             self._thread.join(5)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.close()
 
 
 def _adjust(tasks: Sequence[Any], count: int, group: NodeGroup) -> list[Any]:
@@ -194,5 +186,5 @@ def _adjust(tasks: Sequence[Any], count: int, group: NodeGroup) -> list[Any]:
     for task in waiting[count:]:
         ray.cancel(task)
     size = {"num_cpus": group.resources.get("CPU", 0), "num_gpus": group.resources.get("GPU", 0)}
-    arrive = ray.remote(max_retries=0, **size)(_arrive)
+    arrive = ray.remote(max_retries=0, **size)(lambda: None)
     return [*waiting[:count], *(arrive.remote() for _ in range(count - len(waiting)))]

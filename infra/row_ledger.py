@@ -86,14 +86,14 @@ class RowLedger:
 
         Empty if the ledger actor is gone, which means that the driver's node failed.
         """
-        return self._read(self._actor.suspects)
+        return list(self._read(self._actor.suspects))
 
     def alone(self) -> list[int]:
         """Return the ordinals of the rows that run alone: those given, and those in flight together when a worker died.
 
         Empty if the ledger actor is gone.
         """
-        return self._read(self._actor.alone)
+        return list(self._read(self._actor.alone))
 
     def may_read(self, number: int) -> bool:
         """Return whether a window's read may run: always, unless the window was ended before this read began."""
@@ -117,18 +117,13 @@ class RowLedger:
 
         Empty if the ledger actor is gone.
         """
-        try:
-            seconds: dict[str, float] = ray.get(self._actor.spent.remote(), timeout=TIMEOUT_S)
-        except ray.exceptions.RayError:
-            return {}
-        return seconds
+        return dict(self._read(self._actor.spent))
 
-    def _read(self, method: Any) -> list[int]:
+    def _read(self, method: Any) -> Any:
         try:
-            ordinals: list[int] = ray.get(method.remote(), timeout=TIMEOUT_S)
+            return ray.get(method.remote(), timeout=TIMEOUT_S)
         except ray.exceptions.RayError:
-            return []
-        return ordinals
+            return ()
 
 
 class BlockEntry:
@@ -286,7 +281,7 @@ class _ReadLedger:
 class _LedgerActor(_ReadLedger):
     """Actor that keeps the ledger. A worker is identified by its node and process."""
 
-    def __init__(self, alone: Iterable[int] = ()) -> None:
+    def __init__(self, alone: Iterable[int]) -> None:
         super().__init__()
         self._opened = 0
         self._started = 0
@@ -353,7 +348,7 @@ class _LedgerActor(_ReadLedger):
         """Record the rows in flight in the entry's dead worker, unless its node is dead too."""
         node, _ = self._workers[entry]
         rows = self._close(entry, asking)
-        if not _is_alive(node):
+        if not any(each["NodeID"] == node and each["Alive"] for each in ray.nodes()):
             return
         self._deaths.append(self._started)
         self._deadly |= len(self._deaths) == MAX_DEATHS and self._started - self._deaths[0] <= DEATH_ROWS
@@ -371,7 +366,3 @@ class _LedgerActor(_ReadLedger):
         for one in entries:
             self.end(one)
         return rows
-
-
-def _is_alive(node_id: str) -> bool:
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())

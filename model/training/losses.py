@@ -53,7 +53,8 @@ def prompt_losses(
         with torch.no_grad():
             chosen = torch.zeros_like(rows)
             if logits.shape[1] > 1:
-                chosen = _mask_loss(logits, targets[:, None], valid, settings).argmin(dim=1)
+                each = focal_loss(logits, targets[:, None], valid, settings), dice_loss(logits, targets[:, None], valid)
+                chosen = (settings.focal_weight * each[0] + settings.dice_weight * each[1]).argmin(dim=1)
             ious = mask_iou(logits > 0, targets[:, None], valid)
         best = logits[rows, chosen]
         focal = focal_loss(best, targets, valid, settings).sum() / total_masks
@@ -102,8 +103,3 @@ def mask_iou(masks: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     shared = (masks & targets & valid).sum(dim=(-2, -1))
     covered = ((masks | targets) & valid).sum(dim=(-2, -1))
     return shared / covered.clamp(min=1)
-
-
-def _mask_loss(logits: Tensor, targets: Tensor, valid: Tensor, settings: LossSettings) -> Tensor:
-    focal, dice = focal_loss(logits, targets, valid, settings), dice_loss(logits, targets, valid)
-    return settings.focal_weight * focal + settings.dice_weight * dice

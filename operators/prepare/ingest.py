@@ -162,7 +162,7 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
             f"a {kind} file with samples of kind {source.mode}, which have no defined white",
         )
     if isinstance(source, TiffImagePlugin.TiffImageFile):
-        if _is_camera_raw(source, data):
+        if data[8:10] == b"CR" or _DNG_VERSION in source.tag_v2 or _is_reduced(source):
             raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a camera's raw file, of which TIFF holds a thumbnail")
         check_strips(source, data)
         if _has_further_pages(source):
@@ -171,10 +171,6 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
         source, "is_animated", False
     ):  # multiple images in a HEIC aren't frames: one is the primary image
         raise RejectedError(Reason.ANIMATED, f"an animated {kind} file; expected a single frame")
-
-
-def _is_camera_raw(source: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
-    return bool(data[8:10] == b"CR" or _DNG_VERSION in source.tag_v2 or _is_reduced(source))
 
 
 def _is_reduced(source: TiffImagePlugin.TiffImageFile) -> bool:

@@ -1,7 +1,7 @@
 """Search for all pairs of 64-bit hashes within a few bits of each other, by multi-index hashing."""
 
-from collections.abc import Iterator, Sequence
-from itertools import combinations, pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +65,8 @@ def _near_values(values: Hashes, distance: int, depth: int, folder: Path | None 
         key = bands[first], bands[second]
         order = [*key, *(band for band in bands if band not in key)]
         # A pair may share more than two bands; it counts only for the first two.
-        places = _places(order)
-        earlier = [places[band] for place, band in enumerate(bands[:second]) if place != first]
+        places = dict(zip(order, _places(order), strict=True))
+        earlier = [_mask(places[band]) for place, band in enumerate(bands[:second]) if place != first]
         shift = _BITS - sum(high - low for low, high in key)
         for keyed in _sorted(values, order, shift, folder):
             for one, other in _of_one_key(keyed, shift, distance, depth, earlier):
@@ -153,32 +153,27 @@ def _mask(band: Band) -> np.uint64:
 
 def _reordered(values: Hashes, order: Sequence[Band]) -> Hashes:
     """Return a copy of the hashes with the first band of `order` in the highest bits, then the second, and so on."""
-    found = np.zeros_like(values)
-    for start in range(0, len(values), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        at = _BITS
-        for low, high in order:
-            at -= high - low
-            part = values[chunk] & _mask((low, high))
-            found[chunk] |= part << np.uint64(at - low) if at >= low else part >> np.uint64(low - at)
-    return found
-
-
-def _places(order: Sequence[Band]) -> dict[Band, np.uint64]:
-    """Return the mask of each band in hashes from `_reordered`."""
-    found, at = {}, _BITS
-    for low, high in order:
-        at -= high - low
-        found[low, high] = _mask((at, at + high - low))
-    return found
+    return _moved(values, zip(order, _places(order), strict=True))
 
 
 def _restored(values: Hashes, order: Sequence[Band]) -> Hashes:
     """Return the hashes from which `_reordered` made these."""
+    return _moved(values, zip(_places(order), order, strict=True))
+
+
+def _places(order: Sequence[Band]) -> list[Band]:
+    """Return the bands in hashes from `_reordered`, in the same order."""
+    ends = accumulate((low - high for low, high in order), initial=_BITS)
+    return [(low, high) for high, low in pairwise(ends)]
+
+
+def _moved(values: Hashes, moves: Iterable[tuple[Band, Band]]) -> Hashes:
+    """Return a copy of the hashes in which the bits of each first band are those of the second."""
     found = np.zeros_like(values)
-    at = _BITS
-    for low, high in order:
-        at -= high - low
-        part = values & _mask((at, at + high - low))
-        found |= part >> np.uint64(at - low) if at >= low else part << np.uint64(low - at)
+    shifts = [(_mask(band), target[0] - band[0]) for band, target in moves]
+    for start in range(0, len(values), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        for mask, by in shifts:
+            part = values[chunk] & mask
+            found[chunk] |= part << np.uint64(by) if by >= 0 else part >> np.uint64(-by)
     return found

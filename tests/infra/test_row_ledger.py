@@ -134,7 +134,7 @@ def start(book: _LedgerActor, entry: int | None, ordinal: int, *, alone: bool = 
 
 
 def test_a_row_whose_node_died_is_no_suspect(local_ray: Cluster) -> None:
-    book = _LedgerActor()
+    book = _LedgerActor([])
     here = ray.get_runtime_context().get_node_id()
     lost, alive, later = book.open("0" * len(here), "1"), book.open(here, "2"), book.open(here, "3")
     assert start(book, lost, 7) == "starts"
@@ -145,7 +145,7 @@ def test_a_row_whose_node_died_is_no_suspect(local_ray: Cluster) -> None:
 
 
 def test_all_rows_of_a_dead_worker_are_found_with_the_first_of_them(local_ray: Cluster) -> None:
-    book = _LedgerActor()
+    book = _LedgerActor([])
     here = ray.get_runtime_context().get_node_id()
     one, other, elsewhere, later = (book.open(here, process) for process in ("1", "1", "2", "3"))
     for entry, ordinal in ((one, 1), (one, 2), (other, 3), (other, 4), (elsewhere, 5)):
@@ -160,7 +160,7 @@ def test_all_rows_of_a_dead_worker_are_found_with_the_first_of_them(local_ray: C
 
 
 def test_a_row_that_is_done_late_does_not_end_its_next_start(local_ray: Cluster) -> None:
-    book = _LedgerActor()
+    book = _LedgerActor([])
     here = ray.get_runtime_context().get_node_id()
     first, again, last = (book.open(here, process) for process in ("1", "2", "3"))
     book.end(first or 0)
@@ -205,7 +205,7 @@ def test_deaths_far_apart_do_not_end_a_window(local_ray: Cluster, monkeypatch: p
     monkeypatch.setattr(row_ledger, "DEATH_ROWS", 100)
     here = ray.get_runtime_context().get_node_id()
     for between, ends in ((20, False), (10, True)):
-        book, ordinal = _LedgerActor(), 0
+        book, ordinal = _LedgerActor([]), 0
         for death in range(2 * MAX_DEATHS):
             entry, again = book.open(here, f"{death}"), book.open(here, f"{death} again")
             if entry is None:
@@ -267,7 +267,7 @@ def test_the_seconds_of_a_worker_s_stages_are_recorded_and_summed(local_ray: Clu
         with ledger.entry(lambda seconds=seconds: seconds):
             pass
     assert ledger.spent() == {"decode": 2.5, "compute": 4.0}, "of one worker, the last"
-    book = _LedgerActor()
+    book = _LedgerActor([])
     for process, seconds in (("1", {"decode": 2.0}), ("2", {"decode": 3.0, "finish": 1.0}), ("2", {"decode": 2.0})):
         entry = book.open("here", process)
         assert entry is not None

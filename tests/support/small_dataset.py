@@ -33,7 +33,7 @@ def build_dataset(config_path: Path, only: Sequence[int] | None = None, retry: C
         segment = Segment(stages.segment)
         wanted = dataset.shards() if only is None else only
         for span in dataset.spans([shard for shard in wanted if shard not in committed]):
-            rows = describe_table(segment(prepare(dataset.read_rows([span.shard]))))
+            rows = describe_table(segment(prepare(dataset.read_runs([(span.start, span.stop)]))))
             result = write_shard(dataset.shard_task(config, span), [(0, rows.num_rows)], rows)
             if result.status != "committed":
                 raise AssertionError(result.detail)

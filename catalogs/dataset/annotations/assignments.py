@@ -42,7 +42,8 @@ def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submissi
     have none in common. `submissions` are all submissions for the image.
     """
     one, other = (
-        {last.base: last for last in last_of_states(_of_assignment(submissions, assignment))} for assignment in (0, 1)
+        {last.base: last for last in last_of_states(each for each in submissions if each.assignment == assignment)}
+        for assignment in (0, 1)
     )
     return next(((submission, other[base]) for base, submission in one.items() if base in other), None)
 
@@ -83,7 +84,3 @@ def is_untouched(mask: SubmittedMask) -> bool:
 def annotated_masks(submission: Submission) -> list[SubmittedMask]:
     """Return the masks of a submission that annotators worked on, without the untouched ones."""
     return [mask for mask in submission.masks if not is_untouched(mask)]
-
-
-def _of_assignment(submissions: Iterable[Submission], assignment: int) -> list[Submission]:
-    return [submission for submission in submissions if submission.assignment == assignment]

@@ -88,10 +88,6 @@ class BuildDataset:
         """Return shards with their ordinals."""
         return [self.span(shard) for shard in shards]
 
-    def read_rows(self, shards: Sequence[int]) -> pa.Table:
-        """Read the catalog rows of these shards, in the order given."""
-        return self.read_runs([(span.start, span.stop) for span in self.spans(shards)])
-
     def read_runs(self, runs: Sequence[tuple[int, int]], columns: Sequence[str] | None = None) -> pa.Table:
         """Read the catalog rows with the ordinals `[start, stop)` of each run, in the order given.
 

@@ -132,13 +132,16 @@ class Quarantine:
         if ledger is not None:
             self._died_with_others.update(ledger.alone())
             for ordinal in ledger.suspects():
-                undecided = UndecidedError("its worker died, and it has had no trial")
-                self._known[ordinal] = faulted({}, "segment", undecided)
+                untried = UndecidedError("its worker died, and it has had no trial")
+                self._known[ordinal] = faulted({}, "segment", untried)
         verdicts = 0
         on_hold: dict[int, str] = {}
-        for ordinal in self._undecided()[:MOST_SINGLE_TRIALS]:
+        undecided = [ordinal for ordinal, row in self._known.items() if row["fault"] is not None]
+        here = [ordinal for ordinal in undecided if self._rows is not None and ordinal in self._rows]
+        for ordinal in here[:MOST_SINGLE_TRIALS]:
             try:
-                verdict = self._decide(ordinal)
+                prepared = self._prepare(ordinal)
+                verdict = None if prepared is None else self._segment_singly(ordinal, prepared)
             except UndecidedError as error:
                 self._known[ordinal] = faulted({}, "segment", error)
                 on_hold |= _of_its_shard(spans, ordinal, str(error))
@@ -205,15 +208,6 @@ class Quarantine:
             return verdict
         death = self._segment_singly(ordinal, prepared)
         return None if death is None else rejected({}, "segment", death)
-
-    def _undecided(self) -> list[int]:
-        rows = self._rows
-        return [o for o, row in self._known.items() if row["fault"] is not None and rows is not None and o in rows]
-
-    def _decide(self, ordinal: int) -> RejectedError | None:
-        """Return the verdict on a suspect, or None if it is segmented. Raises `UndecidedError`."""
-        prepared = self._prepare(ordinal)
-        return None if prepared is None else self._segment_singly(ordinal, prepared)
 
     def _segment_singly(self, ordinal: int, prepared: Any) -> RejectedError | None:
         deaths = 0

@@ -105,10 +105,6 @@ class RowSource(Datasource):  # type: ignore[misc]
     def __contains__(self, ordinal: int) -> bool:
         return any(start <= ordinal < stop for each in self._shards for start, stop in each.runs)
 
-    def read(self) -> pa.Table:
-        """Read all rows at once."""
-        return _read_runs(self._dataset, [run for each in self._shards for run in each.runs], self._known)
-
     def read_row(self, ordinal: int) -> pa.Table:
         """Read one row, without verdict columns. It may belong to another window."""
         return self._dataset.read_runs([(ordinal, ordinal + 1)])

@@ -14,10 +14,6 @@ def _alone(values: Tensor) -> Tensor:
     return values
 
 
-def _only(value: Any) -> list[Any]:
-    return [value]
-
-
 @dataclass(frozen=True)
 class WorkerRank:
     """Worker `rank` of `size`, with rank `local_rank` on its machine.
@@ -29,7 +25,7 @@ class WorkerRank:
     rank: int = 0
     size: int = 1
     add: Callable[[Tensor], Tensor] = _alone
-    gather: Callable[[Any], list[Any]] = _only
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
     local_rank: int = 0
 
     @property

@@ -175,11 +175,6 @@ class ShardContentCheck:
         self.found.searches.append(search)
         yield from search.findings(place)
 
-    def forget_jpegs(self) -> None:
-        """Discard the results from the JPEGs, because they are not the committed ones."""
-        self.found.hashes.clear()
-        self.found.searches.clear()
-
 
 class ContentAudit:
     """Licenses, privacy, and near-duplicates of all shards.

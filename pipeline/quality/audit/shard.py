@@ -237,7 +237,8 @@ class ShardAudit:
             self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
             self._compared = False
             if look is not None:
-                look.forget_jpegs()
+                look.found.hashes.clear()  # those of JPEGs that aren't the committed ones
+                look.found.searches.clear()
             return
         self._findings.extend(inside)
         if masks is not None:

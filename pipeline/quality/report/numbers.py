@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from segmint.catalogs.parquet import table_bytes
 from segmint.pipeline.quality.statistics.values import Histogram, Statistics
 
 NUMBERS = pa.schema(
@@ -34,11 +33,6 @@ def numbers_table(statistics: Statistics) -> pa.Table:
         area, prefix = ("dataset", key) if plain else (key, "")
         rows += [{"area": area, "statistic": s, "bin": b, "value": v} for s, b, v in _numbers(prefix, None, value)]
     return pa.Table.from_pylist(rows, schema=NUMBERS)
-
-
-def numbers_parquet(statistics: Statistics) -> bytes:
-    """Return all numbers of the statistics as a Parquet file."""
-    return table_bytes(numbers_table(statistics), NUMBERS)
 
 
 def _numbers(statistic: str, bin: str | None, value: Any) -> Iterator[_Number]:

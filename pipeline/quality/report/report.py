@@ -14,6 +14,7 @@ from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import MANIFEST, REPORT
+from segmint.catalogs.parquet import table_bytes
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -32,7 +33,7 @@ from segmint.pipeline.quality.report.croissant import croissant_json
 from segmint.pipeline.quality.report.facts import Facts, gather_facts
 from segmint.pipeline.quality.report.figures import draw_figures
 from segmint.pipeline.quality.report.findings import images_of
-from segmint.pipeline.quality.report.numbers import numbers_parquet
+from segmint.pipeline.quality.report.numbers import NUMBERS, numbers_table
 from segmint.pipeline.quality.report.page import ReportImages, render_page
 from segmint.pipeline.quality.report.samples import choose_images, draw_pictures
 from segmint.pipeline.quality.statistics.comparison import DatasetComparison
@@ -122,7 +123,7 @@ def write_report(
     files = {
         **{f"figures/{name}": data for name, data in draw_figures(charts).items()},
         "statistics.json": _json(statistics.to_dict()),
-        "statistics.parquet": numbers_parquet(statistics),
+        "statistics.parquet": table_bytes(numbers_table(statistics), NUMBERS),
         "README.md": card_markdown(audit, statistics, facts, charts).encode(),
         "index.html": render_page(audit, statistics, facts, charts, pictures, beside).encode(),
     }

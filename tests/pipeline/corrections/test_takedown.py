@@ -328,7 +328,7 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
     stages = lay_out(config, opened, Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=1))
     prepare = Prepare(*stages.prepare_arguments)
     try:
-        segmented = Segment(stages.segment)(prepare(opened.read_rows([0])))
+        segmented = Segment(stages.segment)(prepare(opened.read_runs([(0, opened.span(0).stop)])))
         rows = describe_table(segmented)
     finally:
         prepare.close()

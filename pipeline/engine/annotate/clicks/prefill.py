@@ -89,7 +89,8 @@ def prefill(
     if not drawn:
         return []
     ious = np.array([each.mask.iou for each in drawn], np.float32)
-    kept = [drawn[index].mask for index in nms(_corners(drawn), ious, settings.box_nms_thresh)]
+    corners = np.array([each.corners for each in drawn], np.int64)
+    kept = [drawn[index].mask for index in nms(corners, ious, settings.box_nms_thresh)]
     known = [{"size": [height, width], "counts": counts.encode()} for counts in there]
     if not known:
         return kept
@@ -120,10 +121,6 @@ def _drawn(predictor: Predictor, embedding: Embedding, box: Box, settings: MaskS
     yield _DrawnMask(
         PrefilledMask(encode(mask).counts, area, iou, float(stability), asked, xyxy_to_xywh(corners)), corners
     )
-
-
-def _corners(drawn: Sequence[_DrawnMask]) -> NDArray[np.int64]:
-    return np.array([each.corners for each in drawn], np.int64)
 
 
 class ObjectFinder:

@@ -75,19 +75,13 @@ def read_groups(name: str, locate: Callable[[str], Location]) -> Groups:
     except NotFoundError as error:
         raise UsageError(f"--groups {name}: no such file. Image columns have no file extension") from error
     try:
-        table = _parquet(data) if name.lower().endswith(".parquet") else _csv(data)
+        if name.lower().endswith(".parquet"):
+            rows = pq.read_table(io.BytesIO(data)).to_pylist()
+        else:
+            rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
     except (pa.ArrowException, UnicodeDecodeError, csv.Error, OSError) as error:
         raise UsageError(f"can't read --groups {name}: {error}") from error
-    return _checked(name, table)
-
-
-def _parquet(data: bytes) -> list[Row]:
-    rows: list[Row] = pq.read_table(io.BytesIO(data)).to_pylist()
-    return rows
-
-
-def _csv(data: bytes) -> list[Row]:
-    return list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
+    return _checked(name, rows)
 
 
 def _checked(name: str, rows: list[Row]) -> Groups:
@@ -158,7 +152,7 @@ def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | Non
         session = EvaluationSession(task, truths, options.model.run, output)
         results = session.results() if judge is None else _shown(session.results(), judge)
         scores, worst = collect(
-            results, measures, len(task.weights), _ungrouped if groups is None else groups.of, output.add
+            results, measures, len(task.weights), (lambda _: None) if groups is None else groups.of, output.add
         )
         answer = _answer(session.subject(scores.masks), settings, scores, groups)
         if judge is not None:
@@ -187,10 +181,6 @@ def _settings(options: PointsOptions, grouped: bool) -> PointsSettings:
     first = options.first or (FirstClick.RANDOM if grouped else FirstClick.CENTER)
     clicks = {*options.settings.clicks, *(GROUP_CLICKS if grouped else ())}
     return replace(options.settings, first=first, clicks=tuple(sorted(clicks)))
-
-
-def _ungrouped(row: Row) -> str | None:
-    return None
 
 
 def _answer(

@@ -89,7 +89,7 @@ def test_a_dataset_is_begun_with_all_that_pins_it(tmp_path: Path, catalog: Path)
     assert manifest.licenses == {"CC-BY-4.0": 4, "CC0-1.0": 4}
     assert dataset.numerics.threads == 1
     assert manifest.numerics_fingerprint == dataset.numerics.fingerprint
-    table = dataset.read_rows([0, 2])
+    table = dataset.read_runs([(0, 3), (6, 8)])
     assert table.column("ordinal").to_pylist() == [0, 1, 2, 6, 7]
     assert table.column("uri").to_pylist()[0] == "photo_0.jpg"
 

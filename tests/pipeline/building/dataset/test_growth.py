@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from segmint.catalogs.dataset.manifest import load_latest_manifest
@@ -40,6 +41,10 @@ def begun(tmp_path: Path) -> Path:
     return tmp_path / "dataset"
 
 
+def read_shards(dataset: BuildDataset, *shards: int) -> pa.Table:
+    return dataset.read_runs([(span.start, span.stop) for span in dataset.spans(shards)])
+
+
 def configured(folder: Path, rows: list[dict[str, Any]], name: str = "catalog") -> Config:
     catalog = write_catalog(folder / f"{name}.jsonl", rows)
     return load_config(str(write_config(folder / f"{name}.yaml", catalog, folder / "dataset")))
@@ -68,7 +73,7 @@ def test_new_rows_become_a_separate_part_with_its_shards(tmp_path: Path, begun: 
     assert (part.path, part.rows, part.first_shard) == (f"catalog/part-1-{part.sha256[:12]}.parquet", 4, 3)
     assert (dataset.rows, dataset.shards()) == (12, range(5))
     assert [(span.start, span.stop) for span in dataset.spans(range(5))] == [(0, 3), (3, 6), (6, 8), (9, 12), (12, 13)]
-    rows = dataset.read_rows([2, 3, 4]).to_pylist()
+    rows = read_shards(dataset, 2, 3, 4).to_pylist()
     assert [(r["ordinal"], r["id"], r["uri"]) for r in rows] == [
         (6, 7, "photo_6.jpg"),
         (7, 8, "photo_7.jpg"),
@@ -91,7 +96,7 @@ def test_a_grown_dataset_stays_the_same_and_grows_again(tmp_path: Path, begun: P
     assert digests(begun) == before
     dataset = grown(tmp_path, [row(12), *LATER])
     assert [part.first_shard for part in dataset.manifest.catalog] == [0, 3, 5]
-    assert dataset.read_rows([5]).column("uri").to_pylist() == ["photo_12.jpg"]
+    assert read_shards(dataset, 5).column("uri").to_pylist() == ["photo_12.jpg"]
     assert load_latest_manifest(location_of(begun)).generation == 3
 
 
@@ -183,7 +188,7 @@ def test_a_build_that_loses_goes_on_with_the_same_catalog(tmp_path: Path, begun:
     """Also where the winner's file has other bytes: the same rows in another order."""
     dataset = grown(tmp_path, LATER, InterruptedBuild(ending, lambda: grown(tmp_path, LATER[::-1], name="reversed")))
     assert load_latest_manifest(location_of(begun)) == (dataset.manifest, 2)
-    uris = dataset.read_rows([3, 4]).column("uri").to_pylist()
+    uris = read_shards(dataset, 3, 4).column("uri").to_pylist()
     assert uris == ["photo_11.jpg", "photo_10.jpg", "photo_9.jpg", "photo_8.jpg"]
 
 
@@ -194,7 +199,7 @@ def test_a_build_that_loses_to_another_catalog_is_refused(tmp_path: Path, begun:
     with pytest.raises(UsageError, match=r"another build has grown (?s:.*)1 of 9 rows are gone"):
         grown(tmp_path, LATER, storage)
     dataset = open_or_create(configured(tmp_path, other), Storage())
-    assert dataset.read_rows([3]).column("uri").to_pylist() == ["photo_20.jpg"]
+    assert read_shards(dataset, 3).column("uri").to_pylist() == ["photo_20.jpg"]
 
 
 @pytest.mark.usefixtures("weights")
@@ -222,7 +227,7 @@ def test_a_correction_of_the_catalog_meanwhile_does_not_keep_it_from_growing(tmp
     dataset = grown(tmp_path, LATER, InterruptedBuild("dataset.g2.json", correct))
     assert load_latest_manifest(location_of(begun)) == (dataset.manifest, 3)
     assert [part.rows for part in dataset.manifest.catalog] == [8, 4]
-    assert dataset.read_rows([3]).column("uri").to_pylist() == ["photo_8.jpg", "photo_9.jpg", "photo_10.jpg"]
+    assert read_shards(dataset, 3).column("uri").to_pylist() == ["photo_8.jpg", "photo_9.jpg", "photo_10.jpg"]
     assert dataset.manifest.licenses == {"CC-BY-4.0": 5, "CC0-1.0": 6, "taken_down": 1}
 
 
