@@ -1,18 +1,14 @@
 """Rows reach Ray Data through read tasks: in order, in blocks, with few of them waiting, and one row on demand."""
 
 import io
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from ray.data import DataContext
 
-from segmint.infra.deadline import exit_within
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import Cluster
 from segmint.infra.row_ledger import RowLedger
@@ -27,47 +23,14 @@ from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.building.execution.stages import Stages, lay_out
 from segmint.pipeline.building.execution.work import WindowRows
 from segmint.pipeline.config.config import load_config
+from tests.support.row_stubs import ROWS, Ordinals, Uneven, unchanged, write
 
-ROWS, PER_SHARD = 60, 5
-
-
-class Ordinals:
-    """In place of a dataset, so that rows have only their ordinals, and the first ones take longest to read."""
-
-    manifest = SimpleNamespace(catalog=())
-
-    def read_runs(self, runs: Sequence[tuple[int, int]], columns: Sequence[str] | None = None) -> pa.Table:
-        ordinals = [ordinal for start, stop in runs for ordinal in range(start, stop)]
-        time.sleep(0.3 * (min(ordinals, default=ROWS) == 0))
-        return pa.table({"ordinal": pa.array(ordinals, pa.int64())})
+PER_SHARD = 5
 
 
 def source(rows: int = ROWS) -> RowSource:
     shards = [ShardRows(first // PER_SHARD, ((first, first + PER_SHARD),)) for first in range(0, rows, PER_SHARD)]
     return RowSource(Ordinals(), shards)  # type: ignore[arg-type]
-
-
-class Uneven:
-    """In place of `Prepare` and `Segment`: rows pass, and every third block takes much longer."""
-
-    def __init__(self, *_: Any) -> None:
-        exit_within(10)  # Ray's exit handler may hang
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        first = table.column("ordinal")[0].as_py() if table.num_rows else 1
-        time.sleep(0.1 * (first // 2 % 3 == 0))
-        return table
-
-
-def unchanged(table: pa.Table) -> pa.Table:
-    return table
-
-
-def write(task: int, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
-    """In place of the writer: the result has the ordinals of the shard's rows."""
-    tables = [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
-    ordinals = [ordinal for table in tables for ordinal in table.column("ordinal").to_pylist()]
-    return ShardResult(task, "committed", {}, faulted=tuple(ordinals))
 
 
 @pytest.fixture
@@ -124,8 +87,10 @@ class OpenWindow:
 
 
 def run_slotted_window(stages: Stages, window: Any) -> list[int]:
-    """Run a window with a slot after each shard, check the rows of each result, and return its shards."""
+    """Run a window with one actor per pool and a slot after each shard. Check its rows, and return its shards."""
     tasks = {shard: shard for shard in range(ROWS // PER_SHARD)}
+    pools = {name: replace(getattr(stages, name), smallest=1, largest=1) for name in ("prepare_pool", "segment_pool")}
+    stages = replace(stages, **pools)
     with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, ROWS, stall_timeout=600):
         results = list(build.run_rows(WindowRows(source(), tasks), stages, write, window, PER_SHARD))
     for result in results:

@@ -1,0 +1,50 @@
+"""Stubs for windows of rows that have only ordinals.
+
+Ray's workers import this module. It doesn't import torch or the build, which would take each of them seconds.
+"""
+
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+
+from segmint.infra.deadline import exit_within
+from segmint.operators.shards.write import ShardResult
+
+ROWS = 60
+
+
+class Ordinals:
+    """In place of a dataset, so that rows have only their ordinals, and the first ones take longest to read."""
+
+    manifest = SimpleNamespace(catalog=())
+
+    def read_runs(self, runs: Sequence[tuple[int, int]], columns: Sequence[str] | None = None) -> pa.Table:
+        ordinals = [ordinal for start, stop in runs for ordinal in range(start, stop)]
+        time.sleep(0.3 * (min(ordinals, default=ROWS) == 0))
+        return pa.table({"ordinal": pa.array(ordinals, pa.int64())})
+
+
+class Uneven:
+    """In place of `Prepare` and `Segment`: rows pass, and every third block takes much longer."""
+
+    def __init__(self, *_: Any) -> None:
+        exit_within(10)  # Ray's exit handler may hang
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        first = table.column("ordinal")[0].as_py() if table.num_rows else 1
+        time.sleep(0.1 * (first // 2 % 3 == 0))
+        return table
+
+
+def unchanged(table: pa.Table) -> pa.Table:
+    return table
+
+
+def write(task: int, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
+    """In place of the writer: the result has the ordinals of the shard's rows."""
+    tables = [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
+    ordinals = [ordinal for table in tables for ordinal in table.column("ordinal").to_pylist()]
+    return ShardResult(task, "committed", {}, faulted=tuple(ordinals))
