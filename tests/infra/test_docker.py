@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.infra.assets.known import ASSETS, PackageFile
+from segmint.infra.assets.known import ASSETS, PackageFile, default_weights
 from segmint.infra.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +52,16 @@ def test_packages_are_those_of_constraints_and_weights_those_that_are_known(text
         packages = [source for source in ASSETS[name].sources if isinstance(source, PackageFile)]
         assert packages
         assert packages[0].requirement in text
+
+
+def test_images_of_clusters_with_gpus_are_built_with_the_default_weights_of_gpus(text: str) -> None:
+    guide = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^docker build .*", guide, re.MULTILINE)
+    assert commands == re.findall(r"^#   (docker build .*)", text, re.MULTILINE)
+    weights = {kind: names.split() for names, kind in re.findall(r'WEIGHTS="(.*?)" .*KIND=(\w+)', "\n".join(commands))}
+    assert weights == {kind: [default_weights("cuda"), "clp"] for kind in ("cpu", "cuda")}
+    (own,) = re.findall(r'^ARG WEIGHTS="(.*)"', text, re.MULTILINE)
+    assert own.split() == [default_weights("cpu"), "clp"]
 
 
 def test_what_is_copied_before_the_code_exists_and_the_tags_are_of_this_version(text: str) -> None:
