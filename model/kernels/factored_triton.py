@@ -14,14 +14,25 @@ from torch import Tensor
 from segmint.model.device import launching_on
 from segmint.model.kernels.factored_plainly import CONSTANT, ROWS
 
-# Positions per program, warps, and steps whose loads are prefetched: values that compile without spilling registers for
-# compute capabilities 8.0 and 9.0.
-ANSWER = {"TILE": 64}
-ANSWER_LAUNCH = {"num_warps": 8, "num_stages": 2}
-LOOK = {"TILE": 32}
-LOOK_LAUNCH = {"num_warps": 4, "num_stages": 2}
-DRAW = {"TILE": 64}
-DRAW_LAUNCH = {"num_warps": 8, "num_stages": 1}
+# Options of the kernels: positions per program, warps, and steps whose loads are prefetched. With these values, a
+# thread has at most 512 bytes of stack, and a program 99 KiB of shared memory, for compute capabilities 8.0, 8.6, 8.9,
+# and 9.0.
+_HALF = {
+    "answer": {"TILE": 64, "num_warps": 8, "num_stages": 2},
+    "look": {"TILE": 32, "num_warps": 4, "num_stages": 2},
+    "draw": {"TILE": 64, "num_warps": 8, "num_stages": 1},
+}
+# Tensor cores don't multiply float32 numbers exactly, so each thread keeps factors in its registers.
+_FLOAT32 = {
+    "answer": {"TILE": 32, "num_warps": 8, "num_stages": 2},
+    "look": {"TILE": 32, "num_warps": 8, "num_stages": 2},
+    "draw": {"TILE": 64, "num_warps": 8, "num_stages": 1},
+}
+
+
+def options(step: str, dtype: torch.dtype) -> dict[str, int]:
+    """Return the constant TILE and the launch options of a step's kernel for tensors of a dtype."""
+    return (_FLOAT32 if dtype == torch.float32 else _HALF)[step]
 
 
 def answer(
@@ -41,8 +52,9 @@ def answer(
     scales = torch.empty_like(scale)
     found = queries.new_empty(len(queries), ROWS + rows, positions)
     tensors = _contiguous(queries, own, places, prior, scale, coefficients, vectors, shared)
+    chosen = options("answer", queries.dtype)
     with launching_on(queries.device):
-        answer_kernel[(-(-positions // ANSWER["TILE"]), len(queries))](
+        answer_kernel[(-(-positions // chosen["TILE"]), len(queries))](
             *tensors,
             scales,
             found,
@@ -51,8 +63,7 @@ def answer(
             TOKENS=tokens,
             MORE=rows,
             CONSTANT=CONSTANT,
-            **ANSWER,
-            **ANSWER_LAUNCH,
+            **chosen,
         )
     return scales, found
 
@@ -71,7 +82,7 @@ def look(
     tensors = _contiguous(queries, own, places, prior, scale, coefficients, values)
     with launching_on(queries.device):
         look_kernel[(1 + prior.shape[2] // ROWS, len(queries))](
-            *tensors, attended, mixed, own.shape[1], MORE=prior.shape[2], **LOOK, **LOOK_LAUNCH
+            *tensors, attended, mixed, own.shape[1], MORE=prior.shape[2], **options("look", queries.dtype)
         )
     return attended, mixed
 
@@ -93,9 +104,10 @@ def draw(
     side = round(positions**0.5)
     logits = scale.new_empty(len(scale), 3, 4 * side, 4 * side)
     tensors = _contiguous(scale, coefficients, vectors, shared, norm, weight, bias, filters, wanted.to(torch.uint8))
+    chosen = options("draw", coefficients.dtype)
     with launching_on(scale.device):
-        draw_kernel[(-(-positions // DRAW["TILE"]), len(scale))](
-            *tensors, logits, eps, side, MORE=coefficients.shape[1], **DRAW, **DRAW_LAUNCH
+        draw_kernel[(-(-positions // chosen["TILE"]), len(scale))](
+            *tensors, logits, eps, side, MORE=coefficients.shape[1], **chosen
         )
     return logits
 

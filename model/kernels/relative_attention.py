@@ -20,14 +20,25 @@ from torch import Tensor
 HEAD_DIMENSIONS = (64, 80)
 """Supported channels per head: ViT-B and ViT-L, and ViT-H. 80 is split into 64 + 16."""
 
-# Queries per program, warps, and steps whose keys are prefetched: values that compile without spilling registers for
-# compute capabilities 8.0 and 9.0.
-MAP_BLOCK = {"BLOCK": 128}
-MAP_LAUNCH = {"num_warps": 8, "num_stages": 3}
-WINDOW_BLOCK = {"PITCH": 16, "KEY_ROWS": 2, "BLOCK": 64}
-WINDOW_LAUNCH = {"num_warps": 4, "num_stages": 2}
+# Options of the kernels: queries per program, warps, and steps whose keys are prefetched. With these values, a thread
+# has at most 512 bytes of stack, and a program 99 KiB of shared memory, for compute capabilities 8.0, 8.6, 8.9, and
+# 9.0.
+_HALF = {
+    "map": {"BLOCK": 128, "num_warps": 8, "num_stages": 3},
+    "window": {"PITCH": 16, "KEY_ROWS": 2, "BLOCK": 64, "num_warps": 4, "num_stages": 2},
+}
+# Tensor cores don't multiply float32 numbers exactly, so each thread keeps factors in its registers.
+_FLOAT32 = {
+    "map": {"BLOCK": 64, "num_warps": 8, "num_stages": 2},
+    "window": {"PITCH": 16, "KEY_ROWS": 2, "BLOCK": 64, "num_warps": 8, "num_stages": 2},
+}
 
 _CORE = 64
+
+
+def options(kernel: str, dtype: torch.dtype) -> dict[str, int]:
+    """Return the constants and launch options of a kernel, `map` or `window`, for tensors of a dtype."""
+    return (_FLOAT32 if dtype == torch.float32 else _HALF)[kernel]
 
 
 def supports(heads: int, channels: int, side: int, grid: tuple[int, int]) -> bool:
@@ -62,24 +73,16 @@ def _attend(qkv: Tensor, padding: Tensor, rows: Tensor, columns: Tensor, heads: 
     attended = torch.empty((batch, height, width, channels), dtype=qkv.dtype, device=qkv.device)
     shape = {"HEADS": heads, "CORE": _CORE, "REST": dimensions - _CORE, "SIDE": side, "OFFSET": offset}
     if _is_map(side, (height, width)):
-        block = MAP_BLOCK["BLOCK"] if side * side > MAP_BLOCK["BLOCK"] else side * side
-        _launch(map_kernel)[(side * side // block, heads, batch)](
-            qkv, positions, attended, dimensions**-0.5, **shape, BLOCK=block, **MAP_LAUNCH
+        chosen = options("map", qkv.dtype)
+        _launch(map_kernel)[(side * side // chosen["BLOCK"], heads, batch)](
+            qkv, positions, attended, dimensions**-0.5, **shape, **chosen
         )
     else:
-        blocks = triton.cdiv(side * WINDOW_BLOCK["PITCH"], WINDOW_BLOCK["BLOCK"])
+        chosen = options("window", qkv.dtype)
+        blocks = triton.cdiv(side * chosen["PITCH"], chosen["BLOCK"])
         windows = triton.cdiv(height, side) * triton.cdiv(width, side)
         _launch(window_kernel)[(blocks * windows, heads, batch)](
-            qkv,
-            padding,
-            positions,
-            attended,
-            dimensions**-0.5,
-            **shape,
-            HEIGHT=height,
-            WIDTH=width,
-            **WINDOW_BLOCK,
-            **WINDOW_LAUNCH,
+            qkv, padding, positions, attended, dimensions**-0.5, **shape, HEIGHT=height, WIDTH=width, **chosen
         )
     return attended
 

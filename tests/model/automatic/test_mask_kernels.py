@@ -1,4 +1,4 @@
-"""Triton's kernels find and draw what torch's operations do, to the last bit; they compile for two GPUs without one."""
+"""Triton's kernels find and draw what torch's operations do, to the last bit; they compile for four kinds of GPUs."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from segmint.model.automatic import mask_tiles
 from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.taps import Taps, taps_of
 from segmint.model.sam.preprocess import resized_size
-from tests.support.compiled_kernels import stack_bytes
+from tests.support.compiled_kernels import ARCHITECTURES, compiled, stack_bytes
 from tests.support.whole_masks import blobs
 
 pytest.importorskip("triton")
@@ -89,34 +89,33 @@ def test_interpreted_kernels_have_the_bits_of_torchs_operations(sizes: str) -> N
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=environment, cwd=ROOT)
 
 
-@pytest.mark.parametrize("architecture", [90, 80])
-def test_the_kernels_compile_for_gpus_without_spills_or_fused_multiplications_and_additions(
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(one, marks=[] if one in (86, 90) else pytest.mark.long) for one in ARCHITECTURES]
+)
+def test_the_kernels_compile_for_gpus_within_their_limits_and_without_fused_multiplications_and_additions(
     architecture: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
-    from segmint.model.automatic import mask_kernels
+    from segmint.model.automatic import mask_kernels as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    sides = {"ROWS": 8, "COLUMNS": 128, "SIDE": 256, "ROW_TAPS": 3, "COLUMN_TAPS": 3}
-    floats, integers = dict.fromkeys(("low", "row_weights", "column_weights"), "*fp32"), ("height", "width", "tiles")
-    types = {**floats, **dict.fromkeys(integers, "i32"), **dict.fromkeys(sides, "constexpr")}
-    types |= {"offset": "fp32", "strips": "*i64", "flat": "*u8", "numbers": "*i64", "wanted": "*u8"}
-    blocks = {"ROWS": 16, "ACROSS": 256, "SIDE": 256, "BLOCK": 128}
-    for kernel in (mask_kernels.reach_kernel, mask_kernels.total_kernel):
-        known = {name: value for name, value in blocks.items() if name in kernel.arg_names}
-        signature = {name: "constexpr" if name in known else types.get(name, "*i32") for name in kernel.arg_names}
-        source = ASTSource(kernel, signature=signature, constexprs=known)
-        assert stack_bytes(compile(source, target=GPUTarget("cuda", architecture, 32)), tmp_path) == 0
-    for kernel in (mask_kernels.measure_kernel, mask_kernels.draw_kernel):
-        signature = {name: types.get(name, "*i32") for name in kernel.arg_names}
-        source = ASTSource(kernel, signature=signature, constexprs=sides)
-        compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options={"enable_fp_fusion": False})
-
-        assert stack_bytes(compiled, tmp_path) == 0
-        assert "mul" in compiled.asm["ptx"]
-        assert "fma" not in compiled.asm["ptx"]
+    types = dict.fromkeys(("low", "row_weights", "column_weights"), "*fp32")
+    types |= {**dict.fromkeys(("height", "width", "tiles"), "i32"), "offset": "fp32", "strips": "*i64"}
+    types |= {"flat": "*u8", "numbers": "*i64", "wanted": "*u8"}
+    reach, total = {"ROWS": 16, "ACROSS": 256, "SIDE": 256}, {"BLOCK": 128}
+    tile = {"SIDE": 256, "ROW_TAPS": 3, "COLUMN_TAPS": 3, "enable_fp_fusion": False}
+    for kernel, options in (
+        (kernels.reach_kernel, reach),
+        (kernels.total_kernel, total),
+        (kernels.measure_kernel, {**tile, "ROWS": kernels._SHORT, "COLUMNS": kernels._LONG}),
+        (kernels.draw_kernel, {**tile, "ROWS": kernels._LONG, "COLUMNS": kernels._SHORT}),
+    ):
+        there = {name: types.get(name, "*i32") for name in kernel.arg_names}
+        found = compiled(kernel, architecture, there, options, tmp_path)
+        if architecture in (80, 90):
+            assert stack_bytes(found, tmp_path) == 0
+        if "enable_fp_fusion" in options:
+            assert "mul" in found.asm["ptx"]
+            assert "fma" not in found.asm["ptx"]
 
 
 def test_photographs_whose_sides_are_multiples_of_16_take_the_same_kernels() -> None:

@@ -1,4 +1,4 @@
-"""The kernels of decoding points compute their plain formulas, and compile for two GPUs without one, without spills."""
+"""The kernels of decoding points compute their plain formulas, and compile for four kinds of GPUs within limits."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import torch
 
 from segmint.model.kernels import factored_image, factored_plainly
 from segmint.model.kernels.factored_plainly import CONSTANT, ROWS
-from tests.support.compiled_kernels import stack_bytes
+from tests.support.compiled_kernels import ARCHITECTURES, compiled, stack_bytes
 
 pytest.importorskip("triton")
 
@@ -104,6 +104,9 @@ def test_interpreted_kernels_compute_the_plain_formulas(shapes: str) -> None:
             "torch.set_num_threads(1)",
             f"sys.path.insert(0, {str(ROOT)!r})",
             f"tests = runpy.run_path({__file__!r})",
+            "from segmint.model.kernels import factored_triton as kernels",
+            # The long test computes float32 numbers in the tiles of half precision.
+            f"if {shapes!r} == 'SHAPES': kernels._FLOAT32 = kernels._HALF",
             f"for shape in tests[{shapes!r}]: tests['check'](shape, 'cpu', torch.float32, 1e-5)",
         ]
     )
@@ -111,46 +114,48 @@ def test_interpreted_kernels_compute_the_plain_formulas(shapes: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=environment, cwd=ROOT)
 
 
+# The steps of decoders of two and three blocks, with the rows of the image before. Few run by default: those of float32
+# with the largest stack or shared memory, and a product of each kind of tensor core.
+STEPS = [("answer", 0), ("answer", 64), ("answer", 128), ("look", 64), ("look", 128), ("look", 192)]
+STEPS += [("draw", 128), ("draw", 192)]
+FEW_COMPILED = [("answer", 64, 86, "fp32"), ("look", 64, 90, "fp32")]
+FEW_COMPILED += [("answer", 0, 90, "bf16"), ("look", 64, 80, "bf16"), ("draw", 128, 89, "bf16")]
+
+
 @pytest.mark.parametrize(
-    ("architecture", "more"),
+    ("step", "more", "architecture", "precision"),
     [
-        (90, 0),
-        (90, 64),
-        (80, 128),  # the most shared memory of the least
-        *(pytest.param(*one, marks=pytest.mark.long) for one in ((90, 128), (80, 0), (80, 64))),
+        pytest.param(*one, marks=[] if one in FEW_COMPILED else pytest.mark.long)
+        for one in (
+            (*step, architecture, precision)
+            for step in STEPS
+            for architecture in ARCHITECTURES
+            for precision in ("bf16", "fp32")
+        )
     ],
 )
-def test_the_kernels_compile_for_gpus_without_spilling_registers(
-    architecture: int, more: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_kernels_compile_for_gpus_within_their_limits(
+    step: str, more: int, architecture: int, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
     from segmint.model.kernels import factored_triton as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    types = {"eps": "fp32", "positions": "i32", "side": "i32", "wanted": "*u8"}
-    types |= dict.fromkeys(("scale", "new_scale", "logits"), "*fp32")
-    for kernel, constants, options in (
-        (kernels.answer_kernel, {"TOKENS": 7, "CONSTANT": CONSTANT, **kernels.ANSWER}, kernels.ANSWER_LAUNCH),
-        (kernels.look_kernel, kernels.LOOK, kernels.LOOK_LAUNCH),
-        (kernels.draw_kernel, kernels.DRAW, kernels.DRAW_LAUNCH),
-    ):
-        if more == 0 and kernel is not kernels.answer_kernel:
-            continue
-        known = {"MORE": more, **constants}
-        signature = {name: "constexpr" if name in known else types.get(name, "*bf16") for name in kernel.arg_names}
-        aligned = {
-            (place,): [["tt.divisibility", 16]]
-            for place, name in enumerate(kernel.arg_names)
-            if signature[name] in ("*bf16", "*fp32", "i32")
-        }
-        source = ASTSource(kernel, signature=signature, constexprs=known, attrs=aligned)
-        compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-
-        assert stack_bytes(compiled, tmp_path) == 0
-        assert compiled.metadata.shared <= (227 if architecture == 90 else 163) * 1024
-        assert ("wgmma.mma_async" if architecture == 90 else "mma.sync") in compiled.asm["ptx"]
+    kernel = getattr(kernels, f"{step}_kernel")
+    types = dict.fromkeys(kernel.arg_names, f"*{precision}") | {"eps": "fp32", "positions": "i32", "side": "i32"}
+    types |= {"wanted": "*u8", **dict.fromkeys(("scale", "new_scale", "logits"), "*fp32")}
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    options = {"TOKENS": 7, "CONSTANT": CONSTANT} if step == "answer" else {}
+    found = compiled(
+        kernel,
+        architecture,
+        types,
+        {**options, "MORE": more, **kernels.options(step, dtype)},
+        tmp_path,
+        aligned=("*bf16", "*fp32", "i32"),
+    )
+    if precision == "bf16":
+        assert stack_bytes(found, tmp_path) == 0
+        assert ("wgmma.mma_async" if architecture == 90 else "mma.sync") in found.asm["ptx"]
 
 
 def test_without_a_gpu_the_operators_are_the_plain_formulas() -> None:

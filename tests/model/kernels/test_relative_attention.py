@@ -1,4 +1,4 @@
-"""The attention kernels compute the encoder's plain formula, and compile for two GPUs without one, without spills."""
+"""The attention kernels compute the encoder's plain formula, and compile for four kinds of GPUs within their limits."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segmint.model.sam.image_encoder_vit import RelativeAttention
-from tests.support.compiled_kernels import stack_bytes
+from tests.support.compiled_kernels import ARCHITECTURES, compiled, stack_bytes
 
 pytest.importorskip("triton")
 
@@ -61,6 +61,9 @@ def test_interpreted_kernels_compute_the_encoders_attention(shapes: str) -> None
             "torch.set_num_threads(1)",
             f"sys.path.insert(0, {str(ROOT)!r})",
             f"tests = runpy.run_path({__file__!r})",
+            "from segmint.model.kernels import relative_attention as kernels",
+            # The long test computes float32 numbers in the tiles of half precision.
+            f"if {shapes!r} == 'SHAPES': kernels._FLOAT32 = kernels._HALF",
             f"for shape in tests[{shapes!r}]: tests['check'](shape, 'cpu', torch.float32, 2e-6)",
         ]
     )
@@ -68,40 +71,47 @@ def test_interpreted_kernels_compute_the_encoders_attention(shapes: str) -> None
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=environment, cwd=ROOT)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "heads", "rest"),
-    [(90, 16, 16), (80, 12, 0), *(pytest.param(*one, marks=pytest.mark.long) for one in ((80, 16, 16), (90, 12, 0)))],
-)
-def test_the_kernels_compile_for_gpus_without_spilling_registers(
-    architecture: int, heads: int, rest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
+# Few run by default: both heads of both kernels, and the largest shared memory of float32.
+FEW_COMPILED = [("window", 80, 90, "bf16"), ("map", 64, 80, "bf16"), ("window", 64, 89, "bf16")]
+FEW_COMPILED += [("map", 80, 86, "fp32")]
 
+
+@pytest.mark.parametrize(
+    ("kernel", "dimensions", "architecture", "precision"),
+    [
+        pytest.param(*one, marks=[] if one in FEW_COMPILED else pytest.mark.long)
+        for one in (
+            (kernel, dimensions, architecture, precision)
+            for kernel in ("map", "window")
+            for dimensions in (64, 80)
+            for architecture in ARCHITECTURES
+            for precision in ("bf16", "fp32")
+        )
+    ],
+)
+def test_the_kernels_compile_for_gpus_within_their_limits(
+    kernel: str, dimensions: int, architecture: int, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from segmint.model.kernels import relative_attention as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    head = {"HEADS": heads, "CORE": 64, "REST": rest}
-    of_map = {**head, "SIDE": 64, "OFFSET": 128, **kernels.MAP_BLOCK}
-    of_window = {**head, "SIDE": 14, "OFFSET": 32, "HEIGHT": 64, "WIDTH": 64, **kernels.WINDOW_BLOCK}
-    for kernel, constants, options in (
-        (kernels.map_kernel, of_map, kernels.MAP_LAUNCH),
-        (kernels.window_kernel, of_window, kernels.WINDOW_LAUNCH),
-    ):
-        types = {**dict.fromkeys(constants, "constexpr"), "scale": "fp32"}
-        signature = {name: types.get(name, "*bf16") for name in kernel.arg_names}
-        aligned = {
-            (place,): [["tt.divisibility", 16]]
-            for place, name in enumerate(kernel.arg_names)
-            if signature[name] == "*bf16"
-        }
-        source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
-        compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-
-        assert stack_bytes(compiled, tmp_path) == 0
-        # The tensor cores multiply, and keys are copied while others are multiplied.
-        assert ("wgmma.mma_async" if architecture == 90 else "mma.sync") in compiled.asm["ptx"]
-        assert "cp.async" in compiled.asm["ptx"]
+    function = getattr(kernels, f"{kernel}_kernel")
+    shape = {"SIDE": 64, "OFFSET": 128} if kernel == "map" else {"SIDE": 14, "OFFSET": 32, "HEIGHT": 64, "WIDTH": 64}
+    head = {"HEADS": 16 if dimensions == 80 else 12, "CORE": 64, "REST": dimensions - 64}
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    found = compiled(
+        function,
+        architecture,
+        {**dict.fromkeys(function.arg_names, f"*{precision}"), "scale": "fp32"},
+        {**head, **shape, **kernels.options(kernel, dtype)},
+        tmp_path,
+        aligned=(f"*{precision}",),
+    )
+    # The tensor cores multiply, and keys are copied while others are multiplied.
+    if precision == "bf16":
+        assert stack_bytes(found, tmp_path) == 0
+        assert ("wgmma.mma_async" if architecture == 90 else "mma.sync") in found.asm["ptx"]
+    assert "cp.async" in found.asm["ptx"]
 
 
 @pytest.mark.parametrize(("side", "channels"), [(14, 80), (64, 80), (14, 64), (64, 64)])
