@@ -34,7 +34,8 @@ IMAGE_S = "SEGMINT_STUB_IMAGE_S"
 """Environment variable with the seconds that an image takes in a segment actor; the default is 0."""
 
 EVENTS = "SEGMINT_STUB_EVENTS"
-"""Environment variable with a file that gets a line for each start of a segment actor and each image: time and kind."""
+"""Environment variable with a file that gets a line for each start of a segment actor and each image: time, kind, and
+process."""
 
 SIZE = (48, 64)
 """Height and width of the stub image in pixels."""
@@ -98,7 +99,7 @@ class StubbedSegment(Segment):
 def _note(kind: str) -> None:
     if path := os.environ.get(EVENTS):
         with Path(path).open("a") as file:
-            file.write(f"{time.time()} {kind}\n")
+            file.write(f"{time.time()} {kind} {os.getpid()}\n")
 
 
 def released(ordinal: int) -> bytes:

@@ -65,7 +65,7 @@ def measure_restart(folder: Path, start_s: float) -> dict[str, Any]:
         check=True,
         capture_output=True,
     )
-    lines = sorted((float(time), kind) for time, kind in (line.split() for line in events.read_text().splitlines()))
+    lines = sorted((float(time), kind) for time, kind in (line.split()[:2] for line in events.read_text().splitlines()))
     images = [time for time, kind in lines if kind == "image"]
     starts = sum(kind == "start" for _, kind in lines)
     if starts != 2 * ACTORS:

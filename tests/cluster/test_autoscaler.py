@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,8 @@ import psutil
 import pytest
 
 from benchmarks.building.scale import write_build
-from segmint.catalogs.dataset.commits import CommitLog
-from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from tests.support.clusters import RayCluster
-from tests.support.runs import running, title, wait_for
+from tests.support.runs import BuildProcess, running, wait_for
 
 pytestmark = [
     pytest.mark.ray,
@@ -23,95 +21,161 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the groups of an autoscaler are read from /proc"),
 ]
 
-PROGRAM = ("benchmarks/building/stubbed_build.py",)
-NODE_CPUS = 6
-MOST = 3
+BUILD = ("-m", "segmint", "build")
+STUBBED = ("benchmarks/building/stubbed_build.py",)
+NODE_CPUS = 7
+"""Room for a segment actor of 4 CPUs, a prepare actor, a reader, and a writer, but not for a second segment actor."""
+
+MOST = 4
 ARRIVAL_S = 30
 WORKS_WITHIN_S = 60
 
 
+@dataclass(frozen=True)
+class Start:
+    """Times of a node, in seconds after its raylet's start."""
+
+    actor: float  # the segment actor's process starts
+    ready: float  # its constructor ends
+    row: float  # it takes its first row
+
+
 @pytest.fixture
-def cluster() -> Iterator[RayCluster]:
-    """A head without CPUs, and an autoscaler that may add three nodes, each of which takes half a minute."""
+def events(tmp_path: Path) -> Path:
+    """Return the file to which segment actors write their starts and images."""
+    path = tmp_path / "events"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def cluster(events: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
+    """A head without CPUs, and an autoscaler that may add four nodes. All but the first take half a minute."""
     cluster = RayCluster()
     try:
-        seconds = {"SEGMINT_TEST_NODE_SECONDS": str(ARRIVAL_S), "SEGMINT_STUB_IMAGE_S": "1.5"}
-        cluster.add_autoscaler(NODE_CPUS, MOST, **seconds)
+        stub = {"SEGMINT_STUB_IMAGE_S": "2", "SEGMINT_STUB_EVENTS": str(events)}
+        cluster.add_autoscaler(NODE_CPUS, MOST, SEGMINT_TEST_NODE_SECONDS=str(ARRIVAL_S), **stub)
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+            monkeypatch.setenv(name, cluster.environment[name])
         yield cluster
     finally:
         cluster.close()
 
 
-def configured(folder: Path, rows: int, **resources: Any) -> tuple[Path, str]:
+def configured(folder: Path, rows: int, *, segment: Any = "auto", **resources: Any) -> tuple[Path, str]:
     """Write the config of a build of stubbed images in one window. Return its path and the path of its accounting."""
-    config = write_build(folder, rows, images_per_shard=10, rows_per_block=2, resources=resources)
+    pools = {"segment": {"num_cpus": 4, "actors": segment}, "prepare": {"actors": 1}, **resources}
+    config = write_build(folder, rows, images_per_shard=10, rows_per_block=2, window_shards=rows, resources=pools)
     return config, str(folder / "accounting.json")
 
 
-def segment_actors(node: psutil.Process) -> int:
-    """Return the number of segment actors on a node that have finished starting."""
-    try:
-        titles = [title(child) for child in node.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0
-    return sum("MapWorker(MapBatches(StubbedSegment))" in each and "__init__" not in each for each in titles)
+def state(cluster: RayCluster) -> Any:
+    """Return the cluster's nodes and requests, as its autoscaler sees them. Takes at least a second."""
+    from ray._raylet import GcsClient
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+
+    time.sleep(1)
+    return get_cluster_resource_state(GcsClient(cluster.environment["RAY_ADDRESS"]))
 
 
 def demand(cluster: RayCluster) -> int:
     """Return the number of pending tasks that request a whole node, so that the autoscaler adds one for each."""
-    from ray._raylet import GcsClient
-    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+    requests = state(cluster).pending_resource_requests
+    return sum(each.count for each in requests if each.request.resources_bundle.get("CPU") == NODE_CPUS)
 
-    time.sleep(0.5)
-    state = get_cluster_resource_state(GcsClient(cluster.environment["RAY_ADDRESS"]))
-    return sum(
-        each.count for each in state.pending_resource_requests if each.request.resources_bundle.get("CPU") == NODE_CPUS
-    )
+
+def nodes_alive(cluster: RayCluster) -> int:
+    """Return the number of nodes that have registered and aren't known to be dead, without the head."""
+    from ray.core.generated.autoscaler_pb2 import NodeStatus
+
+    nodes = state(cluster).node_states
+    return sum(each.status != NodeStatus.DEAD and each.total_resources.get("CPU", 0) > 0 for each in nodes)
+
+
+def starts(cluster: RayCluster, events: Path) -> dict[int, Start]:
+    """Return the times of each node, by the id of its raylet's process, whose segment actor has finished an image."""
+    lines = [line.split() for line in events.read_text().splitlines()]
+    found: dict[int, Start] = {}
+    for raylet in cluster.raylets():
+        try:
+            began = raylet.create_time()
+            actors = {child.pid: child.create_time() - began for child in raylet.children(recursive=True)}
+        except psutil.NoSuchProcess:
+            continue
+        seen = {kind: float(when) - began for when, kind, pid in reversed(lines) if int(pid) in actors}
+        if "image" in seen:
+            pid = next(int(pid) for _, kind, pid in lines if kind == "image" and int(pid) in actors)
+            found[raylet.pid] = Start(actors[pid], seen["start"], seen["image"] - 2)
+    return found
+
+
+def refused(config: Path, **environment: str) -> str:
+    """Return the output of a build that must end with exit code 2, long before `resources.wait_for_nodes`."""
+    with running(config, program=BUILD, **environment) as run:
+        assert run.wait(240) == 2, run.told()
+    assert "the smallest pools do not fit" in run.told()
+    assert "waiting for nodes" not in run.told()
+    return run.told()
+
+
+def wait_until_all_work(cluster: RayCluster, events: Path, run: BuildProcess) -> dict[int, Start]:
+    """Return the times of all nodes once each works."""
+    found: dict[int, Start] = {}
+
+    def all_work() -> bool:
+        time.sleep(2)
+        found.update(starts(cluster, events))
+        return len(found) == MOST
+
+    wait_for("segment actors on all nodes", all_work, run, timeout=600)
+    return found
 
 
 def test_nodes_that_arrive_during_a_window_work_in_it_and_a_killed_driver_asks_for_none(
-    cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: RayCluster, events: Path, tmp_path: Path
 ) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-        monkeypatch.setenv(name, cluster.environment[name])
-    config, accounting = configured(tmp_path, 2000)
-    works: dict[int, float] = {}  # seconds from each node's start until a segment actor of it took images
-    with running(config, accounting, program=PROGRAM, **cluster.environment) as run:
-        wait_for("a request for all nodes", lambda: demand(cluster) == MOST, run)
-
-        def all_work() -> bool:
-            time.sleep(0.5)
-            for node in cluster.raylets():
-                if segment_actors(node):
-                    works.setdefault(node.pid, time.time() - node.create_time())
-            return len(works) == MOST
-
-        wait_for("segment actors on all nodes", all_work, run, timeout=300)
-        assert "window" not in run.told(), "a window ended"
-        assert max(works.values()) < WORKS_WITHIN_S, works
-        print(f"\nseconds from a node's start until it works: {sorted(round(each) for each in works.values())}")
-        psutil.Process(max(works)).kill()
-        wait_for("a request for the lost node", lambda: demand(cluster) == 1, run, timeout=90)
-        run.kill()
-        wait_for("no request", lambda: demand(cluster) == 0, timeout=60)
-
-
-def test_a_build_starts_without_any_node(cluster: RayCluster, tmp_path: Path) -> None:
-    config, accounting = configured(tmp_path / "never", 40, segment={"actors": MOST * NODE_CPUS})
-    began = time.monotonic()
-    with running(config, program=("-m", "segmint", "build"), **cluster.environment) as run:
-        assert run.wait(120) == 2, run.told()
-    assert "the smallest pools do not fit" in run.told()
-    assert time.monotonic() - began < ARRIVAL_S + 60
+    never, _ = configured(tmp_path / "never", 40, segment=MOST * NODE_CPUS)
+    refused(never, **cluster.environment)
     assert len(cluster.raylets()) == 1, "no node is added for pools that never fit"
 
-    config, accounting = configured(tmp_path / "early", 40, wait_for_nodes=3)
-    with running(config, accounting, program=PROGRAM, **cluster.environment) as run:
-        assert run.wait(120) != 0
+    config, accounting = configured(tmp_path / "grows", 4000)
+    with running(config, accounting, program=STUBBED, **cluster.environment) as run:
+        wait_for("a request for all nodes", lambda: demand(cluster) == MOST, run)
+        wait_for("a node that works", lambda: starts(cluster, events), run)
+        first = min(starts(cluster, events))
+        alone = nodes_alive(cluster)
+        found = wait_until_all_work(cluster, events, run)
+        assert "waiting for nodes" in run.told()
+        print(f"\nworks on {alone} of {MOST} nodes; seconds after each node's start:")
+        for node, times in sorted(found.items()):
+            print(f"  node {node}: actor {times.actor:.0f}, ready {times.ready:.0f}, row {times.row:.0f}")
+        assert sum(" start " in line for line in events.read_text().splitlines()) == MOST, "an actor started again"
+        assert demand(cluster) == 0
+        assert max(times.row for times in found.values()) < WORKS_WITHIN_S
+
+        psutil.Process(max(found.keys() - {first})).kill()
+        wait_for("a request for the lost node", lambda: demand(cluster) == 1, run, timeout=120)
+        run.kill()
+        killed = time.monotonic()
+        wait_for("no request", lambda: demand(cluster) == 0, timeout=300)
+        print(f"the request was gone {time.monotonic() - killed:.0f} s after the driver's death")
+
+    for raylet in cluster.raylets()[1:]:
+        raylet.kill()
+    wait_for("no nodes", lambda: nodes_alive(cluster) == 0, timeout=120)
+    early, accounting = configured(tmp_path / "early", 40, wait_for_nodes=3)
+    with running(early, accounting, program=STUBBED, **cluster.environment) as run:
+        assert run.wait(240) not in (0, 2), run.told()
     assert "resources.wait_for_nodes = 3 seconds" in run.told()
 
-    config, accounting = configured(tmp_path / "grows", 40)
-    with running(config, accounting, program=PROGRAM, **cluster.environment) as run:
-        assert run.wait(400) == 0, run.told()
-    assert "waiting for nodes" in run.told()
-    assert len(CommitLog(Location(Storage(), str(tmp_path / "grows" / "dataset"))).committed()) == 4
+
+def test_pools_that_do_not_fit_without_an_autoscaler_are_refused_at_once(tmp_path: Path) -> None:
+    cluster = RayCluster()
+    try:
+        cluster.add_node(NODE_CPUS - 1)
+        config, _ = configured(tmp_path / "never", 40)
+        assert f"need {NODE_CPUS} logical CPUs, but the cluster has {NODE_CPUS - 1}" in refused(
+            config, **cluster.environment
+        )
+    finally:
+        cluster.close()

@@ -115,10 +115,11 @@ class RayCluster:
         else:
             ports = [f"--port={self._port}", f"--ray-client-server-port={self._client_port}"]
             role = ["--head", "--include-dashboard=false", *ports]
-        self.metrics_ports += free_ports(1)
+        metrics_port, http_port, grpc_port, environments_port = free_ports(4)
+        self.metrics_ports.append(metrics_port)
         arguments = [
             *role,
-            f"--metrics-export-port={self.metrics_ports[-1]}",
+            f"--metrics-export-port={metrics_port}",
             "--node-ip-address=127.0.0.1",
             f"--num-cpus={cpus}",
             f"--object-store-memory={OBJECT_STORE}",
@@ -126,7 +127,10 @@ class RayCluster:
             # Free ports, for nodes of one machine cannot have the same.
             "--min-worker-port=0",
             "--max-worker-port=0",
-            "--dashboard-agent-listen-port=0",
+            # If these agents choose their ports, a raylet ends unless it learns of them within 30 s.
+            f"--dashboard-agent-listen-port={http_port}",
+            f"--dashboard-agent-grpc-port={grpc_port}",
+            f"--runtime-env-agent-port={environments_port}",
             "--disable-usage-stats",
             *more,
         ]
@@ -140,7 +144,8 @@ class RayCluster:
     def add_autoscaler(self, cpus: int, most: int, **environment: str) -> None:
         """Start the head, without CPUs, and Ray's autoscaler, which adds nodes with so many logical CPUs on demand.
 
-        Each takes `SEGMINT_TEST_NODE_SECONDS` of the environment to arrive, and is removed after 30 s without work.
+        All but the first take `SEGMINT_TEST_NODE_SECONDS` of the environment to arrive. They are removed after 30 s
+        without work.
         """
         resources = {"CPU": cpus, "object_store_memory": OBJECT_STORE}
         lists = ("initialization_commands", "setup_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter")
@@ -173,11 +178,17 @@ class RayCluster:
         own = {
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "PYTHONPATH": str(ROOT),
+            "SEGMINT_TEST_RAY_FOLDER": str(self._folder),
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
             "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
             "RAY_NODE_TYPE_NAME": _HEAD_TYPE,
+            # On a busy machine, nodes and workers take long to answer; they aren't lost.
+            "RAY_health_check_failure_threshold": "10",
+            "RAY_agent_register_timeout_ms": "300000",
+            "RAY_worker_register_timeout_seconds": "300",
+            "RAY_worker_niceness": "0",
         }
         self.add_node(0, f"--autoscaling-config={path}", **own, **environment)
 
