@@ -22,6 +22,7 @@ from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.execution.accounting import RunRecord
 from segmint.pipeline.building.execution.stage_watch import watched
 from tests.support.metrics import exported_name
+from tests.support.row_stubs import describe_rows
 
 pytestmark = pytest.mark.ray
 
@@ -64,11 +65,6 @@ def scraped_until(port: int, dataset: str, enough: Callable[[Scraped], bool]) ->
 
 def value(found: Scraped, metric: Metric, **labels: str) -> float | None:
     return found.get((exported_name(metric), frozenset(labels.items())))
-
-
-def describe_rows(table: pa.Table) -> pa.Table:
-    time.sleep(0.05)
-    return table
 
 
 def test_what_a_run_counts_is_what_prometheus_reads(export_port: int) -> None:
