@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.support.builds import NO_DETECTORS, segmint, segmint_here, write_catalog, write_config
 from tests.support.photographs import photograph
+from tests.support.small_dataset import build_dataset
 
 pytestmark = pytest.mark.ray
 
@@ -81,7 +82,7 @@ def test_eight_copies_of_a_picture_in_committed_shards_and_in_a_later_build(tmp_
     catalog = photos / "catalog.jsonl"
     write_catalog(catalog, [*rows, *write_copies(photos, original, 1)])
     config = write_config(tmp_path / "build.yaml", catalog, dataset, **QUICK)
-    segmint("build", config, timeout=1200)
+    build_dataset(config)
     hashes = recognized(dataset)
 
     (tmp_path / "ids.txt").write_text("original.jpg\n")
