@@ -8,7 +8,7 @@ import pytest
 
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from tests.support.builds import SEVERAL_ACTORS, digests, segmint, small_catalog, write_config
+from tests.support.builds import SEVERAL_ACTORS, digests, segmint, segmint_here, small_catalog, write_config
 from tests.support.built_fixtures import BuiltDataset
 from tests.support.everything import download, upload
 from tests.support.s3_server import S3Server
@@ -41,7 +41,7 @@ def test_s3_holds_byte_for_byte_what_local_files_hold(
     assert digests(download(Location(storage, f"s3://{s3_bucket}/datasets/small"), tmp_path / "copy")) == digests(
         built.dataset
     )
-    assert "nothing to do: all rows of " in segmint("build", config)
+    assert "nothing to do: all rows of " in segmint_here("build", config)
 
 
 @pytest.mark.long

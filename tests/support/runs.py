@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.builds import ROOT, digests, segmint
+from tests.support.builds import ROOT, digests, segmint, segmint_here
 
 _MARK = "SEGMINT_TEST_RUN"
 
@@ -137,4 +137,4 @@ def assert_whole(dataset: Path, undisturbed: dict[str, str]) -> None:
     """The files of an undisturbed build, byte for byte, no other but temporary ones, and an audit without findings."""
     standing = {path: digest for path, digest in digests(dataset).items() if not Path(path).name.startswith(".tmp-")}
     assert standing == undisturbed
-    segmint("audit", dataset, "--integrity-only")
+    segmint_here("audit", dataset, "--integrity-only")
