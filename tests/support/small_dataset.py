@@ -3,6 +3,8 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.reasons import Reason
 from segmint.infra.ray_session import Cluster
@@ -13,9 +15,15 @@ from segmint.operators.segment.segment import Segment
 from segmint.operators.shards.retry import retry_shard
 from segmint.operators.shards.write import write_shard
 from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.execution.row_source import RowSource
 from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.building.execution.work import RejectedRows
 from segmint.pipeline.config.config import load_config
+
+
+def read_all(source: RowSource) -> pa.Table:
+    """Return all rows of a window, as its read tasks give them."""
+    return pa.concat_tables(table for task in source.get_read_tasks(1) for table in task())
 
 
 def build_dataset(config_path: Path, only: Sequence[int] | None = None, retry: Collection[Reason] = ()) -> str:
@@ -40,7 +48,7 @@ def build_dataset(config_path: Path, only: Sequence[int] | None = None, retry: C
         refused = RejectedRows(config, dataset, dataset.shards(), retry)
         for shard in refused.left:
             window = refused.read([shard])
-            rows = describe_table(segment(prepare(window.source.read())))
+            rows = describe_table(segment(prepare(read_all(window.source))))
             retry_shard(window.tasks[shard], [(0, rows.num_rows)], rows)
     finally:
         prepare.close()

@@ -11,6 +11,7 @@ from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.building.execution.work import shard_rows
 from segmint.pipeline.config.config import load_config
+from tests.support.small_dataset import read_all
 
 
 def write_dataset(config_path: Path) -> list[ShardResult]:
@@ -24,7 +25,7 @@ def write_dataset(config_path: Path) -> list[ShardResult]:
     try:
         for shard in dataset.shards():
             taken = shard_rows(config, dataset, [shard])
-            described = describe_table(segment(prepare(taken.source.read())))
+            described = describe_table(segment(prepare(read_all(taken.source))))
             results.append(write_shard(taken.tasks[shard], [(0, described.num_rows)], described))
     finally:
         prepare.close()

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from segmint.catalogs.reasons import Reason, RejectedError
@@ -17,6 +16,7 @@ from segmint.pipeline.building.execution.row_source import RowSource, ShardRows
 from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.config.config import load_config
 from tests.support.builds import write_catalog, write_config, write_photographs
+from tests.support.small_dataset import read_all
 
 pytestmark = pytest.mark.ray
 
@@ -43,10 +43,6 @@ def open_quarantine(folder: Path, cluster: Cluster, *others: str) -> tuple[Quara
 
 def rows_of(dataset: BuildDataset, *shards: int) -> RowSource:
     return RowSource(dataset, [ShardRows(span.shard, ((span.start, span.stop),)) for span in dataset.spans(shards)])
-
-
-def read_all(rows: RowSource) -> pa.Table:
-    return pa.concat_tables(table for task in rows.get_read_tasks(1) for table in task())
 
 
 def test_a_suspect_that_is_segmented_alone_is_cleared(local_ray: Cluster, tmp_path: Path) -> None:
