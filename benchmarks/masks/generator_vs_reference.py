@@ -11,9 +11,9 @@ separate process with its own peak memory. Rounds alternate which side goes firs
 the median of the rounds' ratios. `setup_s` is the time before the measurement: libraries, weights, and one warm-up run
 on a small grid.
 
-Each round counts the reference's masks that ours match, and the round with the fewest is reported. Without a folder,
-the photographs are scikit-image's. After each photograph, the result is written to `benchmarks/results/` as JSON, with
-a description of the machine.
+Each round measures every photograph and counts the reference's masks that ours match; the round with the fewest is
+reported. Without a folder, the photographs are scikit-image's. After each measured photograph, the result is written to
+`benchmarks/results/` as JSON, with a description of the machine.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import os
 import statistics
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -80,12 +81,13 @@ def main() -> None:
         "precisions": precisions,
         "rounds": arguments.rounds,
     }
-    rows: list[dict[str, Any]] = []
-    for photograph, source in sources.items():
-        rounds = [measure_round(index, source, arguments.threads, settings) for index in range(arguments.rounds)]
-        rows.append(compared(photograph, rounds, precisions))
+    rounds: dict[str, list[dict[str, dict[str, Any]]]] = {}
+    for index, (photograph, source) in product(range(arguments.rounds), sources.items()):
+        found = rounds.setdefault(photograph, [])
+        found.append(measure_round(index, source, arguments.threads, settings))
+        rows = [compared(name, each, precisions) for name, each in rounds.items()]
         write_result(output, "generator_vs_reference", machine, {"settings": settings, "photographs": rows})
-        print(summary_line(rows[-1]), flush=True)
+        print(summary_line(rows[list(rounds).index(photograph)]), flush=True)
     print(f"written to {output}")
 
 
