@@ -2,10 +2,11 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import psutil
@@ -13,8 +14,10 @@ import pytest
 
 from benchmarks.building.scale import write_build
 from segmint.infra.stopping import EXIT_CODE, STOP_S
-from tests.support.builds import NO_DETECTORS, small_catalog, write_config
+from segmint.pipeline.corrections.correction import RAY_FROM_SHARDS
+from tests.support.builds import NO_DETECTORS, digests, segmint, small_catalog, write_config
 from tests.support.runs import BuildProcess, assert_gone, assert_whole, finish, running, timed_build, title, wait_for
+from tests.support.stubbed import write_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
 
@@ -32,6 +35,15 @@ from benchmarks.building.stubs import StubbedPrepare, StubbedSegment
 sys.argv.insert(1, "build")
 with mock.patch.multiple("segmint.pipeline.build", Prepare=StubbedPrepare, Segment=StubbedSegment):
     main()
+"""
+
+CURATE = """
+import sys
+from segmint.pipeline.building.curate import decide, inspecting
+from segmint.pipeline.commands.cli import main
+decide.PART_ROWS = inspecting.PART_ROWS = 2
+sys.argv[1:1] = ["catalog", "curate"]
+main()
 """
 
 
@@ -146,3 +158,48 @@ def test_stopping_every_worker_ten_times_rejects_nothing(
             assert_gone(run)
     finish(config)
     assert_whole(tmp_path / "dataset", files)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(3))
+def test_a_stopped_curation_is_finished_by_the_same_command(tmp_path: Path, number: int) -> None:
+    catalog = small_catalog(tmp_path, count=24)
+    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", curate={})
+
+    def curating(output: str) -> AbstractContextManager[BuildProcess]:
+        return running(catalog, "-o", str(tmp_path / output), "--config", str(config), program=("-c", CURATE))
+
+    before = random.Random(f"{SEED} {number}").randrange(1, 10)
+    with curating("stopped.parquet") as run:
+        parts = tmp_path / "stopped.parquet.curate"
+        wait_for(f"{before} parts", lambda: len(list(parts.glob("*/*.parquet"))) >= before, run)
+        assert assert_stops(run, signal.SIGTERM) == EXIT_CODE
+        assert_gone(run)
+    for output in ("stopped.parquet", "undisturbed.parquet"):
+        with curating(output) as run:
+            assert run.wait() == 0, run.told()
+    assert (tmp_path / "stopped.parquet").read_bytes() == (tmp_path / "undisturbed.parquet").read_bytes()
+
+
+@pytest.mark.long
+def test_a_stopped_takedown_on_ray_is_finished_by_the_same_command(tmp_path: Path) -> None:
+    shards = RAY_FROM_SHARDS + 20
+    write_dataset(write_build(tmp_path, 5 * shards, images_per_shard=5))
+    dataset, copy, ids = tmp_path / "dataset", tmp_path / "copy", tmp_path / "ids.txt"
+    shutil.copytree(dataset, copy)
+    ids.write_text("".join(f"image-{5 * shard:09}\n" for shard in range(shards)))
+    options = ("--ids", str(ids), "--reason", "test", "--yes")
+
+    def shards_of(folder: Path) -> dict[str, str]:
+        return {path: digest for path, digest in digests(folder).items() if path.startswith("shards/")}
+
+    before = shards_of(dataset)
+    with running(dataset, *options, program=("-m", "segmint", "takedown")) as run:
+        wait_for("a shard without its image", lambda: shards_of(dataset).keys() - before.keys(), run)
+        assert assert_stops(run, signal.SIGTERM) == EXIT_CODE
+        assert_gone(run)
+    assert before.keys() & shards_of(dataset).keys(), "all shards were done"
+    for folder in (dataset, copy):
+        segmint("takedown", folder, *options)
+    assert shards_of(dataset) == shards_of(copy) != before
+    segmint("audit", dataset, "--integrity-only")

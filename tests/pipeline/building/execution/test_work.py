@@ -23,7 +23,7 @@ from tests.support.locations import location_of
 from tests.support.photographs import photograph
 from tests.support.s3_server import S3Server
 from tests.support.signed_images import data_mining
-from tests.support.small_dataset import build_dataset, read_all
+from tests.support.small_dataset import build_dataset
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def opened(small_dataset: Path, dataset: Path) -> tuple[Config, BuildDataset]:
 
 
 def ordinals_of(rows: WindowRows) -> list[int]:
-    return list(read_all(rows.source).column("ordinal").to_pylist())
+    tables = (table for task in rows.source.get_read_tasks(1) for table in task())
+    return [ordinal for table in tables for ordinal in table.column("ordinal").to_pylist()]
 
 
 def rejected(opened: tuple[Config, BuildDataset], *reasons: Reason, wanted: range = range(3)) -> RejectedRows:
