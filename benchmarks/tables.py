@@ -101,7 +101,7 @@ def comparison(result: Result) -> str:
             agreement,
             beside,
             *([kernels_table(rows, precisions)] if "torch" in rows[0] else []),
-            *([avx2_table(rows)] if "avx2" in rows[0] else []),
+            *([avx2_table(rows)] if any("avx2" in row for row in rows) else []),
             wrapped(f"All sides ran {rounds_of(rows)} with {grid_of(settings)}. {where(result)}"),
         ]
     )
@@ -148,6 +148,7 @@ def avx2_table(rows: Sequence[Result]) -> str:
                 held["same_as_torch"],
             ]
             for row in rows
+            if "avx2" in row
             for held in [row["avx2"]]
         ),
     )
