@@ -1,13 +1,16 @@
 """Cost of windows: what a restart of the actors takes, and what the driver spends per block.
 
-    python benchmarks/building/windows.py [--starts 20 60 90] [--rows N N] [--folder DIR] [--output FILE]
+    python benchmarks/building/windows.py [--starts 20 60 90] [--rows N N] [--actors 2 16 64] [--folder DIR]
+        [--output FILE]
 
 Stubs replace the two pixel stages. The first part runs two windows per start time, in which segment actors sleep as
 long as they would load a model, and measures the pause from the last image of the first window to the first image of
 the second. The loss at windows of an hour follows from it. The second part builds two numbers of rows, and divides the
-differences in CPU time and memory by the difference in rows, so that the start of the processes doesn't count.
+differences in time, CPU time, and memory by the difference in rows, so that the start of the processes doesn't count.
+It does so with blocks of 16 rows for each number of segment actors, and with blocks of 128 rows for the first one.
 
-Stubs can't show the time of a real start on GPUs, blocks of real sizes, or how a driver slows down with many actors.
+Stubs can't show the time of a real start on GPUs, blocks of real sizes, or the speed of a driver that doesn't share its
+cores with the actors.
 """
 
 import argparse
@@ -22,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.building.scale import measure, write_build  # noqa: E402
+from benchmarks.building.scale import OBJECT_STORE, measure, write_build  # noqa: E402
 from benchmarks.building.stubs import EVENTS, IMAGE_S, START_S  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
@@ -36,15 +39,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--starts", type=float, nargs="*", default=[20, 60, 90], help="seconds that an actor starts")
     parser.add_argument("--rows", type=int, nargs=2, default=[20_000, 80_000], help="rows of the two builds")
+    parser.add_argument("--actors", type=int, nargs="+", default=[2, 16, 64], help="segment actors of the two builds")
     parser.add_argument("--folder", type=Path, help="folder for catalogs and datasets during the run")
     parser.add_argument("--output", type=Path, default=RESULTS / "windows.json")
     arguments = parser.parse_args()
     machine = describe_machine(1, "fp32", packages=("ray", "pyarrow"))
+    sizes = [*((16, actors) for actors in arguments.actors), (128, arguments.actors[0])]
     with tempfile.TemporaryDirectory(prefix="segmint-windows-", dir=arguments.folder) as name:
         folder = Path(name)
         parts = {
             "restarts": [measure_restart(folder / f"start-{start:g}", start) for start in arguments.starts],
-            "driver": [measure_driver(folder / f"rows-{size}", size, *arguments.rows) for size in (16, 128)],
+            "driver": [
+                measure_driver(folder / f"rows-{rows}-actors-{actors}", rows, actors, *arguments.rows)
+                for rows, actors in sizes
+            ],
         }
     write_result(arguments.output, "windows", machine, parts)
     for part in parts.values():
@@ -80,12 +88,15 @@ def measure_restart(folder: Path, start_s: float) -> dict[str, Any]:
     }
 
 
-def measure_driver(folder: Path, rows_per_block: int, few: int, many: int) -> dict[str, Any]:
-    """Return what each further row and block costs the driver and the ledger, from builds of `few` and `many` rows."""
-    runs = [
-        measure(folder / str(rows), rows, every=1.0, rows_per_block=rows_per_block, window_shards=many)
-        for rows in (few, many)
-    ]
+def measure_driver(folder: Path, rows_per_block: int, actors: int, few: int, many: int) -> dict[str, Any]:
+    """Return what each further row and block costs the driver and the ledger, from builds of `few` and `many` rows.
+
+    Each build is one window.
+    """
+    pools = {"segment": {"actors": actors, "num_cpus": 0.05}, "prepare": {"actors": 1}}
+    pools |= {"address": "local", "object_store_memory": OBJECT_STORE}
+    settings = {"rows_per_block": rows_per_block, "window_shards": many, "resources": pools}
+    runs = [measure(folder / str(rows), rows, every=1.0, **settings) for rows in (few, many)]
     roles = [{role["role"]: role for role in run["roles"]} for run in runs]
     more_rows = many - few
     more_blocks = more_rows / rows_per_block
@@ -97,7 +108,9 @@ def measure_driver(folder: Path, rows_per_block: int, few: int, many: int) -> di
     most = [max(each["driver"]["most_mib"]["own"]) for each in roles]
     return {
         "rows_per_block": rows_per_block,
+        "segment_actors": actors,
         "rows": [few, many],
+        "blocks_per_s": round(more_blocks / (runs[1]["build"]["seconds"] - runs[0]["build"]["seconds"]), 1),
         "driver_cpu_ms_per_row": round(cpu_ms("driver") / more_rows, 4),
         "ledger_cpu_ms_per_row": round(cpu_ms("ledger actor") / more_rows, 4),
         "driver_cpu_ms_per_block": round(cpu_ms("driver") / more_blocks, 3),
