@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.building.prepare_tables import prepare_part
 from benchmarks.building.scale_tables import overlap_part, resume_part, scale_part, streams_part
 from benchmarks.datasets.duplicates_tables import duplicates_part
-from benchmarks.gpu.tables import gpu_part
+from benchmarks.gpu.tables import estimate_part, gpu_part
 from benchmarks.privacy.tables import privacy_part
 from benchmarks.reading.tables import reading_part
 from benchmarks.tables import (
@@ -41,6 +41,7 @@ PARTS: Parts = {
     "duplicates": (duplicates_part, "make bench-duplicates"),
     "encoder": (encoder_part, "make bench-encoder"),
     "gpu": (gpu_part, "make gpu-day"),
+    "gpu estimate": (estimate_part, "make gpu-estimate"),
 }
 """Parts of docs/performance.md."""
 

@@ -174,6 +174,110 @@ def pipeline_text(found: Found) -> Iterable[str]:
         )
 
 
+def estimate_part(results: dict[str, Result]) -> str:
+    """Return the estimate of `benchmarks/gpu/cost_model.py`."""
+    result = results.get("gpu_cost_model")
+    if result is None:
+        return ""
+    gpus, launches = result["gpus"], result["constants"]["launches"]
+    single, batch = "full image, 1 per batch", "full image, 8 per batch"
+    recipes = table(
+        ["full recipe", "before (images/s)", "now (images/s)", "share of the ceiling", "share by plain algebra"],
+        (
+            [
+                name,
+                ends(one["before"]["full recipe"]["images_s"]),
+                ends(one["now"]["full recipe"]["images_s"]),
+                *(ends_percent(one["now"]["full recipe"]["share"][key]) for key in ("current", "plain")),
+            ]
+            for name, one in gpus.items()
+        ),
+    )
+    images = table(
+        [
+            "full image",
+            "before (images/s)",
+            "1 per batch (images/s)",
+            "8 per batch (images/s)",
+            "share of the ceiling (8)",
+            "share by plain algebra (8)",
+        ],
+        (
+            [
+                name,
+                ends(one["before"]["full image"]["images_s"]),
+                *(ends(one["now"][kind]["images_s"]) for kind in (single, batch)),
+                *(ends_percent(one["now"][batch]["share"][key]) for key in ("current", "plain")),
+            ]
+            for name, one in gpus.items()
+        ),
+    )
+    parts = table(
+        ["part of a full-recipe image (ms)", *gpus],
+        ([part, *(ends(one["parts_ms"][part]) for one in gpus.values())] for part in gpus["H100"]["parts_ms"]),
+    )
+    goal, tested = result["target_share"], [gpus["H100"], gpus["H200"]]
+    needed = {
+        key: " and ".join(f"{goal * one['ceiling_images_s'][key]:.2f}" for one in tested)
+        for key in ("current", "plain")
+    }
+    phrases = {
+        "no": "isn't reached, even at the fast end",
+        "only near the fast end": "is only reached near the fast end",
+        "yes": "is reached, even at the slow end",
+    }
+    reached = {
+        key: next(words for answer, words in phrases.items() if answer in [one["target"][key] for one in tested])
+        for key in needed
+    }
+    saved, peaks = gpus["H100"]["effects_ms"], result["constants"]["peak_tflops"]
+    words = [
+        f"**This is an {result['note']}.** `benchmarks/gpu/cost_model.py` updates an earlier estimate of mask "
+        "generation with ViT-H in half precision, whose rates are in the columns “before”. They are input, so the "
+        "model doesn't confirm them. Ranges go from a slow to a fast end. The estimate doesn't include `prepare` and "
+        "the host pipeline.",
+        f"With the full recipe, {percent(goal)} of the ceiling on an H100 and an H200 would be {needed['current']} "
+        f"images/s. By the [current definition](metric.md), this {reached['current']}. By plain algebra, the former "
+        f"definition, {percent(goal)} would be {needed['plain']} images/s, and this {reached['plain']}. The ceilings "
+        f"assume peaks of {peaks['H100']:.0f} and {peaks['H200']:.0f} TFLOP/s. If the measured peak is higher, but an "
+        "image takes as long as estimated, the share is lower.",
+        "Changes since the earlier estimate, for an H100: The device no longer idles between two images of a stream, "
+        f"which saves {saved_ms(saved['overlap across images'])} per image. The host starts "
+        f"{launches['full recipe']:,} kernels and graphs per full-recipe image instead of "
+        f"{launches['full recipe, before']:,}. This saves nothing, because the device takes longer than the host. If "
+        "it had waited for each launch, this would save "
+        f"{saved_ms(saved['fewer launches, had the device waited for each (not included)'])}. Encoding 8 full images "
+        f"per batch saves {saved_ms(saved['8 full images per encoder batch'])} per image. The tiles of float32 "
+        "kernels don't affect half precision.",
+        "All rates rest on the earlier estimate's assumptions. It had already predicted those of batches of 8 on an "
+        "H100 and an H200. The model adds assumptions about the time per launch and the tiles of matrix products; for "
+        "GPUs other than the H200, the peak and the memory bandwidth; and for the A100 and L4, the idle time between "
+        "images.",
+        "The largest part of a full-recipe image is the encoder's matrix products, which are assumed to reach the "
+        "peak. Memory traffic explains only "
+        f"{gpus['H100']['decoder_traffic_ms']:.0f} ms of decoding, drawing, and measuring on an H100.",
+    ]
+    first, *rest = map(wrapped, words)
+    return "\n\n".join([first, recipes, images, *rest, parts])
+
+
+def ends(pair: list[float]) -> str:
+    """Return both ends of an estimate."""
+    return "–".join(
+        dict.fromkeys(f"{one:,.0f}" if one >= 10 else f"{one:.1f}" if one >= 2 else f"{one:.2f}" for one in pair)
+    )
+
+
+def saved_ms(pair: list[float]) -> str:
+    """Return the milliseconds that an effect saves."""
+    return f"{-pair[1]:.0f} to {-pair[0]:.0f} ms"
+
+
+def ends_percent(pair: list[float]) -> str:
+    """Return both ends of a share in percent."""
+    return f"{100 * pair[0]:.0f}–{percent(pair[1])}"
+
+
 def missing(one: Result) -> str:
     """Return why a measurement has no numbers, or an empty string if it has some."""
     if "running" in one:

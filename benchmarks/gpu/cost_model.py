@@ -1,0 +1,250 @@
+"""Estimate of mask generation on GPUs that haven't run segmint: an earlier estimate, updated by what the code counts.
+
+    python benchmarks/gpu/cost_model.py [--output FILE]
+
+The earlier estimate was made before images of a stream overlapped. It states images/s as a slow and a fast end, for the
+full recipe and the full image, both alone and, for two GPUs, overlapped in batches of 8 images. Three unknowns explain
+these rates, and the model solves for them at each end:
+
+    full recipe        = 21 crop + 3 masks + wait
+    full image, alone  = crop + masks + wait + single
+    full image, stream = crop + masks
+
+- crop: seconds to cut, encode, and plan a crop, and to suppress and draw its masks as runs
+- masks: seconds to decode, draw, and measure 1,024 points
+- wait: idle time of the device between two images
+- single: extra time of an encoder batch of one image, which follows from the assumptions below
+
+So the earlier rates are input, and the model doesn't confirm them. The earlier estimate states two more figures that
+the solution must agree with: 15 to 30 ms for `masks` on an H100 or H200, and 11 ms to encode a crop on an H200.
+
+Today, `find_many` removes the waits. Without them, the host's launches only matter if they take longer than the
+device's work. All else is unchanged. Only the GPU's side is estimated: `prepare` and the host pipeline aren't. Pairs in
+the JSON are (slow, fast).
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measuring import RESULTS, write_result  # noqa: E402
+from segmint.model.automatic.settings import MaskSettings  # noqa: E402
+from segmint.model.cost import ImageCost, image_cost, mask_flop  # noqa: E402
+from segmint.model.sam.geometry import SAM1  # noqa: E402
+from segmint.model.sam.load import VIT_SHAPES  # noqa: E402
+
+NOTE = "estimate, nothing has run on a GPU"
+TARGET = 0.6  # share of the ceiling that the full recipe is meant to reach on an H100 and an H200
+
+Pair = NDArray[np.float64]
+"""Values at the slow and at the fast end."""
+
+# Counted by tests: by tests/support/pretended_cuda.py for the parts around the encoder, and by
+# tests/support/kernel_traffic.py for a batch of the compiled ViT-H.
+EARLIER_LAUNCHES = 425 + 3 * 326 + 1074
+LAUNCHES = {"full recipe": 425 + 3 * 326 + 367, "full image, 1 per batch": 413, "full image, 8 per batch": 123}
+# Bytes per encode of kernels other than matrix products and attention, in batches of 8; the count of a quarter of the
+# blocks, times four.
+POINTWISE_BYTES = 5.5e9
+DECODER_BYTES = 9.65e6  # per prompt in bfloat16, in chunks of 256
+
+# Operations by plain algebra, which the ceiling counted before it counted the factored algebra (docs/metric.md).
+PLAIN_ENCODE, PLAIN_PROMPT = 5.96e12, 3.62e9
+DRAWN_PER_POINT = 2  # masks, as docs/metric.md and `segmint plan` assume
+
+# Assumptions of the earlier estimate for an H200.
+ATTENTION_S = 0.7e-3 + 1.0e-3  # 28 window and 4 global attentions of an encode, by our kernels
+ENCODE_MS = 11.0
+MASKS_MS = [30.0, 15.0]  # also on an H100
+
+# This model's assumption, for `single` only: the tile of a matrix product that a multiprocessor computes at once.
+TILE = 128, 256
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Assumptions about a GPU, and the images/s of the earlier estimate at both ends.
+
+    Attributes:
+        peak: operations per second of half-precision matrix products, which the encoder's are assumed to reach. Stated
+            for the H200, where an older ceiling had 790e12. For others, it follows from the recipe's rates, which the
+            earlier estimate called 50–63 % of the ceiling by plain algebra, so this share is input, too.
+        bandwidth: bytes per second; stated for the H200, and 77 % of the nominal value, as there, for others.
+        processors: streaming multiprocessors.
+        recipe, alone, stream: images/s; `stream` is None where the estimate has none.
+    """
+
+    peak: float
+    bandwidth: float
+    processors: int
+    recipe: tuple[float, float]
+    alone: tuple[float, float]
+    stream: tuple[float, float] | None = None
+
+
+GPUS = {
+    "H100": Gpu(627e12, 0.77 * 3.35e12, 132, (2.3, 2.9), (17, 27), (22, 34)),
+    "H200": Gpu(680e12, 3.7e12, 132, (2.5, 3.1), (18, 28), (23, 36)),
+    "A100": Gpu(271e12, 0.77 * 2.04e12, 108, (1.0, 1.25), (8.5, 13)),
+    "L4": Gpu(64e12, 0.77 * 0.30e12, 58, (0.24, 0.29), (2.3, 3.4)),
+}
+
+
+@dataclass(frozen=True)
+class Unknowns:
+    """Solution of the equations in the module's docstring, in seconds."""
+
+    crop: Pair
+    masks: Pair
+    wait: Pair
+    single: Pair
+
+
+def encode_parts_s(gpu: Gpu) -> dict[str, float]:
+    """Return the seconds of an encode by part; attention has the share of the peak that is assumed for the H200."""
+    shape, tokens = VIT_SHAPES["vit_h"], SAM1.embedding_size**2
+    patches, neck = 3 * SAM1.patch_size**2 * shape.width, 256 * (shape.width + 9 * 256)
+    products = 2 * tokens * (shape.depth * 12 * shape.width**2 + patches + neck)
+    return {
+        "encoder's matrix products": products / gpu.peak,
+        "encoder's attention": ATTENTION_S * GPUS["H200"].peak / gpu.peak,
+        "encoder's other kernels": POINTWISE_BYTES / gpu.bandwidth,
+    }
+
+
+def single_s(gpu: Gpu) -> Pair:
+    """Return the seconds by which encoding one image exceeds an eighth of encoding 8.
+
+    Fast end: weights are read for each image instead of each batch. Slow end: products also leave multiprocessors idle.
+    """
+    shape, tokens = VIT_SHAPES["vit_h"], SAM1.embedding_size**2
+
+    def slowdown(batch: int) -> float:
+        total = 0.0
+        for outputs, work in ((3, 3), (1, 1), (4, 4), (1, 4)):  # a block's four products, in widths and width squares
+            tiles = batch * tokens / TILE[0] * outputs * shape.width / TILE[1]
+            total += work * float(np.ceil(tiles / gpu.processors)) * gpu.processors / tiles
+        return total / 12
+
+    weights = 7 / 8 * 2 * 12 * shape.depth * shape.width**2 / gpu.bandwidth
+    products = encode_parts_s(gpu)["encoder's matrix products"]
+    return np.array([weights + products * (slowdown(1) - slowdown(8)), weights])
+
+
+def solve(gpu: Gpu) -> Unknowns:
+    """Return the unknowns. Without rates of a stream, `wait` is the H100's, because it's the host's."""
+    recipe, alone, single = 1 / np.array(gpu.recipe), 1 / np.array(gpu.alone), single_s(gpu)
+    wait = solve(GPUS["H100"]).wait if gpu.stream is None else alone - 1 / np.array(gpu.stream) - single
+    image = alone - wait - single
+    crop = (recipe - wait - 3 * image) / 18
+    return Unknowns(crop, image - crop, wait, single)
+
+
+def launch_s() -> Pair:
+    """Return the seconds per launch: a short torch operation beside the host's other work, and alone, on a CPU."""
+    result = json.loads((RESULTS / "segment_overlap.json").read_text())
+    cases = ("beside finishing, with the actor's interval", "alone")
+    return np.array([result["launches_s"][name]["median"] for name in cases]) / result["settings"]["launches"]
+
+
+def image_flop(cost: ImageCost) -> dict[str, float]:
+    """Return an image's operations by the ceiling's current definition, and by the former one."""
+    factored = cost.flop("vit_h") + DRAWN_PER_POINT * cost.prompts * mask_flop()
+    return {"current": factored, "plain": cost.encodes * PLAIN_ENCODE + cost.prompts * PLAIN_PROMPT}
+
+
+def case(gpu: Gpu, cost: ImageCost, seconds: Pair) -> dict[str, Any]:
+    """Return the seconds, images/s, and shares of the ceiling of one kind of image."""
+    shares = {name: rounded(flop / gpu.peak / seconds) for name, flop in image_flop(cost).items()}
+    return {"seconds": rounded(seconds), "images_s": rounded(1 / seconds), "share": shares}
+
+
+def estimate_gpu(gpu: Gpu) -> dict[str, Any]:
+    """Return the estimate for one GPU: its cases before and now, the parts of an image, and each change's effect."""
+    recipe, full = image_cost(MaskSettings.sa1b()), image_cost(MaskSettings.official())
+    found, launch = solve(gpu), launch_s()
+    masks = recipe.prompts / 1024 * found.masks
+    device = {
+        "full recipe": recipe.encodes * found.crop + masks,
+        "full image, 1 per batch": found.crop + found.masks + found.single,
+        "full image, 8 per batch": found.crop + found.masks,
+    }
+    costs = {name: recipe if name == "full recipe" else full for name in device}
+    now = {name: np.maximum(seconds, LAUNCHES[name] * launch) for name, seconds in device.items()}
+    parts = {name: recipe.encodes * np.full(2, seconds) for name, seconds in encode_parts_s(gpu).items()}
+    parts["decode, draw, and measure"] = masks
+    parts["cut, resize, plan, NMS, and the rest"] = device["full recipe"] - sum(parts.values())
+    saved = (EARLIER_LAUNCHES - LAUNCHES["full recipe"]) * launch
+    return {
+        "ceiling_images_s": {name: round(gpu.peak / flop, 3) for name, flop in image_flop(recipe).items()},
+        "before": {
+            "full recipe": case(gpu, recipe, device["full recipe"] + found.wait),
+            "full image": case(gpu, full, device["full image, 1 per batch"] + found.wait),
+        },
+        "now": {name: case(gpu, costs[name], seconds) for name, seconds in now.items()},
+        "host_ms": {name: rounded(1e3 * launches * launch, 1) for name, launches in LAUNCHES.items()},
+        "parts_ms": {name: rounded(1e3 * seconds, 1) for name, seconds in parts.items()},
+        "decoder_traffic_ms": round(1e3 * recipe.prompts * DECODER_BYTES / gpu.bandwidth, 1),  # for comparison
+        "solved_ms": {name: rounded(1e3 * seconds, 2) for name, seconds in vars(found).items()},
+        "effects_ms": {
+            "overlap across images": rounded(-1e3 * found.wait, 1),
+            "fewer launches": [0.0, 0.0],  # the device's work hides them
+            "fewer launches, had the device waited for each (not included)": rounded(-1e3 * saved, 1),
+            "8 full images per encoder batch": rounded(-1e3 * found.single, 1),
+            "tiles of float32 kernels": [0.0, 0.0],  # half precision doesn't use them
+        },
+        "target": {name: reached(*case(gpu, recipe, now["full recipe"])["share"][name]) for name in image_flop(recipe)},
+    }
+
+
+def reached(slow: float, fast: float) -> str:
+    """Return whether a share at both ends meets `TARGET`."""
+    return "yes" if slow >= TARGET else "only near the fast end" if fast >= TARGET else "no"
+
+
+def estimate() -> dict[str, Any]:
+    """Return the complete estimate."""
+    constants = {
+        "launches": {**LAUNCHES, "full recipe, before": EARLIER_LAUNCHES},
+        "launch_us": rounded(1e6 * launch_s(), 1),
+        "peak_tflops": {name: gpu.peak / 1e12 for name, gpu in GPUS.items()},
+        "bandwidth_tb_s": {name: round(gpu.bandwidth / 1e12, 2) for name, gpu in GPUS.items()},
+    }
+    checks = {
+        "masks_ms": {name: rounded(1e3 * solve(GPUS[name]).masks, 1) for name in ("H100", "H200")},
+        "masks_ms_stated": MASKS_MS,
+        "encode_h200_ms": round(1e3 * sum(encode_parts_s(GPUS["H200"]).values()), 2),
+        "encode_h200_ms_stated": ENCODE_MS,
+    }
+    gpus = {name: estimate_gpu(gpu) for name, gpu in GPUS.items()}
+    return {"note": NOTE, "target_share": TARGET, "constants": constants, "checks": checks, "gpus": gpus}
+
+
+def rounded(pair: Pair, digits: int = 4) -> list[float]:
+    """Return the slow and the fast end."""
+    return [round(float(value), digits) for value in pair]
+
+
+def main() -> None:
+    """Print the estimate and write it to `benchmarks/results/`."""
+    from benchmarks.gpu.tables import estimate_part
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=RESULTS / "gpu_cost_model.json")
+    arguments = parser.parse_args()
+    found = estimate()
+    print(estimate_part({"gpu_cost_model": found}))
+    write_result(arguments.output, "gpu_cost_model", {"gpu": None}, found)
+
+
+if __name__ == "__main__":
+    main()
