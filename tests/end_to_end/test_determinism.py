@@ -46,7 +46,8 @@ def test_neither_windows_nor_blocks_nor_actors_change_a_byte(
 ) -> None:
     pools = {"segment": {"actors": actors, "num_cpus": 1}, "prepare": {"actors": 1, "num_cpus": 0.5}}
     settings = {"window_shards": window_shards, "rows_per_block": rows_per_block, "resources": pools}
-    segmint("build", write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", **settings))
+    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", **settings)
+    segmint("build", config, timeout=850)
     assert digests(tmp_path / "dataset") == undisturbed
 
 
