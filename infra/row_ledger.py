@@ -105,7 +105,10 @@ class RowLedger:
         return slot
 
     def retry_after(self, wait_s: float, shard: int, runs: Sequence[tuple[int, int]]) -> None:
-        """Have the first retry slot after `wait_s` seconds run a shard again. Does not wait."""
+        """Have the first retry slot after `wait_s` seconds run a shard again, unless a row of it is barred.
+
+        Does not wait.
+        """
         self._actor.retry_after.remote(wait_s, shard, tuple(runs))
 
     def stop_reading(self) -> None:
@@ -326,6 +329,10 @@ class _LedgerActor(_ReadLedger):
         if entry in self._workers:
             self._refused[ordinal] = why
             self._close(entry)
+
+    def retry_after(self, wait_s: float, shard: int, runs: Sequence[tuple[int, int]]) -> None:
+        if not any(start <= row < stop for row in self._refused for start, stop in runs):
+            super().retry_after(wait_s, shard, runs)
 
     def end(self, entry: int, spent: Mapping[str, float] = MappingProxyType({})) -> None:
         worker = self._workers.pop(entry, None)

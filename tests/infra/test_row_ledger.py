@@ -261,6 +261,17 @@ def test_a_shard_on_hold_runs_in_the_first_slot_after_its_wait() -> None:
     assert book.may_read(9)
 
 
+def test_a_shard_with_a_barred_row_does_not_run_again_in_its_window(local_ray: Cluster) -> None:
+    book = _LedgerActor([])
+    here = ray.get_runtime_context().get_node_id()
+    dead, later = book.open(here, "1"), book.open(here, "2")
+    assert start(book, dead, 75) == "starts"
+    assert "gets a trial" in start(book, later, 75)
+    book.retry_after(0, 7, [(70, 75), (75, 80)])
+    book.retry_after(0, 8, [(80, 90)])
+    assert book.retry_slot(1) == [(8, [(80, 90)])]
+
+
 def test_the_seconds_of_a_worker_s_stages_are_recorded_and_summed(local_ray: Cluster) -> None:
     ledger = RowLedger()
     for seconds in ({"decode": 1.0, "compute": 3.0}, {"decode": 2.5, "compute": 4.0}):

@@ -49,6 +49,10 @@ MOST_SINGLE_TRIALS = 8
 RETRY_WAIT_S = 200.0
 """Seconds after which a shard that was put on hold may run again in the same window."""
 
+MOST_RUNS = FAULTY_ATTEMPTS
+"""Maximum number of times that a shard runs in one window. A fault that is still there needs a trial or more time, and
+without a limit, the shards that have one would leave no time for the others."""
+
 PROBE_S = 60.0
 """Seconds within which a node must prove that it is alive."""
 
@@ -87,21 +91,27 @@ class Quarantine:
         self._died_with_others: set[int] = set()  # rows that were in flight with others when their worker died
         self._attempts: Counter[int] = Counter()  # in which a row's fault put its shard on hold, by ordinal
         self._faulted: dict[int, None] = {}  # rows in the last window, in order
+        self._held: Counter[int] = Counter()  # times that a shard was put on hold in the last window
         self._alone: dict[int, str] = {}  # trial result of a row with a fault, by ordinal
 
     def note(self, result: ShardResult) -> None:
-        """Record the rows whose faults put a shard of the current window on hold, and have it run again soon."""
+        """Record the rows whose faults put a shard of the current window on hold, and have it run again soon.
+
+        A shard runs at most `MOST_RUNS` times in a window.
+        """
         self._faulted |= dict.fromkeys(result.faulted)
         self._attempts.update(result.faulted)
         if result.status == "on_hold" and self._ledger is not None and self._rows is not None:
-            self._ledger.retry_after(RETRY_WAIT_S, result.shard, self._rows.runs_of_shard(result.shard))
+            self._held[result.shard] += 1
+            if self._held[result.shard] < MOST_RUNS:
+                self._ledger.retry_after(RETRY_WAIT_S, result.shard, self._rows.runs_of_shard(result.shard))
 
     def open_window(self, rows: RowSource, retry_rows: int | None = None) -> tuple[RowSource, RowLedger]:
         """Return a window's rows and its ledger. If verdicts on suspects are known, the rows have verdict columns.
 
         About every `retry_rows` rows, shards that were put on hold meanwhile run again.
         """
-        self._rows, self._faulted, self.ended = rows, {}, False
+        self._rows, self._faulted, self._held, self.ended = rows, {}, Counter(), False
         self._ledger = RowLedger(alone=[ordinal for ordinal in self._died_with_others if ordinal in rows])
         return rows.opened(dict(self._known) or None, self._ledger, retry_rows), self._ledger
 

@@ -90,6 +90,22 @@ def test_the_rows_of_the_next_window_have_what_is_known(local_ray: Cluster, tmp_
     ]
 
 
+def test_a_shard_that_stays_on_hold_runs_three_times_in_a_window(
+    local_ray: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise, the shards on hold would take more and more of a window of an hour."""
+    monkeypatch.setattr("segmint.pipeline.building.execution.quarantine.RETRY_WAIT_S", 0)
+    quarantine, dataset = open_quarantine(tmp_path, local_ray)
+    for _ in range(2):
+        _, ledger = quarantine.open_window(rows_of(dataset, 0, 1))
+        runs = []
+        for number in range(6):
+            quarantine.note(ShardResult(0, "on_hold", {}, "a fault"))
+            runs += ledger.retry_slot(number)
+        assert runs == [(0, ((0, 2),))] * 2
+        assert list(ledger.retry_slot(6)) == []
+
+
 def test_a_suspect_is_tried_with_the_window_that_its_row_is_in(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     quarantine._known = {2: faulted({}, "segment", ControlFailedError("no worker lives"))}
