@@ -247,6 +247,8 @@ class _OuterLoop:
                 check_stopping()  # the error may be the result of an interrupt
                 run.note_failure(window, error)
             size.note(finished, time.monotonic() - began)
+            before, self.stages = self.stages, lay_out_again(config, self.dataset, self.cluster, self.stages)
+            self.stages = self.quarantine.stages = start_detectors(self.stages, before)
             trials = self.quarantine.run_trials(self.dataset.spans([shard for shard in window if shard not in done]))
             run.on_hold |= trials.on_hold
             unfinished = work.settle(window, done)
@@ -258,8 +260,6 @@ class _OuterLoop:
                 stalled += 1
             if 0 < unfinished == len(work.left) and not trials.verdicts and stalled < MOST_STALLED_WINDOWS:
                 time.sleep(config.retry_wait_s * 2**stalled)
-            before, self.stages = self.stages, lay_out_again(config, self.dataset, self.cluster, self.stages)
-            self.stages = start_detectors(self.stages, before)
         return sums
 
     def _end_resized(self) -> None:

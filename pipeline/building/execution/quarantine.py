@@ -82,7 +82,7 @@ class Quarantine:
 
     def __init__(self, stages: Stages, start_timeout_s: float) -> None:
         """Prepare for trials. A separate worker must be placed and ready within `start_timeout_s` seconds."""
-        self._stages = stages
+        self.stages = stages  # as laid out for the current nodes
         self._start_timeout_s = start_timeout_s
         self._known: dict[int, Row] = {}  # verdict columns by ordinal; a fault while undecided
         self._rows: RowSource | None = None  # of the last window
@@ -235,7 +235,7 @@ class Quarantine:
 
     def _detail(self, reason: Reason) -> str:
         deeds = {
-            Reason.TIMED_OUT: f"takes longer than resources.segment.timeout_s = {self._stages.segment_timeout_s:g} s",
+            Reason.TIMED_OUT: f"takes longer than resources.segment.timeout_s = {self.stages.segment_timeout_s:g} s",
             Reason.OUT_OF_MEMORY: "takes more memory than its worker had",
             Reason.KILLED_WORKER: "ends the process that segments it",
         }
@@ -254,10 +254,10 @@ class Quarantine:
     def _prepare_singly(self, ordinal: int) -> tuple[Any, Row]:
         """Prepare one row. Return a reference to its `PREPARED` table, and its `VERDICT` columns."""
         row = self._row(ordinal)
-        where = {"label_selector": dict(self._stages.prepare_nodes)} if self._stages.prepare_nodes else {}
-        cpus = self._stages.prepare_pool.num_cpus
+        where = {"label_selector": dict(self.stages.prepare_nodes)} if self.stages.prepare_nodes else {}
+        cpus = self.stages.prepare_pool.num_cpus
         task = ray.remote(num_cpus=cpus, num_returns=2, max_retries=3, **where)(prepare_alone)
-        prepared, verdict = task.remote(self._stages.prepare_call, row)
+        prepared, verdict = task.remote(self.stages.prepare_call, row)
         try:
             return prepared, ray.get(verdict, timeout=self._start_timeout_s)
         except ray.exceptions.RayError as error:
@@ -265,12 +265,12 @@ class Quarantine:
 
     def _try_alone(self, prepared: Any) -> Reason | None:
         """Try a suspect in a fresh worker; return why it dies, or None. Raises `UndecidedError` and `NodeDiedError`."""
-        pool, timeout_s = self._stages.segment_pool, self._stages.segment_timeout_s
-        kind = self._stages.gpus.name if pool.num_gpus else None
+        pool, timeout_s = self.stages.segment_pool, self.stages.segment_timeout_s
+        kind = self.stages.gpus.name if pool.num_gpus else None
         worker_class = ray.remote(
             num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, accelerator_type=kind, max_restarts=0
         )(SegmentAlone)
-        worker = worker_class.remote(self._stages.segment, timeout_s)
+        worker = worker_class.remote(self.stages.segment, timeout_s)
         try:
             node = self._start(worker)
             began = time.monotonic()
