@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import ray.data
 import ray.exceptions
 
@@ -13,6 +14,7 @@ from segmint.infra.errors import UnfinishedError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import RETRIES, Cluster, ray_session
+from segmint.infra.stopping import check_stopping
 from segmint.infra.storage.location import Location
 from segmint.operators.curate.features import PART_ROWS, CurateTask, InspectImages, part_name
 from segmint.pipeline.building.execution.stage_watch import watched
@@ -72,6 +74,7 @@ def inspect_images(
                 try:
                     _inspect_window(task, source, window, cluster, progress, looked)
                 except ray.exceptions.RayError as error:
+                    check_stopping()  # the error may be the result of an interrupt
                     looked.faults[window[0]] = f"Ray failed: {last_line(error)}"
             task = replace(task, again=frozenset(looked.died))
             missing = looked.missing(task.folder, rows)
@@ -124,7 +127,10 @@ def _inspect_window(
 
 
 def _tables(source: NormalizedRows, window: Sequence[int]) -> Iterator[object]:
-    """Yield the rows of each part. The rows of the whole window are read at once."""
-    rows = source.read(window[0], window[-1] + PART_ROWS)
-    for first in window:
-        yield rows.slice(first - window[0], PART_ROWS).combine_chunks()
+    """Yield the rows of each part. The missing parts of a large catalog may be far apart, so only their rows are kept.
+
+    Each row group is read once.
+    """
+    rows = source.take(np.concatenate([np.arange(first, first + PART_ROWS) for first in window]))
+    for place in range(len(window)):
+        yield rows.slice(place * PART_ROWS, PART_ROWS).combine_chunks()
