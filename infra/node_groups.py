@@ -4,7 +4,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from segmint.infra.log import get_logger
 
 LOOK_S = 5.0
 """Seconds between two looks at the nodes while a request is open."""
+
+GPU_KIND = "accelerator_type:"
+"""Prefix of the Ray resource that names the kind of a node's GPUs, as in `accelerator_type:H100`."""
 
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _CONFIG_FILE = "--autoscaling-config="
@@ -95,6 +98,30 @@ def belongs(node: Mapping[str, Any], group: NodeGroup) -> bool:
     return all(node["Resources"].get(key, 0) == group.resources.get(key, 0) for key in ("CPU", "GPU"))
 
 
+def gpu_kind(resources: Mapping[str, float]) -> str:
+    """Return the GPU kind named in a node's resources, or "" if none is."""
+    named = sorted(name.removeprefix(GPU_KIND) for name in resources if name.startswith(GPU_KIND))
+    return named[0] if named else ""
+
+
+def with_gpu_kind(groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]]) -> list[NodeGroup]:
+    """Return the groups with the kind of their GPUs, which the autoscaler often doesn't know.
+
+    If all GPUs of the live nodes of `ray.nodes()` are of one kind, so are the new ones.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    kinds = {gpu_kind(node) for node in alive if node.get("GPU", 0) > 0}
+    if len(kinds) != 1 or "" in kinds:
+        return list(groups)
+    named = {f"{GPU_KIND}{min(kinds)}": 1.0}
+    return [
+        replace(group, resources={**group.resources, **named})
+        if group.resources.get("GPU", 0) > 0 and not gpu_kind(group.resources)
+        else group
+        for group in groups
+    ]
+
+
 def missing_nodes(
     bundles: Sequence[Mapping[str, float]], groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]]
 ) -> Counter[str]:
@@ -143,11 +170,14 @@ class NodeRequest:
         self._thread: threading.Thread | None = None
 
     def ask(self, bundles: Sequence[Mapping[str, float]]) -> None:
-        """Request nodes on which these bundles of resources fit together, instead of those requested before."""
+        """Request nodes on which these bundles of resources fit together, instead of those requested before.
+
+        Does nothing if there are no node groups.
+        """
         self._bundles = [dict(bundle) for bundle in bundles]
         self._changed.set()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, args=(node_groups(),), daemon=True, name="node-request")
+        if self._thread is None and (groups := node_groups()):
+            self._thread = threading.Thread(target=self._run, args=(groups,), daemon=True, name="node-request")
             self._thread.start()
 
     def _run(self, groups: Sequence[NodeGroup]) -> None:
@@ -158,7 +188,8 @@ class NodeRequest:
         while not self._ended.is_set():
             self._changed.clear()
             try:
-                missing = missing_nodes(self._bundles, groups, ray.nodes())
+                nodes = ray.nodes()
+                missing = missing_nodes(self._bundles, with_gpu_kind(groups, nodes), nodes)
                 for group in groups:
                     tasks[group.name] = _adjust(tasks[group.name], missing[group.name], group)
             except RayError as error:  # at worst, the cluster doesn't grow

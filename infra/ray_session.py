@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.infra.errors import UsageError
-from segmint.infra.node_groups import belongs, node_groups
+from segmint.infra.node_groups import GPU_KIND, belongs, gpu_kind, node_groups, with_gpu_kind
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.stopping import reinstall_handlers, uninterrupted
 
@@ -33,10 +33,7 @@ _ONE_ARENA = ("MALLOC_ARENA_MAX", "1")
 64 MB arena again each time, which costs 250 MB of fresh pages per image. The main arena keeps freed memory."""
 
 
-_KIND = "accelerator_type:"
-"""Prefix of the Ray resource that names the kind of a node's GPUs, as in `accelerator_type:H100`."""
-
-NAME_GPUS = f"""Name unnamed GPUs when you start their nodes: ray start --resources='{{"{_KIND}NAME": 1}}'"""
+NAME_GPUS = f"""Name unnamed GPUs when you start their nodes: ray start --resources='{{"{GPU_KIND}NAME": 1}}'"""
 """Advice for a user who asks for a GPU kind by name when Ray doesn't name the kind of some GPUs."""
 
 
@@ -320,15 +317,10 @@ def observe_growth() -> Cluster:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     now = [node["Resources"] for node in nodes]
     missing = [
-        dict(group.resources)
-        for group in node_groups()
+        group.resources
+        for group in with_gpu_kind(node_groups(), nodes)
         for _ in range(group.most - sum(belongs(node, group) for node in nodes))
     ]
-    # The autoscaler often doesn't know the GPU kind of a group. If all existing GPUs are of one kind, so are the new.
-    kinds = {gpu_kind(node) for node in now if node.get("GPU", 0) > 0}
-    for node in missing:
-        if node.get("GPU", 0) > 0 and not gpu_kind(node) and len(kinds) == 1 and "" not in kinds:
-            node[f"{_KIND}{min(kinds)}"] = 1.0
     cluster = _sum(now, local=False)
     return replace(cluster, grown=_sum([*now, *missing], local=False)) if missing else cluster
 
@@ -356,12 +348,6 @@ def _by_kind(with_gpus: Sequence[Mapping[str, float]]) -> dict[str, GpuNodes]:
             before.gpus + node["GPU"], before.nodes + 1, before.cpus + node.get("CPU", 0.0)
         )
     return kinds
-
-
-def gpu_kind(resources: Mapping[str, float]) -> str:
-    """Return the GPU kind named in a node's resources, or "" if none is."""
-    named = sorted(name.removeprefix(_KIND) for name in resources if name.startswith(_KIND))
-    return named[0] if named else ""
 
 
 def accelerator_types(gpu: str) -> set[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segmint.infra.node_groups import NodeGroup, config_of, missing_nodes
+from segmint.infra.node_groups import NodeGroup, config_of, missing_nodes, with_gpu_kind
 
 GPU = NodeGroup("gpu", {"CPU": 6, "GPU": 1}, 3)
 CPU = NodeGroup("cpu", {"CPU": 8}, 2)
@@ -35,6 +35,19 @@ def test_what_no_group_can_have_is_not_asked_for() -> None:
     assert missing_nodes([named], [NodeGroup("h100", {**GPU.resources, "accelerator_type:H100": 1}, 1)], []) == {
         "h100": 1
     }
+
+
+def test_gpus_whose_kind_the_autoscaler_does_not_know_are_of_the_kind_that_is_there() -> None:
+    """Actors that ask for a kind would otherwise never get a node."""
+    named = {"CPU": 2.0, "GPU": 1.0, "accelerator_type:H100": 0.001}
+    there = [{**node(GPU), "Resources": {**GPU.resources, "accelerator_type:H100": 1.0}}, node(CPU)]
+    groups = with_gpu_kind([GPU, CPU], there)
+    assert missing_nodes([named] * 3, groups, there) == {"gpu": 2}
+    assert groups[1] is CPU
+    assert with_gpu_kind([GPU], [node(CPU)]) == with_gpu_kind([GPU], [node(GPU)]) == [GPU]
+    other = {**node(GPU), "Resources": {**GPU.resources, "accelerator_type:A100": 1.0}}
+    assert with_gpu_kind([GPU], [*there, other]) == [GPU]
+    assert with_gpu_kind(groups, [other]) == groups
 
 
 def test_ray_reads_the_groups_of_our_manifest() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from segmint.infra.ray_session import gpu_kind
+from segmint.infra.node_groups import gpu_kind
 from segmint.operators.prepare.detector_process import (
     DetectorProcess,
     DetectorSettings,

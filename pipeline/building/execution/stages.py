@@ -267,7 +267,7 @@ def lay_out_for_growth(
     request: NodeRequest,
     report_peak: Callable[[float], None] | None = None,
 ) -> Stages:
-    """Lay out the stages, and request the nodes of the largest pools if the cluster can grow.
+    """Lay out the stages, and request the nodes of the largest pools, now and whenever some are lost.
 
     Waits up to `resources.wait_for_nodes` for nodes that the smallest pools need. Raises `UnfinishedError` if they
     don't arrive, and `UsageError` as `lay_out` does.
@@ -290,7 +290,7 @@ def lay_out_for_growth(
                 ) from error
             time.sleep(_ASK_S)
         else:
-            if cluster.grown is not None:
+            if not cluster.local:  # even if all nodes are there, because some may be lost
                 request.ask(stages.bundles())
             return stages
 

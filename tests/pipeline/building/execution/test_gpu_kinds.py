@@ -11,7 +11,8 @@ import ray
 from ray.cluster_utils import Cluster as RayCluster
 
 from segmint.infra.errors import UsageError
-from segmint.infra.ray_session import Cluster, GpuNodes, accelerator_types, gpu_kind, observe
+from segmint.infra.node_groups import gpu_kind
+from segmint.infra.ray_session import Cluster, GpuNodes, accelerator_types, observe
 from segmint.pipeline import build
 from segmint.pipeline.building.execution.detector_nodes import start_detectors
 from segmint.pipeline.building.execution.stages import Stages, choose_kind, in_words, lay_out, only_kind

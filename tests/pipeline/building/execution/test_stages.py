@@ -20,6 +20,7 @@ from segmint.pipeline.building.execution.stages import (
     _rows_per_block,
     lay_out,
     lay_out_again,
+    lay_out_for_growth,
 )
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import write_catalog, write_config
@@ -219,6 +220,33 @@ def test_only_pools_that_fit_later_wait_for_nodes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"segment 11 x 2 CPUs.* has 24") as refused:
         lay_out(config, dataset, replace(SMALL, grown=LARGE))
     assert not isinstance(refused.value, TooFewNodesError)
+
+
+class RecordedRequest:
+    """In place of `NodeRequest`."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def ask(self, bundles: Any) -> None:
+        self.asked.append(bundles)
+
+
+def test_nodes_are_requested_even_if_all_are_there_when_a_build_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes that are lost later must come back."""
+    config, dataset = opened(tmp_path)
+    for observed, name in ((LARGE, "full"), (replace(SMALL, grown=LARGE), "growing")):
+        monkeypatch.setattr(
+            "segmint.pipeline.building.execution.stages.observe_growth", lambda cluster=observed: cluster
+        )
+        request: Any = RecordedRequest()
+        stages = lay_out_for_growth(config, dataset, LARGE, request)
+        assert request.asked == [stages.bundles()], name
+    request = RecordedRequest()
+    lay_out_for_growth(config, dataset, LAPTOP, request)
+    assert request.asked == []
 
 
 def test_blocks_are_larger_on_gpus_without_crops_unless_their_jpegs_are_large(tmp_path: Path) -> None:
