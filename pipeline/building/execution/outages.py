@@ -44,14 +44,14 @@ class Outages:
         self._examples, self._uris = self._always, uris
 
     def _read_examples(self) -> None:
-        if self._uris is None:
+        uris = self._uris
+        if uris is None:
             return
         examples = dict(self._always)
         try:
-            entries = self._uris()
+            entries = uris()
         except (SegmintError, OSError):
             return  # the dataset's own store may be out
-        self._uris = None
         for entry in entries:
             try:
                 uri = relative_to(self._catalog, entry)
@@ -60,7 +60,8 @@ class Outages:
                 continue  # its row gets a verdict later
             if len(examples) < MOST_STORES:
                 examples.setdefault(name, uri)
-        self._examples = examples
+        if self._uris is uris:  # another thread may have begun the next window
+            self._examples, self._uris = examples, None
 
     def silent(self) -> list[str]:
         """Return the stores that do not respond, and log them once a minute. Each check takes at most ten seconds."""

@@ -45,6 +45,19 @@ def test_the_stores_that_do_not_answer_are_named(
     assert run.silent() == [f"s3://{s3_bucket}"], "the stores are those of the window"
 
 
+def test_a_check_that_ends_after_its_window_does_not_replace_the_next_window_s_stores(tmp_path: Path) -> None:
+    run = Outages(Storage(), str(tmp_path / "catalog.csv"), [], 60)
+
+    def slow() -> list[str]:
+        run.expect(lambda: ["s3://next/x.jpg"])
+        return ["s3://before/x.jpg"]
+
+    run.expect(slow)
+    run._read_examples()
+    run._read_examples()
+    assert [name for name in run._examples if name.startswith("s3://")] == ["s3://next"]
+
+
 def test_of_very_many_stores_some_are_checked(proxy: FaultyProxy, s3_bucket: str, tmp_path: Path) -> None:
     run = outages(proxy, s3_bucket, tmp_path)
     run.expect(lambda: (f"s3://bucket-{index:03}/x.jpg" for index in range(1000)))
