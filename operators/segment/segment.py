@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -304,20 +304,27 @@ class Segment:
                     begun.append((*decoded, running))
                 yield None if decoded is None else decoded[1]
 
-        for found in self.generator.find_many(images()):
-            task, pixels, running = begun.popleft()
-            running.close()
-            result: RawMasks | BaseException = found
-            try:
-                with self._watched(task, owns_device=True):
-                    if isinstance(found, torch.OutOfMemoryError):
-                        torch.cuda.empty_cache()
-                        result = self._find(pixels)
-                    elif isinstance(found, Exception):
-                        raise found
-            except BaseException as error:  # noqa: BLE001 - it is the result of the row
-                result = error
-            yield result
+        try:
+            for found in self.generator.find_many(images()):
+                task, pixels, running = begun.popleft()
+                running.close()
+                result: RawMasks | BaseException = found
+                try:
+                    with self._watched(task, owns_device=True):
+                        if isinstance(found, torch.OutOfMemoryError):
+                            torch.cuda.empty_cache()
+                            result = self._find(pixels)
+                        elif isinstance(found, Exception):
+                            raise found
+                except BaseException as error:  # noqa: BLE001 - it is the result of the row
+                    result = error
+                yield result
+        except BaseException as error:
+            for task, _, running in begun:  # it is the result of all images in progress
+                running.close()
+                with suppress(BaseException), self._watched(task, owns_device=True):
+                    raise error
+            raise
 
     def _finish_watched(self, task: "_SegmentTask", found: "RawMasks") -> Row:
         with self._watched(task):

@@ -1,5 +1,7 @@
 """Segment actors that really die with several rows in flight: whose rows are suspects, and what becomes of the rest."""
 
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -138,3 +140,23 @@ def test_rows_that_start_together_take_one_call_to_the_ledger() -> None:
     assert [future.result()["ordinal"] for future in started if future is not None] == list(range(100))
     assert entry.calls == [[first, first + 1] for first in range(0, 100, 2)]
     assert entry.most <= THREADS.items
+
+
+def test_rows_in_progress_are_over_when_the_stream_of_the_device_fails() -> None:
+    """Their deadlines would otherwise kill the worker later, and rows that must run alone would wait forever."""
+
+    def fails(images: Iterator[Any]) -> Iterator[Any]:
+        next(images)
+        raise ValueError("a bug")
+
+    entry: Any = _Entry()
+    rows: list[Row] = [{"ordinal": o, "image_id": "well", "reason": None, "fault": None} for o in range(8)]
+    segment = FragileSegment(None)
+    segment._set_up("cuda", None, 600, THREADS, segment._find_many_watched)
+    segment.generator = SimpleNamespace(find_many=fails)  # type: ignore[assignment]
+    for future in segment._submit(rows, entry):
+        assert future is not None
+        with pytest.raises(ValueError, match="a bug"):
+            future.result()
+    assert entry.begun == set()
+    assert segment._deadline._ends == {}
