@@ -45,7 +45,7 @@ class WindowSize:
         """Start with the expected rate in shards per second, or None. `most` is the largest `auto`."""
         self._auto = wanted == "auto"
         self._most = most or UNKNOWN_RATE_SHARDS
-        self.shards = UNKNOWN_RATE_SHARDS if wanted == "auto" else wanted
+        self.shards = min(UNKNOWN_RATE_SHARDS, self._most) if wanted == "auto" else wanted
         self._rate = UNKNOWN_RATE_SHARDS / FIRST_WINDOW_S
         if rate is not None:
             self._fit(rate, FIRST_WINDOW_S)

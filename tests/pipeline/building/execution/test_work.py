@@ -198,6 +198,7 @@ def test_windows_last_an_hour_at_the_measured_rate() -> None:
     size.note([7000], 7000)
     assert size.shards == 1
     assert WindowSize("auto").shards == 200
+    assert WindowSize("auto", most=80).shards == 80
     fixed = WindowSize(7, rate=0.5)
     fixed.note([1, 2], 3)
     assert fixed.shards == 7
