@@ -13,7 +13,7 @@ import ray.exceptions
 from segmint.infra.errors import UnfinishedError, last_line
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import ray_session
-from segmint.pipeline.building.execution.stage_watch import watched
+from segmint.pipeline.building.execution.stage_watch import StalledError, watched
 from segmint.pipeline.config.config import ResourcesConfig
 
 Result = TypeVar("Result")
@@ -55,7 +55,7 @@ def correct_by_ray(
                 with Progress() as progress, watched(progress, len(window), math.inf, stages=STAGES):
                     for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
                         yield from map(pickle.loads, table.column("result").to_pylist())
-            except ray.exceptions.RayError as error:
+            except (ray.exceptions.RayError, StalledError) as error:
                 raise UnfinishedError(
                     f"the correction isn't finished: {last_line(error)}. Finished work is kept. Repeat the command."
                 ) from error

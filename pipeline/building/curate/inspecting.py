@@ -17,7 +17,7 @@ from segmint.infra.ray_session import RETRIES, Cluster, ray_session
 from segmint.infra.stopping import check_stopping
 from segmint.infra.storage.location import Location
 from segmint.operators.curate.features import PART_ROWS, CurateTask, InspectImages, part_name
-from segmint.pipeline.building.execution.stage_watch import watched
+from segmint.pipeline.building.execution.stage_watch import StalledError, watched
 from segmint.pipeline.config.config import ResourcesConfig
 
 WINDOW_PARTS = 512
@@ -73,7 +73,7 @@ def inspect_images(
                 window = missing[start : start + WINDOW_PARTS]
                 try:
                     _inspect_window(task, source, window, cluster, progress, looked)
-                except ray.exceptions.RayError as error:
+                except (ray.exceptions.RayError, StalledError) as error:
                     check_stopping()  # the error may be the result of an interrupt
                     looked.faults[window[0]] = f"Ray failed: {last_line(error)}"
             task = replace(task, again=frozenset(looked.died))

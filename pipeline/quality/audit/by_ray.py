@@ -18,7 +18,7 @@ from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import RETRIES, Cluster, ray_session
 from segmint.infra.uris import absolute
-from segmint.pipeline.building.execution.stage_watch import watched
+from segmint.pipeline.building.execution.stage_watch import StalledError, watched
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.quality.audit.shard import ShardAuditResult, ShardPlan
 from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor
@@ -77,7 +77,7 @@ def audit_by_ray(
         while window := list(islice(waiting, WINDOW_SHARDS)):
             try:
                 yield from _audit_window(task, window, cluster)
-            except ray.exceptions.RayError as error:
+            except (ray.exceptions.RayError, StalledError) as error:
                 raise UnfinishedError(f"Ray failed before the audit finished: {last_line(error)}") from error
 
 

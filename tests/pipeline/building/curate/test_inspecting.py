@@ -17,13 +17,15 @@ from segmint.operators.curate.features import CurateTask, part_name
 from segmint.operators.curate.inspect import InspectionConfig
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.pipeline.building.curate import inspecting
+from segmint.pipeline.building.execution.stage_watch import StalledError
 from segmint.pipeline.config.config import ResourcesConfig
 from tests.support.builds import write_catalog
 from tests.support.locations import location_of
 
 
+@pytest.mark.parametrize("error", [ray.exceptions.RayError("a node is lost"), StalledError("a node was lost")])
 def test_a_part_that_a_round_did_not_try_keeps_its_second_try(
-    tmp_path: Path, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     Image.new("RGB", (4000, 3000)).save(tmp_path / "large.png")
     catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": "large.png", "license": "MIT"}])
@@ -36,7 +38,7 @@ def test_a_part_that_a_round_did_not_try_keeps_its_second_try(
     def failing_once(task: CurateTask, *arguments: Any) -> None:
         rounds.append(task.again)
         if len(rounds) == 1:
-            raise ray.exceptions.RayError("a node is lost")
+            raise error
         original(task, *arguments)
 
     monkeypatch.setattr(inspecting, "_inspect_window", failing_once)
