@@ -217,5 +217,6 @@ def _adjust(tasks: Sequence[Any], count: int, group: NodeGroup) -> list[Any]:
     for task in waiting[count:]:
         ray.cancel(task)
     size = {"num_cpus": group.resources.get("CPU", 0), "num_gpus": group.resources.get("GPU", 0)}
-    arrive = ray.remote(max_retries=0, **size)(lambda: None)
-    return [*waiting[:count], *(arrive.remote() for _ in range(count - len(waiting)))]
+    # A function per task, because Ray requests a canceled task's resources while others of its function wait.
+    arrive = ray.remote(max_retries=0, **size)
+    return [*waiting[:count], *(arrive(lambda: None).remote() for _ in range(count - len(waiting)))]

@@ -1,11 +1,17 @@
 """Tests of the nodes that an autoscaler must add for bundles, and of the node groups in the KubeRay manifests."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
-from segmint.infra.node_groups import NodeGroup, config_of, missing_nodes, with_gpu_kind
+from segmint.infra import node_groups
+from segmint.infra.node_groups import NodeGroup, NodeRequest, config_of, missing_nodes, with_gpu_kind
+from tests.support.runs import wait_for
+
+if TYPE_CHECKING:
+    from segmint.infra.ray_session import Cluster
 
 GPU = NodeGroup("gpu", {"CPU": 6, "GPU": 1}, 3)
 CPU = NodeGroup("cpu", {"CPU": 8}, 2)
@@ -67,3 +73,26 @@ def test_ray_reads_the_groups_of_our_manifest() -> None:
 @pytest.mark.parametrize("bundles", [[], [{"CPU": 1.0}]])
 def test_without_an_autoscaler_nothing_is_missing(bundles: list[dict[str, float]]) -> None:
     assert missing_nodes(bundles, [], [node(CPU)]) == {}
+
+
+def wait_until_requested(nodes: int, cpus: float) -> None:
+    """Return when Ray requests so many nodes with so many CPUs from an autoscaler."""
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+
+    def found() -> bool:
+        requests = get_cluster_resource_state(ray._private.worker.global_worker.gcs_client).pending_resource_requests
+        return nodes == sum(each.count for each in requests if each.request.resources_bundle.get("CPU") == cpus)
+
+    wait_for(f"request for {nodes} nodes", found, timeout=60)
+
+
+@pytest.mark.ray
+def test_ray_requests_as_many_nodes_as_are_missing(local_ray: "Cluster", monkeypatch: pytest.MonkeyPatch) -> None:
+    large = {"CPU": 1000.0}
+    monkeypatch.setattr(node_groups, "node_groups", lambda: [NodeGroup("large", large, 3)])
+    with NodeRequest() as request:
+        for count in (3, 1, 2):
+            request.ask([large] * count)
+            wait_until_requested(count, 1000)
+    wait_until_requested(0, 1000)
