@@ -5,6 +5,7 @@ Ray's workers import this module. It doesn't import torch or the build, which wo
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,22 @@ class Uneven:
     def __call__(self, table: pa.Table) -> pa.Table:
         first = table.column("ordinal")[0].as_py() if table.num_rows else 1
         time.sleep(0.1 * (first // 2 % 3 == 0))
+        return table
+
+
+class Gated:
+    """In place of `Segment`: no row passes before the file `gate` exists, which it creates itself after 30 seconds."""
+
+    def __init__(self, gate: Path, *_: Any) -> None:
+        exit_within(10)  # Ray's exit handler may hang
+        self._gate = gate
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        deadline = time.monotonic() + 30
+        while not self._gate.exists():
+            if time.monotonic() > deadline:
+                self._gate.touch()
+            time.sleep(0.05)
         return table
 
 

@@ -268,7 +268,9 @@ class WaitingBlocks(BackpressurePolicy):  # type: ignore[misc]
         reads, cuts = op.name.startswith("Read"), op.name.startswith("StreamingRepartition")
         if (reads or cuts) and op.num_active_tasks():
             return False
-        # A read task's rows are one block until they are cut.
-        most = 1 if reads else self._data_context.get_config(_WAITING_KEY, MOST_WAITING)
         followers = [self._topology[follower] for follower in op.output_dependencies]
+        if reads:
+            # Their rows are one block until they are cut. What remains of a block then waits for the next one's rows.
+            return not any(queue.num_blocks for state in followers for queue in state.input_queues)
+        most = self._data_context.get_config(_WAITING_KEY, MOST_WAITING)
         return all(state.total_enqueued_input_blocks() < most for state in followers)

@@ -23,7 +23,7 @@ from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.building.execution.stages import Stages, lay_out
 from segmint.pipeline.building.execution.work import WindowRows
 from segmint.pipeline.config.config import load_config
-from tests.support.row_stubs import ROWS, Ordinals, Uneven, unchanged, write
+from tests.support.row_stubs import ROWS, Gated, Ordinals, Uneven, unchanged, write
 
 PER_SHARD = 5
 
@@ -102,6 +102,28 @@ def run_slotted_window(stages: Stages, window: Any) -> list[int]:
 def test_a_shard_on_hold_runs_again_in_the_same_window(stages: Stages) -> None:
     window = OpenWindow(lambda ledger: ledger.retry_after(0, 3, [(3 * PER_SHARD, 4 * PER_SHARD)]))
     assert run_slotted_window(stages, window) == sorted([*range(ROWS // PER_SHARD), 3])
+
+
+@pytest.mark.ray
+def test_reads_continue_while_rows_wait_for_a_whole_block(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each shard leaves half a block, and no slot has rows. Nothing is segmented before the next shards are read."""
+    waiting: list[int] = []
+    decide = WaitingBlocks.can_add_input
+
+    def noted(self: WaitingBlocks, op: Any) -> bool:
+        if "Gated" in op.name:
+            waiting.append(self._topology[op].total_enqueued_input_blocks())
+            if waiting[-1] > PER_SHARD:
+                (tmp_path / "gate").touch()
+        return decide(self, op)
+
+    monkeypatch.setattr(WaitingBlocks, "can_add_input", noted)
+    monkeypatch.setattr(build, "Segment", Gated)
+    gated = replace(stages, segment=tmp_path / "gate")  # type: ignore[arg-type]
+    run_slotted_window(gated, OpenWindow(lambda ledger: None))
+    assert max(waiting) > PER_SHARD
 
 
 @pytest.mark.ray
