@@ -62,7 +62,7 @@ class UndecidedError(SegmintError):
 
 
 class ControlFailedError(UndecidedError):
-    """A worker cannot segment the control image, so the machine is at fault."""
+    """A worker cannot segment the control image, or no worker prepares a row in time, so the machines are at fault."""
 
 
 class NodeDiedError(SegmintError):
@@ -136,7 +136,7 @@ class Quarantine:
     def try_suspects(self, spans: Sequence[ShardSpan]) -> Trials:
         """Run the trials of the last window's suspects, one after another.
 
-        If a worker fails on the control image, the trials end until the next window.
+        If the machines are at fault, the trials end until the next window.
         """
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
@@ -153,6 +153,7 @@ class Quarantine:
                 prepared = self._prepare(ordinal)
                 verdict = None if prepared is None else self._segment_singly(ordinal, prepared)
             except UndecidedError as error:
+                del self._known[ordinal]  # the next trials begin with another one
                 self._known[ordinal] = faulted({}, "segment", error)
                 on_hold |= _of_its_shard(spans, ordinal, str(error))
                 if isinstance(error, ControlFailedError):
@@ -167,7 +168,7 @@ class Quarantine:
         return Trials(verdicts, on_hold)
 
     def _try_persistent(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Run one trial for each row that has had faults in `FAULTY_ATTEMPTS` attempts."""
+        """Run one trial for each row that has had faults in `FAULTY_ATTEMPTS` attempts, until the machines fail."""
         unfinished = sorted((span.start, span.stop) for span in spans)
         waiting = [
             row
@@ -187,6 +188,8 @@ class Quarantine:
                     "dataset from a catalog without this row"
                 )
                 get_logger("build").warning("tried alone", row=name, fault=str(error))
+                if isinstance(error, ControlFailedError):
+                    break
                 continue
             verdicts += 1
             if verdict is not None:
@@ -246,7 +249,7 @@ class Quarantine:
         try:
             prepared, verdict = self._prepare_singly(ordinal)
         except UndecidedError as error:
-            raise UndecidedError(f"row {ordinal} killed its worker and can't be prepared again: {error}") from error
+            raise type(error)(f"row {ordinal} killed its worker and can't be prepared again: {error}") from error
         if verdict["fault"] is not None:
             raise UndecidedError(f"row {ordinal} killed its worker and can't be prepared again: {verdict['fault']}")
         return prepared if verdict["reason"] is None else None
@@ -260,6 +263,10 @@ class Quarantine:
         prepared, verdict = task.remote(self.stages.prepare_call, row)
         try:
             return prepared, ray.get(verdict, timeout=self._start_timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            ray.cancel(verdict)
+            late = f"no worker prepared it within {self._start_timeout_s:g} seconds: check the machines and stores"
+            raise ControlFailedError(late) from error
         except ray.exceptions.RayError as error:
             raise UndecidedError(last_line(error)) from error
 

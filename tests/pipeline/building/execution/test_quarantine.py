@@ -106,6 +106,23 @@ def test_a_shard_that_stays_on_hold_runs_three_times_in_a_window(
         assert list(ledger.retry_slot(6)) == []
 
 
+def test_trials_end_if_no_worker_prepares_a_row_in_time(local_ray: Cluster, tmp_path: Path) -> None:
+    """Each of the others would wait as long, and none of them would have had its trial."""
+    laid_out, dataset = open_quarantine(tmp_path, local_ray)
+    quarantine = Quarantine(laid_out.stages, start_timeout_s=0)
+    spans = dataset.spans([0, 1])
+    for _ in range(3):
+        quarantine.open_window(rows_of(dataset, 0, 1))
+        quarantine.note(ShardResult(0, "on_hold", {}, "2 of 2 rows couldn't be judged", (0, 1)))
+    assert quarantine.run_trials(spans).verdicts == 0
+    assert list(quarantine._alone) == [0]
+    quarantine._known = {ordinal: faulted({}, "segment", ControlFailedError("its worker died")) for ordinal in range(4)}
+    tried = quarantine.try_suspects(spans)
+    assert list(tried.on_hold) == [0]
+    assert "no worker prepared it within 0 seconds" in tried.on_hold[0]
+    assert list(quarantine._known) == [1, 2, 3, 0], "the next trials begin with another row"
+
+
 def test_a_suspect_is_tried_with_the_window_that_its_row_is_in(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     quarantine._known = {2: faulted({}, "segment", ControlFailedError("no worker lives"))}
