@@ -16,9 +16,9 @@ import ray.data
 
 from segmint.infra.metrics import FAULTS, IMAGES_WRITTEN, METRICS, SHARDS_MISSING, Metric, RunMetrics
 from segmint.infra.progress import Progress
-from segmint.infra.ray_blocks import iter_blocks
 from segmint.infra.ray_session import ray_session
 from segmint.operators.shards.write import ShardResult
+from segmint.pipeline.build import iter_blocks
 from segmint.pipeline.building.execution.accounting import RunRecord
 from segmint.pipeline.building.execution.stage_watch import watched
 from tests.support.metrics import exported_name

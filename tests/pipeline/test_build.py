@@ -1,13 +1,17 @@
-"""The loop over a build's windows: what follows a window runs on the nodes that are there then."""
+"""A build's loop over windows, and the blocks of a window's execution."""
 
 from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import ray.data
 
+from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.pipeline import build
+from segmint.pipeline.build import iter_blocks
 from segmint.pipeline.building.execution.quarantine import Trials
 
 
@@ -50,3 +54,17 @@ def test_trials_run_on_the_nodes_that_are_there_after_the_window(monkeypatch: py
     loop = build._OuterLoop(nothing, nothing, nothing, nothing, stopped, nothing, nothing, nothing)
     loop.go_through(LostWindow())
     assert quarantine.tried_on == [loop.stages] == ["of the nodes now, with detectors"]
+
+
+@pytest.mark.ray
+def test_blocks_come_in_order_with_their_numbers_of_rows(local_ray: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.data.DataContext.get_current().execution_options, "preserve_order", True)
+    rows = ray.data.from_arrow(pa.table({"ordinal": list(range(11))})).repartition(target_num_rows_per_block=3)
+    blocks = rows.map_batches(lambda table: table, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
+    counts, ordinals = [], []
+    for reference, count in iter_blocks(blocks):
+        counts.append(count)
+        ordinals.append(ray.get(reference).column("ordinal").to_pylist())
+    assert counts == [len(part) for part in ordinals]
+    assert [each for part in ordinals for each in part] == list(range(11))
+    assert len(counts) > 1

@@ -8,8 +8,8 @@ import pytest
 import ray.data
 
 from segmint.infra.progress import Progress
-from segmint.infra.ray_blocks import iter_blocks
 from segmint.infra.ray_session import Cluster
+from segmint.pipeline.build import iter_blocks
 from segmint.pipeline.building.execution import stage_watch
 from segmint.pipeline.building.execution.stage_watch import StageWatch, StalledError, watched
 
