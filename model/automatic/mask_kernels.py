@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segmint.model.automatic.mask_tiles import Strip
-from segmint.model.automatic.taps import Taps
+from segmint.model.automatic.mask_tiles import Strip, Taps
 from segmint.model.device import launching_on, upload
 
 # Tile of a program in pixels, eight per thread with four warps. The longer side lies along the writes or reductions.

@@ -3,7 +3,7 @@
 1. *Measure first.* Filters and NMS need three counts and a box for each mask. One pass over a chunk's masks reduces
    tiles of logits to these, and only they are copied to the host.
 2. *Draw last.* The few remaining masks are computed again, only inside their boxes, one after another in one buffer.
-   A pixel has the same bits in both passes (`taps.py`), so boxes and counts match the pixels.
+   A pixel has the same bits in both passes (`mask_tiles.py`), so boxes and counts match the pixels.
 3. *Copy runs, not pixels.* The starts and ends of runs are found on the device for all drawn masks at once (`changes`),
    and only these are copied to the host, in one transfer for all masks.
 """
@@ -20,13 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.automatic import mask_tiles
-from segmint.model.automatic.border_upscaling import BorderUpscaling, suits
 from segmint.model.automatic.boxes import Box
 from segmint.model.automatic.candidates import MaskPatch, RunPatch
 from segmint.model.automatic.filters import stable_of_counts
-from segmint.model.automatic.mask_tiles import Strip
-from segmint.model.automatic.taps import Taps, taps_of
-from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks, Upscaling
+from segmint.model.automatic.mask_tiles import Strip, Taps, taps_of
+from segmint.model.automatic.upscaling import BorderUpscaling, BoxedUpscaling, StableMasks, Upscaling, suits
 from segmint.model.device import HostTransfer, first_line, run_to_end
 from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.predictor import Embedding, Predictor

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from segmint.model.automatic import mask_tiles
-from segmint.model.automatic.mask_tiles import Strip
-from segmint.model.automatic.taps import Taps, taps_of
+from segmint.model.automatic.mask_tiles import Strip, Taps, taps_of
 from segmint.model.sam.preprocess import resized_size
 from tests.support.compiled_kernels import ARCHITECTURES, compiled, stack_bytes
 from tests.support.whole_masks import blobs

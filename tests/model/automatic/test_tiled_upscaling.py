@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic import tiled_upscaling as steps
-from segmint.model.automatic.border_upscaling import BorderUpscaling
-from segmint.model.automatic.mask_tiles import Strip
-from segmint.model.automatic.taps import interpolate
+from segmint.model.automatic.mask_tiles import Strip, interpolate
 from segmint.model.automatic.tiled_upscaling import KernelsWithFallback, TiledUpscaling, strips_of, upscaling_of
-from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks
+from segmint.model.automatic.upscaling import BorderUpscaling, BoxedUpscaling, StableMasks
 from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import build_sam
 from segmint.model.sam.predictor import Embedding, Predictor
