@@ -40,10 +40,9 @@ from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.quality.audit.result_json import read_audit
 from segmint.pipeline.quality.audit.versions import check_same_version
 from segmint.pipeline.quality.statistics.open_tables import open_tables
-from segmint.pipeline.quality.view.findings import AuditFindings, findings_of
 from segmint.pipeline.quality.view.guard import SessionKeys, ViewerGuard
 from segmint.pipeline.quality.view.images import ForeignImages, JpegSource, ShardImages, Thumbnails
-from segmint.pipeline.quality.view.index import PAGE, Filters, ImageIndex, parse_filters
+from segmint.pipeline.quality.view.index import PAGE, AuditFindings, Filters, ImageIndex, findings_of, parse_filters
 from segmint.pipeline.serving.images import ImageAddress, UnknownImageError
 from segmint.pipeline.serving.responses import (
     PROBLEMS,
