@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def table_bytes(table: pa.Table, schema: pa.Schema, row_group_rows: int = ROW_GR
     return sink.getvalue()
 
 
-class RowGroupWriter:
+class RowGroupWriter(AbstractContextManager["RowGroupWriter"]):
     """Context manager that writes batches of any size to a local Parquet file in row groups of equal size."""
 
     def __init__(self, path: Path, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> None:
@@ -59,9 +60,6 @@ class RowGroupWriter:
             self.rows += batch.num_rows
             if self._count >= self._group:
                 self._flush(whole=True)
-
-    def __enter__(self) -> "RowGroupWriter":
-        return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:

@@ -4,6 +4,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def _fits(bundle: Mapping[str, float], node: Mapping[str, float]) -> bool:
     return all(node.get(name, 0) >= amount - 1e-6 for name, amount in bundle.items())
 
 
-class NodeRequest:
+class NodeRequest(AbstractContextManager["NodeRequest"]):
     """Request for nodes that the autoscaler adds; a context manager that withdraws it.
 
     For each missing node, a task waits that needs all of its CPUs and GPUs. It ends as soon as it starts, and the node
@@ -197,9 +198,6 @@ class NodeRequest:
             self._changed.wait(LOOK_S)
         for group in groups:
             _adjust(tasks[group.name], 0, group)
-
-    def __enter__(self) -> "NodeRequest":
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Withdraw the request. Waits at most 5 s."""

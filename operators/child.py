@@ -48,7 +48,7 @@ class _StoppedChildError(ChildFaultError):
     """A child got SIGTERM, SIGINT, or SIGHUP from outside while it had an image."""
 
 
-class Children(Generic[T]):
+class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
     """Pool of processes that build a worker once, with `factory`, and then apply it to one image's bytes at a time.
 
     `factory` must be picklable and importable in the child, where its result stays. `timeout_s` applies to one image
@@ -112,9 +112,6 @@ class Children(Generic[T]):
         self._pool.stop()
         self._pool.join()
         self._keeper.shutdown()
-
-    def __enter__(self) -> "Children[T]":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -10,6 +10,7 @@ import pickle
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import simplejpeg
@@ -41,7 +42,7 @@ class OverLimitError(UndecodableError):
     """An image whose decoding timed out, ran out of memory, or killed its process; a retry may succeed."""
 
 
-class JpegDecoder:
+class JpegDecoder(AbstractContextManager["JpegDecoder"]):
     """Decoder that applies functions to JPEGs. Thread-safe; child processes start when one is needed.
 
     `own` means that the JPEGs belong to a dataset in segmint's format. Others are decoded only in children, of which
@@ -76,9 +77,6 @@ class JpegDecoder:
             self._closed = True
             if self._children is not None:
                 self._children.close()
-
-    def __enter__(self) -> "JpegDecoder":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

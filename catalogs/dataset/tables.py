@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -64,7 +64,7 @@ class Foreign:
     findings: FindingCollector = field(default_factory=FindingCollector)
 
 
-class DatasetTables:
+class DatasetTables(AbstractContextManager["DatasetTables"]):
     """Context manager for the views `images`, `masks`, and `rejects` over a dataset's Parquet.
 
     They have the columns of docs/dataset.md, and `shard` (int64). Datasets of the `kind` sa1b were not written by
@@ -135,9 +135,6 @@ class DatasetTables:
         """Close the database and delete its scratch folder."""
         self.connection.close()
         self._folder.cleanup()
-
-    def __enter__(self) -> "DatasetTables":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

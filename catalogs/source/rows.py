@@ -1,7 +1,7 @@
 """Random access to the rows of a normalized catalog by ordinal."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -14,7 +14,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
 
-class NormalizedRows:
+class NormalizedRows(AbstractContextManager["NormalizedRows"]):
     """Context manager for an open normalized catalog; the footer is read once, row groups on demand."""
 
     def __init__(self, file: Location) -> None:
@@ -104,9 +104,6 @@ class NormalizedRows:
                 raise  # raised by the stream; Arrow's errors, such as for a corrupt footer, have no errno
             why = " ".join(str(error).split())
             raise UsageError(f"{self._location} is not a normalized catalog: {why}") from error
-
-    def __enter__(self) -> "NormalizedRows":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,5 +1,6 @@
 """Rows of a catalog with the same image file but different image_ids, found by the given SHA-256 or by URI."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import duckdb
@@ -23,7 +24,7 @@ _SAME = " UNION ALL ".join(
 )
 
 
-class SameFiles:
+class SameFiles(AbstractContextManager["SameFiles"]):
     """Context manager for the groups of a staged catalog's rows with the same file, read in row order."""
 
     def __init__(self, staged: Path, folder: Path, memory_limit: str = "1GB") -> None:
@@ -40,9 +41,6 @@ class SameFiles:
         for ordinal, number in zip(*(values.tolist() for values in self._groups.until(stop)), strict=True):
             found[ordinal] = (*found.get(ordinal, ()), number)
         return found
-
-    def __enter__(self) -> "SameFiles":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._database.close()

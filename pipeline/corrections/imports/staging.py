@@ -5,6 +5,7 @@ masks of only one shard at a time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def _as_rows_say(of_image: Mapping[str, Any]) -> dict[str, Any]:
     return {ANNOTATION_STAGE if name == "stage" else name: value for name, value in of_image.items()}
 
 
-class MaskStaging:
+class MaskStaging(AbstractContextManager["MaskStaging"]):
     """Context manager that collects the masks of a file in a folder, until `finish` sorts them."""
 
     def __init__(self, folder: Path, manifest: DatasetManifest, match: MatchMode = MatchMode.NUMBER) -> None:
@@ -130,9 +131,6 @@ class MaskStaging:
         self._all_unreadable = 0
         self.superseded = 0
         self.homeless = 0  # masks that may belong to any image
-
-    def __enter__(self) -> "MaskStaging":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._answers.close()

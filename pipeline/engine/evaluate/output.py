@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,7 +19,7 @@ from segmint.pipeline.engine.evaluate.truth import Truth
 RESULTS, ANSWER, PAGE = "results.parquet", "evaluation.json", "index.html"
 
 
-class OutputFolder:
+class OutputFolder(AbstractContextManager["OutputFolder"]):
     """Collector that writes rows to a local file and stores all files at the end; a context manager.
 
     Without a `folder` nothing is written. Raises `UsageError` if one of the files exists, or if the folder is inside a
@@ -69,9 +70,6 @@ class OutputFolder:
             note_output(dataset, "evaluate", self._folder, hashes)
         for name, path in files.items():
             put_new_file(self._folder / name, path)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._scratch.cleanup()

@@ -4,6 +4,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -92,7 +93,7 @@ class _ReadResult(NamedTuple):
     why: str = ""
 
 
-class Evaluator:
+class Evaluator(AbstractContextManager["Evaluator"]):
     """Weights of a run in one process; a context manager that stops the decoders' child processes on exit."""
 
     def __init__(self, task: EvaluateTask, names: Sequence[str]) -> None:
@@ -166,9 +167,6 @@ class Evaluator:
         """Stop the decoders' child processes."""
         for decoder in self._decoders:
             decoder.close()
-
-    def __enter__(self) -> "Evaluator":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -2,8 +2,8 @@
 
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 from segmint.infra.errors import SegmintError
 from segmint.infra.scratch import ScratchFolder
@@ -16,7 +16,7 @@ LOGS = "logs"
 OVERLAYS = "overlays"
 
 
-class RunLog:
+class RunLog(AbstractContextManager["RunLog"]):
     """Context manager for the log; TensorBoard's files go to `logs/` (in a bucket, only when `save` is called)."""
 
     def __init__(self, output: Location, say: Callable[[str], None]) -> None:
@@ -59,9 +59,6 @@ class RunLog:
         if self._scratch is not None:
             for path in sorted(self._folder.iterdir()):
                 (self._output / LOGS / path.name).put_file(path)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:

@@ -5,6 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ class _PreviousLogits:
     chosen: int
 
 
-class Decoder:
+class Decoder(AbstractContextManager["Decoder"]):
     """Decoder of prompts. A context manager; thread-safe.
 
     A single prompt (one point or a box) produces three masks. A correction produces the model's single mask, computed
@@ -80,9 +81,6 @@ class Decoder:
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _PreviousLogits] = OrderedDict()
         self._drawers = ThreadPoolExecutor(_DRAWERS, thread_name_prefix="drawing")
-
-    def __enter__(self) -> "Decoder":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._drawers.shutdown()

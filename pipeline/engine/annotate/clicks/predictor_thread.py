@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
@@ -34,7 +35,7 @@ class _PredictorJob:
     result: "Future[Any]" = field(compare=False, default_factory=Future)
 
 
-class PredictorThread(Predictor):
+class PredictorThread(Predictor, AbstractContextManager["PredictorThread"]):
     """`Predictor` that does its work in one thread, which also calls `load`. A context manager; thread-safe.
 
     `embed` yields to all other work before it begins and before each layer of the encoder.
@@ -51,9 +52,6 @@ class PredictorThread(Predictor):
         except BaseException:
             self.__exit__()
             raise
-
-    def __enter__(self) -> "PredictorThread":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._jobs.put(_PredictorJob(_LAST, next(self._numbers), lambda: None))

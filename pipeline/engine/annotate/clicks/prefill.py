@@ -6,6 +6,7 @@ the thresholds of predicted IoU and stability, and NMS by box doesn't suppress i
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def _drawn(predictor: Predictor, embedding: Embedding, box: Box, settings: MaskS
     )
 
 
-class ObjectFinder:
+class ObjectFinder(AbstractContextManager["ObjectFinder"]):
     """Detector's TorchScript file, run in a separate process; a context manager.
 
     The file follows the detectors' contract in docs/configuration.md, as `segmint train --task objects` writes it.
@@ -148,9 +149,6 @@ class ObjectFinder:
         Raises `DetectorFailedError` if the detector fails on the image.
         """
         return [found.box for found in self._detector.detect(image)[:MOST_BOXES]]
-
-    def __enter__(self) -> "ObjectFinder":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._detector.close()
