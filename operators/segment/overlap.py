@@ -134,16 +134,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
 
     def on_device(self, function: Callable[[], Value]) -> Value:
         """Call a function in the thread that owns the device, after the already decoded items; return its result."""
-        result: Future[Value] = Future()
-
-        def call() -> None:
-            try:
-                result.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
-                result.set_exception(error)
-
-        self._device.submit(call)
-        return result.result()
+        return self._device.submit(function).result()
 
     def seconds(self) -> StageSeconds:
         """Return the seconds spent per stage so far."""
@@ -245,9 +236,11 @@ class _CallerPool:
     def __init__(self) -> None:
         self._one_at_a_time = threading.Lock()
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
+    def submit(self, function: Callable[..., Value], *arguments: Any) -> "Future[Value]":
+        result: Future[Value] = Future()
         with self._one_at_a_time:
-            function(*arguments)
+            result.set_result(function(*arguments))
+        return result
 
 
 def _pool(threads: int, name: str) -> ThreadPoolExecutor | _CallerPool:
