@@ -42,9 +42,9 @@ from segmint.model.detectors.detection import Detector  # noqa: E402
 from segmint.operators.prepare import prepare  # noqa: E402
 from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors  # noqa: E402
 from segmint.operators.prepare.ingest import IngestConfig  # noqa: E402
-from segmint.operators.prepare.last_look import last_look  # noqa: E402
 from segmint.operators.prepare.prepare import PrepareConfig  # noqa: E402
 from segmint.operators.prepare.release import CropLayers, ReleaseConfig  # noqa: E402
+from segmint.operators.prepare.released_search import last_look  # noqa: E402
 
 Pixels = Any
 LOOK = ("look", "look faces", "look turned", "look plates")

@@ -43,7 +43,6 @@ from segmint.operators.prepare.detector_process import (
 )
 from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import IngestConfig, ingest, pixels_sha256
-from segmint.operators.prepare.last_look import ROUNDS, ResidualDetection, last_look
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.prepare.release import (
     CropLayers,
@@ -54,6 +53,7 @@ from segmint.operators.prepare.release import (
     released_size,
     resized,
 )
+from segmint.operators.prepare.released_search import ROUNDS, ResidualDetection, last_look
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
 from segmint.operators.schemas import PREPARED
 from segmint.operators.similar.hashes import jpeg_hashes

@@ -509,7 +509,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a damaged commit is made of the files of a command that died",
-        "pipeline/corrections/repair_shard.py",
+        "pipeline/corrections/repair.py",
         "held.commit is None and path not in reserved",
         "True",
         "tests/pipeline/corrections/test_correction.py",

@@ -3,7 +3,7 @@
 from tests.support.mutant import Mutant
 
 _ORIENTATIONS = "operators/prepare/orientations.py", "tests/operators/prepare/test_orientations.py"
-_LAST_LOOK = "tests/operators/prepare/test_last_look.py"
+_LAST_LOOK = "tests/operators/prepare/test_released_search.py"
 _RELEASED = "operators/prepare/released_search.py"
 _AUDIT = "tests/operators/audit/test_privacy.py"
 
@@ -14,7 +14,7 @@ def _turned(name: str, old: str, new: str) -> Mutant:
 
 
 def _looked(name: str, old: str, new: str) -> Mutant:
-    return Mutant(name, "operators/prepare/last_look.py", old, new, _LAST_LOOK)
+    return Mutant(name, "operators/prepare/released_search.py", old, new, _LAST_LOOK)
 
 
 REDACTION_MUTANTS = (

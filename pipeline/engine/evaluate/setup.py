@@ -8,12 +8,11 @@ from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.engine.evaluate.dataset_truth import open_dataset_truth
-from segmint.pipeline.engine.evaluate.file_truth import open_coco_truth, open_label_maps_truth
 from segmint.pipeline.engine.evaluate.kinds import TruthSelection
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, EvaluateTask, Measure
 from segmint.pipeline.engine.evaluate.run import RunOptions
 from segmint.pipeline.engine.evaluate.truth import Truth
+from segmint.pipeline.engine.evaluate.truth_sources import open_coco_truth, open_dataset_truth, open_label_maps_truth
 
 MOST_WEIGHTS = 2
 

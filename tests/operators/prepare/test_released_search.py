@@ -19,9 +19,9 @@ from segmint.operators.child import Children, SuspectError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors, deidentify
 from segmint.operators.prepare.ingest import IngestConfig
-from segmint.operators.prepare.last_look import ROUNDS, last_look
 from segmint.operators.prepare.prepare import PrepareConfig, PreparedImage, RefusedError, prepare_image
 from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.operators.prepare.released_search import ROUNDS, last_look
 from tests.support.slow_prepare import prepares_slowly
 
 pytestmark = pytest.mark.usefixtures("one_thread")
