@@ -9,9 +9,8 @@ from collections.abc import Callable, Collection, Iterator
 import pyarrow as pa
 
 from segmint.catalogs.source.conform import InvalidValue, OnProblem, refuse
-from segmint.catalogs.source.csv_reader import read_csv
-from segmint.catalogs.source.json_lines_reader import read_json_lines
 from segmint.catalogs.source.parquet_reader import read_parquet
+from segmint.catalogs.source.text_readers import read_csv, read_json_lines
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 

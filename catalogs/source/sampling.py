@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segmint.catalogs.schema import ADDED, REQUIRED, STAGED
-from segmint.catalogs.source.csv_reader import csv_batches
-from segmint.catalogs.source.json_lines_reader import json_blocks
 from segmint.catalogs.source.normalize import number_rows
 from segmint.catalogs.source.parquet_reader import open_parquet, parquet_batches
 from segmint.catalogs.source.readers import catalog_format, except_in, read_catalog
+from segmint.catalogs.source.text_readers import csv_batches, json_blocks
 from segmint.infra.storage.location import Location
 
 COUNTED_BY = {

@@ -8,10 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.schema import JSON_TEXT, SOURCE
-from segmint.catalogs.source.csv_reader import csv_batches
-from segmint.catalogs.source.json_lines_reader import json_blocks, json_row, split_lines
 from segmint.catalogs.source.parquet_reader import open_parquet
 from segmint.catalogs.source.readers import catalog_format, read_catalog
+from segmint.catalogs.source.text_readers import csv_batches, json_blocks, json_row, split_lines
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 

@@ -26,7 +26,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, listed
-from segmint.pipeline.building.dataset.growth import ignored_columns
+from segmint.pipeline.building.dataset.dataset import ignored_columns
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.corrections.correction import Revision, RevisionOutcome, correct, while_unchanged
 from segmint.pipeline.corrections.credits import (

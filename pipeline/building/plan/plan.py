@@ -37,12 +37,12 @@ from segmint.operators.segment.numerics import resolve_numerics
 from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
 from segmint.pipeline.building.dataset.dataset import (
     check_begun_alike,
+    ignored_columns,
     name_weights,
     require_catalog,
     require_rows,
 )
 from segmint.pipeline.building.dataset.first_numerics import compute_here
-from segmint.pipeline.building.dataset.growth import ignored_columns
 from segmint.pipeline.building.execution.ceiling import Ceiling, work_of
 from segmint.pipeline.building.plan.cpu_stages import (
     MEGAPIXELS,

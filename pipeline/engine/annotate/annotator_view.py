@@ -21,12 +21,11 @@ from segmint.pipeline.engine.annotate.clicks.decoder import Decoder, Prediction
 from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings, ImageEmbedding
 from segmint.pipeline.engine.annotate.clicks.prefill import PrefillCache
 from segmint.pipeline.engine.annotate.clicks.prompts import parse_prompt
-from segmint.pipeline.engine.annotate.image_memory import ImageMemory, PixelHolder
 from segmint.pipeline.engine.annotate.leases import Leases
 from segmint.pipeline.engine.annotate.progress_board import LatestSubmission, ProgressBoard
 from segmint.pipeline.engine.annotate.queue import Queue
 from segmint.pipeline.engine.annotate.session_info import SessionInfo
-from segmint.pipeline.engine.annotate.source import ImageGoneError, ImageSource, OpenImage
+from segmint.pipeline.engine.annotate.source import ImageGoneError, ImageMemory, ImageSource, OpenImage, PixelHolder
 from segmint.pipeline.serving.images import NoImageError
 
 AHEAD = 3

@@ -1,14 +1,19 @@
-"""Source of the images to annotate, which follows the dataset's commits as they arrive."""
+"""Source of the images to annotate, which follows the dataset's commits as they arrive, and memory of their data.
+
+Embeddings, logits for later clicks, and prefilled masks are derived from a committed JPEG and carry its SHA-256. None
+of them outlives its image. After a redaction, data with another hash is dropped. After a takedown, all data of the
+image is dropped: at once if an annotator works on it, and within `CHECK_S` seconds for all other images.
+"""
 
 import hashlib
 import threading
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from segmint.catalogs.dataset.annotations.submissions import base_digest
 from segmint.catalogs.dataset.commits import CommitLog
@@ -17,6 +22,7 @@ from segmint.catalogs.dataset.tables import DatasetTables, TableFile
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.layout import image_name
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.log import get_logger
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -31,6 +37,9 @@ _SHARDS = 8  # with open tables
 _IMAGES = 32  # in memory, each with its JPEG
 _MEMORY = "512MB"
 _ATTEMPTS = 3
+
+CHECK_S = 10.0
+"""Seconds between checks of the store for all images with data in memory."""
 
 
 class ImageGoneError(SegmintError):
@@ -180,3 +189,87 @@ class ImageSource:
         if jpeg is None:
             raise NoImageError(f"{image_name(place.id)} is not in its tar; the dataset may have only annotations")
         return OpenImage(place, generation, rows[0], tuple(masks), jpeg)
+
+
+class PixelHolder(Protocol):
+    """Component that keeps data derived from images in memory. Thread-safe."""
+
+    def images(self) -> Collection[int]:
+        """Return the ids of the images with data in memory."""
+
+    def forget(self, image: int, unless: str | None = None) -> None:
+        """Drop an image's data except what was derived from the JPEG with the SHA-256 `unless`."""
+
+
+class ImageMemory:
+    """All pixel holders of a server. A context manager that checks the store in a thread; thread-safe.
+
+    `gone` is called with each image that was taken down.
+    """
+
+    def __init__(
+        self, source: ImageSource, holders: Sequence[PixelHolder], gone: Callable[[int], None], seconds: float = CHECK_S
+    ) -> None:
+        self._source = source
+        self._holders = (source, *holders)
+        self._gone = gone
+        self._seconds = seconds
+        self._generations: dict[int, int] = {}  # by shard, at the last check
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="kept", daemon=True)
+
+    def __enter__(self) -> "ImageMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def images(self) -> set[int]:
+        """Return the ids of the images with data in memory."""
+        return {image for holder in self._holders for image in holder.images()}
+
+    def see(self, found: OpenImage) -> None:
+        """Drop an image's data that was derived from a JPEG other than the current one."""
+        for holder in self._holders:
+            holder.forget(found.place.id, unless=found.jpeg_sha256)
+
+    def forget(self, image: int) -> None:
+        """Drop all data of an image."""
+        for holder in self._holders:
+            holder.forget(image)
+
+    def look(self) -> None:
+        """Check all images against the store, listing the tombstones once and the commits once per shard.
+
+        Images are read again if their shard has a new commit. Raises the store's errors.
+        """
+        images = self.images()
+        for image in self._source.taken(images):
+            self.forget(image)
+            self._gone(image)
+        shards: defaultdict[int, list[int]] = defaultdict(list)
+        for image in self.images() & images:
+            shards[self._source.shard_of(image)].append(image)
+        for shard, of_shard in shards.items():
+            generation = self._source.generation(shard)
+            if self._generations.get(shard) == generation:
+                continue
+            for image in of_shard:
+                self._read(image)
+            self._generations[shard] = generation
+
+    def _read(self, image: int) -> None:
+        try:
+            self.see(self._source.read(image))
+        except ImageGoneError:
+            self.forget(image)
+            self._gone(image)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._seconds):
+            try:
+                self.look()
+            except (SegmintError, OSError) as error:
+                get_logger("annotate").warning("store_not_read", error=str(error))

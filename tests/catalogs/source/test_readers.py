@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.schema import SOURCE
-from segmint.catalogs.source import csv_reader, text_blocks
+from segmint.catalogs.source import text_readers
 from segmint.catalogs.source.conform import InvalidValue
 from segmint.catalogs.source.readers import read_catalog
 from segmint.catalogs.source.scan import write_catalog
@@ -66,8 +66,7 @@ def test_rows_across_block_borders_are_read_whole(tmp_path: Path, ending: str, m
     path = tmp_path / f"catalog.{ending}"
     write_catalog(iter(rows), location_of(path))
     whole = read(path)
-    for module in (text_blocks, csv_reader):
-        monkeypatch.setattr(module, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(text_readers, "BLOCK_BYTES", 1000)
     assert read(path).equals(whole)
     assert whole.num_rows == 500
 

@@ -21,10 +21,9 @@ from segmint.operators.shards.committed_rows import read_file
 from segmint.pipeline.corrections.correction import revise
 from segmint.pipeline.corrections.imports import imports
 from segmint.pipeline.corrections.imports.files import ImportFormat
-from segmint.pipeline.corrections.imports.imports import ImportRequest, import_masks, list_import
+from segmint.pipeline.corrections.imports.imports import ImportRequest, ImportResult, import_masks, list_import
 from segmint.pipeline.corrections.imports.matching import MatchMode
 from segmint.pipeline.corrections.imports.merge import ImportMode
-from segmint.pipeline.corrections.imports.result import ImportResult
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown

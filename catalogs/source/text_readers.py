@@ -1,0 +1,277 @@
+"""Readers of CSV and JSON Lines catalogs, plain or gzip-compressed, block by block."""
+
+import csv
+import gzip
+import io
+import threading
+import weakref
+import zlib
+from collections.abc import Container, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.json as pajson
+
+from segmint.catalogs.schema import REQUIRED, SOURCE
+from segmint.catalogs.source.conform import (
+    EXPECTED,
+    InvalidValue,
+    OnProblem,
+    conform,
+    json_object,
+    refuse,
+    require_columns,
+    shown,
+)
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+
+_MOST_COLUMNS = 10_000  # Arrow's reader uses 2 KB per column before the first row
+_LONGEST_READ_S = 60.0  # maximum wait for a block that is being read when the reader is closed
+
+BLOCK_BYTES = 4 << 20
+"""Number of bytes of a text catalog that are parsed at a time."""
+
+ROW_BYTES = 4 << 20
+"""Maximum size in bytes of one row of a text catalog. A longer one isn't from a catalog, and would fill the memory."""
+
+_SCHEMA = pa.schema([pa.field(f.name, f.type if pa.types.is_boolean(f.type) else pa.string()) for f in SOURCE])
+
+_PARSED_BYTES = 1 << 20  # per thread; a block with a longer row is parsed the slow way
+
+
+def open_text(file: Location) -> AbstractContextManager[BinaryIO]:
+    """Open a stream of the catalog's bytes, decompressed if its name ends in `.gz`; `UsageError` for invalid gzip."""
+    return _unpacked(file) if file.uri.lower().endswith(".gz") else file.open()
+
+
+def line_blocks(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the stream in blocks of about `BLOCK_BYTES` that end at the end of a line, without a byte-order mark.
+
+    Stops at a line that is too long for any row; the last block then ends inside it.
+    """
+    rest = stream.read(3)
+    rest = b"" if rest == b"\xef\xbb\xbf" else rest
+    while True:
+        block = stream.read(BLOCK_BYTES)
+        if not block:
+            break
+        head, newline, tail = block.rpartition(b"\n")
+        if newline:
+            yield rest + head + newline
+            rest = tail
+        else:
+            rest += block
+            if len(rest) > BLOCK_BYTES + ROW_BYTES:
+                break
+    if rest:
+        yield rest
+
+
+@contextmanager
+def _unpacked(file: Location) -> Iterator[BinaryIO]:
+    with file.open() as packed, gzip.open(packed) as stream:
+        try:
+            yield cast(BinaryIO, stream)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UsageError(f"{file} cannot be read as gzip: {error}") from error
+
+
+def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a CSV catalog in order; see `segmint.catalogs.source.readers.read_catalog`."""
+    row = 1
+    with closing(csv_batches(catalog)) as batches:
+        for batch in batches:
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            yield conform(catalog.uri, columns, batch.num_rows, row, on_problem)
+            row += batch.num_rows
+
+
+def csv_batches(catalog: Location, only: Container[str] = SOURCE.names) -> Generator[pa.RecordBatch, None, None]:
+    """Yield the rows of a CSV catalog as text, with only the columns in `only`, which don't affect the batching."""
+    with open_text(catalog) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        try:
+            names = next((line for line in csv.reader(_header_lines(catalog.uri, text)) if line), [])
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UsageError(f"{catalog}: the header is not CSV in UTF-8: {error}") from error
+    if len(names) > _MOST_COLUMNS:
+        raise UsageError(f"{catalog}: the header has {len(names):,} columns; expected at most {_MOST_COLUMNS:,}")
+    require_columns(catalog.uri, names)
+    bad: list[pacsv.InvalidRow] = []
+    rows = 0
+    with open_text(catalog) as stream, closing(_batches(stream, names, only, bad)) as batches:
+        try:
+            for batch in batches:
+                yield batch
+                rows += batch.num_rows
+        except pa.ArrowInvalid as error:
+            if bad:
+                raise UsageError(
+                    f"{catalog}, line {bad[0].number}: found {bad[0].actual_columns} values; "
+                    f"expected {bad[0].expected_columns}, as in the header: {shown(bad[0].text)}"
+                ) from error
+            if "Empty CSV" in str(error):
+                return
+            why = str(error)
+            if "straddling" in why:
+                why = f"a row is longer than {BLOCK_BYTES:,} bytes, or a quote is never closed"
+            raise UsageError(f"{catalog}: cannot be read as CSV after row {rows}: {why}") from error
+
+
+def _batches(
+    stream: BinaryIO, names: Sequence[str], only: Container[str], bad: list[pacsv.InvalidRow]
+) -> Generator[pa.RecordBatch, None, None]:
+    """Yield the rows of an open CSV; add a row with a wrong number of values to `bad` before raising the error."""
+    left, returned = threading.Event(), threading.Event()
+    lent = _ArrowStream(stream, bad, left)
+    weakref.finalize(lent, returned.set)
+    try:
+        yield from pacsv.open_csv(
+            lent,
+            read_options=pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+            parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=lent.remember),
+            convert_options=pacsv.ConvertOptions(
+                column_types={name: pa.string() for name in names},
+                include_columns=[name for name in names if name in only],
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+    finally:
+        left.set()
+        del lent
+        returned.wait(_LONGEST_READ_S)
+
+
+class _ArrowStream:
+    """Stream and handler of bad rows for Arrow's threads.
+
+    These threads read ahead even after the last batch was taken, and a process that exits while one of them is about to
+    enter Python is aborted. Both uses refer to this object, so after its deletion they no longer call Python.
+    """
+
+    closed = False
+
+    def __init__(self, stream: BinaryIO, bad: list[pacsv.InvalidRow], left: threading.Event) -> None:
+        # Not a method, because a failed method's frame would stay in the error's traceback and keep this object alive.
+        self.read = lambda size: b"" if left.is_set() else stream.read(size)
+        self._bad = bad
+
+    def remember(self, invalid: pacsv.InvalidRow) -> str:
+        self._bad.append(invalid)
+        return "error"
+
+    def close(self) -> None:
+        """Do nothing; the caller that opened the stream closes it."""
+
+
+def _header_lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:
+    taken = 0
+    while line := text.readline(ROW_BYTES):
+        taken += len(line)
+        if taken >= ROW_BYTES:
+            raise UsageError(f"{uri}: no CSV header in its first {ROW_BYTES:,} bytes")
+        yield line
+
+
+def read_json_lines(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a JSON Lines catalog in order; see `segmint.catalogs.source.readers.read_catalog`."""
+    row = 1
+    for block, rows in json_blocks(catalog):
+        columns = _parse_fast(block, rows)
+        if columns is None:
+            columns = _parse_slowly(catalog.uri, split_lines(block), row, on_problem)
+        yield conform(catalog.uri, columns, rows, row, on_problem)
+        row += rows
+
+
+def json_blocks(catalog: Location) -> Iterator[tuple[bytes, int]]:
+    """Yield a JSON Lines catalog in blocks of whole lines, each with its number of rows (nonblank lines).
+
+    Raises `UsageError` if the first rows lack a required column, or a row is too long.
+    """
+    rows = 0
+    with open_text(catalog) as stream:
+        for block in line_blocks(stream):
+            count, longest = _measure_lines(block)
+            if len(block) > BLOCK_BYTES + ROW_BYTES or longest > ROW_BYTES:
+                raise UsageError(f"{catalog}: one of the rows up to {rows + count} is longer than {ROW_BYTES:,} bytes")
+            if count:
+                if rows == 0:
+                    _require_keys(catalog.uri, split_lines(block))
+                yield block, count
+            rows += count
+
+
+def split_lines(block: bytes) -> list[bytes]:
+    """Split a block into its nonblank lines, one row each."""
+    return [line for line in block.splitlines() if line.strip()]
+
+
+def _measure_lines(block: bytes) -> tuple[int, int]:
+    """Return the number of a block's nonblank lines, and the bytes of the longest, with or without its line end."""
+    if b"\r" not in block:
+        data = np.frombuffer(block, np.uint8)
+        ends = np.flatnonzero(data == ord("\n"))
+        borders = np.concatenate([[0], ends + 1] if block.endswith(b"\n") else [[0], ends + 1, [len(block)]])
+        # If every line starts like an object, none is blank, and there is no need to split the lines.
+        if (data[borders[:-1]] == ord("{")).all():
+            return len(borders) - 1, int(np.diff(borders).max())
+    lines = split_lines(block)
+    return len(lines), max(map(len, lines), default=0)
+
+
+def _require_keys(uri: str, lines: list[bytes]) -> None:
+    """Check required columns; a row may omit a key, but one in no row of the first block is a missing column."""
+    seen: dict[str, None] = {}
+    for row, line in enumerate(lines, 1):
+        seen |= dict.fromkeys(json_row(uri, line, row))
+        if all(name in seen for name in REQUIRED):
+            return
+    require_columns(uri, list(seen))
+
+
+def _parse_fast(block: bytes, rows: int) -> dict[str, pa.Array] | None:
+    """Parse a block of whole lines into columns; None if something in it must be reported."""
+    try:
+        table = pajson.read_json(
+            pa.BufferReader(block),
+            read_options=pajson.ReadOptions(use_threads=True, block_size=min(len(block) + 1, _PARSED_BYTES)),
+            parse_options=pajson.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore"),
+        )
+    except pa.ArrowInvalid:
+        return None
+    if table.num_rows != rows:  # several objects on one line
+        return None
+    return {name: table.column(name).combine_chunks() for name in table.column_names}
+
+
+def _parse_slowly(uri: str, lines: list[bytes], row: int, on_problem: OnProblem) -> dict[str, pa.Array]:
+    columns: dict[str, list[Any]] = {field.name: [] for field in _SCHEMA}
+    for offset, line in enumerate(lines):
+        record = json_row(uri, line, row + offset)
+        for field in _SCHEMA:
+            value = record.get(field.name)
+            kind = bool if pa.types.is_boolean(field.type) else str
+            if value is not None and not (isinstance(value, kind) and _is_unicode(value)):
+                expected = EXPECTED.get(field.name, "text")
+                on_problem(InvalidValue(uri, row + offset, field.name, shown(value), expected))
+                value = None
+            columns[field.name].append(value)
+    return {field.name: pa.array(columns[field.name], field.type) for field in _SCHEMA}
+
+
+def json_row(uri: str, line: bytes, row: int) -> dict[str, Any]:
+    """Parse a line; raises `UsageError`, with the number of its row, if it is not one JSON object."""
+    return json_object(line, f"{uri}, row {row}", "one JSON object per line")
+
+
+def _is_unicode(value: object) -> bool:
+    try:
+        return not isinstance(value, str) or bool(value.encode()) or not value
+    except UnicodeEncodeError:  # a lone surrogate, which UTF-8 can't encode
+        return False
