@@ -33,8 +33,7 @@ from segmint.infra.uris import join
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import to_table
 from segmint.operators.segment.mask_config import MasksConfig
-from segmint.operators.shards.retry import RetryTask, retry_shard
-from segmint.operators.shards.write import ShardResult, ShardTask, write_shard
+from segmint.operators.shards.write import RetryTask, ShardResult, ShardTask, retry_shard, write_shard
 from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.everything import upload
 from tests.support.locations import handle_of

@@ -12,8 +12,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.segment.segment import Segment
-from segmint.operators.shards.retry import retry_shard
-from segmint.operators.shards.write import write_shard
+from segmint.operators.shards.write import retry_shard, write_shard
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.building.execution.row_source import RowSource
 from segmint.pipeline.building.execution.stages import lay_out

@@ -33,8 +33,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, local_path, parent, scheme
 from segmint.infra.wording import counted, size
 from segmint.operators.curate.features import SKIPPED, CurateTask
-from segmint.operators.curate.inspect import InspectionConfig
-from segmint.operators.curate.scorers import load_scorers
+from segmint.operators.curate.inspect import InspectionConfig, load_scorers
 from segmint.operators.curate.settings import CurateConfig
 from segmint.pipeline.building.curate.decide import CurationDecision, ImageFeatures, decide, read_features
 from segmint.pipeline.building.curate.inspecting import InspectionRun, inspect_images

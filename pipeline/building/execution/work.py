@@ -15,15 +15,13 @@ from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.threads import map_ahead
 from segmint.operators.shards.committed_rows import read_file, read_table
-from segmint.operators.shards.retry import RetryTask, retry_shard
-from segmint.operators.shards.write import write_shard
+from segmint.operators.shards.write import RetryTask, retry_shard, write_shard
 from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.row_source import RowSource, ShardRows, runs_of
 from segmint.pipeline.building.execution.shard_writers import ShardWriter
 from segmint.pipeline.config.config import Config
 
 _THREADS = 16
-
 
 FIRST_WINDOW_S = 600.0
 """Seconds that the first window takes at the expected rate."""
