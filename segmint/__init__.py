@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from segmint.pipeline.config.config import Config as Config
     from segmint.pipeline.config.config import load_config as load_config
     from segmint.pipeline.masks.interactive.generator import MaskGenerator as MaskGenerator
-    from segmint.pipeline.masks.interactive.models import Predictor as Predictor
+    from segmint.pipeline.masks.interactive.generator import Predictor as Predictor
     from segmint.pipeline.masks.interactive.show import show as show
 
 __version__ = VERSION
@@ -34,7 +34,7 @@ _HOMES = {
     "Config": "segmint.pipeline.config.config",
     "MaskGenerator": "segmint.pipeline.masks.interactive.generator",
     "MaskSettings": "segmint.model.automatic.settings",
-    "Predictor": "segmint.pipeline.masks.interactive.models",
+    "Predictor": "segmint.pipeline.masks.interactive.generator",
     "collate": "segmint.catalogs.dataset.reading.loader",
     "load_config": "segmint.pipeline.config.config",
     "open_dataset": "segmint.catalogs.dataset.reading.torch_dataset",
@@ -62,6 +62,6 @@ def load_sam(weights: "str | os.PathLike[str]" = "auto", device: str = "auto", p
     `device` is auto, cpu, cuda, or cuda:N. `precision` is fp32, bf16, or auto, which picks bf16 on GPUs that support
     it. Raises `segmint.infra.errors.UsageError` if the weights cannot be found or the device is not available.
     """
-    from segmint.pipeline.masks.interactive.models import sam_of
+    from segmint.pipeline.masks.interactive.generator import sam_of
 
     return sam_of(weights, device, precision)

@@ -1,12 +1,14 @@
 """Check of a catalog before a build: licenses, duplicates, invalid values, and expected audit findings."""
 
 from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import duckdb
 import pyarrow as pa
 
 from segmint.catalogs.countries import countries
@@ -14,8 +16,7 @@ from segmint.catalogs.findings import SENTENCES, Code
 from segmint.catalogs.licenses import LicensePolicy, canonical_identifier, suggest_identifier
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.source.conform import InvalidValue
-from segmint.catalogs.source.normalize import marked_batches, stage_catalog
-from segmint.catalogs.source.same_files import SameFiles
+from segmint.catalogs.source.normalize import MARK_ROWS, SortedPairs, marked_batches, open_database, stage_catalog
 from segmint.catalogs.terms import judge_attribution, judge_terms
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
@@ -27,6 +28,23 @@ EXAMPLES = 20
 
 SHOWN_URIS = 3
 """Maximum number of listed rows that are also named by URI, in findings that include URIs."""
+
+
+# As in `segmint.catalogs.source.normalize`, only rows whose hash occurs twice are compared as text. A group's number is
+# its first ordinal; for URIs, it is made negative to be distinct.
+_GROUPS = """
+WITH suspects AS (SELECT hash({column}) AS h FROM read_parquet($staged) WHERE {column} IS NOT NULL
+                  GROUP BY h HAVING count(*) > 1),
+     candidates AS (SELECT ordinal, {column} AS value FROM read_parquet($staged)
+                    WHERE {column} IS NOT NULL AND hash({column}) IN (SELECT h FROM suspects)),
+     grouped AS (SELECT ordinal, min(ordinal) OVER same AS first, count(*) OVER same AS rows
+                 FROM candidates WINDOW same AS (PARTITION BY value))
+SELECT ordinal, {number} AS number FROM grouped WHERE rows > 1
+"""
+_SAME = " UNION ALL ".join(
+    f"({_GROUPS.format(column=column, number=number)})"
+    for column, number in (("sha256", "first"), ("uri", "-first - 1"))
+)
 
 
 @dataclass
@@ -284,6 +302,28 @@ def check(
 
 
 _Terms = tuple[str | None, bool | None, date | None, bool | None]  # license, redistributable, valid_until, opt_out
+
+
+class SameFiles(AbstractContextManager["SameFiles"]):
+    """Context manager for the groups of a staged catalog's rows with the same file, read in row order."""
+
+    def __init__(self, staged: Path, folder: Path, memory_limit: str = "1GB") -> None:
+        """`staged` is from `stage_catalog`; DuckDB spills into a folder in `folder`."""
+        apart = folder / "same"  # another database may spill into `folder`
+        apart.mkdir()
+        self._database: duckdb.DuckDBPyConnection = open_database(apart, memory_limit)
+        query = f"SELECT * FROM ({_SAME}) ORDER BY ordinal"
+        self._groups = SortedPairs(self._database.sql(query, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS))
+
+    def until(self, stop: int) -> dict[int, tuple[int, ...]]:
+        """Return the group numbers of each row with an ordinal below `stop` that was not returned yet."""
+        found: dict[int, tuple[int, ...]] = {}
+        for ordinal, number in zip(*(values.tolist() for values in self._groups.until(stop)), strict=True):
+            found[ordinal] = (*found.get(ordinal, ()), number)
+        return found
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
 
 
 class _TermsJudge:

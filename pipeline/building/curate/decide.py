@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from segmint.catalogs.attributions import asks_for_attribution
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason
+from segmint.catalogs.source.check import SameFiles
 from segmint.catalogs.source.rows import NormalizedRows
-from segmint.catalogs.source.same_files import SameFiles
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location

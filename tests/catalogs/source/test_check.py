@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.catalogs.source.check import EXAMPLES, check
+from segmint.catalogs.source.check import EXAMPLES, SameFiles, check
 from segmint.catalogs.source.demo import DEMO_LICENSES, write_demo
+from segmint.catalogs.source.normalize import stage_catalog
 from segmint.infra.errors import UsageError
 from tests.support.locations import location_of
 
@@ -130,3 +131,20 @@ def test_what_the_catalog_refuses_is_counted_and_is_no_finding(tmp_path: Path) -
     assert (found.accepted, found.verdicts, found.clean) == (1, {}, True)
     assert {reason: each.rows for reason, each in found.refused.items()} == {"opted_out": [3], "unfit": [2]}
     assert "rejected by the catalog: unfit: 1 (row 2)" in found.lines()
+
+
+def test_rows_with_the_same_digest_or_uri_share_a_group(tmp_path: Path) -> None:
+    rows = [
+        {"uri": "a.jpg", "sha256": "0" * 64},
+        {"uri": "b.jpg"},
+        {"uri": "c.jpg", "sha256": "0" * 64},
+        {"uri": "a.jpg", "image_id": "another", "sha256": "1" * 64},
+        {"uri": "d.jpg"},
+    ]
+    catalog = tmp_path / "c.jsonl"
+    catalog.write_text("".join(json.dumps({"license": "CC0-1.0", **row}) + "\n" for row in rows))
+    staged, _ = stage_catalog(location_of(catalog), tmp_path)
+    with SameFiles(staged, tmp_path) as same:
+        first, rest = same.until(2), same.until(5)
+    assert {ordinal: sorted(groups) for ordinal, groups in first.items()} == {0: [-1, 0]}
+    assert rest == {2: (0,), 3: (-1,)}

@@ -8,8 +8,7 @@ from segmint.catalogs.dataset.annotations.submissions import Submission, put_sub
 from segmint.operators.describe import describe_table
 from segmint.operators.rows import to_table
 from segmint.operators.schemas import SEGMENTED
-from segmint.pipeline.corrections.merge.row import merge_submission
-from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.pipeline.corrections.merge.run import merge_submission, merge_submissions
 from segmint.pipeline.quality.study.sample import sample_study
 from segmint.pipeline.quality.study.score import follow, score_study
 from tests.support.described_rows import accepted_row
