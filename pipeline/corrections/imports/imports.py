@@ -177,38 +177,6 @@ class ImportResult(RevisionResult[ImportList]):
         ]
 
 
-def list_of(
-    names: tuple[str, str, str],
-    sha256: str,
-    mode: str,
-    tally: ImportCounts,
-    staged: StagedMasks,
-    shards: tuple[int, ...],
-) -> ImportList:
-    """Return the list of an import. `names` are the dataset's location and name, and the file's location."""
-    return ImportList(
-        dataset=names[0],
-        name=names[1],
-        file=names[2],
-        sha256=sha256,
-        mode=mode,
-        images=tally.images,
-        named=staged.images,
-        masks={each: tally.masks[each] for each in COUNTED},
-        skipped_images=dict(tally.left.most_common()),
-        skipped_masks=staged.left,
-        unknown=staged.unknown,
-        first_unknown=staged.first_unknown,
-        ambiguous=staged.ambiguous,
-        first_ambiguous=staged.first_ambiguous,
-        superseded=staged.superseded,
-        unreadable=staged.all_unreadable,
-        problems=staged.unreadable,
-        examples=tuple(tally.examples),
-        shards=shards,
-    )
-
-
 def list_import(dataset: Location, asked: ImportRequest) -> ImportList:
     """List the changes that `import_masks` would make. Raises the errors that it raises before it changes anything."""
     with ScratchFolder() as folder:
@@ -261,8 +229,27 @@ class _Import(MaskCorrection[ImportList, ImportResult]):
         tally = ImportCounts()
         shards = zip(staged.shards, (staged.answers(*span) for span in staged.ordinals), strict=True)
         changing, unchanged = look_at_shards(location, shards, tally, partial(_count, location, settings))
-        names = str(dataset), manifest.name, str(asked.where)
-        listed = list_of(names, digest, str(asked.mode), tally, staged, changing)
+        listed = ImportList(
+            dataset=str(dataset),
+            name=manifest.name,
+            file=str(asked.where),
+            sha256=digest,
+            mode=str(asked.mode),
+            images=tally.images,
+            named=staged.images,
+            masks={each: tally.masks[each] for each in COUNTED},
+            skipped_images=dict(tally.left.most_common()),
+            skipped_masks=staged.left,
+            unknown=staged.unknown,
+            first_unknown=staged.first_unknown,
+            ambiguous=staged.ambiguous,
+            first_ambiguous=staged.first_ambiguous,
+            superseded=staged.superseded,
+            unreadable=staged.all_unreadable,
+            problems=staged.unreadable,
+            examples=tuple(tally.examples),
+            shards=changing,
+        )
         is_done = not listed.images and not is_unfinished(dataset, staged.shards)
         return RevisionPlan(listed, frozenset(staged.shards), ImportChange(staged, settings), unchanged, is_done)
 
