@@ -1,11 +1,16 @@
-"""Parsing of sizes and durations with units: `200MB`, `30min`."""
+"""Values in a configuration: sizes and durations with units (`200MB`, `30min`), and validators for other keys."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field
+
+from segmint.infra.errors import UsageError
+
+Given = TypeVar("Given")
+Parsed = TypeVar("Parsed")
 
 _SIZES: dict[str, int | Fraction] = {
     "B": 1,
@@ -28,6 +33,29 @@ def parse_size(text: str) -> int:
 def parse_time(text: str) -> float:
     """Parse a duration in seconds, at most about 200 years: `30min` is 1800.0. Raises `ValueError` for other text."""
     return float(min(_parse(text, _TIMES, "seconds or a time, such as 90s, 30min, or 2h"), Fraction(2 * _LONGEST)))
+
+
+def auto_or(fits: Callable[[Any], bool], expected: str) -> BeforeValidator:
+    """Return the validator of a key that takes `auto` or a value that `fits`; `expected` describes such values."""
+
+    def check(value: Any) -> Any:
+        if value == "auto" or fits(value):
+            return value
+        raise ValueError(f"expected auto{expected}")
+
+    return BeforeValidator(check)
+
+
+def validated(parse: Callable[[Given], Parsed]) -> Callable[[Given], Parsed]:
+    """Return `parse` as a validator, which raises `ValueError` instead of `UsageError`."""
+
+    def check(value: Given) -> Parsed:
+        try:
+            return parse(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    return check
 
 
 def _parse(text: str, units: Mapping[str, int | Fraction], expected: str) -> Fraction:

@@ -18,6 +18,7 @@ from segmint.infra.assets.known import absolute_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.storage import Storage
+from segmint.infra.units import validated
 from segmint.infra.uris import redact
 from segmint.infra.version import NOT_INSTALLED, installed_version
 from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou, lenient
@@ -84,10 +85,7 @@ class _DetectorConfig(BaseModel):
         if value in (cls.bundled, NO_DETECTOR):
             return value
         if value.partition("#")[0].endswith(DETECTOR_ENDINGS):
-            try:
-                return absolute_name(value)
-            except UsageError as error:
-                raise ValueError(str(error)) from error
+            return validated(absolute_name)(value)
         raise ValueError(
             f"expected {cls.bundled!r}, {NO_DETECTOR!r}, or the path or URI of {DETECTOR_FILES}, got {redact(value)!r}"
         )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from segmint.infra.assets.known import AUTO, absolute_name
-from segmint.infra.errors import UsageError
+from segmint.infra.units import auto_or, validated
 from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.prepare.release import CropLayers
 
@@ -15,14 +15,6 @@ ARTIFACT_IOU = 0.8
 band has about this IoU with the outline halfway through it."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-def auto_or_count(value: Any) -> Any:
-    """Validate a key that takes `auto` or a whole number from 1."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if value == "auto" or whole:
-        return value
-    raise ValueError("expected auto or a positive integer")
 
 
 def _auto_off_or_share(value: Any) -> Any:
@@ -34,14 +26,9 @@ def _auto_off_or_share(value: Any) -> Any:
     raise ValueError("expected auto, off, or a number over 0 and up to 1")
 
 
-def _weights(value: str) -> str:
-    try:
-        return value if value == AUTO else absolute_name(value)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-
-
-AutoOrCount = Annotated[Literal["auto"] | int, BeforeValidator(auto_or_count)]
+AutoOrCount = Annotated[
+    Literal["auto"] | int, auto_or(lambda value: type(value) is int and value >= 1, " or a positive integer")
+]
 
 
 class MasksConfig(BaseModel):
@@ -137,7 +124,9 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weights: Annotated[str, AfterValidator(_weights)] = Field(default=AUTO, min_length=1)
+    weights: Annotated[
+        str, AfterValidator(validated(lambda value: value if value == AUTO else absolute_name(value)))
+    ] = Field(default=AUTO, min_length=1)
     """mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint. auto: the weights that the dataset was
     created with; for a new dataset, vit_h on a GPU and mobile_sam on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -25,7 +25,7 @@ from segmint.catalogs.licenses import LicensePolicy, validate_identifier
 from segmint.infra.assets.known import ASSETS, AUTO
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
-from segmint.infra.units import Bytes, Seconds
+from segmint.infra.units import Bytes, Seconds, auto_or, validated
 from segmint.infra.uris import absolute
 from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.prepare.deidentify import RULE, DeidentifyConfig
@@ -66,28 +66,22 @@ def _count(value: object) -> object:
     raise ValueError(f"expected auto or an integer of at least 1, got {value!r}")
 
 
-def _gpus(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 0):
-        return value
-    raise ValueError("expected auto or a number of GPUs, 0 or more; with 0.5, two actors share a GPU")
-
-
-def _share(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1):
-        return value
-    raise ValueError("expected auto or a fraction of a GPU, more than 0 and at most 1")
-
-
-def _auto_or_bool(value: Any) -> Any:
-    if value == "auto" or isinstance(value, bool):
-        return value
-    raise ValueError("expected auto, true, or false")
-
-
 Actors = Annotated[Literal["auto"] | int | tuple[int, int], BeforeValidator(_actors)]
-Gpus = Annotated[Literal["auto"] | float, BeforeValidator(_gpus)]
+Gpus = Annotated[
+    Literal["auto"] | float,
+    auto_or(
+        lambda value: type(value) in (int, float) and value >= 0,
+        " or a number of GPUs, 0 or more; with 0.5, two actors share a GPU",
+    ),
+]
 AutoCount = Annotated[Literal["auto"] | int, BeforeValidator(_count)]
-Share = Annotated[Literal["auto"] | float, BeforeValidator(_share)]
+Share = Annotated[
+    Literal["auto"] | float,
+    auto_or(
+        lambda value: type(value) in (int, float) and 0 < value <= 1,
+        " or a fraction of a GPU, more than 0 and at most 1",
+    ),
+]
 
 DETECTORS_SHARE = 0.1
 """Default share of a GPU for the detector process of a node."""
@@ -100,7 +94,9 @@ class LicenseConfig(_ConfigModel):
     """SPDX identifiers, or `LicenseRef-…` for private agreements. Case is ignored in SPDX identifiers."""
     require_redistributable: bool = False
     """Accept only rows with `redistributable: true`."""
-    respect_opt_out: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
+    respect_opt_out: Annotated[
+        Literal["auto"] | bool, auto_or(lambda value: isinstance(value, bool), ", true, or false")
+    ] = "auto"
     """Reject images whose rights holder forbids training, according to the image's metadata or the catalog. auto: the
     value that the dataset was created with, and true for a new dataset."""
     policy_date: date | None = None
@@ -110,10 +106,7 @@ class LicenseConfig(_ConfigModel):
     @field_validator("allow")
     @classmethod
     def _known_identifiers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            return tuple(validate_identifier(identifier) for identifier in value)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
+        return tuple(map(validated(validate_identifier), value))
 
     def policy(self, policy_date: date) -> LicensePolicy:
         """Return the policy that judges rows. Licenses must be valid on `policy_date`."""
@@ -251,10 +244,7 @@ class Config(_ConfigModel):
     @classmethod
     def _allowed_uri(cls, value: str | None) -> str | None:
         # Actors run in other working directories than the command, so make local paths absolute here.
-        try:
-            return None if value is None else absolute(value)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
+        return None if value is None else validated(absolute)(value)
 
 
 def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from segmint.infra.assets.known import absolute_name
-from segmint.infra.errors import UsageError
+from segmint.infra.units import auto_or, validated
 from segmint.infra.uris import absolute
 from segmint.model.training.objects import Backbone, ObjectsRecipe
 from segmint.model.training.recipe import FINETUNE
@@ -36,33 +36,10 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _uri(value: str) -> str:
-    try:
-        return absolute(value)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-
-
-def _weights(value: str) -> str:
-    try:
-        return absolute_name(value)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-
-
-def _auto_or_threads(value: Any) -> Any:
-    if value == "auto" or (type(value) is int and value >= 1):
-        return value
-    raise ValueError("expected auto or a whole number from 1")
-
-
-def _auto_or_gpus(value: Any) -> Any:
-    if value == "auto" or (type(value) is int and value in (0, 1)):
-        return value
-    raise ValueError("expected auto, 0, or 1, because a worker uses at most one GPU")
-
-
-Uri = Annotated[str, Field(min_length=1), AfterValidator(_uri)]
+Uri = Annotated[str, Field(min_length=1), AfterValidator(validated(absolute))]
+AutoOrCount = Annotated[
+    Literal["auto"] | int, auto_or(lambda value: type(value) is int and value >= 1, " or a whole number from 1")
+]
 Positive = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -204,14 +181,19 @@ class TrainResources(_TrainModel):
     """Device, threads, and workers of the run."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_threads)] = "auto"
+    threads: AutoOrCount = "auto"
     """torch threads per worker; the same number gives the same bits. auto: the physical cores, divided among the
     workers of a machine; 1 on a GPU."""
     workers: Annotated[int, Field(ge=1, le=4096), BeforeValidator(_number)] = 1
     """Processes that divide the images of each step. 1: the command's process, without Ray."""
-    gpus_per_worker: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_gpus)] = "auto"
+    gpus_per_worker: Annotated[
+        Literal["auto"] | int,
+        auto_or(
+            lambda value: type(value) is int and value in (0, 1), ", 0, or 1, because a worker uses at most one GPU"
+        ),
+    ] = "auto"
     """0 or 1. auto: 1 with device cuda, or with device auto on a cluster with GPUs."""
-    num_cpus: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_threads)] = "auto"
+    num_cpus: AutoOrCount = "auto"
     """CPUs that Ray reserves per worker. auto: the same as threads."""
     address: str = "auto"
     """Ray cluster for several workers, as in a build's configuration: auto, local, or an address."""
@@ -258,7 +240,7 @@ class TrainConfig(_TrainModel):
     """masks: SAM. objects: a one-class detector trained on the boxes of the masks, configured by the keys of `objects`.
     """
     objects: ObjectsKeys = ObjectsKeys()
-    weights: Annotated[str, AfterValidator(_weights)] = Field(default="mobile_sam", min_length=1)
+    weights: Annotated[str, AfterValidator(validated(absolute_name))] = Field(default="mobile_sam", min_length=1)
     """Parent weights: mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint."""
     preset: Preset = "finetune"
     """Sets the defaults of the keys below; explicit keys override them."""
