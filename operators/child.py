@@ -137,7 +137,7 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
                 raise _StoppedChildError("the process that decodes images was stopped by a signal") from None
             raise _suspect(error.exitcode) from None
         except TimeoutError as error:
-            if not _is_deadline(error):
+            if error.args[:1] != ("Task timeout",):  # the worker's own error, not pebble's for the task
                 raise
             raise self._late() from None
         except BrokenExecutor as error:
@@ -171,11 +171,6 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
         )
         pool.schedule(os.getpid)  # a pool starts no process before its first task
         return pool
-
-
-def _is_deadline(error: TimeoutError) -> bool:
-    """Return whether this is pebble's timeout for a task, not a `TimeoutError` raised by the worker."""
-    return bool(error.args) and error.args[0] == "Task timeout"
 
 
 def _suspect(exit_code: int | None) -> SuspectError:

@@ -162,7 +162,10 @@ class CascadeDetector:
         scale = _CELL / self._smallest
         levels = [torch.zeros((0, 9))]
         while min(height, width) * scale >= _CELL:
-            level = _level(halves, (int(width * scale + 1), int(height * scale + 1)))
+            size = int(width * scale + 1), int(height * scale + 1)
+            # The smallest half that is clearly larger is averaged.
+            half = next(each for each in reversed(halves) if each is halves[0] or each.shape[1] >= _LARGER * size[0])
+            level = np.asarray(cv2.resize(half, size, interpolation=cv2.INTER_AREA), np.uint8)
             found = self._scan(level, scale)
             levels.append(found[nms(found[:, :4], found[:, 4], _SAME_LEVEL_IOU)])
             scale *= self._factor
@@ -237,12 +240,6 @@ def _halves(image: Pixels) -> list[Pixels]:
         whole = found[-1][: 2 * height, : 2 * width]
         found.append(np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)))
     return found
-
-
-def _level(halves: list[Pixels], size: tuple[int, int]) -> Pixels:
-    """Return the image at `size` (width, height), area-averaged from the smallest half that is clearly larger."""
-    image = next(each for each in reversed(halves) if each is halves[0] or each.shape[1] >= _LARGER * size[0])
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _sums(image: Pixels) -> Sums:

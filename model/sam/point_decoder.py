@@ -143,7 +143,9 @@ def plan_points(
             # The previous norm's row, whose coefficients are 1, absorbs the bias.
             constants = torch.cat([constants[:-1], constants[-1:] + answer.out_proj.bias])
         outward = split_rows(answer.out_proj.weight.T, answer.heads)
-        centred, maps, constants = (_without_mean(rows) for rows in (shared, torch.cat([outward, maps]), constants))
+        centred, maps, constants = (
+            rows - rows.mean(dim=-1, keepdim=True) for rows in (shared, torch.cat([outward, maps]), constants)
+        )
         norm = SharedNorm(
             centred.square().sum(dim=1),
             maps,
@@ -200,11 +202,6 @@ def _shared_scores(
     if places is None:
         return SharedScores(own + bias, None, weight)
     return SharedScores(own, weight @ places.T + bias, weight)
-
-
-def _without_mean(rows: Tensor) -> Tensor:
-    """Return (..., C) without its mean over the channels."""
-    return rows - rows.mean(dim=-1, keepdim=True)
 
 
 def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> PointMasks:

@@ -59,7 +59,7 @@ from segmint.operators.schemas import PREPARED
 from segmint.operators.similar.hashes import jpeg_hashes
 
 if TYPE_CHECKING:
-    from segmint.model.detectors.detection import Detection, Detector
+    from segmint.model.detectors.detection import Detector
 
 _SEARCH_LIMITS = 3
 """Time limit of the search, and of each round of redaction and last look, in multiples of `ingest.timeout_s`."""
@@ -182,13 +182,10 @@ def prepare_image(
             found += look.to_redact
             with _stage("deidentify"):
                 found += find_likewise(image, detectors, look.to_redact, found)
-    raise RefusedError(Reason.STILL_DETECTED, _still(look.to_redact), "deidentify")
-
-
-def _still(found: "Sequence[Detection]") -> str:
-    kinds = Counter(each.kind for each in found)
+    kinds = Counter(each.kind for each in look.to_redact)
     named = " and ".join(counted(count, kind) for kind, count in sorted(kinds.items()))
-    return f"{named} found in the released image after it was redacted {ROUNDS} more times"
+    detail = f"{named} found in the released image after it was redacted {ROUNDS} more times"
+    raise RefusedError(Reason.STILL_DETECTED, detail, "deidentify")
 
 
 def build_worker(
@@ -264,10 +261,11 @@ class Prepare:
         if detectors is None and config.device != "cpu" and config.deidentify.detectors:
             detectors = self._own_detectors = DetectorProcess(detector_settings(config, storage, assets))
         self._detectors = detectors
+        search_s = _SEARCH_LIMITS * config.ingest.timeout_s + (0.0 if detectors is None else WAITS_S)
         self._children = Children(
             functools.partial(build_worker, config, storage, assets, None if detectors is None else detectors.address),
             timeout_s=config.ingest.timeout_s,
-            more_s=_more_seconds(config.ingest.timeout_s, 0.0 if detectors is None else WAITS_S),
+            more_s=(2 + ROUNDS) * search_s,  # of all steps of `prepare_image`, each with its own deadline
             processes=resources.children,
             memory_limit=resources.memory_limit,
             max_tasks=resources.max_tasks,
@@ -339,11 +337,6 @@ class Prepare:
             except DetectorProcessError:
                 self._detectors.ready()
         return self._children.run(data)
-
-
-def _more_seconds(timeout_s: float, wait_s: float) -> float:
-    """Return the seconds beyond `timeout_s` that all steps of `prepare_image` may take, each with its own deadline."""
-    return (2 + ROUNDS) * (_SEARCH_LIMITS * timeout_s + wait_s)
 
 
 def _columns(prepared: PreparedImage) -> Row:

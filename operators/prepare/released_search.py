@@ -259,17 +259,11 @@ def last_look(
                 continue
             may_remain = each.may_remain and len(residual) < MOST_RESIDUAL
             if may_remain and not _is_in_source(each.found, source, size, detector):
-                residual.append(_residual(each))
+                found, box = each.found, (each.x, each.y, each.w, each.h)
+                residual.append(ResidualDetection(found.kind, found.score, *box, found.source, found.orientation))
             else:
                 to_redact.append(each.found.mapped(across, down))
     return LastLook(tuple(to_redact), tuple(residual))
-
-
-def _residual(seen: ReleasedDetection) -> ResidualDetection:
-    found = seen.found
-    return ResidualDetection(
-        found.kind, found.score, seen.x, seen.y, seen.w, seen.h, found.source, orientation=found.orientation
-    )
 
 
 def _is_in_source(found: Detection, source: Pixels, size: tuple[int, int], detector: Detector) -> bool:

@@ -28,14 +28,11 @@ def made_in(mask: SubmittedMask, submissions: Sequence[Submission]) -> Submissio
     """
     *earlier, maker = submissions
     for submission in reversed(earlier):
-        if not any(_is_same(mask, other) for other in submission.masks):
+        others = ((other.counts, other.source, other.prompts) for other in submission.masks)
+        if (mask.counts, mask.source, mask.prompts) not in others:
             break
         maker = submission
     return maker
-
-
-def _is_same(one: SubmittedMask, other: SubmittedMask) -> bool:
-    return (one.counts, one.source, one.prompts) == (other.counts, other.source, other.prompts)
 
 
 def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict[str, Any]:

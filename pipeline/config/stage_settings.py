@@ -20,6 +20,8 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
     `prepare` keeps the originals if crops are cut from them.
     """
     detector_sha256 = {} if manifest is None else detector_hashes(config, manifest)
+    # The GPU that the dataset's detectors run on, or "" for CPUs.
+    recorded = "" if manifest is None or config.allow_mixed_numerics else Numerics.recorded(manifest.numerics).detectors
     config = config if manifest is None else as_pinned(config, manifest.config)
     return PrepareConfig(
         ingest=config.ingest,
@@ -29,13 +31,8 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
         device=config.deidentify.device,
         detector_sha256=detector_sha256,
         respect_opt_out=config.license.respects_opt_out,
-        detector_numerics="" if manifest is None or config.allow_mixed_numerics else recorded_detectors(manifest),
+        detector_numerics=recorded,
     )
-
-
-def recorded_detectors(manifest: DatasetManifest) -> str:
-    """Return the GPU that a dataset's detectors run on, as recorded in its numerics, or "" for CPUs."""
-    return Numerics.recorded(manifest.numerics).detectors
 
 
 def segment_settings(config: Config, numerics: Numerics, manifest: DatasetManifest | None = None) -> SegmentSettings:

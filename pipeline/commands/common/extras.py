@@ -54,7 +54,7 @@ def needs(extra: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(command)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            missing = missing_packages(extra)
+            missing = [name for name, module in EXTRAS[extra].items() if importlib.util.find_spec(module) is None]
             if missing:
                 raise MissingExtraError(
                     f"missing packages: {', '.join(missing)}. Run `pip install 'segmint[{extra}]'`."
@@ -64,11 +64,6 @@ def needs(extra: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return run
 
     return decorate
-
-
-def missing_packages(extra: str) -> list[str]:
-    """Return the packages of an extra that are not installed, by their pip names."""
-    return [name for name, module in EXTRAS[extra].items() if importlib.util.find_spec(module) is None]
 
 
 def extra_of(module: str) -> str | None:

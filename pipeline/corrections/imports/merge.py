@@ -115,7 +115,7 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
         [mask for mask in new if mask.counts not in agreed],
         settings,
     )
-    gone = _removed_indices(rest, parents, settings)
+    gone = {mask["index"] for mask in (rest if settings.mode is ImportMode.REPLACE else parents.values())}
 
     first = int(row["next_mask"])
     if first + len(new) > MASKS_PER_IMAGE_LIMIT:
@@ -178,12 +178,6 @@ def _parents(row: Row, old: Sequence[Row], new: Sequence[NewMask], settings: Imp
     least = SAME_OBJECT_IOU if settings.mode is ImportMode.CARRY else 0.0
     matches = best_matches(ours, theirs) if ours and theirs else []
     return pairs | {new[column].counts: old[place] for place, column, iou in matches if iou >= least}
-
-
-def _removed_indices(old: Sequence[Row], parents: Mapping[str, Row], settings: ImportSettings) -> frozenset[int]:
-    """Return the indices of the masks that are not in the next row."""
-    gone = old if settings.mode is ImportMode.REPLACE else parents.values()
-    return frozenset(mask["index"] for mask in gone)
 
 
 def _annotation(row: Row, answer: ImageImport, settings: ImportSettings) -> Row:

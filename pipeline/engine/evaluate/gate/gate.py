@@ -32,7 +32,7 @@ from segmint.pipeline.engine.evaluate.gate.verdict import (
     role_of_corrected,
 )
 from segmint.pipeline.engine.evaluate.kinds import DATASET, TruthSelection
-from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, EvaluateTask, PartResult
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, PartResult
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.page import render
 from segmint.pipeline.engine.evaluate.points.measure import PointsMeasure
@@ -269,7 +269,8 @@ class _GateJudge:
         truths = open_truths(chosen, self._storage)
         self._guard_left_out += [each for opened in truths for each in opened.skipped]
         tally = ScoreSums(MEASURES, self._known(targets))
-        for result in run_measure(guard_task(options.points), truths, options.points.model.run):
+        task = options.points.model.task(PointsMeasure(_guard_settings(options.points)))
+        for result in run_measure(task, truths, options.points.model.run):
             tally.add(result.table)
             self._guard_left_out += result.skipped
         compared = {name: compare(tally.scores(tuple(Role), number), seed) for number, name in enumerate(targets)}
@@ -296,11 +297,6 @@ def _chosen(points: PointsOptions) -> Iterator[str]:
     ]
     if chosen:
         yield f"not the defaults: {', '.join(chosen)}"
-
-
-def guard_task(points: PointsOptions) -> EvaluateTask:
-    """Return the task for a guard set: the same clicks as on the truth, up to three."""
-    return points.model.task(PointsMeasure(_guard_settings(points)))
 
 
 def _guard_settings(points: PointsOptions) -> PointsSettings:
