@@ -16,8 +16,7 @@ from pydantic_core import from_json
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
-from segmint.catalogs.dataset.versions.past import check_readable, manifest_of, read_commits
-from segmint.catalogs.dataset.versions.record import Version, find_version
+from segmint.catalogs.dataset.versions.record import Version, check_readable, find_version, manifest_of, read_commits
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import ObjectTooLargeError
@@ -26,7 +25,6 @@ from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 
 _WHOLE_BYTES = 4 << 20
 """Maximum size in bytes of a table that is read in a single request. A larger one is opened and read in parts."""
-
 
 HELP = (
     "`segmint audit` lists all such files. Run `segmint repair`, or copy the file again from where the dataset "

@@ -15,8 +15,8 @@ ROWS, PART_ROWS = 24, 2
 PROGRAM = f"""
 import sys
 from segmint.pipeline.config.config import load_config
-from segmint.pipeline.building.curate import curate, decide, inspecting
-decide.PART_ROWS = inspecting.PART_ROWS = {PART_ROWS}
+from segmint.pipeline.building.curate import curate, decide
+decide.PART_ROWS = curate.PART_ROWS = {PART_ROWS}
 curate.run_curate(load_config(sys.argv[1]), sys.argv[2], sys.argv[3])
 """
 

@@ -39,9 +39,9 @@ with mock.patch.multiple("segmint.pipeline.build", Prepare=StubbedPrepare, Segme
 
 CURATE = """
 import sys
-from segmint.pipeline.building.curate import decide, inspecting
+from segmint.pipeline.building.curate import curate, decide
 from segmint.pipeline.commands.cli import main
-decide.PART_ROWS = inspecting.PART_ROWS = 2
+decide.PART_ROWS = curate.PART_ROWS = 2
 sys.argv[1:1] = ["catalog", "curate"]
 main()
 """

@@ -691,7 +691,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a signature without its version is not noticed",
-        "catalogs/dataset/versions/past.py",
+        "catalogs/dataset/versions/record.py",
         "{*numbers, *(n for n in signed if n > last)}",
         "numbers",
         "tests/pipeline/quality/versions/test_verify.py",

@@ -19,7 +19,7 @@ from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.reading.cache import ShardCache, drop_stale
 from segmint.catalogs.dataset.reading.opened import OpenShard, OpenShards, open_shard, with_help
 from segmint.catalogs.dataset.reading.order import EpochOrder
-from segmint.catalogs.dataset.versions.past import read_commits
+from segmint.catalogs.dataset.versions.record import read_commits
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 

@@ -1,20 +1,23 @@
-"""One process of a training run, from the images found in the datasets to the final record."""
+"""One process of a training run, from the images found in the datasets to the final record: its loop and its logs."""
 
+import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.training_cache import SCANS, purge_scans
-from segmint.catalogs.lineage import TRAINING, TrainingDatasetRef, TrainingRound
+from segmint.catalogs.lineage import TRAINING, HeldOutScores, TrainingDatasetRef, TrainingRound
 from segmint.infra.device import Compute, cpu_bits, device_kind
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import LOCAL, absolute, local_path, scheme
 from segmint.infra.version import VERSION
 from segmint.infra.wording import counted
 from segmint.model.sam.load import load_sam
@@ -43,8 +46,6 @@ from segmint.pipeline.engine.train.data.reading import TrainingImageReader
 from segmint.pipeline.engine.train.data.splits import digest_of_sources, held_out
 from segmint.pipeline.engine.train.embedding import FrozenEncoder, cache_key, encoder_hash
 from segmint.pipeline.engine.train.evaluation import Evaluation, HeldOutSample
-from segmint.pipeline.engine.train.logs import RunLog
-from segmint.pipeline.engine.train.loop import LoopEnd, LoopHooks, best_of, held_out_of, ranked, run_steps
 from segmint.pipeline.engine.train.record import (
     InputsRecord,
     TrainingRecord,
@@ -59,6 +60,146 @@ from segmint.pipeline.engine.train.trainer import ALONE, StepResult, Trainer
 from segmint.pipeline.engine.train.world import WorkerRank
 
 Say = Callable[[str], None]
+
+LOGS = "logs"
+OVERLAYS = "overlays"
+
+Stop = Literal["steps", "patience"]
+
+
+class RunLog(AbstractContextManager["RunLog"]):
+    """Context manager for the log; TensorBoard's files go to `logs/` (in a bucket, only when `save` is called)."""
+
+    def __init__(self, output: Location, say: Callable[[str], None]) -> None:
+        """Open TensorBoard's files; `say` prints a line for people."""
+        from tensorboardX import SummaryWriter
+
+        self._say = say
+        self._output = output
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        if scheme(output.uri) == LOCAL:
+            self._folder = local_path(absolute(output.uri)) / LOGS
+        else:
+            self._scratch = ScratchFolder()
+            self._folder = Path(self._scratch.name)
+        try:
+            self._writer = SummaryWriter(str(self._folder))
+        except OSError as error:
+            raise SegmintError(f"can't write the logs to {self._folder}: {error.strerror or error}") from error
+
+    def step(self, result: StepResult, steps: int) -> None:
+        """Log a step."""
+        self._say(result.line(steps))
+        if result.masks:
+            for name in ("loss", "focal", "dice", "iou_error", "first_iou", "last_iou", "gradient", "rate", "masks"):
+                self._writer.add_scalar(f"train/{name}", getattr(result, name), result.step)
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Log the scores on held-out images."""
+        self._say(evaluation.line())
+        self._writer.add_scalar("held_out/one_click", evaluation.one_click, evaluation.step)
+        self._writer.add_scalar("held_out/oracle", evaluation.oracle, evaluation.step)
+
+    def picture(self, step: int, number: int, png: bytes) -> None:
+        """Store an overlay of a held-out image."""
+        (self._output / OVERLAYS / f"step-{step:06d}-{number:02d}.png").put(png)
+
+    def save(self) -> None:
+        """Flush the log to the output."""
+        self._writer.flush()
+        if self._scratch is not None:
+            for path in sorted(self._folder.iterdir()):
+                (self._output / LOGS / path.name).put_file(path)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self._writer.close()
+            if kind is None:
+                self.save()
+        finally:
+            if self._scratch is not None:
+                self._scratch.cleanup()
+
+
+@dataclass(frozen=True)
+class LoopHooks:
+    """Actions of a run at its steps. `evaluate` is None if no image is held out."""
+
+    step: Callable[[int], StepResult]
+    show: Callable[[StepResult], None]
+    evaluate: Callable[[int], Evaluation] | None
+    draw: Callable[[int], None]
+    save: Callable[[int, Sequence[Evaluation]], None]
+
+
+@dataclass(frozen=True)
+class LoopEnd:
+    """Last step of the loop, and the reason it stopped."""
+
+    step: int
+    stopped: Stop
+
+
+def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], hooks: LoopHooks) -> LoopEnd:
+    """Take the steps after `start`, which is 0 in a new run; append to the evaluations of earlier steps.
+
+    Saves a checkpoint every `checkpoints.every` steps, at each best evaluation so far, and at the end.
+    """
+    patience = config.held_out.patience
+    if start == 0:
+        if hooks.evaluate is not None and not evaluations:
+            evaluations.append(hooks.evaluate(0))
+        if config.overlays.every:
+            hooks.draw(0)
+    step = start
+    while step < config.steps and not is_over(evaluations, patience):
+        step += 1
+        hooks.show(hooks.step(step))
+        last = step == config.steps
+        improved = False
+        if hooks.evaluate is not None and (last or step % config.held_out.every == 0):
+            evaluations.append(hooks.evaluate(step))
+            improved = best_of(evaluations) is evaluations[-1]
+        if config.overlays.every and (last or step % config.overlays.every == 0):
+            hooks.draw(step)
+        due = step % config.checkpoints.every == 0
+        if last or improved or due or is_over(evaluations, patience):
+            hooks.save(step, evaluations)
+    return LoopEnd(step, "steps" if step >= config.steps else "patience")
+
+
+def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """Return the trained weights' evaluation with the best mean IoU at one click, the first in a tie, or None."""
+    return max((each for each in evaluations if each.step > 0), key=lambda each: each.one_click, default=None)
+
+
+def ranked(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Sort the evaluations of trained weights by mean IoU at one click, best first."""
+    return sorted((each for each in evaluations if each.step > 0), key=lambda each: -each.one_click)
+
+
+def is_over(evaluations: Sequence[Evaluation], patience: int | None) -> bool:
+    """Return whether at least `patience` evaluations after the best one brought no improvement."""
+    best = best_of(evaluations)
+    if patience is None or best is None:
+        return False
+    return sum(each.step > best.step for each in evaluations) >= patience
+
+
+def held_out_of(images: int, evaluations: Sequence[Evaluation], best: Evaluation | None) -> HeldOutScores | None:
+    """Return the scores on `images` held-out images, before the training and with the chosen weights."""
+    if best is None or not best.masks:
+        return None
+    before = evaluations[0]
+    return HeldOutScores(
+        images=images,
+        measured=best.images,
+        masks=best.masks,
+        before=before.one_click,
+        after=best.one_click,
+        oracle_before=before.oracle,
+        oracle_after=best.oracle,
+    )
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.shards_index import index_problem
 from segmint.catalogs.dataset.versions.digest import Snapshot, SnapshotComparison, compare_snapshots, take_snapshot
-from segmint.catalogs.dataset.versions.past import read_history
-from segmint.catalogs.dataset.versions.record import Version, VersionName
+from segmint.catalogs.dataset.versions.record import Version, VersionName, read_history
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import SHARDS_INDEX, parse_commit_path
 from segmint.infra.errors import UsageError

@@ -31,8 +31,16 @@ from segmint.catalogs.dataset.versions.digest import (
     manifest_leaves,
     removal_leaves,
 )
-from segmint.catalogs.dataset.versions.past import RemovedVersionError, check_readable, read_history
-from segmint.catalogs.dataset.versions.record import FULL_DIGEST, VERSIONS, Version, VersionName, find_version
+from segmint.catalogs.dataset.versions.record import (
+    FULL_DIGEST,
+    VERSIONS,
+    RemovedVersionError,
+    Version,
+    VersionName,
+    check_readable,
+    find_version,
+    read_history,
+)
 from segmint.catalogs.layout import (
     DATA_KINDS,
     REPORT,

@@ -4,17 +4,27 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray.exceptions
 from PIL import Image, ImageFilter
 
+from segmint.catalogs.source.normalize import normalize
+from segmint.catalogs.source.rows import NormalizedRows
 from segmint.catalogs.source.whole import WholeCatalog
+from segmint.infra import stopping
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.operators.curate.features import CurateTask, part_name
+from segmint.operators.curate.inspect import InspectionConfig
+from segmint.operators.prepare.ingest import IngestConfig
+from segmint.pipeline.building.curate import curate
 from segmint.pipeline.building.curate.curate import run_curate, write_curated
 from segmint.pipeline.building.curate.decide import CurationDecision, ImageFeatures, read_features
-from segmint.pipeline.config.config import Config, load_config
+from segmint.pipeline.config.config import Config, ResourcesConfig, load_config
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import write_catalog, write_config
 from tests.support.locations import location_of
@@ -69,7 +79,7 @@ def configured(folder: Path, **curate: Any) -> Config:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("inspecting", "decide"):
+    for name in ("curate", "decide"):
         monkeypatch.setattr(f"segmint.pipeline.building.curate.{name}.PART_ROWS", 7)
 
 
@@ -88,7 +98,7 @@ def test_a_planted_catalog_ends_as_planted(
     parts = sorted(folder.glob("curated.parquet.curate/*/*.parquet"))
     assert [part.name for part in parts] == ["000000000000.parquet", "000000000007.parquet"]
     shutil.copytree(parts[0].parent, tmp_path / "parts")
-    monkeypatch.setattr("segmint.pipeline.building.curate.inspecting.ray_session", None)  # no image is read again
+    monkeypatch.setattr("segmint.pipeline.building.curate.curate.ray_session", None)  # no image is read again
     found = run_curate(config, str(catalog), str(output))
     whole = output.read_bytes()
     assert found.refused == {"duplicate_image": 3, "opted_out": 3, "unfit": 2}
@@ -196,3 +206,74 @@ def test_columns_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypa
     catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": "a.jpg", "license": "MIT", "pixels": "x" * 999}])
     with pytest.raises(UsageError, match=r"c\.jsonl: 65,536 rows up to row 1 .*: remove large columns"):
         write_curated(WholeCatalog(location_of(catalog)), tmp_path / "o.parquet", CurationDecision({}, {}), "digest")
+
+
+def test_a_part_that_a_round_did_not_try_keeps_its_second_try(
+    tmp_path: Path, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (4000, 3000)).save(tmp_path / "large.png")
+    catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": "large.png", "license": "MIT"}])
+    rows = location_of(normalize(location_of(catalog), tmp_path / "c.parquet").path)
+    parts = location_of(tmp_path / "parts")
+    config = InspectionConfig(IngestConfig(), mirror=False, opt_outs=False, scorers=())
+    task = CurateTask(config, Storage(), str(catalog), parts, memory_limit=16 << 20)
+    original, rounds = curate._inspect_window, []
+
+    def failing_once(task: CurateTask, *arguments: Any) -> None:
+        rounds.append(task.again)
+        if len(rounds) == 1:
+            raise ray.exceptions.RayError("a node is lost")
+        original(task, *arguments)
+
+    monkeypatch.setattr(curate, "_inspect_window", failing_once)
+    looked = curate.inspect_images(task, rows, 1, ResourcesConfig(), retry_wait_s=0)
+    assert rounds == [frozenset(), frozenset(), frozenset({0})]
+    assert (looked.parts, looked.suspects) == (1, {0})
+    assert [entry.name for entry in parts.list()] == [part_name(0, suspect=True)]
+
+
+class CountedRows(NormalizedRows):
+    """Rows of a catalog, with the number of those that were kept after reading."""
+
+    kept = 0
+
+    def read(self, start: int, stop: int) -> pa.Table:
+        return self._count(super().read(start, stop))
+
+    def take(self, *arguments: Any) -> pa.Table:
+        return self._count(super().take(*arguments))
+
+    def _count(self, rows: pa.Table) -> pa.Table:
+        self.kept += rows.num_rows
+        return rows
+
+
+def test_parts_that_are_far_apart_are_read_without_the_rows_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that resumes may miss the first and the last part of a hundred million rows."""
+    monkeypatch.setattr(curate, "PART_ROWS", 4)
+    rows = [{"uri": f"{ordinal}.png", "license": "MIT"} for ordinal in range(302)]
+    catalog = normalize(location_of(write_catalog(tmp_path / "c.jsonl", rows)), tmp_path / "c.parquet")
+    with CountedRows(location_of(catalog.path)) as source:
+        tables = [table["ordinal"].to_pylist() for table in curate._tables(source, [0, 100, 104, 300])]
+        assert tables == [[0, 1, 2, 3], [100, 101, 102, 103], [104, 105, 106, 107], [300, 301]]
+        assert source.kept == 14
+
+
+def test_an_interrupt_that_comes_out_as_an_error_of_ray_ends_the_run(
+    tmp_path: Path, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"uri": "absent.png", "license": "MIT"}]
+    catalog = normalize(location_of(write_catalog(tmp_path / "c.jsonl", rows)), tmp_path / "c.parquet")
+    config = InspectionConfig(IngestConfig(), mirror=False, opt_outs=False, scorers=())
+    task = CurateTask(config, Storage(), str(tmp_path / "c.jsonl"), location_of(tmp_path / "parts"))
+
+    def interrupted(*_: Any) -> None:
+        monkeypatch.setattr(stopping._State, "requested", True)
+        raise ray.exceptions.RayError("the driver was interrupted")
+
+    monkeypatch.setattr(stopping._State, "raised", False)
+    monkeypatch.setattr(curate, "_inspect_window", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        curate.inspect_images(task, location_of(catalog.path), 1, ResourcesConfig(), retry_wait_s=0)

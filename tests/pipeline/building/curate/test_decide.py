@@ -16,8 +16,8 @@ from segmint.operators.curate.features import CurateTask, InspectImages, part_na
 from segmint.operators.curate.inspect import InspectionConfig
 from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.prepare.ingest import IngestConfig
+from segmint.pipeline.building.curate.curate import InspectionRun
 from segmint.pipeline.building.curate.decide import _attributions, decide, read_features
-from segmint.pipeline.building.curate.inspecting import InspectionRun
 from tests.support.builds import write_catalog
 from tests.support.locations import location_of
 from tests.support.signed_images import data_mining

@@ -11,8 +11,7 @@ import pytest
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.tombstones import TakedownRequest
-from segmint.catalogs.dataset.versions.past import RemovedVersionError
-from segmint.catalogs.dataset.versions.record import put_version
+from segmint.catalogs.dataset.versions.record import RemovedVersionError, put_version
 from segmint.infra.errors import UsageError
 from segmint.operators.rows import Row
 from segmint.operators.shards.revise import revise_shard
