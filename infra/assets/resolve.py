@@ -77,7 +77,10 @@ def resolve(
         path = fetch_from_store(name_or_path, storage, cache)
     for asset in ASSETS.values():
         if path.name.endswith(asset.file_name):
-            _verify_named(path, asset)
+            try:
+                verify(path, asset)
+            except AssetError as error:
+                raise AssetError(f"{error}. It has the name of a published file; rename it if it is yours") from error
     return path
 
 
@@ -97,13 +100,6 @@ def resolve_default(
         raise AssetError(
             f"{key} is {asked}, which means {name} on {where}: {error}; or set {key} to other weights"
         ) from error
-
-
-def _verify_named(path: Path, asset: Asset) -> None:
-    try:
-        verify(path, asset)
-    except AssetError as error:
-        raise AssetError(f"{error}. It has the name of a published file; rename it if it is yours") from error
 
 
 def _resolve_known(asset: Asset, mirror: str | None, storage: "Storage | None", cache: Path) -> Path:

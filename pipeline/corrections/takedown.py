@@ -162,7 +162,9 @@ class _Takedown:
             committed = dataset.commits.committed()
             manifest, location = dataset.manifest(), dataset.location
             listed = list_takedown(location, manifest, self.request, self.reason, self.now, dataset.catalog_uri)
-            _check_readable(dataset, listed.shards)
+            for commit in dataset.commits.read_all(only=listed.shards):
+                for entry in commit.files:  # all that must be rewritten are read before anything is changed
+                    read_file(location, entry)
             return _TakedownPlan(listed, committed)
 
         return while_unchanged(dataset, look)
@@ -249,13 +251,6 @@ def _fingerprints(dataset: Location, ordinals: Set[int], commit: Commit) -> dict
     """Return the fingerprints of these images in a commit, by number."""
     rows = read_table(read_file(dataset, commit.file("images")), "images").to_pylist()
     return {row["id"]: fingerprint_of(row, gone=True) for row in rows if row["ordinal"] in ordinals}
-
-
-def _check_readable(dataset: DatasetHandle, shards: Collection[int]) -> None:
-    """Read every file that must be rewritten. Raises `DamagedDatasetError` before anything is changed."""
-    for commit in dataset.commits.read_all(only=shards):
-        for entry in commit.files:
-            read_file(dataset.location, entry)
 
 
 def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> None:

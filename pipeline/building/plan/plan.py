@@ -313,7 +313,9 @@ def _assemble(
         bytes_out=bytes_out,
         masks=per_row.total(column([row.masks for row in rows])) if sample is not None else None,
         ceiling=ceiling,
-        hardware=_hardware(ceiling, options),
+        hardware=ceiling.hardware
+        if options.flops is None
+        else f"{ceiling.devices} x GPU (not measured: --flops {options.flops:.4g})",
         measured=measured,
         share_of_ceiling=reached,
         device_hours=hours,
@@ -330,12 +332,6 @@ def _assemble(
         cpu_nodes=price_nodes(stages, hours.value, options.cores, options.core_price),
         curation=curation,
     )
-
-
-def _hardware(ceiling: Ceiling, options: PlanOptions) -> str:
-    if options.flops is None:
-        return ceiling.hardware
-    return f"{ceiling.devices} x GPU (not measured: --flops {options.flops:.4g})"
 
 
 def _notes(

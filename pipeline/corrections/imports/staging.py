@@ -105,14 +105,10 @@ class StagedMasks:
                 masks.get(ordinal, ()),
                 frozenset(sizes.get(ordinal, set()) | own),
                 row["unreadable"],
-                _as_rows_say(row["of_image"] or {}),
+                # In rows, `stage` is the stage of a verdict.
+                {ANNOTATION_STAGE if key == "stage" else key: value for key, value in (row["of_image"] or {}).items()},
             )
         return found
-
-
-def _as_rows_say(of_image: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename columns of `images` to their names in rows, in which `stage` is the stage of a verdict."""
-    return {ANNOTATION_STAGE if name == "stage" else name: value for name, value in of_image.items()}
 
 
 class MaskStaging(AbstractContextManager["MaskStaging"]):

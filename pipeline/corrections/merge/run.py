@@ -380,17 +380,10 @@ class _Merge(MaskCorrection[MergeList, MergeResult]):
             examples=tuple(tally.examples),
             shards=changing,
         )
-        if self.forget_taken:
-            _forget_taken(location, names)
+        if self.forget_taken and (taken := removed_images(read_tombstones(location)).keys() & names.keys()):
+            purge_of_images(location, taken)  # left by a server that died before it checked the tombstones
         is_done = not listed.images and not is_unfinished(dataset, sorted(by_shard))
         return RevisionPlan(listed, frozenset(by_shard), change, unchanged, is_done)
-
-
-def _forget_taken(dataset: Location, names: Names) -> None:
-    """Remove submissions for removed images, left by a server that died before it checked the tombstones."""
-    taken = removed_images(read_tombstones(dataset)).keys() & names.keys()
-    if taken:
-        purge_of_images(dataset, taken)
 
 
 def _names(dataset: Location) -> Names:

@@ -199,7 +199,9 @@ class AnnotatorView:
                 "saved_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             }
         )
-        _check_former(submission, found)
+        for mask in (*submission.replaced, *submission.deleted):
+            if found.counts.get(mask.id) != mask.counts:
+                raise UsageError(f"replaced, deleted: the image has no mask {mask.id} with these pixels")
         try:
             return self._put(submission, found)
         except RemovedImageError:
@@ -355,10 +357,3 @@ class AnnotatorView:
         with self._lock:
             self._gone.add(image)
         self._note(image)
-
-
-def _check_former(submission: Submission, found: OpenImage) -> None:
-    """Raise `UsageError` if a submission replaces or deletes a mask that the image doesn't contain."""
-    for mask in (*submission.replaced, *submission.deleted):
-        if found.counts.get(mask.id) != mask.counts:
-            raise UsageError(f"replaced, deleted: the image has no mask {mask.id} with these pixels")

@@ -218,6 +218,7 @@ def _by_ray(
     import ray.exceptions
 
     from segmint.infra.ray_session import ray_session
+    from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
 
     waiting = iter(parts)
     with (
@@ -227,7 +228,9 @@ def _by_ray(
         gpus = int(cluster.gpus) if task.device != "cpu" else 0
         if task.device.startswith("cuda") and not gpus:
             raise UsageError("--device cuda was requested, but Ray found no GPU. Use --device cpu")
-        workers = gpus or _cpu_workers(task, cluster.most_workers)
+        workers = gpus or actors_that_fit(
+            cluster.most_workers, sum(weights.find().stat().st_size for weights in task.weights)
+        )
         # Otherwise the number of threads would follow from the actor's CPUs in Ray. A GPU actor takes one GPU.
         task = replace(task, device="cuda", threads=1) if gpus else replace(task, device="cpu", threads=1)
         progress.stage("evaluate", sum(part.images for _, part in parts))
@@ -242,12 +245,6 @@ def _by_ray(
                     yield result
             except ray.exceptions.RayError as error:
                 raise UnfinishedError(f"Ray failed before the evaluation finished: {last_line(error)}") from error
-
-
-def _cpu_workers(task: EvaluateTask, most: int) -> int:
-    from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
-
-    return actors_that_fit(most, sum(weights.find().stat().st_size for weights in task.weights))
 
 
 def _window(
