@@ -68,7 +68,7 @@ class PromptEncoder(nn.Module):
                 # The weights expect an additional padding token ("not a point") for points without a box.
                 tokens.append(self.not_a_point_embed.weight.expand(points.shape[0], 1, -1))
         if boxes is not None:
-            tokens.append(self._embed_boxes(boxes))
+            tokens.append(self._encode(boxes.reshape(-1, 2, 2)) + self._kinds()[2:])
         if masks is not None:
             tokens.append(self.no_mask_embed.weight.new_zeros(len(masks), 0, EMBEDDING_CHANNELS))
         if not tokens:
@@ -117,10 +117,6 @@ class PromptEncoder(nn.Module):
         kind = torch.where(labels[..., None] == 1, foreground, background)
         known = self._encode(points) + kind
         return torch.where(labels[..., None] == -1, self.not_a_point_embed.weight, known)
-
-    def _embed_boxes(self, boxes: Tensor) -> Tensor:
-        """Return (B, 2, 256) from (B, 4)."""
-        return self._encode(boxes.reshape(-1, 2, 2)) + self._kinds()[2:]
 
     def _kinds(self) -> Tensor:
         """Return the (4, 256) learned embeddings of background point, foreground point, and a box's two corners."""

@@ -205,7 +205,7 @@ class Status:
         if not self.gaps:
             return []
         shards, rows = sum(gap.shards for gap in self.gaps), sum(gap.rows for gap in self.gaps)
-        names = [f"{gap.name} ({self._age(gap)})" for gap in self.gaps[:SHOWN]]
+        names = [f"{gap.name} ({self._ago(gap.since) if gap.since else 'time unknown'})" for gap in self.gaps[:SHOWN]]
         more = f", and {len(self.gaps) - SHOWN:,} more gaps" if len(self.gaps) > SHOWN else ""
         return [
             f"on hold    {counted(shards, 'shard')} with {counted(rows, 'row')}, passed over by a later commit: "
@@ -213,9 +213,6 @@ class Status:
             "           they have faults (see the build's log; `segmint build` retries them), "
             "are being written, are in another --shards range, or lost their commits",
         ]
-
-    def _age(self, gap: Gap) -> str:
-        return "time unknown" if gap.since is None else self._ago(gap.since)
 
     def _ago(self, when: datetime) -> str:
         return f"{duration(max(0.0, (self.time - when).total_seconds()))} ago"

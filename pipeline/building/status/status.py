@@ -48,7 +48,9 @@ class StatusReader:
         held = {commit.shard: commit for commit in listed}  # the latest generation of each
         first = first_commits(listed)
         times = [commit.modified for commit in listed if commit.modified != NO_TIME]
-        totals = total(self._dataset, manifest, list(held.values()), range(manifest.shards), self._read_list)
+        commits = list(held.values())
+        shards = range(manifest.shards)
+        totals = total(self._dataset, manifest, commits, shards, lambda wanted: list(self._read(wanted).values()))
         return Status(
             dataset=str(self._dataset),
             name=manifest.name,
@@ -107,9 +109,6 @@ class StatusReader:
         for old in list(self._commits)[:-_KEPT]:
             del self._commits[old]
         return found
-
-    def _read_list(self, wanted: Iterable[ListedCommit]) -> list[Commit]:
-        return list(self._read(wanted).values())
 
 
 def _count(dataset: Dataset, commit: Commit) -> ShardNumbers:
