@@ -5,6 +5,7 @@ import html
 import io
 import json
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, BinaryIO, Self
@@ -16,6 +17,7 @@ from pydantic_core import from_json
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.mask_labels import MASK_LABEL, NO_LABEL, LabelsById, ShardLabels
 from segmint.catalogs.dataset.versions.record import Version, check_readable, find_version, manifest_of, read_commits
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
 from segmint.infra.errors import SegmintError
@@ -45,7 +47,7 @@ class MaskAnnotation:
 
     `bbox` and `crop_box` are (x, y, width, height), and `point_coords` are the prompt's points (x, y). `counts` is
     COCO's compressed run-length encoding of a mask of `size` (height, width). An annotated mask may have no scores and
-    no points.
+    no points. `label`, `label_score`, and `label_source` are those of the masks table; None for a mask without a label.
     """
 
     id: int
@@ -57,10 +59,13 @@ class MaskAnnotation:
     stability_score: float | None
     crop_box: tuple[float, float, float, float]
     point_coords: tuple[tuple[float, float], ...]
+    label: str | None = None
+    label_score: float | None = None
+    label_source: str | None = None
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "MaskAnnotation":
-        """Convert an entry of `annotations` in an image's JSON."""
+        """Convert an entry of `annotations` in an image's JSON, which has no labels."""
         height, width = value["segmentation"]["size"]
         x, y, w, h = value["bbox"]
         crop_x, crop_y, crop_w, crop_h = value["crop_box"]
@@ -223,6 +228,19 @@ class Dataset:
                 raise  # raised by the stream; Arrow's errors, such as for a corrupt footer, have no errno
             raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
 
+    def labels(self, commit: Commit) -> ShardLabels:
+        """Read the labels of a shard's masks. Without labels, only that column is read."""
+        if not self.count_labels(commit):
+            return ShardLabels()
+        with self._damage_named(commit, "masks"):
+            return ShardLabels(self.table(commit, "masks", ["annotation_id", *MASK_LABEL]))
+
+    def count_labels(self, commit: Commit) -> dict[str, int]:
+        """Return the number of a shard's masks with each label."""
+        with self._damage_named(commit, "masks"):
+            column = self.table(commit, "masks", ["label"]).column("label").drop_null()
+            return {each["values"].as_py(): each["counts"].as_py() for each in column.value_counts()}
+
     def shard(self, commit: Commit, ids: Container[int] | None = None) -> Iterator[Sample]:
         """Yield the samples of one committed shard in order by streaming its tar. `ids` limits the samples.
 
@@ -233,12 +251,10 @@ class Dataset:
         if missing:
             file = self.location / commit.file("images").path
             raise DamagedDatasetError(f"{file} does not have the columns of images: no {missing[0]}")
-        try:
+        with self._damage_named(commit, "images"):
             rows = table.to_pylist()
-        except UnicodeDecodeError as error:  # Arrow decodes text on access
-            file = self.location / commit.file("images").path
-            raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
         wanted = [ids is None or row["id"] in ids for row in rows]
+        labels = self.labels(commit)
         entry = commit.file("shards")
         path = entry.path
         pairs = self._pairs(entry)
@@ -247,7 +263,16 @@ class Dataset:
             if wanted[index]:
                 if document is None:
                     raise not_where_it_should_be(self.location / path, rows[index]["id"])
-                yield make_sample(self.location / path, rows[index], jpeg, document)
+                yield make_sample(self.location / path, rows[index], jpeg, document, labels)
+
+    @contextmanager
+    def _damage_named(self, commit: Commit, kind: str) -> Iterator[None]:
+        """Raise `DamagedDatasetError` for a missing column, and for invalid text, which Arrow decodes on access."""
+        try:
+            yield
+        except (KeyError, UnicodeDecodeError) as error:
+            file = self.location / commit.file(kind).path
+            raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
 
     def _pairs(self, entry: FileEntry) -> Iterator[tuple[bytes | None, bytes]]:
         """Yield the JPEG (None if there is none) and JSON of each image of a tar, in its order."""
@@ -299,22 +324,27 @@ def damaged_file(file: Location, entry: FileEntry, size: int, sha256: str) -> Da
     )
 
 
-MasksOf = Callable[[Sequence[Mapping[str, Any]], tuple[int, int]], Sequence[MaskAnnotation]]
-"""Converter of an image's `annotations` and (height, width) to masks. Raises `KeyError`, `TypeError`, or `ValueError`
-for malformed annotations.
+MasksOf = Callable[[Sequence[Mapping[str, Any]], tuple[int, int], LabelsById], Sequence[MaskAnnotation]]
+"""Converter of an image's `annotations`, (height, width), and labels to masks. Raises `KeyError`, `TypeError`, or
+`ValueError` for malformed annotations.
 """
 
 
 def make_sample(
-    tar: Location, row: Mapping[str, Any], jpeg: bytes | None, document: bytes, masks_of: MasksOf | None = None
+    tar: Location,
+    row: Mapping[str, Any],
+    jpeg: bytes | None,
+    document: bytes,
+    labels: ShardLabels,
+    masks_of: MasksOf | None = None,
 ) -> Sample:
     """Return a sample from an image's row and its files in a tar; raises `DamagedDatasetError` if they disagree."""
-    expected = row["height"], row["width"]
+    expected, of_image = (row["height"], row["width"]), labels.of_image(row["id"])
     try:
         content = _parsed(document)
         number, annotations = content["image"]["image_id"], content["annotations"]
         sizes = [tuple(value["segmentation"]["size"]) for value in annotations]
-        masks = masks_of(annotations, expected) if masks_of else [*map(MaskAnnotation.from_json, annotations)]
+        masks = masks_of(annotations, expected, of_image) if masks_of else _labeled(annotations, of_image)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"the JSON of image {row['id']}: {type(error).__name__}: {str(error)[:200]}"
         raise DamagedDatasetError(f"{tar} is not a readable shard: {what}") from error
@@ -327,6 +357,13 @@ def make_sample(
             f"image {row['id']} has {expected}"
         )
     return Sample(row, masks, jpeg)
+
+
+def _labeled(annotations: Sequence[Mapping[str, Any]], labels: LabelsById) -> list[MaskAnnotation]:
+    masks = [*map(MaskAnnotation.from_json, annotations)]
+    for mask in masks if labels else ():
+        mask.__dict__.update(zip(MASK_LABEL, labels.get(mask.id, NO_LABEL), strict=True))
+    return masks
 
 
 def _parsed(document: bytes) -> Any:

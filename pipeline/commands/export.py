@@ -20,6 +20,9 @@ def export(
     ] = None,
     sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Export only N random images.")] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Random seed of --sample.")] = 0,
+    vocabulary: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Labels in the order of their ids, one per line.")
+    ] = None,
     no_images: Annotated[bool, typer.Option("--no-images", help="Export only annotations, without the JPEGs.")] = False,
     config: Config = None,
     as_json: AsJson = False,
@@ -27,9 +30,11 @@ def export(
     """Export a dataset's images and masks for other tools."""
     span = parse_shards(shards) if shards is not None else None
     from segmint.infra.storage.location import Location
+    from segmint.pipeline.export.categories import read_vocabulary
     from segmint.pipeline.export.export import ExportOptions, export_dataset
 
-    options = ExportOptions(format, span, sample, seed, with_images=not no_images)
     storage = storage_of(config)
+    names = None if vocabulary is None else read_vocabulary(Location(storage, vocabulary))
+    options = ExportOptions(format, span, sample, seed, with_images=not no_images, vocabulary=names)
     exported = export_dataset(Location(storage, dataset), options, Location(storage, output))
     print_result(exported, as_json)

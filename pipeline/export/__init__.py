@@ -1,1 +1,1 @@
-"""Implementation of `segmint export` for COCO, CVAT, Label Studio, FiftyOne, YOLO, GeoJSON, and Hugging Face."""
+"""Implementation of `segmint export` for COCO, LVIS, CVAT, Label Studio, FiftyOne, YOLO, GeoJSON, and Hugging Face."""

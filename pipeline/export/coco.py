@@ -1,7 +1,8 @@
-"""Streaming export to COCO instances JSON, with compressed or uncompressed run lengths."""
+"""Streaming export to COCO instances JSON, with compressed or uncompressed run lengths, and to LVIS's variant of it."""
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,9 +15,10 @@ from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name
 from segmint.model.automatic.rle import decompress
+from segmint.pipeline.export.categories import OBJECT, Categories
 
-CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
-"""The only category, because masks have no class."""
+RARE, COMMON = 10, 100
+"""Maximum number of images of a rare and of a common category in LVIS; the others are frequent."""
 
 _OPTIONAL = {"image_id": "catalog_image_id"} | {
     name: name for name in ("attribution", "provider", "source_url", "country")
@@ -28,7 +30,7 @@ def uncompressed_rle(mask: MaskAnnotation) -> dict[str, Any]:
     return {"size": list(mask.size), "counts": decompress(mask.counts).tolist()}
 
 
-def coco_annotations(sample: Sample, compressed: bool) -> Iterator[dict[str, Any]]:
+def coco_annotations(sample: Sample, categories: Categories, compressed: bool) -> Iterator[dict[str, Any]]:
     """Yield the annotations of an image.
 
     `bbox` is COCO's [x, y, width, height] as floats. It counts pixels, so a single pixel has width 1. In the dataset's
@@ -39,26 +41,38 @@ def coco_annotations(sample: Sample, compressed: bool) -> Iterator[dict[str, Any
         yield {
             "id": mask.id,
             "image_id": sample.id,
-            "category_id": CATEGORY["id"],
+            "category_id": categories.number_of(mask.label) + 1,
             "iscrowd": 0,
             "area": mask.area,
             "bbox": box,
             "segmentation": mask.rle if compressed else uncompressed_rle(mask),
             "predicted_iou": mask.predicted_iou,
             "stability_score": mask.stability_score,
+            **categories.facts_of(mask),
         }
 
 
 class CocoWriter:
     """Writer that collects images and annotations in scratch files, and merges them at the end.
 
-    `name` is the path of the file relative to the export's folder.
+    `name` is the path of the file relative to the export's folder. With `lvis`, images and categories have LVIS's keys.
     """
 
     def __init__(
-        self, scratch: Path, manifest: DatasetManifest, version: VersionName, name: str, compressed: bool
+        self,
+        scratch: Path,
+        manifest: DatasetManifest,
+        version: VersionName,
+        name: str,
+        compressed: bool,
+        categories: Categories | None = None,
+        lvis: bool = False,
     ) -> None:
         self.name = name
+        self._categories = categories or Categories()
+        self._lvis = lvis
+        self._images_of: Counter[int] = Counter()  # by category
+        self._masks_of: Counter[int] = Counter()
         self._scratch = scratch
         self._manifest = manifest
         self._version = version
@@ -79,8 +93,16 @@ class CocoWriter:
         if row["license"] is not None:
             image["license"] = self._licenses.setdefault(row["license"], len(self._licenses) + 1)
         optional = {theirs: row[ours] for ours, theirs in _OPTIONAL.items() if row[ours] is not None}
+        numbers = Counter(self._categories.number_of(mask.label) for mask in sample.masks)
+        self._images_of.update(numbers.keys())
+        self._masks_of.update(numbers)
+        if self._lvis:
+            # An image's masks of a category are all there if a person confirmed that no mask is missing.
+            partial = [] if row["complete"] else [number + 1 for number in sorted(numbers)]
+            optional |= {"coco_url": f"images/{image_name(sample.id)}"}  # tools take the last two parts
+            optional |= {"neg_category_ids": [], "not_exhaustive_category_ids": partial}
         self._images.extend([image | optional])
-        self._annotations.extend(coco_annotations(sample, self._compressed))
+        self._annotations.extend(coco_annotations(sample, self._categories, self._compressed))
 
     def finish(self) -> dict[str, Path]:
         """Return the export's files by relative path; the last one completes the export."""
@@ -94,7 +116,7 @@ class CocoWriter:
             "licenses": [
                 {"id": number, "name": name, "url": license_url(name) or ""} for name, number in self._licenses.items()
             ],
-            "categories": [CATEGORY],
+            "categories": [self._category(number, name) for number, name in enumerate(self._categories.names)],
         }
         path = self._scratch / "coco.json"
         with path.open("w", encoding="utf-8") as file:
@@ -107,6 +129,20 @@ class CocoWriter:
             self._annotations.copy_into(file)
             file.write("\n}\n")
         return {self.name: path}
+
+    def _category(self, number: int, name: str) -> dict[str, Any]:
+        category: dict[str, Any] = {"id": number + 1, "name": name, "supercategory": OBJECT}
+        if not self._lvis:
+            return category
+        images = self._images_of[number]
+        return category | {
+            "synset": "",
+            "synonyms": [name],
+            "def": "",
+            "image_count": images,
+            "instance_count": self._masks_of[number],
+            "frequency": "r" if images <= RARE else "c" if images <= COMMON else "f",
+        }
 
 
 class JsonItems:

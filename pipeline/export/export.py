@@ -18,6 +18,7 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import is_below
 from segmint.infra.wording import counted, listed
+from segmint.pipeline.export.categories import Categories, choose_categories, count_labels
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.fiftyone import FiftyOneWriter
 from segmint.pipeline.export.folder import OutputFolder
@@ -54,13 +55,17 @@ class NotesWriter(Protocol):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Scope of an export: a range of shards [A, B), a part of them, or all, and the size of a `sample` of images."""
+    """Scope of an export: a range of shards [A, B), a part of them, or all, and the size of a `sample` of images.
+
+    The `vocabulary` lists the categories in order.
+    """
 
     format: Format
     shards: tuple[int, int] | ShardPart | None = None
     sample: int | None = None
     seed: int = 0
     with_images: bool = True
+    vocabulary: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,13 +90,14 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     """Write the committed images of the dataset at `location` to the folder `output`, local or in a bucket.
 
     Memory does not grow with the number of images; the system's temporary folder stores the JSON until it is complete.
-    Raises `UsageError` if there is no dataset, no such shard, or already an export in `output`, and `UnfinishedError`
-    if the temporary folder is full.
+    Raises `UsageError` if there is no dataset, no such shard, or already an export in `output`, and for labels that the
+    format or the vocabulary doesn't contain. Raises `UnfinishedError` if the temporary folder is full.
     """
     dataset = Dataset.open(location)
     file = output / MAIN_FILES[options.format]
     refuse_existing(location, output, file)
     shards = choose_shards(dataset.manifest.shards, options.shards)
+    categories = choose_categories(options.format, count_labels(dataset), options.vocabulary)
     try:
         with ScratchFolder() as scratch:
             version = name_now(location)
@@ -103,6 +109,7 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
                 dataset.manifest,
                 version,
                 output.uri,
+                categories,
                 options.with_images,
                 MASKS_PER_TASK,
             )
@@ -125,25 +132,27 @@ def make_writer(
     manifest: DatasetManifest,
     version: VersionName,
     output: str,
+    categories: Categories | None = None,
     with_images: bool = True,
     most: int | None = None,
 ) -> SampleWriter:
     """Return the writer of a format. It keeps files for `output` in the folder `scratch` until they are complete.
 
-    `most` is the maximum number of masks per Label Studio task.
+    Without `categories`, it ignores labels. `most` is the maximum number of masks per Label Studio task.
     """
     match format:
         case Format.LABEL_STUDIO:
-            return TasksWriter(scratch, manifest, version, output, most)
+            return TasksWriter(scratch, manifest, version, output, categories, most)
         case Format.FIFTYONE:
-            return FiftyOneWriter(scratch, manifest, version)
+            return FiftyOneWriter(scratch, manifest, version, categories)
         case Format.YOLO:
-            return YoloWriter(scratch, manifest, version)
+            return YoloWriter(scratch, manifest, version, categories)
         case Format.GEOJSON:
-            return GeoJsonWriter(scratch, manifest, version)
+            return GeoJsonWriter(scratch, manifest, version, categories)
         case Format.HF:
-            return HuggingFaceWriter(scratch, manifest, version, with_images)
-    return CocoWriter(scratch, manifest, version, MAIN_FILES[format], compressed=format is Format.COCO)
+            return HuggingFaceWriter(scratch, manifest, version, with_images, categories)
+    is_compressed, is_lvis = format is not Format.CVAT, format is Format.LVIS
+    return CocoWriter(scratch, manifest, version, MAIN_FILES[format], is_compressed, categories, is_lvis)
 
 
 def refuse_existing(dataset: Location, output: Location, file: Location) -> None:

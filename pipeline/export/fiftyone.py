@@ -14,7 +14,8 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name, image_stem
-from segmint.pipeline.export.coco import CATEGORY, JsonItems
+from segmint.pipeline.export.categories import Categories
+from segmint.pipeline.export.coco import JsonItems
 from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
 
 FIELD = "masks"
@@ -29,8 +30,11 @@ _CORE = "fiftyone.core"
 class FiftyOneWriter:
     """Writer that collects samples in a scratch file; masks go to their files image by image."""
 
-    def __init__(self, scratch: Path, manifest: DatasetManifest, version: VersionName) -> None:
+    def __init__(
+        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories | None = None
+    ) -> None:
         self._scratch = scratch
+        self._categories = categories or Categories()
         self._about = describe_dataset(manifest, version)
         self._digest = version.digest
         self._samples = JsonItems(scratch / "samples.part")
@@ -78,13 +82,14 @@ class FiftyOneWriter:
             "_cls": "Detection",
             "attributes": {},
             "tags": [],
-            "label": CATEGORY["name"],
+            "label": self._categories.name_of(mask),
             "bounding_box": relative_box(box, width, height),
             "mask_path": path,
             "confidence": mask.predicted_iou,
             "stability_score": mask.stability_score,
             "area": mask.area,
             "segmint_id": mask.id,
+            **self._categories.facts_of(mask),
         }
 
     def _number(self, kind: str, id: int) -> str:
@@ -100,11 +105,11 @@ class FiftyOneWriter:
             "tags": [],
             "info": self._about,
             "classes": {},
-            "default_classes": [CATEGORY["name"]],
+            "default_classes": list(self._categories.names),
             "mask_targets": {},
             "default_mask_targets": {},
             "skeletons": {},
-            "sample_fields": _sample_fields(),
+            "sample_fields": _sample_fields(self._categories.is_labeled),
             "frame_fields": [],
             "saved_views": [],
             "workspaces": [],
@@ -146,7 +151,7 @@ def _png(mask: np.ndarray[Any, Any]) -> bytes:
     return encoded.getvalue()
 
 
-def _sample_fields() -> list[dict[str, Any]]:
+def _sample_fields(is_labeled: bool) -> list[dict[str, Any]]:
     tags = _field("tags", "ListField", subfield="StringField")
     metadata = [_field(name, "IntField") for name in ("size_bytes", "width", "height", "num_channels")]
     scores = [_field(name, "FloatField") for name in ("confidence", "stability_score")]
@@ -163,6 +168,8 @@ def _sample_fields() -> list[dict[str, Any]]:
         _field("area", "IntField"),
         _field("segmint_id", "IntField"),
     ]
+    if is_labeled:
+        detection += [_field("label_score", "FloatField"), _field("label_source", "StringField")]
     detections = _field("detections", "ListField", f"{_CORE}.labels.Detection", "EmbeddedDocumentField", detection)
     return [
         _field("id", "ObjectIdField", db_field="_id"),

@@ -7,6 +7,7 @@ class Format(StrEnum):
     """The tool or format to export to."""
 
     COCO = "coco"
+    LVIS = "lvis"
     CVAT = "cvat"
     LABEL_STUDIO = "label-studio"
     FIFTYONE = "fiftyone"
@@ -17,6 +18,7 @@ class Format(StrEnum):
 
 MAIN_FILES = {
     Format.COCO: "instances.json",
+    Format.LVIS: "lvis.json",
     Format.CVAT: "annotations/instances_default.json",
     Format.LABEL_STUDIO: "tasks.json",
     Format.FIFTYONE: "samples.json",

@@ -11,7 +11,8 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name, image_stem
-from segmint.pipeline.export.coco import CATEGORY, JsonItems
+from segmint.pipeline.export.categories import Categories
+from segmint.pipeline.export.coco import JsonItems
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.provenance import credits_of, describe_dataset
 
@@ -19,8 +20,11 @@ from segmint.pipeline.export.provenance import credits_of, describe_dataset
 class GeoJsonWriter:
     """Writer of one feature collection per image, and a list of the images."""
 
-    def __init__(self, scratch: Path, manifest: DatasetManifest, version: VersionName) -> None:
+    def __init__(
+        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories | None = None
+    ) -> None:
         self._scratch = scratch
+        self._categories = categories or Categories()
         self._about = describe_dataset(manifest, version)
         self._images = JsonItems(scratch / "images.part")
 
@@ -32,7 +36,7 @@ class GeoJsonWriter:
         collection = {
             "type": "FeatureCollection",
             "image": image,
-            "features": [feature_of(mask) for mask in sample.masks],
+            "features": [feature_of(mask, self._categories) for mask in sample.masks],
         }
         name = f"masks/{image_stem(sample.id)}.geojson"
         self._images.extend([{**image, "masks": len(sample.masks), "geojson": name}])
@@ -50,7 +54,7 @@ class GeoJsonWriter:
         return {name: path}
 
 
-def feature_of(mask: MaskAnnotation) -> dict[str, Any]:
+def feature_of(mask: MaskAnnotation, categories: Categories) -> dict[str, Any]:
     """Return a mask as a feature whose polygons follow its pixel edges, with x to the right and y down.
 
     A mask with one part is a `Polygon`, with several parts a `MultiPolygon`; an empty one has no geometry.
@@ -64,11 +68,12 @@ def feature_of(mask: MaskAnnotation) -> dict[str, Any]:
         "geometry": geometry if polygons else None,
         "properties": {
             "objectType": "annotation",
-            "classification": {"name": CATEGORY["name"]},
+            "classification": {"name": categories.name_of(mask)},
             "id": mask.id,
             "area": mask.area,
             "predicted_iou": mask.predicted_iou,
             "stability_score": mask.stability_score,
+            **categories.facts_of(mask),
         },
     }
 

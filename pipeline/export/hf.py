@@ -18,6 +18,7 @@ from segmint.catalogs.hub import hub_licenses, size_category
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.infra.wording import without_turning, yaml_text
+from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
 
 DATA = "data/train-*.parquet"
@@ -41,6 +42,17 @@ _OBJECT = pa.struct(
         ("counts", pa.string()),
     ]
 )
+_LABELED = pa.struct(
+    [
+        *_OBJECT,
+        ("category", pa.int64()),
+        ("label", pa.string()),
+        ("label_score", pa.float64()),
+        ("label_source", pa.string()),
+    ]
+)
+"""Type of an object in a dataset whose masks have labels."""
+
 _COLUMNS = {
     "image": _PICTURE,
     "id": pa.int64(),
@@ -56,7 +68,8 @@ class HuggingFaceWriter:
     """Writer of rows to Parquet files in `scratch`; `add` returns each file when it is complete.
 
     A row contains `masks`, 1-bit PNGs in the size of the image, and `objects`, which describe the same masks in the
-    same order. Without images, there is no `image` column. `group_bytes` and `file_bytes` limit row groups and files.
+    same order. Without images, there is no `image` column, and without labels, there are no fields about them.
+    `group_bytes` and `file_bytes` limit row groups and files.
     """
 
     def __init__(
@@ -65,13 +78,15 @@ class HuggingFaceWriter:
         manifest: DatasetManifest,
         version: VersionName,
         with_images: bool = True,
+        categories: Categories | None = None,
         group_bytes: int = GROUP_BYTES,
         file_bytes: int = FILE_BYTES,
     ) -> None:
         self._scratch = scratch
         self._manifest = manifest
         self._version = version
-        self._schema = schema_of(with_images)
+        self._categories = categories or Categories()
+        self._schema = schema_of(with_images, self._categories)
         self._limits = group_bytes, file_bytes
         self._rows: list[dict[str, Any]] = []
         self._waiting = self._written = 0
@@ -86,7 +101,7 @@ class HuggingFaceWriter:
         masks = [{"bytes": _png(mask), "path": f"{mask.id}.png"} for mask in sample.masks]
         image = None if sample.jpeg is None else {"bytes": sample.jpeg, "path": image_name(sample.id)}
         values = {"id": sample.id, "width": row["width"], "height": row["height"], "masks": masks, "image": image}
-        objects = [_object(mask) for mask in sample.masks]
+        objects = [self._object(mask) for mask in sample.masks]
         self._rows.append({**values, **credits_of(row), "objects": objects})
         self._images += 1
         self._masks += len(masks)
@@ -124,6 +139,13 @@ class HuggingFaceWriter:
         self._files += 1
         return {f"data/{name}": self._scratch / name}
 
+    def _object(self, mask: MaskAnnotation) -> dict[str, Any]:
+        values = {field.name: getattr(mask, field.name) for field in _OBJECT}
+        if not self._categories.is_labeled:
+            return values
+        label = {"category": self._categories.number_of(mask.label), "label": mask.label or None}
+        return values | label | self._categories.facts_of(mask)
+
     def _card(self) -> str:
         about = describe_dataset(self._manifest, self._version)
         front = {
@@ -131,7 +153,7 @@ class HuggingFaceWriter:
             **hub_licenses(self._licenses),
             "size_categories": [size_category(self._images)],
             "task_categories": ["image-segmentation", "mask-generation"],
-            "tags": ["segment-anything", "class-agnostic"],
+            "tags": ["segment-anything", *([] if self._categories.is_labeled else ["class-agnostic"])],
             "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA}]}],
         }
         header = yaml_text(front)
@@ -139,17 +161,21 @@ class HuggingFaceWriter:
         name = _code(about["name"])
         facts = "\n".join(f"- {key}: `{_code(str(value))}`" for key, value in about.items() if key != "name")
         return _CARD.format(
-            header=header, name=name, images=self._images, masks=self._masks, facts=facts, columns=", ".join(
-                f"`{field.name}`" for field in self._schema
-            )
+            header=header, name=name, images=self._images, masks=self._masks, facts=facts,
+            columns=", ".join(f"`{field.name}`" for field in self._schema),
+            classes=_LABELS if self._categories.is_labeled else _CLASSLESS,
         )  # fmt: skip
 
 
-def schema_of(with_images: bool) -> pa.Schema:
-    """Return the schema of the files, with metadata that marks the image columns for `datasets`."""
+def schema_of(with_images: bool, categories: Categories | None = None) -> pa.Schema:
+    """Return the schema of the files, with metadata that marks images and categories for `datasets`."""
     columns = {name: kind for name, kind in _COLUMNS.items() if with_images or name != "image"}
-    features = {"info": {"features": {name: _feature(kind) for name, kind in columns.items()}}}
-    return pa.schema(list(columns.items()), metadata={"huggingface": json.dumps(features)})
+    features = {name: _feature(kind) for name, kind in columns.items()}
+    if categories is not None and categories.is_labeled:
+        columns["objects"] = pa.list_(_LABELED)
+        features["objects"] = _feature(columns["objects"])
+        features["objects"][0]["category"] = {"names": list(categories.names), "_type": "ClassLabel"}
+    return pa.schema(list(columns.items()), metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def _feature(kind: pa.DataType) -> Any:
@@ -168,11 +194,6 @@ def _code(text: str) -> str:
     return without_turning(re.sub(r"[`\s]+", " ", text))
 
 
-def _object(mask: MaskAnnotation) -> dict[str, Any]:
-    names = ("id", "area", "bbox", "predicted_iou", "stability_score", "size", "counts")
-    return {name: getattr(mask, name) for name in names}
-
-
 def _png(mask: MaskAnnotation) -> bytes:
     """Encode a mask as a PNG with one bit per pixel."""
     encoded = io.BytesIO()
@@ -183,6 +204,9 @@ def _png(mask: MaskAnnotation) -> bytes:
 def _file_name(number: int) -> str:
     return f"train-{number:05d}.parquet"
 
+
+_CLASSLESS = "Masks have no class."
+_LABELS = "`category` is the number of the mask's class. `label` is its name, or\nnull if it has none."
 
 _CARD = """\
 ---
@@ -203,7 +227,7 @@ row["masks"]  # a 1-bit PIL image for each mask
 Columns: {columns}. `masks` and `objects` describe the same masks in the same order. `counts` with `size` are COCO's
 compressed run lengths, exactly the same pixels: to read only those, leave out the pictures with
 `load_dataset(…, columns=["image", "objects"])`. `bbox` is x, y, width and height from the first to the last pixel, so
-that a single pixel has width 0. Masks have no class.
+that a single pixel has width 0. {classes}
 
 Each row has the license and the credit of its image: pass them on with it.
 

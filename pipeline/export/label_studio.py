@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
@@ -11,7 +12,8 @@ from segmint.infra.uris import LOCAL, join, scheme
 from segmint.infra.wording import counted
 from segmint.operators.annotations.label_studio import PART_KEY
 from segmint.operators.annotations.label_studio_rle import encode_runs
-from segmint.pipeline.export.coco import CATEGORY, JsonItems
+from segmint.pipeline.export.categories import Categories
+from segmint.pipeline.export.coco import JsonItems
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 
 LABEL_CONFIG = "label_config.xml"
@@ -21,15 +23,24 @@ IMAGE_KEY = "segmint_id"
 MASKS_PER_TASK = 100
 """Maximum masks per task, above which Label Studio's editor becomes too slow."""
 
-LABELING = f"""\
+_COLORS = (
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
+)  # fmt: skip
+
+
+def labeling(categories: Categories) -> str:
+    """Return the labeling interface of the tasks."""
+    labels = [
+        f'    <Label value={quoteattr(name)} background="{_COLORS[number % len(_COLORS)]}"/>\n'
+        for number, name in enumerate(categories.names)
+    ]
+    return f"""\
 <View>
   <Image name="image" value="$image" zoom="true"/>
   <BrushLabels name="brush" toName="image">
-    <Label value="{CATEGORY["name"]}" background="#1f77b4"/>
-  </BrushLabels>
+{"".join(labels)}  </BrushLabels>
 </View>
 """
-"""Labeling interface of the tasks."""
 
 
 def image_url(folder: str, image: int) -> str:
@@ -38,8 +49,8 @@ def image_url(folder: str, image: int) -> str:
     return f"/data/local-files/?d={path}" if scheme(folder) == LOCAL else join(folder, path)
 
 
-def brush_region(mask: MaskAnnotation) -> dict[str, Any]:
-    """Return a mask as a region of the labeling interface `LABELING`, with the annotation's id."""
+def brush_region(mask: MaskAnnotation, categories: Categories) -> dict[str, Any]:
+    """Return a mask as a region of the labeling interface, with the annotation's id."""
     height, width = mask.size
     return {
         "id": str(mask.id),
@@ -53,7 +64,7 @@ def brush_region(mask: MaskAnnotation) -> dict[str, Any]:
         "value": {
             "format": "rle",
             "rle": encode_runs(mask.mask),
-            "brushlabels": [CATEGORY["name"]],
+            "brushlabels": [categories.name_of(mask)],
         },
     }
 
@@ -66,9 +77,16 @@ class TasksWriter:
     """
 
     def __init__(
-        self, scratch: Path, manifest: DatasetManifest, version: VersionName, folder: str, most: int | None = None
+        self,
+        scratch: Path,
+        manifest: DatasetManifest,
+        version: VersionName,
+        folder: str,
+        categories: Categories | None = None,
+        most: int | None = None,
     ) -> None:
         self._scratch = scratch
+        self._categories = categories or Categories()
         self._model = f"segmint {manifest.code_version} {manifest.weights.name}"
         self._meta = {"dataset_digest": f"sha256:{version.digest}", "dataset_version": version.number}
         self._folder = folder
@@ -80,7 +98,7 @@ class TasksWriter:
         """Add an image with its masks."""
         data: dict[str, Any] = {"image": image_url(self._folder, sample.id), IMAGE_KEY: sample.id}
         credit = {name: sample.row[name] for name in ("license", "attribution") if sample.row[name] is not None}
-        regions = [brush_region(mask) for mask in sample.masks]
+        regions = [brush_region(mask, self._categories) for mask in sample.masks]
         size = self._most or max(1, len(regions))
         parts = [regions[first : first + size] for first in range(0, len(regions), size)] or [[]]
         for number, part in enumerate(parts, 1):
@@ -106,7 +124,7 @@ class TasksWriter:
     def finish(self) -> dict[str, Path]:
         """Return the export's files by relative path; the last one completes the export."""
         config, path = self._scratch / LABEL_CONFIG, self._scratch / MAIN_FILES[Format.LABEL_STUDIO]
-        config.write_text(LABELING, encoding="utf-8")
+        config.write_text(labeling(self._categories), encoding="utf-8")
         with path.open("w", encoding="utf-8") as file:
             self._tasks.copy_into(file)
             file.write("\n")

@@ -21,7 +21,7 @@ from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name, image_stem
 from segmint.infra.wording import counted, yaml_text
-from segmint.pipeline.export.coco import CATEGORY
+from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.provenance import describe_dataset
 
 LEAST_IOU = 0.99
@@ -45,8 +45,11 @@ _OUTER = -1
 class YoloWriter:
     """Writer of one label file per image, a list of masks without a suitable polygon, and image attributions."""
 
-    def __init__(self, scratch: Path, manifest: DatasetManifest, version: VersionName) -> None:
+    def __init__(
+        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories | None = None
+    ) -> None:
         self._scratch = scratch
+        self._categories = categories or Categories()
         self._about = describe_dataset(manifest, version)
         self._rows = scratch / "rows.part"
         self._skipped = scratch / LEFT_OUT
@@ -60,7 +63,7 @@ class YoloWriter:
         for mask in sample.masks:
             path, reason = polygon_of(mask)
             if reason is None:
-                lines.append(label_line(path, mask.size))
+                lines.append(label_line(path, mask.size, self._categories.number_of(mask.label)))
             else:
                 missing.append((image_name(sample.id), mask.id, mask.area, reason))
         with self._skipped.open("a", encoding="utf-8", newline="") as file:
@@ -75,7 +78,8 @@ class YoloWriter:
         credits, data = self._scratch / ATTRIBUTIONS, self._scratch / "data.yaml"
         with self._rows.open(encoding="utf-8") as rows, credits.open("w", encoding="utf-8", newline="") as file:
             write_attributions_csv(map(json.loads, rows), file)
-        settings = {"train": "images", "val": "images", "names": {0: CATEGORY["name"]}, "segmint": self._about}
+        names = dict(enumerate(self._categories.names))
+        settings = {"train": "images", "val": "images", "names": names, "segmint": self._about}
         text = yaml_text(settings)
         data.write_text(f"# YOLO requires `val`, which lists the same images: nothing is split.\n{text}", "utf-8")
         return {path.name: path for path in (self._skipped, credits, data)}
@@ -100,14 +104,14 @@ def polygon_of(mask: MaskAnnotation) -> tuple[Points, str | None]:
     return path, None
 
 
-def label_line(path: Points, size: tuple[int, int]) -> str:
-    """Return a line of a label file: class and points x, y relative to the image's width and height.
+def label_line(path: Points, size: tuple[int, int], number: int = 0) -> str:
+    """Return a line of a label file: its class `number`, and points x, y relative to the image's width and height.
 
     A point is the center of its pixel, so that truncating the product to whole pixels recovers it.
     """
     height, width = size
     values: list[Any] = [f"{(x + 0.5) / width:.6f} {(y + 0.5) / height:.6f}" for x, y in path.tolist()]
-    return f"0 {' '.join(values)}\n"
+    return f"{number} {' '.join(values)}\n"
 
 
 @dataclass

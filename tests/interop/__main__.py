@@ -36,6 +36,7 @@ class Tool:
 
 TOOLS = (
     Tool("coco", ("pycocotools", "numpy")),
+    Tool("lvis", ("pycocotools", "numpy")),
     Tool("cvat", ("datumaro",)),
     Tool("label-studio", ("label-studio-sdk",)),
     Tool("fiftyone", ("fiftyone",)),
@@ -43,6 +44,8 @@ TOOLS = (
     Tool("geojson", ("rasterio", "shapely")),
     Tool("hf", ("datasets", "pillow", "numpy")),
 )
+
+_READER = {"lvis": "coco"}
 
 
 def main() -> None:
@@ -68,7 +71,7 @@ def _check(tool: Tool, datasets: list[Path], folder: Path) -> bool:
             for number, dataset in enumerate(datasets):
                 output = folder / f"out-{tool.format}-{number}"
                 export = [sys.executable, "-m", "segmint", "export", dataset, "--format", tool.format, "-o", output]
-                reader = READERS / f"read_{tool.format.replace('-', '_')}.py"
+                reader = READERS / f"read_{_READER.get(tool.format, tool.format).replace('-', '_')}.py"
                 done += [
                     _run(export, {}) and _run([python, reader, output, expected_of(dataset)], {**more, "HOME": folder})
                 ]

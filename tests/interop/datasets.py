@@ -9,6 +9,7 @@ from segmint.catalogs.dataset.reader import Dataset
 from tests.support.builds import small_catalog, write_config
 from tests.support.committed import mask_row, row_of, write_dataset
 from tests.support.locations import location_of
+from tests.support.mask_labels import named
 from tests.support.small_dataset import build_dataset
 
 HEIGHT, WIDTH = 60, 80
@@ -46,6 +47,7 @@ def hard_row(ordinal: int, refused: bool) -> dict[str, Any]:
     row = row_of(ordinal, refused)
     if not refused:
         row["masks"] = [mask_row(mask) for mask in {0: shapes, 1: many}.get(ordinal, list)()]
+        named(row["masks"], ordinal)
     return row
 
 
@@ -73,6 +75,7 @@ def _write_expected(dataset: Path) -> None:
     for sample in Dataset.open(location_of(dataset)):
         shape = (len(sample.masks), sample.row["height"], sample.row["width"])
         arrays[f"ids_{sample.id}"] = np.array([mask.id for mask in sample.masks], np.int64)
+        arrays[f"labels_{sample.id}"] = np.array([mask.label or "object" for mask in sample.masks], np.str_)
         arrays[f"masks_{sample.id}"] = np.array([mask.mask for mask in sample.masks], bool).reshape(shape)
     np.savez_compressed(expected_of(dataset), **arrays)
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from label_studio_sdk.converter import Converter, brush
 
-from segmint.pipeline.export.label_studio import LABELING
+from segmint.pipeline.export.categories import Categories
+from segmint.pipeline.export.label_studio import labeling
 
 Edit = Callable[[int, dict[str, Any]], dict[str, Any] | None]
 """A person's edit of a region of an image: another one, or None to delete it."""
@@ -48,5 +49,5 @@ def convert(tasks: list[dict[str, Any]], folder: Path, format: str) -> Path:
     (folder / "out").mkdir(parents=True)
     source = folder / "export.json"
     source.write_text(json.dumps(tasks), encoding="utf-8")
-    Converter(LABELING, str(folder)).convert(str(source), str(folder / "out"), format, is_dir=False)
+    Converter(labeling(Categories()), str(folder)).convert(str(source), str(folder / "out"), format, is_dir=False)
     return folder / "out"

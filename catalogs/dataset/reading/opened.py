@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NoReturn, overload
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
+from segmint.catalogs.dataset.mask_labels import NO_LABEL, LabelsById
 from segmint.catalogs.dataset.reader import (
     HELP,
     Dataset,
@@ -133,6 +134,7 @@ class OpenShard:
         self._dataset, self._commit = dataset, commit
         table = dataset.table(commit, "images", _KNOWN)
         self.known = {name: table[name].combine_chunks() for name in _KNOWN}
+        self._labels = dataset.labels(commit)
         self._tar = ShardTar(self._location, entry, cache, check)
         try:
             self._places = find_places(self._location, self._tar.read)
@@ -190,7 +192,7 @@ class OpenShard:
             if span is not None and data is not None and len(data) != span[1]:
                 raise DamagedDatasetError(f"{self._location} is not a readable shard: unexpected end of data")
         jpeg, document = files
-        return make_sample(self._location, ImageRow(self, row), jpeg, document or b"", MaskSequence)
+        return make_sample(self._location, ImageRow(self, row), jpeg, document or b"", self._labels, MaskSequence)
 
 
 class OpenShards:
@@ -281,12 +283,15 @@ class MaskSequence(Sequence[MaskAnnotation]):
     process's other objects, and take half of the reading time. A sequence is also faster to send between processes.
     """
 
-    def __init__(self, annotations: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> None:
-        """Read the `annotations` of an image of `size` (height, width).
+    def __init__(
+        self, annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], labels: LabelsById | None = None
+    ) -> None:
+        """Read the `annotations` of an image of `size` (height, width), which has these `labels`.
 
         Raises `KeyError`, `TypeError`, or `ValueError` for values that don't match an image's JSON.
         """
         self._size = size
+        self._labels = labels or {}
         columns = zip(*map(_VALUES, annotations), strict=True) if annotations else [()] * 8
         ids, areas, ious, stability, boxes, crops, points, shapes = columns
         self._plain = ids, [shape["counts"] for shape in shapes], areas, ious, stability
@@ -338,6 +343,8 @@ class MaskSequence(Sequence[MaskAnnotation]):
             own["crop_box"],
             own["point_coords"],
         ) = values
+        if self._labels:
+            own["label"], own["label_score"], own["label_source"] = self._labels.get(own["id"], NO_LABEL)
         return mask
 
 

@@ -13,10 +13,7 @@ from segmint.operators.annotations.coco import parse_coco, read_coco
 from segmint.operators.annotations.folder import AnnotationFolder
 from segmint.operators.annotations.label_studio import iter_tasks, read_tasks
 from segmint.pipeline.corrections.imports.staging import MaskStaging
-from segmint.pipeline.export.coco import CATEGORY
-
-_UNLABELED = str(CATEGORY["name"])
-"""Label that exports give all masks."""
+from segmint.pipeline.export.categories import OBJECT
 
 
 class ImportFormat(StrEnum):
@@ -95,7 +92,7 @@ def _stage_coco(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
         stage.leave_out(problem)
     stage.homeless = found.homeless
     for image in found.images:
-        stage.add(image, unlabeled=_UNLABELED)
+        stage.add(image, unlabeled=OBJECT)
     return digest
 
 
@@ -105,7 +102,7 @@ def _stage_tasks(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
             hashed = _HashingStream(stream)
             for task in read_tasks(iter_tasks(hashed), size_of):
                 stage.superseded += task.superseded
-                stage.add(task.image, unlabeled=_UNLABELED)
+                stage.add(task.image, unlabeled=OBJECT)
             while hashed.read(1 << 20):
                 pass
             return hashed.sha256

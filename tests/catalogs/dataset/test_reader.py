@@ -3,16 +3,19 @@
 import base64
 import html
 import io
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.mask_labels import MASK_LABEL
 from segmint.catalogs.dataset.reader import Dataset, NoPixelsError
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.layout import DamagedDatasetError
@@ -24,6 +27,7 @@ from tests.support.bombs import hostile_tar, jpeg_saying
 from tests.support.committed import masks, pixels, write_dataset, write_generation
 from tests.support.committed_shard import CommittedShard
 from tests.support.locations import location_of
+from tests.support.mask_labels import labeled_row
 
 
 def check(dataset: Dataset) -> None:
@@ -225,3 +229,30 @@ def test_a_table_without_a_column_that_samples_need_is_named(dataset: str) -> No
     pq.write_table(pq.read_table(path).drop_columns(["width"]), path)
     with pytest.raises(DamagedDatasetError, match=rf"{path.name} does not have the columns of images: no width"):
         list(open_dataset(dataset))
+
+
+def test_masks_have_their_labels_in_samples_and_in_batches(tmp_path: Path) -> None:
+    write_dataset(location_of(tmp_path / "labeled"), shards=3, make_row=labeled_row)
+    opened = open_dataset(str(tmp_path / "labeled"))
+    rows = [row for commit in opened.commits() for row in opened.table(commit, "masks").to_pylist()]
+    expected = {row["annotation_id"]: tuple(row[name] for name in MASK_LABEL) for row in rows}
+    batched = [sample for batch in opened.batches(2) for sample in batch]
+    for samples in (list(opened), batched, pickle.loads(pickle.dumps(batched))):
+        masks = [mask for sample in samples for mask in sample.masks]
+        assert {mask.id: (mask.label, mask.label_score, mask.label_source) for mask in masks} == expected
+    assert sum(label is None for label, _, _ in expected.values()) == 3
+
+
+def test_labels_that_are_no_text_and_a_table_without_labels_are_damage(tmp_path: Path) -> None:
+    for name in ("text", "none"):
+        write_dataset(location_of(tmp_path / name), shards=1, make_row=labeled_row)
+        opened = open_dataset(str(tmp_path / name))
+        (commit,) = opened.commits()
+        path = tmp_path / name / commit.file("masks").path
+        table = pq.read_table(path)
+        place = table.schema.get_field_index("label")
+        wrong = pa.Array.from_buffers(pa.string(), len(table), pa.array([b"\xff"] * len(table)).buffers())
+        pq.write_table(table.remove_column(place) if name == "none" else table.set_column(place, "label", wrong), path)
+        for read in (opened, opened.batches(1)):
+            with pytest.raises(DamagedDatasetError, match=r"masks/.* is not a readable Parquet file"):
+                list(read)

@@ -22,6 +22,14 @@ def iou(one: Masks, other: Masks) -> float:
     return 1.0 if union == 0 else int((one & other).sum()) / union
 
 
+def load_labels(path: str | Path) -> dict[int, str]:
+    """Return the category's name of each mask, by its id."""
+    with np.load(path) as file:
+        numbers = [name.removeprefix("ids_") for name in file.files if name.startswith("ids_")]
+        pairs = [zip(file[f"ids_{each}"].tolist(), file[f"labels_{each}"].tolist(), strict=True) for each in numbers]
+        return {id: label for each in pairs for id, label in each}
+
+
 class MaskCounter:
     """Counts masks that were read back, and says at the end whether all were as they should be."""
 

@@ -3,13 +3,13 @@
 import sys
 
 import fiftyone
-from expected import MaskCounter, load_expected
+from expected import MaskCounter, load_expected, load_labels
 
 
 def main(export: str, expected: str) -> None:
     """Load the folder as FiftyOne's own format, and let it paint each mask into its image."""
     wanted = load_expected(expected)
-    tally = MaskCounter()
+    tally, labels = MaskCounter(), load_labels(expected)
     dataset = fiftyone.Dataset.from_dir(dataset_dir=export, dataset_type=fiftyone.types.FiftyOneDataset)
     print(f"fiftyone {fiftyone.__version__}: {len(dataset)} samples, {dataset.count('masks.detections')} detections")
     dataset.compute_metadata(overwrite=True)  # opens each picture
@@ -19,6 +19,8 @@ def main(export: str, expected: str) -> None:
         detections = sample.masks.detections
         tally.require([each.segmint_id for each in detections] == ids, f"image {sample.segmint_id}: its masks' ids")
         tally.require(bool(sample.license), f"image {sample.segmint_id}: no license")
+        named = {each.segmint_id: each.label for each in detections}
+        tally.require(all(labels[id] == named.get(id) for id in ids), f"image {sample.segmint_id}: its masks' labels")
         for detection, mask in zip(detections, masks, strict=True):
             tally.compare(f"mask {detection.segmint_id}", detection.to_segmentation(frame_size=size).mask > 0, mask)
     tally.require(sorted(dataset.values("segmint_id")) == list(wanted), "the images")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 import shapely
-from expected import MaskCounter, load_expected
+from expected import MaskCounter, load_expected, load_labels
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
@@ -15,7 +15,7 @@ from rasterio.transform import Affine
 def main(export: str, expected: str) -> None:
     """Let shapely check every polygon, and GDAL fill it."""
     wanted = load_expected(expected)
-    tally = MaskCounter()
+    tally, labels = MaskCounter(), load_labels(expected)
     index = json.loads((Path(export) / "index.json").read_text(encoding="utf-8"))
     print(f"GDAL {rasterio.__gdal_version__}, shapely {shapely.__version__}: {len(index['images'])} images")
     holes = 0
@@ -25,6 +25,8 @@ def main(export: str, expected: str) -> None:
         tally.require([each["properties"]["id"] for each in features] == ids, f"image {image['id']}: its masks' ids")
         for feature, mask in zip(features, masks, strict=True):
             id, geometry = feature["properties"]["id"], feature["geometry"]
+            name = feature["properties"]["classification"]["name"]
+            tally.require(name == labels[id], f"mask {id}: its label")
             shape = shapely.from_geojson(json.dumps(geometry))
             tally.require(shape.is_valid, f"mask {id}: {shapely.is_valid_reason(shape)}")
             tally.require(shape.area == mask.sum(), f"mask {id}: an area of {shape.area}")

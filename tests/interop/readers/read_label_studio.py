@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from expected import MaskCounter, load_expected
+from expected import MaskCounter, load_expected, load_labels
 from label_studio_sdk.converter import Converter
 from label_studio_sdk.label_interface import LabelInterface
 
@@ -16,7 +16,7 @@ from label_studio_sdk.label_interface import LabelInterface
 def main(export: str, expected: str) -> None:
     """Take over each prediction as a person would, let the converter write the masks, and compare."""
     wanted = load_expected(expected)
-    tally = MaskCounter()
+    tally, labels = MaskCounter(), load_labels(expected)
     labeling = (Path(export) / "label_config.xml").read_text(encoding="utf-8")
     tasks = json.loads((Path(export) / "tasks.json").read_text(encoding="utf-8"))
     print(f"label-studio-sdk {version('label-studio-sdk')}: {len(tasks)} tasks")
@@ -27,6 +27,9 @@ def main(export: str, expected: str) -> None:
         tally.require(bool(interface.validate_prediction(prediction)), f"task {number} is not valid")
         tally.require(len(prediction["result"]) <= 100, f"task {number} has {len(prediction['result'])} masks")
         annotation = {"id": number, "completed_by": 1, "was_cancelled": False, "result": prediction["result"]}
+        for region in prediction["result"]:
+            told = region["value"]["brushlabels"]
+            tally.require(told == [labels[int(region["id"])]], f"region {region['id']}: its label")
         answered.append({"id": number, "data": task["data"], "annotations": [annotation], "predictions": []})
         found[task["data"]["segmint_id"]] += [(number, int(region["id"])) for region in prediction["result"]]
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import ultralytics
-from expected import MaskCounter, load_expected
+from expected import MaskCounter, load_expected, load_labels
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import check_det_dataset, polygons2masks
 
@@ -19,7 +19,7 @@ def main(export: str, expected: str) -> None:
         skipped = {int(row["mask"]): row["reason"] for row in csv.DictReader(file)}
     for reason in sorted({reason.partition(":")[0] for reason in skipped.values()}):
         print(f"  left out: {sum(each.startswith(reason) for each in skipped.values())} masks: {reason}")
-    tally = MaskCounter()
+    tally, labels = MaskCounter(), load_labels(expected)
     data = check_det_dataset(str(Path(export) / "data.yaml"))
     dataset = YOLODataset(img_path=data["train"], data=data, task="segment", augment=False)
     print(f"ultralytics {ultralytics.__version__}: {len(dataset.labels)} images, names {data['names']}")
@@ -29,6 +29,8 @@ def main(export: str, expected: str) -> None:
         kept = [(id, mask) for id, mask in zip(ids, masks, strict=True) if id not in skipped]
         count += len(kept)
         tally.require(len(label["segments"]) == len(kept), f"{label['im_file']}: {len(label['segments'])} polygons")
+        named = [data["names"][int(number)] for number in label["cls"].ravel()]
+        tally.require(named == [labels[id] for id, _ in kept], f"{label['im_file']}: its classes")
         height, width = label["shape"]
         side = np.array([width, height], np.float32)
         # For training it adds points between, which it then cuts off to whole pixels.

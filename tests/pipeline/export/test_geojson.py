@@ -7,6 +7,7 @@ import numpy as np
 import shapely
 
 from segmint.catalogs.dataset.reader import Dataset, MaskAnnotation
+from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.export.geojson import feature_of
@@ -30,4 +31,4 @@ def test_every_mask_of_real_photographs_is_equal(small_dataset: Path, tmp_path: 
 
 def test_an_empty_mask_has_no_geometry() -> None:
     mask = MaskAnnotation(1, (2, 3), "6", 0, (0, 0, 0, 0), None, None, (0, 0, 3, 2), ())
-    assert feature_of(mask)["geometry"] is None
+    assert feature_of(mask, Categories())["geometry"] is None

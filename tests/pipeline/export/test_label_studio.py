@@ -12,8 +12,10 @@ from label_studio_sdk.label_interface import LabelInterface
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.operators.annotations.label_studio import read_tasks
+from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
+from segmint.pipeline.export.label_studio import labeling
 from tests.support.committed import mask_row, masks, row_of, write_dataset
 from tests.support.label_studio import answered, convert, decode
 from tests.support.locations import location_of
@@ -29,9 +31,7 @@ def tasks(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 def test_the_sdk_finds_nothing_wrong_with_them(tasks: list[dict[str, Any]]) -> None:
-    from segmint.pipeline.export.label_studio import LABELING
-
-    interface = LabelInterface(LABELING)
+    interface = LabelInterface(labeling(Categories()))
     assert len(tasks) == 6
     for task in tasks:
         assert interface.validate_prediction(task["predictions"][0])

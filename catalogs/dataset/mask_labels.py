@@ -1,0 +1,46 @@
+"""Labels of a shard's masks, from its masks table, because the JSON in tars keeps SA-1B's keys."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from segmint.catalogs.dataset.annotations.submissions import MOST_MASKS
+
+MASK_LABEL = ("label", "label_score", "label_source")
+"""Columns of the masks table and attributes of `MaskAnnotation` about a label."""
+
+NO_LABEL = (None, None, None)
+
+LabelsById = Mapping[int, tuple[str | None, float | None, str | None]]
+"""Values of `MASK_LABEL` by annotation id."""
+
+
+class ShardLabels:
+    """Labels of a shard's masks; a mask with a label takes 24 bytes, and the others take none."""
+
+    def __init__(self, table: pa.Table | None = None) -> None:
+        """Keep the labels of a table with the columns `annotation_id` and `MASK_LABEL`."""
+        self._ids = np.zeros(0, np.int64)
+        if table is not None:
+            table = table.filter(table.column("label").is_valid()).sort_by("annotation_id")
+            self._ids = table.column("annotation_id").to_numpy()
+            self._scores = table.column("label_score").to_numpy()
+            self._texts = [_encoded(table.column(name)) for name in ("label", "label_source")]
+
+    def of_image(self, image: int) -> LabelsById:
+        """Return an image's (label, label_score, label_source), keyed by annotation id."""
+        if not len(self._ids):
+            return {}
+        span = slice(*np.searchsorted(self._ids, [image * MOST_MASKS, (image + 1) * MOST_MASKS]).tolist())
+        labels, sources = ([words[place] for place in places[span].tolist()] for words, places in self._texts)
+        scores = [None if score != score else score for score in self._scores[span].tolist()]
+        return dict(zip(self._ids[span].tolist(), zip(labels, scores, sources, strict=True), strict=True))
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[list[str | None], NDArray[np.int32]]:
+    """Return the distinct texts of a column, and each row's position in them. A null is the last one."""
+    encoded = column.combine_chunks().dictionary_encode()
+    words = encoded.dictionary.to_pylist()
+    return [*words, None], encoded.indices.fill_null(len(words)).to_numpy()

@@ -1,0 +1,128 @@
+"""Categories of an export: an ordered list of names, chosen from the labels of a dataset's masks or a vocabulary."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from segmint.catalogs.dataset.reader import Dataset, MaskAnnotation
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted, some
+from segmint.pipeline.export.formats import Format
+
+OBJECT = "object"
+"""Category of the masks without a label."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LONGEST_IN_CVAT = 64
+_LIMITS: Mapping[Format, tuple[Callable[[str], bool], str]] = {
+    Format.CVAT: (
+        lambda name: len(name) > _LONGEST_IN_CVAT or bool(_CONTROL.search(name)),
+        f"at most {_LONGEST_IN_CVAT} characters, and no line breaks or other control characters",
+    ),
+    # The labeling interface is XML, in which `$name` is a value of the task's data.
+    Format.LABEL_STUDIO: (
+        lambda name: bool(re.search(r"[\x00-\x1f\x7f\ufffe\uffff]|\$[\w\[\].{}]", name)) or name != name.strip(),
+        "no control characters, no spaces at the start or end, and no $ before a word",
+    ),
+}
+"""Formats that can't hold every label: a test for labels that they can't, and a description of those that they can."""
+
+
+@dataclass(frozen=True)
+class Categories:
+    """Names of categories by their number, from 0. Masks whose label isn't a category belong to `object`."""
+
+    names: tuple[str, ...] = (OBJECT,)
+
+    @property
+    def is_labeled(self) -> bool:
+        """False if all masks belong to `object`."""
+        return len(self.names) > 1
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    def number_of(self, label: str | None) -> int:
+        """Return the number of a mask's category, from its label."""
+        return self._numbers.get(label or OBJECT, self._numbers[OBJECT])
+
+    def name_of(self, mask: MaskAnnotation) -> str:
+        """Return the name of a mask's category."""
+        return self.names[self.number_of(mask.label)]
+
+    def facts_of(self, mask: MaskAnnotation) -> dict[str, Any]:
+        """Return the known score and source of a mask's label, as columns of the masks table."""
+        if not (self.is_labeled and mask.label):
+            return {}
+        facts = {"label_score": mask.label_score, "label_source": mask.label_source}
+        return {name: value for name, value in facts.items() if value is not None}
+
+
+def count_labels(dataset: Dataset) -> Counter[str]:
+    """Count the masks with each label in all shards. Memory grows only with the number of distinct labels."""
+    counts: Counter[str] = Counter()
+    for commit in dataset.commits():
+        counts.update(dataset.count_labels(commit))
+    del counts[""]
+    return counts
+
+
+def choose_categories(format: Format, labels: Mapping[str, int], vocabulary: Sequence[str] | None = None) -> Categories:
+    """Return the categories of a dataset with these labels and their numbers of masks.
+
+    `object` is the first one, and the others are the vocabulary, or the labels sorted by code point. A vocabulary that
+    contains `object` determines its place. Raises `UsageError` for labels that aren't in the vocabulary, and for
+    categories that the format can't hold.
+    """
+    if vocabulary is not None and (unknown := labels.keys() - {*vocabulary, OBJECT}):
+        listing = some([f"{_quoted(label)} ({counted(labels[label], 'mask')})" for label in sorted(unknown)])
+        raise UsageError(f"the vocabulary lacks labels of the dataset: {listing}. Add them, or relabel these masks.")
+    names = sorted(labels) if vocabulary is None else list(vocabulary)
+    is_wrong, expected = _LIMITS.get(format, (None, ""))
+    if is_wrong is not None and (wrong := [name for name in names if is_wrong(name)]):
+        listing = some([f"{_quoted(name)} ({counted(labels.get(name, 0), 'mask')})" for name in wrong])
+        raise UsageError(f"{format} can't hold these labels: {listing}. Expected {expected}.")
+    is_placed = vocabulary is not None and OBJECT in vocabulary
+    return Categories(tuple(names) if is_placed else (OBJECT, *(name for name in names if name != OBJECT)))
+
+
+def read_vocabulary(file: Location) -> tuple[str, ...]:
+    """Read a vocabulary file. Raises `UsageError` if it doesn't exist, and the errors of `parse_vocabulary`."""
+    try:
+        return parse_vocabulary(file.read(), str(file))
+    except NotFoundError as error:
+        raise UsageError(f"{file} does not exist: expected a file with one label per line") from error
+
+
+def parse_vocabulary(data: bytes, name: str) -> tuple[str, ...]:
+    """Return the labels of a vocabulary file with one label per line; `name` is the file's name in errors.
+
+    Raises `UsageError`, with the number of the line, for blank lines, repeated labels, and text that isn't UTF-8.
+    """
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            label = line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{name}, line {number}: expected UTF-8 ({error.reason})") from error
+        if not label.strip():
+            raise UsageError(f"{name}, line {number}: blank; expected one label per line")
+        if label in first:
+            raise UsageError(f"{name}, line {number}: {_quoted(label)} is already on line {first[label]}")
+        first[label] = number
+    if not first:
+        raise UsageError(f"{name} is empty: expected one label per line")
+    return tuple(first)
+
+
+def _quoted(label: str) -> str:
+    return repr(label if len(label) <= 100 else f"{label[:100]}…")
