@@ -1,1 +1,1 @@
-"""Readers of masks from COCO, Label Studio, SA-1B's JSON, and label maps."""
+"""Readers of masks from COCO, Label Studio, Hugging Face exports, SA-1B's JSON, GeoJSON, and label maps."""

@@ -136,7 +136,7 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
             f"it is a polygon in {image.other[1]} x {image.other[0]} pixels, but its image is {size[1]} x {size[0]}"
         )
     check_pixels(size)
-    _check_polygons(segmentation, size)
+    check_polygons(segmentation, size)
     if contours:
         import cv2
 
@@ -147,7 +147,7 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
     return {"size": list(size), "counts": merged["counts"]}
 
 
-def _check_polygons(polygons: Sequence[Any], size: Size) -> None:
+def check_polygons(polygons: Sequence[Any], size: Size) -> None:
     """Check the points before pycocotools follows them, because it checks nothing and treats four numbers as a box.
 
     Tools write points slightly outside of the image of `size` (height, width), so up to one image side is accepted.

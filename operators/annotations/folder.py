@@ -1,4 +1,4 @@
-"""Reader of masks in a folder with one file per image: SA-1B's JSON, or label maps, named after the images."""
+"""Reader of masks in a folder with one file per image: SA-1B's JSON, GeoJSON, or label maps, named after the images."""
 
 import hashlib
 import json
@@ -10,6 +10,8 @@ from typing import Any
 from segmint.catalogs.layout import MOST_MEMBER_BYTES
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
+from segmint.operators.annotations.geojson import ENDING as GEOJSON
+from segmint.operators.annotations.geojson import read_geojson
 from segmint.operators.annotations.image import (
     LONGEST_SIDE,
     AnnotatedImage,
@@ -22,10 +24,11 @@ from segmint.operators.annotations.image import (
 from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, label_masks, read_label_map
 
 JSON = ".json"
+_INDEX = "index.json"  # list of the images in an export to GeoJSON
 
 
 class AnnotationFolder:
-    """A folder of SA-1B's JSON files and label maps; other files are ignored.
+    """A folder of SA-1B's JSON files, GeoJSON files, and label maps; other files are ignored.
 
     After all images have been read, `sha256` is the hash of the files' names and bytes, and `files` is their number.
     """
@@ -45,9 +48,11 @@ class AnnotationFolder:
     def __iter__(self) -> Iterator[AnnotatedImage]:
         """Yield the images in the order of their files' names; their `unreadable` lists whatever cannot be read."""
         names = sorted(found.name for found in self._folder.walk())
+        if any(name.lower().endswith(GEOJSON) for name in names):
+            names = [name for name in names if name != _INDEX]
         for name in names:
             ending = PurePosixPath(name).suffix.lower()
-            if (ending != JSON and ending not in ENDINGS) or _is_hidden(name):
+            if ending not in (JSON, GEOJSON, *ENDINGS) or _is_hidden(name):
                 continue
             self.files += 1
             try:
@@ -57,7 +62,8 @@ class AnnotationFolder:
                 continue
             self._hash.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
             size = self._size_of(name)
-            yield read_json(data, name, size) if ending == JSON else _read_map(data, name, size)
+            read = {JSON: read_json, GEOJSON: read_geojson}.get(ending, _read_map)
+            yield read(data, name, size)
 
 
 def _is_hidden(name: str) -> bool:

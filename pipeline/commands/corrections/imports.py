@@ -23,7 +23,8 @@ def import_(
     format: Annotated[
         str | None,
         typer.Option(
-            metavar="F", help="Format: coco, label-studio, folder, or dataset; needed only if the content is ambiguous."
+            metavar="F",
+            help="Format: coco, label-studio, hf, folder, or dataset; needed only if the content is ambiguous.",
         ),
     ] = None,
     replace: Annotated[

@@ -11,7 +11,9 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.coco import parse_coco, read_coco
 from segmint.operators.annotations.folder import AnnotationFolder
+from segmint.operators.annotations.hf import HuggingFaceExport, is_data_file
 from segmint.operators.annotations.label_studio import iter_tasks, read_tasks
+from segmint.pipeline.corrections.imports.matching import MatchMode
 from segmint.pipeline.corrections.imports.staging import MaskStaging
 from segmint.pipeline.export.categories import OBJECT
 
@@ -21,6 +23,7 @@ class ImportFormat(StrEnum):
 
     COCO = "coco"
     LABEL_STUDIO = "label-studio"
+    HF = "hf"  # an export for Hugging Face
     FOLDER = "folder"
     DATASET = "dataset"  # another dataset, whose annotated masks are carried over
 
@@ -48,7 +51,8 @@ def detect_format(where: Location) -> ImportFormat:
             return ImportFormat.DATASET
         if next(where.walk(), None) is None:
             raise UsageError(f"{where} does not exist: expected a file or folder with masks, or another dataset")
-        return ImportFormat.FOLDER
+        is_hf = any(is_data_file(found.name) for found in where.walk())
+        return ImportFormat.HF if is_hf else ImportFormat.FOLDER
     import ijson  # type: ignore[import-untyped]
 
     expected = f"Pass its format with --format, one of {', '.join(ImportFormat)}."
@@ -57,8 +61,8 @@ def detect_format(where: Location) -> ImportFormat:
             for place, event, key in ijson.parse(stream):
                 if event == "map_key" and (place, key) in _OF_KEYS:
                     return _OF_KEYS[place, key]
-                if event == "map_key" and (place, key) == ("", "image"):
-                    expected = "To import the SA-1B JSON of an image, pass its folder."
+                if event == "map_key" and (place, key) in (("", "image"), ("", "features")):
+                    expected = "To import the SA-1B JSON or GeoJSON of an image, pass its folder."
                     break
                 if event == "end_map" and place == "item":
                     break  # a list of other items, such as COCO results
@@ -76,6 +80,8 @@ def stage_file(where: Location, format: ImportFormat, stage: MaskStaging, size_o
     try:
         if format is ImportFormat.FOLDER:
             return _stage_folder(where, stage, size_of)
+        if format is ImportFormat.HF:
+            return _stage_hf(where, stage)
         if format is ImportFormat.LABEL_STUDIO:
             return _stage_tasks(where, stage, size_of)
         return _stage_coco(where, stage, size_of)
@@ -116,13 +122,20 @@ def _stage_tasks(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
 def _stage_folder(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
     folder = AnnotationFolder(where, size_of)
     for image in folder:
-        stage.add(image)
+        stage.add(image, unlabeled=OBJECT)
     if not folder.files:
         raise UsageError(
-            f"{where} has no masks: expected a folder with one file per image, SA-1B's JSON (.json) or label maps "
-            "(.png, .tif, .npy)"
+            f"{where} has no masks: expected a folder with one file per image, SA-1B's JSON (.json), GeoJSON "
+            "(.geojson), or label maps (.png, .tif, .npy)"
         )
     return folder.sha256
+
+
+def _stage_hf(where: Location, stage: MaskStaging) -> str:
+    export = HuggingFaceExport(where, stage.match is MatchMode.IMAGE_ID)
+    for image in export:
+        stage.add(image, unlabeled=OBJECT)
+    return export.sha256
 
 
 class _HashingStream:

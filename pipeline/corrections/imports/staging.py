@@ -117,7 +117,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
     def __init__(self, folder: Path, manifest: DatasetManifest, match: MatchMode = MatchMode.NUMBER) -> None:
         self._folder = folder
         self._manifest = manifest
-        self._match = match
+        self.match = match
         self._answers = ScratchWriter(folder / "read-answers.parquet", ANSWERS_READ)
         self._masks = ScratchWriter(folder / "read-masks.parquet", MASKS_READ)
         self._count = 0
@@ -134,7 +134,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
 
     def add(self, image: AnnotatedImage, unlabeled: str | None = None) -> None:
         """Add an image of a file with its masks. The label `unlabeled` counts as no label."""
-        number = image_number(image.name) if self._match is MatchMode.NUMBER else None
+        number = image_number(image.name) if self.match is MatchMode.NUMBER else None
         ordinal = None if number is None else number - 1
         unreadable = list(image.unreadable)
         masks = []
@@ -143,17 +143,15 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
             height, width = mask.rle["size"]
             try:
                 counts = canonical_counts(mask.rle["counts"], (height, width))
-                label = None if mask.label == unlabeled else mask.label
+                label = None if mask.label == unlabeled else mask.label or None
                 own = {"counts": counts, "id": mask.id if by_id else None, "label": label, "said": None}
                 masks.append({"height": height, "width": width, **own})
             except ValueError as error:  # already checked by the readers
                 unreadable.append(f"mask {mask.id}: {error}")
         for problem in unreadable:
             self.leave_out(f"{image.name}, {problem}")
-        keys = (
-            list(dict.fromkeys((image.name, *name_and_stem(image.name)))) if self._match is MatchMode.IMAGE_ID else []
-        )
-        if self._match is MatchMode.URI:
+        keys = list(dict.fromkeys((image.name, *name_and_stem(image.name)))) if self.match is MatchMode.IMAGE_ID else []
+        if self.match is MatchMode.URI:
             keys = [name_and_stem(image.name)[0]]
         self._put(
             image.name,
@@ -226,7 +224,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         self._answers.close()
         self._masks.close()
         with open_database(self._folder, _MEMORY) as database:
-            find_homes(self._folder, self._manifest, self._match, dataset, database)
+            find_homes(self._folder, self._manifest, self.match, dataset, database)
             files = {name: str(self._folder / f"{name}.parquet") for name in ("answers", "masks")}
             database.execute(
                 f"""COPY (SELECT chosen.ordinal, read.* EXCLUDE (ordinal) FROM read_answers read

@@ -39,7 +39,10 @@ def test_a_file_is_known_by_its_keys(document: Any, format: ImportFormat, tmp_pa
     [
         (json.dumps(SA1B), "pass its folder"),
         (json.dumps(dict(reversed(SA1B.items()))), "pass its folder"),
-        (json.dumps([{"image_id": 1, "category_id": 1}, TASK]), "--format, one of coco, label-studio, folder, dataset"),
+        (
+            json.dumps([{"image_id": 1, "category_id": 1}, TASK]),
+            "--format, one of coco, label-studio, hf, folder, dataset",
+        ),
         ("[]", "--format"),
         ("{}", "--format"),
         ('"masks"', "--format"),

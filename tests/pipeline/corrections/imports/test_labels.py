@@ -46,7 +46,9 @@ def submit(tasks: Path) -> None:
     tasks.write_text(json.dumps(answered(json.loads(tasks.read_text()))))
 
 
-@pytest.mark.parametrize("format", [Format.COCO, Format.LVIS, Format.CVAT, Format.LABEL_STUDIO])
+@pytest.mark.parametrize(
+    "format", [Format.COCO, Format.LVIS, Format.CVAT, Format.GEOJSON, Format.HF, Format.LABEL_STUDIO]
+)
 def test_every_label_survives(format: Format, labeled: DatasetPath, place: DatasetPath, tmp_path: Path) -> None:
     out = location_of(tmp_path / "out")
     export_dataset(labeled.location, ExportOptions(format, with_images=False), out)

@@ -1,0 +1,108 @@
+"""Reader of masks in GeoJSON: one feature collection per image, with polygons in pixels."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.operators.annotations.coco import check_polygons
+from segmint.operators.annotations.image import (
+    LONGEST_SIDE,
+    AnnotatedImage,
+    AnnotatedMask,
+    CocoRle,
+    Size,
+    UnreadableMaskError,
+    check_pixels,
+    encode_mask,
+    id_number,
+    label_text,
+)
+
+ENDING = ".geojson"
+
+
+def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedImage:
+    """Read the features of one image; its name is `image.file_name` or, if that is missing, its own file's name.
+
+    `size` (height, width) is the image's, if known. Labels are the names of the features' classifications. Masks that
+    cannot be read are listed and skipped.
+    """
+    try:
+        document = json.loads(data)
+        features = document["features"]
+        about: Any = document.get("image") or {}
+        if not isinstance(features, list):
+            raise ValueError("its `features` is not a list")
+        written, sides = about.get("file_name"), (about.get("height"), about.get("width"))
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        why = f"the file is not a GeoJSON feature collection ({error!r:.200})"
+        return AnnotatedImage(name, None, size, unreadable=[why])
+    if size is None and all(type(side) is int and 0 < side <= LONGEST_SIDE for side in sides):
+        size = (int(sides[0]), int(sides[1]))
+    image = AnnotatedImage(written if isinstance(written, str) and written else name, None, size)
+    for feature in features:
+        said = feature.get("properties") if isinstance(feature, dict) else None
+        said = said if isinstance(said, dict) else {}
+        id = id_number(said.get("id"))
+        try:
+            image.masks.append(AnnotatedMask(_mask(feature, size), id, _label(said.get("classification"))))
+        except UnreadableMaskError as error:
+            image.leave_out(id, error)
+    return image
+
+
+def fill_rings(rings: Sequence[Sequence[float]], size: Size) -> NDArray[np.bool_]:
+    """Return the pixels whose centers are inside an odd number of rings, (height, width) bool.
+
+    A ring is x, y, x, y, …; pixel (0, 0) extends from corner (0, 0) to (1, 1).
+    """
+    height, width = size
+    flips = np.zeros((height, width + 1), np.uint8)
+    for ring in rings:
+        x, y = np.asarray(ring, np.float64).reshape(-1, 2).T
+        next_x, next_y = np.roll(x, -1), np.roll(y, -1)
+        # The rows whose centers an edge crosses.
+        edges = np.minimum(y, next_y), np.maximum(y, next_y)
+        first, stop = (np.clip(np.ceil(ends - 0.5), 0, height) for ends in edges)
+        counts = (stop - first).astype(np.int64)
+        edge = np.repeat(np.arange(len(x)), counts)
+        rows = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge].astype(np.int64)
+        slope = (next_x - x)[edge] / (next_y - y)[edge]
+        crossed = np.ceil(x[edge] + (rows + 0.5 - y[edge]) * slope - 0.5)
+        np.add.at(flips, (rows, np.clip(crossed, 0, width).astype(np.int64)), 1)
+    return (np.cumsum(flips, axis=1, dtype=np.uint8)[:, :width] & 1).astype(bool)
+
+
+def _mask(feature: Any, size: Size | None) -> CocoRle:
+    geometry = feature.get("geometry", {}) if isinstance(feature, dict) else {}
+    if size is None:
+        raise UnreadableMaskError("neither the dataset nor the file has a height and width for its image")
+    check_pixels(size)
+    if geometry is None:
+        return encode_mask(np.zeros(size, bool))
+    found: Mapping[str, Any] = geometry if isinstance(geometry, Mapping) else {}
+    kind: Any = found.get("type")
+    coordinates: Any = found.get("coordinates")
+    if kind not in ("Polygon", "MultiPolygon"):
+        raise UnreadableMaskError(f"its geometry is {str(kind)[:40]}: expected Polygon or MultiPolygon")
+    try:
+        polygons = [coordinates] if kind == "Polygon" else coordinates
+        rings = [[value for point in ring for value in point[:2]] for ring in itertools.chain.from_iterable(polygons)]
+    except TypeError as error:
+        raise UnreadableMaskError("its coordinates are not lists of points") from error
+    check_polygons(rings, size)
+    return encode_mask(fill_rings(rings, size))
+
+
+def _label(classification: Any) -> str | None:
+    """Return the name of a classification; QuPath writes a class with a parent as a list of `names`."""
+    if not isinstance(classification, Mapping):
+        return label_text(classification)
+    names = classification.get("names")
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return label_text(": ".join(names))
+    return label_text(classification.get("name"))

@@ -1,0 +1,71 @@
+"""Reader of masks in a dataset that `segmint export --format hf` wrote."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.operators.annotations.image import (
+    AnnotatedImage,
+    AnnotatedMask,
+    UnreadableMaskError,
+    checked_rle,
+    id_number,
+    label_text,
+)
+
+_ROWS = 8  # images held in memory
+_COLUMNS = ["id", "image_id", "width", "height", "objects"]
+
+
+def is_data_file(name: str) -> bool:
+    """Return whether a file of an export, by its path in the export's folder, contains rows."""
+    return name.startswith("data/") and name.endswith(".parquet")
+
+
+class HuggingFaceExport:
+    """The images of an export. After all have been read, `sha256` is the hash of the files' names and bytes."""
+
+    def __init__(self, folder: Location, by_image_id: bool = False) -> None:
+        """Name the images by their `image_id`, or else like the files in tars."""
+        self._folder = folder
+        self._name = "image_id" if by_image_id else "id"
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 as 64 hexadecimal digits."""
+        return self._hash.hexdigest()
+
+    def __iter__(self) -> Iterator[AnnotatedImage]:
+        """Yield the images in order. Raises `UsageError` for files that aren't an export's."""
+        for name in sorted(found.name for found in self._folder.walk() if is_data_file(found.name)):
+            file = self._folder / name
+            self._hash.update(f"{name} {file.sha256()}\n".encode())
+            try:
+                with file.open() as stream:
+                    for batch in pq.ParquetFile(stream).iter_batches(_ROWS, columns=_COLUMNS):
+                        yield from map(self._image, batch.to_pylist())
+            except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+                raise UsageError(
+                    f"{file} can't be read ({type(error).__name__}: {str(error)[:200]}): expected a file of "
+                    "`segmint export --format hf`"
+                ) from error
+
+    def _image(self, row: dict[str, Any]) -> AnnotatedImage:
+        name = f"sa_{row['id']}.jpg" if self._name == "id" else str(row["image_id"])
+        image = AnnotatedImage(name, None, (row["height"], row["width"]))
+        for value in row["objects"]:
+            id = id_number(value["id"])
+            try:
+                rle = checked_rle(value)
+                image.check_size(rle["size"])
+            except UnreadableMaskError as error:
+                image.leave_out(id, error)
+                continue
+            image.masks.append(AnnotatedMask(rle, id, label_text(value.get("label"))))
+        return image
