@@ -22,6 +22,7 @@ _UNKNOWN = Histogram((0.0, 1.0), None, None)
 _NOTHING = Statistics(
     images=0,
     sources=None,
+    labels=(),
     masks=0,
     relative_size=_UNKNOWN,
     concavity=Concavity((0.0, 1.0), None, None, ()),

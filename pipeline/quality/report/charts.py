@@ -10,6 +10,8 @@ from segmint.pipeline.quality.statistics.values import Concavity, FunnelStep, Gr
 
 COUNTRIES_SHOWN = 20
 _OTHERS_SHOWN = 15
+_LABELS_SHOWN = 30
+_UNLABELED = "no label"
 
 _MASKS = "share of masks"
 
@@ -40,6 +42,7 @@ class Charts:
     income: Bars | None
     licenses: Bars | None
     providers: Bars | None
+    labels: Bars | None
     rejected: Bars | None
 
 
@@ -71,23 +74,26 @@ def charts_of(statistics: Statistics) -> Charts:
         income=_with_paper(geography.income, "Income level"),
         licenses=ranked(((row.license, row.images) for row in statistics.licenses), "License", _OTHERS_SHOWN),
         providers=ranked(((row.provider, row.images) for row in statistics.providers), "Provider", _OTHERS_SHOWN),
+        labels=ranked(
+            ((row.label or _UNLABELED, row.masks) for row in statistics.labels), "Label", _LABELS_SHOWN, "Masks"
+        ),
         rejected=_bars("Reason", "Rejected rows", sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
     )
 
 
-def ranked(images: Iterable[tuple[str | None, int]], label: str, shown: int) -> Bars | None:
-    """Return image counts by name as bars, most frequent first, with those beyond `shown` in one bar.
+def ranked(counted: Iterable[tuple[str | None, int]], label: str, shown: int, value: str = "Images") -> Bars | None:
+    """Return counts by name as bars, most frequent first, with those beyond `shown` in one bar.
 
-    Returns None if no image has a name.
+    Returns None if there is no name.
     """
-    known = sorted((row for row in images if row[1]), key=lambda row: (-row[1], str(row[0])))
+    known = sorted((row for row in counted if row[1]), key=lambda row: (-row[1], str(row[0])))
     if not any(name for name, _ in known):
         return None
     counts = [(name or UNKNOWN, total) for name, total in known[:shown]]
     rest = known[shown:]
     if rest:
         counts.append((f"{len(rest):,} others", sum(total for _, total in rest)))
-    return _bars(label, "Images", counts)
+    return _bars(label, value, counts)
 
 
 def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | None:

@@ -46,6 +46,7 @@ def draw_figures(charts: Charts) -> dict[str, bytes]:
         "income": charts.income,
         "licenses": charts.licenses,
         "providers": charts.providers,
+        "labels": charts.labels,
         "rejected": charts.rejected,
     }
     steps = {

@@ -12,6 +12,7 @@ from segmint.pipeline.quality.statistics.values import (
     Concavity,
     Histogram,
     HugeMasks,
+    LabelMasks,
     MaskTableStatistics,
     SizeConcavity,
     TinyMasks,
@@ -80,6 +81,13 @@ def masks_by_source(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     rows = read_query(connection, query).to_pylist()
     found = {row["source"]: row["masks"] for row in rows}
     return dict(sorted(found.items(), key=lambda item: (item[0] != AUTOMATIC, item[0])))
+
+
+def masks_by_label(connection: duckdb.DuckDBPyConnection) -> tuple[LabelMasks, ...]:
+    """Return the number of masks per label in the view `masks`, most frequent first, or nothing if none has one."""
+    query = "SELECT label, count(*) AS masks FROM masks GROUP BY label ORDER BY masks DESC, label NULLS FIRST"
+    rows = read_query(connection, query).to_pylist()
+    return tuple(LabelMasks(**row) for row in rows) if any(row["label"] is not None for row in rows) else ()
 
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from segmint.catalogs.dataset.tables import DatasetTables, damage_named, read_qu
 from segmint.operators.audit.near_duplicates import near_duplicates
 from segmint.operators.schemas import FUNNEL_STEPS
 from segmint.pipeline.quality.statistics.histograms import Bins, as_counts, rounded
-from segmint.pipeline.quality.statistics.masks import mask_statistics, masks_by_source
+from segmint.pipeline.quality.statistics.masks import mask_statistics, masks_by_label, masks_by_source
 from segmint.pipeline.quality.statistics.paper import MASKS_PER_IMAGE, PAPER, PaperGroup
 from segmint.pipeline.quality.statistics.shards import METRICS, drift, outliers
 from segmint.pipeline.quality.statistics.values import (
@@ -57,6 +57,7 @@ def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
             **vars(mask_statistics(connection)),
             images=whole["images"],
             sources=masks_by_source(connection) if tables.kind == "segmint" else None,
+            labels=masks_by_label(connection) if tables.kind == "segmint" else (),
             rejected=None if rejects is None else sum(rejects.values()),
             rejected_by_reason=rejects,
             masks_per_image=masks_per_image(by_masks),

@@ -74,6 +74,14 @@ class MaskTableStatistics:
 
 
 @dataclass(frozen=True)
+class LabelMasks:
+    """Number of masks with a label (None: without one)."""
+
+    label: str | None
+    masks: int
+
+
+@dataclass(frozen=True)
 class BinImages:
     """Number of images whose number of masks is in a bin."""
 
@@ -223,6 +231,7 @@ class Statistics:
     images: int
     masks: int
     sources: Mapping[str, int] | None  # masks by source, automatic ones first
+    labels: tuple[LabelMasks, ...]  # most frequent first; empty if no mask has a label
     relative_size: Histogram
     concavity: Concavity
     aspect_ratio: Histogram

@@ -41,9 +41,10 @@ SELECT id, ordinal, shard, image_id, country, license, provider, width, height, 
        width::DOUBLE * height / 1e6 AS megapixels,
        if(isfinite(statistics.coverage), statistics.coverage, NULL) AS coverage,
        if(isfinite(statistics.mean_predicted_iou), statistics.mean_predicted_iou, NULL) AS predicted_iou,
-       if(isfinite(statistics.mean_stability_score), statistics.mean_stability_score, NULL) AS stability
-FROM images
+       if(isfinite(statistics.mean_stability_score), statistics.mean_stability_score, NULL) AS stability,
+       {labels}
 """
+_LABELS = "SELECT id, list(DISTINCT label) AS labels FROM masks WHERE label IS NOT NULL GROUP BY id"
 
 _COLUMNS = ("id", "image_id", "width", "height", "masks")
 
@@ -115,6 +116,7 @@ class Filters:
     least: Mapping[str, float] = field(default_factory=dict)
     greatest: Mapping[str, float] = field(default_factory=dict)
     finding: str | None = None
+    label: str | None = None  # of at least one mask
     sort: str = "id"
     descending: bool = False
 
@@ -126,6 +128,7 @@ def parse_filters(parameters: Mapping[str, str]) -> Filters:
     least: dict[str, float] = {}
     greatest: dict[str, float] = {}
     finding: str | None = None
+    label: str | None = None
     sort, descending = "id", False
     for key, value in parameters.items():
         column, _, end = key.rpartition("_")
@@ -141,13 +144,15 @@ def parse_filters(parameters: Mapping[str, str]) -> Filters:
             (least if end == "min" else greatest)[column] = _number(key, value)
         elif key == "finding":
             finding = value
+        elif key == "label":
+            label = value
         elif key == "sort":
             (sort,) = _known([value], SORTS)
         elif key == "descending":
             descending = value == "1"
         else:
             raise UsageError(f"unknown filter {key[:_SHOWN]!r}")
-    return Filters(text, choices, least, greatest, finding, sort, descending)
+    return Filters(text, choices, least, greatest, finding, label, sort, descending)
 
 
 def where(filters: Filters, with_finding: Mapping[str, list[int]]) -> Sql:
@@ -164,6 +169,9 @@ def where(filters: Filters, with_finding: Mapping[str, list[int]]) -> Sql:
         for column, limit in limits.items():
             terms.append(f"{column} {operator} ?")
             values.append(limit)
+    if filters.label is not None:
+        terms.append("list_contains(labels, ?)")
+        values.append(filters.label)
     if filters.finding is not None:
         wanted = with_finding if filters.finding == ANY_FINDING else [filters.finding]
         terms.append("id IN (SELECT unnest(?::BIGINT[]))")
@@ -216,7 +224,11 @@ class ImageIndex(ImagePlaces):
     """Thread-safe index that searches, sorts, and pages the images of a dataset with their findings."""
 
     def __init__(self, tables: DatasetTables, findings: Sequence[ImageFinding], folder: Path) -> None:
-        super().__init__(tables, folder, _INDEX)
+        known = tables.kind == "segmint"
+        labels = (
+            f"labels FROM images LEFT JOIN ({_LABELS}) USING (id)" if known else "[]::VARCHAR[] AS labels FROM images"
+        )
+        super().__init__(tables, folder, _INDEX.format(labels=labels))
         self._by_image: dict[int, list[ImageFinding]] = {}
         self._by_code: dict[str, list[int]] = {}
         for finding in findings:
@@ -232,6 +244,7 @@ class ImageIndex(ImagePlaces):
             "masks": int(masks),
             "choices": {column: self._choices(column) for column in CHOICES},
             "ranges": {column: limits[2 * place : 2 * place + 2] for place, column in enumerate(RANGES)},
+            "labels": self._labels(),
             "findings": [{"code": code, "images": len(set(images))} for code, images in sorted(self._by_code.items())],
         }
 
@@ -277,6 +290,14 @@ class ImageIndex(ImagePlaces):
             condition, values = f"{condition} AND {further}", [*values, *more]
         sort = order(filters, backward=backward)
         return self._rows(f"SELECT {columns} FROM images WHERE {condition} ORDER BY {sort} LIMIT {limit:d}", values)
+
+    def _labels(self) -> list[Row]:
+        """Return the labels of masks with their image counts, most frequent first."""
+        found = self._rows(
+            "SELECT label, count(*) AS number FROM (SELECT unnest(labels) AS label FROM images) GROUP BY label "
+            f"ORDER BY number DESC, label LIMIT {_CHOICES_SHOWN}"
+        )
+        return [{"value": value, "images": images} for value, images in found]
 
     def _choices(self, column: str) -> list[Row]:
         found = self._rows(

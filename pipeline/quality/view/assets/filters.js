@@ -44,6 +44,9 @@ function wordsOf(name) {
 export function setUpFilters(dataset, changed) {
   const form = byId("filters");
   for (const name of CHOICES) fillChoice(form.elements[name], dataset.choices[name]);
+  fillChoice(form.elements.label, dataset.labels);
+  form.elements.label.disabled = dataset.labels.length === 0;
+  byId("label-label").hidden = dataset.labels.length === 0;
   fillFindings(form.elements.finding, dataset.findings);
   byId("finding-label").hidden = dataset.findings.length === 0;
   for (const [name, ends] of Object.entries(dataset.ranges)) {

@@ -186,8 +186,8 @@ export class ImagePage {
     const { predicted_iou: iou } = mask.row;
     const swatch = make("span", { className: "swatch" });
     swatch.style.backgroundColor = `rgb(${mask.color.join(" ")})`;
-    const label = `${shareOf(mask)}${iou === null ? "" : ` · IoU ${iou.toFixed(3)}`}`;
-    const button = make("button", { type: "button" }, swatch, label);
+    const parts = [shareOf(mask), iou !== null && `IoU ${iou.toFixed(3)}`, mask.row.label];
+    const button = make("button", { type: "button" }, swatch, parts.filter(Boolean).join(" · "));
     button.setAttribute("aria-pressed", "false");
     button.addEventListener("click", () => this.#isolate(mask));
     button.addEventListener("focus", () => {

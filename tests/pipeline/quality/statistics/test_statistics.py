@@ -12,6 +12,7 @@ from skimage.measure import regionprops
 
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.operators.schemas import FUNNEL_STEPS
+from segmint.pipeline.quality.report.charts import charts_of
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics, geography, masks_per_image
 from segmint.pipeline.quality.statistics.values import (
@@ -28,9 +29,12 @@ from segmint.pipeline.quality.statistics.values import (
     Statistics,
     TinyMasks,
 )
+from tests.support.committed import row_of, write_dataset
 from tests.support.drawn import draw, image_row, image_with, tables_of
 from tests.support.foreign_data import loosen
 from tests.support.locations import location_of
+from tests.support.mask_labels import LABELS, labeled_row
+from tests.support.statistics import statistics_of
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +250,20 @@ def test_licenses_and_providers_are_counted() -> None:
     assert found.licenses == (LicenseImages("CC0-1.0", 2), LicenseImages("CC-BY-4.0", 1))
     assert found.providers == (ProviderImages(None, 2), ProviderImages("a", 1))
     assert found.geography.countries == (CountryImages("FR", 3, 0),)
+
+
+def test_masks_are_counted_by_label(tmp_path: Path) -> None:
+    for name, make_row in (("labeled", labeled_row), ("plain", row_of)):
+        write_dataset(location_of(tmp_path / name), shards=3, make_row=make_row)
+    with open_tables(location_of(tmp_path / "labeled")) as tables:
+        labels = compute_statistics(tables, sample=1).labels
+    assert [(row.label, row.masks) for row in labels][:3] == [(None, 3), (LABELS[4], 2), (LABELS[0], 2)]
+    assert sum(row.masks for row in labels) == 12
+    chart = charts_of(statistics_of(labels=labels)).labels
+    assert chart is not None
+    assert (chart.value, chart.rows[0].label, chart.rows[0].text) == ("Masks", "no label", "3 (25 %)")
+    with open_tables(location_of(tmp_path / "plain")) as tables:
+        assert compute_statistics(tables, sample=1).labels == ()
 
 
 def test_clean_up_is_summed_over_the_images_that_have_masks() -> None:

@@ -14,7 +14,7 @@ from segmint.catalogs.findings import Code, Finding, Findings
 from segmint.catalogs.layout import DamagedDatasetError, data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
-from segmint.operators.schemas import IMAGES
+from segmint.operators.schemas import IMAGES, MASKS
 from segmint.pipeline.quality.audit.result import PrivacyResult, UnredactedRegion
 from segmint.pipeline.quality.statistics.values import NearDuplicates, Outlier, SimilarMasks
 from segmint.pipeline.quality.view.index import (
@@ -39,6 +39,10 @@ FINDINGS = [
     ImageFinding(7, "outlier", "…"),
     ImageFinding(10_000, "outlier", "of an image that is not there"),
 ]
+LABELED = [(3, 'a "cat"'), (3, 'a "cat"'), (3, "dog"), (9, "dog"), (9, None), (11, None), (250, "dog")]
+"""Image and label of each mask."""
+
+TABLES = {"images": IMAGES, "masks": MASKS}
 
 
 def made_up_rows() -> list[dict[str, Any]]:
@@ -83,7 +87,13 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageIndex]:
         rows = ROWS[shard * COUNT // 2 : (shard + 1) * COUNT // 2]
         pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES), path)
         files.append(TableFile(str(path), path.stat().st_size))
-    with DatasetTables(location_of(folder), {"images": files}, {"images": IMAGES}, ScratchFolder(dir=folder)) as tables:
+    path = folder / data_path("masks", 0, "0" * 64)
+    path.parent.mkdir()
+    identity = {"ordinal": 0, "image_id": "x", "annotation_id": 1}
+    masks = [{**identity, "id": image, "label": label} for image, label in LABELED]
+    pq.write_table(pa.Table.from_pylist(masks, schema=MASKS), path)
+    entries = {"images": files, "masks": [TableFile(str(path), path.stat().st_size)]}
+    with DatasetTables(location_of(folder), entries, TABLES, ScratchFolder(dir=folder)) as tables:
         made = ImageIndex(tables, FINDINGS, folder)
         yield made
         made.close()
@@ -203,6 +213,13 @@ def test_what_can_be_chosen(index: ImageIndex) -> None:
     assert summary["findings"] == [{"code": "mask_area", "images": 3}, {"code": "outlier", "images": 2}]
 
 
+def test_images_are_found_by_the_labels_of_their_masks(index: ImageIndex) -> None:
+    assert index.summary()["labels"] == [{"value": "dog", "images": 3}, {"value": 'a "cat"', "images": 1}]
+    assert all_pages(index, 2, label="dog") == [3, 9, 250]
+    assert all_pages(index, 2, label='a "cat"') == [3]
+    assert all_pages(index, 2, label="cat") == []
+
+
 def test_a_page_says_how_many_findings_an_image_has(index: ImageIndex) -> None:
     page = index.page(parse_filters({}), limit=7)
     assert [row["findings"] for row in page] == [0, 0, 1, 0, 2, 0, 1]
@@ -221,7 +238,7 @@ def test_a_damaged_table_is_told(tmp_path: Path) -> None:
     path.parent.mkdir()
     pq.write_table(pa.Table.from_pylist(ROWS, schema=IMAGES), path)
     folder, files = ScratchFolder(dir=tmp_path), {"images": [TableFile(str(path), path.stat().st_size)]}
-    with DatasetTables(location_of("x"), files, {"images": IMAGES}, folder) as tables:
+    with DatasetTables(location_of("x"), files, TABLES, folder) as tables:
         whole = path.read_bytes()
         path.write_bytes(whole[:4] + bytes(len(whole) - 300) + whole[-296:])
         with pytest.raises(DamagedDatasetError, match="can't read"):
@@ -236,6 +253,7 @@ def test_an_address_says_what_is_shown() -> None:
         "masks_min": "3",
         "predicted_iou_max": "0.9",
         "finding": "mask_area",
+        "label": "cup, small",
         "sort": "coverage",
         "descending": "1",
         "stability_min": "",
@@ -246,6 +264,7 @@ def test_an_address_says_what_is_shown() -> None:
         least={"masks": 3.0},
         greatest={"predicted_iou": 0.9},
         finding="mask_area",
+        label="cup, small",
         sort="coverage",
         descending=True,
     )
