@@ -155,21 +155,28 @@ def _audit_masks(
         if found["origin"] is not None and not any(mask.parent == found["parent"] is not None for mask, _ in words):
             continue  # imported, and identical pixel for pixel
         others = [_unlike(found, mask, until) for mask, until in words]
-        if all(others):
+        wrong = (others[-1] if all(others) else {}) | _other_label(found, [mask for mask, _ in words])
+        if wrong:
             id = found["annotation_id"]
-            expected = f"what {words[-1][1][-1].path} says: {others[-1]}"
-            other = {name: found[name] for name in others[-1]}
+            expected = f"what {words[-1][1][-1].path} says: {wrong}"
+            other = {name: found[name] for name in wrong}
             yield place.finding(Code.OTHER_SUBMISSION, expected, other, f"mask {id}", mask=id)
 
 
 def _unlike(row: Row, mask: SubmittedMask, submissions: Sequence[Submission]) -> Row:
-    """Return the columns in which the last submission differs from a mask's row; empty if it can explain the row."""
+    """Return the columns, except those of the label, in which the last submission differs from a mask's row."""
     expected = {**mask_columns(mask, submissions), "parent": mask.parent}
     if mask.source == "corrected" and row["source"] in SOURCES:
         del expected["source"]  # it may be that of the replaced mask
-    if mask.label is not None or mask.parent is None:
-        expected |= label_columns(mask)  # otherwise it may be the parent's
     return {name: value for name, value in expected.items() if row[name] != value}
+
+
+def _other_label(row: Row, masks: Sequence[SubmittedMask]) -> Row:
+    """Return the columns of a label that none of the submitted masks with a row's pixels explains; otherwise empty."""
+    if any(mask.label is None and mask.parent is not None for mask in masks):
+        return {}  # it may be the parent's
+    labels = [label_columns(mask) for mask in masks]
+    return {} if any(all(row[name] == said[name] for name in said) for said in labels) else labels[-1]
 
 
 def _counts(mask: Row) -> str:

@@ -27,7 +27,7 @@ from segmint.infra.tars import BadTarError
 from segmint.infra.wording import counted
 from segmint.operators.describe import describe_mask, redaction_columns
 from segmint.operators.rows import Row
-from segmint.operators.schemas import AUTOMATIC, SCHEMAS
+from segmint.operators.schemas import AUTOMATIC, LABEL_COLUMNS, SCHEMAS
 from segmint.operators.shards.committed_rows import (
     committed_rows,
     read_committed_rows,
@@ -218,7 +218,8 @@ def _members_of_rest(tar: Location) -> dict[str, bytes]:
 def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     """Return an image's rows of `masks` from its JSON, with recomputed statistics.
 
-    A mask with scores is assumed to be a build's, numbered as in the JSON because others may have been deleted. A mask
+    A mask with scores is assumed to be a build's, numbered as in the JSON because others may have been deleted. Only
+    its label may come from a submission. A mask
     without scores is assumed to come from a submission, whose columns `said` contains by run lengths. Columns that
     annotators set in any other way exist in no other file, so the resulting table has another hash.
     """
@@ -233,6 +234,8 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, 
         origin: Row = {"source": AUTOMATIC, "redacted_share": share, "redaction_iou": iou}
         if mask["predicted_iou"] is None:
             origin |= said.get(counts, {})
+        elif said.get(counts, {}).get("label"):
+            origin |= {name: said[counts][name] for name in LABEL_COLUMNS}
         rows.append({**mask, **identity, "annotation_id": mask["id"], **statistics, **origin})
     return rows
 

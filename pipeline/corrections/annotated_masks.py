@@ -18,7 +18,10 @@ from segmint.operators.shards.files import annotation_id, counts_of, mask_index
 
 @dataclass(frozen=True)
 class NewMask:
-    """An annotated mask. `counts` are canonical compressed run lengths; `said` contains its `MASK_ORIGIN` columns."""
+    """An annotated mask. `counts` are canonical compressed run lengths; `said` contains its `MASK_ORIGIN` columns.
+
+    Without a `label`, it inherits its parent's, unless the label is empty.
+    """
 
     counts: str
     id: int | None = None
@@ -88,7 +91,7 @@ def described_masks(
             **said,
             **mask.said,
             "label": mask.label,
-            **({} if mask.label is not None else dict.fromkeys(LABEL_COLUMNS)),
+            **({} if mask.label else dict.fromkeys(LABEL_COLUMNS)),
             "redacted_share": share,
             "redaction_iou": iou,
             "index": index,

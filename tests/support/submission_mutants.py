@@ -2,7 +2,7 @@
 
 from tests.support.mutant import Mutant
 
-ROW = "tests/pipeline/corrections/merge/test_run.py"
+ROW = "tests/pipeline/corrections/merge/test_row.py"
 ASSIGNMENTS = "tests/catalogs/dataset/annotations/test_assignments.py"
 
 ANSWER_MUTANTS = (
@@ -36,7 +36,7 @@ ANSWER_MUTANTS = (
     ),
     Mutant(
         "what is said again counts as lost",
-        "pipeline/corrections/merge/run.py",
+        "pipeline/corrections/merge/row.py",
         "        not _words(submission) <= last\n",
         "        True\n",
         ROW,

@@ -99,7 +99,10 @@ Prompt = Annotated[PointPrompt | BoxPrompt | MaskPrompt, Field(discriminator="ki
 
 
 class SubmittedMask(_StrictRecord):
-    """A mask in a submission. `parent` is the dataset's mask that it replaces."""
+    """A mask in a submission. `parent` is the dataset's mask that it replaces.
+
+    A `label` of None keeps the parent's, and an empty one removes it.
+    """
 
     counts: str
     source: Literal["assisted", "corrected", "manual"]

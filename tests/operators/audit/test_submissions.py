@@ -13,6 +13,7 @@ from segmint.operators.audit.submissions import audit_merged_submission
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE
 from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.planting import edit_row
 from tests.support.protocol import DatasetPath, two_shards
@@ -160,3 +161,31 @@ def test_the_audit_of_a_dataset_finds_a_mask_that_a_writer_changed(place: Datase
     assert version.code == Code.UNLIKE_VERSION  # which the merge recorded
     assert (finding.code, finding.mask, finding.found) == (Code.OTHER_SUBMISSION, 10_002, "{'seconds': 9.0}")
     assert finding.file.startswith("masks/sa_000000-")
+
+
+def test_labels_that_a_later_answer_set_are_explained_and_those_of_a_builds_masks_are_restored() -> None:
+    first = (2, 3, 12, 20)
+    with two_shards() as place:
+        later = [new_mask(APART, 10_002, label="cup"), new_mask(first, 10_000, label="tile")]
+        answers = [
+            (1, 1, [new_mask(APART, prompts=[POINT])]),
+            (1, 2, later),
+            (4, 1, [new_mask(first, 40_000, label="pot")]),
+        ]
+        for image, n, masks in answers:
+            assert put_submission(place.location, answer_to(place.location, image, masks, n=n))
+            merge_submissions(place.location)
+        labels = [[mask["label"] for mask in committed_row(place.location, ordinal)["masks"]] for ordinal in (0, 3)]
+        assert labels == [["tile", None, "cup"], ["pot", None]]
+        assert [mask["source"] for mask in committed_row(place.location, 0)["masks"]] == ["automatic"] * 2 + [
+            "assisted"
+        ]
+        assert list(audit_integrity(place.location).findings) == []
+        (finding,) = found(place, lambda row, masks: masks[2].update(label="saucer"))
+        assert finding.mask == 10_002
+        commit = place.log.latest(1)
+        assert commit is not None
+        lost = commit.file("masks").path
+        place.storage.delete(f"{place.uri}/{lost}")
+        assert list(repair(place.location).repaired) == [lost]
+        assert committed_row(place.location, 3)["masks"][0]["label"] == "pot"

@@ -4,7 +4,7 @@ import { byId } from "./dom.js";
 import { toggleHelp } from "./help.js";
 
 /** Return a function that runs the action with a name such as "undo" or "tool:brush". */
-export function actionsOf({ editor, tools, cross, maskCanvas, list, pages, fade }) {
+export function actionsOf({ editor, tools, cross, maskCanvas, list, labels, pages, fade }) {
   const { zoom } = maskCanvas.stage;
   const fit = { in: () => zoom.zoomIn(), out: () => zoom.zoomOut(), fit: () => zoom.reset() };
   const opacity = (step) => {
@@ -20,6 +20,7 @@ export function actionsOf({ editor, tools, cross, maskCanvas, list, pages, fade 
     accept: () => editor.accept(),
     cancel: () => (tools.busy ? tools.cancel() : editor.cancel()),
     remove: () => editor.remove(),
+    label: () => labels.open(),
     unlock: () => editor.unlock(),
     before: () => list.step(-1),
     after: () => list.step(1),

@@ -9,6 +9,7 @@ import { MaskCanvas } from "./canvas.js";
 import { Guide } from "./guide.js";
 import { setUpHelp } from "./help.js";
 import { actionOf } from "./keys.js";
+import { LabelDialog } from "./label.js";
 import { MaskList } from "./list.js";
 import { Pages } from "./pages.js";
 import { Pointers } from "./pointers.js";
@@ -37,6 +38,7 @@ class Annotator {
     this.maskCanvas = new MaskCanvas(this.pointers.drags, () => this.tools?.name === "select");
     this.tools = new Tools(this.editor, this.maskCanvas, () => this.view.showTools(this.tools));
     this.list = new MaskList(this.editor, this.maskCanvas);
+    this.labels = new LabelDialog(this.editor, (text) => this.say(text));
     this.view = new View(this.editor, this.maskCanvas, this.list);
     this.cross = new Crosshair(this.maskCanvas, this.tools);
     this.pointers.listen(this.maskCanvas, (place) => this.#hover(place));
@@ -90,7 +92,7 @@ class Annotator {
   }
 
   #key(event) {
-    if (byId("help").open) return;
+    if (byId("help").open || byId("label").open) return;
     const action = actionOf(event);
     if (action === null || (action !== "help" && byId("work").hidden)) return;
     event.preventDefault();

@@ -201,6 +201,21 @@ export class Editor {
     });
   }
 
+  /** Set the label of the active mask, which is accepted first, or of the selected one. "" removes the label. */
+  label(text) {
+    return this.#do(() => {
+      if (this.#isLocked()) return;
+      const { active } = this.state;
+      const keys = [active?.key, active?.of, this.selected?.key];
+      if (active !== null && this.#accept() !== true) return;
+      const place = this.state.items.findIndex(({ key }) => keys.includes(key));
+      if (place < 0) return;
+      const labeled = work.setLabel(this.state, this.state.items[place].key, text);
+      this.#selected = active === null ? labeled.items[place].key : null;
+      this.#push(labeled);
+    });
+  }
+
   cancel() {
     return this.#do(() => {
       this.#selected = null;

@@ -24,6 +24,7 @@ export const KEYS = [
     [["Enter"], "Accept", "accept"],
     [["Escape"], "Cancel", "cancel"],
     [["Delete", "Backspace"], "Delete", "remove"],
+    [["/"], "Set the label", "label"],
     [["l"], "Unlock a locked mask", "unlock"],
     [[","], "Select the previous mask", "before"],
     [["."], "Select the next mask", "after"],

@@ -7,10 +7,12 @@
 export function itemsOf({ masks, submission, prefill, locks = false }) {
   const gone = new Set([...(submission?.replaced ?? []), ...(submission?.deleted ?? [])].map(({ id }) => id));
   const kept = masks.filter((row) => !gone.has(row.annotation_id)).sort((one, other) => other.area - one.area);
+  const labels = new Map(masks.map((row) => [row.annotation_id, row.label]));
+  const saved = (mask, place) => fromSubmission(mask, keyOf(submission.n, place), submission.stage, locks, labels);
   const made =
     submission === null
       ? (prefill ?? []).map((mask, place) => filled(mask, place, locks))
-      : submission.masks.map((mask, place) => fromSubmission(mask, keyOf(submission.n, place), submission.stage, locks));
+      : submission.masks.map(saved);
   return [...kept.map((row) => fromRow(row, locks)), ...made];
 }
 
@@ -46,7 +48,8 @@ export function carried(items, { masks, replaced, deleted }, key, { stage = null
   const had = new Map([...replaced, ...deleted].map(({ id, counts }) => [id, counts]));
   const fits = (item) => item.id !== null && had.get(item.id) === item.counts;
   const parents = new Set([null, undefined, ...items.filter(fits).map(({ id }) => id)]);
-  const there = new Set(items.map(({ counts }) => counts));
+  const there = new Set(items.filter((item) => !fits(item)).map(({ counts }) => counts));
+  const labels = new Map(items.map(({ id, label }) => [id, label]));
   const wanted = masks.filter((mask) => !there.has(mask.counts) && (untouched || !isUntouched(mask, stage)));
   const fitting = wanted.filter(({ parent }) => parents.has(parent));
   const keys = fitting.map((_, place) => `${key}.${place}`);
@@ -54,7 +57,7 @@ export function carried(items, { masks, replaced, deleted }, key, { stage = null
   return {
     items: [
       ...items.filter((item) => !fits(item)),
-      ...fitting.map((mask, place) => fromSubmission(mask, keys[place], stage, locks)),
+      ...fitting.map((mask, place) => fromSubmission(mask, keys[place], stage, locks, labels)),
     ],
     masks: Object.fromEntries(fitting.map(({ seconds }, place) => [keys[place], seconds])),
     unfit: wanted.length - fitting.length + kept.length,
@@ -71,7 +74,7 @@ export function isSame(saved, sent, annotator) {
 export function isSameWork(one, other) {
   const said = ({ masks, replaced, deleted, complete }) =>
     JSON.stringify([
-      masks.map(({ counts, source }) => [counts, source]),
+      masks.map(({ counts, source, label }) => [counts, source, label ?? null]),
       [...replaced, ...deleted].map(({ id }) => id),
       complete,
     ]);
@@ -79,9 +82,9 @@ export function isSameWork(one, other) {
 }
 
 /** Return whether a saved mask is an untouched prefill: it has only a box prompt and no time spent on it. */
-function isUntouched({ source, seconds, prompts, parent }, stage) {
+function isUntouched({ source, seconds, prompts, parent, label }, stage) {
   const boxed = prompts?.length === 1 && prompts[0].kind === "box";
-  return stage === "semi" && source === "assisted" && (parent ?? null) === null && seconds === 0 && boxed;
+  return stage === "semi" && source === "assisted" && (parent ?? label ?? null) === null && seconds === 0 && boxed;
 }
 
 const keyOf = (n, place) => `a${n}.${place}`;
@@ -101,12 +104,15 @@ function fromRow(row, locked) {
   };
 }
 
-function itemFrom({ counts, source, label, prompts, parent }, key) {
-  return { key, id: null, counts, source, label: label ?? null, prompts: prompts ?? [], parent: parent ?? null };
+/** Return the item of a saved mask. Without a label, it has its parent's, and "" means none. */
+function itemFrom({ counts, source, label, prompts, parent }, key, labels) {
+  const named = (label ?? null) !== null;
+  const shown = (named ? label : labels.get(parent)) || null;
+  return { key, id: null, counts, source, label: shown, named, prompts: prompts ?? [], parent: parent ?? null };
 }
 
-function fromSubmission(mask, key, stage, locks) {
-  const item = itemFrom(mask, key);
+function fromSubmission(mask, key, stage, locks, labels) {
+  const item = itemFrom(mask, key, labels);
   return isUntouched(mask, stage) ? { ...item, filled: true, locked: locks } : item;
 }
 
@@ -118,6 +124,8 @@ function filled({ counts, box }, place, locked) {
   return { ...item, filled: true, locked };
 }
 
-function toSave({ key, counts, source, label, prompts, parent }, times) {
-  return { counts, source, seconds: rounded(times.masks[key] ?? 0), label, prompts, parent };
+/** Return the mask to save. A label that no annotator set is null, so that the merge keeps the parent's and its source. */
+function toSave({ key, counts, source, label, named, prompts, parent }, times) {
+  const said = named ? (label ?? (parent === null ? null : "")) : null;
+  return { counts, source, seconds: rounded(times.masks[key] ?? 0), label: said, prompts, parent };
 }

@@ -61,7 +61,8 @@ export class View {
     const kind = waits ? "waits" : active ? (chosen ? "corrects" : "active") : chosen ? (chosen.locked ? "locked" : "chosen") : null;
     const prediction = model.predictionFor(active);
     const said = prediction ? ` · predicted IoU ${prediction.masks[prediction.chosen].iou.toFixed(2)}` : "";
-    byId("mask-title").textContent = kind === null ? "No mask started" : TITLES[kind] + said;
+    const label = chosen?.label ? ` · ${chosen.label}` : "";
+    byId("mask-title").textContent = kind === null ? "No mask started" : TITLES[kind] + label + said;
     const single = active !== null && isSingle(active) && prediction?.masks.length === 3;
     for (const button of document.querySelectorAll("[data-part]")) {
       button.disabled = !single;
@@ -70,6 +71,7 @@ export class View {
     byId("accept").disabled = active === null || waits;
     byId("cancel").disabled = kind === null;
     byId("remove").disabled = kind === null || kind === "locked";
+    byId("set-label").disabled = kind === null || kind === "locked" || waits;
     byId("unlock").hidden = kind !== "locked";
   }
 

@@ -1,8 +1,8 @@
 // The work on an image as immutable values: each gesture makes the next state from the previous one.
 //
 // A state is {items, active}. An item is a mask: {key, id, counts, source, label, prompts, parent}, where `id` is the
-// annotation id in the dataset, or null for a new mask. `locked` items can't be changed until they are unlocked, and
-// `filled` items were prefilled. `active` is the mask in progress, or null:
+// annotation id in the dataset, or null for a new mask. `locked` items can't be changed until they are unlocked,
+// `filled` items were prefilled, and an annotator set the label of `named` items. `active` is the mask in progress, or null:
 //   key       its item's key once it is accepted
 //   of        the key of the item that it corrects, or null
 //   points    [[x, y, label], …], and box [x, y, w, h] or null: prompts that are sent together
@@ -61,6 +61,7 @@ export function accept(state, counts) {
     id: null,
     counts,
     label: of?.label ?? null,
+    named: of?.named ?? false,
     prompts: [...(of?.id === null ? of.prompts : []), ...active.log],
     ...origin(of, active),
   };
@@ -81,16 +82,30 @@ export function remove(state, key) {
   return { items: state.items.filter((item) => item.key !== key), active: null };
 }
 
+/** Set the label of the item with a key; "" removes it. A mask of the dataset is replaced by itself with the label. */
+export function setLabel(state, key, text) {
+  const label = text || null;
+  const named = (item) => {
+    if (item.key !== key || item.label === label) return item;
+    const own = item.id === null ? {} : { key: `n${nextNumber()}`, id: null, source: "corrected", parent: item.id };
+    return { ...item, ...own, label, named: true, filled: false };
+  };
+  const items = state.items.map(named);
+  return items.every((item, place) => item === state.items[place]) ? state : { ...state, items };
+}
+
 /** Return whether two states have the same masks; a draft's masks are copies. */
 export function sameItems(one, other) {
-  const same = (item, place) => item.key === other.items[place].key && item.counts === other.items[place].counts;
+  const parts = ({ key, counts, label }) => JSON.stringify([key, counts, label ?? null]);
+  const same = (item, place) => parts(item) === parts(other.items[place]);
   return one.items.length === other.items.length && one.items.every(same);
 }
 
-/** Return whether the masks of two states have the same pixels, regardless of their keys. */
+/** Return whether the masks of two states have the same pixels and labels, regardless of their keys. */
 export function sameMasks(one, other) {
-  const counts = ({ items }) => JSON.stringify(items.map((item) => item.counts).sort());
-  return counts(one) === counts(other);
+  const part = ({ counts, label }) => JSON.stringify([counts, label ?? null]);
+  const parts = ({ items }) => JSON.stringify(items.map(part).sort());
+  return parts(one) === parts(other);
 }
 
 /** Unlock an item. */

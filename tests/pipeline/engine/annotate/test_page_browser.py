@@ -289,7 +289,14 @@ def test_the_keyboard_alone_annotates_an_image(page: "Page", server: AnnotationS
     expect(page.locator("#cross-place")).to_have_text(f"Column {column}, row {row}")
     page.keyboard.press("Space")
     answered(page)
+    page.keyboard.press("/")
+    expect(page.locator("#label-text")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("#mask-title")).to_contain_text("New mask")
+    page.keyboard.press("/")
+    page.keyboard.type('cup, "blue"')
     page.keyboard.press("Enter")
+    expect(page.locator("#made")).to_contain_text('cup, "blue"')
     page.keyboard.press("r")
     page.keyboard.press("p")
     for key in ("Shift+ArrowRight", "Shift+ArrowRight", "Shift+ArrowDown", "ArrowDown"):
@@ -307,6 +314,7 @@ def test_the_keyboard_alone_annotates_an_image(page: "Page", server: AnnotationS
         "kind": "box", "x": column, "y": row, "w": right - column, "h": below - row,
     }  # fmt: skip
     assert answer.complete is False
+    assert [mask.label for mask in answer.masks] == ['cup, "blue"', None]
 
 
 def test_nothing_is_lost_while_the_server_does_not_answer(page: "Page", server: AnnotationServer) -> None:

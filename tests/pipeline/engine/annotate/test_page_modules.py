@@ -257,6 +257,44 @@ def test_an_answer_says_what_was_made_replaced_and_deleted(page: "Page") -> None
     assert found["same"] == found["body"]
 
 
+def test_labels_are_saved_with_their_masks_and_only_if_somebody_set_them(page: "Page") -> None:
+    rows = [
+        {"annotation_id": index, "segmentation": {"size": [4, 4], "counts": counts}, "area": 9 - index, "label": label}
+        for index, (counts, label) in enumerate([("one", None), ("two", "tile"), ("three", "tile"), ("four", None)], 1)
+    ]
+    script = """const image = { base: "b", masks: given, submission: null };
+        const first = work.begin(submission.itemsOf(image));
+        let state = work.setLabel(first, "d1", "cup");
+        const labeled = state;
+        state = work.setLabel(state, "d2", "");
+        const [, , third] = state.items;
+        state = work.accept(work.setPixels(state, "part of three", third), "part of three");
+        state = work.accept(work.setPixels(state, "new"), "new");
+        state = work.setLabel(state, state.items.at(-1).key, "saucer");
+        const unchanged = work.setLabel(state, "d4", "") === state && work.setLabel(state, "nobody", "cup") === state;
+        const body = submission.submissionOf(image, state.items, { image: 0, masks: {} }, true);
+        const again = submission.itemsOf({ masks: given, submission: { n: 1, ...body } });
+        const same = submission.submissionOf(image, again, { image: 0, masks: {} }, true);
+        const { items, unfit } = submission.carried(first.items, body, "c1");
+        const shown = [again, items].map((each) => each.map(({ counts, label }) => [counts, label]).sort());
+        const differ = !work.sameItems(first, labeled) && !work.sameMasks(first, labeled);
+        return { body, same, shown, unfit, unchanged, differ };"""
+    found = run(page, "submission work", script, rows)
+    told = [(mask["counts"], mask["source"], mask["parent"], mask["label"]) for mask in found["body"]["masks"]]
+    assert told == [
+        ("one", "corrected", 1, "cup"),
+        ("two", "corrected", 2, ""),
+        ("part of three", "corrected", 3, None),
+        ("new", "manual", None, "saucer"),
+    ]
+    assert [mask["id"] for mask in found["body"]["replaced"]] == [1, 2, 3]
+    assert found["body"]["deleted"] == []
+    assert found["same"] == found["body"]
+    shown = [["four", None], ["new", "saucer"], ["one", "cup"], ["part of three", "tile"], ["two", None]]
+    assert found["shown"] == [shown, shown]
+    assert (found["unfit"], found["unchanged"], found["differ"]) == (0, True, True)
+
+
 def test_what_fits_is_carried_to_an_image_whose_masks_have_changed(page: "Page") -> None:
     def row(number: int, counts: str) -> dict[str, Any]:
         return {"annotation_id": number, "segmentation": {"size": [4, 4], "counts": counts}, "area": 16 - number}

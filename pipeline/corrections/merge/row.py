@@ -1,0 +1,165 @@
+"""Merge of an annotator's submission into an image's row, as a pure function.
+
+Masks that a submission replaces or deletes are compared with the image's current masks. So the parts of a submission to
+an earlier state that still fit are merged.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from segmint.catalogs.dataset.annotations.assignments import assignment_to_merge, is_merged, last_of_states
+from segmint.catalogs.dataset.annotations.names import SubmissionName
+from segmint.catalogs.dataset.annotations.submissions import FormerMask, Submission, SubmittedMask
+from segmint.catalogs.reasons import Reason
+from segmint.operators.describe import image_statistics
+from segmint.operators.rows import Row
+from segmint.operators.schemas import ANNOTATION_STAGE, AUTOMATIC, MASKS_PER_IMAGE_LIMIT, PERSON
+from segmint.operators.shards.files import annotation_id, counts_of
+from segmint.operators.shards.submission_fit import fit_submission
+from segmint.operators.shards.submitted_masks import is_prompted, label_columns, mask_columns
+from segmint.pipeline.corrections.annotated_masks import NewMask, described_masks, is_of_build, numbered_masks
+
+
+class MergeSkipReason(StrEnum):
+    """Reason why an image with a submission is skipped."""
+
+    TAKEN_DOWN = "taken down"
+    REFUSED = "refused by the build"
+    UNREADABLE = "a submission that cannot be read"
+    OTHER_SIZE = "masks of another size than the image"
+    TOO_MANY = "over 10,000 masks with those that it ever had"
+
+
+@dataclass(frozen=True)
+class SubmissionRow:
+    """Next row of an image, and counts of its masks. If the image is skipped, `row` is the original object."""
+
+    row: Row
+    left: MergeSkipReason | None = None
+    same: int = 0  # submitted masks that the image already contains, pixel for pixel
+    corrected: int = 0  # that replace a mask
+    added: int = 0
+    deleted: int = 0
+    unfit: int = 0  # submitted changes whose parent mask was changed or removed
+    superseded: int = 0  # unmerged earlier submissions to other states with content that the merged one lacks
+
+    @property
+    def changes_masks(self) -> bool:
+        """True if the image's masks change."""
+        return bool(self.corrected or self.added or self.deleted)
+
+
+def submission_to_merge(row: Row, names: Sequence[SubmissionName]) -> SubmissionName | None:
+    """Return the submission to merge into an image's described row, or None if it is already merged.
+
+    It is the last one of the assignment that was merged before, or of the lowest assignment if none was. The other
+    assignment only serves to measure agreement.
+    """
+    assignment = assignment_to_merge(row["submission"], (name.assignment for name in names))
+    last = max((name for name in names if name.assignment == assignment), default=None)
+    return None if last is None or is_merged(row["submission"], last.assignment, last.n) else last
+
+
+def unchanged_row(row: Row) -> MergeSkipReason | None:
+    """Return why no submission can be merged into a row, or None if one can."""
+    if row["reason"] is None:
+        return None
+    return MergeSkipReason.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else MergeSkipReason.REFUSED
+
+
+def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionRow:
+    """Merge the last of `submissions`, one assignment's submissions in order, into an image's described row.
+
+    Masks that the submission neither replaces nor deletes are kept, as are masks whose replacement is equal pixel for
+    pixel, with the replacement's label if it has one. New masks and deletions are left out if their parent mask was
+    changed or removed in the meantime. A submission to the same state as the last merged one supersedes that one.
+    Raises `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
+    """
+    submission = submissions[-1]
+    left = unchanged_row(row)
+    if left is None and submission.size != (row["height"], row["width"]):
+        left = MergeSkipReason.OTHER_SIZE
+    if left is not None:
+        return SubmissionRow(row, left)
+    old = numbered_masks(row)
+    by_id = {annotation_id(row["id"], mask["index"]): mask for mask in old}
+    plan = fit_submission(by_id, submissions, row["submission"])
+    parents = {counts: by_id.get(former.id) or _as_it_was(row, former) for counts, former in plan.parents.items()}
+    first = int(row["next_mask"])
+    if first + len(plan.new) > MASKS_PER_IMAGE_LIMIT:
+        return SubmissionRow(row, MergeSkipReason.TOO_MANY)
+    gone = {by_id[id]["index"] for id in plan.gone}
+    labels = {mask.counts: label_columns(mask) for mask in submission.masks if mask.label is not None}
+    kept = [{**mask, **labels.get(counts_of(mask), {})} for mask in old if mask["index"] not in gone]
+    new = [_new_mask(mask, parents.get(mask.counts), submissions) for mask in plan.new]
+    masks = [*kept, *described_masks(row, new, parents, first, {"label_source": PERSON})]
+    corrected = len({former.id for former in plan.parents.values()} & plan.gone)
+    next_row: Row = {
+        **row,
+        "masks": masks,
+        "next_mask": first + len(new),
+        "submission": {"assignment": submission.assignment, "n": submission.n, "sha256": submission.sha256},
+        "annotator": submission.annotator,
+        ANNOTATION_STAGE: submission.stage,
+        "seconds": seconds_of(submissions),
+        "complete": submission.complete and not plan.unfit,
+    }
+    if plan.new or plan.gone:
+        next_row["statistics"] = image_statistics(submission.size, masks)
+    return SubmissionRow(
+        next_row,
+        same=plan.same,
+        corrected=sum(mask.counts in plan.parents for mask in plan.new),
+        added=sum(mask.counts not in plan.parents for mask in plan.new),
+        deleted=len(plan.gone) - corrected,
+        unfit=plan.unfit,
+        superseded=_superseded(row, submissions),
+    )
+
+
+def seconds_of(submissions: Sequence[Submission]) -> float:
+    """Return the active seconds of an assignment's ordered submissions. Seconds are cumulative per state."""
+    return sum(submission.seconds for submission in last_of_states(submissions))
+
+
+def _superseded(row: Row, submissions: Sequence[Submission]) -> int:
+    """Return the number of states with unmerged content that the last submission does not repeat."""
+    waiting = [
+        submission
+        for submission in submissions
+        if not is_merged(row["submission"], submission.assignment, submission.n)
+    ]
+    last = _words(submissions[-1])
+    return sum(
+        not _words(submission) <= last
+        for submission in last_of_states(waiting)
+        if submission.base != submissions[-1].base
+    )
+
+
+def _words(submission: Submission) -> set[str | int]:
+    """Return the content of a submission: its new masks, and the dataset's masks that it replaces or deletes."""
+    return {mask.counts for mask in submission.masks} | {
+        mask.id for mask in (*submission.replaced, *submission.deleted)
+    }
+
+
+def _as_it_was(row: Row, mask: FormerMask) -> Row:
+    """Return the known columns of a removed mask. It counts as automatic."""
+    return {
+        "index": mask.id - annotation_id(row["id"], 0),
+        "segmentation": {"size": [row["height"], row["width"]], "counts": mask.counts},
+        "source": AUTOMATIC,
+        "label": None,
+        "origin": None,
+    }
+
+
+def _new_mask(mask: SubmittedMask, parent: Row | None, submissions: Sequence[Submission]) -> NewMask:
+    # A mask derived from an imported mask stays under the license of its file.
+    said = {**mask_columns(mask, submissions), "origin": None if parent is None else parent["origin"]}
+    if mask.source == "corrected" and parent is not None and not is_of_build(parent):
+        drawn = is_prompted(mask) and parent["source"] == "manual"
+        said["source"] = "assisted" if drawn else parent["source"]
+    return NewMask(mask.counts, None, mask.label, said)

@@ -1,0 +1,53 @@
+// Dialog that sets a mask's label and offers the labels that were used last.
+
+import { byId, make } from "./dom.js";
+
+const KEPT = 50;
+const STORED = "segmint-labels";
+const UNPRINTABLE = /[\p{Cc}\p{Cs}\p{Zl}\p{Zp}]+/gu; // the server rejects these
+
+export class LabelDialog {
+  #editor;
+  #say;
+  #used = stored(); // last used first
+
+  constructor(editor, say) {
+    [this.#editor, this.#say] = [editor, say];
+    byId("label-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#set(byId("label-text").value.replace(UNPRINTABLE, " ").trim());
+    });
+    byId("label-cancel").addEventListener("click", () => byId("label").close());
+  }
+
+  /** Ask for the label of the active or selected mask. A mask without one is offered the last used label. */
+  open() {
+    const { state, selected } = this.#editor;
+    if (state.active === null && selected === null) return this.#say("Choose a mask to label first.");
+    if (state.active === null && selected.locked) return this.#editor.label(""); // says that it is locked
+    const known = new Set([...this.#used, ...state.items.map(({ label }) => label).filter(Boolean)]);
+    byId("label-list").replaceChildren(...[...known].map((value) => make("option", { value })));
+    byId("label-text").value = selected?.label ?? this.#used[0] ?? "";
+    byId("label").showModal();
+    byId("label-text").select();
+  }
+
+  #set(text) {
+    byId("label").close();
+    if (text) this.#used = [text, ...this.#used.filter((label) => label !== text)].slice(0, KEPT);
+    try {
+      localStorage.setItem(STORED, JSON.stringify(this.#used));
+    } catch {
+      // a browser that keeps nothing
+    }
+    this.#editor.label(text);
+  }
+}
+
+function stored() {
+  try {
+    return JSON.parse(localStorage.getItem(STORED) ?? "[]").filter((label) => typeof label === "string");
+  } catch {
+    return [];
+  }
+}
