@@ -40,6 +40,9 @@ SCHEMA_VERSION = 3
 ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete", "next_mask")
 """Columns of `images` about annotation, in order; null in rows that a build wrote, except `next_mask`."""
 
+LEVELS = {"output": "outputs", "container": "containers"}
+"""Columns of `masks` that an image's JSON contains beside its annotations, with the key of the list of their values."""
+
 MANIFEST = "dataset.json"
 DATASET_ID = "id.json"
 SHARDS_INDEX = "shards.json"

@@ -41,8 +41,9 @@ class DecoderGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return mask logits (1, C, H, W), predicted IoUs (1, C), and low-resolution logits (1, C, 256, 256).
 
-        C is 4: the mask for multi-point prompts, followed by whole, part, and subpart. With `single_mask`, C is 1: the
-        first of the four for three or more points, otherwise the one of the other three with the highest predicted IoU.
+        C is 4: the mask for multi-point prompts, then those for whole, part, and subpart, in no guaranteed order. With
+        `single_mask`, C is 1: the first of the four for three or more points, otherwise the one of the other three with
+        the highest predicted IoU.
 
         All inputs are float32. `image_embeddings` is (1, 256, 64, 64). `point_coords` (1, N, 2) are (x, y) in pixels of
         the encoder's 1024x1024 input, with `point_labels` (1, N) as for `PromptEncoder.embed_labeled`: box corners are

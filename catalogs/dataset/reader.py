@@ -19,7 +19,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL, NO_LABEL, LabelsById, ShardLabels
 from segmint.catalogs.dataset.versions.record import Version, check_readable, find_version, manifest_of, read_commits
-from segmint.catalogs.layout import MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
+from segmint.catalogs.layout import LEVELS, MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -48,6 +48,9 @@ class MaskAnnotation:
     `bbox` and `crop_box` are (x, y, width, height), and `point_coords` are the prompt's points (x, y). `counts` is
     COCO's compressed run-length encoding of a mask of `size` (height, width). An annotated mask may have no scores and
     no points. `label`, `label_score`, and `label_source` are those of the masks table; None for a mask without a label.
+
+    `output` is which of the decoder's three outputs the mask is, 0 to 2; None if it's unknown. `container` is the id of
+    the smallest larger mask of the image that contains at least 95 % of this one's pixels; None if there's none.
     """
 
     id: int
@@ -59,13 +62,20 @@ class MaskAnnotation:
     stability_score: float | None
     crop_box: tuple[float, float, float, float]
     point_coords: tuple[tuple[float, float], ...]
+    output: int | None = None
+    container: int | None = None
     label: str | None = None
     label_score: float | None = None
     label_source: str | None = None
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "MaskAnnotation":
-        """Convert an entry of `annotations` in an image's JSON, which has no labels."""
+    def from_json(
+        cls, value: Mapping[str, Any], output: int | None = None, container: int | None = None
+    ) -> "MaskAnnotation":
+        """Convert an entry of `annotations` in an image's JSON, with the mask's `outputs` and `containers` there.
+
+        The JSON has no labels.
+        """
         height, width = value["segmentation"]["size"]
         x, y, w, h = value["bbox"]
         crop_x, crop_y, crop_w, crop_h = value["crop_box"]
@@ -81,6 +91,8 @@ class MaskAnnotation:
             stability_score=value["stability_score"],
             crop_box=(crop_x, crop_y, crop_w, crop_h),
             point_coords=tuple([(x, y) for x, y in value["point_coords"]]),
+            output=output,
+            container=container,
         )
         return mask
 
@@ -324,9 +336,13 @@ def damaged_file(file: Location, entry: FileEntry, size: int, sha256: str) -> Da
     )
 
 
-MasksOf = Callable[[Sequence[Mapping[str, Any]], tuple[int, int], LabelsById], Sequence[MaskAnnotation]]
-"""Converter of an image's `annotations`, (height, width), and labels to masks. Raises `KeyError`, `TypeError`, or
-`ValueError` for malformed annotations.
+Numbers = Sequence[int | None]
+
+MasksOf = Callable[
+    [Sequence[Mapping[str, Any]], tuple[int, int], LabelsById, Numbers, Numbers], Sequence[MaskAnnotation]
+]
+"""Converter of an image's `annotations`, (height, width), labels, `outputs`, and `containers` to masks. Raises
+`KeyError`, `TypeError`, or `ValueError` for malformed annotations.
 """
 
 
@@ -344,7 +360,13 @@ def make_sample(
         content = _parsed(document)
         number, annotations = content["image"]["image_id"], content["annotations"]
         sizes = [tuple(value["segmentation"]["size"]) for value in annotations]
-        masks = masks_of(annotations, expected, of_image) if masks_of else _labeled(annotations, of_image)
+        levels = [content.get(key) or [None] * len(annotations) for key in LEVELS.values()]
+        if any(len(values) != len(annotations) for values in levels):
+            raise ValueError(f"expected {len(annotations)} {' and '.join(LEVELS.values())}")
+        if masks_of:
+            masks = masks_of(annotations, expected, of_image, *levels)
+        else:
+            masks = _labeled([*map(MaskAnnotation.from_json, annotations, *levels)], of_image)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"the JSON of image {row['id']}: {type(error).__name__}: {str(error)[:200]}"
         raise DamagedDatasetError(f"{tar} is not a readable shard: {what}") from error
@@ -359,10 +381,9 @@ def make_sample(
     return Sample(row, masks, jpeg)
 
 
-def _labeled(annotations: Sequence[Mapping[str, Any]], labels: LabelsById) -> list[MaskAnnotation]:
-    masks = [*map(MaskAnnotation.from_json, annotations)]
+def _labeled(masks: list[MaskAnnotation], labels: LabelsById) -> list[MaskAnnotation]:
     for mask in masks if labels else ():
-        mask.__dict__.update(zip(MASK_LABEL, labels.get(mask.id, NO_LABEL), strict=True))
+        mask.__dict__.update(zip(MASK_LABEL, labels.get(mask.id, NO_LABEL), strict=True))  # they were made here
     return masks
 
 

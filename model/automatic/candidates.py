@@ -125,6 +125,7 @@ class CandidateMasks:
         predicted_iou: (N,) float32.
         stability: (N,) float32.
         points: (N, 2) float64, x, y.
+        outputs: (N,) int64, which of the decoder's three outputs each mask is, 0 to 2.
         boxes: (N, 4) int64, x0, y0, x1, y1, ends inclusive.
         crop_boxes: (N, 4) int64, x0, y0, x1, y1, ends exclusive.
         patches: the N masks.
@@ -133,6 +134,7 @@ class CandidateMasks:
     predicted_iou: NDArray[np.float32]
     stability: NDArray[np.float32]
     points: NDArray[np.float64]
+    outputs: NDArray[np.int64]
     boxes: NDArray[np.int64]
     crop_boxes: NDArray[np.int64]
     patches: tuple[MaskPatch, ...]
@@ -146,6 +148,7 @@ class CandidateMasks:
             self.predicted_iou[indices],
             self.stability[indices],
             self.points[indices],
+            self.outputs[indices],
             self.boxes[indices],
             self.crop_boxes[indices],
             tuple(self.patches[index] for index in indices),
@@ -158,7 +161,7 @@ class CandidateMasks:
         for index, patch in replaced.items():
             boxes[index] = patch.box
             patches[index] = patch
-        return type(self)(self.predicted_iou, self.stability, self.points, boxes, self.crop_boxes, tuple(patches))
+        return replace(self, boxes=boxes, patches=tuple(patches))
 
 
 def concatenate(parts: Sequence[CandidateMasks]) -> CandidateMasks:
@@ -167,6 +170,7 @@ def concatenate(parts: Sequence[CandidateMasks]) -> CandidateMasks:
         np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)]),
         np.concatenate([np.zeros(0, np.float32), *(part.stability for part in parts)]),
         np.concatenate([np.zeros((0, 2)), *(part.points for part in parts)]),
+        np.concatenate([np.zeros(0, np.int64), *(part.outputs for part in parts)]),
         np.concatenate([np.zeros((0, 4), np.int64), *(part.boxes for part in parts)]),
         np.concatenate([np.zeros((0, 4), np.int64), *(part.crop_boxes for part in parts)]),
         tuple(patch for part in parts for patch in part.patches),

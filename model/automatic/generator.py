@@ -264,6 +264,7 @@ def to_records(candidates: CandidateMasks, frame_size: tuple[int, int]) -> tuple
                 stability_score=float(candidates.stability[index]),
                 crop_box=_floats(candidates.crop_boxes[index]),
                 point_coords=(x, y),
+                output=int(candidates.outputs[index]),
             )
         )
     return tuple(records)

@@ -28,11 +28,13 @@ class Proposals:
         low_res_logits: (N, 256, 256), prompt-major and mask-minor, on the model's device.
         predicted_iou: (N,) float32, on the model's device.
         points: (N, 2) float64, x, y in pixels of the crop.
+        outputs: (N,) int64, which of the decoder's three outputs each mask is, 0 to 2.
     """
 
     low_res_logits: Tensor
     predicted_iou: Tensor
     points: NDArray[np.float64]
+    outputs: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class MeasuredMasks(Generic[Sketch]):
         predicted_iou: (N,) float32.
         stability: (N,) float32.
         points: (N, 2) float64, x, y.
+        outputs: (N,) int64, which of the decoder's three outputs each mask is, 0 to 2.
         boxes: (N, 4) int64, x0, y0, x1, y1, ends inclusive.
         sketches: the input from which the crop's upscaling draws the masks.
     """
@@ -50,6 +53,7 @@ class MeasuredMasks(Generic[Sketch]):
     predicted_iou: NDArray[np.float32]
     stability: NDArray[np.float32]
     points: NDArray[np.float64]
+    outputs: NDArray[np.int64]
     boxes: NDArray[np.int64]
     sketches: tuple[Sketch, ...]
 
@@ -72,9 +76,9 @@ def propose(
     masks = predictor.decode_points(embedding, plan, padded)
     keep = over_iou(masks.predicted_iou, settings.pred_iou_thresh)
     keep[len(chunk) :] = False
-    asked = keep.nonzero()[:, 0].cpu().numpy()
+    asked, outputs = keep.nonzero().cpu().numpy().T
     logits = predictor.draw_masks(plan, masks, keep)
-    return Proposals(logits, masks.predicted_iou[keep], padded[asked]), keep[: len(chunk)].numel()
+    return Proposals(logits, masks.predicted_iou[keep], padded[asked], outputs), keep[: len(chunk)].numel()
 
 
 def measure(
@@ -91,20 +95,23 @@ def measure(
     found = upscaling.stable_masks(
         proposals.low_res_logits, settings.stability_score_offset, settings.stability_score_thresh
     )
-    return filtered(found, proposals.predicted_iou.cpu().numpy(), proposals.points, crop, frame_size, settings)
+    prompts = proposals.points, proposals.outputs
+    return filtered(found, proposals.predicted_iou.cpu().numpy(), *prompts, crop, frame_size, settings)
 
 
 def filtered(
     found: StableMasks[Sketch],
     predicted_iou: NDArray[np.float32],
     points: NDArray[np.float64],
+    outputs: NDArray[np.int64],
     crop: Crop,
     frame_size: tuple[int, int],
     settings: MaskSettings,
 ) -> tuple[MeasuredMasks[Sketch], Funnel]:
     """Keep the stable masks that pass the size and crop-edge filters, with the same counts as `measure`.
 
-    `found.positions` indexes `predicted_iou` (N,) and `points` (N, 2), which are x, y in pixels of the crop.
+    `found.positions` indexes `predicted_iou` (N,), `points` (N, 2), which are x, y in pixels of the crop, and `outputs`
+    (N,), which of the decoder's outputs each mask is.
     """
     boxes = found.boxes + np.array(crop.box[:2] * 2)
     under = under_max_area(found.areas, frame_size, settings.max_mask_area_ratio)
@@ -114,6 +121,7 @@ def filtered(
         predicted_iou[source],
         found.stability[passed],
         points[source] + np.array(crop.box[:2]),
+        outputs[source],
         boxes[passed],
         tuple(found.sketches[index] for index in passed),
     )
@@ -148,6 +156,7 @@ def suppress(
         predicted_iou[keep],
         np.concatenate([np.zeros(0, np.float32), *(part.stability for part in parts)])[keep],
         np.concatenate([np.zeros((0, 2)), *(part.points for part in parts)])[keep],
+        np.concatenate([np.zeros(0, np.int64), *(part.outputs for part in parts)])[keep],
         boxes[keep],
         tuple(sketches[index] for index in keep),
     )
@@ -159,6 +168,7 @@ def to_candidates(masks: MeasuredMasks[Sketch], patches: Sequence[MaskPatch], cr
         masks.predicted_iou,
         masks.stability,
         masks.points,
+        masks.outputs,
         masks.boxes,
         np.repeat(np.array([crop.box]), len(patches), axis=0),
         tuple(patch.moved(crop.box[:2]) for patch in patches),

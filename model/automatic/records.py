@@ -24,6 +24,7 @@ class MaskRecord:
         stability_score: see `filters.stability_scores`.
         crop_box: (x, y, width, height) of the crop in which the mask was found.
         point_coords: (x, y) of the point that prompted it.
+        output: which of the decoder's three outputs it is, 0 to 2; None if it is unknown.
     """
 
     segmentation: Rle
@@ -33,6 +34,7 @@ class MaskRecord:
     stability_score: float
     crop_box: XYWH
     point_coords: tuple[float, float]
+    output: int | None = None
 
     @property
     def mask(self) -> NDArray[np.bool_]:

@@ -17,6 +17,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+_NULL = -(1 << 63)
+"""Stands for null in a column whose invalid values must be told apart from it."""
+
 
 @dataclass(frozen=True)
 class MaskColumns:
@@ -33,6 +36,8 @@ class MaskColumns:
     predicted_iou: Floats  # (N,)
     stability_score: Floats  # (N,)
     crop_box: Floats  # (N, 4)
+    output: Ints  # (N,) `_NULL` if it is null
+    container: Ints  # (N,) likewise
     points: Floats  # (P, 2) of all masks, one mask after another
     points_ends: Ints  # (N,) end of each mask's points in `points`
     by_people: Bools  # (N,) true for annotated masks, which may have no scores and no points
@@ -42,7 +47,7 @@ class MaskColumns:
 
     @classmethod
     def of(cls, table: pa.Table) -> "MaskColumns":
-        """Return the columns of a table with the schema `MASKS` or the fields of `MASK`."""
+        """Return the columns of a table with the schema `MASKS`."""
         people = of_people(table)
         size, counts = _one_array(table, "segmentation").flatten()
         text, text_ends = _texts(counts.fill_null(""))
@@ -56,6 +61,8 @@ class MaskColumns:
             predicted_iou=_values(_one_array(table, "predicted_iou"), np.nan, np.float64),
             stability_score=_values(_one_array(table, "stability_score"), np.nan, np.float64),
             crop_box=_rows_of(_one_array(table, "crop_box"), 4, np.nan, np.float64),
+            output=_values(_one_array(table, "output").cast("int64"), _NULL, np.int64),
+            container=_values(_one_array(table, "container"), _NULL, np.int64),
             points=_rows_of(inner, 2, np.nan, np.float64),
             points_ends=point_ends,
             by_people=people,
@@ -75,7 +82,7 @@ class MaskColumns:
         return [data[a:b] for a, b in pairwise([0, *ends])]
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """Yield the masks [start, stop) as rows with the keys of SA-1B, in the form of `to_pylist`.
+        """Yield the masks [start, stop) as rows with the keys for `annotations_json`, in the form of `to_pylist`.
 
         They are correct if no value is missing except scores of annotated masks, which
         `segmint.operators.audit.shard_masks` checks.
@@ -91,10 +98,12 @@ class MaskColumns:
             _with_nulls(self.predicted_iou[start:stop], self.without_iou[start:stop]),
             _with_nulls(self.stability_score[start:stop], self.without_stability[start:stop]),
             self.crop_box[start:stop].tolist(),
+            _with_nulls(self.output[start:stop], self.output[start:stop] == _NULL),
+            _with_nulls(self.container[start:stop], self.container[start:stop] == _NULL),
             pairwise([0, *ends]),
             strict=True,
         )
-        for size, counts, bbox, area, iou, stability, crop, (first_point, end) in columns:
+        for size, counts, bbox, area, iou, stability, crop, output, container, (first_point, end) in columns:
             yield {
                 "segmentation": {"size": size, "counts": counts.decode()},
                 "bbox": bbox,
@@ -103,6 +112,8 @@ class MaskColumns:
                 "stability_score": stability,
                 "crop_box": crop,
                 "point_coords": points[first_point:end],
+                "output": output,
+                "container": container,
             }
 
 
@@ -117,8 +128,8 @@ def _nulls(table: pa.Table, name: str) -> Bools:
     return np.asarray(table.column(name).is_null().to_numpy(), bool)
 
 
-def _with_nulls(scores: Floats, missing: Bools) -> list[float | None]:
-    found: list[float | None] = scores.tolist()
+def _with_nulls(numbers: Floats | Ints, missing: Bools) -> list[float | None]:
+    found: list[float | None] = numbers.tolist()
     for place in np.flatnonzero(missing):
         found[place] = None
     return found

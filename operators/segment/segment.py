@@ -82,6 +82,7 @@ def mask_row(record: "MaskRecord") -> dict[str, Any]:
         "stability_score": record.stability_score,
         "crop_box": [float(value) for value in record.crop_box],
         "point_coords": [[float(value) for value in record.point_coords]],
+        "output": record.output,
     }
 
 

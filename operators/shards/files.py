@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import REJECTED
-from segmint.catalogs.layout import annotation_name, image_name
+from segmint.catalogs.layout import LEVELS, annotation_name, image_name
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.stages import StageColumn
 from segmint.operators.rows import Row, to_table
@@ -36,6 +36,8 @@ def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks
     """Return an image's JSON in the format of SA-1B's published files: fixed key order, compact, ASCII.
 
     `size` is (height, width) in pixels. Each mask has the keys of `MASK` and may have an `index`, which sets its id.
+    Annotations only have the keys of SA-1B. If any mask has an `output` or a `container`, the document also contains a
+    list of all masks' `outputs` or `containers`, so that readers and repairs don't need the masks table.
     """
     annotations = [
         {
@@ -51,7 +53,11 @@ def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks
         for position, mask in enumerate(masks)
     ]
     image = {"image_id": image_id, "width": size[1], "height": size[0], "file_name": file_name}
-    document = {"image": image, "annotations": annotations}
+    document: dict[str, Any] = {"image": image, "annotations": annotations}
+    for name, key in LEVELS.items():
+        values = [mask.get(name) for mask in masks]
+        if values.count(None) < len(values):
+            document[key] = values
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 

@@ -17,6 +17,7 @@ from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.layout import (
     ANNOTATION_COLUMNS,
     DATA_KINDS,
+    LEVELS,
     DamagedDatasetError,
     annotation_name,
     parse_data_path,
@@ -223,15 +224,18 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, 
     without scores is assumed to come from a submission, whose columns `said` contains by run lengths. Columns that
     annotators set in any other way exist in no other file, so the resulting table has another hash.
     """
-    annotations = json.loads(members[annotation_name(image["id"])])["annotations"]
+    document = json.loads(members[annotation_name(image["id"])])
+    annotations = document["annotations"]
+    levels = [document.get(key) or [None] * len(annotations) for key in LEVELS.values()]
     codes = [mask["segmentation"]["counts"] for mask in annotations]
     shares, ious = redaction_columns(image, codes)
     rows = []
-    for mask, share, iou in zip(annotations, shares, ious, strict=True):
+    for mask, share, iou, *level in zip(annotations, shares, ious, *levels, strict=True):
         size, counts = mask["segmentation"]["size"], mask["segmentation"]["counts"]
         identity = {name: image[name] for name in ("ordinal", "id", "image_id")}
         statistics = asdict(describe_mask((size[0], size[1]), counts))
         origin: Row = {"source": AUTOMATIC, "redacted_share": share, "redaction_iou": iou}
+        origin |= dict(zip(LEVELS, level, strict=True))
         if mask["predicted_iou"] is None:
             origin |= said.get(counts, {})
         elif said.get(counts, {}).get("label"):

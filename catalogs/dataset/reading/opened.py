@@ -17,6 +17,7 @@ from segmint.catalogs.dataset.reader import (
     HELP,
     Dataset,
     MaskAnnotation,
+    Numbers,
     Sample,
     check_file,
     make_sample,
@@ -284,17 +285,22 @@ class MaskSequence(Sequence[MaskAnnotation]):
     """
 
     def __init__(
-        self, annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], labels: LabelsById | None = None
+        self,
+        annotations: Sequence[Mapping[str, Any]],
+        size: tuple[int, int],
+        labels: LabelsById,
+        outputs: Numbers,
+        containers: Numbers,
     ) -> None:
-        """Read the `annotations` of an image of `size` (height, width), which has these `labels`.
+        """Read the `annotations` of an image of `size` (height, width), with each mask's label, output, and container.
 
         Raises `KeyError`, `TypeError`, or `ValueError` for values that don't match an image's JSON.
         """
         self._size = size
-        self._labels = labels or {}
+        self._labels = labels
         columns = zip(*map(_VALUES, annotations), strict=True) if annotations else [()] * 8
         ids, areas, ious, stability, boxes, crops, points, shapes = columns
-        self._plain = ids, [shape["counts"] for shape in shapes], areas, ious, stability
+        self._plain = ids, [shape["counts"] for shape in shapes], areas, ious, stability, outputs, containers
         self._boxes = _flat(boxes, 4)
         self._crops = _flat(crops, 4)
         self._points = _flat(list(chain.from_iterable(points)), 2)
@@ -339,6 +345,8 @@ class MaskSequence(Sequence[MaskAnnotation]):
             own["area"],
             own["predicted_iou"],
             own["stability_score"],
+            own["output"],
+            own["container"],
             own["bbox"],
             own["crop_box"],
             own["point_coords"],

@@ -118,7 +118,7 @@ class DeviceCrops:
         predicted_iou = found[wanted, 7].astype(np.int32).view(np.float32)
         every = [one for chunk in chunks for one in chunk.logits.flatten(0, 1).unbind()]
         stable = stable_outlines(found[wanted, :7], [every[mask] for mask in wanted], settings.stability_score_thresh)
-        measured, counts = filtered(stable, predicted_iou, points[wanted // 3], crop, frame_size, settings)
+        measured, counts = filtered(stable, predicted_iou, points[wanted // 3], wanted % 3, crop, frame_size, settings)
         kept = suppress([measured], settings.box_nms_thresh, device)
         del chunks, every, stable, measured  # chunks without a mask to draw need no memory from here on
         candidates = to_candidates(kept, (yield from upscaling.draw_in_steps(kept.sketches)), crop)

@@ -15,7 +15,7 @@ def candidates(*boxes: tuple[int, int, int, int]) -> CandidateMasks:
     table = np.array(boxes, np.int64).reshape(-1, 4)
     patches = tuple(MaskPatch.pack(np.ones(SIZE, bool), box) for box in boxes)
     scores = np.ones(count, np.float32)
-    return CandidateMasks(scores, scores, np.zeros((count, 2)), table, np.zeros_like(table), patches)
+    return CandidateMasks(scores, scores, np.zeros((count, 2)), table[:, 0], table, np.zeros_like(table), patches)
 
 
 def test_masks_alone_have_a_box_unlike_all_others() -> None:

@@ -21,6 +21,7 @@ def candidates(*masks: np.ndarray) -> CandidateMasks:
         np.arange(count, dtype=np.float32),
         np.arange(count, dtype=np.float32) / 10,
         np.arange(2.0 * count).reshape(count, 2),
+        np.arange(count) % 3,
         np.array(boxes, dtype=np.int64).reshape(count, 4),
         np.tile(np.array([0, 0, 9, 9]), (count, 1)),
         tuple(MaskPatch.pack(mask, box) for mask, box in zip(masks, boxes, strict=True)),
@@ -65,6 +66,7 @@ def test_taking_and_joining_keep_rows_together() -> None:
     assert len(joined) == 3
     assert taken.predicted_iou.tolist() == [0, 0]
     assert taken.points.tolist() == [[0, 1], [0, 1]]
+    assert concatenate([candidates(), candidates(a, b, a)]).take(np.array([2, 1])).outputs.tolist() == [2, 1]
     assert np.array_equal(full(taken.patches[0], (9, 9)), b)
     assert np.array_equal(full(taken.patches[1], (9, 9)), a)
     assert len(concatenate([])) == 0

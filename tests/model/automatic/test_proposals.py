@@ -69,6 +69,7 @@ def test_proposals_are_what_the_plain_decoder_predicts(predictor: Predictor, emb
     torch.testing.assert_close(logits, plain.low_res_logits[over], atol=1e-3, rtol=0)
     torch.testing.assert_close(ious, plain.predicted_iou[over], atol=1e-5, rtol=0)
     assert np.array_equal(np.concatenate([chunk.points for chunk in chunks]), points[np.nonzero(over)[0]])
+    assert np.array_equal(np.concatenate([chunk.outputs for chunk in chunks]), np.nonzero(over)[1])
 
 
 def found_by(upscaling: Upscaling, proposals: Proposals, settings: MaskSettings) -> tuple[CandidateMasks, Funnel]:
@@ -92,6 +93,7 @@ def test_masks_upscaled_in_boxes_or_by_tiles_are_those_of_whole_masks(
         assert whole.stability.tolist() == found.stability.tolist()
         assert whole.predicted_iou.tolist() == found.predicted_iou.tolist()
         assert whole.points.tolist() == found.points.tolist()
+        assert whole.outputs.tolist() == found.outputs.tolist()
         for one, other in zip(whole.patches, found.patches, strict=True):
             assert np.array_equal(full(one, FRAME), full(other, FRAME))
 
@@ -122,14 +124,18 @@ def test_chunks_are_suppressed_together_and_only_what_is_left_is_drawn(
 
 
 def test_masks_lie_in_the_frame_inside_their_crop(predictor: Predictor, embedding: Embedding) -> None:
-    settings = MaskSettings.sa1b(points_per_chunk=4, pred_iou_thresh=0.5, stability_score_thresh=0.7)
-    ((proposals, _),) = proposed(predictor, embedding, crop_points(CROP, 2), settings)
+    settings = MaskSettings.sa1b(points_per_chunk=9, pred_iou_thresh=0.5, stability_score_thresh=0.7)
+    ((proposals, _),) = proposed(predictor, embedding, crop_points(CROP, 3), settings)
 
     found, _ = found_by(upscaling_of(predictor, embedding), proposals, settings)
 
     x0, y0, x1, y1 = CROP.box
-    for patch, box, point in zip(found.patches, found.boxes, found.points, strict=True):
+    plain = predictor.predict(embedding, (found.points - CROP.box[:2])[:, None], np.ones((len(found), 1)))
+    drawn = (predictor.upscale(plain.low_res_logits, embedding) > 0).numpy()
+    assert len(set(found.outputs.tolist())) > 1
+    for index, (patch, box, point) in enumerate(zip(found.patches, found.boxes, found.points, strict=True)):
         mask = full(patch, FRAME)
+        assert (mask[y0:y1, x0:x1] != drawn[index, found.outputs[index]]).mean() < 1e-3
         outside = mask.copy()
         outside[y0:y1, x0:x1] = False
         assert not outside.any()

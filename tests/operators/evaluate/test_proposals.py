@@ -53,7 +53,7 @@ def test_a_thousand_are_kept_and_empty_ones_left_out() -> None:
     stability = generator.random(count).astype(np.float32)
     iou[7], stability[7] = 2, np.nan
     nothing = np.zeros((count, 4), np.int64)
-    masks = CandidateMasks(iou, stability, np.zeros((count, 2)), nothing, nothing, tuple(patches))
+    masks = CandidateMasks(iou, stability, np.zeros((count, 2)), nothing[:, 0], nothing, nothing, tuple(patches))
     found = rank(RawMasks(masks, Funnel(), (6, 8)))
     means = (iou.astype(np.float64) + stability.astype(np.float64)) / 2
     expected = np.sort(np.delete(means, 7))[::-1][:1000]

@@ -44,6 +44,15 @@ def test_the_json_has_the_keys_of_sa_1b_in_their_order() -> None:
     assert coco_mask.decode(content["annotations"][0]["segmentation"]).sum() == content["annotations"][0]["area"]
 
 
+def test_the_json_has_the_masks_outputs_beside_them_if_any_is_known() -> None:
+    masks = described(ROWS).to_pylist()[3]["masks"]
+    without = annotations_json(4, "sa_4.jpg", (30, 40), masks)
+    assert list(json.loads(without)) == ["image", "annotations"]
+    outputs = [{**mask, "output": output} for mask, output in zip(masks, (2, None, 0), strict=True)]
+    document = json.loads(annotations_json(4, "sa_4.jpg", (30, 40), outputs))
+    assert document == {**json.loads(without), "outputs": [2, None, 0]}
+
+
 def test_every_row_is_counted_once() -> None:
     files = build_shard_files(described(ROWS).to_pylist(), with_images=True)
     assert files.counts == {"rows": 4, "images": 3, "masks": 5, "rejected": 1, "rejected:not_found": 1}

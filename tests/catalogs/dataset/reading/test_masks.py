@@ -27,7 +27,10 @@ ANNOTATIONS = st.fixed_dictionaries(
 
 @given(st.lists(ANNOTATIONS, max_size=6), st.slices(6))
 def test_they_are_those_of_a_list(annotations: list[dict], part: slice) -> None:
-    masks, expected = MaskSequence(annotations, (60, 80)), [MaskAnnotation.from_json(value) for value in annotations]
+    outputs = [(None, 0, 1, 2)[place % 4] for place in range(len(annotations))]
+    containers = [value["id"] if value["area"] % 2 else None for value in annotations]
+    masks = MaskSequence(annotations, (60, 80), {}, outputs, containers)
+    expected = [*map(MaskAnnotation.from_json, annotations, outputs, containers)]
     assert list(masks) == expected
     assert masks == expected
     assert masks == pickle.loads(pickle.dumps(masks))
@@ -63,12 +66,12 @@ GOOD = {
     ],
 )
 def test_odd_ones_are_refused(changes: dict) -> None:
-    assert len(MaskSequence([GOOD], (60, 80))) == 1
+    assert len(MaskSequence([GOOD], (60, 80), {}, [None], [None])) == 1
     with pytest.raises((KeyError, TypeError, ValueError)):
-        MaskSequence([GOOD, {**GOOD, **changes}], (60, 80))
+        MaskSequence([GOOD, {**GOOD, **changes}], (60, 80), {}, [None] * 2, [None] * 2)
 
 
 @pytest.mark.parametrize("key", list(GOOD))
 def test_none_may_lack_a_key(key: str) -> None:
     with pytest.raises(KeyError, match=key):
-        MaskSequence([{name: value for name, value in GOOD.items() if name != key}], (60, 80))
+        MaskSequence([{name: value for name, value in GOOD.items() if name != key}], (60, 80), {}, [None], [None])

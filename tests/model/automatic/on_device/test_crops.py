@@ -73,7 +73,7 @@ def check_same(found: GeneratedMasks, expected: GeneratedMasks) -> None:
     assert len(expected.records) > 5
     assert found.funnel == expected.funnel
     for one, other in zip(found.records, expected.records, strict=True):
-        assert (one.point_coords, one.crop_box) == (other.point_coords, other.crop_box)
+        assert (one.point_coords, one.crop_box, one.output) == (other.point_coords, other.crop_box, other.output)
         assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-4)
         assert one.stability_score == pytest.approx(other.stability_score, abs=1e-3)
         mask, same = decode(one.segmentation), decode(other.segmentation)
