@@ -67,6 +67,7 @@ class Code(StrEnum):
     UNKNOWN_SOURCE = "unknown_source"
     UNKNOWN_PARENT = "unknown_parent"
     BAD_LABEL = "bad_label"
+    BAD_CONTAINER = "bad_container"
     BAD_SECONDS = "bad_seconds"
     BAD_HASH = "bad_hash"
     REDACTED_SHARE = "redacted_share"
@@ -137,7 +138,8 @@ SENTENCES = {
     Code.UNDER_THRESHOLD: "A score doesn't meet the threshold that the dataset was built with.",
     Code.UNKNOWN_SOURCE: "A mask's `source` isn't a known mask source.",
     Code.UNKNOWN_PARENT: "A mask's `parent` isn't an earlier mask of its image.",
-    Code.BAD_LABEL: "A mask's label lacks its source, or its `label_score`, `output`, or `container` is invalid.",
+    Code.BAD_LABEL: "A mask's label lacks its source, or its `label_score` or `output` is invalid.",
+    Code.BAD_CONTAINER: "A mask's `container` isn't a larger mask of its image, or not the smallest that contains it.",
     Code.BAD_SECONDS: "Annotators' seconds are negative, infinite, or not a number.",
     Code.BAD_HASH: "The hash of a submission, an imported file, or weights isn't a SHA-256.",
     Code.REDACTED_SHARE: "A mask's share in redacted regions, or its IoU with one, doesn't match the image's regions.",

@@ -1,4 +1,4 @@
-"""Describe stage: statistics of each mask and image, computed only from the masks and redacted regions.
+"""Describe stage: statistics of each mask and image, and containers, from the masks and redacted regions.
 
 They are those of section 5 of the SAM paper (figures 5-7): relative size, concavity, mask center, and masks per image.
 Everything is computed from the run-length encoding; masks are never decoded to pixels.
@@ -19,6 +19,7 @@ from pycocotools import mask as coco
 
 from segmint.model.automatic import rle
 from segmint.model.automatic.rle import decompress
+from segmint.operators.containment import find_containers
 from segmint.operators.redactions import redactions
 from segmint.operators.rows import faulted, to_rows, to_table
 from segmint.operators.schemas import (
@@ -28,6 +29,7 @@ from segmint.operators.schemas import (
     MASK_INDEX,
     MASK_ORIGIN,
     MASK_STATISTICS,
+    MASKS_PER_IMAGE_LIMIT,
     SEGMENTED,
     STATISTICS,
 )
@@ -135,7 +137,7 @@ def _described(table: pa.Table) -> pa.Table:
     added = [pa.array([row[field.name] for row in described], field.type) for field in MASK_STATISTICS]
     lengths = pc.fill_null(pc.list_value_length(masks), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    added += _origins(table, offsets, counts)
+    added += _origins(table, offsets, counts, _containers(table, offsets, sizes, counts))
     longer = pa.StructArray.from_arrays([*structs.flatten(), *added], fields=list(DESCRIBED_MASK))
     column = pa.ListArray.from_arrays(pa.array(offsets), longer, mask=pc.is_null(masks))
 
@@ -169,7 +171,27 @@ def redaction_columns(row: Mapping[str, Any], counts: Sequence[str]) -> tuple[li
     return found.share.tolist(), found.iou.tolist()
 
 
-def _origins(table: pa.Table, offsets: NDArray[np.int32], counts: Sequence[str]) -> list[pa.Array]:
+def _containers(
+    table: pa.Table, offsets: NDArray[np.int32], sizes: Sequence[Sequence[int]], counts: Sequence[str]
+) -> list[int | None]:
+    """Return `container` of all masks in a table, numbered as a build numbers them.
+
+    Null in images with more masks than a dataset may have, which others wrote: the time grows with their square.
+    """
+    found: list[int | None] = []
+    for ordinal, (begin, end) in zip(table.column("ordinal").to_pylist(), pairwise(offsets), strict=True):
+        if end - begin > MASKS_PER_IMAGE_LIMIT:
+            found += [None] * int(end - begin)
+        elif begin < end:
+            first = (ordinal + 1) * MASKS_PER_IMAGE_LIMIT
+            places = find_containers((sizes[begin][0], sizes[begin][1]), counts[begin:end])
+            found += [None if place is None else first + place for place in places]
+    return found
+
+
+def _origins(
+    table: pa.Table, offsets: NDArray[np.int32], counts: Sequence[str], containers: list[int | None]
+) -> list[pa.Array]:
     """Return the `MASK_ORIGIN` columns and the index of all masks in a table, which a build has made."""
     shares: list[float | None] = []
     ious: list[float | None] = []
@@ -178,7 +200,8 @@ def _origins(table: pa.Table, offsets: NDArray[np.int32], counts: Sequence[str])
         share, iou = redaction_columns(row, counts[begin:end])
         shares += share
         ious += iou
-    known = {"source": [AUTOMATIC] * len(counts), "redacted_share": shares, "redaction_iou": ious}
+    known = {"container": containers, "source": [AUTOMATIC] * len(counts)}
+    known |= {"redacted_share": shares, "redaction_iou": ious}
     return [pa.array(known.get(f.name, [None] * len(counts)), f.type) for f in (*MASK_ORIGIN, MASK_INDEX)]
 
 

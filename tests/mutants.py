@@ -19,6 +19,7 @@ from tests.support.audit_mutants import AUDIT_MUTANTS
 from tests.support.build_mutants import BUILD_MUTANTS
 from tests.support.copies_mutants import COPIES_MUTANTS
 from tests.support.dataset_mutants import DATASET_MUTANTS
+from tests.support.level_mutants import LEVEL_MUTANTS
 from tests.support.masks_mutants import MASKS_MUTANTS
 from tests.support.mutant import Mutant
 from tests.support.page_mutants import PAGE_MUTANTS
@@ -40,6 +41,7 @@ MUTANTS = (
     *ANSWER_MUTANTS,
     *MASKS_MUTANTS,
     *COPIES_MUTANTS,
+    *LEVEL_MUTANTS,
 )
 
 

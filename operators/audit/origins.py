@@ -23,7 +23,7 @@ TOLERANCE = 1e-6
 """Maximum difference between a stored share and the recomputed one."""
 
 _ANNOTATION = ("submission", "annotator", "stage", "seconds", "complete")
-_LABELS = (*LABEL_COLUMNS, "output", "container")
+_LABELS = (*LABEL_COLUMNS, "output")
 _SIZES = ("source_height", "source_width", "height", "width")
 
 
@@ -41,7 +41,8 @@ class MaskOrigins:
     source: Sequence[str | None]
     share: NDArray[np.float64]  # (N,) NaN if missing
     iou: NDArray[np.float64]  # likewise
-    bad_label: NDArray[np.bool_]  # (N,) true if the columns of the label, the output, or the container are invalid
+    bad_label: NDArray[np.bool_]  # (N,) true if the columns of the label or the output are invalid
+    bad_container: NDArray[np.bool_]  # (N,) true if the container isn't a larger mask of the same image
 
     @classmethod
     def of(cls, masks: pa.Table) -> "MaskOrigins":
@@ -52,24 +53,38 @@ class MaskOrigins:
             np.asarray(share, np.float64),
             np.asarray(iou, np.float64),
             _bad_labels(masks),
+            _bad_containers(masks),
         )
 
 
 def _bad_labels(masks: pa.Table) -> NDArray[np.bool_]:
     """Return whether columns of each mask contradict each other or docs/dataset.md."""
 
-    def bools(values: pa.ChunkedArray) -> NDArray[np.bool_]:
-        return np.asarray(pc.fill_null(values, False).to_numpy(), bool)
-
-    label, score, source, output, container = (masks.column(name) for name in _LABELS)
+    label, score, source, output = (masks.column(name) for name in _LABELS)
     by_model = bools(pc.match_substring_regex(source, r"\Amodel:[0-9a-f]{64}\z"))
     known = by_model | bools(pc.is_in(source, pa.array([PERSON, IMPORT])))
     bad: NDArray[np.bool_] = bools(label.is_valid()) != bools(source.is_valid())
     bad |= bools(source.is_valid()) & ~known
     bad |= bools(score.is_valid()) & ~(by_model & bools(pc.is_finite(score)))
-    bad |= bools(pc.or_(pc.less(output, 0), pc.greater(output, 2)))
-    elsewhere = pc.not_equal(pc.divide(container, MASKS_PER_IMAGE_LIMIT), masks.column("id"))
-    return bad | bools(elsewhere) | bools(pc.equal(container, masks.column("annotation_id")))
+    return bad | bools(pc.or_(pc.less(output, 0), pc.greater(output, 2)))
+
+
+def bools(values: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Return a column of truth values as an array, with false for null."""
+    return np.asarray(pc.fill_null(values, False).to_numpy(), bool)
+
+
+def _bad_containers(masks: pa.Table) -> NDArray[np.bool_]:
+    """Return whether each mask's container isn't a larger mask of its image; of two of equal area, the lower id is."""
+    columns = (masks.column(name) for name in ("annotation_id", "id", "area", "container"))
+    ids, images, areas, containers = (column.fill_null(-1).to_numpy() for column in columns)
+    if not len(ids):
+        return np.zeros(0, bool)
+    order = np.argsort(ids, kind="stable")
+    place = order[np.searchsorted(ids, containers, sorter=order).clip(0, len(ids) - 1)]
+    larger = (areas[place] > areas) | ((areas[place] == areas) & (containers < ids))
+    holds = (ids[place] == containers) & (images[place] == images) & larger
+    return np.asarray(bools(masks.column("container").is_valid()) & ~holds)
 
 
 def audit_origins(
@@ -94,8 +109,11 @@ def audit_origins(
             expected = f"a source of {', '.join(SOURCES)}"
             yield place.finding(Code.UNKNOWN_SOURCE, expected, repr(source), f"mask {id}", mask=id)
     for index in np.flatnonzero(origins.bad_label[start:stop]).tolist():
-        expected = "a label with its source, a model's score, an output from 0 to 2, another mask as container"
+        expected = "a label with its source, a model's score, an output from 0 to 2"
         yield place.finding(Code.BAD_LABEL, expected, "other values", f"mask {ids[index]}", mask=ids[index])
+    for index in np.flatnonzero(origins.bad_container[start:stop]).tolist():
+        expected, found = "a larger mask of its image as container", "another value"
+        yield place.finding(Code.BAD_CONTAINER, expected, found, f"mask {ids[index]}", mask=ids[index])
     found = np.stack([origins.share[start:stop], origins.iou[start:stop]], axis=1)
     absent = np.isnan(found)
     automatic = np.array([source == AUTOMATIC for source in origins.source[start:stop]], bool)

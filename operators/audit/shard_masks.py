@@ -17,6 +17,7 @@ from segmint.operators.audit.mask_columns import Floats, Ints, MaskColumns
 from segmint.operators.audit.masks import PLAUSIBLE_IOU, MaskLimits
 from segmint.operators.audit.origins import MaskOrigins, annotated_images, audit_next_mask, audit_origins, codes_hold
 from segmint.operators.audit.rows import ShardTables, int_column
+from segmint.operators.containment import container_ids
 from segmint.operators.rows import Row
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
 from segmint.operators.segment.artifacts import RedactionArtifacts
@@ -70,6 +71,23 @@ class ShardMasks:
         if self.annotated(row["ordinal"]):
             yield from audit_next_mask(row, ids, place, self._origins.source[start:stop])
         yield from audit_origins(row, self._origins, (start, stop), codes, ids, place, self._artifacts)
+
+    def audit_containers(self, row: Row, place: FindingLocation) -> Iterator[Finding]:
+        """Yield findings unless all containers of an image are those that its masks' pixels give.
+
+        An image without any container isn't checked, because they may be unknown. Masks that `audit_origins` reports
+        are left out, and so are images with damaged run lengths.
+        """
+        start, stop = self._spans[row["ordinal"]]
+        masks, ids = self.table_rows(row["ordinal"]), self._ids[start:stop].tolist()
+        found = [mask["container"] for mask in masks]
+        if found.count(None) == len(found) or not codes_hold(masks, row):
+            return
+        reported = self._origins.bad_container[start:stop]
+        for id, said, wanted, bad in zip(ids, found, container_ids(masks, ids), reported, strict=True):
+            if said != wanted and not bad:
+                expected = f"container {wanted}, the smallest mask that contains it"
+                yield place.finding(Code.BAD_CONTAINER, expected, said, f"mask {id}", mask=id)
 
     def audit_work(self, row: Row, images: FindingLocation, place: FindingLocation) -> Iterator[Finding]:
         """Yield findings in an image's annotation columns and those of its masks; see the function `audit_work`."""

@@ -170,8 +170,11 @@ def _write(waiting: list[tuple[Row, list[int | None]]], writers: dict[str, RowGr
         images.append({**row, "masks": len(row["masks"]), "funnel": None, "next_mask": None})
         identity = {name: row[name] for name in ("ordinal", "id", "image_id")}
         first = row["ordinal"] * MASKS_PER_IMAGE_LIMIT
-        for index, (mask, own) in enumerate(zip(row["masks"], ids, strict=True)):
-            masks.append({**identity, "annotation_id": first + index if own is None else own, **mask, "source": None})
+        numbers = [first + index if own is None else own for index, own in enumerate(ids)]
+        for number, mask in zip(numbers, row["masks"], strict=True):
+            container = mask["container"]  # by the numbers of a build
+            known = {"container": None if container is None else numbers[container - first - MASKS_PER_IMAGE_LIMIT]}
+            masks.append({**identity, "annotation_id": number, **mask, "source": None, **known})
     writers["images"].add(to_table(images, IMAGES).to_batches())
     writers["masks"].add(to_table(masks, MASKS).to_batches())
 

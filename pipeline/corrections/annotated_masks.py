@@ -10,7 +10,8 @@ from pycocotools import mask as coco
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.model.automatic import rle as runs
 from segmint.operators.annotations.pairs import LEAST_IOU
-from segmint.operators.describe import describe_mask, redaction_columns
+from segmint.operators.containment import container_ids
+from segmint.operators.describe import describe_mask, image_statistics, redaction_columns
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, DESCRIBED_MASK, LABEL_COLUMNS, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, counts_of, mask_index
@@ -63,6 +64,18 @@ def numbered_masks(row: Row) -> list[Row]:
 def is_of_build(mask: Row) -> bool:
     """Return whether a build made a mask."""
     return bool(mask["source"] == AUTOMATIC)
+
+
+def changed_masks(row: Row, masks: Sequence[Row]) -> Row:
+    """Return the columns `masks` and `statistics` of an image whose masks become these, with their containers.
+
+    Every correction that adds or removes masks of an image calls this, because the columns depend on all of them.
+    """
+    ids = [annotation_id(row["id"], mask_index(mask, position)) for position, mask in enumerate(masks)]
+    contained = [
+        {**mask, "container": container} for mask, container in zip(masks, container_ids(masks, ids), strict=True)
+    ]
+    return {"masks": contained, "statistics": image_statistics((row["height"], row["width"]), contained)}
 
 
 def described_masks(

@@ -165,3 +165,13 @@ def test_a_row_that_cannot_be_described_costs_itself_alone(segmented):
     assert broken["fault"].startswith("describe: ValueError: ")
     assert (broken["ordinal"], broken["masks"], broken["statistics"]) == (rows[0]["ordinal"], None, None)
     assert others == describe_table(segmented).to_pylist()[1:]
+
+
+def test_a_mask_names_the_mask_that_contains_it(segmented):
+    rows = segmented.to_pylist()
+    small = np.zeros((10, 12), bool)
+    small[2:4, 2:4] = True
+    rows[4]["masks"] += [mask_row(small), mask_row(small)]
+    described = describe_table(pa.Table.from_pylist(rows, schema=SEGMENTED)).to_pylist()
+    assert [mask["container"] for mask in described[0]["masks"]] == [None, None]
+    assert [mask["container"] for mask in described[4]["masks"]] == [None, 50_000, 50_001]

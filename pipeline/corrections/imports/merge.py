@@ -11,11 +11,16 @@ from typing import Any
 from segmint.catalogs.reasons import Reason
 from segmint.model.automatic import rle as runs
 from segmint.operators.annotations.pairs import best_matches
-from segmint.operators.describe import image_statistics
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE, IMPORT, LABEL_COLUMNS, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, counts_of
-from segmint.pipeline.corrections.annotated_masks import NewMask, described_masks, is_of_build, numbered_masks
+from segmint.pipeline.corrections.annotated_masks import (
+    NewMask,
+    changed_masks,
+    described_masks,
+    is_of_build,
+    numbered_masks,
+)
 
 SAME_OBJECT_IOU = 0.5
 """Minimum IoU at which a mask of another dataset replaces an automatic mask."""
@@ -139,7 +144,7 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     if new or gone or labels or named:
         next_row |= _annotation(row, answer, settings)
     if new or gone:
-        next_row["statistics"] = image_statistics(size, masks)
+        next_row |= changed_masks(row, masks)
     return replace(merged, row=next_row)
 
 

@@ -12,13 +12,18 @@ from segmint.catalogs.dataset.annotations.assignments import assignment_to_merge
 from segmint.catalogs.dataset.annotations.names import SubmissionName
 from segmint.catalogs.dataset.annotations.submissions import FormerMask, Submission, SubmittedMask
 from segmint.catalogs.reasons import Reason
-from segmint.operators.describe import image_statistics
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE, AUTOMATIC, MASKS_PER_IMAGE_LIMIT, PERSON
 from segmint.operators.shards.files import annotation_id, counts_of
 from segmint.operators.shards.submission_fit import fit_submission
 from segmint.operators.shards.submitted_masks import is_prompted, label_columns, mask_columns
-from segmint.pipeline.corrections.annotated_masks import NewMask, described_masks, is_of_build, numbered_masks
+from segmint.pipeline.corrections.annotated_masks import (
+    NewMask,
+    changed_masks,
+    described_masks,
+    is_of_build,
+    numbered_masks,
+)
 
 
 class MergeSkipReason(StrEnum):
@@ -106,7 +111,7 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
         "complete": submission.complete and not plan.unfit,
     }
     if plan.new or plan.gone:
-        next_row["statistics"] = image_statistics(submission.size, masks)
+        next_row |= changed_masks(row, masks)
     return SubmissionRow(
         next_row,
         same=plan.same,

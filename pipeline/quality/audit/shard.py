@@ -196,6 +196,7 @@ class ShardAudit:
                 self._findings.extend(audit_merged_submission(self._dataset, row, rows, image, place))
             self._findings.extend(masks.audit_origins(row, place))
             self._findings.extend(masks.audit_work(row, image, place))
+            self._findings.extend(masks.audit_containers(row, place) if decode else ())
             if decode or not masks.sound(row["ordinal"]):
                 size, rows = (row["height"], row["width"]), masks.table_rows(row["ordinal"])
                 self._findings.extend(audit_masks(size, rows, self._settings.limits, place, decode=decode))

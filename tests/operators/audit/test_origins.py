@@ -15,7 +15,7 @@ from segmint.operators.schemas import SCHEMAS
 from segmint.operators.segment.artifacts import NO_ARTIFACTS, RedactionArtifacts
 from segmint.operators.shards.committed_rows import read_table
 from segmint.operators.shards.files import build_shard_files
-from tests.support.described_rows import accepted_row, described
+from tests.support.described_rows import accepted_row, described, rectangle_mask
 
 LIMITS = MaskLimits(0.7, 0.8)
 REGION = {"kind": "other", "score": 1.0, "x": 0, "y": 0, "w": 20, "h": 30, "source": "manual"}
@@ -79,6 +79,49 @@ def test_an_unknown_source_is_named(source: str) -> None:
     masks[1]["source"] = source
     (finding, *_) = [each for each in findings(image, masks) if each.code is Code.UNKNOWN_SOURCE]
     assert (finding.where, finding.found) == ("mask 10001", repr(source))
+
+
+def contained(*containers: int | None) -> tuple[Row, list[Row]]:
+    """The rows of an image with three masks, the second of which is in the first one, with these containers."""
+    row = accepted_row(0, masks=3)
+    row["masks"][1] = rectangle_mask(30, 40, 4, 5, 8, 9)
+    files = build_shard_files(described([row]).to_pylist(), with_images=False)
+    masks = read_table(files.masks, "masks").to_pylist()
+    (image,) = read_table(files.images, "images").to_pylist()
+    return image, [{**mask, "container": own} for mask, own in zip(masks, containers, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("containers", "wrong", "found"),
+    [
+        ((None, 10_002, None), [], []),
+        ((None, None, None), [], []),  # unknown
+        ((None, 10_003, None), [10_001], ["another value"]),  # none of the dataset
+        ((None, 10_001, None), [10_001], ["another value"]),  # itself
+        ((10_001, 10_002, None), [10_000], ["another value"]),  # a smaller one
+        ((10_002, 10_002, 10_000), [10_000], ["another value"]),  # of equal area, but a higher number
+        ((None, 20_000, None), [10_001], ["another value"]),
+        ((None, 10_000, None), [10_001], ["10000"]),  # larger, but not the smallest one that contains it
+        ((None, 10_002, 10_000), [10_002], ["10000"]),  # larger, but it does not contain it
+    ],
+)
+def test_containers_are_those_that_the_masks_give(
+    containers: tuple[int | None, ...], wrong: list[int], found: list[str]
+) -> None:
+    image, masks = contained(*containers)
+    shard = ShardMasks(tables_of([image], masks), LIMITS, NO_ARTIFACTS)
+    reported = [*shard.audit_origins(image, PLACE), *shard.audit_containers(image, PLACE)]
+    first = [finding for finding in reported if finding.mask == (wrong or [None])[0]]
+    assert [finding.mask for finding in first] == wrong
+    assert [finding.found for finding in first] == found
+    assert {finding.code for finding in reported} == ({Code.BAD_CONTAINER} if wrong else set())
+
+
+def test_containers_of_damaged_masks_are_not_recomputed() -> None:
+    image, masks = contained(None, 10_000, None)
+    masks[2]["segmentation"]["counts"] = "0"
+    shard = ShardMasks(tables_of([image], masks), LIMITS, NO_ARTIFACTS)
+    assert list(shard.audit_containers(image, PLACE)) == []
 
 
 def test_shares_are_those_that_the_regions_give() -> None:

@@ -101,6 +101,19 @@ def test_replace_corrects_adds_and_deletes() -> None:
     again(merged, asked, replace(REPLACE, annotator="Ada"))
 
 
+def test_containers_follow_the_masks() -> None:
+    """Also where a mask of another dataset brings a container of its own."""
+    row = image(1)
+    first, inside = as_read(row), rectangle(4, 5, 8, 9)
+    added = merge(row, answer(*first, inside), ADD).row
+    assert [mask["container"] for mask in added["masks"]] == [None, 10_000]
+    around = rectangle(1, 2, 13, 21, said={"source": "manual", "container": 777})
+    carried = merge(added, answer(around), CARRY).row  # replaces the mask of the build
+    assert [(mask["index"], mask["container"]) for mask in carried["masks"]] == [(1, 10_002), (2, None)]
+    alone = merge(carried, answer(inside), REPLACE).row
+    assert [mask["container"] for mask in alone["masks"]] == [None]
+
+
 def test_a_mask_without_its_id_is_paired_by_iou() -> None:
     row = image(2)
     shrunk = rectangle(3, 4, 13, 20)  # a column less than the second

@@ -62,6 +62,14 @@ def test_an_answer_corrects_adds_and_deletes(row: Row) -> None:
     assert submission_to_merge(merged.row, [SubmissionName(0, 0, 1)]) is None
 
 
+def test_containers_follow_the_masks(row: Row) -> None:
+    inside = (4, 5, 8, 9)  # in both
+    added = merge_submission(row, [submission(masks=[new_mask(inside)])]).row
+    assert [mask["container"] for mask in added["masks"]] == [None, None, 10_001]
+    without = merge_submission(added, [submission(n=2, deleted=[FORMER[SECOND]], masks=[new_mask(inside)])]).row
+    assert [mask["container"] for mask in without["masks"]] == [None, 10_000]
+
+
 def test_an_image_that_was_left_unchanged_is_known_by_its_answer(row: Row) -> None:
     before = [mask["segmentation"]["counts"] for mask in row["masks"]]
     merged = merge_submission(row, [submission()])

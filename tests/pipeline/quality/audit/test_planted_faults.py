@@ -590,10 +590,10 @@ for name, values in {
     "no_score": {"label": "dog", "label_source": f"model:{'ab' * 32}", "label_score": float("nan")},
     "output": {"output": 3},
     "before_all": {"output": -1},
-    "in_itself": {"container": 40_000},
-    "in_another_image": {"container": 50_000},
 }.items():
     registered(name, mask(**values), Code.BAD_LABEL, MASKS, MASK)
+for name, number in {"in_itself": 40_000, "in_another_image": 50_000, "in_none": 49_999}.items():
+    registered(name, mask(container=number), Code.BAD_CONTAINER, MASKS, MASK, "larger mask of its image")
 registered("not_a_number", edit_row("masks", 1, 0, seconds=float("nan")), Code.BAD_SECONDS, MASKS, MASK, "found nan")
 registered("backwards", edit_row("images", 1, 0, seconds=-1.0), Code.BAD_SECONDS, "images/sa_000001-", "id 4", "-1.0")
 registered("no_hash", mask(model="vit_b"), Code.BAD_HASH, MASKS, MASK, "model of 64", "found 'vit_b'")
@@ -615,7 +615,7 @@ def repeated_image(taken: CommittedShard) -> None:
     taken.members[4] = taken.members[4][0], reencoded(quality=95)(taken.members[0][1])
 
 
-registered("of_another_image", ShardEdit(1, other_json), Code.OTHER_JSON, TAR, "sa_4.json", "image_id", "found 5")
+registered("of_another_image", ShardEdit(1, other_json), Code.OTHER_JSON, TAR, "sa_4.json", "as in the tables")
 registered(
     "of_another_shard", ShardEdit(1, tar_of_the_first_shard), Code.TAR_MEMBERS, TAR, "sa_4.jpg", "found sa_1.jpg"
 )
