@@ -158,6 +158,7 @@ def remarks_of(statistics: Statistics) -> list[str]:
         f"{counted(statistics.without_masks, 'image')} without masks.",
         f"{counted(tiny.masks, 'mask')} under {count(tiny.below_px)} pixels.",
         f"{counted(huge.masks, 'mask')} covering {share(huge.above_share)} or more of the image.",
+        f"{counted(statistics.levels.contained, 'mask')} contained in a larger mask.",
     ]
     sources = statistics.sources or {}
     if sources.keys() - {AUTOMATIC}:

@@ -13,6 +13,7 @@ from segmint.pipeline.quality.statistics.values import (
     Histogram,
     HugeMasks,
     LabelMasks,
+    MaskLevels,
     MaskTableStatistics,
     SizeConcavity,
     TinyMasks,
@@ -72,6 +73,7 @@ def mask_statistics(connection: duckdb.DuckDBPyConnection) -> MaskTableStatistic
         ),
         tiny=TinyMasks(TINY_PX, found["tiny"]),
         huge=HugeMasks(HUGE_SHARE, found["huge"]),
+        levels=MaskLevels((found["output_0"], found["output_1"], found["output_2"]), found["contained"]),
     )
 
 
@@ -106,11 +108,14 @@ def _means() -> str:
     by_size = ", ".join(
         f"avg(concavity) FILTER (WHERE size = {index}) AS mean_concavity_{size}" for index, size in enumerate(SIZES)
     )
+    outputs = ", ".join(f"count(*) FILTER (WHERE output = {output}) AS output_{output}" for output in range(3))
     return f"""
         SELECT
             count(*) AS masks,
             count(*) FILTER (WHERE area < {TINY_PX}) AS tiny,
             count(*) FILTER (WHERE relative_size * relative_size >= {HUGE_SHARE - _ROUNDING}) AS huge,
+            {outputs},
+            count(container) AS contained,
             avg(relative_size) AS mean_relative_size,
             avg(concavity) AS mean_concavity,
             {by_size},
@@ -141,5 +146,5 @@ def _rows() -> str:
     numbers = ", ".join(f"CASE WHEN isfinite({name}) THEN {name} END AS {name}" for name in _NUMBERS)
     return f"""
         SELECT *, CASE WHEN relative_size < {SMALL} THEN 0 WHEN relative_size < {LARGE} THEN 1 ELSE 2 END AS size
-        FROM (SELECT area, {numbers} FROM masks)
+        FROM (SELECT area, output, container, {numbers} FROM masks)
     """

@@ -59,6 +59,14 @@ class HugeMasks:
 
 
 @dataclass(frozen=True)
+class MaskLevels:
+    """Number of masks from each of the decoder's three outputs, and of masks that another mask contains."""
+
+    outputs: tuple[int, int, int]
+    contained: int
+
+
+@dataclass(frozen=True)
 class MaskTableStatistics:
     """Statistics of the columns of the mask tables."""
 
@@ -71,6 +79,7 @@ class MaskTableStatistics:
     centers: Centers
     tiny: TinyMasks
     huge: HugeMasks
+    levels: MaskLevels
 
 
 @dataclass(frozen=True)
@@ -240,6 +249,7 @@ class Statistics:
     centers: Centers
     tiny: TinyMasks
     huge: HugeMasks
+    levels: MaskLevels
     rejected: int | None
     rejected_by_reason: Mapping[str, int] | None
     masks_per_image: MasksPerImage

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from segmint.pipeline.quality.statistics.values import (
     GroupImages,
     HugeMasks,
     LicenseImages,
+    MaskLevels,
     MasksPerImage,
     ProviderImages,
     SimilarMasks,
@@ -110,6 +112,11 @@ def test_images_are_counted_as_their_files_say(
     assert found.tiny == TinyMasks(100, sum(mask.area < 100 for mask in masks))
     share = [mask.area / (mask.size[0] * mask.size[1]) for mask in masks]
     assert found.huge == HugeMasks(0.95, sum(value >= 0.95 for value in share))
+    outputs = Counter(mask.output for mask in masks)
+    assert outputs.keys() == {0, 1, 2}
+    contained = sum(mask.container is not None for mask in masks)
+    assert 0 < contained < len(masks)
+    assert found.levels == MaskLevels((outputs[0], outputs[1], outputs[2]), contained)
 
 
 def test_the_funnel_and_the_refused_are_those_of_the_rows(found: Statistics, small_dataset: Path) -> None:
