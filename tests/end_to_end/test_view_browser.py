@@ -262,6 +262,45 @@ def test_everything_works_by_keyboard(page: "Page", looked_at: Path) -> None:
     expect(page.locator("#tile-4")).to_be_focused()
 
 
+def test_steps_go_out_to_the_mask_around_one_and_in_to_those_inside(page: "Page", looked_at: Path) -> None:
+    nested = [(row["id"], row) for image in image_rows(looked_at) for row in mask_rows(looked_at, image["id"])]
+    image, inner = min((each for each in nested if each[1]["container"] is not None), key=lambda each: each[1]["area"])
+    masks = [row for row, _ in masks_of(looked_at, image)]
+    ids = [row["annotation_id"] for row in masks]
+    outer = masks[ids.index(inner["container"])]
+    inside = [row for row in masks if row["container"] == outer["annotation_id"]]
+
+    def title(row: dict[str, Any]) -> str:
+        return f"Mask {ids.index(row['annotation_id']) + 1} of {len(masks)}"
+
+    page.goto(f"{page.url.partition('#')[0]}#image/{image}")
+    expect(page.locator("#shown")).to_contain_text("shown")
+    page.locator("#mask-list button").nth(ids.index(inner["annotation_id"])).click()
+    expect(page.locator("#mask-title")).to_have_text(title(inner))
+    name = ("subpart", "part", "whole")[inner["output"]]
+    expect(page.locator("#pointed")).to_contain_text(f"{name} (output {inner['output']})")
+    expect(page.locator("#mask-details")).to_contain_text(f"{name} (output {inner['output']})")
+    expect(page.locator("#mask-details")).to_contain_text(str(inner["container"]))
+    expect(page.locator("#output-order")).to_contain_text(" % of ")
+    page.locator("#stage").focus()
+    page.keyboard.press("u")
+    expect(page.locator("#mask-title")).to_have_text(title(outer))
+    expect(page.locator("#inside button")).to_have_count(len(inside))
+    page.keyboard.press("i")  # to where the user came from, not to the largest one
+    expect(page.locator("#mask-title")).to_have_text(title(inner))
+    page.locator("#step-out").click()
+    expect(page.locator("#mask-title")).to_have_text(title(outer))
+    page.locator("#inside button").first.click()
+    expect(page.locator("#mask-title")).to_have_text(title(inside[0]))
+    page.keyboard.press("Escape")
+    page.locator("#mask-list button").first.click()
+    expect(page.locator("#step-out")).to_have_text("In no other shown mask")
+    expect(page.locator("#step-out")).to_be_disabled()
+    page.locator("#stage").focus()
+    page.keyboard.press("u")
+    expect(page.locator("#mask-title")).to_have_text(title(masks[0]))
+
+
 def test_sliders_hide_masks(page: "Page", looked_at: Path) -> None:
     image = max(image_rows(looked_at), key=lambda row: row["masks"])["id"]
     masks = masks_of(looked_at, image)

@@ -30,6 +30,7 @@ from segmint.pipeline.engine.annotate.session_info import SessionInfo
 from segmint.pipeline.engine.annotate.source import ImageSource, check_images
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.serving.images import ImagePlaces
+from segmint.pipeline.serving.levels import MEASURED
 from segmint.pipeline.serving.server import listen, run_app
 
 DEFAULT_WEIGHTS = "mobile_sam"
@@ -83,6 +84,7 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
             weights_sha256=sha256_of(path),
             overlap=options.queue.overlap,
             study=study,
+            order=MEASURED.get(manifest.weights.sha256),
         )
         prefills = None
         if options.detector is not None:

@@ -1,9 +1,10 @@
 """Facts about an annotation session."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.pipeline.serving.levels import OutputOrder
 
 IDLE_S = 30
 """Seconds without input after which time doesn't count."""
@@ -24,6 +25,7 @@ class SessionInfo:
     weights_sha256: str
     overlap: float = 0.0
     study: str | None = None
+    order: OutputOrder | None = None  # of the outputs of the dataset's weights, if it was measured
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON values."""
@@ -34,6 +36,7 @@ class SessionInfo:
             "weights": self.weights,
             "overlap": self.overlap,
             "study": self.study,
+            "output_order": None if self.order is None else asdict(self.order),
             "idle_s": IDLE_S,
             "hint_s": HINT_S,
         }

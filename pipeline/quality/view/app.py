@@ -44,6 +44,7 @@ from segmint.pipeline.quality.view.guard import SessionKeys, ViewerGuard
 from segmint.pipeline.quality.view.images import ForeignImages, JpegSource, ShardImages, Thumbnails
 from segmint.pipeline.quality.view.index import PAGE, AuditFindings, Filters, ImageIndex, findings_of, parse_filters
 from segmint.pipeline.serving.images import ImageAddress, UnknownImageError
+from segmint.pipeline.serving.levels import MEASURED, OutputOrder
 from segmint.pipeline.serving.responses import (
     PROBLEMS,
     image_of,
@@ -70,6 +71,7 @@ class Viewer:
     decoder: JpegDecoder
     version: VersionName | None = None  # None: data that segmint did not write
     note: str | None = None  # a warning about the audit for people
+    order: OutputOrder | None = None  # of the decoder's outputs, if it was measured for the weights
 
     def __post_init__(self) -> None:
         self.thumbnails = Thumbnails(self.pictures, self.decoder)
@@ -77,9 +79,10 @@ class Viewer:
 
     def dataset(self) -> dict[str, Any]:
         """Return the content of the page's header and the values of its filters."""
-        about = {"name": self.name, "uri": redact(self.tables.location.uri), "kind": self.tables.kind}
-        digest = None if self.version is None else str(self.version)
-        return {**about, "digest": digest, **self.summary, "findings_elsewhere": self.findings.elsewhere}
+        about: dict[str, Any] = {"name": self.name, "uri": redact(self.tables.location.uri), "kind": self.tables.kind}
+        about["digest"] = None if self.version is None else str(self.version)
+        about["output_order"] = None if self.order is None else asdict(self.order)
+        return {**about, **self.summary, "findings_elsewhere": self.findings.elsewhere}
 
     def images(self, filters: Filters, after: int | None) -> dict[str, Any]:
         """Return a page of images; the first page includes the total, and `next` is None on the last page.
@@ -195,7 +198,8 @@ def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Vi
         manifest = read_manifest(dataset)
         version = None if manifest is None else name_now(dataset)
         name, pictures = name_of(manifest, dataset.uri), _pictures(tables, generations)
-        yield Viewer(name, tables, index, pictures, findings, decoder, version, note)
+        order = None if manifest is None else MEASURED.get(manifest.weights.sha256)
+        yield Viewer(name, tables, index, pictures, findings, decoder, version, note, order)
 
 
 def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[str], None]) -> None:

@@ -4,7 +4,7 @@ import { byId } from "./dom.js";
 import { toggleHelp } from "./help.js";
 
 /** Return a function that runs the action with a name such as "undo" or "tool:brush". */
-export function actionsOf({ editor, tools, cross, maskCanvas, list, labels, pages, fade }) {
+export function actionsOf({ editor, tools, cross, maskCanvas, list, labels, nesting, pages, fade }) {
   const { zoom } = maskCanvas.stage;
   const fit = { in: () => zoom.zoomIn(), out: () => zoom.zoomOut(), fit: () => zoom.reset() };
   const opacity = (step) => {
@@ -24,6 +24,8 @@ export function actionsOf({ editor, tools, cross, maskCanvas, list, labels, page
     unlock: () => editor.unlock(),
     before: () => list.step(-1),
     after: () => list.step(1),
+    out: () => nesting.stepOut(editor.selected),
+    in: () => nesting.stepIn(editor.selected),
     undo: () => editor.undo(),
     redo: () => editor.redo(),
     save: () => editor.save(),

@@ -10,6 +10,7 @@ import { Guide } from "./guide.js";
 import { setUpHelp } from "./help.js";
 import { actionOf } from "./keys.js";
 import { LabelDialog } from "./label.js";
+import { Nesting } from "./levels.js";
 import { MaskList } from "./list.js";
 import { Pages } from "./pages.js";
 import { Pointers } from "./pointers.js";
@@ -39,7 +40,10 @@ class Annotator {
     this.tools = new Tools(this.editor, this.maskCanvas, () => this.view.showTools(this.tools));
     this.list = new MaskList(this.editor, this.maskCanvas);
     this.labels = new LabelDialog(this.editor, (text) => this.say(text));
-    this.view = new View(this.editor, this.maskCanvas, this.list);
+    // A correction is where the mask was that it corrects.
+    const idOf = ({ id, parent }) => id ?? parent;
+    this.nesting = new Nesting(() => this.editor.state.items, idOf, ({ key }) => this.editor.select(key));
+    this.view = new View(this.editor, this.maskCanvas, this.list, this.nesting, session.output_order);
     this.cross = new Crosshair(this.maskCanvas, this.tools);
     this.pointers.listen(this.maskCanvas, (place) => this.#hover(place));
     this.guide = new Guide(this.editor, session.hint_s);
@@ -66,6 +70,7 @@ class Annotator {
   #opened(image) {
     this.tools.cancel(); // a stroke that was started on the previous image
     this.pages.opened(image.id);
+    this.nesting.open(image.masks);
     this.cross.hide();
     this.view.open(image, this.pages.left);
     if (!document.activeElement?.closest("button, input, a")) this.maskCanvas.stage.element.focus({ preventScroll: true });

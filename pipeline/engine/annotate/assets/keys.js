@@ -28,6 +28,8 @@ export const KEYS = [
     [["l"], "Unlock a locked mask", "unlock"],
     [[","], "Select the previous mask", "before"],
     [["."], "Select the next mask", "after"],
+    [["u"], "Go out to the mask around the selected one", "out"],
+    [["i"], "Go in to a mask inside the selected one", "in"],
     [["Ctrl+z"], "Undo", "undo"],
     [["Ctrl+Shift+z", "Ctrl+y"], "Redo", "redo"],
   ]],

@@ -98,6 +98,7 @@ function fromRow(row, locked) {
     counts: row.segmentation.counts,
     source: row.source ?? "automatic",
     label: row.label ?? null,
+    output: row.output ?? null,
     prompts: [],
     parent: null,
     locked,

@@ -1,6 +1,7 @@
 // Display of the state: the image, the active mask, the list, and the buttons that are enabled.
 
 import { byId, whole } from "./dom.js";
+import { levelOf, orderOf } from "./levels.js";
 import { isSingle } from "./work.js";
 
 const SOON_MS = 80; // time in which most predictions arrive, so that both are shown together
@@ -11,10 +12,13 @@ export class View {
   #editor;
   #maskCanvas;
   #list;
+  #nesting;
+  #order; // of the decoder's outputs, as measured
   #later = 0; // timer of the delayed display
 
-  constructor(editor, maskCanvas, list) {
+  constructor(editor, maskCanvas, list, nesting, order) {
     [this.#editor, this.#maskCanvas, this.#list] = [editor, maskCanvas, list];
+    [this.#nesting, this.#order] = [nesting, order];
   }
 
   /** Show another image. */
@@ -73,6 +77,12 @@ export class View {
     byId("remove").disabled = kind === null || kind === "locked";
     byId("set-label").disabled = kind === null || kind === "locked" || waits;
     byId("unlock").hidden = kind !== "locked";
+    const inside = this.#nesting.inside(chosen).length;
+    byId("step-out").disabled = this.#nesting.around(chosen) === null;
+    byId("step-in").disabled = inside === 0;
+    byId("step-in").textContent = inside ? `In (${whole(inside)})` : "In";
+    byId("mask-level").textContent = levelOf(chosen?.output, this.#order) ?? "";
+    byId("mask-level").title = orderOf(this.#order);
   }
 
   /** Show the selected tool. */

@@ -1,8 +1,9 @@
 // The work on an image as immutable values: each gesture makes the next state from the previous one.
 //
 // A state is {items, active}. An item is a mask: {key, id, counts, source, label, prompts, parent}, where `id` is the
-// annotation id in the dataset, or null for a new mask. `locked` items can't be changed until they are unlocked,
-// `filled` items were prefilled, and an annotator set the label of `named` items. `active` is the mask in progress, or null:
+// annotation id in the dataset, or null for a new mask. Masks of the dataset also have `output`. `locked` items can't be
+// changed until they are unlocked, `filled` items were prefilled, and an annotator set the label of `named` items.
+// `active` is the mask in progress, or null:
 //   key       its item's key once it is accepted
 //   of        the key of the item that it corrects, or null
 //   points    [[x, y, label], …], and box [x, y, w, h] or null: prompts that are sent together

@@ -4,6 +4,8 @@ import { counted, make, whole } from "./dom.js";
 
 const LEFT_OUT = new Set(["segmentation", "ordinal", "id", "image_id", "shard", "mask_count"]);
 
+const NUMBERS = new Set(["annotation_id", "parent", "container"]);
+
 const NAMES = {
   annotation_id: "Annotation",
   source_url: "Page",
@@ -38,7 +40,7 @@ function nameOf(column) {
 }
 
 function textOf(name, value) {
-  if (name === "annotation_id" || name === "parent") return String(value);
+  if (NUMBERS.has(name)) return String(value);
   if (name === "area") return `${whole(value)} px`;
   if (name === "regions") return regions(value);
   if (typeof value === "boolean") return value ? "yes" : "no";

@@ -4,6 +4,7 @@ import { get } from "./api.js";
 import { detailsOf } from "./details.js";
 import { byId, counted, make, whole } from "./dom.js";
 import { addressOf, addressOfValue } from "./filters.js";
+import { levelOf, Nesting, orderOf } from "./levels.js";
 import { Mask } from "./mask.js";
 import { Stage } from "./stage.js";
 
@@ -14,13 +15,16 @@ const SLIDERS = { iou: "predicted_iou", stability: "stability_score" };
 export class ImagePage {
   #stage = new Stage((mask) => this.#hover(mask), (mask) => this.#isolate(mask));
   #masks = []; // all, largest first
+  #nesting = new Nesting(() => this.#visible, ({ number }) => number, (mask) => this.#isolateShown(mask));
   #visible = [];
   #isolated = null;
   #hovered = null;
   #shown = null; // the image's id, as in the URL
   name = "";
+  order = null; // of the decoder's outputs, as measured
 
   constructor() {
+    byId("step-out").addEventListener("click", () => this.#nesting.stepOut(this.#isolated));
     for (const id of [...Object.keys(SLIDERS), "overlay"]) byId(id).addEventListener("input", () => this.#filter());
     this.#stage.element.addEventListener("keydown", (event) => this.#key(event));
     byId("mask-list").addEventListener("keydown", (event) => this.#listKey(event));
@@ -65,7 +69,7 @@ export class ImagePage {
     this.#isolated = this.#hovered = null;
     this.#stage.close();
     byId("image-page").removeAttribute("aria-busy");
-    for (const id of ["image-title", "mask-list", "findings", "image-details", "pointed", "shown"]) {
+    for (const id of ["image-title", "mask-list", "inside", "findings", "image-details", "pointed", "shown"]) {
       byId(id).replaceChildren();
     }
     for (const id of ["mask-box", "findings-box", "picture-problem"]) byId(id).hidden = true;
@@ -87,6 +91,7 @@ export class ImagePage {
     byId("mask-box").hidden = byId("picture-problem").hidden = true;
     byId("pointed").textContent = "";
     masks.sort((one, other) => other.area - one.area);
+    this.#nesting.open(masks);
     this.#masks = masks.map((mask, place) => new Mask(mask, place));
     this.#stage.open(image, [row.width, row.height], this.name);
     byId("image-details").replaceChildren(...detailsOf({ number: row.id, ...row }, addressOfValue));
@@ -133,7 +138,26 @@ export class ImagePage {
     if (this.#isolated === null) return;
     byId("mask-title").textContent = `Mask ${this.#place(mask)}`;
     const problem = mask.problem ? { damaged: mask.problem } : {};
-    byId("mask-details").replaceChildren(...detailsOf({ ...problem, ...mask.row }));
+    const level = levelOf(mask.row.output, this.order);
+    byId("mask-details").replaceChildren(...detailsOf({ ...problem, ...mask.row, output: level }));
+    byId("output-order").textContent = level === null ? "" : orderOf(this.order);
+    this.#showNesting(mask);
+  }
+
+  /** Show which masks are around and directly inside the isolated one, as buttons. */
+  #showNesting(mask) {
+    const around = this.#nesting.around(mask);
+    byId("step-out").disabled = around === null;
+    byId("step-out").textContent = around === null ? "In no other shown mask" : `Out to ${captionOf(around)}`;
+    const inside = this.#nesting.inside(mask);
+    byId("inside-count").textContent = inside.length ? `${counted(inside.length, "mask")} inside` : "No masks inside";
+    byId("inside").replaceChildren(
+      ...inside.map((each) => {
+        const button = make("button", { type: "button" }, ...swatched(each));
+        button.addEventListener("click", () => this.#isolateShown(each));
+        return make("li", {}, button);
+      }),
+    );
   }
 
   #place(mask) {
@@ -145,6 +169,8 @@ export class ImagePage {
     const parts = [`mask ${this.#place(mask)}`, `${shareOf(mask)} of the image`];
     if (iou !== null) parts.push(`predicted IoU ${iou.toFixed(3)}`);
     if (stability !== null) parts.push(`stability ${stability.toFixed(3)}`);
+    const level = levelOf(mask.row.output, this.order);
+    if (level !== null) parts.push(level);
     if (mask.row.source && mask.row.source !== "automatic") parts.push(mask.row.source);
     if (mask.row.label) parts.push(mask.row.label);
     return parts.join(" · ");
@@ -158,6 +184,8 @@ export class ImagePage {
     if (event.key === "n" || event.key === "p") byId(event.key === "n" ? "next" : "previous").click();
     else if (FORWARD.has(event.key)) this.#isolateAt(at === last ? 0 : at + 1);
     else if (BACK.has(event.key)) this.#isolateAt(at <= 0 ? last : at - 1);
+    else if (event.key === "u") this.#nesting.stepOut(this.#isolated);
+    else if (event.key === "i") this.#nesting.stepIn(this.#isolated);
     else if (event.key === "Home") this.#isolateAt(0);
     else if (event.key === "End") this.#isolateAt(last);
     else return;
@@ -165,9 +193,12 @@ export class ImagePage {
   }
 
   #isolateAt(place) {
-    const mask = this.#visible[place];
-    if (mask && mask !== this.#isolated) this.#isolate(mask);
-    if (mask) this.#stage.reveal(mask.frame);
+    if (this.#visible[place]) this.#isolateShown(this.#visible[place]);
+  }
+
+  #isolateShown(mask) {
+    if (mask !== this.#isolated) this.#isolate(mask);
+    this.#stage.reveal(mask.frame);
   }
 
   #listKey(event) {
@@ -183,11 +214,7 @@ export class ImagePage {
   }
 
   #button(mask) {
-    const { predicted_iou: iou } = mask.row;
-    const swatch = make("span", { className: "swatch" });
-    swatch.style.backgroundColor = `rgb(${mask.color.join(" ")})`;
-    const parts = [shareOf(mask), iou !== null && `IoU ${iou.toFixed(3)}`, mask.row.label];
-    const button = make("button", { type: "button" }, swatch, parts.filter(Boolean).join(" · "));
+    const button = make("button", { type: "button" }, ...swatched(mask));
     button.setAttribute("aria-pressed", "false");
     button.addEventListener("click", () => this.#isolate(mask));
     button.addEventListener("focus", () => {
@@ -208,8 +235,7 @@ export class ImagePage {
       if (!mask && !box) return item;
       const button = make("button", { type: "button" }, "Show");
       button.addEventListener("click", () => {
-        if (mask && mask !== this.#isolated) this.#isolate(mask);
-        if (mask) this.#stage.reveal(mask.frame);
+        if (mask) this.#isolateShown(mask);
         if (!box) return;
         const [left, top, width, height] = box;
         this.#stage.reveal({ left, top, width, height });
@@ -223,6 +249,17 @@ export class ImagePage {
 }
 
 const shareOf = ({ row, width, height }) => `${((100 * row.area) / (width * height)).toPrecision(2)} %`;
+
+function captionOf(mask) {
+  const { predicted_iou: iou, label } = mask.row;
+  return [shareOf(mask), iou !== null && `IoU ${iou.toFixed(3)}`, label].filter(Boolean).join(" · ");
+}
+
+function swatched(mask) {
+  const swatch = make("span", { className: "swatch" });
+  swatch.style.backgroundColor = `rgb(${mask.color.join(" ")})`;
+  return [swatch, captionOf(mask)];
+}
 
 /** Return a slider over the existing scores, set to the lowest. */
 function setUpSlider(input, scores) {

@@ -36,6 +36,7 @@ async function show() {
 async function begin() {
   const dataset = await get("/api/dataset");
   title = `${dataset.name} · segmint view`;
+  imagePage.order = dataset.output_order;
   byId("dataset-name").textContent = dataset.name;
   byId("dataset-name").title = dataset.digest ? `${dataset.uri}\n${dataset.digest}` : dataset.uri;
   const findings = dataset.findings_elsewhere;

@@ -187,6 +187,29 @@ def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_datase
     assert [former.id for former in answer.deleted] == [rows[-1]["annotation_id"]]
 
 
+def test_steps_go_out_to_the_mask_around_one_and_in_to_those_inside(page: "Page", server: AnnotationServer) -> None:
+    nested = [row for image in (4, 5, 6, 7) for row in mask_rows(server.dataset, image) if row["container"]]
+    inner = min(nested, key=lambda row: row["area"])
+    start(page, server, inner["id"])
+    pressed, title = page.locator("#lists li:has([aria-pressed=true])"), page.locator("#mask-title")
+    page.locator(f"[data-key=d{inner['annotation_id']}] button").click()
+    name = ("subpart", "part", "whole")[inner["output"]]
+    expect(page.locator("#mask-level")).to_have_text(f"{name} (output {inner['output']})")
+    page.keyboard.press("u")
+    expect(pressed).to_have_attribute("data-key", f"d{inner['container']}")
+    expect(page.locator("#step-in")).to_have_text(re.compile(r"In \(\d+\)"))
+    page.keyboard.press("i")  # to where the user came from
+    expect(pressed).to_have_attribute("data-key", f"d{inner['annotation_id']}")
+    page.locator("#step-out").click()
+    expect(pressed).to_have_attribute("data-key", f"d{inner['container']}")
+    page.locator("#step-in").click()
+    page.keyboard.press("Delete")
+    expect(title).to_have_text("No mask started")
+    expect(page.locator("#step-out")).to_be_disabled()
+    page.keyboard.press("u")
+    expect(title).to_have_text("No mask started")
+
+
 def looks(page: "Page") -> Any:
     """What the page shows of the work: canvases, prompts, and the list."""
     page.wait_for_timeout(50)  # the masks are drawn at the next frame

@@ -393,3 +393,30 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
     assert (shown, seconds) == (["2e", "1c2", "88"], [0, 0, 9])
     assert text.startswith("Your draft is from another stage.")
     assert found["untouched"] == [False, False, True, False]
+
+
+def test_masks_are_around_and_inside_each_other_by_their_containers(page: "Page") -> None:
+    """Also if masks between them are hidden, and if damaged containers form a cycle."""
+    containers = {1: (900, None), 2: (500, 1), 3: (500, 2), 4: (90, 3), 5: (80, 2), 6: (70, 7), 7: (60, 6), 8: (50, 8)}
+    rows = [{"annotation_id": id, "area": area, "container": own} for id, (area, own) in containers.items()]
+    walk = """return given.shown.map((shown) => {
+            const nesting = new levels.Nesting(() => shown, (id) => id, () => {});
+            nesting.open(given.rows);
+            return shown.map((id) => [nesting.around(id), nesting.inside(id)]);
+        })"""
+    everything = [1, 2, 3, 4, 5, 6, 7, 8]
+    whole, without_2 = run(page, "levels", walk, {"rows": rows, "shown": [everything, [1, 3, 4, 5]]})
+    assert whole == [
+        [None, [2]], [1, [3, 5]], [2, [4]], [3, []], [2, []], [None, [7]], [6, []], [None, []],
+    ]  # fmt: skip
+    assert without_2 == [[None, [3, 5]], [1, [4]], [3, []], [1, []]]
+
+
+def test_outputs_have_names_only_where_their_order_was_measured(page: "Page") -> None:
+    call = "return given.map(([output, order]) => [levels.levelOf(output, order), levels.orderOf(order)])"
+    order = {"points": 200, "rising": 197}
+    unknown, plain, named = run(page, "levels", call, [[None, order], [1, None], [1, order]])
+    assert unknown[0] is None
+    assert plain == ["output 1", ""]
+    assert named[0] == "part (output 1)"
+    assert "98.5 % of 200 points" in named[1]
