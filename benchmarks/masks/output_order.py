@@ -1,11 +1,12 @@
-"""How often the decoder's outputs 0, 1, and 2 rise in area, so that pages may call them subpart, part, and whole.
+"""Share of points at which the decoder's outputs 0, 1, and 2 rise in area, so that pages may call them by names.
 
     python benchmarks/masks/output_order.py [--weights NAME|FILE] [--points-per-side N] PHOTO...
 
-SAM returns three masks for a point. Nothing in the model orders them. Each photograph is encoded once, and the three
-masks of every point of its grid are drawn at its size, without filters. A point counts as rising if the area of output
-0 is under that of output 1, which is under that of output 2. The result is written to
-`benchmarks/results/output_order.json`, per weights, and belongs into `pipeline/serving/levels.py`.
+SAM returns three masks for a point, meant for a subpart, a part, and the whole object. Nothing in the model orders
+them. Each photograph is encoded once, and the three masks of every point of its grid are drawn at its size, without
+filters. A point counts as rising if the area of output 0 is under that of output 1, which is under that of output 2.
+The result is written to `benchmarks/results/output_order.json`, per weights, and belongs into
+`pipeline/serving/levels.py`.
 """
 
 import argparse

@@ -112,8 +112,8 @@ def audit_origins(
         expected = "a label with its source, a model's score, an output from 0 to 2"
         yield place.finding(Code.BAD_LABEL, expected, "other values", f"mask {ids[index]}", mask=ids[index])
     for index in np.flatnonzero(origins.bad_container[start:stop]).tolist():
-        expected, found = "a larger mask of its image as container", "another value"
-        yield place.finding(Code.BAD_CONTAINER, expected, found, f"mask {ids[index]}", mask=ids[index])
+        expected = "a larger mask of its image as container"
+        yield place.finding(Code.BAD_CONTAINER, expected, "another value", f"mask {ids[index]}", mask=ids[index])
     found = np.stack([origins.share[start:stop], origins.iou[start:stop]], axis=1)
     absent = np.isnan(found)
     automatic = np.array([source == AUTOMATIC for source in origins.source[start:stop]], bool)
