@@ -17,6 +17,7 @@ class OutputOrder:
 
 
 MEASURED: Mapping[str, OutputOrder] = {
-    "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f": OutputOrder(points=864, rising=789),  # MobileSAM
+    # MobileSAM
+    "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f": OutputOrder(points=864, rising=789),
 }
 """Results of `benchmarks/masks/output_order.py` by the SHA-256 of the weights."""
