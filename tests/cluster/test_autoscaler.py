@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.building.scale import write_build
 from tests.support.clusters import RayCluster
-from tests.support.runs import BuildProcess, running, wait_for
+from tests.support.runs import running, wait_for
 
 pytestmark = [
     pytest.mark.ray,
@@ -27,8 +27,10 @@ NODE_CPUS = 7
 """Room for a segment actor of 4 CPUs, a prepare actor, a reader, and a writer, but not for a second segment actor."""
 
 MOST = 4
-ARRIVAL_S = 30
 WORKS_WITHIN_S = 60
+
+OTHER_REQUEST = [{"resources": {"GPU": 1}}]
+"""What another job has requested from the autoscaler, which can't add it."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ def events(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cluster(events: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
-    """A head without CPUs, and an autoscaler that may add four nodes. All but the first take half a minute."""
+    """A head without CPUs, and an autoscaler that may add four nodes once its cloud has them."""
     cluster = RayCluster()
     try:
         stub = {"SEGMINT_STUB_IMAGE_S": "2", "SEGMINT_STUB_EVENTS": str(events)}
-        cluster.add_autoscaler(NODE_CPUS, MOST, SEGMINT_TEST_NODE_SECONDS=str(ARRIVAL_S), **stub)
+        cluster.add_autoscaler(NODE_CPUS, MOST, **stub)
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
             monkeypatch.setenv(name, cluster.environment[name])
         yield cluster
@@ -63,9 +65,12 @@ def cluster(events: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluste
 
 
 def configured(folder: Path, rows: int, *, segment: Any = "auto", **resources: Any) -> tuple[Path, str]:
-    """Write the config of a build of stubbed images in one window. Return its path and the path of its accounting."""
+    """Write the config of a build of stubbed images in one window. Return its path and the path of its accounting.
+
+    A block is 100 s of a segment actor's work. New nodes therefore start few workers for the other stages.
+    """
     pools = {"segment": {"num_cpus": 4, "actors": segment}, "prepare": {"actors": 1}, **resources}
-    config = write_build(folder, rows, images_per_shard=10, rows_per_block=2, window_shards=rows, resources=pools)
+    config = write_build(folder, rows, images_per_shard=50, rows_per_block=50, window_shards=rows, resources=pools)
     return config, str(folder / "accounting.json")
 
 
@@ -84,16 +89,17 @@ def demand(cluster: RayCluster) -> int:
     return sum(each.count for each in requests if each.request.resources_bundle.get("CPU") == NODE_CPUS)
 
 
-def nodes_alive(cluster: RayCluster) -> int:
-    """Return the number of nodes that have registered and aren't known to be dead, without the head."""
-    from ray.core.generated.autoscaler_pb2 import NodeStatus
-
-    nodes = state(cluster).node_states
-    return sum(each.status != NodeStatus.DEAD and each.total_resources.get("CPU", 0) > 0 for each in nodes)
+def explicit_requests(cluster: RayCluster) -> list[Any]:
+    """Return the explicit requests of all jobs, of which the cluster has only one list."""
+    return list(state(cluster).cluster_resource_constraints)
 
 
 def starts(cluster: RayCluster, events: Path) -> dict[int, Start]:
-    """Return the times of each node, by the id of its raylet's process, whose segment actor has finished an image."""
+    """Return the times of each node, by the id of its raylet's process, whose segment actor has finished an image.
+
+    Takes at least a second.
+    """
+    time.sleep(1)
     lines = [line.split() for line in events.read_text().splitlines()]
     found: dict[int, Start] = {}
     for raylet in cluster.raylets():
@@ -118,55 +124,53 @@ def refused(config: Path, **environment: str) -> str:
     return run.told()
 
 
-def wait_until_all_work(cluster: RayCluster, events: Path, run: BuildProcess) -> dict[int, Start]:
-    """Return the times of all nodes once each works."""
-    found: dict[int, Start] = {}
-
-    def all_work() -> bool:
-        time.sleep(2)
-        found.update(starts(cluster, events))
-        return len(found) == MOST
-
-    wait_for("segment actors on all nodes", all_work, run, timeout=600)
-    return found
-
-
 def test_nodes_that_arrive_during_a_window_work_in_it_and_a_killed_driver_asks_for_none(
     cluster: RayCluster, events: Path, tmp_path: Path
 ) -> None:
+    from ray.autoscaler.v2.sdk import request_cluster_resources
+
+    request_cluster_resources(cluster.environment["RAY_ADDRESS"], OTHER_REQUEST)
+    others = explicit_requests(cluster)
+    assert len(others) == 1
+
     never, _ = configured(tmp_path / "never", 40, segment=MOST * NODE_CPUS)
     refused(never, **cluster.environment)
-    assert len(cluster.raylets()) == 1, "no node is added for pools that never fit"
+    assert not cluster.launches(), "no node is requested for pools that never fit"
 
-    config, accounting = configured(tmp_path / "grows", 4000)
+    early, _ = configured(tmp_path / "early", 40, wait_for_nodes=5)
+    with running(early, program=BUILD, **cluster.environment) as run:
+        assert run.wait(240) == 3, run.told()
+    assert "resources.wait_for_nodes = 5 seconds" in run.told()
+    assert cluster.launches(), "nodes were requested"
+    wait_for("no request", lambda: demand(cluster) == 0, timeout=30)
+    assert explicit_requests(cluster) == others
+
+    config, accounting = configured(tmp_path / "grows", 5000)
     with running(config, accounting, program=STUBBED, **cluster.environment) as run:
         wait_for("a request for all nodes", lambda: demand(cluster) == MOST, run)
-        wait_for("a node that works", lambda: starts(cluster, events), run)
-        first = min(starts(cluster, events))
-        alone = nodes_alive(cluster)
-        found = wait_until_all_work(cluster, events, run)
         assert "waiting for nodes" in run.told()
-        print(f"\nworks on {alone} of {MOST} nodes; seconds after each node's start:")
+        assert explicit_requests(cluster) == others
+        cluster.set_capacity(1)
+        wait_for("a node that works", lambda: starts(cluster, events), run)
+        (first,) = starts(cluster, events)
+        assert demand(cluster) == MOST - 1
+        cluster.set_capacity(MOST)
+        wait_for("segment actors on all nodes", lambda: len(starts(cluster, events)) == MOST, run)
+        print("\nseconds after each node's start:")
+        found = starts(cluster, events)
         for node, times in sorted(found.items()):
             print(f"  node {node}: actor {times.actor:.0f}, ready {times.ready:.0f}, row {times.row:.0f}")
         assert sum(" start " in line for line in events.read_text().splitlines()) == MOST, "an actor started again"
         assert demand(cluster) == 0
         assert max(times.row for times in found.values()) < WORKS_WITHIN_S
 
+        cluster.set_capacity(0)
         psutil.Process(max(found.keys() - {first})).kill()
         wait_for("a request for the lost node", lambda: demand(cluster) == 1, run, timeout=120)
         run.kill()
         killed = time.monotonic()
         wait_for("no request", lambda: demand(cluster) == 0, timeout=300)
         print(f"the request was gone {time.monotonic() - killed:.0f} s after the driver's death")
-
-    for raylet in cluster.raylets()[1:]:
-        raylet.kill()
-    wait_for("no nodes", lambda: nodes_alive(cluster) == 0, timeout=120)
-    early, accounting = configured(tmp_path / "early", 40, wait_for_nodes=3)
-    with running(early, accounting, program=STUBBED, **cluster.environment) as run:
-        assert run.wait(240) not in (0, 2), run.told()
-    assert "resources.wait_for_nodes = 3 seconds" in run.told()
 
 
 def test_pools_that_do_not_fit_without_an_autoscaler_are_refused_at_once(tmp_path: Path) -> None:

@@ -144,8 +144,7 @@ class RayCluster:
     def add_autoscaler(self, cpus: int, most: int, **environment: str) -> None:
         """Start the head, without CPUs, and Ray's autoscaler, which adds nodes with so many logical CPUs on demand.
 
-        All but the first take `SEGMINT_TEST_NODE_SECONDS` of the environment to arrive. They are removed after 30 s
-        without work.
+        It may add `most` nodes, but its cloud has none before `set_capacity`.
         """
         resources = {"CPU": cpus, "object_store_memory": OBJECT_STORE}
         lists = ("initialization_commands", "setup_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter")
@@ -154,10 +153,10 @@ class RayCluster:
             "cluster_name": "fake",
             "max_workers": most,
             "upscaling_speed": 100.0,
-            "idle_timeout_minutes": 0.5,
+            "idle_timeout_minutes": 10,
             "provider": {
                 "type": "external",
-                "module": "tests.support.slow_nodes.SlowNodeProvider",
+                "module": "tests.support.limited_nodes.LimitedNodeProvider",
                 "gcs_address": f"127.0.0.1:{self._port}",
                 "head_node_id": _HEAD_ID,
                 "launch_multiple": True,
@@ -175,6 +174,8 @@ class RayCluster:
         }
         path = self._folder / "autoscaler.json"
         path.write_text(json.dumps(config))
+        (self._folder / "launches").touch()
+        self.set_capacity(0)
         own = {
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "PYTHONPATH": str(ROOT),
@@ -191,6 +192,16 @@ class RayCluster:
             "RAY_worker_niceness": "0",
         }
         self.add_node(0, f"--autoscaling-config={path}", **own, **environment)
+
+    def set_capacity(self, nodes: int) -> None:
+        """Set how many nodes the autoscaler's cloud can run at once. Those that run stay."""
+        path = self._folder / "capacity"
+        path.with_suffix(".new").write_text(str(nodes))
+        path.with_suffix(".new").replace(path)
+
+    def launches(self) -> list[int]:
+        """Number of nodes in each request of the autoscaler to its cloud."""
+        return [int(line) for line in (self._folder / "launches").read_text().splitlines()]
 
     def raylets(self) -> list[psutil.Process]:
         """The raylet of each node that runs now, also of those that the autoscaler has added."""
