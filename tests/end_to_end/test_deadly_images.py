@@ -150,6 +150,6 @@ def test_a_row_whose_fault_stays_is_named_and_costs_its_shard_alone(tmp_path: Pa
         printed = segmint("build", config, check=3, timeout=600)
         server.shutdown()
     named = "row 1 (image_id 'image s3://nowhere/far.jpg', uri 's3://nowhere/far.jpg')"
-    assert f"shard 0: {named} had a fault in 3 windows and in a trial: prepare: StorageFaultError" in printed
+    assert f"shard 0: {named} had a fault in 3 attempts and in a trial: prepare: StorageFaultError" in printed
     assert "1 shard with 2 rows could not be finished" in printed
     assert len(list((tmp_path / "dataset" / "commits").iterdir())) == 1
