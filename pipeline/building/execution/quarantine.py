@@ -66,7 +66,7 @@ class ControlFailedError(UndecidedError):
 
 
 class NodeDiedError(SegmintError):
-    """A suspect's worker died with its node, so the suspect may not be at fault."""
+    """A suspect's worker died with its node or couldn't be reached, so the suspect may not be at fault."""
 
 
 @dataclass(frozen=True)
@@ -289,8 +289,10 @@ class Quarantine:
                 ray.exceptions.OutOfMemoryError,
                 ray.exceptions.GetTimeoutError,
             ) as death:
-                if not _answers(node):
-                    raise NodeDiedError("the node died") from death
+                if not _answers(node) or (
+                    isinstance(death, ray.exceptions.ActorUnavailableError) and not _has_died(worker)
+                ):
+                    raise NodeDiedError("the node died, or couldn't be reached") from death
                 if time.monotonic() - began >= timeout_s:
                     return Reason.TIMED_OUT
                 out_of_memory = isinstance(death, ray.exceptions.OutOfMemoryError)
@@ -346,3 +348,14 @@ def _answers(node: str) -> bool:
     except ray.exceptions.RayError:
         return False
     return True
+
+
+def _has_died(worker: Any) -> bool:
+    """Return whether a worker that couldn't be reached is dead. Ray may learn of its death a little later."""
+    try:
+        ray.get(worker.node.remote(), timeout=PROBE_S)
+    except ray.exceptions.ActorDiedError:
+        return True
+    except ray.exceptions.RayError:
+        return False
+    return False

@@ -1,8 +1,13 @@
 """Suspects alone: one that is segmented is cleared, and the next window's rows have what is known."""
 
+import os
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.ray_session import Cluster
@@ -11,7 +16,13 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import faulted, rejected
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
-from segmint.pipeline.building.execution.quarantine import ControlFailedError, Quarantine, Trials
+from segmint.pipeline.building.execution.quarantine import (
+    PROBE_S,
+    ControlFailedError,
+    Quarantine,
+    Trials,
+    UndecidedError,
+)
 from segmint.pipeline.building.execution.row_source import RowSource, ShardRows
 from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.config.config import load_config
@@ -104,6 +115,51 @@ def test_a_shard_that_stays_on_hold_runs_three_times_in_a_window(
             runs += ledger.retry_slot(number)
         assert runs == [(0, ((0, 2),))] * 2
         assert list(ledger.retry_slot(6)) == []
+
+
+class Alone:
+    """In place of `SegmentAlone`: it segments every image, unless it is told to die with those after the control."""
+
+    def __init__(self, deadly: bool, _timeout_s: float) -> None:
+        self._deadly = deadly
+        self._images = 0
+
+    def node(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+    def has_memory_for(self, _table: object) -> bool:
+        self._images += 1
+        if self._deadly and self._images > 1:
+            os._exit(1)
+        return True
+
+
+def test_a_worker_that_cannot_be_reached_is_not_taken_for_dead(
+    local_ray: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quarantine, _ = open_quarantine(tmp_path, local_ray)
+    monkeypatch.setattr("segmint.pipeline.building.execution.quarantine.SegmentAlone", Alone)
+    trial_s = 3 * quarantine.stages.segment_timeout_s + PROBE_S
+    wait = ray.get
+
+    def broken(reference: Any, *, timeout: float) -> Any:
+        if timeout == trial_s:
+            with suppress(ray.exceptions.RayError):
+                wait(reference, timeout=timeout)
+            raise ray.exceptions.ActorUnavailableError("the connection broke", None)
+        return wait(reference, timeout=timeout)
+
+    for deadly in (False, True):
+        quarantine.stages = replace(quarantine.stages, segment=deadly)  # type: ignore[arg-type]
+        with monkeypatch.context() as patch:
+            patch.setattr(ray, "get", broken)
+            if deadly:
+                found = quarantine._segment_singly(1, None)
+                assert found is not None
+                assert found.reason == Reason.KILLED_WORKER
+            else:
+                with pytest.raises(UndecidedError):
+                    quarantine._segment_singly(1, None)
 
 
 def test_trials_end_if_no_worker_prepares_a_row_in_time(local_ray: Cluster, tmp_path: Path) -> None:
