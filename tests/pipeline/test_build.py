@@ -50,8 +50,7 @@ def test_trials_run_on_the_nodes_that_are_there_after_the_window(monkeypatch: py
         window_shards=1, images_per_shard=1, rows_per_block=1, on_hold={}, spans=lambda shards: []
     )
     nothing.note_failure = nothing.settled = lambda *_: None
-    stopped: Any = quarantine
-    loop = build._OuterLoop(nothing, nothing, nothing, nothing, stopped, nothing, nothing, nothing)
+    loop: Any = build._OuterLoop(nothing, nothing, nothing, nothing, quarantine, nothing, nothing, nothing)  # type: ignore[arg-type]
     loop.go_through(LostWindow())
     assert quarantine.tried_on == [loop.stages] == ["of the nodes now, with detectors"]
 
