@@ -11,12 +11,14 @@ from segmint.catalogs.dataset.reader import Dataset, MaskAnnotation
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, some
 from segmint.pipeline.export.formats import Format
 
 OBJECT = "object"
 """Category of the masks without a label."""
 
+_THREADS = 16  # for stores, whose requests take most of the time
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LONGEST_IN_CVAT = 64
 _LIMITS: Mapping[Format, tuple[Callable[[str], bool], str]] = {
@@ -67,8 +69,8 @@ class Categories:
 def count_labels(dataset: Dataset) -> Counter[str]:
     """Count the masks with each label in all shards. Memory grows only with the number of distinct labels."""
     counts: Counter[str] = Counter()
-    for commit in dataset.commits():
-        counts.update(dataset.count_labels(commit))
+    for of_shard in map_ahead(dataset.count_labels, dataset.commits(), _THREADS, _THREADS, "count-labels"):
+        counts.update(of_shard)
     del counts[""]
     return counts
 
