@@ -143,7 +143,7 @@ def exported(dataset: Path, tmp_path: Path) -> Path:
 def test_exports_from_before_are_found_until_they_are_deleted(exported: Path, tmp_path: Path) -> None:
     location = location_of(exported)
     done = takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
-    assert len(done.outputs) == 8
+    assert len(done.outputs) == 9
     assert any("created from this dataset" in line and "../yolo" in line for line in done.lines())
     proof = prove(location, "2")
     lines = {line.removeprefix(f"{tmp_path}/") for line in proof.found}
@@ -163,6 +163,7 @@ def test_exports_from_before_are_found_until_they_are_deleted(exported: Path, tm
         "geojson/masks/sa_2.geojson",
         f"hf/data/train-00000.parquet, {rows}",
         "label-studio/tasks.json mentions it",
+        "lvis/lvis.json mentions it",
         f"rows/data/train-00000.parquet, {rows.replace('image.bytes, image.path, ', '')}",
         "yolo/attributions.csv mentions it",
         "yolo/labels/sa_2.txt",
@@ -261,11 +262,11 @@ def test_a_place_that_moved_is_not_checked_until_it_is_named(exported: Path, tmp
     shutil.move(exported, tmp_path / "moved/deep/dataset")
     location = location_of(tmp_path / "moved/deep/dataset")
     proof = prove(location, "2")
-    assert (proof.found, proof.gone, len(proof.not_checked)) == ((), (), 8)
+    assert (proof.found, proof.gone, len(proof.not_checked)) == ((), (), 9)
     assert "nothing is at" in proof.not_checked[0]
     places = [f"../{name}={tmp_path / name}" for name in (*Format, "rows")]
     proof = prove(location, "2", places)
-    assert (len(proof.found), len(proof.gone), proof.not_checked) == (3, 7, ())
+    assert (len(proof.found), len(proof.gone), proof.not_checked) == (3, 8, ())
     (tmp_path / "yolo/segmint-files.jsonl").unlink()
     assert "has no segmint-files.jsonl of a complete export" in prove(location, "2", places).not_checked[0]
     with pytest.raises(UsageError, match=r"--at: expected NAME=URI with the NAME of a noted output: \.\./coco, "):
@@ -299,7 +300,7 @@ def test_a_redaction_names_the_exports_and_finds_the_picture_from_before(exporte
     for x in (0, 90):
         regions.write_text(json.dumps({"id": 1, "kind": "face", "x": x, "y": 10, "w": 60, "h": 80}))
         done = redact(location, location_of(regions))
-    assert len(done.outputs) == 8
+    assert len(done.outputs) == 9
     assert any(
         line.startswith("created from this dataset, delete it or create it again: ../yolo") for line in done.lines()
     )

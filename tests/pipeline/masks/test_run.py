@@ -400,6 +400,7 @@ def test_sa1b_masks_of_a_large_photograph_are_those_of_a_build(tmp_path, predict
     generated = MaskGenerator(predictor, masks.settings()).generate(frame.image, frame.original)
     built = mask_columns(generated)["masks"]
     found = [{key: value for key, value in each.items() if key != "id"} for each in document["annotations"]]
+    assert document["outputs"] == [row.pop("output") for row in built]
     wanted = [json.loads(json.dumps({**row, "segmentation": as_text(row["segmentation"])})) for row in built]
     assert found == wanted
     assert len({tuple(each["crop_box"]) for each in found}) >= 1 + layers
