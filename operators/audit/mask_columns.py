@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 _NULL = -(1 << 63)
-"""Stands for null in a column whose invalid values must be told apart from it."""
+"""Placeholder for null in columns of integers, which an invalid value can't equal by accident."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class MaskColumns:
     stability_score: Floats  # (N,)
     crop_box: Floats  # (N, 4)
     output: Ints  # (N,) `_NULL` if it is null
-    container: Ints  # (N,) likewise
+    container: Ints  # (N,) `_NULL` if it is null
     points: Floats  # (P, 2) of all masks, one mask after another
     points_ends: Ints  # (N,) end of each mask's points in `points`
     by_people: Bools  # (N,) true for annotated masks, which may have no scores and no points

@@ -30,7 +30,7 @@ MOST = 4
 WORKS_WITHIN_S = 60
 
 OTHER_REQUEST = [{"resources": {"GPU": 1}}]
-"""What another job has requested from the autoscaler, which can't add it."""
+"""Resources that another job requests from the autoscaler, and that it can't add."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 OF_THE_CPU = "Skipped: the CPU has no "
-"""How the reason of a skip starts that no installation can prevent."""
+"""Start of the reason for a skip that no installation can prevent."""
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
