@@ -4,7 +4,8 @@ First clicks (one point) and later ones (points with the logits of the previous 
 next to the 50 ms in which the SAM paper's model responds in a browser. Each click follows a pause like a person's, in
 which threads and cores go to sleep. The image's embedding is ready. Over HTTP, a time is from the request to the
 complete response; in Chromium, if it is on the PATH, from the pointer event to the frame that shows the mask. The same
-run compares the server's masks with those of `Predictor` for the same prompts, bit for bit.
+run compares the server's masks with those of `Predictor` for the same prompts, bit for bit. With the CPU kernels, it
+also times the model alone (`Predictor.predict`) for the same later clicks with the kernels and by torch, in turn.
 
     python benchmarks/annotate/click_latency.py --clicks 200
 """
@@ -80,7 +81,8 @@ def measure(dataset: Path, clicks: int, seed: int, threads: int, pause_s: float)
     browser = None
     if seen is not None:
         browser = {"browser": seen.browser, "first": _spread(seen.first), "later": _spread(seen.later)}
-    return {**recorded, "in_browser": browser, "exact": _is_exact(jpeg, asked, threads)}
+    exact, model = _compare(jpeg, asked, threads)
+    return {**recorded, "in_browser": browser, "model_of_later_clicks": model, "exact": exact}
 
 
 def _click(client: Any, jpeg: bytes, clicks: int, seed: int, pause_s: float) -> dict[str, Any]:
@@ -115,8 +117,12 @@ def _spread(milliseconds: list[float]) -> dict[str, Any]:
     return {**rounded, "most": round(max(milliseconds), 1), "clicks": len(milliseconds)}
 
 
-def _is_exact(jpeg: bytes, asked: list[dict[str, Any]], threads: int) -> bool:
-    """Return whether the server's masks match those of `Predictor` for the same prompts and number of threads."""
+def _compare(jpeg: bytes, asked: list[dict[str, Any]], threads: int) -> tuple[bool, dict[str, Any] | None]:
+    """Compare the server's masks with those of `Predictor` for the same prompts and number of threads.
+
+    Returns whether all are equal, and the milliseconds of `Predictor.predict` for the later clicks with the CPU kernels
+    and by torch, with their ratio; None without kernels.
+    """
     import numpy as np
 
     from segmint.infra.assets.resolve import resolve
@@ -126,23 +132,40 @@ def _is_exact(jpeg: bytes, asked: list[dict[str, Any]], threads: int) -> bool:
     from segmint.operators.images import decode_jpeg
     from segmint.operators.segment.models import load_model
 
-    predictor = Predictor(load_model(resolve("mobile_sam"), resolve_compute("cpu", "fp32", threads)))
+    sam = load_model(resolve("mobile_sam"), resolve_compute("cpu", "fp32", threads))
+    predictor, by_torch = Predictor(sam), Predictor(sam, kernels=None)
     embedding = predictor.embed(decode_jpeg(jpeg))
     before = None
-    for one in asked:
+    exact = True
+    times: dict[str, list[float]] = {"kernels": [], "torch": []}
+    for number, one in enumerate(asked):
         points, labels = np.array([[p[:2] for p in one["points"]]]), np.array([[p[2] for p in one["points"]]])
         first = one["kind"] == "first"
-        found = predictor.predict(embedding, points, labels, masks=None if first else before, multimask=first)
+        sides = {"kernels": predictor, "torch": by_torch}
+        for side in sides if number % 4 < 2 else reversed(sides):
+            begun = time.perf_counter()
+            result = sides[side].predict(embedding, points, labels, masks=None if first else before, multimask=first)
+            if not first:
+                times[side].append((time.perf_counter() - begun) * 1000)
+            if side == "kernels":
+                found = result
         masks = [
             encode((predictor.upscale(m[None, None], embedding)[0, 0] > 0).numpy()) for m in found.low_res_logits[0]
         ]
-        if sorted(mask.counts for mask in masks) != sorted(mask["counts"] for mask in one["answer"]["masks"]):
-            return False
+        exact &= sorted(mask.counts for mask in masks) == sorted(mask["counts"] for mask in one["answer"]["masks"])
         if first:
             chosen = one["answer"]["masks"][one["answer"]["chosen"]]["counts"]
             index = [mask.counts for mask in masks].index(chosen)
             before = found.low_res_logits[:, index : index + 1]
-    return True
+    if predictor.kernels is None:
+        return exact, None
+    ratio = [mine / other for mine, other in zip(times["kernels"], times["torch"], strict=True)]
+    quartiles = np.percentile(ratio, (25, 50, 75))
+    ratios = {
+        name: round(float(value), 3)
+        for name, value in zip(("first_quartile", "median", "third_quartile"), quartiles, strict=True)
+    }
+    return exact, {**{side: _spread(each) for side, each in times.items()}, "ratio": ratios}
 
 
 def main() -> None:
@@ -165,6 +188,9 @@ def main() -> None:
             if kind in spreads:
                 median, p95 = spreads[kind]["median"], spreads[kind]["p95"]
                 print(f"{kind} clicks {where}: median {median} ms, p95 {p95} ms (the paper: {PAPER_MS} ms)")
+    if (model := result["model_of_later_clicks"]) is not None:
+        ratio = model["ratio"]["median"]
+        print(f"the model of a later click: {ratio} of the time by torch ({model['kernels']['median']} ms)")
     print(f"masks are the predictor's, bit for bit: {result['exact']}")
     write_result(
         arguments.output, "click_latency", machine, {"paper_ms": PAPER_MS, "pause_s": arguments.pause, **result}

@@ -367,7 +367,7 @@ class CatalogJudge:
         """Raise `RejectedError` if license data or a duplicate rules the row out; `refuse_curated` covers curation."""
         if row["duplicate_of"] is not None:
             first = row["duplicate_of"]
-            raise RejectedError(Reason.DUPLICATE_ID, f"the image_id stands already in the row of ordinal {first}")
+            raise RejectedError(Reason.DUPLICATE_ID, f"the row of ordinal {first} already has this image_id")
         verdict = self.policy.judge(row["license"], row["redistributable"], row["valid_until"], row.get("opt_out"))
         if verdict is not None:
             raise RejectedError(*verdict)

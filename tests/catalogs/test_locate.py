@@ -97,7 +97,7 @@ def test_what_is_there_is_not_overwritten_and_stays_beside_its_images(tmp_path: 
 
 
 def tried(captions: dict[str, str | None]) -> tuple[int, int, list[str]]:
-    """How many captions say their country, how many of these were found, and what was found wrongly."""
+    """Return how many captions name their country, how many of these were found, and the captions found wrongly."""
     answers = {caption: country_in(caption) for caption in captions}
     found = [caption for caption, country in answers.items() if country is not None]
     right = [caption for caption in found if answers[caption] == captions[caption]]
