@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from segmint.catalogs.dataset.reading.torch_dataset import open_dataset as open_dataset
     from segmint.model.automatic.settings import MaskSettings as MaskSettings
     from segmint.model.sam.sam import Sam
+    from segmint.operators.custom.contract import Reject as Reject
+    from segmint.operators.custom.contract import StageRow as StageRow
     from segmint.pipeline.config.config import Config as Config
     from segmint.pipeline.config.config import load_config as load_config
     from segmint.pipeline.masks.interactive.generator import MaskGenerator as MaskGenerator
@@ -35,6 +37,8 @@ _HOMES = {
     "MaskGenerator": "segmint.pipeline.masks.interactive.generator",
     "MaskSettings": "segmint.model.automatic.settings",
     "Predictor": "segmint.pipeline.masks.interactive.generator",
+    "Reject": "segmint.operators.custom.contract",
+    "StageRow": "segmint.operators.custom.contract",
     "collate": "segmint.catalogs.dataset.reading.loader",
     "load_config": "segmint.pipeline.config.config",
     "open_dataset": "segmint.catalogs.dataset.reading.torch_dataset",

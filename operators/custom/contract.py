@@ -1,0 +1,147 @@
+"""Interface of a custom stage: what its callable gets and returns, and the check of both.
+
+A stage is a class, or a function that returns a callable. It takes the stage's arguments and has these attributes, of
+which only `name` is required:
+
+- `name`: up to 63 lowercase letters, digits, and underscores, a letter first. The stage's column is `stage_<name>`.
+- `fields`: the fields of that column, each with an Arrow type or the name of one. Without it, there is no column.
+- `table`: the table of the column, `images` (the default) or `masks`.
+- `labels`: whether the stage sets labels of masks.
+- `version`: a text that changes whenever results do. Without it, the SHA-256 of the module's source stands for the
+  code. A class method gets the arguments, and its text stands for them too, for example with hashes of their files.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from typing import Any, Self
+
+from segmint.catalogs.reasons import Reason
+from segmint.infra.errors import UsageError
+from segmint.operators.images import Pixels, decode_jpeg
+
+_REASON = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_LONGEST_DETAIL = 1000
+_BUILT_IN = frozenset(map(str, Reason))
+
+
+class StageContractError(UsageError):
+    """A stage that doesn't keep to its interface. This is neither a verdict nor a fault of a row: it ends the run."""
+
+
+class Reject(Exception):
+    """Verdict of a stage on one image, whose row is rejected with this reason.
+
+    A stage returns it in place of the row. It may also raise it.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        """`reason` is a word such as `blurry`: up to 63 lowercase letters, digits, and underscores.
+
+        `detail` is a sentence with what was found and expected; it must contain no image data, because it is stored.
+        Raises `StageContractError` for a reason that segmint itself uses, and for an empty detail.
+        """
+        super().__init__(f"{reason}: {detail}")
+        if not isinstance(reason, str) or not _REASON.fullmatch(reason) or reason in _BUILT_IN:
+            raise StageContractError(
+                f"Reject: the reason is {reason!r}; expected up to 63 lowercase letters, digits, and underscores, a "
+                "letter first, and none of segmint's own reasons"
+            )
+        if not isinstance(detail, str) or not detail.strip():
+            raise StageContractError(f"Reject: the detail of {reason} is {detail!r}; expected a sentence")
+        self.reason = reason
+        self.detail = detail.encode("utf-8", "replace").decode()[:_LONGEST_DETAIL]
+
+    def __reduce__(self) -> tuple[type["Reject"], tuple[str, str]]:
+        """Support pickling."""
+        return type(self), (self.reason, self.detail)
+
+
+class StageRow(Mapping[str, Any]):
+    """A row as a stage sees it: the columns of a build's rows at the stage's position, and the released image.
+
+    It never contains the original, and it can't be changed.
+    """
+
+    __slots__ = ("_columns", "_image", "mask_values", "values_set")
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        """`columns` contains at least `ordinal`, `id`, and `release`, the released JPEG."""
+        self._columns = columns
+        self._image: Pixels | None = None
+        self.values_set: Mapping[str, Any] = {}
+        self.mask_values: Sequence[Mapping[str, Any] | None] | None = None
+
+    @property
+    def image(self) -> Pixels:
+        """The released image, (H, W, 3) uint8 RGB; decoded once. Raises `ValueError` if there is none."""
+        if self._image is None:
+            if not self["release"]:
+                raise ValueError(f"image {self['id']} isn't in the dataset, which has only annotations")
+            self._image = decode_jpeg(self["release"])
+        return self._image
+
+    def with_values(self, **values: Any) -> Self:
+        """Return the row with values of its stage's fields, for a stage whose `table` is `images`.
+
+        Fields that a stage doesn't set are null.
+        """
+        row = copy(self)
+        row.values_set = values
+        return row
+
+    def with_mask_values(self, values: Sequence[Mapping[str, Any] | None]) -> Self:
+        """Return the row with values of each mask, in order: fields of a stage whose `table` is `masks`, and labels.
+
+        A stage with `labels` may set `label`, `label_score`, and `label_source`, which is `model:` and the SHA-256 of
+        the weights. None leaves a mask as it is.
+        """
+        row = copy(self)
+        row.mask_values = values
+        return row
+
+    def __getitem__(self, name: str) -> Any:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
+StageCall = Callable[[Sequence[StageRow]], Sequence[StageRow | Reject]]
+"""Callable of a stage: a batch of rows in, the same rows out in the same order, each as a row or a `Reject`.
+
+The result for a row must not depend on the other rows of its batch, whose number may vary.
+"""
+
+
+def call_stage(name: str, stage: StageCall, rows: Sequence[StageRow]) -> list[StageRow | Reject]:
+    """Call a stage with a batch, and check that it returns each row in order.
+
+    Raises `StageContractError`, which names the stage, if it drops, adds, reorders, or replaces rows. Passes on the
+    stage's own errors.
+    """
+    returned = stage(rows)
+    if not isinstance(returned, Sequence):
+        raise StageContractError(f"the stage {name} returned {type(returned).__name__}: expected a list of rows")
+    if len(returned) != len(rows):
+        raise StageContractError(
+            f"the stage {name} returned {len(returned)} rows for {len(rows)}: it must return each row, in order, or a "
+            "Reject in its place"
+        )
+    for row, result in zip(rows, returned, strict=True):
+        if isinstance(result, Reject):
+            continue
+        if not isinstance(result, StageRow):
+            raise StageContractError(
+                f"the stage {name} returned {type(result).__name__} for image {row['id']}: expected the row, the "
+                "result of one of its with_ methods, or a Reject"
+            )
+        if result["ordinal"] != row["ordinal"]:
+            raise StageContractError(
+                f"the stage {name} returned image {result['id']} in the place of image {row['id']}: it must return "
+                "the rows in their order"
+            )
+    return list(returned)

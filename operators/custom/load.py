@@ -1,0 +1,137 @@
+"""Finds a custom stage by its dotted name, and checks what it declares before a build starts."""
+
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from segmint.catalogs.dataset.mask_labels import MASK_LABEL
+from segmint.catalogs.stages import STAGE_PREFIX, StageColumn
+from segmint.infra.errors import UsageError
+from segmint.operators.custom.contract import StageCall, StageContractError
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A custom stage with its arguments, and what it declares. Workers load the code again and compare `version`."""
+
+    stage: str  # dotted name
+    arguments: Mapping[str, Any]
+    name: str
+    version: str
+    column: StageColumn | None = None
+    labels: bool = False
+    versions_arguments: bool = field(default=False, compare=False)  # whether `version` stands for the arguments too
+
+    @property
+    def label(self) -> str:
+        """Name of the stage in rejected rows, and of its column."""
+        return f"{STAGE_PREFIX}{self.name}"
+
+    @property
+    def sets_masks(self) -> bool:
+        """Whether it sets columns of masks."""
+        return self.labels or (self.column is not None and self.column.table == "masks")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the results, as JSON values."""
+        column = None if self.column is None else self.column.model_dump(mode="json")
+        arguments = {} if self.versions_arguments else {"arguments": dict(self.arguments)}
+        return {"stage": self.stage, "version": self.version, "column": column, "labels": self.labels, **arguments}
+
+    def start(self) -> StageCall:
+        """Load the stage in this process and call it with its arguments.
+
+        Raises `StageContractError` if the code here differs from the build's, or if the stage can't start.
+        """
+        try:
+            here = load_stage(self.stage, self.arguments)
+            if here != self:
+                raise UsageError(f"its version here is {here.version}, and that of the build is {self.version}")
+            call: StageCall = _find(self.stage)(**self.arguments)
+        except Exception as error:
+            what = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+            text = " ".join(f"the stage {self.name} can't start in a worker: {what}".split())
+            raise StageContractError(text) from error
+        if not callable(call):
+            raise StageContractError(
+                f"the stage {self.name} isn't callable: {self.stage} returns {type(call).__name__}"
+            )
+        return call
+
+
+def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
+    """Import the module of a stage, given by its dotted name, and return what the stage declares.
+
+    Raises `UsageError`, which names the stage, for an unknown module or name, one that isn't callable with these
+    arguments, and attributes that aren't as `segmint.operators.custom.contract` describes them.
+    """
+    found = _find(stage)
+    name, fields = getattr(found, "name", None), getattr(found, "fields", {})
+    table, labels = getattr(found, "table", "images"), getattr(found, "labels", False)
+    try:
+        inspect.signature(found).bind(**arguments)
+        described = [_field(str(key), kind) for key, kind in dict(fields).items()]
+        # A stage without a column has a name of the same form.
+        column = StageColumn.model_validate({"name": name, "table": table, "fields": described or [_ANY]})
+        version = getattr(found, "version", None)
+        by_arguments = callable(version)
+        version = version(**arguments) if callable(version) else _source_sha256(found) if version is None else version
+        if not isinstance(version, str) or not version or not isinstance(labels, bool):
+            raise TypeError(f"version is {version!r} and labels is {labels!r}: expected text, and true or false")
+        if labels and described and (table != "masks" or fields.keys() & set(MASK_LABEL)):
+            raise ValueError("a stage with labels has fields of masks only, and none of the label's names")
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        where = ".".join(map(str, first["loc"])) or "column"
+        raise UsageError(f"the stage {stage} has an invalid {where}: {first['msg']}") from error
+    except Exception as error:
+        raise UsageError(f"the stage {stage} is invalid: {type(error).__name__}: {error}") from error
+    return StageSpec(stage, dict(arguments), column.name, version, column if described else None, labels, by_arguments)
+
+
+_ANY = {"name": "any", "type": "bool"}
+
+
+def _find(stage: str) -> Callable[..., Any]:
+    module_name, _, name = stage.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except Exception as error:
+        raise UsageError(
+            f"the stage {stage} can't be imported: {type(error).__name__}: {error}. Give the dotted name of a class or "
+            "function in a module that is installed, or in a folder of PYTHONPATH, on every node"
+        ) from error
+    if not callable(found):
+        raise UsageError(
+            f"the stage {stage} isn't callable: it is {type(found).__name__}, expected a class or function"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _field(name: str, kind: Any) -> dict[str, Any]:
+    """Return a field of a stage's column as `StageField` describes it."""
+    kind = pa.type_for_alias(kind) if isinstance(kind, str) else kind
+    if not isinstance(kind, pa.DataType):
+        raise TypeError(f"{name}: expected an Arrow type or the name of one, got {kind!r}")
+    if pa.types.is_list(kind):
+        return {"name": name, "type": "list", "fields": [_field("item", kind.value_type)]}
+    if pa.types.is_struct(kind):
+        return {"name": name, "type": "struct", "fields": [_field(each.name, each.type) for each in kind]}
+    return {"name": name, "type": str(kind)}
+
+
+def _source_sha256(found: Any) -> str:
+    """Return the SHA-256 of the source of a stage's module."""
+    file = getattr(sys.modules[found.__module__], "__file__", None)
+    if file is None or not file.endswith(".py"):
+        raise ValueError("it needs a version, because its module has no source file")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()

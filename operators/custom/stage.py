@@ -1,0 +1,277 @@
+"""Custom stage: a user's callable judges rows in batches and adds its column, in an actor that starts it once."""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segmint.catalogs.dataset.mask_labels import MASK_LABEL
+from segmint.infra.deadline import Deadline
+from segmint.infra.device import device_failure
+from segmint.infra.stopping import outlive_signals
+from segmint.operators.child import is_out_of_memory
+from segmint.operators.custom.contract import Reject, StageContractError, StageRow, call_stage
+from segmint.operators.custom.load import StageSpec
+from segmint.operators.rows import Row, faulted
+from segmint.operators.schemas import VERDICT
+
+if TYPE_CHECKING:
+    from segmint.infra.row_ledger import BlockEntry, RowLedger
+
+HIDDEN = frozenset({"original", *VERDICT.names})
+"""Columns that a stage doesn't see: the full-size source, even though it is redacted, and the verdict."""
+
+_LABEL = frozenset(MASK_LABEL)
+_SOURCE = re.compile(r"model:[0-9a-f]{64}")
+
+Result = StageRow | Reject | Exception
+"""Result of a row; any other exception than `Reject` is a fault."""
+
+
+class CustomStage:
+    """Ray Data actor that maps a table to the same rows with a stage's column, labels, and verdicts.
+
+    Without a `ledger`, it processes the rows of a trial, in which errors are raised. With it, this process ends if a
+    batch takes over `timeout_s` seconds per row, if memory runs out, or if the GPU breaks.
+    """
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        batch_size: int | None = None,
+        timeout_s: float | None = None,
+        ledger: "RowLedger | None" = None,
+        on_gpu: bool = False,
+    ) -> None:
+        """Start the stage. A batch has at most `batch_size` rows; None: as many as a block.
+
+        Raises `StageContractError` if it can't start.
+        """
+        if ledger is not None:  # in a Ray worker
+            outlive_signals()
+        self._spec, self._batch_size, self._timeout_s = spec, batch_size, timeout_s
+        self._ledger, self._on_gpu = ledger, on_gpu
+        self._stage = spec.start()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Apply the stage to each live row; pass the others through."""
+        rows = list(stage_rows(table).items())
+        size = self._batch_size or max(1, len(rows))
+        results: dict[int, Result] = {}
+        with nullcontext() if self._ledger is None or not rows else self._ledger.entry() as entry:
+            for first in range(0, len(rows), size):
+                batch = dict(rows[first : first + size])
+                found = self._judge(list(batch.values())) if entry is None else self._recorded(batch, entry)
+                results |= zip(batch, found, strict=True) if isinstance(found, list) else found
+        return with_results(table, self._spec, results)
+
+    def _recorded(self, batch: Mapping[int, StageRow], entry: "BlockEntry") -> dict[int, Result]:
+        """Judge a batch whose rows the ledger records; rows that must run alone come last."""
+        from segmint.infra.row_ledger import BarredRowError
+
+        results: dict[int, Result] = {}
+        together: list[int] = []
+        alone: list[int] = []
+        try:
+            replies = entry.begin_together([row["ordinal"] for row in batch.values()])
+        except Exception as error:  # noqa: BLE001 - a fault of these rows, as in a stage
+            return dict.fromkeys(batch, error)
+        for place, reply in zip(batch, replies, strict=True):
+            if reply.refused is not None:
+                results[place] = BarredRowError(reply.refused)
+            else:
+                (together if reply.starts else alone).append(place)
+        for places in ([together] if together else []) + [[place] for place in alone]:
+            rows = [batch[place] for place in places]
+            try:
+                if places is not together:
+                    entry.begin(rows[0]["ordinal"])
+            except Exception as error:  # noqa: BLE001 - a fault of this row
+                results[places[0]] = error
+                continue
+            results |= zip(places, self._judge(rows, entry), strict=True)
+            for row in rows:
+                entry.leave(row["ordinal"])
+        return results
+
+    def _judge(self, rows: Sequence[StageRow], entry: "BlockEntry | None" = None) -> list[Result]:
+        """Call the stage; after an error, call it with one row at a time to find the rows at fault."""
+        try:
+            with Deadline(self._timeout_s and self._timeout_s * len(rows)).running():
+                return list(call_stage(self._spec.name, self._stage, rows))
+        except StageContractError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the row at fault is found below
+            if not isinstance(error, Reject):
+                self._end_if_unfit(rows[0], error, entry)
+            if len(rows) == 1:
+                return [error]
+        return [result for row in rows for result in self._judge([row], entry)]
+
+    def _end_if_unfit(self, row: StageRow, error: Exception, entry: "BlockEntry | None") -> None:
+        if entry is None:
+            return
+        if is_out_of_memory(error):
+            os._exit(1)  # this process is now unreliable, and the ledger lists its rows
+        failure = device_failure("cuda") if self._on_gpu and isinstance(error, RuntimeError) else None
+        if failure is not None:
+            try:
+                entry.excuse(row["ordinal"], f"the GPU failed, and its worker was ended: {failure}")
+            finally:
+                os._exit(1)
+
+
+class _Cells(Mapping[str, Any]):
+    """One row of a table, whose values are converted when they are read."""
+
+    def __init__(self, columns: Mapping[str, pa.ChunkedArray], place: int) -> None:
+        self._columns, self._place = columns, place
+        self._read: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._read:
+            self._read[name] = self._columns[name][self._place].as_py()
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
+class CustomAlone(CustomStage):
+    """Actor in which the driver tries a suspect of a stage, to observe how it ends."""
+
+    def node(self) -> str:
+        """Return the id of the node that this worker runs on. From now on, signals that stop processes don't end it."""
+        import ray
+
+        outlive_signals()
+        return str(ray.get_runtime_context().get_node_id())
+
+    def has_memory_for(self, table: pa.Table) -> bool:
+        """Judge each live row; False if memory ran out, after which this process is unusable.
+
+        Raises any other error of the stage that isn't a verdict.
+        """
+        for row in stage_rows(table).values():
+            (result,) = self._judge([row])
+            if isinstance(result, Exception) and not isinstance(result, Reject):
+                if is_out_of_memory(result):
+                    return False
+                raise result
+        return True
+
+
+def stage_rows(table: pa.Table) -> dict[int, StageRow]:
+    """Return the live rows of a table as a stage sees them, by their place in it."""
+    live = pc.and_(pc.is_null(table.column("reason")), pc.is_null(table.column("fault"))).to_pylist()
+    columns = {name: table.column(name) for name in table.column_names if name not in HIDDEN}
+    return {place: StageRow(_Cells(columns, place)) for place, lives in enumerate(live) if lives}
+
+
+def with_results(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> pa.Table:
+    """Return a table with a stage's column, labels, and verdicts; `results` are those of its live rows, by place.
+
+    A row whose values don't fit the declared types is faulted. Raises `StageContractError` for values that the stage
+    doesn't declare, or that aren't one for each mask.
+    """
+    try:
+        return _joined(table, spec, results)
+    except StageContractError:
+        raise
+    except Exception:  # noqa: BLE001 - the row at fault is found below
+        return _joined(table, spec, {place: _fitting(table, spec, place, each) for place, each in results.items()})
+
+
+def _fitting(table: pa.Table, spec: StageSpec, place: int, result: Result) -> Result:
+    try:
+        _joined(table.slice(place, 1), spec, {0: result})
+    except Exception as error:  # noqa: BLE001 - one row's values must not affect the other rows
+        return error
+    return result
+
+
+def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> pa.Table:
+    column = spec.column
+    rows = {place: each for place, each in results.items() if isinstance(each, StageRow)}
+    for row in rows.values():
+        _check_declared(row, spec)
+    if column is not None and column.table == "images":
+        values = [(rows[place].values_set or None) if place in rows else None for place in range(table.num_rows)]
+        table = table.append_column(column.arrow_field, pa.array(values, column.arrow_type))
+    elif spec.sets_masks:
+        table = _with_mask_columns(table, spec, rows)
+    if len(rows) == len(results):
+        return table
+    verdicts = table.select(VERDICT.names).to_pylist()
+    for place, result in results.items():
+        if not isinstance(result, StageRow):
+            verdicts[place] = _verdict(result, spec.label)
+    for field, values in zip(VERDICT, pa.Table.from_pylist(verdicts, VERDICT).columns, strict=True):
+        table = table.set_column(table.schema.get_field_index(field.name), field, values)
+    return table
+
+
+def _verdict(result: Exception, stage: str) -> Row:
+    if isinstance(result, Reject):
+        return {"stage": stage, "reason": result.reason, "detail": result.detail, "fault": None}
+    return faulted({}, stage, result)
+
+
+def _check_declared(row: StageRow, spec: StageSpec) -> None:
+    """Raise `StageContractError` if a stage set values that it doesn't declare, or labels that can't be stored."""
+    fields = frozenset(each.name for each in spec.column.fields) if spec.column is not None else frozenset()
+    of_image, of_masks = (frozenset(), fields) if spec.sets_masks else (fields, frozenset())
+    masks = [each for each in row.mask_values or () if each is not None]
+    wrong = row.values_set.keys() - of_image
+    for each in masks:
+        wrong |= each.keys() - of_masks - (_LABEL if spec.labels else frozenset())
+    if wrong:
+        raise StageContractError(
+            f"the stage {spec.name} set {', '.join(sorted(wrong))} of image {row['id']}, which it doesn't declare for "
+            "that table"
+        )
+    for each in masks if spec.labels else ():
+        score, source = each.get("label_score"), str(each.get("label_source"))
+        if each.get("label") and (not _SOURCE.fullmatch(source) or not (score is None or math.isfinite(score))):
+            raise StageContractError(
+                f"the stage {spec.name} set label_source {source!r} and label_score {score!r}: expected model: and the "
+                "SHA-256 of the weights, and a finite number or None"
+            )
+
+
+def _with_mask_columns(table: pa.Table, spec: StageSpec, rows: Mapping[int, StageRow]) -> pa.Table:
+    masks = table.column("masks").combine_chunks()
+    structs = masks.flatten()
+    counts = pc.fill_null(pc.list_value_length(masks), 0).to_pylist()
+    values: list[Mapping[str, Any] | None] = []
+    for place, count in enumerate(counts):
+        own = rows[place].mask_values if place in rows else None
+        if own is not None and len(own) != count:
+            raise StageContractError(
+                f"the stage {spec.name} returned {len(own)} values for the {count} masks of image {rows[place]['id']}"
+            )
+        values += [None] * count if own is None else own
+    fields, arrays = list(structs.type), structs.flatten()
+    for name in MASK_LABEL if spec.labels else ():
+        at = structs.type.get_field_index(name)
+        now = [
+            each.get(name) if each and each.get("label") else old
+            for each, old in zip(values, arrays[at].to_pylist(), strict=True)
+        ]
+        arrays[at] = pa.array(now, fields[at].type)
+    if spec.column is not None:
+        fields.append(spec.column.arrow_field)
+        arrays.append(pa.array(values, spec.column.arrow_type))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    longer = pa.StructArray.from_arrays(arrays, fields=fields)
+    column = pa.ListArray.from_arrays(offsets, longer, mask=pc.is_null(masks))
+    return table.set_column(table.schema.get_field_index("masks"), "masks", column)
