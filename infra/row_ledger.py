@@ -37,7 +37,10 @@ its memory, in a process that had called an actor."""
 TIMEOUT_S = 60.0
 """Timeout in seconds of a worker's or the driver's calls to the ledger actor."""
 
-_SUSPECT = "the worker that was segmenting this image died: it gets a trial in a separate worker"
+STAGE_ROWS = 1 << 53
+"""Distance between the numbers of a row in two stages, more than any ordinal. The segment stage's are the ordinals."""
+
+_SUSPECT = "the worker that was processing this image died: it gets a trial in a separate worker"
 _ENDING = "the worker of this row is shutting down"
 
 
@@ -50,22 +53,32 @@ class DeadlyWindowError(SegmintError):
 
 
 class RowLedger:
-    """Ledger of one window, created by the driver on its node and used from any process."""
+    """Ledger of one window, created by the driver on its node and used from any process.
+
+    It is that of the segment stage; `of_stage` returns those of the custom stages, which share its actor. The numbers
+    of a row are its ordinal plus `STAGE_ROWS` times the number of the stage.
+    """
 
     def __init__(self, alone: Iterable[int] = ()) -> None:
-        """Create the actor; `alone` are the ordinals of rows that run alone from the start."""
+        """Create the actor; `alone` are the numbers of rows that run alone from the start."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         # With task events, one call per row would evict all other tasks from the last 100,000 in the cluster's control
         # store.
         apart: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "enable_task_events": False}
-        self.__setstate__(ray.remote(**apart)(_LedgerActor).remote(frozenset(alone)))
+        self.__setstate__((ray.remote(**apart)(_LedgerActor).remote(frozenset(alone)), 0))
 
-    def __getstate__(self) -> Any:
-        """Return only the actor's handle, because each process tracks its own rows in flight."""
-        return self._actor
+    def of_stage(self, number: int) -> "RowLedger":
+        """Return the ledger of a custom stage, whose number is 1 or more."""
+        ledger = RowLedger.__new__(RowLedger)
+        ledger.__setstate__((self._actor, number * STAGE_ROWS))
+        return ledger
 
-    def __setstate__(self, book: Any) -> None:
-        self._actor = book
+    def __getstate__(self) -> tuple[Any, int]:
+        """Return only the actor's handle and the first number, as each process tracks its own rows in flight."""
+        return self._actor, self._first
+
+    def __setstate__(self, state: tuple[Any, int]) -> None:
+        self._actor, self._first = state
         self._in_flight = _InFlight()
 
     @contextmanager
@@ -75,21 +88,21 @@ class RowLedger:
         Raises `DeadlyWindowError` if the window has been ended.
         """
         exit_within(EXIT_S)
-        entry = BlockEntry(self._actor, self._in_flight)
+        entry = BlockEntry(self._actor, self._in_flight, self._first)
         try:
             yield entry
         finally:
             entry.end(spent())
 
     def suspects(self) -> list[int]:
-        """Return the ordinals of the rows that workers died with, on nodes that stayed alive, in the order found.
+        """Return the numbers of the rows that workers died with, on nodes that stayed alive, in the order found.
 
         Empty if the ledger actor is gone, which means that the driver's node failed.
         """
         return list(self._read(self._actor.suspects))
 
     def alone(self) -> list[int]:
-        """Return the ordinals of the rows that run alone: those given, and those in flight together when a worker died.
+        """Return the numbers of the rows that run alone: those given, and those in flight together when a worker died.
 
         Empty if the ledger actor is gone.
         """
@@ -132,8 +145,9 @@ class RowLedger:
 class BlockEntry:
     """A block that this process works on. Its rows may be in flight concurrently, also with those of other blocks."""
 
-    def __init__(self, book: Any, in_flight: "_InFlight") -> None:
+    def __init__(self, book: Any, in_flight: "_InFlight", first: int = 0) -> None:
         self._actor = book
+        self._first = first
         self._in_flight = in_flight
         context = ray.get_runtime_context()
         number = ray.get(book.open.remote(context.get_node_id(), context.get_worker_id()), timeout=TIMEOUT_S)
@@ -152,7 +166,9 @@ class BlockEntry:
         self._in_flight.take(len(ordinals))
         replies: list[StartReply] = []
         try:
-            call = self._actor.begin_together.remote(self._number, list(ordinals), self._in_flight.done())
+            call = self._actor.begin_together.remote(
+                self._number, [self._first + ordinal for ordinal in ordinals], self._in_flight.done()
+            )
             replies = ray.get(call, timeout=TIMEOUT_S)
         finally:
             for _ in range(len(ordinals) - sum(reply.starts for reply in replies)):
@@ -175,7 +191,7 @@ class BlockEntry:
         try:
             left = self._in_flight.done()
             answer: StartReply = ray.get(
-                self._actor.begin.remote(self._number, ordinal, left, alone), timeout=TIMEOUT_S
+                self._actor.begin.remote(self._number, self._first + ordinal, left, alone), timeout=TIMEOUT_S
             )
             if answer.refused is not None:
                 raise BarredRowError(answer.refused)
@@ -187,11 +203,11 @@ class BlockEntry:
 
     def leave(self, ordinal: int) -> None:
         """Note that a row is done. The ledger records this with the process's next start. Does not wait."""
-        self._in_flight.give_back((self._number, ordinal))
+        self._in_flight.give_back((self._number, self._first + ordinal))
 
     def excuse(self, ordinal: int, why: str) -> None:
         """Record that this process ends for a reason other than an image. Bars this row without making it a suspect."""
-        ray.get(self._actor.excuse.remote(self._number, ordinal, why), timeout=TIMEOUT_S)
+        ray.get(self._actor.excuse.remote(self._number, self._first + ordinal, why), timeout=TIMEOUT_S)
 
     def end(self, spent: Mapping[str, float] = MappingProxyType({})) -> None:
         """Record that all rows of the block are done, and the seconds of this process's stages. Does not wait."""
@@ -331,7 +347,7 @@ class _LedgerActor(_ReadLedger):
             self._close(entry)
 
     def retry_after(self, wait_s: float, shard: int, runs: Sequence[tuple[int, int]]) -> None:
-        if not any(start <= row < stop for row in self._refused for start, stop in runs):
+        if not any(start <= row % STAGE_ROWS < stop for row in self._refused for start, stop in runs):
             super().retry_after(wait_s, shard, runs)
 
     def end(self, entry: int, spent: Mapping[str, float] = MappingProxyType({})) -> None:

@@ -21,7 +21,7 @@ from segmint.model.automatic import rle
 from segmint.model.automatic.rle import decompress
 from segmint.operators.containment import find_containers
 from segmint.operators.redactions import redactions
-from segmint.operators.rows import faulted, to_rows, to_table
+from segmint.operators.rows import carried, faulted, to_rows, to_table
 from segmint.operators.schemas import (
     AUTOMATIC,
     DESCRIBED,
@@ -114,9 +114,10 @@ def describe_table(table: pa.Table) -> pa.Table:
     be described is faulted.
     """
     try:
-        return _described(table)
+        described = _described(table)
     except Exception:  # noqa: BLE001 - the row at fault is found below
-        return pa.concat_tables([_described_alone(table.slice(index, 1)) for index in range(table.num_rows)])
+        described = pa.concat_tables([_described_alone(table.slice(index, 1)) for index in range(table.num_rows)])
+    return carried(table, described)
 
 
 def _described_alone(row: pa.Table) -> pa.Table:

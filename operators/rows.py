@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from segmint.catalogs.reasons import RejectedError
 from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.stages import STAGE_PREFIX
 from segmint.infra.errors import SegmintError
 from segmint.infra.uris import redact
 
@@ -82,6 +83,14 @@ def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
     """Convert rows to a table of exactly this schema; missing columns become null, others are dropped."""
     names = schema.names
     return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows], schema=schema)
+
+
+def carried(table: pa.Table, result: pa.Table) -> pa.Table:
+    """Append the columns of custom stages in a stage's input to its result, which has the same rows."""
+    for name in table.column_names:
+        if name.startswith(STAGE_PREFIX):
+            result = result.append_column(table.schema.field(name), table.column(name))
+    return result
 
 
 def gather(rows: list[Row], stage: str, schema: pa.Schema) -> pa.Table:

@@ -7,7 +7,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,11 +15,12 @@ from typing import Any
 
 import ray.data
 import ray.exceptions
+from pydantic import ValidationError
 
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.shard_ranges import ShardPart
-from segmint.infra.errors import SegmintError
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.node_groups import NodeRequest
@@ -29,6 +30,7 @@ from segmint.infra.row_ledger import RowLedger
 from segmint.infra.stopping import check_stopping
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.operators.custom.contract import StageContractError, refusal
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.segment.segment import Segment, check_numerics
@@ -47,7 +49,7 @@ from segmint.pipeline.building.execution.shard_writers import (
     StreamLengthError,
     cut_at_borders,
 )
-from segmint.pipeline.building.execution.stage_watch import StageWatch, watched
+from segmint.pipeline.building.execution.stage_watch import STAGES, StageWatch, watched
 from segmint.pipeline.building.execution.stages import Stages, lay_out_again, lay_out_for_growth
 from segmint.pipeline.building.execution.work import (
     MOST_BLOCKS,
@@ -58,7 +60,7 @@ from segmint.pipeline.building.execution.work import (
     WindowSize,
 )
 from segmint.pipeline.config.advice import advice
-from segmint.pipeline.config.config import Config
+from segmint.pipeline.config.config import Config, Position, StageConfig, load_config
 
 MOST_STALLED_WINDOWS = 3
 """Number of consecutive windows without a new commit after which a run ends unfinished, if the stores respond."""
@@ -77,40 +79,74 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
     """
     blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
     # With GPUs, Ray requires a batch size. Use the block size, so that a call gets the same rows either way.
-    on_gpus = {"batch_size": stages.rows_per_block} if stages.segment_pool.num_gpus else {}
+    on_gpus = {"batch_size": stages.rows_per_block}
     actors = {**blocks, "max_restarts": stages.retries, "max_task_retries": stages.retries}
-    return (
-        rows.to_dataset(stages.rows_per_block, stages.segment_pool.largest)
-        .map_batches(
-            Prepare,
-            fn_constructor_args=stages.prepare_call,
-            compute=stages.prepare_pool.strategy(),
-            num_cpus=stages.prepare_pool.num_cpus,
-            label_selector=dict(stages.prepare_nodes) or None,
-            **actors,
-        )
-        .map_batches(
-            Segment,
-            fn_constructor_args=(
-                stages.segment,
-                stages.report_peak,
-                ledger,
-                stages.segment_timeout_s,
-                stages.segment_threads,
-            ),
-            compute=stages.segment_pool.strategy(),
-            num_cpus=stages.segment_pool.num_cpus,
-            num_gpus=stages.segment_pool.num_gpus or None,
-            accelerator_type=stages.gpus.name if stages.segment_pool.num_gpus else None,
-            **{**actors, **on_gpus},
-        )
-        .map_batches(
-            describe_table,
-            num_cpus=stages.describe_num_cpus,
-            max_retries=stages.retries,
-            **blocks,
-        )
+
+    def custom(dataset: ray.data.Dataset, after: Position) -> ray.data.Dataset:
+        for each in stages.custom:
+            if each.after == after:
+                dataset = dataset.map_batches(
+                    each.actor(),
+                    fn_constructor_args=each.arguments(ledger),
+                    compute=each.pool.strategy(),
+                    num_cpus=each.pool.num_cpus,
+                    num_gpus=each.pool.num_gpus or None,
+                    **{**actors, **(on_gpus if each.pool.num_gpus else {})},
+                )
+        return dataset
+
+    prepared = rows.to_dataset(stages.rows_per_block, stages.segment_pool.largest).map_batches(
+        Prepare,
+        fn_constructor_args=stages.prepare_call,
+        compute=stages.prepare_pool.strategy(),
+        num_cpus=stages.prepare_pool.num_cpus,
+        label_selector=dict(stages.prepare_nodes) or None,
+        **actors,
     )
+    segmented = custom(prepared, "prepare").map_batches(
+        Segment,
+        fn_constructor_args=(
+            stages.segment,
+            stages.report_peak,
+            ledger,
+            stages.segment_timeout_s,
+            stages.segment_threads,
+        ),
+        compute=stages.segment_pool.strategy(),
+        num_cpus=stages.segment_pool.num_cpus,
+        num_gpus=stages.segment_pool.num_gpus or None,
+        accelerator_type=stages.gpus.name if stages.segment_pool.num_gpus else None,
+        **{**actors, **(on_gpus if stages.segment_pool.num_gpus else {})},
+    )
+    described = custom(segmented, "segment").map_batches(
+        describe_table,
+        num_cpus=stages.describe_num_cpus,
+        max_retries=stages.retries,
+        **blocks,
+    )
+    return custom(described, "describe")
+
+
+def build(
+    config: Config | str,
+    stages: Sequence[StageConfig | Callable[..., Any]] = (),
+    *,
+    shards: tuple[int, int] | ShardPart | None = None,
+    grow: bool = False,
+    retry_rejected: Collection[Reason] = (),
+) -> Accounting:
+    """Build a dataset like `run_build`, from a configuration or its file, with `stages` after those that it contains.
+
+    A custom stage is a class or function of a module that workers can import, or a `StageConfig`, which can also set
+    its position, arguments, and resources. Raises the errors of `load_config` and `run_build`.
+    """
+    config = load_config(config) if isinstance(config, str) else config
+    try:
+        added = [each if isinstance(each, StageConfig) else StageConfig(stage=each) for each in stages]  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise UsageError(f"stages: {error.errors()[0]['msg']}") from error
+    config = config.model_copy(update={"stages": (*config.stages, *added)})
+    return run_build(config, shards=shards, grow=grow, retry_rejected=retry_rejected)
 
 
 @resumable()
@@ -127,7 +163,8 @@ def run_build(
     catalog become new shards. Rows of committed shards that were rejected for a reason in `retry_rejected` before this
     run are retried. Raises `UsageError` before anything starts if the configuration, the catalog, or the dataset does
     not fit. Raises `UnfinishedError` if work remains for another run, or its subclass `NotRecordedError` if only the
-    final record could not be written. Committed work is never lost.
+    final record could not be written, and `StageContractError` if a custom stage breaks its rules. Committed work is
+    never lost.
     """
     started = time.monotonic()
     log = get_logger("build")
@@ -227,6 +264,7 @@ class _OuterLoop:
                         config.stall_timeout,
                         run.metrics,
                         silent,
+                        {**STAGES, **{f"({each.spec.label})": each.spec.label for each in self.stages.custom}},
                         resized=self._end_resized,
                         grows=self.stages.grows,
                     ) as watch,
@@ -245,6 +283,9 @@ class _OuterLoop:
                         watch.moved()
             except (ray.exceptions.RayError, SegmintError, OSError) as error:
                 check_stopping()  # the error may be the result of an interrupt
+                refused = refusal(error)
+                if refused is not None:
+                    raise StageContractError(refused) from error
                 run.note_failure(window, error)
             size.note(finished, time.monotonic() - began)
             before, self.stages = self.stages, lay_out_again(config, self.dataset, self.cluster, self.stages)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from segmint.model.sam.sam import Sam
     from segmint.operators.custom.contract import Reject as Reject
     from segmint.operators.custom.contract import StageRow as StageRow
+    from segmint.pipeline.build import build as build
     from segmint.pipeline.config.config import Config as Config
+    from segmint.pipeline.config.config import StageConfig as StageConfig
     from segmint.pipeline.config.config import load_config as load_config
     from segmint.pipeline.masks.interactive.generator import MaskGenerator as MaskGenerator
     from segmint.pipeline.masks.interactive.generator import Predictor as Predictor
@@ -38,7 +40,9 @@ _HOMES = {
     "MaskSettings": "segmint.model.automatic.settings",
     "Predictor": "segmint.pipeline.masks.interactive.generator",
     "Reject": "segmint.operators.custom.contract",
+    "StageConfig": "segmint.pipeline.config.config",
     "StageRow": "segmint.operators.custom.contract",
+    "build": "segmint.pipeline.build",
     "collate": "segmint.catalogs.dataset.reading.loader",
     "load_config": "segmint.pipeline.config.config",
     "open_dataset": "segmint.catalogs.dataset.reading.torch_dataset",

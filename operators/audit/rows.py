@@ -14,6 +14,7 @@ from segmint.catalogs.dataset.tombstones import RemovedNames
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import AMENDABLE
+from segmint.catalogs.stages import STAGE_PREFIX
 from segmint.operators.audit.origins import annotated_images
 from segmint.operators.rows import Row
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
@@ -155,8 +156,8 @@ def audit_rejects(rejects: Sequence[Row], place: FindingLocation) -> Iterator[Fi
     known = frozenset(Reason)
     for row in rejects:
         image, where = place.of_image(row["id"]), f"id {row['id']}"
-        if row["reason"] not in known:
-            expected = "a reason of `segmint.catalogs.reasons`"
+        if row["reason"] not in known and not (row["stage"] or "").startswith(STAGE_PREFIX):
+            expected = "a reason of `segmint.catalogs.reasons`, or of a custom stage"
             yield image.finding(Code.UNKNOWN_REASON, expected, repr(row["reason"]), where)
         names = ["stage", "detail", *([] if row["reason"] == Reason.TAKEN_DOWN else ["image_id", "uri"])]
         empty = [name for name in names if not row[name]]

@@ -117,6 +117,12 @@ The result for a row must not depend on the other rows of its batch, whose numbe
 """
 
 
+def refusal(error: BaseException) -> str | None:
+    """Return the message of a worker's `StageContractError`, which Ray only passes on as a part of its own text."""
+    found = re.findall(rf"\b{StageContractError.__name__}: (.+)", str(error))
+    return found[-1] if found else None
+
+
 def call_stage(name: str, stage: StageCall, rows: Sequence[StageRow]) -> list[StageRow | Reject]:
     """Call a stage with a batch, and check that it returns each row in order.
 

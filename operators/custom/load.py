@@ -57,15 +57,13 @@ class StageSpec:
             if here != self:
                 raise UsageError(f"its version here is {here.version}, and that of the build is {self.version}")
             call: StageCall = _find(self.stage)(**self.arguments)
+            if not callable(call):
+                raise UsageError(f"it isn't callable: it is {type(call).__name__}")
+            return call
         except Exception as error:
             what = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
             text = " ".join(f"the stage {self.name} can't start in a worker: {what}".split())
             raise StageContractError(text) from error
-        if not callable(call):
-            raise StageContractError(
-                f"the stage {self.name} isn't callable: {self.stage} returns {type(call).__name__}"
-            )
-        return call
 
 
 def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
@@ -87,7 +85,7 @@ def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
         version = version(**arguments) if callable(version) else _source_sha256(found) if version is None else version
         if not isinstance(version, str) or not version or not isinstance(labels, bool):
             raise TypeError(f"version is {version!r} and labels is {labels!r}: expected text, and true or false")
-        if labels and described and (table != "masks" or fields.keys() & set(MASK_LABEL)):
+        if labels and described and (table != "masks" or set(MASK_LABEL) & set(dict(fields))):
             raise ValueError("a stage with labels has fields of masks only, and none of the label's names")
     except ValidationError as error:
         (first, *_) = error.errors()
@@ -110,10 +108,9 @@ def _find(stage: str) -> Callable[..., Any]:
             f"the stage {stage} can't be imported: {type(error).__name__}: {error}. Give the dotted name of a class or "
             "function in a module that is installed, or in a folder of PYTHONPATH, on every node"
         ) from error
-    if not callable(found):
-        raise UsageError(
-            f"the stage {stage} isn't callable: it is {type(found).__name__}, expected a class or function"
-        )
+    makes_callables = inspect.isclass(found) and any("__call__" in vars(base) for base in found.__mro__)
+    if not inspect.isfunction(found) and not makes_callables:
+        raise UsageError(f"the stage {stage} isn't a function or a class with a __call__ method")
     return found  # type: ignore[no-any-return]
 
 

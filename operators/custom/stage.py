@@ -18,7 +18,7 @@ from segmint.infra.stopping import outlive_signals
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.custom.contract import Reject, StageContractError, StageRow, call_stage
 from segmint.operators.custom.load import StageSpec
-from segmint.operators.rows import Row, faulted
+from segmint.operators.rows import faulted
 from segmint.operators.schemas import VERDICT
 
 if TYPE_CHECKING:
@@ -214,16 +214,11 @@ def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> 
     verdicts = table.select(VERDICT.names).to_pylist()
     for place, result in results.items():
         if not isinstance(result, StageRow):
-            verdicts[place] = _verdict(result, spec.label)
+            rejected = {**vars(result), "stage": spec.label, "fault": None}  # with reason and detail
+            verdicts[place] = rejected if isinstance(result, Reject) else faulted({}, spec.label, result)
     for field, values in zip(VERDICT, pa.Table.from_pylist(verdicts, VERDICT).columns, strict=True):
         table = table.set_column(table.schema.get_field_index(field.name), field, values)
     return table
-
-
-def _verdict(result: Exception, stage: str) -> Row:
-    if isinstance(result, Reject):
-        return {"stage": stage, "reason": result.reason, "detail": result.detail, "fault": None}
-    return faulted({}, stage, result)
 
 
 def _check_declared(row: StageRow, spec: StageSpec) -> None:

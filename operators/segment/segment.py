@@ -28,7 +28,7 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.kernels.cpu.library import DOT, kernels_named, reason
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels, decode_jpeg
-from segmint.operators.rows import Row, gather, is_live, judged, to_rows
+from segmint.operators.rows import Row, carried, gather, is_live, judged, to_rows
 from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, SEGMENTED
 from segmint.operators.segment.artifacts import NO_ARTIFACTS, RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics, observe_numerics
@@ -247,7 +247,7 @@ class Segment:
                 row if result is None else judged(row, "segment", result.result)
                 for row, result in zip(rows, started, strict=True)
             ]
-        return gather(done, "segment", SEGMENTED)
+        return carried(table, gather(done, "segment", SEGMENTED))
 
     def _submit(self, rows: list[Row], entry: "BlockEntry | None") -> list["Future[Row] | None"]:
         """Start the live rows; return a future for each. The ledger gets one call for those that start together."""

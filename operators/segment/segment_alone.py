@@ -50,7 +50,8 @@ class SegmentAlone:
 def control_table() -> pa.Table:
     """Return one prepared row that every worker can segment: 256 x 192 pixels with a few simple shapes."""
     released = release(control_image(), ReleaseConfig())
-    return to_table([{"width": released.width, "height": released.height, "release": released.jpeg}], PREPARED)
+    image = {"width": released.width, "height": released.height, "release": released.jpeg}
+    return to_table([{"ordinal": 0, "id": 1, "image_id": "control", **image}], PREPARED)
 
 
 def control_image() -> Pixels:

@@ -4,7 +4,8 @@ There are three kinds of keys:
 
 - *identity*: determines the dataset's content. `dataset.json` pins these keys at the first start, and a build
   with different values is refused. `name`, `images_per_shard`, `license`, `ingest` except its timeout,
-  `deidentify` except its device, `release`, `masks` with the profile's defaults filled in, `model.weights`.
+  `deidentify` except its device, `release`, `masks` with the profile's defaults filled in, `model.weights`, `stages`
+  except their resources.
 - *numerics*: determines the last bits of masks and scores. Resolved at the first start and pinned with the
   identity. `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`, `model.kernels`,
   `model.images_per_batch`, `model.threads`, `deidentify.device`.
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator
 
 from segmint.catalogs.licenses import LicensePolicy, validate_identifier
 from segmint.infra.assets.known import ASSETS, AUTO
@@ -28,6 +29,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.units import Bytes, Seconds, auto_or, validated
 from segmint.infra.uris import absolute
 from segmint.operators.curate.settings import CurateConfig
+from segmint.operators.custom.load import StageSpec, load_stage
 from segmint.operators.prepare.deidentify import RULE, DeidentifyConfig
 from segmint.operators.prepare.ingest_config import IngestConfig, formats_of
 from segmint.operators.prepare.release import ReleaseConfig
@@ -173,6 +175,49 @@ class ResourcesConfig(_ConfigModel):
     them. Then it ends unfinished, with exit code 3."""
 
 
+class StagePoolConfig(PoolConfig):
+    """Actor pool of a custom stage; `actors: auto` is one actor."""
+
+    num_gpus: float = Field(default=0, ge=0)
+    """GPUs per actor, which the segment actors don't get. With 0.5, two actors share a GPU."""
+    timeout_s: Seconds = Field(default=600, gt=0)
+    """Time limit for one image, as in `resources.segment`. A batch may take as much for each of its images."""
+
+
+def _dotted_name(value: Any) -> Any:
+    """Return the dotted name of a class or function, which workers import; other values unchanged."""
+    if not callable(value):
+        return value
+    module, name = value.__module__, value.__qualname__
+    if module == "__main__" or "." in name:
+        raise ValueError(f"expected a class or function at the top of a module, got {module}.{name}: move it to one")
+    return f"{module}.{name}"
+
+
+Position = Literal["prepare", "segment", "describe"]
+
+
+class StageConfig(_ConfigModel):
+    """A custom stage: code of yours that judges images or adds columns."""
+
+    stage: Annotated[str, BeforeValidator(_dotted_name), Field(pattern=r"^\w+(\.\w+)+$")]
+    """Dotted name of a class or function, such as `blur.Blur`. Its module must be importable on every node."""
+    after: Position = "describe"
+    """Built-in stage that it follows. Several stages after the same one run in the order of the list."""
+    arguments: dict[str, JsonValue] = {}
+    """Arguments of the class or function. The dataset stores them, so they must not contain secrets."""
+    batch_size: AutoCount = "auto"
+    """Maximum number of images per call. auto: as many as a block contains, see `rows_per_block`."""
+    resources: StagePoolConfig = StagePoolConfig()
+
+    def load(self) -> StageSpec:
+        """Import the stage and return what it declares. Raises `UsageError` if that is invalid."""
+        spec = load_stage(self.stage, self.arguments)
+        if spec.sets_masks and self.after != "describe":
+            raise UsageError(f"the stage {self.stage} sets columns of masks: it must come after describe")
+        return spec
+
+
 LOCAL = ResourcesConfig(address="local")
 """Ray on this machine only."""
 
@@ -205,6 +250,8 @@ class Config(_ConfigModel):
     model: ModelConfig = ModelConfig()
     curate: CurateConfig = CurateConfig()
     """Settings of `segmint catalog curate`, which rejects rows of a catalog before a build. A build ignores them."""
+    stages: tuple[StageConfig, ...] = ()
+    """Custom stages. Each one's name, in its code, must be different."""
     resources: ResourcesConfig = ResourcesConfig()
     storage: StorageOptions = {}
     """Storage options by URI prefix, of which the longest matching one wins: endpoint_url, profile, region, anon, … for
@@ -240,6 +287,14 @@ class Config(_ConfigModel):
         wanted = self.resources.prepare.num_gpus
         return DETECTORS_SHARE if wanted == "auto" else float(wanted)
 
+    def load_stages(self) -> list[StageSpec]:
+        """Import the custom stages, in order. Raises `UsageError` if one is invalid, or if two have the same name."""
+        specs = [each.load() for each in self.stages]
+        for place, spec in enumerate(specs):
+            if spec.name in [other.name for other in specs[:place]]:
+                raise UsageError(f"stages: {spec.stage} has the name {spec.name}, which an earlier stage has too")
+        return specs
+
     @field_validator("catalog", "output", "assets")
     @classmethod
     def _allowed_uri(cls, value: str | None) -> str | None:
@@ -270,6 +325,11 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
     tree["ingest"]["formats"] = list(config.ingest.decoded)
     tree["deidentify"]["rule"] = RULE
     tree["masks"]["drop_redaction_artifacts"] = config.masks.artifacts
+    if config.stages:
+        tree["stages"] = {
+            spec.name: {"place": place, "after": each.after, **spec.identity}
+            for place, (each, spec) in enumerate(zip(config.stages, config.load_stages(), strict=True))
+        }
     for part in tree["deidentify"].values():
         if isinstance(part, dict) and part.get("detector") in known:
             part["detector"] = known[part["detector"]]

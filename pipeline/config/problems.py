@@ -66,6 +66,7 @@ _EXAMPLES = {
 _LISTS = {
     "license.allow": "[CC-BY-4.0]",
     "curate.scorers": "[{name: sharpness, file: sharpness.pt, sha256: …, min: 0.5}]",
+    "stages": "[{stage: blur.Blur, after: prepare}]",
     "datasets": "[{uri: out/street}]",
 }
 """Example values of keys that take a list."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import pickle
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from segmint.infra import row_ledger
 from segmint.infra.ray_session import Cluster
 from segmint.infra.row_ledger import (
     MAX_DEATHS,
+    STAGE_ROWS,
     BarredRowError,
     BlockEntry,
     DeadlyWindowError,
@@ -237,6 +239,25 @@ def test_rows_that_start_together_get_the_replies_of_rows_that_start_alone(local
         assert "gets a trial" in (replies[1].refused or "")
         entry.leave(4)
         entry.begin(6)
+
+
+def test_a_custom_stage_has_rows_of_its_own_with_the_same_ordinals(local_ray: Cluster) -> None:
+    ledger = RowLedger(alone=[2 * STAGE_ROWS + 6])
+    custom = pickle.loads(pickle.dumps(ledger.of_stage(2)))
+    dying = BlockEntry(ledger._actor, _InFlight(), 2 * STAGE_ROWS)
+    dying.begin(4)
+    with custom.entry() as entry:
+        assert [reply.starts for reply in entry.begin_together([4, 5, 6])] == [False, True, False]
+        entry.leave(5)
+        entry.begin(6)
+        entry.leave(6)
+    assert ledger.suspects() == [2 * STAGE_ROWS + 4]
+    with ledger.entry() as entry:
+        entry.begin(4)
+        entry.leave(4)
+    ledger.retry_after(0, 7, [(0, 5)])
+    ledger.retry_after(0, 8, [(5, 9)])
+    assert [slot.shard for slot in ledger.retry_slot(0)] == [8], "a row of the other shard waits for its trial"
 
 
 def test_a_window_that_is_ended_reads_what_it_has_begun_and_no_more() -> None:

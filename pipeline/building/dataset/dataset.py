@@ -159,9 +159,10 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
 
     With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError` if the dataset was created with
     another configuration or from another catalog, and lists the differing keys or rows. Also raises it if a detector
-    lacks a package, and for a new dataset if a detector file fails on a blank image.
+    lacks a package or a custom stage is invalid, and for a new dataset if a detector file fails on a blank image.
     """
     config.deidentify.require_packages()
+    config.load_stages()
     require_catalog(config, storage)
     output = Location(storage, config.output)
     latest = read_latest_manifest(output)
@@ -255,6 +256,7 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
         images_per_shard=config.images_per_shard,
         policy_date=config.license.policy_date or datetime.now(UTC).date(),
         lineage=lineage_of(config.model.weights, digest, output.storage),
+        stages=tuple(spec.column for spec in config.load_stages() if spec.column is not None),
     )
     if put_manifest(output, manifest, 1):
         return LatestManifest(manifest, 1)

@@ -1,18 +1,19 @@
 """Trials of rows that keep their shards on hold: images that kill their worker, and persistent faults.
 
-The ledger identifies the images that kill the worker that segments them. A suspect is rejected if it does so again. A
-verdict needs two deaths in trials, each in a fresh worker that has just segmented a control image, on a node that is
-alive afterward. If the control image fails, the machine is at fault and no image is rejected.
+The ledger identifies the images that kill the worker of the segment stage or of a custom stage. A suspect is rejected
+if it does so again. A verdict needs two deaths in trials, each in a fresh worker that has just processed a control
+image, on a node that is alive afterward. If the control image fails, the machine is at fault and no image is rejected.
 
 A row with a fault in three attempts also gets a trial, once per run. Either it gets its verdict there, or the run
 reports which row fails and why.
 """
 
+import functools
 import sys
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +26,17 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.catalogs.shard_ranges import ShardSpan
 from segmint.infra.errors import SegmintError, last_line
 from segmint.infra.log import get_logger
-from segmint.infra.row_ledger import RowLedger
+from segmint.infra.row_ledger import STAGE_ROWS, RowLedger
+from segmint.operators.custom.stage import CustomAlone, CustomStage
+from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.rows import Row, faulted, named, rejected
 from segmint.operators.schemas import VERDICT
+from segmint.operators.segment.segment import Segment
 from segmint.operators.segment.segment_alone import SegmentAlone, control_table
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.execution.row_source import RowSource
-from segmint.pipeline.building.execution.stages import Stages
+from segmint.pipeline.building.execution.stages import ActorPool, CustomPool, Stages
 
 DEATHS = 2
 """Number of deaths in trials after which a suspect is rejected."""
@@ -85,10 +89,11 @@ class Quarantine:
         self.stages = stages  # as laid out for the current nodes
         self._start_timeout_s = start_timeout_s
         self._known: dict[int, Row] = {}  # verdict columns by ordinal; a fault while undecided
+        self._killed: dict[int, int] = {}  # number of the stage whose worker a suspect killed, by ordinal
         self._rows: RowSource | None = None  # of the last window
         self._ledger: RowLedger | None = None
         self.ended = False  # whether `end_window` ended the last window
-        self._died_with_others: set[int] = set()  # rows that were in flight with others when their worker died
+        self._died_with_others: set[int] = set()  # the ledger's numbers of rows that ran with others in a dead worker
         self._attempts: Counter[int] = Counter()  # in which a row's fault put its shard on hold, by ordinal
         self._faulted: dict[int, None] = {}  # rows in the last window, in order
         self._held: Counter[int] = Counter()  # times that a shard was put on hold in the last window
@@ -112,7 +117,7 @@ class Quarantine:
         About every `retry_rows` rows, shards that were put on hold meanwhile run again.
         """
         self._rows, self._faulted, self._held, self.ended = rows, {}, Counter(), False
-        self._ledger = RowLedger(alone=[ordinal for ordinal in self._died_with_others if ordinal in rows])
+        self._ledger = RowLedger(alone=[row for row in self._died_with_others if row % STAGE_ROWS in rows])
         return rows.opened(dict(self._known) or None, self._ledger, retry_rows), self._ledger
 
     def end_window(self) -> None:
@@ -141,20 +146,23 @@ class Quarantine:
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
             self._died_with_others.update(ledger.alone())
-            for ordinal in ledger.suspects():
+            for number, ordinal in (divmod(row, STAGE_ROWS) for row in ledger.suspects()):
                 untried = UndecidedError("its worker died, and it has had no trial")
-                self._known[ordinal] = faulted({}, "segment", untried)
+                self._killed[ordinal] = number
+                self._known[ordinal] = faulted({}, self._stage_name(number), untried)
         verdicts = 0
         on_hold: dict[int, str] = {}
         undecided = [ordinal for ordinal, row in self._known.items() if row["fault"] is not None]
         here = [ordinal for ordinal in undecided if self._rows is not None and ordinal in self._rows]
         for ordinal in here[:MOST_SINGLE_TRIALS]:
+            number = self._killed.get(ordinal, 0)
+            stage = self._stage_name(number)
             try:
                 prepared = self._prepare(ordinal)
-                verdict = None if prepared is None else self._segment_singly(ordinal, prepared)
+                verdict = None if prepared is None else self._segment_singly(ordinal, prepared, number)
             except UndecidedError as error:
                 del self._known[ordinal]  # the next trials begin with another one
-                self._known[ordinal] = faulted({}, "segment", error)
+                self._known[ordinal] = faulted({}, stage, error)
                 on_hold |= _of_its_shard(spans, ordinal, str(error))
                 if isinstance(error, ControlFailedError):
                     break
@@ -162,7 +170,7 @@ class Quarantine:
             if verdict is None:
                 del self._known[ordinal]
             else:
-                self._known[ordinal] = rejected({}, "segment", verdict)
+                self._known[ordinal] = rejected({}, stage, verdict)
                 verdicts += 1
             get_logger("build").warning("tried alone", ordinal=ordinal, verdict=str(verdict or "none: it passed"))
         return Trials(verdicts, on_hold)
@@ -220,29 +228,68 @@ class Quarantine:
         if verdict["reason"] is not None:
             return verdict
         death = self._segment_singly(ordinal, prepared)
-        return None if death is None else rejected({}, "segment", death)
+        if death is not None:
+            return rejected({}, "segment", death)
+        verdict = self._through(prepared)[2] if self.stages.custom else verdict
+        if verdict["fault"] is not None:
+            raise UndecidedError(verdict["fault"])
+        return None if verdict["reason"] is None else verdict
 
-    def _segment_singly(self, ordinal: int, prepared: Any) -> RejectedError | None:
+    def _stage_name(self, number: int) -> str:
+        return self.stages.custom[number - 1].spec.label if number else "segment"
+
+    def _segment_singly(self, ordinal: int, prepared: Any, number: int = 0) -> RejectedError | None:
+        """Return the verdict on a row in the segment stage, or in the custom stage with this number."""
+        segment = self.stages.segment_pool, self.stages.segment_timeout_s
+        trial = _Trial(SegmentAlone, (self.stages.segment, segment[1]), *segment, prepared, control_table())
+        if number:
+            custom = self.stages.custom[number - 1]
+            row, control, _ = self._through(prepared, custom)
+            trial = _Trial(CustomAlone, custom.arguments(None), custom.pool, custom.timeout_s, row, control)
         deaths = 0
         for _ in range(TRIES):
             try:
-                reason = self._try_alone(prepared)
+                reason = self._try_alone(trial)
             except NodeDiedError:
                 continue
             if reason is None:
                 return None
             deaths += 1
             if deaths == DEATHS:
-                return RejectedError(reason, self._detail(reason))
+                return RejectedError(reason, _detail(reason, self._stage_name(number), trial.timeout_s))
         raise UndecidedError(f"row {ordinal} killed its worker, and too many nodes died during its trials")
 
-    def _detail(self, reason: Reason) -> str:
-        deeds = {
-            Reason.TIMED_OUT: f"takes longer than resources.segment.timeout_s = {self.stages.segment_timeout_s:g} s",
-            Reason.OUT_OF_MEMORY: "takes more memory than its worker had",
-            Reason.KILLED_WORKER: "ends the process that segments it",
-        }
-        return f"{deeds[reason]}, {DEATHS} times alone and each time right after a control image came through"
+    def _through(self, prepared: Any, until: CustomPool | None = None) -> tuple[Any, Any, Row]:
+        """Apply all stages, or those before `until`, to a prepared row and the control image in a fresh worker.
+
+        Returns references to the tables of the row and of the control image, and the row's `VERDICT` columns.
+        """
+        stages = self.stages
+        built_in = {"prepare": functools.partial(Segment, stages.segment), "segment": lambda: describe_table}
+        steps: list[tuple[CustomPool | None, Any]] = []
+        for position in ("prepare", "segment", "describe"):
+            own = [each for each in stages.custom if each.after == position]
+            steps += [(each, functools.partial(CustomStage, *each.arguments(None))) for each in own]
+            steps += [(None, built_in[position])] if position in built_in else []
+        if until is not None:
+            steps = steps[: [each for each, _ in steps].index(until)]
+        pools = [stages.segment_pool, *(each.pool for each in stages.custom)]
+        gpus = max(pool.num_gpus for pool in pools)
+        task = ray.remote(
+            num_cpus=max(pool.num_cpus for pool in pools),
+            num_gpus=gpus,
+            accelerator_type=stages.gpus.name if gpus else None,
+            num_returns=3,
+            max_retries=3,
+        )(apply_alone)
+        row, control, verdict = task.remote([step for _, step in steps], prepared)
+        try:
+            return row, control, ray.get(verdict, timeout=self._start_timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            ray.cancel(verdict)
+            raise UndecidedError(f"no worker processed it within {self._start_timeout_s:g} seconds") from error
+        except ray.exceptions.RayError as error:
+            raise UndecidedError(last_line(error)) from error
 
     def _prepare(self, ordinal: int) -> Any:
         """Prepare a suspect again. Return a reference to its `PREPARED` table, or None if the row is rejected."""
@@ -270,20 +317,20 @@ class Quarantine:
         except ray.exceptions.RayError as error:
             raise UndecidedError(last_line(error)) from error
 
-    def _try_alone(self, prepared: Any) -> Reason | None:
+    def _try_alone(self, trial: "_Trial") -> Reason | None:
         """Try a suspect in a fresh worker; return why it dies, or None. Raises `UndecidedError` and `NodeDiedError`."""
-        pool, timeout_s = self.stages.segment_pool, self.stages.segment_timeout_s
+        pool, timeout_s = trial.pool, trial.timeout_s
         kind = self.stages.gpus.name if pool.num_gpus else None
         worker_class = ray.remote(
             num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, accelerator_type=kind, max_restarts=0
-        )(SegmentAlone)
-        worker = worker_class.remote(self.stages.segment, timeout_s)
+        )(trial.worker)
+        worker = worker_class.remote(*trial.arguments)
         try:
-            node = self._start(worker)
+            node = self._start(worker, trial.control)
             began = time.monotonic()
             try:
                 # The worker enforces its own deadline. This one bounds the wait for a worker that fails to.
-                has_memory = ray.get(worker.has_memory_for.remote(prepared), timeout=3 * timeout_s + PROBE_S)
+                has_memory = ray.get(worker.has_memory_for.remote(trial.row), timeout=3 * timeout_s + PROBE_S)
             except (
                 ray.exceptions.RayActorError,
                 ray.exceptions.OutOfMemoryError,
@@ -298,24 +345,60 @@ class Quarantine:
                 out_of_memory = isinstance(death, ray.exceptions.OutOfMemoryError)
                 return Reason.OUT_OF_MEMORY if out_of_memory else Reason.KILLED_WORKER
             except ray.exceptions.RayError as error:
-                raise UndecidedError(f"segmentation failed in a trial: {last_line(error)}") from error
+                raise UndecidedError(f"its stage failed in a trial: {last_line(error)}") from error
             return None if has_memory else Reason.OUT_OF_MEMORY
         finally:
             ray.kill(worker)
 
-    def _start(self, worker: Any) -> str:
-        """Have a worker segment the control image; return its node. Raises `ControlFailedError`."""
+    def _start(self, worker: Any, control: Any) -> str:
+        """Have a worker process the control image; return its node. Raises `ControlFailedError`."""
         advice = (
             "an image killed its worker, and a new worker failed on a control image, so no image is rejected for it: "
             "check the memory and GPUs of the machines"
         )
         try:
             node: str = ray.get(worker.node.remote(), timeout=self._start_timeout_s)
-            if ray.get(worker.has_memory_for.remote(control_table()), timeout=self._start_timeout_s):
+            if ray.get(worker.has_memory_for.remote(control), timeout=self._start_timeout_s):
                 return node
         except ray.exceptions.RayError as error:
             raise ControlFailedError(f"{advice} ({last_line(error)})") from error
         raise ControlFailedError(f"{advice} (its memory ran out)")
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Worker of a trial, and the references to what it processes."""
+
+    worker: Any
+    arguments: tuple[Any, ...]
+    pool: ActorPool
+    timeout_s: float
+    row: Any
+    control: Any
+
+
+def _detail(reason: Reason, stage: str, timeout_s: float) -> str:
+    limit = "resources.segment.timeout_s" if stage == "segment" else "its resources.timeout_s"
+    deeds = {
+        Reason.TIMED_OUT: f"takes longer than {limit} = {timeout_s:g} s",
+        Reason.OUT_OF_MEMORY: "takes more memory than its worker had",
+        Reason.KILLED_WORKER: f"ends the process {'that segments it' if stage == 'segment' else f'of {stage}'}",
+    }
+    return f"{deeds[reason]}, {DEATHS} times alone and each time right after a control image came through"
+
+
+def apply_alone(
+    steps: Sequence[Callable[[], Callable[[pa.Table], pa.Table]]], prepared: pa.Table
+) -> tuple[pa.Table, pa.Table, Row]:
+    """Apply stages to one prepared row and the control image in a Ray task.
+
+    Returns the row's table, the control image's, and the row's `VERDICT` columns.
+    """
+    table = pa.concat_tables([prepared, control_table()])
+    for step in steps:
+        table = step()(table)
+    verdict, _ = table.select(VERDICT.names).to_pylist()
+    return table.slice(0, 1), table.slice(1), verdict
 
 
 def prepare_alone(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, Row]:

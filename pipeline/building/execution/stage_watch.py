@@ -14,7 +14,7 @@ from segmint.infra.metrics import STAGE_ROWS, STAGE_SECONDS, RunMetrics
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import alive_nodes
 
-STAGES = {"Prepare": "prepare", "Segment": "segment", "describe": "describe"}
+STAGES = {"Prepare": "prepare", "Segment": "segment", "(describe": "describe"}
 """Stages of a build, by a part of their operator's name in Ray Data."""
 
 LOST_NODE_WAIT_S = 120.0

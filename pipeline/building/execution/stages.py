@@ -22,8 +22,11 @@ from segmint.infra.ray_session import (
     accelerator_types,
     observe_growth,
 )
+from segmint.infra.row_ledger import RowLedger
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
+from segmint.operators.custom.load import StageSpec
+from segmint.operators.custom.stage import CustomStage
 from segmint.operators.prepare.detector_process import DetectorsGoneError
 from segmint.operators.prepare.prepare import PrepareResources
 from segmint.operators.segment.numerics import Numerics
@@ -31,7 +34,7 @@ from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
 from segmint.pipeline.building.dataset.dataset import BuildDataset
-from segmint.pipeline.config.config import Config, PoolConfig, as_pinned
+from segmint.pipeline.config.config import Config, PoolConfig, Position, as_pinned
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
 
 
@@ -185,6 +188,27 @@ class ActorPool:
 
 
 @dataclass(frozen=True)
+class CustomPool:
+    """A custom stage and its actors."""
+
+    number: int  # from 1, which identifies the stage in the ledger
+    spec: StageSpec
+    after: Position
+    pool: ActorPool
+    batch_size: int | None
+    timeout_s: float  # for one image
+
+    def actor(self, kind: type[CustomStage] = CustomStage) -> type[CustomStage]:
+        """Return the class of its actors, by whose name Ray and the progress bars call it."""
+        return type(self.spec.label, (kind,), {})
+
+    def arguments(self, ledger: RowLedger | None) -> tuple[Any, ...]:
+        """Return the arguments of its actors."""
+        own = None if ledger is None else ledger.of_stage(self.number)
+        return self.spec, self.batch_size, self.timeout_s, own, self.pool.num_gpus > 0
+
+
+@dataclass(frozen=True)
 class Stages:
     """Layout of one run."""
 
@@ -203,6 +227,7 @@ class Stages:
     detectors: NodeDetectors | None = None  # the processes, once they are started
     gpus: GpuKind = field(default_factory=GpuKind)  # the kind of GPU that workers request
     prepare_nodes: Mapping[str, str] = field(default_factory=dict)  # Ray label selector of nodes; empty: all
+    custom: tuple[CustomPool, ...] = ()  # custom stages, in the order of the configuration
     grows: bool = False  # whether the pools reach to nodes that the autoscaler may add
 
     @property
@@ -221,6 +246,11 @@ class Stages:
             *[{name: amount for name, amount in actor.items() if amount}] * segment.largest,
             *[{"CPU": together * prepare.num_cpus}] * (prepare.largest // together),
             *[{"CPU": 1.0}] * (1 + self.writers),
+            *[
+                {"CPU": each.pool.num_cpus} | ({"GPU": each.pool.num_gpus} if each.pool.num_gpus else {})
+                for each in self.custom
+                for _ in range(each.pool.largest)
+            ],
         ]
 
     def workers(self) -> dict[str, int]:
@@ -234,7 +264,8 @@ class Stages:
             if threads.decoders
             else {"segment": actors}
         )
-        return {"prepare": self.prepare_pool.largest, **inside}
+        custom = {each.spec.label: each.pool.largest for each in self.custom}
+        return {"prepare": self.prepare_pool.largest, **inside, **custom}
 
 
 def lay_out(
@@ -311,6 +342,11 @@ def _fit(
     share = config.detectors_share
     if share and not cluster.gpus:
         raise UsageError("deidentify.device is cuda, but the cluster has 0 GPUs: add GPUs")
+    custom = _custom_pools(config)
+    taken = sum(each.pool.largest * each.pool.num_gpus for each in custom)
+    if taken > cluster.gpus:
+        raise UsageError(f"stages take {taken:g} GPUs, but the cluster has {cluster.gpus:g}: lower their resources")
+    cluster = replace(cluster, gpus=cluster.gpus - taken)
     gpus_each = _gpus_each(config, on_gpu=on_gpu)
     if gpus_each > cluster.gpus:
         raise UsageError(
@@ -329,12 +365,14 @@ def _fit(
     busy = segment.largest * (segment.num_cpus if on_gpu else dataset.numerics.threads) + detectors * DETECTOR_CPUS
     enough = max(FEWEST_WRITERS, math.ceil(segment.largest / ACTORS_PER_WRITER))
     writers = enough if resources.writers == "auto" else resources.writers
+    busy += sum(each.pool.largest * each.pool.num_cpus for each in custom)
     busy += 0 if cluster.local else writers  # Ray Data doesn't know about the writers' CPUs
     prepare = _pool(resources.prepare, 1, max(1, int(cores - busy)), 0.0)
     needed = segment.smallest * segment.num_cpus + prepare.smallest * prepare.num_cpus + 2
-    needed += detectors * DETECTOR_CPUS
+    needed += detectors * DETECTOR_CPUS + sum(each.pool.smallest * each.pool.num_cpus for each in custom)
     if needed > cluster.cpus:
         more = f", {detectors} x {DETECTOR_CPUS} of detector processes" if detectors else ""
+        more += "".join(f", {each.spec.label} {each.pool.smallest} x {each.pool.num_cpus:g}" for each in custom)
         raise UsageError(
             f"the smallest pools do not fit: segment {segment.smallest} x {segment.num_cpus:g} CPUs, prepare "
             f"{prepare.smallest} x {prepare.num_cpus:g}{more}, one reader, and one writer need {needed:g} "
@@ -349,6 +387,7 @@ def _fit(
         rows_per_block=rows_per_block,
         segment_timeout_s=config.resources.segment.timeout_s,
         writers=writers,
+        custom=custom,
         grows=grows,
         report_peak=report_peak,
         detectors_share=share,
@@ -414,6 +453,15 @@ def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> A
     if wanted.actors != "auto":
         smallest, largest = (wanted.actors, wanted.actors) if isinstance(wanted.actors, int) else wanted.actors
     return ActorPool(smallest, largest, float(wanted.num_cpus), num_gpus, calls_at_once=1)
+
+
+def _custom_pools(config: Config) -> tuple[CustomPool, ...]:
+    pools = []
+    for number, (each, spec) in enumerate(zip(config.stages, config.load_stages(), strict=True), start=1):
+        pool = _pool(each.resources, 1, 1, each.resources.num_gpus)
+        size = None if each.batch_size == "auto" else each.batch_size
+        pools.append(CustomPool(number, spec, each.after, pool, size, each.resources.timeout_s))
+    return tuple(pools)
 
 
 def _prepare_arguments(config: Config, dataset: BuildDataset) -> tuple[Any, ...]:

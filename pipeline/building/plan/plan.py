@@ -218,6 +218,7 @@ def _measure(
 ) -> PlanSample:
     """Measure the rows with these ordinals on this machine. `compute` is None when planning for other machines."""
     config.deidentify.require_packages()
+    config.load_stages()
     digest = sha256_of(resolve(config.model.weights, mirror=config.assets, storage=storage))
     here = compute or resolve_compute("auto", "auto", config.model.threads)
     policy = _policy(config, manifest)

@@ -62,7 +62,7 @@ def test_a_row_that_ends_its_worker_in_any_stage_is_a_suspect_and_no_other_is(
     assert ledger.spent()["compute"] > 0
     for row in out:
         if row["ordinal"] in places:
-            assert row["fault"].startswith("segment: BarredRowError: the worker that was segmenting this image died")
+            assert row["fault"].startswith("segment: BarredRowError: the worker that was processing this image died")
             assert row["masks"] is None
         else:
             assert (row["fault"], row["reason"], row["masks"]) == (None, None, [])

@@ -84,6 +84,22 @@ def test_pools_that_do_not_fit_are_refused_with_the_numbers(tmp_path: Path) -> N
         laid_out(tmp_path, LAPTOP, resources={"segment": {"actors": 4}})
 
 
+def test_custom_stages_take_their_share(tmp_path: Path) -> None:
+    mean = {"stage": "tests.support.custom_stages.Mean", "resources": {"actors": [2, 6], "num_cpus": 0.5}}
+    stages = laid_out(tmp_path, Cluster(local=False, cpus=64, gpus=0, nodes=4, cores=2), stages=[mean])
+    (custom,) = stages.custom
+    assert (custom.pool.smallest, custom.pool.largest, custom.number, custom.after) == (2, 6, 1, "describe")
+    assert stages.prepare_pool.largest == 64 - 4 - 2 - 3
+    assert stages.workers()["stage_mean"] == 6
+    assert stages.bundles()[-6:] == [{"CPU": 0.5}] * 6
+    for number, (resources, told) in enumerate(
+        (({"num_gpus": 1}, "stages take 1 GPUs, but the cluster has 0"), ({"actors": 5}, "stage_mean 5 x 1.* has 8"))
+    ):
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(UsageError, match=told):
+            laid_out(tmp_path / str(number), LAPTOP, stages=[{**mean, "resources": resources}])
+
+
 def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the cluster has 0 GPUs"):
         laid_out(tmp_path, LAPTOP, resources={"segment": {"num_gpus": 1}})

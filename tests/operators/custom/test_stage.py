@@ -1,0 +1,121 @@
+"""A custom stage on tables of rows, without Ray: its column, labels, verdicts, and faults."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from segmint import Reject, StageRow
+from segmint.operators.custom.contract import StageContractError, refusal
+from segmint.operators.custom.load import load_stage
+from segmint.operators.custom.stage import CustomStage, stage_rows
+from segmint.operators.describe import describe_table
+from segmint.operators.rows import to_table
+from segmint.operators.schemas import DESCRIBED, PREPARED, SEGMENTED
+from tests.support.custom_stages import WEIGHTS
+from tests.support.described_rows import accepted_row, faulted_row, rejected_row
+
+HERE = "tests.support.custom_stages"
+
+
+def table_of(schema: pa.Schema = DESCRIBED) -> pa.Table:
+    """Four rows: two accepted ones, a rejected one, and a faulted one."""
+    return to_table([accepted_row(0), accepted_row(1, masks=3), rejected_row(2), faulted_row(3)], schema)
+
+
+def apply(stage: str, table: pa.Table, batch_size: int | None = None, **arguments: Any) -> pa.Table:
+    return CustomStage(load_stage(f"{HERE}.{stage}", arguments), batch_size)(table)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_a_stage_adds_its_column_and_nothing_else_changes(batch_size: int | None) -> None:
+    table = table_of(PREPARED)
+    done = apply("Mean", table, batch_size)
+    assert done.drop_columns("stage_mean").equals(table)
+    values = done.column("stage_mean").to_pylist()
+    assert [value and value["sides"] for value in values] == [[30, 40], [30, 40], None, None]
+    gray = stage_rows(table)[0].image.mean()
+    assert values[0]["gray"] == gray
+
+
+def test_the_columns_of_earlier_stages_stay_in_describe_and_are_seen_by_later_ones() -> None:
+    segmented = apply("Mean", table_of(SEGMENTED))
+    described = describe_table(segmented)
+    assert described.column("stage_mean").equals(segmented.column("stage_mean"))
+    assert stage_rows(described)[1]["stage_mean"]["sides"] == [30, 40]
+    assert described.drop_columns("stage_mean").schema == DESCRIBED
+
+
+def test_a_stage_rejects_with_its_own_reason() -> None:
+    done = apply("Mean", table_of(), most=3).to_pylist()
+    assert [(row["stage"], row["reason"]) for row in done[:3]] == [
+        ("stage_mean", "too_bright"),
+        ("stage_mean", "too_bright"),
+        ("read", "not_found"),
+    ]
+    assert "expected at most 3" in done[0]["detail"]
+    assert [row["stage_mean"] for row in done] == [None] * 4
+
+
+def test_a_stage_never_sees_an_original_or_a_verdict() -> None:
+    row = stage_rows(to_table([{**accepted_row(0), "original": b"secret"}], PREPARED))[0]
+    assert not {"original", "fault", "stage", "reason", "detail"} & set(row)
+    assert "original" in PREPARED.names
+    with pytest.raises(KeyError):
+        row["original"]
+    with pytest.raises(TypeError):
+        row["width"] = 3  # type: ignore[index]
+    assert StageRow({"id": 1, "release": b""}).with_values(a=1)["id"] == 1
+    with pytest.raises(ValueError, match="image 1 isn't in the dataset"):
+        _ = StageRow({"id": 1, "release": b""}).image
+
+
+def test_a_stage_sets_columns_and_labels_of_masks() -> None:
+    table = table_of()
+    done = apply("Ranks", table).to_pylist()
+    masks = [mask for row in done[:2] for mask in row["masks"]]
+    assert [mask["stage_rank"] for mask in masks] == [{"place": place} for place in (0, 1, 0, 1, 2)]
+    labels = [(mask["label"], mask["label_score"], mask["label_source"]) for mask in masks]
+    largest, other = ("größte", 0.5, WEIGHTS), (None, None, None)
+    assert labels == [largest, other, largest, other, other]
+    plain = [{key: value for key, value in mask.items() if key in ("area", "bbox", "segmentation")} for mask in masks]
+    before = [mask for row in table.to_pylist()[:2] for mask in row["masks"]]
+    assert plain == [{key: mask[key] for key in ("area", "bbox", "segmentation")} for mask in before]
+    assert done[2]["masks"] is None
+
+
+@pytest.mark.parametrize("function", ["wrong_type", "fail_on_2"])
+def test_a_row_that_fails_is_faulted_alone(function: str) -> None:
+    done = apply("Faulty", table_of(), function=function).to_pylist()
+    assert [row["stage_faulty"] for row in done] == [{"gray": 1.0}, None, None, None]
+    assert done[0]["fault"] is None
+    assert done[1]["reason"] is None
+    assert done[1]["fault"].startswith("stage_faulty: " + ("Arrow" if function == "wrong_type" else "KeyError: "))
+
+
+def test_a_raised_reject_is_a_verdict_on_its_row() -> None:
+    done = apply("Faulty", table_of(), function="reject_2").to_pylist()
+    assert [(row["stage"], row["reason"]) for row in done[:2]] == [(None, None), ("stage_faulty", "second")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "function", "told"),
+    [
+        ("Faulty", "drop", "the stage faulty returned 1 rows for 2"),
+        ("Faulty", "add", "the stage faulty returned 3 rows for 2"),
+        ("Faulty", "reorder", "the stage faulty returned image 2 in the place of image 1"),
+        ("Faulty", "undeclared", "the stage faulty set other of image 1"),
+        ("FaultyMasks", "too_few", "the stage faulty returned 0 values for the 2 masks of image 1"),
+    ],
+)
+def test_rows_that_are_dropped_added_or_reordered_are_refused(stage: str, function: str, told: str) -> None:
+    with pytest.raises(StageContractError) as caught:
+        apply(stage, table_of(), function=function)
+    assert str(caught.value).startswith(told)
+    assert refusal(RuntimeError(f"Traceback\n  x.y.StageContractError: {caught.value}\n")) == str(caught.value)
+
+
+@pytest.mark.parametrize(("reason", "detail"), [("taken_down", "x"), ("Bad reason", "x"), ("blurry", " "), ("", "x")])
+def test_a_reject_needs_a_reason_of_its_own_and_a_detail(reason: str, detail: str) -> None:
+    with pytest.raises(StageContractError):
+        Reject(reason, detail)
