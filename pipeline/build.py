@@ -142,7 +142,7 @@ def build(
     """
     config = load_config(config) if isinstance(config, str) else config
     try:
-        added = [each if isinstance(each, StageConfig) else StageConfig(stage=each) for each in stages]  # type: ignore[arg-type]
+        added = [each if isinstance(each, StageConfig) else StageConfig(stage=each) for each in stages]
     except ValidationError as error:
         raise UsageError(f"stages: {error.errors()[0]['msg']}") from error
     config = config.model_copy(update={"stages": (*config.stages, *added)})
