@@ -1,18 +1,19 @@
-"""CPU time that a custom stage adds per row, compared with a plain Ray Data actor that returns its blocks unchanged.
+"""CPU time that a custom stage adds per row to a Ray Data actor that returns its blocks unchanged.
 
     python benchmarks/building/custom_stage.py [--rows N] [--output FILE]
 
-Each row has 100 masks and an image of 20 kB, because copying larger ones would hide the difference, in blocks of 16.
-All actors run the same flow in the same Ray, in turns, for few and for many rows; the difference divided by the rows
-leaves out what starting costs. `unchanged` returns its rows, and `valued` also sets a value. Their rows are recorded in
-the ledger, whose CPU time counts. `per_call` measures the same calls in this process, without Ray and the ledger. The
-benchmark fails if a row or a value differs.
+Each row has an image of 450 kB and 100 masks, in blocks of 16. The same flow runs with three actors: `plain` returns
+its blocks, the stage `unchanged` its rows, and the stage `valued` its rows with a value. `calls` is the CPU time of the
+actor's process during its calls, and `ledger` that of the ledger actor, which records the rows of both stages.
+`per_call` is the time of the same calls in this process, without Ray and the ledger. The benchmark fails if a row or a
+value differs.
 """
 
 import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
-import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 
 from benchmarks.building.stubs import MANY_MASKS, RELEASE_BYTES, masks, released  # noqa: E402
@@ -35,7 +35,10 @@ from segmint.operators.custom.stage import CustomStage  # noqa: E402
 from segmint.operators.rows import to_table  # noqa: E402
 from segmint.operators.schemas import DESCRIBED  # noqa: E402
 
-BLOCK_ROWS, IMAGE_BYTES, MASKS, REPEATS = 16, 20_000, 100, 2
+TIMES = "SEGMINT_STAGE_TIMES"
+"""Environment variable with the folder of the actors' times."""
+
+BLOCK_ROWS, IMAGE_BYTES, MASKS = 16, 450_000, 100
 
 
 class Unchanged:
@@ -61,19 +64,28 @@ class Valued:
         return [row.with_values(width=row["width"]) for row in rows]
 
 
+def _noted(began: float, table: pa.Table, rows: int) -> pa.Table:
+    """Append the CPU seconds of a call and its rows to this process's file."""
+    with (Path(os.environ[TIMES]) / str(os.getpid())).open("a") as file:
+        file.write(f"{time.process_time() - began} {rows}\n")
+    return table
+
+
 class PlainActor:
     """Actor that returns its blocks."""
 
-    def __init__(self, *_: Any) -> None:
-        pass
-
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the block."""
-        return table
+        return _noted(time.process_time(), table, table.num_rows)
 
 
-class CustomActor(CustomStage):
-    """`CustomStage` by another name, for the trace."""
+class StageActor(CustomStage):
+    """`CustomStage` that notes its CPU time."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Apply the stage."""
+        began = time.process_time()
+        return _noted(began, super().__call__(table), table.num_rows)
 
 
 def block() -> pa.Table:
@@ -101,79 +113,74 @@ def per_call(table: pa.Table, name: str) -> float:
     return round(1000 * statistics.median(times) / BLOCK_ROWS, 4)
 
 
-def flow_cpu_s(reference: Any, blocks: int, kind: str) -> dict[str, float]:
-    """Run a flow of one actor; return the CPU seconds of the actor, of the ledger, and of all processes."""
+def flow(reference: Any, blocks: int, kind: str) -> dict[str, float]:
+    """Run a flow of one actor; return the CPU ms per row of its calls and of the ledger."""
     import ray
 
     from segmint.infra.row_ledger import RowLedger
 
+    times = Path(os.environ[TIMES])
+    for file in times.iterdir():
+        file.unlink()
+    ledger = RowLedger()
+    ledger.suspects()  # waits until it runs
+    spec = None if kind == "plain" else load_stage(f"benchmarks.building.custom_stage.{kind.capitalize()}", {})
     trace = Trace(os.getpid())
-    actor, arguments = PlainActor, ()
-    ledger = None
-    if kind != "plain":
-        ledger = RowLedger()
-        actor = CustomActor
-        spec = load_stage(f"benchmarks.building.custom_stage.{kind.capitalize()}", {})
-        arguments = (spec, None, 600.0, ledger.of_stage(1))
+    trace.look()
+    before = _ledgers_cpu_s(trace)
     dataset = ray.data.from_arrow_refs([reference] * blocks).map_batches(
-        actor,
-        fn_constructor_args=arguments,
+        PlainActor if spec is None else StageActor,
+        fn_constructor_args=() if spec is None else (spec, None, 600.0, ledger.of_stage(1)),
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=0.5,
         batch_size=None,
         batch_format="pyarrow",
         udf_modifying_row_count=False,
     )
+    assert sum(each.metadata.num_rows for b in dataset.iter_internal_ref_bundles() for each in b.blocks) == (
+        blocks * BLOCK_ROWS
+    )
     trace.look()
-    before = {key: each.cpu_s for key, each in trace.processes.items()}
-    rows = 0
-    for number, bundle in enumerate(dataset.iter_internal_ref_bundles(), start=1):
-        rows += sum(entry.metadata.num_rows for entry in bundle.blocks)
-        if number >= blocks - 1 or number % 50 == 0:
-            trace.look()
-    assert rows == blocks * BLOCK_ROWS
-    spent = {key: each.cpu_s - before.get(key, 0.0) for key, each in trace.processes.items()}
-    of_role = lambda role: sum(s for key, s in spent.items() if trace.processes[key].role == role)  # noqa: E731
-    return {"actor": of_role("measured actor"), "ledger": of_role("ledger actor"), "all": sum(spent.values())}
+    noted = [tuple(map(float, line.split())) for file in times.iterdir() for line in file.read_text().splitlines()]
+    steady = noted[len(noted) // 10 :]  # the first calls import modules
+    return {
+        "calls": round(1000 * sum(s for s, _ in steady) / sum(rows for _, rows in steady), 4),
+        "ledger": round(1000 * (_ledgers_cpu_s(trace) - before) / (blocks * BLOCK_ROWS), 4),
+    }
+
+
+def _ledgers_cpu_s(trace: Trace) -> float:
+    return sum(each.cpu_s for each in trace.processes.values() if each.role == "ledger actor")
 
 
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4800)
+    parser.add_argument("--rows", type=int, default=1600)
     parser.add_argument("--output", type=Path, default=RESULTS / "custom_stage.json")
     arguments = parser.parse_args()
     table = block()
     parts: dict[str, Any] = {
         "settings": {"rows": arguments.rows, "block_rows": BLOCK_ROWS, "image_bytes": IMAGE_BYTES, "masks": MASKS},
         "per_call_cpu_ms_per_row": {name.lower(): per_call(table, name) for name in ("Unchanged", "Valued")},
+        "flow_cpu_ms_per_row": {},
     }
     print(parts["per_call_cpu_ms_per_row"], flush=True)
     import ray
 
     from segmint.infra.ray_session import ray_session
 
-    few, many = arguments.rows // BLOCK_ROWS // 8, arguments.rows // BLOCK_ROWS
-    with ray_session("local", object_store_memory=1_000_000_000):
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        reference = ray.put(table)
-        runs: dict[str, list[dict[str, float]]] = {}
-        for _ in range(REPEATS):
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[TIMES] = folder
+        with ray_session("local", object_store_memory=1_000_000_000):
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            reference = ray.put(table)
             for kind in ("plain", "unchanged", "valued"):
-                short, long = (flow_cpu_s(reference, blocks, kind) for blocks in (few, many))
-                per_row = {k: round(1000 * (long[k] - short[k]) / ((many - few) * BLOCK_ROWS), 4) for k in long}
-                runs.setdefault(kind, []).append(per_row)
-                print(kind, per_row, flush=True)
-    median = {kind: {k: float(np.median([run[k] for run in each])) for k in each[0]} for kind, each in runs.items()}
-    plain = median["plain"]
-    parts["flow_cpu_ms_per_row"] = median
+                parts["flow_cpu_ms_per_row"][kind] = flow(reference, arguments.rows // BLOCK_ROWS, kind)
+                print(kind, parts["flow_cpu_ms_per_row"][kind], flush=True)
+    plain, *stages = ({"kind": kind, **each} for kind, each in parts["flow_cpu_ms_per_row"].items())
     parts["added_cpu_ms_per_row"] = {
-        kind: {
-            "actor_and_ledger": round(each["actor"] + each["ledger"] - plain["actor"], 4),
-            "all_processes": round(each["all"] - plain["all"], 4),
-        }
-        for kind, each in median.items()
-        if kind != "plain"
+        each["kind"]: round(each["calls"] + each["ledger"] - plain["calls"] - plain["ledger"], 4) for each in stages
     }
     print(parts["added_cpu_ms_per_row"])
     write_result(arguments.output, "custom_stage", describe_machine(1, "fp32", packages=("ray", "pyarrow")), parts)

@@ -118,7 +118,7 @@ The result for a row must not depend on the other rows of its batch, whose numbe
 
 
 def refusal(error: BaseException) -> str | None:
-    """Return the message of a worker's `StageContractError`, which Ray only passes on as a part of its own text."""
+    """Return the message of a worker's `StageContractError`, which Ray only passes on inside a longer text."""
     found = re.findall(rf"\b{StageContractError.__name__}: (.+)", str(error))
     return found[-1] if found else None
 

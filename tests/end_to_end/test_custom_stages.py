@@ -140,6 +140,7 @@ def test_a_build_whose_stage_is_killed_gives_the_same_bytes(tmp_path: Path) -> N
     assert found == expected, printed
 
 
+@pytest.mark.long
 def test_a_stage_that_drops_rows_ends_the_build(tmp_path: Path) -> None:
     stage = {"stage": f"{HERE}.Faulty", "arguments": {"function": "drop"}, "after": "prepare"}
     dataset, printed = stubbed(tmp_path / "dropped", 4, stage)

@@ -10,9 +10,15 @@ import ray.data
 
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.errors import StorageFaultError
+from segmint.operators.custom.contract import StageContractError
+from segmint.operators.custom.load import load_stage
+from segmint.operators.custom.stage import CustomStage
+from segmint.operators.rows import to_table
+from segmint.operators.schemas import DESCRIBED
 from segmint.pipeline import build
 from segmint.pipeline.build import iter_blocks
 from segmint.pipeline.building.execution.quarantine import Trials
+from tests.support.described_rows import accepted_row
 
 
 class LostWindow:
@@ -53,6 +59,38 @@ def test_trials_run_on_the_nodes_that_are_there_after_the_window(monkeypatch: py
     loop: Any = build._OuterLoop(nothing, nothing, nothing, nothing, quarantine, nothing, nothing, nothing)  # type: ignore[arg-type]
     loop.go_through(LostWindow())
     assert quarantine.tried_on == [loop.stages] == ["of the nodes now, with detectors"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        ("drop", "the stage faulty returned 1 rows for 2: it must return each row, in order, or a Reject in its place"),
+        ("unknown", "the stage faulty can't start in a worker: KeyError: 'unknown'"),
+    ],
+)
+def test_a_stage_that_breaks_its_rules_ends_the_run(local_ray: Cluster, function: str, told: str) -> None:
+    spec = load_stage("tests.support.custom_stages.Faulty", {"function": function})
+    rows = ray.data.from_arrow(to_table([accepted_row(0), accepted_row(1)], DESCRIBED)).map_batches(
+        CustomStage,
+        fn_constructor_args=(spec,),
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=0.5,
+        batch_size=None,
+        batch_format="pyarrow",
+        max_restarts=2,
+        max_task_retries=2,
+    )
+
+    class Window(LostWindow):
+        def read(self, window: list[int]) -> Any:
+            list(iter_blocks(rows))
+
+    nothing: Any = SimpleNamespace(window_shards=1, images_per_shard=1, rows_per_block=1)
+    loop: Any = build._OuterLoop(nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+    with pytest.raises(StageContractError) as caught:
+        loop.go_through(Window())
+    assert str(caught.value) == told
 
 
 @pytest.mark.ray
