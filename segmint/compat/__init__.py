@@ -6,10 +6,10 @@ It produces the same masks, faster; docs/python.md lists the differences. New co
 and `segmint.Predictor`, which are stateless.
 """
 
-from segmint.compat.generator import SamAutomaticMaskGenerator as SamAutomaticMaskGenerator
+from segmint.compat.automatic_mask_generator import SamAutomaticMaskGenerator as SamAutomaticMaskGenerator
+from segmint.compat.build_sam import build_sam as build_sam
+from segmint.compat.build_sam import build_sam_vit_b as build_sam_vit_b
+from segmint.compat.build_sam import build_sam_vit_h as build_sam_vit_h
+from segmint.compat.build_sam import build_sam_vit_l as build_sam_vit_l
+from segmint.compat.build_sam import sam_model_registry as sam_model_registry
 from segmint.compat.predictor import SamPredictor as SamPredictor
-from segmint.compat.registry import build_sam as build_sam
-from segmint.compat.registry import build_sam_vit_b as build_sam_vit_b
-from segmint.compat.registry import build_sam_vit_h as build_sam_vit_h
-from segmint.compat.registry import build_sam_vit_l as build_sam_vit_l
-from segmint.compat.registry import sam_model_registry as sam_model_registry

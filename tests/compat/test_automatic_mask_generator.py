@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 from segment_anything.utils.amg import coco_encode_rle, rle_to_mask
 
 from segmint.compat import SamAutomaticMaskGenerator, sam_model_registry
-from segmint.compat.generator import _FORMS
+from segmint.compat.automatic_mask_generator import _FORMS
 from segmint.model.automatic.rle import encode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.load import build_sam
