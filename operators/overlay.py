@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from segmint.model.automatic.boxes import box_of
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import decode
 
@@ -60,6 +61,20 @@ def draw_prompts(
     return canvas
 
 
+def cut_out(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
+    """Return the box of a mask (H, W) bool as (h, w, 4) uint8 RGBA with the mask as alpha, and zeros outside of it.
+
+    `image` is (H, W, 3) uint8 RGB. Pixels outside of the mask are removed, not only hidden. Raises ValueError for an
+    empty mask.
+    """
+    if not mask.any():
+        raise ValueError("the mask is empty: expected a mask with at least one pixel")
+    x0, y0, x1, y1 = box_of(mask)
+    box = slice(y0, y1 + 1), slice(x0, x1 + 1)
+    alpha = mask[box].astype(np.uint8)[..., None] * np.uint8(255)
+    return np.concatenate([image[box] & alpha, alpha], axis=2)
+
+
 def distinct_color(index: int) -> tuple[int, int, int]:
     """Return color `index` of a fixed series in which each hue differs from the earlier ones; RGB, 0-255."""
     hue = (0.58 + index * _GOLDEN_ANGLE) % 1.0
@@ -69,7 +84,7 @@ def distinct_color(index: int) -> tuple[int, int, int]:
 
 
 def encode_png(image: Pixels, drawn_from: str | None = None) -> bytes:
-    """Encode an image, (H, W, 3) uint8 RGB, as PNG with a text chunk that names segmint as the software.
+    """Encode an image, (H, W, 3) or (H, W, 4) uint8, as PNG with a text chunk that names segmint as the software.
 
     `drawn_from` is the SHA-256 of the file of masks that it shows, recorded in another text chunk.
     """

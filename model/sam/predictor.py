@@ -1,7 +1,7 @@
 """Stateless predictor of masks for prompts: embed an image once, then predict masks for any number of prompts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -29,12 +29,13 @@ class Embedding:
 
     `features` is (1, 256, 64, 64). `input_size` is the (height, width) in pixels that the image occupies in the
     encoder's square input, from the top left corner. `frame_size` is the (height, width) of the prompts' and masks'
-    frame.
+    frame. `source` may be the image, in any form, for callers that need it later.
     """
 
     features: Tensor
     input_size: tuple[int, int]
     frame_size: tuple[int, int]
+    source: Any = field(default=None, compare=False, kw_only=True)
 
     def __repr__(self) -> str:
         height, width = self.frame_size

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
 from segmint.model.automatic.filters import stability_scores
@@ -49,7 +50,8 @@ def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -
         for index in ranking if options.all_masks else ranking[:1]:
             logits = predictor.upscale(predicted.low_res_logits[:, index : index + 1], embedding)[0]
             point = points[0] if points else (math.nan, math.nan)
-            record = _record(logits, float(predicted.predicted_iou[0, index]), point, options.masks)
+            iou, offset = float(predicted.predicted_iou[0, index]), options.masks.stability_score_offset
+            record = prompted_record(logits, iou, point, offset)
             found.append(PromptedMask(record, points))
     return found
 
@@ -65,8 +67,9 @@ def _arguments(prompt: PhotographPrompt) -> dict[str, NDArray[Any]]:
     return arguments
 
 
-def _record(logits: Any, iou: float, point: tuple[float, float], config: MasksConfig) -> MaskRecord:
-    stability = float(stability_scores(logits, config.stability_score_offset)[0])
+def prompted_record(logits: Tensor, iou: float, point: tuple[float, float], offset: float) -> MaskRecord:
+    """Return the mask of logits (1, height, width). `offset` is the one of the stability score, in logits."""
+    stability = float(stability_scores(logits, offset)[0])
     mask = (logits[0] > 0).cpu().numpy()
     height, width = mask.shape
     return MaskRecord(

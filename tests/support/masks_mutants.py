@@ -8,6 +8,13 @@ BOXES = "tests/operators/test_boxes.py"
 
 MASKS_MUTANTS = (
     Mutant(
+        "a cutout keeps what is around the object",
+        "operators/overlay.py",
+        "image[box] & alpha",
+        "image[box]",
+        "tests/pipeline/masks/interactive/test_results.py",
+    ),
+    Mutant(
         "a photograph keeps a file that is another's",
         "pipeline/masks/outputs.py",
         "if is_free and photograph_of(file) == name:",

@@ -1,11 +1,14 @@
 """Mask generation and prediction for notebooks and scripts, with models by name, images by path, and progress bars."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 from PIL import Image as PillowImage
 from torch import Tensor
 
@@ -24,10 +27,12 @@ from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT
 from segmint.model.sam.load import VIT_SHAPES
 from segmint.model.sam.predictor import Embedding
+from segmint.model.sam.prompts import Array, Prompts, check_prompts
 from segmint.model.sam.sam import Sam
 from segmint.operators.segment.models import cpu_kernels, load_model
 from segmint.pipeline.masks.interactive.images import Image, Pixels, describe, pixels_of
-from segmint.pipeline.masks.interactive.results import ImageMasks
+from segmint.pipeline.masks.interactive.results import ImageMasks, PredictedMasks
+from segmint.pipeline.masks.predict import prompted_record
 
 _LINE_S = 2.0  # seconds between progress lines without a terminal, as in a notebook
 
@@ -81,7 +86,7 @@ class Predictor(sam_predictor.Predictor):
 
     def embed(self, image: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image of any type that `pixels_of` accepts; see the base class for `frame_size`."""
-        return super().embed(_pixels(image), frame_size)
+        return self.embed_many([image], [frame_size], 1)[0]
 
     def embed_many(
         self,
@@ -90,7 +95,44 @@ class Predictor(sam_predictor.Predictor):
         batch_size: int | None = None,
     ) -> list[Embedding]:
         """Encode images in batches of `batch_size`. All of them are in memory at once."""
-        return super().embed_many([_pixels(image) for image in images], frame_sizes, batch_size)
+        found = super().embed_many([_pixels(image) for image in images], frame_sizes, batch_size)
+        return [replace(embedding, source=image) for embedding, image in zip(found, images, strict=True)]
+
+    def predict(
+        self,
+        embedding: Embedding | Image | Tensor,
+        points: Array | None = None,
+        labels: Array | None = None,
+        boxes: Array | None = None,
+        masks: Array | None = None,
+        multimask: bool = True,
+    ) -> PredictedMasks:
+        """Predict masks like the base class, and draw the one with the best predicted IoU for each prompt.
+
+        An image in place of its embedding is encoded first. Points without labels are foreground.
+        """
+        if not isinstance(embedding, Embedding):
+            embedding = self.embed(embedding)
+        if points is not None and labels is None:
+            labels = np.ones(np.shape(points)[:-1])
+        prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size)
+        found = super().predict(embedding, points, labels, boxes, masks, multimask)
+        prompt_points, records = [], []
+        for number, (logits, ious) in enumerate(zip(found.low_res_logits, found.predicted_iou, strict=True)):
+            best = int(ious.argmax())
+            prompt_points.append(_points_of_prompt(prompts, number))
+            first = prompt_points[-1][0] if prompt_points[-1] else (math.nan, math.nan)
+            drawn = self.upscale(logits[None, best : best + 1], embedding)[0]
+            records.append(prompted_record(drawn, float(ious[best]), first, MaskSettings().stability_score_offset))
+        return PredictedMasks(
+            records=tuple(records),
+            funnel=Funnel(),
+            source=embedding.source,
+            low_res_logits=found.low_res_logits,
+            predicted_iou=found.predicted_iou,
+            prompt_points=prompt_points,
+            upscale=partial(self.upscale, embedding=embedding),
+        )
 
     def __repr__(self) -> str:
         return f"Predictor({model_name(self.sam)})"
@@ -107,6 +149,12 @@ def model_name(sam: Sam) -> str:
         name = widths.get(encoder.pos_embed.shape[-1], name)
     drawn = ", drawing in bfloat16" if sam.draws_in_bf16 else ""
     return f"{name} on {sam.device}, {str(sam.dtype).removeprefix('torch.')}{drawn}"
+
+
+def _points_of_prompt(prompts: Prompts, number: int) -> list[tuple[float, float]]:
+    if prompts.points is None or prompts.labels is None:
+        return []
+    return [(x, y) for x, y in prompts.points[number][prompts.labels[number] >= 0].tolist()]
 
 
 def _pixels(image: Image | Tensor) -> Tensor | Pixels:

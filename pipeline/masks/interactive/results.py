@@ -1,35 +1,146 @@
-"""Result type for the masks of one image, which renders itself in a notebook."""
+"""Result types for the masks of one image, which plot, save, and convert themselves, and render in a notebook."""
 
 import base64
 import html
 import io
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as PillowImage
+from torch import Tensor
 
-from segmint.model.automatic.records import GeneratedMasks
-from segmint.operators.overlay import draw_overlay
+from segmint.model.automatic.records import MaskRecord
+from segmint.model.sam.predictor import PromptMasks
+from segmint.operators.overlay import cut_out, draw_overlay, encode_png
+from segmint.operators.segment.segment import check_count, mask_row
+from segmint.operators.shards.files import annotations_json
 from segmint.pipeline.masks.interactive.images import Image, ImageError, Pixels, describe, pixels_of
+from segmint.pipeline.masks.interactive.show import MasksWithImage, show
+from segmint.pipeline.masks.outputs import image_id
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Points = Sequence[tuple[float, float]]
 
 _SHOWN_SIDE = 768  # longer side in pixels of an image shown in a notebook: about 100 KB as JPEG
 
 
 @dataclass(frozen=True)
-class ImageMasks(GeneratedMasks):
+class ImageMasks(MasksWithImage):
     """All masks of one image in `records`, with the counts of each filter step in `funnel`.
 
+    The result is also a sequence of its records: it has a length, and can be iterated, indexed, and sliced.
+
     Attributes:
-        source: the image as it was given; paths stay paths, so that results for many images are small.
+        source: the image as it was given, or None if it's unknown; paths stay paths, so that results for many images
+            are small.
         error: the reason why there are no masks, or None if the image could be read. Only `generate_many` sets it.
     """
 
-    source: Image = field(compare=False, repr=False)
+    source: Image | None = field(compare=False, repr=False)
     error: str | None = None
 
     @property
     def image(self) -> Pixels:
         """The image's pixels, (height, width, 3) uint8 RGB, read again from a path. Raises `ImageError`."""
+        if self.source is None:
+            raise ImageError("these masks have no image: expected an embedding that `segmint.Predictor.embed` returned")
         return pixels_of(self.source)
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """The pixels of all masks, (N, height, width) bool, decoded on each access."""
+        return np.stack([record.mask for record in self]) if len(self) else np.zeros((0, *self._size()), bool)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[MaskRecord]:
+        return iter(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> MaskRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[MaskRecord, ...]: ...
+    def __getitem__(self, index: int | slice) -> MaskRecord | tuple[MaskRecord, ...]:
+        return self.records[index]
+
+    def plot(self, **options: Any) -> "Axes":
+        """Draw the image with its masks, and return matplotlib axes; `options` are those of `segmint.show`."""
+        return show(self, **options)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the masks as SA-1B JSON to a name that ends in .json, or draw them over the image to a .png.
+
+        Returns the path. Raises ValueError for any other ending, and `ImageError` if the image can't be read.
+        """
+        path = Path(path).expanduser()
+        if path.suffix.lower() == ".json":
+            path.write_bytes(self._document())
+        elif path.suffix.lower() == ".png":
+            path.write_bytes(encode_png(draw_overlay(self._checked_image(), self.records)))
+        else:
+            raise ValueError(f"{path}: expected a name that ends in .json for the masks, or .png for a drawing of them")
+        return path
+
+    def cutout(self, index: int) -> PillowImage.Image:
+        """Return the object of mask `index`: its box, in mode RGBA, transparent and black outside of the mask.
+
+        Raises IndexError if there is no such mask, ValueError if it's empty, and `ImageError` without an image.
+        """
+        return PillowImage.fromarray(cut_out(self._checked_image(), self.records[index].mask))
+
+    def to_supervision(self) -> Any:
+        """Return the masks as `supervision.Detections`, with the predicted IoU as the confidence.
+
+        `data` contains `stability_score`, (N,) float64. Raises ImportError if supervision isn't installed.
+        """
+        from supervision import Detections
+
+        boxes = np.array([record.bbox for record in self], np.float32).reshape(-1, 4)
+        return Detections(
+            xyxy=np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]),
+            mask=self.masks,
+            confidence=np.array([record.predicted_iou for record in self], np.float32),
+            data={"stability_score": np.array([record.stability_score for record in self])},
+        )
+
+    def _points(self) -> Sequence[Points]:
+        """Return the points that prompted each mask."""
+        return [[record.point_coords] for record in self]
+
+    def _size(self) -> tuple[int, int]:
+        """Return the masks' (height, width)."""
+        if self.records:
+            return self.records[0].segmentation.size
+        height, width, _ = self.image.shape
+        return height, width
+
+    def _checked_image(self) -> Pixels:
+        pixels = self.image
+        if pixels.shape[:2] != self._size():
+            height, width = self._size()
+            raise ImageError(
+                f"{describe(self.source)} is {pixels.shape[1]} x {pixels.shape[0]} pixels, but its masks are {width} x "
+                f"{height}: expected the image that they were made for"
+            )
+        return pixels
+
+    def _document(self) -> bytes:
+        is_named = isinstance(self.source, (str, os.PathLike)) or getattr(self.source, "filename", "")
+        name = Path(describe(self.source)).name if is_named else "image"
+        check_count(len(self))
+        rows = [
+            mask_row(record) | {"point_coords": [list(point) for point in points]}
+            for record, points in zip(self, self._points(), strict=True)
+        ]
+        return annotations_json(image_id(name), name, self._size(), rows) + b"\n"
 
     def __repr__(self) -> str:
         if self.error is not None:
@@ -57,3 +168,28 @@ class ImageMasks(GeneratedMasks):
             f'<figure style="margin:0"><img src="data:image/jpeg;base64,{data}" alt="{caption}" '
             f'style="max-width:100%"><figcaption>{caption}</figcaption></figure>'
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class PredictedMasks(ImageMasks, PromptMasks):
+    """The best mask for each of B prompts in `records`, and the C masks for each of them that the model predicted.
+
+    Attributes:
+        prompt_points: the points of each prompt, which may have none.
+        upscale: converts `low_res_logits` to logits (B, C, height, width) in the image's frame.
+    """
+
+    prompt_points: Sequence[Points]
+    upscale: Callable[[Tensor], Tensor]
+
+    @property
+    def all_masks(self) -> NDArray[np.bool_]:
+        """The pixels of all C masks for each prompt, (B, C, height, width) bool, computed on each access."""
+        parts = [(self.upscale(part[None]) > 0).cpu().numpy() for part in self.low_res_logits]
+        found: NDArray[np.bool_] = np.concatenate(parts) if parts else np.zeros((0, 0, *self._size()), bool)
+        return found
+
+    def _points(self) -> Sequence[Points]:
+        return self.prompt_points
+
+    __repr__ = PromptMasks.__repr__

@@ -1,6 +1,7 @@
 """Plotting of an image with its masks and prompts by matplotlib, exported as `segmint.show`."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,7 @@ from segmint.infra.errors import UsageError
 from segmint.model.automatic.records import GeneratedMasks, MaskRecord
 from segmint.model.automatic.rle import Rle, area, compress, encode
 from segmint.operators.overlay import draw_overlay, draw_prompts
-from segmint.pipeline.masks.interactive.images import Image, pixels_of
-from segmint.pipeline.masks.interactive.results import ImageMasks
+from segmint.pipeline.masks.interactive.images import Image, Pixels, pixels_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +25,18 @@ class MissingMatplotlibError(UsageError, ImportError):
     """Raised if `show` is called without matplotlib installed."""
 
 
+@dataclass(frozen=True)
+class MasksWithImage(GeneratedMasks):
+    """Masks that know the image they were made for, so that `show` needs nothing else."""
+
+    @property
+    def image(self) -> Pixels:
+        """Pixels of the image, (height, width, 3) uint8 RGB."""
+        raise NotImplementedError
+
+
 def show(
-    image: "Image | ImageMasks | Sample",
+    image: Image | MasksWithImage | Sample,
     records: Any = None,
     *,
     points: ArrayLike | None = None,
@@ -35,10 +45,10 @@ def show(
     title: str | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw an image with its masks, given separately or as a result of `generate` or a dataset sample.
+    """Draw an image with its masks, given separately, as a result of `generate` or `predict`, or as a dataset sample.
 
     Args:
-        image: anything that `pixels_of` accepts, an `ImageMasks`, or a `Sample`. The last two include their masks.
+        image: anything that `pixels_of` accepts, a result, or a `Sample`. The last two include their masks.
         records: one or more masks of the image's size: records of a generator, masks of a dataset, bool arrays
             (height, width) or (N, height, width), or dictionaries with a `segmentation`.
         points: prompts (N, 2) as (x, y), foreground in green, background in red.
@@ -57,9 +67,9 @@ def show(
         raise MissingMatplotlibError(
             "segmint.show needs matplotlib, which isn't installed. Run `pip install 'segmint[notebook]'`."
         ) from error
-    if isinstance(image, (ImageMasks, Sample)) and records is None:
-        records = image.records if isinstance(image, ImageMasks) else image.masks
-    pixels = image.image if isinstance(image, (ImageMasks, Sample)) else pixels_of(image)
+    if isinstance(image, (MasksWithImage, Sample)) and records is None:
+        records = image.records if isinstance(image, MasksWithImage) else image.masks
+    pixels = image.image if isinstance(image, (MasksWithImage, Sample)) else pixels_of(image)
     height, width = pixels.shape[:2]
     masks = [] if records is None else records_of(records, (height, width))
     drawn = draw_prompts(draw_overlay(pixels, masks), _points(points, labels), _boxes(boxes))
