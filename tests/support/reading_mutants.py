@@ -60,6 +60,13 @@ READING_MUTANTS = (
         "tests/catalogs/dataset/reading/test_loader.py",
     ),
     Mutant(
+        "an iterator's state forgets what was returned",
+        "catalogs/dataset/reading/batches.py",
+        "        self._returned += 1\n",
+        "",
+        "tests/catalogs/dataset/reading/test_batches.py",
+    ),
+    Mutant(
         "a loop that was begun again still counts",
         "catalogs/dataset/reading/loader.py",
         "if iteration == self._iterations:",

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,6 +68,9 @@ class RankHere:
         self._sent = os.getpid(), state["rank"]
 
 
+_FORMAT = 1
+_OPEN_SHARDS = 8  # kept by `Batches.sample`
+
 Last = Literal["pad", "drop"]
 """Handling of an epoch's last images if they don't fill a batch: pad it with the epoch's first images, or drop them."""
 
@@ -124,6 +127,10 @@ class Batches(IterableDataset[list[Sample]]):
         # hashed.
         self._start = _shared_zeros(2, torch.int64)
         self._checked = _shared_zeros(len(table), torch.uint8)
+        self._kept: dict[int, OpenShard] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}  # open files belong to their process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -158,7 +165,36 @@ class Batches(IterableDataset[list[Sample]]):
         window = self.window if self.seed is not None else None
         return {"seed": self.seed, "window": window, "images": self.images, "shards": digest}
 
-    def __iter__(self) -> Iterator[list[Sample]]:
+    def checked_position(self, state: Mapping[str, Any], **own: int) -> tuple[int, int]:
+        """Return the epoch and the samples of a state; raise `UsageError` if its order or a value of `own` differs."""
+        own = {"format": _FORMAT, **self.order_key(), **own}
+        wrong = [name for name, value in own.items() if state.get(name) != value]
+        if wrong:
+            raise UsageError(
+                "the state belongs to another order: "
+                + "; ".join(f"{name}: {state.get(name)!r}, here {own[name]!r}" for name in wrong)
+                + ". Open the same version of the dataset, with the same seed and window"
+            )
+        epoch, samples = state.get("epoch"), state.get("samples")
+        if not (isinstance(epoch, int) and isinstance(samples, int) and epoch >= 0 <= samples < self.images):
+            raise UsageError(f"epoch={epoch!r}, samples={samples!r} in the state: expected numbers of at least 0")
+        return epoch, samples
+
+    def state_of(self, epoch: int, samples: int) -> dict[str, Any]:
+        """Return the state that `checked_position` accepts."""
+        return {"format": _FORMAT, "epoch": epoch, "samples": samples, **self.order_key()}
+
+    def sample(self, position: int) -> Sample:
+        """Return the image at a position in dataset order, from 0. Its shard stays open for the next images."""
+        ends = np.cumsum(self._images)
+        index = int(np.searchsorted(ends, position, side="right"))
+        if index not in self._kept:
+            while len(self._kept) >= _OPEN_SHARDS:
+                self._kept.pop(next(iter(self._kept))).close()
+            self._kept[index] = self._open(index)
+        return self._sample(self._kept, index, position - int(ends[index] - self._images[index]))
+
+    def __iter__(self) -> "BatchIterator":
         epoch, samples = self._start.tolist()  # read now, because `begin` may change it for the next iteration
         rank, worker = self._rank.find(), get_worker_info()
         if rank.parts > self.global_batch:
@@ -168,14 +204,17 @@ class Batches(IterableDataset[list[Sample]]):
         position = ReaderPosition(0, 1) if worker is None else ReaderPosition(worker.id, worker.num_workers)
         if self.cache is not None and position.part == 0:
             drop_stale(self.cache.folder, self.dataset.location)
-        return self._read(epoch, samples, rank, position)
+        return BatchIterator(self, epoch, samples, rank, position)
 
-    def _read(self, epoch: int, samples: int, rank: ReaderPosition, worker: ReaderPosition) -> Iterator[list[Sample]]:
+    def read(
+        self, epoch: int, samples: int, rank: ReaderPosition, worker: ReaderPosition, skip: int
+    ) -> Iterator[list[Sample]]:
+        """Yield a worker's batches of an epoch, of which the first `samples` images were read, but `skip` of them."""
         keep_freed_memory()
         order = EpochOrder(self._images, self.seed, epoch, self.window)
         first = (rank.part * worker.parts + worker.part) / (rank.parts * worker.parts)
         shards = OpenShards(self._open, first)
-        numbers = range(worker.part, self.left(samples), worker.parts)
+        numbers = range(worker.part, self.left(samples), worker.parts)[skip:]
         try:
             held: tuple[list[int], list[int]] = ([], [])  # steps
             for number in numbers:
@@ -195,7 +234,7 @@ class Batches(IterableDataset[list[Sample]]):
         start, stop = (self.global_batch * part // rank.parts for part in (rank.part, rank.part + 1))
         return [place % self.images for place in range(first + start, first + stop)]
 
-    def _sample(self, shards: OpenShards, shard: int, row: int) -> Sample:
+    def _sample(self, shards: OpenShards | Mapping[int, OpenShard], shard: int, row: int) -> Sample:
         try:
             return shards[shard].sample(row)
         except DamagedDatasetError as error:
@@ -218,6 +257,36 @@ class Batches(IterableDataset[list[Sample]]):
         if version is None:
             return self.dataset.log.read(shard, generation)
         return next(read_commits(self.dataset.location, version, {shard}), None)
+
+
+class BatchIterator(Iterator[list[Sample]]):
+    """Iterator over a worker's batches of an epoch, with a position that torchdata's `StatefulDataLoader` saves."""
+
+    def __init__(
+        self, batches: Batches, epoch: int, samples: int, rank: ReaderPosition, worker: ReaderPosition
+    ) -> None:
+        self._batches, self._rank, self._worker = batches, rank, worker
+        self._own = {"global_batch": batches.global_batch, "workers": worker.parts}
+        self._begin(epoch, samples, 0)
+
+    def __next__(self) -> list[Sample]:
+        batch = next(self._left)
+        self._returned += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the epoch, which only fits the same worker of the same number of them."""
+        state = self._batches.state_of(self._epoch, self._samples)
+        return {**state, **self._own, "worker": self._worker.part, "returned": self._returned}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the batches that were returned when the state was saved. Raises `UsageError` like a loader."""
+        position = self._batches.checked_position(state, **self._own, worker=self._worker.part)
+        self._begin(*position, state["returned"])
+
+    def _begin(self, epoch: int, samples: int, returned: int) -> None:
+        self._epoch, self._samples, self._returned = epoch, samples, returned
+        self._left = self._batches.read(epoch, samples, self._rank, self._worker, returned)
 
 
 def _whole(number: int) -> int:

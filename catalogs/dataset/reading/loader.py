@@ -13,8 +13,6 @@ from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.reading.batches import Batches
 from segmint.infra.errors import UsageError
 
-_FORMAT = 1
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -130,21 +128,11 @@ class BatchLoader(DataLoader[Any]):
 
         Equal on all ranks after the same number of batches. Can be loaded with any number of ranks and workers.
         """
-        return {"format": _FORMAT, "epoch": self._epoch, "samples": self._samples, **self._batches.order_key()}
+        return self._batches.state_of(self._epoch, self._samples)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a state in the next iteration; raises `UsageError` if the state has another order or dataset."""
-        own = {"format": _FORMAT, **self._batches.order_key()}
-        wrong = [name for name, value in own.items() if state.get(name) != value]
-        if wrong:
-            raise UsageError(
-                "the state belongs to another order: "
-                + "; ".join(f"{name}: {state.get(name)!r}, here {own[name]!r}" for name in wrong)
-                + ". Open the same version of the dataset, with the same seed and window"
-            )
-        epoch, samples = state.get("epoch"), state.get("samples")
-        if not (isinstance(epoch, int) and isinstance(samples, int) and epoch >= 0 <= samples < self._batches.images):
-            raise UsageError(f"epoch={epoch!r}, samples={samples!r} in the state: expected numbers of at least 0")
+        epoch, samples = self._batches.checked_position(state)
         self._iterations += 1
         self._epoch, self._samples = epoch, samples
 

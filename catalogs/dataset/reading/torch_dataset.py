@@ -4,7 +4,9 @@ Shares are ranges of ordinals over the committed shards, with equal numbers of r
 its share, and reads at most two of them in part, regardless of the numbers of shards and readers.
 """
 
+import operator
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -94,6 +96,26 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
                 wanted = _ids(taken[commit.shard])
                 images += sum(number in wanted for number in ids)
         return images
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one image by its position in dataset order, from 0, or from the end if it's negative.
+
+        The positions are those of the shards that were committed at the first access, for all workers and ranks. Raises
+        IndexError if there is no such image.
+        """
+        place = operator.index(index)
+        images = self._in_order.images if self._in_order is not None else 0
+        if self._in_order is None or not -images <= place < images:
+            raise IndexError(f"image {place} of {self.uri}, which has {images}")
+        return self._in_order.sample(place % images)
+
+    def __repr__(self) -> str:
+        version = "" if self.version is None else f", version {self.version.number}"
+        return f"{type(self).__name__}({self.uri!r}, {len(self._opened)} of {self.manifest.shards} shards{version})"
+
+    @cached_property
+    def _in_order(self) -> Batches | None:
+        return self.batches(1, shuffle=False) if super().__len__() else None
 
     def batches(
         self,

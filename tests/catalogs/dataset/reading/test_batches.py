@@ -1,6 +1,7 @@
 """Batch b has the same images for any number of ranks and workers, and from any step on."""
 
 import itertools
+import json
 import pickle
 import tarfile
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
 
-from segmint.catalogs.dataset.reading.batches import Batches
+from segmint.catalogs.dataset.reading.batches import Batches, BatchIterator, ReaderPosition
 from segmint.catalogs.dataset.reading.loader import BatchLoader
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.layout import DamagedDatasetError
@@ -141,6 +142,32 @@ def test_a_plain_data_loader_takes_it_and_epochs_are_set(many: str) -> None:
     assert second != first
     batches.begin(1, samples=20)
     assert ids(loader) == second[1:]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_iterator_of_any_worker_goes_on_where_its_state_was_saved(many: str, workers: int) -> None:
+    batches, alone = open_dataset(many).batches(3, seed=5), ReaderPosition(0, 1)
+    batches.begin(2, samples=6)
+    whole = ids(batches)
+    for part in range(workers):
+        first, other = (BatchIterator(batches, 2, 6, alone, ReaderPosition(part, workers)) for _ in range(2))
+        received = ids(itertools.islice(first, 2))
+        state = json.loads(json.dumps(first.state_dict()))
+        assert ids(first) == whole[part::workers][2:]
+        other.load_state_dict(state)
+        assert received + ids(other) == whole[part::workers]
+        assert other.state_dict() == first.state_dict()
+        other.load_state_dict(other.state_dict())
+        assert ids(other) == []
+
+
+@pytest.mark.parametrize("key", ["seed", "global_batch", "workers", "worker", "format"])
+def test_an_iterator_refuses_a_state_of_another_order_or_worker(many: str, key: str) -> None:
+    iterator = iter(open_dataset(many).batches(3, seed=5))
+    with pytest.raises(UsageError, match=f"{key}: 7, here "):
+        iterator.load_state_dict({**iterator.state_dict(), key: 7})
+    with pytest.raises(UsageError, match="global_batch: None, here 3"):
+        iterator.load_state_dict(BatchLoader(iterator._batches).state_dict())
 
 
 @pytest.mark.usefixtures("processes")

@@ -4,13 +4,14 @@ import pickle
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
-from segmint.catalogs.dataset.reader import Dataset
+from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.reading.torch_dataset import ReaderPosition, TorchDataset, open_dataset, share
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -37,12 +38,40 @@ def on_rank(monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
 
 
+def first(samples: list[Sample]) -> Sample:
+    return samples[0]
+
+
 def test_it_is_what_a_data_loader_takes(dataset: str) -> None:
     opened = open_dataset(dataset)
     assert isinstance(opened, IterableDataset)
     assert isinstance(opened, Dataset)
     assert loaded(dataset, 0) == ALL
     assert len(DataLoader(opened, batch_size=None)) == 6
+
+
+def test_an_image_is_read_by_its_position(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_dataset(dataset)
+    assert repr(opened) == f"TorchDataset({dataset!r}, 3 of 3 shards)"
+    samples = list(opened)
+    for index, sample in enumerate(samples):
+        for place in (index, np.int64(index - 6)):
+            found = opened[place]
+            assert (found.id, found.jpeg, dict(found.row)) == (sample.id, sample.jpeg, dict(sample.row))
+            assert [mask.counts for mask in found.masks] == [mask.counts for mask in sample.masks]
+    for outside in (6, -7):
+        with pytest.raises(IndexError, match=f"image {outside} of .*, which has 6"):
+            opened[outside]
+    with pytest.raises(TypeError):
+        opened["first"]  # type: ignore[index]
+    assert sorted(sample.id for sample in DataLoader(opened, 2, num_workers=2, collate_fn=first)) == [1, 4, 5, 8]
+    assert pickle.loads(pickle.dumps(opened))[3].id == 5  # with open files here
+    on_rank(monkeypatch, 1, 2)
+    assert len(opened) == 3
+    assert opened[0].id == 1
+    write_dataset(location_of(tmp_path / "empty"), shards=1, refuse=3)
+    with pytest.raises(IndexError, match="which has 0"):
+        open_dataset(str(tmp_path / "empty"))[0]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 7])

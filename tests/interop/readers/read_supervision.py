@@ -1,0 +1,31 @@
+"""supervision takes the masks of a result: read_supervision.py DATASET EXPECTED."""
+
+import sys
+
+import supervision
+from expected import MaskCounter, load_expected
+
+from segmint import open_dataset
+from segmint.model.automatic.records import Funnel
+from segmint.pipeline.masks.interactive.results import ImageMasks
+from segmint.pipeline.masks.interactive.show import records_of
+
+
+def main(dataset: str, expected: str) -> None:
+    """Convert the masks of each image, compare their pixels, and draw them."""
+    wanted, tally, count = load_expected(expected), MaskCounter(), 0
+    for sample in open_dataset(dataset):
+        _, masks = wanted[sample.id]
+        count += len(masks)
+        records = tuple(records_of(sample.masks, sample.image.shape[:2])) if len(masks) else ()
+        found = ImageMasks(records, Funnel(), sample.image).to_supervision()
+        tally.require(len(found) == len(masks), f"image {sample.id}: {len(found)} masks")
+        for number, mask in enumerate(masks):
+            tally.compare(f"mask {number} of image {sample.id}", found.mask[number], mask)
+        annotated = supervision.MaskAnnotator().annotate(sample.image.copy(), found) if len(found) else sample.image
+        tally.require(annotated.shape == sample.image.shape, f"image {sample.id}: its drawing")
+    print(f"supervision {supervision.__version__}")
+    tally.end("supervision", count)
+
+
+main(*sys.argv[1:])
