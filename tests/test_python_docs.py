@@ -1,5 +1,6 @@
 """The Python examples of the README and of pages run as they are printed, but for grids of fewer points."""
 
+import json
 from pathlib import Path
 
 import matplotlib as mpl
@@ -55,7 +56,11 @@ def test_the_examples_of_the_page_run(folder: Path, capsys: pytest.CaptureFixtur
     assert errors
     assert errors[0] in PAGE.read_text(encoding="utf-8").splitlines()
     assert "broken.jpg: " in output
-    assert Image.open(folder / "three.png").width > 300
+    assert len(examples[0].splitlines()) <= 25  # the first script
+    for name in ("everything.png", "largest.png", "clicked.png", "three.png"):
+        assert Image.open(folder / name).width > 50
+    assert json.loads((folder / "photo.json").read_text())["image"]["file_name"] == "photo.jpg"
+    assert "TorchDataset('dataset', 1 of 1 shards) 2 Sample(id=1" in output
     assert names["pixels"][60, 290]
     assert names["three"].shape == (3, 400, 600)
     assert len(names["batch"]) == 2
@@ -86,6 +91,8 @@ def test_the_examples_on_a_dataset_run(
     run_cells(examples)
     output = capsys.readouterr().out
     assert output
+    if page == "reading":
+        assert [line for line in output.splitlines() if line.startswith("epoch")] == ["epoch 0", "epoch 1"]
     if page == "versions":
         assert output.strip() == name_now(location_of(demo / "dataset")).digest
 
