@@ -124,8 +124,8 @@ def differs(patch: MaskPatch, cleaned: MaskPatch | None, size: tuple[int, int], 
     x0, y0, x1, y1 = patch.box
     mask = np.zeros(size, np.bool_)
     mask[y0 : y1 + 1, x0 : x1 + 1] = patch.window()
-    kept, _ = cleanup._remove_islands(mask, least, False)
-    islands_first = None if kept is None else cleanup._fill_holes(kept, least)[0]
+    kept, _ = cleanup.remove_islands(mask, least, False)
+    islands_first = None if kept is None else cleanup.fill_holes(kept, least)[0]
     if cleaned is None or islands_first is None:
         return cleaned is not islands_first
     x0, y0, x1, y1 = cleaned.box

@@ -35,7 +35,7 @@ def main() -> None:
 
     from segmint.infra.assets.cache import sha256_of
     from segmint.infra.assets.resolve import resolve
-    from segmint.model.automatic.crops import point_grid
+    from segmint.model.automatic.settings import point_grid
     from segmint.model.sam.load import load_sam
     from segmint.model.sam.predictor import Predictor
 

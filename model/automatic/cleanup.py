@@ -66,12 +66,12 @@ def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> Cleaned
     `keep_largest` keeps the largest (the first in OpenCV's label order). Otherwise the mask is dropped, as in SA-1B
     (SAM paper, Appendix B). Empty masks are also dropped.
     """
-    filled, holes = _fill_holes(mask, min_area)
-    kept, islands = _remove_islands(filled, min_area, keep_largest)
+    filled, holes = fill_holes(mask, min_area)
+    kept, islands = remove_islands(filled, min_area, keep_largest)
     return CleanedMask(kept, holes, islands)
 
 
-def _fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
+def fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
     """Return the mask with its small holes filled, and True if there were any."""
     labels, areas = _components(~mask)
     small = areas < min_area
@@ -81,9 +81,8 @@ def _fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool
     return mask | small[labels], True
 
 
-def _remove_islands(
-    mask: NDArray[np.bool_], min_area: int, keep_largest: bool
-) -> tuple[NDArray[np.bool_] | None, bool]:
+def remove_islands(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> tuple[NDArray[np.bool_] | None, bool]:
+    """Return the mask without its small islands, as in `clean`, and True if there were any."""
     labels, areas = _components(mask)
     keep = areas >= min_area
     keep[0] = False

@@ -38,18 +38,10 @@ class Crop:
         return min(self.size) <= 0
 
 
-def point_grid(per_side: int) -> NDArray[np.float64]:
-    """Return evenly spaced points of the unit square, (per_side^2, 2) float64 as x, y, row by row with x fastest."""
-    margin = 1 / (2 * per_side)
-    line = np.linspace(margin, 1 - margin, per_side)
-    y, x = np.meshgrid(line, line, indexing="ij")
-    return np.stack([x.ravel(), y.ravel()], axis=1)
-
-
-def crop_points(crop: Crop, per_side: int) -> NDArray[np.float64]:
-    """Return the grid in pixels of the crop, (per_side^2, 2) float64 as x, y, relative to the crop's corner."""
+def crop_points(crop: Crop, grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return points (P, 2) of the unit square, x and y, in pixels of the crop, relative to its corner."""
     height, width = crop.size
-    points: NDArray[np.float64] = point_grid(per_side) * np.array([width, height])
+    points: NDArray[np.float64] = grid * np.array([width, height])
     return points
 
 

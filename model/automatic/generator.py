@@ -89,7 +89,7 @@ class MaskGenerator:
         check_pair(image, original, self.settings)
         frame_size = (image.shape[0], image.shape[1])
         crops = placed_crops(frame_size, self.settings)
-        count = _PointCounter(report, sum(self.settings.points_of_layer(crop.layer) ** 2 for crop in crops))
+        count = _PointCounter(report, sum(self.settings.count_of_layer(crop.layer) for crop in crops))
         if self._on_device is not None:
             (one,) = self._stream([(image, original)], lambda: count.add)
             if isinstance(one, Exception):
@@ -164,7 +164,7 @@ class MaskGenerator:
         """Return the masks of one crop's grid after NMS within the crop, best first, and the counts so far."""
         upscaling = upscaling_of(self.predictor, embedding)
         plan = self.predictor.plan_points(embedding)
-        points = crop_points(crop, self.settings.points_of_layer(crop.layer))
+        points = crop_points(crop, self.settings.grid_of_layer(crop.layer))
 
         @torch.inference_mode()
         def process(chunk: NDArray[np.float64]) -> tuple[MeasuredMasks[Any], Funnel]:

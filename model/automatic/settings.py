@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segmint.model.sam.geometry import SAM1
 
 Profile = Literal["official", "sa1b"]
@@ -140,7 +143,7 @@ class MaskSettings:
     @property
     def points(self) -> int:
         """Number of grid points of one image and all its crops."""
-        return sum(4**layer * self.points_of_layer(layer) ** 2 for layer in range(self.crop_n_layers + 1))
+        return sum(4**layer * self.count_of_layer(layer) for layer in range(self.crop_n_layers + 1))
 
     def chunk_on(self, device: str) -> int:
         """Return `points_per_chunk`, or the default for "cpu" or "cuda". Raises ValueError if it is too large."""
@@ -153,6 +156,14 @@ class MaskSettings:
     def points_of_layer(self, layer: int) -> int:
         """Return the number of points per side of the grid in a crop of this layer; layer 0 is the full image."""
         return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
+
+    def grid_of_layer(self, layer: int) -> NDArray[np.float64]:
+        """Return the points of a crop of this layer as shares of its width and height, (P, 2) float64 as x, y."""
+        return point_grid(self.points_of_layer(layer))
+
+    def count_of_layer(self, layer: int) -> int:
+        """Return the number of points of a crop of this layer."""
+        return self.points_of_layer(layer) ** 2
 
     def _check_int(self, key: str, least: int, most: float = math.inf) -> None:
         value = getattr(self, key)
@@ -189,6 +200,14 @@ def _defaults(profile: Profile, crop_n_layers: int) -> dict[str, Any]:
         "max_mask_area_ratio": 0.95 if profile == "sa1b" else 0.0,
         "points_per_chunk": None,
     }
+
+
+def point_grid(per_side: int) -> NDArray[np.float64]:
+    """Return evenly spaced points of the unit square, (per_side^2, 2) float64 as x, y, row by row with x fastest."""
+    margin = 1 / (2 * per_side)
+    line = np.linspace(margin, 1 - margin, per_side)
+    y, x = np.meshgrid(line, line, indexing="ij")
+    return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
 def crop_length(length: int, per_side: int, overlap: int) -> int:

@@ -149,7 +149,7 @@ def _masks(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -
     height, width = embedding.frame_size
     crop = Crop(0, (0, 0, width, height))
     upscaling, plan = upscaling_of(predictor, embedding), predictor.plan_points(embedding)
-    points = crop_points(crop, settings.points_per_side)
+    points = crop_points(crop, settings.grid_of_layer(0))
     found, boxes, scores = [], [], []
     for chunk in chunks_of(points, settings.chunk_on("cpu")):
         proposals, _ = propose(predictor, embedding, plan, chunk, settings)

@@ -1,18 +1,48 @@
 """Automatic mask generation with the interface of `segment_anything`, which returns masks as dictionaries."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from segmint.compat.predictor import SamPredictor
 from segmint.compat.sam import Sam
+from segmint.compat.utils.amg import uncompressed
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.records import MaskRecord
-from segmint.model.automatic.rle import Rle, decode, decompress
+from segmint.model.automatic.rle import Rle, decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam import sam as base
 from segmint.pipeline.masks.interactive.images import Image, pixels_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GridSettings(MaskSettings):
+    """Settings with any points: `grids` contains the (x, y) of each crop layer's points."""
+
+    grids: tuple[tuple[tuple[float, float], ...], ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.grids) <= self.crop_n_layers:
+            raise ValueError(
+                f"point_grids has {len(self.grids)} grids: expected {self.crop_n_layers + 1}, one per layer"
+            )
+
+    def grid_of_layer(self, layer: int) -> NDArray[np.float64]:
+        return np.array(self.grids[layer])
+
+    def count_of_layer(self, layer: int) -> int:
+        return len(self.grids[layer])
+
+
+def _checked_grid(grid: NDArray[Any]) -> tuple[tuple[float, float], ...]:
+    points = np.asarray(grid, np.float64)
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not ((points >= 0) & (points <= 1)).all():
+        raise ValueError(f"point_grids has a grid of shape {points.shape}: expected (P, 2), as x and y from 0 to 1")
+    return tuple((x, y) for x, y in points.tolist())
 
 
 class SamAutomaticMaskGenerator:
@@ -20,8 +50,8 @@ class SamAutomaticMaskGenerator:
 
     `output_mode` is `binary_mask` (bool arrays), `uncompressed_rle`, or `coco_rle`. `points_per_batch` has no effect
     because segmint picks a batch size that suits the device. Changes to the attributes apply from the next image.
-    Raises ValueError for `point_grids`, which segmint does not support, for an unknown `output_mode`, and for settings
-    out of range.
+    `point_grids` contains the points of each crop layer, (P, 2) as x and y from 0 to 1, in place of `points_per_side`.
+    Raises ValueError for both or neither of them, for an unknown `output_mode`, and for settings out of range.
     """
 
     def __init__(
@@ -41,11 +71,10 @@ class SamAutomaticMaskGenerator:
         min_mask_region_area: int = 0,
         output_mode: str = "binary_mask",
     ) -> None:
-        if point_grids is not None or points_per_side is None:
-            raise ValueError("point_grids is not supported: expected points_per_side, the side of an even grid")
         if output_mode not in _FORMS:
             raise ValueError(f"output_mode is {output_mode!r}: expected one of {', '.join(_FORMS)}")
         self.points_per_side = points_per_side
+        self.point_grids = point_grids
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh
         self.stability_score_thresh = stability_score_thresh
@@ -65,17 +94,24 @@ class SamAutomaticMaskGenerator:
     @property
     def settings(self) -> MaskSettings:
         """Attributes converted to segmint's settings. Raises ValueError if one is out of range."""
+        if (self.points_per_side is None) == (self.point_grids is None):
+            raise ValueError("expected either points_per_side or point_grids, and None for the other")
+        keys = {
+            "pred_iou_thresh": self.pred_iou_thresh,
+            "stability_score_thresh": self.stability_score_thresh,
+            "stability_score_offset": self.stability_score_offset,
+            "box_nms_thresh": self.box_nms_thresh,
+            "crop_n_layers": self.crop_n_layers,
+            "crop_nms_thresh": self.crop_nms_thresh,
+            "crop_overlap_ratio": self.crop_overlap_ratio,
+            "min_mask_region_area": self.min_mask_region_area,
+        }
+        if self.point_grids is not None:
+            grids = tuple(map(_checked_grid, self.point_grids))
+            return _GridSettings.official(grids=grids, points_per_side=1, crop_n_points_downscale_factor=1, **keys)
+        factor = self.crop_n_points_downscale_factor
         return MaskSettings.official(
-            points_per_side=self.points_per_side,
-            pred_iou_thresh=self.pred_iou_thresh,
-            stability_score_thresh=self.stability_score_thresh,
-            stability_score_offset=self.stability_score_offset,
-            box_nms_thresh=self.box_nms_thresh,
-            crop_n_layers=self.crop_n_layers,
-            crop_nms_thresh=self.crop_nms_thresh,
-            crop_overlap_ratio=self.crop_overlap_ratio,
-            crop_n_points_downscale_factor=self.crop_n_points_downscale_factor,
-            min_mask_region_area=self.min_mask_region_area,
+            points_per_side=self.points_per_side, crop_n_points_downscale_factor=factor, **keys
         )
 
     def generate(self, image: Image) -> list[dict[str, Any]]:
@@ -108,16 +144,12 @@ def _dictionary(record: MaskRecord, form: Callable[[Rle], Any]) -> dict[str, Any
     }
 
 
-def _uncompressed(rle: Rle) -> dict[str, list[int]]:
-    return {"size": list(rle.size), "counts": decompress(rle.counts).tolist()}
-
-
 def _coco(rle: Rle) -> dict[str, Any]:
     return {"size": list(rle.size), "counts": rle.counts}
 
 
 _FORMS: dict[str, Callable[[Rle], Any]] = {
     "binary_mask": decode,
-    "uncompressed_rle": _uncompressed,
+    "uncompressed_rle": uncompressed,
     "coco_rle": _coco,
 }

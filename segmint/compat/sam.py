@@ -91,8 +91,13 @@ class Sam(base.Sam):
         masks: Tensor | None,
         multimask: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Return low-resolution logits (B, C, 256, 256) and predicted IoUs (B, C) for prompts in the resized frame."""
+        """Return low-resolution logits (B, C, 256, 256) and predicted IoUs (B, C) for prompts in the resized frame.
+
+        Without `boxes`, points with labels 2 and 3 are the top left and the bottom right corner of a prompt's box.
+        """
         boxes = None if boxes is None else boxes.reshape(-1, 4)
+        if points is not None and labels is not None and boxes is None and (labels > 1).any():
+            points, labels, boxes = _without_corners(points, labels)
         given = points if points is not None else boxes
         if masks is not None and given is not None and len(masks) == 1:
             masks = masks.expand(len(given), -1, -1, -1)
@@ -130,3 +135,15 @@ class Sam(base.Sam):
         """Upscale low-resolution logits (B, C, 256, 256) to the original image's frame."""
         sizes = (int(input_size[0]), int(input_size[1])), (int(original_size[0]), int(original_size[1]))
         return self.full_size(masks, *sizes, logits=True)
+
+
+def _without_corners(points: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Return the points (B, N, 2) and labels (B, N) without box corners, and the boxes (B, 4) of the corners."""
+    corners = labels > 1
+    if any(((labels == label).sum(1) != 1).any() for label in (2, 3)) or (corners.sum(1) != 2).any():
+        raise ValueError("labels contain numbers over 1: expected one 2 and one 3 per prompt, the corners of its box")
+    boxes = torch.cat([points[labels == 2], points[labels == 3]], dim=1)
+    if corners.all():
+        return None, None, boxes
+    left = labels.shape[1] - 2
+    return points[~corners].reshape(-1, left, 2), labels[~corners].reshape(-1, left), boxes

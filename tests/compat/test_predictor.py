@@ -42,6 +42,21 @@ def test_bgr_and_other_kinds_of_images_are_the_same_image(
     assert torch.equal(predictor.features, expected)
 
 
+def test_labels_of_a_boxs_corners_are_a_box(predictor: SamPredictor, image: np.ndarray) -> None:
+    predictor.set_image(image)
+    point, corners = np.array([[30, 20]]), BOX.reshape(2, 2)
+    for points, labels, other in (
+        (corners, [2, 3], {}),
+        (np.vstack([corners[1:], point, corners[:1]]), [3, 1, 2], {"point_coords": point, "point_labels": [1]}),
+    ):
+        found = predictor.predict(point_coords=points, point_labels=np.array(labels))
+        expected = predictor.predict(box=BOX, **{name: np.array(value) for name, value in other.items()})
+        assert all(np.array_equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+    for labels in ([2, 1], [2, 2], [3, 4]):
+        with pytest.raises(ValueError, match="expected one 2 and one 3 per prompt, the corners of its box"):
+            predictor.predict(point_coords=corners, point_labels=np.array(labels))
+
+
 def test_a_model_that_changes_is_prepared_again(image: np.ndarray) -> None:
     predictor = SamPredictor(build_sam("mobile_sam"))
     predictor.set_image(image)

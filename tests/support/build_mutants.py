@@ -54,7 +54,7 @@ BUILD_MUTANTS = (
     ),
     Mutant(
         "grid points column by column",
-        "model/automatic/crops.py",
+        "model/automatic/settings.py",
         'np.meshgrid(line, line, indexing="ij")',
         'np.meshgrid(line, line, indexing="xy")',
         "tests/model/automatic/test_crops.py",

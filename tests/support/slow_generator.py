@@ -106,7 +106,7 @@ def decoded(
     predictor: Predictor, embedding: Embedding, crop: Crop, settings: MaskSettings
 ) -> Iterator[tuple[tuple[float, float], Tensor, Tensor]]:
     """Every mask that the plain decoder gives for the crop's grid: its point in the crop, logits, predicted IoU."""
-    points = crop_points(crop, settings.points_of_layer(crop.layer))
+    points = crop_points(crop, settings.grid_of_layer(crop.layer))
     for start in range(0, len(points), _POINTS):
         chunk = points[start : start + _POINTS]
         masks = predictor.predict(embedding, points=chunk[:, None], labels=np.ones((len(chunk), 1)), multimask=True)

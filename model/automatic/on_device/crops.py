@@ -107,7 +107,7 @@ class DeviceCrops:
         (height, width).
         """
         settings, device = self._settings, self._predictor.sam.device
-        points = crop_points(crop, settings.points_of_layer(crop.layer))
+        points = crop_points(crop, settings.grid_of_layer(crop.layer))
         upscaling = TiledUpscaling(embedding, self._predictor.sam.geometry)
         chunks = self.start_chunks(embedding, points)
         numbers = [measure_chunk(upscaling, chunk, settings.stability_score_offset) for chunk in chunks]
@@ -127,7 +127,7 @@ class DeviceCrops:
 
     def find_bytes(self, crop: Crop) -> int:
         """Return the bytes of the masks that `find` keeps on the device for a crop: float32 logits of all points."""
-        points = self._settings.points_of_layer(crop.layer) ** 2
+        points = self._settings.count_of_layer(crop.layer)
         sizes = chunk_sizes(points, self._settings.chunk_on(self._predictor.sam.device.type))
         return sum(sizes) * 3 * self._predictor.sam.geometry.low_res_size**2 * 4
 

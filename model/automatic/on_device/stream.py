@@ -148,7 +148,7 @@ class ImageStream:
         crop = image.crops[index]
         needed = self._crops.find_bytes(crop)
         self._make_room(needed)
-        points = self._settings.points_of_layer(crop.layer) ** 2
+        points = self._settings.count_of_layer(crop.layer)
         started = _StreamCrop(image, index, points, needed, self._crops.find(crop, embedding, image.frame_size))
         started.step()
         self._flying.append(started)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segment_anything.utils.amg import build_all_layer_point_grids, generate_crop_boxes
 
-from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops, point_grid
-from segmint.model.automatic.settings import MaskSettings
+from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops
+from segmint.model.automatic.settings import MaskSettings, point_grid
 
 
 @given(
@@ -38,7 +38,7 @@ def test_grids_are_the_reference_codes(per_side: int, layers: int, factor: int) 
 
 
 def test_points_are_scaled_by_width_and_height_and_x_runs_fastest() -> None:
-    points = crop_points(Crop(1, (10, 20, 50, 40)), 2)
+    points = crop_points(Crop(1, (10, 20, 50, 40)), point_grid(2))
 
     assert points.tolist() == [[10, 5], [30, 5], [10, 15], [30, 15]]
 

@@ -11,7 +11,7 @@ from segmint.model.automatic.crops import Crop, crop_points
 from segmint.model.automatic.nms import nms
 from segmint.model.automatic.proposals import Proposals, chunks_of, measure, propose, suppress_and_draw
 from segmint.model.automatic.records import Funnel
-from segmint.model.automatic.settings import MaskSettings
+from segmint.model.automatic.settings import MaskSettings, point_grid
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling, upscaling_of
 from segmint.model.automatic.upscaling import BoxedUpscaling, Upscaling
 from segmint.model.sam.geometry import SAM1
@@ -44,7 +44,7 @@ def proposed(
 
 
 def test_every_chunk_decodes_the_same_number_of_prompts(predictor: Predictor, embedding: Embedding) -> None:
-    points = crop_points(CROP, 3)[:5]
+    points = crop_points(CROP, point_grid(3))[:5]
     alone = MaskSettings.sa1b(points_per_chunk=4, pred_iou_thresh=0)
 
     first, last = proposed(predictor, embedding, points, alone)
@@ -56,7 +56,7 @@ def test_every_chunk_decodes_the_same_number_of_prompts(predictor: Predictor, em
 
 
 def test_proposals_are_what_the_plain_decoder_predicts(predictor: Predictor, embedding: Embedding) -> None:
-    points = crop_points(CROP, 3)
+    points = crop_points(CROP, point_grid(3))
     settings = MaskSettings.sa1b(points_per_chunk=2, pred_iou_thresh=0.88)
     plain = predictor.predict(embedding, points[:, None], np.ones((9, 1)))
     over = (plain.predicted_iou > 0.88).numpy()
@@ -81,7 +81,7 @@ def test_masks_upscaled_in_boxes_or_by_tiles_are_those_of_whole_masks(
     predictor: Predictor, embedding: Embedding
 ) -> None:
     settings = MaskSettings.sa1b(points_per_chunk=9, pred_iou_thresh=0.5, stability_score_thresh=0.7, box_nms_thresh=1)
-    ((proposals, _),) = proposed(predictor, embedding, crop_points(CROP, 3), settings)
+    ((proposals, _),) = proposed(predictor, embedding, crop_points(CROP, point_grid(3)), settings)
 
     whole, funnel = found_by(WholeUpscaling(predictor, embedding), proposals, settings)
     for upscaling in (BoxedUpscaling(embedding, SAM1), TiledUpscaling(embedding, SAM1)):
@@ -103,7 +103,7 @@ def test_chunks_are_suppressed_together_and_only_what_is_left_is_drawn(
 ) -> None:
     settings = MaskSettings.sa1b(points_per_chunk=3, pred_iou_thresh=0.5, stability_score_thresh=0.7)
     upscaling = TiledUpscaling(embedding, SAM1)
-    chunks = proposed(predictor, embedding, crop_points(CROP, 3), settings)
+    chunks = proposed(predictor, embedding, crop_points(CROP, point_grid(3)), settings)
     parts = [measure(upscaling, proposals, CROP, FRAME, settings)[0] for proposals, _ in chunks]
     boxes = np.concatenate([part.boxes for part in parts])
     keep = nms(boxes, np.concatenate([part.predicted_iou for part in parts]), 0.7)
@@ -125,7 +125,7 @@ def test_chunks_are_suppressed_together_and_only_what_is_left_is_drawn(
 
 def test_masks_lie_in_the_frame_inside_their_crop(predictor: Predictor, embedding: Embedding) -> None:
     settings = MaskSettings.sa1b(points_per_chunk=9, pred_iou_thresh=0.5, stability_score_thresh=0.7)
-    ((proposals, _),) = proposed(predictor, embedding, crop_points(CROP, 3), settings)
+    ((proposals, _),) = proposed(predictor, embedding, crop_points(CROP, point_grid(3)), settings)
 
     found, _ = found_by(upscaling_of(predictor, embedding), proposals, settings)
 
