@@ -90,6 +90,9 @@ def masks(
         ),
     ] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write a PNG with the masks drawn.")] = False,
+    cutouts: Annotated[
+        bool, typer.Option("--cutouts", help="Also write each object as a transparent PNG, in the folder x.cutouts.")
+    ] = False,
     points: Annotated[
         list[str] | None,
         typer.Option(
@@ -133,6 +136,7 @@ def masks(
         device=device,
         precision=precision.value,
         overlay=overlay,
+        cutouts=cutouts,
         release=release_config(released),
         full_frame=full_frame,
     )
@@ -274,7 +278,7 @@ def _sum_up(planned: "MasksPlan", results: "list[ImageResult]") -> None:
 def _line(result: "ImageResult") -> str:
     if result.error is not None:
         return f"{result.outcome}: {result.image}: {result.error}"
-    files = " and ".join(file for file in (result.output, result.overlay) if file is not None)
+    files = listed([file for file in (result.output, result.overlay, result.cutouts) if file is not None])
     if result.outcome == "skipped":
         return f"{result.image}: {counted(result.masks, 'mask')} already made → {files}"
     frame = "" if result.frame == result.source else f" ({_sizes(result)})"

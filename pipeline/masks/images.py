@@ -18,6 +18,9 @@ OVERLAY = ".overlay.png"
 NEXT_TO = ".masks"
 """Infix between a photograph's name and the extension of files written next to it, as in `photo.masks.json`."""
 
+CUTOUTS = ".cutouts"
+"""Suffix of folders with the objects that were cut out of a photograph, which aren't searched for photographs."""
+
 DRAWN = (OVERLAY, f"{NEXT_TO}.png")
 """Suffixes of drawn masks, which are not treated as photographs."""
 
@@ -170,7 +173,9 @@ def _photographs_of(names: Iterable[str]) -> Iterator[str]:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    return any(
+        part.startswith(".") or part == "__MACOSX" or part.endswith(CUTOUTS) for part in PurePosixPath(name).parts
+    )
 
 
 def _of_pattern(argument: str, unreadable: list[str]) -> list[Photograph] | None:

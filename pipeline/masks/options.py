@@ -46,6 +46,7 @@ class MasksOptions:
     device: str = "auto"
     precision: str = "fp32"
     overlay: bool = False
+    cutouts: bool = False
     release: ReleaseConfig = field(default_factory=ReleaseConfig)  # the frame of the sa1b profile's masks
     full_frame: bool = False  # use the photograph's own frame, and cut crops from its pixels
 

@@ -21,7 +21,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import absolute, base_name, join, local_path, parent
 from segmint.infra.wording import counted, some
-from segmint.pipeline.masks.images import NEXT_TO, OVERLAY, Photograph, Photographs, is_local
+from segmint.pipeline.masks.images import CUTOUTS, NEXT_TO, OVERLAY, Photograph, Photographs, is_local
 from segmint.pipeline.masks.options import MasksOptions
 
 _JSON = ".json"
@@ -51,6 +51,11 @@ class PhotographTask:
     def overlay(self) -> str:
         """Output file for the drawn masks."""
         return _overlay_of(self.target)
+
+    @property
+    def cutouts(self) -> str:
+        """Output folder for the objects that are cut out."""
+        return self.target.removesuffix(_JSON).removesuffix(NEXT_TO) + CUTOUTS
 
     def too_long(self, overlay: bool) -> str | None:
         """Return an error message if the output's local file name is too long for the file system, otherwise None."""

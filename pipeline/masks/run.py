@@ -21,6 +21,7 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
 from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.pipeline.masks.estimate import Stopwatch, Work
 from segmint.pipeline.masks.images import Photographs, find_photographs
@@ -61,6 +62,7 @@ class ImageResult:
     outcome: Outcome
     output: str | None = None
     overlay: str | None = None
+    cutouts: str | None = None
     masks: int = 0
     seconds: float = 0.0
     error: str | None = None
@@ -196,6 +198,7 @@ class _PhotographFiles:
     result: ImageResult
     document: bytes | None = None
     overlay: bytes | None = None
+    cutouts: dict[str, bytes] | None = None
 
 
 class _OtherFileError(SegmintError):
@@ -226,6 +229,11 @@ def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> Imag
         plan.storage.put(task.target, files.document)
     if files.overlay is not None:
         plan.storage.put(task.overlay, files.overlay)
+    if files.cutouts is not None:
+        for file in {entry.name for entry in plan.storage.list(task.cutouts)} - set(files.cutouts):
+            plan.storage.delete(join(task.cutouts, file))
+        for file, cutout in files.cutouts.items():
+            plan.storage.put(join(task.cutouts, file), cutout)
     return files.result
 
 
@@ -240,8 +248,11 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
 
         is_drawn |= is_ours(there)  # an overlay from an earlier run always shows the current masks
         is_current = former is not None and is_drawn_from(there, former.sha256)
-    result = ImageResult(name, "skipped", task.target, task.overlay if is_drawn else None)
-    if former is not None and (not is_drawn or is_current):
+    result = ImageResult(
+        name, "skipped", task.target, task.overlay if is_drawn else None, task.cutouts if options.cutouts else None
+    )
+    is_cut = not options.cutouts or _has_cutouts(plan, task, former)
+    if former is not None and (not is_drawn or is_current) and is_cut:
         return _PhotographFiles(replace(result, masks=len(former.annotations)))
     from segmint.operators.photographs import decode_photograph
 
@@ -258,14 +269,17 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
     result = replace(result, frame=(size[1], size[0]), source=(width, height))
     if former is not None:
         records = former.records()
-        drawn = _drawn(frame, records, options, former.sha256)
-        return _PhotographFiles(replace(result, masks=len(records)), overlay=drawn)
+        drawn = _drawn(frame, records, options, former.sha256) if is_drawn else None
+        cutouts = _cutouts(frame, records, former.sha256) if options.cutouts else None
+        return _PhotographFiles(replace(result, masks=len(records)), None, drawn, cutouts)
     found = model.masks(frame)
     origin = MasksOrigin(photograph, plan.settings_sha256)
     document = sa1b_document(task.image_id, PurePosixPath(name).name, size, found, origin)
     drawn_from = hashlib.sha256(document).hexdigest()
-    picture = _drawn(frame, [mask.record for mask in found], options, drawn_from) if is_drawn else None
-    return _PhotographFiles(replace(result, outcome="made", masks=len(found)), document, picture)
+    records = [mask.record for mask in found]
+    picture = _drawn(frame, records, options, drawn_from) if is_drawn else None
+    cutouts = _cutouts(frame, records, drawn_from) if options.cutouts else None
+    return _PhotographFiles(replace(result, outcome="made", masks=len(found)), document, picture, cutouts)
 
 
 def _beginning_of(plan: MasksPlan, overlay: str) -> bytes:
@@ -275,6 +289,39 @@ def _beginning_of(plan: MasksPlan, overlay: str) -> bytes:
     with suppress(NotFoundError), plan.storage.open_ranges(overlay) as stream:
         return stream.read(256)
     return b""
+
+
+def _has_cutouts(plan: MasksPlan, task: PhotographTask, former: "MasksFile | None") -> bool:
+    """Return whether all cutouts of the existing masks exist.
+
+    Raises `_OtherFileError` for files in their folder that segmint did not write.
+    """
+    from segmint.operators.overlay import is_drawn_from, is_ours
+
+    beginnings = []
+    for entry in plan.storage.list(task.cutouts):
+        with plan.storage.open_ranges(join(task.cutouts, entry.name)) as stream:
+            beginnings.append(stream.read(256))
+        if not is_ours(beginnings[-1]):
+            raise _OtherFileError(
+                f"{task.cutouts} has {entry.name}, which wasn't written by segmint. Move the folder away, or choose "
+                "another output with -o."
+            )
+    if former is None:
+        return False
+    masks = sum(mask["area"] > 0 for mask in former.annotations)
+    return len(beginnings) == masks and all(is_drawn_from(each, former.sha256) for each in beginnings)
+
+
+def _cutouts(frame: "Frame", records: "Sequence[MaskRecord]", drawn_from: str) -> dict[str, bytes]:
+    """Return a PNG for each mask that isn't empty, named by its place in the JSON, from 000.png."""
+    from segmint.operators.overlay import cut_out, encode_png
+
+    return {
+        f"{place:03}.png": encode_png(cut_out(frame.image, record.mask), drawn_from)
+        for place, record in enumerate(records)
+        if record.area
+    }
 
 
 def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFile | None":

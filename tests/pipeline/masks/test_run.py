@@ -271,6 +271,45 @@ def test_an_overlay_always_shows_the_masks_that_are_there(tmp_path, photographs)
     assert (result.outcome, result.error.partition("png ")[2][:25]) == ("refused", "wasn't written by segmint")
 
 
+def test_cutouts_are_those_of_the_masks_that_are_there(tmp_path, photographs):
+    prompts = tuple(PhotographPrompt(((x, 50, 1),)) for x in (75, 30))
+    told = MasksOptions(prompts=prompts, device="cpu", cutouts=True)
+    photograph, folder = photographs / "cat.png", photographs / "cat.cutouts"
+    (result,) = made(photograph, None, told)
+    assert (result.outcome, result.cutouts) == ("made", str(folder))
+    written = contents(folder)
+    assert sorted(written) == ["000.png", "001.png"]
+    annotations = json.loads((photographs / "cat.masks.json").read_text())["annotations"]
+    pixels = np.asarray(Image.open(photograph).convert("RGB"))
+    for name, annotation in zip(sorted(written), annotations, strict=True):
+        cutout = np.asarray(Image.open(folder / name))
+        x, y, width, height = map(int, annotation["bbox"])
+        box = slice(y, y + height + 1), slice(x, x + width + 1)
+        mask = decoded(annotation)[box]
+        assert np.array_equal(cutout[..., 3], mask * 255)
+        assert np.array_equal(cutout[mask][:, :3], pixels[box][mask])
+
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert made(photograph, None, told)[0].outcome == "skipped"
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
+    (folder / "001.png").unlink()  # killed between them
+    assert made(photograph, None, told)[0].outcome == "skipped"
+    assert contents(folder) == written
+    found = images.find_photographs(Storage(), [str(photographs)], recursive=True)
+    assert str(photograph) in [image.name for image in found.images]
+    assert not [image for image in found.images if ".cutouts" in image.name]
+
+    fewer = replace(told, prompts=prompts[:1])
+    assert made(photograph, None, fewer, overwrite=True)[0].masks == 1
+    assert list(contents(folder)) == ["000.png"]
+    (folder / "notes.png").write_bytes(photograph.read_bytes())
+    (result,) = made(photograph, None, fewer, overwrite=True)
+    assert (result.outcome, result.error.partition("notes.png")[2][:31]) == (
+        "refused",
+        ", which wasn't written by segmi",
+    )
+
+
 def test_a_prompt_outside_refuses_that_photograph_among_several(tmp_path, photographs):
     Image.new("RGB", (40, 40)).save(photographs / "small.png")
     options = MasksOptions(prompts=MIDDLE, device="cpu")
