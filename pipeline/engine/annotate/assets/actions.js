@@ -21,6 +21,7 @@ export function actionsOf({ editor, tools, cross, maskCanvas, list, labels, nest
     cancel: () => (tools.busy ? tools.cancel() : editor.cancel()),
     remove: () => editor.remove(),
     label: () => labels.open(),
+    cutout: () => editor.counts && maskCanvas.saveCutout(editor.counts, editor.image),
     unlock: () => editor.unlock(),
     before: () => list.step(-1),
     after: () => list.step(1),

@@ -1,6 +1,6 @@
 // Canvas for masks: the viewer's stage with the active mask, prompts, and the crosshair.
 
-import { byId } from "./dom.js";
+import { byId, make } from "./dom.js";
 import { Mask, packed } from "./mask.js";
 import { Stage } from "./stage.js";
 
@@ -8,6 +8,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const ACTIVE = [64, 156, 255];
 const FILL = packed(...ACTIVE, 120);
 const LINE = packed(255, 255, 255, 255);
+const KEPT_MS = 60_000; // time for a download to begin
 const PREVIEW = { true: `rgb(${ACTIVE.join(" ")} / 55%)`, false: "rgb(255 64 48 / 55%)" };
 const RADIUS = 7; // of a point, in screen pixels
 const ARM = 14; // of the crosshair
@@ -114,6 +115,23 @@ export class MaskCanvas {
     canvas.moveTo(...points[0]);
     for (const [x, y] of points) canvas.lineTo(x, y);
     canvas.stroke();
+  }
+
+  /** Download a mask's box of the picture as a PNG that is transparent outside of the mask. */
+  async saveCutout(counts, { id, size }) {
+    const mask = maskFrom(counts, size, 0);
+    const { left, top, width, height } = mask.frame;
+    if (!width) return;
+    const image = new ImageData(width, height);
+    mask.paint(new Uint32Array(image.data.buffer), mask.frame, LINE, LINE, 1);
+    const canvas = new OffscreenCanvas(width, height);
+    const context = canvas.getContext("2d");
+    context.putImageData(image, 0, 0);
+    context.globalCompositeOperation = "source-in";
+    context.drawImage(byId("picture"), -left, -top, this.stage.width, this.stage.height);
+    const href = URL.createObjectURL(await canvas.convertToBlob());
+    make("a", { href, download: `sa_${id}.cutout.png` }).click();
+    setTimeout(() => URL.revokeObjectURL(href), KEPT_MS);
   }
 
   /** Return the smallest item under a pixel, or null. */

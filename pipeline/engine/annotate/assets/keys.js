@@ -25,6 +25,7 @@ export const KEYS = [
     [["Escape"], "Cancel", "cancel"],
     [["Delete", "Backspace"], "Delete", "remove"],
     [["/"], "Set the label", "label"],
+    [["k"], "Save a cutout of it as a PNG", "cutout"],
     [["l"], "Unlock a locked mask", "unlock"],
     [[","], "Select the previous mask", "before"],
     [["."], "Select the next mask", "after"],

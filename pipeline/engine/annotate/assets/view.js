@@ -76,6 +76,7 @@ export class View {
     byId("cancel").disabled = kind === null;
     byId("remove").disabled = kind === null || kind === "locked";
     byId("set-label").disabled = kind === null || kind === "locked" || waits;
+    byId("save-cutout").disabled = this.#editor.counts === null;
     byId("unlock").hidden = kind !== "locked";
     const inside = this.#nesting.inside(chosen).length;
     byId("step-out").disabled = this.#nesting.around(chosen) === null;

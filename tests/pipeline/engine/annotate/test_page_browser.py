@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.annotations.submissions import read_submissions
+from segmint.catalogs.dataset.reader import Dataset
 from segmint.model.automatic.rle import Rle, decode, encode
+from segmint.operators.overlay import cut_out
 from tests.support.annotated_pages import (
     AnnotationServer,
     answered,
@@ -121,6 +124,21 @@ def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", serv
     assert prompts[2] == [{"kind": "box", "x": 30, "y": 20, "w": 120, "h": 100}]
     assert (answer.annotator, answer.complete, answer.replaced, answer.deleted) == ("ann", True, (), ())
     assert 0 < sum(mask.seconds for mask in answer.masks) <= answer.seconds < 120
+
+
+def test_a_cutout_is_the_masks_part_of_the_image(page: "Page", server: AnnotationServer) -> None:
+    start(page, server, 2)
+    expect(page.locator("#save-cutout")).to_be_disabled()
+    row = max(mask_rows(server.dataset, 2), key=lambda row: row["area"])
+    page.locator(f"[data-key=d{row['annotation_id']}] button").click()
+    with page.expect_download() as download:
+        page.locator("#save-cutout").click()
+    assert download.value.suggested_filename == "sa_2.cutout.png"
+    found = np.asarray(Image.open(download.value.path()))
+    sample = next(sample for sample in Dataset.open(location_of(server.dataset)) if sample.id == 2)
+    expected = cut_out(sample.image, coco.decode(row["segmentation"]).astype(bool))
+    assert np.array_equal(found[..., 3], expected[..., 3])
+    assert np.abs(found.astype(int) - expected).max() <= 4  # Chromium decodes the JPEG
 
 
 def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_dataset(
