@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -133,23 +134,25 @@ def missing_nodes(
     open_nodes = [dict(node["Resources"]) for node in nodes if node["Alive"]]
     spare = {group.name: group.most - sum(node["Alive"] and belongs(node, group) for node in nodes) for group in groups}
     missing: Counter[str] = Counter()
-    for bundle in bundles:
-        place = next((node for node in open_nodes if _fits(bundle, node)), None)
-        if place is None:
-            group = next((each for each in groups if spare[each.name] > 0 and _fits(bundle, each.resources)), None)
-            if group is None:
-                continue
-            place = dict(group.resources)
-            open_nodes.append(place)
-            spare[group.name] -= 1
-            missing[group.name] += 1
-        for name, amount in bundle.items():
-            place[name] -= amount
+    for bundle, equal in groupby(bundles):  # all equal ones at once, because there may be thousands of them
+        left = len(list(equal))
+        for node in open_nodes:
+            left -= _place(bundle, left, node)
+        for group in groups:
+            while spare[group.name] > 0 and (placed := _place(bundle, left, added := dict(group.resources))):
+                open_nodes.append(added)
+                left -= placed
+                spare[group.name] -= 1
+                missing[group.name] += 1
     return missing
 
 
-def _fits(bundle: Mapping[str, float], node: Mapping[str, float]) -> bool:
-    return all(node.get(name, 0) >= amount - 1e-6 for name, amount in bundle.items())
+def _place(bundle: Mapping[str, float], most: int, node: dict[str, float]) -> int:
+    """Place the bundle on a node as often as it fits, at most `most` times; return how often."""
+    needed = [(name, amount) for name, amount in bundle.items() if amount]
+    count = min((most, *(int((node.get(name, 0) + 1e-6) / amount) for name, amount in needed)))
+    node.update((name, node[name] - count * amount) for name, amount in needed if count)
+    return count
 
 
 class NodeRequest(AbstractContextManager["NodeRequest"]):

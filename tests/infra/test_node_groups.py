@@ -1,7 +1,8 @@
 """Tests of the nodes that an autoscaler must add for bundles, and of the node groups in the KubeRay manifests."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -31,6 +32,7 @@ def test_bundles_fill_the_nodes_that_are_there_first() -> None:
     assert missing_nodes(actors, [GPU, CPU], [node(GPU), node(GPU, alive=False)]) == {"gpu": 2}
     assert missing_nodes([*actors, *prepare], [GPU, CPU], []) == {"gpu": 3}, "beside the actors there are 12 CPUs"
     assert missing_nodes([*actors, *prepare, {"CPU": 1.0}], [GPU, CPU], []) == {"gpu": 3, "cpu": 1}
+    assert missing_nodes([{"CPU": 0.0}] * 3, [GPU, CPU], [node(CPU)]) == {}
 
 
 def test_what_no_group_can_have_is_not_asked_for() -> None:
@@ -68,6 +70,27 @@ def test_ray_reads_the_groups_of_our_manifest() -> None:
     }
     ray_cluster["spec"]["enableInTreeAutoscaling"] = False
     assert config_of(ray_cluster) is None
+
+
+class ReadBundle(dict[str, float]):
+    """A bundle that counts how often its resources are read."""
+
+    reads = 0
+
+    def items(self) -> Any:
+        type(self).reads += 1
+        return super().items()
+
+
+def test_the_work_does_not_grow_with_the_number_of_equal_bundles() -> None:
+    """A request for hundreds of nodes is for thousands of bundles, and is repeated every few seconds."""
+    nodes = [node(CPU)] * 256
+    large = replace(CPU, most=600)
+    for each in (4, 8):
+        ReadBundle.reads = 0
+        bundles = [*[ReadBundle(CPU=2.0)] * (each * 256 - 3), *[ReadBundle(CPU=1.0)] * 6, ReadBundle(CPU=8.0)]
+        assert missing_nodes(bundles, [large], nodes) == {"cpu": each * 64 - 256 + 1}
+        assert ReadBundle.reads <= 3 * (each * 64 + 2), "once for each node and kind of bundle"
 
 
 @pytest.mark.parametrize("bundles", [[], [{"CPU": 1.0}]])
