@@ -135,9 +135,20 @@ class RowLedger:
         """
         return dict(self._read(self._actor.spent))
 
-    def _read(self, method: Any) -> Any:
+    def report_peak(self, flop_per_s: float) -> None:
+        """Record the peak of this actor's device, and wait for confirmation. Of a restarted actor, the last one counts.
+
+        If the ledger actor is gone, the report is lost, because a missing metric never fails a run.
+        """
+        self._read(self._actor.report_peak, ray.get_runtime_context().get_actor_id(), flop_per_s)
+
+    def peaks(self) -> list[float]:
+        """Return the reported peak of each actor in FLOP/s. Empty if the ledger actor is gone."""
+        return list(self._read(self._actor.peaks))
+
+    def _read(self, method: Any, *arguments: Any) -> Any:
         try:
-            return ray.get(method.remote(), timeout=TIMEOUT_S)
+            return ray.get(method.remote(*arguments), timeout=TIMEOUT_S)
         except ray.exceptions.RayError:
             return ()
 
@@ -181,25 +192,19 @@ class BlockEntry:
         A row that runs alone waits until no other row is in flight in this process, and other rows wait for it. Raises
         `BarredRowError` for a row that a worker died with, or that broke its device, in this window.
         """
-        if not self._enter(ordinal, alone=False):
-            self._enter(ordinal, alone=True)
-
-    def _enter(self, ordinal: int, *, alone: bool) -> bool:
-        """Record the row's start; return False if it didn't start because it must run alone."""
-        self._in_flight.take(alone=alone)
-        started = False
-        try:
-            left = self._in_flight.done()
-            answer: StartReply = ray.get(
-                self._actor.begin.remote(self._number, self._first + ordinal, left, alone), timeout=TIMEOUT_S
-            )
-            if answer.refused is not None:
-                raise BarredRowError(answer.refused)
-            started = answer.starts
-        finally:
-            if not started:
-                self._in_flight.give_back()
-        return started
+        for alone in (False, True):
+            self._in_flight.take(alone=alone)
+            reply = StartReply(starts=False)
+            try:
+                call = self._actor.begin.remote(self._number, self._first + ordinal, self._in_flight.done(), alone)
+                reply = ray.get(call, timeout=TIMEOUT_S)
+            finally:
+                if not reply.starts:
+                    self._in_flight.give_back()
+            if reply.refused is not None:
+                raise BarredRowError(reply.refused)
+            if reply.starts:
+                return
 
     def leave(self, ordinal: int) -> None:
         """Note that a row is done. The ledger records this with the process's next start. Does not wait."""
@@ -266,14 +271,25 @@ class RetrySlot(NamedTuple):
     runs: Sequence[tuple[int, int]]
 
 
-class _ReadLedger:
-    """Record of a window's reads that may run, and of the shards in its retry slots. Reads are numbered in order."""
+class _LedgerActor:
+    """Actor that keeps the ledger. A worker is identified by its node and process. Reads are numbered in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: Iterable[int]) -> None:
         self._last = -1  # the last read that has begun
         self._stopped = False
         self._waiting: dict[int, tuple[float, RetrySlot]] = {}  # with the earliest time, by shard
         self._slots: dict[int, list[RetrySlot]] = {}
+        self._opened = 0
+        self._started = 0
+        self._workers: dict[int, tuple[str, str]] = {}  # by block entry
+        self._entries: dict[int, int] = {}  # block entries of the rows in flight, by ordinal
+        self._deaths: deque[int] = deque(maxlen=MAX_DEATHS)  # rows started before each of the last deaths
+        self._deadly = False
+        self._alone = set(alone)
+        self._suspects: list[int] = []
+        self._refused: dict[int, str] = {}  # reasons, by ordinal
+        self._spent: dict[tuple[str, str], dict[str, float]] = {}  # seconds per stage, by worker
+        self._peaks: dict[str, float] = {}  # by actor
 
     def may_read(self, number: int) -> bool:
         if self._stopped:
@@ -291,27 +307,11 @@ class _ReadLedger:
         return self._slots[number]
 
     def retry_after(self, wait_s: float, shard: int, runs: Sequence[tuple[int, int]]) -> None:
-        self._waiting[shard] = time.monotonic() + wait_s, RetrySlot(shard, runs)
+        if not any(start <= row % STAGE_ROWS < stop for row in self._refused for start, stop in runs):
+            self._waiting[shard] = time.monotonic() + wait_s, RetrySlot(shard, runs)
 
     def stop_reading(self) -> None:
         self._stopped = True
-
-
-class _LedgerActor(_ReadLedger):
-    """Actor that keeps the ledger. A worker is identified by its node and process."""
-
-    def __init__(self, alone: Iterable[int]) -> None:
-        super().__init__()
-        self._opened = 0
-        self._started = 0
-        self._workers: dict[int, tuple[str, str]] = {}  # by block entry
-        self._entries: dict[int, int] = {}  # block entries of the rows in flight, by ordinal
-        self._deaths: deque[int] = deque(maxlen=MAX_DEATHS)  # rows started before each of the last deaths
-        self._deadly = False
-        self._alone = set(alone)
-        self._suspects: list[int] = []
-        self._refused: dict[int, str] = {}  # reasons, by ordinal
-        self._spent: dict[tuple[str, str], dict[str, float]] = {}  # seconds per stage, by worker
 
     def open(self, node: str, process: str) -> int | None:
         if self._deadly:
@@ -346,10 +346,6 @@ class _LedgerActor(_ReadLedger):
             self._refused[ordinal] = why
             self._close(entry)
 
-    def retry_after(self, wait_s: float, shard: int, runs: Sequence[tuple[int, int]]) -> None:
-        if not any(start <= row % STAGE_ROWS < stop for row in self._refused for start, stop in runs):
-            super().retry_after(wait_s, shard, runs)
-
     def end(self, entry: int, spent: Mapping[str, float] = MappingProxyType({})) -> None:
         worker = self._workers.pop(entry, None)
         if worker is not None and spent:
@@ -360,6 +356,12 @@ class _LedgerActor(_ReadLedger):
 
     def spent(self) -> dict[str, float]:
         return dict(sum(map(Counter, self._spent.values()), Counter()))
+
+    def report_peak(self, actor: str, flop_per_s: float) -> None:
+        self._peaks[actor] = flop_per_s
+
+    def peaks(self) -> list[float]:
+        return list(self._peaks.values())
 
     def suspects(self) -> list[int]:
         return self._suspects

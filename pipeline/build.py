@@ -107,7 +107,7 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
         Segment,
         fn_constructor_args=(
             stages.segment,
-            stages.report_peak,
+            stages.measures_peak,
             ledger,
             stages.segment_timeout_s,
             stages.segment_threads,
@@ -196,7 +196,8 @@ def run_build(
             ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster,
             NodeRequest() as request,
         ):
-            stages = lay_out_for_growth(config, dataset, cluster, request, meter.reports(cluster))
+            left = len(missing.left) + len(refused.left)
+            stages = lay_out_for_growth(config, dataset, cluster, request, left)
             if stages.gpus.idle:
                 log.warning("GPUs of other kinds are idle", used=stages.gpus.name, idle=stages.gpus.idle_text)
             if cluster.local:  # on a cluster, each actor checks itself
@@ -206,7 +207,7 @@ def run_build(
             quarantine = Quarantine(stages, start_timeout_s=config.stall_timeout)
             run.metrics.set(SHARDS_MISSING, len(missing.left))
             with Progress() as progress:
-                loop = _OuterLoop(config, dataset, cluster, stages, quarantine, outages, progress, run)
+                loop = _OuterLoop(config, dataset, cluster, stages, quarantine, outages, progress, run, meter, request)
                 rate = meter.expected_rate(stages.segment_pool) / config.images_per_shard
                 loop.go_through(missing, rate)
                 retried = loop.go_through(refused)
@@ -236,6 +237,8 @@ class _OuterLoop:
     outages: Outages
     progress: Progress
     run: RunRecord
+    meter: CeilingMeter
+    request: NodeRequest
     resized: bool = False  # whether the number of nodes ended the last window
 
     def go_through(self, work: BuildWork, rate: float | None = None) -> Counter[str]:
@@ -251,6 +254,8 @@ class _OuterLoop:
         while work.left and stalled < MOST_STALLED_WINDOWS:
             window = work.left[: size.shards]
             done: set[int] = set()
+            if not self.cluster.local:  # even if all nodes are there, because some may be lost
+                self.request.ask(self.stages.bundles(len(work.left) * config.images_per_shard))
             began, finished, barren, self.resized = time.monotonic(), list[float](), 0, False
             try:
                 taken = work.read(window)
@@ -272,7 +277,7 @@ class _OuterLoop:
                 ):
                     for result in run_rows(taken, self.stages, work.write, self.quarantine, slots):
                         run.note(result)
-                        self.quarantine.note(result)
+                        watch.expect(self.quarantine.note(result))
                         if result.status != "on_hold":
                             done.add(result.shard)
                             finished.append(time.monotonic() - began)
@@ -317,6 +322,7 @@ class _OuterLoop:
         finally:
             busy = {**watch.seconds_seen, **self.quarantine.spent()}
             self.run.loads.add(time.monotonic() - began, self.stages.workers(), busy)
+            self.meter.note_window(self.quarantine.peaks())
 
 
 def run_rows(

@@ -30,8 +30,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, in_process, read, spread, write_result  # noqa: E402
-from segmint.infra.peak_reports import PeakReports  # noqa: E402
 from segmint.infra.ray_session import ray_session  # noqa: E402
+from segmint.infra.row_ledger import RowLedger  # noqa: E402
 from segmint.operators.rows import Row, to_table  # noqa: E402
 from segmint.operators.schemas import FUNNEL_STEPS, PREPARED  # noqa: E402
 from segmint.operators.segment.overlap import HostThreads, StageSeconds  # noqa: E402
@@ -114,14 +114,14 @@ def measure_idle(
     """Run images through one actor with Ray Data, and return the idle share of the device's thread."""
     rows = to_table([{"ordinal": ordinal} for ordinal in range(images)], PREPARED)
     pool = ActorPool(1, 1, num_cpus=1, num_gpus=0, calls_at_once=threads.calls(rows_per_block))
-    shares = PeakReports()
+    ledger = RowLedger()  # its peaks are idle shares here
     segmented = (
         ray.data.from_arrow(rows)
         .repartition(target_num_rows_per_block=rows_per_block)
         .materialize()  # excludes the previous stage from the measurement
         .map_batches(
             segment,
-            fn_constructor_args=(threads, compute_s, host_share, shares),
+            fn_constructor_args=(threads, compute_s, host_share, ledger.report_peak),
             compute=pool.strategy(),
             num_cpus=1,
             batch_size=None,
@@ -136,7 +136,7 @@ def measure_idle(
         "finishers": threads.finishers,
         "rows_per_block": rows_per_block,
         "calls": pool.calls_at_once,
-        "idle_share": round(shares.collect()[-1], 4),
+        "idle_share": round(ledger.peaks()[-1], 4),
     }
 
 

@@ -74,7 +74,7 @@ class StubbedSegment(Segment):
     def __init__(
         self,
         settings: SegmentSettings,
-        report_peak: Callable[[float], None] | None = None,
+        measures_peak: bool = False,
         ledger: Any = None,
         timeout_s: float | None = None,
         threads: HostThreads | None = None,

@@ -194,16 +194,15 @@ class Segment:
     On a GPU, threads decode images, one thread owns the device, and threads finish masks. The device starts with the
     next image before it ends one, so it need not wait for the host; up to `HostThreads.calls` calls may overlap. On a
     CPU, the caller's thread does everything.
-    `report_peak`, if given, is called with the measured peak of the actor's device in FLOP/s, before the first image.
-    With a `ledger`, each row is recorded before it is processed. This process then ends if an image takes over
-    `timeout_s` seconds to decode, compute, or finish, if memory runs out, or if the GPU breaks, because it is unfit for
-    more rows. `threads` default to those for the device.
+    With a `ledger`, each row is recorded before it is processed, and with `measures_peak` first the peak of the actor's
+    device. This process then ends if an image takes over `timeout_s` seconds to decode, compute, or finish, if memory
+    runs out, or if the GPU breaks, because it is unfit for more rows. `threads` default to those for the device.
     """
 
     def __init__(
         self,
         settings: SegmentSettings,
-        report_peak: Callable[[float], None] | None = None,
+        measures_peak: bool = False,
         ledger: "RowLedger | None" = None,
         timeout_s: float | None = None,
         threads: HostThreads | None = None,
@@ -212,8 +211,8 @@ class Segment:
         self._artifacts = settings.artifacts
         # In the thread that uses the model, because compiled code and captured graphs belong to their thread.
         self.generator = self._stages.on_device(functools.partial(load_generator, settings))
-        if report_peak is not None:
-            report_peak(self._stages.on_device(functools.partial(measure_peak, settings.numerics.compute)))
+        if measures_peak and ledger is not None:
+            ledger.report_peak(self._stages.on_device(functools.partial(measure_peak, settings.numerics.compute)))
 
     def _set_up(
         self,

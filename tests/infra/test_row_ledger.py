@@ -4,6 +4,7 @@ import ctypes
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,7 +25,6 @@ from segmint.infra.row_ledger import (
     RowLedger,
     _InFlight,
     _LedgerActor,
-    _ReadLedger,
 )
 
 pytestmark = pytest.mark.ray
@@ -261,7 +261,7 @@ def test_a_custom_stage_has_rows_of_its_own_with_the_same_ordinals(local_ray: Cl
 
 
 def test_a_window_that_is_ended_reads_what_it_has_begun_and_no_more() -> None:
-    book = _ReadLedger()
+    book = _LedgerActor([])
     assert book.may_read(0)
     assert book.may_read(3)
     book.stop_reading()
@@ -271,7 +271,7 @@ def test_a_window_that_is_ended_reads_what_it_has_begun_and_no_more() -> None:
 
 
 def test_a_shard_on_hold_runs_in_the_first_slot_after_its_wait() -> None:
-    book = _ReadLedger()
+    book = _LedgerActor([])
     assert book.retry_slot(2) == []
     book.retry_after(60, 8, [(80, 90)])
     book.retry_after(0, 7, [(70, 75), (77, 78)])
@@ -334,3 +334,42 @@ def test_a_worker_that_hangs_at_its_exit_leaves_nothing(local_ray: Cluster) -> N
     finally:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+class MeasuringActor:
+    """Actor that reports a peak when it starts, as a segment actor does, and dies when it is told to."""
+
+    def __init__(self, ledger: RowLedger, peak: float) -> None:
+        ledger.report_peak(peak)
+
+    def end(self) -> None:
+        os._exit(1)
+
+    def wait(self) -> None:
+        pass
+
+
+def test_an_actor_that_starts_again_is_one_device(local_ray: Cluster) -> None:
+    ledger = RowLedger()
+    assert ledger.peaks() == []
+    actors = [ray.remote(num_cpus=0, max_restarts=1)(MeasuringActor).remote(ledger, peak) for peak in (1e12, 3e12)]
+    ray.get([each.wait.remote() for each in actors], timeout=120)
+    actors[0].end.remote()
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        with suppress(ray.exceptions.RayActorError):
+            ray.get(actors[0].wait.options(max_task_retries=0).remote(), timeout=120)
+            break
+        time.sleep(0.1)
+    assert sorted(ledger.peaks()) == [1e12, 3e12]
+
+
+def test_peaks_lost_with_the_ledger_are_none(local_ray: Cluster) -> None:
+    ledger = RowLedger()
+    ray.get(ledger._actor.report_peak.remote("an actor", 1e12))
+    ray.kill(ledger._actor)
+    end = time.monotonic() + 30
+    while ledger.peaks() and time.monotonic() < end:  # Ray kills when it gets to it
+        time.sleep(0.1)
+    assert ledger.peaks() == []
+    ledger.report_peak(2e12)

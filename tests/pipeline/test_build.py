@@ -1,6 +1,7 @@
 """A build's loop over windows, and the blocks of a window's execution."""
 
 from collections.abc import Collection
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,8 @@ from segmint.pipeline import build
 from segmint.pipeline.build import iter_blocks
 from segmint.pipeline.building.execution.quarantine import Trials
 from tests.support.described_rows import accepted_row
+
+FIELDS = [field.name for field in fields(build._OuterLoop) if field.name != "resized"]
 
 
 class LostWindow:
@@ -53,12 +56,34 @@ def test_trials_run_on_the_nodes_that_are_there_after_the_window(monkeypatch: py
     monkeypatch.setattr(build, "start_detectors", lambda stages, before: f"{stages}, with detectors")
     quarantine = RecordedQuarantine()
     nothing: Any = SimpleNamespace(
-        window_shards=1, images_per_shard=1, rows_per_block=1, on_hold={}, spans=lambda shards: []
+        window_shards=1, images_per_shard=1, rows_per_block=1, on_hold={}, spans=lambda shards: [], local=True
     )
     nothing.note_failure = nothing.settled = lambda *_: None
-    loop: Any = build._OuterLoop(nothing, nothing, nothing, nothing, quarantine, nothing, nothing, nothing)  # type: ignore[arg-type]
+    loop: Any = build._OuterLoop(**dict.fromkeys(FIELDS, nothing) | {"quarantine": quarantine})
     loop.go_through(LostWindow())
     assert quarantine.tried_on == [loop.stages] == ["of the nodes now, with detectors"]
+
+
+def test_each_window_requests_nodes_for_the_shards_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if all nodes are there, because some may be lost later. A local Ray has no others."""
+    nothing: Any = SimpleNamespace(
+        window_shards=1, images_per_shard=10, rows_per_block=1, on_hold={}, spans=lambda shards: [], local=False
+    )
+    nothing.note_failure = nothing.settled = lambda *_: None
+    nothing.bundles = lambda rows: [{"CPU": 1.0}] * rows
+    asked: list[int] = []
+    nothing.ask = lambda bundles: asked.append(len(bundles))
+    monkeypatch.setattr(build, "lay_out_again", lambda *_: nothing)
+    monkeypatch.setattr(build, "start_detectors", lambda stages, before: stages)
+    loop: Any = build._OuterLoop(**dict.fromkeys(FIELDS, nothing) | {"quarantine": RecordedQuarantine()})
+    for shards in ([0, 1], [3]):
+        work = LostWindow()
+        work.left = shards
+        loop.go_through(work)
+    assert asked == [20, 10]
+    nothing.local = True
+    loop.go_through(LostWindow())
+    assert asked == [20, 10]
 
 
 @pytest.mark.ray

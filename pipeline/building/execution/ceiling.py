@@ -6,7 +6,7 @@ image is the number of operations that the model's algebra needs (`segmint.model
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +19,7 @@ from segmint.model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, in
 from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.config.config import Config, as_pinned
 
-if TYPE_CHECKING:  # both import Ray, which a plan does not need
-    from segmint.infra.peak_reports import PeakReports
+if TYPE_CHECKING:  # it imports Ray, which a plan does not need
     from segmint.pipeline.building.execution.stages import ActorPool
 
 GPU_FLOP_PER_S = 3e14
@@ -76,15 +75,13 @@ class CeilingMeter:
             as_pinned(config, dataset.manifest.config), lambda: dataset.weights
         )
         self._here = measure_peak(self._numerics.compute) if self._numerics.device == "cpu" else None
-        self._reports: PeakReports | None = None
+        self._peaks: list[float] = []
+        self._most_actors = 0
 
-    def reports(self, cluster: Cluster) -> "PeakReports | None":
-        """Return the object that segment actors report to, or None if the driver has measured the peak."""
-        if not cluster.local or self._here is None:
-            from segmint.infra.peak_reports import PeakReports
-
-            self._reports = PeakReports()
-        return self._reports
+    def note_window(self, peaks: Sequence[float]) -> None:
+        """Record the peaks that a window's actors measured. Each window has new actors on the same devices."""
+        self._peaks += peaks
+        self._most_actors = max(self._most_actors, len(peaks))
 
     def expected_rate(self, pool: "ActorPool") -> float:
         """Return a rough estimate, before the run, of the images per second that a pool's devices will process."""
@@ -96,15 +93,13 @@ class CeilingMeter:
 
         Actors that share one machine's cores count as fewer devices if the cores are too few for all their threads.
         """
-        numerics = self._numerics
-        peaks = self._reports.collect() if self._reports is not None else [self._here or 0.0]
+        numerics, peaks = self._numerics, self._peaks
+        if cluster.local and self._here is not None:
+            peaks, devices = [self._here], min(pool.largest, max(1, cluster.cores // numerics.threads))
+        else:  # not all nodes of a growing cluster may have arrived
+            devices = min(pool.largest, max(pool.smallest, self._most_actors))
         if not peaks:
             return None
-        devices = pool.largest
-        if self._reports is not None:  # not all nodes of a growing cluster may have arrived
-            devices = min(devices, max(pool.smallest, len(peaks)))
-        if cluster.local and numerics.device == "cpu":
-            devices = min(devices, max(1, cluster.cores // numerics.threads))
         return Ceiling(
             device=numerics.device,
             device_kind=numerics.device_kind,

@@ -35,7 +35,7 @@ from segmint.operators.schemas import VERDICT
 from segmint.operators.segment.segment import Segment
 from segmint.operators.segment.segment_alone import SegmentAlone, control_table
 from segmint.operators.shards.write import ShardResult
-from segmint.pipeline.building.execution.row_source import RowSource
+from segmint.pipeline.building.execution.row_source import RowSource, count_rows
 from segmint.pipeline.building.execution.stages import ActorPool, CustomPool, Stages
 
 DEATHS = 2
@@ -99,17 +99,20 @@ class Quarantine:
         self._held: Counter[int] = Counter()  # times that a shard was put on hold in the last window
         self._alone: dict[int, str] = {}  # trial result of a row with a fault, by ordinal
 
-    def note(self, result: ShardResult) -> None:
+    def note(self, result: ShardResult) -> int:
         """Record the rows whose faults put a shard of the current window on hold, and have it run again soon.
 
-        A shard runs at most `MOST_RUNS` times in a window.
+        A shard runs at most `MOST_RUNS` times in a window. Returns how many rows will run again.
         """
         self._faulted |= dict.fromkeys(result.faulted)
         self._attempts.update(result.faulted)
         if result.status == "on_hold" and self._ledger is not None and self._rows is not None:
             self._held[result.shard] += 1
             if self._held[result.shard] < MOST_RUNS:
-                self._ledger.retry_after(RETRY_WAIT_S, result.shard, self._rows.runs_of_shard(result.shard))
+                runs = self._rows.runs_of_shard(result.shard)
+                self._ledger.retry_after(RETRY_WAIT_S, result.shard, runs)
+                return count_rows(runs)
+        return 0
 
     def open_window(self, rows: RowSource, retry_rows: int | None = None) -> tuple[RowSource, RowLedger]:
         """Return a window's rows and its ledger. If verdicts on suspects are known, the rows have verdict columns.
@@ -129,6 +132,10 @@ class Quarantine:
     def spent(self) -> dict[str, float]:
         """Return the busy seconds, in the open window, of the stages that overlap inside segment actors."""
         return self._ledger.spent() if self._ledger is not None else {}
+
+    def peaks(self) -> list[float]:
+        """Return the peaks, in FLOP/s, of the devices of the open window's segment actors."""
+        return self._ledger.peaks() if self._ledger is not None else []
 
     def run_trials(self, spans: Sequence[ShardSpan]) -> Trials:
         """Run the trials of a window's suspects and persistent faults, after the window ended.

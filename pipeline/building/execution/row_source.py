@@ -3,7 +3,7 @@
 The driver holds ranges of ordinals instead of rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -58,7 +58,7 @@ class ShardRows:
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return sum(stop - start for start, stop in self.runs)
+        return count_rows(self.runs)
 
 
 class RowSource(Datasource):  # type: ignore[misc]
@@ -96,7 +96,7 @@ class RowSource(Datasource):  # type: ignore[misc]
                 yield ShardSpan(each.shard, 0, each.rows)
             elif self._ledger is not None:
                 for shard, runs in self._ledger.retry_slot(each):
-                    yield ShardSpan(shard, 0, ShardRows(shard, tuple(runs)).rows)
+                    yield ShardSpan(shard, 0, count_rows(runs))
 
     def runs_of_shard(self, shard: int) -> tuple[Run, ...]:
         """Return the rows of one of the shards."""
@@ -144,20 +144,11 @@ class RowSource(Datasource):  # type: ignore[misc]
         """Return the tasks that read the rows, in order."""
         return [
             ReadTask(
-                partial(_read_blocks, self._dataset, runs, self._verdicts(runs), self._ledger, number),
-                BlockMetadata(
-                    num_rows=sum(stop - start for start, stop in runs or ()),
-                    size_bytes=None,
-                    input_files=None,
-                    exec_stats=None,
-                ),
+                partial(_read_blocks, self._dataset, runs, _within(self._known, runs), self._ledger, number),
+                BlockMetadata(num_rows=count_rows(runs or ()), size_bytes=None, input_files=None, exec_stats=None),
             )
             for number, runs in enumerate(self._plan()[0])
         ]
-
-    def _verdicts(self, runs: Sequence[Run] | None) -> Mapping[int, Row] | None:
-        """Return the part of `known` that a read needs."""
-        return self._known if self._known is None or runs is None else _within(self._known, runs)
 
     def _plan(self) -> tuple[list[list[Run] | None], list[ShardRows | int]]:
         """Return the runs of each read, None for a retry slot, and the order of the shards and of the slots' numbers.
@@ -200,21 +191,25 @@ def runs_of(ordinals: Sequence[int]) -> tuple[Run, ...]:
     return tuple(_merged((ordinal, ordinal + 1) for ordinal in ordinals))
 
 
-def _merged(runs: Any) -> Iterator[Run]:
-    """Yield the runs, with adjacent ones joined."""
-    held: Run | None = None
+def count_rows(runs: Iterable[Run]) -> int:
+    """Return the number of rows in runs."""
+    return sum(stop - start for start, stop in runs)
+
+
+def _merged(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs, with adjacent ones joined."""
+    found: list[Run] = []
     for start, stop in runs:
-        if held is not None and held[1] == start:
-            held = held[0], stop
-        else:
-            if held is not None:
-                yield held
-            held = start, stop
-    if held is not None:
-        yield held
+        if found and found[-1][1] == start:
+            start = found.pop()[0]
+        found.append((start, stop))
+    return found
 
 
-def _within(known: Mapping[int, Row], runs: Sequence[Run]) -> dict[int, Row]:
+def _within(known: Mapping[int, Row] | None, runs: Sequence[Run] | None) -> Mapping[int, Row] | None:
+    """Return the part of `known` for a read's rows; all of it for a retry slot, whose rows are not known yet."""
+    if known is None or runs is None:
+        return known
     return {ordinal: row for ordinal, row in known.items() if any(start <= ordinal < stop for start, stop in runs)}
 
 
@@ -231,18 +226,13 @@ def _read_blocks(
             runs = [run for each in ledger.retry_slot(number) for run in each.runs]
         elif not ledger.may_read(number):
             runs = []
-    yield _read_runs(dataset, runs or [], known)
-
-
-def _read_runs(dataset: BuildDataset, runs: Sequence[Run], known: Mapping[int, Row] | None) -> pa.Table:
     rows = dataset.read_runs(runs) if runs else _no_rows(dataset)
-    if known is None:
-        return rows
-    unjudged: Row = dict.fromkeys(VERDICT.names)
-    verdicts = [known.get(ordinal, unjudged) for ordinal in rows.column("ordinal").to_pylist()]
-    for field, column in zip(VERDICT, pa.Table.from_pylist(verdicts, VERDICT).columns, strict=True):
-        rows = rows.append_column(field, column)
-    return rows
+    if known is not None:
+        unjudged: Row = dict.fromkeys(VERDICT.names)
+        verdicts = [known.get(ordinal, unjudged) for ordinal in rows.column("ordinal").to_pylist()]
+        for field, column in zip(VERDICT, pa.Table.from_pylist(verdicts, VERDICT).columns, strict=True):
+            rows = rows.append_column(field, column)
+    yield rows
 
 
 def _no_rows(dataset: BuildDataset) -> pa.Table:

@@ -45,6 +45,7 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
     stages: ClassVar[Mapping[str, str]] = STAGES
     metrics: ClassVar[RunMetrics | None] = None
     stall_timeout: ClassVar[float] = math.inf
+    rows: ClassVar[int] = 0  # of this window, including those that run again
     rows_before: ClassVar[dict[str, int]] = {}  # of earlier windows, by stage
     rows_seen: ClassVar[dict[str, int]] = {}
     seconds_seen: ClassVar[dict[str, float]] = {}
@@ -62,6 +63,14 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
         """Reset the time without progress."""
         cls.last_move = time.monotonic()
         cls.next_look = cls.last_move + min(STORES_EVERY_S, cls.stall_timeout)
+
+    @classmethod
+    def expect(cls, rows: int) -> None:
+        """Raise the totals of the bars by rows that pass the stages in this window, or pass them again."""
+        cls.rows += rows
+        for stage, done in cls.rows_before.items():
+            if cls.progress is not None:
+                cls.progress.stage(stage, done + cls.rows)
 
     def on_execution_step(self, executor: Any) -> None:
         """Read how many rows have left each stage. Raises `StalledError`, which ends the execution."""
@@ -137,11 +146,10 @@ def watched(
     # Ray's own timeout misses a pool whose node died, and mistakes a slow image for a dead actor.
     context.execution_no_progress_timeout_s = -1
     context.custom_execution_callback_classes = [StageWatch]
-    before = {stage: progress.done(stage) for stage in stages.values()}
-    for stage, done in before.items():
-        progress.stage(stage, done + rows)
-    StageWatch.stages, StageWatch.rows_before = stages, before
+    StageWatch.stages, StageWatch.rows = stages, 0
+    StageWatch.rows_before = {stage: progress.done(stage) for stage in stages.values()}
     StageWatch.progress, StageWatch.metrics, StageWatch.stall_timeout = progress, metrics, stall_timeout
+    StageWatch.expect(rows)
     StageWatch.rows_seen, StageWatch.seconds_seen, StageWatch.outage = {}, {}, outage
     StageWatch.resized, StageWatch.grows = resized, grows
     StageWatch.nodes, StageWatch.node_lost = alive_nodes(), math.inf

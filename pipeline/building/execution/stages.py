@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -154,6 +154,9 @@ ASPECT = 1.5
 _MOST_BUNDLES = 1000
 """Maximum number of bundles for `prepare` in a request. In larger clusters, a bundle has room for several actors."""
 
+BLOCKS_PER_GPU = 12
+"""Number of blocks for which another GPU is requested: a minute of a fast one's work. Its node's start takes longer."""
+
 _ASK_S = 2.0
 """Seconds between two looks at the nodes while a build waits for them."""
 
@@ -175,6 +178,10 @@ class ActorPool:
     num_cpus: float
     num_gpus: float
     calls_at_once: int
+
+    def within(self, actors: int) -> int:
+        """Return the number of actors of this pool that is closest to `actors`."""
+        return max(self.smallest, min(self.largest, actors))
 
     def strategy(self) -> ActorPoolStrategy:
         """Return the pool for Ray Data."""
@@ -222,7 +229,7 @@ class Stages:
     describe_num_cpus: float = DESCRIBE_CPUS
     writers: int = FEWEST_WRITERS
     retries: int = RETRIES
-    report_peak: Callable[[float], None] | None = None  # called with each segment actor's measured peak in FLOP/s
+    measures_peak: bool = False  # whether each segment actor measures its device's peak; otherwise, the driver does
     detectors_share: float = 0.0  # of a GPU, for each node's detector process; 0: `prepare` runs detectors on CPUs
     detectors: NodeDetectors | None = None  # the processes, once they are started
     gpus: GpuKind = field(default_factory=GpuKind)  # the kind of GPU that workers request
@@ -235,16 +242,22 @@ class Stages:
         """All arguments of `Prepare` in an actor."""
         return self.prepare_arguments if self.detectors is None else (*self.prepare_arguments, self.detectors)
 
-    def bundles(self) -> list[dict[str, float]]:
-        """Return the resources of all workers of the largest pools, a reader, and the writers, for the autoscaler."""
+    def bundles(self, rows: int) -> list[dict[str, float]]:
+        """Return the resources of the workers for `rows` rows, a reader, and the writers, for the autoscaler.
+
+        The workers are at most those of the largest pools, and fewer if there are too few blocks for all of them.
+        """
         segment, prepare = self.segment_pool, self.prepare_pool
+        blocks = math.ceil(rows / self.rows_per_block)
+        actors = segment.within(math.ceil(blocks / BLOCKS_PER_GPU) if segment.num_gpus else blocks)
+        preparers = prepare.within(blocks)
         actor = {"CPU": segment.num_cpus, "GPU": segment.num_gpus}
         if self.gpus.name:
             actor[f"accelerator_type:{self.gpus.name}"] = 0.001
-        together = math.ceil(prepare.largest / _MOST_BUNDLES)
+        together = math.ceil(preparers / _MOST_BUNDLES)
         return [
-            *[{name: amount for name, amount in actor.items() if amount}] * segment.largest,
-            *[{"CPU": together * prepare.num_cpus}] * (prepare.largest // together),
+            *[{name: amount for name, amount in actor.items() if amount}] * actors,
+            *[{"CPU": together * prepare.num_cpus}] * (preparers // together),
             *[{"CPU": 1.0}] * (1 + self.writers),
             *[
                 {"CPU": each.pool.num_cpus} | ({"GPU": each.pool.num_gpus} if each.pool.num_gpus else {})
@@ -268,20 +281,18 @@ class Stages:
         return {"prepare": self.prepare_pool.largest, **inside, **custom}
 
 
-def lay_out(
-    config: Config, dataset: BuildDataset, cluster: Cluster, report_peak: Callable[[float], None] | None = None
-) -> Stages:
-    """Size the actor pools for a cluster. Segment actors report their device's peak in FLOP/s to `report_peak`.
+def lay_out(config: Config, dataset: BuildDataset, cluster: Cluster) -> Stages:
+    """Size the actor pools for a cluster.
 
     If the cluster can grow, `auto` pools reach from the current nodes to all that the autoscaler may run. Raises
     `UsageError`, which states the numbers, if the smallest pools, one reader, and one writer do not fit on those
     either, and `TooFewNodesError` if they fit on those, but not on the current nodes.
     """
     if cluster.grown is None:
-        return _fit(config, dataset, cluster, report_peak)
-    most = _fit(config, dataset, cluster.grown, report_peak, grows=True)
+        return _fit(config, dataset, cluster)
+    most = _fit(config, dataset, cluster.grown, grows=True)
     try:
-        now = _fit(config, dataset, cluster, report_peak, grows=True)
+        now = _fit(config, dataset, cluster, grows=True)
     except UsageError as error:
         raise TooFewNodesError(str(error), most) from error
     if config.resources.segment.actors != "auto":
@@ -292,48 +303,33 @@ def lay_out(
 
 
 def lay_out_for_growth(
-    config: Config,
-    dataset: BuildDataset,
-    cluster: Cluster,
-    request: NodeRequest,
-    report_peak: Callable[[float], None] | None = None,
+    config: Config, dataset: BuildDataset, cluster: Cluster, request: NodeRequest, shards: int
 ) -> Stages:
-    """Lay out the stages, and request the nodes of the largest pools, now and whenever some are lost.
+    """Lay out the stages. Requests nodes for `shards` shards if the smallest pools don't fit on the current nodes.
 
-    Waits up to `resources.wait_for_nodes` for nodes that the smallest pools need. Raises `UnfinishedError` if they
-    don't arrive, and `UsageError` as `lay_out` does.
+    Waits up to `resources.wait_for_nodes` for them. Raises `UnfinishedError` if they don't arrive, and `UsageError` as
+    `lay_out` does.
     """
     deadline = time.monotonic() + config.resources.wait_for_nodes
     asked = False
     while True:
         cluster = cluster if cluster.local else observe_growth()
         try:
-            stages = lay_out(config, dataset, cluster, report_peak)
+            return lay_out(config, dataset, cluster)
         except TooFewNodesError as error:
             if not asked:
                 asked = True
                 get_logger("build").info("waiting for nodes", reason=str(error))
-                request.ask(error.stages.bundles())
+                request.ask(error.stages.bundles(shards * config.images_per_shard))
             if time.monotonic() > deadline:
                 waited = f"resources.wait_for_nodes = {config.resources.wait_for_nodes:g} seconds"
                 raise UnfinishedError(
                     f"{error}. The autoscaler didn't add enough nodes within {waited}; the same command tries again"
                 ) from error
             time.sleep(_ASK_S)
-        else:
-            if not cluster.local:  # even if all nodes are there, because some may be lost
-                request.ask(stages.bundles())
-            return stages
 
 
-def _fit(
-    config: Config,
-    dataset: BuildDataset,
-    cluster: Cluster,
-    report_peak: Callable[[float], None] | None,
-    *,
-    grows: bool = False,
-) -> Stages:
+def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool = False) -> Stages:
     """Size the pools for these nodes. If the cluster grows to them, an `auto` pool starts with one actor."""
     resources = config.resources
     on_gpu = dataset.numerics.device == "cuda"
@@ -389,7 +385,7 @@ def _fit(
         writers=writers,
         custom=custom,
         grows=grows,
-        report_peak=report_peak,
+        measures_peak=on_gpu or not cluster.local,
         detectors_share=share,
         gpus=kind,
     )
@@ -433,7 +429,7 @@ def lay_out_again(config: Config, dataset: BuildDataset, cluster: Cluster, stage
     if cluster.local:
         return stages
     try:
-        return lay_out(config, dataset, observe_growth(), stages.report_peak)
+        return lay_out(config, dataset, observe_growth())
     except UsageError:
         return stages
 

@@ -32,7 +32,6 @@ def pool(actors: int) -> ActorPool:
 
 def test_a_local_cpu_is_measured_by_the_driver_and_counts_as_many_times_as_its_cores_allow(tmp_path: Path) -> None:
     meter = CeilingMeter(*opened(tmp_path))
-    assert meter.reports(LAPTOP) is None
     one, many = meter.read(LAPTOP, pool(1)), meter.read(LAPTOP, pool(5))
     assert one is not None
     assert many is not None
@@ -44,18 +43,20 @@ def test_a_local_cpu_is_measured_by_the_driver_and_counts_as_many_times_as_its_c
     assert many.images_per_s == 2 * one.images_per_s
 
 
-@pytest.mark.ray
-def test_a_cluster_s_actors_measure_their_own_devices(tmp_path: Path, local_ray: Cluster) -> None:
+def test_a_cluster_s_actors_measure_their_own_devices(tmp_path: Path) -> None:
+    """Each window starts an actor on each device again."""
     meter = CeilingMeter(*opened(tmp_path))
-    cluster = replace(local_ray, local=False)
-    reports = meter.reports(cluster)
-    assert reports is not None
-    assert meter.read(cluster, pool(3)) is None
-    for peak in (1e12, 3e12, 2e12):
-        reports(peak)
-    ceiling = meter.read(cluster, pool(3))
+    cluster = replace(LAPTOP, local=False)
+    growing = replace(pool(9), smallest=1)
+    assert meter.read(cluster, growing) is None
+    for peaks in ([1e12], [3e12, 2e12, 2e12], [], [1e12, 4e12]):
+        meter.note_window(peaks)
+    ceiling = meter.read(cluster, growing)
     assert ceiling is not None
     assert (ceiling.flop_per_s, ceiling.devices) == (2e12, 3)
+    fixed = meter.read(cluster, pool(9))
+    assert fixed is not None
+    assert fixed.devices == 9
 
 
 def test_weights_by_path_tell_their_own_cost_and_wrong_ones_are_refused(tmp_path: Path, mobile_sam_path: Path) -> None:

@@ -109,11 +109,12 @@ def test_a_shard_that_stays_on_hold_runs_three_times_in_a_window(
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     for _ in range(2):
         _, ledger = quarantine.open_window(rows_of(dataset, 0, 1))
-        runs = []
+        runs, again = [], []
         for number in range(6):
-            quarantine.note(ShardResult(0, "on_hold", {}, "a fault"))
+            again.append(quarantine.note(ShardResult(0, "on_hold", {}, "a fault")))
             runs += ledger.retry_slot(number)
         assert runs == [(0, ((0, 2),))] * 2
+        assert again == [2, 2, 0, 0, 0, 0], "rows that run again"
         assert list(ledger.retry_slot(6)) == []
 
 

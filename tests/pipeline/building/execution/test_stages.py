@@ -219,7 +219,7 @@ def test_pools_of_a_cluster_that_can_grow_reach_to_all_its_nodes(tmp_path: Path)
     assert (stages.segment_pool.smallest, stages.segment_pool.largest) == (4, 8)
     crowded = lay_out(config, dataset, replace(LARGE, cpus=8, grown=replace(LARGE, cpus=16, nodes=8)))
     assert (crowded.segment_pool.smallest, crowded.segment_pool.largest) == (2, 8), "of 8 CPUs, 3 are for other stages"
-    counts = Counter(tuple(bundle.items()) for bundle in stages.bundles())
+    counts = Counter(tuple(bundle.items()) for bundle in stages.bundles(rows=10_000))
     assert counts == {(("CPU", 2.0),): 8, (("CPU", 1.0),): stages.prepare_pool.largest + 1 + stages.writers}
 
 
@@ -248,21 +248,37 @@ class RecordedRequest:
         self.asked.append(bundles)
 
 
-def test_nodes_are_requested_even_if_all_are_there_when_a_build_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nodes that are lost later must come back."""
+def test_a_build_that_waits_requests_nodes_for_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, dataset = opened(tmp_path)
-    for observed, name in ((LARGE, "full"), (replace(SMALL, grown=LARGE), "growing")):
-        monkeypatch.setattr(
-            "segmint.pipeline.building.execution.stages.observe_growth", lambda cluster=observed: cluster
-        )
-        request: Any = RecordedRequest()
-        stages = lay_out_for_growth(config, dataset, LARGE, request)
-        assert request.asked == [stages.bundles()], name
-    request = RecordedRequest()
-    lay_out_for_growth(config, dataset, LAPTOP, request)
-    assert request.asked == []
+    nothing = replace(SMALL, cpus=0, nodes=0, grown=LARGE)
+    observed = [nothing, nothing, LARGE]
+    monkeypatch.setattr("segmint.pipeline.building.execution.stages.observe_growth", lambda: observed.pop(0))
+    monkeypatch.setattr("segmint.pipeline.building.execution.stages._ASK_S", 0.0)
+    request: Any = RecordedRequest()
+    stages = lay_out_for_growth(config, dataset, LARGE, request, shards=1)
+    assert stages.segment_pool.largest == 4
+    with pytest.raises(TooFewNodesError) as caught:
+        lay_out(config, dataset, nothing)
+    assert request.asked == [caught.value.stages.bundles(config.images_per_shard)]
+
+
+def test_few_rows_request_few_workers(tmp_path: Path) -> None:
+    """More nodes would have no block to work on, or less work than their start takes."""
+    config, dataset = opened(tmp_path)
+    stages = replace(lay_out(config, dataset, replace(SMALL, grown=LARGE)), rows_per_block=16)
+
+    def workers(stages: Stages, rows: int) -> tuple[int, int]:
+        sizes = Counter(tuple(bundle.items()) for bundle in stages.bundles(rows))
+        actor = [("CPU", 2.0)] + [("GPU", 1.0)] * (stages.segment_pool.num_gpus > 0)
+        return sizes[tuple(actor)], sizes[("CPU", 1.0),] - 1 - stages.writers
+
+    most = stages.prepare_pool.largest
+    assert [workers(stages, 16 * blocks) for blocks in (1, 2, 3, 100)] == [(1, 1), (2, 2), (3, 3), (4, most)]
+    assert workers(stages, 17) == (2, 2), "a smaller block is one, too"
+    on_gpus = replace(stages, segment_pool=replace(stages.segment_pool, num_gpus=1.0))
+    assert [workers(on_gpus, 16 * blocks)[0] for blocks in (1, 12, 13, 36, 100)] == [1, 1, 2, 3, 4]
+    there = replace(stages, segment_pool=replace(stages.segment_pool, smallest=3))
+    assert workers(there, 16) == (3, 1), "the smallest pools must fit"
 
 
 def test_blocks_are_larger_on_gpus_without_crops_unless_their_jpegs_are_large(tmp_path: Path) -> None:
