@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from segmint.pipeline.quality.report.numbers import NUMBERS, numbers_table
+from segmint.pipeline.quality.report.report import NUMBERS, numbers_table
 from segmint.pipeline.quality.statistics.values import (
     BinImages,
     Centers,
