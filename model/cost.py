@@ -4,8 +4,8 @@ Counts the multiplications and additions of matrix products, convolutions, and a
 multiply-add. For the mask decoder, these are the products of the factored algebra (`sam/point_decoder.py`), which needs
 far fewer than the formulas of the SAM paper. Excludes padding, layouts, norms, activations, softmax, resizing, filters,
 and everything that only depends on the weights. An implementation of this algebra needs at least these operations, so
-none exceeds the ceiling; docs/metric.md has the formula. All counts are integers for one input with the geometry
-`SAM1`.
+none exceeds the ceiling; docs/metric.md has the formula. All counts are integers for one input with the image size and
+patch size of `SAM1`.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,11 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam import image_encoder_tinyvit as tinyvit
 from segmint.model.sam.common import EMBEDDING_CHANNELS
 from segmint.model.sam.geometry import SAM1
+from segmint.model.sam.image_encoder_hiera import HIGH_RES_CHANNELS, PATCH_SIZE, HieraShape
 from segmint.model.sam.image_encoder_vit import WINDOW, VitShape
-from segmint.model.sam.load import VIT_SHAPES, Architecture
+from segmint.model.sam.load import HIERA_SHAPES, VIT_SHAPES, Architecture
 from segmint.model.sam.mask_decoder import MASK_TOKENS
-
-POINT_TOKENS = 2
-"""Number of prompt tokens per point: the point and its padding token ("not a point")."""
+from segmint.model.sam.point_decoder import POINT_TOKENS
 
 MASKS_PER_POINT = MASK_TOKENS - 1
 """Number of masks that a point can have."""
@@ -29,7 +28,8 @@ _FLOP = 2  # operations per multiply-add
 
 # Shapes of the decoder, as in `sam/point_decoder.py`.
 _POSITIONS = SAM1.embedding_size**2
-_TOKENS = 1 + MASK_TOKENS + POINT_TOKENS
+TOKENS = 1 + MASK_TOKENS + POINT_TOKENS
+"""Tokens of a point in SAM's decoder. SAM 2's has one more, for the object score."""
 _USED_TOKENS = 1 + MASKS_PER_POINT
 _WIDTH = EMBEDDING_CHANNELS
 _INNER = _WIDTH // 2  # channels of an attention between tokens and image, over all heads
@@ -50,7 +50,7 @@ class ImageCost:
     def flop(self, architecture: Architecture, decoder_depth: int = 2) -> int:
         """Return the number of operations to encode and plan every crop and to decode every prompt."""
         each = encode_flop(architecture) + plan_flop(decoder_depth)
-        return self.encodes * each + self.prompts * decode_flop(decoder_depth)
+        return self.encodes * each + self.prompts * decode_flop(decoder_depth, tokens_of(architecture))
 
 
 def image_cost(settings: MaskSettings) -> ImageCost:
@@ -62,10 +62,17 @@ def image_cost(settings: MaskSettings) -> ImageCost:
     return ImageCost(settings.encodes, settings.points)
 
 
+def tokens_of(architecture: Architecture) -> int:
+    """Return the number of a point's tokens in the architecture's decoder."""
+    return TOKENS + (architecture in HIERA_SHAPES)
+
+
 def encode_flop(architecture: Architecture) -> int:
     """Return the operations of one pass through the image encoder: 5.64e12 for ViT-H."""
     if architecture == "mobile_sam":
         return _FLOP * _tinyvit_madds()
+    if architecture in HIERA_SHAPES:
+        return _FLOP * _hiera_madds(HIERA_SHAPES[architecture])
     return _FLOP * _vit_madds(VIT_SHAPES[architecture])
 
 
@@ -79,35 +86,35 @@ def plan_flop(decoder_depth: int = 2) -> int:
     return _FLOP * _POSITIONS * _WIDTH * (outputs + _FIRST)
 
 
-def decode_flop(decoder_depth: int = 2) -> int:
+def decode_flop(decoder_depth: int = 2, tokens: int = TOKENS) -> int:
     """Return the operations from a point to its predicted IoU: 3.54e8 for a depth of 2."""
-    madds = 2 * _TOKENS * _INNER * _POSITIONS  # the first attention, in which all points share keys and values
-    madds += _projections(_TOKENS)
+    madds = 2 * tokens * _INNER * _POSITIONS  # the first attention, in which all points share keys and values
+    madds += _projections(tokens)
     for block in range(1, decoder_depth + 1):
         last = block == decoder_depth
-        madds += _cross_attention(_TOKENS, _TOKENS, _WIDTH, _WIDTH) + 2 * _TOKENS * _WIDTH * _DECODER_HIDDEN
-        madds += _answer(block) + _look(block, _USED_TOKENS if last else _TOKENS)
+        madds += _cross_attention(tokens, tokens, _WIDTH, _WIDTH) + 2 * tokens * _WIDTH * _DECODER_HIDDEN
+        madds += _answer(block, tokens) + _look(_rows(block, tokens), _USED_TOKENS if last else tokens)
     return _FLOP * (madds + 2 * _WIDTH**2 + _WIDTH * MASK_TOKENS)  # with the head for predicted IoU
 
 
-def draw_flop(points: int, masks: int, decoder_depth: int = 2) -> int:
+def draw_flop(points: int, masks: int, decoder_depth: int = 2, tokens: int = TOKENS) -> int:
     """Return the operations to draw a total of `masks` low-resolution masks of some points."""
-    upscaling = _rows(decoder_depth) * _FIRST * (_WIDTH + _POSITIONS) + 4 * _POSITIONS * _HIDDEN * 4 * _FINAL
+    upscaling = _rows(decoder_depth, tokens) * _FIRST * (_WIDTH + _POSITIONS) + 4 * _POSITIONS * _HIDDEN * 4 * _FINAL
     filters = 2 * _WIDTH**2 + _WIDTH * _FINAL + _FINAL * 16 * _POSITIONS
     return _FLOP * (points * upscaling + masks * filters)
 
 
-def mask_flop(decoder_depth: int = 2) -> int:
+def mask_flop(decoder_depth: int = 2, tokens: int = TOKENS) -> int:
     """Return the least operations per drawn mask: 1.78e8 for a depth of 2.
 
     A run counts drawn masks but not their points, of which there are at least a third.
     """
-    return draw_flop(1, MASKS_PER_POINT, decoder_depth) // MASKS_PER_POINT
+    return draw_flop(1, MASKS_PER_POINT, decoder_depth, tokens) // MASKS_PER_POINT
 
 
-def _rows(blocks: int) -> int:
+def _rows(blocks: int, tokens: int) -> int:
     """Return the number of a prompt's vectors after some blocks, without the last norm's bias, which is added."""
-    return blocks * _HEADS * _TOKENS + max(0, blocks - 1)
+    return blocks * _HEADS * tokens + max(0, blocks - 1)
 
 
 def _projections(tokens: int) -> int:
@@ -125,19 +132,19 @@ def _scores(tokens: int, rows: int, places: bool = True) -> int:
     return own + prior + tokens * _HEADS * rows * _POSITIONS
 
 
-def _answer(block: int) -> int:
+def _answer(block: int, tokens: int) -> int:
     """Return the multiply-adds of the image's attention to the tokens in a block, counted from 1, and of its norm."""
-    vectors = block * _HEADS * _TOKENS  # those with values
-    rows = _rows(block)
+    vectors = block * _HEADS * tokens  # those with values
+    rows = _rows(block, tokens)
     # A symmetric matrix has n (n + 1) / 2 different products, and a quadratic form needs n more.
     gram, form = rows * (rows + 1) // 2 * _WIDTH, rows * (rows + 3) // 2 * _POSITIONS
     linear = vectors * _HEAD_WIDTH * (_WIDTH + _POSITIONS)
-    return _projections(_TOKENS) + _scores(_TOKENS, _rows(block - 1), places=block > 1) + linear + gram + form
+    scores = _scores(tokens, _rows(block - 1, tokens), places=block > 1)
+    return _projections(tokens) + scores + linear + gram + form
 
 
-def _look(block: int, tokens: int) -> int:
-    """Return the multiply-adds of the attention of `tokens` to the image after a block, counted from 1."""
-    rows = _rows(block)
+def _look(rows: int, tokens: int) -> int:
+    """Return the multiply-adds of the attention of `tokens` to an image that has `rows` vectors."""
     own = tokens * _INNER * _POSITIONS
     mixed = tokens * _HEADS * rows * (_POSITIONS + _WIDTH) + tokens * _INNER * _WIDTH
     return _projections(tokens) + _scores(tokens, rows) + own + mixed
@@ -186,3 +193,20 @@ def _tinyvit_madds() -> int:
             madds += grid**2 * width * after + smaller**2 * (9 * after + after**2)
             grid = smaller
     return madds + _neck(grid, tinyvit.WIDTHS[-1])
+
+
+def _hiera_madds(shape: HieraShape) -> int:
+    grid = SAM1.image_size // PATCH_SIZE
+    madds = grid**2 * 3 * 49 * shape.width
+    madds += sum((grid >> (1 - n)) ** 2 * EMBEDDING_CHANNELS * each for n, each in enumerate(HIGH_RES_CHANNELS))
+    index = 0
+    for stage, (width, depth) in enumerate(zip(shape.widths, shape.depths, strict=True)):
+        for number in range(depth):
+            pools = stage > 0 and number == 0
+            side = grid if index in shape.global_blocks else shape.windows[stage - pools]
+            queries, inputs = (grid >> pools) ** 2, width >> pools
+            madds += grid**2 * inputs * (3 + pools) * width + queries * (2 * side**2 * width + 9 * width**2)
+            grid >>= pools
+            index += 1
+        madds += grid**2 * width * EMBEDDING_CHANNELS
+    return madds

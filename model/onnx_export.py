@@ -22,6 +22,10 @@ OPSET = 17
 """ONNX opset version, which is also the `segment-anything` package's default."""
 
 
+HIGH_RES = ("high_res_feats_1", "high_res_feats_0")
+"""Names of the high-resolution features: those of the second and of the first stage."""
+
+
 class DecoderGraph(nn.Module):
     """Prompt encoder, mask decoder, and upscaling to the image's size, for one prompt with any number of points."""
 
@@ -38,6 +42,7 @@ class DecoderGraph(nn.Module):
         mask_input: Tensor,
         has_mask_input: Tensor,
         orig_im_size: Tensor,
+        *high_res: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return mask logits (1, C, H, W), predicted IoUs (1, C), and low-resolution logits (1, C, 256, 256).
 
@@ -48,21 +53,29 @@ class DecoderGraph(nn.Module):
         All inputs are float32. `image_embeddings` is (1, 256, 64, 64). `point_coords` (1, N, 2) are (x, y) in pixels of
         the encoder's 1024x1024 input, with `point_labels` (1, N) as for `PromptEncoder.embed_labeled`: box corners are
         points, and a prompt without a box ends in a padding point. `mask_input` (1, 1, 256, 256) are logits of an
-        earlier prediction, ignored if `has_mask_input` (1,) is 0. `orig_im_size` (2,) is the image's (H, W).
+        earlier prediction, ignored if `has_mask_input` (1,) is 0. `orig_im_size` (2,) is the image's (H, W). `high_res`
+        are the image's high-resolution features, if the model has them. SAM 2's prompts with a box end in a padding
+        point, too.
         """
         encoder = self.sam.prompt_encoder
         dense = torch.where(has_mask_input != 0, encoder.mask_downscaling(mask_input), encoder.dense_without_mask())
         prompt = PromptEmbedding(encoder.embed_labeled(point_coords, point_labels), dense)
         positions = encoder.dense_positions()
-        logits, ious = self.sam.mask_decoder.decode(image_embeddings, positions, prompt, range(MASK_TOKENS))
+        decoder = self.sam.mask_decoder
+        logits, ious = decoder.decode(image_embeddings, positions, prompt, range(MASK_TOKENS), high_res)
+        logits, ious = decoder.with_stable_single_mask(logits, ious)
         if self.single_mask:
             # An offset larger in magnitude than any predicted IoU.
             lead = (point_coords.shape[1] - 2.5) * ious.new_tensor([1000.0] + [0.0] * (MASK_TOKENS - 1))
             best = (ious + lead)[0].argmax(keepdim=True)
             logits, ious = logits.index_select(1, best), ious.index_select(1, best)
-        side, frame = self.sam.image_size, orig_im_size.long()
-        filled = _resized_size(frame, side)
-        masks = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+        geometry, frame = self.sam.geometry, orig_im_size.long()
+        if geometry.placement == "stretched":
+            masks, filled = logits, torch.full((2,), geometry.low_res_size)
+        else:
+            filled = _resized_size(frame, geometry.image_size)
+            square = (geometry.image_size, geometry.image_size)
+            masks = F.interpolate(logits, square, mode="bilinear", align_corners=False)
         masks = _stretch(_stretch(masks, 2, filled[0], frame[0]), 3, filled[1], frame[1])
         return masks, ious, logits
 
@@ -75,24 +88,22 @@ class EncoderGraph(nn.Module):
         self.image_encoder = sam.image_encoder
         self.side = sam.image_size
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Encode an image, (h, w, 3) uint8 RGB whose longer side is 1024 pixels, as (1, 256, 64, 64).
 
         A side over 1024 pixels is an error, even in the exported graph, because it would need padding of negative size.
+        For a stretched model, the image is (1024, 1024, 3) float32 of 0 to 255, and its high-resolution features follow
+        the embedding.
         """
         pixels = normalized(image.float())
         pixels = torch.cat([pixels, pixels.new_zeros(3, pixels.shape[1], self.side - pixels.shape[2])], dim=2)
         pixels = torch.cat([pixels, pixels.new_zeros(3, self.side - pixels.shape[1], self.side)], dim=1)
-        embedding: Tensor = self.image_encoder(pixels.reshape(1, 3, self.side, self.side))
-        return embedding
+        encoded: Tensor | tuple[Tensor, ...] = self.image_encoder(pixels.reshape(1, 3, self.side, self.side))
+        return encoded
 
 
 def export_decoder(sam: Sam, path: Path, single_mask: bool) -> None:
-    """Write the graph of `DecoderGraph` to `path`. `sam` must be float32 on the CPU. Requires the `onnx` package.
-
-    Raises ValueError if the model's input is not padded.
-    """
-    sam.geometry.expect_padded("the ONNX export")
+    """Write the graph of `DecoderGraph` to `path`. `sam` must be float32 on the CPU. Requires the `onnx` package."""
     grid, side = sam.geometry.embedding_size, sam.geometry.low_res_size
     inputs = {
         "image_embeddings": torch.zeros(1, EMBEDDING_CHANNELS, grid, grid),
@@ -102,6 +113,8 @@ def export_decoder(sam: Sam, path: Path, single_mask: bool) -> None:
         "has_mask_input": torch.ones(1),
         "orig_im_size": torch.tensor([60.0, 80.0]),
     }
+    for n, (name, channels) in enumerate(zip(HIGH_RES, sam.high_res_channels, strict=False)):
+        inputs[name] = torch.zeros(1, channels, grid * 2 << n, grid * 2 << n)
     dynamic = {"point_coords": {1: "num_points"}, "point_labels": {1: "num_points"}, "masks": {2: "height", 3: "width"}}
     _export(DecoderGraph(sam, single_mask), path, inputs, ["masks", "iou_predictions", "low_res_masks"], dynamic)
 
@@ -111,9 +124,12 @@ def export_encoder(sam: Sam, path: Path) -> None:
 
     Weights over 2 GiB do not fit into an ONNX file and are written to separate files next to it.
     """
-    sam.geometry.expect_padded("the ONNX export")
-    inputs = {"image": torch.zeros(sam.image_size, sam.image_size // 2, 3, dtype=torch.uint8)}
-    _export(EncoderGraph(sam), path, inputs, ["image_embeddings"], {"image": {0: "height", 1: "width"}})
+    side, outputs = sam.image_size, ["image_embeddings", *HIGH_RES[: len(sam.high_res_channels)]]
+    if sam.geometry.placement == "stretched":
+        _export(EncoderGraph(sam), path, {"image": torch.zeros(side, side, 3)}, outputs, {})
+        return
+    inputs = {"image": torch.zeros(side, side // 2, 3, dtype=torch.uint8)}
+    _export(EncoderGraph(sam), path, inputs, outputs, {"image": {0: "height", 1: "width"}})
 
 
 def _export(

@@ -28,7 +28,7 @@ class BothEncoders:
     The features of an image are computed the first time and cached.
     """
 
-    def __init__(self, light: Any, heavy: Any, features: dict[Any, list[torch.Tensor]]) -> None:
+    def __init__(self, light: Any, heavy: Any, features: dict[Any, list[tuple[torch.Tensor, ...]]]) -> None:
         self.light = light
         self.heavy = heavy
         self._features = features
@@ -38,13 +38,14 @@ class BothEncoders:
         """Assign the following batches in this thread to this image, identified by any hashable name."""
         self._now.image, self._now.batch = image, 0
 
-    def __call__(self, images: Sequence[torch.Tensor], batch_size: int | None = None) -> list[torch.Tensor]:
+    def __call__(self, images: Sequence[torch.Tensor], batch_size: int | None = None) -> list[tuple[torch.Tensor, ...]]:
         """Encode images like `BatchEncoder`."""
         self.heavy(images, batch_size)
         key = self._now.image, self._now.batch, batch_size
         self._now.batch += 1
         if key not in self._features:
-            self._features[key] = [features.clone() for features in self.light(images, batch_size)]
+            encoded = self.light(images, batch_size)
+            self._features[key] = [tuple(features.clone() for features in image) for image in encoded]
         return self._features[key]
 
 

@@ -2,8 +2,8 @@
 
 `BorderUpscaling` and `BoxedUpscaling` are for CPUs with and without the kernels, and avoid most of the work without
 approximation; `tiled_upscaling.py` is for accelerators. For padded models, `Predictor.upscale` interpolates twice, to
-the encoder's input and then, without its padding, to the crop. Both steps are bilinear, so they combine into one matrix
-per axis, and logits in the crop are R L C^T:
+the encoder's input and then, without its padding, to the crop, and for stretched ones once. All steps are bilinear, so
+they combine into one matrix per axis, and logits in the crop are R L C^T:
 
 1. *Bounded by a box.* The rows of R and C contain no negative numbers and add up to 1, so a pixel is a mean of the
    low-resolution logits that it uses. If all of these are at or below -offset, so is the pixel, and it is not in any of
@@ -133,7 +133,7 @@ class BoxedUpscaling:
 
 def suits(geometry: Geometry) -> bool:
     """Return whether the kernels can upscale the masks of a model with this geometry."""
-    return geometry.placement == "padded" and border.suits(geometry.low_res_size, geometry.image_size)
+    return border.suits(geometry.low_res_size, geometry.image_size)
 
 
 @dataclass(frozen=True)

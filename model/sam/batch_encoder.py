@@ -49,10 +49,11 @@ class BatchEncoder:
             how = compile_arguments(compile_mode, sam.device)
             self._compiled = torch.compile(self._eager, dynamic=False, **how)
 
-    def __call__(self, images: Sequence[Tensor], batch_size: int | None = None) -> list[Tensor]:
+    def __call__(self, images: Sequence[Tensor], batch_size: int | None = None) -> list[tuple[Tensor, ...]]:
         """Return an embedding (1, 256, 64, 64) in the decoder's dtype for each image, in order.
 
-        `images` are (h, w, 3) uint8 RGB on any device, with neither side larger than the encoder's input. Every batch
+        If the model has high-resolution features, they follow the embedding. `images` are (h, w, 3) RGB, uint8 or
+        float of 0 to 255, on any device, with neither side larger than the encoder's input. Every batch
         contains exactly `batch_size` images, and the last one is padded with empty images. Shapes are therefore static,
         and an image's arithmetic only depends on `batch_size`, not on the number of images. Raises ValueError for a
         `batch_size` below 1 or above `MAX_BATCH`.
@@ -60,11 +61,11 @@ class BatchEncoder:
         size = default_batch_size(self.sam.device) if batch_size is None else batch_size
         if not 1 <= size <= MAX_BATCH:
             raise ValueError(f"batch_size is {size}: expected 1 to {MAX_BATCH} images")
-        embeddings: list[Tensor] = []
+        embeddings: list[tuple[Tensor, ...]] = []
         for start in range(0, len(images), size):
             part = images[start : start + size]
-            encoded = self._encode(self._batch(part, size)).to(self.sam.dtype)
-            embeddings += [encoded[index : index + 1] for index in range(len(part))]
+            encoded = [maps.to(self.sam.dtype) for maps in self._encode(self._batch(part, size))]
+            embeddings += [tuple(maps[index : index + 1] for maps in encoded) for index in range(len(part))]
         return embeddings
 
     def before_each_layer(self, call: Callable[[], None]) -> None:
@@ -81,12 +82,17 @@ class BatchEncoder:
             normalize_into(place, upload(image, self.sam.device))
         return batch
 
-    def _encode(self, batch: Tensor) -> Tensor:
+    def _encode(self, batch: Tensor) -> tuple[Tensor, ...]:
+        encoded = self._run(batch)
+        return encoded if isinstance(encoded, tuple) else (encoded,)
+
+    def _run(self, batch: Tensor) -> Tensor | tuple[Tensor, ...]:
+        encoded: Tensor | tuple[Tensor, ...]
         if self._compiled is None:
-            embedding: Tensor = self._eager(batch)
-            return embedding
+            encoded = self._eager(batch)
+            return encoded
         try:
-            embedding = self._compiled(batch)
+            encoded = self._compiled(batch)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # from Dynamo, Inductor, or Triton; model errors are raised again below
@@ -94,15 +100,17 @@ class BatchEncoder:
             if self._must_compile:
                 raise CompilationError(failed) from error
             self._compiled = None
-            embedding = self._eager(batch)
+            encoded = self._eager(batch)
             warnings.warn(
                 f"{failed}; running it eagerly, which is slower and differs in the last bits",
                 RuntimeWarning,
                 stacklevel=2,
             )
-            return embedding
+            return encoded
+        if self._mode != "reduce-overhead":
+            return encoded
         # The next replay of a CUDA graph overwrites its output.
-        return embedding.clone() if self._mode == "reduce-overhead" else embedding
+        return tuple(maps.clone() for maps in encoded) if isinstance(encoded, tuple) else encoded.clone()
 
 
 def compile_arguments(mode: CompileMode, device: torch.device) -> dict[str, Any]:

@@ -61,4 +61,7 @@ class Geometry:
 
 
 SAM1 = Geometry()
-"""Geometry of SAM, MobileSAM, and all other checkpoints that `load_sam` loads."""
+"""Geometry of SAM and MobileSAM."""
+
+SAM2 = Geometry(placement="stretched")
+"""Geometry of SAM 2."""

@@ -6,19 +6,56 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from segmint.model.sam.geometry import SAM1, SAM2, Geometry
+from segmint.model.sam.image_encoder_hiera import (
+    HIERA_BASE_PLUS,
+    HIERA_LARGE,
+    HIERA_SMALL,
+    HIERA_TINY,
+    HieraShape,
+    ImageEncoderHiera,
+)
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.image_encoder_vit import VIT_B, VIT_H, VIT_L, ImageEncoderViT, VitShape
-from segmint.model.sam.mask_decoder import MaskDecoder
+from segmint.model.sam.mask_decoder import SAM1_TRAITS, SAM2_TRAITS, MaskDecoder
 from segmint.model.sam.prompt_encoder import PromptEncoder
 from segmint.model.sam.sam import Sam
 
-Architecture = Literal["vit_b", "vit_l", "vit_h", "mobile_sam"]
+Architecture = Literal[
+    "vit_b", "vit_l", "vit_h", "mobile_sam", "hiera_tiny", "hiera_small", "hiera_base_plus", "hiera_large"
+]
 
 VIT_SHAPES: Mapping[str, VitShape] = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
 
+HIERA_SHAPES: Mapping[str, HieraShape] = {
+    "hiera_tiny": HIERA_TINY,
+    "hiera_small": HIERA_SMALL,
+    "hiera_base_plus": HIERA_BASE_PLUS,
+    "hiera_large": HIERA_LARGE,
+}
+
+SAM2_NAMES = (
+    (r"sam_prompt_encoder\.", "prompt_encoder."),
+    (r"sam_mask_decoder\.conv_s1\.", "image_encoder.high_res_projections.0."),
+    (r"sam_mask_decoder\.conv_s0\.", "image_encoder.high_res_projections.1."),
+    (r"sam_mask_decoder\.", "mask_decoder."),
+    (r"no_mem_embed$", "image_encoder.no_memory_embed"),
+    (r"(image_encoder\.neck\.convs\.\d+)\.conv\.", r"\1."),
+    (r"(.*\.mlp)\.layers\.0\.", r"\1.lin1."),
+    (r"(.*\.mlp)\.layers\.1\.", r"\1.lin2."),
+)
+"""Patterns for the beginning of names in SAM 2's checkpoints, with what replaces it in ours, in this order."""
+
+SAM2_MEMORY = (
+    *("maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial", "mask_downsample."),
+    *("memory_attention.", "memory_encoder.", "obj_ptr_proj.", "obj_ptr_tpos_proj."),
+)
+"""Tensors, and modules with a dot, of SAM 2's checkpoints that only serve videos and aren't loaded."""
+
 _DECODER_LAYER = re.compile(r"mask_decoder\.transformer\.layers\.(\d+)\.")
+_HIERA_BLOCK = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.")
 
 
 class SamWeightsError(ValueError):
@@ -35,12 +72,17 @@ def build_sam(architecture: Architecture, decoder_depth: int = 2) -> Sam:
         raise ValueError(f"unknown SAM architecture {architecture!r}: expected one of {names}")
     if decoder_depth < 1:
         raise ValueError(f"the mask decoder has {decoder_depth} layers: expected at least 1 (SAM has 2 or 3)")
-    encoder: nn.Module
-    if architecture == "mobile_sam":
-        encoder = ImageEncoderTinyViT()
-    else:
-        encoder = ImageEncoderViT(VIT_SHAPES[architecture])
-    return Sam(encoder, PromptEncoder(), MaskDecoder(decoder_depth)).eval()
+    if architecture in HIERA_SHAPES:
+        prompts, decoder = PromptEncoder(SAM2, pads_boxes=True), MaskDecoder(decoder_depth, SAM2_TRAITS)
+        return Sam(ImageEncoderHiera(HIERA_SHAPES[architecture]), prompts, decoder).eval()
+    is_tiny = architecture == "mobile_sam"
+    encoder = ImageEncoderTinyViT() if is_tiny else ImageEncoderViT(VIT_SHAPES[architecture])
+    return Sam(encoder, PromptEncoder(SAM1), MaskDecoder(decoder_depth, SAM1_TRAITS)).eval()
+
+
+def geometry_of(architecture: Architecture) -> Geometry:
+    """Return an architecture's geometry."""
+    return SAM2 if architecture in HIERA_SHAPES else SAM1
 
 
 def load_sam(path: str | Path, device: str | torch.device = "cpu") -> Sam:
@@ -82,8 +124,10 @@ def _read_state(path: str | Path, device: str) -> Any:
 def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:
     """Return the SAM that a state dict describes, in float32 and evaluation mode, on the tensors' device.
 
-    Float32 tensors are shared, not copied. Raises SamWeightsError if names or shapes are not those of a SAM.
+    Float32 tensors are shared, not copied. `state` may be the content of a SAM 2 checkpoint, see `with_our_names`.
+    Raises SamWeightsError if names or shapes are not those of a SAM.
     """
+    state = with_our_names(state)
     architecture, decoder_depth = detect_architecture(state)
     with torch.device("meta"):
         sam = build_sam(architecture, decoder_depth)
@@ -96,12 +140,37 @@ def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:
     return sam.float().eval()
 
 
+def with_our_names(state: Any) -> Any:
+    """Return the state dict of a SAM 2 checkpoint under our names and without `SAM2_MEMORY`; anything else unchanged.
+
+    Such a checkpoint contains the state dict as its only item, `model`.
+    """
+    inner = state["model"] if isinstance(state, Mapping) and set(state) == {"model"} else state
+    if not isinstance(inner, Mapping) or not any(str(name).startswith("sam_mask_decoder.") for name in inner):
+        return state
+    return {our_name(str(name)): tensor for name, tensor in inner.items() if not is_memory(str(name))}
+
+
+def our_name(name: str) -> str:
+    """Return our name of a tensor of SAM 2's checkpoints."""
+    for pattern, ours in SAM2_NAMES:
+        name = re.sub(rf"\A{pattern}", ours, name)
+    return name
+
+
+def is_memory(name: str) -> bool:
+    """Return whether a tensor of SAM 2's checkpoints isn't loaded, see `SAM2_MEMORY`."""
+    return any(name.startswith(part) if part.endswith(".") else name == part for part in SAM2_MEMORY)
+
+
 def detect_architecture(state: Any) -> tuple[Architecture, int]:
     """Return the architecture and the mask decoder's depth of a state dict.
 
     The encoder is identified by its position embedding's width, or by TinyViT's stages, and the depth by the decoder's
-    layers. Raises SamWeightsError if either is missing, or if `state` is not a state dict.
+    layers. A Hiera is identified by its width and number of blocks. `state` may be the content of a SAM 2 checkpoint.
+    Raises SamWeightsError if a part is missing, or if `state` is not a state dict.
     """
+    state = with_our_names(state)
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise SamWeightsError(f"expected a dict of tensors by name, found a {type(state).__name__}")
     foreign = sorted(name for name, value in state.items() if not isinstance(value, Tensor))
@@ -127,7 +196,17 @@ def _encoder_architecture(state: Mapping[str, Tensor]) -> Architecture:
         return cast(Architecture, widths[width])
     if any(name.startswith("image_encoder.layers.") for name in state):
         return "mobile_sam"
-    raise SamWeightsError("no SAM image encoder among the weights: neither a ViT's nor MobileSAM's TinyViT")
+    blocks = {match[1] for match in map(_HIERA_BLOCK.match, state) if match}
+    if blocks:
+        width = state.get("image_encoder.trunk.pos_embed", torch.empty(0, 0)).shape[1]
+        for name, shape in HIERA_SHAPES.items():
+            if (shape.width, sum(shape.depths)) == (width, len(blocks)):
+                return cast(Architecture, name)
+        known = ", ".join(f"{sum(shape.depths)} and {shape.width} ({name})" for name, shape in HIERA_SHAPES.items())
+        raise SamWeightsError(f"the Hiera has {len(blocks)} blocks and {width} channels: expected {known}")
+    raise SamWeightsError(
+        "no SAM image encoder among the weights: neither a ViT's, nor MobileSAM's TinyViT, nor SAM 2's Hiera"
+    )
 
 
 def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

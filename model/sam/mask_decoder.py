@@ -1,8 +1,10 @@
 """SAM's mask decoder, which predicts low-resolution masks and their IoU from an image embedding and prompts."""
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmint.model.sam.common import EMBEDDING_CHANNELS, LayerNorm2d, Perceptron, learned_tokens
@@ -13,12 +15,39 @@ MASK_TOKENS = 4
 """Number of mask tokens: one for unambiguous prompts, and three for whole, part, and subpart."""
 
 
-class MaskDecoder(nn.Module):
-    """Mask decoder with `depth` two-way blocks: 2 in the published weights, 3 in the model that made SA-1B."""
+@dataclass(frozen=True)
+class DecoderTraits:
+    """Differences between the mask decoders of SAM and SAM 2.
 
-    def __init__(self, depth: int = 2) -> None:
+    Attributes:
+        scores_objects: whether a token is for the score of an object's presence.
+        bounds_iou: whether a sigmoid bounds predicted IoU to 0 to 1.
+        single_mask_stability: minimum stability of the mask for unambiguous prompts; below it, the best of the other
+            three replaces it. 0 switches this off.
+        stability_delta: distance of the two thresholds of this stability from 0, in logits.
+    """
+
+    scores_objects: bool
+    bounds_iou: bool
+    single_mask_stability: float
+    stability_delta: float
+
+
+SAM1_TRAITS = DecoderTraits(False, False, 0.0, 0.0)
+SAM2_TRAITS = DecoderTraits(True, True, 0.98, 0.05)
+
+
+class MaskDecoder(nn.Module):
+    """Mask decoder with `depth` two-way blocks: 2 in the published weights, 3 in the model that made SA-1B.
+
+    SAM 2's high-resolution features, (1, 64, 128, 128) and (1, 32, 256, 256), are added to the output of the steps of
+    upscaling. SAM has none.
+    """
+
+    def __init__(self, depth: int = 2, traits: DecoderTraits = SAM1_TRAITS) -> None:
         super().__init__()
         width = EMBEDDING_CHANNELS
+        self.traits = traits
         self.transformer = TwoWayTransformer(depth, width)
         self.iou_token = learned_tokens(1, width)
         self.mask_tokens = learned_tokens(MASK_TOKENS, width)
@@ -31,11 +60,18 @@ class MaskDecoder(nn.Module):
         )
         self.output_hypernetworks_mlps = nn.ModuleList(Perceptron(width, width, width // 8) for _ in range(MASK_TOKENS))
         self.iou_prediction_head = Perceptron(width, width, MASK_TOKENS)
+        if traits.scores_objects:
+            self.obj_score_token = learned_tokens(1, width)
+            self.pred_obj_score_head = Perceptron(width, width, 1)
 
     @property
     def own_tokens(self) -> Tensor:
-        """Learned tokens (5, 256) that precede those of a prompt: one for predicted IoU, and one per mask."""
-        return torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        """Learned tokens (5, 256) that precede those of a prompt: one for predicted IoU, and one per mask.
+
+        A sixth one for the object score follows if the decoder has it. The attention doesn't depend on their order.
+        """
+        tokens = [self.iou_token.weight, self.mask_tokens.weight]
+        return torch.cat([*tokens, self.obj_score_token.weight] if self.traits.scores_objects else tokens)
 
     @property
     def hypernetworks(self) -> list[Perceptron]:
@@ -48,27 +84,78 @@ class MaskDecoder(nn.Module):
         first, norm, _, second, _ = self.output_upscaling
         return cast(nn.ConvTranspose2d, first), cast(LayerNorm2d, norm), cast(nn.ConvTranspose2d, second)
 
+    def predicted_ious(self, token: Tensor) -> Tensor:
+        """Return predicted IoUs (B, 4), one per mask token, from the output token (B, 256)."""
+        ious: Tensor = self.iou_prediction_head(token)
+        return ious.sigmoid() if self.traits.bounds_iou else ious
+
     def forward(
-        self, features: Tensor, positions: Tensor, prompt: PromptEmbedding, multimask: bool
+        self,
+        features: Tensor,
+        positions: Tensor,
+        prompt: PromptEmbedding,
+        multimask: bool,
+        high_res: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor]:
         """Return mask logits (B, C, 256, 256) and predicted IoUs (B, C), where C is 3 with `multimask`, otherwise 1.
 
         `features` (1, 256, 64, 64) is the image embedding, and `positions` (1, 256, 64, 64) its positional encoding.
+        `high_res` are the image's high-resolution features, if the model has them.
         """
-        return self.decode(features, positions, prompt, range(1, MASK_TOKENS) if multimask else range(1))
+        chosen = range(1, MASK_TOKENS) if multimask else range(1)
+        return self.decode(features, positions, prompt, chosen, high_res)
 
     def decode(
-        self, features: Tensor, positions: Tensor, prompt: PromptEmbedding, chosen: range
+        self,
+        features: Tensor,
+        positions: Tensor,
+        prompt: PromptEmbedding,
+        chosen: range,
+        high_res: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor]:
         """Run `forward` for the C mask tokens `chosen`: logits (B, C, 256, 256) and predicted IoUs (B, C)."""
-        prompts, grid = prompt.sparse.shape[0], features.shape[-2:]
-        tokens = torch.cat([self.own_tokens.expand(prompts, -1, -1), prompt.sparse], dim=1)
-        image = features + prompt.dense
-
-        tokens, image = self.transformer(image.flatten(2).transpose(1, 2), positions.flatten(2).transpose(1, 2), tokens)
-
-        ious = self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+        grid = features.shape[-2:]
+        tokens, image = self.attend(features, positions, prompt)
+        ious = self.predicted_ious(tokens[:, 0])[:, chosen.start : chosen.stop]
         filters = torch.stack([self.hypernetworks[index](tokens[:, 1 + index]) for index in chosen], dim=1)
-        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, grid))
+        upscaled = self._upscale(image.transpose(1, 2).unflatten(2, grid), high_res)
         logits = (filters @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
         return logits, ious
+
+    def attend(self, features: Tensor, positions: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor]:
+        """Return output tokens (B, T, 256), own tokens first, and images (B, 4096, 256) after the transformer."""
+        tokens = torch.cat([self.own_tokens.expand(prompt.sparse.shape[0], -1, -1), prompt.sparse], dim=1)
+        image = (features + prompt.dense).flatten(2).transpose(1, 2)
+        attended: tuple[Tensor, Tensor] = self.transformer(image, positions.flatten(2).transpose(1, 2), tokens)
+        return attended
+
+    def object_scores(self, tokens: Tensor) -> Tensor:
+        """Return the logits (B, 1) of an object's presence from output tokens (B, T, 256), if the decoder has them."""
+        scores: Tensor = self.pred_obj_score_head(tokens[:, 1 + MASK_TOKENS])
+        return scores
+
+    def _upscale(self, image: Tensor, high_res: tuple[Tensor, ...]) -> Tensor:
+        """Return images (B, 32, 256, 256) from (B, 256, 64, 64)."""
+        if not high_res:
+            upscaled: Tensor = self.output_upscaling(image)
+            return upscaled
+        first, norm, second = self.upscaling_steps
+        finer, finest = high_res
+        return F.gelu(second(F.gelu(norm(first(image) + finer))) + finest)
+
+    def with_stable_single_mask(self, logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, 4, 256, 256) and predicted IoUs (B, 4), with another first mask where it is unstable.
+
+        That is the best of the other three, see `DecoderTraits.single_mask_stability` (reference code of SAM 2). An
+        empty mask is stable.
+        """
+        if not self.traits.single_mask_stability:
+            return logits, ious
+        single = logits[:, 0].flatten(1)
+        inner = (single > self.traits.stability_delta).sum(dim=1)
+        outer = (single > -self.traits.stability_delta).sum(dim=1)
+        stability = torch.where(outer > 0, inner.float() / outer.float(), 1.0)
+        best = torch.where(stability >= self.traits.single_mask_stability, 0, 1 + ious[:, 1:].argmax(dim=1))
+        prompts = torch.arange(len(logits), device=logits.device)
+        replaced = torch.cat([logits[prompts, best][:, None], logits[:, 1:]], dim=1)
+        return replaced, torch.cat([ious[prompts, best][:, None], ious[:, 1:]], dim=1)

@@ -10,8 +10,8 @@ approximation:
 3. *Scores first.* Predicted IoU only depends on the tokens: `decode_points` returns it before any mask is drawn, and
    `draw_masks` draws the wanted ones.
 
-Shapes: B points, T = 7 tokens, C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions. Everything is in
-the weights' dtype except the predicted IoU and the logits, which are float32.
+Shapes: B points, T = 7 tokens (8 in SAM 2), C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions.
+Everything is in the weights' dtype except the predicted IoU and the logits, which are float32.
 """
 
 import itertools
@@ -34,9 +34,10 @@ from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
 from segmint.model.sam.products import linear, product
 from segmint.model.sam.transformer import Attention, TwoWayBlock
 
-# The tokens are predicted IoU, single mask, three masks, and prompt; of a point, those of the three masks are used.
+# The tokens are the decoder's own and those of the prompt; of a point, those of the three masks are used.
 _THREE = range(1, MASK_TOKENS)
-_TOKENS = 1 + MASK_TOKENS + 2  # those two embed a prompt
+POINT_TOKENS = 2
+"""Number of prompt tokens per point: the point and its padding token ("not a point")."""
 
 # Prompts whose images a CPU processes together. One fits its caches best, but each torch operation has an overhead that
 # grows with the number of calling threads. The fastest of 1, 2, and 4.
@@ -83,6 +84,7 @@ class PointPlan:
         blocks: one plan per block.
         final: for the last attention from tokens to the image.
         drawn: (P, 256), the shared image after the first step of upscaling, without bias.
+        added: what the high-resolution features add to the output of the steps of upscaling; see `as_parts`.
         kernels: the same values for the CPU kernels; None if torch decodes and draws.
     """
 
@@ -91,6 +93,7 @@ class PointPlan:
     blocks: tuple[BlockPlan, ...]
     final: SharedView
     drawn: Tensor
+    added: tuple[Tensor, ...] = ()
     kernels: KernelPlan | None = None
 
 
@@ -114,12 +117,14 @@ def plan_points(
     no_mask: Tensor,
     kernels: Kernels | None = None,
     mask_vectors: Tensor | None = None,
+    high_res: tuple[Tensor, ...] = (),
 ) -> PointPlan:
     """Return the plan for an image embedding (1, C, 64, 64) and its positional encoding (1, C, 64, 64).
 
     `no_mask` (1, C, 64, 64) is the dense embedding of prompts without a mask. `kernels` decode points and draw masks
     if they suit the model and the size of its embedding. With `mask_vectors` (K, C), the plan is for
-    `decode_with_kernels`, whose prompts add weighted sums of these vectors to the image.
+    `decode_with_kernels`, whose prompts add weighted sums of these vectors to the image. `high_res` are the image's
+    high-resolution features, if the model has them.
     """
     image = (features + no_mask).flatten(2).transpose(1, 2)
     places = positions.flatten(2).transpose(1, 2)
@@ -161,7 +166,7 @@ def plan_points(
     weight, _ = as_linear(decoder.upscaling_steps[0])
     drawn = shared @ weight.T
     keys, values = split_heads(keys, first.heads), split_heads(values, first.heads)
-    plan = PointPlan(keys, values, tuple(blocks), final, drawn)
+    plan = PointPlan(keys, values, tuple(blocks), final, drawn, as_parts(high_res))
     return plan if kernels is None else replace(plan, kernels=_for_kernels(decoder, plan, kernels))
 
 
@@ -169,7 +174,8 @@ def _for_kernels(decoder: MaskDecoder, plan: PointPlan, kernels: Kernels) -> Ker
     _, norm, second = decoder.upscaling_steps
     weight, bias = as_linear(second)
     _, heads, _, width = plan.keys.shape
-    if not drawing.suits(plan.drawn, weight) or width != HEAD_WIDTH or heads * _TOKENS > MOST_TOKENS:
+    tokens = len(decoder.own_tokens) + POINT_TOKENS
+    if not drawing.suits(plan.drawn, weight) or width != HEAD_WIDTH or heads * tokens > MOST_TOKENS:
         return None
     steps = []
     for block, view in zip(plan.blocks, _later_views(plan), strict=True):
@@ -178,7 +184,7 @@ def _for_kernels(decoder: MaskDecoder, plan: PointPlan, kernels: Kernels) -> Ker
         look = view.scores.own, cast(Tensor, view.scores.places), view.values
         answer = block.scores.own, block.scores.places
         steps.append(SharedStep.of(kernels, answer, (*statistics, *scales), look))
-    return KernelPlan(tuple(steps), Upscaler.of(kernels, plan.drawn, norm, (weight, bias)))
+    return KernelPlan(tuple(steps), Upscaler.of(kernels, plan.drawn, norm, (weight, bias), *plan.added))
 
 
 def _later_views(plan: PointPlan) -> list[SharedView]:
@@ -290,14 +296,14 @@ def predicted_iou_of(decoder: MaskDecoder, token: Tensor) -> Tensor:
     On an accelerator, the head computes in float32 for any weight dtype. Half precision has steps of 0.004 in this
     range, which would effectively change a threshold between two of them.
     """
-    head = decoder.iou_prediction_head
     if token.device.type == "cpu":
-        return cast(Tensor, head(token)[:, 1:].float())
-    *hidden, last = (cast(nn.Linear, layer) for layer in head.layers)
+        return decoder.predicted_ious(token)[:, 1:].float()
+    *hidden, last = (cast(nn.Linear, layer) for layer in decoder.iou_prediction_head.layers)
     token = token.float()
     for layer in hidden:
         token = F.relu(F.linear(token, layer.weight.float(), layer.bias.float()))
-    return F.linear(token, last.weight.float(), last.bias.float())[:, 1:]
+    ious = F.linear(token, last.weight.float(), last.bias.float())[:, 1:]
+    return ious.sigmoid() if decoder.traits.bounds_iou else ious
 
 
 def _slices(length: int, step: int, device: torch.device) -> list[slice]:
@@ -364,7 +370,7 @@ def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted:
         group = slice(start, start + len(image.scale))
         points = wanted[group].any(dim=1).nonzero().flatten()
         for chosen in (points[each] for each in _slices(len(points), DRAWN, points.device)):
-            logits = _draw(decoder, plan.drawn, image.of(chosen), filters[group][chosen], side)
+            logits = _draw(decoder, plan, image.of(chosen), filters[group][chosen], side)
             drawn.append(logits[wanted[group][chosen]].float())
         start = group.stop
     return torch.cat(drawn)
@@ -409,32 +415,39 @@ def _upscaled(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return upscaled
 
 
-def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: Tensor, side: int) -> Tensor:
+def _draw(decoder: MaskDecoder, plan: PointPlan, image: FactoredImage, filters: Tensor, side: int) -> Tensor:
     """Return logits (B, 3, side, side) from B points' images and their mask filters (B, 3, 32).
 
-    `shared` is the plan's `drawn`. The first step is linear, so it applies to the image's factors.
+    The first step is linear, so it applies to the image's factors.
     """
+    shared = plan.drawn
     weight, bias = as_linear(decoder.upscaling_steps[0])
     vectors = _upscaled(image.vectors, weight, bias)
     coefficients, scale = image.coefficients.transpose(1, 2).contiguous(), image.scale.transpose(1, 2)
     drawn = []
     for band in _slices(len(shared), BAND, shared.device):
         map_ = product(coefficients[:, band], vectors, onto=shared[band] * scale[:, band])
-        drawn.append(finish_band(decoder, map_, filters))
+        drawn.append(finish_band(decoder, map_, filters, tuple(part[band] for part in plan.added)))
     return unfold_parts(torch.cat(drawn, dim=-1), side)
 
 
-def finish_band(decoder: MaskDecoder, map_: Tensor, filters: Tensor) -> Tensor:
+def finish_band(decoder: MaskDecoder, map_: Tensor, filters: Tensor, added: tuple[Tensor, ...] = ()) -> Tensor:
     """Return logits (B, N, 16 * positions) of a band after the first step of upscaling, (B, positions, 256).
 
-    `filters` (B, N, 32) belong to the masks. Each position has 16 logits; see `unfold_parts`.
+    `filters` (B, N, 32) belong to the masks. `added` are the rows of the band, see `as_parts`. Each position has 16
+    logits; see `unfold_parts`.
     """
     _, norm, second = decoder.upscaling_steps
     weight, bias = as_linear(second)
+    if added:
+        map_ = map_ + added[0]
     map_ = map_.reshape(-1, len(norm.weight))
     map_ = F.gelu(F.layer_norm(map_, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
-    map_ = linear(map_, weight, bias, gelu=True).view(len(filters), -1, filters.shape[-1])
-    return product(filters, map_.transpose(1, 2))
+    if added:
+        map_ = F.gelu(linear(map_, weight, bias).view(len(filters), *added[1].shape) + added[1])
+    else:
+        map_ = linear(map_, weight, bias, gelu=True)
+    return product(filters, map_.view(len(filters), -1, filters.shape[-1]).transpose(1, 2))
 
 
 def unfold_parts(parts: Tensor, side: int) -> Tensor:
@@ -447,6 +460,20 @@ def unfold_parts(parts: Tensor, side: int) -> Tensor:
     for part, (a, b, c, d) in zip(parts.unbind(dim=-1), itertools.product(range(2), repeat=4), strict=True):
         logits[..., 2 * a + c :: 4, 2 * b + d :: 4] = part
     return logits
+
+
+def as_parts(high_res: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return high-resolution features (1, 64, 2S, 2S) and (1, 32, 4S, 4S) as (P, 256) and (P, 512).
+
+    Each position has its pixels in the order of the steps, see `unfold_parts`, and the channels of each pixel.
+    """
+    if not high_res:
+        return ()
+    finer, finest = (maps[0] for maps in high_res)
+    side = finer.shape[1] // 2
+    twice = finer.reshape(-1, side, 2, side, 2).permute(1, 3, 2, 4, 0)
+    four_times = finest.reshape(-1, side, 2, 2, side, 2, 2).permute(1, 4, 2, 5, 3, 6, 0)
+    return twice.reshape(side * side, -1), four_times.reshape(side * side, -1)
 
 
 def as_linear(step: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from segmint.model.sam.batch_encoder import BatchEncoder, CompileMode
 from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.mask_decoder import MASK_TOKENS
 from segmint.model.sam.point_decoder import PointMasks, PointPlan
-from segmint.model.sam.preprocess import resize, resize_on_device, resized_size
+from segmint.model.sam.preprocess import resize, resize_on_device, resized_size, stretch
 from segmint.model.sam.prompt_encoder import PromptEmbedding
 from segmint.model.sam.prompts import Array, Prompts, check_prompts
 from segmint.model.sam.sam import Sam
@@ -27,7 +27,8 @@ from segmint.model.sam.sam import Sam
 class Embedding:
     """The image embedding of one image, and the mapping from the image's pixels to it.
 
-    `features` is (1, 256, 64, 64). `input_size` is the (height, width) in pixels that the image occupies in the
+    `features` is (1, 256, 64, 64). `high_res` are the high-resolution features of SAM 2, (1, 64, 128, 128) and (1, 32,
+    256, 256), and empty for other models. `input_size` is the (height, width) in pixels that the image occupies in the
     encoder's square input, from the top left corner. `frame_size` is the (height, width) of the prompts' and masks'
     frame. `source` may be the image, in any form, for callers that need it later.
     """
@@ -35,6 +36,7 @@ class Embedding:
     features: Tensor
     input_size: tuple[int, int]
     frame_size: tuple[int, int]
+    high_res: tuple[Tensor, ...] = ()
     source: Any = field(default=None, compare=False, kw_only=True)
 
     def __repr__(self) -> str:
@@ -132,8 +134,8 @@ class Predictor:
         with torch.inference_mode():
             features = self._encoder(resized, batch_size)
         return [
-            Embedding(part, (pixels.shape[0], pixels.shape[1]), frame)
-            for part, pixels, frame in zip(features, resized, framed, strict=True)
+            Embedding(part, (pixels.shape[0], pixels.shape[1]), frame, tuple(high_res))
+            for (part, *high_res), pixels, frame in zip(features, resized, framed, strict=True)
         ]
 
     def embed_resized(self, pixels: Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
@@ -148,7 +150,7 @@ class Predictor:
             shape = tuple(pixels.shape)
             raise ValueError(f"the image has the shape {shape}: expected (h, w, 3) with a longer side of {side} pixels")
         with torch.inference_mode():
-            (features,) = self._encoder([pixels], 1)
+            ((features, *_),) = self._encoder([pixels], 1)
         return Embedding(features, (pixels.shape[0], pixels.shape[1]), _checked_frame(frame_size, pixels))
 
     def on_device(self, image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
@@ -183,7 +185,12 @@ class Predictor:
         invalid shapes or values, with those expected.
         """
         prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size)
-        return self._decode(embedding, prompts, range(1, MASK_TOKENS) if multimask else range(1))
+        if multimask:
+            return self._decode(embedding, prompts, range(1, MASK_TOKENS))
+        if not self.sam.mask_decoder.traits.single_mask_stability:
+            return self._decode(embedding, prompts, range(1))
+        every = self._decode_all(embedding, prompts)
+        return PromptMasks(every.low_res_logits[:, :1], every.predicted_iou[:, :1])
 
     def predict_all(
         self,
@@ -195,12 +202,22 @@ class Predictor:
     ) -> PromptMasks:
         """Predict like `predict`, but four masks per prompt: the one without `multimask`, then the three with it."""
         prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size)
-        return self._decode(embedding, prompts, range(MASK_TOKENS))
+        return self._decode_all(embedding, prompts)
 
     def plan_points(self, embedding: Embedding) -> PointPlan:
         """Return the values that all single points on one image share, computed once for `decode_points`."""
         with torch.inference_mode():
             return self._plan(embedding)
+
+    def plan_prompts(self, embedding: Embedding) -> PointPlan:
+        """Return the values that all prompts on one image share for the CPU kernels, kept for the last image.
+
+        `predict` does this by itself, but threads that share a predictor would each do it.
+        """
+        if self._planned is None or self._planned[0] is not embedding:
+            with torch.inference_mode():
+                self._planned = embedding, self._plan(embedding, self.sam.prompt_encoder.mask_vectors())
+        return self._planned[1]
 
     def decode_points(self, embedding: Embedding, plan: PointPlan, points: Array) -> PointMasks:
         """Return the predictions of `predict` for B single foreground points, much faster, without drawing masks yet.
@@ -242,6 +259,11 @@ class Predictor:
                 logits = square[..., :height, :width]
             return F.interpolate(logits, embedding.frame_size, mode="bilinear", align_corners=False)
 
+    def _decode_all(self, embedding: Embedding, prompts: Prompts) -> PromptMasks:
+        found = self._decode(embedding, prompts, range(MASK_TOKENS))
+        logits, ious = self.sam.mask_decoder.with_stable_single_mask(found.low_res_logits, found.predicted_iou)
+        return PromptMasks(logits, ious)
+
     def _decode(self, embedding: Embedding, prompts: Prompts, chosen: range) -> PromptMasks:
         with torch.inference_mode():
             decoder, features = self.sam.mask_decoder, embedding.features
@@ -250,10 +272,12 @@ class Predictor:
             if with_kernels is not None:
                 return with_kernels
             embedded = self._embed_prompts(prompts)
-            if prompt_decoder.suits(features, embedded.sparse):
-                logits, ious = prompt_decoder.decode_prompts(decoder, features, self._places(), embedded, chosen)
+            if prompt_decoder.suits(decoder, features, embedded.sparse):
+                places, high_res = self._places(), embedding.high_res
+                logits, ious = prompt_decoder.decode_prompts(decoder, features, places, embedded, chosen, high_res)
             else:
-                logits, ious = decoder.decode(features, self.sam.prompt_encoder.dense_positions(), embedded, chosen)
+                positions = self.sam.prompt_encoder.dense_positions()
+                logits, ious = decoder.decode(features, positions, embedded, chosen, embedding.high_res)
             return PromptMasks(logits.float(), ious.float())
 
     def _decode_with_kernels(self, embedding: Embedding, prompts: Prompts, chosen: range) -> PromptMasks | None:
@@ -262,21 +286,19 @@ class Predictor:
         if self.kernels is None:
             return None
         sparse = encoder.embed_sparse(prompts.points, prompts.labels, prompts.boxes, prompts.masks)
-        if not prompt_decoder.suits(features, sparse):
+        if not prompt_decoder.suits(self.sam.mask_decoder, features, sparse):
             return None
-        vectors = encoder.mask_vectors()
-        if self._planned is None or self._planned[0] is not embedding:
-            self._planned = embedding, self._plan(embedding, vectors)
-        plan = self._planned[1]
+        plan = self.plan_prompts(embedding)
         if plan.kernels is None:
             return None
-        mask = encoder.mask_coefficients(prompts.masks), vectors
+        mask = encoder.mask_coefficients(prompts.masks), encoder.mask_vectors()
         return PromptMasks(*prompt_decoder.decode_with_plan(self.sam.mask_decoder, plan, sparse, mask, chosen))
 
     def _plan(self, embedding: Embedding, mask_vectors: Tensor | None = None) -> PointPlan:
         decoder, encoder = self.sam.mask_decoder, self.sam.prompt_encoder
         positions, no_mask = encoder.dense_positions(), encoder.dense_without_mask()
-        return point_decoder.plan_points(decoder, embedding.features, positions, no_mask, self.kernels, mask_vectors)
+        maps = embedding.features, positions, no_mask
+        return point_decoder.plan_points(decoder, *maps, self.kernels, mask_vectors, embedding.high_res)
 
     def _places(self) -> Tensor:
         """Return the positional encoding (P, 256) of the image embedding, computed once."""
@@ -299,11 +321,13 @@ class Predictor:
 
 
 def _resize(pixels: Tensor, geometry: Geometry) -> Tensor:
-    """Resize with Pillow on a CPU, and on the pixels' device otherwise, with identical bits."""
-    side, placement = geometry.image_size, geometry.placement
+    """Resize for the encoder; padded images with Pillow on a CPU, and elsewhere on the device with identical bits."""
+    side = geometry.image_size
+    if geometry.placement == "stretched":
+        return stretch(pixels, side)
     if pixels.device.type == "cpu":
-        return torch.from_numpy(resize(pixels.numpy(), side, placement))
-    return resize_on_device(pixels, resized_size(pixels.shape[0], pixels.shape[1], side, placement))
+        return torch.from_numpy(resize(pixels.numpy(), side))
+    return resize_on_device(pixels, resized_size(pixels.shape[0], pixels.shape[1], side))
 
 
 def _checked_frame(frame_size: tuple[int, int] | None, pixels: Tensor) -> tuple[int, int]:

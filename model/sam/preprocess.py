@@ -1,4 +1,4 @@
-"""Preprocessing for the image encoder: Pillow-compatible resizing on any device, normalization, and padding.
+"""Preprocessing for the image encoder: resizing (for SAM as Pillow, on any device), normalization, and padding.
 
 Pillow's bilinear resize of 8-bit pixels processes rows and columns separately. A pixel of the result is a sum of pixels
 under a triangle as wide as the scale, with weights in 22-bit fixed point. It is rounded to 8 bits after each direction,
@@ -11,41 +11,46 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from segmint.model.device import upload
-from segmint.model.sam.geometry import Placement
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
-def resized_size(height: int, width: int, long_side: int, placement: Placement = "padded") -> tuple[int, int]:
-    """Return (height, width) in pixels after the longer side becomes `long_side`; no side gets shorter than 1.
-
-    If the placement is `stretched`, both sides become `long_side`.
-    """
-    if placement == "stretched":
-        return long_side, long_side
+def resized_size(height: int, width: int, long_side: int) -> tuple[int, int]:
+    """Return (height, width) in pixels after the longer side becomes `long_side`; no side gets shorter than 1."""
     scale = long_side / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resize(image: NDArray[np.uint8], long_side: int, placement: Placement = "padded") -> NDArray[np.uint8]:
-    """Resize (H, W, 3) uint8 RGB to `resized_size`.
+def resize(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
+    """Resize (H, W, 3) uint8 RGB to the `resized_size` of a padded image.
 
     Uses Pillow's antialiased bilinear filter on 8-bit pixels, on which the weights were trained. Torch's filter
     differs.
     """
-    height, width = resized_size(image.shape[0], image.shape[1], long_side, placement)
+    height, width = resized_size(image.shape[0], image.shape[1], long_side)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return np.array(resized)
 
 
+def stretch(pixels: Tensor, side: int) -> Tensor:
+    """Resize (H, W, 3) uint8 RGB to (side, side, 3) float32 of 0 to 255, on the pixels' device.
+
+    Uses torch's antialiased bilinear filter without rounding to 8 bits, like the reference code of SAM 2.
+    """
+    planes = pixels.permute(2, 0, 1)[None].float()
+    resized = F.interpolate(planes, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    return resized[0].permute(1, 2, 0)
+
+
 def normalize_into(place: Tensor, pixels: Tensor) -> None:
-    """Write (h, w, 3) uint8 RGB, normalized, to the top left corner of zeros (3, side, side), in their dtype.
+    """Write (h, w, 3) RGB of 0 to 255, normalized, to the top left corner of zeros (3, side, side), in their dtype.
 
     The remaining zeros on the right and at the bottom are the mean color.
     """

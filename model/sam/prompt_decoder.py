@@ -31,6 +31,7 @@ from segmint.model.sam.point_decoder import (
     KernelPlan,
     PointPlan,
     as_linear,
+    as_parts,
     decode_with_kernels,
     draw_with_kernels,
     finish_band,
@@ -44,10 +45,10 @@ MOST_TOKENS = 16
 """Maximum number of tokens; with more, projecting the image is less work."""
 
 
-def suits(features: Tensor, sparse: Tensor) -> bool:
+def suits(decoder: MaskDecoder, features: Tensor, sparse: Tensor) -> bool:
     """Return True if this module applies: on a CPU in float32, without gradients, and with few tokens (B, T, C)."""
     plain = features.device.type == "cpu" and features.dtype == torch.float32 and not torch.is_grad_enabled()
-    return plain and 5 + sparse.shape[1] <= MOST_TOKENS
+    return plain and len(decoder.own_tokens) + sparse.shape[1] <= MOST_TOKENS
 
 
 def decode_with_plan(
@@ -68,26 +69,31 @@ def decode_with_plan(
     for number, prompt in enumerate(sparse):
         of_mask = coefficients[number if len(coefficients) > 1 else 0][None]
         tokens, images = decode_with_kernels(decoder, plan, torch.cat([own, prompt])[None], chosen, (of_mask, vectors))
-        ious[number] = decoder.iou_prediction_head(tokens[:, 0])[0, chosen.start : chosen.stop]
+        ious[number] = decoder.predicted_ious(tokens[:, 0])[0, chosen.start : chosen.stop]
         filters = [decoder.hypernetworks[index](tokens[:, 1 + n]) for n, index in enumerate(chosen)]
         draw_with_kernels(first, kernels.upscaler, images, 0, torch.cat(filters), logits[number], threads)
     return logits, ious
 
 
 def decode_prompts(
-    decoder: MaskDecoder, features: Tensor, places: Tensor, prompt: PromptEmbedding, chosen: range
+    decoder: MaskDecoder,
+    features: Tensor,
+    places: Tensor,
+    prompt: PromptEmbedding,
+    chosen: range,
+    high_res: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """Return mask logits (B, N, 256, 256) and predicted IoUs (B, N), like `MaskDecoder.decode` for the tokens `chosen`.
 
     `features` (1, C, 64, 64) is the image embedding, and `places` (P, C) its positional encoding. Prompts are decoded
     one by one, so their number does not affect the bits.
     """
-    own = decoder.own_tokens
+    own, added = decoder.own_tokens, as_parts(high_res)
     found = []
     for number, sparse in enumerate(prompt.sparse):
         dense = prompt.dense[number if len(prompt.dense) > 1 else 0]
         image = (features[0] + dense).flatten(1).T.contiguous()
-        found.append(_decode(decoder, image, places, torch.cat([own, sparse]), chosen))
+        found.append(_decode(decoder, image, places, torch.cat([own, sparse]), chosen, added))
     if not found:
         side = 4 * math.isqrt(len(places))
         return features.new_zeros(0, len(chosen), side, side), features.new_zeros(0, len(chosen))
@@ -96,7 +102,12 @@ def decode_prompts(
 
 
 def _decode(
-    decoder: MaskDecoder, image: Tensor, places: Tensor, token_places: Tensor, chosen: range
+    decoder: MaskDecoder,
+    image: Tensor,
+    places: Tensor,
+    token_places: Tensor,
+    chosen: range,
+    added: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
     """Return logits (N, 256, 256) and predicted IoUs (N,) of one prompt from the image (P, C) and its tokens (T, C)."""
     transformer = decoder.transformer
@@ -110,9 +121,9 @@ def _decode(
     final = transformer.final_attn_token_to_image
     attended = _attend_to_image(final, tokens + token_places, image + places, image)
     tokens = transformer.norm_final_attn(tokens + attended)
-    ious = decoder.iou_prediction_head(tokens[:1])[0, chosen.start : chosen.stop]
+    ious = decoder.predicted_ious(tokens[:1])[0, chosen.start : chosen.stop]
     filters = torch.cat([decoder.hypernetworks[index](tokens[1 + index : 2 + index]) for index in chosen])
-    return _draw(decoder, image, filters), ious
+    return _draw(decoder, image, filters, added), ious
 
 
 def _attend_to_image(attention: Attention, queries: Tensor, placed: Tensor, image: Tensor) -> Tensor:
@@ -145,9 +156,12 @@ def _attend_from_image(block: TwoWayBlock, image: Tensor, placed: Tensor, keys: 
     return after
 
 
-def _draw(decoder: MaskDecoder, image: Tensor, filters: Tensor) -> Tensor:
-    """Return logits (N, side, side) from the image (P, C) and the mask filters (N, 32)."""
+def _draw(decoder: MaskDecoder, image: Tensor, filters: Tensor, added: tuple[Tensor, ...]) -> Tensor:
+    """Return logits (N, side, side) from the image (P, C), the mask filters (N, 32), and the result of `as_parts`."""
     weight, bias = as_linear(decoder.upscaling_steps[0])
-    bands = [image[start : start + BAND] for start in range(0, len(image), BAND)]
-    drawn = [finish_band(decoder, linear(band, weight, bias), filters[None])[0] for band in bands]
+    drawn = []
+    for start in range(0, len(image), BAND):
+        band = slice(start, start + BAND)
+        parts = tuple(part[band] for part in added)
+        drawn.append(finish_band(decoder, linear(image[band], weight, bias), filters[None], parts)[0])
     return unfold_parts(torch.cat(drawn, dim=-1)[None], 4 * math.isqrt(len(image)))[0]

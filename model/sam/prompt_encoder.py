@@ -25,11 +25,17 @@ class PromptEmbedding:
 
 
 class PromptEncoder(nn.Module):
-    """Encoder of prompts whose coordinates are pixels of the image encoder's square input."""
+    """Encoder of prompts whose coordinates are pixels of the image encoder's square input.
 
-    def __init__(self, geometry: Geometry = SAM1) -> None:
+    Attributes:
+        geometry: the image encoder's.
+        pads_boxes: whether a padding token ("not a point") also follows prompts with a box, as SAM 2's weights expect.
+    """
+
+    def __init__(self, geometry: Geometry = SAM1, pads_boxes: bool = False) -> None:
         super().__init__()
         self.geometry = geometry
+        self.pads_boxes = pads_boxes
         self.pe_layer = PositionalEncoding(EMBEDDING_CHANNELS)
         # In the order of the weights: background point, foreground point, first and second corner of a box.
         self.point_embeddings = nn.ModuleList(learned_tokens(1, EMBEDDING_CHANNELS) for _ in range(4))
@@ -69,6 +75,8 @@ class PromptEncoder(nn.Module):
                 tokens.append(self.not_a_point_embed.weight.expand(points.shape[0], 1, -1))
         if boxes is not None:
             tokens.append(self._encode(boxes.reshape(-1, 2, 2)) + self._kinds()[2:])
+            if self.pads_boxes:
+                tokens.append(self.not_a_point_embed.weight.expand(boxes.shape[0], 1, -1))
         if masks is not None:
             tokens.append(self.no_mask_embed.weight.new_zeros(len(masks), 0, EMBEDDING_CHANNELS))
         if not tokens:

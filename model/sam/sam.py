@@ -11,8 +11,9 @@ from segmint.model.sam.prompt_encoder import PromptEncoder
 class Sam(nn.Module):
     """SAM's three parts under the names that its checkpoints use.
 
-    `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64). The prompt encoder's
-    geometry must be the image encoder's.
+    `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64). If the model has
+    high-resolution features, it returns a tuple in which they follow. The prompt encoder's geometry must be the image
+    encoder's.
 
     Attributes:
         draws_in_bf16: on a CPU, whether the CPU kernels of predictors draw masks with bf16 products. The weights are
@@ -30,6 +31,12 @@ class Sam(nn.Module):
     def geometry(self) -> Geometry:
         """Sizes of the input, the image embedding, and low-resolution masks."""
         return self.prompt_encoder.geometry
+
+    @property
+    def high_res_channels(self) -> tuple[int, ...]:
+        """Channels of the high-resolution features, (64, 32) in SAM 2; empty if the model has none."""
+        channels: tuple[int, ...] = getattr(self.image_encoder, "high_res_channels", ())
+        return channels
 
     @property
     def image_size(self) -> int:

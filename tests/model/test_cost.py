@@ -40,11 +40,11 @@ def counted(call: Callable[[], Any]) -> tuple[int, Any]:
 def test_an_encode_costs_what_torch_counts_without_padding(architecture: Architecture) -> None:
     """A ViT as the reference package has it: ours spends more products on relative positions, to spare memory."""
     with torch.device("meta"):
-        plain = architecture == "mobile_sam"
-        encoder = (build_sam(architecture) if plain else sam_model_registry[architecture]()).image_encoder
+        reference = sam_model_registry.get(architecture)
+        encoder = (build_sam(architecture) if reference is None else reference()).image_encoder
         image = torch.zeros(1, 3, 1024, 1024)
     work, _ = counted(lambda: encoder(image))
-    assert 0.92 < encode_flop(architecture) / work < 1
+    assert 0.92 < encode_flop(architecture) / work <= 1
 
 
 @pytest.mark.parametrize("depth", [2, 3])

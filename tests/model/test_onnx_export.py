@@ -11,12 +11,14 @@ from segment_anything.utils.onnx import SamOnnxModel
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from benchmarks.masks.reference import reference_sam
-from segmint.model.onnx_export import _resized_size, export_decoder, export_encoder
+from segmint.model.onnx_export import HIGH_RES, _resized_size, export_decoder, export_encoder
+from segmint.model.sam.geometry import SAM2
+from segmint.model.sam.image_encoder_hiera import HieraShape, ImageEncoderHiera
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 from segmint.model.sam.load import load_sam
-from segmint.model.sam.mask_decoder import MaskDecoder
+from segmint.model.sam.mask_decoder import SAM2_TRAITS, MaskDecoder
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.model.sam.preprocess import resize, resized_size
+from segmint.model.sam.preprocess import resize, resized_size, stretch
 from segmint.model.sam.prompt_encoder import PromptEncoder
 from segmint.model.sam.sam import Sam
 from tests.support.random_weights import randomize
@@ -172,6 +174,41 @@ def small_vit() -> Sam:
     """A ViT with windows in one block and global attention in the other."""
     encoder = ImageEncoderViT(VitShape(width=32, depth=2, heads=2, global_blocks=(1,)))
     return randomize(Sam(encoder, PromptEncoder(), MaskDecoder()))
+
+
+@torch.inference_mode()
+def test_a_stretched_model_with_high_resolution_features_gives_what_torch_does(
+    coffee: np.ndarray, tmp_path: Path
+) -> None:
+    shape = HieraShape(16, 1, (1, 1, 2, 1), (8, 4, 14, 7), (3,), 7)
+    prompts, mask_decoder = PromptEncoder(SAM2, pads_boxes=True), MaskDecoder(2, SAM2_TRAITS)
+    predictor = Predictor(randomize(Sam(ImageEncoderHiera(shape), prompts, mask_decoder)))
+    embedding = predictor.embed(coffee)
+    export_encoder(predictor.sam, tmp_path / "encoder.onnx")
+    pixels = stretch(torch.from_numpy(coffee), 1024).numpy()
+    found = session_of(tmp_path / "encoder.onnx").run(["image_embeddings", *HIGH_RES], {"image": pixels})
+    for ours, expected in zip(found, (embedding.features, *embedding.high_res), strict=True):
+        assert expected.std() > 0.05
+        assert_near(ours, expected)
+
+    export_decoder(predictor.sam, tmp_path / "decoder.onnx", single_mask=False)
+    scale = 1024 / np.array(coffee.shape[1::-1])
+    corners = [*np.array([[410.0, 160.5]]) * scale, *np.array(BOX).reshape(2, 2) * scale, (0.0, 0.0)]
+    inputs = {
+        "image_embeddings": embedding.features.numpy(),
+        "point_coords": np.array([corners], np.float32),
+        "point_labels": np.array([[1, 2, 3, -1]], np.float32),
+        "mask_input": np.zeros((1, 1, 256, 256), np.float32),
+        "has_mask_input": np.zeros(1, np.float32),
+        "orig_im_size": np.array(coffee.shape[:2], np.float32),
+        **{name: maps.numpy() for name, maps in zip(HIGH_RES, embedding.high_res, strict=True)},
+    }
+    masks, ious, low_res = session_of(tmp_path / "decoder.onnx").run(None, inputs)
+    predicted = predictor.predict_all(embedding, [[[410.0, 160.5]]], [[1]], [BOX])
+    assert_near(low_res, predicted.low_res_logits)
+    assert_near(ious, predicted.predicted_iou)
+    assert_near(masks, predictor.upscale(predicted.low_res_logits, embedding))
+    assert (low_res[0, 0] == low_res[0, 1:]).all(axis=(1, 2)).any(), "the single mask is unstable with random weights"
 
 
 @pytest.mark.usefixtures("weights")

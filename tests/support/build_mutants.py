@@ -181,9 +181,9 @@ BUILD_MUTANTS = (
     ),
     Mutant(
         "a stretched model's image padded",
-        "model/sam/preprocess.py",
-        'if placement == "stretched":',
-        "if not placement:",
+        "model/sam/predictor.py",
+        'if geometry.placement == "stretched":',
+        "if not geometry:",
         "tests/model/sam/test_geometry.py",
     ),
     Mutant(

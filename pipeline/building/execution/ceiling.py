@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
 from segmint.infra.ray_session import Cluster
-from segmint.model.cost import image_cost, mask_flop
+from segmint.model.cost import image_cost, mask_flop, tokens_of
 from segmint.model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, inspect_checkpoint
 from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.config.config import Config, as_pinned
@@ -119,7 +119,8 @@ def work_of(config: Config, weights: Callable[[], Path]) -> tuple[int, int]:
     SAM checkpoint.
     """
     architecture, depth = _model(config.model.weights, weights)
-    return image_cost(config.masks.settings()).flop(architecture, depth), mask_flop(depth)
+    of_image = image_cost(config.masks.settings()).flop(architecture, depth)
+    return of_image, mask_flop(depth, tokens_of(architecture))
 
 
 def _model(name: str, weights: Callable[[], Path]) -> tuple[Architecture, int]:

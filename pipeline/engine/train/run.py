@@ -15,7 +15,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, scheme
 from segmint.infra.wording import count, counted
-from segmint.model.sam.load import SamWeightsError, inspect_checkpoint
+from segmint.model.sam.load import geometry_of, inspect_checkpoint
 from segmint.pipeline.engine.train.data.images import TrainingDataset, open_datasets
 from segmint.pipeline.engine.train.evaluation import Evaluation
 from segmint.pipeline.engine.train.presets import with_preset
@@ -106,7 +106,8 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     weights = resolve(config.weights, mirror=config.assets, storage=storage)
     try:
         architecture, _ = inspect_checkpoint(weights)
-    except SamWeightsError as error:
+        geometry_of(architecture).expect_padded("training")
+    except ValueError as error:
         raise UsageError(str(error)) from error
     config = with_preset(config, architecture)
     resources = config.resources

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -20,12 +20,13 @@ from segmint.infra.progress import Progress
 from segmint.model.automatic import generator as base
 from segmint.model.automatic.generator import RawMasks, Report
 from segmint.model.automatic.records import Funnel
-from segmint.model.automatic.settings import MaskSettings
+from segmint.model.automatic.settings import MaskSettings, Profile
 from segmint.model.sam import predictor as sam_predictor
 from segmint.model.sam.batch_encoder import CompileMode
+from segmint.model.sam.image_encoder_hiera import ImageEncoderHiera
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT
-from segmint.model.sam.load import VIT_SHAPES
+from segmint.model.sam.load import HIERA_SHAPES, VIT_SHAPES
 from segmint.model.sam.predictor import Embedding
 from segmint.model.sam.prompts import Array, Prompts, check_prompts
 from segmint.model.sam.sam import Sam
@@ -147,6 +148,8 @@ def model_name(sam: Sam) -> str:
     elif isinstance(encoder, ImageEncoderViT):
         widths = {shape.width: known for known, shape in VIT_SHAPES.items()}
         name = widths.get(encoder.pos_embed.shape[-1], name)
+    elif isinstance(encoder, ImageEncoderHiera):
+        name = next((known for known, shape in HIERA_SHAPES.items() if shape == encoder.shape), name)
     drawn = ", drawing in bfloat16" if sam.draws_in_bf16 else ""
     return f"{name} on {sam.device}, {str(sam.dtype).removeprefix('torch.')}{drawn}"
 
@@ -259,7 +262,8 @@ def _settings(settings: MaskSettings | str | None, keys: dict[str, Any]) -> Mask
             )
         return settings
     if settings is not None and not isinstance(settings, str):
-        raise TypeError(f"settings is a {type(settings).__name__}: expected 'official', 'sa1b', or a MaskSettings")
+        names = ", ".join(repr(name) for name in get_args(Profile))
+        raise TypeError(f"settings is a {type(settings).__name__}: expected {names}, or a MaskSettings")
     return MaskSettings.of(settings or "sa1b", **{"crop_n_layers": 0, **keys})
 
 

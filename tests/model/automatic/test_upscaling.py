@@ -14,9 +14,9 @@ from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import upscaling_of
 from segmint.model.automatic.upscaling import BorderUpscaling, BoxedUpscaling
-from segmint.model.sam.geometry import SAM1, Geometry
+from segmint.model.sam.geometry import SAM1, SAM2, Geometry
 from segmint.model.sam.load import build_sam, load_sam
-from segmint.model.sam.predictor import Predictor
+from segmint.model.sam.predictor import Embedding, Predictor
 from tests.support.cpu_kernels import every_set
 from tests.support.photographs import photograph
 from tests.support.whole_masks import WholeUpscaling, blobs, embedding_of, in_full
@@ -162,7 +162,20 @@ def test_the_generator_finds_the_same_masks_with_and_without_kernels(
     assert len(plain.records) > 2
 
 
-@pytest.mark.parametrize("geometry", [Geometry(image_size=1000, patch_size=20), Geometry(placement="stretched")])
-def test_masks_of_another_geometry_do_not_suit(geometry: Geometry) -> None:
+def test_masks_of_another_geometry_do_not_suit() -> None:
     with pytest.raises(ValueError, match="can't upscale masks of Geometry"):
-        BorderUpscaling(every_set()[-1], embedding_of(150, 200), geometry)
+        BorderUpscaling(every_set()[-1], embedding_of(150, 200), Geometry(image_size=1000, patch_size=20))
+
+
+@pytest.mark.parametrize("frame_size", [(150, 200), (1000, 1501), (1024, 256), (31, 47)])
+def test_masks_of_a_stretched_model_are_the_same_with_kernels(frame_size: tuple[int, int]) -> None:
+    coarse = torch.randn(6, 1, 24, 24)
+    logits = 4 * torch.nn.functional.interpolate(coarse, (256, 256), mode="bicubic")[:, 0]
+    embedding = Embedding(torch.zeros(1, 256, 64, 64), (1024, 1024), frame_size)
+    plain, fast = BoxedUpscaling(embedding, SAM2), BorderUpscaling(every_set()[-1], embedding, SAM2)
+    expected, found = (upscaling.stable_masks(logits, 1.0, 0.01) for upscaling in (plain, fast))
+    assert len(expected.positions) == 6
+    np.testing.assert_array_equal(found.stability, expected.stability)
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    drawn, wanted = in_full(fast.draw(found.sketches), frame_size), in_full(plain.draw(expected.sketches), frame_size)
+    np.testing.assert_array_equal(drawn, wanted)

@@ -8,6 +8,7 @@ from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import PromptEncoder as ReferencePromptEncoder
 from torch import Tensor
+from torchvision.transforms import Resize, ToTensor
 
 from benchmarks.masks.reference import reference_sam
 from segmint.compat.predictor import SamPredictor as CompatPredictor
@@ -17,12 +18,11 @@ from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling
 from segmint.model.automatic.upscaling import BoxedUpscaling
-from segmint.model.onnx_export import export_decoder, export_encoder
 from segmint.model.sam.geometry import SAM1, Geometry, Placement
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 from segmint.model.sam.mask_decoder import MaskDecoder
 from segmint.model.sam.predictor import Predictor
-from segmint.model.sam.preprocess import PIXEL_MEAN, PIXEL_STD, resize_on_device, resized_size
+from segmint.model.sam.preprocess import PIXEL_MEAN, PIXEL_STD, stretch
 from segmint.model.sam.prompt_encoder import PromptEmbedding, PromptEncoder
 from segmint.model.sam.sam import Sam
 from segmint.model.training.recipe import FINETUNE
@@ -60,11 +60,19 @@ def image(coffee: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(coffee[100:220, 150:318])
 
 
+def stretched_by_torchvision(image: np.ndarray, side: int) -> Tensor:
+    """The operations of SAM 2's reference code, on 0 to 255."""
+    return Resize((side, side))(255 * ToTensor()(image.copy())).permute(1, 2, 0)
+
+
 def plain_masks(sam: Sam, image: np.ndarray, side: int, input_size: tuple[int, int], is_padded: bool) -> list[Tensor]:
     """Features, low-resolution logits, predicted IoUs, and logits in the frame, for each of `POINTS`."""
     height, width = input_size
-    pixels = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    normal = ((torch.tensor(pixels) - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)).permute(2, 0, 1)
+    if is_padded:
+        pixels = torch.tensor(np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)))
+    else:
+        pixels = stretched_by_torchvision(image, side)
+    normal = ((pixels - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)).permute(2, 0, 1)
     features = sam.image_encoder(F.pad(normal, (0, side - width, 0, side - height))[None])
     encoder = ReferencePromptEncoder(256, (32, 32), (side, side), 16)
     encoder.load_state_dict(sam.prompt_encoder.state_dict())
@@ -155,20 +163,15 @@ def test_the_padded_model_gives_the_reference_packages_masks(padded: Predictor, 
         assert (record.mask != annotation["segmentation"]).sum() <= 1e-3 * record.mask.size
 
 
-def test_stretching_ignores_the_aspect_ratio(image: np.ndarray) -> None:
-    assert resized_size(333, 251, 448, "stretched") == (448, 448)
-    expected = np.asarray(Image.fromarray(image).resize((448, 448), Image.Resampling.BILINEAR))
-    assert np.array_equal(resize_on_device(torch.from_numpy(image), (448, 448)).numpy(), expected)
+def test_stretching_ignores_the_aspect_ratio_and_does_not_round(image: np.ndarray) -> None:
+    found = stretch(torch.from_numpy(image), 448)
+    torch.testing.assert_close(found, stretched_by_torchvision(image, 448), atol=1e-3, rtol=0)
+    rounded = torch.tensor(np.asarray(Image.fromarray(image).resize((448, 448), Image.Resampling.BILINEAR)))
+    assert 0.25 < (found - rounded).abs().max() < 1.01
 
 
-def test_what_only_pads_refuses_a_stretched_model(stretched: Predictor, padded: Predictor, tmp_path: object) -> None:
+def test_what_only_pads_refuses_a_stretched_model(stretched: Predictor, padded: Predictor) -> None:
     message = "supports models with padded input, but this model's input is stretched"
-    for export in (
-        lambda: export_decoder(stretched.sam, tmp_path, False),
-        lambda: export_encoder(stretched.sam, tmp_path),
-    ):
-        with pytest.raises(ValueError, match=f"the ONNX export {message}"):
-            export()
     with pytest.raises(ValueError, match=f"embed_resized {message}"):
         CompatPredictor(stretched.sam).set_image(np.zeros((40, 60, 3), np.uint8))
     settings = StepSettings(FINETUNE.losses, FINETUNE.sampling, 0)

@@ -1,8 +1,10 @@
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ def shapes_only(architecture: Architecture, decoder_depth: int = 2) -> dict[str,
 
 
 @pytest.mark.parametrize("decoder_depth", [2, 3])
-@pytest.mark.parametrize("architecture", ["vit_b", "vit_l", "vit_h", "mobile_sam"])
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_the_weights_tell_the_architecture(architecture: Architecture, decoder_depth: int) -> None:
     state = shapes_only(architecture, decoder_depth)
     loaded = sam_from_state_dict(state)
@@ -81,6 +83,61 @@ def test_weights_of_another_shape_are_refused_by_name() -> None:
     state = shapes_only("vit_b")
     state["mask_decoder.mask_tokens.weight"] = torch.zeros(7, 256)
     with pytest.raises(SamWeightsError, match=r"mask_tokens.weight is \(7, 256\), not \(4, 256\)"):
+        sam_from_state_dict(state)
+
+
+def official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under the names of SAM 2's checkpoints, with some that only serve videos."""
+    renamed = (
+        (r"^prompt_encoder", "sam_prompt_encoder"),
+        (r"^mask_decoder", "sam_mask_decoder"),
+        (r"^image_encoder\.high_res_projections\.0", "sam_mask_decoder.conv_s1"),
+        (r"^image_encoder\.high_res_projections\.1", "sam_mask_decoder.conv_s0"),
+        (r"^image_encoder\.no_memory_embed", "no_mem_embed"),
+        (r"^(image_encoder\.neck\.convs\.\d)\.", r"\1.conv."),
+        (r"\.mlp\.lin1\.", ".mlp.layers.0."),
+        (r"\.mlp\.lin2\.", ".mlp.layers.1."),
+    )
+    memory = ("memory_attention.layers.0.linear1.bias", "memory_encoder.fuser.layers.0.gamma", "no_obj_ptr")
+    names = dict.fromkeys(memory, torch.zeros(1))
+    for name, tensor in state.items():
+        for pattern, theirs in renamed:
+            name = re.sub(pattern, theirs, name)
+        names[name] = tensor
+    return names
+
+
+@pytest.mark.parametrize("architecture", ["hiera_tiny", "hiera_small", "hiera_base_plus", "hiera_large"])
+def test_an_official_file_of_sam_2_loads(architecture: Architecture) -> None:
+    state = shapes_only(architecture)
+    file = {"model": official(state)}
+    assert "sam_mask_decoder.transformer.layers.1.mlp.layers.0.weight" in file["model"]
+    assert "image_encoder.trunk.blocks.0.mlp.layers.1.bias" in file["model"]
+    loaded = sam_from_state_dict(file)
+    assert list(loaded.state_dict()) == list(state)
+    assert loaded.geometry.placement == "stretched"
+    assert loaded.prompt_encoder.pads_boxes
+
+
+def test_a_file_of_sam_2_that_misses_or_adds_a_part_is_refused_by_name() -> None:
+    state = official(shapes_only("hiera_tiny"))
+    state["memory_bank.weight"] = state.pop("no_mem_embed")
+    with pytest.raises(SamWeightsError) as caught:
+        sam_from_state_dict({"model": state})
+    assert "1 are missing: image_encoder.no_memory_embed" in str(caught.value)
+    assert "1 are not SAM's: memory_bank.weight" in str(caught.value)
+    del state["image_encoder.trunk.blocks.11.attn.qkv.weight"]
+    with pytest.raises(SamWeightsError, match=r"2 are missing: .*, image_encoder.trunk.blocks.11.attn.qkv.weight; "):
+        sam_from_state_dict({"model": state})
+    shallow = {name: tensor for name, tensor in state.items() if "blocks.11" not in name}
+    with pytest.raises(SamWeightsError, match=r"the Hiera has 11 blocks and 96 channels: expected 12 and 96 \(hiera_t"):
+        sam_from_state_dict({"model": shallow})
+
+
+def test_only_files_of_sam_2_may_have_memory() -> None:
+    state = shapes_only("mobile_sam")
+    state["no_obj_ptr"] = torch.zeros(1, 256)
+    with pytest.raises(SamWeightsError, match="1 are not SAM's: no_obj_ptr"):
         sam_from_state_dict(state)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from segmint.model.sam import point_decoder
-from segmint.model.sam.mask_decoder import MaskDecoder
+from segmint.model.sam.mask_decoder import SAM1_TRAITS, SAM2_TRAITS, DecoderTraits, MaskDecoder
 from segmint.model.sam.point_decoder import decode_points, draw_masks, plan_points
 from segmint.model.sam.prompt_encoder import PromptEmbedding
 from tests.support.cpu_kernels import every_set
@@ -20,14 +20,24 @@ def image_and_points(points: int, side: int = SIDE) -> tuple[torch.Tensor, torch
     return features, positions, torch.randn(1, 256, 1, 1).expand(-1, -1, side, side), torch.randn(points, 2, 256)
 
 
+def high_res_of(traits: DecoderTraits, side: int = SIDE) -> tuple[torch.Tensor, ...]:
+    """High-resolution features for SAM 2's decoder, and none for SAM's."""
+    if traits is SAM1_TRAITS:
+        return ()
+    return torch.randn(1, 64, 2 * side, 2 * side), torch.randn(1, 32, 4 * side, 4 * side)
+
+
+@pytest.mark.parametrize("traits", [SAM1_TRAITS, SAM2_TRAITS], ids=["SAM", "SAM 2"])
 @pytest.mark.parametrize("points", [1, 6])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_masks_and_ious_are_the_plain_decoders(depth: int, points: int) -> None:
-    decoder = randomize(MaskDecoder(depth))
+def test_masks_and_ious_are_the_plain_decoders(depth: int, points: int, traits: DecoderTraits) -> None:
+    decoder = randomize(MaskDecoder(depth, traits))
     features, positions, no_mask, sparse = image_and_points(points)
+    high_res = high_res_of(traits)
     with torch.inference_mode():
-        expected, expected_ious = decoder(features, positions, PromptEmbedding(sparse, no_mask), multimask=True)
-        plan = plan_points(decoder, features, positions, no_mask)
+        prompt = PromptEmbedding(sparse, no_mask)
+        expected, expected_ious = decoder(features, positions, prompt, multimask=True, high_res=high_res)
+        plan = plan_points(decoder, features, positions, no_mask, high_res=high_res)
         decoded = decode_points(decoder, plan, sparse)
         logits = draw_masks(decoder, plan, decoded, torch.ones(points, 3, dtype=torch.bool))
     assert expected.std() > 0.1, "masks of nearly nothing would compare nothing"
@@ -64,14 +74,17 @@ def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("traits", [SAM1_TRAITS, SAM2_TRAITS], ids=["SAM", "SAM 2"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_kernels_decode_and_draw_what_the_plain_decoder_does(depth: int) -> None:
-    decoder = randomize(MaskDecoder(depth))
+def test_kernels_decode_and_draw_what_the_plain_decoder_does(depth: int, traits: DecoderTraits) -> None:
+    decoder = randomize(MaskDecoder(depth, traits))
     features, positions, no_mask, sparse = image_and_points(6, side=32)
+    high_res = high_res_of(traits, 32)
     wanted = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 1], [1, 1, 0]]).bool()
     with torch.inference_mode():
-        expected, ious = decoder(features, positions, PromptEmbedding(sparse, no_mask), multimask=True)
-        plan = plan_points(decoder, features, positions, no_mask, every_set()[-1])
+        prompt = PromptEmbedding(sparse, no_mask)
+        expected, ious = decoder(features, positions, prompt, multimask=True, high_res=high_res)
+        plan = plan_points(decoder, features, positions, no_mask, every_set()[-1], high_res=high_res)
         decoded = decode_points(decoder, plan, sparse)
         logits = draw_masks(decoder, plan, decoded, wanted)
         none = draw_masks(decoder, plan, decoded, torch.zeros_like(wanted))

@@ -8,7 +8,7 @@ import torch
 
 from segmint.model.sam import prompt_decoder
 from segmint.model.sam.load import load_sam
-from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
+from segmint.model.sam.mask_decoder import MASK_TOKENS, SAM2_TRAITS, MaskDecoder
 from segmint.model.sam.point_decoder import as_linear, decode_with_kernels, draw_with_kernels, plan_points
 from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.prompt_decoder import MOST_TOKENS, decode_prompts, decode_with_plan, suits
@@ -62,6 +62,26 @@ def test_the_kernels_give_the_masks_and_ious_of_the_plain_decoder(depth: int, ch
         torch.testing.assert_close(ious, expected_ious, atol=1e-5, rtol=0)
 
 
+def test_prompts_of_sam_2_are_the_plain_decoders_with_and_without_kernels() -> None:
+    decoder = randomize(MaskDecoder(2, SAM2_TRAITS))
+    torch.manual_seed(1)
+    features, positions = torch.randn(2, 1, 256, SIDE, SIDE)
+    high_res = torch.randn(1, 64, 2 * SIDE, 2 * SIDE), torch.randn(1, 32, 4 * SIDE, 4 * SIDE)
+    vectors, no_mask = torch.randn(17, 256) / 4, torch.randn(1, 256, 1, 1).expand(1, 256, SIDE, SIDE)
+    coefficients, chosen = torch.randn(3, 17, SIDE * SIDE), range(MASK_TOKENS)
+    dense = no_mask + (coefficients.transpose(1, 2) @ vectors).transpose(1, 2).unflatten(2, (SIDE, SIDE))
+    prompt = PromptEmbedding(torch.randn(3, 2, 256), dense)
+    expected = decoder.decode(features, positions, prompt, chosen, high_res)
+    places = positions[0].flatten(1).T.contiguous()
+    plan = plan_points(decoder, features, positions, no_mask, every_set()[-1], vectors, high_res)
+    for found in (
+        decode_prompts(decoder, features, places, prompt, chosen, high_res),
+        decode_with_plan(decoder, plan, prompt.sparse, (coefficients, vectors), chosen),
+    ):
+        torch.testing.assert_close(found[0], expected[0], atol=2e-4, rtol=0)
+        torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=0)
+
+
 def test_the_number_of_threads_does_not_affect_what_kernels_draw(mobile_sam_path, coffee: np.ndarray) -> None:
     predictor = Predictor(load_sam(mobile_sam_path), kernels=every_set()[-1])
     embedding, threads = predictor.embed(coffee), torch.get_num_threads()
@@ -80,13 +100,13 @@ def test_the_number_of_threads_does_not_affect_what_kernels_draw(mobile_sam_path
 
 
 def test_what_it_is_for() -> None:
-    features, dense = torch.randn(1, 256, SIDE, SIDE), torch.randn(1, 256, SIDE, SIDE)
+    decoder, features, dense = MaskDecoder(), torch.randn(1, 256, SIDE, SIDE), torch.randn(1, 256, SIDE, SIDE)
     few, many = (PromptEmbedding(torch.randn(1, count, 256), dense) for count in (MOST_TOKENS - 5, MOST_TOKENS - 4))
-    assert suits(features, few.sparse)
-    assert not suits(features, many.sparse)
-    assert not suits(features.bfloat16(), few.sparse)
+    assert suits(decoder, features, few.sparse)
+    assert not suits(decoder, features, many.sparse)
+    assert not suits(decoder, features.bfloat16(), few.sparse)
     with torch.inference_mode(False), torch.enable_grad():
-        assert not suits(features, few.sparse)
+        assert not suits(decoder, features, few.sparse)
 
 
 def test_a_prompt_has_the_same_bits_alone_and_beside_others(mobile_sam_path, coffee: np.ndarray) -> None:

@@ -84,7 +84,7 @@ def test_pixels_all_but_zero_are_the_predictors(
 @pytest.mark.parametrize("geometry", [Geometry(512), Geometry(448, 14, "stretched")])
 def test_pixels_of_other_geometries_are_the_predictors(geometry: Geometry) -> None:
     side = geometry.image_size
-    filled = resized_size(300, 200, side, geometry.placement)
+    filled = resized_size(300, 200, side) if geometry.placement == "padded" else (side, side)
     encoder = torch.nn.Conv2d(3, 256, geometry.patch_size, geometry.patch_size)
     predictor = Predictor(Sam(encoder, PromptEncoder(geometry), MaskDecoder(1)))
     embedding = Embedding(torch.zeros(1, 256, 32, 32), filled, (300, 200))

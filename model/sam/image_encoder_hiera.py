@@ -1,0 +1,215 @@
+"""SAM 2's image encoder: Hiera (arXiv 2306.00989) with a feature pyramid (SAM 2 paper, arXiv 2408.00714, Section 4).
+
+Four stages halve the resolution and double the channels: maps of 256, 128, 64, and 32 positions per side. The third is
+the image embedding, after the fourth is added to it. The first two are the high-resolution features, which the mask
+decoder adds while it upscales the embedding.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmint.model.sam.common import (
+    EMBEDDING_CHANNELS,
+    Mlp,
+    join_heads,
+    merge_windows,
+    partition_windows,
+    split_heads,
+)
+from segmint.model.sam.gpu_attention import attend
+from segmint.model.sam.products import Linear, linear
+
+NORM_EPS = 1e-6
+PATCH_SIZE = 4
+"""Stride of the patch embedding: pixels per position of the first stage."""
+HIGH_RES_CHANNELS = (EMBEDDING_CHANNELS // 4, EMBEDDING_CHANNELS // 8)
+"""Channels of the high-resolution features of the second and the first stage."""
+
+
+@dataclass(frozen=True)
+class HieraShape:
+    """Size of a Hiera.
+
+    Attributes:
+        width: channels of the first stage; each further stage has twice as many.
+        heads: attention heads of the first stage, likewise.
+        depths: blocks of each stage.
+        windows: side of each stage's windows in positions.
+        global_blocks: indices of the blocks that attend to the whole map.
+        background: side of the position embedding before it is interpolated to the map.
+    """
+
+    width: int
+    heads: int
+    depths: tuple[int, int, int, int]
+    windows: tuple[int, int, int, int]
+    global_blocks: tuple[int, ...]
+    background: int
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(self.width << stage for stage in range(len(self.depths)))
+
+
+HIERA_TINY = HieraShape(96, 1, (1, 2, 7, 2), (8, 4, 14, 7), (5, 7, 9), 7)
+HIERA_SMALL = HieraShape(96, 1, (1, 2, 11, 2), (8, 4, 14, 7), (7, 10, 13), 7)
+HIERA_BASE_PLUS = HieraShape(112, 2, (2, 3, 16, 3), (8, 4, 14, 7), (12, 16, 20), 14)
+HIERA_LARGE = HieraShape(144, 2, (2, 6, 36, 4), (8, 4, 16, 8), (23, 33, 43), 7)
+
+
+class ImageEncoderHiera(nn.Module):
+    """Image encoder that maps normalized images to embeddings and high-resolution features.
+
+    It includes the parts of SAM 2 that only depend on the image: the projections of the high-resolution features, and
+    the embedding of "no memory", which a still image gets in place of earlier frames.
+    """
+
+    high_res_channels = HIGH_RES_CHANNELS
+
+    def __init__(self, shape: HieraShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.trunk = Hiera(shape)
+        self.neck = FeaturePyramid(shape.widths)
+        self.high_res_projections = nn.ModuleList(
+            nn.Conv2d(EMBEDDING_CHANNELS, channels, kernel_size=1) for channels in HIGH_RES_CHANNELS
+        )
+        self.no_memory_embed = nn.Parameter(torch.zeros(1, 1, EMBEDDING_CHANNELS))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode (B, 3, S, S), with S a multiple of 32.
+
+        Returns the embedding (B, 256, S / 16, S / 16), and the high-resolution features (B, 64, S / 8, S / 8) and (B,
+        32, S / 4, S / 4).
+        """
+        finest, finer, embedding = self.neck(self.trunk(image))
+        embedding = embedding + self.no_memory_embed.view(1, -1, 1, 1)
+        of_finer, of_finest = self.high_res_projections
+        return embedding, of_finer(finer), of_finest(finest)
+
+
+class Hiera(nn.Module):
+    """The trunk: transformer blocks over maps whose resolution halves between stages."""
+
+    def __init__(self, shape: HieraShape) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(shape.width)
+        self.pos_embed = nn.Parameter(torch.zeros(1, shape.width, shape.background, shape.background))
+        self.pos_embed_window = nn.Parameter(torch.zeros(1, shape.width, shape.windows[0], shape.windows[0]))
+        blocks: list[HieraBlock] = []
+        for stage, (depth, width) in enumerate(zip(shape.depths, shape.widths, strict=True)):
+            for number in range(depth):
+                pools = stage > 0 and number == 0
+                # A block that pools attends within the windows of the stage before, whose positions it receives.
+                window = shape.windows[stage - pools] if len(blocks) not in shape.global_blocks else None
+                blocks.append(HieraBlock(width >> pools, width, shape.heads << stage, window, pools))
+        self.blocks = nn.ModuleList(blocks)
+        self.ends = {sum(shape.depths[: stage + 1]) - 1 for stage in range(len(shape.depths))}
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Return the map (B, C, H, W) of each stage, from fine to coarse, for images (B, 3, S, S)."""
+        x = self.patch_embed(image)
+        x = (x + self._positions(x.shape[1], x.shape[2])).contiguous()
+        maps = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self.ends:
+                maps.append(x.permute(0, 3, 1, 2))
+        return maps
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """Return the position embedding (1, height, width, C), whose second part repeats in each window."""
+        whole = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
+        side = self.pos_embed_window.shape[-1]
+        return (whole + self.pos_embed_window.tile(1, 1, height // side, width // side)).permute(0, 2, 3, 1)
+
+
+class PatchEmbed(nn.Module):
+    """Convolution from overlapping patches of 7x7 pixels to tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=7, stride=PATCH_SIZE, padding=3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to (B, S / 4, S / 4, width)."""
+        tokens: Tensor = self.proj(image).permute(0, 2, 3, 1)
+        return tokens
+
+
+class HieraBlock(nn.Module):
+    """Pre-norm transformer block with attention within windows, or over the whole map if `window` is None.
+
+    If it `pools`, it is the first block of a stage and halves the resolution: the queries are pooled before the
+    attention, and so is a projection of the block's input, to which the result is added.
+    """
+
+    def __init__(self, width: int, width_out: int, heads: int, window: int | None, pools: bool) -> None:
+        super().__init__()
+        self.window = window
+        self.pools = pools
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = PooledAttention(width, width_out, heads)
+        self.norm2 = nn.LayerNorm(width_out, eps=NORM_EPS)
+        self.mlp = Mlp(width_out, 4 * width_out)
+        if pools:
+            self.proj = Linear(width, width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, width) to (B, H, W, width_out), or half of H and W if the block pools."""
+        normalized = self.norm1(x)
+        if self.pools:
+            x = max_pool(self.proj(normalized))
+        x = x + self.attn(normalized, self.window, self.pools)
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class PooledAttention(nn.Module):
+    """Multi-head self-attention of a map within windows, whose queries may be pooled."""
+
+    def __init__(self, width: int, width_out: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width_out)
+        self.proj = Linear(width_out, width_out)
+
+    def forward(self, x: Tensor, window: int | None, pools: bool) -> Tensor:
+        """Map (B, H, W, width) to (B, H, W, width_out), or half of H and W if it `pools`."""
+        height, width = x.shape[1:3]
+        side = window or height
+        # The zeros that pad the last windows are attended to like any token, as in training. Their q, k, and v are just
+        # the bias, so the product excludes them and the sum doesn't.
+        qkv = torch.unflatten(linear(x.flatten(0, 2), self.qkv.weight), 0, x.shape[:3])
+        q, k, v = (partition_windows(qkv, side) + self.qkv.bias).chunk(3, dim=-1)
+        if pools:
+            q, side, height, width = max_pool(q), side // 2, height // 2, width // 2
+        q, k, v = (split_heads(each.flatten(1, 2), self.heads) for each in (q, k, v))
+        attended = torch.unflatten(join_heads(attend(q, k, v)), 1, (side, side))
+        out: Tensor = self.proj(merge_windows(attended, height, width))
+        return out
+
+
+class FeaturePyramid(nn.Module):
+    """Feature pyramid over the stages' maps (arXiv 1612.03144), which only adds the coarsest map to the one before."""
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        # In the order of the weights: from coarse to fine.
+        self.convs = nn.ModuleList(nn.Conv2d(width, EMBEDDING_CHANNELS, kernel_size=1) for width in reversed(widths))
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Return the maps of all stages but the last, (B, 256, H, W) each, from those of all stages."""
+        *finer, before_last, last = (conv(map_) for conv, map_ in zip(reversed(list(self.convs)), maps, strict=True))
+        added = before_last + F.interpolate(last, scale_factor=2.0, mode="nearest")
+        return [*finer, added]
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """Return the maximum of each 2x2 positions of (B, H, W, C) with even H and W, as (B, H / 2, W / 2, C)."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).amax(dim=(2, 4))
