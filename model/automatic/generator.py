@@ -14,7 +14,7 @@ from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, RawMas
 from segmint.model.automatic.cleanup import clean_patch
 from segmint.model.automatic.crops import Crop, crop_points, cut, placed_crops
 from segmint.model.automatic.nms import nms
-from segmint.model.automatic.on_device.crops import DeviceCrops
+from segmint.model.automatic.on_device.crops import DeviceCrops, suits
 from segmint.model.automatic.on_device.stream import ImagePair, ImageStream, Progress, check_pair, deadline
 from segmint.model.automatic.proposals import MeasuredMasks, chunks_of, measure, propose, suppress_and_draw
 from segmint.model.automatic.records import Funnel, GeneratedMasks, MaskRecord
@@ -62,8 +62,8 @@ class MaskGenerator:
             self._map = Workers(torch.get_num_threads()).map
         self.predictor = predictor
         self.crops_per_batch = crops_per_batch
-        on_cpu = predictor.sam.device.type == "cpu"
-        self._on_device = None if on_cpu else DeviceCrops(predictor, self.settings)
+        on_device = predictor.sam.device.type != "cpu" and suits(predictor.sam.mask_decoder, self.settings)
+        self._on_device = DeviceCrops(predictor, self.settings) if on_device else None
         self._copies = CopyStream(predictor.sam.device)
 
     def generate(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> GeneratedMasks:
@@ -164,6 +164,8 @@ class MaskGenerator:
         """Return the masks of one crop's grid after NMS within the crop, best first, and the counts so far."""
         upscaling = upscaling_of(self.predictor, embedding)
         plan = self.predictor.plan_points(embedding)
+        if self.settings.use_m2m and self.predictor.kernels is not None:
+            self.predictor.plan_prompts(embedding)
         points = crop_points(crop, self.settings.grid_of_layer(crop.layer))
 
         @torch.inference_mode()
@@ -226,7 +228,7 @@ def clean_up(
     cleaned = holes_filled = islands_removed = 0
     for index, patch in enumerate(candidates.patches):
         clean, holes, islands = clean_patch(
-            patch, frame_size, settings.min_mask_region_area, keep_largest=settings.profile == "official"
+            patch, frame_size, settings.min_mask_region_area, keep_largest=settings.profile != "sa1b"
         )
         holes_filled += holes
         islands_removed += islands

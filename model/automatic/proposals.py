@@ -19,6 +19,9 @@ from segmint.model.automatic.upscaling import Sketch, StableMasks, Upscaling
 from segmint.model.sam.point_decoder import PointPlan
 from segmint.model.sam.predictor import Embedding, Predictor
 
+LOGIT_LIMIT = 32.0
+"""Largest absolute value of logits that are a prompt (reference code of SAM 2)."""
+
 
 @dataclass(frozen=True)
 class Proposals:
@@ -70,15 +73,30 @@ def propose(
 
     `chunk` is (1 to `points_per_chunk`, 2), x, y in pixels of the crop, and `plan` belongs to the embedding. A shorter
     chunk is padded with its last point so that a prompt's arithmetic is the same in every chunk. Only masks above the
-    threshold are drawn.
+    threshold are drawn, unless `use_m2m` is set: then, all are drawn, decoded again, and compared with the threshold.
     """
     padded = np.concatenate([chunk, np.repeat(chunk[-1:], settings.chunk_on("cpu") - len(chunk), axis=0)])
     masks = predictor.decode_points(embedding, plan, padded)
-    keep = over_iou(masks.predicted_iou, settings.pred_iou_thresh)
+    keep = over_iou(masks.predicted_iou, 0.0 if settings.use_m2m else settings.pred_iou_thresh)
     keep[len(chunk) :] = False
     asked, outputs = keep.nonzero().cpu().numpy().T
     logits = predictor.draw_masks(plan, masks, keep)
-    return Proposals(logits, masks.predicted_iou[keep], padded[asked], outputs), keep[: len(chunk)].numel()
+    found = Proposals(logits, masks.predicted_iou[keep], padded[asked], outputs)
+    if settings.use_m2m:
+        found = _decode_again(predictor, embedding, found, settings.pred_iou_thresh)
+    return found, keep[: len(chunk)].numel()
+
+
+def _decode_again(predictor: Predictor, embedding: Embedding, found: Proposals, threshold: float) -> Proposals:
+    """Return the masks that the points and logits of masks give, if their predicted IoU is above the threshold."""
+    points, labels = found.points[:, None], np.ones((len(found.points), 1))
+    logits = found.low_res_logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[:, None]
+    again = predictor.predict(embedding, points, labels, masks=logits, multimask=False)
+    keep = over_iou(again.predicted_iou[:, 0], threshold)
+    kept = keep.cpu().numpy()
+    return Proposals(
+        again.low_res_logits[keep, 0], again.predicted_iou[keep, 0], found.points[kept], found.outputs[kept]
+    )
 
 
 def measure(

@@ -1,15 +1,15 @@
-"""Hyperparameters of automatic mask generation, and the two profiles that set their defaults."""
+"""Hyperparameters of automatic mask generation, and the profiles that set their defaults."""
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segmint.model.sam.geometry import SAM1
 
-Profile = Literal["official", "sa1b"]
+Profile = Literal["official", "sa1b", "sam2"]
 
 # A CPU processes the image side of a few prompts at once, so that their maps stay in its cache, and a chunk shares the
 # tokens' small products. More than 8 gain little, and each additional prompt takes another 2 MB.
@@ -49,11 +49,12 @@ class MaskSettings:
     `MaskSettings(points_per_side=16)` is `MaskSettings.sa1b(points_per_side=16)`.
 
     The profile also determines two behaviors without a key. `sa1b` cuts crops from the original image if one is given,
-    and drops a mask if all its islands are smaller than `min_mask_region_area`. `official` cuts crops from the image
-    itself, and keeps such a mask's largest island.
+    and drops a mask if all its islands are smaller than `min_mask_region_area`. The others cut crops from the image
+    itself, and keep such a mask's largest island.
 
     Attributes:
-        profile: "official" (the reference code's behavior) or "sa1b" (SAM paper, Appendix B).
+        profile: "official" (the behavior of SAM's reference code), "sam2" (of SAM 2's), or "sa1b" (SAM paper,
+            Appendix B).
         points_per_side: points along each side of the full image's grid.
         crop_n_layers: layers of crops; layer L has 2^L x 2^L of them.
         crop_n_points_downscale_factor: layer L's grid has int(points_per_side / factor^L) points per side.
@@ -65,6 +66,8 @@ class MaskSettings:
         crop_nms_thresh: box IoU above which a mask suppresses another of a different crop.
         min_mask_region_area: holes and islands of fewer pixels are cleaned up; 0 disables cleanup.
         max_mask_area_ratio: masks of at least this share of the image are dropped; 0 disables the filter.
+        use_m2m: decode each mask once more, from its point and its logits, before the filters; takes 3 more prompts per
+            point.
         points_per_chunk: prompts decoded at once, at most 1,023 on CUDA; None picks a value for the device (8 on a
             CPU, 256 on CUDA). It affects speed and memory, but also the last bits of the logits, so datasets record it.
     """
@@ -81,6 +84,7 @@ class MaskSettings:
     crop_nms_thresh: float = _OF_PROFILE
     min_mask_region_area: int = _OF_PROFILE
     max_mask_area_ratio: float = _OF_PROFILE
+    use_m2m: bool = False
     points_per_chunk: int | None = _OF_PROFILE
 
     @classmethod
@@ -97,6 +101,11 @@ class MaskSettings:
         return cls.of("sa1b", **overrides)
 
     @classmethod
+    def sam2(cls, **overrides: Any) -> Self:
+        """Return the defaults of SAM 2's reference generator, like `official`. Raises ValueError like `of`."""
+        return cls.of("sam2", **overrides)
+
+    @classmethod
     def of(cls, profile: str, /, **overrides: Any) -> Self:
         """Return the settings of a profile by name, with explicit keys overriding its defaults.
 
@@ -109,8 +118,8 @@ class MaskSettings:
         return cls(profile=cast(Profile, profile), **overrides)
 
     def __post_init__(self) -> None:
-        if self.profile not in ("official", "sa1b"):
-            raise ValueError(f"masks.profile is {self.profile!r}: expected 'official' or 'sa1b'")
+        if self.profile not in get_args(Profile):
+            raise ValueError(f"masks.profile is {self.profile!r}: expected 'official', 'sa1b', or 'sam2'")
         for key, value in _defaults(self.profile, self.crop_n_layers).items():
             if getattr(self, key) is _OF_PROFILE:
                 object.__setattr__(self, key, value)
@@ -118,6 +127,8 @@ class MaskSettings:
         self._check_int("crop_n_layers", 0)
         self._check_int("crop_n_points_downscale_factor", 1)
         self._check_int("min_mask_region_area", 0)
+        if not isinstance(self.use_m2m, bool):
+            raise ValueError(f"masks.use_m2m is {self.use_m2m!r}: expected true or false")
         if self.points_per_chunk is not None:
             self._check_int("points_per_chunk", 1)
         self._check_real("crop_overlap_ratio", 0.0, 1.0)
@@ -191,7 +202,7 @@ def _defaults(profile: Profile, crop_n_layers: int) -> dict[str, Any]:
         "crop_n_layers": 2 if profile == "sa1b" else 0,
         "crop_n_points_downscale_factor": 2 if has_crops else 1,
         "crop_overlap_ratio": 512 / 1500,
-        "pred_iou_thresh": 0.88,
+        "pred_iou_thresh": 0.8 if profile == "sam2" else 0.88,
         "stability_score_thresh": 0.95,
         "stability_score_offset": 1.0,
         "box_nms_thresh": 0.7,

@@ -1,13 +1,22 @@
 """Configuration of the segment stage: its parts `masks` and `model`."""
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from segmint.infra.assets.known import AUTO, absolute_name
 from segmint.infra.units import auto_or, validated
-from segmint.model.automatic.settings import MaskSettings
+from segmint.model.automatic.settings import MaskSettings, Profile
 from segmint.operators.prepare.release import CropLayers
 
 ARTIFACT_IOU = 0.8
@@ -39,7 +48,7 @@ class MasksConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    profile: Literal["sa1b", "official"] = "sa1b"
+    profile: Profile = "sa1b"
     points_per_side: int = Field(default=32, ge=1)
     """Points per side of the grid on the full image."""
     crop_n_layers: int = Field(default=2, ge=0, le=6)
@@ -62,16 +71,18 @@ class MasksConfig(BaseModel):
     """Area in pixels below which islands and holes are removed; 0 switches the clean-up off."""
     max_mask_area_ratio: Share = 0.95
     """Remove masks that cover at least this share of the image; 0 switches the filter off."""
+    use_m2m: bool = False
+    """Decode each mask once more, from its point and its logits, before the filters."""
     drop_redaction_artifacts: Annotated[Literal["auto", "off"] | float, BeforeValidator(_auto_off_or_share)] = "auto"
     """Drop masks whose IoU with a redacted region is at least this. auto: the value that the dataset was begun with; in
-    a new dataset, 0.8 for profile sa1b and off for official."""
+    a new dataset, 0.8 for profile sa1b and off for others."""
     points_per_chunk: AutoOrCount = "auto"
     """Number of prompts that the decoder takes together; it changes the last bits, so it belongs to the numerics."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_profile(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("profile", "sa1b") not in ("sa1b", "official"):
+        if not isinstance(data, dict) or data.get("profile", "sa1b") not in get_args(Profile):
             return data
         layers = data.get("crop_n_layers")
         asked = {"crop_n_layers": layers} if type(layers) is int and layers in range(7) else {}
@@ -88,6 +99,12 @@ class MasksConfig(BaseModel):
         except ValueError as error:
             raise ValueError(str(error).removeprefix("masks.")) from error
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_default_m2m(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Datasets and masks made before this key existed are the same as those made without it.
+        values: dict[str, Any] = serialize(self)
+        return {key: value for key, value in values.items() if key != "use_m2m" or value}
 
     @property
     def original_crops(self) -> CropLayers | None:

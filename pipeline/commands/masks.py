@@ -34,6 +34,7 @@ class Profile(StrEnum):
 
     SA1B = "sa1b"
     OFFICIAL = "official"
+    SAM2 = "sam2"
 
 
 class Precision(StrEnum):
@@ -65,7 +66,9 @@ def masks(
     ] = False,
     profile: Annotated[
         Profile,
-        typer.Option(help="Default settings: those of SA-1B (sa1b) or of the reference code (official)."),
+        typer.Option(
+            help="Default settings: those of SA-1B (sa1b), or of the reference code of SAM (official) or SAM 2 (sam2)."
+        ),
     ] = Profile.SA1B,
     overrides: Annotated[
         list[str] | None,
@@ -148,7 +151,7 @@ def _check_flags(prompted: bool, *, all_masks: bool, full_frame: bool, profile: 
         raise UsageError("--all-masks requires --point, --box, or --prompt: otherwise, all masks are written")
     if full_frame and (prompted or profile is not Profile.SA1B):
         raise UsageError(
-            "--full-frame is only for automatic masks with --profile sa1b: prompts and --profile official always use "
+            "--full-frame is only for automatic masks with --profile sa1b: prompts and other profiles always use "
             "the photograph's own frame"
         )
 

@@ -112,6 +112,10 @@ def decoded(
         masks = predictor.predict(embedding, points=chunk[:, None], labels=np.ones((len(chunk), 1)), multimask=True)
         for (x, y), logits, ious in zip(chunk.tolist(), masks.low_res_logits, masks.predicted_iou, strict=True):
             for low_res, predicted_iou in zip(logits, ious, strict=True):
+                if settings.use_m2m:
+                    before = low_res.clamp(-32, 32)[None, None]
+                    again = predictor.predict(embedding, [[[x, y]]], [[1]], masks=before, multimask=False)
+                    low_res, predicted_iou = again.low_res_logits[0, 0], again.predicted_iou[0, 0]
                 yield (x, y), low_res, predicted_iou
 
 

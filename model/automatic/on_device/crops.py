@@ -26,6 +26,9 @@ from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings, small_chunk
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling, stable_outlines
 from segmint.model.device import CapturedGraph, HostTransfer, PerThread, upload
+from segmint.model.kernels.factored_plainly import CONSTANT
+from segmint.model.sam.mask_decoder import MaskDecoder
+from segmint.model.sam.point_decoder import POINT_TOKENS
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.sam.sam import Sam
 
@@ -83,6 +86,11 @@ def draw_chunk(decoded: DecodedChunk) -> ChunkMasks:
     """Draw a decoded chunk into masks that later replays do not overwrite."""
     logits = decoded.drawing.draw(decoded.wanted)
     return ChunkMasks(logits, decoded.predicted_iou.clone(), decoded.wanted.clone())
+
+
+def suits(mask_decoder: MaskDecoder, settings: MaskSettings) -> bool:
+    """Return whether the kernels have seats for the decoder's tokens, and the settings decode each point once."""
+    return len(mask_decoder.own_tokens) + POINT_TOKENS <= CONSTANT and not settings.use_m2m
 
 
 class DeviceCrops:

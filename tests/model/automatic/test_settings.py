@@ -20,6 +20,13 @@ def test_official_has_the_reference_codes_defaults() -> None:
     assert (settings.min_mask_region_area, settings.max_mask_area_ratio) == (0, 0)
 
 
+def test_sam2_has_the_defaults_of_sam_2s_reference_code() -> None:
+    assert MaskSettings.sam2() == dataclasses.replace(MaskSettings.official(), profile="sam2", pred_iou_thresh=0.8)
+    assert not MaskSettings.sam2().use_m2m
+    with pytest.raises(ValueError, match=r"masks.use_m2m is 1: expected true or false"):
+        MaskSettings.sam2(use_m2m=1)
+
+
 def test_official_halves_the_grid_once_crops_are_asked_for() -> None:
     assert MaskSettings.official(crop_n_layers=1).crop_n_points_downscale_factor == 2
     assert MaskSettings.official(crop_n_layers=1, crop_n_points_downscale_factor=1).crop_n_points_downscale_factor == 1

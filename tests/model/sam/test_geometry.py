@@ -13,7 +13,7 @@ from torchvision.transforms import Resize, ToTensor
 from benchmarks.masks.reference import reference_sam
 from segmint.compat.predictor import SamPredictor as CompatPredictor
 from segmint.model.automatic.generator import MaskGenerator
-from segmint.model.automatic.on_device.crops import DeviceCrops
+from segmint.model.automatic.on_device.crops import DeviceCrops, suits
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling
@@ -120,15 +120,20 @@ def test_masks_are_those_of_plain_operations(
         predictor.predict(embedding, masks=np.zeros((1, 1, 256, 256)))
 
 
+@pytest.mark.parametrize("use_m2m", [False, True], ids=["once", "m2m"])
 @pytest.mark.parametrize("name", ["padded", "stretched"])
-def test_a_generated_image_is_the_plain_recipes(name: str, request: pytest.FixtureRequest, image: np.ndarray) -> None:
+def test_a_generated_image_is_the_plain_recipes(
+    name: str, use_m2m: bool, request: pytest.FixtureRequest, image: np.ndarray
+) -> None:
     predictor: Predictor = request.getfixturevalue(name)
-    settings = MaskSettings.official(**KEYS, crop_n_layers=1, crop_nms_thresh=1.0)
+    keys = {**KEYS, "stability_score_thresh": 0.05} if use_m2m else KEYS  # these masks have thinner speckles
+    settings = MaskSettings.official(**keys, crop_n_layers=1, crop_nms_thresh=1.0, use_m2m=use_m2m)
     slow = generate_slowly(predictor, settings, image)
 
     generator = MaskGenerator(predictor, settings)
     fast = generator.generate(image)
-    generator._on_device = DeviceCrops(predictor, settings)
+    assert suits(predictor.sam.mask_decoder, settings) == (not use_m2m)
+    generator._on_device = None if use_m2m else DeviceCrops(predictor, settings)
     on_device = generator.generate(image)
 
     assert slow.funnel.predicted == 3 * (4 + 4)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from segmint.catalogs.layout import differing_keys
 from segmint.infra.errors import UsageError
+from segmint.model.automatic.settings import MaskSettings
 from segmint.pipeline.config.config import Config, LicenseConfig, as_pinned, identity, load_config
 
 NEEDED = {"name": "street", "catalog": "catalog.csv", "output": "out", "license": {"allow": ["CC0-1.0"]}}
@@ -242,3 +243,11 @@ def test_overrides_win_over_the_file(tmp_path: Path):
     assert loaded.stall_timeout == 100
     with pytest.raises(UsageError):
         load_config(str(path), ["masks.points_per_side=none"])
+
+
+def test_m2m_is_only_stored_where_it_is_used():
+    """A dataset that was begun before the key existed has no such key."""
+    assert "use_m2m" not in identity(config())["masks"]
+    assert identity(config(masks={"use_m2m": True}))["masks"]["use_m2m"] is True
+    assert config(masks={"profile": "sam2"}).masks.settings() == MaskSettings.sam2()
+    assert config(masks={"profile": "sam2", "use_m2m": True}).masks.settings().use_m2m

@@ -104,16 +104,21 @@ def test_the_parts_a_config_holds_have_the_defaults_of_their_classes() -> None:
             assert value == default, key
 
 
-def test_the_defaults_of_the_profile_official_are_the_codes() -> None:
-    ours, official = MasksConfig().model_dump(), MasksConfig.model_validate({"profile": "official"}).model_dump()
+def test_the_defaults_of_the_other_profiles_are_the_codes() -> None:
+    ours, *others = (
+        MasksConfig.model_validate({"profile": profile}).model_dump(exclude={"profile"})
+        for profile in ("sa1b", "official", "sam2")
+    )
     differing = {
-        f"masks.{key}": shown(value) for key, value in official.items() if value != ours[key] and key != "profile"
+        f"masks.{key}": [shown(other[key]) for other in others]
+        for key, value in ours.items()
+        if any(other[key] != value for other in others)
     }
-    assert {code(key): value for key, value in table_rows(PAGE, 2) if key.startswith("`masks.")} == differing
+    assert {code(key): values for key, *values in table_rows(PAGE, 3) if key.startswith("`masks.")} == differing
 
 
 def test_every_key_is_of_the_kind_that_the_page_says() -> None:
-    tree = identity(Config.model_validate(SMALLEST))
+    tree = identity(Config.model_validate({**SMALLEST, "masks": {"use_m2m": True}}))  # not stored if it is false
 
     def keys(value: Any, above: str = "") -> Iterator[str]:
         for name, item in value.items():

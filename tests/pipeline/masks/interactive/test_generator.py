@@ -128,7 +128,7 @@ def test_settings_are_a_profile_by_name_with_keys_over_it() -> None:
 def test_wrong_settings_and_models_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"masks\.points is not a setting: expected one of points_per_side"):
         MaskGenerator("mobile_sam", points=3)
-    with pytest.raises(ValueError, match=r"masks\.profile is 'best': expected 'official' or 'sa1b'"):
+    with pytest.raises(ValueError, match=r"masks\.profile is 'best': expected 'official', 'sa1b', or 'sam2'"):
         MaskGenerator("mobile_sam", "best")
     with pytest.raises(ValueError, match=r"points_per_side can't be .* MaskSettings.*official\(points_per_side=4\)"):
         MaskGenerator("mobile_sam", MaskSettings.official(), points_per_side=4)
