@@ -1,4 +1,6 @@
-"""Open every export in the real tool, each in an environment of its kind: `make test-interop`.
+"""Open every export in the real tool, and compare SAM 2.1 with its packages, each in an environment of its kind.
+
+`make test-interop` runs it.
 
 A tool that cannot be installed is a failure, with pip's reason. What each printed goes to standard output.
 """
@@ -12,7 +14,7 @@ import tempfile
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.interop.datasets import expected_of, make_datasets
@@ -53,17 +55,31 @@ TOOLS = (
 
 _READER = {"lvis": "coco"}
 
+SAM2 = Tool(
+    "sam2",
+    (
+        *("sam2==1.1.0", "hydra-core", "omegaconf", "antlr4-python3-runtime==4.9.3", "iopath", "portalocker"),
+        *("transformers", "tokenizers", "safetensors", "huggingface_hub", "hf-xet", "httpx2", "httpcore2"),
+    ),
+    ours=True,
+)
+"""Packages of the comparison with SAM 2.1, which are built without a compiler and with the torch of the tests."""
+
+ROOT = Path(__file__).parents[2]
+
 
 def main() -> None:
     """Run all tools, or those of the formats that are named."""
     parser = argparse.ArgumentParser(prog="python -m tests.interop")
-    parser.add_argument("formats", nargs="*", metavar="FORMAT", help=", ".join(tool.format for tool in TOOLS))
-    wanted = set(parser.parse_args().formats) or {tool.format for tool in TOOLS}
-    if unknown := wanted - {tool.format for tool in TOOLS}:
+    parser.add_argument("formats", nargs="*", metavar="FORMAT", help=", ".join(tool.format for tool in (*TOOLS, SAM2)))
+    known = {tool.format for tool in (*TOOLS, SAM2)}
+    wanted = set(parser.parse_args().formats) or known
+    if unknown := wanted - known:
         parser.error(f"no tool reads {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(prefix="segmint-interop-") as folder:
-        datasets = make_datasets(Path(folder))
+        datasets = make_datasets(Path(folder)) if wanted - {SAM2.format} else []
         failed = [tool.format for tool in TOOLS if tool.format in wanted and not _check(tool, datasets, Path(folder))]
+        failed += [SAM2.format] if SAM2.format in wanted and not _compare_sam2(Path(folder)) else []
     print(f"\n{len(wanted) - len(failed)} passed, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}")
     sys.exit(1 if failed else 0)
 
@@ -83,6 +99,19 @@ def _check(tool: Tool, datasets: list[Path], folder: Path) -> bool:
                 is_there = not tool.exports or _run(export, {})
                 done += [is_there and _run([python, reader, given, expected_of(dataset)], variables)]
             return all(done)
+    except CannotInstallError as error:
+        print(f"CANNOT INSTALL: {error}")
+        return False
+
+
+def _compare_sam2(folder: Path) -> bool:
+    """Compare SAM 2.1 with its packages in all sizes, and return whether everything was equal."""
+    print(f"\n== {SAM2.format}: {', '.join(SAM2.packages)}", flush=True)
+    os.environ["SAM2_BUILD_CUDA"] = "0"
+    try:
+        with _environment(replace(SAM2, packages=("wheel",)), folder / "env-sam2") as python:
+            install(python, "--no-deps", "--no-build-isolation", *SAM2.packages)
+            return _run([python, ROOT / "tests/interop/oracles/check_sam2.py"], {"PYTHONPATH": ROOT})
     except CannotInstallError as error:
         print(f"CANNOT INSTALL: {error}")
         return False
