@@ -1,6 +1,7 @@
 """Labels of a shard's masks, from its masks table, because the JSON in tars keeps SA-1B's keys."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,9 @@ MASK_LABEL = ("label", "label_score", "label_source")
 """Columns of the masks table and attributes of `MaskAnnotation` about a label."""
 
 NO_LABEL = (None, None, None)
+
+MODEL = "model:"
+"""Beginning of the `label_source` of a label that a model set. The SHA-256 of the model follows."""
 
 LabelsById = Mapping[int, tuple[str | None, float | None, str | None]]
 """Values of `MASK_LABEL` by annotation id."""
@@ -37,6 +41,12 @@ class ShardLabels:
         labels, sources = ([words[place] for place in places[span].tolist()] for words, places in self._texts)
         scores = [None if score != score else score for score in self._scores[span].tolist()]
         return dict(zip(self._ids[span].tolist(), zip(labels, scores, sources, strict=True), strict=True))
+
+
+def may_label(mask: Mapping[str, Any], source: str) -> bool:
+    """Return whether a model may set a mask's label: it has none, or one of another model than `source`."""
+    found = mask["label_source"] if mask["label"] is not None else MODEL
+    return found is None or (found.startswith(MODEL) and found != source)
 
 
 def _encoded(column: pa.ChunkedArray) -> tuple[list[str | None], NDArray[np.int32]]:

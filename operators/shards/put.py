@@ -17,6 +17,7 @@ The order of these steps keeps a writer safe from other writers and from every p
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, Reservation, read_shard_state
 from segmint.catalogs.dataset.handle import DatasetHandle
@@ -40,6 +41,9 @@ from segmint.operators.shards.files import ShardFiles, build_shard_files, shard_
 
 NamedFiles = Sequence[tuple[FileEntry, bytes]]
 """Files, each with its entry in the commit."""
+
+OneTable = Literal["images", "masks"]
+"""Table that a revision can change without the shard's other files."""
 
 
 def named_files(shard: int, files: ShardFiles) -> NamedFiles:
@@ -146,22 +150,22 @@ def replace_shard(
     old: Commit,
     rows: Iterable[Row],
     *,
-    images_only: bool = False,
+    only: OneTable | None = None,
     purge: bool = True,
     after_commit: Callable[[], object] = lambda: None,
 ) -> Commit:
     """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; remove nothing yet.
 
-    The fingerprint of the numerics is kept because no masks are recomputed. With `images_only`, the rows have the keys
-    of `IMAGES`, and only that table is put, since the tar of JPEGs can be gigabytes. `after_commit` is called after the
-    commit. Raises `LostRaceError` if another writer has committed this generation with other content, or a higher one;
-    with `purge`, older versions of this writer's files are also deleted.
+    The fingerprint of the numerics is kept because no masks are recomputed. With `only`, the rows are those of this
+    table, as many as before, and only its file is put, since the tar of JPEGs can be gigabytes. `after_commit` is
+    called after the commit. Raises `LostRaceError` if another writer has committed this generation with other content,
+    or a higher one; with `purge`, older versions of this writer's files are also deleted.
     """
-    if images_only:
-        images = _named("images", old.shard, shard_table_bytes(rows, shard_schemas(dataset.stages)["images"]))
-        put: NamedFiles = [images]
-        before = old.file("images")
-        counts, entries = old.counts, tuple(images[0] if entry == before else entry for entry in old.files)
+    if only is not None:
+        table = _named(only, old.shard, shard_table_bytes(rows, shard_schemas(dataset.stages)[only]))
+        put: NamedFiles = [table]
+        before = old.file(only)
+        counts, entries = old.counts, tuple(table[0] if entry == before else entry for entry in old.files)
     else:
         files = build_shard_files(rows, with_images=dataset.with_images, stages=dataset.stages)
         put = named_files(old.shard, files)

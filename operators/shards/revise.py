@@ -30,12 +30,11 @@ from segmint.catalogs.parquet import ROW_GROUP_ROWS as CATALOG_GROUP_ROWS
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.rows import read_rows
-from segmint.catalogs.stages import StageColumn
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file, read_table
-from segmint.operators.shards.put import LostRaceError, remove_replaced, replace_shard
+from segmint.operators.shards.put import LostRaceError, OneTable, remove_replaced, replace_shard
 
 Result = TypeVar("Result")
 
@@ -69,31 +68,35 @@ def revise_shard(
     change: Change,
     *,
     purge: bool = True,
-    images_only: bool = False,
+    only: OneTable | None = None,
     needed: Callable[[Commit], bool] = lambda _: True,
     after_commit: Callable[[], object] = lambda: None,
 ) -> ShardRevision | None:
     """Commit the next generation of a shard if the change affects any row; None if the shard is not committed.
 
-    With `images_only`, `change` receives the rows of the images table (keys of `IMAGES`); only that table is read and
-    put, and all other files stay. `needed` can skip the change without reading all rows. `after_commit` is called once
-    a new generation is committed. Before that, fingerprints of all JPEGs that change or go are put. Nothing is removed,
-    except the files of lost attempts (with `purge`, including their older versions). Raises `DamagedDatasetError` if a
-    file of the latest generation cannot be read, and `LostRaceError` after `ATTEMPTS` lost races.
+    With `only`, `change` receives the rows of this table (keys of `IMAGES` or `MASKS`). Only that table is read and
+    put, and all other files stay, so the change must not touch columns that they also contain. `needed` can skip the
+    change without reading all rows. `after_commit` is called once a new generation is committed. Before that,
+    fingerprints of all JPEGs that change or go are put. Nothing is removed, except the files of lost attempts (with
+    `purge`, including their older versions). Raises `DamagedDatasetError` if a file of the latest generation cannot be
+    read, and `LostRaceError` after `ATTEMPTS` lost races.
     """
     lost = 0
 
     def attempt(commit: Commit) -> ShardRevision:
         if not needed(commit):
             return ShardRevision(commit, commit, 0)
-        read = _read_images if images_only else read_committed_rows
-        rows = read(dataset.location, commit, dataset.stages)
+        if only is None:
+            rows = read_committed_rows(dataset.location, commit, dataset.stages)
+        else:
+            rows = read_table(read_file(dataset.location, commit.file(only)), only, dataset.stages).to_pylist()
         after = change(commit, rows)
         different = sum(one is not other for one, other in zip(rows, after, strict=True))
         if not different:
             return ShardRevision(commit, commit, 0)
-        put_fingerprints(dataset.location, shard, _former(rows, after))
-        new = replace_shard(dataset, commit, after, images_only=images_only, purge=purge, after_commit=after_commit)
+        if only != "masks":
+            put_fingerprints(dataset.location, shard, _former(rows, after))
+        new = replace_shard(dataset, commit, after, only=only, purge=purge, after_commit=after_commit)
         return ShardRevision(commit, new, different)
 
     while True:
@@ -119,11 +122,6 @@ def fingerprint_of(row: Row, *, gone: bool) -> Fingerprint:
     jpeg = Fingerprint(released=(row["release_sha256"],))
     hashes = np.array(row["hashes"] or [], ">u8").tobytes().hex()
     return jpeg.model_copy(update={"pixels": row["pixels_sha256"], "hashes": hashes}) if gone else jpeg
-
-
-def _read_images(dataset: Location, commit: Commit, stages: Sequence[StageColumn]) -> list[Row]:
-    rows: list[Row] = read_table(read_file(dataset, commit.file("images")), "images", stages).to_pylist()
-    return rows
 
 
 def with_latest_commit(dataset: Location, shard: int, use: Callable[[Commit], Result]) -> Result | None:
@@ -192,7 +190,7 @@ def apply_catalog(dataset: DatasetHandle, shard: int, since: int) -> ShardRevisi
         dataset,
         shard,
         cataloged(dataset.location),
-        images_only=True,
+        only="images",
         after_commit=lambda: apply_catalog(dataset, shard, now),
     )
     if revised is not None and revised.changed:

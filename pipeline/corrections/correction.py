@@ -26,7 +26,7 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import join
-from segmint.operators.shards.put import check_purge, remove_replaced
+from segmint.operators.shards.put import OneTable, check_purge, remove_replaced
 from segmint.operators.shards.revise import (
     Change,
     ShardRevision,
@@ -51,8 +51,9 @@ class Revision:
     shards: Set[int]  # shards that aren't committed are only cleaned
     change: Change
     needed: Callable[[Commit], bool] = lambda _: True  # a cheaper check than reading all rows
-    images_only: bool = False  # true if it reads and changes only the tables of images
+    only: OneTable | None = None  # the one table that it reads and changes, or None for whole shards
     catalog_generation: int | None = None  # minimum manifest generation whose catalog it reads
+    on_ray: bool = True  # false if only this process can make the change, for example with its GPU
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def revise(
     looks = map_ahead(look, committed, _THREADS, 2 * _THREADS, "revise")
     shards = [shard for shard, needed in looks if needed]
     results: Iterable[ShardRevision | None] = (revise_one(dataset, shard, revision) for shard in shards)
-    if len(shards) >= ray_from and find_spec("ray") is not None:
+    if revision.on_ray and len(shards) >= ray_from and find_spec("ray") is not None:
         from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
 
         alone = replace(revision, shards=frozenset(shards))
@@ -196,7 +197,7 @@ def revise_one(dataset: DatasetHandle, shard: int, revision: Revision) -> ShardR
         dataset,
         shard,
         revision.change,
-        images_only=revision.images_only,
+        only=revision.only,
         needed=revision.needed,
         after_commit=after_commit,
     )

@@ -77,7 +77,7 @@ def credit(dataset: Location, generation: int, shards: Collection[int]) -> Revis
         shards=frozenset(shards),
         change=change,
         needed=lambda commit: _differs(dataset, commit, change),
-        images_only=True,
+        only="images",
         catalog_generation=generation,
     )
 

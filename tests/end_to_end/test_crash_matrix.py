@@ -107,6 +107,20 @@ def test_an_import_may_die_or_sleep_at_any_call() -> None:
 
 
 @pytest.mark.long
+def test_labels_may_die_or_sleep_at_any_call() -> None:
+    """They are set, removed, and set beside a takedown; only the tables of masks are put."""
+    names = ["label", "remove labels", "label beside a takedown"]
+    with quick_folder() as folder:
+        results = answer_of(start_matrix(names, str(folder)))
+    assert [results[name]["wrong"] for name in names] == [{}, {}, {}]
+    for name in names:
+        calls = results[name]["calls"]
+        assert "create commits/000001.g2.json" in calls or "create commits/000001.g3.json" in calls
+        puts = [call.split("-")[0] for call in calls if call.startswith(("put shards", "put images", "put masks"))]
+        assert puts == ["put masks/sa_000000", "put masks/sa_000001"]
+
+
+@pytest.mark.long
 def test_a_merge_of_answers_may_die_or_sleep_at_any_call() -> None:
     """And a takedown, which removes answers, may die."""
     names = ["merge", "merge beside a takedown", "takedown of answers"]

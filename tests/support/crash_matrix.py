@@ -35,6 +35,7 @@ from segmint.infra.uris import join
 from segmint.operators.shards.revise import finish_dead_writers
 from segmint.pipeline.corrections.amend import amend
 from segmint.pipeline.corrections.fingerprints import forget, tell_apart
+from segmint.pipeline.corrections.label import label
 from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
@@ -43,6 +44,7 @@ from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.crashing_store import CallCounter, CrashingChild, CrashPoint, StopPoint, gated, points_of
 from tests.support.everything import mentions
 from tests.support.imported import FIRST, import_coco, write_coco
+from tests.support.labeled import shades, write_labeled
 from tests.support.locations import location_of
 from tests.support.protocol import (
     ROWS,
@@ -179,6 +181,20 @@ def _answered(place: DatasetPath) -> None:
         put_submission(place.location, given)
 
 
+def _labeled_by_people(place: DatasetPath) -> None:
+    write(place, 0)
+    write_labeled(place, 1)
+
+
+def _labeled_by_a_model(place: DatasetPath) -> None:
+    _labeled_by_people(place)
+    _label(place)
+
+
+def _label(place: DatasetPath) -> None:
+    label(place.location, shades())
+
+
 def _retry(place: DatasetPath) -> None:
     """As a build does, which first completes what dead writers left."""
     finish_dead_writers(place.handle, range(SHARDS))
@@ -201,6 +217,8 @@ OPERATIONS = {
     "amend in a build": Operation(_writer_died, _amend_in_a_build),
     "import": Operation(_both_shards, _import, versioned=True),
     "merge": Operation(_answered, lambda place: merge_submissions(place.location), versioned=True),
+    "label": Operation(_labeled_by_people, _label, versioned=True),
+    "remove labels": Operation(_labeled_by_a_model, lambda place: label(place.location, None), versioned=True),
     "takedown of answers": Operation(_answered, _take_down, versioned=True, taken=(0, 2)),
     "repair": Operation(_damaged, lambda place: repair(place.location), mends=True, versioned=True),
 }
@@ -231,6 +249,7 @@ REVISIONS = {
     "amendment beside a takedown": Sleeper(lambda place: _amend(place, 0, 4)),
     "import beside a takedown": Sleeper(_import),
     "merge beside a takedown": Sleeper(lambda place: merge_submissions(place.location), before=_answered),
+    "label beside a takedown": Sleeper(_label, before=_labeled_by_people),
     "repair beside a takedown": Sleeper(lambda place: repair(place.location), _without_masks),
 }
 

@@ -1,0 +1,201 @@
+"""`segmint label`: label the masks that no person has labeled, by a stage that sets labels; or remove such labels.
+
+Only the masks tables change, because the JSON in tars contains no labels.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.mask_labels import MODEL, may_label
+from segmint.catalogs.layout import image_name
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted
+from segmint.operators.custom.contract import Reject, StageCall, StageContractError, StageRow, call_stage
+from segmint.operators.custom.load import StageSpec
+from segmint.operators.rows import Row
+from segmint.operators.schemas import LABEL_COLUMNS
+from segmint.operators.shards.committed_rows import read_file, read_table, tar_members
+from segmint.pipeline.config.config import LOCAL, ResourcesConfig
+from segmint.pipeline.corrections.correction import Revision, correct
+from segmint.pipeline.corrections.mask_revision import (
+    MaskCorrection,
+    RevisionCounts,
+    RevisionList,
+    RevisionPlan,
+    RevisionResult,
+    is_unfinished,
+    look_at_shards,
+)
+
+
+@dataclass(frozen=True)
+class LabelList(RevisionList):
+    """List of the labels that would be set, or removed. `masks` counts them, and those that are `kept`."""
+
+    dataset: str
+    name: str
+    labeler: str  # how it is named in the version, or "" to remove labels
+    sha256: str  # its version, or ""
+    images: int  # that change
+    masks: Mapping[str, int]
+    shards: tuple[int, ...]  # that change
+    skipped_images: Mapping[str, int]
+
+    def lines(self) -> list[str]:
+        """Return the list as lines of text."""
+        return [
+            f"labels of {counted(self.images, 'image')} of {self.dataset} would change{self.in_shards()}",
+            *self.found(),
+        ]
+
+    def found(self) -> list[str]:
+        """Return lines on the masks."""
+        return [f"masks: {self.counted_masks() or 'none'}"]
+
+    def reason(self) -> str:
+        """Return the reason that the version records."""
+        what = f"{self.labeler}, SHA-256 {self.sha256[:12]}" if self.labeler else "labels of models removed"
+        changed = self.counted_masks("labeled" if self.labeler else "removed") or "no mask"
+        return f"{what}: {changed} in {counted(self.images, 'image')}"
+
+
+@dataclass(frozen=True)
+class LabelResult(RevisionResult[LabelList]):
+    """Result of labeling."""
+
+    def lines(self) -> list[str]:
+        """Return the result as lines of text."""
+        if not self.listed.images and not self.changed_shards:
+            return [f"no label to change in {self.listed.dataset}", *self.listed.found(), self.version.line()]
+        changed = f"{counted(self.listed.images, 'image')} changed in {counted(len(self.changed_shards), 'shard')}"
+        return [changed, *self.listed.found(), *self.last_lines()]
+
+
+def list_labels(dataset: Location, stage: StageSpec | None) -> LabelList:
+    """List the changes that `label` would make. Raises the errors that it raises before it changes anything."""
+    return _Label(stage).plan(DatasetHandle.open(dataset)).listed
+
+
+def label(
+    dataset: Location,
+    stage: StageSpec | None,
+    confirm: Callable[[LabelList], None] | None = None,
+    now: datetime | None = None,
+    resources: ResourcesConfig = LOCAL,
+) -> LabelResult:
+    """Set labels of masks by a stage that sets `label_source` to `model:` and its version; with None, remove them.
+
+    Only masks without a label, or with one of another model, get one, so a repeated call completes an interrupted one.
+    Removing the labels restores the bytes of masks tables that had none of models before. The other arguments are as
+    in `correct`. Raises `UsageError` for a stage that doesn't set labels, a dataset without images, and a stage that
+    doesn't keep to its interface.
+    """
+    return correct(DatasetHandle.open(dataset), _Label(stage), confirm, now, resources)
+
+
+@dataclass(frozen=True)
+class LabelChange:
+    """Change of a shard's masks: their labels by a stage, or without the labels of models."""
+
+    dataset: Location
+    stage: StageSpec | None
+
+    def __call__(self, commit: Commit, rows: Sequence[Row]) -> Sequence[Row]:
+        """Return the next rows of the masks table. Unchanged rows are the same objects."""
+        after = list(rows)
+        for place, columns in self._columns(commit, self.changing(rows)):
+            after[place] = {**rows[place], **columns}
+        return after
+
+    def changing(self, rows: Iterable[Row]) -> dict[int, list[tuple[int, Row]]]:
+        """Return the masks to change by the number of their image, each with its place in the table."""
+        found: dict[int, list[tuple[int, Row]]] = {}
+        for place, row in enumerate(rows):
+            source = row["label_source"] or ""
+            if source.startswith(MODEL) if self.stage is None else may_label(row, f"{MODEL}{self.stage.version}"):
+                found.setdefault(row["id"], []).append((place, row))
+        return found
+
+    def _columns(self, commit: Commit, images: dict[int, list[tuple[int, Row]]]) -> Iterator[tuple[int, Row]]:
+        """Yield the place and the next columns of the label of each mask that changes."""
+        if self.stage is None:
+            for masks in images.values():
+                yield from ((place, dict.fromkeys(LABEL_COLUMNS)) for place, _ in masks)
+            return
+        jpegs = dict(tar_members(read_file(self.dataset, commit.file("shards")))) if images else {}
+        for image, masks in images.items():
+            first = masks[0][1]
+            row = {"ordinal": first["ordinal"], "id": image, "image_id": first["image_id"]}
+            row |= {"release": jpegs[image_name(image)], "masks": [mask for _, mask in masks]}
+            (labeled,) = call_stage(self.stage.name, _started(self.stage), [StageRow(row)])
+            if isinstance(labeled, Reject):
+                raise StageContractError(f"the stage {self.stage.name} rejected image {image}: it may only set labels")
+            values = labeled.mask_values or [None] * len(masks)
+            for (place, _), value in zip(masks, values, strict=True):
+                if value is not None:
+                    yield place, {name: value.get(name) for name in LABEL_COLUMNS}
+
+
+_STARTED: dict[str, StageCall] = {}
+
+
+def _started(stage: StageSpec) -> StageCall:
+    """Return a stage's callable, which is built once per process."""
+    if stage.version not in _STARTED:
+        _STARTED[stage.version] = stage.start()
+    return _STARTED[stage.version]
+
+
+@dataclass(frozen=True)
+class _Label(MaskCorrection[LabelList, LabelResult]):
+    """The `Correction` of labels (`segmint.pipeline.corrections.correction`)."""
+
+    stage: StageSpec | None
+    command = "label"
+    result_class = LabelResult
+
+    def plan(self, dataset: DatasetHandle) -> RevisionPlan[LabelList]:
+        stage = self.stage
+        if stage is not None and not stage.labels:
+            raise UsageError(f"the stage {stage.name} doesn't set labels")
+        if stage is not None and not dataset.with_images:
+            raise UsageError(f"{dataset} only contains annotations, so there are no images to label")
+        change, total = LabelChange(dataset.location, stage), RevisionCounts()
+        committed = sorted(dataset.commits.committed())
+        nothing: list[int] = []
+        shards = ((shard, nothing) for shard in committed)
+        changing, unchanged = look_at_shards(dataset.location, shards, total, partial(_count, dataset.location, change))
+        listed = LabelList(
+            dataset=str(dataset),
+            name=dataset.manifest().name,
+            labeler="" if stage is None else stage.name,
+            sha256="" if stage is None else stage.version,
+            images=total.images,
+            masks={kind: total.masks[kind] for kind in (("removed",) if stage is None else ("labeled", "kept"))},
+            shards=changing,
+            skipped_images={},
+        )
+        is_done = not listed.images and not is_unfinished(dataset, committed)
+        return RevisionPlan(listed, frozenset(committed), change, unchanged, is_done)
+
+    def revision(self, dataset: DatasetHandle, plan: RevisionPlan[LabelList]) -> Revision:
+        here = self.stage is not None and self.stage.arguments.get("device", "cpu") != "cpu"
+        return replace(super().revision(dataset, plan), only="masks", on_ray=not here)
+
+
+def _count(dataset: Location, change: LabelChange, commit: Commit, _: Any) -> RevisionCounts:
+    """Count the labels that would change in a shard."""
+    table = read_table(read_file(dataset, commit.file("masks")), "masks")
+    images = change.changing(table.select(["id", "label", "label_source"]).to_pylist())
+    counts = RevisionCounts(images=len(images))
+    labels = sum(map(len, images.values()))
+    counts.masks.update({"removed" if change.stage is None else "labeled": labels})
+    if change.stage is not None:
+        counts.masks.update(kept=table.num_rows - labels)
+    return counts

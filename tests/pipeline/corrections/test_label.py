@@ -1,0 +1,152 @@
+"""Labels by a stage: only masks tables change, people's labels stay, and removing them restores every byte."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.tombstones import TakedownRequest
+from segmint.catalogs.dataset.versions.record import latest_version
+from segmint.infra.errors import UsageError
+from segmint.infra.ray_session import Cluster
+from segmint.operators.custom.contract import StageContractError
+from segmint.operators.custom.load import load_stage
+from segmint.pipeline.corrections.correction import revise
+from segmint.pipeline.corrections.label import LabelChange, _Label, label, list_labels
+from segmint.pipeline.corrections.proof import prove
+from segmint.pipeline.corrections.takedown import takedown
+from segmint.pipeline.quality.audit.integrity import audit_integrity
+from tests.support.crashing_store import CallCounter, gated
+from tests.support.imported import masks_of
+from tests.support.labeled import ShadeLabels, shades, write_labeled
+from tests.support.protocol import DatasetPath, broken_promises, contents, two_shards
+
+
+@pytest.fixture
+def place() -> Iterator[DatasetPath]:
+    """Images 1, 2, 4 and 5 with two masks each; a person has labeled the first masks of images 1 and 4."""
+    with two_shards(committed=0) as place:
+        write_labeled(place, 0)
+        write_labeled(place, 1)
+        yield place
+
+
+def labels(place: DatasetPath) -> list[tuple[str | None, str | None]]:
+    return [(mask["label"], mask["label_source"]) for ordinal in (0, 1, 3, 4) for mask in masks_of(place, ordinal)]
+
+
+def data_files(place: DatasetPath) -> dict[str, str]:
+    return {name: digest for name, digest in contents(place).items() if not name.startswith("commits/")}
+
+
+def test_only_the_tables_of_masks_are_put_once_per_shard_and_peoples_labels_stay(place: DatasetPath) -> None:
+    before, calls = contents(place), CallCounter()
+    listed = list_labels(place.location, shades())
+    assert (listed.images, listed.masks, listed.shards) == (4, {"labeled": 6, "kept": 2}, (0, 1))
+    assert contents(place) == before
+    with gated(calls):
+        done = label(place.location, shades())
+    assert (done.listed, done.changed_shards) == (listed, (0, 1))
+    puts = [call.split("-")[0] for call in calls.calls if call.startswith("put ")]
+    assert puts == ["put masks/sa_000000", "put masks/sa_000001"]
+    creates = [call for call in calls.calls if call.startswith("create commits/")]
+    assert creates == ["create commits/000000.g2.json", "create commits/000001.g2.json"]
+    source = f"model:{100:064x}"
+    assert labels(place) == [("née", "person"), *3 * [("bright", source)], ("née", "person"), *3 * [("bright", source)]]
+    assert masks_of(place, 0)[0]["label_score"] is None
+    assert masks_of(place, 1)[0]["label_score"] == 170 / 1200
+    assert [finding.line() for finding in audit_integrity(place.location).findings] == []
+    assert broken_promises(place) == []
+    version = latest_version(place.location)
+    assert version is not None
+    assert (version.command, version.reason) == ("label", f"label, SHA-256 {100:064x}"[:27] + ": 6 labeled in 4 images")
+
+
+def test_labeling_again_changes_nothing_and_another_model_replaces_only_models_labels(place: DatasetPath) -> None:
+    label(place.location, shades())
+    before = contents(place)
+    again = label(place.location, shades())
+    assert (again.listed.images, again.changed_shards, contents(place)) == (0, (), before)
+    assert again.lines()[0].startswith("no label to change")
+    other = label(place.location, shades(200))
+    assert other.listed.masks == {"labeled": 6, "kept": 2}
+    source = f"model:{200:064x}"
+    assert labels(place) == [("née", "person"), *3 * [("dark", source)], ("née", "person"), *3 * [("dark", source)]]
+
+
+def test_removed_labels_leave_the_bytes_that_were_there_before(place: DatasetPath) -> None:
+    before = data_files(place)
+    label(place.location, shades())
+    assert data_files(place).keys() - before.keys() == {
+        commit.file("masks").path for commit in CommitLog(place.location).read_all()
+    }
+    removed = label(place.location, None)
+    assert removed.listed.masks == {"removed": 6}
+    assert data_files(place) == before
+    assert label(place.location, None).changed_shards == ()
+
+
+def test_an_interrupted_call_is_completed_without_labeling_again(place: DatasetPath) -> None:
+    stage = _Label(shades())
+    plan = stage.plan(place.handle)
+    revision = stage.revision(place.handle, plan)
+    revise(place.handle, type(revision)({0}, revision.change, only="masks"))
+    listed = list_labels(place.location, shades())
+    assert (listed.images, listed.masks, listed.shards) == (2, {"labeled": 3, "kept": 5}, (1,))
+    assert label(place.location, shades()).changed_shards == (1,)
+    version = latest_version(place.location)
+    assert version is not None
+    assert {(shard, generation) for shard, generation, _ in version.commits} == {(0, 2), (1, 2)}
+
+
+def test_a_labeled_image_is_taken_down_and_proved_gone(place: DatasetPath) -> None:
+    label(place.location, shades())
+    takedown(place.location, TakedownRequest(ids=("image-0",)), "as was asked")
+    proof = prove(place.location, "image-0")
+    assert (list(proof.found), list(proof.not_checked)) == ([], [])
+    assert label(place.location, None).listed.masks == {"removed": 5}
+
+
+class SilentStage(ShadeLabels):
+    """Doesn't say that it sets labels."""
+
+    labels = False
+
+
+def test_a_stage_that_sets_no_labels_or_drops_rows_is_refused(place: DatasetPath) -> None:
+    before = contents(place)
+    silent = load_stage(f"{__name__}.SilentStage", {"threshold": 1})
+    with pytest.raises(UsageError, match="the stage label doesn't set labels"):
+        label(place.location, silent)
+    drops = load_stage(f"{__name__}.DroppingStage", {"threshold": 2})
+    with pytest.raises(StageContractError, match="returned 0 rows for 1"):
+        label(place.location, drops)
+    assert contents(place) == before
+
+
+class DroppingStage(ShadeLabels):
+    """Drops every row."""
+
+    def __call__(self, rows: object) -> list[object]:  # type: ignore[override]
+        return []
+
+
+def test_a_change_returns_unchanged_rows_as_the_same_objects(place: DatasetPath) -> None:
+    change = LabelChange(place.location, None)
+    rows = [{"id": 1, "label": "née", "label_source": "person", "label_score": None}]
+    commit = place.log.latest(0)
+    assert commit is not None
+    assert all(one is other for one, other in zip(rows, change(commit, rows), strict=True))
+
+
+@pytest.mark.ray
+def test_ray_labels_the_shards_of_a_large_dataset(
+    place: DatasetPath, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segmint.pipeline.corrections.correction.revise", partial(revise, ray_from=2))
+    done = label(place.location, shades())
+    assert (done.changed_shards, [source for _, source in labels(place)].count(f"model:{100:064x}")) == ((0, 1), 6)
+    monkeypatch.setattr("segmint.pipeline.corrections.by_ray.correct_by_ray", None)
+    here = load_stage(f"{ShadeLabels.__module__}.OnDevice", {"threshold": 50, "device": "cuda"})
+    assert label(place.location, here).changed_shards == (0, 1)
