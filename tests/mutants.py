@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.support.audit_mutants import AUDIT_MUTANTS
 from tests.support.build_mutants import BUILD_MUTANTS
 from tests.support.copies_mutants import COPIES_MUTANTS
+from tests.support.custom_mutants import CUSTOM_MUTANTS
 from tests.support.dataset_mutants import DATASET_MUTANTS
 from tests.support.level_mutants import LEVEL_MUTANTS
 from tests.support.masks_mutants import MASKS_MUTANTS
@@ -42,6 +43,7 @@ MUTANTS = (
     *MASKS_MUTANTS,
     *COPIES_MUTANTS,
     *LEVEL_MUTANTS,
+    *CUSTOM_MUTANTS,
 )
 
 

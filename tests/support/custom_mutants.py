@@ -1,0 +1,50 @@
+"""Faults in custom stages."""
+
+from tests.support.mutant import Mutant
+
+_TESTS = "tests/operators/custom/test_load.py tests/operators/custom/test_stage.py"
+
+CUSTOM_MUTANTS = (
+    Mutant(
+        "a stage's rows in any order",
+        "operators/custom/contract.py",
+        'if result["ordinal"] != row["ordinal"]:',
+        'if result["ordinal"] < 0:',
+        _TESTS,
+    ),
+    Mutant(
+        "a stage sees the original",
+        "operators/custom/stage.py",
+        'HIDDEN = frozenset({"original", *VERDICT.names})',
+        "HIDDEN = frozenset(VERDICT.names)",
+        _TESTS,
+    ),
+    Mutant(
+        "a worker with another version of a stage",
+        "operators/custom/load.py",
+        "if here != self:",
+        "if here.name != self.name:",
+        _TESTS,
+    ),
+    Mutant(
+        "masks' values of a stage by half",
+        "operators/custom/stage.py",
+        "if own is not None and len(own) != count:",
+        "if own is not None and len(own) > count:",
+        _TESTS,
+    ),
+    Mutant(
+        "the columns of stages lost in describe",
+        "operators/describe.py",
+        "return carried(table, described)",
+        "return described",
+        _TESTS,
+    ),
+    Mutant(
+        "a death of a stage blamed on the segment stage",
+        "infra/row_ledger.py",
+        "self._number, [self._first + ordinal for ordinal in ordinals], self._in_flight.done()",
+        "self._number, list(ordinals), self._in_flight.done()",
+        "tests/infra/test_row_ledger.py",
+    ),
+)
