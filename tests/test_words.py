@@ -39,7 +39,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "come by": "datasets store this message as the detail of a rejected row",
         "is no": "datasets store this message as the detail of a rejected row",
     },
-    "operators/prepare/prepare.py": {"stands": "datasets store this message as the detail of a refused row"},
 }
 """Phrases that a file keeps, and why."""
 
