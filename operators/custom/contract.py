@@ -63,11 +63,13 @@ class StageRow(Mapping[str, Any]):
     It never contains the original, and it can't be changed.
     """
 
-    __slots__ = ("_columns", "_image", "mask_values", "values_set")
+    def __init__(self, columns: Mapping[str, Any], place: int | None = None) -> None:
+        """`columns` contains values, among them `ordinal`, `id`, and `release`, the released JPEG.
 
-    def __init__(self, columns: Mapping[str, Any]) -> None:
-        """`columns` contains at least `ordinal`, `id`, and `release`, the released JPEG."""
-        self._columns = columns
+        With `place`, it contains Arrow columns instead, whose values there are converted when they are read.
+        """
+        self._columns, self._place = columns, place
+        self._read: dict[str, Any] = {}
         self._image: Pixels | None = None
         self.values_set: Mapping[str, Any] = {}
         self.mask_values: Sequence[Mapping[str, Any] | None] | None = None
@@ -101,7 +103,11 @@ class StageRow(Mapping[str, Any]):
         return row
 
     def __getitem__(self, name: str) -> Any:
-        return self._columns[name]
+        if self._place is None:
+            return self._columns[name]
+        if name not in self._read:
+            self._read[name] = self._columns[name][self._place].as_py()
+        return self._read[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -127,25 +127,6 @@ class CustomStage:
                 os._exit(1)
 
 
-class _Cells(Mapping[str, Any]):
-    """One row of a table, whose values are converted when they are read."""
-
-    def __init__(self, columns: Mapping[str, pa.ChunkedArray], place: int) -> None:
-        self._columns, self._place = columns, place
-        self._read: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._read:
-            self._read[name] = self._columns[name][self._place].as_py()
-        return self._read[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        return len(self._columns)
-
-
 class CustomAlone(CustomStage):
     """Actor in which the driver tries a suspect of a stage, to observe how it ends."""
 
@@ -174,7 +155,7 @@ def stage_rows(table: pa.Table) -> dict[int, StageRow]:
     """Return the live rows of a table as a stage sees them, by their place in it."""
     live = pc.and_(pc.is_null(table.column("reason")), pc.is_null(table.column("fault"))).to_pylist()
     columns = {name: table.column(name) for name in table.column_names if name not in HIDDEN}
-    return {place: StageRow(_Cells(columns, place)) for place, lives in enumerate(live) if lives}
+    return {place: StageRow(columns, place) for place, lives in enumerate(live) if lives}
 
 
 def with_results(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> pa.Table:
