@@ -102,6 +102,34 @@ def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
     return {name: round(value, digits) for name, value in found.items()}
 
 
+class Figures:
+    """Figures of a result, by part, which is written as soon as each one is measured.
+
+    Figures from the same machine and versions that the result already contains are kept, so that a benchmark can be
+    continued after an interrupt, or measure some figures at a time.
+    """
+
+    def __init__(self, output: Path, name: str, machine: dict[str, Any]) -> None:
+        self._output, self._name, self._machine = output, name, machine
+        before = json.loads(output.read_text()) if output.exists() else {}
+        load = "load_average_before"
+        same = {**before.get("machine", {}), load: None} == {**machine, load: None}
+        self._parts = {name: part for name, part in before.items() if same and isinstance(part, list)}
+
+    def add(self, part: str, settings: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+        """Measure a figure unless there is one with these settings, print it, and write the result.
+
+        The figure gets the machine's load before the measurement.
+        """
+        figures = self._parts.setdefault(part, [])
+        kept = next((each for each in figures if settings.items() <= each.items()), None)
+        if kept is None:
+            load = round(os.getloadavg()[0], 2)
+            figures.append({**settings, **measure(), "load_before": load})
+            write_result(self._output, self._name, self._machine, self._parts)
+        print("kept:" if kept else "measured:", kept or figures[-1], flush=True)
+
+
 def write_result(output: Path, name: str, machine: dict[str, Any], parts: dict[str, Any]) -> None:
     """Write a benchmark's result as JSON: its name, the date (UTC), the machine, and the parts."""
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.building.prepare_tables import prepare_part
-from benchmarks.building.scale_tables import overlap_part, resume_part, scale_part, streams_part
+from benchmarks.building.scale_tables import (
+    overlap_part,
+    resume_part,
+    scale_part,
+    streams_part,
+    windows_part,
+    writers_part,
+)
 from benchmarks.datasets.duplicates_tables import duplicates_part
 from benchmarks.gpu.tables import estimate_part, gpu_part
 from benchmarks.privacy.tables import privacy_part
@@ -38,6 +45,8 @@ PARTS: Parts = {
     "rows": (scale_part, "make bench-scale"),
     "catalogs": (streams_part, "make bench-scale"),
     "resume": (resume_part, "make bench-scale"),
+    "windows": (windows_part, "make bench-scale"),
+    "writers": (writers_part, "python benchmarks/building/writers.py"),
     "duplicates": (duplicates_part, "make bench-duplicates"),
     "encoder": (encoder_part, "make bench-encoder"),
     "gpu": (gpu_part, "make gpu-day"),

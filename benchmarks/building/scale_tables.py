@@ -101,6 +101,76 @@ def resume_part(results: dict[str, Result]) -> str:
     return f"{rows}\n\n{wrapped(note)}"
 
 
+def windows_part(results: dict[str, Result]) -> str:
+    """Return what a restart of the actors costs, and what a block costs the driver."""
+    result = results.get("windows")
+    if result is None:
+        return ""
+    restarts = table(
+        ["start of an actor (s)", "pause between two windows (s)", "loss with windows of an hour"],
+        (
+            [f"{each['start_s']:g}", f"{each['pause_s']:.1f}", f"{100 * each['loss_at_an_hour']:.1f} %"]
+            for each in result.get("restarts", ())
+        ),
+    )
+    driver = table(
+        [
+            "rows per block",
+            "segment actors",
+            "blocks/s",
+            "driver, CPU ms per block",
+            "driver and ledger, CPU ms per row",
+            "driver, growth per block (KiB)",
+            "load average before",
+        ],
+        (
+            [
+                each["rows_per_block"],
+                each["segment_actors"],
+                each["blocks_per_s"],
+                f"{each['driver_cpu_ms_per_block']:.1f}",
+                f"{each['driver_cpu_ms_per_row'] + each['ledger_cpu_ms_per_row']:.2f}",
+                f"{each['driver_growth_kib_per_block']:.1f}",
+                each["load_before"],
+            ]
+            for each in result.get("driver", ())
+        ),
+    )
+    notes = [
+        f"One execution finished {each['blocks']:,} blocks of one row in {each['seconds'] / 60:.0f} minutes "
+        f"({each['blocks_per_s']:.1f} blocks/s) at {each['driver_cpu_ms_per_block']:.1f} ms of the driver's CPU time "
+        f"each. The driver grew by {each['driver_growth_mib']:.0f} MiB, {each['driver_growth_kib_per_block']:.1f} KiB "
+        f"per block, to {each['driver_most_mib']:,.0f} MiB."
+        for each in result.get("long", ())
+    ]
+    about = (
+        "Stubs replace the two stages that process pixels, so this doesn't show the start of a model on a GPU. Each "
+        f"window started each actor once. {where(result)}"
+    )
+    return "\n\n".join([restarts, driver, *(wrapped(each) for each in (*notes, about))])
+
+
+def writers_part(results: dict[str, Result]) -> str:
+    """Return the rows per second by the number of shard writers."""
+    result = results.get("writers")
+    if result is None:
+        return ""
+    rows = table(
+        ["writers", "rows/s", "rows/s between the first and last commit", "load average before"],
+        (
+            [each["writers"], each["rows_per_s"], each["rows_per_s_between_commits"], each["load_before"]]
+            for each in result["runs"]
+        ),
+    )
+    first = result["runs"][0]
+    about = (
+        f"Each build has {first['rows']:,} rows, each with a JPEG of {first['image_bytes'] / 1000:.0f} kB and "
+        f"{first['masks_per_image']} masks, in shards of {first['images_per_shard']}. It writes to an S3 server on the "
+        f"same machine, with an object store of {first['object_store_memory'] / 1e6:.0f} MB. {where(result)}"
+    )
+    return f"{rows}\n\n{wrapped(about)}"
+
+
 def overlap_part(results: dict[str, Result]) -> str:
     """Return how long the device of a segment actor waits for the host."""
     result = results.get("segment_overlap")

@@ -1,13 +1,17 @@
 """Cost of windows: what a restart of the actors takes, and what the driver spends per block.
 
-    python benchmarks/building/windows.py [--starts 20 60 90] [--rows N N] [--actors 2 16 64] [--folder DIR]
-        [--output FILE]
+    python benchmarks/building/windows.py [--starts 20 60 90] [--rows N N] [--actors 2 16 64] [--blocks N]
+        [--minutes M] [--folder DIR] [--output FILE]
 
 Stubs replace the two pixel stages. The first part runs two windows per start time, in which segment actors sleep as
 long as they would load a model, and measures the pause from the last image of the first window to the first image of
 the second. The loss at windows of an hour follows from it. The second part builds two numbers of rows, and divides the
 differences in time, CPU time, and memory by the difference in rows, so that the start of the processes doesn't count.
-It does so with blocks of 16 rows for each number of segment actors, and with blocks of 128 rows for the first one.
+It does so with blocks of 16 rows for each number of segment actors, and with blocks of 128 rows for the first one. The
+third part is one execution of `--blocks` blocks of one row each, which ends after `--minutes`.
+
+Each figure is written as soon as it is measured. Figures that the result already has from the same machine, versions,
+and settings are kept, so that a command that was interrupted, or that measures some of them, can be continued.
 
 Stubs can't show the time of a real start on GPUs, blocks of real sizes, or the speed of a driver that doesn't share its
 cores with the actors.
@@ -28,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.building.scale import OBJECT_STORE, measure, write_build  # noqa: E402
 from benchmarks.building.stubs import EVENTS, IMAGE_S, START_S  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
-from benchmarks.measuring import RESULTS, write_result  # noqa: E402
+from benchmarks.measuring import RESULTS, Figures  # noqa: E402
 
 ACTORS = 2
 WINDOW_S = 3600
@@ -38,26 +42,29 @@ def main() -> None:
     """Measure both parts, print them, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--starts", type=float, nargs="*", default=[20, 60, 90], help="seconds that an actor starts")
-    parser.add_argument("--rows", type=int, nargs=2, default=[20_000, 80_000], help="rows of the two builds")
-    parser.add_argument("--actors", type=int, nargs="+", default=[2, 16, 64], help="segment actors of the two builds")
+    parser.add_argument("--rows", type=int, nargs=2, default=[4_000, 20_000], help="rows of the two builds")
+    parser.add_argument("--actors", type=int, nargs="*", default=[2, 16, 64], help="segment actors of the two builds")
+    parser.add_argument("--blocks", type=int, default=40_000, help="blocks of the long execution; 0: leave it out")
+    parser.add_argument("--minutes", type=float, help="end the long execution after this time")
     parser.add_argument("--folder", type=Path, help="folder for catalogs and datasets during the run")
     parser.add_argument("--output", type=Path, default=RESULTS / "windows.json")
     arguments = parser.parse_args()
     machine = describe_machine(1, "fp32", packages=("ray", "pyarrow"))
-    sizes = [*((16, actors) for actors in arguments.actors), (128, arguments.actors[0])]
+    sizes = [*((16, actors) for actors in arguments.actors), *((128, actors) for actors in arguments.actors[:1])]
+    figures = Figures(arguments.output, "windows", machine)
     with tempfile.TemporaryDirectory(prefix="segmint-windows-", dir=arguments.folder) as name:
         folder = Path(name)
-        parts = {
-            "restarts": [measure_restart(folder / f"start-{start:g}", start) for start in arguments.starts],
-            "driver": [
-                measure_driver(folder / f"rows-{rows}-actors-{actors}", rows, actors, *arguments.rows)
-                for rows, actors in sizes
-            ],
-        }
-    write_result(arguments.output, "windows", machine, parts)
-    for part in parts.values():
-        for each in part:
-            print(each)
+        for start in arguments.starts:
+            figures.add("restarts", {"start_s": start}, lambda start=start: measure_restart(folder / f"{start}", start))
+        for rows, actors in sizes:
+            settings = {"rows_per_block": rows, "segment_actors": actors, "rows": arguments.rows}
+            own = folder / f"{rows}-{actors}"
+            figures.add(
+                "driver", settings, lambda own=own, of=(rows, actors): measure_driver(own, *of, *arguments.rows)
+            )
+        if arguments.blocks:
+            settings = {"wanted": arguments.blocks, "most_minutes": arguments.minutes}
+            figures.add("long", settings, lambda: measure_long(folder, arguments.blocks, arguments.minutes))
 
 
 def measure_restart(folder: Path, start_s: float) -> dict[str, Any]:
@@ -80,7 +87,6 @@ def measure_restart(folder: Path, start_s: float) -> dict[str, Any]:
         raise SystemExit(f"{starts} actors started in 2 windows, instead of {ACTORS} in each")
     pause = max(later - earlier for earlier, later in pairwise(images))
     return {
-        "start_s": start_s,
         "windows": 2,
         "actor_starts": starts,
         "pause_s": round(pause, 1),
@@ -107,15 +113,38 @@ def measure_driver(folder: Path, rows_per_block: int, actors: int, few: int, man
 
     most = [max(each["driver"]["most_mib"]["own"]) for each in roles]
     return {
-        "rows_per_block": rows_per_block,
-        "segment_actors": actors,
-        "rows": [few, many],
         "blocks_per_s": round(more_blocks / (runs[1]["build"]["seconds"] - runs[0]["build"]["seconds"]), 1),
         "driver_cpu_ms_per_row": round(cpu_ms("driver") / more_rows, 4),
         "ledger_cpu_ms_per_row": round(cpu_ms("ledger actor") / more_rows, 4),
         "driver_cpu_ms_per_block": round(cpu_ms("driver") / more_blocks, 3),
         "driver_growth_kib_per_block": round(1024 * (most[1] - most[0]) / more_blocks, 2),
         "rows_per_s": [run["build"]["rows_per_s"] for run in runs],
+        "segment_actor_most_mib": max(roles[1]["segment actor"]["most_mib"]["own"]),
+    }
+
+
+def measure_long(folder: Path, blocks: int, minutes: float | None) -> dict[str, Any]:
+    """Return the cost of one execution of many blocks of one row, or of as many as fit into a time.
+
+    The driver's growth counts from a tenth of the time on, when all processes have started.
+    """
+    pools = {"segment": {"actors": ACTORS, "num_cpus": 1}, "prepare": {"actors": 1}}
+    pools |= {"address": "local", "object_store_memory": OBJECT_STORE}
+    run = measure(folder / "long", blocks, 5.0, minutes, rows_per_block=1, window_shards=blocks, resources=pools)
+    done = run["build"]["rows"]
+    driver = next(role for role in run["roles"] if role["role"] == "driver")
+    seconds, sizes = driver["curve"]["seconds"], driver["curve"]["own_mib"]
+    early = next(place for place, second in enumerate(seconds) if second >= seconds[-1] / 10)
+    growth = sizes[-1] - sizes[early]
+    share = 1 - seconds[early] / seconds[-1]
+    return {
+        "blocks": done,
+        "seconds": run["build"]["seconds"],
+        "blocks_per_s": round(done / run["build"]["seconds"], 1),
+        "driver_growth_mib": round(growth, 1),
+        "driver_growth_kib_per_block": round(1024 * growth / (done * share), 2),
+        "driver_most_mib": max(driver["most_mib"]["own"]),
+        "driver_cpu_ms_per_block": driver["cpu_ms_a_row"],
     }
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from benchmarks.building.resume import s3_server  # noqa: E402
 from benchmarks.building.scale import REFUSED_EVERY, write_build  # noqa: E402
 from benchmarks.building.stubs import MANY_MASKS, RELEASE_BYTES  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
-from benchmarks.measuring import RESULTS, write_result  # noqa: E402
+from benchmarks.measuring import RESULTS, Figures  # noqa: E402
 from segmint.catalogs.dataset.commits import CommitLog  # noqa: E402
 from segmint.catalogs.dataset.summaries import sum_listing  # noqa: E402
 from segmint.infra.storage.location import Location  # noqa: E402
@@ -45,11 +46,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "writers.json")
     arguments = parser.parse_args()
     machine = describe_machine(1, "fp32", packages=("ray", "pyarrow", "s3fs"))
-    runs = []
-    for writers in arguments.writers:
-        with tempfile.TemporaryDirectory(prefix="segmint-writers-", dir=arguments.folder) as name:
-            runs.append(measure(Path(name), arguments.rows, writers))
-        print(runs[-1], flush=True)
+    figures = Figures(arguments.output, "writers", machine)
     settings = {
         "rows": arguments.rows,
         "image_bytes": IMAGE_BYTES,
@@ -57,7 +54,10 @@ def main() -> None:
         "images_per_shard": SHARD_ROWS,
         "object_store_memory": OBJECT_STORE,
     }
-    write_result(arguments.output, "writers", machine, {"settings": settings, "runs": runs})
+    for writers in arguments.writers:
+        with tempfile.TemporaryDirectory(prefix="segmint-writers-", dir=arguments.folder) as name:
+            run = partial(measure, Path(name), arguments.rows, writers)
+            figures.add("runs", {**settings, "writers": writers}, run)
 
 
 def measure(folder: Path, rows: int, writers: int) -> dict[str, Any]:
@@ -75,7 +75,6 @@ def measure(folder: Path, rows: int, writers: int) -> dict[str, Any]:
         )
         command = [sys.executable, str(ROOT / "benchmarks" / "building" / "stubbed_build.py"), str(config)]
         environment = {**os.environ, RELEASE_BYTES: str(IMAGE_BYTES), MANY_MASKS: str(MASKS)}
-        load = os.getloadavg()[0]
         began = time.monotonic()
         with (folder / "log").open("wb") as log:
             build = subprocess.run(
@@ -96,11 +95,9 @@ def measure(folder: Path, rows: int, writers: int) -> dict[str, Any]:
         if (sums.counts["images"], sums.counts["masks"]) != (kept, MASKS * kept):
             raise SystemExit(f"{rows} rows went in, but {sums} came out")
         return {
-            "writers": writers,
             "seconds": round(seconds, 1),
             "rows_per_s": round(rows / seconds, 1),
             "rows_per_s_between_commits": round((rows - SHARD_ROWS) / max(1.0, times[-1] - times[0]), 1),
-            "load_average_before": round(load, 2),
         }
 
 

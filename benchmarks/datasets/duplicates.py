@@ -1,16 +1,19 @@
 """Recall, confusions, time, and memory of the near-duplicate search, by how images were changed.
 
     python benchmarks/datasets/duplicates.py [--photos FOLDER] [--only PART ...] [--rows N] [--crowd N] [--output FILE]
+    python benchmarks/datasets/duplicates.py --sizes N ... [--output FILE]
 
 Near-duplicates are searched among photographs and changed versions of them; see `duplicates_photographs.py`. Then the
 search for near hashes is compared with brute force over 100,000 hashes, and near-duplicates are planted among `--rows`
 rows, among `--crowd` rows with near-equal hashes, and among as many similar frames of a video. Their thumbnails are in
 memory. Everything runs in one process on as many cores as numpy uses. The result is written to
 `benchmarks/results/duplicates.json`. `--only` keeps the other parts of that file; its machine is that of the last timed
-parts.
+parts. With `--sizes`, only the memory of the search among several numbers of rows is measured and written to
+`benchmarks/results/duplicates_memory.json`; sizes that it already has from the same machine are kept.
 """
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -29,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.datasets.duplicates_photographs import TILE, measure_photographs  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
-from benchmarks.measuring import RESULTS, in_process, peak_mib, write_result  # noqa: E402
+from benchmarks.measuring import RESULTS, Figures, in_process, peak_mib, write_result  # noqa: E402
 from segmint.operators.similar.clusters import DISTANCE, NONE, ImageRows, find_copies  # noqa: E402
 from segmint.operators.similar.confirm import SIMILAR, SIMILAR_MIDDLE  # noqa: E402
 from segmint.operators.similar.hashes import KEPT, MIRROR, VIEWS  # noqa: E402
@@ -47,8 +50,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="keep the other parts of the result")
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--crowd", type=int, default=100_000, help="rows with near-equal hashes")
-    parser.add_argument("--output", type=Path, default=RESULTS / "duplicates.json")
+    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of rows: measure only memory and time of these")
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    packages = ("numpy", "pillow", "simplejpeg", "scipy")
+    machine = describe_machine(os.cpu_count() or 1, "none", packages=packages)
+    if arguments.sizes:
+        figures = Figures(arguments.output or RESULTS / "duplicates_memory.json", "duplicates_memory", machine)
+        for size in arguments.sizes:
+            figures.add("sizes", {"rows": size}, functools.partial(in_process, measure_rows, size))
+        return
+    output = arguments.output or RESULTS / "duplicates.json"
     settings = {
         "distance": DISTANCE,
         "correlation": SIMILAR,
@@ -57,8 +69,7 @@ def main() -> None:
         "tile": TILE,
     }
     wanted = set(arguments.only)
-    kept = kept_result(arguments.output, settings) if wanted < set(PARTS) else {}
-    machine = describe_machine(os.cpu_count() or 1, "none", packages=("numpy", "pillow", "simplejpeg", "scipy"))
+    kept = kept_result(output, settings) if wanted < set(PARTS) else {}
     parts: dict[str, Any] = {"settings": kept.get("settings", {}) | settings}
     if "photographs" in wanted:
         parts |= measure_photographs(arguments.photos)
@@ -78,10 +89,10 @@ def main() -> None:
             "frames": timed(measure_frames, arguments.crowd),
         }
     if wanted == {"photographs"}:  # nothing was timed
-        arguments.output.write_text(json.dumps(kept | parts, indent=2) + "\n")
+        output.write_text(json.dumps(kept | parts, indent=2) + "\n")
     else:
         kept = {name: kept[name] for name in kept.keys() - {"benchmark", "date", "machine"}}
-        write_result(arguments.output, "duplicates", machine, {**kept, **parts})
+        write_result(output, "duplicates", machine, {**kept, **parts})
 
 
 def timed(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

@@ -95,7 +95,29 @@ def duplicates_part(results: dict[str, Result]) -> str:
     )
     notes = (agreement, scale, where(result))
     parts = [recall, different, wrapped(thresholds), cost, *(wrapped(each) for each in notes)]
+    parts += memory_parts(results.get("duplicates_memory"))
     return "\n\n".join([*parts, *near_copies_parts(results.get("near_copies"))])
+
+
+def memory_parts(result: Result | None) -> list[str]:
+    """Return the memory of the search by the number of rows, and what follows for 100 million rows."""
+    if result is None:
+        return []
+    sizes = sorted(result["sizes"], key=lambda each: int(each["rows"]))
+    rows = table(
+        ["rows", "time (s)", "private memory before (MiB)", "peak private memory (MiB)", "load average before"],
+        (
+            [f"{each['rows']:,}", each["seconds"], each["input_mib"], f"{each['peak_mib']:,}", each["load_before"]]
+            for each in sizes
+        ),
+    )
+    notes = [where(result)]
+    if len(sizes) > 1:
+        one, other = sizes[-2:]
+        slope = (other["peak_mib"] - one["peak_mib"]) / (other["rows"] - one["rows"])
+        most = (other["peak_mib"] + slope * (100_000_000 - other["rows"])) / 1024
+        notes.insert(0, f"A straight line through the last two gives {most:.1f} GiB at 100,000,000 rows.")
+    return [rows, wrapped(" ".join(notes))]
 
 
 def near_copies_parts(result: Result | None) -> list[str]:

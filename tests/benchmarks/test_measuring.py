@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from benchmarks.measuring import (
     SCIKIT_IMAGE,
+    Figures,
     in_process,
     peak_mib,
     photographs,
@@ -78,6 +80,27 @@ def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
     assert large.nbytes >> 20 == 400
     assert peak_mib() > 400
     assert 0 < in_process(peak_mib) < 300
+
+
+def test_figures_from_the_same_machine_are_kept_and_others_are_not(tmp_path: Path) -> None:
+    path, machine = tmp_path / "result.json", {"cpu": "fast", "load_average_before": 0.1}
+    measured: list[float] = []
+
+    def measure() -> dict[str, Any]:
+        measured.append(1.0)
+        return {"seconds": len(measured)}
+
+    def figures() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
+        return [{name: each[name] for name in ("writers", "seconds")} for each in found]
+
+    Figures(path, "something", machine).add("runs", {"writers": 1}, measure)
+    again = Figures(path, "something", {**machine, "load_average_before": 5.0})
+    for writers in (1, 2):
+        again.add("runs", {"writers": writers}, measure)
+    assert figures() == [{"writers": 1, "seconds": 1}, {"writers": 2, "seconds": 2}]
+    Figures(path, "something", {**machine, "cpu": "slow"}).add("runs", {"writers": 1}, measure)
+    assert figures() == [{"writers": 1, "seconds": 3}]
 
 
 def test_a_result_says_what_it_is_and_where_it_was_made(tmp_path: Path) -> None:

@@ -133,6 +133,26 @@ def resume() -> dict[str, Any]:
     return {**NOTHING, "settings": {"commits": 40_000}, "builds": {"without summaries": found}}
 
 
+def windows() -> dict[str, Any]:
+    cost = {"driver_cpu_ms_per_block": 11.44, "driver_growth_kib_per_block": 8.66, "load_before": 0.4}
+    restart = {"start_s": 60.0, "pause_s": 75.1, "loss_at_an_hour": 0.0204}
+    driver = {"rows_per_block": 16, "segment_actors": 64, "blocks_per_s": 40.5, **cost}
+    driver |= {"driver_cpu_ms_per_row": 0.7, "ledger_cpu_ms_per_row": 0.1}
+    long = {"blocks": 40_000, "seconds": 1200.0, "blocks_per_s": 33.3, "driver_growth_mib": 340.2, **cost}
+    return {**NOTHING, "restarts": [restart], "driver": [driver], "long": [{**long, "driver_most_mib": 1020.0}]}
+
+
+def writers() -> dict[str, Any]:
+    settings = {"rows": 800, "image_bytes": 450_000, "masks_per_image": 100, "images_per_shard": 50}
+    run = {**settings, "object_store_memory": 100_000_000, "writers": 8, "rows_per_s": 7.7, "load_before": 0.2}
+    return {**NOTHING, "runs": [{**run, "rows_per_s_between_commits": 16.7}]}
+
+
+def duplicates_memory() -> dict[str, Any]:
+    one = {"rows": 10_000_000, "seconds": 500.1, "input_mib": 983, "peak_mib": 1024, "load_before": 0.3}
+    return {**NOTHING, "sizes": [{**one, "rows": 20_000_000, "peak_mib": 1536}, one]}
+
+
 def overlap() -> dict[str, Any]:
     case = {"decoders": 2, "finishers": 3, "rows_per_block": 16, "calls": 4, "idle_share": 0.0123}
     seconds = {"alone": {"median": 0.0123, "least": 0.01, "most": 0.5}}
@@ -184,8 +204,11 @@ def recorded(tmp_path: Path) -> Path:
         "scale": scale(),
         "catalog_streams": streams(),
         "resume": resume(),
+        "windows": windows(),
+        "writers": writers(),
         "segment_overlap": overlap(),
         "duplicates": duplicates(),
+        "duplicates_memory": duplicates_memory(),
         "gpu_day-5": gpu_day(),
         "gpu_cost_model": estimate(),
     }
@@ -255,6 +278,13 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "No process grew by more than 2.5 MiB (raylet)" in " ".join(part(page, "rows"))
     assert "| JSON Lines | 12.3 | 50 | 2,000,000 | 1,900,000 | 210 | 211 |" in part(page, "catalogs")
     assert "| without summaries | 12.3 | 20.0 | 61.1 |" in part(page, "resume")
+    assert "| 60 | 75.1 | 2.0 % |" in part(page, "windows")
+    assert "| 16 | 64 | 40.5 | 11.4 | 0.80 | 8.7 | 0.4 |" in part(page, "windows")
+    long = "40,000 blocks of one row in 20 minutes (33.3 blocks/s) at 11.4 ms of the driver's CPU time each. The driver"
+    assert f"{long} grew by 340 MiB, 8.7 KiB per block, to 1,020 MiB." in " ".join(part(page, "windows"))
+    assert "| 8 | 7.7 | 16.7 | 0.2 |" in part(page, "writers")
+    assert "| 10,000,000 | 500.1 | 983 | 1,024 | 0.3 |" in part(page, "duplicates")
+    assert "through the last two gives 5.5 GiB at 100,000,000 rows" in " ".join(part(page, "duplicates"))
     assert "| 2 | 3 | 16 | 4 | 1.2 % |" in part(page, "overlap")
     assert "| nothing | 12.3 | 10.0 | 500.0 |" in part(page, "overlap")
     assert "| mirrored | 98.8 % | 98.8 % |" in part(page, "duplicates")
