@@ -45,6 +45,17 @@ def test_points_without_a_box_get_one_token_more(encoder: PromptEncoder, parts: 
     assert encoder(points, labels, boxes, masks).sparse.shape == (2, tokens, 256)
 
 
+@pytest.mark.parametrize("follow", [False, True], ids=["a box", "a box and points"])
+def test_a_box_gets_a_padding_token_where_the_weights_expect_it(encoder: PromptEncoder, follow: bool) -> None:
+    padded = PromptEncoder(pads_boxes=True)
+    padded.load_state_dict(encoder.state_dict())
+    points, labels = (torch.ones(2, 3, 2), torch.ones(2, 3)) if follow else (None, None)
+    boxes = torch.tensor([[10.0, 20.0, 300.0, 400.0]]).expand(2, -1)
+    plain, found = (each(points, labels, boxes, None).sparse for each in (encoder, padded))
+    assert torch.equal(found[:, :-1], plain)
+    assert torch.equal(found[:, -1], encoder.not_a_point_embed.weight.expand(2, -1))
+
+
 def test_a_masks_embedding_is_a_sum_of_17_vectors(encoder: PromptEncoder) -> None:
     torch.manual_seed(0)
     masks = torch.randn(2, 1, 256, 256) * 5
