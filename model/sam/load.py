@@ -91,7 +91,7 @@ def load_sam(path: str | Path, device: str | torch.device = "cpu") -> Sam:
     Raises SamWeightsError if the file is not a SAM checkpoint, and OSError if it cannot be read. Only tensors are
     unpickled, so a file cannot run code.
     """
-    state = _read_state(path, "cpu")
+    state = read_state(path, "cpu")
     try:
         return sam_from_state_dict(state).to(device)
     except SamWeightsError as error:
@@ -104,12 +104,13 @@ def inspect_checkpoint(path: str | Path) -> tuple[Architecture, int]:
     Raises the same errors as `load_sam`.
     """
     try:
-        return detect_architecture(_read_state(path, "meta"))
+        return detect_architecture(read_state(path, "meta"))
     except SamWeightsError as error:
         raise SamWeightsError(f"{path}: {error}") from error
 
 
-def _read_state(path: str | Path, device: str) -> Any:
+def read_state(path: str | Path, device: str) -> Any:
+    """Return the contents of a PyTorch checkpoint, of which only tensors are unpickled. Raises as `load_sam` does."""
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except OSError:
@@ -182,10 +183,11 @@ def detect_architecture(state: Any) -> tuple[Architecture, int]:
     layers = {match[1] for match in map(_DECODER_LAYER.match, state) if match}
     if not layers:
         raise SamWeightsError(f"no SAM mask decoder among the weights; found {_some(sorted(state)) or 'none'}")
-    return _encoder_architecture(state), len(layers)
+    return encoder_architecture(state), len(layers)
 
 
-def _encoder_architecture(state: Mapping[str, Tensor]) -> Architecture:
+def encoder_architecture(state: Mapping[str, Tensor]) -> Architecture:
+    """Return the architecture of the image encoder in a state dict. Raises SamWeightsError if there is none."""
     positions = state.get("image_encoder.pos_embed")
     if positions is not None:
         widths = {shape.width: name for name, shape in VIT_SHAPES.items()}

@@ -82,16 +82,19 @@ def first_prompts(
     """Draw each mask's first prompt: a point, uniformly in the mask, or its box with noise.
 
     `targets` (N, R, R) bool must not be empty, and `masks` are their N numbers in the step's global batch. The noise on
-    each coordinate is normal with a standard deviation of `box_noise` times the box's side, and clamped to
-    `box_noise_limit` pixels. Noisy boxes are clipped to the image. Raises ValueError for an empty target.
+    each coordinate is that of `SamplingSettings`. Noisy boxes are clipped to the image. Raises ValueError for an empty
+    target.
     """
     device = targets.device
     boxed = uniforms(draw_keys(seed, step, masks, _KIND), 1)[:, 0] < settings.box_share
-    normal = torch.special.ndtri(uniforms(draw_keys(seed, step, masks, _NOISE), 4)).to(device)
+    draws = uniforms(draw_keys(seed, step, masks, _NOISE), 4)
     boxes = target_boxes(targets)
     sides = (boxes[:, 2:] - boxes[:, :2] + 1).repeat(1, 2)
     limit = settings.box_noise_limit
-    boxes = boxes + (normal * settings.box_noise * sides).clamp(-limit, limit)
+    if settings.box_noise_kind == "normal":
+        boxes = boxes + (torch.special.ndtri(draws).to(device) * settings.box_noise * sides).clamp(-limit, limit)
+    else:
+        boxes = boxes + (2 * draws - 1).to(device) * (settings.box_noise * sides).clamp(max=limit)
     x, y = (boxes[:, axis::2].clamp(0, input_size[1 - axis] - 1).sort(dim=1).values for axis in (0, 1))
     boxes = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
     pixels = highest_pixels(targets, draw_keys(seed, step, masks, 0))

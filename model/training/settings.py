@@ -10,6 +10,7 @@ from typing import Literal, get_args
 FocalNormalization = Literal["pixels", "foreground"]
 IouSupervision = Literal["lowest", "all"]
 Resolution = Literal[256, 512, 1024]
+BoxNoise = Literal["normal", "uniform"]
 
 PAUSES = 2
 """Number of iterations without a new point: one among the clicks, one at the end (SAM paper, Appendix A)."""
@@ -65,14 +66,17 @@ class SamplingSettings:
     Attributes:
         clicks: points drawn in the error region, one per iteration.
         box_share: share of masks whose first prompt is a box; for all others it is a point.
-        box_noise: standard deviation of the noise on a box's coordinates, as a share of the box's side.
+        box_noise: size of the noise on a box's coordinates, as a share of the box's side.
         box_noise_limit: maximum displacement of a coordinate by noise, in pixels of the 1024 x 1024 input.
+        box_noise_kind: with "normal", `box_noise` is the standard deviation, and larger noise is cut off; with
+            "uniform", noise is uniform up to `box_noise` of the side or the limit, whichever is less.
     """
 
     clicks: int = 8
     box_share: float = 0.5
     box_noise: float = 0.1
     box_noise_limit: float = 20.0
+    box_noise_kind: BoxNoise = "normal"
 
     def __post_init__(self) -> None:
         expect("clicks", self.clicks, self.clicks >= 1, "1 or more")
@@ -80,6 +84,8 @@ class SamplingSettings:
         for name in ("box_noise", "box_noise_limit"):
             value = getattr(self, name)
             expect(name, value, math.isfinite(value) and value >= 0, "a number of 0 or more")
+        kind = self.box_noise_kind
+        expect("box_noise_kind", kind, kind in get_args(BoxNoise), "normal or uniform")
 
     @property
     def iterations(self) -> int:

@@ -63,7 +63,10 @@ _MOST_MASKS = 1 << 16
 _SCRATCH = hashlib.sha256(b"").hexdigest()
 """Hash that replaces the hash of the backbone's weights when training starts from scratch."""
 
-_OF_SAM = ("weights", "preset", "encoder", "steps", "batch", "optimizer", "losses", "sampling", "precision", "overlays")
+_OF_SAM = (
+    *("weights", "encoder_weights", "decoder_layers", "preset", "encoder", "steps", "batch", "optimizer", "losses"),
+    *("sampling", "jitter", "precision", "overlays"),
+)
 
 
 class ObjectsRecord(Frozen):

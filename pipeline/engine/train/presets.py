@@ -6,7 +6,15 @@ from typing import Any
 
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.model.sam.load import Architecture
-from segmint.model.training.recipe import ALL_PARTS, FINETUNE, PAPER, Recipe
+from segmint.model.training.recipe import (
+    ALL_PARTS,
+    FINETUNE,
+    MASK_MAKING,
+    MASK_MAKING_JITTER,
+    MASK_MAKING_LAYERS,
+    PAPER,
+    Recipe,
+)
 from segmint.pipeline.engine.train.settings import TrainConfig
 
 _LONG, _SELDOM = 10_000, 1000
@@ -19,16 +27,20 @@ def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:
     If `steps` differs from the preset's, the warm-up and the decay steps are scaled in proportion. Raises `UsageError`
     for values that don't fit together.
     """
-    recipe = FINETUNE
-    if config.preset == "paper":
+    recipe, explicit, preset = FINETUNE, config.model_dump(exclude_unset=True), dict[str, Any]()
+    if config.preset != "finetune":
         if architecture not in PAPER:
             raise UsageError(
-                f"preset: paper supports {', '.join(PAPER)}, but the weights are {architecture}. Use preset: finetune"
+                f"preset: {config.preset} supports {', '.join(PAPER)}, but the weights are {architecture}. Use preset: "
+                "finetune"
             )
-        recipe = PAPER[architecture]
-    explicit = config.model_dump(exclude_unset=True)
+        recipe = (PAPER if config.preset == "paper" else MASK_MAKING)[architecture]
+        preset = {"held_out": {"patience": None}}
+    if config.preset == "mask-making":
+        preset |= {"decoder_layers": MASK_MAKING_LAYERS, "jitter": MASK_MAKING_JITTER}
+        explicit["datasets"] = [{"masks": "human", **entry} for entry in explicit["datasets"]]
     recipe = _of_length(recipe, explicit.get("steps", recipe.steps))
-    filled = TrainConfig.model_validate(merged(keys_of(recipe), explicit))
+    filled = TrainConfig.model_validate(merged(merged(keys_of(recipe), preset), explicit))
     _check_together(filled)
     return filled
 
@@ -104,7 +116,17 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_together(config: TrainConfig) -> None:
-    batch, optimizer, problems = config.batch, config.optimizer, []
+    batch, optimizer, problems = config.batch, config.optimizer, list[str]()
+    if config.jitter is not None and config.encoder == "frozen":
+        problems.append("jitter needs encoder: trained, because a frozen encoder embeds each whole image only once")
+    if config.jitter is not None and config.jitter[0] > config.jitter[1]:
+        problems.append(f"jitter is {list(config.jitter)}: expected the lowest and then the highest scale")
+    if config.preset == "mask-making":
+        problems += [
+            f"preset: mask-making trains on people's masks, but {entry.uri} has masks: {entry.masks}. Use masks: human"
+            for entry in config.datasets
+            if entry.masks != "human"
+        ]
     if batch.masks < batch.images:
         problems.append(
             f"batch.masks is {batch.masks} for {batch.images} images: expected at least batch.images, because each "

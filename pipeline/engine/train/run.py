@@ -5,17 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.training_cache import CACHE, default_cache
 from segmint.catalogs.lineage import TRAINING
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import apply_compute, resolve_compute, warn_of_slow_bf16
 from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, scheme
 from segmint.infra.wording import count, counted
-from segmint.model.sam.load import geometry_of, inspect_checkpoint
+from segmint.model.sam.load import Architecture, geometry_of, inspect_checkpoint
+from segmint.model.training.initial import inspect_encoder, sam_with_encoder
 from segmint.pipeline.engine.train.data.images import TrainingDataset, open_datasets
 from segmint.pipeline.engine.train.evaluation import Evaluation
 from segmint.pipeline.engine.train.presets import with_preset
@@ -103,13 +108,17 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     """
     storage = Storage(config.storage)
     output = Location(storage, config.output)
-    weights = resolve(config.weights, mirror=config.assets, storage=storage)
     try:
-        architecture, _ = inspect_checkpoint(weights)
-        geometry_of(architecture).expect_padded("training")
+        if config.encoder_weights is None:
+            weights = resolve(config.weights, mirror=config.assets, storage=storage)
+            architecture, layers = inspect_checkpoint(weights)
+            geometry_of(architecture).expect_padded("training")
+            config = with_preset(config, architecture)
+            check_layers(config, layers)
+        else:
+            config, weights, architecture = find_encoder(config, storage)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    config = with_preset(config, architecture)
     resources = config.resources
     if resources.workers == 1:  # several workers resolve theirs on their machines
         compute = resolve_compute(resources.device, config.precision, resources.threads)
@@ -117,6 +126,8 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     cache = cache_location(config, output)
     datasets = open_datasets(config, storage)
     refuse_places(datasets, output, cache)
+    if config.encoder_weights is not None:
+        config, weights = begin_with_encoder(config, weights, output, storage)
     run = describe_run(config, datasets, weights, storage)
     run = start_run(output, run) or run
     ended = read_record(output / TRAINING, TrainingRecord)
@@ -137,6 +148,50 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     for dataset in datasets:
         note_output(dataset.location, "train", output, {record.file: record.weights})
     return TrainingResult(str(output), record, new=True)
+
+
+def check_layers(config: TrainConfig, layers: int) -> None:
+    """Raise `UsageError` if the preset expects another decoder than that of the weights."""
+    if config.preset == "mask-making" and layers != config.decoder_layers:
+        raise UsageError(
+            f"preset: mask-making has {config.decoder_layers} decoder layers, but the weights have {layers}. Set "
+            "encoder_weights to start with a new decoder, or decoder_layers"
+        )
+
+
+def find_encoder(config: TrainConfig, storage: Storage) -> tuple[TrainConfig, Path, Architecture]:
+    """Return the configuration with its preset, and the file of `encoder_weights` with its architecture.
+
+    Raises `UsageError` if other weights are set as well or the encoder is frozen, and `SamWeightsError`.
+    """
+    if "weights" in config.model_fields_set:
+        raise UsageError("weights and encoder_weights are both set: expected one of them")
+    encoder = resolve(str(config.encoder_weights), mirror=config.assets, storage=storage)
+    architecture = inspect_encoder(encoder)
+    config = with_preset(config, architecture)
+    if config.encoder == "frozen":
+        raise UsageError("encoder_weights needs encoder: trained, because the encoder's neck is new as well")
+    return config, encoder, architecture
+
+
+def begin_with_encoder(
+    config: TrainConfig, encoder: Path, output: Location, storage: Storage
+) -> tuple[TrainConfig, Path]:
+    """Write a SAM with this encoder to the output, and return it as the parent, `weights`, and as a local file.
+
+    A resumed run finds the file that its first start wrote. Raises `UsageError` for unusable weights.
+    """
+    file = output / "initial" / f"{sha256_of(encoder)[:12]}-{config.decoder_layers}-{config.seed}.pth"
+    if not file.exists():
+        try:
+            sam = sam_with_encoder(encoder, config.decoder_layers, config.seed)
+        except SamWeightsError as error:
+            raise UsageError(str(error)) from error
+        with ScratchFolder() as name:
+            path = Path(name) / "sam.pth"  # a fixed name, because torch stores it in the file
+            torch.save(sam.state_dict(), path)
+            file.put_file_if_absent(path)
+    return config.model_copy(update={"weights": file.uri}), resolve(file.uri, storage=storage)
 
 
 def refuse_places(datasets: Sequence[TrainingDataset], output: Location, cache: Location) -> None:

@@ -274,7 +274,9 @@ class TrainingSession:
         cache: EmbeddingCache | None,
     ) -> None:
         config, world = self.config, self.world
-        draws = DrawSequence(images, ~held, [entry.weight for entry in config.datasets], config.batch, config.seed)
+        draws = DrawSequence(
+            images, ~held, [entry.weight for entry in config.datasets], config.batch, config.seed, config.jitter
+        )
         frozen = FrozenEncoder(sam, images, cache, self.compute) if config.encoder == "frozen" else None
         trainer = Trainer(sam, config, images, draws, reader, frozen, self.compute, world)
         choices = [entry.masks for entry in config.datasets]

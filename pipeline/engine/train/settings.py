@@ -14,6 +14,7 @@ from segmint.infra.uris import absolute
 from segmint.model.training.objects import Backbone, ObjectsRecipe
 from segmint.model.training.recipe import FINETUNE
 from segmint.model.training.settings import (
+    BoxNoise,
     FocalNormalization,
     IouSupervision,
     LossSettings,
@@ -25,7 +26,7 @@ from segmint.pipeline.config.config import StorageOptions
 RUNTIME_KEYS = frozenset({"output", "overlays", "checkpoints", "cache", "resources", "storage", "assets"})
 """Keys that may differ when a run resumes, because they don't affect what the model learns."""
 
-Preset = Literal["finetune", "paper"]
+Preset = Literal["finetune", "paper", "mask-making"]
 MaskChoice = Literal["all", "human", "automatic"]
 
 
@@ -126,6 +127,7 @@ class SamplingKeys(_TrainModel):
     box_share: float = FINETUNE.sampling.box_share
     box_noise: float = FINETUNE.sampling.box_noise
     box_noise_limit: float = FINETUNE.sampling.box_noise_limit
+    box_noise_kind: BoxNoise = FINETUNE.sampling.box_noise_kind
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
@@ -242,6 +244,10 @@ class TrainConfig(_TrainModel):
     objects: ObjectsKeys = ObjectsKeys()
     weights: Annotated[str, AfterValidator(validated(absolute_name))] = Field(default="mobile_sam", min_length=1)
     """Parent weights: mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint."""
+    encoder_weights: Annotated[str, AfterValidator(validated(absolute_name))] | None = None
+    """Weights of an image encoder alone, MAE's or ViTDet's ViT, in place of `weights`; all other parts are new."""
+    decoder_layers: Annotated[int, Field(ge=1, le=8)] = 2
+    """Layers of the mask decoder that is new with `encoder_weights`."""
     preset: Preset = "finetune"
     """Sets the defaults of the keys below; explicit keys override them."""
     encoder: Literal["frozen", "trained"] = "frozen"
@@ -254,6 +260,8 @@ class TrainConfig(_TrainModel):
     sampling: SamplingKeys = SamplingKeys()
     max_mask_area_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Masks that cover more than this share of their image are skipped."""
+    jitter: tuple[Annotated[float, Field(gt=0, le=4)], Annotated[float, Field(gt=0, le=4)]] | None = None
+    """Lowest and highest scale of large-scale jitter, 1 for the whole image in the encoder's input; null: none."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 under autocast on a GPU that supports it, else fp32."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from segmint.model.training.recipe import FINETUNE, MASK_MAKING_SAMPLING, PAPER
+from segmint.model.training.recipe import FINETUNE, MASK_MAKING, MASK_MAKING_JITTER, MASK_MAKING_LAYERS, PAPER
 
 
 def test_the_papers_recipes() -> None:
@@ -19,8 +19,18 @@ def test_the_papers_recipes() -> None:
         assert (recipe.weight_decay, recipe.dropout, recipe.warmup_steps) == (0.1, 0.1, 250)
         assert (recipe.masks_per_image, recipe.largest_mask, len(recipe.parts)) == (64, 0.9, 3)
         assert recipe.sampling.iterations == 11
+        assert recipe.losses.resolution == 1024
     assert "image_encoder" not in FINETUNE.parts
-    assert (MASK_MAKING_SAMPLING.clicks, MASK_MAKING_SAMPLING.box_share) == (3, 0)
+
+
+def test_the_recipe_of_the_model_that_made_the_masks() -> None:
+    """Steps, points, boxes, layers: Appendix B. All else is as in Appendix A."""
+    for name, recipe in MASK_MAKING.items():
+        assert (recipe.steps, 1 + recipe.sampling.clicks, recipe.sampling.box_share) == (177_656, 4, 0)
+        assert [round(step / recipe.steps, 4) for step in recipe.decay_steps] == [0.6667, 0.963]
+        paper = PAPER[name]
+        assert replace(recipe, steps=paper.steps, decay_steps=paper.decay_steps, sampling=paper.sampling) == paper
+    assert (MASK_MAKING_LAYERS, MASK_MAKING_JITTER) == (3, (0.1, 2.0))
 
 
 def test_the_rate_warms_up_and_falls_to_a_tenth_twice() -> None:

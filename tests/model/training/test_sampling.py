@@ -76,6 +76,17 @@ def test_boxes_have_normal_noise_of_a_tenth_of_their_side_and_20_pixels_at_most(
     assert between.abs().max() < 0.1
 
 
+def test_uniform_noise_on_boxes_is_at_most_a_tenth_of_their_side() -> None:
+    targets = torch.zeros(1, 64, 64, dtype=torch.bool)
+    targets[0, 20:52, 30:35] = True  # 512 by 80 pixels of the input
+    exact = target_boxes(targets)[0]
+    settings = SamplingSettings(box_noise_kind="uniform")
+    noise = first_prompts(targets.expand(2000, -1, -1), (1024, 1024), 1, 2, range(2000), settings).boxes - exact
+    limits = torch.tensor([8.0, 20.0, 8.0, 20.0], dtype=torch.float64)
+    assert (noise.abs() <= limits).all()
+    torch.testing.assert_close(noise.std(dim=0), limits / 3**0.5, rtol=0.05, atol=0)
+
+
 def test_prompts_depend_on_a_masks_number_not_on_its_place_in_the_batch() -> None:
     targets, predicted = torch.rand(2, 6, SIDE, SIDE) < 0.5
     valid, settings = valid_pixels(SIZE, SIDE), SamplingSettings()

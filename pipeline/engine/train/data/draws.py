@@ -24,32 +24,41 @@ _PREFERRED: tuple[MaskChoice, ...] = ("human", "all", "automatic")
 _BLOCK = 4096
 """Number of draws whose entries are computed together."""
 
-_ENTRY, _ORDER, _MASKS, _FIXED = 1, 2, 3, 4  # purposes of random numbers
+_ENTRY, _ORDER, _MASKS, _FIXED, _JITTER = 1, 2, 3, 4, 5  # purposes of random numbers
 
 
 @dataclass(frozen=True)
 class StepDraw:
     """Image of a step: its row in `TrainingImages`, its masks' annotation ids, and the masks' numbers in the step.
 
-    `slot` is the image's number in the step, from 0.
+    `slot` is the image's number in the step, from 0. `jitter` is the image's scale and, as shares of what is outside,
+    the place of the crop from the top and from the left; None for the whole image.
     """
 
     slot: int
     image: int
     masks: NDArray[np.int64]
     numbers: Sequence[int]
+    jitter: tuple[float, float, float] | None = None
 
 
 class DrawSequence:
     """Draws of a run from the images that `trained`, (N,) bool, marks."""
 
     def __init__(
-        self, images: TrainingImages, trained: NDArray[np.bool_], weights: Sequence[float], batch: BatchKeys, seed: int
+        self,
+        images: TrainingImages,
+        trained: NDArray[np.bool_],
+        weights: Sequence[float],
+        batch: BatchKeys,
+        seed: int,
+        jitter: tuple[float, float] | None = None,
     ) -> None:
-        """Store the datasets' `weights` from the configuration. Raises ValueError if no image is trained on."""
+        """Store the datasets' `weights` and the scales of the jitter. Raises ValueError if no image is trained on."""
         self._images = images
         self._batch = batch
         self._seed = seed
+        self._scales = jitter
         entries = np.unique(images.entry[trained]).tolist()  # those with images to train on
         self._rows = {entry: np.flatnonzero(trained & (images.entry == entry)) for entry in entries}
         if not self._rows:
@@ -70,7 +79,8 @@ class DrawSequence:
         for slot, (image, count) in enumerate(zip(chosen, capped(wanted, self._batch.masks), strict=True)):
             place = (step - 1) * self._batch.images + slot
             first = slot * self._batch.masks_per_image
-            draws.append(StepDraw(slot, image, self._masks(image, place, count), range(first, first + count)))
+            masks = self._masks(image, place, count)
+            draws.append(StepDraw(slot, image, masks, range(first, first + count), self._jitter(place)))
         return draws
 
     def _image(self, place: int) -> int:
@@ -100,6 +110,13 @@ class DrawSequence:
     def _permute(self, entry: int, turn: int) -> NDArray[np.int64]:
         bits = random_bits(_key(self._seed, _ORDER, entry, turn), torch.arange(len(self._rows[entry])))
         return np.argsort(bits.numpy(), kind="stable")
+
+    def _jitter(self, place: int) -> tuple[float, float, float] | None:
+        if self._scales is None:
+            return None
+        low, high = self._scales
+        scale, top, left = uniforms(_key(self._seed, _JITTER, place), 3)[0].tolist()
+        return low + (high - low) * scale, top, left
 
     def _masks(self, image: int, place: int, count: int) -> NDArray[np.int64]:
         return choose_masks(self._images.masks_of(image), count, _key(self._seed, _MASKS, place))

@@ -4,19 +4,21 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.model.automatic import rle
 from segmint.model.sam.geometry import SAM1
-from segmint.model.sam.preprocess import resize, resized_size
+from segmint.model.sam.preprocess import resized_size
 from segmint.model.training.step import TrainingMasks
 from segmint.model.training.targets import fit_targets
 from segmint.operators.decoding import JpegDecoder, UndecodableError
@@ -40,6 +42,15 @@ class TrainingImage:
     annotations: NDArray[np.int64]
     boxes: NDArray[np.float64]
     features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """Rows and columns of an image that the encoder gets, and the (height, width) that they fill of its input."""
+
+    rows: slice
+    columns: slice
+    input_size: tuple[int, int]
 
 
 Kept = Callable[[int], Tensor | None]
@@ -94,19 +105,22 @@ class TrainingImageReader:
     def prepare(self, draw: StepDraw, kept: Kept = _nothing) -> DrawnImage:
         """Read a drawn image without recording skips, which `take` does later. Callable from any thread."""
         height, width = (int(side) for side in self._images.sizes[draw.image])
-        input_size = resized_size(height, width, SAM1.image_size)
+        view = view_of((height, width), draw.jitter)
+        input_size = view.input_size
         features = kept(draw.image)
         try:
-            pixels = self._pixels(draw.image, (height, width)) if features is None else None
+            pixels = self._pixels(draw.image, (height, width), view) if features is None else None
             segmentations = self._segmentations(draw.image)
         except DamagedDatasetError as error:
             return DrawnImage(None, [self._line("damaged images", draw.image, detail=str(error))])
         targets, numbers, annotations, boxes, lines = [], [], [], [], []
         for annotation, number in zip(draw.masks.tolist(), draw.numbers, strict=True):
             try:
-                mask = self._mask(segmentations.get(annotation), (height, width))
+                mask = self._mask(segmentations.get(annotation), (height, width))[view.rows, view.columns]
             except _UnusableMaskError as error:
                 lines.append(self._line(error.reason, draw.image, mask=annotation, **error.where))
+                continue
+            if not mask.any():  # outside the crop
                 continue
             targets.append(fit_targets(torch.from_numpy(mask)[None], input_size, self._resolution))
             numbers.append(number)
@@ -135,20 +149,20 @@ class TrainingImageReader:
             return read.pixels
         height, width = (int(side) for side in self._images.sizes[read.image])
         try:
-            return self._pixels(read.image, (height, width))
+            return self._pixels(read.image, (height, width), view_of((height, width)))
         except DamagedDatasetError as error:
             self.take(DrawnImage(None, [self._line("damaged images", read.image, detail=str(error))]))
             return None
 
-    def _pixels(self, image: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def _pixels(self, image: int, size: tuple[int, int], view: ImageView) -> NDArray[np.uint8]:
         jpeg = self._range(image, 0)
         if hashlib.sha256(jpeg).digest() != self._images.jpeg_sha256[image].tobytes():
             raise DamagedDatasetError("its JPEG changed after the run started")
         try:
-            pixels = self._decoder.run(_decode_resized, jpeg)
+            pixels = self._decoder.run(partial(_decode_view, size=size, view=view), jpeg)
         except UndecodableError as error:
             raise DamagedDatasetError(f"its JPEG can't be decoded: {error}") from error
-        if pixels.shape[:2] != resized_size(*size, SAM1.image_size):
+        if pixels.shape[:2] != view.input_size:
             raise DamagedDatasetError("its JPEG's size differs from the tables")
         return pixels
 
@@ -224,6 +238,29 @@ def _box(mask: NDArray[np.bool_], input_size: tuple[int, int]) -> list[float]:
     return [left * x, top * y, (right + 1) * x, (bottom + 1) * y]
 
 
-def _decode_resized(jpeg: bytes) -> NDArray[np.uint8]:
-    """Decode a JPEG and resize it to the image encoder's input, (h, w, 3) uint8 RGB."""
-    return resize(np.asarray(simplejpeg.decode_jpeg(jpeg, colorspace="RGB")), SAM1.image_size)
+def view_of(size: tuple[int, int], jitter: tuple[float, float, float] | None = None) -> ImageView:
+    """Return the view of an image of `size` (height, width), the whole image without `jitter`.
+
+    Large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177) makes the longer side `jitter[0]` times that of the
+    encoder's input, and crops what doesn't fit. `jitter[1:]` are the crop's place as in `StepDraw`.
+    """
+    if jitter is None:
+        return ImageView(slice(None), slice(None), resized_size(*size, SAM1.image_size))
+    scale = jitter[0] * SAM1.image_size / max(size)
+    slices, sides = [], []
+    for pixels, place in zip(size, jitter[1:], strict=True):
+        kept = min(pixels, max(1, round(SAM1.image_size / scale)))
+        start = round(place * (pixels - kept))
+        slices.append(slice(start, start + kept))
+        sides.append(min(SAM1.image_size, max(1, round(kept * scale))))
+    return ImageView(slices[0], slices[1], (sides[0], sides[1]))
+
+
+def _decode_view(jpeg: bytes, size: tuple[int, int], view: ImageView) -> NDArray[np.uint8]:
+    """Decode a JPEG and resize its view for the image encoder, (h, w, 3) uint8 RGB; empty if it hasn't this size."""
+    pixels = np.asarray(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"))
+    if pixels.shape[:2] != size:
+        return pixels[:0]
+    height, width = view.input_size
+    cropped = Image.fromarray(pixels[view.rows, view.columns])
+    return np.array(cropped.resize((width, height), Image.Resampling.BILINEAR))

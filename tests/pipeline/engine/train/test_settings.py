@@ -1,12 +1,14 @@
 """The configuration of a training run: problems with their places, presets, and values that do not fit together."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.model.training.recipe import FINETUNE, PAPER
+from segmint.model.training.recipe import FINETUNE, MASK_MAKING, PAPER
 from segmint.pipeline.engine.train.presets import recipe_of, with_preset
+from segmint.pipeline.engine.train.run import check_layers
 from segmint.pipeline.engine.train.settings import RUNTIME_KEYS, TrainConfig, identity_keys, load_train_config
 
 GOOD = "datasets: [{uri: data/street}]\noutput: out\n"
@@ -83,6 +85,11 @@ def test_the_paper_preset_depends_on_the_architecture_and_explicit_keys_override
     assert (base.steps, base.batch.images) == (large.steps, large.batch.images) == (180_000, 128)
     assert (base.optimizer.layer_decay, base.optimizer.drop_path) == (0.6, 0.6)
     assert base.held_out.every == 1000
+    short = with_preset(loaded(tmp_path, "preset: paper\nsteps: 90\n"), "vit_h")
+    assert {each.held_out.patience for each in (huge, base, large, short)} == {None}  # the paper's doesn't stop early
+    assert short.optimizer.decay_steps == (60, 87)
+    patient = with_preset(loaded(tmp_path, "preset: paper\nheld_out: {patience: 3}\n"), "vit_h")
+    assert patient.held_out.patience == 3
     assert (large.optimizer.learning_rate, large.optimizer.layer_decay) == (4e-4, 0.8)
 
 
@@ -94,11 +101,30 @@ def test_the_paper_preset_depends_on_the_architecture_and_explicit_keys_override
         ("optimizer: {decay_steps: [20, 10]}\n", "expected ascending steps"),
         ("optimizer: {decay_steps: [20, 400]}\n", "optimizer.decay_steps end at 400"),
         ("preset: paper\n", "preset: paper supports vit_b, vit_l, vit_h, but the weights are mobile_sam"),
+        ("preset: mask-making\n", "preset: mask-making supports vit_b"),
+        ("jitter: [0.1, 2.0]\n", "jitter needs encoder: trained, because a frozen encoder embeds each whole image"),
+        ("encoder: trained\njitter: [2.0, 0.1]\n", "jitter is [2.0, 0.1]: expected the lowest and then the highest"),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(tmp_path, text, message):
-    with pytest.raises(UsageError, match=message.replace(".", r"\.").replace("(", r"\(")):
+    with pytest.raises(UsageError, match=re.escape(message)):
         with_preset(loaded(tmp_path, text), "mobile_sam")
+
+
+def test_the_mask_making_preset_trains_on_masks_of_people(tmp_path):
+    config = with_preset(loaded(tmp_path, "preset: mask-making\n"), "vit_h")
+    assert {entry.masks for entry in config.datasets} == {"human"}
+    assert (config.steps, config.held_out.patience, config.encoder) == (177_656, None, "trained")
+    assert (config.sampling.clicks, config.sampling.box_share) == (3, 0)
+    assert (config.decoder_layers, config.jitter) == (3, (0.1, 2.0))
+    assert recipe_of(config) == MASK_MAKING["vit_h"]
+    with pytest.raises(UsageError, match="the weights have 2"):
+        check_layers(config, 2)
+    check_layers(config, 3)
+    path = tmp_path / "all.yaml"
+    path.write_text("output: out\ndatasets: [{uri: a, masks: all}]\npreset: mask-making\n")
+    with pytest.raises(UsageError, match=r"but .*a has masks: all\. Use masks: human"):
+        with_preset(load_train_config(str(path)), "vit_h")
 
 
 def test_runtime_keys_are_keys_and_do_not_identify_a_run(tmp_path):

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from segmint.infra.errors import SegmintError
 from segmint.model.training.objects import mask_boxes
 from segmint.model.training.targets import fit_targets
-from segmint.pipeline.engine.train.data.draws import StepDraw
+from segmint.pipeline.engine.train.data.draws import DrawSequence, StepDraw
 from segmint.pipeline.engine.train.data.images import SkippedImages
 from segmint.pipeline.engine.train.data.reading import TrainingImageReader
+from segmint.pipeline.engine.train.settings import BatchKeys
 from segmint.pipeline.engine.train.world import WorkerRank
 from tests.support.committed import write_generation
 from tests.support.committed_shard import CommittedShard
@@ -47,6 +49,45 @@ def test_pixels_and_targets_are_those_of_the_drawn_masks(trainable, tmp_path):
     assert without.pixels is None
     assert without.features is kept
     assert np.array_equal(reader.pixels_of(without), read.pixels)
+
+
+@pytest.mark.parametrize("jitter", [(0.1, 0.5, 0.5), (1.0, 0.3, 0.9), (2.0, 1.0, 0.25)])
+def test_jitter_scales_and_crops_pixels_and_masks_alike(trainable, tmp_path, jitter):
+    found = find(tmp_path, trainable)
+    reader = TrainingImageReader(found.images, 256, 0.9, found.skipped)
+    _, masks = scene(4)  # 120 x 160 pixels
+    read = reader.read(replace(drawn(5, 4), jitter=jitter))
+    scale, top, left = jitter
+    shown = {0.1: (120, 160), 1.0: (120, 160), 2.0: (80, 80)}[scale]
+    assert read.masks.input_size == {0.1: (77, 102), 1.0: (768, 1024), 2.0: (1024, 1024)}[scale]
+    assert read.pixels.shape == (*read.masks.input_size, 3)
+    rows, columns = (
+        slice(start := round(at * (whole - part)), start + part)
+        for at, whole, part in zip((top, left), (120, 160), shown, strict=True)
+    )
+    seen = [mask[rows, columns] for mask in masks[:2] if mask[rows, columns].any()]
+    assert len(read.masks.targets) == len(seen) > 0
+    assert torch.equal(read.masks.targets, fit_targets(torch.from_numpy(np.stack(seen)), read.masks.input_size, 256))
+    whole = reader.read(drawn(5, 4)).pixels[:, :, 0]
+    height, width = (round(6.4 * part) for part in shown)
+    y, x = round(6.4 * rows.start), round(6.4 * columns.start)
+    expected = cv2.resize(whole[y : y + height, x : x + width], read.pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(read.pixels[:, :, 0].astype(int) - expected).mean() < 6
+    assert not found.skipped.counts  # masks outside the crop aren't unusable
+
+
+def test_jitter_depends_on_the_seed_and_the_place_only(trainable, tmp_path):
+    images = find(tmp_path, trainable).images
+    every = np.ones(len(images), bool)
+    batch = BatchKeys(images=4)
+    one, again, other = (DrawSequence(images, every, [1.0], batch, seed, (0.1, 2.0)) for seed in (3, 3, 4))
+    found = [draw.jitter for step in range(1, 101) for draw in one.step(step)]
+    assert found == [draw.jitter for step in range(1, 101) for draw in again.step(step)]
+    assert found[:4] != [draw.jitter for draw in other.step(1)]
+    scales, tops, lefts = np.array(found).T
+    assert (scales.min(), scales.max()) == pytest.approx((0.1, 2.0), abs=0.05)
+    assert (scales.mean(), tops.mean(), lefts.mean()) == pytest.approx((1.05, 0.5, 0.5), abs=0.1)
+    assert {draw.jitter for draw in DrawSequence(images, every, [1.0], batch, 3).step(1)} == {None}
 
 
 def test_masks_and_images_that_cannot_be_read_are_left_out_once(trainable, tmp_path):
