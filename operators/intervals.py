@@ -1,55 +1,177 @@
-"""95 % confidence intervals of proportions and means."""
+"""95 % confidence intervals of means, shares, and other scores over images.
+
+An image's masks resemble one another, so images are the units, and there is no interval for fewer than
+`LEAST_IMAGES`. benchmarks/evaluation/interval_coverage.py simulates how often the intervals contain the true value.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Interval = tuple[float, float]
+Floats = NDArray[np.float64]
 
-_Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
-_PERCENTILES = (2.5, 97.5)
-_MEAN_RESAMPLES = 1000
-_CLUSTER_RESAMPLES = 10_000
+Seed = int | Sequence[int]
+"""One non-negative number, or several, so that the intervals and tests of an evaluation use different numbers."""
+
+LEAST_IMAGES = 10
+"""Minimum number of images for an interval."""
+
+RESAMPLES = 10_000
+"""Resamples of an interval, and random permutations of a test."""
+
+NORMAL = 1.959963984540054
+"""97.5 % quantile of the standard normal distribution."""
+
+_TAIL = 0.025
 _AT_ONCE = 100
-_SEED = 0  # the same data always gives the same interval
+_EVEN = 1e-12  # relative difference attributed to rounding
 
 
-def wilson(successes: float, trials: int) -> Interval:
-    """Return Wilson's score interval (1927) of a proportion, which has a positive width even for 0 successes."""
-    share = successes / trials
-    center = share + _Z**2 / (2 * trials)
-    spread = _Z * math.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2))
-    scale = 1 + _Z**2 / trials
-    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
+def basis(images: int) -> str:
+    """Return what to print about the intervals of a result, by its number of images."""
+    if images < LEAST_IMAGES:
+        return f"too few images for an interval ({images}, expected {LEAST_IMAGES} or more)"
+    return "with 95 % intervals by image"
 
 
-def bootstrap_mean(values: NDArray[np.float64]) -> Interval:
-    """Return the percentile bootstrap interval (Efron 1979) of the mean of values, shape (N,)."""
-    random = np.random.default_rng(_SEED)
-    means = [values[random.integers(0, len(values), len(values))].mean() for _ in range(_MEAN_RESAMPLES)]
-    low, high = np.percentile(means, _PERCENTILES)
-    return float(low), float(high)
+def mean_intervals(
+    sums: Floats,
+    counts: Floats,
+    seed: Seed = 0,
+    limits: Interval = (-np.inf, np.inf),
+    resamples: int = RESAMPLES,
+) -> list[Interval | None]:
+    """Return the intervals of M means over masks: ratios of the sums (I, M) over each image's masks to `counts` (I,).
 
-
-def clustered(successes: Sequence[int], trials: Sequence[int]) -> Interval | None:
-    """Return the percentile bootstrap interval of a ratio of sums over clusters; None with fewer than two clusters.
-
-    Clusters without a trial are ignored.
+    `limits` are the lowest and highest possible values. Images without masks are ignored. Without an interval: see
+    `studentized`.
     """
-    counts = np.array([pair for pair in zip(successes, trials, strict=True) if pair[1]], dtype=np.int64).reshape(-1, 2)
-    clusters = len(counts)
-    if clusters < 2:
+    return studentized([(sums[counts > 0], counts[counts > 0])], seed, limits, resamples)
+
+
+def studentized(
+    strata: Sequence[tuple[Floats, Floats]],
+    seed: Seed = 0,
+    limits: tuple[ArrayLike, ArrayLike] = (-np.inf, np.inf),
+    resamples: int = RESAMPLES,
+) -> list[Interval | None]:
+    """Return studentized bootstrap intervals (Efron 1981) of M means over strata of each stratum's mean over masks.
+
+    A stratum has sums (I, M) and counts (I,) of its images, which are resampled within it, jointly for all M means.
+    The intervals are wider by the squared ratio of Student's t to the normal quantile, 1.33 for 10 images and 1.14 for
+    20, because few images often lack the rare failures that a mean of IoUs contains. A mean has no interval if a
+    stratum has fewer than `LEAST_IMAGES` images, if all images are alike, or if so few differ that many resamples have
+    no spread.
+    """
+    from scipy.special import stdtrit
+
+    means = np.mean([sums.sum(axis=0) / counts.sum() for sums, counts in strata], axis=0)
+    if min(len(counts) for _, counts in strata) < LEAST_IMAGES:
+        return [None] * len(means)
+    generator = np.random.default_rng(seed)
+    shifts, variances = np.zeros((2, resamples, len(means)))
+    variance = np.zeros(len(means))
+    for sums, counts in strata:
+        images = len(counts)
+        scale = images / (images - 1) / len(strata) ** 2  # from squared deviations to a variance of the mean
+        rest = sums - sums.sum(axis=0) / counts.sum() * counts[:, None]
+        rest[np.abs(rest) <= _EVEN * np.abs(sums).max(axis=0)] = 0
+        variance += scale * (rest**2).sum(axis=0) / counts.sum() ** 2
+        for start in range(0, resamples, _AT_ONCE):
+            part = slice(start, min(start + _AT_ONCE, resamples))
+            drawn = generator.multinomial(images, np.full(images, 1 / images), part.stop - start).astype(np.float64)
+            masks = (drawn @ counts)[:, None]
+            shift = drawn @ rest / masks
+            squares, of_counts = drawn @ rest**2, shift**2 * (drawn @ counts**2)[:, None]
+            spread = squares - 2 * shift * (drawn @ (rest * counts[:, None])) + of_counts
+            shifts[part] += shift / len(strata)
+            variances[part] += scale * np.where(spread > _EVEN * (squares + of_counts), spread, 0) / masks**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ranked = np.sort(np.nan_to_num(shifts / np.sqrt(variances), nan=0, posinf=np.inf, neginf=-np.inf), axis=0)
+    cut = int(_TAIL * resamples)
+    wider = (stdtrit(min(len(counts) for _, counts in strata) - 1, 1 - _TAIL) / NORMAL) ** 2
+    found: list[Interval | None] = []
+    for mean, error, first, last in zip(means, wider * np.sqrt(variance), ranked[cut], ranked[-1 - cut], strict=True):
+        known = error > 0 and np.isfinite([first, last]).all()
+        found.append((float(mean - last * error), float(mean - first * error)) if known else None)
+    lows, highs = (np.broadcast_to(each, len(means)) for each in limits)
+    return [
+        None if each is None else (max(each[0], float(low)), min(each[1], float(high)))
+        for each, low, high in zip(found, lows, highs, strict=True)
+    ]
+
+
+def figure_intervals(
+    values: NDArray[np.int64] | Floats,
+    figures: Callable[[Floats], Floats],
+    seed: Seed,
+    scores: int,
+    resamples: int = RESAMPLES,
+) -> tuple[list[float | None], list[Interval | None]]:
+    """Return K scores of sums over images, and their intervals as means of each image's jackknife pseudo-values.
+
+    `values` (I, M) contains the values of each image. `figures` computes scores from sums, (R, M) to (R, K). It returns
+    NaN for undefined scores, which become None. The first `scores` of the K are between 0 and 1, and the others are
+    differences of such scores. There is no interval if fewer than `LEAST_IMAGES` images affect a score, and in the
+    cases of `studentized`.
+    """
+    values = values.astype(np.float64)
+    total = values.sum(axis=0, keepdims=True)
+    found = figures(total)[0]
+    means = [None if np.isnan(each) else float(each) for each in found]
+    if len(values) < LEAST_IMAGES:
+        return means, [None] * len(means)
+    without = np.concatenate(
+        [figures(total - values[start : start + _AT_ONCE]) for start in range(0, len(values), _AT_ONCE)]
+    )
+    influences = (len(values) - 1) * (found - without)
+    unknown = np.isnan(influences).any(axis=0) | ((np.abs(influences) > _EVEN).sum(axis=0) < LEAST_IMAGES)
+    pseudo = np.where(unknown, 0, found + influences - influences.mean(axis=0))
+    lows = np.where(np.arange(len(means)) < scores, 0.0, -1.0)
+    return means, studentized([(pseudo, np.ones(len(values)))], seed, (lows, 1.0), resamples)
+
+
+def share_interval(successes: ArrayLike, trials: ArrayLike) -> Interval | None:
+    """Return the interval of a share of masks from each image's number of successes and of masks, both (I,).
+
+    This is Wilson's interval with Student's t for the effective number of masks: their number divided by the design
+    effect (Kish 1965), which is 1 if an image's masks are independent. Images without masks are ignored; with fewer
+    than `LEAST_IMAGES` others, there is no interval. Two corrections keep the coverage for shares near 0 and 1:
+    if f images have a mask in the minority, the design effect moves by 1 / 2^f toward that of images whose masks are
+    all alike, and its excess over 1 is scaled for a t distribution with fewer degrees of freedom if a few images
+    cause most of the variance. These are half of Satterthwaite's, because few images show too low a kurtosis.
+    """
+    from scipy.special import stdtrit
+
+    found, counts = np.asarray(successes, np.float64), np.asarray(trials, np.float64)
+    found, counts = found[counts > 0], counts[counts > 0]
+    images, masks = len(counts), counts.sum()
+    if images < LEAST_IMAGES:
         return None
-    generator = np.random.default_rng(_SEED)
-    even = np.full(clusters, 1 / clusters)
-    shares = []
-    for _ in range(_CLUSTER_RESAMPLES // _AT_ONCE):
-        sums = generator.multinomial(clusters, even, size=_AT_ONCE) @ counts
-        shares.append(sums[:, 0] / sums[:, 1])
-    low, high = np.percentile(np.concatenate(shares), _PERCENTILES)
-    return float(low), float(high)
+    share = found.sum() / masks
+    squares = (found - share * counts) ** 2
+    alike = (counts**2).sum() / masks
+    effect, freedom = alike, images - 1.0
+    if squares.sum() > 0 and 0 < share < 1:
+        effect = min(alike, max(1.0, images / (images - 1) * squares.sum() / (masks * share * (1 - share))))
+        excess = images * (squares**2).sum() / squares.sum() ** 2 - 1  # of the kurtosis over its minimum
+        freedom = min(freedom, max(1.0, images / max(excess, 1e-9)))
+    minority = min((found > 0).sum(), (found < counts).sum())
+    effect += (alike - effect) * 0.5**minority
+    t, wider = stdtrit(images - 1, 1 - _TAIL), stdtrit(freedom, 1 - _TAIL)
+    effect = min(alike, 1 + (effect - 1) * (wider / t) ** 2)
+    return wilson(float(share), float(masks / effect), float(t))
+
+
+def wilson(share: float, trials: float, quantile: float = NORMAL) -> Interval:
+    """Return Wilson's score interval (1927) of a proportion, which has a positive width even for shares of 0 and 1."""
+    center = share + quantile**2 / (2 * trials)
+    spread = quantile * math.sqrt(share * (1 - share) / trials + quantile**2 / (4 * trials**2))
+    scale = 1 + quantile**2 / trials
+    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
 
 def at_most(successes: int, trials: int, confidence: float = 0.95) -> float:

@@ -1,48 +1,19 @@
-"""Confidence intervals and tests of means over images' masks: whole images are resampled, flipped, or relabeled.
+"""Permutation tests of means over images' masks: the signs or labels of whole images are flipped or exchanged.
 
-An image's masks resemble one another, so images rather than masks are the units. `sums` (I, M) float64 are the sums of
-M measures over each image's masks, and `counts` (I,) are the images' mask counts; a mean is the ratio of both totals
-over all images. Random numbers depend only on `seed`.
+An image's masks resemble one another, so images rather than masks are the units. Random numbers depend only on `seed`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from segmint.operators.intervals import Interval
-
-Floats = NDArray[np.float64]
-
-Seed = int | Sequence[int]
-"""One non-negative number, or several, so that the tests of one evaluation use different random numbers."""
-
-RESAMPLES = 10_000
-"""Resamples of an interval, and random permutations of a test."""
+from segmint.operators.intervals import RESAMPLES, Floats, Seed
 
 EXACT_IMAGES = 12
 """Maximum number of images for which a sign test tries all signs."""
 
 _AT_ONCE = 100
 _EVEN = 1e-12  # relative difference attributed to rounding
-
-
-def mean_replicates(sums: Floats, counts: Floats, seed: Seed, resamples: int = RESAMPLES) -> Floats:
-    """Return the means of images drawn with replacement, (resamples, M): Efron's bootstrap over whole images."""
-    generator = np.random.default_rng(seed)
-    images = len(counts)
-    even = np.full(images, 1 / images)
-    found = []
-    for start in range(0, resamples, _AT_ONCE):
-        drawn = generator.multinomial(images, even, size=min(_AT_ONCE, resamples - start)).astype(np.float64)
-        found.append((drawn @ sums) / (drawn @ counts)[:, None])
-    return np.concatenate(found)
-
-
-def percentile_interval(replicates: Floats) -> list[Interval]:
-    """Return the 95 % interval of each column of replicates (R, M)."""
-    low, high = np.percentile(replicates, (2.5, 97.5), axis=0)
-    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
 def sign_flip_p(differences: Floats, seed: Seed, resamples: int = RESAMPLES) -> list[float]:
@@ -64,6 +35,30 @@ def sign_flip_p(differences: Floats, seed: Seed, resamples: int = RESAMPLES) -> 
         signs = 1.0 - 2.0 * generator.integers(0, 2, (min(_AT_ONCE, resamples - start), images))
         as_large += (np.abs(signs @ differences) >= limit).sum(axis=0)
     return [float(each) / (resamples + 1) for each in as_large]
+
+
+def swap_p(
+    values: Floats,
+    swapped: Floats,
+    figures: Callable[[Floats], Floats],
+    seed: Seed,
+    resamples: int = 1000,
+) -> list[float | None]:
+    """Return two-sided p-values of no difference between two models, for K differences of scores of sums over images.
+
+    `values` (I, M) contains the values of each image, and `swapped` the same with those of the two models exchanged.
+    `figures` computes the differences from sums, (R, M) to (R, K); an undefined one, NaN, has no p-value. Under the
+    null hypothesis, an image's values are as likely to be exchanged.
+    """
+    values, change = values.astype(np.float64), swapped.astype(np.float64) - values
+    total = values.sum(axis=0)
+    found = np.abs(figures(total[None])[0])
+    generator = np.random.default_rng(seed)
+    as_large = np.ones(len(found))  # the observed order
+    for start in range(0, resamples, _AT_ONCE):
+        exchanged = generator.integers(0, 2, (min(_AT_ONCE, resamples - start), len(values))).astype(np.float64)
+        as_large += (np.abs(figures(total + exchanged @ change)) >= found - _EVEN).sum(axis=0)
+    return [None if np.isnan(each) else float(p) / (resamples + 1) for each, p in zip(found, as_large, strict=True)]
 
 
 def relabel_p(first: Floats, second: Floats, seed: Seed, resamples: int = RESAMPLES) -> list[float] | None:
@@ -95,13 +90,13 @@ def relabel_p(first: Floats, second: Floats, seed: Seed, resamples: int = RESAMP
     return [float(each) / (resamples + 1) for each in as_large]
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values (1979) of several tests, in their order."""
-    order = sorted(range(len(ps)), key=lambda place: ps[place])
-    adjusted = [0.0] * len(ps)
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Return Holm's adjusted p-values (1979) of several tests, in their order; None without a test."""
+    tested = sorted((p, place) for place, p in enumerate(ps) if p is not None)
+    adjusted: list[float | None] = [None] * len(ps)
     largest = 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
+    for rank, (p, place) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
         adjusted[place] = largest
     return adjusted
 

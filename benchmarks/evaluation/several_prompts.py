@@ -35,7 +35,7 @@ from segmint.operators.annotations.image import encode_mask
 from segmint.operators.evaluate.clicks import Click, random_click
 from segmint.operators.evaluate.points import click_masks
 from segmint.operators.evaluate.settings import PointsSettings, SeveralClicks
-from segmint.operators.intervals import bootstrap_mean
+from segmint.operators.intervals import mean_intervals
 from segmint.operators.segment.models import load_model
 
 if TYPE_CHECKING:  # measuring.py must set how threads wait before torch is loaded
@@ -125,7 +125,10 @@ def measure(predictor: Predictor, scenes: Sequence[PromptScene]) -> dict[str, An
             "three": rounded(three.mean(axis=0)),
             "single": rounded(single.mean(axis=0)),
             "three less single": rounded((three - single).mean(axis=0)),
-            "interval": [rounded(bootstrap_mean(column)) for column in (three - single).T],
+            "interval": [
+                None if each is None else rounded(each)
+                for each in mean_intervals(three - single, np.ones(len(single)), limits=(-1.0, 1.0))
+            ],
         }
     return {
         "images": len(scenes),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks.privacy.pictures import ANGLES
 from benchmarks.tables import Result, percent, table, where, wrapped
-from segmint.operators.intervals import wilson
+from segmint.operators.intervals import share_interval
 from segmint.operators.prepare.measured_recall import MeasuredRecall, Share
 
 SIZES = (20, 32, 64, 128)
@@ -27,8 +27,8 @@ def privacy_part(results: dict[str, Result]) -> str:
         parts.append(table([f"{name}, by size of the mark", "marks", "found", "recall"], _by_size(rows)))
     note = (
         f"A mark is found if a detection's box overlaps its box with an IoU of at least {result['iou']:g}. Hard marks "
-        f"and marks of less than {result['smallest']:g} pixels don't count. The intervals are Wilson's, with one trial "
-        f"per picture with marks rather than per mark, because marks in one picture are alike. Rule {result['rule']}. "
+        f"and marks of less than {result['smallest']:g} pixels don't count. The intervals are by "
+        f"picture, and there is none for fewer than 10. Rule {result['rule']}. "
         f"{where(result)}"
     )
     return "\n\n".join([*parts, wrapped(note)])
@@ -61,8 +61,10 @@ def _cells(rows: Sequence[Result]) -> list[str]:
     marked = sum(bool(row["found"] or row["missed"]) for row in rows)
     recall = "–"
     if marked:
-        low, high = wilson(found / marks * marked, marked)
-        recall = f"{percent(found / marks)} ({percent(low)}–{percent(high)})"
+        of_picture = [(len(row["found"]), len(row["found"]) + len(row["missed"])) for row in rows]
+        interval = share_interval(*zip(*of_picture, strict=True))
+        between = "" if interval is None else f" ({percent(interval[0])}–{percent(interval[1])})"
+        recall = f"{percent(found / marks)}{between}"
     alarms = [row["false"] for row in rows]
     return [str(each) for each in (len(rows), marked, marks, found, recall, sum(alarms), sum(map(bool, alarms)))]
 

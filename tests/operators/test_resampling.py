@@ -1,4 +1,4 @@
-"""Intervals and tests that take images as units, against values by hand and under no difference."""
+"""Tests that take images as units, against values by hand and under no difference."""
 
 from itertools import product
 
@@ -7,28 +7,10 @@ import pytest
 
 from segmint.operators.resampling import (
     holm,
-    mean_replicates,
-    percentile_interval,
     relabel_p,
     sign_flip_p,
+    swap_p,
 )
-
-
-def test_replicates_are_ratios_over_whole_images() -> None:
-    sums, counts = np.array([[1.0], [6.0]]), np.array([1.0, 3.0])
-    drawn = mean_replicates(sums, counts, 0, resamples=4_000)[:, 0]
-    values, times = np.unique(drawn.round(6), return_counts=True)
-    np.testing.assert_allclose(values, [1.0, 1.75, 2.0])  # twice the first, both, twice the second
-    np.testing.assert_allclose(times / 4_000, [0.25, 0.5, 0.25], atol=0.03)
-
-
-def test_the_interval_is_as_wide_as_the_normal_one() -> None:
-    values = np.random.default_rng(1).normal(0.7, 0.1, 400)
-    ((low, high),) = percentile_interval(mean_replicates(values[:, None], np.ones(400), 2))
-    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.06)
-    assert low < values.mean() < high
-    again = mean_replicates(values[:, None], np.ones(400), 2, 50)
-    np.testing.assert_array_equal(again, mean_replicates(values[:, None], np.ones(400), 2, 50))
 
 
 def test_few_images_signs_are_tried_out() -> None:
@@ -100,3 +82,24 @@ def test_holm_by_hand() -> None:
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_exchanged_images_show_a_difference_and_chance_none() -> None:
+    random = np.random.default_rng(8)
+    shared = random.random((40, 1))
+    low = 0
+    for seed in range(100):
+        noise = random.normal(0, 0.1, (40, 2))
+        values = np.concatenate([np.ones((40, 1)), shared + noise], axis=1)
+        (p,) = swap_p(values, values[:, [0, 2, 1]], gap_of_means, seed, 199)
+        assert p is not None
+        low += p <= 0.05
+    assert 1 <= low <= 12
+    values[:, 2] += 0.2
+    assert swap_p(values, values[:, [0, 2, 1]], gap_of_means, 0, 199) == [1 / 200]
+    assert swap_p(values * 0, values * 0, gap_of_means, 0, 199) == [None]
+
+
+def gap_of_means(sums: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return (sums[:, 2:] - sums[:, 1:2]) / sums[:, :1]

@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from segmint.operators.intervals import bootstrap_mean, wilson
-
-Floats = NDArray[np.float64]
+from segmint.operators.intervals import Floats, mean_intervals, wilson
 
 
 @dataclass(frozen=True)
@@ -55,22 +52,23 @@ class Extrapolation:
     def total(self, values: Floats) -> Estimate:
         """Estimate the total of a quantity over all rows. `values` contains its value for each sampled row.
 
-        The interval is the bootstrap percentile interval (Efron 1979). For two rows, it spans their values. It does not
-        allow for rows that are unlike all sampled ones.
+        For few or equal rows, which have no interval, the ends extrapolate the lowest and the highest value. The
+        interval does not allow for rows that are unlike all sampled ones.
         """
         total = float(values.mean()) * self._rows
         if self._sampled >= self._rows:
             return exactly(total)
-        low, high = bootstrap_mean(values)
+        (interval,) = mean_intervals(values[:, None], np.ones(len(values)), limits=(0.0, np.inf))
+        low, high = interval or (float(values.min()), float(values.max()))
         return Estimate(total, low * self._rows, high * self._rows)
 
     def count(self, fits: Floats) -> Estimate:
         """Estimate how many of all rows fit. `fits` contains 1 or 0 for each sampled row.
 
-        The interval is Wilson's score interval (1927), which allows for rejected rows even if the sample contains none.
+        The interval is Wilson's (1927), which allows for rejected rows even if the sample contains none.
         """
         total = float(fits.mean()) * self._rows
         if self._sampled >= self._rows:
             return exactly(total)
-        low, high = wilson(float(fits.sum()), self._sampled)
+        low, high = wilson(float(fits.mean()), self._sampled)
         return Estimate(total, low * self._rows, high * self._rows)

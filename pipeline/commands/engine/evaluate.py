@@ -48,6 +48,14 @@ WeightsNames = Annotated[
         help="Weights: mobile_sam (default), vit_b, vit_l, vit_h, or a path or URI; give it twice to compare.",
     ),
 ]
+PredictionFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--predictions",
+        metavar="FILE|DIR",
+        help="Another model's predictions, alone or after --weights: COCO results, or a folder of edge maps for edges.",
+    ),
+]
 Output = Annotated[
     str | None,
     typer.Option("-o", "--output", metavar="DIR", help="Folder for results.parquet, evaluation.json, and index.html."),
@@ -71,6 +79,7 @@ def points(
     truth: ChosenMasks = TruthSelection.HUMAN,
     ignore: Ignore = None,
     weights: WeightsNames = None,
+    predictions: PredictionFiles = None,
     clicks: Annotated[
         str, typer.Option(metavar="N,N,…", help="Click counts to measure masks after; ascending, starting with 1.")
     ] = "1,2,3,5,9",
@@ -127,8 +136,10 @@ def points(
     from segmint.pipeline.engine.evaluate.points.points import PointsOptions, evaluate_points
 
     settings = PointsSettings(parse_clicks(clicks), several=several_clicks, seed=seed)
-    model, storage = model_options(weights, device, precision, ray, config)
+    model, storage = model_options(weights, predictions, device, precision, ray, config)
     options = PointsOptions(truth_options(targets, images, truth, ignore), model, settings, first_click, groups, output)
+    if predictions and (gate or require or guard):
+        raise UsageError("the gate compares weights, so it has no --predictions")
     if guard_images and not guard:
         raise UsageError("--guard-images has no effect without --guard, which names the files of these images")
     if not (gate or require or guard):
@@ -152,6 +163,7 @@ def proposals(
     truth: ChosenMasks = TruthSelection.HUMAN,
     ignore: Ignore = None,
     weights: WeightsNames = None,
+    predictions: PredictionFiles = None,
     points_per_side: Annotated[int, typer.Option(metavar="N", help="Points along each side of the grid.")] = 64,
     output: Output = None,
     device: Device = "auto",
@@ -167,7 +179,7 @@ def proposals(
     from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
     from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 
-    model, storage = model_options(weights, device, precision, ray, config)
+    model, storage = model_options(weights, predictions, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
     result = evaluate_proposals(options, points_per_side, storage)
     print_checked(result, as_json, not_checked=result.subject.skipped)
@@ -192,6 +204,7 @@ def edges(
         typer.Option("--ignore", metavar="N", help="Number in label maps near which edges don't count; repeatable."),
     ] = None,
     weights: WeightsNames = None,
+    predictions: PredictionFiles = None,
     points_per_side: Annotated[int, typer.Option(metavar="N", help="Points along each side of the grid.")] = 16,
     tolerance: Annotated[
         float, typer.Option(metavar="SHARE", help="Maximum distance of matched edges, as a share of the diagonal.")
@@ -212,7 +225,7 @@ def edges(
     from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure
     from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 
-    model, storage = model_options(weights, device, precision, ray, config)
+    model, storage = model_options(weights, predictions, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, TruthSelection.HUMAN, ignore), model, output)
     measure = EdgesMeasure(points_per_side, thresholds, tolerance)
     result = evaluate_edges(options, measure, annotators or (), storage)
@@ -235,6 +248,7 @@ def instances(
     truth: ChosenMasks = TruthSelection.HUMAN,
     ignore: Ignore = None,
     weights: WeightsNames = None,
+    predictions: PredictionFiles = None,
     output: Output = None,
     device: Device = "auto",
     precision: Precision = "fp32",
@@ -249,7 +263,7 @@ def instances(
     from segmint.pipeline.engine.evaluate.instances.instances import evaluate_instances
     from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 
-    model, storage = model_options(weights, device, precision, ray, config)
+    model, storage = model_options(weights, predictions, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
     result = evaluate_instances(options, boxes, refine, storage)
     print_checked(result, as_json, not_checked=result.subject.skipped)
@@ -274,7 +288,12 @@ def truth_options(
 
 
 def model_options(
-    weights: list[str] | None, device: str, precision: str, ray: bool | None, config: str | None
+    weights: list[str] | None,
+    predictions: list[str] | None,
+    device: str,
+    precision: str,
+    ray: bool | None,
+    config: str | None,
 ) -> "tuple[ModelOptions, Storage]":
     """Return the options of every evaluation that select weights and resources, and access to stores."""
     from segmint.pipeline.config.config import ResourcesConfig
@@ -283,4 +302,5 @@ def model_options(
 
     build, storage = build_of(config)
     run = RunOptions(ray, ResourcesConfig() if build is None else build.resources)
-    return ModelOptions(tuple(weights or ["mobile_sam"]), device, precision, run), storage
+    names = weights or ([] if predictions else ["mobile_sam"])
+    return ModelOptions(tuple(names), tuple(predictions or ()), device, precision, run), storage

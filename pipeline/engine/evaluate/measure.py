@@ -1,6 +1,6 @@
 """Interface of the measures, and the task and results of a run, shared by all kinds of evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +12,11 @@ from segmint.infra.assets.known import absolute_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import base_name
-from segmint.model.sam.predictor import Predictor
+from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.operators.annotations.image import CocoRle
+from segmint.operators.evaluate.encoders import embed_for_all
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth, TruthImage
+from segmint.pipeline.engine.evaluate.truth import Pixels, SkippedTruth, Truth, TruthImage
 
 HEAD = [
     pa.field("truth", pa.int32(), nullable=False),  # index of the dataset or file in the command, from 0
@@ -47,7 +49,7 @@ class Measure(Protocol):
     def check(self, truths: Sequence[Truth]) -> None:
         """Raise `UsageError` if the measure can't run on these truths; called before loading any weights."""
 
-    def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
+    def rows(self, models: Sequence["Model"], image: TruthImage) -> list[Row]:
         """Measure one or two models on an image, and return rows without the columns of `HEAD`.
 
         Raises ValueError for an image that can't be measured, which is listed as skipped. Raises `PartlyMeasuredError`
@@ -83,6 +85,44 @@ class EvaluatedWeights:
     def to_dict(self) -> dict[str, Any]:
         """Return the weights as JSON values; a path becomes the file's name, so no machine's paths are exposed."""
         return {"name": self.label, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class PredictedResult:
+    """Mask that another model predicted, with the category, true mask, and number of clicks that it is for, if any."""
+
+    rle: CocoRle
+    score: float | None = None
+    category: int | None = None
+    mask: int | None = None
+    clicks: int | None = None
+
+
+@dataclass(frozen=True)
+class Predictions(EvaluatedWeights):
+    """Results of another model in place of weights, by image in their order; keys are file names with `by_name`."""
+
+    by_image: Mapping[str, Sequence[PredictedResult]] = field(default_factory=dict)
+    by_name: bool = False
+
+    def results_for(self, image: TruthImage) -> Sequence[PredictedResult]:
+        """Return the results for an image. Raises ValueError if one has another size."""
+        found = self.by_image.get(image.name if self.by_name else image.image_id, ())
+        wrong = [result.rle["size"] for result in found if tuple(result.rle["size"]) != image.size]
+        if wrong:
+            height, width = wrong[0]
+            raise ValueError(f"{self.label} has a mask of {width} x {height} pixels for it: expected its size")
+        return found
+
+
+Model = Predictor | Predictions
+"""Model to measure: loaded weights, or the predictions of another model."""
+
+
+def with_embeddings(models: Sequence[Model], pixels: Pixels) -> list[tuple[Predictor, Embedding] | Predictions]:
+    """Return each model with its embedding of an image, except predictions, which need none."""
+    embeddings = iter(embed_for_all([each for each in models if isinstance(each, Predictor)], pixels))
+    return [(each, next(embeddings)) if isinstance(each, Predictor) else each for each in models]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 from segmint.infra.errors import SegmintError
 from segmint.infra.version import VERSION
 from segmint.infra.wording import counted, listed, not_checked_lines
-from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
+from segmint.operators.intervals import Interval
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, Predictions
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth
 
 SHOWN = 10
@@ -64,7 +65,9 @@ class EvaluationSubject:
         """Return the first line of a result."""
         names = listed(truth.name for truth in self.truths)
         masks = "" if self.masks is None else f"{counted(self.masks, 'mask')} of "
-        return f"{self.evaluation}: {masks}{counted(self.images, 'image')} of {names}"
+        predicted = [each.label for each in self.weights if isinstance(each, Predictions)]
+        which = f"; {listed(predicted)}: predictions from a file" if predicted else ""
+        return f"{self.evaluation}: {masks}{counted(self.images, 'image')} of {names}{which}"
 
     def skipped_lines(self) -> list[str]:
         """Return lines about the skipped items."""
@@ -76,3 +79,18 @@ def check_measured(images: int, skipped: Sequence[SkippedTruth]) -> None:
     if not images:
         reasons = "".join(f"\n  {each}" for each in skipped[:SHOWN])
         raise NothingMeasuredError(f"no image could be evaluated:{reasons}")
+
+
+def percent(value: float | None, interval: Interval | None = None, sign: str = "") -> str:
+    """Return a score in percent with its interval, such as `81.3 (79.0 to 83.4)`, or a dash if there is none."""
+    if value is None:
+        return "-"
+    text = f"{100 * value:{sign}.1f}"
+    return text if interval is None else f"{text} ({100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f})"
+
+
+def p_value(p: float | None) -> str:
+    """Return a p-value as text: `p = 0.012`, `p < 0.001`, `p unknown`."""
+    if p is None:
+        return "p unknown"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -23,7 +23,14 @@ from segmint.operators.evaluate.encoders import share_equal_encoders
 from segmint.operators.rows import Row
 from segmint.operators.segment.models import load_model
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartlyMeasuredError, PartResult
+from segmint.pipeline.engine.evaluate.measure import (
+    EvaluatedWeights,
+    EvaluateTask,
+    Model,
+    PartlyMeasuredError,
+    PartResult,
+    Predictions,
+)
 from segmint.pipeline.engine.evaluate.truth import (
     Decoders,
     PendingImage,
@@ -102,9 +109,11 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         self._names = names
         compute = resolve_compute(task.device, task.precision, task.threads)
         self._computed_on = f"{compute.device}, {compute.precision}"
-        models = [load_model(weights.find(), compute) for weights in task.weights]
-        share_equal_encoders(models)
-        self._models = [Predictor(model) for model in models]
+        models = {each: load_model(each.find(), compute) for each in loaded(task)}
+        share_equal_encoders(list(models.values()))
+        self._models: list[Model] = [
+            each if isinstance(each, Predictions) else Predictor(models[each]) for each in task.weights
+        ]
         self._decoders = Decoders(JpegDecoder(own=True, processes=1), JpegDecoder(own=False, processes=1))
 
     def measure(self, truth: int, part: TruthPart, done: Callable[[int], None] = lambda images: None) -> PartResult:
@@ -172,6 +181,11 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         self.close()
 
 
+def loaded(task: EvaluateTask) -> list[EvaluatedWeights]:
+    """Return a task's weights, without the predictions of other models."""
+    return [each for each in task.weights if not isinstance(each, Predictions)]
+
+
 def _with_head(image: TruthImage, rows: Sequence[Row]) -> list[Row]:
     head = {"truth": image.truth, "image_id": image.image_id, "image": image.name}
     return [{**head, **row} for row in rows]
@@ -229,7 +243,7 @@ def _by_ray(
         if task.device.startswith("cuda") and not gpus:
             raise UsageError("--device cuda was requested, but Ray found no GPU. Use --device cpu")
         workers = gpus or actors_that_fit(
-            cluster.most_workers, sum(weights.find().stat().st_size for weights in task.weights)
+            cluster.most_workers, sum(weights.find().stat().st_size for weights in loaded(task))
         )
         # Otherwise the number of threads would follow from the actor's CPUs in Ray. A GPU actor takes one GPU.
         task = replace(task, device="cuda", threads=1) if gpus else replace(task, device="cpu", threads=1)

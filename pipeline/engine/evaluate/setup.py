@@ -9,7 +9,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.engine.evaluate.kinds import TruthSelection
-from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, EvaluateTask, Measure
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, EvaluateTask, Measure, Predictions
 from segmint.pipeline.engine.evaluate.run import RunOptions
 from segmint.pipeline.engine.evaluate.truth import Truth
 from segmint.pipeline.engine.evaluate.truth_sources import open_coco_truth, open_dataset_truth, open_label_maps_truth
@@ -37,18 +37,25 @@ class TruthOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Weights to evaluate, and the options of their execution."""
+    """Weights and files of predictions to evaluate, and the options of their execution."""
 
     weights: tuple[str, ...] = ("mobile_sam",)
+    predictions: tuple[str, ...] = ()
     device: str = "auto"
     precision: str = "fp32"
     run: RunOptions = field(default_factory=RunOptions)
 
-    def task(self, measure: Measure) -> EvaluateTask:
-        """Resolve the weights. Raises `UsageError` for more than two, and `AssetError` if they don't exist."""
-        if not 1 <= len(self.weights) <= MOST_WEIGHTS:
-            raise UsageError(f"--weights was given {len(self.weights)} times: expected once, or twice to compare two")
-        return EvaluateTask(measure, tuple(map(EvaluatedWeights.of, self.weights)), self.device, self.precision)
+    def task(self, measure: Measure, predictions: Sequence[Predictions] = ()) -> EvaluateTask:
+        """Resolve the weights, which `predictions` follow.
+
+        Raises `UsageError` for more than two in all, and `AssetError` if weights don't exist.
+        """
+        given = len(self.weights) + len(self.predictions)
+        if not 1 <= given <= MOST_WEIGHTS:
+            options = "--weights and --predictions were" if self.predictions else "--weights was"
+            raise UsageError(f"{options} given {given} times: expected once, or twice to compare two")
+        models = (*map(EvaluatedWeights.of, self.weights), *predictions)
+        return EvaluateTask(measure, models, self.device, self.precision)
 
 
 def open_truths(options: TruthOptions, storage: Storage, columns: Sequence[str] = ()) -> list[Truth]:

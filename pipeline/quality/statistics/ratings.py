@@ -21,11 +21,9 @@ from segmint.catalogs.dataset.annotations.ratings import (
     read_ratings,
 )
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.operators.intervals import Interval
-from segmint.operators.resampling import mean_replicates, percentile_interval
+from segmint.operators.intervals import Interval, mean_intervals
 from segmint.operators.schemas import SOURCES
 
-_SEED = 0
 _AT_ONCE = 2_000  # masks per query
 _WANTED = "SELECT annotation_id, source, segmentation.counts AS counts FROM masks WHERE annotation_id IN "
 
@@ -34,7 +32,7 @@ _WANTED = "SELECT annotation_id, source, segmentation.counts AS counts FROM mask
 class SourceRatings:
     """Ratings of masks from one source; `mean` is over masks, each averaged over its raters.
 
-    `interval` is the 95 % interval from resampling images, or None for one image. `scores` counts ratings from 1 to 10.
+    `interval` is the 95 % interval by image, or None for too few images. `scores` counts ratings from 1 to 10.
     """
 
     source: str
@@ -141,9 +139,15 @@ def _of_source(source: str, masks: Sequence[RatedMask]) -> SourceRatings:
         sums[place[mask.image]] += np.mean(mask.scores)
         counts[place[mask.image]] += 1
         np.add.at(scores, np.array(mask.scores) - LOWEST, 1)
-    interval = percentile_interval(mean_replicates(sums, counts, _SEED))[0] if len(images) > 1 else None
     mean = float(sums.sum() / counts.sum())
-    return SourceRatings(source, len(masks), len(images), mean, interval, tuple(scores.tolist()))
+    return SourceRatings(
+        source,
+        len(masks),
+        len(images),
+        mean,
+        mean_intervals(sums, counts, limits=(LOWEST, HIGHEST))[0],
+        tuple(scores.tolist()),
+    )
 
 
 def _agreement(masks: Sequence[RatedMask]) -> RaterAgreement | None:

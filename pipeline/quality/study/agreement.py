@@ -15,13 +15,11 @@ from segmint.catalogs.dataset.annotations.submissions import Submission, Submiss
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.annotations.pairs import best_matches
-from segmint.operators.intervals import Interval
-from segmint.operators.resampling import mean_replicates, percentile_interval
+from segmint.operators.intervals import Interval, mean_intervals
 
 SAME_OBJECT_IOU = 0.5
 """Minimum IoU at which masks of two people count as the same object."""
 
-_SEED = 0
 _THREADS = 16
 
 
@@ -30,7 +28,7 @@ class AnnotatorAgreement:
     """Agreement over images that two people annotated, without their names.
 
     `pairs` counts pairs of masks of one object. `mean_iou` is over pairs (None without any), and `interval` is its 95 %
-    interval from resampling images (None for one image). `unpaired` masks are of objects that only one person drew.
+    interval by image (None if there are too few images). `unpaired` masks are of objects that only one person drew.
     """
 
     images: int
@@ -72,7 +70,7 @@ def sum_up(pairs: Iterable[tuple[Submission, Submission]]) -> AnnotatorAgreement
         images=len(ious),
         pairs=total,
         mean_iou=float(sums.sum()) / total if total else None,
-        interval=percentile_interval(mean_replicates(sums, counts, _SEED))[0] if len(found) > 1 else None,
+        interval=mean_intervals(sums, counts, limits=(SAME_OBJECT_IOU, 1.0))[0] if found else None,
         unpaired=masks - 2 * total,
     )
 

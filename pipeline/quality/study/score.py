@@ -4,6 +4,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from segmint.catalogs.dataset.annotations.assignments import assignment_to_merge, is_merged
 from segmint.catalogs.dataset.annotations.names import submissions_of
 from segmint.catalogs.dataset.annotations.submissions import Submission, SubmissionError, read_assignment
@@ -18,7 +20,7 @@ from segmint.infra.wording import counted, not_checked_lines
 from segmint.operators.annotations.coco import parse_coco
 from segmint.operators.annotations.image import AnnotatedImage, AnnotatedMask, CocoRle, Size
 from segmint.operators.annotations.label_studio import iter_tasks
-from segmint.operators.intervals import Interval, clustered, wilson
+from segmint.operators.intervals import Interval, basis, mean_intervals, share_interval
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import rows_of
 from segmint.operators.shards.files import annotation_id, counts_of, mask_index
@@ -44,18 +46,18 @@ PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou
 
 @dataclass(frozen=True)
 class ThresholdShare:
-    """Pairs whose IoU exceeds `threshold`.
+    """Pairs whose IoU exceeds `threshold`, with the 95 % interval by image, or None for too few `images`.
 
-    `wilson` assumes independent pairs. `clustered` resamples whole images instead, and is None with fewer than two
-    images. `of_all` counts deleted masks as failures. `paper` is SA-1B's share.
+    `of_all` counts deleted masks as failures, over pairs and deleted `masks`. `paper` is SA-1B's share.
     """
 
     threshold: float
     over: int
     pairs: int
+    images: int
     share: float
-    wilson: Interval
-    clustered: Interval | None
+    interval: Interval | None
+    masks: int
     of_all: float
     paper: float
 
@@ -69,9 +71,10 @@ def share_over(threshold: float, ious: Sequence[Sequence[float]], deleted: int) 
         threshold=threshold,
         over=sum(over),
         pairs=total,
+        images=sum(map(bool, pairs)),
         share=sum(over) / total,
-        wilson=wilson(sum(over), total),
-        clustered=clustered(over, pairs),
+        interval=share_interval(over, pairs),
+        masks=total + deleted,
         of_all=sum(over) / (total + deleted),
         paper=PAPER_SHARES[threshold],
     )
@@ -110,6 +113,7 @@ class StudyScore:
     superseded: int
     polygons: int
     mean_iou: float | None
+    interval: Interval | None  # of `mean_iou`
     shares: list[ThresholdShare]
     version: VersionName
 
@@ -132,7 +136,9 @@ class StudyScore:
         if self.mean_iou is None:
             lines.append("no masks came back, so there is nothing to score")
         else:
-            lines.append(f"mean IoU {self.mean_iou:.4f}")
+            pairs, images = self.shares[0].pairs, self.shares[0].images
+            mean = f"{self.mean_iou:.4f}{_between(self.interval, '.4f')}"
+            lines.append(f"mean IoU {mean} of {counted(pairs, 'pair')} in {counted(images, 'image')}, {basis(images)}")
             lines += [_share_line(share) for share in self.shares]
         return [*lines, self.version.line()]
 
@@ -218,6 +224,7 @@ def _score(study: Study, corrections: Corrections, images: Mapping[int, ImagePai
     drawn = {image: len(masks) for image, masks in study.masks.items()}
     unanswered = sum(count for image, count in drawn.items() if image not in images)
     ious = [[pair.iou for pair in image.pairs] for image in images.values()]
+    sums, counts = np.array([[sum(image)] for image in ious]), np.array([len(image) for image in ious], np.float64)
     return StudyScore(
         images=len(study.masks),
         answered=len(images),
@@ -233,21 +240,22 @@ def _score(study: Study, corrections: Corrections, images: Mapping[int, ImagePai
         superseded=corrections.superseded,
         polygons=corrections.polygons,
         mean_iou=sum(pair.iou for pair in pairs) / len(pairs) if pairs else None,
+        interval=mean_intervals(sums, counts, limits=(0.0, 1.0))[0] if pairs else None,
         shares=[share_over(threshold, ious, deleted) for threshold in PAPER_SHARES] if pairs else [],
         version=study.version,
     )
 
 
 def _share_line(share: ThresholdShare) -> str:
-    clustered = "" if share.clustered is None else f"; by image {_percent(share.clustered)}"
     return (
-        f"over {share.threshold:.2f} IoU: {share.share:.1%} of {share.pairs:,} pairs (95 %: {_percent(share.wilson)}"
-        f"{clustered}); {share.of_all:.1%} with deleted masks as failures; SA-1B in the paper: {share.paper:.0%}"
+        f"over {share.threshold:.2f} IoU: {share.share:.1%}{_between(share.interval, '.1%')} of "
+        f"{counted(share.pairs, 'pair')}; {share.of_all:.1%} of {counted(share.masks, 'mask')} with deleted ones as "
+        f"failures; SA-1B in the paper: {share.paper:.0%}"
     )
 
 
-def _percent(interval: Interval) -> str:
-    return f"{interval[0]:.1%} to {interval[1]:.1%}"
+def _between(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else f" ({interval[0]:{form}} to {interval[1]:{form}})"
 
 
 def _changed(file: Location, mask: int) -> UsageError:

@@ -1,5 +1,6 @@
 """`segmint evaluate edges`: compute the ODS, OIS, AP, and R50 of weights from label maps, and write the results."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +12,14 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.evaluate.edges import EdgeScores, at_best_thresholds, scores_of_sums, stack, thresholds
-from segmint.operators.intervals import Interval
+from segmint.operators.intervals import Interval, basis, figure_intervals
+from segmint.operators.resampling import holm, swap_p
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure, counts_of, open_annotator
-from segmint.pipeline.engine.evaluate.intervals import intervals_of, percent
+from segmint.pipeline.engine.evaluate.edges.measure import Annotator, EdgesMeasure, counts_of, open_annotator
+from segmint.pipeline.engine.evaluate.measure import Predictions
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.page import Curve, Curves, FiguresPage, Table, cell
-from segmint.pipeline.engine.evaluate.result import EvaluationSubject
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
 
@@ -33,6 +35,7 @@ class EdgeFigure:
     name: str
     value: float | None
     interval: Interval | None
+    p: float | None = None  # of a difference, by exchanging the models in whole images, before Holm's correction
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,10 @@ class EdgesResult:
                 }
                 for scores, figures in zip(self.scores, self.figures, strict=True)
             ],
-            "differences": {each.name: {"value": each.value, "interval": each.interval} for each in self.differences},
+            "differences": {
+                each.name: {"value": each.value, "interval": each.interval, "p": each.p, "holm": corrected}
+                for each, corrected in zip(self.differences, self._corrected, strict=True)
+            },
         }
 
     def lines(self) -> list[str]:
@@ -75,7 +81,7 @@ class EdgesResult:
         return [
             self.subject.head(),
             f"edges of masks from a grid of {side} x {side} points, matched within {100 * self.measure.tolerance:g} % "
-            "of the diagonal; in percent, with 95 % intervals by resampling images",
+            f"of the diagonal; in percent, {basis(self.subject.images)}",
             "",
             _line("", [name.upper() for name in FIGURES]),
             *self._rows(),
@@ -92,6 +98,7 @@ class EdgesResult:
         if self.differences:
             cells = [cell(each.value, each.interval, "+") for each in self.differences]
             rows.append((f"{names[1]} minus {names[0]}", cells))
+            rows.append(("corrected by Holm's method", [(p_value(p), "") for p in self._corrected]))
         tiles = [
             (f"{name}, {each.name.upper()}" if len(names) > 1 else each.name.upper(), cell(each.value)[0])
             for name, figures in zip(names, self.figures, strict=True)
@@ -102,7 +109,7 @@ class EdgesResult:
         return FiguresPage(
             "Weights evaluated by edges",
             "Edges of the model's masks, matched with the boundaries of label maps, in percent.",
-            "Each figure has a 95 % interval below it, from resampling whole images with replacement.",
+            f"Figures are in percent, {basis(self.subject.images)}.",
             "F at the image's best threshold",
             tiles,
             [Table("All images", "Weights", [name.upper() for name in FIGURES], rows)],
@@ -137,6 +144,11 @@ class EdgesResult:
             first, second = (each.label for each in self.subject.weights)
             cells = [percent(figure.value, figure.interval, sign="+") for figure in self.differences]
             yield _line(f"{second} minus {first}", cells)
+            yield _line("  corrected by Holm's method", [p_value(p) for p in self._corrected])
+
+    @property
+    def _corrected(self) -> list[float | None]:
+        return holm([each.p for each in self.differences])
 
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> NDArray[np.int64]:
@@ -166,13 +178,17 @@ def edges_result(
             table = np.concatenate([table, table[:, 1:] - table[:, :1]], axis=1)
         return table.reshape(len(sums), -1)
 
-    means, intervals = intervals_of(values, figures, [seed])
+    means, intervals = figure_intervals(values, figures, [seed], weights * len(FIGURES))
     found = [
         EdgeFigure(FIGURES[place % len(FIGURES)], *each)
         for place, each in enumerate(zip(means, intervals, strict=True))
     ]
     rows = [tuple(found[start : start + len(FIGURES)]) for start in range(0, len(found), len(FIGURES))]
-    differences = rows[weights] if weights == 2 else ()
+    differences: tuple[EdgeFigure, ...] = ()
+    if weights == 2:
+        other = [counts[:, ::-1].reshape(images, -1), best[:, ::-1].reshape(images, -1)]
+        ps = swap_p(values, np.concatenate(other, axis=1), lambda sums: figures(sums)[:, -len(FIGURES) :], [seed, 1])
+        differences = tuple(replace(each, p=p) for each, p in zip(rows[2], ps, strict=True))
     return EdgesResult(
         subject, measure, tuple(scores(values.sum(axis=0).astype(np.float64))), tuple(rows[:weights]), differences
     )
@@ -193,7 +209,18 @@ def evaluate_edges(
     _check(measure)
     truths = open_truths(options.truth, storage)
     measure = replace(measure, annotators=tuple(open_annotator(Location(storage, each)) for each in annotators))
-    task = options.model.task(measure)
+    predictions: list[Predictions] = []
+    predicted: dict[str, Annotator] = {}
+    for name in options.model.predictions:
+        maps = open_annotator(Location(storage, name))
+        digest = hashlib.sha256()
+        for file in sorted(maps.names.values()):
+            digest.update(f"{file}\n".encode() + hashlib.sha256((maps.folder / file).read()).digest())
+        sha256 = digest.hexdigest()
+        predictions.append(Predictions(str(maps.folder), sha256))
+        predicted[sha256] = maps
+    measure = replace(measure, predicted=predicted)
+    task = options.model.task(measure, predictions)
     folder = None if options.output is None else Location(storage, options.output)
     with OutputFolder(folder, truths, measure.schema) as output:
         session = EvaluationSession(task, truths, options.model.run, output, lambda row: float(row["f"]))

@@ -9,13 +9,13 @@ import pyarrow as pa
 
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
-from segmint.model.sam.predictor import Predictor
 from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, read_label_map
 from segmint.operators.evaluate.boundaries import LabelMap, label_boundaries
 from segmint.operators.evaluate.edges import (
     THRESHOLDS,
     TOLERANCE,
     EdgeCounts,
+    EdgeMap,
     count_edges,
     edge_scores,
     edge_settings,
@@ -23,9 +23,8 @@ from segmint.operators.evaluate.edges import (
     ignored_pixels,
     thresholds,
 )
-from segmint.operators.evaluate.encoders import embed_for_all
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.measure import HEAD
+from segmint.pipeline.engine.evaluate.measure import HEAD, Model, Predictions, with_embeddings
 from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage
 
 COUNTS = ("found_matched", "found", "true_matched", "true")
@@ -78,6 +77,7 @@ class EdgesMeasure:
     cuts: int = THRESHOLDS
     tolerance: float = TOLERANCE
     annotators: tuple[Annotator, ...] = field(default_factory=tuple)
+    predicted: Mapping[str, Annotator] = field(default_factory=dict)  # edge maps by the hash of the predictions
 
     name = "edges"
 
@@ -104,7 +104,7 @@ class EdgesMeasure:
                     "so boundaries are complete. Masks may not cover every boundary"
                 )
 
-    def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
+    def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Find edges with each model. Raises ValueError if an additional annotator's map is invalid."""
         assert image.label_map is not None, "checked before"
         others = (each.labels(image.image_id, image.size) for each in self.annotators)
@@ -113,13 +113,26 @@ class EdgesMeasure:
         ignored = ignored_pixels(maps, image.ignore, self.tolerance) if image.ignore else None
         cuts = thresholds(self.cuts)
         rows = []
-        for weights, (model, embedding) in enumerate(zip(models, embed_for_all(models, image.pixels), strict=True)):
-            edges = find_edges(model, embedding, edge_settings(self.points_per_side))
+        for weights, model in enumerate(with_embeddings(models, image.pixels)):
+            if isinstance(model, Predictions):
+                edges = _predicted(self.predicted[model.sha256], image)
+            else:
+                edges = find_edges(*model, edge_settings(self.points_per_side))
             counts = count_edges(edges, truths, cuts, self.tolerance, ignored)
             best = edge_scores([counts], cuts).ois
             lists = {name: getattr(counts, name).tolist() for name in COUNTS}
             rows.append({"weights": weights, "annotators": len(maps), "f": best, **lists})
         return rows
+
+
+def _predicted(maps: Annotator, image: TruthImage) -> EdgeMap:
+    """Return an edge map of 8 bits as shares of 255. Raises ValueError if there is none or it is invalid."""
+    values = maps.labels(image.image_id, image.size)
+    if values is None:
+        raise ValueError(f"{maps.folder} has no edge map for it")
+    if values.min() < 0 or values.max() > 255:
+        raise ValueError(f"its edge map in {maps.folder} has values up to {values.max()}: expected 0 to 255")
+    return (values / 255).astype(np.float32)
 
 
 def counts_of(row: Row) -> EdgeCounts:

@@ -3,7 +3,6 @@
 docs/decisions/0027-the-gate.md gives the reasons for the rules.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,12 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from segmint.infra.wording import counted
-from segmint.operators.intervals import Interval
-from segmint.operators.resampling import RESAMPLES, mean_replicates
+from segmint.operators.intervals import LEAST_IMAGES, RESAMPLES, Interval, mean_intervals
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
-from segmint.pipeline.engine.evaluate.intervals import percent
 from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
+from segmint.pipeline.engine.evaluate.result import percent
 
 DECIDES = "iou_1"
 """Measure of the truth that decides: the mean IoU at one click."""
@@ -33,9 +31,6 @@ NAMES = {"iou_1": "one click", "oracle_1": "best of three", "iou_3": "three clic
 
 GUARD_LIMIT = -0.01
 """Limit for guard sets: a set counts as worse if its whole interval is below this value."""
-
-LEAST_IMAGES = 10
-"""Minimum number of images for an interval that may decide."""
 
 ASSISTED = "assisted"
 """The `source` of masks that a person made by prompting a model."""
@@ -134,7 +129,7 @@ class MeanComparison:
     """Means of a measure over the same masks, and their difference (second minus first), as fractions.
 
     Similar `images` count as one. The 95 % interval is that of the difference. It is None with fewer than
-    `LEAST_IMAGES` images.
+    `LEAST_IMAGES` images, or if only a few of them have a different difference.
     """
 
     measure: str
@@ -177,9 +172,12 @@ def compare(scores: ImageScores, seed: int, resamples: int = RESAMPLES) -> tuple
     means = scores.sums.sum(axis=0) / scores.counts.sum()
     differences = scores.differences()[:, columns]
     found = differences.sum(axis=0) / scores.counts.sum()
-    intervals: Sequence[Interval | None] = [None] * len(MEASURES)
-    if images >= LEAST_IMAGES:
-        intervals = expanded_interval(mean_replicates(differences, scores.counts, seed, resamples), images)
+    intervals = mean_intervals(differences, scores.counts, seed, (-1.0, 1.0), resamples)
+    if images >= LEAST_IMAGES:  # a difference that is the same in all images has an interval of zero width
+        equal = np.ptp(differences / scores.counts[:, None], axis=0) < 1e-9
+        intervals = [
+            (each, each) if same else one for each, same, one in zip(found.tolist(), equal, intervals, strict=True)
+        ]
     return tuple(
         MeanComparison(
             measure,
@@ -192,19 +190,6 @@ def compare(scores: ImageScores, seed: int, resamples: int = RESAMPLES) -> tuple
         )
         for place, (measure, column) in enumerate(zip(MEASURES, columns, strict=True))
     )
-
-
-def expanded_interval(replicates: Floats, images: int) -> list[Interval]:
-    """Return the 95 % interval of each column of replicates (R, M) of a mean over few images.
-
-    This is the expanded percentile interval of Hesterberg, "What Teachers Should Know About the Bootstrap" (2015). It
-    corrects the narrowness of the percentile interval for few images, by a factor of 1.21 for 10 images.
-    """
-    from scipy.stats import norm, t
-
-    tail = 100 * float(norm.cdf(math.sqrt(images / (images - 1)) * t.ppf(0.025, images - 1)))
-    low, high = np.percentile(replicates, (tail, 100 - tail), axis=0)
-    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
 def decide(
@@ -225,8 +210,12 @@ def decide(
     by_truth, reason = _by_truth(truth, unfavored)
     verdict = GateVerdict.WORSE if worse else by_truth
     unjudged = [
-        f"the guard set {guard.name} can't decide: it has {counted(_images(guard.compared), 'image')}, but "
-        f"needs {LEAST_IMAGES}"
+        f"the guard set {guard.name} can't decide: "
+        + (
+            f"it has {counted(images, 'image')}, but needs {LEAST_IMAGES}"
+            if (images := _images(guard.compared)) < LEAST_IMAGES
+            else f"too few of its {images:,} images change"
+        )
         for guard in guards
         if not guard.judged
     ]
@@ -237,6 +226,8 @@ def _by_truth(truth: Sequence[MeanComparison], unfavored: Sequence[MeanCompariso
     found = next((each for each in truth if each.measure == DECIDES), None)
     if found is None:
         return GateVerdict.NO_TRUTH, "no independent masks of held-out images could be measured"
+    if found.interval is None and found.images >= LEAST_IMAGES:
+        return GateVerdict.NO_DIFFERENCE, f"too few of the {found.images:,} images with independent masks change"
     if found.interval is None:
         return GateVerdict.NO_DIFFERENCE, (
             f"only {counted(found.images, 'image')} with independent masks, but an interval needs {LEAST_IMAGES}"

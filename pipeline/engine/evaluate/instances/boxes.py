@@ -14,6 +14,7 @@ from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.pipeline.engine.evaluate.measure import Predictions
 
 _EXPECTED = "expected COCO results, a list of {image_id, category_id, bbox: [x, y, width, height], score}"
 
@@ -75,6 +76,18 @@ class BoxesByImage:
         """Return the boxes of an image, possibly none."""
         nothing = ImageBoxes(np.zeros((0, 4)), np.zeros(0) if self.scored else None, np.zeros(0, np.int64))
         return self.by_image.get(name if self.by_name else image_id, nothing)
+
+
+def boxes_of_results(predictions: Sequence[Predictions]) -> BoxesByImage:
+    """Return the scores and categories of masks that take no boxes, with empty boxes."""
+    first = predictions[0]
+    categories = (each.category for file in predictions for results in file.by_image.values() for each in results)
+    by_image = {
+        key: _image_boxes([_BoxEntry(key, (0, 0, 0, 0), each.score, each.category) for each in results], True)
+        for key, results in first.by_image.items()
+    }
+    facts = {"name": first.name, "sha256": first.sha256, "boxes": sum(map(len, first.by_image.values()))}
+    return BoxesByImage(by_image, True, all(each is not None for each in categories), first.by_name, facts)
 
 
 def no_image_error(boxes: BoxesByImage) -> UsageError:

@@ -4,7 +4,7 @@ A detector's boxes, which have scores, give AP; boxes without scores give mIoU.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,23 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
 from segmint.operators.evaluate.coco_matching import CocoPrecision, ImageMatches
-from segmint.operators.intervals import Interval
+from segmint.operators.intervals import Interval, basis, figure_intervals
+from segmint.operators.resampling import holm, sign_flip_p
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.instances.boxes import BoxesByImage, no_category_error, no_image_error, read_boxes
+from segmint.pipeline.engine.evaluate.instances.boxes import (
+    BoxesByImage,
+    boxes_of_results,
+    no_category_error,
+    no_image_error,
+    read_boxes,
+)
 from segmint.pipeline.engine.evaluate.instances.measure import OverlapMeasure, PrecisionMeasure, matches_of
-from segmint.pipeline.engine.evaluate.intervals import intervals_of, percent
 from segmint.pipeline.engine.evaluate.kinds import DATASET
+from segmint.pipeline.engine.evaluate.measure import Predictions
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.page import FiguresPage, Table, cell
-from segmint.pipeline.engine.evaluate.result import EvaluationSubject
+from segmint.pipeline.engine.evaluate.predictions import read_predictions, unmatched_error
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
 from segmint.pipeline.engine.evaluate.truth import Truth
@@ -43,10 +51,11 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class InstancesSettings:
-    """Settings for making masks from boxes. If `boxes` is None, the boxes of the truth are used."""
+    """Settings for making masks from `boxes`, None for those of the truth; without weights, nothing is `prompted`."""
 
     refine: bool
     boxes: BoxesByImage | None
+    prompted: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
@@ -55,6 +64,8 @@ class InstancesSettings:
     def line(self) -> str:
         """Return the prompts in words."""
         facts = {} if self.boxes is None else self.boxes.facts
+        if not self.prompted:
+            return f"{facts['boxes']:,} predicted masks"
         boxes = f"{facts['boxes']:,} boxes" if facts else "the boxes of the ground truth masks"
         unknown = facts.get("categories_without_a_mask", [])
         alone = f" ({counted(len(unknown), 'category id')} of them without a ground truth mask)" if unknown else ""
@@ -136,6 +147,7 @@ class OverlapResult:
     settings: InstancesSettings
     means: tuple[Mapping[str, tuple[float | None, Interval | None]], ...]
     differences: Mapping[str, tuple[float | None, Interval | None]] | None
+    holm: Mapping[str, float | None] = field(default_factory=dict)  # p by flipping signs of whole images, corrected
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -145,14 +157,16 @@ class OverlapResult:
             "means": [_named(each) for each in self.means],
         }
         if self.differences is not None:
-            answer["differences"] = _named(self.differences)
+            answer["differences"] = {
+                over: {**each, "holm": self.holm[over]} for over, each in _named(self.differences).items()
+            }
         return answer
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
         return [
             self.subject.head(),
-            f"{self.settings.line()}; mIoU in percent, with 95 % intervals by resampling images; AP needs scores",
+            f"{self.settings.line()}; mIoU in percent, {basis(self.subject.images)}; AP needs scores",
             "",
             _line("", ["over masks", "over images"], 26),
             *(
@@ -173,7 +187,7 @@ class OverlapResult:
         return FiguresPage(
             "Weights evaluated by boxes",
             "Mean IoU with the ground truth, in percent, of masks made from boxes.",
-            "Each mean has a 95 % interval below it, from resampling whole images with replacement.",
+            f"Means are in percent, {basis(self.subject.images)}.",
             "IoU",
             [(name, cell(*each["masks"])[0]) for name, each in zip(names, self.means, strict=True)],
             [Table("mIoU", "Weights", ["over masks", "over images"], rows)],
@@ -185,6 +199,7 @@ class OverlapResult:
             first, second = (each.label for each in self.subject.weights)
             cells = [percent(*each, sign="+") for each in self.differences.values()]
             yield _line(f"{second} minus {first}", cells, 26)
+            yield _line("  corrected by Holm's method", [p_value(p) for p in self.holm.values()], 26)
 
 
 class MatchesByCategory:
@@ -258,12 +273,19 @@ def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums
         found = drawn[:, 1:] / drawn[:, :1]
         return np.concatenate([found, found[:, 1:] - found[:, :1]], axis=1) if weights == 2 else found
 
-    ways = {"masks": intervals_of(sums, means, [seed, 0]), "images": intervals_of(of_images, means, [seed, 1])}
+    ways = {
+        "masks": figure_intervals(sums, means, [seed, 0], weights),
+        "images": figure_intervals(of_images, means, [seed, 1], weights),
+    }
     by_weights = [
         {over: (values[place], intervals[place]) for over, (values, intervals) in ways.items()}
         for place in range(3 if weights == 2 else weights)
     ]
-    return OverlapResult(subject, settings, tuple(by_weights[:weights]), by_weights[2] if weights == 2 else None)
+    if weights < 2:
+        return OverlapResult(subject, settings, tuple(by_weights), None)
+    changes = np.stack([each[:, 2] - each[:, 1] for each in (sums, of_images)], axis=1)
+    ps = dict(zip(ways, holm(sign_flip_p(changes, [seed, 2])), strict=True))
+    return OverlapResult(subject, settings, tuple(by_weights[:2]), by_weights[2], ps)
 
 
 def _order(image_id: str) -> tuple[int, int, str]:
@@ -296,15 +318,19 @@ def evaluate_instances(
     """
     truths = open_truths(options.truth, storage)
     boxes = None if boxes_file is None else boxes_for(truths, Location(storage, boxes_file))
+    scored = (boxes is not None and boxes.scored) or (boxes is None and not options.model.weights)
+    predictions = read_predictions(options.model.predictions, truths, storage, ("score",) if scored else ())
+    if boxes is None and scored:
+        boxes = checked_boxes(truths, boxes_of_results(predictions))
     if boxes is not None and boxes.scored:  # detections in an image without masks count as wrong
         truths = open_truths(replace(options.truth, empty=True), storage)
-    settings = InstancesSettings(refine, boxes)
+    settings = InstancesSettings(refine, boxes, bool(options.model.weights))
     measure: PrecisionMeasure | OverlapMeasure
     if boxes is not None and boxes.scored:
         measure = PrecisionMeasure(boxes, refine)
     else:
         measure = OverlapMeasure(boxes, refine)
-    task = options.model.task(measure)
+    task = options.model.task(measure, predictions)
     folder = None if options.output is None else Location(storage, options.output)
     with OutputFolder(folder, truths, measure.schema) as output:
         session = EvaluationSession(task, truths, options.model.run, output, lambda row: row.get("iou"))
@@ -315,6 +341,9 @@ def evaluate_instances(
             answer = matches.answer(session.subject(matches.masks), settings, measure.boxes.categories)
         else:
             sums = gather_overlaps(session.tables(), len(task.weights), boxes)
+            for place, each in enumerate(task.weights, start=1):
+                if isinstance(each, Predictions) and not sums[:, place].any():
+                    raise unmatched_error(each)
             answer = overlap_result(session.subject(int(sums[:, 0].sum())), settings, sums, SEED)
         if output.wanted:
             output.put(answer.to_dict(), answer.page().render(answer.subject, session.lowest))
@@ -325,7 +354,11 @@ def boxes_for(truths: Sequence[Truth], file: Location) -> BoxesByImage:
     """Read the boxes for a truth. Raises `UsageError` for several truths, or if no category has a true mask."""
     if len(truths) > 1:
         raise UsageError(f"--boxes goes with one dataset or file, but {len(truths)} were given")
-    boxes = read_boxes(file, truths[0].kind == DATASET)
+    return checked_boxes(truths, read_boxes(file, truths[0].kind == DATASET))
+
+
+def checked_boxes(truths: Sequence[Truth], boxes: BoxesByImage) -> BoxesByImage:
+    """Return the boxes, without categories if the truth has none. Raises `UsageError` if no category has a mask."""
     categories = truths[0].categories
     if not (boxes.categories and categories):  # only some COCO files have category ids of masks
         return boxes.without_categories()

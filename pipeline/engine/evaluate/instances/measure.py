@@ -7,13 +7,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.coco_matching import ImageMatches, PredictedMask, match_masks
-from segmint.operators.evaluate.encoders import embed_for_all
-from segmint.operators.evaluate.instances import BoxMask, boxes_of, iou_assigned, iou_in_order, segment_boxes
+from segmint.operators.evaluate.instances import boxes_of, iou_assigned, iou_in_order, segment_boxes
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.instances.boxes import NO_CATEGORY, BoxesByImage, ImageBoxes
-from segmint.pipeline.engine.evaluate.measure import HEAD
+from segmint.pipeline.engine.evaluate.measure import HEAD, Model, PredictedResult, Predictions, with_embeddings
 from segmint.pipeline.engine.evaluate.proposals.measure import true_masks
 from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 
@@ -49,7 +47,7 @@ class PrecisionMeasure:
     def check(self, truths: Sequence[Truth]) -> None:
         """Accept any single truth."""
 
-    def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
+    def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Prompt each model with the image's boxes."""
         wanted = self.boxes.of(image.image_id, image.name).best(MOST)
         assert wanted.scores is not None, "a file without scores is another measure"
@@ -57,10 +55,11 @@ class PrecisionMeasure:
         for true in image.masks:
             truth.setdefault(_category(true) if self.boxes.categories else NO_CATEGORY, []).append(true)
         rows: list[Row] = []
-        for weights, masks in enumerate(_segment(models, image, wanted.boxes, self.refine)):
+        for weights, masks in enumerate(_segment(models, image, wanted, self.refine)):
             found: dict[int, list[PredictedMask]] = {}
-            for mask, score, category in zip(masks, wanted.scores, wanted.categories, strict=True):
-                found.setdefault(int(category), []).append(PredictedMask(mask.rle, float(score)))
+            for mask in masks:
+                category = self._category(mask)
+                found.setdefault(category, []).append(PredictedMask(mask.rle, mask.score or 0.0))
             for category in sorted({*truth, *found}):
                 matches = match_masks(true_masks(truth.get(category, [])), found.get(category, []), MOST)
                 rows.append(
@@ -73,6 +72,9 @@ class PrecisionMeasure:
                     }
                 )
         return rows
+
+    def _category(self, mask: PredictedResult) -> int:
+        return NO_CATEGORY if mask.category is None or not self.boxes.categories else mask.category
 
 
 def matches_of(row: Row) -> ImageMatches:
@@ -114,7 +116,7 @@ class OverlapMeasure:
     def check(self, truths: Sequence[Truth]) -> None:
         """Accept any number of truths, or only one with a file of boxes."""
 
-    def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
+    def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Prompt each model with the boxes. Raises ValueError if the image has only crowds or no masks."""
         masks = [mask for mask in image.masks if not mask.crowd]
         if not masks:
@@ -122,35 +124,48 @@ class OverlapMeasure:
         rows: list[Row] = []
         given = None if self.boxes is None else self.boxes.of(image.image_id, image.name)
         boxes = boxes_of([mask.rle for mask in masks]) if given is None else given.boxes
-        for weights, found in enumerate(_segment(models, image, boxes, self.refine)):
-            for mask, iou in zip(masks, self._overlaps(masks, found, given), strict=True):
+        prompts = given or ImageBoxes(boxes, None, np.full(len(boxes), NO_CATEGORY))
+        for weights, (model, found) in enumerate(
+            zip(models, _segment(models, image, prompts, self.refine), strict=True)
+        ):
+            in_order = given is None and not isinstance(model, Predictions)
+            for mask, iou in zip(masks, self._overlaps(masks, found, in_order), strict=True):
                 place = {"weights": weights, "mask": mask.id, "label": mask.label, "area": mask.area}
                 rows.append({**place, "iou": float(iou)})
         return rows
 
     def _overlaps(
-        self, masks: Sequence[TruthMask], found: Sequence[BoxMask], given: ImageBoxes | None
+        self, masks: Sequence[TruthMask], found: Sequence[PredictedResult], in_order: bool
     ) -> NDArray[np.float64]:
         rles = [mask.rle for mask in masks]
-        if given is None or self.boxes is None:
+        if in_order:
             return iou_in_order(rles, [mask.rle for mask in found])
         overlaps = np.zeros(len(masks))
-        of_mask = [_category(mask) if self.boxes.categories else NO_CATEGORY for mask in masks]
+        categories = self.boxes is not None and self.boxes.categories
+        of_mask = [_category(mask) if categories else NO_CATEGORY for mask in masks]
         for category in set(of_mask):
             places = [place for place, each in enumerate(of_mask) if each == category]
-            among = [mask.rle for mask, each in zip(found, given.categories, strict=True) if each == category]
+            among = [mask.rle for mask in found if not categories or mask.category == category]
             overlaps[places] = iou_assigned([rles[place] for place in places], among)
         return overlaps
 
 
 def _segment(
-    models: Sequence[Predictor], image: TruthImage, boxes: NDArray[np.float64], refine: bool
-) -> list[list[BoxMask]]:
-    """Return the masks for the boxes from each model."""
-    if not len(boxes):
-        return [[] for _ in models]
-    embeddings = embed_for_all(models, image.pixels)
-    return [segment_boxes(*each, boxes, refine) for each in zip(models, embeddings, strict=True)]
+    models: Sequence[Model], image: TruthImage, prompts: ImageBoxes, refine: bool
+) -> list[Sequence[PredictedResult]]:
+    """Return the masks for the boxes from each model, with the boxes' scores and categories, and those predicted."""
+    scores = [None] * len(prompts.boxes) if prompts.scores is None else prompts.scores.tolist()
+    found: list[Sequence[PredictedResult]] = []
+    if not len(prompts.boxes):  # no model needs an embedding
+        return [each.results_for(image) if isinstance(each, Predictions) else [] for each in models]
+    for model in with_embeddings(models, image.pixels):
+        if isinstance(model, Predictions):
+            found.append(model.results_for(image))
+            continue
+        masks = segment_boxes(*model, prompts.boxes, refine)
+        rows = zip(masks, scores, prompts.categories.tolist(), strict=True)
+        found.append([PredictedResult(mask.rle, score, category) for mask, score, category in rows])
+    return found
 
 
 def _category(mask: TruthMask) -> int:

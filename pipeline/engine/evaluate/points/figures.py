@@ -1,27 +1,26 @@
 """Means of an evaluation's scores with 95 % intervals, and differences between sets of weights and between groups."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
 
-from segmint.operators.intervals import Interval
-from segmint.operators.resampling import RESAMPLES, holm, mean_replicates, percentile_interval, relabel_p, sign_flip_p
-from segmint.pipeline.engine.evaluate.intervals import LEAST_IMAGES
+from segmint.operators.intervals import RESAMPLES, Interval, mean_intervals, studentized
+from segmint.operators.resampling import holm, relabel_p, sign_flip_p
 from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
 
 Over = Literal["masks", "images", "datasets"]
 """Items to average: masks, images' means over their masks, or datasets' means over their masks."""
 
 # The third number of a seed: the purpose of the random numbers.
-_MEANS, _SIGNS, _GROUPS, _PAIRS = range(4)
+_MEANS, _SIGNS, _GROUPS, _PAIRS, _DATASETS = range(5)
 
 
 @dataclass(frozen=True)
 class MeanScore:
-    """Mean of a measure, over all truths if `truth` is None. With fewer than two images, there is no interval."""
+    """Mean of a measure over all truths if `truth` is None, with the number of its images and masks."""
 
     weights: int
     measure: str
@@ -29,6 +28,8 @@ class MeanScore:
     over: Over
     mean: float
     interval: Interval | None
+    images: int
+    masks: int
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class MeanDifference:
     mean: float
     interval: Interval | None
     p: float | None
+    images: int
+    masks: int
 
 
 @dataclass(frozen=True)
@@ -109,27 +112,18 @@ def means_of(scores: ImageScores, truths: int, seed: int, resamples: int = RESAM
     scopes: list[int | None] = [None] if len(numbers) < 2 else [None, *numbers]
     found: list[MeanScore] = []
     differences: list[MeanDifference] = []
-    of_truths: list[tuple[Floats, Floats | None]] = []
     for scope in scopes:
         part = images if scope is None else images.of(images.truth == scope)
         key = [seed, 0 if scope is None else scope + 1]
         for over, sums, counts in _ways(part):
-            mean = sums.sum(axis=0) / counts.sum()
-            replicates = None
-            if len(counts) >= LEAST_IMAGES:
-                flat = sums.reshape(len(counts), -1)
-                replicates = mean_replicates(flat, counts, [*key, _MEANS], resamples).reshape(-1, *mean.shape)
-            if scope is not None and over == "masks":
-                of_truths.append((mean, replicates))
             p = None
             if over == "masks" and sums.shape[1] == 2:
                 p = sign_flip_p(part.differences(), [*key, _SIGNS], resamples)
-            _add(found, differences, images.measures, scope, over, mean, replicates, p)
-    if of_truths:
-        mean = np.mean([each for each, _ in of_truths], axis=0)
-        drawn = [each for _, each in of_truths if each is not None]
-        replicates = np.mean(drawn, axis=0) if len(drawn) == len(of_truths) else None
-        _add(found, differences, images.measures, None, "datasets", mean, replicates, None)
+            _add(found, differences, part, scope, over, [(sums, counts)], [*key, _MEANS], resamples, p)
+    if len(scopes) > 1:
+        parts = [images.of(images.truth == number) for number in numbers]
+        strata = [(part.sums, part.counts) for part in parts]
+        _add(found, differences, images, None, "datasets", strata, [seed, 0, _DATASETS], resamples, None)
     return Means(tuple(found), tuple(differences))
 
 
@@ -149,12 +143,10 @@ def groups_of(
         part = scores.of(known & (labels == name))
         sums = part.sums[:, :, columns]
         mean = sums.sum(axis=0) / part.counts.sum()
-        interval: list[Interval] | None = None
-        if len(part.counts) >= LEAST_IMAGES:
-            flat = sums.reshape(len(part.counts), -1)
-            interval = percentile_interval(mean_replicates(flat, part.counts, [seed, place, _GROUPS], resamples))
+        flat = sums.reshape(len(part.counts), -1)
+        intervals = mean_intervals(flat, part.counts, [seed, place, _GROUPS], (0.0, 1.0), resamples)
         for weights, column in np.ndindex(*mean.shape):
-            found = None if interval is None else interval[weights * len(columns) + column]
+            found = intervals[weights * len(columns) + column]
             means.append(
                 GroupMean(
                     weights, measures[column], name, len(part.counts), part.masks, float(mean[weights, column]), found
@@ -185,13 +177,12 @@ def _pairs(
     for weights in range(scores.sums.shape[1]):
         for column, measure in enumerate(measures):
             at = weights * len(columns) + column
-            tested = [place for place, each in enumerate(ps) if each is not None]
-            found = {place: each[at] for place, each in enumerate(ps) if each is not None}
-            adjusted = dict(zip(tested, holm([found[place] for place in tested]), strict=True))
+            found = [None if each is None else each[at] for each in ps]
+            adjusted = holm(found)
             for place, (first, second) in enumerate(pairs):
                 one, two = by_group[first].sum(axis=0), by_group[second].sum(axis=0)
                 gap = float(one[at] / one[-1] - two[at] / two[-1])
-                yield GroupPair(weights, measure, first, second, gap, found.get(place), adjusted.get(place))
+                yield GroupPair(weights, measure, first, second, gap, found[place], adjusted[place])
 
 
 def _ways(scores: ImageScores) -> Iterator[tuple[Over, Floats, Floats]]:
@@ -203,22 +194,31 @@ def _ways(scores: ImageScores) -> Iterator[tuple[Over, Floats, Floats]]:
 def _add(
     found: list[MeanScore],
     differences: list[MeanDifference],
-    measures: tuple[str, ...],
+    scores: ImageScores,
     truth: int | None,
     over: Over,
-    mean: Floats,
-    replicates: Floats | None,
+    strata: Sequence[tuple[Floats, Floats]],
+    seed: Sequence[int],
+    resamples: int,
     p: list[float] | None,
 ) -> None:
-    """Append the means (W, M) with intervals from their replicates (R, W, M), and the differences if W is 2."""
-    for weights in range(mean.shape[0]):
-        intervals = None if replicates is None else percentile_interval(replicates[:, weights])
-        for place, measure in enumerate(measures):
-            interval = None if intervals is None else intervals[place]
-            found.append(MeanScore(weights, measure, truth, over, float(mean[weights, place]), interval))
-    if mean.shape[0] == 2:
-        intervals = None if replicates is None else percentile_interval(replicates[:, 1] - replicates[:, 0])
-        for place, measure in enumerate(measures):
-            interval = None if intervals is None else intervals[place]
-            gap = float(mean[1, place] - mean[0, place])
-            differences.append(MeanDifference(measure, truth, over, gap, interval, None if p is None else p[place]))
+    """Append the means of the strata's means for W weights and M measures, and the differences if W is 2."""
+    weights, measures = scores.sums.shape[1:]
+    tables = []
+    for sums, counts in strata:
+        difference = [sums[:, 1] - sums[:, 0]] if weights == 2 else []
+        tables.append((np.concatenate([*(sums[:, each] for each in range(weights)), *difference], axis=1), counts))
+    means = np.mean([sums.sum(axis=0) / counts.sum() for sums, counts in tables], axis=0).tolist()
+    lows = np.where(np.arange(len(means)) < weights * measures, 0.0, -1.0)
+    size = (len(scores.counts), scores.masks)
+    for place, (mean, interval) in enumerate(
+        zip(means, studentized(tables, seed, (lows, 1.0), resamples), strict=True)
+    ):
+        number, column = divmod(place, measures)
+        name = scores.measures[column]
+        if number < weights:
+            found.append(MeanScore(number, name, truth, over, mean, interval, *size))
+        else:
+            differences.append(
+                MeanDifference(name, truth, over, mean, interval, None if p is None else p[column], *size)
+            )

@@ -5,13 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+from pycocotools import mask as coco
 
-from segmint.model.sam.predictor import Predictor
-from segmint.operators.evaluate.encoders import embed_for_all
+from segmint.infra.wording import counted, listed
 from segmint.operators.evaluate.points import MaskScores, NoNumberError, click_masks, no_answer
 from segmint.operators.evaluate.settings import PointsSettings
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.measure import HEAD, PartlyMeasuredError
+from segmint.pipeline.engine.evaluate.measure import (
+    HEAD,
+    Model,
+    PartlyMeasuredError,
+    PredictedResult,
+    Predictions,
+    with_embeddings,
+)
 from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 
 _RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.binary())])
@@ -52,7 +59,7 @@ class PointsMeasure:
     def check(self, truths: Sequence[Truth]) -> None:
         """Accept any truth."""
 
-    def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
+    def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Click on the image's masks with each model. Raises ValueError if there are none.
 
         If one of two models predicts NaN, it gets scores of 0, so that a comparison doesn't lose the image, and this
@@ -65,10 +72,16 @@ class PointsMeasure:
         numbers = [_number(image.name, mask.id) for mask in masks]
         by_model: list[list[MaskScores]] = []
         failed: dict[int, NoNumberError] = {}
-        embeddings = embed_for_all(models, image.pixels)
-        for place, (model, embedding) in enumerate(zip(models, embeddings, strict=True)):
+        missing: list[str] = []
+        for place, model in enumerate(with_embeddings(models, image.pixels)):
+            if isinstance(model, Predictions):
+                results = model.results_for(image)
+                by_model.append(self._predicted(results, masks))
+                if without := {mask.id for mask in masks} - {each.mask for each in results}:
+                    missing.append(f"{counted(len(without), 'mask')} without a prediction in {model.label}")
+                continue
             try:
-                by_model.append(click_masks(model, embedding, rles, numbers, self.settings))
+                by_model.append(click_masks(*model, rles, numbers, self.settings))
             except NoNumberError as error:
                 failed[place] = error
                 by_model.append([no_answer(rle, self.settings) for rle in rles])
@@ -78,7 +91,31 @@ class PointsMeasure:
         for place, why in failed.items():
             which = ("first", "second")[place]
             raise PartlyMeasuredError(f"counted with scores of 0 for the {which} weights: {why}", rows)
+        if missing:
+            raise PartlyMeasuredError(f"counted with scores of 0: {listed(missing)}", rows)
         return rows
+
+    def _predicted(self, results: Sequence[PredictedResult], masks: Sequence[TruthMask]) -> list[MaskScores]:
+        """Return the scores of predictions after each number of clicks; the last ones count for missing later ones."""
+        found: list[MaskScores] = []
+        for mask in masks:
+            blank = no_answer(mask.rle, self.settings)
+            own = [each for each in results if each.mask == mask.id]
+            choices: list[PredictedResult] = []
+            scores: list[tuple[float, float, float]] = []
+            for count in self.settings.clicks:
+                latest = max((each.clicks or 0 for each in own if (each.clicks or 0) <= count), default=None)
+                now = [each for each in own if each.clicks == latest]
+                if not now:
+                    scores.append((0.0, 0.0, 0.0))
+                    continue
+                ious = coco.iou([each.rle for each in now], [mask.rle], [0])[:, 0].tolist()
+                scores.append((ious[0], max(ious), now[0].score or 0.0))
+                choices.append(now[0])
+            first, last = (choices[0].rle, choices[-1].rle) if choices else (blank.first, blank.last)
+            iou, oracle, predicted = zip(*scores, strict=True)
+            found.append(MaskScores(iou, oracle, predicted, (), first, last))
+        return found
 
     def _rows(
         self, image: TruthImage, masks: Sequence[TruthMask], by_model: Sequence[Sequence[MaskScores]]

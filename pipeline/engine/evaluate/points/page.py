@@ -15,11 +15,13 @@ from pycocotools import mask as coco
 from segmint.infra.errors import SegmintError
 from segmint.infra.wording import count, counted
 from segmint.operators.decoding import JpegDecoder
+from segmint.operators.intervals import basis
+from segmint.operators.resampling import holm
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.intervals import percent
 from segmint.pipeline.engine.evaluate.page import Curve, Curves, cell, render
-from segmint.pipeline.engine.evaluate.points.result import KINDS, PointsResult, p_value
+from segmint.pipeline.engine.evaluate.points.result import KINDS, PointsResult
 from segmint.pipeline.engine.evaluate.points.scores import WorstMask
+from segmint.pipeline.engine.evaluate.result import p_value, percent
 from segmint.pipeline.engine.evaluate.truth import Decoders, Truth, TruthImage, TruthPart, UnreadableTruthError
 
 _PAIRS = 60
@@ -67,6 +69,7 @@ def render_page(answer: PointsResult, worst: Sequence[Sequence[WorstMask]], trut
         first_click=_FIRST[settings.first],
         judged=None if answer.judgment is None else answer.judgment.values(),
         clicks=settings.clicks,
+        basis=basis(subject.images),
         names=names,
         charts=[_chart(answer, scope) for scope in answer.scopes()],
         tables=list(_tables(answer)),
@@ -111,7 +114,7 @@ def _chart(answer: PointsResult, truth: int | None) -> Curves:
     return Curves(
         _scope(answer, truth),
         "clicks",
-        "mean IoU over masks in percent; the bands are 95 % intervals",
+        f"mean IoU over masks in percent, {basis(answer.subject.images)}",
         tuple(map(str, clicks)),
         tuple(curves),
         f"Mean IoU after {clicks[0]} to {counted(clicks[-1], 'click')}: {ends}",
@@ -120,7 +123,9 @@ def _chart(answer: PointsResult, truth: int | None) -> Curves:
 
 def _scope(answer: PointsResult, truth: int | None) -> str:
     if truth is not None:
-        return answer.subject.truths[truth].name
+        mean = answer.means.mean(f"iou_{answer.settings.clicks[0]}", truth=truth)
+        size = f"{counted(mean.masks, 'mask')} of {counted(mean.images, 'image')}"
+        return f"{answer.subject.truths[truth].name}, {size}"
     return "All ground truths together" if len(answer.subject.truths) > 1 else answer.subject.truths[0].name
 
 
@@ -134,9 +139,10 @@ def _tables(answer: PointsResult) -> Iterator[dict[str, Any]]:
 
 
 def _differences(answer: PointsResult) -> Iterator[dict[str, str]]:
-    for name, each in answer.differences():
+    shown = list(answer.differences())
+    for (name, each), corrected in zip(shown, holm([each.p for _, each in shown]), strict=True):
         mean, interval = cell(each.mean, each.interval, "+")
-        yield {"name": name, "mean": mean, "interval": interval, "p": p_value(each.p)}
+        yield {"name": name, "mean": mean, "interval": interval, "p": p_value(each.p), "holm": p_value(corrected)}
 
 
 def _group_heads(answer: PointsResult) -> list[str]:

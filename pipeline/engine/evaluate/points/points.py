@@ -22,6 +22,7 @@ from segmint.pipeline.engine.evaluate.points.measure import DRAWN, SCORES, Point
 from segmint.pipeline.engine.evaluate.points.page import render_page
 from segmint.pipeline.engine.evaluate.points.result import Judge, PointsResult
 from segmint.pipeline.engine.evaluate.points.scores import ImageScores, collect
+from segmint.pipeline.engine.evaluate.predictions import read_predictions
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.session import EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions, open_truths
@@ -145,7 +146,8 @@ def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | Non
     settings = _settings(options, groups is not None)
     measure = PointsMeasure(settings, None if groups is None else groups.column)
     truths = open_truths(options.truth, storage, () if groups is None else groups.image_columns)
-    task = options.model.task(measure)
+    required = ("annotation_id", "clicks")
+    task = options.model.task(measure, read_predictions(options.model.predictions, truths, storage, required))
     folder = None if options.output is None else Location(storage, options.output)
     measures = tuple(f"{kind}_{count}" for kind in SCORES for count in settings.clicks)
     with OutputFolder(folder, truths, kept_schema(measure)) as output:

@@ -6,11 +6,12 @@ from typing import Any, Protocol
 
 from segmint.infra.wording import counted
 from segmint.operators.evaluate.settings import PointsSettings
-from segmint.pipeline.engine.evaluate.intervals import percent
+from segmint.operators.intervals import basis
+from segmint.operators.resampling import holm
 from segmint.pipeline.engine.evaluate.measure import PartResult
 from segmint.pipeline.engine.evaluate.points.figures import GroupMean, GroupPair, MeanDifference, Means, MeanScore, Over
 from segmint.pipeline.engine.evaluate.points.scores import ImageScores
-from segmint.pipeline.engine.evaluate.result import EvaluationSubject
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
 
 _PAIRS = 20
 """Number of pairs of groups on a terminal."""
@@ -84,7 +85,7 @@ class PointsResult:
         first = "the pixel farthest from the mask's boundary" if self.settings.first == "center" else "a random pixel"
         return [
             self.subject.head(),
-            f"first click: {first}; mIoU over masks in percent, with 95 % intervals by resampling images",
+            f"first click: {first}; mIoU over masks in percent, {basis(self.subject.images)}",
             *self._tables(),
             *self._differences(),
             *self._groups(),
@@ -132,7 +133,9 @@ class PointsResult:
     def _tables(self) -> Iterator[str]:
         for truth in self.scopes():
             for weights, label in enumerate(self.subject.names):
-                where = f", {self.subject.truths[truth].name}" if truth is not None else ""
+                one = self.means.mean(f"iou_{self.settings.clicks[0]}", weights, truth)
+                size = f"{counted(one.masks, 'mask')} of {counted(one.images, 'image')}"
+                where = f", {self.subject.truths[truth].name} ({size})" if truth is not None else ""
                 cells = [f"{counted(count, 'click')}" for count in self.settings.clicks]
                 yield ""
                 yield _line(f"{label}{where}", cells)
@@ -144,9 +147,14 @@ class PointsResult:
             return
         yield ""
         first, second = self.subject.names
-        yield f"difference: {second} minus {first}, over the same masks; p by flipping the signs of whole images"
-        for name, each in self.differences():
-            yield f"  {name:<34} {percent(each.mean, each.interval, sign='+')}, {p_value(each.p)}"
+        yield (
+            f"difference: {second} minus {first}, over the same masks; p by flipping the signs of whole images, "
+            "corrected by Holm's method"
+        )
+        shown = list(self.differences())
+        for (name, each), corrected in zip(shown, holm([each.p for _, each in shown]), strict=True):
+            change = percent(each.mean, each.interval, sign="+")
+            yield f"  {name:<34} {change}, {p_value(each.p)}, corrected {p_value(corrected)}"
 
     def _groups(self) -> Iterator[str]:
         if not self.grouped_by:
@@ -163,13 +171,6 @@ class PointsResult:
             )
         if len(self.pairs) > _PAIRS:
             yield f"  and {len(self.pairs) - _PAIRS:,} more pairs, all with a higher p"
-
-
-def p_value(p: float | None) -> str:
-    """Return a p-value as text: `p = 0.012`, `p < 0.001`, `p unknown`."""
-    if p is None:
-        return "p unknown"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _line(name: str, cells: list[str]) -> str:

@@ -12,7 +12,7 @@ from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.coco_matching import PredictedMask, RecallCounts, TrueMask, recall_counts
 from segmint.operators.evaluate.proposals import LIMITS, proposal_settings, propose_objects
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.measure import HEAD
+from segmint.pipeline.engine.evaluate.measure import HEAD, Model, PredictedResult, Predictions
 from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 
 ALL = "all"
@@ -55,11 +55,14 @@ class ProposalsMeasure:
     def check(self, truths: Sequence[Truth]) -> None:
         """Accept any truth."""
 
-    def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
+    def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Propose objects with each model."""
         rows = []
         for weights, model in enumerate(models):
-            found = propose_objects(_generator(model, self.points_per_side), image.pixels)
+            if isinstance(model, Predictions):
+                found = best_first(model.results_for(image))
+            else:
+                found = propose_objects(_generator(model, self.points_per_side), image.pixels)
             for kind, masks in self._by_kind(image).items():
                 rows.append({"weights": weights, "kind": kind, "proposals": len(found), **_counted(masks, found)})
         return rows
@@ -86,6 +89,12 @@ def counts_of(row: Row) -> RecallCounts:
     """Return the counts of a row."""
     truth = np.array(row["true_masks"], dtype=np.int64)
     return RecallCounts(np.array(row["found"], dtype=np.int64).reshape(len(LIMITS), len(truth), -1), truth)
+
+
+def best_first(results: Sequence[PredictedResult], most: int = LIMITS[-1]) -> list[PredictedMask]:
+    """Return the masks of results with the highest scores, best first."""
+    found = [PredictedMask(each.rle, each.score or 0.0) for each in results]
+    return sorted(found, key=lambda mask: -mask.score)[:most]
 
 
 def _counted(masks: Sequence[TruthMask], found: Sequence[PredictedMask]) -> Row:

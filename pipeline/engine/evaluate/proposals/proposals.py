@@ -1,7 +1,8 @@
 """`segmint evaluate proposals`: average recall of weights on truths, as text, as JSON, and as a page."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,21 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.evaluate.coco_matching import AREAS, IOU_THRESHOLDS
 from segmint.operators.evaluate.proposals import LIMITS
-from segmint.operators.intervals import Interval
+from segmint.operators.intervals import Interval, basis, figure_intervals
+from segmint.operators.resampling import holm, swap_p
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.intervals import intervals_of, percent
+from segmint.pipeline.engine.evaluate.measure import Predictions
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.page import Cell, FiguresPage, Table, cell
+from segmint.pipeline.engine.evaluate.predictions import read_predictions, unmatched_error
 from segmint.pipeline.engine.evaluate.proposals.measure import ALL, ProposalsMeasure, counts_of
-from segmint.pipeline.engine.evaluate.result import EvaluationSubject
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
 
 Floats = NDArray[np.float64]
+
+_CELLS = len(LIMITS) * len(AREAS)
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Recall:
     area: str
     value: float | None
     interval: Interval | None
+    p: float | None = None  # of a difference, by exchanging the models in whole images
+    holm: float | None = None  # its correction over all differences
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class ProposalsResult:
         return [
             self.subject.head(),
             f"proposals from a grid of {side} x {side} points, without filters; average recall (AR) over IoU 0.5 to "
-            "0.95 in percent, with 95 % intervals by resampling images",
+            f"0.95 in percent, {basis(self.subject.images)}",
             *self._tables(),
             *self.subject.skipped_lines(),
         ]
@@ -115,7 +122,7 @@ class ProposalsResult:
             "Weights evaluated by object proposals",
             "Average recall of ground truth masks among the masks that the model proposes without prompts, "
             "over IoU from 0.5 to 0.95, in percent.",
-            "Ground truth masks in parentheses; 95 % intervals from resampling images with replacement.",
+            f"Ground truth masks in parentheses; {basis(self.subject.images)}.",
             "AR@1000",
             [(name, cell(value)[0]) for name, value in tiles],
             tables,
@@ -140,6 +147,7 @@ class ProposalsResult:
             yield _line(f"{second} minus {first}", sizes)
             for name, cells in self.table(self.differences):
                 yield _line(f"  {name}", [percent(cell.value, cell.interval, sign="+") for cell in cells])
+                yield _line("    corrected by Holm's method", [p_value(cell.holm) for cell in cells])
 
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalCounts]:
@@ -187,11 +195,17 @@ def proposals_result(
             flat: Floats = recall.reshape(len(sums), -1)
             return flat
 
-        value, intervals = intervals_of(values, averages, [seed, place])
-        rows = np.ndindex(len(value) // (len(LIMITS) * len(AREAS)), len(LIMITS), len(AREAS))
-        for (row, limit, area), mean, interval in zip(rows, value, intervals, strict=True):
+        value, intervals = figure_intervals(values, averages, [seed, place], weights * _CELLS)
+        ps: list[float | None] = [None] * len(value)
+        if weights == 2:
+            other = np.concatenate([each.truth, each.found[:, ::-1].reshape(images, -1)], axis=1)
+            ps[2 * _CELLS :] = swap_p(values, other, partial(_last, averages, 2 * _CELLS), [seed, place, 1])
+        rows = np.ndindex(len(value) // _CELLS, len(LIMITS), len(AREAS))
+        for (row, limit, area), mean, interval, p in zip(rows, value, intervals, ps, strict=True):
             home = recalls[row] if row < weights else differences
-            home.append(Recall(kind, LIMITS[limit], AREAS[area], mean, interval))
+            home.append(Recall(kind, LIMITS[limit], AREAS[area], mean, interval, p))
+    corrected = holm([each.p for each in differences])
+    differences = [replace(each, holm=p) for each, p in zip(differences, corrected, strict=True)]
     return ProposalsResult(
         subject,
         points_per_side,
@@ -200,6 +214,10 @@ def proposals_result(
         tuple(map(tuple, recalls)),
         tuple(differences),
     )
+
+
+def _last(figures: Callable[[Floats], Floats], first: int, sums: Floats) -> Floats:
+    return figures(sums)[:, first:]
 
 
 def _line(name: str, cells: list[str]) -> str:
@@ -216,11 +234,14 @@ def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: 
     truths = open_truths(options.truth, storage)
     frequencies = {number: truth.frequencies for number, truth in enumerate(truths) if truth.frequencies}
     measure = ProposalsMeasure(points_per_side, frequencies)
-    task = options.model.task(measure)
+    task = options.model.task(measure, read_predictions(options.model.predictions, truths, storage, ("score",)))
     folder = None if options.output is None else Location(storage, options.output)
     with OutputFolder(folder, truths, measure.schema) as output:
         session = EvaluationSession(task, truths, options.model.run, output, _score)
         counts = gather(session.tables(), len(task.weights))
+        for place, each in enumerate(task.weights):
+            if isinstance(each, Predictions) and not counts[ALL].proposals[:, place].any():
+                raise unmatched_error(each)
         subject = session.subject(int(counts[ALL].truth[:, 0].sum()))
         answer = proposals_result(subject, points_per_side, counts, SEED)
         if output.wanted:

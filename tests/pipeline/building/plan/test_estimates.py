@@ -8,8 +8,8 @@ from segmint.pipeline.building.plan.estimates import Estimate, Extrapolation
 
 def test_the_spread_narrows_with_the_sample_and_holds_its_value() -> None:
     random = np.random.default_rng(1)
-    few, many = random.lognormal(size=5), random.lognormal(size=500)
-    wide, narrow = Extrapolation(10**6, 5).total(few), Extrapolation(10**6, 500).total(many)
+    few, many = random.lognormal(size=10), random.lognormal(size=500)
+    wide, narrow = Extrapolation(10**6, 10).total(few), Extrapolation(10**6, 500).total(many)
     for estimate in (wide, narrow):
         assert estimate.low < estimate.value < estimate.high
     assert (narrow.high - narrow.low) / narrow.value < (wide.high - wide.low) / wide.value / 2

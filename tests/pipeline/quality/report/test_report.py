@@ -132,11 +132,11 @@ def test_ratings_by_people_are_on_the_page_and_the_card_without_names(report_fol
     found = json.loads((report_folder / "ratings.json").read_text())
     (automatic,) = found["sources"]
     assert (automatic["masks"], automatic["mean"]) == (5, (8.5 + 4.5 + 10 + 9 + 7) / 5)
-    low, high = automatic["interval"]
-    assert f"automatic 5 {automatic['images']} 7.80 {low:.2f} to {high:.2f} 0 1 1 4 1" in text
+    assert automatic["interval"] is None
+    assert f"automatic 5 {automatic['images']} 7.80 too few images 0 1 1 4 1" in text
     assert "standard deviation of 1.41 on average, over 2 masks" in text
     card = (report_folder / "README.md").read_text()
-    assert f"automatic 7.80 ({low:.2f} to {high:.2f}), 5 masks." in card
+    assert f"automatic 7.80 (no interval), 5 masks of {automatic['images']} image" in card
     assert all("Ada" not in each for each in (text, card, json.dumps(found)))
 
 

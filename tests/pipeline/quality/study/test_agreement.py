@@ -55,10 +55,11 @@ def test_the_mean_is_over_pairs() -> None:
     assert (found.images, found.pairs, found.unpaired) == (2, 2, 2)
     assert found.mean_iou == pytest.approx((IOU + 1) / 2)
     assert found.interval is None
-    more = sum_up([*pairs, (answer(WHOLE), answer(LESS)), (answer(APART), answer(APART))])
+    more = sum_up([*pairs, *[(answer(WHOLE), answer(LESS)), (answer(APART), answer(APART))] * 6])
     assert more is not None
+    assert more.mean_iou is not None
     assert more.interval is not None
-    assert IOU < more.interval[0] + 1e-9 < more.interval[1] <= 1
+    assert IOU < more.interval[0] < more.mean_iou < more.interval[1] <= 1
     assert sum_up([]) is None
 
 

@@ -93,9 +93,8 @@ def check(result: StudyScore, by_id: bool) -> None:
     assert (low.threshold, low.over, low.pairs, low.paper) == (0.75, 10, 11, 0.97)
     assert (high.share, high.of_all) == (8 / 11, 8 / 12)
     for share in result.shares:
-        assert share.clustered is not None
-        for bottom, top in (share.wilson, share.clustered):
-            assert 0 <= bottom < share.share < top <= 1
+        assert (share.images, share.interval) == (6, None)
+    assert result.interval is None
 
 
 def test_through_coco(study: Path, tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ import pyarrow as pa
 import pytest
 
 from segmint.catalogs.lineage import TrainingRound
+from segmint.operators.intervals import LEAST_IMAGES
 from segmint.operators.schemas import SOURCES
 from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
 from segmint.pipeline.engine.evaluate.gate.verdict import (
     GUARD_LIMIT,
-    LEAST_IMAGES,
     MEASURES,
     GateVerdict,
     GuardComparison,
@@ -175,6 +175,18 @@ def test_too_few_images_show_nothing() -> None:
     assert verdict is GateVerdict.NO_DIFFERENCE
     assert [each.interval for each in compared] == [None] * len(MEASURES)
     assert reasons == ("only 9 images with independent masks, but an interval needs 10",)
+
+
+def test_few_images_that_change_show_nothing() -> None:
+    """The mean of many equal differences and a few others has no interval whose coverage is known."""
+    changes = np.zeros((30, len(MEASURES)))
+    changes[0] = 0.3
+    verdict, reasons = decide(compare(scores_of(changes), 0), [GuardComparison("g", compare(scores_of(changes), 0))])
+    assert verdict is GateVerdict.NO_DIFFERENCE
+    assert reasons == (
+        "too few of the 30 images with independent masks change",
+        "the guard set g can't decide: too few of its 30 images change",
+    )
 
 
 def test_without_truth_there_is_no_verdict() -> None:

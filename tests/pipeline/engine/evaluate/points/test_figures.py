@@ -39,9 +39,29 @@ def test_means_over_masks_images_and_datasets() -> None:
             (1, "images"): 0.3,
         }
     )
+    sizes = {(each.truth, each.over): (each.images, each.masks) for each in found.scores}
+    assert (sizes[None, "masks"], sizes[0, "images"], sizes[None, "datasets"]) == ((4, 5), (2, 3), (4, 5))
+    assert {each.interval for each in found.scores} == {None}  # too few images
+
+
+def test_every_mean_of_enough_images_has_an_interval() -> None:
+    one, other = made_up(3, 0.0), made_up(4, 0.1)
+    both = ImageScores(
+        one.measures,
+        np.repeat([0, 1], 40),
+        (*one.image_id, *other.image_id),
+        (None,) * 80,
+        np.concatenate([one.counts, other.counts]),
+        np.concatenate([one.sums, other.sums]),
+    )
+    found = means_of(both, 2, 0, 500)
     for each in found.scores:
         assert each.interval is not None
         assert each.interval[0] <= each.mean <= each.interval[1]
+    datasets, masks = found.mean("iou_1", over="datasets"), found.mean("iou_1", truth=0)
+    assert datasets.interval is not None
+    assert masks.interval is not None
+    assert datasets.interval[1] - datasets.interval[0] < masks.interval[1] - masks.interval[0]
 
 
 def test_a_unit_for_each_group_counts_as_one_image() -> None:
@@ -68,7 +88,7 @@ def test_the_difference_of_two_weights_is_paired() -> None:
     for over in ("masks", "images"):
         difference = found.difference("iou_1", over=over)
         assert difference.mean == pytest.approx(0.02)
-        assert difference.interval == pytest.approx((0.02, 0.02))
+        assert difference.interval is None  # the same in all images
     assert found.difference("iou_1").p is not None
     assert found.difference("iou_1").p < 0.01
     width = found.mean("iou_1").interval
