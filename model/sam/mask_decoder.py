@@ -118,8 +118,8 @@ class MaskDecoder(nn.Module):
         tokens, image = self.attend(features, positions, prompt)
         ious = self.predicted_ious(tokens[:, 0])[:, chosen.start : chosen.stop]
         filters = torch.stack([self.hypernetworks[index](tokens[:, 1 + index]) for index in chosen], dim=1)
-        upscaled = self._upscale(image.transpose(1, 2).unflatten(2, grid), high_res)
-        logits = (filters @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+        upscaled = self._upscale(torch.unflatten(image.transpose(1, 2), 2, grid), high_res)
+        logits = torch.unflatten(filters @ upscaled.flatten(2), 2, upscaled.shape[-2:])
         return logits, ious
 
     def attend(self, features: Tensor, positions: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, scheme
 from segmint.infra.wording import count, counted
-from segmint.model.sam.load import Architecture, geometry_of, inspect_checkpoint
+from segmint.model.sam.load import Architecture, SamWeightsError, geometry_of, inspect_checkpoint
 from segmint.model.training.initial import inspect_encoder, sam_with_encoder
 from segmint.pipeline.engine.train.data.images import TrainingDataset, open_datasets
 from segmint.pipeline.engine.train.evaluation import Evaluation

@@ -262,8 +262,10 @@ def _settings(settings: MaskSettings | str | None, keys: dict[str, Any]) -> Mask
             )
         return settings
     if settings is not None and not isinstance(settings, str):
-        names = ", ".join(repr(name) for name in get_args(Profile))
-        raise TypeError(f"settings is a {type(settings).__name__}: expected {names}, or a MaskSettings")
+        raise TypeError(
+            f"settings is a {type(settings).__name__}: expected {', '.join(map(repr, get_args(Profile)))}, or a "
+            "MaskSettings"
+        )
     return MaskSettings.of(settings or "sa1b", **{"crop_n_layers": 0, **keys})
 
 

@@ -133,7 +133,7 @@ class ImageMasks(MasksWithImage):
         return pixels
 
     def _document(self) -> bytes:
-        is_named = isinstance(self.source, (str, os.PathLike)) or getattr(self.source, "filename", "")
+        is_named = isinstance(self.source, (str, os.PathLike)) or bool(getattr(self.source, "filename", ""))
         name = Path(describe(self.source)).name if is_named else "image"
         check_count(len(self))
         rows = [
