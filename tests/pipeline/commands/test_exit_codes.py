@@ -45,7 +45,7 @@ from tests.support.locations import location_of
 from tests.support.protocol import DatasetPath, begin, write
 from tests.support.reported import audit_with_findings
 from tests.support.submissions import answer_to, new_mask
-from tests.support.torchscript import FailingDetector, MagentaDetector, saved
+from tests.support.torchscript import FailingDetector, HalfAndHalf, MagentaDetector, saved
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "errors.md"
 ROWS: list[tuple[str, ...]] = re.findall(r"^\| (.+?) \| (.+?) \| ([0-3]) \|$", PAGE.read_text(), re.MULTILINE)
@@ -661,6 +661,13 @@ def _not_merged(replaced, place: DatasetPath) -> Any:
     listed = MergeList("d", "d", 2, 0, 0, 0, 0, 0, {}, skipped, (), ())
     replaced("corrections.merge.run.list_merge", listed)
     return run("merge", place.uri, "--dry-run")
+
+
+@case("`label`", "the masks were labeled, or listed", 0)
+def _labeled(place: DatasetPath, tmp_path: Path) -> Any:
+    (tmp_path / "labels.txt").write_text("near\nfar\n")
+    how = ["--vocabulary", tmp_path / "labels.txt", "--model", saved(HalfAndHalf(), tmp_path / "module.pt")]
+    return [run("label", place.uri, *how, last) for last in ("--dry-run", "--yes", "--yes")]
 
 
 @case("`repair`", "all files are complete", 0)

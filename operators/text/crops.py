@@ -1,0 +1,41 @@
+"""Square crops around masks, as CLIP sees them."""
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.model.automatic.rle import Rle, decode
+from segmint.operators.images import Pixels
+from segmint.operators.rows import Row
+
+MARGIN = 1.5
+"""Side of a crop, divided by the longer side of its mask's box. The SAM paper trains with 1 to 2 (appendix D.5)."""
+
+_MEAN = (123, 117, 104)  # CLIP's mean color, which is zero after its normalization
+
+
+def crop_mask(image: Pixels, mask: Row, side: int, margin: float = MARGIN) -> tuple[Pixels, NDArray[np.bool_]]:
+    """Return a crop (side, side, 3) uint8 RGB around a mask, and the mask's pixels in it (side, side) bool.
+
+    The crop is a square around the center of the mask's box, and `margin` times as long as the box's longer side.
+    Outside the image (H, W, 3), it has CLIP's mean color. A pixel of the crop belongs to the mask if it shows any of
+    its pixels. An empty mask gets the crop around its box, and no pixels.
+    """
+    height, width = image.shape[:2]
+    pixels = decode(Rle((height, width), mask["segmentation"]["counts"]))
+    x, y, box_width, box_height = mask["bbox"]
+    length = max(1, math.ceil(margin * (max(box_width, box_height) + 1)))
+    left, top = (round(start + (span + 1 - length) / 2) for start, span in ((x, box_width), (y, box_height)))
+    inside = np.s_[max(top, 0) : max(top + length, 0), max(left, 0) : max(left + length, 0)]
+    part, own = image[inside], pixels[inside]
+    before = max(-top, 0), max(-left, 0)
+    after = (length - part.shape[0] - before[0], length - part.shape[1] - before[1])
+    around = (before[0], after[0], before[1], after[1])
+    square = cv2.copyMakeBorder(part, *around, cv2.BORDER_CONSTANT, value=_MEAN)
+    owned = cv2.copyMakeBorder(own.astype(np.float32), *around, cv2.BORDER_CONSTANT, value=0)
+    method = cv2.INTER_AREA if length >= side else cv2.INTER_CUBIC
+    crop = cv2.resize(square, (side, side), interpolation=method)
+    shown = cv2.resize(owned, (side, side), interpolation=cv2.INTER_AREA if length >= side else cv2.INTER_NEAREST)
+    return np.asarray(crop, np.uint8), np.asarray(shown > 0)

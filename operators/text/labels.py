@@ -1,0 +1,134 @@
+"""Stage that labels masks with the texts of a vocabulary, by CLIP or a TorchScript classifier."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segmint.catalogs.dataset.mask_labels import MODEL, may_label
+from segmint.catalogs.layout import canonical_json
+from segmint.infra.assets.cache import sha256_of
+from segmint.infra.errors import UsageError
+from segmint.operators.custom.contract import StageRow
+from segmint.operators.text.clip import Clip, ClipFolder
+from segmint.operators.text.crops import crop_mask
+
+PROMPT = "a photo of a {}"
+"""Text that CLIP embeds for a label (CLIP paper, section 3.1.4)."""
+
+TORCHSCRIPT_SIDE = 224
+"""Height and width in pixels of the crops that a TorchScript module gets."""
+
+_BATCH = 32
+_BITS = 1  # raise it whenever labels or scores change
+
+Scores = Callable[[Tensor, Tensor], Tensor]
+"""Scores (B, N) float32 of N labels for crops (B, 3, S, S) uint8 RGB with the pixels of their masks (B, S, S) bool."""
+
+
+class MaskLabels:
+    """Custom stage that gives each mask without a label the vocabulary's text that fits it best.
+
+    The model sees a square crop around the mask, whose side is 1.5 times that of the mask's box. In CLIP's last layer,
+    the class token attends only to itself and to patches that touch the mask. The score is the text's probability among
+    the vocabulary. Labels of people and imports are never changed, and labels of other models or vocabularies are.
+
+    A TorchScript module takes crops (B, 3, 224, 224), float32 RGB from 0 to 1 without further normalization, and the
+    pixels of their masks (B, 224, 224), bool. It returns scores (B, N), float32 and finite, for the N texts of the
+    vocabulary in order. The highest score wins, and is stored as it is.
+    """
+
+    name = "label"
+    labels = True
+
+    @classmethod
+    def version(cls, model: str, vocabulary: Sequence[str], device: str = "cpu") -> str:
+        """Return the SHA-256 of the model's files and the vocabulary. Raises `UsageError` if they can't be used."""
+        path = Path(model)
+        if path.is_dir():
+            files = ClipFolder.open(path).sha256
+        elif path.is_file():
+            files = sha256_of(path)
+        else:
+            raise UsageError(f"{model} does not exist: expected the folder of a CLIP, or a TorchScript file")
+        if not vocabulary or "" in map(str.strip, vocabulary):
+            raise UsageError("the vocabulary is empty or contains a blank label")
+        if repeated := [label for label, count in Counter(vocabulary).items() if count > 1]:
+            raise UsageError(f"the vocabulary contains {repeated[0]!r} more than once")
+        return hashlib.sha256(canonical_json([_BITS, files, list(vocabulary)])).hexdigest()
+
+    def __init__(self, model: str, vocabulary: Sequence[str], device: str = "cpu") -> None:
+        """Load the folder of a CLIP, or a TorchScript file, onto a torch device.
+
+        Raises `UsageError` if it can't be loaded, or doesn't return a score per label.
+        """
+        self._vocabulary = list(vocabulary)
+        self._source = f"{MODEL}{self.version(model, vocabulary)}"
+        self._scores: Scores
+        if Path(model).is_dir():
+            clip = ClipFolder.open(Path(model)).load(device)
+            self._side = clip.side
+            self._scores = _scores_of_clip(clip, self._vocabulary)
+        else:
+            self._side = TORCHSCRIPT_SIDE
+            self._scores = _scores_of_module(Path(model), len(self._vocabulary), device)
+
+    def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
+        """Return the rows with labels of the masks that may get one."""
+        return [row.with_mask_values(self._labeled(row)) for row in rows]
+
+    def _labeled(self, row: StageRow) -> list[Mapping[str, Any] | None]:
+        values: list[Mapping[str, Any] | None] = [None] * len(row["masks"])
+        waiting = [place for place, mask in enumerate(row["masks"]) if may_label(mask, self._source)]
+        for start in range(0, len(waiting), _BATCH):
+            places = waiting[start : start + _BATCH]
+            pairs = [crop_mask(row.image, row["masks"][place], self._side) for place in places]
+            crops, pixels = (torch.from_numpy(np.stack(each)) for each in zip(*pairs, strict=True))
+            best, labels = self._scores(crops.permute(0, 3, 1, 2).contiguous(), pixels).double().cpu().max(dim=1)
+            for place, score, label in zip(places, best.tolist(), labels.tolist(), strict=True):
+                # The last digits depend on the processor.
+                columns = {"label": self._vocabulary[label], "label_score": round(score, 6)}
+                values[place] = {**columns, "label_source": self._source}
+        return values
+
+
+def _scores_of_clip(clip: Clip, vocabulary: Sequence[str]) -> Scores:
+    """Return a function that scores crops by the vocabulary's probabilities."""
+    texts = clip.embed_texts([PROMPT.format(label) for label in vocabulary])
+    texts = texts / texts.norm(dim=1, keepdim=True)
+
+    def scores(crops: Tensor, pixels: Tensor) -> Tensor:
+        images = clip.embed_crops(crops, pixels)
+        cosines = images / images.norm(dim=1, keepdim=True) @ texts.T
+        return (clip.logit_scale * cosines).softmax(dim=1)
+
+    return scores
+
+
+def _scores_of_module(path: Path, labels: int, device: str) -> Scores:
+    """Return a function that scores crops by a TorchScript module, after a trial with a gray crop."""
+    try:
+        module: Any = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"{path} can't be loaded as TorchScript: {error}") from error
+
+    def scores(crops: Tensor, pixels: Tensor) -> Tensor:
+        # The optimizing executor may compute the first calls differently from later ones.
+        with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            try:
+                found = module(crops.to(device).float() / 255, pixels.to(device))
+            except RuntimeError as error:
+                raise UsageError(f"{path} failed for {len(crops)} crops: {error}") from error
+        if not isinstance(found, Tensor) or found.shape != (len(crops), labels) or not found.isfinite().all():
+            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise UsageError(f"{path} returned {what}: expected {(len(crops), labels)} finite scores")
+        return found
+
+    side = TORCHSCRIPT_SIDE
+    scores(torch.full((2, 3, side, side), 128, dtype=torch.uint8), torch.ones(2, side, side, dtype=torch.bool))
+    return scores
