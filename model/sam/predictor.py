@@ -75,8 +75,11 @@ class Predictor:
     `kernels` are the CPU kernels to use. By default, these are the ones for this CPU, if the library is there and the
     model is on a CPU. With None, torch computes everything.
 
+    `embed_texts` embeds B texts as prompts (B, 256), for example a `segmint.operators.text.prompts.TextPrompts`.
+
     Attributes:
         kernels: those used, or None.
+        embed_texts: see above.
         must_compile: see above.
     """
 
@@ -86,8 +89,10 @@ class Predictor:
         compile_encoder: CompileMode | None = None,
         must_compile: bool = False,
         kernels: Kernels | Literal["auto"] | None = "auto",
+        embed_texts: Callable[[Sequence[str]], Tensor] | None = None,
     ) -> None:
         self.sam = sam
+        self.embed_texts = embed_texts
         self.must_compile = must_compile
         if kernels == "auto":
             kernels = usable_kernels(sam.draws_in_bf16) if sam.device.type == "cpu" else None
@@ -173,18 +178,24 @@ class Predictor:
         boxes: Array | None = None,
         masks: Array | None = None,
         multimask: bool = True,
+        text: str | Sequence[str] | None = None,
     ) -> PromptMasks:
-        """Predict masks for B prompts at once; each prompt combines any of points, a box, and a mask.
+        """Predict masks for B prompts at once; each prompt combines any of points, a box, a mask, and a text.
 
         `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1) are in pixels of the embedding's frame.
         `labels` (B, N) are 1 for foreground, 0 for background, and -1 to pad prompts with fewer points. `masks` (B, 1,
         256, 256) are logits of an earlier prediction. A single prompt may omit the batch dimension: points (N, 2) with
-        labels (N,), a box (4,), a mask (1, 256, 256). With `multimask`, each prompt gets three masks (whole, part,
-        subpart), otherwise one, which is meant for prompts with the logits of the prediction they correct. Without
-        logits, the best of three is better even for several points. Raises ValueError if there is no prompt, and for
-        invalid shapes or values, with those expected.
+        labels (N,), a box (4,), a mask (1, 256, 256), a text. With `multimask`, each prompt gets three masks (whole,
+        part, subpart), otherwise one, which is meant for prompts with the logits of the prediction they correct.
+        Without logits, the best of three is better even for several points. Raises ValueError if there is no prompt,
+        for texts without `embed_texts`, and for invalid shapes or values, with those expected.
         """
-        prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size)
+        tokens = None
+        if text is not None:
+            if self.embed_texts is None:
+                raise ValueError("this predictor takes no text: create it with embed_texts, such as a TextPrompts")
+            tokens = self.embed_texts([text] if isinstance(text, str) else text)[:, None]
+        prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size, tokens)
         if multimask:
             return self._decode(embedding, prompts, range(1, MASK_TOKENS))
         if not self.sam.mask_decoder.traits.single_mask_stability:
@@ -285,7 +296,7 @@ class Predictor:
         encoder, features = self.sam.prompt_encoder, embedding.features
         if self.kernels is None:
             return None
-        sparse = encoder.embed_sparse(prompts.points, prompts.labels, prompts.boxes, prompts.masks)
+        sparse = encoder.embed_sparse(prompts.points, prompts.labels, prompts.boxes, prompts.masks, prompts.tokens)
         if not prompt_decoder.suits(self.sam.mask_decoder, features, sparse):
             return None
         plan = self.plan_prompts(embedding)
@@ -315,7 +326,7 @@ class Predictor:
 
     def _embed_prompts(self, prompts: Prompts) -> PromptEmbedding:
         embedded: PromptEmbedding = self.sam.prompt_encoder(
-            prompts.points, prompts.labels, prompts.boxes, prompts.masks
+            prompts.points, prompts.labels, prompts.boxes, prompts.masks, prompts.tokens
         )
         return embedded
 

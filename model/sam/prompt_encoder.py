@@ -52,19 +52,29 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = learned_tokens(1, EMBEDDING_CHANNELS)
 
     def forward(
-        self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
+        self,
+        points: Tensor | None,
+        labels: Tensor | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+        tokens: Tensor | None = None,
     ) -> PromptEmbedding:
         """Embed B prompts; at least one argument must be given.
 
         `points` (B, N, 2) as (x, y) come with `labels` (B, N): 1 for foreground, 0 for background, -1 for padding (not
-        a point). `boxes` (B, 4) are (x0, y0, x1, y1), and `masks` (B, 1, 256, 256) are logits. Raises ValueError if
-        there is no prompt.
+        a point). `boxes` (B, 4) are (x0, y0, x1, y1), and `masks` (B, 1, 256, 256) are logits. `tokens` (B, T, 256)
+        are embedded already. Raises ValueError if there is no prompt.
         """
-        sparse = self.embed_sparse(points, labels, boxes, masks)
+        sparse = self.embed_sparse(points, labels, boxes, masks, tokens)
         return PromptEmbedding(sparse, self.dense_without_mask() if masks is None else self.mask_downscaling(masks))
 
     def embed_sparse(
-        self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
+        self,
+        points: Tensor | None,
+        labels: Tensor | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+        prompt_tokens: Tensor | None = None,
     ) -> Tensor:
         """Return the tokens (B, T, 256) of B prompts with the arguments of `forward`, and raise as it does."""
         tokens = []
@@ -77,6 +87,8 @@ class PromptEncoder(nn.Module):
             tokens.append(self._encode(boxes.reshape(-1, 2, 2)) + self._kinds()[2:])
             if self.pads_boxes:
                 tokens.append(self.not_a_point_embed.weight.expand(boxes.shape[0], 1, -1))
+        if prompt_tokens is not None:
+            tokens.append(prompt_tokens)
         if masks is not None:
             tokens.append(self.no_mask_embed.weight.new_zeros(len(masks), 0, EMBEDDING_CHANNELS))
         if not tokens:

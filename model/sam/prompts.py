@@ -18,21 +18,23 @@ class Prompts:
     """B prompts with matching shapes; omitted parts are None.
 
     `points` (B, N, 2) and `boxes` (B, 4) are float64, so scaling loses no precision. `labels` (B, N) are 1, 0, or -1,
-    and `masks` (B, 1, 256, 256) are logits.
+    and `masks` (B, 1, 256, 256) are logits. `tokens` (B, T, 256) are embedded already, such as those of texts.
     """
 
     points: Tensor | None
     labels: Tensor | None
     boxes: Tensor | None
     masks: Tensor | None
+    tokens: Tensor | None = None
 
     def to(self, device: torch.device, mask_dtype: torch.dtype) -> "Prompts":
-        """Return the prompts on a device, with masks in the model's dtype."""
+        """Return the prompts on a device, with masks and tokens in the model's dtype."""
         return Prompts(
             None if self.points is None else self.points.to(device),
             None if self.labels is None else self.labels.to(device),
             None if self.boxes is None else self.boxes.to(device),
             None if self.masks is None else self.masks.to(device, mask_dtype),
+            None if self.tokens is None else self.tokens.to(device, mask_dtype),
         )
 
     def scaled(self, x: float, y: float) -> "Prompts":
@@ -42,6 +44,7 @@ class Prompts:
             self.labels,
             None if self.boxes is None else self.boxes * self.boxes.new_tensor([x, y, x, y]),
             self.masks,
+            self.tokens,
         )
 
 
@@ -51,6 +54,7 @@ def check_prompts(
     boxes: Array | None,
     masks: Array | None,
     low_res_size: int = SAM1.low_res_size,
+    tokens: Tensor | None = None,
 ) -> Prompts:
     """Check and convert prompts, given as arrays, lists, or tensors on any device.
 
@@ -60,7 +64,7 @@ def check_prompts(
     Raises ValueError, with the argument and the found and expected values, if there is no prompt, or if points lack
     labels or vice versa. It also does for invalid shapes or labels, different batch sizes, and nonfinite numbers.
     """
-    if points is None and boxes is None and masks is None and labels is None:
+    if all(part is None for part in (points, labels, boxes, masks, tokens)):
         raise ValueError("no prompt: expected points with labels, boxes, masks, or a combination")
     if (points is None) != (labels is None):
         given, absent = ("points", "labels") if labels is None else ("labels", "points")
@@ -72,6 +76,7 @@ def check_prompts(
         _checked("labels", labels, "(B, N), or (N,) with points (N, 2)", (None, None), torch.float64, one),
         _checked("boxes", boxes, "(B, 4) or (4,)", (None, 4), torch.float64, 1),
         _checked("masks", masks, f"(B, 1, {side}, {side})", (None, 1, side, side), torch.float32, 2),
+        _checked("tokens", tokens, "(B, T, C)", (None, None, None), torch.float32, 1),
     )
     _check_labels(prompts.points, prompts.labels)
     _check_batch(prompts)
@@ -119,7 +124,7 @@ def _check_labels(points: Tensor | None, labels: Tensor | None) -> None:
 
 
 def _check_batch(prompts: Prompts) -> None:
-    parts = {"points": prompts.points, "boxes": prompts.boxes, "masks": prompts.masks}
+    parts = {"points": prompts.points, "boxes": prompts.boxes, "masks": prompts.masks, "text": prompts.tokens}
     sizes = {name: part.shape[0] for name, part in parts.items() if part is not None}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{size} in {name}" for name, size in sizes.items())

@@ -110,6 +110,16 @@ def masks(
         list[str] | None,
         typer.Option("--prompt", metavar="TEXT", help="One mask for 'box:X,Y,W,H point:X,Y[,0|1] …'; repeatable."),
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Text for one mask, alone or with --point or one --box; needs --clip."),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="CLIP for --text, as transformers' save_pretrained writes it.")
+    ] = None,
+    projection: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Trained projection from CLIP to SAM's prompts, for --text.")
+    ] = None,
     all_masks: Annotated[
         bool, typer.Option("--all-masks", help="Write the whole, part, and subpart per prompt, not only the best mask.")
     ] = False,
@@ -123,11 +133,17 @@ def masks(
 ) -> None:
     """Make masks for photographs.
 
-    By default, makes all masks. With points or boxes, makes only the prompted ones.
+    By default, makes all masks. With points, boxes, or a text, makes only the prompted ones.
     """
-    from segmint.pipeline.masks.options import MasksOptions, masks_config, read_prompts, release_config
+    from segmint.pipeline.masks.options import (
+        MasksOptions,
+        find_text_model,
+        masks_config,
+        read_prompts,
+        release_config,
+    )
 
-    asked = read_prompts(points or [], boxes or [], prompts or [])
+    asked = read_prompts(points or [], boxes or [], prompts or [], text)
     in_settings, released = _split(overrides or [], automatic=not asked and not full_frame, profile=profile)
     _check_flags(bool(asked), all_masks=all_masks, full_frame=full_frame, profile=profile)
     layers = [] if crop_layers is None else [f"crop_n_layers={crop_layers}"]
@@ -142,13 +158,14 @@ def masks(
         cutouts=cutouts,
         release=release_config(released),
         full_frame=full_frame,
+        text=find_text_model(text, clip, projection),
     )
     _run(images, output, options, recursive=recursive, overwrite=overwrite, as_json=as_json)
 
 
 def _check_flags(prompted: bool, *, all_masks: bool, full_frame: bool, profile: Profile) -> None:
     if all_masks and not prompted:
-        raise UsageError("--all-masks requires --point, --box, or --prompt: otherwise, all masks are written")
+        raise UsageError("--all-masks requires --point, --box, --prompt, or --text: otherwise, all masks are written")
     if full_frame and (prompted or profile is not Profile.SA1B):
         raise UsageError(
             "--full-frame is only for automatic masks with --profile sa1b: prompts and other profiles always use "

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from segmint.infra.errors import UsageError
@@ -25,14 +26,42 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class PhotographPrompt:
-    """A prompt for one mask: points, a box, or both."""
+    """A prompt for one mask: points, a box, a text, or a combination."""
 
     points: tuple[Point, ...] = ()
     box: Box | None = None
+    text: str | None = None
 
     def __str__(self) -> str:
         boxes = [] if self.box is None else ["box:" + _text(self.box)]
-        return " ".join([*boxes, *(f"point:{_text(point)}" for point in self.points)])
+        texts = [] if self.text is None else [f"text:{self.text!r}"]
+        return " ".join([*boxes, *(f"point:{_text(point)}" for point in self.points), *texts])
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """The folder of a CLIP and the file of a projection, with a SHA-256 for each."""
+
+    clip: str
+    projection: str
+    sha256: tuple[str, str]
+
+
+def find_text_model(text: str | None, clip: str | None, projection: str | None) -> TextModel | None:
+    """Return the files for a text prompt, or None without a text.
+
+    Raises `UsageError` if one is missing, can't be used, or was given without a text.
+    """
+    if text is None and clip is None and projection is None:
+        return None
+    if text is None or clip is None or projection is None or not text.strip():
+        raise UsageError("--text needs a text, --clip FOLDER, and --projection FILE, which need --text")
+    from segmint.infra.assets.cache import sha256_of
+    from segmint.operators.text.clip import ClipFolder
+
+    if not Path(projection).is_file():
+        raise UsageError(f"{projection} does not exist: expected a projection of text prompts")
+    return TextModel(clip, projection, (ClipFolder.open(Path(clip)).sha256, sha256_of(Path(projection))))
 
 
 @dataclass(frozen=True)
@@ -48,6 +77,7 @@ class MasksOptions:
     overlay: bool = False
     cutouts: bool = False
     release: ReleaseConfig = field(default_factory=ReleaseConfig)  # the frame of the sa1b profile's masks
+    text: TextModel | None = None  # required by prompts with a text
     full_frame: bool = False  # use the photograph's own frame, and cut crops from its pixels
 
     @property
@@ -63,6 +93,7 @@ class MasksOptions:
         if self.prompts:
             offset = self.masks.stability_score_offset
             return {
+                **({} if self.text is None else {"text": list(self.text.sha256)}),
                 "precision": self.precision,
                 "prompts": [str(prompt) for prompt in self.prompts],
                 "all_masks": self.all_masks,
@@ -115,32 +146,36 @@ def check_device(device: str) -> None:
         raise UsageError(f"unknown device {device!r}: expected auto, cpu, cuda, or cuda:N")
 
 
-def read_prompts(points: Sequence[str], boxes: Sequence[str], prompts: Sequence[str]) -> tuple[PhotographPrompt, ...]:
-    """Return the prompts given by the options `--point`, `--box`, and `--prompt`.
+def read_prompts(
+    points: Sequence[str], boxes: Sequence[str], prompts: Sequence[str], text: str | None = None
+) -> tuple[PhotographPrompt, ...]:
+    """Return the prompts given by the options `--point`, `--box`, `--prompt`, and `--text`.
 
-    All points form one prompt, together with a single box; several boxes are separate prompts. Raises `UsageError` for
-    invalid values, points combined with several boxes, and prompts with only background points.
+    All points form one prompt, together with a single box and the text; several boxes are separate prompts.
+    Raises `UsageError` for invalid values, points combined with several boxes, and prompts with only background points.
     """
-    if prompts and (points or boxes):
+    if prompts and (points or boxes or text):
         raise UsageError(
-            "--prompt can't be combined with --point or --box. A --prompt can contain both, as in "
+            "--prompt can't be combined with --point, --box, or --text. A --prompt can contain both, as in "
             "--prompt 'box:10,20,300,200 point:150,90'"
         )
-    if points and len(boxes) > 1:
+    if (points or text) and len(boxes) > 1:
         raise UsageError(
-            f"--point with {len(boxes)} --box options: expected one box, because points and a box form one prompt. For "
+            f"--point or --text with {len(boxes)} --box options: expected one box, because they form one prompt. For "
             "several masks, repeat --prompt, as in --prompt 'box:10,20,300,200 point:150,90'"
         )
     own = tuple(parse_point(text) for text in points)
-    found = [PhotographPrompt(own, parse_box(text)) for text in boxes] or ([PhotographPrompt(own)] if own else [])
-    found += [parse_prompt(text) for text in prompts]
+    found = [PhotographPrompt(own, parse_box(box), text) for box in boxes]
+    if not found and (own or text):
+        found = [PhotographPrompt(own, text=text)]
+    found += [parse_prompt(prompt) for prompt in prompts]
     for prompt in found:
         _check_foreground(prompt)
     return tuple(found)
 
 
 def _check_foreground(prompt: PhotographPrompt) -> None:
-    if prompt.box is None and not any(label for _, _, label in prompt.points):
+    if prompt.box is None and prompt.text is None and not any(label for _, _, label in prompt.points):
         raise UsageError(
             f"the prompt '{prompt}' only has background points, which don't say what to segment. Add a "
             "foreground point (X,Y,1) or a box."

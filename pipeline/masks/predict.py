@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
@@ -56,8 +55,8 @@ def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -
     return found
 
 
-def _arguments(prompt: PhotographPrompt) -> dict[str, NDArray[Any]]:
-    arguments: dict[str, NDArray[Any]] = {}
+def _arguments(prompt: PhotographPrompt) -> dict[str, Any]:
+    arguments: dict[str, Any] = {} if prompt.text is None else {"text": prompt.text}
     if prompt.points:
         arguments["points"] = np.array([[point[:2] for point in prompt.points]], np.float32)
         arguments["labels"] = np.array([[label for _, _, label in prompt.points]], np.int64)

@@ -153,7 +153,13 @@ class _LazyModel:
 
             compute = resolve_compute(self._options.device, self._options.precision)
             model = load_model(self._weights, compute)
-            self._predictor = Predictor(model, kernels=cpu_kernels(compute.kind, model.draws_in_bf16))
+            texts = None
+            if (files := self._options.text) is not None:
+                from segmint.operators.text.prompts import TextPrompts
+
+                texts = TextPrompts.load(files.clip, files.projection, compute.device, sha256_of(self._weights))
+            kernels = cpu_kernels(compute.kind, model.draws_in_bf16)
+            self._predictor = Predictor(model, kernels=kernels, embed_texts=texts)
             self._start_s = time.monotonic() - began
         return self._predictor
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
@@ -81,9 +81,11 @@ class Predictor(sam_predictor.Predictor):
         *,
         device: str = "auto",
         precision: str = "fp32",
+        embed_texts: Callable[[Sequence[str]], Tensor] | None = None,
     ) -> None:
         model = sam_of(sam, device, precision)
-        super().__init__(model, compile_encoder, must_compile, cpu_kernels(model.device.type, model.draws_in_bf16))
+        kernels = cpu_kernels(model.device.type, model.draws_in_bf16)
+        super().__init__(model, compile_encoder, must_compile, kernels, embed_texts)
 
     def embed(self, image: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image of any type that `pixels_of` accepts; see the base class for `frame_size`."""
@@ -107,6 +109,7 @@ class Predictor(sam_predictor.Predictor):
         boxes: Array | None = None,
         masks: Array | None = None,
         multimask: bool = True,
+        text: str | Sequence[str] | None = None,
     ) -> PredictedMasks:
         """Predict masks like the base class, and draw the one with the best predicted IoU for each prompt.
 
@@ -116,8 +119,8 @@ class Predictor(sam_predictor.Predictor):
             embedding = self.embed(embedding)
         if points is not None and labels is None:
             labels = np.ones(np.shape(points)[:-1])
-        prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size)
-        found = super().predict(embedding, points, labels, boxes, masks, multimask)
+        found = super().predict(embedding, points, labels, boxes, masks, multimask, text)
+        prompts = None if points is None else check_prompts(points, labels, None, None)
         prompt_points, records = [], []
         for number, (logits, ious) in enumerate(zip(found.low_res_logits, found.predicted_iou, strict=True)):
             best = int(ious.argmax())
@@ -154,8 +157,8 @@ def model_name(sam: Sam) -> str:
     return f"{name} on {sam.device}, {str(sam.dtype).removeprefix('torch.')}{drawn}"
 
 
-def _points_of_prompt(prompts: Prompts, number: int) -> list[tuple[float, float]]:
-    if prompts.points is None or prompts.labels is None:
+def _points_of_prompt(prompts: Prompts | None, number: int) -> list[tuple[float, float]]:
+    if prompts is None or prompts.points is None or prompts.labels is None:
         return []
     return [(x, y) for x, y in prompts.points[number][prompts.labels[number] >= 0].tolist()]
 

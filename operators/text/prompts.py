@@ -1,0 +1,70 @@
+"""Text prompts for SAM: CLIP's embedding of a text, projected to one token of the prompt encoder (SAM paper, D.5)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from segmint.infra.errors import UsageError
+from segmint.operators.text.clip import Clip, ClipFolder
+
+_LINEAGE = "segmint"  # key of the safetensors file's metadata
+
+
+class TextPrompts:
+    """Embedder of texts as prompts, from a CLIP and a projection (D to 256) that was trained with it and a SAM."""
+
+    def __init__(self, clip: Clip, projection: nn.Linear) -> None:
+        """Raises `UsageError` if the projection doesn't take embeddings of this CLIP."""
+        if projection.in_features != clip.dimension:
+            raise UsageError(
+                f"the projection takes embeddings of {projection.in_features} numbers, but CLIP's have {clip.dimension}"
+            )
+        self._clip, self._projection = clip, projection
+
+    @classmethod
+    def load(cls, clip: str | Path, projection: str | Path, device: str = "cpu", sam_sha256: str | None = None) -> Self:
+        """Load a CLIP's folder and a projection's file onto a device.
+
+        Raises `UsageError` if one of them can't be used, or if the projection was trained with another CLIP, or, with
+        `sam_sha256`, with other weights of SAM.
+        """
+        folder = ClipFolder.open(Path(clip))
+        linear, lineage = load_projection(projection)
+        for name, here in (("clip_sha256", folder.sha256), ("sam_sha256", sam_sha256)):
+            if here is not None and lineage.get(name) != here:
+                raise UsageError(f"{projection} was trained with {name} {lineage.get(name)}, but this one is {here}")
+        return cls(folder.load(device), linear.to(device))
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return the tokens (B, 256) float32 of B texts. Embeddings have length 1 before the projection."""
+        found = self._clip.embed_texts(texts)
+        with torch.inference_mode():
+            tokens: Tensor = self._projection(found / found.norm(dim=1, keepdim=True))
+        return tokens
+
+
+def save_projection(path: str | Path, projection: nn.Linear, lineage: Mapping[str, Any]) -> None:
+    """Write a projection with its lineage, JSON values with the `clip_sha256` of its `ClipFolder` and `sam_sha256`."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in projection.state_dict().items()}
+    save_file(tensors, path, {_LINEAGE: json.dumps(dict(lineage), sort_keys=True)})
+
+
+def load_projection(path: str | Path) -> tuple[nn.Linear, Mapping[str, Any]]:
+    """Return the projection of a file and its lineage. Raises `UsageError` if `save_projection` didn't write it."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            lineage = json.loads((file.metadata() or {})[_LINEAGE])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it isn't a dict)
+        projection = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
+        projection.load_state_dict(state)
+    except Exception as error:
+        raise UsageError(f"{path} isn't a projection of text prompts: {error}") from error
+    return projection.requires_grad_(False), lineage
