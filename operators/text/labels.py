@@ -105,7 +105,7 @@ def _scores_of_clip(clip: Clip, vocabulary: Sequence[str]) -> Scores:
     def scores(crops: Tensor, pixels: Tensor) -> Tensor:
         images = clip.embed_crops(crops, pixels)
         cosines = images / images.norm(dim=1, keepdim=True) @ texts.T
-        return (clip.logit_scale * cosines).softmax(dim=1)
+        return torch.softmax(clip.logit_scale * cosines, dim=1)
 
     return scores
 
