@@ -159,12 +159,13 @@ bench: setup
 bench-stages: setup
 	$(BIN)/python benchmarks/masks/stages.py $(BENCH_OPTIONS)
 
-# A million rows through a build without pixels, catalogs of 100 million rows, a dataset of 40,000 commits: an hour and
-# 15 GB of disk.
+# A million rows through a build without pixels, catalogs of 100 million rows, a dataset of 40,000 commits, and shard
+# writers: more than an hour and 15 GB of disk.
 bench-scale: setup
 	$(BIN)/python benchmarks/datasets/catalog_streams.py
 	$(BIN)/python benchmarks/building/resume.py
 	$(BIN)/python benchmarks/building/windows.py
+	$(BIN)/python benchmarks/building/writers.py
 	$(BIN)/python benchmarks/building/scale.py $(BENCH_OPTIONS)
 
 # Copies found and confused, and 10 million rows clustered: 6 GB of memory.

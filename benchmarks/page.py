@@ -46,7 +46,7 @@ PARTS: Parts = {
     "catalogs": (streams_part, "make bench-scale"),
     "resume": (resume_part, "make bench-scale"),
     "windows": (windows_part, "make bench-scale"),
-    "writers": (writers_part, "python benchmarks/building/writers.py"),
+    "writers": (writers_part, "make bench-scale"),
     "duplicates": (duplicates_part, "make bench-duplicates"),
     "encoder": (encoder_part, "make bench-encoder"),
     "gpu": (gpu_part, "make gpu-day"),
