@@ -262,7 +262,7 @@ class Stages:
             *[
                 {"CPU": each.pool.num_cpus} | ({"GPU": each.pool.num_gpus} if each.pool.num_gpus else {})
                 for each in self.custom
-                for _ in range(each.pool.largest)
+                for _ in range(each.pool.within(blocks))
             ],
         ]
 

@@ -91,7 +91,8 @@ def test_custom_stages_take_their_share(tmp_path: Path) -> None:
     assert (custom.pool.smallest, custom.pool.largest, custom.number, custom.after) == (2, 6, 1, "describe")
     assert stages.prepare_pool.largest == 64 - 4 - 2 - 3
     assert stages.workers()["stage_mean"] == 6
-    assert stages.bundles()[-6:] == [{"CPU": 0.5}] * 6
+    assert stages.bundles(10**6)[-6:] == [{"CPU": 0.5}] * 6
+    assert [bundle["CPU"] for bundle in stages.bundles(1)].count(0.5) == 2
     for number, (resources, told) in enumerate(
         (({"num_gpus": 1}, "stages take 1 GPUs, but the cluster has 0"), ({"actors": 5}, "stage_mean 5 x 1.* has 8"))
     ):
