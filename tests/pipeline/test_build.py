@@ -111,8 +111,8 @@ def test_a_stage_that_breaks_its_rules_ends_the_run(local_ray: Cluster, function
         def read(self, window: list[int]) -> Any:
             list(iter_blocks(rows))
 
-    nothing: Any = SimpleNamespace(window_shards=1, images_per_shard=1, rows_per_block=1)
-    loop: Any = build._OuterLoop(nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+    nothing: Any = SimpleNamespace(window_shards=1, images_per_shard=1, rows_per_block=1, local=True)
+    loop: Any = build._OuterLoop(**dict.fromkeys(FIELDS, nothing))
     with pytest.raises(StageContractError) as caught:
         loop.go_through(Window())
     assert str(caught.value) == told
