@@ -144,12 +144,17 @@ def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:
 def with_our_names(state: Any) -> Any:
     """Return the state dict of a SAM 2 checkpoint under our names and without `SAM2_MEMORY`; anything else unchanged.
 
-    Such a checkpoint contains the state dict as its only item, `model`.
+    Such a checkpoint contains the state dict as its only item, `model`. Raises SamWeightsError if two of its tensors
+    have the same name of ours.
     """
     inner = state["model"] if isinstance(state, Mapping) and set(state) == {"model"} else state
     if not isinstance(inner, Mapping) or not any(str(name).startswith("sam_mask_decoder.") for name in inner):
         return state
-    return {our_name(str(name)): tensor for name, tensor in inner.items() if not is_memory(str(name))}
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, tensor in inner.items():
+        if not is_memory(str(name)) and (other := found.setdefault(our_name(str(name)), (name, tensor))[0]) != name:
+            raise SamWeightsError(f"{other} and {name} are names of the same weights: expected only one of them")
+    return {name: tensor for name, (_, tensor) in found.items()}
 
 
 def our_name(name: str) -> str:
@@ -168,7 +173,7 @@ def detect_architecture(state: Any) -> tuple[Architecture, int]:
     """Return the architecture and the mask decoder's depth of a state dict.
 
     The encoder is identified by its position embedding's width, or by TinyViT's stages, and the depth by the decoder's
-    layers. A Hiera is identified by its width and number of blocks. `state` may be the content of a SAM 2 checkpoint.
+    layers. A Hiera is identified by its number of blocks. `state` may be the content of a SAM 2 checkpoint.
     Raises SamWeightsError if a part is missing, or if `state` is not a state dict.
     """
     state = with_our_names(state)
@@ -200,12 +205,11 @@ def encoder_architecture(state: Mapping[str, Tensor]) -> Architecture:
         return "mobile_sam"
     blocks = {match[1] for match in map(_HIERA_BLOCK.match, state) if match}
     if blocks:
-        width = state.get("image_encoder.trunk.pos_embed", torch.empty(0, 0)).shape[1]
-        for name, shape in HIERA_SHAPES.items():
-            if (shape.width, sum(shape.depths)) == (width, len(blocks)):
-                return cast(Architecture, name)
-        known = ", ".join(f"{sum(shape.depths)} and {shape.width} ({name})" for name, shape in HIERA_SHAPES.items())
-        raise SamWeightsError(f"the Hiera has {len(blocks)} blocks and {width} channels: expected {known}")
+        depths = {sum(shape.depths): name for name, shape in HIERA_SHAPES.items()}
+        if len(blocks) not in depths:
+            known = ", ".join(f"{depth} ({name})" for depth, name in depths.items())
+            raise SamWeightsError(f"the Hiera has {len(blocks)} blocks: expected {known}")
+        return cast(Architecture, depths[len(blocks)])
     raise SamWeightsError(
         "no SAM image encoder among the weights: neither a ViT's, nor MobileSAM's TinyViT, nor SAM 2's Hiera"
     )

@@ -130,8 +130,29 @@ def test_a_file_of_sam_2_that_misses_or_adds_a_part_is_refused_by_name() -> None
     with pytest.raises(SamWeightsError, match=r"2 are missing: .*, image_encoder.trunk.blocks.11.attn.qkv.weight; "):
         sam_from_state_dict({"model": state})
     shallow = {name: tensor for name, tensor in state.items() if "blocks.11" not in name}
-    with pytest.raises(SamWeightsError, match=r"the Hiera has 11 blocks and 96 channels: expected 12 and 96 \(hiera_t"):
+    with pytest.raises(SamWeightsError, match=r"the Hiera has 11 blocks: expected 12 \(hiera_tiny\), 16"):
         sam_from_state_dict({"model": shallow})
+
+
+@pytest.mark.parametrize(
+    "name", ["image_encoder.trunk.pos_embed", "image_encoder.trunk.patch_embed.proj.bias", "no_mem_embed"]
+)
+@pytest.mark.parametrize("how", ["missing", "renamed", "reshaped"])
+def test_a_file_of_sam_2_without_a_tensor_is_refused_by_its_name(name: str, how: str) -> None:
+    state = official(shapes_only("hiera_tiny"))
+    tensor = state.pop(name)
+    if how != "missing":
+        state[f"{name}_2" if how == "renamed" else name] = tensor[None]
+    told = {"missing": "1 are missing: .*", "renamed": "1 are missing: .*1 are not SAM's: ", "reshaped": "shaped: .*"}
+    with pytest.raises(SamWeightsError, match=told[how] + (f"{name}_2" if how == "renamed" else "embed|bias")):
+        sam_from_state_dict({"model": state})
+
+
+def test_a_file_with_two_names_of_the_same_weights_is_refused() -> None:
+    state = official(shapes_only("hiera_tiny"))
+    state["prompt_encoder.no_mask_embed.weight"] = state["sam_prompt_encoder.no_mask_embed.weight"]
+    with pytest.raises(SamWeightsError, match=r"sam_prompt_encoder\.no_mask_embed\.weight and prompt_encoder\.no_mask"):
+        sam_from_state_dict({"model": state})
 
 
 def test_only_files_of_sam_2_may_have_memory() -> None:
