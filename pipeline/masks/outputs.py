@@ -55,11 +55,14 @@ class PhotographTask:
     @property
     def cutouts(self) -> str:
         """Output folder for the objects that are cut out."""
-        return self.target.removesuffix(_JSON).removesuffix(NEXT_TO) + CUTOUTS
+        stem, photograph = self.target.removesuffix(_JSON), PurePosixPath(self.image.name)
+        if base_name(stem) in (photograph.name, photograph.stem):  # else a.jpg and a.masks.jpg would share a folder
+            return stem + CUTOUTS
+        return stem.removesuffix(NEXT_TO) + CUTOUTS
 
-    def too_long(self, overlay: bool) -> str | None:
-        """Return an error message if the output's local file name is too long for the file system, otherwise None."""
-        longest = max(self.target, self.overlay if overlay else "", key=len)
+    def too_long(self, overlay: bool, cutouts: bool = False) -> str | None:
+        """Return an error message if an output's local file name is too long for the file system, otherwise None."""
+        longest = max(self.target, self.overlay if overlay else "", self.cutouts if cutouts else "", key=len)
         size = len(os.fsencode(base_name(longest))) if is_local(longest) else 0
         if size <= _LONGEST_NAME:
             return None
@@ -176,7 +179,9 @@ def existing_files(storage: Storage, outputs: Outputs) -> set[str]:
 
 def sweep_temporary(outputs: Outputs) -> None:
     """Delete the temporary files of killed runs. A writer whose file is deleted writes it again."""
-    for folder in {local_path(task.target).parent for task in outputs.tasks if is_local(task.target)}:
+    targets = [task for task in outputs.tasks if is_local(task.target)]
+    folders = {local_path(task.target).parent for task in targets}
+    for folder in folders | {local_path(task.cutouts) for task in targets}:
         for left in folder.glob(TEMPORARY_PREFIX + "[0-9a-f]" * 32):
             left.unlink(missing_ok=True)
 

@@ -213,7 +213,7 @@ class _OtherFileError(SegmintError):
 
 def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> ImageResult:
     name = task.image.name
-    if (too_long := task.too_long(plan.options.overlay)) is not None:
+    if (too_long := task.too_long(plan.options.overlay, plan.options.cutouts)) is not None:
         return ImageResult(name, "refused", error=too_long)
     try:
         files = _files_of(plan, model, task)

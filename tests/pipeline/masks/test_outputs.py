@@ -129,11 +129,24 @@ def test_a_photograph_keeps_its_file_when_one_of_a_similar_name_comes_or_goes():
     assert kept("w.jpg") == ["w.json"]
 
 
+def test_every_photograph_has_its_own_folder_of_cutouts(tmp_path):
+    names = ("x.jpg", "x.masks.jpg", "x.masks.png", "x.png", "y.masks.jpg", "y.jpg")
+    for output in ("out", None):
+        folders = [task.cutouts for task in plan_outputs(several(*names), output).tasks]
+        assert len(set(folders)) == len(names)
+        assert all(folder.endswith(".cutouts") for folder in folders)
+    (task,) = plan_outputs(one("a/x.jpg"), "x.masks.json").tasks
+    assert task.cutouts == "x.cutouts"
+
+
 def test_a_name_that_no_folder_holds_is_told_in_bytes():
     task = PhotographTask(Photograph("a.jpg", "a.jpg"), f"out/{'ü' * 124}.json", 1)
     assert task.too_long(overlay=False) is None
     told = "the output's name would have 260 bytes, but the limit is 255. Rename the photograph."
     assert task.too_long(overlay=True) == told
+    cut = PhotographTask(task.image, f"out/{'x' * 250}.json", 1)
+    assert cut.too_long(overlay=False) is None
+    assert cut.too_long(overlay=False, cutouts=True) == told.replace("260", "258")
     assert PhotographTask(task.image, f"s3://b/{'x' * 300}.json", 1).too_long(overlay=True) is None
 
 
