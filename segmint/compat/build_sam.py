@@ -21,9 +21,8 @@ def _build(architecture: Architecture, checkpoint: str | os.PathLike[str] | None
     path = resolve(os.fspath(checkpoint))
     found, _ = inspect_checkpoint(path)
     if found != architecture:
-        raise ValueError(
-            f"{os.fspath(checkpoint)} contains {found}, not {architecture}. Load it with sam_model_registry[{found!r}]."
-        )
+        way = f"sam_model_registry[{found!r}]" if found in sam_model_registry else "segmint.load_sam"
+        raise ValueError(f"{os.fspath(checkpoint)} contains {found}, not {architecture}. Load it with {way}.")
     return Sam.of(load_sam(path))
 
 

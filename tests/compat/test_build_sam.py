@@ -8,6 +8,7 @@ from segment_anything import sam_model_registry as reference_registry
 
 from segmint.compat import build_sam, sam_model_registry
 from segmint.infra.errors import UsageError
+from segmint.model.sam.load import build_sam as build
 from segmint.model.sam.load import load_sam
 
 
@@ -33,8 +34,11 @@ def test_the_references_names_give_models_that_take_its_checkpoints() -> None:
     assert ours.image_encoder.img_size == 1024
 
 
-def test_a_checkpoint_of_another_model_is_refused_with_its_name(mobile_sam_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused_with_its_name(mobile_sam_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mobile_sam, not vit_b\. Load it with sam_model_registry\['mobile_sam'\]"):
         sam_model_registry["vit_b"](checkpoint=mobile_sam_path)
+    torch.save(build("hiera_tiny").state_dict(), tmp_path / "hiera.pt")
+    with pytest.raises(ValueError, match=r"hiera_tiny, not vit_h\. Load it with segmint\.load_sam\."):
+        build_sam(tmp_path / "hiera.pt")
     with pytest.raises(UsageError, match="neither a known name"):
         sam_model_registry["vit_h"](checkpoint="sam_vit_h.pth")
