@@ -194,7 +194,10 @@ class Predictor:
         if text is not None:
             if self.embed_texts is None:
                 raise ValueError("this predictor takes no text: create it with embed_texts, such as a TextPrompts")
-            tokens = self.embed_texts([text] if isinstance(text, str) else text)[:, None]
+            texts = [text] if isinstance(text, str) else list(text)
+            if not all(isinstance(each, str) for each in texts):
+                raise ValueError(f"text is {text!r}: expected a text, or a list of texts")
+            tokens = self.embed_texts(texts)[:, None]
         prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size, tokens)
         if multimask:
             return self._decode(embedding, prompts, range(1, MASK_TOKENS))

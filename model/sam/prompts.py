@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from segmint.model.sam.common import EMBEDDING_CHANNELS
 from segmint.model.sam.geometry import SAM1
 
 Array = npt.NDArray[Any] | Tensor
@@ -70,13 +71,13 @@ def check_prompts(
         given, absent = ("points", "labels") if labels is None else ("labels", "points")
         raise ValueError(f"{given} without {absent}: expected points (B, N, 2) together with labels (B, N)")
     one = int(np.ndim(points) == 2 and np.ndim(labels) == 1)  # type: ignore[arg-type]
-    side = low_res_size
+    side, width = low_res_size, EMBEDDING_CHANNELS
     prompts = Prompts(
         _checked("points", points, "(B, N, 2), or (N, 2) with labels (N,)", (None, None, 2), torch.float64, one),
         _checked("labels", labels, "(B, N), or (N,) with points (N, 2)", (None, None), torch.float64, one),
         _checked("boxes", boxes, "(B, 4) or (4,)", (None, 4), torch.float64, 1),
         _checked("masks", masks, f"(B, 1, {side}, {side})", (None, 1, side, side), torch.float32, 2),
-        _checked("tokens", tokens, "(B, T, C)", (None, None, None), torch.float32, 1),
+        _checked("tokens", tokens, f"(B, T, {width})", (None, None, width), torch.float32, 1),
     )
     _check_labels(prompts.points, prompts.labels)
     _check_batch(prompts)

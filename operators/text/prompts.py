@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segmint.infra.errors import UsageError
+from segmint.model.sam.common import EMBEDDING_CHANNELS
 from segmint.operators.text.clip import Clip, ClipFolder
 
 _LINEAGE = "segmint"  # key of the safetensors file's metadata
@@ -18,10 +19,14 @@ class TextPrompts:
     """Embedder of texts as prompts, from a CLIP and a projection (D to 256) that was trained with it and a SAM."""
 
     def __init__(self, clip: Clip, projection: nn.Linear) -> None:
-        """Raises `UsageError` if the projection doesn't take embeddings of this CLIP."""
+        """Raises `UsageError` if the projection doesn't turn embeddings of this CLIP into SAM's tokens."""
         if projection.in_features != clip.dimension:
             raise UsageError(
                 f"the projection takes embeddings of {projection.in_features} numbers, but CLIP's have {clip.dimension}"
+            )
+        if projection.out_features != EMBEDDING_CHANNELS:
+            raise UsageError(
+                f"the projection returns {projection.out_features} numbers, but SAM's tokens have {EMBEDDING_CHANNELS}"
             )
         self._clip, self._projection = clip, projection
 

@@ -48,6 +48,8 @@ def test_a_projection_comes_back_with_its_lineage_and_belongs_to_one_clip(
         load_projection(tmp_path / "x.safetensors")
     with pytest.raises(UsageError, match="takes embeddings of 17 numbers, but CLIP's have 16"):
         TextPrompts(ClipFolder.open(clip).load(), nn.Linear(17, 256))
+    with pytest.raises(UsageError, match="returns 128 numbers, but SAM's tokens have 256"):
+        TextPrompts(ClipFolder.open(clip).load(), nn.Linear(16, 128))
 
 
 @pytest.mark.parametrize("kernels", ["auto", None])
@@ -81,5 +83,7 @@ def test_a_text_is_one_token_beside_other_prompts_and_without_it_the_bits_stay(
     assert not torch.equal(with_points.predicted_iou, expected.predicted_iou)
     with pytest.raises(ValueError, match="2 in points, 1 in text"):
         both.predict(embedding, **point, text="red")
+    with pytest.raises(ValueError, match=r"text is \['red', 5\]: expected a text, or a list of texts"):
+        both.predict(embedding, **point, text=["red", 5])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="takes no text"):
         plain.predict(embedding, text="red")
