@@ -91,7 +91,8 @@ def _decode_again(predictor: Predictor, embedding: Embedding, found: Proposals, 
     """Return the masks that the points and logits of masks give, if their predicted IoU is above the threshold."""
     points, labels = found.points[:, None], np.ones((len(found.points), 1))
     logits = found.low_res_logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[:, None]
-    again = predictor.predict(embedding, points, labels, masks=logits, multimask=False)
+    # Subclasses also draw each mask, which would be thrown away.
+    again = Predictor.predict(predictor, embedding, points, labels, masks=logits, multimask=False)
     keep = over_iou(again.predicted_iou[:, 0], threshold)
     kept = keep.cpu().numpy()
     return Proposals(

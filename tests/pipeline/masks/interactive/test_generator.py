@@ -184,6 +184,19 @@ def test_one_prompt_needs_no_batch(predictor: Predictor, coffee: np.ndarray) -> 
     assert repr(embedding) == "Embedding(frame 600 x 400 pixels, features (1, 256, 64, 64) on cpu)"
 
 
+def test_masks_that_are_decoded_again_are_not_drawn_in_between(
+    generator: MaskGenerator, coffee: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.ascontiguousarray(coffee[::2, ::2])
+    keys = {"points_per_side": 2, "use_m2m": True, "stability_score_thresh": 0.5}
+    again = MaskGenerator(generator.predictor, "sam2", **keys)
+    monkeypatch.setattr(Predictor, "predict", None)
+    found = again.generate(image)
+    expected = base.MaskGenerator(generator.predictor, MaskSettings.sam2(**keys)).generate(image)
+    assert (found.records, found.funnel) == (expected.records, expected.funnel)
+    assert found.records
+
+
 def test_a_predictor_says_what_it_is(predictor: Predictor) -> None:
     assert repr(predictor) == "Predictor(mobile_sam on cpu, float32)"
     with torch.device("meta"):
