@@ -23,7 +23,7 @@ from segmint.pipeline.engine.annotate.source import NotReadyError, OpenImage
 from segmint.pipeline.serving.images import NoImageError
 
 KEPT = 64
-"""Maximum number of embeddings in memory, 4 MiB each."""
+"""Maximum number of embeddings in memory, 4 MiB each, or 16 MiB with SAM 2's high-resolution features."""
 
 QUIET_S = 0.5
 """Seconds without a click before an embedding is prefetched, because both use all cores."""
