@@ -197,8 +197,7 @@ def run_build(
             ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster,
             NodeRequest() as request,
         ):
-            left = len(missing.left) + len(refused.left)
-            stages = lay_out_for_growth(config, dataset, cluster, request, left)
+            stages = lay_out_for_growth(config, dataset, cluster, request, missing.rows + refused.rows)
             if stages.gpus.idle:
                 log.warning("GPUs of other kinds are idle", used=stages.gpus.name, idle=stages.gpus.idle_text)
             if cluster.local:  # on a cluster, each actor checks itself
@@ -256,7 +255,7 @@ class _OuterLoop:
             window = work.left[: size.shards]
             done: set[int] = set()
             if not self.cluster.local:  # even if all nodes are there, because some may be lost
-                self.request.ask(self.stages.bundles(len(work.left) * config.images_per_shard))
+                self.request.ask(self.stages.bundles(work.rows))
             began, finished, barren, self.resized = time.monotonic(), list[float](), 0, False
             try:
                 taken = work.read(window)
@@ -323,7 +322,7 @@ class _OuterLoop:
         finally:
             busy = {**watch.seconds_seen, **self.quarantine.spent()}
             self.run.loads.add(time.monotonic() - began, self.stages.workers(), busy)
-            self.meter.note_window(self.quarantine.peaks())
+            self.meter.note_window(self.quarantine.peaks(), self.stages.segment_pool)
 
 
 def run_rows(

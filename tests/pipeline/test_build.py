@@ -27,6 +27,8 @@ FIELDS = [field.name for field in fields(build._OuterLoop) if field.name != "res
 class LostWindow:
     """Work whose first window can't be read, and that another build then finishes."""
 
+    rows = 20
+
     def __init__(self) -> None:
         self.left = [0]
 
@@ -67,7 +69,7 @@ def test_trials_run_on_the_nodes_that_are_there_after_the_window(monkeypatch: py
 def test_each_window_requests_nodes_for_the_shards_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if all nodes are there, because some may be lost later. A local Ray has no others."""
     nothing: Any = SimpleNamespace(
-        window_shards=1, images_per_shard=10, rows_per_block=1, on_hold={}, spans=lambda shards: [], local=False
+        window_shards=1, images_per_shard=1, rows_per_block=1, on_hold={}, spans=lambda shards: [], local=False
     )
     nothing.note_failure = nothing.settled = lambda *_: None
     nothing.bundles = lambda rows: [{"CPU": 1.0}] * rows
@@ -76,9 +78,9 @@ def test_each_window_requests_nodes_for_the_shards_that_are_left(monkeypatch: py
     monkeypatch.setattr(build, "lay_out_again", lambda *_: nothing)
     monkeypatch.setattr(build, "start_detectors", lambda stages, before: stages)
     loop: Any = build._OuterLoop(**dict.fromkeys(FIELDS, nothing) | {"quarantine": RecordedQuarantine()})
-    for shards in ([0, 1], [3]):
+    for rows in (20, 10):
         work = LostWindow()
-        work.left = shards
+        work.rows = rows
         loop.go_through(work)
     assert asked == [20, 10]
     nothing.local = True

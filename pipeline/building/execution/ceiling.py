@@ -78,10 +78,13 @@ class CeilingMeter:
         self._peaks: list[float] = []
         self._most_actors = 0
 
-    def note_window(self, peaks: Sequence[float]) -> None:
-        """Record the peaks that a window's actors measured. Each window has new actors on the same devices."""
+    def note_window(self, peaks: Sequence[float], pool: "ActorPool") -> None:
+        """Record the peaks that the actors of a window's pool measured. Each window has new ones on the same devices.
+
+        A pool may replace actors, and a cluster without an autoscaler may have more nodes in later windows.
+        """
         self._peaks += peaks
-        self._most_actors = max(self._most_actors, len(peaks))
+        self._most_actors = max(self._most_actors, min(len(peaks), pool.largest))
 
     def expected_rate(self, pool: "ActorPool") -> float:
         """Return a rough estimate, before the run, of the images per second that a pool's devices will process."""
@@ -97,7 +100,7 @@ class CeilingMeter:
         if cluster.local and self._here is not None:
             peaks, devices = [self._here], min(pool.largest, max(1, cluster.cores // numerics.threads))
         else:  # not all nodes of a growing cluster may have arrived
-            devices = min(pool.largest, max(pool.smallest, self._most_actors))
+            devices = max(pool.smallest, self._most_actors)
         if not peaks:
             return None
         return Ceiling(

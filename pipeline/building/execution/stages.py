@@ -245,24 +245,27 @@ class Stages:
     def bundles(self, rows: int) -> list[dict[str, float]]:
         """Return the resources of the workers for `rows` rows, a reader, and the writers, for the autoscaler.
 
-        The workers are at most those of the largest pools, and fewer if there are too few blocks for all of them.
+        The workers are at most those of the largest pools, and fewer if there are too few blocks for all of them. Only
+        custom stages get all of their GPUs, because a layout sets them aside.
         """
-        segment, prepare = self.segment_pool, self.prepare_pool
         blocks = math.ceil(rows / self.rows_per_block)
-        actors = segment.within(math.ceil(blocks / BLOCKS_PER_GPU) if segment.num_gpus else blocks)
-        preparers = prepare.within(blocks)
-        actor = {"CPU": segment.num_cpus, "GPU": segment.num_gpus}
+
+        def needed(pool: ActorPool) -> int:
+            return pool.within(math.ceil(blocks / BLOCKS_PER_GPU) if pool.num_gpus else blocks)
+
+        actor = _resources(self.segment_pool)
         if self.gpus.name:
             actor[f"accelerator_type:{self.gpus.name}"] = 0.001
+        preparers = needed(self.prepare_pool)
         together = math.ceil(preparers / _MOST_BUNDLES)
         return [
-            *[{name: amount for name, amount in actor.items() if amount}] * actors,
-            *[{"CPU": together * prepare.num_cpus}] * (preparers // together),
+            *[actor] * needed(self.segment_pool),
+            *[{"CPU": together * self.prepare_pool.num_cpus}] * (preparers // together),
             *[{"CPU": 1.0}] * (1 + self.writers),
             *[
-                {"CPU": each.pool.num_cpus} | ({"GPU": each.pool.num_gpus} if each.pool.num_gpus else {})
-                for each in self.custom
-                for _ in range(each.pool.within(blocks))
+                _resources(pool)
+                for pool in (each.pool for each in self.custom)
+                for _ in range(pool.largest if pool.num_gpus else needed(pool))
             ],
         ]
 
@@ -279,6 +282,15 @@ class Stages:
         )
         custom = {each.spec.label: each.pool.largest for each in self.custom}
         return {"prepare": self.prepare_pool.largest, **inside, **custom}
+
+
+def _resources(pool: ActorPool) -> dict[str, float]:
+    """Return the resources of an actor for a request, with a share of a GPU that adds up to whole GPUs.
+
+    Ray places an actor with 0.75 GPUs on one GPU, and no other such actor beside it, so its node has room for fewer.
+    """
+    gpus = 1.0 / int(1.0 / pool.num_gpus + _ROUNDING) if 0 < pool.num_gpus < 1 else pool.num_gpus
+    return {name: amount for name, amount in (("CPU", pool.num_cpus), ("GPU", gpus)) if amount}
 
 
 def lay_out(config: Config, dataset: BuildDataset, cluster: Cluster) -> Stages:
@@ -303,9 +315,9 @@ def lay_out(config: Config, dataset: BuildDataset, cluster: Cluster) -> Stages:
 
 
 def lay_out_for_growth(
-    config: Config, dataset: BuildDataset, cluster: Cluster, request: NodeRequest, shards: int
+    config: Config, dataset: BuildDataset, cluster: Cluster, request: NodeRequest, rows: int
 ) -> Stages:
-    """Lay out the stages. Requests nodes for `shards` shards if the smallest pools don't fit on the current nodes.
+    """Lay out the stages. Requests nodes for `rows` rows if the smallest pools don't fit on the current nodes.
 
     Waits up to `resources.wait_for_nodes` for them. Raises `UnfinishedError` if they don't arrive, and `UsageError` as
     `lay_out` does.
@@ -320,7 +332,7 @@ def lay_out_for_growth(
             if not asked:
                 asked = True
                 get_logger("build").info("waiting for nodes", reason=str(error))
-                request.ask(error.stages.bundles(shards * config.images_per_shard))
+                request.ask(error.stages.bundles(rows))
             if time.monotonic() > deadline:
                 waited = f"resources.wait_for_nodes = {config.resources.wait_for_nodes:g} seconds"
                 raise UnfinishedError(

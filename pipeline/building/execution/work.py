@@ -87,6 +87,10 @@ class BuildWork(Protocol):
     """Remaining shards, in the order of work."""
 
     @property
+    def rows(self) -> int:
+        """Number of rows in the remaining shards to process, at most."""
+
+    @property
     def write(self) -> ShardWriter:
         """Writer of a shard, which runs as a Ray task."""
 
@@ -111,6 +115,11 @@ class MissingShards:
         self._metrics = metrics
         self._commits = CommitLog(dataset.location)
         self.left = sorted(set(wanted) - self._commits.committed().keys())
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of full shards, although the last one may have fewer."""
+        return len(self.left) * self._config.images_per_shard
 
     def read(self, window: list[int]) -> WindowRows:
         """Return all rows of the shards, except for those that another build has committed since the start."""
@@ -143,12 +152,18 @@ class RejectedRows:
         self._commits = CommitLog(dataset.location)
         committed = self._commits.committed() if reasons else {}
         pairs = ((shard, committed[shard]) for shard in wanted if shard in committed)
-        self._generations = {
-            commit.shard: commit.generation
-            for commit in self._commits.read_latest_of(pairs)
-            if any(commit.counts.get(f"{REJECTED}{reason}") for reason in self._reasons)
-        }
+        self._generations: dict[int, int] = {}
+        self._rows: dict[int, int] = {}
+        for commit in self._commits.read_latest_of(pairs):
+            rows = sum(commit.counts.get(f"{REJECTED}{reason}", 0) for reason in self._reasons)
+            if rows:
+                self._generations[commit.shard], self._rows[commit.shard] = commit.generation, rows
         self.left = list(self._generations)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that were rejected when this run started."""
+        return sum(self._rows[shard] for shard in self.left)
 
     def read(self, window: list[int]) -> WindowRows:
         """Return only the rejected rows. Of a shard that was replaced since the start, the newer generation is read."""

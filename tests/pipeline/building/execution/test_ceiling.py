@@ -50,13 +50,23 @@ def test_a_cluster_s_actors_measure_their_own_devices(tmp_path: Path) -> None:
     growing = replace(pool(9), smallest=1)
     assert meter.read(cluster, growing) is None
     for peaks in ([1e12], [3e12, 2e12, 2e12], [], [1e12, 4e12]):
-        meter.note_window(peaks)
+        meter.note_window(peaks, growing)
     ceiling = meter.read(cluster, growing)
     assert ceiling is not None
     assert (ceiling.flop_per_s, ceiling.devices) == (2e12, 3)
     fixed = meter.read(cluster, pool(9))
     assert fixed is not None
     assert fixed.devices == 9
+
+
+def test_the_largest_of_a_cluster_s_pools_counts(tmp_path: Path) -> None:
+    """Two nodes became four, whose pool started one actor again, and then three."""
+    meter = CeilingMeter(*opened(tmp_path))
+    for peaks, actors in (([1e12] * 2, 2), ([1e12] * 5, 4), ([1e12] * 3, 3)):
+        meter.note_window(peaks, pool(actors))
+    ceiling = meter.read(replace(LAPTOP, local=False), pool(2))
+    assert ceiling is not None
+    assert ceiling.devices == 4
 
 
 def test_weights_by_path_tell_their_own_cost_and_wrong_ones_are_refused(tmp_path: Path, mobile_sam_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
+from segmint.infra.node_groups import NodeGroup, missing_nodes
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import CropLayers
@@ -91,8 +92,9 @@ def test_custom_stages_take_their_share(tmp_path: Path) -> None:
     assert (custom.pool.smallest, custom.pool.largest, custom.number, custom.after) == (2, 6, 1, "describe")
     assert stages.prepare_pool.largest == 64 - 4 - 2 - 3
     assert stages.workers()["stage_mean"] == 6
-    assert stages.bundles(10**6)[-6:] == [{"CPU": 0.5}] * 6
-    assert [bundle["CPU"] for bundle in stages.bundles(1)].count(0.5) == 2
+    assert [stages.bundles(rows).count({"CPU": 0.5}) for rows in (1, 3 * stages.rows_per_block, 1000)] == [2, 3, 6]
+    on_gpus = replace(stages, custom=(replace(custom, pool=replace(custom.pool, num_gpus=1.0)),))
+    assert on_gpus.bundles(1).count({"CPU": 0.5, "GPU": 1.0}) == 6, "a layout waits for all of their GPUs"
     for number, (resources, told) in enumerate(
         (({"num_gpus": 1}, "stages take 1 GPUs, but the cluster has 0"), ({"actors": 5}, "stage_mean 5 x 1.* has 8"))
     ):
@@ -249,18 +251,18 @@ class RecordedRequest:
         self.asked.append(bundles)
 
 
-def test_a_build_that_waits_requests_nodes_for_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_waits_requests_nodes_for_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, dataset = opened(tmp_path)
     nothing = replace(SMALL, cpus=0, nodes=0, grown=LARGE)
     observed = [nothing, nothing, LARGE]
     monkeypatch.setattr("segmint.pipeline.building.execution.stages.observe_growth", lambda: observed.pop(0))
     monkeypatch.setattr("segmint.pipeline.building.execution.stages._ASK_S", 0.0)
     request: Any = RecordedRequest()
-    stages = lay_out_for_growth(config, dataset, LARGE, request, shards=1)
+    stages = lay_out_for_growth(config, dataset, LARGE, request, rows=20)
     assert stages.segment_pool.largest == 4
     with pytest.raises(TooFewNodesError) as caught:
         lay_out(config, dataset, nothing)
-    assert request.asked == [caught.value.stages.bundles(config.images_per_shard)]
+    assert request.asked == [caught.value.stages.bundles(20)]
 
 
 def test_few_rows_request_few_workers(tmp_path: Path) -> None:
@@ -280,6 +282,16 @@ def test_few_rows_request_few_workers(tmp_path: Path) -> None:
     assert [workers(on_gpus, 16 * blocks)[0] for blocks in (1, 12, 13, 36, 100)] == [1, 1, 2, 3, 4]
     there = replace(stages, segment_pool=replace(stages.segment_pool, smallest=3))
     assert workers(there, 16) == (3, 1), "the smallest pools must fit"
+
+
+@pytest.mark.parametrize(("gpus", "actors"), [(1.0, 8), (0.75, 8), (0.5, 16), (0.4, 16), (0.3, 24), (2.0, 4)])
+def test_a_request_puts_only_whole_actors_on_a_gpu(tmp_path: Path, gpus: float, actors: int) -> None:
+    """Ray doesn't split an actor's share of a GPU over two of them."""
+    stages = lay_out(*opened(tmp_path), SMALL)
+    pool = replace(stages.segment_pool, smallest=1, largest=5 * actors, num_gpus=gpus, num_cpus=1)
+    bundles = replace(stages, segment_pool=pool, writers=1).bundles(10**9)
+    group = NodeGroup("gpu", {"CPU": 1000, "GPU": 8}, most=10)
+    assert missing_nodes([each for each in bundles if "GPU" in each], [group], []) == {"gpu": 5}
 
 
 def test_blocks_are_larger_on_gpus_without_crops_unless_their_jpegs_are_large(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_shards_without_a_commit_are_missing(opened: tuple[Config, BuildDataset]
     config, dataset = opened
     (Path(dataset.location.uri) / "commits" / "000001.g1.json").unlink()
     work = MissingShards(config, dataset, range(3), RunMetrics("small"))
-    assert work.left == [1]
+    assert (work.left, work.rows) == ([1], 3)
     taken = work.read([1])
     assert ordinals_of(taken) == [3, 4, 5]
     assert [(span.shard, span.rows) for span in taken.source.stream()] == [(1, 3)]
@@ -100,7 +100,7 @@ def test_rows_are_retried_by_their_reason(
     opened: tuple[Config, BuildDataset], reasons: list[Reason], shards: list[int], ordinals: list[int]
 ) -> None:
     work = rejected(opened, *reasons)
-    assert work.left == shards
+    assert (work.left, work.rows) == (shards, len(ordinals))
     taken = work.read(work.left)
     assert ordinals_of(taken) == ordinals
     assert [(span.shard, span.rows) for span in taken.source.stream()] == [(shard, 1) for shard in shards]
