@@ -48,7 +48,8 @@ def swap_p(
 
     `values` (I, M) contains the values of each image, and `swapped` the same with those of the two models exchanged.
     `figures` computes the differences from sums, (R, M) to (R, K); an undefined one, NaN, has no p-value. Under the
-    null hypothesis, an image's values are as likely to be exchanged.
+    null hypothesis, an image's values are as likely to be exchanged; an exchange with an undefined difference counts
+    as one with a large difference.
     """
     values, change = values.astype(np.float64), swapped.astype(np.float64) - values
     total = values.sum(axis=0)
@@ -57,7 +58,7 @@ def swap_p(
     as_large = np.ones(len(found))  # the observed order
     for start in range(0, resamples, _AT_ONCE):
         exchanged = generator.integers(0, 2, (min(_AT_ONCE, resamples - start), len(values))).astype(np.float64)
-        as_large += (np.abs(figures(total + exchanged @ change)) >= found - _EVEN).sum(axis=0)
+        as_large += (~(np.abs(figures(total + exchanged @ change)) < found - _EVEN)).sum(axis=0)
     return [None if np.isnan(each) else float(p) / (resamples + 1) for each, p in zip(found, as_large, strict=True)]
 
 

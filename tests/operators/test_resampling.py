@@ -100,6 +100,21 @@ def test_exchanged_images_show_a_difference_and_chance_none() -> None:
     assert swap_p(values * 0, values * 0, gap_of_means, 0, 199) == [None]
 
 
+def test_an_exchange_without_a_defined_difference_is_no_evidence() -> None:
+    """Recall at half precision is undefined if the exchanged model's precision is never that high."""
+    values = np.concatenate([np.ones((20, 1)), np.random.default_rng(9).random((20, 2))], axis=1)
+    values[:, 2] += 0.1 + values[:, 1].mean() - values[:, 2].mean()
+
+    def positive(sums: np.ndarray) -> np.ndarray:
+        gap = gap_of_means(sums)
+        return np.where(gap < 0, np.nan, gap)
+
+    (known,), (partly,) = (swap_p(values, values[:, [0, 2, 1]], each, 0) for each in (gap_of_means, positive))
+    assert known is not None
+    assert partly is not None
+    assert partly >= known > 0.05
+
+
 def gap_of_means(sums: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         return (sums[:, 2:] - sums[:, 1:2]) / sums[:, :1]

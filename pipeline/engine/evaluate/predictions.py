@@ -36,10 +36,10 @@ def read_predictions(
     return tuple(_read(Location(storage, file), truths[0].kind == DATASET, required) for file in files)
 
 
-def unmatched_error(predictions: Predictions) -> UsageError:
-    """Return the error for a file in which no prediction belongs to an evaluated image."""
+def unmatched_error(predictions: Predictions, keys: str = "image_id") -> UsageError:
+    """Return the error for a file in which no prediction belongs to an evaluated image, or to a mask by two `keys`."""
     return UsageError(
-        f"no prediction in {predictions.name} belongs to an evaluated image: expected image_id to be the ids in the "
+        f"no prediction in {predictions.name} belongs to an evaluated image: expected {keys} to be the ids in the "
         "ground truth file, or the numbers or file names of the dataset"
     )
 

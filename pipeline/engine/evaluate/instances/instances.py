@@ -27,7 +27,7 @@ from segmint.pipeline.engine.evaluate.instances.boxes import (
 )
 from segmint.pipeline.engine.evaluate.instances.measure import OverlapMeasure, PrecisionMeasure, matches_of
 from segmint.pipeline.engine.evaluate.kinds import DATASET
-from segmint.pipeline.engine.evaluate.measure import Predictions
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, Predictions
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.page import FiguresPage, Table, cell
 from segmint.pipeline.engine.evaluate.predictions import read_predictions, unmatched_error
@@ -218,10 +218,17 @@ class MatchesByCategory:
         """Number of true masks without crowds."""
         return sum(int(matches.truth[0]) for images in self.by_category[0].values() for _, matches in images)
 
-    def check(self, boxes: BoxesByImage) -> None:
-        """Raise `UsageError` if no box belongs to an evaluated image, or none to a category with true masks."""
+    def check(self, boxes: BoxesByImage, models: Sequence[EvaluatedWeights] = ()) -> None:
+        """Raise `UsageError` if no box belongs to an evaluated image, or none to a category with true masks.
+
+        Also raises it if none of a model's predictions belongs to an evaluated image.
+        """
         images = self.by_category[0].values()
-        if not any(len(matches.scores) for category in images for _, matches in category):
+        found = [any(len(each.scores) for of in home.values() for _, each in of) for home in self.by_category]
+        for model, any_found in zip(models, found, strict=False):
+            if isinstance(model, Predictions) and not any_found:
+                raise unmatched_error(model)
+        if not found[0]:
             raise no_image_error(boxes)
         both = (
             any(len(matches.scores) for _, matches in category) and any(matches.truth[0] for _, matches in category)
@@ -337,7 +344,7 @@ def evaluate_instances(
         answer: PrecisionResult | OverlapResult
         if isinstance(measure, PrecisionMeasure):
             matches = MatchesByCategory(session.tables(), len(task.weights))
-            matches.check(measure.boxes)
+            matches.check(measure.boxes, task.weights)
             answer = matches.answer(session.subject(matches.masks), settings, measure.boxes.categories)
         else:
             sums = gather_overlaps(session.tables(), len(task.weights), boxes)

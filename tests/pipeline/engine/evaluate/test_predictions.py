@@ -205,6 +205,22 @@ def test_other_files_are_refused(files: TruthFiles, tmp_path: Path, entries: obj
         evaluate_proposals(options(files, str(path)), 64, Storage())
 
 
+def test_predictions_for_other_images_are_refused_in_each_evaluation(files: TruthFiles, tmp_path: Path) -> None:
+    """They would count as a model that finds nothing."""
+    one, other = detections(files, tmp_path / "one.json"), tmp_path / "other.json"
+    other.write_text(
+        json.dumps([{**each, "image_id": f"x{each['image_id']}"} for each in json.loads(Path(one).read_text())])
+    )
+    with pytest.raises(UsageError, match=r"no prediction in .*other\.json belongs to an evaluated image"):
+        evaluate_instances(options(files, one, str(other)), None, True, Storage())
+    clicks = tmp_path / "clicks.json"
+    entry = results_of(truths(files)[0]["image_id"], 1, grown(truths(files)[0], 0), 0.5)
+    clicks.write_text(json.dumps([{**entry, "annotation_id": 10**6, "clicks": 1}]))
+    own = options(files, str(clicks))
+    with pytest.raises(UsageError, match="expected image_id and annotation_id to be the ids"):
+        evaluate_points(PointsOptions(own.truth, own.model, PointsSettings((1,))), Storage())
+
+
 def test_more_than_two_and_missing_files_are_refused(files: TruthFiles, tmp_path: Path) -> None:
     missing = str(tmp_path / "none.json")
     with pytest.raises(UsageError, match="no such file"):
