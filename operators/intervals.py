@@ -19,6 +19,10 @@ Seed = int | Sequence[int]
 LEAST_IMAGES = 10
 """Minimum number of images for an interval."""
 
+LEAST_EFFECTIVE = 5
+"""Minimum effective number of images (Kish 1965): the square of all masks over the sum of the images' squares. It is
+less if an image has half of the masks. If one had 95 % of them, intervals of means would cover 2 % instead of 95."""
+
 RESAMPLES = 10_000
 """Resamples of an interval, and random permutations of a test."""
 
@@ -63,13 +67,13 @@ def studentized(
     A stratum has sums (I, M) and counts (I,) of its images, which are resampled within it, jointly for all M means.
     The intervals are wider by the squared ratio of Student's t to the normal quantile, 1.33 for 10 images and 1.14 for
     20, because few images often lack the rare failures that a mean of IoUs contains. A mean has no interval if a
-    stratum has fewer than `LEAST_IMAGES` images, if all images are alike, or if so few differ that many resamples have
-    no spread.
+    stratum has fewer than `LEAST_IMAGES` images or `LEAST_EFFECTIVE` effective ones, if all images are alike, or if so
+    few differ that many resamples have no spread.
     """
     from scipy.special import stdtrit
 
     means = np.mean([sums.sum(axis=0) / counts.sum() for sums, counts in strata], axis=0)
-    if min(len(counts) for _, counts in strata) < LEAST_IMAGES:
+    if any(map(_are_few, (counts for _, counts in strata))):
         return [None] * len(means)
     generator = np.random.default_rng(seed)
     shifts, variances = np.zeros((2, resamples, len(means)))
@@ -139,17 +143,18 @@ def share_interval(successes: ArrayLike, trials: ArrayLike) -> Interval | None:
 
     This is Wilson's interval with Student's t for the effective number of masks: their number divided by the design
     effect (Kish 1965), which is 1 if an image's masks are independent. Images without masks are ignored; with fewer
-    than `LEAST_IMAGES` others, there is no interval. Two corrections keep the coverage for shares near 0 and 1:
-    if f images have a mask in the minority, the design effect moves by 1 / 2^f toward that of images whose masks are
-    all alike, and its excess over 1 is scaled for a t distribution with fewer degrees of freedom if a few images
-    cause most of the variance. These are half of Satterthwaite's, because few images show too low a kurtosis.
+    than `LEAST_IMAGES` others or `LEAST_EFFECTIVE` effective ones, there is no interval. Two corrections keep the
+    coverage for shares near 0 and 1: if f images have a mask in the minority, the design effect moves by 1 / 2^f toward
+    that of images whose masks are all alike, and its excess over 1 is scaled for a t distribution with fewer degrees of
+    freedom if a few images cause most of the variance. These are half of Satterthwaite's, because few images show too
+    low a kurtosis.
     """
     from scipy.special import stdtrit
 
     found, counts = np.asarray(successes, np.float64), np.asarray(trials, np.float64)
     found, counts = found[counts > 0], counts[counts > 0]
     images, masks = len(counts), counts.sum()
-    if images < LEAST_IMAGES:
+    if _are_few(counts):
         return None
     share = found.sum() / masks
     squares = (found - share * counts) ** 2
@@ -164,6 +169,11 @@ def share_interval(successes: ArrayLike, trials: ArrayLike) -> Interval | None:
     t, wider = stdtrit(images - 1, 1 - _TAIL), stdtrit(freedom, 1 - _TAIL)
     effect = min(alike, 1 + (effect - 1) * (wider / t) ** 2)
     return wilson(float(share), float(masks / effect), float(t))
+
+
+def _are_few(counts: Floats) -> bool:
+    """Return whether images with these numbers of masks are too few for an interval."""
+    return len(counts) < LEAST_IMAGES or bool(counts.sum() ** 2 < LEAST_EFFECTIVE * (counts**2).sum())
 
 
 def wilson(share: float, trials: float, quantile: float = NORMAL) -> Interval:

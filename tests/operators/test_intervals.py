@@ -103,6 +103,22 @@ def test_too_few_images_have_no_interval() -> None:
     assert basis(few + 1) == "with 95 % intervals by image"
 
 
+def test_an_image_that_has_most_masks_leaves_no_interval() -> None:
+    """The mean is that image's. With 95 % of the masks, intervals would contain the true value in 2 % of runs."""
+    random = np.random.default_rng(8)
+    ious = random.beta(4.8, 1.2, 30)
+    for masks, known in ((60, True), (80, True), (120, False), (4000, False)):
+        counts = np.full(30, 4.0)
+        counts[0] = masks
+        assert (mean_intervals((ious * counts)[:, None], counts)[0] is not None) is known, masks
+        assert (share_interval(random.binomial(counts.astype(int), ious), counts) is not None) is known, masks
+        equal = (random.random((30, 1)), np.ones(30))
+        assert (studentized([equal, ((ious * counts)[:, None], counts)])[0] is not None) is known, masks
+    over_images = mean_intervals(ious[:, None], np.ones(30))[0]
+    assert over_images is not None
+    assert over_images[1] - over_images[0] > 0.05
+
+
 def test_images_that_are_alike_have_no_interval() -> None:
     values = np.full((40, 3), 0.1)
     values[:3, 1] = 0.9  # most resamples of 40 contain one of these, but too many don't

@@ -65,7 +65,7 @@ class GateJudgment:
 
     @property
     def passes(self) -> bool:
-        """True if the second weights are better, and every guard set had enough images to show they aren't worse."""
+        """True if the second weights are better, and every guard set can show that they aren't worse."""
         return self.verdict is GateVerdict.BETTER and all(guard.judged for guard in self.guards)
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,8 +115,8 @@ class GateJudgment:
 
     @property
     def not_checked(self) -> list[str]:
-        """Guard sets without enough images, and images and shards that couldn't be read."""
-        guards = [f"guard set {each.name}: not enough images" for each in self.guards if not each.judged]
+        """Guard sets that can't decide, and images and shards that couldn't be read."""
+        guards = [f"guard set {each.name}: can't decide" for each in self.guards if not each.judged]
         judged = (*self.truths, *self.guard_images)
         return [
             *guards,

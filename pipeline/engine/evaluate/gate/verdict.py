@@ -129,7 +129,7 @@ class MeanComparison:
     """Means of a measure over the same masks, and their difference (second minus first), as fractions.
 
     Similar `images` count as one. The 95 % interval is that of the difference. It is None with fewer than
-    `LEAST_IMAGES` images, or if only a few of them have a different difference.
+    `LEAST_IMAGES` images, if only a few of them have a different difference, or if one has most masks.
     """
 
     measure: str
@@ -159,8 +159,9 @@ class GuardComparison:
 
     @property
     def judged(self) -> bool:
-        """True if there are enough images."""
-        return any(each.interval is not None for each in self.compared)
+        """True if each measure that decides has an interval."""
+        decisive = [each for each in self.compared if each.measure in GUARDED]
+        return bool(decisive) and all(each.interval is not None for each in decisive)
 
 
 def compare(scores: ImageScores, seed: int, resamples: int = RESAMPLES) -> tuple[MeanComparison, ...]:
@@ -214,7 +215,7 @@ def decide(
         + (
             f"it has {counted(images, 'image')}, but needs {LEAST_IMAGES}"
             if (images := _images(guard.compared)) < LEAST_IMAGES
-            else f"too few of its {images:,} images change"
+            else f"too few of its {images:,} images change, or one has most masks"
         )
         for guard in guards
         if not guard.judged
@@ -227,7 +228,9 @@ def _by_truth(truth: Sequence[MeanComparison], unfavored: Sequence[MeanCompariso
     if found is None:
         return GateVerdict.NO_TRUTH, "no independent masks of held-out images could be measured"
     if found.interval is None and found.images >= LEAST_IMAGES:
-        return GateVerdict.NO_DIFFERENCE, f"too few of the {found.images:,} images with independent masks change"
+        return GateVerdict.NO_DIFFERENCE, (
+            f"too few of the {found.images:,} images with independent masks change, or one has most of these masks"
+        )
     if found.interval is None:
         return GateVerdict.NO_DIFFERENCE, (
             f"only {counted(found.images, 'image')} with independent masks, but an interval needs {LEAST_IMAGES}"

@@ -37,14 +37,16 @@ def test_means_are_over_masks_and_of_each_mask_over_its_raters() -> None:
 
 
 def test_an_interval_is_of_images_not_of_masks() -> None:
-    """A hundred masks of one image that are alike say no more than one."""
-    many = [rated(10_000 + index, "automatic", Ada=9) for index in range(100)]
+    """Six masks of one image that are alike say no more than one, and with a hundred, the mean is that image's."""
+    six, hundred = ([rated(10_000 + index, "automatic", Ada=9) for index in range(count)] for count in (6, 100))
     other = [rated(image * 10_000, "automatic", Ada=1 + image % 10) for image in range(2, 12)]
-    (found,) = summarize([*many, *other]).sources
-    assert found.mean == pytest.approx((900 + 55) / 110)
+    (found,) = summarize([*six, *other]).sources
+    assert found.mean == pytest.approx((54 + 55) / 16)
     assert found.interval is not None
-    assert LOWEST <= found.interval[0] < 7
+    assert LOWEST <= found.interval[0] < 5
     assert found.mean < found.interval[1] <= HIGHEST
+    (found,) = summarize([*hundred, *other]).sources
+    assert (found.mean, found.interval) == (pytest.approx((900 + 55) / 110), None)
 
 
 def test_only_last_ratings_of_masks_as_they_are_count(dataset: str) -> None:

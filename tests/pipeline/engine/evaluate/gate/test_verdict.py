@@ -184,9 +184,23 @@ def test_few_images_that_change_show_nothing() -> None:
     verdict, reasons = decide(compare(scores_of(changes), 0), [GuardComparison("g", compare(scores_of(changes), 0))])
     assert verdict is GateVerdict.NO_DIFFERENCE
     assert reasons == (
-        "too few of the 30 images with independent masks change",
-        "the guard set g can't decide: too few of its 30 images change",
+        "too few of the 30 images with independent masks change, or one has most of these masks",
+        "the guard set g can't decide: too few of its 30 images change, or one has most masks",
     )
+
+
+@pytest.mark.parametrize("measure", ["oracle_1", "iou_3"])
+def test_a_guard_set_is_judged_by_each_measure_that_decides(measure: str) -> None:
+    """Three images collapse in one of them, and all change in the others."""
+    changes = noise(30, 4, 0.001)
+    changes[:, MEASURES.index(measure)] = 0
+    changes[:3, MEASURES.index(measure)] = -0.9
+    guard = GuardComparison("g", compare(scores_of(changes), 0))
+    assert [each.interval is None for each in guard.compared] == [name == measure for name in MEASURES]
+    assert not guard.judged
+    verdict, reasons = decide(compare(scores_of(0.1 + noise(30, 3)), 0), [guard])
+    assert verdict is GateVerdict.BETTER
+    assert reasons[1:] == ("the guard set g can't decide: too few of its 30 images change, or one has most masks",)
 
 
 def test_without_truth_there_is_no_verdict() -> None:
