@@ -4,7 +4,7 @@ import copy
 import hashlib
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -188,11 +188,14 @@ class Batches(IterableDataset[list[Sample]]):
         """Return the image at a position in dataset order, from 0. Its shard stays open for the next images."""
         ends = np.cumsum(self._images)
         index = int(np.searchsorted(ends, position, side="right"))
+        return self._sample(self._keep, index, position - int(ends[index] - self._images[index]))
+
+    def _keep(self, index: int) -> OpenShard:
         if index not in self._kept:
             while len(self._kept) >= _OPEN_SHARDS:
                 self._kept.pop(next(iter(self._kept))).close()
             self._kept[index] = self._open(index)
-        return self._sample(self._kept, index, position - int(ends[index] - self._images[index]))
+        return self._kept[index]
 
     def __iter__(self) -> "BatchIterator":
         epoch, samples = self._start.tolist()  # read now, because `begin` may change it for the next iteration
@@ -224,7 +227,7 @@ class Batches(IterableDataset[list[Sample]]):
                 if wanted != held:
                     held = wanted
                     shards.hold(*map(order.shards_of, held))
-                yield [self._sample(shards, shard, row) for shard, row in order.at(places)]
+                yield [self._sample(shards.__getitem__, shard, row) for shard, row in order.at(places)]
         finally:
             shards.close()
 
@@ -234,9 +237,9 @@ class Batches(IterableDataset[list[Sample]]):
         start, stop = (self.global_batch * part // rank.parts for part in (rank.part, rank.part + 1))
         return [place % self.images for place in range(first + start, first + stop)]
 
-    def _sample(self, shards: OpenShards | Mapping[int, OpenShard], shard: int, row: int) -> Sample:
+    def _sample(self, opened: Callable[[int], OpenShard], shard: int, row: int) -> Sample:
         try:
-            return shards[shard].sample(row)
+            return opened(shard).sample(row)
         except DamagedDatasetError as error:
             raise with_help(error, int(self._shards[shard, 0]), self.dataset) from error
 
