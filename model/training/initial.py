@@ -28,13 +28,16 @@ def inspect_encoder(path: str | Path) -> Architecture:
 def sam_with_encoder(path: str | Path, decoder_layers: int, seed: int) -> Sam:
     """Return a SAM with the encoder weights of a file; all other weights are drawn with the seed.
 
-    Raises SamWeightsError if weights of the encoder are missing or have other shapes, and the errors of `load_sam`.
+    Raises SamWeightsError if weights of the encoder are missing, have other shapes, or belong to another kind of ViT,
+    and the errors of `load_sam`.
     """
     found = dict(_renamed(read_state(path, "cpu")))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sam = build_sam(encoder_architecture(found), decoder_layers)
     expected = sam.image_encoder.state_dict()
+    for name in sorted(found.keys() - {f"image_encoder.{each}" for each in expected}):
+        raise SamWeightsError(f"{path} has {name.removeprefix('image_encoder.')}, which SAM's encoder lacks")
     state = {}
     for name, weight in expected.items():
         given = found.get(f"image_encoder.{name}")

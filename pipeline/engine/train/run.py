@@ -151,11 +151,12 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
 
 
 def check_layers(config: TrainConfig, layers: int) -> None:
-    """Raise `UsageError` if the preset expects another decoder than that of the weights."""
-    if config.preset == "mask-making" and layers != config.decoder_layers:
+    """Raise `UsageError` if the preset or `decoder_layers` expects another decoder than that of the weights."""
+    if "decoder_layers" in config.model_fields_set and layers != config.decoder_layers:
+        by = " by preset: mask-making" if config.preset == "mask-making" else ""
         raise UsageError(
-            f"preset: mask-making has {config.decoder_layers} decoder layers, but the weights have {layers}. Set "
-            "encoder_weights to start with a new decoder, or decoder_layers"
+            f"decoder_layers is {config.decoder_layers}{by}, but the weights have {layers}. Set encoder_weights to "
+            f"start with a new decoder, or decoder_layers: {layers}"
         )
 
 
@@ -179,9 +180,11 @@ def begin_with_encoder(
 ) -> tuple[TrainConfig, Path]:
     """Write a SAM with this encoder to the output, and return it as the parent, `weights`, and as a local file.
 
-    A resumed run finds the file that its first start wrote. Raises `UsageError` for unusable weights.
+    The encoder's hash replaces its path, which only one machine may know. A resumed run finds the file that its first
+    start wrote. Raises `UsageError` for unusable weights.
     """
-    file = output / "initial" / f"{sha256_of(encoder)[:12]}-{config.decoder_layers}-{config.seed}.pth"
+    sha256 = sha256_of(encoder)
+    file = output / "initial" / f"{sha256[:12]}-{config.decoder_layers}-{config.seed}.pth"
     if not file.exists():
         try:
             sam = sam_with_encoder(encoder, config.decoder_layers, config.seed)
@@ -191,7 +194,8 @@ def begin_with_encoder(
             path = Path(name) / "sam.pth"  # a fixed name, because torch stores it in the file
             torch.save(sam.state_dict(), path)
             file.put_file_if_absent(path)
-    return config.model_copy(update={"weights": file.uri}), resolve(file.uri, storage=storage)
+    begun = config.model_copy(update={"weights": file.uri, "encoder_weights": sha256})
+    return begun, resolve(file.uri, storage=storage)
 
 
 def refuse_places(datasets: Sequence[TrainingDataset], output: Location, cache: Location) -> None:

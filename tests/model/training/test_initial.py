@@ -69,6 +69,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     wrong = mae() | {"blocks.0.norm1.weight": torch.zeros(31)}
     with pytest.raises(SamWeightsError, match=r"norm1\.weight is \(31,\), but the encoder's is \(32,\)"):
         sam_with_encoder(saved(tmp_path, wrong), 2, 0)
+    for name in ("blocks.0.ls1.gamma", "blocks.1.residual.conv1.weight", "blocks.2.norm1.weight"):
+        with pytest.raises(SamWeightsError, match=rf"has {name}, which SAM's encoder lacks"):
+            sam_with_encoder(saved(tmp_path, mae() | {name: torch.zeros(32)}), 2, 0)
     (tmp_path / "bad").write_bytes(b"x")
     with pytest.raises(SamWeightsError, match="not a PyTorch checkpoint"):
         inspect_encoder(tmp_path / "bad")

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.lineage import TRAINING
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
 from segmint.model.sam import load
 from segmint.model.sam.load import inspect_checkpoint
-from segmint.pipeline.engine.train.run import run_train
-from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config
+from segmint.pipeline.engine.train.run import begin_with_encoder, find_encoder, run_train
+from segmint.pipeline.engine.train.settings import TrainConfig, identity_keys, load_train_config
 from tests.support.tiny_vit import TINY, mae, saved
 
 STEPS = 15
@@ -78,6 +81,19 @@ def test_a_run_killed_ten_times_has_the_weights_of_the_unbroken_one(trainable: P
     assert losses == {line.partition(",")[0] for line in printed if line.startswith("step ")}
     assert again.weights == whole.weights
     assert again.evaluations == whole.evaluations
+
+
+def test_a_run_names_its_encoder_by_its_hash(tmp_path: Path) -> None:
+    """Another machine may have the file elsewhere, and the record is published with the weights."""
+    storage, output = Storage(), Location(Storage(), str(tmp_path / "run"))
+    keys = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        config, encoder, _ = find_encoder(config_of(tmp_path / name, tmp_path, tmp_path / "run"), storage)
+        config, weights = begin_with_encoder(config, encoder, output, storage)
+        keys.append({**identity_keys(config), "weights": sha256_of(weights)})
+    assert keys[0] == keys[1]
+    assert keys[0]["encoder_weights"] == sha256_of(encoder)
 
 
 def test_an_encoder_is_refused_beside_weights_or_if_frozen(trainable: Path, tmp_path: Path) -> None:

@@ -121,6 +121,10 @@ def test_the_mask_making_preset_trains_on_masks_of_people(tmp_path):
     with pytest.raises(UsageError, match="the weights have 2"):
         check_layers(config, 2)
     check_layers(config, 3)
+    named = with_preset(loaded(tmp_path, "preset: paper\ndecoder_layers: 3\n"), "vit_b")
+    with pytest.raises(UsageError, match=r"decoder_layers is 3, but the weights have 2\. Set encoder_weights"):
+        check_layers(named, 2)  # it would have no effect
+    check_layers(with_preset(loaded(tmp_path, "preset: paper\n"), "vit_b"), 3)
     path = tmp_path / "all.yaml"
     path.write_text("output: out\ndatasets: [{uri: a, masks: all}]\npreset: mask-making\n")
     with pytest.raises(UsageError, match=r"but .*a has masks: all\. Use masks: human"):
