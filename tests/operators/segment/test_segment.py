@@ -6,6 +6,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -170,9 +172,15 @@ def test_an_actor_compiles_its_encoder_before_the_first_image(
         assert one["predicted_iou"] == pytest.approx(other["predicted_iou"], abs=1e-4)
 
 
-def test_an_actor_reports_the_measured_peak_of_its_device(settings: SegmentSettings) -> None:
+def test_an_actor_reports_the_measured_peak_of_its_device(
+    settings: SegmentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segmint.operators.segment.segment.outlive_signals", lambda: None)
     reports: list[float] = []
-    Segment(settings, reports.append)
+    ledger: Any = SimpleNamespace(report_peak=reports.append)
+    Segment(settings, ledger=ledger)
+    assert reports == []
+    Segment(settings, measures_peak=True, ledger=ledger)
     assert len(reports) == 1
     assert reports[0] > 1e9
 
