@@ -126,7 +126,7 @@ def test_a_generated_image_is_the_plain_recipes(
     name: str, use_m2m: bool, request: pytest.FixtureRequest, image: np.ndarray
 ) -> None:
     predictor: Predictor = request.getfixturevalue(name)
-    keys = {**KEYS, "stability_score_thresh": 0.05} if use_m2m else KEYS  # these masks have thinner speckles
+    keys = {**KEYS, "stability_score_thresh": 0.0} if use_m2m else KEYS  # the speckles of these masks are too thin
     settings = MaskSettings.official(**keys, crop_n_layers=1, crop_nms_thresh=1.0, use_m2m=use_m2m)
     slow = generate_slowly(predictor, settings, image)
 
