@@ -350,7 +350,7 @@ def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool
     share = config.detectors_share
     if share and not cluster.gpus:
         raise UsageError("deidentify.device is cuda, but the cluster has 0 GPUs: add GPUs")
-    custom = _custom_pools(config)
+    custom = _custom_pools(config, dataset)
     taken = sum(each.pool.largest * each.pool.num_gpus for each in custom)
     if taken > cluster.gpus:
         raise UsageError(f"stages take {taken:g} GPUs, but the cluster has {cluster.gpus:g}: lower their resources")
@@ -463,9 +463,17 @@ def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> A
     return ActorPool(smallest, largest, float(wanted.num_cpus), num_gpus, calls_at_once=1)
 
 
-def _custom_pools(config: Config) -> tuple[CustomPool, ...]:
+def _custom_pools(config: Config, dataset: BuildDataset) -> tuple[CustomPool, ...]:
+    """Return the pools of custom stages. Raises `UsageError` if a stage's code has changed since the build started."""
     pools = []
+    begun = dataset.manifest.config.get("stages", {})
     for number, (each, spec) in enumerate(zip(config.stages, config.load_stages(), strict=True), start=1):
+        version = begun.get(spec.name, {}).get("version")
+        if version != spec.version:
+            raise UsageError(
+                f"the code of the stage {spec.name} has changed: its version here is {spec.version}, and that of "
+                f"{dataset.location} is {version}. Restore it, or choose another output"
+            )
         pool = _pool(each.resources, 1, 1, each.resources.num_gpus)
         size = None if each.batch_size == "auto" else each.batch_size
         pools.append(CustomPool(number, spec, each.after, pool, size, each.resources.timeout_s))

@@ -103,6 +103,20 @@ def test_custom_stages_take_their_share(tmp_path: Path) -> None:
             laid_out(tmp_path / str(number), LAPTOP, stages=[{**mean, "resources": resources}])
 
 
+def test_a_stage_whose_code_changed_since_the_build_began_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster's stages are laid out again after each window."""
+    config, dataset = opened(tmp_path, stages=[{"stage": "tests.support.custom_stages.Ranks"}])
+    cluster = Cluster(local=False, cpus=64, gpus=0, nodes=4, cores=2)
+    stages = lay_out(config, dataset, cluster)
+    monkeypatch.setattr("tests.support.custom_stages.Ranks.version", "2")
+    with pytest.raises(UsageError, match="the code of the stage rank has changed: its version here is 2, and that of"):
+        lay_out(config, dataset, cluster)
+    monkeypatch.setattr("segmint.pipeline.building.execution.stages.observe_growth", lambda: cluster)
+    assert lay_out_again(config, dataset, cluster, stages) is stages
+
+
 def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the cluster has 0 GPUs"):
         laid_out(tmp_path, LAPTOP, resources={"segment": {"num_gpus": 1}})
