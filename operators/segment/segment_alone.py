@@ -51,7 +51,8 @@ def control_table() -> pa.Table:
     """Return one prepared row that every worker can segment: 256 x 192 pixels with a few simple shapes."""
     released = release(control_image(), ReleaseConfig())
     image = {"width": released.width, "height": released.height, "release": released.jpeg}
-    return to_table([{"ordinal": 0, "id": 1, "image_id": "control", **image}], PREPARED)
+    names = {"image_id": "control", "uri": "control.jpg", "license": "CC0-1.0"}  # custom stages may use them
+    return to_table([{"ordinal": 0, "id": 1, **names, **image, "regions": []}], PREPARED)
 
 
 def control_image() -> Pixels:

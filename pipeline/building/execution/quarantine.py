@@ -404,6 +404,11 @@ def apply_alone(
     table = pa.concat_tables([prepared, control_table()])
     for step in steps:
         table = step()(table)
+        control = table.slice(1)
+        for field in VERDICT:  # a stage's verdict must not keep the control image from the next one
+            at = control.schema.get_field_index(field.name)
+            control = control.set_column(at, field, pa.nulls(1, field.type))
+        table = pa.concat_tables([table.slice(0, 1), control])
     verdict, _ = table.select(VERDICT.names).to_pylist()
     return table.slice(0, 1), table.slice(1), verdict
 

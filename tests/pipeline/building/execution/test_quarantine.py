@@ -3,6 +3,7 @@
 import os
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.row_ledger import BarredRowError, BlockEntry, _InFlight
 from segmint.infra.storage.storage import Storage
-from segmint.operators.rows import faulted, rejected
+from segmint.operators.custom.load import load_stage
+from segmint.operators.custom.stage import CustomStage, stage_rows
+from segmint.operators.rows import faulted, rejected, to_table
+from segmint.operators.schemas import PREPARED
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.quarantine import (
@@ -22,11 +26,13 @@ from segmint.pipeline.building.execution.quarantine import (
     Quarantine,
     Trials,
     UndecidedError,
+    apply_alone,
 )
 from segmint.pipeline.building.execution.row_source import RowSource, ShardRows
 from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.config.config import load_config
 from tests.support.builds import write_catalog, write_config, write_photographs
+from tests.support.described_rows import accepted_row
 from tests.support.small_dataset import read_all
 
 pytestmark = pytest.mark.ray
@@ -221,3 +227,11 @@ def test_a_row_whose_fault_stays_is_tried_alone_and_named(
     assert "tried alone" in printed
     assert "row 4 (image_id" in printed
     assert "hunter2" not in printed + str(trials)
+
+
+def test_a_control_image_reaches_a_stage_although_an_earlier_one_rejects_it() -> None:
+    """Otherwise, the worker of a trial would do nothing with it, and its machine would count as sound."""
+    mean = partial(CustomStage, load_stage("tests.support.custom_stages.Mean", {"most": 0.0}))
+    row, control, verdict = apply_alone([mean], to_table([accepted_row(3)], PREPARED))
+    assert (verdict["stage"], verdict["reason"]) == ("stage_mean", "too_bright")
+    assert (list(stage_rows(row)), [each["uri"] for each in stage_rows(control).values()]) == ([], ["control.jpg"])
