@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL
+from segmint.catalogs.stages import StageField
 from segmint.infra.deadline import Deadline
 from segmint.infra.device import device_failure
 from segmint.infra.stopping import outlive_signals
@@ -107,14 +109,16 @@ class CustomStage:
                 return list(call_stage(self._spec.name, self._stage, rows))
         except StageContractError:
             raise
-        except Exception as error:  # noqa: BLE001 - the row at fault is found below
+        except (Exception, SystemExit) as raised:  # noqa: BLE001 - the row at fault is found below
+            # Ray wouldn't restart an actor that exits like this.
+            error = raised if isinstance(raised, Exception) else RuntimeError(f"it called sys.exit({raised.code!r})")
             if not isinstance(error, Reject):
-                self._end_if_unfit(rows[0], error, entry)
+                self._end_if_unfit(rows, error, entry)
             if len(rows) == 1:
                 return [error]
         return [result for row in rows for result in self._judge([row], entry)]
 
-    def _end_if_unfit(self, row: StageRow, error: Exception, entry: "BlockEntry | None") -> None:
+    def _end_if_unfit(self, rows: Sequence[StageRow], error: Exception, entry: "BlockEntry | None") -> None:
         if entry is None:
             return
         if is_out_of_memory(error):
@@ -122,7 +126,8 @@ class CustomStage:
         failure = device_failure("cuda") if self._on_gpu and isinstance(error, RuntimeError) else None
         if failure is not None:
             try:
-                entry.excuse(row["ordinal"], f"the GPU failed, and its worker was ended: {failure}")
+                if len(rows) == 1:  # of several, each runs alone after this process ends
+                    entry.excuse(rows[0]["ordinal"], f"the GPU failed, and its worker was ended: {failure}")
             finally:
                 os._exit(1)
 
@@ -183,8 +188,12 @@ def _fitting(table: pa.Table, spec: StageSpec, place: int, result: Result) -> Re
 def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> pa.Table:
     column = spec.column
     rows = {place: each for place, each in results.items() if isinstance(each, StageRow)}
-    for row in rows.values():
-        _check_declared(row, spec)
+    masks = table.column("masks") if spec.sets_masks else None
+    for place, row in rows.items():
+        check_declared(row, spec, 0 if masks is None else len(masks[place]))
+        if column is not None and "int" in str(column.arrow_type):  # also if it's only part of a name
+            for value in (row.values_set or None, *(row.mask_values or ())):
+                _check_whole(value, column)
     if column is not None and column.table == "images":
         values = [(rows[place].values_set or None) if place in rows else None for place in range(table.num_rows)]
         table = table.append_column(column.arrow_field, pa.array(values, column.arrow_type))
@@ -202,8 +211,11 @@ def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> 
     return table
 
 
-def _check_declared(row: StageRow, spec: StageSpec) -> None:
-    """Raise `StageContractError` if a stage set values that it doesn't declare, or labels that can't be stored."""
+def check_declared(row: StageRow, spec: StageSpec, count: int) -> None:
+    """Raise `StageContractError` if a stage set values that it doesn't declare, or labels that can't be stored.
+
+    The stage must have set values of none of the image's masks, or of all `count`.
+    """
     fields = frozenset(each.name for each in spec.column.fields) if spec.column is not None else frozenset()
     of_image, of_masks = (frozenset(), fields) if spec.sets_masks else (fields, frozenset())
     masks = [each for each in row.mask_values or () if each is not None]
@@ -222,6 +234,25 @@ def _check_declared(row: StageRow, spec: StageSpec) -> None:
                 f"the stage {spec.name} set label_source {source!r} and label_score {score!r}: expected model: and the "
                 "SHA-256 of the weights, and a finite number or None"
             )
+    if spec.sets_masks and row.mask_values is not None and len(row.mask_values) != count:
+        raise StageContractError(
+            f"the stage {spec.name} returned {len(row.mask_values)} values for the {count} masks of image {row['id']}"
+        )
+
+
+def _check_whole(value: Any, field: StageField) -> None:
+    """Raise `TypeError` for a fraction in place of a whole number, which Arrow would cut off inside a struct."""
+    if value is None:
+        return
+    if field.type == "struct":
+        values = dict(value)
+        for each in field.fields:
+            _check_whole(values.get(each.name), each)
+    elif field.type == "list":
+        for item in value:
+            _check_whole(item, field.fields[0])
+    elif "int" in field.type and not isinstance(value, Integral):
+        raise TypeError(f"{field.name} is {value!r}: expected a whole number")
 
 
 def _with_mask_columns(table: pa.Table, spec: StageSpec, rows: Mapping[int, StageRow]) -> pa.Table:
@@ -231,10 +262,6 @@ def _with_mask_columns(table: pa.Table, spec: StageSpec, rows: Mapping[int, Stag
     values: list[Mapping[str, Any] | None] = []
     for place, count in enumerate(counts):
         own = rows[place].mask_values if place in rows else None
-        if own is not None and len(own) != count:
-            raise StageContractError(
-                f"the stage {spec.name} returned {len(own)} values for the {count} masks of image {rows[place]['id']}"
-            )
         values += [None] * count if own is None else own
     fields, arrays = list(structs.type), structs.flatten()
     for name in MASK_LABEL if spec.labels else ():

@@ -29,8 +29,8 @@ CUSTOM_MUTANTS = (
     Mutant(
         "masks' values of a stage by half",
         "operators/custom/stage.py",
-        "if own is not None and len(own) != count:",
-        "if own is not None and len(own) > count:",
+        "if spec.sets_masks and row.mask_values is not None and len(row.mask_values) != count:",
+        "if spec.sets_masks and row.mask_values is not None and len(row.mask_values) > count:",
         _TESTS,
     ),
     Mutant(

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from segmint import Reject, StageRow
@@ -93,9 +95,20 @@ def wrong_type(rows: Sequence[StageRow]) -> Sequence[StageRow]:
     return [row.with_values(gray="bright" if row["id"] == 2 else 1.0) for row in rows]
 
 
+def fraction(rows: Sequence[StageRow]) -> Sequence[StageRow]:
+    """Set a fraction in place of a whole number for image 2."""
+    return [row.with_values(sides=np.array([3, 2.5] if row["id"] == 2 else [3, 4])) for row in rows]
+
+
 def fail_on_2(rows: Sequence[StageRow]) -> Sequence[StageRow]:
     if any(row["id"] == 2 for row in rows):
         raise KeyError("no value for image 2")
+    return [row.with_values(gray=1.0) for row in rows]
+
+
+def leave_on_2(rows: Sequence[StageRow]) -> Sequence[StageRow]:
+    if any(row["id"] == 2 for row in rows):
+        sys.exit(2)
     return [row.with_values(gray=1.0) for row in rows]
 
 
@@ -116,6 +129,12 @@ class Faulty:
 
     def __call__(self, rows: Sequence[StageRow]) -> Any:
         return self.function(rows)
+
+
+class FaultyList(Faulty):
+    """One that declares a list of whole numbers."""
+
+    fields: ClassVar[dict[str, Any]] = {"sides": pa.list_(pa.int32())}
 
 
 class FaultyMasks(Faulty):

@@ -1,5 +1,6 @@
 """A custom stage on tables of rows, without Ray: its column, labels, verdicts, and faults."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -119,3 +120,27 @@ def test_rows_that_are_dropped_added_or_reordered_are_refused(stage: str, functi
 def test_a_reject_needs_a_reason_of_its_own_and_a_detail(reason: str, detail: str) -> None:
     with pytest.raises(StageContractError):
         Reject(reason, detail)
+
+
+def test_a_stage_that_exits_has_a_fault_like_one_that_raises() -> None:
+    done = apply("Faulty", table_of(), function="leave_on_2").to_pylist()
+    assert [row["fault"] for row in done[:2]] == [None, "stage_faulty: RuntimeError: it called sys.exit(2)"]
+    assert done[0]["stage_faulty"] == {"gray": 1.0}
+
+
+def test_a_fraction_in_place_of_a_whole_number_is_a_fault_and_not_cut_off() -> None:
+    done = apply("FaultyList", table_of(), function="fraction").to_pylist()
+    assert [row["stage_faulty"] for row in done[:2]] == [{"sides": [3, 4]}, None]
+    assert "TypeError: item is" in done[1]["fault"]
+
+
+def test_a_gpu_that_fails_is_only_blamed_on_an_image_that_ran_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segmint.operators.custom.stage.device_failure", lambda _: "CUDA error")
+    monkeypatch.setattr("segmint.operators.custom.stage.os._exit", lambda _: None)
+    stage, excused = CustomStage(load_stage(f"{HERE}.Mean", {}), on_gpu=True), list[int]()
+    entry: Any = SimpleNamespace(excuse=lambda ordinal, _: excused.append(ordinal))
+    rows = list(stage_rows(table_of()).values())
+    stage._end_if_unfit(rows, RuntimeError("CUDA error"), entry)
+    assert excused == []
+    stage._end_if_unfit(rows[1:], RuntimeError("CUDA error"), entry)
+    assert excused == [1]
