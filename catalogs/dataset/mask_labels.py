@@ -45,8 +45,8 @@ class ShardLabels:
 
 def may_label(mask: Mapping[str, Any], source: str) -> bool:
     """Return whether a model may set a mask's label: it has none, or one of another model than `source`."""
-    found = mask["label_source"] if mask["label"] is not None else MODEL
-    return found is None or (found.startswith(MODEL) and found != source)
+    found = (mask["label_source"] or "") if mask["label"] is not None else MODEL
+    return found.startswith(MODEL) and found != source
 
 
 def _encoded(column: pa.ChunkedArray) -> tuple[list[str | None], NDArray[np.int32]]:

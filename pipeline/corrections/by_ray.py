@@ -13,6 +13,7 @@ import ray.exceptions
 from segmint.infra.errors import UnfinishedError, last_line
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import ray_session
+from segmint.operators.custom.contract import StageContractError, refusal
 from segmint.pipeline.building.execution.stage_watch import StalledError, watched
 from segmint.pipeline.config.config import ResourcesConfig
 
@@ -37,7 +38,7 @@ def correct_by_ray(
     """Yield `correct_one(shard)` for each shard, in order, on a cluster or a temporary local Ray.
 
     The function is sent to other processes and machines. Raises `UnfinishedError` if a shard cannot be corrected or Ray
-    fails. Repeating the correction completes the work.
+    fails. Repeating the correction completes the work. Raises `StageContractError` if a stage of it breaks its rules.
     """
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
         for start in range(0, len(shards), WINDOW_SHARDS):
@@ -56,6 +57,8 @@ def correct_by_ray(
                     for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
                         yield from map(pickle.loads, table.column("result").to_pylist())
             except (ray.exceptions.RayError, StalledError) as error:
+                if (refused := refusal(error)) is not None:
+                    raise StageContractError(refused) from error
                 raise UnfinishedError(
                     f"the correction isn't finished: {last_line(error)}. Finished work is kept. Repeat the command."
                 ) from error

@@ -18,6 +18,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.operators.custom.contract import Reject, StageCall, StageContractError, StageRow, call_stage
 from segmint.operators.custom.load import StageSpec
+from segmint.operators.custom.stage import check_declared
 from segmint.operators.rows import Row
 from segmint.operators.schemas import LABEL_COLUMNS
 from segmint.operators.shards.committed_rows import read_file, read_table, tar_members
@@ -136,20 +137,28 @@ class LabelChange:
             (labeled,) = call_stage(self.stage.name, _started(self.stage), [StageRow(row)])
             if isinstance(labeled, Reject):
                 raise StageContractError(f"the stage {self.stage.name} rejected image {image}: it may only set labels")
-            values = labeled.mask_values or [None] * len(masks)
-            for (place, _), value in zip(masks, values, strict=True):
-                if value is not None:
-                    yield place, {name: value.get(name) for name in LABEL_COLUMNS}
+            check_declared(labeled, self.stage, len(masks))
+            for (place, _), value in zip(masks, labeled.mask_values or [None] * len(masks), strict=True):
+                if not value or not value.get("label"):
+                    continue
+                if value["label_source"] != f"{MODEL}{self.stage.version}":
+                    raise StageContractError(
+                        f"the stage {self.stage.name} set label_source {value['label_source']!r}: expected model: and "
+                        f"its version, {self.stage.version}"
+                    )
+                yield place, {name: value.get(name) for name in LABEL_COLUMNS}
 
 
-_STARTED: dict[str, StageCall] = {}
+_STARTED: list[tuple[StageSpec, StageCall]] = []
 
 
 def _started(stage: StageSpec) -> StageCall:
     """Return a stage's callable, which is built once per process."""
-    if stage.version not in _STARTED:
-        _STARTED[stage.version] = stage.start()
-    return _STARTED[stage.version]
+    for known, call in _STARTED:
+        if known == stage:
+            return call
+    _STARTED.append((stage, stage.start()))
+    return _STARTED[-1][1]
 
 
 @dataclass(frozen=True)

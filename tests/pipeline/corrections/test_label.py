@@ -1,26 +1,31 @@
 """Labels by a stage: only masks tables change, people's labels stay, and removing them restores every byte."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import pytest
 
+from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.mask_labels import may_label
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
-from segmint.operators.custom.contract import StageContractError
+from segmint.operators.custom.contract import StageContractError, StageRow
 from segmint.operators.custom.load import load_stage
 from segmint.pipeline.corrections.correction import revise
 from segmint.pipeline.corrections.label import LabelChange, _Label, label, list_labels
+from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.corrections.proof import prove
+from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.crashing_store import CallCounter, gated
 from tests.support.imported import masks_of
 from tests.support.labeled import ShadeLabels, shades, write_labeled
 from tests.support.protocol import DatasetPath, broken_promises, contents, two_shards
+from tests.support.submissions import answer_to, new_mask
 
 
 @pytest.fixture
@@ -108,6 +113,28 @@ def test_a_labeled_image_is_taken_down_and_proved_gone(place: DatasetPath) -> No
     assert label(place.location, None).listed.masks == {"removed": 5}
 
 
+def test_masks_that_a_person_left_without_a_label_pass_the_audit_with_a_models(place: DatasetPath) -> None:
+    drawn, cleared = new_mask((22, 5, 28, 30)), new_mask((3, 4, 11, 21), 10_001, label="")
+    assert put_submission(place.location, answer_to(place.location, 1, [drawn, cleared]))
+    merge_submissions(place.location)
+    label(place.location, shades())
+    assert {mask["source"] for mask in masks_of(place, 0) if mask["label"] == "bright"} == {"assisted", "corrected"}
+    assert [finding.line() for finding in audit_integrity(place.location).findings] == []
+
+
+def test_a_label_without_a_source_is_nobodys_to_replace() -> None:
+    assert not may_label({"label": "cup", "label_source": None}, "model:")
+
+
+def test_repair_names_the_labels_that_are_lost_with_their_table(place: DatasetPath) -> None:
+    label(place.location, shades())
+    commit = place.log.latest(1)
+    assert commit is not None
+    (place.location / commit.file("masks").path).put(b"damaged")
+    (said,) = repair(place.location).not_repaired.values()
+    assert said.endswith("with --config. A build can't restore labels that `segmint label` set.")
+
+
 class SilentStage(ShadeLabels):
     """Doesn't say that it sets labels."""
 
@@ -122,7 +149,22 @@ def test_a_stage_that_sets_no_labels_or_drops_rows_is_refused(place: DatasetPath
     drops = load_stage(f"{__name__}.DroppingStage", {"threshold": 2})
     with pytest.raises(StageContractError, match="returned 0 rows for 1"):
         label(place.location, drops)
+    for form, told in (
+        ("long", "returned 2 values for the 1 masks"),
+        ("person", "set label_source 'person' and"),
+        ("other", "expected model: and its version, 0000"),
+    ):
+        wrong = load_stage(f"{__name__}.WrongLabels", {"threshold": 3, "form": form})
+        with pytest.raises(StageContractError, match=told):
+            label(place.location, wrong)
     assert contents(place) == before
+
+
+def test_a_label_that_a_stage_leaves_open_stays(place: DatasetPath) -> None:
+    label(place.location, shades())
+    before = labels(place)
+    label(place.location, load_stage(f"{__name__}.WrongLabels", {"threshold": 3, "form": "empty"}))
+    assert labels(place) == before
 
 
 class DroppingStage(ShadeLabels):
@@ -130,6 +172,23 @@ class DroppingStage(ShadeLabels):
 
     def __call__(self, rows: object) -> list[object]:  # type: ignore[override]
         return []
+
+
+class WrongLabels(ShadeLabels):
+    """Sets labels that break the rules, in the same version."""
+
+    @classmethod
+    def version(cls, threshold: int, form: str) -> str:  # type: ignore[override]
+        return f"{threshold:064x}"
+
+    def __init__(self, threshold: int, form: str) -> None:
+        self._form = form
+
+    def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
+        source = {"person": "person"}.get(self._form, f"model:{'ab' * 32}")
+        value = {} if self._form == "empty" else {"label": "x", "label_source": source}
+        more = self._form == "long"
+        return [row.with_mask_values([value] * (len(row["masks"]) + more)) for row in rows]
 
 
 def test_a_change_returns_unchanged_rows_as_the_same_objects(place: DatasetPath) -> None:
@@ -147,6 +206,8 @@ def test_ray_labels_the_shards_of_a_large_dataset(
     monkeypatch.setattr("segmint.pipeline.corrections.correction.revise", partial(revise, ray_from=2))
     done = label(place.location, shades())
     assert (done.changed_shards, [source for _, source in labels(place)].count(f"model:{100:064x}")) == ((0, 1), 6)
+    with pytest.raises(StageContractError, match="expected model: and its version, 0000"):
+        label(place.location, load_stage(f"{__name__}.WrongLabels", {"threshold": 4, "form": "other"}))
     monkeypatch.setattr("segmint.pipeline.corrections.by_ray.correct_by_ray", None)
     here = load_stage(f"{ShadeLabels.__module__}.OnDevice", {"threshold": 50, "device": "cuda"})
     assert label(place.location, here).changed_shards == (0, 1)
