@@ -188,7 +188,9 @@ def _dotted_name(value: Any) -> Any:
     """Return the dotted name of a class or function, which workers import; other values unchanged."""
     if not callable(value):
         return value
-    module, name = value.__module__, value.__qualname__
+    module, name = value.__module__, getattr(value, "__qualname__", None)
+    if name is None:  # an instance, or a partial
+        raise ValueError(f"expected a class or function, got {type(value).__name__}: pass its arguments as `arguments`")
     if module == "__main__" or "." in name:
         raise ValueError(f"expected a class or function at the top of a module, got {module}.{name}: move it to one")
     return f"{module}.{name}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import fields
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 import ray.data
 
+from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.operators.custom.contract import StageContractError
@@ -19,6 +21,7 @@ from segmint.operators.schemas import DESCRIBED
 from segmint.pipeline import build
 from segmint.pipeline.build import iter_blocks
 from segmint.pipeline.building.execution.quarantine import Trials
+from tests.support.custom_stages import Mean
 from tests.support.described_rows import accepted_row
 
 FIELDS = [field.name for field in fields(build._OuterLoop) if field.name != "resized"]
@@ -132,3 +135,10 @@ def test_blocks_come_in_order_with_their_numbers_of_rows(local_ray: Cluster, mon
     assert counts == [len(part) for part in ordinals]
     assert [each for part in ordinals for each in part] == list(range(11))
     assert len(counts) > 1
+
+
+@pytest.mark.parametrize("stage", [Mean(), partial(Mean, most=3.0)])
+def test_an_instance_or_a_partial_is_refused_as_a_stage(stage: Any) -> None:
+    config: Any = SimpleNamespace(stages=())
+    with pytest.raises(UsageError, match=r"expected a class or function, got (Mean|partial): pass its arguments"):
+        build.build(config, stages=[stage])
