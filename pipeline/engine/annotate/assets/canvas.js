@@ -121,14 +121,17 @@ export class MaskCanvas {
   async saveCutout(counts, { id, size }) {
     const mask = maskFrom(counts, size, 0);
     const { left, top, width, height } = mask.frame;
-    if (!width) return;
+    const picture = byId("picture");
+    const { width: across, height: down } = this.stage;
+    // Until the picture is loaded, the browser would draw the one before.
+    if (!width || !(await picture.decode().then(() => true, () => false))) return;
     const image = new ImageData(width, height);
     mask.paint(new Uint32Array(image.data.buffer), mask.frame, LINE, LINE, 1);
     const canvas = new OffscreenCanvas(width, height);
     const context = canvas.getContext("2d");
     context.putImageData(image, 0, 0);
     context.globalCompositeOperation = "source-in";
-    context.drawImage(byId("picture"), -left, -top, this.stage.width, this.stage.height);
+    context.drawImage(picture, -left, -top, across, down);
     const href = URL.createObjectURL(await canvas.convertToBlob());
     make("a", { href, download: `sa_${id}.cutout.png` }).click();
     setTimeout(() => URL.revokeObjectURL(href), KEPT_MS);

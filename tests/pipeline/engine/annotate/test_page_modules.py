@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -10,9 +11,10 @@ from segmint.model.automatic.rle import Rle, decode, encode
 from tests.support.page_modules import disc_line, module_page, run
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 SIZES = [(1, 1), (7, 5), (40, 23), (65, 130)]
+SHADES = ("early", 100), ("late", 200)
 
 
 @pytest.fixture(scope="module")
@@ -420,3 +422,36 @@ def test_outputs_have_names_only_where_their_order_was_measured(page: "Page") ->
     assert plain == ["output 1", ""]
     assert named[0] == "part (output 1)"
     assert "98.5 % of 200 points" in named[1]
+
+
+def test_a_cutout_waits_until_its_image_is_loaded(page: "Page") -> None:
+    """Until then, the browser shows the image before, and would cut from it."""
+    pictures = {name: cv2.imencode(".png", np.full((5, 7, 3), value, np.uint8))[1].tobytes() for name, value in SHADES}
+    late: list[Route] = []
+    page.route("**/images/early.png", lambda route: route.fulfill(body=pictures["early"], content_type="image/png"))
+    page.route("**/images/late.png", lambda route: late.append(route))
+    mask = np.zeros((5, 7), bool)
+    mask[1:4, 2:6] = True
+    cut = """
+        const picture = document.body.appendChild(Object.assign(document.createElement("img"), { id: "picture" }));
+        picture.src = "/images/early.png";
+        await picture.decode();
+        picture.src = "/images/late.png";
+        window.cut = [];
+        URL.createObjectURL = (blob) => { window.cut.push(blob); return "about:blank#"; };
+        HTMLAnchorElement.prototype.click = () => {};
+        const image = { id: 3, size: [5, 7] };
+        canvas.MaskCanvas.prototype.saveCutout.call({ stage: { width: 7, height: 5 } }, given, image);
+        await new Promise((done) => setTimeout(done, 200));
+        return window.cut.length;
+    """
+    assert run(page, "canvas", cut, encode(mask).counts) == 0
+    late[0].fulfill(body=pictures["late"], content_type="image/png")
+    page.wait_for_function("window.cut.length")
+    read = """
+        const map = await createImageBitmap(window.cut[0]);
+        const context = new OffscreenCanvas(map.width, map.height).getContext("2d");
+        context.drawImage(map, 0, 0);
+        return [map.width, map.height, ...context.getImageData(0, 0, 1, 1).data];
+    """
+    assert run(page, "canvas", read) == [4, 3, 200, 200, 200, 255]
