@@ -261,17 +261,7 @@ class Predictor:
         Each mask takes 4 bytes per pixel of the frame, and 4 MiB temporarily, so pass only a few at a time. Raises
         ValueError for another shape.
         """
-        geometry = self.sam.geometry
-        if logits.ndim != 4:
-            low, shape = geometry.low_res_size, tuple(logits.shape)
-            raise ValueError(f"logits have the shape {shape}: expected (B, C, {low}, {low})")
-        with torch.inference_mode():
-            if geometry.placement == "padded":
-                side = geometry.image_size
-                height, width = embedding.input_size
-                square = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
-                logits = square[..., :height, :width]
-            return F.interpolate(logits, embedding.frame_size, mode="bilinear", align_corners=False)
+        return upscale(logits, self.sam.geometry, embedding.input_size, embedding.frame_size)
 
     def _decode_all(self, embedding: Embedding, prompts: Prompts) -> PromptMasks:
         found = self._decode(embedding, prompts, range(MASK_TOKENS))
@@ -332,6 +322,20 @@ class Predictor:
             prompts.points, prompts.labels, prompts.boxes, prompts.masks, prompts.tokens
         )
         return embedded
+
+
+def upscale(logits: Tensor, geometry: Geometry, input_size: tuple[int, int], frame_size: tuple[int, int]) -> Tensor:
+    """Run `Predictor.upscale` with the sizes of an embedding."""
+    if logits.ndim != 4:
+        low, shape = geometry.low_res_size, tuple(logits.shape)
+        raise ValueError(f"logits have the shape {shape}: expected (B, C, {low}, {low})")
+    with torch.inference_mode():
+        if geometry.placement == "padded":
+            side = geometry.image_size
+            height, width = input_size
+            square = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+            logits = square[..., :height, :width]
+        return F.interpolate(logits, frame_size, mode="bilinear", align_corners=False)
 
 
 def _resize(pixels: Tensor, geometry: Geometry) -> Tensor:

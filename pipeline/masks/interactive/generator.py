@@ -135,7 +135,12 @@ class Predictor(sam_predictor.Predictor):
             low_res_logits=found.low_res_logits,
             predicted_iou=found.predicted_iou,
             prompt_points=prompt_points,
-            upscale=partial(self.upscale, embedding=embedding),
+            upscale=partial(  # of `self`, it would keep the model and the embedding, and couldn't be pickled
+                sam_predictor.upscale,
+                geometry=self.sam.geometry,
+                input_size=embedding.input_size,
+                frame_size=embedding.frame_size,
+            ),
         )
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -133,6 +134,9 @@ def test_a_prediction_has_the_best_mask_of_each_prompt(
     assert torch.equal(found.predicted_iou, plain.predicted_iou)
     every = (predictor.upscale(plain.low_res_logits, embedding) > 0).numpy()
     assert np.array_equal(found.all_masks, every)
+    copied = pickle.dumps(found)
+    assert np.array_equal(pickle.loads(copied).all_masks, every)
+    assert len(copied) < 2 * found.low_res_logits.numpy().nbytes
     best = plain.predicted_iou.argmax(dim=1).tolist()
     assert np.array_equal(found.masks, every[[0, 1], best])
     assert [each.predicted_iou for each in found] == pytest.approx(plain.predicted_iou.max(dim=1).values.tolist())
