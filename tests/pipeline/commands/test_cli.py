@@ -51,7 +51,7 @@ def test_help_lists_every_command_in_one_panel_by_the_first_line_of_its_help():
     }
     assert list(listed) == ["Build", "Inspect", "Correct", "Export", "Annotate and train"] == list(PANELS)
     names = [line.split()[0] for lines in listed.values() for line in lines]
-    assert len(names) == len(set(names)) == 25
+    assert len(names) == len(set(names)) == 26
     group = typer.main.get_command(app)
     for panel, lines in listed.items():
         assert [line.split()[0] for line in lines] == list(PANELS[panel])
@@ -205,7 +205,7 @@ def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):
         (["masks", "x.jpg", "-o", "y", "--box", "1,2,0,4"], "expected X,Y,W,H"),
         (["masks", "x.jpg", "-o", "y", "--set", "points=3"], "did you mean points_per_side?"),
         (["masks", "x.jpg", "-o", "y", "--crop-layers", "9"], "crop_n_layers is 9"),
-        (["masks", "x.jpg", "-o", "y", "--all-masks"], "requires --point, --box, or --prompt"),
+        (["masks", "x.jpg", "-o", "y", "--all-masks"], "requires --point, --box, --prompt, or --text"),
         (["masks", "x.jpg", "-o", "y", "--device", "tpu"], "tpu"),
         (["masks", "x.jpg", "-o", "y", "--point", "3,4,0"], "only has background points"),
         (["masks", "x.jpg", "-o", "y", "--prompt", "point:1,2", "--point", "3,4"], "--prompt can't be combined with"),

@@ -54,6 +54,7 @@ def test_pixels_and_targets_are_those_of_the_drawn_masks(trainable, tmp_path):
 @pytest.mark.parametrize("jitter", [(0.1, 0.5, 0.5), (1.0, 0.3, 0.9), (2.0, 1.0, 0.25)])
 def test_jitter_scales_and_crops_pixels_and_masks_alike(trainable, tmp_path, jitter):
     found = find(tmp_path, trainable)
+    before = dict(found.skipped.counts)
     reader = TrainingImageReader(found.images, 256, 0.9, found.skipped)
     _, masks = scene(4)  # 120 x 160 pixels
     read = reader.read(replace(drawn(5, 4), jitter=jitter))
@@ -73,7 +74,7 @@ def test_jitter_scales_and_crops_pixels_and_masks_alike(trainable, tmp_path, jit
     y, x = round(6.4 * rows.start), round(6.4 * columns.start)
     expected = cv2.resize(whole[y : y + height, x : x + width], read.pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
     assert np.abs(read.pixels[:, :, 0].astype(int) - expected).mean() < 6
-    assert not found.skipped.counts  # masks outside the crop aren't unusable
+    assert found.skipped.counts == before, "masks outside the crop aren't unusable"
 
 
 def test_jitter_depends_on_the_seed_and_the_place_only(trainable, tmp_path):
