@@ -106,7 +106,7 @@ SENTENCES = {
     Code.OTHER_CATALOG_ROW: "A row contradicts the catalog's row with the same ordinal.",
     Code.DUPLICATE_IMAGE: "An image was accepted although an earlier catalog row has its `image_id`.",
     Code.MASK_COUNT: "An image's mask count differs from the mask table.",
-    Code.UNKNOWN_REASON: "A rejected row has an unknown reason.",
+    Code.UNKNOWN_REASON: "A rejected row has an unknown reason, and no custom stage rejected it.",
     Code.INCOMPLETE_REJECT: "A rejected row has no image_id, uri, stage, or detail.",
     Code.BAD_TOMBSTONE: "A file in `tombstones/` or `fingerprints/` is unreadable or was changed.",
     Code.BAD_VERSION: "A recorded version was deleted or changed, or doesn't follow the one before it.",
