@@ -181,7 +181,8 @@ def sweep_temporary(outputs: Outputs) -> None:
     """Delete the temporary files of killed runs. A writer whose file is deleted writes it again."""
     targets = [task for task in outputs.tasks if is_local(task.target)]
     folders = {local_path(task.target).parent for task in targets}
-    for folder in folders | {local_path(task.cutouts) for task in targets}:
+    cutouts = {local_path(task.cutouts) for task in targets if task.too_long(overlay=False, cutouts=True) is None}
+    for folder in folders | cutouts:
         for left in folder.glob(TEMPORARY_PREFIX + "[0-9a-f]" * 32):
             left.unlink(missing_ok=True)
 
