@@ -35,7 +35,7 @@ class HieraShape:
 
     Attributes:
         width: channels of the first stage; each further stage has twice as many.
-        heads: attention heads of the first stage, likewise.
+        heads: attention heads of the first stage, which double in the same way.
         depths: blocks of each stage.
         windows: side of each stage's windows in positions.
         global_blocks: indices of the blocks that attend to the whole map.

@@ -1,4 +1,4 @@
-"""What a custom stage declares, and what is refused before anything starts."""
+"""Declarations of custom stages, and the errors that stop a build before it starts."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What results do besides rendering: they are sequences, and plot, save, cut out, and convert themselves."""
+"""Results as sequences, and their methods to plot, save, cut out, and convert masks."""
 
 import json
 import math
