@@ -1,12 +1,15 @@
 """The same bytes for any number of actors, after a SIGKILL, and from ranges of shards."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.building.scale import write_build
+from benchmarks.building.stubs import RELEASE_BYTES
 from tests.support.builds import SEVERAL_ACTORS, digests, segmint, write_config
 from tests.support.built_fixtures import BuiltDataset
-from tests.support.runs import assert_gone, assert_whole, finish, running, wait_for
+from tests.support.runs import STUBBED, assert_gone, assert_whole, finish, running, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -44,11 +47,43 @@ def test_neither_windows_nor_blocks_nor_actors_change_a_byte(
     rows_per_block: int | str,
     actors: int,
 ) -> None:
-    pools = {"segment": {"actors": actors, "num_cpus": 1}, "prepare": {"actors": 1, "num_cpus": 0.5}}
-    settings = {"window_shards": window_shards, "rows_per_block": rows_per_block, "resources": pools}
+    settings = {"window_shards": window_shards, "rows_per_block": rows_per_block, "resources": pools(actors)}
     config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", **settings)
     segmint("build", config, timeout=850)
     assert digests(tmp_path / "dataset") == undisturbed
+
+
+def stubbed_build(folder: Path, catalog: Path | None = None, **settings: Any) -> dict[str, str]:
+    """Digests of the files of ten shards of 120 rows, all different, whose pixels stubs made."""
+    if catalog is not None:
+        settings["catalog"] = str(catalog)
+    config = write_build(folder, 1200, images_per_shard=120, **settings)
+    with running(config, **STUBBED, **{RELEASE_BYTES: "3000"}) as run:
+        assert run.wait() == 0, run.told()
+    return digests(folder / "dataset")
+
+
+@pytest.fixture(scope="module")
+def stubbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A catalog, and the files that one segment actor writes in one window."""
+    folder = tmp_path_factory.mktemp("stubbed")
+    return folder / "catalog.parquet", stubbed_build(folder, resources=pools(1))
+
+
+def pools(actors: int) -> dict[str, Any]:
+    return {"segment": {"actors": actors, "num_cpus": 1}, "prepare": {"actors": 1, "num_cpus": 0.5}}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("actors", [1, 2, 4])
+@pytest.mark.parametrize("window_shards", [1, 7, "auto"])
+@pytest.mark.parametrize("rows_per_block", [16, 128])
+def test_rows_reach_their_shards_in_any_windows_and_blocks(
+    stubbed: tuple[Path, dict[str, str]], tmp_path: Path, window_shards: int | str, rows_per_block: int, actors: int
+) -> None:
+    catalog, files = stubbed
+    settings = {"window_shards": window_shards, "rows_per_block": rows_per_block, "resources": pools(actors)}
+    assert stubbed_build(tmp_path, catalog, **settings) == files
 
 
 def test_a_killed_run_is_finished_by_the_next(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -16,7 +15,17 @@ from benchmarks.building.scale import write_build
 from segmint.infra.stopping import EXIT_CODE, STOP_S
 from segmint.pipeline.corrections.correction import RAY_FROM_SHARDS
 from tests.support.builds import NO_DETECTORS, digests, segmint, small_catalog, write_config
-from tests.support.runs import BuildProcess, assert_gone, assert_whole, finish, running, timed_build, title, wait_for
+from tests.support.runs import (
+    STUBBED,
+    BuildProcess,
+    assert_gone,
+    assert_whole,
+    finish,
+    running,
+    timed_build,
+    title,
+    wait_for,
+)
 from tests.support.stubbed import write_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
@@ -25,17 +34,6 @@ SEED = int(os.environ.get("SEGMINT_STOP_SEED", "20261125"))
 SHARDS = 6  # of one image each, two per window
 LINE = "interrupted: finished work is kept; run the same command again to resume\n"
 RAYS_OWN = ("gcs_server", "raylet", "ray/_private", "ray/dashboard", "ray::IDLE")
-
-STUBBED = """
-import sys
-from unittest import mock
-from segmint.pipeline.commands.cli import main
-import segmint.pipeline.build
-from benchmarks.building.stubs import StubbedPrepare, StubbedSegment
-sys.argv.insert(1, "build")
-with mock.patch.multiple("segmint.pipeline.build", Prepare=StubbedPrepare, Segment=StubbedSegment):
-    main()
-"""
 
 CURATE = """
 import sys
@@ -87,7 +85,7 @@ def assert_stops(run: BuildProcess, how: signal.Signals, *, everything: bool = F
 def test_a_build_stops_in_the_middle_of_a_window(tmp_path: Path, how: signal.Signals) -> None:
     config = write_build(tmp_path, 3_000, images_per_shard=30, rows_per_block=16)
     commits = tmp_path / "dataset" / "commits"
-    with running(config, program=("-c", STUBBED), PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as run:
+    with running(config, **STUBBED) as run:
         wait_for("a commit", lambda: commits.is_dir() and any(commits.iterdir()), run)
         assert assert_stops(run, how) == EXIT_CODE
         assert_gone(run)

@@ -9,12 +9,27 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from tests.support.builds import ROOT, digests, segmint, segmint_here
 
 _MARK = "SEGMINT_TEST_RUN"
+
+_STUBBED = """
+import sys
+from unittest import mock
+from segmint.pipeline.commands.cli import main
+import segmint.pipeline.build
+from benchmarks.building.stubs import StubbedPrepare, StubbedSegment
+sys.argv.insert(1, "build")
+with mock.patch.multiple("segmint.pipeline.build", Prepare=StubbedPrepare, Segment=StubbedSegment):
+    main()
+"""
+
+STUBBED: dict[str, Any] = {"program": ("-c", _STUBBED), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+"""Arguments of `running` for a build in which stubs replace the two stages that process pixels."""
 
 
 def timed_build(config: Path) -> tuple[dict[str, str], float]:
