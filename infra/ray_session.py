@@ -244,7 +244,7 @@ def _keep_token_private() -> None:
             path.write_text(secrets.token_hex(32), encoding="ascii")
 
 
-_SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable in which Ray passes the job's configuration to a driver started by `ray job submit`."""
 
 _EXCLUDES = [
@@ -295,7 +295,7 @@ def _runtime_env() -> dict[str, Any] | None:
     rejects a second one.
     """
     checkout = Path(__file__).resolve().parent.parent
-    submitted = json.loads(os.environ.get(_SUBMITTED_JOB) or "{}").get("runtime_env") or {}
+    submitted = json.loads(os.environ.get(SUBMITTED_JOB) or "{}").get("runtime_env") or {}
     if not (checkout / "pyproject.toml").is_file() or "working_dir" in submitted:
         return None
     given = submitted.get("env_vars", {})

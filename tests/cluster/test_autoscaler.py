@@ -1,5 +1,6 @@
 """Builds on clusters that Ray's own autoscaler grows: its current version, with nodes that are processes here."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import psutil
 import pytest
 
 from benchmarks.building.scale import write_build
+from segmint.infra.ray_session import SUBMITTED_JOB
+from tests.support.builds import ROOT
 from tests.support.clusters import RayCluster
 from tests.support.runs import running, wait_for
 
@@ -59,6 +62,8 @@ def cluster(events: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluste
         cluster.add_autoscaler(NODE_CPUS, MOST, **stub)
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
             monkeypatch.setenv(name, cluster.environment[name])
+        # The nodes have one folder for the code that a driver sends, and would replace it while others use it.
+        cluster.environment[SUBMITTED_JOB] = json.dumps({"runtime_env": {"working_dir": f"local://{ROOT}"}})
         yield cluster
     finally:
         cluster.close()
