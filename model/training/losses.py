@@ -46,7 +46,7 @@ def prompt_losses(
     """
     if total_masks < len(logits):
         raise ValueError(f"total_masks is {total_masks}: expected the global mask count, at least {len(logits)}")
-    with torch.autocast(logits.device.type, enabled=False):
+    with torch.autocast("cpu" if logits.is_meta else logits.device.type, enabled=False):  # meta tensors have none
         logits, predicted_iou = logits.float(), predicted_iou.float()
         targets = targets & valid
         rows = torch.arange(len(logits), device=logits.device)

@@ -151,7 +151,7 @@ def interact(
         prompt = embed_clicks(sam.prompt_encoder, clicks, previous)
         with dropout(sam.mask_decoder, settings.dropout, draw_keys(*keys, iteration)):
             logits, ious = sam.mask_decoder(features, positions, prompt, multimask=previous is None)
-        square = _at_resolution(logits.float(), losses.resolution)
+        square = at_resolution(logits.float(), losses.resolution)
         yield prompt_losses(square, ious, targets, valid, losses, total_masks), clicks
         with torch.no_grad():
             best = ious.argmax(dim=1)
@@ -159,7 +159,8 @@ def interact(
             predicted = square[rows, best] > 0
 
 
-def _at_resolution(logits: Tensor, resolution: int) -> Tensor:
+def at_resolution(logits: Tensor, resolution: int) -> Tensor:
+    """Return logits (B, C, 256, 256) in a square of side `resolution`, where losses are computed."""
     if logits.shape[-1] == resolution:
         return logits
     return F.interpolate(logits, (resolution, resolution), mode="bilinear", align_corners=False)

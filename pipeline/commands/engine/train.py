@@ -28,12 +28,40 @@ def train(
         ),
     ] = None,
     overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the schedule, memory, time, and cost without training.")
+    ] = False,
+    gpus: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of GPUs. Default: resources.workers. With --dry-run.")
+    ] = None,
+    flops: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Peak operations per second of one GPU, such as 9.9e14. Default: measured here. With --dry-run.",
+        ),
+    ] = None,
+    price: Annotated[float | None, typer.Option(metavar="X", help="Price per GPU-hour. With --dry-run.")] = None,
+    share: Annotated[
+        float | None, typer.Option(metavar="X", help="Share of the peak to assume. Default: 0.3. With --dry-run.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train SAM or an object detector, or resume a run."""
+    from segmint.infra.errors import UsageError
     from segmint.pipeline.engine.train.settings import load_train_config
 
     loaded = load_train_config(config, [*(overrides or []), *([] if task is None else [f"task={task}"])])
+    if not dry_run and (gpus, flops, price, share) != (None, None, None, None):
+        raise UsageError("--gpus, --flops, --price, and --share only have an effect with --dry-run")
+    if dry_run:
+        from segmint.pipeline.engine.train.plan import DEFAULT_SHARE, TrainPlanOptions, plan_train
+
+        if loaded.task == "objects":
+            raise UsageError("--dry-run counts the cost of task: masks, but the task is objects")
+        options = TrainPlanOptions(gpus, flops, price, DEFAULT_SHARE if share is None else share)
+        print_result(plan_train(loaded, options), as_json)
+        return
     if loaded.task == "objects":
         from segmint.pipeline.engine.train.objects import run_objects
 

@@ -108,17 +108,8 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     """
     storage = Storage(config.storage)
     output = Location(storage, config.output)
-    try:
-        if config.encoder_weights is None:
-            weights = resolve(config.weights, mirror=config.assets, storage=storage)
-            architecture, layers = inspect_checkpoint(weights)
-            geometry_of(architecture).expect_padded("training")
-            config = with_preset(config, architecture)
-            check_layers(config, layers)
-        else:
-            config, weights, architecture = find_encoder(config, storage)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    found = find_weights(config, storage)
+    config, weights, architecture = found.config, found.file, found.architecture
     resources = config.resources
     if resources.workers == 1:  # several workers resolve theirs on their machines
         compute = resolve_compute(resources.device, config.precision, resources.threads)
@@ -148,6 +139,32 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     for dataset in datasets:
         note_output(dataset.location, "train", output, {record.file: record.weights})
     return TrainingResult(str(output), record, new=True)
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """Weights that a run starts from, as a local file, and the configuration with its preset filled in."""
+
+    config: TrainConfig
+    file: Path
+    architecture: Architecture
+    decoder_layers: int
+
+
+def find_weights(config: TrainConfig, storage: Storage) -> FoundWeights:
+    """Find the weights or the encoder's weights. Raises `UsageError` if they don't fit the configuration."""
+    try:
+        if config.encoder_weights is not None:
+            config, file, architecture = find_encoder(config, storage)
+            return FoundWeights(config, file, architecture, config.decoder_layers)
+        file = resolve(config.weights, mirror=config.assets, storage=storage)
+        architecture, layers = inspect_checkpoint(file)
+        geometry_of(architecture).expect_padded("training")
+        config = with_preset(config, architecture)
+        check_layers(config, layers)
+        return FoundWeights(config, file, architecture, layers)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def check_layers(config: TrainConfig, layers: int) -> None:

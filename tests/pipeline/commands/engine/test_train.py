@@ -16,3 +16,5 @@ def test_a_wrong_configuration_ends_the_command_with_its_place(tmp_path: Path) -
     path.write_text(f"datasets: [{{uri: {tmp_path}/nowhere}}]\noutput: {tmp_path}/out\n")
     assert "nowhere is not a segmint dataset" in segmint_here("train", path, check=2)
     assert not (tmp_path / "out").exists()
+    printed = segmint_here("train", path, "--gpus", "2", check=2)
+    assert "--gpus, --flops, --price, and --share only have an effect with --dry-run" in printed

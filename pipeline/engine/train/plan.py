@@ -1,0 +1,162 @@
+"""`segmint train --dry-run`: the schedule, memory, time, and cost of a run, from counted operations."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from segmint.infra.device import resolve_compute
+from segmint.infra.errors import UsageError
+from segmint.infra.peak import measure_peak
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.infra.wording import count, counted, duration, listed, number, size
+from segmint.infra.wording import share as shown_share
+from segmint.model.sam.load import Architecture
+from segmint.model.training.cost import TrainingCost, training_cost
+from segmint.pipeline.engine.train.data.images import open_datasets
+from segmint.pipeline.engine.train.presets import recipe_of
+from segmint.pipeline.engine.train.run import cache_location, find_weights, refuse_places
+from segmint.pipeline.engine.train.settings import TrainConfig
+
+DEFAULT_SHARE = 0.3
+"""Share of the peak assumed without `--share`. No training has been timed on a GPU."""
+
+
+@dataclass(frozen=True)
+class TrainPlanOptions:
+    """Options of a dry run. Raises `UsageError` for invalid numbers."""
+
+    gpus: int | None = None  # None: the workers of the configuration
+    flops: float | None = None  # peak of one GPU, in operations per second; None: that of this machine's device
+    price: float | None = None  # per hour of a GPU
+    share: float = DEFAULT_SHARE
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("--gpus", self.gpus, self.gpus is None or self.gpus >= 1, "a number of GPUs from 1"),
+            ("--flops", self.flops, self.flops is None or self.flops > 0, "operations per second, such as 9.9e14"),
+            ("--price", self.price, self.price is None or self.price >= 0, "the price per hour, 0 or more"),
+            ("--share", self.share, 0 < self.share <= 1, "a share above 0 and at most 1"),
+        )
+        for name, value, fits, expected in checks:
+            if value is not None and not (math.isfinite(value) and fits):
+                raise UsageError(f"{name} is {value:g}: expected {expected}")
+        if self.gpus is not None and self.flops is None:
+            raise UsageError("--gpus needs --flops, the peak of one GPU in operations per second, such as 9.9e14")
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Work, memory, and time of a run that takes all steps with as many masks as the configuration allows."""
+
+    config: TrainConfig
+    architecture: Architecture
+    decoder_layers: int
+    cost: TrainingCost
+    options: TrainPlanOptions
+    devices: int
+    kind: str  # GPU, or worker for this machine's device
+    peak: float  # operations per second of one device
+
+    @property
+    def step_flop(self) -> int:
+        """Operations of one step; the embeddings of a frozen encoder are cached."""
+        return self.config.batch.images * self.cost.image_flop + self.config.batch.masks * self.cost.mask_flop
+
+    @property
+    def activation_bytes(self) -> int:
+        """Activations of one worker, in float32."""
+        batch = self.config.batch
+        images = min(batch.images_at_once, -(-batch.images // self.devices))
+        masks = min(batch.masks_at_once, batch.masks_per_image)
+        return images * self.cost.image_bytes + masks * self.cost.mask_bytes
+
+    @property
+    def device_hours(self) -> float:
+        """Hours of one device for all steps."""
+        return self.step_flop * self.config.steps / (self.peak * self.options.share) / 3600
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        batch, optimizer, price = self.config.batch, self.config.optimizer, self.options.price
+        return {
+            "architecture": self.architecture,
+            "decoder_layers": self.decoder_layers,
+            "weights": self.cost.weights,
+            "trained_weights": self.cost.trained,
+            "schedule": {
+                "steps": self.config.steps,
+                "images": batch.images,
+                "masks": batch.masks,
+                "warmup": optimizer.warmup,
+                "decay_steps": list(optimizer.decay_steps),
+                "learning_rate": optimizer.learning_rate,
+                "patience": self.config.held_out.patience,
+            },
+            "flop": {"encode": self.cost.encode_flop, "image": self.cost.image_flop, "mask": self.cost.mask_flop},
+            "step_flop": self.step_flop,
+            "state_bytes": self.cost.state_bytes,
+            "activation_bytes": self.activation_bytes,
+            "devices": self.devices,
+            "device": self.kind,
+            "peak": self.peak,
+            "share": self.options.share,
+            "device_hours": self.device_hours,
+            "cost": None if price is None else price * self.device_hours,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the plan as lines of text."""
+        config, cost, options = self.config, self.cost, self.options
+        batch, optimizer, patience = config.batch, config.optimizer, config.held_out.patience
+        decays = f", a tenth from steps {listed(map(count, optimizer.decay_steps))}" if optimizer.decay_steps else ""
+        ends = "" if patience is None else f"; ends after {counted(patience, 'evaluation')} without improvement"
+        cached = "" if cost.image_bytes else f", and {number(cost.encode_flop)} once per image for its embedding"
+        hours = f"{self.kind}-hours"
+        lines = [
+            f"model: {self.architecture} with {counted(self.decoder_layers, 'decoder layer')}, training "
+            f"{cost.trained:,} of {cost.weights:,} weights",
+            f"schedule: {counted(config.steps, 'step')} of {counted(batch.images, 'image')} with up to "
+            f"{counted(batch.masks, 'mask')}; rate {optimizer.learning_rate:g} after "
+            f"{counted(optimizer.warmup, 'step')} of warm-up{decays}{ends}",
+            f"operations: {_flop(self.step_flop)} per step, {_flop(self.step_flop * config.steps)} in all{cached}",
+            f"memory per {self.kind}: {size(cost.state_bytes + self.activation_bytes)}, of which "
+            f"{size(cost.state_bytes)} for weights, gradients, and optimizer, and {size(self.activation_bytes)} for "
+            "activations in float32; less in bf16",
+            f"time: {duration(3600 * self.device_hours / self.devices)} on {counted(self.devices, self.kind)}, or "
+            f"{number(self.device_hours)} {hours}, at {shown_share(options.share)} of {_flop(self.peak)}/s each, which "
+            "is assumed, not measured",
+        ]
+        if options.price is not None:
+            lines.append(f"cost: {number(options.price * self.device_hours)} at {options.price:g} per {hours[:-1]}")
+        return [*lines, "evaluations, reading, and communication aren't counted", "Nothing was changed."]
+
+
+def plan_train(config: TrainConfig, options: TrainPlanOptions) -> TrainPlan:
+    """Check a configuration like `run_train`, and count its cost. Writes nothing to the output or the datasets.
+
+    Raises `UsageError` for a configuration that doesn't fit the weights or the datasets, and for more GPUs than images
+    per step.
+    """
+    storage = Storage(config.storage)
+    found = find_weights(config, storage)
+    config = found.config
+    output = Location(storage, config.output)
+    refuse_places(open_datasets(config, storage), output, cache_location(config, output))
+    devices = options.gpus or config.resources.workers
+    if devices > config.batch.images:
+        raise UsageError(
+            f"--gpus is {devices} for {config.batch.images} images per step: expected at most batch.images, because a "
+            "worker takes whole images"
+        )
+    cost = training_cost(found.architecture, found.decoder_layers, recipe_of(config), config.batch.recompute)
+    kind, peak = "GPU", options.flops
+    if peak is None:
+        compute = resolve_compute(config.resources.device, config.precision, config.resources.threads)
+        kind, peak = "GPU" if compute.kind == "cuda" else "worker", measure_peak(compute)
+    return TrainPlan(config, found.architecture, found.decoder_layers, cost, options, devices, kind, peak)
+
+
+def _flop(value: float) -> str:
+    """Return a number of operations such as `1.2e15 FLOP`."""
+    return f"{value:.3g} FLOP"

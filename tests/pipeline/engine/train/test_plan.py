@@ -1,0 +1,52 @@
+"""A dry run of training: its schedule and cost, what it refuses, and that nothing is written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segmint.infra.errors import UsageError
+from segmint.infra.wording import number
+from segmint.model.sam import load
+from segmint.pipeline.engine.train.plan import TrainPlan, TrainPlanOptions, plan_train
+from tests.pipeline.engine.train.test_presets import config_of
+from tests.support.tiny_vit import TINY
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "VIT_SHAPES", {"vit_b": TINY})
+
+
+def planned(folder: Path, dataset: Path, options: TrainPlanOptions, **keys: Any) -> TrainPlan:
+    keys = {"preset": "paper", "sampling": {"clicks": 1}, "steps": 180_000, "batch": {}, **keys}
+    return plan_train(config_of(folder, dataset, folder / "run", **keys), options)
+
+
+def test_a_dry_run_prints_the_schedule_and_the_cost_and_writes_nothing(trainable: Path, tmp_path: Path) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in trainable.rglob("*"))
+    plan = planned(tmp_path, trainable, TrainPlanOptions(gpus=128, flops=1e15, price=2.5, share=0.4))
+    lines = plan.lines()
+    assert lines[1] == (
+        "schedule: 180,000 steps of 128 images with up to 8,192 masks; rate 0.0008 after 250 steps of warm-up, a tenth "
+        "from steps 120,000 and 173,332"
+    )
+    flop = 180_000 * (128 * plan.cost.image_flop + 8192 * plan.cost.mask_flop)
+    assert plan.device_hours == pytest.approx(flop / 4e14 / 3600)
+    assert f"{number(plan.device_hours)} GPU-hours, at 40 % of 1e+15 FLOP/s each" in lines[4]
+    assert lines[5] == f"cost: {number(2.5 * plan.device_hours)} at 2.5 per GPU-hour"
+    assert lines[-1] == "Nothing was changed."
+    assert plan.to_dict()["activation_bytes"] == plan.cost.image_bytes + 64 * plan.cost.mask_bytes
+    assert not (tmp_path / "run").exists()
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in trainable.rglob("*"))
+
+
+def test_what_a_dry_run_refuses(trainable: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--gpus is 129 for 128 images per step"):
+        planned(tmp_path, trainable, TrainPlanOptions(gpus=129, flops=1e15))
+    with pytest.raises(UsageError, match="jitter needs encoder: trained"):
+        planned(tmp_path, trainable, TrainPlanOptions(), encoder="frozen", jitter=[0.5, 1.0])
+    with pytest.raises(UsageError, match="--gpus needs --flops"):
+        TrainPlanOptions(gpus=8)
+    with pytest.raises(UsageError, match=r"--share is 1\.5: expected a share above 0 and at most 1"):
+        TrainPlanOptions(share=1.5)
