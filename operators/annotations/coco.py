@@ -95,14 +95,26 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
 
 
 def _image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage | None:
-    name = entry.get("file_name") if isinstance(entry, dict) else None
+    name = entry.get("file_name", _lvis_name(entry.get("coco_url"))) if isinstance(entry, dict) else None
     if not isinstance(name, str) or not name:
         return None
     height, width = (entry.get(key) for key in ("height", "width"))
     written = all(type(side) is int and 0 < side <= LONGEST_SIDE for side in (height, width))
     stated = (height, width) if written else None
     known = size_of(name)
-    return AnnotatedImage(name, id_number(entry.get("id")), known or stated, other=stated if known else None)
+    negative = _ids(entry["neg_category_ids"]) if "neg_category_ids" in entry else None
+    not_exhaustive = _ids(entry.get("not_exhaustive_category_ids"))
+    id, other = id_number(entry.get("id")), stated if known else None
+    return AnnotatedImage(name, id, known or stated, other=other, negative=negative, not_exhaustive=not_exhaustive)
+
+
+def _lvis_name(url: Any) -> str | None:
+    """Return the folder and name of COCO's image, such as `val2017/000000000139.jpg`; LVIS has no file names."""
+    return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None
+
+
+def _ids(value: Any) -> frozenset[int]:
+    return frozenset(each for each in value if type(each) is int) if isinstance(value, list) else frozenset()
 
 
 def _add(image: AnnotatedImage, entry: Mapping[str, Any], labels: Mapping[Any, str | None], contours: bool) -> None:

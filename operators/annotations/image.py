@@ -65,7 +65,9 @@ class AnnotatedImage:
 
     `size` is None if neither the file nor a mask specifies it. `unreadable` has a line for each skipped mask, and
     `unreadable_ids` lists their ids, if any. `other` is the size in the file if `size` comes from elsewhere. `saved` is
-    the time of saving, in seconds since 1970, if given; the latest result for an image counts.
+    the time of saving, in seconds since 1970, if given; the latest result for an image counts. `negative` are the ids
+    of categories that an LVIS file states the image doesn't contain, and `not_exhaustive` those of which only some
+    objects have masks; `negative` is None for other files.
     """
 
     name: str
@@ -76,6 +78,8 @@ class AnnotatedImage:
     unreadable_ids: list[int] = field(default_factory=list)
     other: Size | None = None
     saved: float | None = None
+    negative: frozenset[int] | None = None
+    not_exhaustive: frozenset[int] = frozenset()
 
     def check_size(self, found: Sequence[int]) -> None:
         """Raise `UnreadableMaskError` if a mask's (height, width) differs from the image's, if that is known."""

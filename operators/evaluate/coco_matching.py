@@ -106,12 +106,43 @@ def recall_counts(truth: Sequence[TrueMask], found: Sequence[PredictedMask], lim
     return RecallCounts(np.array(counts, dtype=np.int64), results.truth)
 
 
-def match_masks(truth: Sequence[TrueMask], found: Sequence[PredictedMask], most: int = 100) -> ImageMatches:
-    """Match the `most` best predictions of one image and category with the ground truth, like `COCOeval`."""
+def match_masks(
+    truth: Sequence[TrueMask], found: Sequence[PredictedMask], most: int = 100, exhaustive: bool = True
+) -> ImageMatches:
+    """Match the `most` best predictions of one image and category with the ground truth, like `COCOeval`.
+
+    If the ground truth isn't `exhaustive`, unmatched predictions count as neither right nor wrong, as in LVIS.
+    """
     ranked = sorted(found, key=lambda mask: -mask.score)[:most]
     results = _evaluate(truth, ranked, _overlaps(truth, ranked), most)
+    ignored = results.ignored if exhaustive else results.ignored | ~results.matched
     scores = np.array([mask.score for mask in ranked], dtype=np.float64)
-    return ImageMatches(scores, np.packbits(np.stack([results.matched, results.ignored])), results.truth)
+    return ImageMatches(scores, np.packbits(np.stack([results.matched, ignored])), results.truth)
+
+
+def accumulate(images: Sequence[ImageMatches], limits: Sequence[int] = (1, 10, 100)) -> dict[str, NDArray[np.float64]]:
+    """Return `COCOeval`'s precision (thresholds, recalls, 1, areas, limits) and recall of one category; -1 if unknown.
+
+    `images` are the category's matches in each image that has any, in ascending order of the images' ids.
+    """
+    evaluation = COCOeval(iouType="segm")
+    params = evaluation.params
+    params.imgIds, params.catIds, params.maxDets = list(range(len(images))), [0], list(limits)
+    unpacked = [image.unpacked() for image in images]
+    evaluation.evalImgs = [
+        {
+            "dtScores": image.scores,
+            "dtMatches": matched[area],
+            "dtIgnore": ignored[area],
+            "gtIgnore": np.zeros(image.truth[area]),
+        }
+        for area in range(len(AREAS))
+        for image, (matched, ignored) in zip(images, unpacked, strict=True)
+    ]
+    evaluation._paramsEval = copy.deepcopy(params)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+    return {name: evaluation.eval[name] for name in ("precision", "recall")}
 
 
 @dataclass
@@ -121,25 +152,8 @@ class CocoPrecision:
     _parts: list[Any] = field(default_factory=list)
 
     def add(self, images: Sequence[ImageMatches]) -> None:
-        """Add a category: its matches in each image that has any, in ascending order of the images' ids."""
-        evaluation = COCOeval(iouType="segm")
-        params = evaluation.params
-        params.imgIds, params.catIds = list(range(len(images))), [0]
-        unpacked = [image.unpacked() for image in images]
-        evaluation.evalImgs = [
-            {
-                "dtScores": image.scores,
-                "dtMatches": matched[area],
-                "dtIgnore": ignored[area],
-                "gtIgnore": np.zeros(image.truth[area]),
-            }
-            for area in range(len(AREAS))
-            for image, (matched, ignored) in zip(images, unpacked, strict=True)
-        ]
-        evaluation._paramsEval = copy.deepcopy(params)
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation.accumulate()
-        self._parts.append({name: evaluation.eval[name] for name in ("precision", "recall")})
+        """Add a category by its matches, as for `accumulate`."""
+        self._parts.append(accumulate(images))
 
     def extend(self, other: "CocoPrecision") -> None:
         """Add all categories of another instance."""

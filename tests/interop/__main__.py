@@ -1,4 +1,4 @@
-"""Open every export in the real tool, and compare SAM 2.1 with its packages, each in an environment of its kind.
+"""Open every export in the real tool, and compare SAM 2.1 and LVIS's AP with their packages, each in an environment.
 
 `make test-interop` runs it.
 
@@ -65,21 +65,27 @@ SAM2 = Tool(
 )
 """Packages of the comparison with SAM 2.1, which are built without a compiler and with the torch of the tests."""
 
+LVIS = Tool("lvis-ap", ("lvis==0.5.3",), ours=True)
+"""Package of the comparison of LVIS's federated AP, with our numpy, pycocotools, OpenCV, and matplotlib."""
+
+ALL = (*TOOLS, SAM2, LVIS)
+
 ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:
     """Run all tools, or those of the formats that are named."""
     parser = argparse.ArgumentParser(prog="python -m tests.interop")
-    parser.add_argument("formats", nargs="*", metavar="FORMAT", help=", ".join(tool.format for tool in (*TOOLS, SAM2)))
-    known = {tool.format for tool in (*TOOLS, SAM2)}
+    parser.add_argument("formats", nargs="*", metavar="FORMAT", help=", ".join(tool.format for tool in ALL))
+    known = {tool.format for tool in ALL}
     wanted = set(parser.parse_args().formats) or known
     if unknown := wanted - known:
         parser.error(f"no tool reads {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(prefix="segmint-interop-") as folder:
-        datasets = make_datasets(Path(folder)) if wanted - {SAM2.format} else []
+        datasets = make_datasets(Path(folder)) if wanted - {SAM2.format, LVIS.format} else []
         failed = [tool.format for tool in TOOLS if tool.format in wanted and not _check(tool, datasets, Path(folder))]
         failed += [SAM2.format] if SAM2.format in wanted and not _compare_sam2(Path(folder)) else []
+        failed += [LVIS.format] if LVIS.format in wanted and not _compare_lvis(Path(folder)) else []
     print(f"\n{len(wanted) - len(failed)} passed, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}")
     sys.exit(1 if failed else 0)
 
@@ -112,6 +118,17 @@ def _compare_sam2(folder: Path) -> bool:
         with _environment(replace(SAM2, packages=("wheel",)), folder / "env-sam2") as python:
             install(python, "--no-deps", "--no-build-isolation", *SAM2.packages)
             return _run([python, ROOT / "tests/interop/oracles/check_sam2.py"], {"PYTHONPATH": ROOT})
+    except CannotInstallError as error:
+        print(f"CANNOT INSTALL: {error}")
+        return False
+
+
+def _compare_lvis(folder: Path) -> bool:
+    """Compare the stored figures with those of `lvis`, and return whether they are equal."""
+    print(f"\n== {LVIS.format}: {', '.join(LVIS.packages)}", flush=True)
+    try:
+        with _environment(LVIS, folder / "env-lvis") as python:
+            return _run([python, ROOT / "tests/interop/oracles/check_lvis.py"], {"PYTHONPATH": ROOT})
     except CannotInstallError as error:
         print(f"CANNOT INSTALL: {error}")
         return False

@@ -1,4 +1,7 @@
-"""Output folder of an evaluation: results.parquet, evaluation.json, and index.html, never overwriting files."""
+"""Output folder of an evaluation: results.parquet, evaluation.json, tables.md, and index.html.
+
+Existing files are never overwritten.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +19,7 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location, put_new_file, refuse_existing
 from segmint.pipeline.engine.evaluate.truth import Truth
 
-RESULTS, ANSWER, PAGE = "results.parquet", "evaluation.json", "index.html"
+RESULTS, ANSWER, PAGE, TABLES = "results.parquet", "evaluation.json", "index.html", "tables.md"
 
 
 class OutputFolder(AbstractContextManager["OutputFolder"]):
@@ -33,7 +36,7 @@ class OutputFolder(AbstractContextManager["OutputFolder"]):
             self._datasets = [truth.dataset for truth in truths if truth.dataset is not None]
             for dataset in self._datasets:
                 refuse_inside(dataset, folder, "-o")
-            for name in (RESULTS, ANSWER, PAGE):
+            for name in (RESULTS, ANSWER, PAGE, TABLES):
                 refuse_existing(folder / name)
         self._scratch = ScratchFolder()
         self._path = Path(self._scratch.name) / RESULTS
@@ -55,14 +58,19 @@ class OutputFolder(AbstractContextManager["OutputFolder"]):
         if self._folder is not None:
             self._writer.add(table.cast(self._schema).combine_chunks().to_batches())
 
-    def put(self, answer: Mapping[str, Any], page: str) -> None:
-        """Record the files in each dataset among the truths, then store them, the JSON result last."""
+    def put(self, answer: Mapping[str, Any], page: str, tables: str | None = None) -> None:
+        """Record the files in each dataset among the truths, then store them, the JSON result last.
+
+        `tables` are the tables as Markdown; there are none if nothing could be evaluated.
+        """
         if self._folder is None:
             return
         self._writer.__exit__(None, None, None)
         text = json.dumps(without_secrets(answer), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
         files = {RESULTS: self._path}
-        for name, content in ((PAGE, page), (ANSWER, text)):
+        for name, content in ((PAGE, page), (TABLES, tables), (ANSWER, text)):
+            if content is None:
+                continue
             files[name] = self._path.with_name(name)
             files[name].write_text(content, encoding="utf-8")
         hashes = {name: sha256_of(path) for name, path in files.items()}

@@ -128,6 +128,30 @@ class Table:
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
+def markdown(subject: EvaluationSubject, tables: Sequence[Table]) -> str:
+    """Return tables as Markdown, below the evaluation's extent; `|` and line ends in names are escaped."""
+    lines = [_text(subject.head())]
+    for table in tables:
+        lines += [
+            "",
+            _text(table.title),
+            "",
+            _row([table.first, *table.heads]),
+            _row(["---", *["--:"] * len(table.heads)]),
+        ]
+        for name, cells in table.rows:
+            lines.append(_row([name, *(f"{value} ({between})" if between else value for value, between in cells)]))
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_text, cells))} |"
+
+
+def _text(text: str) -> str:
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+
+
 @dataclass(frozen=True)
 class FiguresPage:
     """Contents of a page. `tiles` are the scores at the top; `score` names the score that `lowest` lists."""

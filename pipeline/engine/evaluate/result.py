@@ -64,10 +64,15 @@ class EvaluationSubject:
     def head(self) -> str:
         """Return the first line of a result."""
         names = listed(truth.name for truth in self.truths)
-        masks = "" if self.masks is None else f"{counted(self.masks, 'mask')} of "
         predicted = [each.label for each in self.weights if isinstance(each, Predictions)]
         which = f"; {listed(predicted)}: predictions from a file" if predicted else ""
-        return f"{self.evaluation}: {masks}{counted(self.images, 'image')} of {names}{which}"
+        return f"{self.evaluation}: {self.size} of {names}{which}"
+
+    @property
+    def size(self) -> str:
+        """Number of masks and images, such as `41 masks of 4 images`."""
+        masks = "" if self.masks is None else f"{counted(self.masks, 'mask')} of "
+        return f"{masks}{counted(self.images, 'image')}"
 
     def skipped_lines(self) -> list[str]:
         """Return lines about the skipped items."""

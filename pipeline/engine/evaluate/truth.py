@@ -55,7 +55,8 @@ class TruthImage:
     `truth` is the number of its dataset or file in the command, and `image_id` is unique within it. `pixels` (H, W, 3)
     uint8 RGB are in the frame of the masks. `label_map` (H, W) int64 exists if the truth is label maps, with 0 for the
     background; its values in `ignore` are neither mask nor background. `skipped` contains a line for each skipped mask.
-    `columns` are the image's values by column name, for groups.
+    `columns` are the image's values by column name, for groups. `checked` are the ids of the categories that were
+    checked in an LVIS image, and `not_exhaustive` those of which only some objects have masks; None for other files.
     """
 
     truth: int
@@ -67,6 +68,8 @@ class TruthImage:
     columns: Mapping[str, Any] = field(default_factory=dict)
     label_map: NDArray[np.int64] | None = None
     ignore: frozenset[int] = frozenset()
+    checked: frozenset[int] | None = None
+    not_exhaustive: frozenset[int] = frozenset()
 
     @property
     def size(self) -> Size:
@@ -111,7 +114,8 @@ class Truth:
 
     `name` is the user's name for it, without credentials; `kind` is its kind, and `facts` are its digests and choices.
     `dataset` is the location of a segmint dataset. `frequencies` maps an LVIS file's category ids to their frequency:
-    r, c, or f. `categories` are the category ids of a COCO file's masks.
+    r, c, or f. `categories` are the category ids of a COCO file's masks. With `federated`, a file lists the categories
+    that were checked in each image.
     """
 
     name: str
@@ -122,6 +126,7 @@ class Truth:
     dataset: Location | None = None
     frequencies: Mapping[int, str] = field(default_factory=dict)
     categories: frozenset[int] = frozenset()
+    federated: bool = False
 
     @property
     def images(self) -> int:

@@ -104,7 +104,20 @@ class CocoPart:
     def _load(self, image: AnnotatedImage, decoders: Decoders) -> TruthImage:
         pixels = _read_pixels(self.folder, image.name, decoders)
         masks, skipped = _masks(image.masks, pixels)
-        return TruthImage(self.truth, _id_of(image), image.name, pixels, masks, [*image.unreadable, *skipped])
+        checked = None
+        if image.negative is not None:
+            checked = image.negative | {mask.category for mask in image.masks if mask.category is not None}
+        unreadable = [*image.unreadable, *skipped]
+        return TruthImage(
+            self.truth,
+            _id_of(image),
+            image.name,
+            pixels,
+            masks,
+            unreadable,
+            checked=checked,
+            not_exhaustive=image.not_exhaustive,
+        )
 
 
 @dataclass(frozen=True)
@@ -179,7 +192,16 @@ def open_coco_truth(file: Location, folder: Location, number: int, empty: bool =
     ]
     facts = {"sha256": hashlib.sha256(data).hexdigest(), "image_folder": redact(str(folder))}
     categories = frozenset(mask.category for image in annotated for mask in image.masks if mask.category is not None)
-    return Truth(redact(str(file)), COCO, parts, facts, skipped, frequencies=found.frequencies, categories=categories)
+    return Truth(
+        redact(str(file)),
+        COCO,
+        parts,
+        facts,
+        skipped,
+        frequencies=found.frequencies,
+        categories=categories,
+        federated=any(image.negative is not None for image in annotated),
+    )
 
 
 def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore: Sequence[int] = ()) -> Truth:

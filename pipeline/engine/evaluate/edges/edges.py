@@ -18,7 +18,7 @@ from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.edges.measure import Annotator, EdgesMeasure, counts_of, open_annotator
 from segmint.pipeline.engine.evaluate.measure import Predictions
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.page import Curve, Curves, FiguresPage, Table, cell
+from segmint.pipeline.engine.evaluate.page import Curve, Curves, FiguresPage, Table, cell, markdown
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
@@ -83,7 +83,7 @@ class EdgesResult:
             f"edges of masks from a grid of {side} x {side} points, matched within {100 * self.measure.tolerance:g} % "
             f"of the diagonal; in percent, {basis(self.subject.images)}",
             "",
-            _line("", [name.upper() for name in FIGURES]),
+            _line(self.subject.size, [name.upper() for name in FIGURES]),
             *self._rows(),
             *self.subject.skipped_lines(),
         ]
@@ -112,7 +112,7 @@ class EdgesResult:
             f"Figures are in percent, {basis(self.subject.images)}.",
             "F at the image's best threshold",
             tiles,
-            [Table("All images", "Weights", [name.upper() for name in FIGURES], rows)],
+            [Table(self.subject.size, "Weights", [name.upper() for name in FIGURES], rows)],
             [
                 ("Grid", f"{side} x {side} points"),
                 ("Matched within", tolerance),
@@ -227,7 +227,10 @@ def evaluate_edges(
         counts = gather(session.tables(), len(task.weights))
         answer = edges_result(session.subject(None), measure, counts, SEED)
         if output.wanted:
-            output.put(answer.to_dict(), answer.page().render(answer.subject, session.lowest))
+            page = answer.page()
+            output.put(
+                answer.to_dict(), page.render(answer.subject, session.lowest), markdown(answer.subject, page.tables)
+            )
     return answer
 
 

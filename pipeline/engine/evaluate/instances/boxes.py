@@ -47,6 +47,13 @@ class ImageBoxes:
         kept.sort()
         return ImageBoxes(self.boxes[kept], self.scores[kept], self.categories[kept])
 
+    def best_of_all(self, most: int) -> "ImageBoxes":
+        """Return the `most` boxes with the highest scores, over all categories, as LVIS's evaluation."""
+        if self.scores is None:
+            return self
+        kept = np.sort(np.argsort(-self.scores, kind="stable")[:most])
+        return ImageBoxes(self.boxes[kept], self.scores[kept], self.categories[kept])
+
 
 @dataclass(frozen=True)
 class BoxesByImage:

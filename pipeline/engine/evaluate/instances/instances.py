@@ -15,6 +15,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
 from segmint.operators.evaluate.coco_matching import CocoPrecision, ImageMatches
+from segmint.operators.evaluate.lvis import FederatedPrecision
 from segmint.operators.intervals import Interval, basis, figure_intervals
 from segmint.operators.resampling import holm, sign_flip_p
 from segmint.operators.rows import Row
@@ -29,7 +30,7 @@ from segmint.pipeline.engine.evaluate.instances.measure import OverlapMeasure, P
 from segmint.pipeline.engine.evaluate.kinds import DATASET
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, Predictions
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.page import FiguresPage, Table, cell
+from segmint.pipeline.engine.evaluate.page import FiguresPage, Table, cell, markdown
 from segmint.pipeline.engine.evaluate.predictions import read_predictions, unmatched_error
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
@@ -46,6 +47,15 @@ SHOWN = {
     "ap_medium": "AP medium",
     "ap_large": "AP large",
     "ar_100": "AR@100",
+}
+
+
+SHOWN_LVIS = {
+    **{name: text for name, text in SHOWN.items() if name != "ar_100"},
+    "ap_r": "AP rare",
+    "ap_c": "AP common",
+    "ap_f": "AP frequent",
+    "ar_300": "AR@300",
 }
 
 
@@ -75,12 +85,22 @@ class InstancesSettings:
 
 @dataclass(frozen=True)
 class PrecisionResult:
-    """COCO's twelve scores for each set of weights, and the AP of each category by its id."""
+    """COCO's twelve scores for each set of weights, or LVIS's, and the AP of each category by its id.
+
+    `truth` is the number of true masks by category.
+    """
 
     subject: EvaluationSubject
     settings: InstancesSettings
     figures: tuple[Mapping[str, float | None], ...]
     categories: tuple[Mapping[int, float | None], ...] | None
+    truth: Mapping[int, int]
+    federated: bool = False
+
+    @property
+    def shown(self) -> Mapping[str, str]:
+        """Scores to show, with their names."""
+        return SHOWN_LVIS if self.federated else SHOWN
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -91,18 +111,20 @@ class PrecisionResult:
         }
         if self.categories is not None:
             answer["categories"] = [{str(id): ap for id, ap in each.items()} for each in self.categories]
+            answer["true_masks"] = {str(id): masks for id, masks in self.truth.items()}
         if len(self.figures) == 2:
             answer["differences"] = _minus(*self.figures)
         return answer
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
-        over = "without categories" if self.categories is None else f"over {len(self.categories[0])} categories"
+        over = "without categories" if self.categories is None else f"over {len(self.truth)} categories"
+        whose = "LVIS's federated" if self.federated else "COCO's"
         return [
             self.subject.head(),
-            f"{self.settings.line()}; COCO's AP {over}, in percent",
+            f"{self.settings.line()}; {whose} AP {over}, in percent",
             "",
-            _line("", list(SHOWN.values())),
+            _line(self.subject.size, list(self.shown.values())),
             *self._rows(),
             *self.subject.skipped_lines(),
         ]
@@ -111,18 +133,23 @@ class PrecisionResult:
         """Return the contents of the page."""
         names = [weights.label for weights in self.subject.weights]
         rows = [
-            (name, [cell(each[figure]) for figure in SHOWN]) for name, each in zip(names, self.figures, strict=True)
+            (name, [cell(each[figure]) for figure in self.shown])
+            for name, each in zip(names, self.figures, strict=True)
         ]
         if len(self.figures) == 2:
             difference = _minus(*self.figures)
-            rows.append((f"{names[1]} minus {names[0]}", [cell(difference[name], sign="+") for name in SHOWN]))
-        tables = [Table("All images", "Weights", list(SHOWN.values()), rows)]
+            rows.append((f"{names[1]} minus {names[0]}", [cell(difference[name], sign="+") for name in self.shown]))
+        tables = [Table(self.subject.size, "Weights", list(self.shown.values()), rows)]
         if self.categories is not None:
-            by_id = [(f"category {id}", [cell(each[id]) for each in self.categories]) for id in self.categories[0]]
+            by_id = [
+                (f"category {id} ({counted(masks, 'mask')})", [cell(each.get(id)) for each in self.categories])
+                for id, masks in self.truth.items()
+            ]
             tables.append(Table("AP by category", "Category", names, by_id))
         return FiguresPage(
             "Weights evaluated by boxes of a detector",
-            "COCO's average precision, in percent, of masks made from a detector's boxes, ranked by box score.",
+            f"{'LVIS' if self.federated else 'COCO'}'s average precision, in percent, of masks made from a detector's "
+            "boxes, ranked by box score.",
             "Without intervals.",
             "",
             [(name, cell(each["ap"])[0]) for name, each in zip(names, self.figures, strict=True)],
@@ -132,11 +159,11 @@ class PrecisionResult:
 
     def _rows(self) -> Iterator[str]:
         for weights, figures in zip(self.subject.weights, self.figures, strict=True):
-            yield _line(weights.label, [percent(figures[name]) for name in SHOWN])
+            yield _line(weights.label, [percent(figures[name]) for name in self.shown])
         if len(self.figures) == 2:
             first, second = (each.label for each in self.subject.weights)
             difference = _minus(*self.figures)
-            yield _line(f"{second} minus {first}", [percent(difference[name], sign="+") for name in SHOWN])
+            yield _line(f"{second} minus {first}", [percent(difference[name], sign="+") for name in self.shown])
 
 
 @dataclass(frozen=True)
@@ -168,7 +195,7 @@ class OverlapResult:
             self.subject.head(),
             f"{self.settings.line()}; mIoU in percent, {basis(self.subject.images)}; AP needs scores",
             "",
-            _line("", ["over masks", "over images"], 26),
+            _line(self.subject.size, ["over masks", "over images"], 26),
             *(
                 _line(weights.label, [percent(*each) for each in means.values()], 26)
                 for weights, means in zip(self.subject.weights, self.means, strict=True)
@@ -190,7 +217,7 @@ class OverlapResult:
             f"Means are in percent, {basis(self.subject.images)}.",
             "IoU",
             [(name, cell(*each["masks"])[0]) for name, each in zip(names, self.means, strict=True)],
-            [Table("mIoU", "Weights", ["over masks", "over images"], rows)],
+            [Table(f"mIoU, {self.subject.size}", "Weights", ["over masks", "over images"], rows)],
             [("Prompts", self.settings.line())],
         )
 
@@ -237,20 +264,36 @@ class MatchesByCategory:
         if not any(both):
             raise no_category_error(boxes)
 
-    def answer(self, subject: EvaluationSubject, settings: InstancesSettings, categories: bool) -> PrecisionResult:
-        """Return the scores, accumulated by ascending category and image id as in COCO's evaluation."""
-        figures, by_category = [], []
+    def answer(
+        self,
+        subject: EvaluationSubject,
+        settings: InstancesSettings,
+        categories: bool,
+        frequencies: Mapping[int, str] | None = None,
+    ) -> PrecisionResult:
+        """Return the scores, accumulated by ascending category and image id as in COCO's evaluation.
+
+        They are LVIS's if `frequencies` are given.
+        """
+        figures, by_category, truth = [], [], dict[int, int]()
         for home in self.by_category:
-            total, each = CocoPrecision(), dict[int, float | None]()
+            total = CocoPrecision() if frequencies is None else FederatedPrecision(frequencies)
+            each = dict[int, float | None]()
             for category in sorted(home):
                 images = [matches for _, matches in sorted(home[category], key=lambda pair: _order(pair[0]))]
+                truth[category] = sum(int(matches.truth[0]) for matches in images)
+                if isinstance(total, FederatedPrecision):
+                    each[category] = total.add(category, images)
+                    continue
                 alone = CocoPrecision()
                 alone.add(images)
                 total.extend(alone)
                 each[category] = alone.figures()["ap"]
             figures.append(total.figures())
             by_category.append(each)
-        return PrecisionResult(subject, settings, tuple(figures), tuple(by_category) if categories else None)
+        by_id = tuple(by_category) if categories else None
+        ordered = dict(sorted(truth.items()))
+        return PrecisionResult(subject, settings, tuple(figures), by_id, ordered, frequencies is not None)
 
 
 def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int, boxes: BoxesByImage | None = None) -> Floats:
@@ -334,7 +377,7 @@ def evaluate_instances(
     settings = InstancesSettings(refine, boxes, bool(options.model.weights))
     measure: PrecisionMeasure | OverlapMeasure
     if boxes is not None and boxes.scored:
-        measure = PrecisionMeasure(boxes, refine)
+        measure = PrecisionMeasure(boxes, refine, boxes.categories and truths[0].federated)
     else:
         measure = OverlapMeasure(boxes, refine)
     task = options.model.task(measure, predictions)
@@ -345,7 +388,9 @@ def evaluate_instances(
         if isinstance(measure, PrecisionMeasure):
             matches = MatchesByCategory(session.tables(), len(task.weights))
             matches.check(measure.boxes, task.weights)
-            answer = matches.answer(session.subject(matches.masks), settings, measure.boxes.categories)
+            frequencies = truths[0].frequencies if measure.federated else None
+            subject = session.subject(matches.masks)
+            answer = matches.answer(subject, settings, measure.boxes.categories, frequencies)
         else:
             sums = gather_overlaps(session.tables(), len(task.weights), boxes)
             for place, each in enumerate(task.weights, start=1):
@@ -353,7 +398,10 @@ def evaluate_instances(
                     raise unmatched_error(each)
             answer = overlap_result(session.subject(int(sums[:, 0].sum())), settings, sums, SEED)
         if output.wanted:
-            output.put(answer.to_dict(), answer.page().render(answer.subject, session.lowest))
+            page = answer.page()
+            output.put(
+                answer.to_dict(), page.render(answer.subject, session.lowest), markdown(answer.subject, page.tables)
+            )
     return answer
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from segmint.operators.evaluate.coco_matching import ImageMatches, PredictedMask, match_masks
 from segmint.operators.evaluate.instances import boxes_of, iou_assigned, iou_in_order, segment_boxes
+from segmint.operators.evaluate.lvis import MOST as MOST_LVIS
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.instances.boxes import NO_CATEGORY, BoxesByImage, ImageBoxes
 from segmint.pipeline.engine.evaluate.measure import HEAD, Model, PredictedResult, Predictions, with_embeddings
@@ -23,10 +24,14 @@ _WEIGHTS = pa.field("weights", pa.int32(), nullable=False)  # index of the weigh
 
 @dataclass(frozen=True)
 class PrecisionMeasure:
-    """Masks from a detector's boxes, matched with the truth: a row for each image and category."""
+    """Masks from a detector's boxes, matched with the truth: a row for each image and category.
+
+    With `federated`, as in LVIS, only the categories that were checked in an image count.
+    """
 
     boxes: BoxesByImage
     refine: bool = True
+    federated: bool = False
 
     name = "instances"
 
@@ -49,19 +54,29 @@ class PrecisionMeasure:
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Prompt each model with the image's boxes."""
-        wanted = self.boxes.of(image.image_id, image.name).best(MOST)
+        wanted = self.boxes.of(image.image_id, image.name)
+        wanted = wanted.best_of_all(MOST_LVIS) if self.federated else wanted.best(MOST)
         assert wanted.scores is not None, "a file without scores is another measure"
+        checked = (image.checked or frozenset()) if self.federated else None
         truth: dict[int, list[TruthMask]] = {}
         for true in image.masks:
             truth.setdefault(_category(true) if self.boxes.categories else NO_CATEGORY, []).append(true)
         rows: list[Row] = []
         for weights, masks in enumerate(_segment(models, image, wanted, self.refine)):
             found: dict[int, list[PredictedMask]] = {}
+            if self.federated:
+                masks = sorted(masks, key=lambda mask: -(mask.score or 0.0))[:MOST_LVIS]
             for mask in masks:
                 category = self._category(mask)
-                found.setdefault(category, []).append(PredictedMask(mask.rle, mask.score or 0.0))
+                if checked is None or category in checked:
+                    found.setdefault(category, []).append(PredictedMask(mask.rle, mask.score or 0.0))
             for category in sorted({*truth, *found}):
-                matches = match_masks(true_masks(truth.get(category, [])), found.get(category, []), MOST)
+                matches = match_masks(
+                    true_masks(truth.get(category, [])),
+                    found.get(category, []),
+                    MOST if checked is None else MOST_LVIS,
+                    exhaustive=checked is None or category not in image.not_exhaustive,
+                )
                 rows.append(
                     {
                         "weights": weights,

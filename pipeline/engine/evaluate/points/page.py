@@ -18,7 +18,7 @@ from segmint.operators.decoding import JpegDecoder
 from segmint.operators.intervals import basis
 from segmint.operators.resampling import holm
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.page import Curve, Curves, cell, render
+from segmint.pipeline.engine.evaluate.page import Curve, Curves, Table, cell, render
 from segmint.pipeline.engine.evaluate.points.result import KINDS, PointsResult
 from segmint.pipeline.engine.evaluate.points.scores import WorstMask
 from segmint.pipeline.engine.evaluate.result import p_value, percent
@@ -126,16 +126,40 @@ def _scope(answer: PointsResult, truth: int | None) -> str:
         mean = answer.means.mean(f"iou_{answer.settings.clicks[0]}", truth=truth)
         size = f"{counted(mean.masks, 'mask')} of {counted(mean.images, 'image')}"
         return f"{answer.subject.truths[truth].name}, {size}"
-    return "All ground truths together" if len(answer.subject.truths) > 1 else answer.subject.truths[0].name
+    name = "all ground truths together" if len(answer.subject.truths) > 1 else answer.subject.truths[0].name
+    return f"{name}, {answer.subject.size}"
 
 
-def _tables(answer: PointsResult) -> Iterator[dict[str, Any]]:
+def points_tables(answer: PointsResult) -> list[Table]:
+    """Return all tables of a result, for Markdown: means by clicks, differences, groups, and their pairs."""
+    tables = list(_tables(answer))
+    if answer.means.differences:
+        names = answer.subject.names
+        rows = [
+            (row["name"], [(row["mean"], row["interval"]), (row["p"], ""), (row["holm"], "")])
+            for row in _differences(answer)
+        ]
+        title = f"{names[1]} minus {names[0]}, {answer.subject.size}"
+        tables.append(Table(title, "Mean over masks", ["Difference", "p", "Corrected p"], rows))
+    if answer.grouped_by:
+        groups = [(f"{each['group']} ({answer.sizes[each['group']]})", each["cells"]) for each in _groups(answer)]
+        tables.append(Table(f"By {answer.grouped_by}", "Group", _group_heads(answer), groups))
+        pairs = [
+            (f"{row['name']}, {row['measured']}", [(row["difference"], ""), (row["p"], ""), (row["holm"], "")])
+            for row in _pairs(answer)
+        ]
+        tables.append(Table(f"Pairs by {answer.grouped_by}", "Pair", ["Difference", "p", "Corrected p"], pairs))
+    return tables
+
+
+def _tables(answer: PointsResult) -> Iterator[Table]:
+    heads = [counted(clicks, "click") for clicks in answer.settings.clicks]
     for truth in answer.scopes():
         for number, label in enumerate(answer.subject.names):
             rows = [
                 (name, [cell(mean.mean, mean.interval) for mean in means]) for name, means in answer.rows(number, truth)
             ]
-            yield {"title": f"{label}, {_scope(answer, truth)}", "rows": rows}
+            yield Table(f"{label}, {_scope(answer, truth)}", "Mean", heads, rows)
 
 
 def _differences(answer: PointsResult) -> Iterator[dict[str, str]]:
@@ -164,8 +188,7 @@ def _groups(answer: PointsResult) -> Iterator[dict[str, Any]]:
 def _pairs(answer: PointsResult) -> Iterator[dict[str, str]]:
     for pair in answer.nearest_pairs(_PAIRS):
         yield {
-            "first": pair.first,
-            "second": pair.second,
+            "name": f"{pair.first} ({answer.sizes[pair.first]}) minus {pair.second} ({answer.sizes[pair.second]})",
             "measured": answer.measured(pair),
             "difference": percent(pair.difference, sign="+"),
             "p": p_value(pair.p),

@@ -17,9 +17,10 @@ from segmint.operators.evaluate.settings import FirstClick, PointsSettings
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.measure import PartResult, Predictions
 from segmint.pipeline.engine.evaluate.output import OutputFolder
+from segmint.pipeline.engine.evaluate.page import markdown
 from segmint.pipeline.engine.evaluate.points.figures import groups_of, means_of
 from segmint.pipeline.engine.evaluate.points.measure import DRAWN, SCORES, PointsMeasure
-from segmint.pipeline.engine.evaluate.points.page import render_page
+from segmint.pipeline.engine.evaluate.points.page import points_tables, render_page
 from segmint.pipeline.engine.evaluate.points.result import Judge, PointsResult
 from segmint.pipeline.engine.evaluate.points.scores import ImageScores, collect
 from segmint.pipeline.engine.evaluate.predictions import read_predictions, unmatched_error
@@ -163,7 +164,8 @@ def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | Non
         if judge is not None:
             answer = replace(answer, judgment=judge.judge())
         if output.wanted:
-            output.put(answer.to_dict(), render_page(answer, worst, truths))
+            page, tables = render_page(answer, worst, truths), markdown(answer.subject, points_tables(answer))
+            output.put(answer.to_dict(), page, tables)
     return replace(answer, page=output.page)
 
 

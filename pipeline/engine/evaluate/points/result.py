@@ -119,6 +119,11 @@ class PointsResult:
             if each.truth is None and each.over == "masks" and kind in KINDS:
                 yield f"{KINDS[kind]}, {counted(int(count), 'click')}", each
 
+    @property
+    def sizes(self) -> dict[str, str]:
+        """Number of masks and images of each group, as text."""
+        return {each.group: f"{counted(each.masks, 'mask')} of {counted(each.images, 'image')}" for each in self.groups}
+
     def measured(self, group: GroupMean | GroupPair) -> str:
         """Return the number of clicks of a group or pair, and the weights if there are two."""
         name = f"{self.subject.names[group.weights]}, " if len(self.subject.weights) > 1 else ""
@@ -135,7 +140,7 @@ class PointsResult:
             for weights, label in enumerate(self.subject.names):
                 one = self.means.mean(f"iou_{self.settings.clicks[0]}", weights, truth)
                 size = f"{counted(one.masks, 'mask')} of {counted(one.images, 'image')}"
-                where = f", {self.subject.truths[truth].name} ({size})" if truth is not None else ""
+                where = f", {self.subject.truths[truth].name} ({size})" if truth is not None else f" ({size})"
                 cells = [f"{counted(count, 'click')}" for count in self.settings.clicks]
                 yield ""
                 yield _line(f"{label}{where}", cells)
@@ -148,8 +153,8 @@ class PointsResult:
         yield ""
         first, second = self.subject.names
         yield (
-            f"difference: {second} minus {first}, over the same masks; p by flipping the signs of whole images, "
-            "corrected by Holm's method"
+            f"difference: {second} minus {first}, over the same {self.subject.size}; p by flipping the signs of whole "
+            "images, corrected by Holm's method"
         )
         shown = list(self.differences())
         for (name, each), corrected in zip(shown, holm([each.p for _, each in shown]), strict=True):
@@ -162,11 +167,12 @@ class PointsResult:
         yield ""
         yield f"by {self.grouped_by}; pairs: p by permuting labels over images, Holm's correction over the pairs"
         for mean in self.groups:
-            size = f"{counted(mean.masks, 'mask')} of {counted(mean.images, 'image')}"
-            yield (f"  {self.measured(mean)}, {mean.group}: {percent(mean.mean, mean.interval)} ({size})")
+            size = self.sizes[mean.group]
+            yield f"  {self.measured(mean)}, {mean.group}: {percent(mean.mean, mean.interval)} ({size})"
         for pair in self.nearest_pairs(_PAIRS):
+            first, second = self.sizes[pair.first], self.sizes[pair.second]
             yield (
-                f"  {self.measured(pair)}, {pair.first} minus {pair.second}: "
+                f"  {self.measured(pair)}, {pair.first} minus {pair.second} ({first} and {second}): "
                 f"{100 * pair.difference:+.1f}, {p_value(pair.p)}, corrected {p_value(pair.holm)}"
             )
         if len(self.pairs) > _PAIRS:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.infra.wording import counted
 from segmint.operators.evaluate.coco_matching import AREAS, IOU_THRESHOLDS
 from segmint.operators.evaluate.proposals import LIMITS
 from segmint.operators.intervals import Interval, basis, figure_intervals
@@ -18,7 +19,7 @@ from segmint.operators.resampling import holm, swap_p
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.measure import Predictions
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.page import Cell, FiguresPage, Table, cell
+from segmint.pipeline.engine.evaluate.page import Cell, FiguresPage, Table, cell, markdown
 from segmint.pipeline.engine.evaluate.predictions import read_predictions, unmatched_error
 from segmint.pipeline.engine.evaluate.proposals.measure import ALL, ProposalsMeasure, counts_of
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
@@ -99,19 +100,23 @@ class ProposalsResult:
         for kind in dict.fromkeys(each.kind for each in recalls):
             for limit in LIMITS:
                 cells = [each for each in recalls if (each.kind, each.limit) == (kind, limit)]
-                yield f"AR@{limit}" if kind == ALL else f"AR@{limit}, {kind}", cells
+                name = f"{kind} ({', '.join(f'{self.truth[kind][area]:,}' for area in AREAS)})"
+                yield f"AR@{limit}" if kind == ALL else f"AR@{limit}, {name}", cells
 
     def page(self) -> FiguresPage:
         """Return the contents of the page."""
         names = [weights.label for weights in self.subject.weights]
         heads = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
+        images = counted(self.subject.images, "image")
         tables = [
-            Table(f"{name}, {proposals:.0f} proposals per image", "Average recall", heads, self._cells(recalls))
+            Table(
+                f"{name}, {proposals:.0f} proposals per image, {images}", "Average recall", heads, self._cells(recalls)
+            )
             for name, proposals, recalls in zip(names, self.proposals, self.recalls, strict=True)
         ]
         if self.differences:
             rows = self._cells(self.differences, sign="+")
-            tables.append(Table(f"{names[1]} minus {names[0]}", "Average recall", heads, rows))
+            tables.append(Table(f"{names[1]} minus {names[0]}, {images}", "Average recall", heads, rows))
         tiles = [
             (f"{name}, {row}" if len(names) > 1 else row, cells[0].value)
             for name, recalls in zip(names, self.recalls, strict=True)
@@ -245,7 +250,8 @@ def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: 
         subject = session.subject(int(counts[ALL].truth[:, 0].sum()))
         answer = proposals_result(subject, points_per_side, counts, SEED)
         if output.wanted:
-            output.put(answer.to_dict(), answer.page().render(subject, session.lowest))
+            page = answer.page()
+            output.put(answer.to_dict(), page.render(subject, session.lowest), markdown(subject, page.tables))
     return answer
 
 

@@ -56,6 +56,12 @@ def test_two_weights_with_groups_on_a_page(dataset: Path, other_weights: Path, t
     assert lines[-1] == f"written: open {out}/index.html"
     assert "difference: other.pt minus mobile_sam" in done.stdout
     assert "by kind; pairs" in done.stdout
+    assert "over the same 3 masks of 3 images; p by" in done.stdout
+    assert "3 clicks, a minus b (2 masks of 2 images and 1 mask of 1 image): " in done.stdout
+    tables = (out / "tables.md").read_text().splitlines()
+    assert tables[0] == lines[0]
+    assert "other.pt minus mobile_sam, 3 masks of 3 images" in tables
+    assert any(line.startswith("| a (2 masks of 2 images) | ") for line in tables)
 
     answer = json.loads((out / "evaluation.json").read_bytes())
     assert answer["settings"] == {"clicks": [1, 2, 3], "first_click": "random", "several_clicks": "single", "seed": 3}
@@ -88,7 +94,7 @@ def test_two_weights_with_groups_on_a_page(dataset: Path, other_weights: Path, t
     assert all(image.attributes["src"].startswith("data:image/jpeg") for image in page.all("img"))
     assert len(page.all("img")) == 2 * 2 * 3
     assert not page.all("script")
-    for text in ("By kind", "Difference", "other.pt", "a minus b", "CC0-1.0"):
+    for text in ("By kind", "Difference", "other.pt", "a (2 masks of 2 images) minus b (1 mask of 1 image)", "CC0-1.0"):
         assert text in page.text
 
     again = run(*arguments, "-o", out)

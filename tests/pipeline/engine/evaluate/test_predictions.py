@@ -21,6 +21,7 @@ from segmint.operators.evaluate.settings import PointsSettings
 from segmint.pipeline.engine.evaluate.edges.edges import evaluate_edges
 from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure
 from segmint.pipeline.engine.evaluate.instances.instances import evaluate_instances
+from segmint.pipeline.engine.evaluate.page import Table, markdown
 from segmint.pipeline.engine.evaluate.points.points import PointsOptions, evaluate_points
 from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
 from segmint.pipeline.engine.evaluate.session import EvaluateOptions
@@ -113,6 +114,28 @@ def test_recall_of_predicted_proposals_is_coco_evals(files: TruthFiles, tmp_path
     assert difference.p <= 0.01
     assert difference.p <= difference.holm < 0.2
     assert any(line.startswith("    corrected by Holm's method") for line in answer.lines())
+    tables = (tmp_path / "out/tables.md").read_text()
+    assert tables.startswith(answer.lines()[0] + "\n\none.json, ")
+    low, high = difference.interval
+    assert f"| AR@10 | {100 * difference.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) |" in tables
+    assert (
+        "| Average recall | all (36) | small (12) | medium (24) | large (0) |\n| --- | --: | --: | --: | --: |"
+        in tables
+    )
+
+
+def test_markdown_has_the_cells_of_a_table_and_escapes_names(files: TruthFiles, tmp_path: Path) -> None:
+    subject = evaluate_proposals(options(files, detections(files, tmp_path / "one.json")), 64, Storage()).subject
+    table = Table("a|b,\n3 images", "Weights", ["AP"], [("x|y", [("50.0", "40.0 to 60.0")]), ("z", [("-", "")])])
+    lines = markdown(subject, [table]).splitlines()
+    assert lines[2:] == [
+        "a\\|b, 3 images",
+        "",
+        "| Weights | AP |",
+        "| --- | --: |",
+        "| x\\|y | 50.0 (40.0 to 60.0) |",
+        "| z | - |",
+    ]
 
 
 def test_masks_after_clicks_have_their_ious(files: TruthFiles, tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""LVIS's federated AP and class-agnostic AR, equal to those that `lvis` 0.5.3 found on the same drawn set.
+
+tests/interop/oracles/check_lvis.py stores its figures.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from segmint.infra.storage.storage import Storage
+from segmint.operators.evaluate.coco_matching import AREAS
+from segmint.operators.evaluate.lvis import FederatedPrecision
+from segmint.pipeline.engine.evaluate.instances.instances import SHOWN_LVIS, PrecisionResult, evaluate_instances
+from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
+from segmint.pipeline.engine.evaluate.session import EvaluateOptions
+from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
+from tests.support.lvis_set import draw_lvis_set, write_lvis_set
+
+STORED = json.loads((Path(__file__).parent / "lvis_figures.json").read_text())
+NAMES = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "APs",
+    "ap_medium": "APm",
+    "ap_large": "APl",
+    "ap_r": "APr",
+    "ap_c": "APc",
+    "ap_f": "APf",
+    "ar_300": "AR@300",
+    "ar_small": "ARs@300",
+    "ar_medium": "ARm@300",
+    "ar_large": "ARl@300",
+}
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> EvaluateOptions:
+    folder = tmp_path_factory.mktemp("lvis")
+    truth, results = write_lvis_set(folder)
+    model = ModelOptions((), (str(results),), device="cpu")
+    return EvaluateOptions(TruthOptions((str(truth),), (str(folder / "images"),)), model)
+
+
+def test_federated_scores_are_those_of_lvis(options: EvaluateOptions) -> None:
+    answer = evaluate_instances(options, None, True, Storage())
+    assert isinstance(answer, PrecisionResult)
+    found = {NAMES[name]: value for name, value in answer.figures[0].items()}
+    assert found == pytest.approx(STORED["federated"], abs=1e-9)
+    assert 0.05 < found["AP"] < 0.95
+    assert answer.subject.images == 12
+    document, _ = draw_lvis_set()
+    assert sum(answer.truth.values()) == len(document["annotations"]) == answer.subject.masks
+    assert "LVIS's federated AP over 9 categories" in answer.lines()[1]
+    assert list(SHOWN_LVIS.values())[6:9] == ["AP rare", "AP common", "AP frequent"]
+
+
+def test_class_agnostic_recall_is_that_of_lvis(options: EvaluateOptions) -> None:
+    answer = evaluate_proposals(options, 32, Storage())
+    found = {each.area: each.value for each in answer.recalls[0] if (each.kind, each.limit) == ("all", 1000)}
+    assert found == pytest.approx(STORED["class-agnostic AR@1000"], abs=1e-9)
+    assert list(found) == list(AREAS)
+
+
+def test_without_categories_there_are_no_figures() -> None:
+    assert set(FederatedPrecision({}).figures().values()) == {None}
