@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-page gpu-bundle gpu-day gpu-estimate docs wheel clean
+.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals tables gpu-bundle gpu-day gpu-estimate docs wheel clean
 
 setup: $(STAMP) $(KERNELS)
 
@@ -177,8 +177,16 @@ bench-duplicates: setup
 bench-training: setup
 	$(BIN)/python benchmarks/training/textures.py --photos "$(SEGMINT_TEST_PHOTOS)" --threads 1 $(BENCH_OPTIONS)
 
-# Tables of docs/performance.md, docs/reading.md and docs/train.md, and plots, from benchmarks/results/.
-bench-page: setup
+# How long clicks take in the annotator, with the browser of the tests.
+bench-clicks: setup
+	$(BIN)/python benchmarks/annotate/click_latency.py $(BENCH_OPTIONS)
+
+# How often 95 % intervals contain the true value, simulated.
+bench-intervals: setup
+	$(BIN)/python benchmarks/evaluation/interval_coverage.py $(BENCH_OPTIONS)
+
+# Tables of measurements in docs/, and plots, from benchmarks/results/.
+tables: setup
 	$(BIN)/python benchmarks/plots.py
 
 bench-pipeline: setup

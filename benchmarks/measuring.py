@@ -4,7 +4,9 @@ import json
 import multiprocessing
 import os
 import resource
+import shlex
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,7 +133,36 @@ class Figures:
 
 
 def write_result(output: Path, name: str, machine: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Write a benchmark's result as JSON: its name, the date (UTC), the machine, and the parts."""
+    """Write a benchmark's result as JSON: its name, the date (UTC), the machine, the command, the commit, the parts."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    result = {"benchmark": name, "date": datetime.now(UTC).date().isoformat(), "machine": machine, **parts}
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    date = datetime.now(UTC).date().isoformat()
+    made = {"benchmark": name, "date": date, "machine": machine, "command": command_of(sys.argv), "commit": commit()}
+    output.write_text(json.dumps({**made, **parts}, indent=2) + "\n")
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """Return the command of this process from the repository's root, with only the names of files elsewhere."""
+    words = []
+    for word in arguments:
+        path = Path(word)
+        if path.is_absolute() or path.exists():
+            inside = path.resolve().is_relative_to(ROOT)
+            word = str(path.resolve().relative_to(ROOT)) if inside else path.name
+        words.append(word)
+    return shlex.join(["python", *words])
+
+
+def commit() -> str | None:
+    """Return the checkout's commit, with `-dirty` if code has changed since; None without git."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}-dirty" if changed else head

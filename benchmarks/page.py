@@ -17,6 +17,7 @@ from benchmarks.datasets.duplicates_tables import duplicates_part
 from benchmarks.gpu.tables import estimate_part, gpu_part
 from benchmarks.privacy.tables import privacy_part
 from benchmarks.reading.tables import reading_part
+from benchmarks.recorded_tables import audit_part, clicks_part, intervals_part, statistics_part
 from benchmarks.tables import (
     Result,
     crops_part,
@@ -56,6 +57,10 @@ PARTS: Parts = {
 
 PAGES: Mapping[str, Parts] = {
     "performance.md": PARTS,
+    "annotate.md": {"clicks": (clicks_part, "make bench-clicks")},
+    "audit.md": {"audits": (audit_part, "make bench-audit")},
+    "evaluate.md": {"intervals": (intervals_part, "make bench-intervals")},
+    "report.md": {"statistics": (statistics_part, "make bench-audit")},
     "reading.md": {"rates": (reading_part, "make bench-reading")},
     "train.md": {"trial": (trial_part, "make bench-training")},
 }
@@ -70,7 +75,7 @@ def read_results(folder: Path) -> dict[str, Result]:
 def filled(page: str, results: dict[str, Result], parts: Parts = PARTS) -> str:
     """Return the page with the part between each pair of markers replaced. Raises SystemExit if markers are missing."""
     for name, (make, command) in parts.items():
-        begin, end = f"<!-- {name}: made by make bench-page -->", f"<!-- end of {name} -->"
+        begin, end = f"<!-- {name}: made by make tables -->", f"<!-- end of {name} -->"
         if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
             raise SystemExit(f"the page lacks a pair of markers: expected {begin} and {end} once each")
         made = make(results) or f"*{MISSING} To record one, run `{command}`.*"

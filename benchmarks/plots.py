@@ -1,4 +1,4 @@
-"""Generator of the tables in docs/performance.md and docs/train.md, and of the plots, from the recorded results.
+"""Generator of the tables of measurements in docs/, and of the plots, from the recorded results (`make tables`).
 
     python benchmarks/plots.py [--results FOLDER] [--docs FOLDER]
 
@@ -75,8 +75,9 @@ def main() -> None:
 
 
 def digest(results: dict[str, Result], sources: Sequence[str]) -> str:
-    """Return the identifier of the results that a plot shows, which the plot stores."""
-    shown = [results.get(source) for source in sources]
+    """Return the identifier of the results that a plot shows, which the plot stores; who made them doesn't matter."""
+    found = [results.get(source) for source in sources]
+    shown = [each and {key: each[key] for key in each if key not in ("command", "commit")} for each in found]
     return "sha256:" + hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 

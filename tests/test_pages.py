@@ -12,7 +12,7 @@ MOST_WORDS, MOST_PAGES, MOST_README_LINES = 50_000, 38, 150
 
 
 def prose(path: Path) -> str:
-    """A page without its code blocks, and without the parts that `make bench-page` generates."""
+    """A page without its code blocks, and without the parts that `make tables` generates."""
     text = re.sub(r"<!-- ([^:>]*): made by .*?<!-- end of \1 -->", "", path.read_text("utf-8"), flags=re.DOTALL)
     return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
 

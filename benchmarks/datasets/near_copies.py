@@ -12,7 +12,6 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from benchmarks.datasets.duplicates_photographs import (  # noqa: E402
     reencoded,
     resized,
 )
-from benchmarks.measuring import RESULTS  # noqa: E402
+from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from segmint.operators.shards.near_copies import BITS, distances  # noqa: E402
 from segmint.operators.similar.hashes import HASHES, jpeg_hashes  # noqa: E402
 
@@ -63,8 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     result = measure(all_photographs(arguments.photos))
     print(json.dumps(result, indent=2))
-    date = datetime.now(UTC).date().isoformat()
-    arguments.output.write_text(json.dumps({"benchmark": "near_copies", "date": date, **result}, indent=2) + "\n")
+    write_result(arguments.output, "near_copies", describe_machine(1, "none"), result)
 
 
 def measure(photographs: dict[str, Image.Image]) -> dict[str, Any]:

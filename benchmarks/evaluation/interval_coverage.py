@@ -58,7 +58,7 @@ def main() -> None:
     from_20 = [row["coverage"] for row in rows if row["images"] >= 20]
     summary = {"lowest": min(found), "lowest from 20 images": min(from_20, default=None), "highest": max(found)}
     print(json.dumps(summary))
-    settings = {"command": " ".join(sys.argv), "runs": options.runs, "resamples": RESAMPLES, "mean IoU": MEANS}
+    settings = {"runs": options.runs, "resamples": RESAMPLES, "mean IoU": MEANS}
     seconds = {"seconds": round(time.monotonic() - started, 1)}
     write_result(
         options.output,

@@ -19,7 +19,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measuring import RESULTS, read  # noqa: E402
+from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.measuring import RESULTS, read, write_result  # noqa: E402
 
 CHUNK = 32
 
@@ -32,6 +33,8 @@ def main() -> None:
     parser.add_argument("--points-per-side", type=int, default=16)
     parser.add_argument("--output", type=Path, default=RESULTS / "output_order.json", help="the result's file")
     arguments = parser.parse_args()
+
+    import torch
 
     from segmint.infra.assets.cache import sha256_of
     from segmint.infra.assets.resolve import resolve
@@ -56,9 +59,10 @@ def main() -> None:
         print(f"{Path(name).stem}: {rising} of {len(areas)} points", flush=True)
     total = {key: sum(each[key] for each in by_photo.values()) for key in ("points", "rising")}
     print(f"{arguments.weights}: {total['rising']} of {total['points']} points")
-    known = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    known = json.loads(arguments.output.read_text())["weights"] if arguments.output.exists() else {}
     known[sha256_of(weights)] = {"weights": Path(arguments.weights).name, **total, "photographs": by_photo}
-    arguments.output.write_text(json.dumps(known, indent=2) + "\n")
+    machine = describe_machine(torch.get_num_threads(), "fp32")
+    write_result(arguments.output, "output_order", machine, {"weights": known})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 from PIL import Image
 
 from benchmarks.measuring import (
+    RESULTS,
+    ROOT,
     SCIKIT_IMAGE,
     Figures,
+    command_of,
     in_process,
     peak_mib,
     photographs,
@@ -106,5 +110,26 @@ def test_figures_from_the_same_machine_are_kept_and_others_are_not(tmp_path: Pat
 def test_a_result_says_what_it_is_and_where_it_was_made(tmp_path: Path) -> None:
     write_result(tmp_path / "new" / "result.json", "something", {"cores": 2}, {"rows": []})
     result = json.loads((tmp_path / "new" / "result.json").read_text())
-    assert list(result) == ["benchmark", "date", "machine", "rows"]
+    assert list(result) == ["benchmark", "date", "machine", "command", "commit", "rows"]
     assert (result["benchmark"], result["machine"]) == ("something", {"cores": 2})
+    assert result["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", result["commit"])
+    assert result["command"].startswith("python ")
+
+
+def test_a_command_names_no_folder_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "photos").mkdir()
+    words = [str(ROOT / "benchmarks/plots.py"), "--photos", str(tmp_path / "photos"), "--rounds", "3"]
+    assert command_of(words) == "python benchmarks/plots.py --photos photos --rounds 3"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_each_stored_result_names_its_command_commit_and_cpu(path: Path) -> None:
+    result = json.loads(path.read_text())
+    kind, *words = result["command"].split()
+    assert re.fullmatch(r"(stored by )?[0-9a-f]{40}(-dirty)?", result["commit"])
+    assert result["machine"]["cpu"]
+    if kind == "make":
+        assert f"\n{words[0]}:" in (ROOT / "Makefile").read_text()
+    else:
+        assert (ROOT / words[0]).is_file()

@@ -225,7 +225,7 @@ def part(page: str, name: str) -> list[str]:
 @pytest.mark.parametrize("name", list(PAGES))
 def test_the_pages_are_what_the_recorded_results_give(name: str) -> None:
     page = (DOCS / name).read_text()
-    assert filled(page, read_results(RESULTS), PAGES[name]) == page, "run `make bench-page`"
+    assert filled(page, read_results(RESULTS), PAGES[name]) == page, "run `make tables`"
 
 
 @pytest.mark.parametrize("name", list(PICTURES))
@@ -234,7 +234,7 @@ def test_the_pictures_show_the_recorded_results(name: str) -> None:
     picture = PAGE.parent / "images" / name
     assert picture.is_file() == (sources[0] in results)
     if picture.is_file():
-        assert digest_of(picture) == digest(results, sources), "run `make bench-page`"
+        assert digest_of(picture) == digest(results, sources), "run `make tables`"
 
 
 @pytest.mark.parametrize("name", list(PAGES))
@@ -343,7 +343,7 @@ def test_a_picture_tells_when_its_results_have_changed(recorded: Path) -> None:
     assert digest({}, ("stages",)) != before
 
 
-@pytest.mark.parametrize("gone", ["<!-- scaling: made by make bench-page -->", "<!-- end of scaling -->"])
+@pytest.mark.parametrize("gone", ["<!-- scaling: made by make tables -->", "<!-- end of scaling -->"])
 def test_a_page_without_its_markers_is_refused(gone: str) -> None:
     with pytest.raises(SystemExit, match="lacks a pair of markers: expected <!-- scaling"):
         filled(PAGE.read_text().replace(gone, ""), {})

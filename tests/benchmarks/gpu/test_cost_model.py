@@ -21,7 +21,7 @@ def found() -> dict[str, Any]:
 
 def test_the_recorded_estimate_is_current(found: dict[str, Any]) -> None:
     recorded = json.loads((RESULTS / "gpu_cost_model.json").read_text())
-    assert {key: recorded[key] for key in found} == found, "run `make gpu-estimate` and `make bench-page`"
+    assert {key: recorded[key] for key in found} == found, "run `make gpu-estimate` and `make tables`"
 
 
 def test_the_earlier_rates_are_reproduced(found: dict[str, Any]) -> None:

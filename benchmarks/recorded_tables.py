@@ -1,0 +1,67 @@
+"""Tables of docs/annotate.md, docs/audit.md, docs/evaluate.md, and docs/report.md."""
+
+from collections.abc import Callable, Sequence
+
+from benchmarks.datasets.audit_scale import audit_row, statistics_row
+from benchmarks.tables import Result, table, where, wrapped
+
+_AUDITED = ("masks", "images", "seconds", "seconds per million masks", "MiB before", "peak MiB")
+
+
+def clicks_part(results: dict[str, Result]) -> str:
+    """Return the response times of clicks, on each CPU."""
+    found = [results[name] for name in ("click_latency", "click_latency-avx2") if name in results]
+    if not found:
+        return ""
+    rows = []
+    for result in found:
+        cpu, clicks = f"{result['machine']['cpu']}, {result['machine']['capability']}", result["first"]["clicks"]
+        for name, times in (
+            (f"from the request to the whole response, {clicks} clicks of each kind", result),
+            ("from the pointer's event to the frame that shows the mask, as many", result["in_browser"]),
+        ):
+            cells = [f"{times[kind]['median']:.0f} ({times[kind]['p95']:.0f})" for kind in ("first", "later")]
+            rows.append([cpu, name, *cells])
+    heads = ["CPU", "measured", "first click, three masks", "later clicks"]
+    return "\n\n".join([table(heads, rows), *(wrapped(where(result)) for result in found)])
+
+
+def audit_part(results: dict[str, Result]) -> str:
+    """Return the time and memory of audits."""
+    return _audited(results, (*_AUDITED, "peak MiB per worker"), audit_row)
+
+
+def statistics_part(results: dict[str, Result]) -> str:
+    """Return the time and memory of statistics."""
+    return _audited(results, _AUDITED, statistics_row)
+
+
+def intervals_part(results: dict[str, Result]) -> str:
+    """Return the simulated coverage of 95 % intervals: the lowest and highest by number of images."""
+    result = results.get("interval_coverage")
+    if result is None:
+        return ""
+    rows = []
+    for images in sorted({row["images"] for row in result["rows"]}):
+        cells = []
+        for kind in ("mean", "share"):
+            found = [each["coverage"] for each in result["rows"] if _is_case(each, images, kind)]
+            cells.append(f"{100 * min(found):.1f} to {100 * max(found):.1f} ({len(found)})")
+        rows.append([images, *cells])
+    note = (
+        f"Percentage of {result['runs']:,} simulated runs whose interval contains the true value: the lowest and the "
+        "highest of the cases, whose number is in parentheses and which have 1 to 100 masks per image. "
+    )
+    return "\n\n".join([table(["images", "means", "shares"], rows), wrapped(note + where(result))])
+
+
+def _is_case(row: Result, images: int, kind: str) -> bool:
+    return bool(row["images"] == images and row["kind"].startswith(kind))
+
+
+def _audited(results: dict[str, Result], heads: Sequence[str], row: Callable[[Result], str]) -> str:
+    result = results.get("audit_scale")
+    if result is None:
+        return ""
+    lines = [*table(heads, []).splitlines(), *(row(run) for run in result["runs"])]
+    return "\n".join(lines) + f"\n\n{wrapped(where(result))}"
