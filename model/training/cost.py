@@ -6,7 +6,7 @@ fused kernels of GPUs recompute.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,25 +35,15 @@ _COPIES = 3  # of each trained weight in float32: its gradient, and two moments 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Operations and memory of training; the image's own share of the decoder's work is in `image_flop`.
-
-    Attributes:
-        weights: number of all weights.
-        trained: number of trained weights.
-        encode_flop: operations to encode an image once, without gradients.
-        image_flop: operations per image and step: the encoder, unless it is frozen, with its backward pass.
-        mask_flop: operations per mask and step, in all iterations.
-        image_bytes: activations per image whose encoder is being trained.
-        mask_bytes: activations per mask in the largest iteration.
-    """
+    """Number of weights, operations, and bytes of activations."""
 
     weights: int
-    trained: int
-    encode_flop: int
-    image_flop: int
-    mask_flop: int
-    image_bytes: int
-    mask_bytes: int
+    trained: int  # weights
+    encode_flop: int  # to encode an image once, without gradients
+    image_flop: int  # per image and step: a trained encoder, and the decoder's work that all masks share
+    mask_flop: int  # per mask and step, in all iterations
+    image_bytes: int  # per image whose encoder is trained
+    mask_bytes: int  # per mask, in the largest iteration
 
     @property
     def state_bytes(self) -> int:
@@ -74,7 +64,8 @@ def training_cost(
             encode_flop = _flop(lambda: sam.image_encoder(image))
         image_flop = image_bytes = 0
         if trains_encoder:
-            image_flop = _encoder_flop(sam, image, recompute)
+            with recomputed_blocks(sam.image_encoder) if recompute else nullcontext():
+                image_flop = _flop(lambda: sam.image_encoder(image).sum().backward())
             image_bytes = _encoder_bytes(sam, image, recompute)
         one, two = (_decoder_cost(sam, masks, recipe, trains_encoder) for masks in (1, 2))
     sizes = [(weight.numel(), weight.requires_grad) for weight in sam.parameters()]
@@ -95,16 +86,6 @@ def _flop(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def _encoder_flop(sam: Sam, image: Tensor, recompute: bool) -> int:
-    def run() -> None:
-        with ExitStack() as contexts:
-            if recompute:
-                contexts.enter_context(recomputed_blocks(sam.image_encoder))
-            sam.image_encoder(image).sum().backward()
-
-    return _flop(run)
-
-
 def _encoder_bytes(sam: Sam, image: Tensor, recompute: bool) -> int:
     """Return the bytes that an encoder in training stores; with `recompute`, inputs of blocks and one whole block."""
     inputs: list[int] = []
@@ -114,7 +95,7 @@ def _encoder_bytes(sam: Sam, image: Tensor, recompute: bool) -> int:
         for layer in encoder_layers(sam.image_encoder):
 
             def before(_: object, given: tuple[Tensor, ...]) -> None:
-                inputs.append(_bytes(given[0]))
+                inputs.append(given[0].nbytes)
                 marks.append(stored.bytes)
 
             def after(_: object, given: object, output: object) -> None:
@@ -144,8 +125,7 @@ def _decoder_cost(sam: Sam, masks: int, recipe: Recipe, features_trained: bool) 
 def _points(sampling: SamplingSettings) -> list[int]:
     """Return the number of points in each iteration; 0 stands for the first one, which predicts three masks.
 
-    A box counts like a point: both have two tokens. The iteration without a new click before a random one counts as if
-    it came last.
+    A box counts like a point: both have two tokens. All pauses count as if they came last.
     """
     clicks = [1 + each for each in range(1, sampling.clicks + 1)]
     return [0, *clicks, *[clicks[-1]] * (sampling.iterations - 1 - len(clicks))]
@@ -199,7 +179,3 @@ def _stored(sam: Sam) -> Iterator[_Stored]:
     stored = _Stored(sam)
     with stored, saved_tensors_hooks(stored.add, lambda tensor: tensor):
         yield stored
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

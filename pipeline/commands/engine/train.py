@@ -36,10 +36,7 @@ def train(
     ] = None,
     flops: Annotated[
         float | None,
-        typer.Option(
-            metavar="X",
-            help="Peak operations per second of one GPU, such as 9.9e14. Default: measured here. With --dry-run.",
-        ),
+        typer.Option(metavar="X", help="Peak operations per second of one GPU. Default: measured. With --dry-run."),
     ] = None,
     price: Annotated[float | None, typer.Option(metavar="X", help="Price per GPU-hour. With --dry-run.")] = None,
     share: Annotated[

@@ -78,21 +78,15 @@ class TrainPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
-        batch, optimizer, price = self.config.batch, self.config.optimizer, self.options.price
+        batch, price = self.config.batch, self.options.price
         return {
             "architecture": self.architecture,
             "decoder_layers": self.decoder_layers,
             "weights": self.cost.weights,
             "trained_weights": self.cost.trained,
-            "schedule": {
-                "steps": self.config.steps,
-                "images": batch.images,
-                "masks": batch.masks,
-                "warmup": optimizer.warmup,
-                "decay_steps": list(optimizer.decay_steps),
-                "learning_rate": optimizer.learning_rate,
-                "patience": self.config.held_out.patience,
-            },
+            "steps": self.config.steps,
+            "batch": batch.model_dump(mode="json"),
+            "optimizer": self.config.optimizer.model_dump(mode="json"),
             "flop": {"encode": self.cost.encode_flop, "image": self.cost.image_flop, "mask": self.cost.mask_flop},
             "step_flop": self.step_flop,
             "state_bytes": self.cost.state_bytes,
@@ -109,9 +103,11 @@ class TrainPlan:
         """Return the plan as lines of text."""
         config, cost, options = self.config, self.cost, self.options
         batch, optimizer, patience = config.batch, config.optimizer, config.held_out.patience
-        decays = f", a tenth from steps {listed(map(count, optimizer.decay_steps))}" if optimizer.decay_steps else ""
+        decays = (
+            f", divided by 10 at steps {listed(map(count, optimizer.decay_steps))}" if optimizer.decay_steps else ""
+        )
         ends = "" if patience is None else f"; ends after {counted(patience, 'evaluation')} without improvement"
-        cached = "" if cost.image_bytes else f", and {number(cost.encode_flop)} once per image for its embedding"
+        cached = "" if cost.image_bytes else f", and {_flop(cost.encode_flop)} once per image for its embedding"
         hours = f"{self.kind}-hours"
         lines = [
             f"model: {self.architecture} with {counted(self.decoder_layers, 'decoder layer')}, training "
@@ -124,8 +120,8 @@ class TrainPlan:
             f"{size(cost.state_bytes)} for weights, gradients, and optimizer, and {size(self.activation_bytes)} for "
             "activations in float32; less in bf16",
             f"time: {duration(3600 * self.device_hours / self.devices)} on {counted(self.devices, self.kind)}, or "
-            f"{number(self.device_hours)} {hours}, at {shown_share(options.share)} of {_flop(self.peak)}/s each, which "
-            "is assumed, not measured",
+            f"{number(self.device_hours)} {hours}, at {shown_share(options.share)} of {_flop(self.peak)}/s each; this "
+            "share is assumed, not measured",
         ]
         if options.price is not None:
             lines.append(f"cost: {number(options.price * self.device_hours)} at {options.price:g} per {hours[:-1]}")

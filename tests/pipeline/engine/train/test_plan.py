@@ -28,8 +28,8 @@ def test_a_dry_run_prints_the_schedule_and_the_cost_and_writes_nothing(trainable
     plan = planned(tmp_path, trainable, TrainPlanOptions(gpus=128, flops=1e15, price=2.5, share=0.4))
     lines = plan.lines()
     assert lines[1] == (
-        "schedule: 180,000 steps of 128 images with up to 8,192 masks; rate 0.0008 after 250 steps of warm-up, a tenth "
-        "from steps 120,000 and 173,332"
+        "schedule: 180,000 steps of 128 images with up to 8,192 masks; rate 0.0008 after 250 steps of warm-up, "
+        "divided by 10 at steps 120,000 and 173,332"
     )
     flop = 180_000 * (128 * plan.cost.image_flop + 8192 * plan.cost.mask_flop)
     assert plan.device_hours == pytest.approx(flop / 4e14 / 3600)
