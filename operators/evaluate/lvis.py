@@ -16,8 +16,6 @@ from segmint.operators.evaluate.coco_matching import AREAS, IOU_THRESHOLDS, Imag
 MOST = 300
 """Maximum number of predictions per image, over all categories."""
 
-_FREQUENCIES = ("r", "c", "f")
-
 
 @dataclass
 class FederatedPrecision:
@@ -47,7 +45,7 @@ class FederatedPrecision:
         every = precision[:, :, 0]
         found = {"ap": every, "ap50": every[:1], "ap75": every[5:6]}
         found |= {f"ap_{area}": precision[:, :, place] for place, area in enumerate(AREAS) if place}
-        for frequency in _FREQUENCIES:
+        for frequency in "rcf":
             chosen = [self.frequencies.get(category) == frequency for category in self._categories]
             found[f"ap_{frequency}"] = every[..., chosen]
         found[f"ar_{MOST}"] = recall[:, 0]

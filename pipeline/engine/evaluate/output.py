@@ -1,7 +1,4 @@
-"""Output folder of an evaluation: results.parquet, evaluation.json, tables.md, and index.html.
-
-Existing files are never overwritten.
-"""
+"""Output folder of an evaluation, in which existing files are never overwritten."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -107,16 +107,9 @@ class CocoPart:
         checked = None
         if image.negative is not None:
             checked = image.negative | {mask.category for mask in image.masks if mask.category is not None}
-        unreadable = [*image.unreadable, *skipped]
+        lines, partly = [*image.unreadable, *skipped], image.not_exhaustive
         return TruthImage(
-            self.truth,
-            _id_of(image),
-            image.name,
-            pixels,
-            masks,
-            unreadable,
-            checked=checked,
-            not_exhaustive=image.not_exhaustive,
+            self.truth, _id_of(image), image.name, pixels, masks, lines, checked=checked, not_exhaustive=partly
         )
 
 
@@ -192,16 +185,8 @@ def open_coco_truth(file: Location, folder: Location, number: int, empty: bool =
     ]
     facts = {"sha256": hashlib.sha256(data).hexdigest(), "image_folder": redact(str(folder))}
     categories = frozenset(mask.category for image in annotated for mask in image.masks if mask.category is not None)
-    return Truth(
-        redact(str(file)),
-        COCO,
-        parts,
-        facts,
-        skipped,
-        frequencies=found.frequencies,
-        categories=categories,
-        federated=any(image.negative is not None for image in annotated),
-    )
+    federated = any(image.negative is not None for image in annotated)
+    return Truth(redact(str(file)), COCO, parts, facts, skipped, None, found.frequencies, categories, federated)
 
 
 def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore: Sequence[int] = ()) -> Truth:
