@@ -48,10 +48,11 @@ class RaterAgreement:
     """Agreement of raters, over masks that at least two people rated.
 
     `deviation` is the mean over masks of the standard deviation of their ratings (n - 1). `within_one` is the fraction
-    of pairs of ratings that differ by at most 1.
+    of the `pairs` of ratings of one mask that differ by at most 1.
     """
 
     masks: int
+    pairs: int
     deviation: float
     within_one: float
 
@@ -156,4 +157,4 @@ def _agreement(masks: Sequence[RatedMask]) -> RaterAgreement | None:
         return None
     deviation = float(np.mean([scores.std(ddof=1) for scores in several]))
     apart = np.concatenate([np.abs(scores[:, None] - scores)[np.triu_indices(len(scores), 1)] for scores in several])
-    return RaterAgreement(len(several), deviation, float((apart <= 1).mean()))
+    return RaterAgreement(len(several), len(apart), deviation, float((apart <= 1).mean()))

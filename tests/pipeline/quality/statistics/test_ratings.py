@@ -31,7 +31,7 @@ def test_means_are_over_masks_and_of_each_mask_over_its_raters() -> None:
     assert (corrected.mean, corrected.interval) == (9, None)
     assert (found.raters, found.seconds) == (2, 70)
     assert found.agreement is not None
-    assert found.agreement.masks == 2
+    assert (found.agreement.masks, found.agreement.pairs) == (2, 2)
     assert found.agreement.deviation == pytest.approx((np.sqrt(2) + np.sqrt(0.5)) / 2)
     assert found.agreement.within_one == 0.5
 
