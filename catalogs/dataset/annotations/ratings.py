@@ -23,6 +23,9 @@ from segmint.infra.threads import map_ahead
 LOWEST, HIGHEST = 1, 10
 """Ends of the scale: a mask of no object at all, and a mask without a visible error."""
 
+LEAST_AREA = 24 * 24
+"""Area of the smallest mask to rate in pixels, because smaller ones are hard to judge (SAM paper, Appendix E)."""
+
 _MOST_BYTES = 4096
 _KEY_DIGITS = 12
 _READERS = 16

@@ -53,7 +53,8 @@ def annotate(
         OrderOption, typer.Option(help="Order: number, fewest masks first, lowest mean predicted IoU first, or random.")
     ] = OrderOption.NUMBER,
     study: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Serve only the images that `segmint study sample` drew.")
+        str | None,
+        typer.Option(metavar="DIR", help="Serve only the images or masks that `segmint study sample` drew."),
     ] = None,
     overlap: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of images that two people annotate independently.")
@@ -94,6 +95,7 @@ def annotate(
     # waits take cores from other processes. torch's thread library reads this variable once, when it loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+    from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import counted
     from segmint.pipeline.engine.annotate.access import check_name, parse_origin
@@ -129,9 +131,13 @@ def annotate(
     if stage is AnnotationStage.RATE:
         from segmint.pipeline.engine.annotate.rating.app import make_rating_app
         from segmint.pipeline.engine.annotate.rating.rater_view import SampleOptions, open_rater_view
+        from segmint.pipeline.quality.study.ratings import load_ratings
 
+        if study is not None and (masks, seed, select) != (None, None, None):
+            raise UsageError("--study sets the masks to rate: remove --masks, --seed, and --select")
         options = SampleOptions(200 if masks is None else masks, seed or 0, select)
-        with open_rater_view(place, options) as annotator_view:
+        rated = None if study is None else load_ratings(Location(storage, study))
+        with open_rater_view(place, options, rated) as annotator_view:
             print_message(f"{counted(len(annotator_view), 'mask')} to rate")
             serve_team(lambda team: make_rating_app(annotator_view, team))
         return
@@ -150,7 +156,7 @@ def refuse_needless(stage: AnnotationStage, given: Collection[str]) -> None:
     from segmint.infra.errors import UsageError
 
     rates = {"--masks", "--seed"}
-    needless = set(given) - rates if stage is AnnotationStage.RATE else set(given) & rates
+    needless = set(given) - {*rates, "--study"} if stage is AnnotationStage.RATE else set(given) & rates
     if stage is AnnotationStage.ASSISTED:
         needless |= set(given) & {"--prefill"}
     if needless:

@@ -20,11 +20,23 @@ def sample(
     output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Output folder or bucket prefix.")],
     kind: Annotated[
         StudyKind,
-        typer.Option(help="Kind of study: correct masks, or mark missed faces and plates (privacy)."),
+        typer.Option(
+            help="Kind of study: correct masks, mark missed faces and plates (privacy), or rate models (ratings)."
+        ),
     ] = StudyKind.MASKS,
     count: Annotated[
         int | None,
-        typer.Option("-n", "--images", metavar="N", min=1, help="Number of images. Default: 500, or 3000 for privacy."),
+        typer.Option(
+            "-n",
+            "--images",
+            metavar="N",
+            min=1,
+            help="Number of images, or of masks for ratings. Default: 500, or 3000 for privacy.",
+        ),
+    ] = None,
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="COCO results of a model to rate, as for `evaluate points`; repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Random seed of the sample.")] = 0,
     config: Config = None,
@@ -34,11 +46,22 @@ def sample(
 
     People correct masks, or mark missed faces and plates, in COCO tools, CVAT, Label Studio, or `segmint annotate`.
     """
+    from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
 
     storage = storage_of(config)
     count = IMAGES[kind] if count is None else count
-    if kind is StudyKind.PRIVACY:
+    if predictions and kind is not StudyKind.RATINGS:
+        raise UsageError("--predictions needs --kind ratings")
+    if kind is StudyKind.RATINGS:
+        from segmint.pipeline.quality.study.ratings import sample_ratings
+
+        models = [Location(storage, file) for file in predictions or ()]
+        print_result(
+            sample_ratings(Location(storage, dataset), models, count, seed, Location(storage, output)), as_json
+        )
+        print_next(as_json, "annotate", dataset, "--stage", "rate", "--study", output, config=config)
+    elif kind is StudyKind.PRIVACY:
         from segmint.pipeline.quality.study.privacy.sample import sample_privacy
 
         print_result(sample_privacy(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
@@ -71,7 +94,8 @@ def score(
 ) -> None:
     """Compare masks with the corrected ones, following the SAM paper.
 
-    For a privacy sample, computes the upper confidence bound on the share of images with a miss.
+    For a privacy sample, computes the upper confidence bound on the share of images with a miss. For ratings, compares
+    the models with one another and with the ground truth.
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
@@ -80,7 +104,16 @@ def score(
     storage = storage_of(config)
     folder = Location(storage, study)
     answers, written = (None if uri is None else Location(storage, uri) for uri in (corrected, regions))
-    if kind_of(folder) is StudyKind.PRIVACY:
+    kind = kind_of(folder)
+    if kind is StudyKind.RATINGS:
+        from segmint.pipeline.quality.study.ratings import score_ratings
+
+        if corrected or regions:
+            raise UsageError(f"{study} is a study of ratings: remove --corrected and --regions")
+        ratings = score_ratings(folder)
+        print_checked(ratings, as_json, not_checked=ratings.not_checked)
+        return
+    if kind is StudyKind.PRIVACY:
         from segmint.pipeline.quality.study.privacy.score import score_privacy
 
         privacy = score_privacy(folder, answers, written)
@@ -92,3 +125,28 @@ def score(
         raise UsageError(f"{study} is a study of masks, which has no marked regions: remove --regions")
     masks = score_study(folder, answers)
     print_checked(masks, as_json, not_checked=masks.not_checked)
+
+
+@app.command()
+@guarded
+def plan(
+    difference: Annotated[float, typer.Option(metavar="X", help="Difference of mean ratings to find.")],
+    deviation: Annotated[
+        float, typer.Option(metavar="X", help="Assumed standard deviation of the masks' differences.")
+    ] = 2.0,
+    power: Annotated[float, typer.Option(metavar="X", help="Probability of finding the difference.")] = 0.9,
+    comparisons: Annotated[int, typer.Option(metavar="N", min=1, help="Number of pairs, for Holm's correction.")] = 1,
+) -> None:
+    """Compute the number of masks to rate."""
+    from segmint.infra.errors import UsageError
+    from segmint.pipeline.commands.common.console import print_line
+    from segmint.pipeline.quality.study.ratings import CONFIDENCE, masks_for
+
+    if not (difference > 0 and deviation > 0 and 0 < power < 1):
+        raise UsageError("expected --difference and --deviation over 0, and --power between 0 and 1")
+    masks = masks_for(difference, deviation, power, 1 - (1 - CONFIDENCE) / comparisons)
+    print_line(
+        f"{masks:,} masks, each of another image, to find a difference of {difference:g} with probability {power:g} by "
+        f"a paired t-test at {100 * (1 - CONFIDENCE) / comparisons:.3g} %, if the masks' differences have a standard "
+        f"deviation of {deviation:g}"
+    )

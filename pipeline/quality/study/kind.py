@@ -4,11 +4,14 @@ from enum import StrEnum
 
 
 class StudyKind(StrEnum):
-    """Subject of a study: masks, or faces and plates that were not redacted."""
+    """Subject of a study: masks, faces and plates that were not redacted, or people's ratings of models' masks."""
 
     MASKS = "masks"
     PRIVACY = "privacy"
+    RATINGS = "ratings"
 
 
-IMAGES = {StudyKind.MASKS: 500, StudyKind.PRIVACY: 3000}
-"""Default number of images: the SAM paper's 500, and enough to bound the miss rate by 0.1 % if nothing is found."""
+IMAGES = {StudyKind.MASKS: 500, StudyKind.PRIVACY: 3000, StudyKind.RATINGS: 500}
+"""Default number of images: the SAM paper's 500, and enough to bound the miss rate by 0.1 % if nothing is found.
+
+For ratings, it is the number of true masks."""

@@ -423,6 +423,18 @@ def _drawn(place: DatasetPath, tmp_path: Path) -> Any:
     return run("study", "sample", place.uri, "-n", 3, "-o", tmp_path / "study")
 
 
+@case("`study plan`", "the number was printed", 0)
+def _planned(tmp_path: Path) -> Any:
+    return run("study", "plan", "--difference", 0.3)
+
+
+@case("`study score`", "masks that lack a rating of a model or of the ground truth", 3)
+def _partly_rated(replaced, tmp_path: Path) -> Any:
+    (tmp_path / "manifest.json").write_text(json.dumps({"kind": "ratings"}))
+    replaced("quality.study.ratings.score_ratings", done("not checked: 1 mask", not_checked=["1 mask"]))
+    return run("study", "score", tmp_path)
+
+
 @case("`study score`", "every drawn image was answered, whatever people found", 0)
 def _scored(place: DatasetPath, tmp_path: Path) -> Any:
     _drawn(place, tmp_path)
@@ -769,3 +781,10 @@ def _trained(replaced, tmp_path: Path) -> Any:
     replaced("engine.train.settings.load_train_config", SimpleNamespace(task="masks"))
     replaced("engine.train.run.run_train", done("trained"))
     return run("train", tmp_path / "train.yaml")
+
+
+@case("`train`", "`--dry-run`: the cost was printed", 0)
+def _dry(replaced, tmp_path: Path) -> Any:
+    replaced("engine.train.settings.load_train_config", SimpleNamespace(task="masks"))
+    replaced("engine.train.plan.plan_train", done("planned"))
+    return run("train", tmp_path / "train.yaml", "--dry-run")

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from segmint.catalogs.dataset.annotations.ratings import (
     HIGHEST,
+    LEAST_AREA,
     LOWEST,
     Rating,
     RatingError,
@@ -40,17 +41,16 @@ from segmint.pipeline.engine.annotate.selection import check_selection
 from segmint.pipeline.engine.annotate.session_info import IDLE_S
 from segmint.pipeline.engine.annotate.source import ImageGoneError, ImageSource, OpenImage, check_images
 from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.study.ratings import RatingStudy
 from segmint.pipeline.serving.images import ImagePlaces, NoImageError, UnknownImageError
-
-LEAST_AREA = 24 * 24
-"""Area of the smallest mask to rate in pixels, because smaller ones are hard to judge (SAM paper, Appendix E)."""
 
 
 class SampledMask(NamedTuple):
-    """Mask to rate: its image and its annotation id."""
+    """Mask to rate: its image, its annotation id, and in a study, 0 for itself or the number of a model's version."""
 
     image: int
     mask: int
+    variant: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def order_for(sample: Sequence[SampledMask], rater: str, seed: int) -> list[Samp
     """Return the masks in a random order specific to the rater."""
 
     def key(each: SampledMask) -> bytes:
-        return hashlib.sha256(f"{seed}:{each.mask}:{rater}".encode()).digest()
+        variant = f":{each.variant}" if each.variant else ""
+        return hashlib.sha256(f"{seed}:{each.mask}:{rater}{variant}".encode()).digest()
 
     return sorted(sample, key=key)
 
@@ -132,22 +133,37 @@ class RaterView:
     """Masks and ratings of one server. Thread-safe."""
 
     def __init__(
-        self, dataset: Location, about: RatingInfo, source: ImageSource, sample: Sequence[SampledMask], seed: int
+        self,
+        roots: Sequence[Location],
+        about: RatingInfo,
+        source: ImageSource,
+        sample: Sequence[SampledMask],
+        seed: int,
+        study: RatingStudy | None = None,
     ) -> None:
-        """Read the existing ratings. Raises `StorageFaultError` if the store fails."""
-        self.dataset = dataset
+        """Read the existing ratings. Raises `StorageFaultError` if the store fails.
+
+        `roots` are where each variant's ratings are: the dataset, or a study's folders.
+        """
+        self._roots = roots
+        self._versions = {} if study is None else {each.mask: each.counts for each in study.objects}
         self.about = about
         self.source = source
         self._sample = sample
         self._seed = seed
         self._lock = threading.Lock()
         self._orders: dict[str, list[SampledMask]] = {}
-        self._gone: set[int] = set()  # masks that no longer exist
+        self._gone: set[SampledMask] = set()  # masks that no longer exist
         wanted = {each.mask for each in sample}
-        names = [name for name in last_ratings(list_ratings(dataset)) if name.mask in wanted]
-        self._numbers: dict[tuple[str, int], int] = {(name.rater, name.mask): name.n for name in names}
-        found = (rating for rating in read_ratings(dataset, names) if isinstance(rating, Rating))
-        self._last: dict[tuple[str, int], Rating] = {(rating.name.rater, rating.mask): rating for rating in found}
+        self._numbers: dict[tuple[str, SampledMask], int] = {}
+        self._last: dict[tuple[str, SampledMask], Rating] = {}
+        for variant, root in enumerate(roots):
+            names = [name for name in last_ratings(list_ratings(root)) if name.mask in wanted]
+            for name in names:
+                self._numbers[name.rater, SampledMask(name.ordinal + 1, name.mask, variant)] = name.n
+            for rating in read_ratings(root, names):
+                if isinstance(rating, Rating):
+                    self._last[rating.name.rater, SampledMask(rating.image, rating.mask, variant)] = rating
 
     def __len__(self) -> int:
         return len(self._sample)
@@ -155,13 +171,13 @@ class RaterView:
     def next(self, rater: str) -> dict[str, Any]:
         """Return the first unrated mask in a rater's order; `item` is None if all are rated."""
         for item, each in enumerate(self._order(rater)):
-            if self._is_rated(rater, each) or each.mask in self._gone:
+            if self._is_rated(rater, each) or each in self._gone:
                 continue
             try:
                 return self.show(rater, item)
             except (ImageGoneError, UnknownImageError, NoImageError):
                 with self._lock:
-                    self._gone.add(each.mask)
+                    self._gone.add(each)
         return {"item": None, **self.progress(rater)}
 
     def show(self, rater: str, item: int) -> dict[str, Any]:
@@ -171,8 +187,8 @@ class RaterView:
         """
         each, found, counts = self._mask(rater, item)
         with self._lock:
-            last = self._last.get((rater_key(rater), each.mask))
-            number = self._numbers.get((rater_key(rater), each.mask), 0)
+            last = self._last.get((rater_key(rater), each))
+            number = self._numbers.get((rater_key(rater), each), 0)
         score = None if last is None or last.counts_sha256 != counts_digest(counts) else last.score
         return {
             "item": item,
@@ -207,10 +223,11 @@ class RaterView:
         except ValidationError as error:
             raise UsageError(f"expected a score from {LOWEST} to {HIGHEST}: {wrong_fields(error)}") from error
         with self._lock:
-            known = self._numbers.get((rating.name.rater, each.mask), 0)
+            known = self._numbers.get((rating.name.rater, each), 0)
         if n > known + 1:
             raise UsageError(f"the next rating of this mask is {known + 1}, not {n}")
-        return self._note(rating if put_rating(self.dataset, rating) else self._other(rating))
+        stored = put_rating(self._roots[each.variant], rating)
+        return self._note(each, rating if stored else self._other(each, rating))
 
     def progress(self, rater: str) -> dict[str, Any]:
         """Return the number of masks that a rater has rated, and the total."""
@@ -224,28 +241,30 @@ class RaterView:
         each = order[item]
         found = self.source.read(each.image)
         counts = found.counts.get(each.mask)
-        if counts is None:
+        versions = self._versions.get(each.mask)
+        if counts is None or (versions is not None and counts != versions[0]):
             raise ImageGoneError("this mask has been replaced or deleted")
-        return each, found, counts
+        return each, found, counts if versions is None else versions[each.variant]
 
-    def _other(self, rating: Rating) -> Rating:
+    def _other(self, each: SampledMask, rating: Rating) -> Rating:
         """Return the stored rating if it is the same as this one. Otherwise, raise `RatingConflictError` with it."""
-        names = [name for name in list_ratings(self.dataset) if (name.mask, name.rater) == rating.name[1:3]]
-        winner = self._read(max(names)) if names else None
+        root = self._roots[each.variant]
+        names = [name for name in list_ratings(root) if (name.mask, name.rater) == rating.name[1:3]]
+        winner = self._read(root, max(names)) if names else None
         if winner is not None and winner.n == rating.n and rating.same_work(winner):
             return winner
         if winner is not None:
-            self._note(winner)
+            self._note(each, winner)
         raise RatingConflictError("another rating of this mask was saved first", winner)
 
-    def _read(self, name: RatingName) -> Rating | None:
+    def _read(self, root: Location, name: RatingName) -> Rating | None:
         try:
-            return read_rating(self.dataset, name)
+            return read_rating(root, name)
         except RatingError:
             return None
 
-    def _note(self, rating: Rating) -> Rating:
-        key = (rating.name.rater, rating.mask)
+    def _note(self, each: SampledMask, rating: Rating) -> Rating:
+        key = (rating.name.rater, each)
         with self._lock:
             if self._numbers.get(key, 0) <= rating.n:
                 self._numbers[key] = rating.n
@@ -254,7 +273,7 @@ class RaterView:
 
     def _is_rated(self, rater: str, each: SampledMask) -> bool:
         with self._lock:
-            last = self._last.get((rater_key(rater), each.mask))
+            last = self._last.get((rater_key(rater), each))
         return last is not None and last.score is not None
 
     def _order(self, rater: str) -> list[SampledMask]:
@@ -265,18 +284,25 @@ class RaterView:
 
 
 @contextmanager
-def open_rater_view(dataset: Location, options: SampleOptions) -> Iterator[RaterView]:
-    """Draw the masks to rate and open their images; scratch files are deleted at the end.
+def open_rater_view(dataset: Location, options: SampleOptions, study: RatingStudy | None = None) -> Iterator[RaterView]:
+    """Draw the masks to rate, or take those of a study, and open their images; deletes scratch files at the end.
 
     Raises `UsageError` if there is no segmint dataset or it has no images, and the errors of `draw_sample`.
     """
     manifest = load_manifest(dataset)
     check_images(dataset, manifest)
+    if study is not None and study.config_sha256 != manifest.config_sha256:
+        raise UsageError(f"--study {study.folder} is of another dataset")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(ScratchFolder()))
         with open_tables(dataset, scratch=folder) as tables:
-            sample = draw_sample(tables, options)
+            if study is None:
+                sample, roots, seed = draw_sample(tables, options), [dataset], options.seed
+            else:
+                variants = range(len(study.names))
+                sample = [SampledMask(each.image, each.mask, number) for each in study.objects for number in variants]
+                roots, seed = [study.root(number) for number in variants], study.seed
             places = stack.enter_context(closing(ImagePlaces(tables, folder)))
         source = stack.enter_context(closing(ImageSource(dataset, places, folder)))
         about = RatingInfo(manifest.name, name_now(dataset))
-        yield RaterView(dataset, about, source, sample, options.seed)
+        yield RaterView(roots, about, source, sample, seed, study)

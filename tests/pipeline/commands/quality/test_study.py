@@ -97,3 +97,20 @@ def test_a_study_of_masks_has_no_regions(tmp_path: Path) -> None:
     done = run("score", tmp_path / "study", "--regions", tmp_path / "missed.jsonl")
     assert done.exit_code == 2
     assert "remove --regions" in done.stderr
+
+
+def test_the_number_of_masks_to_rate_is_printed() -> None:
+    done = run("plan", "--difference", 0.3)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith("665 masks, each of another image, to find a difference of 0.3 with probability 0.9")
+    more = run("plan", "--difference", 0.3, "--comparisons", 3)
+    assert int(more.stdout.split()[0]) > 665
+    done = run("plan", "--difference", 0)
+    assert done.exit_code == 2
+    assert "expected --difference and --deviation over 0" in done.stderr
+
+
+def test_options_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    done = run("sample", tmp_path / "small", "-o", tmp_path / "study", "--predictions", tmp_path / "a.json")
+    assert done.exit_code == 2
+    assert "--predictions needs --kind ratings" in done.stderr

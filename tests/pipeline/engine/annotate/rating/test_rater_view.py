@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from segmint.catalogs.dataset.annotations.ratings import LEAST_AREA
 from segmint.infra.errors import UsageError
-from segmint.pipeline.engine.annotate.rating.rater_view import LEAST_AREA, SampleOptions, draw_sample, order_for, quotas
+from segmint.pipeline.engine.annotate.rating.rater_view import SampleOptions, draw_sample, order_for, quotas
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.locations import location_of
 

@@ -1,0 +1,277 @@
+"""Study of ratings: people rate models' masks of the same objects and the ground truth itself, without knowing which.
+
+SAM paper, section 7.1 and appendix E: one mask at a time, in random order, without masks under 24 x 24 pixels.
+"""
+
+import json
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.catalogs.dataset.annotations.ratings import (
+    HIGHEST,
+    LEAST_AREA,
+    LOWEST,
+    Rating,
+    last_ratings,
+    list_ratings,
+    read_ratings,
+)
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.outputs import note_output
+from segmint.catalogs.dataset.versions.record import VersionName, name_now
+from segmint.infra.assets.cache import sha256_of
+from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
+from segmint.infra.storage.location import Location, put_new_file
+from segmint.infra.uris import base_name
+from segmint.infra.wording import counted, listed, not_checked_lines
+from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
+from segmint.operators.intervals import Interval, basis, mean_intervals
+from segmint.operators.resampling import holm
+from segmint.operators.schemas import AUTOMATIC
+from segmint.pipeline.export.export import refuse_existing
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.study.files import MANIFEST, read_json
+from segmint.pipeline.quality.study.kind import StudyKind
+
+TRUTH = "ground truth"
+CONFIDENCE = 0.99
+"""Confidence of the intervals by mask, as in the paper (appendix E)."""
+
+
+@dataclass(frozen=True)
+class RatedObject:
+    """Object to rate: its image, its true mask's annotation id, and the run lengths of that mask and the models'."""
+
+    image: int
+    mask: int
+    counts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RatingStudy:
+    """Objects of a study; `names` are the ground truth and the models, in the order of the objects' `counts`."""
+
+    folder: Location
+    names: tuple[str, ...]
+    objects: tuple[RatedObject, ...]
+    seed: int
+    version: VersionName
+    config_sha256: str  # of the dataset
+
+    def root(self, variant: int) -> Location:
+        """Return the folder whose ratings are those of a model, or of the ground truth for 0."""
+        return self.folder / f"ratings/{variant}"
+
+    def lines(self) -> list[str]:
+        """Return the drawn sample as lines for people."""
+        size = f"{counted(len(self.objects), 'mask')} of {counted(len({each.image for each in self.objects}), 'image')}"
+        times = f"{len(self.objects) * len(self.names):,} times"
+        return [f"{size}, to rate {times}: {listed(self.names)}", self.version.line()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the manifest."""
+        dataset = {"config_sha256": self.config_sha256, **asdict(self.version)}
+        head = {"schema_version": 1, "kind": StudyKind.RATINGS, "dataset": dataset, "seed": self.seed}
+        return {**head, "names": list(self.names), "objects": [asdict(each) for each in self.objects]}
+
+
+def sample_ratings(
+    location: Location, predictions: Sequence[Location], count: int, seed: int, output: Location
+) -> RatingStudy:
+    """Draw `count` true masks of at least `LEAST_AREA` pixels that all models predicted, and write them to `output`.
+
+    `predictions` are files of COCO results with `annotation_id`, of which results after more than one click are
+    ignored. Raises `UsageError` for other files, without such a mask, and if `output` already contains a study.
+    """
+    if not predictions:
+        raise UsageError("--kind ratings needs --predictions: a file of COCO results for each model")
+    refuse_existing(location, output, output / MANIFEST)
+    config_sha256, version = load_manifest(location).config_sha256, name_now(location)
+    models = [_read(each) for each in predictions]
+    with ScratchFolder() as scratch:
+        with open_tables(location, scratch=Path(scratch)) as tables:
+            rows = tables.query(
+                "SELECT id, annotation_id, segmentation.counts AS counts, segmentation.size AS size FROM masks "
+                f"WHERE area >= {LEAST_AREA:d} AND source <> '{AUTOMATIC}' "
+                f"ORDER BY md5('{seed:d}:' || annotation_id), annotation_id"
+            ).to_pylist()
+        known = [row for row in rows if all(row["annotation_id"] in model for model in models)][:count]
+        if not known:
+            least = f"{LEAST_AREA} pixels or more"
+            raise UsageError(f"no annotated mask of {least} in {location} has a prediction in each file")
+        known.sort(key=lambda row: int(row["annotation_id"]))
+        objects = [_object(row, models, predictions) for row in known]
+        names = (TRUTH, *(base_name(each.uri) for each in predictions))
+        study = RatingStudy(output, names, tuple(objects), seed, version, config_sha256)
+        path = Path(scratch) / MANIFEST
+        path.write_text(f"{json.dumps(study.to_dict(), indent=1, allow_nan=False)}\n", encoding="utf-8")
+        note_output(location, "study sample", output, {MANIFEST: sha256_of(path)})
+        put_new_file(output / MANIFEST, path)
+    return study
+
+
+def load_ratings(folder: Location) -> RatingStudy:
+    """Read a study of ratings. Raises `UsageError` if there is none, or if it is damaged."""
+    manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
+    try:
+        objects = [RatedObject(each["image"], each["mask"], tuple(each["counts"])) for each in manifest["objects"]]
+        dataset = manifest["dataset"]
+        version, config = VersionName(dataset["digest"], dataset["number"]), dataset["config_sha256"]
+        return RatingStudy(folder, tuple(manifest["names"]), tuple(objects), manifest["seed"], version, config)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{folder} is not a study of ratings, or it is damaged ({error!r})") from error
+
+
+@dataclass(frozen=True)
+class MeanRating:
+    """Mean over objects, each averaged over its raters; or a difference of two such means.
+
+    `by_mask` is the 99 % interval of Student's t over masks, as in the paper, and `by_image` a 95 % interval by image.
+    For a difference, `p` is the paired t-test's, and `holm` corrects it over all differences.
+    """
+
+    name: str
+    mean: float
+    by_mask: Interval | None
+    by_image: Interval | None
+    p: float | None = None
+    holm: float | None = None
+
+    def line(self, sign: str = "") -> str:
+        """Return the mean, or with the sign "+" the difference, as a line for people."""
+        by_mask, by_image = (
+            "no interval" if interval is None else f"{interval[0]:{sign}.2f} to {interval[1]:{sign}.2f}"
+            for interval in (self.by_mask, self.by_image)
+        )
+        p, corrected = ("unknown" if p is None else f"{p:.3g}" for p in (self.p, self.holm))
+        tested = f", p {p}, corrected {corrected}" if sign else ""
+        return f"  {self.name}: {self.mean:{sign}.2f} (by mask {by_mask}; by image {by_image}){tested}"
+
+
+@dataclass(frozen=True)
+class RatingScore:
+    """Result of a study of ratings over masks with a rating of each variant: means, and paired differences."""
+
+    masks: int
+    images: int
+    drawn: int  # masks
+    raters: int
+    ratings: int
+    means: tuple[MeanRating, ...]
+    differences: tuple[MeanRating, ...]
+    not_checked: tuple[str, ...]
+    version: VersionName
+
+    def lines(self) -> list[str]:
+        """Return the result as lines for people."""
+        size = f"{counted(self.masks, 'mask')} of {counted(self.images, 'image')}"
+        lines = [f"{counted(self.ratings, 'rating')} by {counted(self.raters, 'rater')}; {self.drawn:,} masks drawn"]
+        lines += not_checked_lines(self.not_checked)
+        if self.masks:
+            lines.append(f"means over {size}; by mask 99 % intervals of Student's t; {basis(self.images)}")
+            lines += [each.line() for each in self.means]
+            lines.append(f"paired differences over the same {size}; p by a paired t-test, Holm's correction")
+            lines += [each.line("+") for each in self.differences]
+        return [*lines, self.version.line()]
+
+
+def score_ratings(folder: Location) -> RatingScore:
+    """Summarize the ratings of a study. Raises `UsageError` if there is no study."""
+    study = load_ratings(folder)
+    wanted, raters = {each.mask for each in study.objects}, set[str]()
+    given: list[dict[int, list[int]]] = []
+    for variant in range(len(study.names)):
+        root, found = study.root(variant), dict[int, list[int]]()
+        for rating in read_ratings(root, last_ratings(list_ratings(root))):
+            if isinstance(rating, Rating) and rating.score is not None and rating.mask in wanted:
+                found.setdefault(rating.mask, []).append(rating.score)
+                raters.add(rating.rater)
+        given.append(found)
+    rated = [each for each in study.objects if all(each.mask in found for found in given)]
+    scores = np.array([[np.mean(found[each.mask]) for found in given] for each in rated]).reshape(-1, len(given))
+    images = np.array([each.image for each in rated], np.int64)
+    names, span = study.names if rated else (), float(HIGHEST - LOWEST)
+    means = tuple(_mean(name, scores[:, place], images, (LOWEST, HIGHEST)) for place, name in enumerate(names))
+    differences = [
+        _mean(f"{names[two]} minus {names[one]}", scores[:, two] - scores[:, one], images, (-span, span))
+        for one, two in combinations(range(len(names)), 2)
+    ]
+    corrected, missing = holm([each.p for each in differences]), len(study.objects) - len(rated)
+    return RatingScore(
+        len(rated),
+        len(set(images.tolist())),
+        len(study.objects),
+        len(raters),
+        sum(len(each) for found in given for each in found.values()),
+        means,
+        tuple(replace(each, holm=p) for each, p in zip(differences, corrected, strict=True)),
+        (f"{counted(missing, 'mask')} without a rating of each model and the ground truth",) if missing else (),
+        study.version,
+    )
+
+
+def masks_for(difference: float, deviation: float, power: float, confidence: float = CONFIDENCE) -> int:
+    """Return the least number of masks with which a paired t-test finds a difference with probability `power`.
+
+    `deviation` is the standard deviation of the masks' differences. The test is two-sided at 1 - `confidence`; its
+    power comes from the noncentral t distribution. Masks count as independent, such as one per image.
+    """
+    from scipy.stats import nct, t
+
+    def suffices(masks: int) -> bool:
+        limit, shift = t.ppf((1 + confidence) / 2, masks - 1), difference / deviation * np.sqrt(masks)
+        return bool(nct.sf(limit, masks - 1, shift) + nct.cdf(-limit, masks - 1, shift) >= power)
+
+    most = 4
+    while not suffices(most):
+        most *= 2
+    return bisect_left(range(2, most), True, key=suffices) + 2
+
+
+def _mean(name: str, values: NDArray[np.float64], images: NDArray[np.int64], limits: Interval) -> MeanRating:
+    """Return the mean of the values of masks; if they can be negative, p tests that it is 0."""
+    from scipy.stats import ttest_1samp
+
+    by_mask: Interval | None = None
+    p: float | None = None
+    if len(values) > 1 and np.ptp(values) > 0:
+        test = ttest_1samp(values, 0.0)
+        low, high = test.confidence_interval(CONFIDENCE)
+        by_mask, p = (max(limits[0], float(low)), min(limits[1], float(high))), float(test.pvalue)
+    places = np.unique(images, return_inverse=True)[1]
+    sums = np.bincount(places, values).astype(np.float64)[:, None]
+    by_image = mean_intervals(sums, np.bincount(places).astype(np.float64), limits=limits)[0]
+    return MeanRating(name, float(values.mean()), by_mask, by_image, p if limits[0] < 0 else None)
+
+
+def _read(file: Location) -> Mapping[int, Any]:
+    """Return the run lengths of each true mask's first prediction, by the mask's annotation id."""
+    entries = read_json(file, f"--predictions {file} can't be read")
+    found: dict[int, Any] = {}
+    for number, entry in enumerate(entries if isinstance(entries, list) else [None], start=1):
+        where = f"--predictions {file}, entry {number}"
+        if not isinstance(entry, dict) or type(mask := entry.get("annotation_id")) is not int:
+            raise UsageError(f"{where}: expected a COCO result with annotation_id, the id of a true mask")
+        if entry.get("clicks", 1) == 1 and mask not in found:
+            try:
+                found[mask] = checked_rle(entry.get("segmentation") or {})
+            except UnreadableMaskError as error:
+                raise UsageError(f"{where}: {error}") from error
+    return found
+
+
+def _object(row: Mapping[str, Any], models: Sequence[Mapping[int, Any]], files: Sequence[Location]) -> RatedObject:
+    masks = [model[row["annotation_id"]] for model in models]
+    for mask, file in zip(masks, files, strict=True):
+        if list(mask["size"]) != list(row["size"]):
+            raise UsageError(f"--predictions {file}: mask {row['annotation_id']} has another size than its image")
+    counts = (row["counts"], *(mask["counts"].decode("ascii") for mask in masks))
+    return RatedObject(row["id"], row["annotation_id"], counts)

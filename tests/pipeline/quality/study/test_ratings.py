@@ -1,0 +1,113 @@
+"""Studies of ratings: what is drawn, scores by scipy's tests, and the number of masks by published tables."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from segmint.catalogs.dataset.annotations.ratings import put_rating
+from segmint.catalogs.dataset.outputs import read_notes
+from segmint.infra.errors import UsageError
+from segmint.operators.intervals import mean_intervals
+from segmint.operators.resampling import holm
+from segmint.pipeline.quality.study.files import kind_of
+from segmint.pipeline.quality.study.ratings import load_ratings, masks_for, sample_ratings, score_ratings
+from tests.support.locations import location_of
+from tests.support.rated import counts_by_mask, rating_of
+from tests.support.rating_study import make_study, write_predictions
+from tests.support.trainable import write_trainable
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Twelve images, each with a manual mask of more than 24 x 24 pixels and two of the model."""
+    write_trainable(location_of(tmp_path / "dataset"))
+    return tmp_path / "dataset"
+
+
+def test_a_study_has_each_annotated_mask_with_the_first_prediction_of_each_model(dataset: Path, tmp_path: Path) -> None:
+    study = make_study(location_of(dataset), tmp_path)
+    assert study.names == ("ground truth", "small.json", "large.json")
+    assert len(study.objects) == 12
+    known = counts_by_mask(location_of(dataset))
+    for each in study.objects:
+        assert (each.image, each.counts[0]) == (each.mask // 10_000, known[each.mask])
+        assert len(set(each.counts)) == 3  # neither model's mask is that of a second click, which is exact
+    assert load_ratings(study.folder) == study
+    assert kind_of(study.folder) == "ratings"
+    assert [note.command for note in read_notes(location_of(dataset))] == ["study sample"]
+    assert study.lines()[0] == ("12 masks of 12 images, to rate 36 times: ground truth, small.json and large.json")
+    with pytest.raises(UsageError, match="already exists"):
+        make_study(location_of(dataset), tmp_path)
+
+
+def test_fewer_masks_are_drawn_by_the_seed(dataset: Path, tmp_path: Path) -> None:
+    files = [location_of(path) for path in write_predictions(location_of(dataset), tmp_path)]
+    drawn = [
+        [
+            each.mask
+            for each in sample_ratings(location_of(dataset), files, 5, seed, location_of(tmp_path / name)).objects
+        ]
+        for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [len(each) for each in drawn] == [5, 5, 5]
+
+
+def test_scores_are_those_of_scipy(dataset: Path, tmp_path: Path) -> None:
+    study = make_study(location_of(dataset), tmp_path)
+    random = np.random.default_rng(3)
+    scores = np.clip(random.integers(4, 9, (2, 12, 1)) + random.integers(-1, 3, (2, 12, 3)), 1, 10)
+    for rater, name in enumerate(("ann", "bo")):
+        for place, each in enumerate(study.objects):
+            for variant in range(3):
+                if (place, variant) != (11, 2):  # nobody rated the last mask of the second model
+                    given = rating_of(each.mask, each.counts[variant], name, int(scores[rater, place, variant]))
+                    assert put_rating(study.root(variant), given)
+    found = score_ratings(study.folder)
+    means = scores[:, :11].mean(axis=0)
+    assert (found.masks, found.images, found.drawn, found.raters, found.ratings) == (11, 11, 12, 2, 70)
+    assert [each.mean for each in found.means] == pytest.approx(means.mean(axis=0))
+    ps = []
+    for each, (one, two) in zip(found.differences, ((0, 1), (0, 2), (1, 2)), strict=True):
+        test = ttest_rel(means[:, two], means[:, one])
+        ps.append(test.pvalue)
+        assert each.p == pytest.approx(test.pvalue)
+        assert each.by_mask == pytest.approx(tuple(test.confidence_interval(0.99)))
+        (by_image,) = mean_intervals((means[:, two] - means[:, one])[:, None], np.ones(11), limits=(-9, 9))
+        assert each.by_image == by_image is not None
+    assert [each.holm for each in found.differences] == pytest.approx(holm(ps))
+    lines = found.lines()
+    assert lines[0] == "70 ratings by 2 raters; 12 masks drawn"
+    assert lines[1] == "not checked: 1 mask without a rating of each model and the ground truth"
+    assert lines[2].startswith("means over 11 masks of 11 images; by mask 99 % intervals")
+    assert lines[7].startswith(f"  small.json minus ground truth: {found.differences[0].mean:+.2f} (by mask ")
+
+
+def test_a_study_without_ratings_and_files_that_are_refused(dataset: Path, tmp_path: Path) -> None:
+    study = make_study(location_of(dataset), tmp_path)
+    found = score_ratings(study.folder)
+    assert (found.masks, found.means, found.differences) == (0, (), ())
+    assert len(found.lines()) == 3
+    other, place = tmp_path / "other.json", location_of(tmp_path / "other")
+    with pytest.raises(UsageError, match="--kind ratings needs --predictions"):
+        sample_ratings(location_of(dataset), [], 5, 0, place)
+    entry = {"annotation_id": 10_000, "segmentation": {"size": [2, 2], "counts": [4]}}
+    for entries, message in (
+        ([{"annotation_id": "1"}], "entry 1: expected a COCO result with annotation_id"),
+        ([{"annotation_id": 1}], "entry 1: its size is None"),
+        ([entry], "mask 10000 has another size than its image"),
+        ([{**entry, "annotation_id": 7}], "has a prediction in each file"),
+    ):
+        other.write_text(json.dumps(entries))
+        with pytest.raises(UsageError, match=message):
+            sample_ratings(location_of(dataset), [location_of(other)], 5, 0, place)
+
+
+@pytest.mark.parametrize(("effect", "masks"), [(0.2, 199), (0.5, 34), (0.8, 15)])
+def test_the_number_of_masks_is_that_of_cohens_tables(effect: float, masks: int) -> None:
+    """Pairs for a two-sided paired t-test at 5 % with a power of 0.8, as published programs give them."""
+    assert masks_for(effect, 1.0, 0.8, 0.95) == masks
+    assert masks_for(2 * effect, 2.0, 0.8, 0.95) == masks
