@@ -135,7 +135,7 @@ def test_every_command_has_a_row_and_every_test_its_row() -> None:
     leaves = {name for name in _PLACES if name not in ("catalog", "assets", "study", "evaluate")}
     leaves |= {f"catalog {each}" for each in ("scan", "check", "curate", "locate")}
     leaves |= {f"assets {each}" for each in ("list", "fetch", "verify", "export-onnx")}
-    leaves |= {f"study {each}" for each in ("sample", "score")}
+    leaves |= {f"study {each}" for each in ("plan", "sample", "score")}
     leaves |= {f"evaluate {each}" for each in ("points", "proposals", "edges", "instances")}
     listed = {match[1] for row in ROWS if (match := re.match(r"`([a-z-]+(?: [a-z-]+)?)", row[0]))}
     assert leaves == {name.removesuffix(" --prove") for name in listed if not name.startswith("check")}
