@@ -84,6 +84,7 @@ class DatasetManifest(Frozen):
     `config` is a tree of the configuration's identity keys. `numerics` contains everything that determines the last
     bits of the results. Licenses are judged as of `policy_date`. `lineage` is that of `weights` if segmint trained
     them; otherwise the file omits the field. `stages` are the columns of custom stages, in the order of the tables.
+    `published` is False for a working dataset, which nobody checked for licenses or faces.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -267,6 +268,18 @@ def no_manifest(dataset: Location) -> UsageError:
 def load_manifest(dataset: Location) -> DatasetManifest:
     """Read the latest manifest; raises `UsageError` if there is no dataset."""
     return load_latest_manifest(dataset).manifest
+
+
+def require_published(manifest: DatasetManifest, dataset: Location, action: str) -> None:
+    """Raise `UsageError` if a dataset isn't for publication, because nobody checked its licenses or faces.
+
+    `action` is what the caller would do, such as `signed`.
+    """
+    if not manifest.published:
+        raise UsageError(
+            f"{dataset} can't be {action}: it's the working dataset of a folder, and nobody checked its licenses or "
+            "faces. To publish images, build a dataset with `segmint build`."
+        )
 
 
 def name_of(manifest: DatasetManifest | None, uri: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Protocol, runtime_checkable
 
-from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.manifest import DatasetManifest, require_published
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import image_name
@@ -90,10 +90,13 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     """Write the committed images of the dataset at `location` to the folder `output`, local or in a bucket.
 
     Memory does not grow with the number of images; the system's temporary folder stores the JSON until it is complete.
-    Raises `UsageError` if there is no dataset, no such shard, or already an export in `output`, and for labels that the
-    format or the vocabulary doesn't contain. Raises `UnfinishedError` if the temporary folder is full.
+    Raises `UsageError` if there is no dataset, no such shard, or already an export in `output`, for labels that the
+    format or the vocabulary doesn't contain, and for Hugging Face if the dataset isn't for publication. Raises
+    `UnfinishedError` if the temporary folder is full.
     """
     dataset = Dataset.open(location)
+    if options.format is Format.HF:
+        require_published(dataset.manifest, location, "exported for Hugging Face")
     file = output / MAIN_FILES[options.format]
     refuse_existing(location, output, file)
     shards = choose_shards(dataset.manifest.shards, options.shards)

@@ -14,7 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, manifest_name
+from segmint.catalogs.dataset.manifest import (
+    DatasetManifest,
+    load_latest_manifest,
+    manifest_name,
+    require_published,
+)
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.versions.digest import take_snapshot
 from segmint.catalogs.findings import SENTENCES
@@ -56,7 +61,7 @@ class Evidence:
 
 def check_target(dataset: Location, folder: Location) -> None:
     """Raise `UsageError` if this dataset cannot have evidence or the folder is unsuitable, without reading much."""
-    load_latest_manifest(dataset)
+    require_published(load_latest_manifest(dataset).manifest, dataset, "audited with --evidence")
     if is_below(folder.uri, dataset.uri):
         raise UsageError(f"--evidence: {folder} is inside the dataset {dataset}. Choose a place outside")
     if folder.list():

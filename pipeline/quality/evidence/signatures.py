@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.manifest import load_manifest, require_published
 from segmint.catalogs.dataset.versions.digest import take_snapshot
 from segmint.catalogs.dataset.versions.record import (
     SIGNATURE_NAME,
@@ -54,8 +54,9 @@ def sign_version(
 
     The latest version is signed only if the dataset still matches it, its files have the committed sizes, and the
     catalog's parts have their hashes. `ask` returns the passphrase of an encrypted key. Raises `UsageError` for an
-    unsuitable key, a missing version, or a dataset that has changed.
+    unsuitable key, a missing version, or a dataset that has changed or isn't for publication.
     """
+    require_published(load_manifest(dataset), dataset, "signed")
     key = read_private_key(key_file, ask)
     latest = latest_version(dataset)
     if latest is None:
