@@ -3,11 +3,53 @@
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO, TypeVar
 
 if TYPE_CHECKING:
     import rich.progress
+
+T = TypeVar("T")
+
+BAR_AFTER_S = 1.0
+"""Seconds after which `track` shows a bar, so that fast commands don't flash one."""
+
+
+class _Bar:
+    """State of the one bar that `track` may show in this process."""
+
+    enabled = False
+    shown = False
+
+
+def enable_bars() -> None:
+    """Let `track` show bars; commands call it, so that Python code that uses segmint as a library shows none."""
+    _Bar.enabled = True
+
+
+def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
+    """Yield `items`, and show a bar of them on standard error if that is a terminal and `enable_bars` was called.
+
+    Shows nothing inside another bar, or if all items take less than `BAR_AFTER_S`.
+    """
+    if not _Bar.enabled or _Bar.shown or not sys.stderr.isatty():
+        yield from items
+        return
+    started, progress = time.monotonic(), None
+    with ExitStack() as stack:
+        for done, item in enumerate(items):
+            if progress is None and not _Bar.shown and time.monotonic() - started >= BAR_AFTER_S:
+                progress = stack.enter_context(Progress(bars=True))
+                progress.stage(name, total)
+                _Bar.shown = True
+                stack.callback(setattr, _Bar, "shown", False)
+            if progress is not None:
+                progress.update(name, done)
+            yield item
+        if progress is not None:
+            progress.update(name, done + 1)
 
 
 @dataclass

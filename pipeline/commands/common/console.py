@@ -18,6 +18,7 @@ import typer
 
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import without_secrets
+from segmint.infra.progress import enable_bars
 from segmint.infra.stopping import interruptible, stop_line
 from segmint.infra.uris import redact
 from segmint.infra.wording import TURNING, json_text
@@ -42,6 +43,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        enable_bars()
         try:
             with interruptible():
                 return command(*args, **kwargs)

@@ -1,0 +1,147 @@
+"""JSON files of a folder's masks: read into rows of masks, and edited without losing what others wrote into them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from segmint.catalogs.findings import FindingLocation
+from segmint.catalogs.layout import LEVELS
+from segmint.infra.errors import UsageError
+from segmint.infra.uris import base_name
+from segmint.operators.annotations.folder import read_json
+from segmint.operators.annotations.image import checked_rle
+from segmint.operators.foreign.masks import read_foreign
+from segmint.operators.rows import Row
+from segmint.operators.schemas import AUTOMATIC, IMPORT, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.shards.files import annotation_id, counts_of
+from segmint.pipeline.corrections.annotated_masks import canonical_counts
+from segmint.pipeline.masks.outputs import PhotographTask
+
+_OUTPUTS = {0, 1, 2}
+_KEYS = ("segmentation", "bbox", "area", "predicted_iou", "stability_score", "crop_box", "point_coords")
+
+
+class BadFileError(UsageError):
+    """A photograph or JSON file of a folder can't be used; the message names it and gives the reason."""
+
+
+@dataclass(frozen=True)
+class MasksDocument:
+    """JSON file of a photograph's masks: its content, (height, width) in pixels, and the rows of its masks.
+
+    The rows have the keys of `MASK` with canonical run lengths, and the columns of their label and source.
+    """
+
+    value: Mapping[str, Any]
+    size: tuple[int, int]
+    masks: tuple[Row, ...]
+
+
+def photograph_of(data: bytes) -> str | None:
+    """Return the file name in SA-1B's JSON of an image, empty if it has none; None for the JSON of other tools."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("image"), dict) or "annotations" not in value:
+        return None
+    return str(value["image"].get("file_name") or "")
+
+
+def read_masks(data: bytes, where: str, sha256: str) -> MasksDocument:
+    """Read a JSON file with the hexadecimal `sha256`.
+
+    Raises `BadFileError`, which names the file, `where`, if any of its masks can't be read.
+    """
+    image = read_json(data, where)
+    if image.unreadable:
+        more = f", and {len(image.unreadable) - 1:,} more" if len(image.unreadable) > 1 else ""
+        raise BadFileError(f"{where}: {image.unreadable[0]}{more}")
+    if image.size is None:
+        raise BadFileError(f"{where}: its image has no width and height")
+    value = json.loads(data)
+    annotations = value["annotations"]
+    if len(annotations) > MASKS_PER_IMAGE_LIMIT:
+        raise BadFileError(f"{where}: {len(annotations):,} masks, but the limit is {MASKS_PER_IMAGE_LIMIT:,}")
+    rows = read_foreign(data, image.size, FindingLocation(where), 1).masks
+    outputs = _values(value, "outputs", len(annotations))
+    whole = [0.0, 0.0, float(image.size[1]), float(image.size[0])]
+    masks = tuple(
+        {
+            **row,
+            "segmentation": {"size": list(image.size), "counts": canonical_counts(mask.rle["counts"], image.size)},
+            "crop_box": row["crop_box"] or whole,
+            "point_coords": row["point_coords"] or [],
+            "output": output if output in _OUTPUTS else None,
+            **_origin(annotation, row, sha256),
+        }
+        for row, mask, annotation, output in zip(rows, image.masks, annotations, outputs, strict=True)
+    )
+    return MasksDocument(value, image.size, masks)
+
+
+def _origin(annotation: Mapping[str, Any], row: Row, sha256: str) -> Row:
+    """Return the columns of a mask's label and source. Masks without a predicted IoU weren't made by a model."""
+    label = annotation.get("label")
+    named = isinstance(label, str) and label != ""
+    made = row["predicted_iou"] is not None
+    return {
+        "label": label if named else None,
+        "label_source": IMPORT if named else None,
+        "source": AUTOMATIC if made else "imported",
+        "origin": None if made else {"sha256": sha256, "license": None},
+    }
+
+
+def edit_document(value: Mapping[str, Any], masks: Sequence[Row]) -> bytes:
+    """Return the bytes of a JSON file whose masks become these (keys of `DESCRIBED_MASK`).
+
+    Annotations whose pixels stay, and all other keys, are kept as they are, in their order. New masks get new ids.
+    """
+    size = (value["image"]["height"], value["image"]["width"])
+    before = list(value["annotations"])
+    places: dict[str, list[int]] = {}
+    for place, annotation in enumerate(before):
+        places.setdefault(_counts(annotation, size), []).append(place)
+    kept = [found.pop(0) if (found := places.get(counts_of(mask))) else None for mask in masks]
+    ids = [annotation["id"] for annotation in before if type(annotation.get("id")) is int]
+    number = value["image"].get("image_id")
+    first = annotation_id(number, 0) if type(number) is int else 0
+    following = max([first - 1, *ids]) + 1
+    annotations = []
+    for mask, old_place in zip(masks, kept, strict=True):
+        new = {"id": following, **{key: mask[key] for key in _KEYS}}
+        annotation = new if old_place is None else dict(before[old_place])
+        following += old_place is None
+        if mask["label"]:
+            annotation["label"] = mask["label"]
+        elif isinstance(annotation.get("label"), str):
+            del annotation["label"]
+        annotations.append(annotation)
+    edited: dict[str, Any] = {**value, "annotations": annotations}
+    there = {annotation.get("id") for annotation in annotations}
+    for key in LEVELS.values():
+        if key not in value:
+            continue
+        old = _values(value, key, len(before))
+        values = [None if place is None else old[place] for place in kept]
+        edited[key] = [each if key == "outputs" or each in there else None for each in values]
+    return json.dumps(edited, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def new_document(task: PhotographTask, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the content of a JSON file without masks, for a photograph whose masks have `size` (height, width)."""
+    name = base_name(task.image.name)
+    image = {"image_id": task.image_id, "width": size[1], "height": size[0], "file_name": name}
+    return {"image": image, "annotations": []}
+
+
+def _values(value: Mapping[str, Any], key: str, count: int) -> list[Any]:
+    """Return a list with a value for each of `count` annotations; only nulls if there is no such list."""
+    found = value.get(key)
+    return found if isinstance(found, list) and len(found) == count else [None] * count
+
+
+def _counts(annotation: Mapping[str, Any], size: tuple[int, int]) -> str:
+    return canonical_counts(checked_rle(annotation["segmentation"])["counts"], size)

@@ -1,0 +1,76 @@
+"""Photographs of a folder with the JSON files of their masks, as `segmint masks` names them."""
+
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from segmint.catalogs.dataset.manifest import is_dataset
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import base_name, local_path
+from segmint.pipeline.corrections.folder.documents import photograph_of
+from segmint.pipeline.corrections.folder.working import WORKING
+from segmint.pipeline.masks.images import find_photographs, is_local
+from segmint.pipeline.masks.outputs import (
+    PhotographTask,
+    existing_files,
+    plan_outputs,
+    sweep_temporary,
+    with_kept_files,
+)
+
+_JSON = ".json"
+
+
+def is_photograph_folder(name: str, *, pairs: bool = True) -> bool:
+    """Return whether a path is a local folder that directly contains photographs, and not a dataset.
+
+    With `pairs` False, a folder with pairs such as `a.jpg` and `a.json`, which is SA-1B-style data, only counts if it
+    has a working dataset.
+    """
+    if not is_local(name) or not local_path(name).is_dir() or is_dataset(Location(Storage(), name)):
+        return False
+    if (local_path(name) / WORKING).is_dir():
+        return True
+    try:
+        photographs = find_photographs(Storage(), [name], recursive=False).images
+    except SegmintError:
+        return False
+    return pairs or not any(local_path(each.name).with_suffix(_JSON).exists() for each in photographs)
+
+
+def find_images(folder: str) -> tuple[dict[str, PhotographTask], list[str]]:
+    """Return the photographs directly in a local folder by their names, and a line for each file that is skipped.
+
+    Their JSON files are those of `segmint masks` (`a.masks.json`) or, if there is none, SA-1B's (`a.json`). Temporary
+    files next to them, which killed runs left, are deleted. Raises `UsageError` if there are no photographs.
+    """
+    storage = Storage()
+    found = find_photographs(storage, [folder], recursive=False)
+    outputs = plan_outputs(found, None)
+    there = existing_files(storage, outputs)
+    outputs = with_kept_files(outputs, there, lambda file: photograph_of(storage.read(file)) or "")
+    sweep_temporary(outputs)
+    names = {base_name(task.image.name) for task in outputs.tasks}
+    skipped = [line.partition("; pass --recursive")[0] for line in (*found.passed_over, *found.unreadable)]
+    images = {}
+    for task in outputs.tasks:
+        try:
+            task.image.place.encode()
+        except UnicodeEncodeError:
+            skipped.append(f"{task.image.name}: a name that isn't UTF-8. Rename the photograph.")
+            continue
+        target = task.target if task.target in there else _other_document(storage, task, names)
+        images[task.image.place] = replace(task, target=target)
+    return images, skipped
+
+
+def _other_document(storage: Storage, task: PhotographTask, names: set[str]) -> str:
+    """Return SA-1B's JSON of a photograph, or its usual name if there is none or it is another photograph's."""
+    own = base_name(task.image.name)
+    path = str(local_path(task.image.name))
+    for file in (path.removesuffix(PurePosixPath(path).suffix) + _JSON, path + _JSON):
+        found = photograph_of(storage.read(file)) if Path(file).is_file() else None
+        if found is not None and found not in names - {own}:
+            return file
+    return task.target

@@ -1,0 +1,449 @@
+"""Working dataset of a folder of photographs: imports their JSON files, and writes corrected masks back into them.
+
+The JSON files hold the masks; the dataset is only a copy to correct, which can be deleted at any time. Each photograph
+is a shard, so an import that was killed resumes after the last photograph. For each one, a small file records the JSON
+content that segmint read or wrote. It is put before the JSON is replaced, so a JSON with other content was changed by
+someone else, even if segmint was killed in between.
+"""
+
+import hashlib
+import io
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from segmint.catalogs.dataset.annotations.names import SubmissionName, submissions_of
+from segmint.catalogs.dataset.annotations.submissions import Submission, SubmissionError, read_assignment
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.manifest import (
+    CatalogPart,
+    DatasetManifest,
+    ModelWeights,
+    put_dataset_id,
+    put_manifest,
+    put_with_parts,
+    read_latest_manifest,
+)
+from segmint.catalogs.layout import config_sha256, part_path
+from segmint.catalogs.parquet import RowGroupWriter
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets.known import ASSETS, default_weights
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.progress import track
+from segmint.infra.scratch import ScratchFolder
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import local_path
+from segmint.infra.version import VERSION
+from segmint.operators.describe import describe_table
+from segmint.operators.photographs import decode_photograph
+from segmint.operators.prepare.ingest import pixels_sha256
+from segmint.operators.prepare.ingest_config import ANY_SIZE
+from segmint.operators.prepare.release import ReleaseConfig, release, released_size, resized
+from segmint.operators.rows import Row, rejected, to_table
+from segmint.operators.schemas import ANNOTATION_STAGE, DESCRIBED, FUNNEL_STEPS, SEGMENTED
+from segmint.operators.shards.committed_rows import rows_of
+from segmint.operators.shards.put import remove_replaced
+from segmint.operators.shards.revise import Change, finish_dead_writers, revise_shard
+from segmint.operators.shards.write import ShardTask, write_shard
+from segmint.operators.similar.hashes import jpeg_hashes
+from segmint.pipeline.config.config import Config, identity
+from segmint.pipeline.corrections.folder.documents import (
+    BadFileError,
+    MasksDocument,
+    edit_document,
+    new_document,
+    read_masks,
+)
+from segmint.pipeline.corrections.merge.row import merge_submission, submission_to_merge
+from segmint.pipeline.masks.images import is_local
+from segmint.pipeline.masks.outputs import PhotographTask
+
+WORKING = ".segmint"
+"""Name of the hidden folder next to the photographs, with the working dataset and what segmint knows of their files."""
+
+_SHORT_SIDE = ReleaseConfig().short_side
+_OF_ANNOTATION = ("submission", "annotator", ANNOTATION_STAGE, "seconds", "complete")
+
+
+class FolderInUseError(UsageError):
+    """Another process is correcting or importing the masks of the folder."""
+
+
+@dataclass(frozen=True)
+class _FileState:
+    """Record of a photograph's files, as segmint last read or wrote them.
+
+    `photograph` is its size in bytes and modification time, `sums` the SHA-256 of JSON contents that segmint read or
+    wrote (empty: no file), `submissions` the number of merged submissions, and `problem` why it can't be used.
+    """
+
+    photograph: tuple[int, int] | None
+    sums: tuple[str, ...]
+    submissions: int = 0
+    problem: str | None = None
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Lock the working folder `root`, creating it. Raises `FolderInUseError` if another process holds the lock."""
+    import fcntl
+
+    root.mkdir(exist_ok=True)
+    lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FolderInUseError(
+                f"another `segmint annotate` or `segmint view` uses {root.parent}. Stop it, or wait until it has read "
+                "the folder."
+            ) from error
+        yield
+    finally:
+        os.close(lock)
+
+
+class WorkingDataset:
+    """Working dataset in the folder `root` of photographs with the JSON files of their masks. Thread-safe.
+
+    `images` are keyed by their names in the dataset. Only one process may call the methods at a time; see `locked`.
+    """
+
+    def __init__(self, root: Path, images: Mapping[str, PhotographTask], storage: Storage) -> None:
+        self.location = Location(storage, str(root / "dataset"))
+        self._files = Location(storage, str(root / "files"))
+        self._storage = storage
+        self._images = images
+        self._names: dict[int, str] = {}  # by ordinal
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def update(self, name: str) -> list[str]:
+        """Bring the dataset up to date with the photographs and JSON files, and write back what a killed run left.
+
+        `name` is that of a new dataset. Returns a line for each photograph that can't be used, which names the file and
+        the reason; the others are imported.
+        """
+        numbers = self._numbers()
+        new = [image for image in self._images if image not in numbers]
+        if new or not numbers:
+            self._grow(name, new, len(numbers))
+            numbers |= {image: ordinal for ordinal, image in enumerate(new, len(numbers))}
+        handle = DatasetHandle.open(self.location)
+        finish_dead_writers(handle, range(len(numbers)))
+        committed = handle.commits.committed()
+        self._names = {numbers[name]: name for name in self._images}
+        for image, ordinal in numbers.items():
+            if image not in self._images and ordinal in committed:
+                self._leave_out(handle, ordinal, image)
+        problems = []
+        for ordinal in track(self._names, "photographs", len(self._names)):
+            problem = self._import(handle, ordinal, is_new=ordinal not in committed)
+            problems += [] if problem is None else [problem]
+        return problems
+
+    def refresh(self, image: int) -> None:
+        """Import an image's JSON again if someone else changed it. Raises `BadFileError` if it can't be used."""
+        ordinal = image - 1
+        with self._lock:
+            if ordinal not in self._names:  # a page may ask for an image that never was, or is gone
+                return
+            state = self._state(ordinal)
+            if state is None or self._read(ordinal)[1] not in state.sums:
+                problem = self._import(DatasetHandle.open(self.location), ordinal, is_strict=True)
+                if problem is not None:
+                    raise BadFileError(problem)
+
+    def write(self, image: int) -> None:
+        """Write an image's masks with all submissions into its JSON file.
+
+        Raises `BadFileError` if the file has changed since `refresh`, and the errors of the storage.
+        """
+        with self._lock:
+            self._write(DatasetHandle.open(self.location), image - 1)
+
+    def _numbers(self) -> dict[str, int]:
+        """Return the ordinals of all photographs that the dataset ever had, by name."""
+        latest = read_latest_manifest(self.location)
+        numbers: dict[str, int] = {}
+        for part in () if latest is None else latest.manifest.catalog:
+            columns = pq.read_table(io.BytesIO((self.location / part.path).read())).select(["image_id", "ordinal"])
+            numbers |= dict(zip(*(column.to_pylist() for column in columns), strict=True))
+        return numbers
+
+    def _grow(self, name: str, images: Sequence[str], first: int) -> None:
+        """Add photographs to the dataset's catalog, from the ordinal `first`."""
+        rows = [
+            {"ordinal": ordinal, "id": ordinal + 1, "image_id": image, "uri": self._images[image].image.name}
+            for ordinal, image in enumerate(images, first)
+        ]
+        with ScratchFolder() as folder:
+            path = Path(folder) / "part.parquet"
+            with RowGroupWriter(path, NORMALIZED) as writer:
+                writer.add(to_table(rows, NORMALIZED).to_batches())
+            digest = sha256_of(path)
+            latest = read_latest_manifest(self.location)
+            before = _manifest(name) if latest is None else latest.manifest
+            place = part_path(len(before.catalog), digest)
+            part = CatalogPart(path=place, rows=len(rows), sha256=digest, source_sha256=digest, first_shard=first)
+            grown = before.model_copy(
+                update={"catalog": (*before.catalog, part), "licenses": {"missing": first + len(rows)}}
+            )
+            if latest is None:
+                (self.location / place).put_file(path)
+                put_manifest(self.location, grown, 1)
+                put_dataset_id(self.location)
+            else:
+                put_with_parts(self.location, grown, latest.generation + 1, {place: path})
+
+    def _import(
+        self, handle: DatasetHandle, ordinal: int, *, is_new: bool = False, is_strict: bool = False
+    ) -> str | None:
+        """Import a photograph and its JSON if they have changed; otherwise write and merge its new submissions.
+
+        Returns why it can't be used, or None. Such a photograph is rejected, unless `is_strict` or it can't be read.
+        """
+        image = self._image(ordinal)
+        try:
+            state, photograph = self._state(ordinal), _status(image.image.name)
+            data, sha256 = self._read(ordinal)
+            names = submissions_of(self.location, ordinal)
+            known = state is not None and photograph is not None and state.photograph == photograph
+            if not is_new and state is not None and known and sha256 in state.sums:
+                if state.problem is None and len(names) > state.submissions:
+                    self._settle(handle, ordinal, len(names))
+                return state.problem
+        except BadFileError as error:
+            return str(error)
+        except (SegmintError, OSError) as error:
+            return f"{image.target}: {error}"
+        problem = None
+        try:
+            row = self._row(ordinal, data, sha256)
+        except BadFileError as error:
+            problem = str(error)
+        except (RejectedError, ObjectTooLargeError) as error:
+            problem = f"{image.image.name}: {error}"
+        except (SegmintError, OSError) as error:  # may be readable next time
+            return f"{image.image.name}: {error}"
+        if problem is not None:
+            if is_strict:
+                return problem
+            row = rejected(self._identity(ordinal), "prepare", RejectedError(Reason.CORRUPT, problem))
+        self._commit(handle, ordinal, row, is_new=is_new)
+        self._put_state(ordinal, _FileState(photograph, (sha256,), len(names), problem))
+        return problem
+
+    def _leave_out(self, handle: DatasetHandle, ordinal: int, name: str) -> None:
+        """Reject a photograph that is no longer in the folder; its JSON file isn't touched."""
+        state = self._state(ordinal)
+        if state is not None and state.photograph is None:
+            return
+        gone = RejectedError(Reason.NOT_FOUND, "the photograph is no longer in the folder")
+        row = {"ordinal": ordinal, "id": ordinal + 1, "image_id": name, "uri": name}
+        self._commit(handle, ordinal, rejected(row, "prepare", gone))
+        self._put_state(ordinal, _FileState(None, ()))
+
+    def _row(self, ordinal: int, data: bytes | None, sha256: str) -> Row:
+        """Return the described row of a photograph with the masks of its JSON.
+
+        Raises `RejectedError` or `BadFileError` if it can't be used, and the errors of the storage.
+        """
+        image = self._image(ordinal)
+        document = None if data is None else read_masks(data, image.target, sha256)
+        source = self._storage.read(image.image.name, max_bytes=ANY_SIZE.max_bytes)
+        pixels = decode_photograph(source)
+        height, width = pixels.shape[:2]
+        frame = released_size(width, height, _SHORT_SIDE)
+        if document is not None:
+            frame = _frame_of(document, (width, height), image)
+        released = release(resized(pixels, frame), ReleaseConfig(short_side=max(frame)))
+        masks = () if document is None else document.masks
+        row: Row = {
+            **self._identity(ordinal),
+            "source_sha256": hashlib.sha256(source).hexdigest(),
+            "pixels_sha256": pixels_sha256(pixels),
+            "release_sha256": hashlib.sha256(released.jpeg).hexdigest(),
+            "hashes": jpeg_hashes(released.jpeg).tolist(),
+            "source_width": width,
+            "source_height": height,
+            "width": frame[0],
+            "height": frame[1],
+            "faces": 0,
+            "plates": 0,
+            "regions": [],
+            "residual_detections": [],
+            "release": released.jpeg,
+            "masks": masks,
+            "funnel": {**dict.fromkeys(FUNNEL_STEPS), "written": len(masks)},
+        }
+        (described,) = describe_table(to_table([row], SEGMENTED)).to_pylist()
+        if described["fault"] is not None:
+            raise BadFileError(f"{image.target}: {described['fault']}")
+        columns = ("label", "label_source", "source", "origin")
+        described["masks"] = [
+            {**mask, **{column: given[column] for column in columns}}
+            for mask, given in zip(described["masks"], masks, strict=True)
+        ]
+        return dict(described)
+
+    def _commit(self, handle: DatasetHandle, ordinal: int, row: Row, *, is_new: bool = False) -> None:
+        """Commit a row as its shard's first or next generation. A later one keeps the record of the merged submission.
+
+        Its masks are those of the JSON, so submissions to earlier masks count as merged.
+        """
+        row = {**dict.fromkeys(DESCRIBED.names), **row}
+        if is_new:
+            task = ShardTask(ordinal, ordinal, ordinal + 1, handle, handle.manifest().numerics_fingerprint, 1.0)
+            write_shard(task, [(0, 1)], to_table([row], DESCRIBED))
+            return
+
+        def change(_: Commit, rows: Sequence[Row]) -> list[Row]:
+            if row["reason"] is not None or rows[0]["reason"] is not None:
+                return [row]
+            submissions = self._submissions(rows[0], submissions_of(self.location, ordinal))
+            before = merge_submission(rows[0], submissions).row if submissions else rows[0]
+            return [{**row, **{column: before[column] for column in _OF_ANNOTATION}}]
+
+        self._revise(handle, ordinal, change)
+
+    def _revise(self, handle: DatasetHandle, ordinal: int, change: Change) -> None:
+        revise_shard(handle, ordinal, change, purge=False)
+        remove_replaced(self.location, [ordinal])
+
+    def _settle(self, handle: DatasetHandle, ordinal: int, submissions: int) -> None:
+        """Write an image's submissions into its JSON, unless a former run did, and merge them into the dataset."""
+
+        def change(_: Commit, rows: Sequence[Row]) -> list[Row]:
+            found = self._submissions(rows[0], submissions_of(self.location, ordinal))
+            return [merge_submission(rows[0], found).row if found else rows[0]]
+
+        state = self._write(handle, ordinal)
+        self._revise(handle, ordinal, change)
+        self._put_state(ordinal, replace(state, submissions=submissions))
+
+    def _image(self, ordinal: int) -> PhotographTask:
+        return self._images[self._names[ordinal]]
+
+    def _identity(self, ordinal: int) -> Row:
+        name = self._names[ordinal]
+        return {"ordinal": ordinal, "id": ordinal + 1, "image_id": name, "uri": self._images[name].image.name}
+
+    def _submissions(self, row: Row, names: Sequence[SubmissionName]) -> list[Submission]:
+        """Return the submissions of the assignment to merge, in order; none if they are merged or can't be read."""
+        last = submission_to_merge(row, names)
+        try:
+            own = [name for name in names if last is not None and name.assignment == last.assignment]
+            return read_assignment(self.location, own) if own else []
+        except SubmissionError:
+            return []
+
+    def _write(self, handle: DatasetHandle, ordinal: int) -> _FileState:
+        """Write an image's masks with all submissions into its JSON, if they differ, by renaming a complete file.
+
+        Returns what is then known of the files.
+        """
+        image, state = self._image(ordinal), self._state(ordinal)
+        commit = handle.commits.latest(ordinal)
+        rows = [] if commit is None else rows_of(self.location, commit, [ordinal])
+        if not rows or rows[0]["reason"] is not None:
+            raise BadFileError(f"{image.image.name}: no longer in the working dataset")
+        found = self._submissions(rows[0], submissions_of(self.location, ordinal))
+        row = merge_submission(rows[0], found).row if found else rows[0]
+        data, sha256 = self._read(ordinal)
+        if state is None or sha256 not in state.sums:
+            raise BadFileError(f"{image.target} was changed by another program, so it isn't overwritten. Save again.")
+        if data is None and not row["masks"]:
+            return state
+        size = row["height"], row["width"]
+        before = new_document(image, size) if data is None else json.loads(data)
+        edited = edit_document(before, row["masks"])
+        if data is not None and json.loads(edited) == before:  # the spaces may differ
+            edited = data
+        state = replace(state, sums=(hashlib.sha256(edited).hexdigest(),))
+        if edited != data:
+            self._put_state(ordinal, replace(state, sums=(sha256, *state.sums)))
+            target = os.path.realpath(local_path(image.target)) if is_local(image.target) else image.target
+            self._storage.put(target, edited)
+        self._put_state(ordinal, state)
+        return state
+
+    def _read(self, ordinal: int) -> tuple[bytes | None, str]:
+        """Return the bytes of an image's JSON and their SHA-256, or None and an empty string if there is no file."""
+        try:
+            data = self._storage.read(self._image(ordinal).target, max_bytes=ANY_SIZE.max_bytes)
+        except NotFoundError:
+            return None, ""
+        return data, hashlib.sha256(data).hexdigest()
+
+    def _state(self, ordinal: int) -> _FileState | None:
+        """Return what is known of a photograph's files; None if nothing is, or if the record is damaged."""
+        try:
+            value: Any = json.loads((self._files / f"{ordinal}.json").read())
+            status = value["photograph"]
+            return _FileState(
+                None if status is None else (int(status[0]), int(status[1])),
+                tuple(map(str, value["sums"])),
+                int(value["submissions"]),
+                value["problem"],
+            )
+        except (NotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def _put_state(self, ordinal: int, state: _FileState) -> None:
+        (self._files / f"{ordinal}.json").put(json.dumps(asdict(state)).encode())
+
+
+def _manifest(name: str) -> DatasetManifest:
+    """Return the manifest of a new working dataset, without its catalog. Its numerics are unknown, so it can't grow."""
+    weights = default_weights("cpu")
+    settings: Any = {"name": "folder", "license": {"allow": ["LicenseRef-unpublished"]}, "images_per_shard": 1}
+    tree = identity(Config(catalog="catalog", output="dataset", **settings))
+    return DatasetManifest(
+        name=name.encode(errors="replace").decode(),
+        config=tree,
+        config_sha256=config_sha256(tree),
+        numerics={"segmint": VERSION},
+        code_version=VERSION,
+        weights=ModelWeights(name=weights, sha256=ASSETS[weights].sha256),
+        catalog=(),
+        images_per_shard=1,
+        policy_date=datetime.now(UTC).date(),
+        published=False,
+    )
+
+
+def _frame_of(document: MasksDocument, photograph: tuple[int, int], image: PhotographTask) -> tuple[int, int]:
+    """Return (width, height) of the masks. Raises `BadFileError` if it isn't the photograph's, or one scaled down."""
+    height, width = document.size
+    scaled = released_size(*photograph, min(document.size))
+    if abs(scaled[0] - width) > 1 or abs(scaled[1] - height) > 1:
+        raise BadFileError(
+            f"{image.target}: its masks have {width} x {height} pixels, but {image.image.name} has "
+            f"{photograph[0]} x {photograph[1]}"
+        )
+    return width, height
+
+
+def _status(photograph: str) -> tuple[int, int] | None:
+    """Return the size in bytes and the modification time of a local photograph; None for another or a missing one."""
+    try:
+        status = local_path(photograph).stat() if is_local(photograph) else None
+    except OSError:
+        return None
+    return None if status is None else (status.st_size, status.st_mtime_ns)
