@@ -22,6 +22,7 @@ from segmint.pipeline.commands.common.console import (
     print_message,
     printable,
 )
+from segmint.pipeline.commands.common.extras import require
 
 if TYPE_CHECKING:
     from segmint.pipeline.masks.estimate import Work
@@ -130,6 +131,9 @@ def masks(
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each image's result as JSON.")] = False,
+    open_viewer: Annotated[
+        bool, typer.Option("--open", help="Then show the masks in a web browser, as `segmint view` does.")
+    ] = False,
 ) -> None:
     """Make masks for photographs.
 
@@ -146,6 +150,8 @@ def masks(
     asked = read_prompts(points or [], boxes or [], prompts or [], text)
     in_settings, released = _split(overrides or [], automatic=not asked and not full_frame, profile=profile)
     _check_flags(bool(asked), all_masks=all_masks, full_frame=full_frame, profile=profile)
+    if open_viewer:
+        require("web")
     layers = [] if crop_layers is None else [f"crop_n_layers={crop_layers}"]
     options = MasksOptions(
         masks=masks_config(profile.value, [*in_settings, *layers]),
@@ -160,7 +166,29 @@ def masks(
         full_frame=full_frame,
         text=find_text_model(text, clip, projection),
     )
-    _run(images, output, options, recursive=recursive, overwrite=overwrite, as_json=as_json)
+    planned, results = _run(images, output, options, recursive=recursive, overwrite=overwrite, as_json=as_json)
+    if open_viewer:
+        _open(planned, results, images)
+    failed = [result for result in results if result.outcome == "failed"]
+    exit_unless_clean([result for result in results if result.outcome == "refused"], failed)
+
+
+def _open(planned: "MasksPlan", results: "list[ImageResult]", images: list[str]) -> None:
+    """Show the photographs that have masks in the viewer, or the whole folder if its masks are next to them."""
+    from segmint.pipeline.commands.common.folder import photographs_to_view
+    from segmint.pipeline.commands.quality.view import show_dataset, show_folder
+    from segmint.pipeline.corrections.folder.images import is_photograph_folder
+
+    if planned.outputs.next_to and len(images) == 1 and is_photograph_folder(images[0]):
+        show_folder(images[0])
+        return
+    made = {result.image for result in results if result.outcome in ("made", "skipped")}
+    tasks = tuple(task for task in planned.outputs.tasks if task.image.name in made)
+    if not tasks:
+        print_message("no masks to show")
+        return
+    with photographs_to_view(tasks) as working:
+        show_dataset(working.location)
 
 
 def _check_flags(prompted: bool, *, all_masks: bool, full_frame: bool, profile: Profile) -> None:
@@ -188,7 +216,7 @@ def _split(overrides: list[str], *, automatic: bool, profile: Profile) -> tuple[
 
 def _run(
     images: list[str], output: str | None, options: "MasksOptions", *, recursive: bool, overwrite: bool, as_json: bool
-) -> None:
+) -> "tuple[MasksPlan, list[ImageResult]]":
     from segmint.pipeline.masks.run import ImageResult, make_masks, plan
 
     def announce(work: "Work") -> None:
@@ -217,7 +245,7 @@ def _run(
     failed = [result for result in results if result.outcome == "failed"]
     for result in [] if as_json else failed:
         print_line(f"not checked: {result.image}: {result.error}")
-    exit_unless_clean([result for result in results if result.outcome == "refused"], failed)
+    return planned, results
 
 
 class _Display:
@@ -292,7 +320,7 @@ def _sum_up(planned: "MasksPlan", results: "list[ImageResult]") -> None:
     if outcomes["failed"]:
         print_message("next: run the same command again to retry only the photographs that failed")
     elif written and not planned.options.overlay:
-        print_message("next: run the same command with --overlay to draw the masks over the photographs")
+        print_message("next: run the same command with --open to see the masks, or --overlay to draw them")
 
 
 def _line(result: "ImageResult") -> str:

@@ -55,16 +55,19 @@ def needs(extra: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(command)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            missing = [name for name, module in EXTRAS[extra].items() if importlib.util.find_spec(module) is None]
-            if missing:
-                raise MissingExtraError(
-                    f"missing packages: {', '.join(missing)}. Run `pip install 'segmint[{extra}]'`."
-                )
+            require(extra)
             return command(*args, **kwargs)
 
         return run
 
     return decorate
+
+
+def require(extra: str) -> None:
+    """Raise `MissingExtraError` if a package of `extra` isn't installed. Modules are located but not imported."""
+    missing = [name for name, module in EXTRAS[extra].items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingExtraError(f"missing packages: {', '.join(missing)}. Run `pip install 'segmint[{extra}]'`.")
 
 
 def extra_of(module: str) -> str | None:

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from enum import StrEnum
 from functools import partial
 from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import Browser, Config, Dataset, Device, Port, storage_of
+from segmint.pipeline.commands.common.arguments import Browser, Config, Device, Port, storage_of
 from segmint.pipeline.commands.common.console import guarded, print_line, print_message
 from segmint.pipeline.commands.common.extras import needs
 
@@ -37,7 +38,9 @@ DETECTOR = "detector:"
 @guarded
 @needs("web")
 def annotate(
-    dataset: Dataset,
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET|FOLDER", help="Dataset, or local folder of photographs with masks.")
+    ],
     stage: Annotated[
         AnnotationStage,
         typer.Option(
@@ -89,7 +92,7 @@ def annotate(
 ) -> None:
     """Make, correct, or rate masks in a web browser.
 
-    Submissions are saved in the dataset. Press Ctrl-C to stop the server.
+    Submissions are saved in the dataset, or in the JSON files of a folder. Press Ctrl-C to stop the server.
     """
     # The many small steps of a click are faster if torch's threads spin until the next step, here up to 0.2 ms. Longer
     # waits take cores from other processes. torch's thread library reads this variable once, when it loads.
@@ -118,32 +121,42 @@ def annotate(
     detector = None if prefill is None else detector_of(prefill)
     who = [check_name(name) for name in names or ["annotator"]]
     public = None if origin is None else parse_origin(origin)
-    storage = storage_of(config)
-    place = Location(storage, dataset)
+    place = Location(storage_of(config), dataset)
+    from segmint.pipeline.commands.common.folder import folder_to_correct
+    from segmint.pipeline.corrections.folder.images import is_photograph_folder
+
+    is_folder = is_photograph_folder(dataset)
 
     def show(addresses: Mapping[str, str]) -> None:
         for name, address in addresses.items():
             print_line(address if len(addresses) == 1 else f"{name}: {address}")
-        print_message("each address opens one browser, once; submissions go to the dataset; press Ctrl-C to stop")
+        print_message("each address opens one browser, once; press Ctrl-C to stop")
+        print_message(f"saved masks go to {'the JSON files of the folder' if is_folder else 'the dataset'}")
 
     serve_team = partial(serve, port=port, names=who, origin=public, open_browser=browser, on_ready=show)
-    print_message(f"reading the tables of {dataset}")
-    if stage is AnnotationStage.RATE:
-        from segmint.pipeline.engine.annotate.rating.app import make_rating_app
-        from segmint.pipeline.engine.annotate.rating.rater_view import SampleOptions, open_rater_view
-        from segmint.pipeline.quality.study.ratings import load_ratings
+    with ExitStack() as stack:
+        files = None
+        if is_folder:
+            files = stack.enter_context(folder_to_correct(dataset))
+            place = files.location
+        else:
+            print_message(f"reading the tables of {dataset}")
+        if stage is AnnotationStage.RATE:
+            from segmint.pipeline.engine.annotate.rating.app import make_rating_app
+            from segmint.pipeline.engine.annotate.rating.rater_view import SampleOptions, open_rater_view
+            from segmint.pipeline.quality.study.ratings import load_ratings
 
-        if study is not None and (masks, seed, select) != (None, None, None):
-            raise UsageError("--study sets the masks to rate: remove --masks, --seed, and --select")
-        options = SampleOptions(200 if masks is None else masks, seed or 0, select)
-        rated = None if study is None else load_ratings(Location(storage, study))
-        with open_rater_view(place, options, rated) as annotator_view:
+            if study is not None and (masks, seed, select) != (None, None, None):
+                raise UsageError("--study sets the masks to rate: remove --masks, --seed, and --select")
+            options = SampleOptions(200 if masks is None else masks, seed or 0, select)
+            rated = None if study is None else load_ratings(Location(place.storage, study))
+            annotator_view = stack.enter_context(open_rater_view(place, options, rated))
             print_message(f"{counted(len(annotator_view), 'mask')} to rate")
             serve_team(lambda team: make_rating_app(annotator_view, team))
-        return
-    sample = None if study is None else Location(storage, study)
-    queue = QueueOptions(select, QueueOrder(order), sample, overlap)
-    with open_view(place, AnnotateOptions(queue, stage, weights, device, detector)) as opened:
+            return
+        sample = None if study is None else Location(place.storage, study)
+        queue = QueueOptions(select, QueueOrder(order), sample, overlap)
+        opened = stack.enter_context(open_view(place, AnnotateOptions(queue, stage, weights, device, detector, files)))
         if opened.note is not None:
             print_message(f"note: {opened.note}")
         about = opened.annotator_view.about

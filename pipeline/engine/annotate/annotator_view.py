@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,16 @@ class SaveConflictError(SegmintError):
         self.base = base
 
 
+class MaskFiles(Protocol):
+    """Files outside the dataset that hold the masks of its images. Thread-safe."""
+
+    def refresh(self, image: int) -> None:
+        """Import an image's file again if someone else changed it. Raises `UsageError` if it can't be used."""
+
+    def write(self, image: int) -> None:
+        """Write an image's masks with all submissions into its file."""
+
+
 @dataclass
 class AnnotatorView:
     """Images, model, and submissions of one server. Thread-safe."""
@@ -58,6 +68,7 @@ class AnnotatorView:
     decoder: Decoder
     leases: Leases = field(default_factory=Leases)
     prefills: PrefillCache | None = None
+    files: MaskFiles | None = None  # to which saved masks are also written
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -108,6 +119,8 @@ class AnnotatorView:
 
     def open(self, image: int, annotator: str) -> dict[str, Any]:
         """Return an image with its masks and the last submission of the annotator's assignment."""
+        if self.files is not None:
+            self.files.refresh(image)
         try:
             found = self._read(image)
         except ImageGoneError:
@@ -172,6 +185,8 @@ class AnnotatorView:
         another submission has this number or the image has changed, and `ImageGoneError` or `RemovedImageError` if the
         image was taken down.
         """
+        if self.files is not None:
+            self.files.refresh(image)
         found = self._read(image)
         if not isinstance(body, Mapping) or set(body) - _SAID:
             raise UsageError(f"expected an object with only {', '.join(sorted(_SAID))}")
@@ -203,10 +218,13 @@ class AnnotatorView:
             if found.counts.get(mask.id) != mask.counts:
                 raise UsageError(f"replaced, deleted: the image has no mask {mask.id} with these pixels")
         try:
-            return self._put(submission, found)
+            saved = self._put(submission, found)
         except RemovedImageError:
             self._forget(image)
             raise
+        if self.files is not None:
+            self.files.write(image)
+        return saved
 
     def release(self, image: int, annotator: str) -> None:
         """Release an annotator's lease of an image."""

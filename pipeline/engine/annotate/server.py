@@ -18,12 +18,11 @@ from segmint.infra.storage.location import Location
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.segment.models import load_model
 from segmint.pipeline.engine.annotate.access import ServerOrigin, Team
-from segmint.pipeline.engine.annotate.annotator_view import AnnotatorView
+from segmint.pipeline.engine.annotate.annotator_view import AnnotatorView, MaskFiles
 from segmint.pipeline.engine.annotate.clicks.decoder import Decoder
 from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
 from segmint.pipeline.engine.annotate.clicks.predictor_thread import PredictorThread
 from segmint.pipeline.engine.annotate.clicks.prefill import ObjectFinder, PrefillCache, mask_settings
-from segmint.pipeline.engine.annotate.leases import Leases
 from segmint.pipeline.engine.annotate.progress_board import ProgressBoard
 from segmint.pipeline.engine.annotate.queue import QueueOptions, make_queue
 from segmint.pipeline.engine.annotate.session_info import SessionInfo
@@ -45,6 +44,7 @@ class AnnotateOptions:
     weights: str | None = None
     device: str = "auto"
     detector: str | None = None  # TorchScript file that detects objects, for prefills
+    files: MaskFiles | None = None  # to which saved masks are also written
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,9 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
         )
         masks = stack.enter_context(Decoder(predictor))
         annotator_view = AnnotatorView(
-            dataset, about, queue, source, ProgressBoard(dataset), embeddings, masks, Leases(), prefills
+            *(dataset, about, queue, source, ProgressBoard(dataset), embeddings, masks),
+            prefills=prefills,
+            files=options.files,
         )
         stack.enter_context(closing(annotator_view))
         stack.enter_context(annotator_view.kept)

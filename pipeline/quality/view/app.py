@@ -3,6 +3,7 @@
 ```
 /                             the page; /assets/… its scripts and styles
 /api/address                  a new one-time URL for another browser
+/api/annotator                the URL of an annotator for the same images, which it starts
 /api/dataset                  the dataset and the values of its filters
 /api/images?…                 a page of the grid; `after=ID` for the next page
 /api/images/{id}              an image's row, masks, and findings
@@ -72,6 +73,7 @@ class Viewer:
     version: VersionName | None = None  # None: data that segmint did not write
     note: str | None = None  # a warning about the audit for people
     order: OutputOrder | None = None  # of the decoder's outputs, if it was measured for the weights
+    annotator: Callable[[], str] | None = None  # starts an annotator for the same images, and returns its URL
 
     def __post_init__(self) -> None:
         self.thumbnails = Thumbnails(self.pictures, self.decoder)
@@ -82,6 +84,7 @@ class Viewer:
         about: dict[str, Any] = {"name": self.name, "uri": redact(self.tables.location.uri), "kind": self.tables.kind}
         about["digest"] = None if self.version is None else str(self.version)
         about["output_order"] = None if self.order is None else asdict(self.order)
+        about["correctable"] = self.annotator is not None
         return {**about, **self.summary, "findings_elsewhere": self.findings.elsewhere}
 
     def images(self, filters: Filters, after: int | None) -> dict[str, Any]:
@@ -163,6 +166,8 @@ def make_app(viewer: Viewer, access: SessionKeys) -> Starlette:
         Route("/images/{image}.jpg", lambda request: jpeg_response(viewer.jpeg(image_of(request)))),
         Route("/thumbnails/{image}.jpg", lambda request: jpeg_response(viewer.thumbnail(image_of(request)))),
     ]
+    if (annotator := viewer.annotator) is not None:
+        routes.append(Route("/api/annotator", lambda _: json_response({"address": annotator()})))
     return Starlette(routes=routes, middleware=[Middleware(ViewerGuard, access=access)], exception_handlers=PROBLEMS)
 
 

@@ -166,7 +166,7 @@ def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):
     assert "2 masks" in done.stderr
     assert (
         done.stderr.splitlines()[-1]
-        == "next: run the same command with --overlay to draw the masks over the photographs"
+        == "next: run the same command with --open to see the masks, or --overlay to draw them"
     )
     assert done.stdout == ""
     both, by_box = json.loads((tmp_path / "cup.json").read_text())["annotations"]

@@ -43,6 +43,7 @@ async function begin() {
   byId("totals").textContent =
     `${counted(dataset.images, "image")}, ${counted(dataset.masks, "mask")}` +
     (findings ? `; ${counted(findings, "finding")} not about a single image` : "");
+  byId("correct").hidden = !dataset.correctable;
   setUpFilters(dataset, () => grid.search().catch(showProblem));
   window.addEventListener("hashchange", () => show().catch(showProblem));
   await show();
@@ -58,5 +59,21 @@ async function another() {
   if (!hidden) field.select();
 }
 
+/** Start the annotator and go there, to the same image if one is shown. */
+async function correct() {
+  const button = byId("correct");
+  const caption = button.textContent;
+  button.disabled = true;
+  button.textContent = "Starting the annotator…";
+  try {
+    const { address } = await get("/api/annotator");
+    location.assign(address + (IMAGE.test(location.hash) ? location.hash : ""));
+  } finally {
+    button.disabled = false;
+    button.textContent = caption;
+  }
+}
+
+byId("correct").addEventListener("click", () => correct().catch(showProblem));
 byId("another").addEventListener("click", () => another().catch(showProblem));
 begin().catch(showProblem);

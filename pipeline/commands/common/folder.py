@@ -1,0 +1,124 @@
+"""Folders of photographs, whose masks `segmint view` shows and `segmint annotate` corrects."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.wording import counted
+from segmint.pipeline.commands.common.console import print_message
+
+if TYPE_CHECKING:
+    from segmint.pipeline.corrections.folder.working import WorkingDataset
+    from segmint.pipeline.masks.outputs import PhotographTask
+
+_STOP_S = 15.0
+
+
+@contextmanager
+def folder_to_correct(folder: str) -> Iterator["WorkingDataset"]:
+    """Yield the working dataset of a folder, up to date with its files, which no other process may use meanwhile."""
+    from segmint.infra.uris import local_path
+    from segmint.pipeline.corrections.folder.working import WORKING, locked
+
+    working = _working(folder, local_path(folder) / WORKING)
+    with locked(local_path(folder) / WORKING):
+        _update(working, folder)
+        yield working
+
+
+@contextmanager
+def folder_to_view(folder: str) -> Iterator["WorkingDataset"]:
+    """Yield the working dataset of a folder, up to date unless an annotator uses it.
+
+    If the folder isn't writable, it's in a temporary folder.
+    """
+    from segmint.infra.scratch import ScratchFolder
+    from segmint.infra.uris import local_path
+    from segmint.pipeline.corrections.folder.working import WORKING, FolderInUseError, locked
+
+    root = local_path(folder) / WORKING
+    try:
+        with locked(root):
+            _update(working := _working(folder, root), folder)
+    except FolderInUseError:
+        if not (root / "dataset").exists():
+            raise
+        print_message("note: an annotator has this folder open. Its masks are shown as they were at its start.")
+        working = _working(folder, root)
+    except OSError as error:  # not writable
+        with ScratchFolder() as scratch:
+            print_message(f"note: {error.strerror}: {root}. The photographs are prepared again at every start.")
+            _update(working := _working(folder, Path(scratch)), folder)
+            yield working
+        return
+    yield working
+
+
+@contextmanager
+def photographs_to_view(tasks: "tuple[PhotographTask, ...]") -> Iterator["WorkingDataset"]:
+    """Yield a temporary dataset of photographs and their masks, wherever these are."""
+    from segmint.infra.scratch import ScratchFolder
+    from segmint.infra.storage.storage import Storage
+    from segmint.pipeline.corrections.folder.working import WorkingDataset
+
+    with ScratchFolder() as scratch:
+        working = WorkingDataset(Path(scratch), {task.image.name: task for task in tasks}, Storage())
+        _update(working, "masks")
+        yield working
+
+
+def _working(folder: str, root: Path) -> "WorkingDataset":
+    from segmint.infra.storage.storage import Storage
+    from segmint.pipeline.corrections.folder.images import find_images
+    from segmint.pipeline.corrections.folder.working import WorkingDataset
+
+    images, skipped = find_images(folder)
+    for line in skipped:
+        print_message(f"ignored: {line}")
+    return WorkingDataset(root, images, Storage())
+
+
+def _update(working: "WorkingDataset", folder: str) -> None:
+    print_message(f"reading the masks of {counted(len(working), 'photograph')}")
+    problems = working.update(Path(folder).resolve().name or "photographs")
+    for problem in problems:
+        print_message(f"skipped: {problem}")
+    if len(problems) == len(working):
+        raise UsageError(f"none of the photographs in {folder} can be used")
+
+
+class FolderAnnotator:
+    """Process of `segmint annotate` for a folder, which the viewer starts. Thread-safe; `stop` ends it."""
+
+    def __init__(self, folder: str) -> None:
+        self._command = [sys.executable, "-m", "segmint", "annotate", folder, "--no-browser", "--port", "0"]
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._address = ""
+
+    def start(self) -> str:
+        """Return the annotator's URL; start it if it isn't running. Raises `SegmintError` if it doesn't start."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+                assert self._process.stdout is not None
+                self._address = self._process.stdout.readline().strip()
+            if not self._address:
+                raise SegmintError("The annotator didn't start. See the terminal of the viewer for the reason.")
+            return self._address
+
+    def stop(self) -> None:
+        """Stop the annotator if it's running, or starting."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
