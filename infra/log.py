@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
+from segmint.infra.wording import fit
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -37,7 +38,7 @@ def configure(level: str = "info", json: bool | None = None, stream: TextIO | No
             structlog.processors.JSONRenderer(sort_keys=False),
         ]
         if as_json
-        else [_redact_event, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [_redact_event, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0), _fit]
     )
     structlog.configure(
         processors=[
@@ -79,6 +80,10 @@ def without_secrets(value: Any, key: str = "") -> Any:
     if isinstance(value, BaseException):
         return redact(f"{type(value).__name__}: {value}")
     return value
+
+
+def _fit(_: Any, __: str, line: str) -> str:
+    return fit(line, sys.stderr)
 
 
 def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

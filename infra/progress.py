@@ -4,9 +4,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TextIO, TypeVar
+
+from segmint.infra.wording import fit
 
 if TYPE_CHECKING:
     import rich.progress
@@ -17,39 +19,69 @@ BAR_AFTER_S = 1.0
 """Seconds after which `track` shows a bar, so that fast commands don't flash one."""
 
 
-class _Bar:
-    """State of the one bar that `track` may show in this process."""
+class _Bars:
+    """State of bars in this process: whether `track` may show one, and what holds the terminal's last lines."""
 
     enabled = False
-    shown = False
+    holder: "Progress | _DelayedBar | None" = None
 
 
 def enable_bars() -> None:
     """Let `track` show bars; commands call it, so that Python code that uses segmint as a library shows none."""
-    _Bar.enabled = True
+    _Bars.enabled = True
 
 
 def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
     """Yield `items`, and show a bar of them on standard error if that is a terminal and `enable_bars` was called.
 
-    Shows nothing inside another bar, or if all items take less than `BAR_AFTER_S`.
+    The bar appears after `BAR_AFTER_S`, unless there is another one, and ends if a `Progress` with bars starts.
     """
-    if not _Bar.enabled or _Bar.shown or not sys.stderr.isatty():
+    if not _Bars.enabled or _Bars.holder is not None or not sys.stderr.isatty():
         yield from items
         return
-    started, progress = time.monotonic(), None
-    with ExitStack() as stack:
-        for done, item in enumerate(items):
-            if progress is None and not _Bar.shown and time.monotonic() - started >= BAR_AFTER_S:
-                progress = stack.enter_context(Progress(bars=True))
-                progress.stage(name, total)
-                _Bar.shown = True
-                stack.callback(setattr, _Bar, "shown", False)
-            if progress is not None:
-                progress.update(name, done)
+    with closing(_DelayedBar(name, total)) as bar:
+        for done, item in enumerate(items, 1):
             yield item
-        if progress is not None:
-            progress.update(name, done + 1)
+            bar.update(done)
+
+
+class _DelayedBar:
+    """Bar that a timer shows, so that it also appears while the first item takes long. Thread-safe."""
+
+    def __init__(self, name: str, total: int | None) -> None:
+        self._name, self._total, self._done = name, total, 0
+        self._lock = threading.Lock()
+        self._bars: rich.progress.Progress | None = None
+        self._is_closed = False
+        _Bars.holder = self
+        self._timer = threading.Timer(BAR_AFTER_S, self._show)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _show(self) -> None:
+        with self._lock:
+            if not self._is_closed:
+                self._bars = _make_bars(sys.stderr)
+                self._bars.add_task(self._name, total=self._total, completed=self._done)
+                self._bars.start()
+
+    def update(self, done: int) -> None:
+        """Set the number of finished items."""
+        with self._lock:
+            self._done = done
+            if self._bars is not None:
+                self._bars.update(self._bars.task_ids[0], completed=done)
+
+    def close(self) -> None:
+        """End the bar, or don't let it appear."""
+        self._timer.cancel()
+        with self._lock:
+            self._is_closed = True
+            if self._bars is not None:
+                self._bars.stop()
+                self._bars = None
+        if _Bars.holder is self:
+            _Bars.holder = None
 
 
 @dataclass
@@ -85,6 +117,9 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self._bars_wanted:
+            if isinstance(_Bars.holder, _DelayedBar):
+                _Bars.holder.close()
+            _Bars.holder = self
             self._bars = _make_bars(self._stream)
             self._bars.start()
         return self
@@ -94,6 +129,7 @@ class Progress:
             if self._bars is not None:
                 self._bars.stop()
                 self._bars = None
+                _Bars.holder = None
                 self._tasks.clear()
             else:
                 self._print_lines()
@@ -128,7 +164,8 @@ class Progress:
         """Print a line, above the bars if there are any."""
         with self._lock:
             if self._bars is not None:
-                self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+                shown = fit(text, self._stream)
+                self._bars.console.print(shown, markup=False, highlight=False, soft_wrap=True)
             else:
                 self._stream.write(text + "\n")
                 self._stream.flush()

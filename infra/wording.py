@@ -2,15 +2,20 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 UNKNOWN = "unknown"
 
 TURNING = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 """Bidirectional control characters, which can disguise a name's ending; for a regular expression's character class."""
 
+MOST_COLUMNS = 80
+"""Maximum width of lines on a terminal, except for words that are longer."""
+
 _TURNING = re.compile(f"[{TURNING}]")
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -94,6 +99,37 @@ def not_checked_lines(items: Sequence[object], shown: int = 10) -> list[str]:
     """Return a line for each of the first items that couldn't be checked, and a last one for the others."""
     more = [f"{len(items) - shown:,} more"] if len(items) > shown else []
     return [f"not checked: {each}" for each in [*items[:shown], *more]]
+
+
+def fit(text: str, stream: TextIO) -> str:
+    """Return `text` with long lines broken at spaces if `stream` is a terminal; words stay whole.
+
+    Elsewhere, lines stay as they are, so that programs can match them.
+    """
+    if not stream.isatty():
+        return text
+    width = min(MOST_COLUMNS, shutil.get_terminal_size().columns)
+    return "\n".join(_broken(line, width) for line in text.split("\n"))
+
+
+def _broken(line: str, width: int) -> str:
+    """Break a line that is wider than `width` columns, and indent its continuations by two more spaces."""
+    if _columns(line) <= width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    first, *words = line[len(indent) :].split(" ")
+    lines = [indent + first]
+    for word in words:
+        if _columns(lines[-1]) + 1 + _columns(word) > width:
+            lines[-1] = lines[-1].rstrip(" ")
+            lines.append(f"{indent}  {word}")
+        else:
+            lines[-1] += f" {word}"
+    return "\n".join(lines)
+
+
+def _columns(text: str) -> int:
+    return len(_COLORS.sub("", text))
 
 
 def without_turning(text: str) -> str:

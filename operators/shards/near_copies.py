@@ -14,6 +14,7 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.fingerprints import by_image, read_fingerprints
 from segmint.catalogs.dataset.tombstones import read_tombstones
 from segmint.catalogs.layout import DamagedDatasetError, image_stem
+from segmint.infra.progress import track
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
@@ -92,7 +93,8 @@ def near_copies(dataset: Location, commits: Iterable[Commit], wanted: WantedPict
     """
     if not wanted.ids:
         return
-    for ordinals, names, hashes in map_ahead(lambda each: _read(dataset, each), commits, _THREADS, _READ_AHEAD, "near"):
+    reads = map_ahead(lambda each: _read(dataset, each), commits, _THREADS, _READ_AHEAD, "near")
+    for ordinals, names, hashes in track(reads, "shards"):
         apart = distances(hashes, wanted.hashes)
         for row in np.flatnonzero((apart <= BITS).any(axis=1)).tolist():
             id = int(ordinals[row]) + 1

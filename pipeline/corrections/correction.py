@@ -22,6 +22,7 @@ from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import read_tombstones
 from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version
 from segmint.catalogs.layout import REPORT, SHARDS_INDEX, DamagedDatasetError
+from segmint.infra.progress import track
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
@@ -162,7 +163,7 @@ def revise(
 
     committed = sorted(revision.shards & dataset.commits.committed().keys())
     looks = map_ahead(look, committed, _THREADS, 2 * _THREADS, "revise")
-    shards = [shard for shard, needed in looks if needed]
+    shards = [shard for shard, needed in track(looks, "shards", len(committed)) if needed]
     results: Iterable[ShardRevision | None] = (revise_one(dataset, shard, revision) for shard in shards)
     if revision.on_ray and len(shards) >= ray_from and find_spec("ray") is not None:
         from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
@@ -171,7 +172,7 @@ def revise(
         results = correct_by_ray(partial(revise_one, dataset, revision=alone), shards, resources)
     changed = {
         shard: revised
-        for shard, revised in zip(shards, results, strict=True)
+        for shard, revised in track(zip(shards, results, strict=True), "changed shards", len(shards))
         if revised is not None and revised.changed
     }
     # An interrupted amendment may have left a shard that this one doesn't change.

@@ -21,6 +21,7 @@ from segmint.catalogs.dataset.tombstones import RemovedNames, TakedownRequest, T
 from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.layout import DATA_KINDS, REPORT, DamagedDatasetError, image_stem, is_part_path, parse_data_path
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.progress import track
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
@@ -182,7 +183,8 @@ class _Search:
         def look(shard: int) -> list[str]:
             return with_latest_commit(self.dataset, shard, partial(_in_shard, self.dataset, self.wanted)) or []
 
-        for lines in map_ahead(look, committed, _THREADS, 2 * _THREADS, "prove"):
+        looks = map_ahead(look, committed, _THREADS, 2 * _THREADS, "prove")
+        for lines in track(looks, "shards", len(committed)):
             self.found += lines
         self.found += _by_name(self.dataset, manifest, {each // manifest.images_per_shard for each in ordinals})
         self.look_below(self.dataset / REPORT)

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.infra.progress import track
 
 
 def draw_key(seed: int, image: int) -> bytes:
@@ -28,7 +29,7 @@ def draw_images(dataset: Dataset, shards: range, count: int, seed: int) -> list[
 
 def read_images(dataset: Dataset, shards: range, images: Sequence[int] | None) -> Iterator[Sample]:
     """Yield the samples of shards in order: all, or only `images` (ascending ids). Shards without them are not read."""
-    for commit in dataset.commits(shards):
+    for commit in track(dataset.commits(shards), "shards", len(shards)):
         if images is None:
             yield from dataset.shard(commit)
             continue

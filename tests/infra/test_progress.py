@@ -1,7 +1,13 @@
 import io
+import sys
 import threading
+import time
+from collections.abc import Iterator
 
-from segmint.infra.progress import Progress
+import pytest
+
+from segmint.infra import progress as progress_module
+from segmint.infra.progress import Progress, enable_bars, track
 
 
 def test_plain_lines_are_few_and_end_with_the_last_state() -> None:
@@ -64,3 +70,76 @@ def test_threads_may_update_at_once() -> None:
         for worker in workers:
             worker.join()
     assert all(f"{name} 499" in stream.getvalue() for name in "abcd")
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars of commands appear after a tenth of a second."""
+    monkeypatch.setattr(progress_module, "BAR_AFTER_S", 0.1)
+    monkeypatch.setattr(progress_module._Bars, "enabled", False)
+
+
+def tracked(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, wait_s: float = 0.5) -> str:
+    """What the stream shows of three items, the first of which takes long."""
+
+    def items() -> Iterator[int]:
+        time.sleep(wait_s)
+        yield from range(3)
+
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(track(items(), "shards", 3)) == [0, 1, 2]
+    assert progress_module._Bars.holder is None
+    return stream.getvalue()
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_command_shows_a_bar_on_a_terminal_and_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tracked(monkeypatch, Terminal()) == ""  # a program that uses segmint as a library
+    enable_bars()
+    assert tracked(monkeypatch, io.StringIO()) == ""
+    shown = tracked(monkeypatch, Terminal())
+    assert "shards" in shown
+    assert "0/3" in shown
+    assert "3/3" in shown
+    monkeypatch.setattr(progress_module, "BAR_AFTER_S", 60.0)
+    assert tracked(monkeypatch, Terminal(), wait_s=0) == ""
+
+
+@pytest.mark.usefixtures("soon")
+def test_there_is_only_one_bar_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    enable_bars()
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(stream, bars=True):
+        assert list(track(iter([time.sleep(0.3)]), "inner", 1)) == [None]
+    assert "inner" not in stream.getvalue()
+    for _ in track(range(2), "outer", 2):
+        list(track((time.sleep(0.2) for _ in range(2)), "inner", 2))
+    assert "outer" in stream.getvalue()
+    assert "inner" not in stream.getvalue()
+    outer = track(range(2), "first", 2)
+    next(outer)
+    with Progress(stream, bars=True) as progress:
+        time.sleep(0.3)
+        progress.update("second", 1)
+    assert list(outer) == [1]
+    assert "first" not in stream.getvalue()
+    assert "second" in stream.getvalue()
+
+
+@pytest.mark.usefixtures("soon")
+def test_an_abandoned_bar_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    enable_bars()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    items = track(range(3), "shards", 3)
+    next(items)
+    assert progress_module._Bars.holder is not None
+    items.close()  # type: ignore[attr-defined]
+    assert progress_module._Bars.holder is None

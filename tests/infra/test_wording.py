@@ -1,5 +1,6 @@
 """Numbers as people read them; what is not known is never a zero."""
 
+import io
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from segmint.infra.wording import (
     count,
     counted,
     duration,
+    fit,
     json_text,
     listed,
     number,
@@ -102,3 +104,28 @@ def test_names_that_are_not_utf_8_give_json_that_every_reader_accepts() -> None:
     assert text.encode()
     assert "\\\\udcff" in text
     assert json.loads(text) == {"a\\udcff.jpg": "a\\udcff\u20ac"}
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_long_lines_are_broken_on_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    sentence = "not checked: " + "word " * 40
+    text = f"short\n  {sentence}\n{'x' * 100} and {'y' * 100}\n\n  name      1,234"
+    assert fit(text, io.StringIO()) == text
+    lines = fit(text, Terminal()).split("\n")
+    assert (lines[0], lines[-2:]) == ("short", ["", "  name      1,234"])
+    assert lines[1].startswith("  not checked: word")
+    assert lines[2].startswith("    word")
+    assert [line for line in lines if len(line) > 80] == ["x" * 100, f"  {'y' * 100}"]
+    assert "".join(fit(sentence, Terminal()).split()) == "".join(sentence.split())
+
+    monkeypatch.setenv("COLUMNS", "40")
+    assert max(map(len, fit(sentence, Terminal()).split("\n"))) <= 40
+    colored = "\x1b[32m" + "green " * 6 + "\x1b[0m"
+    assert fit(colored, Terminal()) == colored

@@ -21,7 +21,7 @@ from segmint.infra.log import without_secrets
 from segmint.infra.progress import enable_bars
 from segmint.infra.stopping import interruptible, stop_line
 from segmint.infra.uris import redact
-from segmint.infra.wording import TURNING, json_text
+from segmint.infra.wording import TURNING, fit, json_text
 from segmint.pipeline.commands.common.extras import extra_of
 
 P = ParamSpec("P")
@@ -84,13 +84,18 @@ def _maybe_traceback() -> None:
 
 
 def print_message(text: str) -> None:
-    """Print a message on standard error."""
-    typer.echo(printable(text), err=True)
+    """Print a message on standard error; on a terminal, long lines are broken."""
+    typer.echo(fit(printable(text), sys.stderr), err=True)
 
 
 def print_line(text: str) -> None:
-    """Print a line of the result on standard output."""
-    typer.echo(printable(text))
+    """Print a line of the result on standard output; on a terminal, long lines are broken."""
+    typer.echo(fit(printable(text), sys.stdout))
+
+
+def print_whole(text: str, *, err: bool = False) -> None:
+    """Print text whose lines must stay whole, such as JSON or a command to copy."""
+    typer.echo(printable(text), err=err)
 
 
 def print_json(value: Any) -> None:
@@ -129,6 +134,13 @@ def exit_unless_clean(found: Sized, not_checked: Sized = ()) -> None:
         raise typer.Exit(FAILED)
 
 
+def print_dry_run(listed: Printable, as_json: bool) -> None:
+    """Print the list of changes that a command would make, and that it made none."""
+    print_result(listed, as_json)
+    if not as_json:
+        print_line("Nothing was changed.")
+
+
 def print_checked(result: Printable, as_json: bool, found: Sized = (), not_checked: Sized = ()) -> None:
     """Print the result of a check, then exit as `exit_unless_clean` does."""
     print_result(result, as_json)
@@ -138,7 +150,9 @@ def print_checked(result: Printable, as_json: bool, found: Sized = (), not_check
 def print_next(as_json: bool, *words: str, config: str | None = None) -> None:
     """Print the command to run next, unless the output is JSON: `next: segmint audit DIR`."""
     if not as_json:
-        print_message(f"next: segmint {shlex.join([*words, *(() if config is None else ('--config', config))])}")
+        print_whole(
+            f"next: segmint {shlex.join([*words, *(() if config is None else ('--config', config))])}", err=True
+        )
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, DetectorConfig, build_of
-from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_line, print_message, print_next
+from segmint.pipeline.commands.common.console import (
+    exit_unless_clean,
+    guarded,
+    print_line,
+    print_message,
+    print_next,
+    print_whole,
+)
 from segmint.pipeline.commands.common.extras import needs
 
 _SAMPLE = 100
@@ -148,7 +155,7 @@ def audit(
     lines = result_lines(report)
     text = to_json(report) if as_json else "\n".join(lines)
     if output is None:
-        print_line(text)
+        (print_whole if as_json else print_line)(text)
     else:
         written = Location(storage, output)
         written.put(f"{text}\n".encode())

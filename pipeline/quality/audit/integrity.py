@@ -32,6 +32,7 @@ from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLo
 from segmint.catalogs.layout import DamagedDatasetError, commit_path, config_sha256, part_path
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.log import get_logger
+from segmint.infra.progress import track
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
@@ -210,7 +211,7 @@ def audit_integrity(
     plans = _plans(task, state, removed_by_shard, sample, 0 if content is None else content.wanted(state.images))
     audited, before = set(state.doubtful), dict(state.pairs)
     with closing(_results(task, plans, content, resources, by_ray=state.masks >= ray_from)) as results:
-        for result in results:
+        for result in track(results, "shards", len(state.pairs)):
             if result.findings.total and _is_replaced(dataset, result.shard, before[result.shard]):
                 continue
             audited.add(result.shard)

@@ -11,6 +11,7 @@ from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.dataset.versions.digest import short_digest
 from segmint.catalogs.layout import COMMITS, MANIFEST
 from segmint.infra.errors import UsageError
+from segmint.infra.progress import track
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
@@ -114,7 +115,8 @@ def _check_dataset(dataset: Location, done: check.EvidenceCheck) -> None:
     def problems(leaf: tuple[str, str]) -> list[str]:
         return list(check.wrong_in_dataset(*leaf, open_file, done.not_checked))
 
-    for found in map_ahead(problems, done.leaves.items(), _THREADS, _AHEAD, "leaves"):
+    leaves = map_ahead(problems, done.leaves.items(), _THREADS, _AHEAD, "leaves")
+    for found in track(leaves, "files", len(done.leaves)):
         done.problems += [f"{dataset}/{problem}" for problem in found]
     listed = [("", dataset), *((f"{name}/", dataset / name) for name in (COMMITS, TOMBSTONES, FINGERPRINTS))]
     names = {f"{prefix}{entry.name}" for prefix, folder in listed for entry in folder.list()} - done.leaves.keys()

@@ -19,6 +19,7 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import MANIFEST, REPORT
 from segmint.catalogs.parquet import table_bytes
 from segmint.infra.errors import UsageError
+from segmint.infra.progress import track
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
@@ -224,7 +225,8 @@ def _pictures(
     wanted = dict.fromkeys(id for id in (*images_of(audit.findings), *outliers) if id not in hidden)
     flagged = list(wanted)[:FLAGGED]
     samples = choose_images(tables, SAMPLES, hidden.union(flagged))
-    drawn = {picture.id: picture for picture in draw_pictures(tables, storage, facts.commits, [*flagged, *samples])}
+    shown = draw_pictures(tables, storage, facts.commits, [*flagged, *samples])
+    drawn = {picture.id: picture for picture in track(shown, "pictures", len(flagged) + len(samples))}
     return ReportImages(
         tuple(drawn[id] for id in flagged if id in drawn),
         tuple(drawn[id] for id in samples if id in drawn),

@@ -15,6 +15,7 @@ from segmint.catalogs.dataset.tables import MEMORY_LIMIT, DatasetTables, Foreign
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
 from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
+from segmint.infra.progress import track
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.operators.foreign.masks import BOXES, BoxConvention
@@ -57,7 +58,7 @@ def _open_foreign(data: Location, memory_limit: str, folder: ScratchFolder, alon
     boxes: dict[BoxConvention, FindingCollector] = {name: FindingCollector() for name in BOXES}
     images = 0
     with closing(_measured(data, Path(folder.name), alone_s)) as shards:
-        for measured in shards:
+        for measured in track(shards, "shards"):
             images += measured.images
             findings.extend(measured.findings)
             for convention, found in measured.boxes.items():

@@ -52,6 +52,7 @@ from segmint.catalogs.layout import (
     is_part_path,
 )
 from segmint.infra.errors import UsageError
+from segmint.infra.progress import track
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import NO_TIME, ObjectInfo
@@ -316,7 +317,7 @@ def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, lat
             found = _read_shard(reading.dataset, shard, generation)
         return found
 
-    for found in map_ahead(read, pairs, _THREADS, _AHEAD, "verify"):
+    for found in track(map_ahead(read, pairs, _THREADS, _AHEAD, "verify"), "shards", len(pairs)):
         reading.merge(found)
         for commit in found.commits:
             block = commit.shard // SUMMARY_SHARDS
