@@ -8,7 +8,7 @@ about anyone's disk. An export lists its files in its own `segmint-files.jsonl`,
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -21,7 +21,8 @@ from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
-from segmint.infra.uris import LOCAL, is_below, local_path, scheme
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import LOCAL, base_name, is_below, local_path, scheme
 
 OUTPUTS = "outputs"
 
@@ -95,6 +96,28 @@ def line_of(note: OutputNote) -> str:
     """Return a note as a line of text."""
     files = f": {', '.join(sorted(note.files)[:5])}" if note.files else ""
     return f"{note.place} (segmint {note.command}{files})"
+
+
+def shown_outputs(dataset: str, lines: Sequence[str], advice: str) -> list[str]:
+    """Return the lines of `line_of` for people, each with advice, and with a path that exists or only a name.
+
+    `dataset` is the path or URI of the dataset, to which the paths are relative. It may be a copy of the dataset for
+    which the outputs were noted, and outputs may have been moved.
+    """
+    return [f"created from this dataset, {advice}: {_shown(dataset, line)}" for line in lines]
+
+
+def _shown(dataset: str, line: str) -> str:
+    place, mark, rest = line.partition(" (segmint ")
+    if place.partition("/")[0] == "..":
+        if scheme(dataset) != LOCAL:
+            root, here = _root_and_path(Location(Storage(), dataset))
+            return f"{root}{os.path.normpath(f'{here}/{place}')}{mark}{rest}"
+        for folder in (str(local_path(dataset)), os.path.realpath(local_path(dataset))):
+            path = os.path.normpath(f"{folder}/{place}")
+            if Path(path).exists():
+                return f"{path}{mark}{rest}"
+    return f"{base_name(place)}{mark}{rest}, in another place"
 
 
 def read_notes(dataset: Location) -> list[OutputNote]:

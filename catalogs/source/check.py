@@ -145,9 +145,12 @@ class CatalogOutlook:
             self._note(Notice.UNKNOWN_COUNTRY, row, uri)
 
     def lines(self) -> Iterator[str]:
-        """Yield the findings and notices as lines of text."""
+        """Yield the findings as lines of text."""
         for code, found in self.findings.items():
             yield f"an audit will find {code}: {found.named()}: {_begun_small(SENTENCES[code])}"
+
+    def notice_lines(self) -> Iterator[str]:
+        """Yield the notices as lines of text."""
         for notice, found in self.notices.items():
             yield f"note: {found.named()}: {NOTICES[notice]}"
 
@@ -202,7 +205,8 @@ class CatalogFindings:
     accepted: int = 0
     audit: dict[str, CatalogFinding] = field(default_factory=dict)
     notices: dict[str, CatalogFinding] = field(default_factory=dict)
-    outlook_lines: list[str] = field(default_factory=list)  # `audit` and `notices` as text
+    outlook_lines: list[str] = field(default_factory=list)  # `audit` as text
+    notice_lines: list[str] = field(default_factory=list)  # `notices` as text, which only `check` prints
 
     @property
     def clean(self) -> bool:
@@ -213,7 +217,7 @@ class CatalogFindings:
     def to_dict(self) -> dict[str, Any]:
         """Convert the findings to JSON values, including `clean`."""
         value = asdict(self)
-        del value["outlook_lines"]
+        del value["outlook_lines"], value["notice_lines"]
         value["policy_date"] = self.policy_date.isoformat() if self.policy_date else None
         return {"clean": self.clean, **value}
 
@@ -237,7 +241,7 @@ class CatalogFindings:
         for text, unknown in self.unknown_licenses.items():
             hint = f"; did you mean {unknown.suggestion}?" if unknown.suggestion else ""
             lines.append(f"{text!r} is not a license identifier{hint}: {unknown.named()}")
-        return [*lines, *(f"  {problem}" for problem in self.problems), *self.outlook_lines]
+        return [*lines, *(f"  {problem}" for problem in self.problems), *self.outlook_lines, *self.notice_lines]
 
     def unusable_lines(self) -> list[str]:
         """Format the rows that a build would reject, by reason and with examples; empty if there are none."""
@@ -297,7 +301,7 @@ def check(
     findings.accepted = findings.rows - sum(finding.count for finding in refused)
     findings.audit = {str(code): found for code, found in outlook.findings.items()}
     findings.notices = {str(notice): found for notice, found in outlook.notices.items()}
-    findings.outlook_lines = list(outlook.lines())
+    findings.outlook_lines, findings.notice_lines = list(outlook.lines()), list(outlook.notice_lines())
     return findings
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest, LatestManifest
-from segmint.catalogs.dataset.outputs import line_of, read_notes
+from segmint.catalogs.dataset.outputs import line_of, read_notes, shown_outputs
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.amendments import (
@@ -79,7 +79,7 @@ class AmendmentList:
             *([f"  and {values - SHOWN:,} more values"] if values > SHOWN else []),
             *([unknown] if self.unknown else []),
             *([f"completing an earlier amendment that didn't finish: {unfinished}"] if self.unfinished else []),
-            *(f"created from this dataset, not updated: {output}" for output in self.outputs),
+            *shown_outputs(self.dataset, self.outputs, "not updated"),
         ]
 
 
@@ -108,7 +108,7 @@ class AmendResult:
             f"{counted(len(self.changed_shards), 'shard')}",
             *unknown,
             "the previous values were deleted, including older versions",
-            *(f"created from this dataset, create it again: {output}" for output in self.outputs),
+            *shown_outputs(self.dataset, self.outputs, "create it again"),
             *(f"removed only the link, check its target: {link}" for link in self.removed_links),
             self.version.line(),
         ]

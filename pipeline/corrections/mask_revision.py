@@ -7,6 +7,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.outputs import shown_outputs
 from segmint.catalogs.dataset.versions.record import VersionName, latest_version
 from segmint.catalogs.layout import (
     COMMITS,
@@ -16,6 +17,7 @@ from segmint.catalogs.layout import (
     parse_commit_name,
     parse_reservation_name,
 )
+from segmint.infra.progress import track
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, listed, some
 from segmint.operators.shards.revise import Change, with_latest_commit
@@ -34,6 +36,7 @@ NOT_BUILT = "not built yet"
 class RevisionList:
     """Base class for lists of planned changes. Subclasses are dataclasses with at least these fields."""
 
+    dataset: str  # its path or URI
     images: int  # number that change
     masks: Mapping[str, int]  # count by outcome
     shards: tuple[int, ...]  # that change
@@ -115,7 +118,7 @@ def look_at_shards(
         return with_latest_commit(dataset, shard, lambda commit: (count(commit, wanted), commit.generation))
 
     changing, unchanged = [], {}
-    for shard, wanted in shards:
+    for shard, wanted in track(shards, "shards"):
         found = look(shard, wanted)
         if found is None:
             for ordinal in wanted:
@@ -164,7 +167,7 @@ class RevisionResult(Generic[L]):
     def last_lines(self) -> Sequence[str]:
         """Return lines with the required follow-up and the version."""
         return [
-            *(f"created from this dataset, create it again: {output}" for output in self.outputs),
+            *shown_outputs(self.listed.dataset, self.outputs, "create it again"),
             *(f"removed only the link, check its target: {link}" for link in self.removed_links),
             self.version.line(),
         ]

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.outputs import shown_outputs
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
 from segmint.catalogs.dataset.tombstones import by_shard
 from segmint.catalogs.dataset.training_cache import OTHER_CACHES, forget_dataset
@@ -52,7 +53,7 @@ class RedactResult:
             f"{counted(self.changed_images, 'image')} in {counted(len(self.changed_shards), 'shard')}; the others "
             "already had these regions",
             *(["the previous pixels were deleted, including older versions"] if self.changed_images else []),
-            *(f"created from this dataset, delete it or create it again: {output}" for output in self.outputs),
+            *shown_outputs(self.dataset, self.outputs, "delete it or create it again"),
             *(f"cache: {line}" for line in self.caches),
             OTHER_CACHES,
             *(f"not a committed file, check what it shows and names: {path}" for path in self.unknown_files),

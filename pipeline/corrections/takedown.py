@@ -21,6 +21,7 @@ from segmint.catalogs.dataset.fingerprints import (
 )
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import load_latest_manifest
+from segmint.catalogs.dataset.outputs import shown_outputs
 from segmint.catalogs.dataset.selection import read_ids
 from segmint.catalogs.dataset.tombstones import (
     BLANK,
@@ -92,7 +93,7 @@ class TakedownResult:
             *([building] if shards else []),
             *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
             *([f"{SIMILAR}: {some(self.similar, SHOWN)}"] if self.similar else []),
-            *(f"created from this dataset, delete it or create it again: {output}" for output in self.outputs),
+            *shown_outputs(self.dataset, self.outputs, "delete it or create it again"),
             *(f"cache: {line}" for line in self.caches),
             OTHER_CACHES,
             *(f"not a committed file, check what it shows and names: {path}" for path in self.unknown_files),

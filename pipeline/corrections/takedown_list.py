@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.outputs import line_of, read_notes
+from segmint.catalogs.dataset.outputs import line_of, read_notes, shown_outputs
 from segmint.catalogs.dataset.selection import (
     Measured,
     Selection,
@@ -112,7 +112,7 @@ class TakedownList:
             *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
             *([f"{SIMILAR}: {some(self.similar, SHOWN)}"] if self.similar else []),
             *([unknown_bytes] if unknown else []),
-            *(f"created from this dataset, not updated: {output}" for output in self.outputs),
+            *shown_outputs(self.dataset, self.outputs, "not updated"),
         ]
 
 

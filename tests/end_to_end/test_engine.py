@@ -211,7 +211,7 @@ def test_a_takedown_and_a_redaction_delete_embeddings_and_name_the_weights(turn:
     assert len(list(cache.rglob("*.np[yz]"))) == IMAGES + 1
     (tmp_path / "ids.txt").write_text("image-0\n")
     printed = segmint_here("takedown", dataset, "--ids", tmp_path / "ids.txt", "--reason", "asked for", "--yes")
-    trained = f"../trained (segmint train: {turn.weights.name})"
+    trained = f"{tmp_path}/trained (segmint train: {turn.weights.name})"
     assert f"created from this dataset, delete it or create it again: {trained}" in printed
     assert f"cache: ../trained/cache: {IMAGES + 1} files of embeddings and thumbnails deleted" in printed
     assert not list(cache.rglob("*.np[yz]"))

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, build_of
-from segmint.pipeline.commands.common.console import confirmation, guarded, print_result
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_dry_run, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -46,7 +46,7 @@ def amend(
     if not file.exists():
         raise UsageError(f"{catalog} does not exist: expected a catalog as Parquet, JSON Lines or CSV")
     if dry_run:
-        print_result(list_amendment(location, file, clear=clear), as_json)
+        print_dry_run(list_amendment(location, file, clear=clear), as_json)
         return
     resources = LOCAL if build is None else build.resources
     ask = confirmation("amend", yes)

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, DryRun, Yes, storage_of
-from segmint.pipeline.commands.common.console import confirmation, exit_unless_clean, guarded, print_next, print_result
+from segmint.pipeline.commands.common.console import (
+    confirmation,
+    exit_unless_clean,
+    guarded,
+    print_dry_run,
+    print_next,
+    print_result,
+)
 from segmint.pipeline.commands.common.extras import needs
 
 if TYPE_CHECKING:
@@ -87,7 +94,7 @@ def import_(
     )
     if dry_run:
         listed = list_import(target, asked)
-        print_result(listed, as_json)
+        print_dry_run(listed, as_json)
     else:
         imported = import_masks(target, asked, confirmation("import", yes))
         listed = imported.listed

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, Device, DryRun, Yes, build_of
-from segmint.pipeline.commands.common.console import confirmation, guarded, print_result
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_dry_run, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -56,7 +56,7 @@ def label(
         stage = load_stage(f"{MaskLabels.__module__}.{MaskLabels.__name__}", arguments)
     location = Location(storage, dataset)
     if dry_run:
-        print_result(list_labels(location, stage), as_json)
+        print_dry_run(list_labels(location, stage), as_json)
         return
     resources = LOCAL if build is None else build.resources
     print_result(label_masks(location, stage, confirmation("label", yes), resources=resources), as_json)

@@ -1,7 +1,14 @@
 """`segmint merge`: merge annotators' submissions as the next generation of a dataset's shards."""
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, storage_of
-from segmint.pipeline.commands.common.console import confirmation, exit_unless_clean, guarded, print_next, print_result
+from segmint.pipeline.commands.common.console import (
+    confirmation,
+    exit_unless_clean,
+    guarded,
+    print_dry_run,
+    print_next,
+    print_result,
+)
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -24,7 +31,7 @@ def merge(
     location = Location(storage_of(config), dataset)
     if dry_run:
         listed = list_merge(location)
-        print_result(listed, as_json)
+        print_dry_run(listed, as_json)
     else:
         merged = merge_submissions(location, confirmation("merge", yes))
         listed = merged.listed

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, At, Config, Dataset, DryRun, Yes, build_of
-from segmint.pipeline.commands.common.console import confirmation, guarded, print_checked, print_result
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_checked, print_dry_run, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -51,7 +51,7 @@ def redact(
         return
     wanted = Location(storage, str(regions))
     if dry_run:
-        print_result(list_redaction(location, wanted), as_json)
+        print_dry_run(list_redaction(location, wanted), as_json)
         return
     resources = LOCAL if build is None else build.resources
     print_result(redact_images(location, wanted, confirmation("redact", yes), resources), as_json)

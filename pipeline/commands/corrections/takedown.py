@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, At, Config, Dataset, DryRun, Yes, build_of
-from segmint.pipeline.commands.common.console import confirmation, guarded, print_checked, print_result
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_checked, print_dry_run, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -101,7 +101,7 @@ def takedown(
     catalog = None if build is None else build.catalog
     if dry_run:
         listed = list_takedown(location, load_manifest(location), asked, reason, catalog_uri=catalog)
-        print_result(listed, as_json)
+        print_dry_run(listed, as_json)
         return
     resources = LOCAL if build is None else build.resources
     ask = confirmation("takedown", yes)

@@ -1,11 +1,12 @@
 """What commands write about a dataset goes outside of it, or where a takedown finds it."""
 
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.outputs import note_output, read_notes, refuse_inside
+from segmint.catalogs.dataset.outputs import line_of, note_output, read_notes, refuse_inside, shown_outputs
 from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
@@ -47,6 +48,29 @@ def test_an_output_is_noted_once_by_its_way_from_the_dataset_or_by_its_name(data
     note_output(location, "report", location_of(f"{dataset}/report"), {})
     assert len(read_notes(location)) == 4
     assert not unknown_files(location)
+
+
+def test_people_see_paths_that_exist(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a copied dataset, or after an output was moved, only the output's name is shown."""
+    location, folder = location_of(dataset), tmp_path / "exports" / "coco"
+    folder.mkdir(parents=True)
+    note_output(location, "export", location_of(folder), {"x.json": "ab" * 32})
+    lines = [line_of(note) for note in read_notes(location)]
+    assert shown_outputs(dataset, lines, "create it again") == [
+        f"created from this dataset, create it again: {folder} (segmint export: x.json)"
+    ]
+    monkeypatch.chdir(Path(dataset).parent)
+    assert " exports/coco (segmint export" in shown_outputs(Path(dataset).name, lines, "delete it")[0]
+    assert shown_outputs("s3://bucket/some/dataset", lines, "delete it") == [
+        "created from this dataset, delete it: s3://bucket/some/exports/coco (segmint export: x.json)"
+    ]
+    copy = tmp_path / "elsewhere" / "deep" / "dataset"
+    shutil.copytree(dataset, copy)
+    assert shown_outputs(str(copy), lines, "delete it") == [
+        "created from this dataset, delete it: coco (segmint export: x.json), in another place"
+    ]
+    folder.rmdir()
+    assert "/" not in shown_outputs(dataset, lines, "delete it")[0]
 
 
 @pytest.mark.s3

@@ -48,7 +48,7 @@ def test_notices_are_of_paths_buckets_redistribution_and_countries() -> None:
         Notice.NO_COUNTRY: [3],
     }
     assert outlook.findings == {}
-    assert any("an absolute path on this machine" in line for line in outlook.lines())
+    assert any("an absolute path on this machine" in line for line in outlook.notice_lines())
 
 
 def test_a_finding_counts_all_and_names_the_first() -> None:
