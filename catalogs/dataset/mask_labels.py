@@ -24,14 +24,12 @@ LabelsById = Mapping[int, tuple[str | None, float | None, str | None]]
 class ShardLabels:
     """Labels of a shard's masks; a mask with a label takes 24 bytes, and the others take none."""
 
-    def __init__(self, table: pa.Table | None = None) -> None:
-        """Keep the labels of a table with the columns `annotation_id` and `MASK_LABEL`."""
-        self._ids = np.zeros(0, np.int64)
-        if table is not None:
-            table = table.filter(table.column("label").is_valid()).sort_by("annotation_id")
-            self._ids = table.column("annotation_id").to_numpy()
-            self._scores = table.column("label_score").to_numpy()
-            self._texts = [_encoded(table.column(name)) for name in ("label", "label_source")]
+    def __init__(self, table: pa.Table) -> None:
+        """Keep the labels of a table of masks with labels, with the columns `annotation_id` and `MASK_LABEL`."""
+        table = table.sort_by("annotation_id")
+        self._ids = table.column("annotation_id").to_numpy()
+        self._scores = table.column("label_score").to_numpy()
+        self._texts = [_encoded(table.column(name)) for name in ("label", "label_source")]
 
     def of_image(self, image: int) -> LabelsById:
         """Return an image's (label, label_score, label_source), keyed by annotation id."""

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic_core import from_json
 
@@ -227,25 +228,29 @@ class Dataset:
         """Return the number of images in the committed shards, from their commits."""
         return sum(commit.counts.get("images", 0) for commit in self.commits())
 
-    def table(self, commit: Commit, kind: str, columns: list[str] | None = None) -> pa.Table:
-        """Read a table of the shard (`kind` is images, masks, or rejects), with only these `columns` if given."""
+    def table(
+        self, commit: Commit, kind: str, columns: list[str] | None = None, rows: pc.Expression | None = None
+    ) -> pa.Table:
+        """Read a table of the shard (`kind` is images, masks, or rejects), with only these columns and rows if given.
+
+        Row groups that contain none of the rows, judging by their statistics, aren't read.
+        """
         entry = commit.file(kind)
         file = self.location / entry.path
         self._check(entry)
         try:
             with _open(file, entry.size) as stream:
-                return pq.read_table(stream, columns=columns)
+                return pq.read_table(stream, columns=columns, filters=rows)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # raised by the stream; Arrow's errors, such as for a corrupt footer, have no errno
             raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
 
     def labels(self, commit: Commit) -> ShardLabels:
-        """Read the labels of a shard's masks. Without labels, only that column is read."""
-        if not self.count_labels(commit):
-            return ShardLabels()
+        """Read the labels of a shard's masks. Without labels, only the table's footer is read."""
         with self._damage_named(commit, "masks"):
-            return ShardLabels(self.table(commit, "masks", ["annotation_id", *MASK_LABEL]))
+            labeled = pc.field("label").is_valid()
+            return ShardLabels(self.table(commit, "masks", ["annotation_id", *MASK_LABEL], labeled))
 
     def count_labels(self, commit: Commit) -> dict[str, int]:
         """Return the number of a shard's masks with each label."""

@@ -24,7 +24,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import UriNotAllowedError
 from tests.support.bombs import hostile_tar, jpeg_saying
-from tests.support.committed import masks, pixels, write_dataset, write_generation
+from tests.support.committed import masks, pixels, row_of, write_dataset, write_generation
 from tests.support.committed_shard import CommittedShard
 from tests.support.locations import location_of
 from tests.support.mask_labels import labeled_row
@@ -241,6 +241,27 @@ def test_masks_have_their_labels_in_samples_and_in_batches(tmp_path: Path) -> No
         masks = [mask for sample in samples for mask in sample.masks]
         assert {mask.id: (mask.label, mask.label_score, mask.label_source) for mask in masks} == expected
     assert sum(label is None for label, _, _ in expected.values()) == 3
+
+
+def test_a_table_is_opened_once_for_its_labels_and_only_its_footer_is_read_without_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens: list[str] = []
+    plain = Location.open
+    monkeypatch.setattr("segmint.catalogs.dataset.reader._WHOLE_BYTES", 0)
+    monkeypatch.setattr(Location, "open", lambda self: (opens.append(self.uri), plain(self))[1])
+    for name, make_row in (("labeled", labeled_row), ("plain", row_of)):
+        write_dataset(location_of(tmp_path / name), shards=1, make_row=make_row)
+        opened = open_dataset(str(tmp_path / name))
+        (commit,) = opened.commits()
+        path = tmp_path / name / commit.file("masks").path
+        data = path.read_bytes()
+        footer = len(data) - int.from_bytes(data[-8:-4], "little") - 8
+        if name == "plain":  # the columns can't be read
+            path.write_bytes(b"PAR1" + bytes(footer - 4) + data[footer:])
+        labels = [mask.label for batch in opened.batches(1) for sample in batch for mask in sample.masks]
+        assert any(labels) == (name == "labeled")
+        assert sum(uri.endswith(path.name) for uri in opens) == 1
 
 
 def test_labels_that_are_no_text_and_a_table_without_labels_are_damage(tmp_path: Path) -> None:
