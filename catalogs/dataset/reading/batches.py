@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -128,12 +129,14 @@ class Batches(IterableDataset[list[Sample]]):
         self._start = _shared_zeros(2, torch.int64)
         self._checked = _shared_zeros(len(table), torch.uint8)
         self._kept: dict[int, OpenShard] = {}
+        self._reading = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}}  # open files belong to their process
+        return {**self.__dict__, "_kept": {}, "_reading": None}  # open files belong to their process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._reading = Lock()
         self._start.share_memory_()  # type: ignore[no-untyped-call]  # a plain pickle only keeps the values
         self._checked.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -185,10 +188,14 @@ class Batches(IterableDataset[list[Sample]]):
         return {"format": _FORMAT, "epoch": epoch, "samples": samples, **self.order_key()}
 
     def sample(self, position: int) -> Sample:
-        """Return the image at a position in dataset order, from 0. Its shard stays open for the next images."""
+        """Return the image at a position in dataset order, from 0. Its shard stays open for the next images.
+
+        Threads read one after the other, because opening a shard closes another one.
+        """
         ends = np.cumsum(self._images)
         index = int(np.searchsorted(ends, position, side="right"))
-        return self._sample(self._keep, index, position - int(ends[index] - self._images[index]))
+        with self._reading:
+            return self._sample(self._keep, index, position - int(ends[index] - self._images[index]))
 
     def _keep(self, index: int) -> OpenShard:
         if index not in self._kept:

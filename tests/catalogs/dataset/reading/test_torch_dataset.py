@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,22 @@ def test_shares_are_disjoint_whole_and_even(sizes: list[int], gaps: list[int], p
     assert taken == [(shard, ordinal) for shard, span in shards.items() for ordinal in range(*span)]
     rows = [sum(map(len, each.values())) for each in shares]
     assert max(rows) - min(rows) <= 1
+
+
+def test_threads_may_read_single_images_although_each_closes_the_others_shards(
+    dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segmint.catalogs.dataset.reading.batches._OPEN_SHARDS", 1)
+    opened, places = open_dataset(dataset), [*range(len(ALL))] * 20
+    assert opened[0].id == ALL[0]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(lambda place: opened[place].id, places)) == ALL * 20
+    finally:
+        sys.setswitchinterval(interval)
+    assert pickle.loads(pickle.dumps(opened))[1].id == ALL[1]
 
 
 def test_reading_alone_takes_no_torch() -> None:
