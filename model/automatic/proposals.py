@@ -18,6 +18,7 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.upscaling import Sketch, StableMasks, Upscaling
 from segmint.model.sam.point_decoder import PointPlan
 from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.prompts import check_prompts
 
 LOGIT_LIMIT = 32.0
 """Largest absolute value of logits that are a prompt (reference code of SAM 2)."""
@@ -91,8 +92,8 @@ def _decode_again(predictor: Predictor, embedding: Embedding, found: Proposals, 
     """Return the masks that the points and logits of masks give, if their predicted IoU is above the threshold."""
     points, labels = found.points[:, None], np.ones((len(found.points), 1))
     logits = found.low_res_logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[:, None]
-    # Subclasses also draw each mask, which would be thrown away.
-    again = Predictor.predict(predictor, embedding, points, labels, masks=logits, multimask=False)
+    prompts = check_prompts(points, labels, None, logits, predictor.sam.geometry.low_res_size)
+    again = predictor.predict_single(embedding, prompts)
     keep = over_iou(again.predicted_iou[:, 0], threshold)
     kept = keep.cpu().numpy()
     return Proposals(

@@ -199,8 +199,15 @@ class Predictor:
                 raise ValueError(f"text is {text!r}: expected a text, or a list of texts")
             tokens = self.embed_texts(texts)[:, None]
         prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size, tokens)
-        if multimask:
-            return self._decode(embedding, prompts, range(1, MASK_TOKENS))
+        if not multimask:
+            return self.predict_single(embedding, prompts)
+        return self._decode(embedding, prompts, range(1, MASK_TOKENS))
+
+    def predict_single(self, embedding: Embedding, prompts: Prompts) -> PromptMasks:
+        """Predict one mask per prompt like `predict` without `multimask`, for the result of `check_prompts`.
+
+        Unlike `predict`, no subclass draws the masks.
+        """
         if not self.sam.mask_decoder.traits.single_mask_stability:
             return self._decode(embedding, prompts, range(1))
         every = self._decode_all(embedding, prompts)
