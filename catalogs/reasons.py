@@ -1,5 +1,6 @@
 """Reasons for rejecting an image, and the exception that carries a verdict."""
 
+import re
 from collections.abc import Collection
 from enum import StrEnum
 
@@ -50,6 +51,9 @@ LICENSE_REASONS = frozenset(
 CURATE_REASONS = frozenset({Reason.DUPLICATE_IMAGE, Reason.UNFIT, Reason.OPTED_OUT})
 """Allowed values of a catalog's `refused_reason`."""
 
+_BUILT_IN = frozenset(map(str, Reason))
+_CUSTOM = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
 DELIBERATE_REASONS = LICENSE_REASONS | CURATE_REASONS | {Reason.TAKEN_DOWN}
 """Rejections by a person's decision; even many of them don't indicate an outage."""
 
@@ -71,10 +75,15 @@ class RejectedError(Exception):
         return type(self), (self.reason, self.detail)
 
 
-def reasons_to_retry(names: Collection[str]) -> frozenset[Reason]:
-    """Parse the reasons given to `--retry-rejected`; raises `UsageError`, with the valid ones, for an unknown one."""
+def is_custom_reason(name: str) -> bool:
+    """Return whether a custom stage may reject an image for this reason."""
+    return bool(_CUSTOM.fullmatch(name)) and name not in _BUILT_IN
+
+
+def check_reasons(names: Collection[str], custom: bool) -> None:
+    """Raise `UsageError` for a reason that `--retry-rejected` doesn't take. With `custom`, it takes custom stages'."""
     known = [reason.value for reason in Reason if reason is not Reason.TAKEN_DOWN]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UsageError(f"--retry-rejected {unknown[0]!r}: expected one of {', '.join(known)}")
-    return frozenset(Reason(name) for name in names)
+    for name in names:
+        if name not in known and not (custom and is_custom_reason(name)):
+            more = ", or a reason of a custom stage" if custom else ""
+            raise UsageError(f"--retry-rejected {name!r}: expected one of {', '.join(known)}{more}")

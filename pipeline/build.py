@@ -18,7 +18,7 @@ import ray.exceptions
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.sweep import sweep
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.reasons import check_reasons
 from segmint.catalogs.shard_ranges import ShardPart
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
@@ -134,7 +134,7 @@ def build(
     *,
     shards: tuple[int, int] | ShardPart | None = None,
     grow: bool = False,
-    retry_rejected: Collection[Reason] = (),
+    retry_rejected: Collection[str] = (),
 ) -> Accounting:
     """Build a dataset like `run_build`, from a configuration or its file, with `stages` after those that it contains.
 
@@ -156,7 +156,7 @@ def run_build(
     *,
     shards: tuple[int, int] | ShardPart | None = None,
     grow: bool = False,
-    retry_rejected: Collection[Reason] = (),
+    retry_rejected: Collection[str] = (),
 ) -> Accounting:
     """Build the missing shards of the dataset at `config.output` and return the accounting of the whole dataset.
 
@@ -167,6 +167,7 @@ def run_build(
     final record could not be written, and `StageContractError` if a custom stage breaks its rules. Committed work is
     never lost.
     """
+    check_reasons(retry_rejected, custom=bool(config.stages))
     started = time.monotonic()
     log = get_logger("build")
     dataset = open_or_create(config, Storage(config.storage), grow=grow)

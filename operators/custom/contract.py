@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, Self
 
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.reasons import is_custom_reason
 from segmint.infra.errors import UsageError
 from segmint.operators.images import Pixels, decode_jpeg
 
-_REASON = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _LONGEST_DETAIL = 1000
-_BUILT_IN = frozenset(map(str, Reason))
 
 
 class StageContractError(UsageError):
@@ -42,7 +40,7 @@ class Reject(Exception):
         Raises `StageContractError` for a reason that segmint itself uses, and for an empty detail.
         """
         super().__init__(f"{reason}: {detail}")
-        if not isinstance(reason, str) or not _REASON.fullmatch(reason) or reason in _BUILT_IN:
+        if not isinstance(reason, str) or not is_custom_reason(reason):
             raise StageContractError(
                 f"Reject: the reason is {reason!r}; expected up to 63 lowercase letters, digits, and underscores, a "
                 "letter first, and none of segmint's own reasons"

@@ -1,19 +1,24 @@
-"""Reasons parsed from the names on a command line."""
+"""Reasons whose rows can be retried, by their names."""
 
 import pytest
 
-from segmint.catalogs.reasons import Reason, reasons_to_retry
+from segmint.catalogs.reasons import check_reasons, is_custom_reason
 from segmint.infra.errors import UsageError
 
 
-def test_reasons_are_parsed_by_name() -> None:
-    assert reasons_to_retry([]) == frozenset()
-    assert reasons_to_retry(["not_found", "timed_out", "not_found"]) == {Reason.NOT_FOUND, Reason.TIMED_OUT}
-
-
 @pytest.mark.parametrize("name", ["not found", "NOT_FOUND", "", "taken_down"])
-def test_an_unknown_name_is_refused_with_the_list(name: str) -> None:
+@pytest.mark.parametrize("custom", [False, True])
+def test_an_unknown_name_is_refused_with_the_list(name: str, custom: bool) -> None:
     with pytest.raises(UsageError, match=r"expected one of license_not_allowed, .*, timed_out") as caught:
-        reasons_to_retry(["not_found", name])
+        check_reasons(["not_found", name], custom)
     assert repr(name) in str(caught.value)
     assert "taken_down" not in str(caught.value).partition("expected")[2]
+    assert str(caught.value).endswith("or a reason of a custom stage") == custom
+
+
+def test_a_reason_of_a_custom_stage_is_only_known_if_there_is_one() -> None:
+    assert is_custom_reason("blurry")
+    assert not is_custom_reason("not_found")
+    check_reasons(["not_found", "blurry"], custom=True)
+    with pytest.raises(UsageError, match="--retry-rejected 'blurry': expected one of"):
+        check_reasons(["not_found", "blurry"], custom=False)

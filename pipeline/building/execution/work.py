@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.summaries import save_full_blocks
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.catalogs.reasons import Reason
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.threads import map_ahead
@@ -145,10 +144,10 @@ class RejectedRows:
 
     write = staticmethod(retry_shard)
 
-    def __init__(self, config: Config, dataset: BuildDataset, wanted: range, reasons: Collection[Reason]) -> None:
+    def __init__(self, config: Config, dataset: BuildDataset, wanted: range, reasons: Collection[str]) -> None:
         self._config = config
         self._dataset = dataset
-        self._reasons = sorted(str(reason) for reason in reasons)
+        self._reasons = sorted(map(str, reasons))
         self._commits = CommitLog(dataset.location)
         committed = self._commits.committed() if reasons else {}
         pairs = ((shard, committed[shard]) for shard in wanted if shard in committed)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.catalogs.shard_ranges import parse_shards
-from segmint.pipeline.commands.common.arguments import ConfigFile, Overrides
+from segmint.pipeline.commands.common.arguments import AsJson, ConfigFile, Overrides
 from segmint.pipeline.commands.common.console import guarded, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
@@ -32,20 +32,18 @@ def build(
             help="Retry rows that committed shards rejected for this reason, such as not_found; repeatable.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Build a dataset, or resume a build."""
-    from segmint.catalogs.reasons import reasons_to_retry
     from segmint.pipeline.config.config import load_config
 
     loaded = load_config(config, overrides or [])
     span = parse_shards(shards) if shards is not None else None
-    reasons = reasons_to_retry(retry_rejected or [])
     from segmint.pipeline.build import run_build
     from segmint.pipeline.building.execution.accounting import NotRecordedError
 
     try:
-        accounting = run_build(loaded, shards=span, grow=grow, retry_rejected=reasons)
+        accounting = run_build(loaded, shards=span, grow=grow, retry_rejected=retry_rejected or [])
     except NotRecordedError as error:
         print_result(error.accounting, as_json)
         raise

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from segmint.catalogs.dataset.commits import CommitLog, FileEntry
-from segmint.catalogs.reasons import Reason, reasons_to_retry
+from segmint.catalogs.reasons import Reason
 from segmint.catalogs.shard_ranges import ShardSpan
 from segmint.infra.metrics import RunMetrics
 from segmint.infra.storage.location import Location
@@ -154,7 +154,7 @@ def test_an_image_whose_opt_out_was_withdrawn_is_tried_again_and_one_that_the_ca
     build_dataset(config, retry=[Reason.OPTED_OUT])
     assert log.latest(0) == before
     Image.fromarray(picture).save(tmp_path / "a.jpg")
-    build_dataset(config, retry=reasons_to_retry(["opted_out"]))
+    build_dataset(config, retry=["opted_out"])
     after = log.latest(0)
     assert after is not None
     assert (after.generation, after.counts["images"], after.counts["rejected:opted_out"]) == (2, 1, 1)
