@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import AsJson, Config, build_of, storage_of
+from segmint.pipeline.commands.common.arguments import AsJson, Catalog, Config, build_of, storage_of
 from segmint.pipeline.commands.common.console import (
     exit_unless_clean,
     guarded,
@@ -49,7 +49,7 @@ def scan(
         str | None,
         typer.Option("--config", metavar="CONFIG", help="Build configuration, for its storage and license policy."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a catalog of the images below a folder or prefix.
 
@@ -99,12 +99,12 @@ def scan(
 @guarded
 @needs("build")
 def check(
-    catalog: Annotated[str, typer.Argument(metavar="FILE", help="Path or URI of the catalog.")],
+    catalog: Catalog,
     config: Annotated[
         str | None,
         typer.Option("--config", metavar="CONFIG", help="Also check licenses against this build configuration."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a whole catalog and report its contents.
 
@@ -130,7 +130,7 @@ def check(
 @guarded
 @needs("build")
 def curate(
-    catalog: Annotated[str, typer.Argument(metavar="CATALOG", help="Path or URI of the catalog.")],
+    catalog: Catalog,
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FILE", help="Curated .parquet catalog, next to the original.")
     ],
@@ -170,7 +170,7 @@ def curate(
 @guarded
 @needs("locate")
 def locate(
-    catalog: Annotated[str, typer.Argument(metavar="CATALOG", help="Path or URI of the catalog.")],
+    catalog: Catalog,
     output: Annotated[
         str,
         typer.Option("-o", "--output", metavar="FILE", help="Catalog with countries to write, in the same folder."),

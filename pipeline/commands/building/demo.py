@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from segmint.pipeline.commands.common.arguments import AsJson
 from segmint.pipeline.commands.common.console import guarded, print_json, print_line, print_message
 from segmint.pipeline.commands.common.extras import needs
 
@@ -13,7 +14,7 @@ from segmint.pipeline.commands.common.extras import needs
 @needs("demo")
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder; created if missing.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Build a small dataset of photographs, and draw its masks.
 

@@ -13,6 +13,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="K=V", help="Override a configuration key, as in --set output=street; repeatable."),
 ]
+Catalog = Annotated[str, typer.Argument(metavar="CATALOG", help="Path or URI of the catalog.")]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder or bucket prefix.")]
 Config = Annotated[
     str | None,
