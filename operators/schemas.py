@@ -153,7 +153,7 @@ SOURCES = (AUTOMATIC, "assisted", "corrected", "manual", "imported")
 """Possible sources of a mask."""
 
 PERSON = "person"
-"""`label_source` of a label that an annotator set."""
+"""`label_source` of a label that an annotator set, and of a mask without a label from which an annotator removed it."""
 
 IMPORT = "import"
 """`label_source` of a label that an imported file contained."""

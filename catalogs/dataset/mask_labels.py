@@ -41,10 +41,18 @@ class ShardLabels:
         return dict(zip(self._ids[span].tolist(), zip(labels, scores, sources, strict=True), strict=True))
 
 
+def is_of_model(source: str | None) -> bool:
+    """Return whether a `label_source` is that of a label that a model set."""
+    return source is not None and source.startswith(MODEL)
+
+
 def may_label(mask: Mapping[str, Any], source: str) -> bool:
-    """Return whether a model may set a mask's label: it has none, or one of another model than `source`."""
-    found = (mask["label_source"] or "") if mask["label"] is not None else MODEL
-    return found.startswith(MODEL) and found != source
+    """Return whether a model may set a mask's label.
+
+    It may if the mask has none and no person removed it, or one of another model than `source`.
+    """
+    found = mask["label_source"]
+    return found != source and (is_of_model(found) or (mask["label"] is None and found is None))
 
 
 def _encoded(column: pa.ChunkedArray) -> tuple[list[str | None], NDArray[np.int32]]:

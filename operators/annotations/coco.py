@@ -130,7 +130,8 @@ def _add(image: AnnotatedImage, entry: Mapping[str, Any], labels: Mapping[Any, s
     crowd = entry.get("iscrowd") in (1, True)
     polygon = isinstance(segmentation, list)
     category, area = id_number(entry.get("category_id")), _size(entry.get("area"))
-    image.masks.append(AnnotatedMask(rle, id, label, crowd, polygon, category, area))
+    source = label_text(entry.get("label_source"))
+    image.masks.append(AnnotatedMask(rle, id, label, crowd, polygon, category, area, source))
 
 
 def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:

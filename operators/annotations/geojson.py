@@ -49,7 +49,8 @@ def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedI
         said = said if isinstance(said, dict) else {}
         id = id_number(said.get("id"))
         try:
-            image.masks.append(AnnotatedMask(_mask(feature, size), id, _label(said.get("classification"))))
+            label, source = _label(said.get("classification")), label_text(said.get("label_source"))
+            image.masks.append(AnnotatedMask(_mask(feature, size), id, label, label_source=source))
         except UnreadableMaskError as error:
             image.leave_out(id, error)
     return image

@@ -67,5 +67,6 @@ class HuggingFaceExport:
             except UnreadableMaskError as error:
                 image.leave_out(id, error)
                 continue
-            image.masks.append(AnnotatedMask(rle, id, label_text(value.get("label"))))
+            label, source = (label_text(value.get(name)) for name in ("label", "label_source"))
+            image.masks.append(AnnotatedMask(rle, id, label, label_source=source))
         return image

@@ -38,7 +38,8 @@ class AnnotatedMask:
     """One mask of an image: its checked run lengths, and its id and label, if any.
 
     `crowd` means that it covers a group of objects (COCO's `iscrowd`), and `polygon` that it was drawn as polygons,
-    which have no holes. `category` and `stated_area` (pixels) are the category's id and the area in the file, if any.
+    which have no holes. `category` and `stated_area` (pixels) are the category's id and the area in the file, if any,
+    and `label_source` is the dataset column of this name, which exports contain.
     """
 
     rle: CocoRle
@@ -48,6 +49,7 @@ class AnnotatedMask:
     polygon: bool = False
     category: int | None = None
     stated_area: float | None = None
+    label_source: str | None = None
 
     @property
     def area(self) -> int:

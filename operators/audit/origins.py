@@ -63,8 +63,8 @@ def _bad_labels(masks: pa.Table) -> NDArray[np.bool_]:
     label, score, source, output = (masks.column(name) for name in _LABELS)
     by_model = bools(pc.match_substring_regex(source, r"\Amodel:[0-9a-f]{64}\z"))
     known = by_model | bools(pc.is_in(source, pa.array([PERSON, IMPORT])))
-    bad: NDArray[np.bool_] = bools(label.is_valid()) != bools(source.is_valid())
-    bad |= bools(source.is_valid()) & ~known
+    stray = bools(source.is_valid()) & ~bools(pc.equal(source, PERSON))  # without a label, a person removed it
+    bad: NDArray[np.bool_] = np.where(bools(label.is_valid()), ~known, stray)
     bad |= bools(score.is_valid()) & ~(by_model & bools(pc.is_finite(score)))
     return bad | bools(pc.or_(pc.less(output, 0), pc.greater(output, 2)))
 

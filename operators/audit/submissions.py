@@ -22,7 +22,7 @@ from segmint.catalogs.dataset.annotations.submissions import (
     read_assignment,
     read_submission,
 )
-from segmint.catalogs.dataset.mask_labels import MODEL
+from segmint.catalogs.dataset.mask_labels import is_of_model
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import image_stem
@@ -176,7 +176,7 @@ def _other_label(row: Row, masks: Sequence[SubmittedMask]) -> Row:
     """Return the columns of a label that none of the submitted masks with a row's pixels explains; otherwise empty."""
     if any(mask.label is None and mask.parent is not None for mask in masks):
         return {}  # it may be the parent's
-    if not masks[-1].label and (row["label_source"] or "").startswith(MODEL):
+    if masks[-1].label is None and is_of_model(row["label_source"]):
         return {}  # a model may label what the person left without a label
     labels = [label_columns(mask) for mask in masks]
     return {} if any(all(row[name] == said[name] for name in said) for said in labels) else labels[-1]

@@ -220,9 +220,9 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, 
     """Return an image's rows of `masks` from its JSON, with recomputed statistics.
 
     A mask with scores is assumed to be a build's, numbered as in the JSON because others may have been deleted. Only
-    its label may come from a submission. A mask
-    without scores is assumed to come from a submission, whose columns `said` contains by run lengths. Columns that
-    annotators set in any other way exist in no other file, so the resulting table has another hash.
+    its label may come from a submission. A mask without scores is assumed to come from a submission, whose columns
+    `said` contains by run lengths. Columns that annotators set in any other way exist in no other file, so the
+    resulting table has another hash.
     """
     document = json.loads(members[annotation_name(image["id"])])
     annotations = document["annotations"]
@@ -238,7 +238,7 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, 
         origin |= dict(zip(LEVELS, level, strict=True))
         if mask["predicted_iou"] is None:
             origin |= said.get(counts, {})
-        elif said.get(counts, {}).get("label"):
+        elif said.get(counts, {}).get("label_source"):
             origin |= {name: said[counts][name] for name in LABEL_COLUMNS}
         rows.append({**mask, **identity, "annotation_id": mask["id"], **statistics, **origin})
     return rows

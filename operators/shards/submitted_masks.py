@@ -51,8 +51,8 @@ def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict
 
 
 def label_columns(mask: SubmittedMask) -> dict[str, Any]:
-    """Return the columns of the label that a submission contains for a mask."""
-    return {"label": mask.label or None, "label_score": None, "label_source": PERSON if mask.label else None}
+    """Return the columns of the label that a submission contains for a mask. An empty label is one that was removed."""
+    return {"label": mask.label or None, "label_score": None, "label_source": None if mask.label is None else PERSON}
 
 
 def submitted_columns(dataset: Location, image: Row) -> dict[str, dict[str, Any]]:

@@ -21,13 +21,15 @@ from segmint.operators.shards.files import annotation_id, counts_of, mask_index
 class NewMask:
     """An annotated mask. `counts` are canonical compressed run lengths; `said` contains its `MASK_ORIGIN` columns.
 
-    Without a `label`, it inherits its parent's, unless the label is empty.
+    Without a `label`, it inherits its parent's, unless the label is empty, which means that a person removed it.
+    `by_model` means that a model set the label, so it doesn't confirm an equal one.
     """
 
     counts: str
     id: int | None = None
     label: str | None = None
     said: Mapping[str, Any] = field(default_factory=dict)
+    by_model: bool = False
 
 
 def canonical_counts(counts: bytes, size: tuple[int, int]) -> str:
@@ -103,8 +105,7 @@ def described_masks(
             **asdict(describe_mask((height, width), mask.counts)),
             **said,
             **mask.said,
-            "label": mask.label,
-            **({} if mask.label else dict.fromkeys(LABEL_COLUMNS)),
+            **(dict.fromkeys(LABEL_COLUMNS) if mask.label is None else {"label": mask.label or None}),
             "redacted_share": share,
             "redaction_iou": iou,
             "index": index,

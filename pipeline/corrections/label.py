@@ -11,7 +11,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.mask_labels import MODEL, may_label
+from segmint.catalogs.dataset.mask_labels import MODEL, is_of_model, may_label
 from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -118,8 +118,8 @@ class LabelChange:
         """Return the masks to change by the number of their image, each with its place in the table."""
         found: dict[int, list[tuple[int, Row]]] = {}
         for place, row in enumerate(rows):
-            source = row["label_source"] or ""
-            if source.startswith(MODEL) if self.stage is None else may_label(row, f"{MODEL}{self.stage.version}"):
+            source = None if self.stage is None else f"{MODEL}{self.stage.version}"
+            if is_of_model(row["label_source"]) if source is None else may_label(row, source):
                 found.setdefault(row["id"], []).append((place, row))
         return found
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from segmint.catalogs.dataset.mask_labels import is_of_model
 from segmint.catalogs.reasons import Reason
 from segmint.model.automatic import rle as runs
 from segmint.operators.annotations.pairs import best_matches
@@ -82,8 +83,9 @@ class ImportedRow:
 def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRow:
     """Merge a file's masks for an image into its described row (keys of `DESCRIBED`).
 
-    Masks that are equal pixel for pixel are kept, and get the file's label if it has one. Only an annotated mask that
-    is carried from another dataset replaces an equal automatic one. With `REPLACE`, the other masks are paired by
+    Masks that are equal pixel for pixel are kept, and get the file's label if it has one. A label that a model set
+    becomes the file's if both are equal, unless a model also set the file's. Only an annotated mask that is carried
+    from another dataset replaces an equal automatic one. With `REPLACE`, the other masks are paired by
     annotation id, then by IoU. The new mask replaces the old one, and is `corrected` if a build made the old one. The
     remaining old masks are deleted. Mask numbers are never reused. Raises `DamagedDatasetError` if the row's masks or
     its `next_mask` are damaged.
@@ -108,9 +110,7 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     same = {counts_of(mask): mask for mask in equal if not (counts_of(mask) in carried and is_of_build(mask))}
     agreed = {counts_of(mask): mask for mask in equal if counts_of(mask) not in same}
     labels = {
-        counts: _label_of(by_counts[counts])
-        for counts, mask in same.items()
-        if by_counts[counts].label not in (None, mask["label"])
+        counts: _label_of(by_counts[counts]) for counts, mask in same.items() if _relabels(by_counts[counts], mask)
     }
     new = [mask for mask in new if mask.counts not in same]
     rest = [mask for mask in old if counts_of(mask) not in same]
@@ -146,6 +146,12 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     if new or gone:
         next_row |= changed_masks(row, masks)
     return replace(merged, row=next_row)
+
+
+def _relabels(mask: NewMask, old: Row) -> bool:
+    """Return whether a mask of the file changes or confirms the label of an equal mask."""
+    confirms = is_of_model(old["label_source"]) and not mask.by_model
+    return mask.label is not None and (mask.label != old["label"] or confirms)
 
 
 def _label_of(mask: NewMask) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.mask_labels import is_of_model
 from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.catalogs.source.normalize import open_database
 from segmint.infra.storage.location import Location
@@ -47,6 +48,7 @@ MASKS_READ = pa.schema(
         ("counts", pa.string()),
         ("id", pa.int64()),
         ("label", pa.string()),
+        ("by_model", pa.bool_()),
         pa.field("said", pa.struct([_ORIGIN[name] for name in SAID])),
     ]
 )
@@ -94,7 +96,7 @@ class StagedMasks:
         rows = pq.read_table(self.folder / "masks.parquet", filters=span).to_pylist()
         for row in sorted(rows, key=lambda row: int(row["number"])):
             said = {name: value for name, value in (row["said"] or {}).items() if value is not None}
-            mask = NewMask(row["counts"], row["id"], row["label"], said)
+            mask = NewMask(row["counts"], row["id"], row["label"], said, row["by_model"])
             masks.setdefault(row["ordinal"], []).append(mask)
             sizes.setdefault(row["ordinal"], set()).add((row["height"], row["width"]))
         found = {}
@@ -145,7 +147,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
                 counts = canonical_counts(mask.rle["counts"], (height, width))
                 label = None if mask.label == unlabeled else mask.label or None
                 own = {"counts": counts, "id": mask.id if by_id else None, "label": label, "said": None}
-                masks.append({"height": height, "width": width, **own})
+                masks.append({"height": height, "width": width, "by_model": is_of_model(mask.label_source), **own})
             except ValueError as error:  # already checked by the readers
                 unreadable.append(f"mask {mask.id}: {error}")
         for problem in unreadable:
@@ -186,7 +188,8 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         for mask in masks:
             said = {name: mask[name] for name in SAID}
             own = {"counts": mask["segmentation"]["counts"], "id": None, "label": mask["label"], "said": said}
-            rows.append({"height": size[0], "width": size[1], **own})
+            by_model = is_of_model(mask["label_source"])
+            rows.append({"height": size[0], "width": size[1], "by_model": by_model, **own})
         self._put(f"sa_{ordinal + 1}", ordinal, [], size, 0, None, {name: image[name] for name in OF_IMAGE}, rows)
 
     def _put(

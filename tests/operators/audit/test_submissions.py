@@ -170,7 +170,7 @@ def test_labels_that_a_later_answer_set_are_explained_and_those_of_a_builds_mask
         answers = [
             (1, 1, [new_mask(APART, prompts=[POINT])]),
             (1, 2, later),
-            (4, 1, [new_mask(first, 40_000, label="pot")]),
+            (4, 1, [new_mask(first, 40_000, label="pot"), new_mask((3, 4, 13, 21), 40_001, label="")]),
         ]
         for image, n, masks in answers:
             assert put_submission(place.location, answer_to(place.location, image, masks, n=n))

@@ -113,12 +113,15 @@ def test_a_labeled_image_is_taken_down_and_proved_gone(place: DatasetPath) -> No
     assert label(place.location, None).listed.masks == {"removed": 5}
 
 
-def test_masks_that_a_person_left_without_a_label_pass_the_audit_with_a_models(place: DatasetPath) -> None:
+def test_a_model_labels_what_a_person_left_without_a_label_but_not_what_lost_it(place: DatasetPath) -> None:
+    label(place.location, shades())
     drawn, cleared = new_mask((22, 5, 28, 30)), new_mask((3, 4, 11, 21), 10_001, label="")
     assert put_submission(place.location, answer_to(place.location, 1, [drawn, cleared]))
+    assert put_submission(place.location, answer_to(place.location, 4, [new_mask((3, 4, 13, 21), 40_001, label="")]))
     merge_submissions(place.location)
-    label(place.location, shades())
-    assert {mask["source"] for mask in masks_of(place, 0) if mask["label"] == "bright"} == {"assisted", "corrected"}
+    label(place.location, shades(20))
+    by_person, by_model, removed = ("née", "person"), ("bright", f"model:{20:064x}"), (None, "person")
+    assert labels(place) == [by_person, by_model, removed, by_model, by_model, by_person, removed, by_model, by_model]
     assert [finding.line() for finding in audit_integrity(place.location).findings] == []
 
 

@@ -209,6 +209,19 @@ def test_labels_of_masks_that_stay_are_taken_over() -> None:
     assert merge(labeled.row, answer(*as_read(row)), REPLACE).row is labeled.row
 
 
+@pytest.mark.parametrize("how", [REPLACE, ADD])
+def test_a_file_confirms_equal_labels_of_a_model_unless_it_says_that_they_are_a_model_s(how: ImportSettings) -> None:
+    row = image(1)
+    row["masks"][0] |= {"label": "cup", "label_score": 0.7, "label_source": f"model:{'a' * 64}"}
+    assert merge(row, answer(*as_read(row, label="cup", by_model=True)), how).row is row
+    for asked in (answer(*as_read(row, label="cup")), answer(*as_read(row, label="mug", by_model=True))):
+        (mask,) = (merged := merge(row, asked, how)).row["masks"]
+        said = mask["label"], mask["label_score"], mask["label_source"]
+        assert said == (asked.masks[0].label, None, "import")
+        assert merged.same == 1
+        again(merged, asked, how)
+
+
 def test_an_answer_that_was_merged_stays_merged_after_an_import() -> None:
     row = image() | {"submission": {"assignment": 1, "n": 2, "sha256": "b" * 64}, "annotation_stage": "semi"}
     merged = merge(row, answer(*as_read(row)[:2]), REPLACE).row

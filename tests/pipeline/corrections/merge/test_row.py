@@ -243,14 +243,14 @@ def test_a_label_is_set_on_a_mask_whose_pixels_stay(row: Row) -> None:
     again = submission(2, masks=[new_mask(SECOND, 10_001, label="")], replaced=[FORMER[SECOND]])
     (first, second) = merge_submission(merged.row, [labeled, again]).row["masks"]
     assert (first["label"], second["label"], second["label_score"], second["label_source"]) == (
-        "cup, blue",
-        *[None] * 3,
+        *("cup, blue", None),
+        *(None, "person"),
     )
 
 
 def test_an_empty_label_is_not_inherited(row: Row) -> None:
     row["masks"][1] |= {"label": "tile", "label_source": "import"}
-    for label, expected in ((None, ("tile", "import")), ("", (None, None)), ("cup", ("cup", "person"))):
+    for label, expected in ((None, ("tile", "import")), ("", (None, "person")), ("cup", ("cup", "person"))):
         given = submission(masks=[new_mask(CUT, 10_001, label=label)], replaced=[FORMER[SECOND]])
         mask = merge_submission(row, [given]).row["masks"][1]
         assert (mask["label"], mask["label_source"], mask["label_score"]) == (*expected, None)

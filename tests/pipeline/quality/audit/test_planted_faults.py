@@ -583,7 +583,7 @@ registered("robot", mask(source="robot"), Code.UNKNOWN_SOURCE, MASKS, MASK, "man
 registered("no_earlier", mask(parent=50_000), Code.UNKNOWN_PARENT, MASKS, MASK, "image's first mask", "found 50000")
 for name, values in {
     "no_source": {"label": "dog"},
-    "no_label": {"label_source": "person"},
+    "no_label": {"label_source": "import"},
     "stranger": {"label": "dog", "label_source": "somebody"},
     "short_hash": {"label": "dog", "label_source": "model:ab"},
     "scored": {"label": "dog", "label_source": "person", "label_score": 0.5},
