@@ -158,9 +158,6 @@ PERSON = "person"
 IMPORT = "import"
 """`label_source` of a label that an imported file contained."""
 
-LABEL_COLUMNS = ("label", "label_score", "label_source")
-"""Columns of a mask about its label."""
-
 MASK_ORIGIN = [
     pa.field("label", pa.string()),  # what the mask shows; null: unknown
     pa.field("label_score", pa.float64()),  # the labeling model's score; null if a person or an import set the label

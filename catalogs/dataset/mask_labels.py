@@ -47,10 +47,7 @@ def is_of_model(source: str | None) -> bool:
 
 
 def may_label(mask: Mapping[str, Any], source: str) -> bool:
-    """Return whether a model may set a mask's label.
-
-    It may if the mask has none and no person removed it, or one of another model than `source`.
-    """
+    """Return whether a model may set a mask's label: it has none, which no person removed, or another model's."""
     found = mask["label_source"]
     return found != source and (is_of_model(found) or (mask["label"] is None and found is None))
 

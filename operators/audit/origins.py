@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from segmint.catalogs.dataset.mask_labels import MASK_LABEL
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import MOST_PIXELS
 from segmint.model.automatic import rle
@@ -16,14 +17,14 @@ from segmint.operators.audit.mask_columns import of_people
 from segmint.operators.describe import redaction_columns
 from segmint.operators.redactions import MANUAL
 from segmint.operators.rows import Row
-from segmint.operators.schemas import AUTOMATIC, IMPORT, LABEL_COLUMNS, MASKS_PER_IMAGE_LIMIT, PERSON, SOURCES
+from segmint.operators.schemas import AUTOMATIC, IMPORT, MASKS_PER_IMAGE_LIMIT, PERSON, SOURCES
 from segmint.operators.segment.artifacts import RedactionArtifacts
 
 TOLERANCE = 1e-6
 """Maximum difference between a stored share and the recomputed one."""
 
 _ANNOTATION = ("submission", "annotator", "stage", "seconds", "complete")
-_LABELS = (*LABEL_COLUMNS, "output")
+_LABELS = (*MASK_LABEL, "output")
 _SIZES = ("source_height", "source_width", "height", "width")
 
 

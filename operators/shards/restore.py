@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.mask_labels import MASK_LABEL
 from segmint.catalogs.layout import (
     ANNOTATION_COLUMNS,
     DATA_KINDS,
@@ -28,7 +29,7 @@ from segmint.infra.tars import BadTarError
 from segmint.infra.wording import counted
 from segmint.operators.describe import describe_mask, redaction_columns
 from segmint.operators.rows import Row
-from segmint.operators.schemas import AUTOMATIC, LABEL_COLUMNS, SCHEMAS
+from segmint.operators.schemas import AUTOMATIC, SCHEMAS
 from segmint.operators.shards.committed_rows import (
     committed_rows,
     read_committed_rows,
@@ -239,7 +240,7 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, 
         if mask["predicted_iou"] is None:
             origin |= said.get(counts, {})
         elif said.get(counts, {}).get("label_source"):
-            origin |= {name: said[counts][name] for name in LABEL_COLUMNS}
+            origin |= {name: said[counts][name] for name in MASK_LABEL}
         rows.append({**mask, **identity, "annotation_id": mask["id"], **statistics, **origin})
     return rows
 

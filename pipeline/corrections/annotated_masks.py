@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
+from segmint.catalogs.dataset.mask_labels import MASK_LABEL
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.model.automatic import rle as runs
 from segmint.operators.annotations.pairs import LEAST_IOU
 from segmint.operators.containment import container_ids
 from segmint.operators.describe import describe_mask, image_statistics, redaction_columns
 from segmint.operators.rows import Row
-from segmint.operators.schemas import AUTOMATIC, DESCRIBED_MASK, LABEL_COLUMNS, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.schemas import AUTOMATIC, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, counts_of, mask_index
 
 
@@ -105,7 +106,7 @@ def described_masks(
             **asdict(describe_mask((height, width), mask.counts)),
             **said,
             **mask.said,
-            **(dict.fromkeys(LABEL_COLUMNS) if mask.label is None else {"label": mask.label or None}),
+            **(dict.fromkeys(MASK_LABEL) if mask.label is None else {"label": mask.label or None}),
             "redacted_share": share,
             "redaction_iou": iou,
             "index": index,
@@ -114,7 +115,7 @@ def described_masks(
         if parent is not None:
             described["parent"] = annotation_id(row["id"], parent["index"])
             if mask.label is None and _overlap((height, width), mask, parent) >= LEAST_IOU:
-                described |= {name: parent.get(name) for name in LABEL_COLUMNS}
+                described |= {name: parent.get(name) for name in MASK_LABEL}
             if "source" not in mask.said:
                 described["source"] = "corrected" if is_of_build(parent) else parent["source"]
         rows.append(described)

@@ -11,16 +11,14 @@ from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.mask_labels import MODEL, is_of_model, may_label
+from segmint.catalogs.dataset.mask_labels import MASK_LABEL, MODEL, is_of_model, may_label
 from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
-from segmint.operators.custom.contract import Reject, StageCall, StageContractError, StageRow, call_stage
+from segmint.operators.custom.contract import StageRow
 from segmint.operators.custom.load import StageSpec
-from segmint.operators.custom.stage import check_declared
 from segmint.operators.rows import Row
-from segmint.operators.schemas import LABEL_COLUMNS
 from segmint.operators.shards.committed_rows import read_file, read_table, tar_members
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.corrections.correction import Revision, correct
@@ -39,6 +37,7 @@ from segmint.pipeline.corrections.mask_revision import (
 class LabelList(RevisionList):
     """List of the labels that would be set, or removed. `masks` counts them, and those that are `kept`."""
 
+    would_change = "labels of {} of {} would change"
     dataset: str
     name: str
     labeler: str  # how it is named in the version, or "" to remove labels
@@ -47,13 +46,6 @@ class LabelList(RevisionList):
     masks: Mapping[str, int]
     shards: tuple[int, ...]  # that change
     skipped_images: Mapping[str, int]
-
-    def lines(self) -> list[str]:
-        """Return the list as lines of text."""
-        return [
-            f"labels of {counted(self.images, 'image')} of {self.dataset} would change{self.in_shards()}",
-            *self.found(),
-        ]
 
     def found(self) -> list[str]:
         """Return lines on the masks."""
@@ -70,12 +62,7 @@ class LabelList(RevisionList):
 class LabelResult(RevisionResult[LabelList]):
     """Result of labeling."""
 
-    def lines(self) -> list[str]:
-        """Return the result as lines of text."""
-        if not self.listed.images and not self.changed_shards:
-            return [f"no label to change in {self.listed.dataset}", *self.listed.found(), self.version.line()]
-        changed = f"{counted(self.listed.images, 'image')} changed in {counted(len(self.changed_shards), 'shard')}"
-        return [changed, *self.listed.found(), *self.last_lines()]
+    nothing = "no label to change in {}"
 
 
 def list_labels(dataset: Location, stage: StageSpec | None) -> LabelList:
@@ -90,12 +77,12 @@ def label(
     now: datetime | None = None,
     resources: ResourcesConfig = LOCAL,
 ) -> LabelResult:
-    """Set labels of masks by a stage that sets `label_source` to `model:` and its version; with None, remove them.
+    """Set labels of masks by a stage like `MaskLabels`, which is trusted to keep to its interface; None removes them.
 
     Only masks without a label, or with one of another model, get one, so a repeated call completes an interrupted one.
     Removing the labels restores the bytes of masks tables that had none of models before. The other arguments are as
-    in `correct`. Raises `UsageError` for a stage that doesn't set labels, a dataset without images, and a stage that
-    doesn't keep to its interface.
+    in `correct`. Raises `UsageError` for a dataset without images, and `StageContractError` if a worker can't start the
+    same stage.
     """
     return correct(DatasetHandle.open(dataset), _Label(stage), confirm, now, resources)
 
@@ -127,32 +114,22 @@ class LabelChange:
         """Yield the place and the next columns of the label of each mask that changes."""
         if self.stage is None:
             for masks in images.values():
-                yield from ((place, dict.fromkeys(LABEL_COLUMNS)) for place, _ in masks)
+                yield from ((place, dict.fromkeys(MASK_LABEL)) for place, _ in masks)
             return
-        jpegs = dict(tar_members(read_file(self.dataset, commit.file("shards")))) if images else {}
+        names = {image_name(image) for image in images}
+        members = tar_members(read_file(self.dataset, commit.file("shards"))) if images else ()
+        jpegs = {name: data for name, data in members if name in names}
         for image, masks in images.items():
-            first = masks[0][1]
-            row: Row = {"ordinal": first["ordinal"], "id": image, "image_id": first["image_id"]}
-            row |= {"release": jpegs[image_name(image)], "masks": [mask for _, mask in masks]}
-            (labeled,) = call_stage(self.stage.name, _started(self.stage), [StageRow(row)])
-            if isinstance(labeled, Reject):
-                raise StageContractError(f"the stage {self.stage.name} rejected image {image}: it may only set labels")
-            check_declared(labeled, self.stage, len(masks))
-            for (place, _), value in zip(masks, labeled.mask_values or [None] * len(masks), strict=True):
-                if not value or not value.get("label"):
-                    continue
-                if value["label_source"] != f"{MODEL}{self.stage.version}":
-                    raise StageContractError(
-                        f"the stage {self.stage.name} set label_source {value['label_source']!r}: expected model: and "
-                        f"its version, {self.stage.version}"
-                    )
-                yield place, {name: value.get(name) for name in LABEL_COLUMNS}
+            row = StageRow({"id": image, "release": jpegs[image_name(image)], "masks": [mask for _, mask in masks]})
+            (labeled,) = _started(self.stage)([row])
+            for (place, _), value in zip(masks, labeled.mask_values, strict=True):
+                yield place, {name: value[name] for name in MASK_LABEL}
 
 
-_STARTED: list[tuple[StageSpec, StageCall]] = []
+_STARTED: list[tuple[StageSpec, Any]] = []
 
 
-def _started(stage: StageSpec) -> StageCall:
+def _started(stage: StageSpec) -> Any:
     """Return a stage's callable, which is built once per process."""
     for known, call in _STARTED:
         if known == stage:
@@ -171,8 +148,6 @@ class _Label(MaskCorrection[LabelList, LabelResult]):
 
     def plan(self, dataset: DatasetHandle) -> RevisionPlan[LabelList]:
         stage = self.stage
-        if stage is not None and not stage.labels:
-            raise UsageError(f"the stage {stage.name} doesn't set labels")
         if stage is not None and not dataset.with_images:
             raise UsageError(f"{dataset} only contains annotations, so there are no images to label")
         change, total = LabelChange(dataset.location, stage), RevisionCounts()

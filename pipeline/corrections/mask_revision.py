@@ -1,9 +1,9 @@
-"""Revisions that add annotated masks, for imports and merges: plans, counts, and results."""
+"""Revisions of masks, for imports, merges, and labels: plans, counts, and results."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
@@ -36,11 +36,20 @@ NOT_BUILT = "not built yet"
 class RevisionList:
     """Base class for lists of planned changes. Subclasses are dataclasses with at least these fields."""
 
+    would_change: ClassVar[str] = "{} of {} would change"  # with the number of images and the dataset
     dataset: str  # its path or URI
     images: int  # number that change
     masks: Mapping[str, int]  # count by outcome
     shards: tuple[int, ...]  # that change
     skipped_images: Mapping[str, int]  # by reason
+
+    def lines(self) -> list[str]:
+        """Return the list as lines of text."""
+        return [self.would_change.format(counted(self.images, "image"), self.dataset) + self.in_shards(), *self.found()]
+
+    def found(self) -> list[str]:
+        """Return lines on the masks and images that were found."""
+        raise NotImplementedError
 
     @property
     def not_checked(self) -> list[str]:
@@ -153,18 +162,27 @@ class RevisionPlan(Generic[L]):
 class RevisionResult(Generic[L]):
     """Result of a revision."""
 
+    nothing: ClassVar[str]  # with the dataset
+    changed: ClassVar[str] = "{} changed in {}"  # with the numbers of images and shards
     listed: L  # the planned changes
     changed_shards: tuple[int, ...]
     version: VersionName
     outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they contain the former masks
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
 
+    def lines(self) -> list[str]:
+        """Return the result as lines of text."""
+        if not self.listed.images and not self.changed_shards:
+            return [self.nothing.format(self.listed.dataset), *self.listed.found(), self.version.line()]
+        changed = self.changed.format(counted(self.listed.images, "image"), counted(len(self.changed_shards), "shard"))
+        return [changed, *self.listed.found(), *self.last_lines()]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the result for JSON."""
         values = asdict(self)
         return {**values.pop("listed"), **values}
 
-    def last_lines(self) -> Sequence[str]:
+    def last_lines(self) -> list[str]:
         """Return lines with the required follow-up and the version."""
         return [
             *shown_outputs(self.listed.dataset, self.outputs, "create it again"),
@@ -177,7 +195,7 @@ R = TypeVar("R", bound=RevisionResult[Any])
 
 
 class MaskCorrection(Correction[RevisionPlan[L], R]):
-    """A correction that adds annotated masks. Imports and merges supply the plan and the class of the result."""
+    """A correction of masks. Imports, merges, and labels supply the plan and the class of the result."""
 
     result_class: type[R]
 

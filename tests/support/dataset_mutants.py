@@ -433,8 +433,8 @@ DATASET_MUTANTS = (
     Mutant(
         "an inherited label loses its source",
         "pipeline/corrections/annotated_masks.py",
-        "parent.get(name) for name in LABEL_COLUMNS}",
-        "parent.get(name) for name in LABEL_COLUMNS[:1]}",
+        "parent.get(name) for name in MASK_LABEL}",
+        "parent.get(name) for name in MASK_LABEL[:1]}",
         "tests/pipeline/corrections/imports/test_merge.py",
     ),
     Mutant(

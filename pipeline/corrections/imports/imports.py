@@ -128,11 +128,7 @@ class ImportList(RevisionList):
 
     def lines(self) -> list[str]:
         """Return the list as lines of text."""
-        return [
-            f"{counted(self.images, 'image')} of {self.dataset} would change{self.in_shards()}",
-            *self.found(),
-            *(f"  {example}" for example in self.examples),
-        ]
+        return [*super().lines(), *(f"  {example}" for example in self.examples)]
 
     def found(self) -> list[str]:
         """Return lines on the file's contents."""
@@ -165,16 +161,11 @@ class ImportList(RevisionList):
 class ImportResult(RevisionResult[ImportList]):
     """Result of an import."""
 
-    def lines(self) -> list[str]:
-        """Return the result as lines of text."""
-        if not self.listed.images:
-            return [f"nothing to import into {self.listed.dataset}", *self.listed.found(), self.version.line()]
-        return [
-            f"{counted(self.listed.images, 'image')} changed in {counted(len(self.changed_shards), 'shard')}",
-            *self.listed.found(),
-            "the previous masks were deleted, including older versions",
-            *self.last_lines(),
-        ]
+    nothing = "nothing to import into {}"
+
+    def last_lines(self) -> list[str]:
+        """Return lines with the required follow-up and the version."""
+        return ["the previous masks were deleted, including older versions", *super().last_lines()]
 
 
 def list_import(dataset: Location, asked: ImportRequest) -> ImportList:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from segmint.catalogs.dataset.mask_labels import is_of_model
+from segmint.catalogs.dataset.mask_labels import MASK_LABEL, is_of_model
 from segmint.catalogs.reasons import Reason
 from segmint.model.automatic import rle as runs
 from segmint.operators.annotations.pairs import best_matches
 from segmint.operators.rows import Row
-from segmint.operators.schemas import ANNOTATION_STAGE, IMPORT, LABEL_COLUMNS, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.schemas import ANNOTATION_STAGE, IMPORT, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, counts_of
 from segmint.pipeline.corrections.annotated_masks import (
     NewMask,
@@ -110,7 +110,10 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     same = {counts_of(mask): mask for mask in equal if not (counts_of(mask) in carried and is_of_build(mask))}
     agreed = {counts_of(mask): mask for mask in equal if counts_of(mask) not in same}
     labels = {
-        counts: _label_of(by_counts[counts]) for counts, mask in same.items() if _relabels(by_counts[counts], mask)
+        counts: _label_of(given)
+        for counts, mask in same.items()
+        if (given := by_counts[counts]).label is not None
+        and (given.label != mask["label"] or (is_of_model(mask["label_source"]) and not given.by_model))
     }
     new = [mask for mask in new if mask.counts not in same]
     rest = [mask for mask in old if counts_of(mask) not in same]
@@ -148,16 +151,10 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     return replace(merged, row=next_row)
 
 
-def _relabels(mask: NewMask, old: Row) -> bool:
-    """Return whether a mask of the file changes or confirms the label of an equal mask."""
-    confirms = is_of_model(old["label_source"]) and not mask.by_model
-    return mask.label is not None and (mask.label != old["label"] or confirms)
-
-
 def _label_of(mask: NewMask) -> dict[str, Any]:
     """Return the columns of a mask's label, which another dataset may have from elsewhere than a file."""
     return {"label": mask.label, "label_score": None, "label_source": IMPORT} | {
-        name: mask.said[name] for name in LABEL_COLUMNS if name in mask.said
+        name: mask.said[name] for name in MASK_LABEL if name in mask.said
     }
 
 

@@ -92,6 +92,7 @@ class MergeList(RevisionList):
     (`added`). It also counts masks that are `deleted`, and parts of submissions that no longer fit (`unfit`).
     """
 
+    would_change = "submissions for {} of {} would be merged"
     dataset: str
     name: str
     submitted: int  # images with a submission
@@ -104,13 +105,6 @@ class MergeList(RevisionList):
     skipped_images: Mapping[str, int]  # by reason
     examples: tuple[str, ...]
     shards: tuple[int, ...]  # that change
-
-    def lines(self) -> list[str]:
-        """Return the list as lines of text."""
-        return [
-            f"submissions for {counted(self.images, 'image')} of {self.dataset} would be merged{self.in_shards()}",
-            *self.found(),
-        ]
 
     def found(self) -> list[str]:
         """Return lines on the contents of the submissions."""
@@ -141,16 +135,8 @@ class MergeList(RevisionList):
 class MergeResult(RevisionResult[MergeList]):
     """Result of a merge."""
 
-    def lines(self) -> list[str]:
-        """Return the result as lines of text."""
-        if not self.listed.images:
-            return [f"nothing to merge into {self.listed.dataset}", *self.listed.found(), self.version.line()]
-        return [
-            f"submissions for {counted(self.listed.images, 'image')} merged in "
-            f"{counted(len(self.changed_shards), 'shard')}",
-            *self.listed.found(),
-            *self.last_lines(),
-        ]
+    nothing = "nothing to merge into {}"
+    changed = "submissions for {} merged in {}"
 
 
 @dataclass(frozen=True)
