@@ -21,6 +21,7 @@ from segmint.infra.errors import UsageError
 from segmint.operators.images import Pixels, decode_jpeg
 
 _LONGEST_DETAIL = 1000
+_IMAGE = ""  # key of the decoded image among the values that were read; no column has this name
 
 
 class StageContractError(UsageError):
@@ -67,19 +68,23 @@ class StageRow(Mapping[str, Any]):
         With `place`, it contains Arrow columns instead, whose values there are converted when they are read.
         """
         self._columns, self._place = columns, place
-        self._read: dict[str, Any] = {}
-        self._image: Pixels | None = None
+        self._read: dict[str, Any] = {}  # shared by the copies of the `with_` methods
         self.values_set: Mapping[str, Any] = {}
         self.mask_values: Sequence[Mapping[str, Any] | None] | None = None
 
     @property
     def image(self) -> Pixels:
         """The released image, (H, W, 3) uint8 RGB; decoded once. Raises `ValueError` if there is none."""
-        if self._image is None:
+        if _IMAGE not in self._read:
             if not self["release"]:
                 raise ValueError(f"image {self['id']} isn't in the dataset, which has only annotations")
-            self._image = decode_jpeg(self["release"])
-        return self._image
+            self._read[_IMAGE] = decode_jpeg(self["release"])
+        pixels: Pixels = self._read[_IMAGE]
+        return pixels
+
+    def free_image(self) -> None:
+        """Free the decoded image, if any."""
+        self._read.pop(_IMAGE, None)
 
     def with_values(self, **values: Any) -> Self:
         """Return the row with values of its stage's fields, for a stage whose `table` is `images`.

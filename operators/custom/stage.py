@@ -71,6 +71,8 @@ class CustomStage:
                 batch = dict(rows[first : first + size])
                 found = self._judge(list(batch.values())) if entry is None else self._recorded(batch, entry)
                 results |= zip(batch, found, strict=True) if isinstance(found, list) else found
+                for row in batch.values():
+                    row.free_image()
         return with_results(table, self._spec, results)
 
     def _recorded(self, batch: Mapping[int, StageRow], entry: "BlockEntry") -> dict[int, Result]:
@@ -180,6 +182,8 @@ def with_results(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]
 def _fitting(table: pa.Table, spec: StageSpec, place: int, result: Result) -> Result:
     try:
         _joined(table.slice(place, 1), spec, {0: result})
+    except StageContractError:
+        raise
     except Exception as error:  # noqa: BLE001 - one row's values must not affect the other rows
         return error
     return result
@@ -190,7 +194,7 @@ def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> 
     rows = {place: each for place, each in results.items() if isinstance(each, StageRow)}
     masks = table.column("masks") if spec.sets_masks else None
     for place, row in rows.items():
-        check_declared(row, spec, 0 if masks is None else len(masks[place]))
+        _check_declared(row, spec, 0 if masks is None else len(masks[place]))
         if column is not None and "int" in str(column.arrow_type):  # also if it's only part of a name
             for value in (row.values_set or None, *(row.mask_values or ())):
                 _check_whole(value, column)
@@ -211,7 +215,7 @@ def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> 
     return table
 
 
-def check_declared(row: StageRow, spec: StageSpec, count: int) -> None:
+def _check_declared(row: StageRow, spec: StageSpec, count: int) -> None:
     """Raise `StageContractError` if a stage set values that it doesn't declare, or labels that can't be stored.
 
     The stage must have set values of none of the image's masks, or of all `count`.

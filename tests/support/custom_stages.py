@@ -100,6 +100,15 @@ def fraction(rows: Sequence[StageRow]) -> Sequence[StageRow]:
     return [row.with_values(sides=np.array([3, 2.5] if row["id"] == 2 else [3, 4])) for row in rows]
 
 
+def fraction_and_undeclared(rows: Sequence[StageRow]) -> Sequence[StageRow]:
+    """Set a fraction in place of a whole number for image 1, and what isn't declared for image 2."""
+    return [row.with_values(**{"sides": [2.5]} if row["id"] == 1 else {"other": 1}) for row in rows]
+
+
+def persons_label(rows: Sequence[StageRow]) -> Sequence[StageRow]:
+    return [row.with_mask_values([{"label": "x", "label_source": "person"}] * len(row["masks"])) for row in rows]
+
+
 def fail_on_2(rows: Sequence[StageRow]) -> Sequence[StageRow]:
     if any(row["id"] == 2 for row in rows):
         raise KeyError("no value for image 2")
@@ -141,6 +150,13 @@ class FaultyMasks(Faulty):
     """One that declares a column of masks."""
 
     table = "masks"
+
+
+class FaultyLabels(Faulty):
+    """One that sets labels."""
+
+    fields: ClassVar[dict[str, Any]] = {}
+    labels = True
 
 
 class Deadly:

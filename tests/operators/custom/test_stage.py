@@ -1,5 +1,7 @@
 """A custom stage on tables of rows, without Ray: its column, labels, verdicts, and faults."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ from segmint.operators.custom.contract import StageContractError, refusal
 from segmint.operators.custom.load import load_stage
 from segmint.operators.custom.stage import CustomStage, stage_rows
 from segmint.operators.describe import describe_table
+from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import to_table
 from segmint.operators.schemas import DESCRIBED, PREPARED, SEGMENTED
 from tests.support.custom_stages import WEIGHTS
@@ -94,6 +97,22 @@ def test_a_row_that_fails_is_faulted_alone(function: str) -> None:
     assert done[1]["fault"].startswith("stage_faulty: " + ("Arrow" if function == "wrong_type" else "KeyError: "))
 
 
+def test_images_of_earlier_batches_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def decode(jpeg: bytes) -> Any:
+        gc.collect()
+        alive.append(sum(each() is not None for each in decoded))
+        pixels = decode_jpeg(jpeg)
+        decoded.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr("segmint.operators.custom.contract.decode_jpeg", decode)
+    apply("Mean", to_table([accepted_row(place) for place in range(4)], DESCRIBED), batch_size=2)
+    assert alive == [0, 1, 0, 1]
+
+
 def test_a_raised_reject_is_a_verdict_on_its_row() -> None:
     done = apply("Faulty", table_of(), function="reject_2").to_pylist()
     assert [(row["stage"], row["reason"]) for row in done[:2]] == [(None, None), ("stage_faulty", "second")]
@@ -107,9 +126,11 @@ def test_a_raised_reject_is_a_verdict_on_its_row() -> None:
         ("Faulty", "reorder", "the stage faulty returned image 2 in the place of image 1"),
         ("Faulty", "undeclared", "the stage faulty set other of image 1"),
         ("FaultyMasks", "too_few", "the stage faulty returned 0 values for the 2 masks of image 1"),
+        ("FaultyList", "fraction_and_undeclared", "the stage faulty set other of image 2"),
+        ("FaultyLabels", "persons_label", "the stage faulty set label_source 'person' and label_score None"),
     ],
 )
-def test_rows_that_are_dropped_added_or_reordered_are_refused(stage: str, function: str, told: str) -> None:
+def test_rows_and_values_that_break_the_rules_are_refused(stage: str, function: str, told: str) -> None:
     with pytest.raises(StageContractError) as caught:
         apply(stage, table_of(), function=function)
     assert str(caught.value).startswith(told)

@@ -95,7 +95,7 @@ def test_a_torchscript_module_sees_the_crop_and_the_pixels_of_the_mask(tmp_path:
     left, right = rectangle_mask(30, 40, 2, 3, 12, 18), rectangle_mask(30, 40, 0, 24, 30, 40)
     row["masks"] = [{**mask, "label": None, "label_source": None} for mask in (left, right)]
     stage_row = StageRow(row)
-    stage_row._image = pixels
+    stage_row._read[""] = pixels
     (labeled,) = MaskLabels(str(path), VOCABULARY)([stage_row])
     assert [value["label"] for value in labeled.mask_values or () if value] == ["bar", "red circle"]
     scores = [value["label_score"] for value in labeled.mask_values or () if value]
