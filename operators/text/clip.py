@@ -7,8 +7,7 @@ safetensors files only, runs no code from the folder, and doesn't use the networ
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -135,22 +134,13 @@ class Clip:
             found.append(_tensor(features))
         return torch.cat(found) if found else torch.zeros(0, self.dimension, device=self._device)
 
-    def embed_crops(self, crops: Tensor, pixels: Tensor | None = None) -> Tensor:
-        """Return the embeddings of crops (N, 3, side, side), uint8 RGB.
+    def embed_crops(self, crops: Tensor, pixels: Tensor) -> Tensor:
+        """Return the embeddings of some pixels (N, side, side) bool of crops (N, 3, side, side), uint8 RGB.
 
-        `pixels` (N, side, side) bool restricts each crop's embedding to patches that contain one of these pixels: the
-        class token of the last layer attends only to them and to itself (SAM paper, appendix D.5).
+        The class token of the last layer attends only to itself and to patches that contain one of the pixels (SAM
+        paper, appendix D.5).
         """
         values = (crops.to(self._device).float() / 255 - self._mean) / self._std
-        with torch.no_grad(), self._restricted(pixels):
-            return _tensor(self._model.get_image_features(pixel_values=values))
-
-    @contextmanager
-    def _restricted(self, pixels: Tensor | None) -> Iterator[None]:
-        """Context in which the class token of the last layer attends only to some patches."""
-        if pixels is None:
-            yield
-            return
         shown = F.max_pool2d(pixels.to(self._device)[:, None].float(), self.patch).flatten(1) > 0
         mask = torch.zeros(len(shown), 1, shown.shape[1] + 1, shown.shape[1] + 1, device=self._device)
         mask[:, 0, 0, 1:].masked_fill_(~shown, -torch.inf)
@@ -163,7 +153,8 @@ class Clip:
         layer = self._model.vision_model.encoder.layers[-1]
         handle = layer.register_forward_pre_hook(with_mask, with_kwargs=True)
         try:
-            yield
+            with torch.no_grad():
+                return _tensor(self._model.get_image_features(pixel_values=values))
         finally:
             handle.remove()
 

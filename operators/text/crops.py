@@ -16,17 +16,17 @@ MARGIN = 1.5
 _MEAN = (123, 117, 104)  # CLIP's mean color, which is zero after its normalization
 
 
-def crop_mask(image: Pixels, mask: Row, side: int, margin: float = MARGIN) -> tuple[Pixels, NDArray[np.bool_]]:
+def crop_mask(image: Pixels, mask: Row, side: int) -> tuple[Pixels, NDArray[np.bool_]]:
     """Return a crop (side, side, 3) uint8 RGB around a mask, and the mask's pixels in it (side, side) bool.
 
-    The crop is a square around the center of the mask's box, and `margin` times as long as the box's longer side.
+    The crop is a square around the center of the mask's box, and `MARGIN` times as long as the box's longer side.
     Outside the image (H, W, 3), it has CLIP's mean color. A pixel of the crop belongs to the mask if it shows any of
     its pixels. An empty mask gets the crop around its box, and no pixels.
     """
     height, width = image.shape[:2]
     pixels = decode(Rle((height, width), mask["segmentation"]["counts"]))
     x, y, box_width, box_height = mask["bbox"]
-    length = max(1, math.ceil(margin * (max(box_width, box_height) + 1)))
+    length = max(1, math.ceil(MARGIN * (max(box_width, box_height) + 1)))
     left, top = (round(start + (span + 1 - length) / 2) for start, span in ((x, box_width), (y, box_height)))
     inside = np.s_[max(top, 0) : max(top + length, 0), max(left, 0) : max(left + length, 0)]
     part, own = image[inside], pixels[inside]

@@ -205,9 +205,9 @@ class CustomPool:
     batch_size: int | None
     timeout_s: float  # for one image
 
-    def actor(self, kind: type[CustomStage] = CustomStage) -> type[CustomStage]:
+    def actor(self) -> type[CustomStage]:
         """Return the class of its actors, by whose name Ray and the progress bars call it."""
-        return type(self.spec.label, (kind,), {})
+        return type(self.spec.label, (CustomStage,), {})
 
     def arguments(self, ledger: RowLedger | None) -> tuple[Any, ...]:
         """Return the arguments of its actors."""
