@@ -7,7 +7,7 @@ number of clicks after which it was predicted (`clicks`); of several results aft
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from segmint.catalogs.layout import image_name
@@ -17,7 +17,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.annotations.image import UnreadableMaskError, checked_rle, id_number
 from segmint.pipeline.engine.evaluate.kinds import DATASET
-from segmint.pipeline.engine.evaluate.measure import PredictedResult, Predictions
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, PredictedResult, Predictions
 from segmint.pipeline.engine.evaluate.truth import Truth
 
 _EXPECTED = "expected COCO results, a list of {image_id, segmentation: {size, counts}, …}"
@@ -36,34 +36,50 @@ def read_predictions(
     return tuple(_read(Location(storage, file), truths[0].kind == DATASET, required) for file in files)
 
 
-def unmatched_error(predictions: Predictions, keys: str = "image_id") -> UsageError:
-    """Return the error for a file in which no prediction belongs to an evaluated image, or to a mask by two `keys`."""
-    return UsageError(
-        f"no prediction in {predictions.name} belongs to an evaluated image: expected {keys} to be the ids in the "
-        "ground truth file, or the numbers or file names of the dataset"
-    )
+def check_matched(models: Sequence[EvaluatedWeights], matched: Iterable[bool], keys: str = "image_id") -> None:
+    """Raise `UsageError` for predictions of which none belongs to an evaluated image, or to a mask by two `keys`."""
+    for model, is_matched in zip(models, matched, strict=False):
+        if isinstance(model, Predictions) and not is_matched:
+            raise UsageError(
+                f"no prediction in {model.name} belongs to an evaluated image: expected {keys} to be the ids in the "
+                "ground truth file, or the numbers or file names of the dataset"
+            )
 
 
-def _read(file: Location, of_dataset: bool, required: Sequence[str]) -> Predictions:
+def read_entries(option: str, file: Location, expected: str) -> tuple[list[Any], str]:
+    """Return the entries of a file of COCO results, and the file's SHA-256. Raises `UsageError` if it has none."""
     try:
         data = file.read()
         entries = json.loads(data)
     except NotFoundError as error:
-        raise UsageError(f"--predictions {file}: no such file") from error
+        raise UsageError(f"{option} {file}: no such file") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--predictions {file} is not JSON ({error}): {_EXPECTED}") from error
+        raise UsageError(f"{option} {file} is not JSON ({error}): {expected}") from error
     if not isinstance(entries, list) or not entries:
-        raise UsageError(f"--predictions {file} is empty or not a list: {_EXPECTED}")
+        raise UsageError(f"{option} {file} is {'an empty' if entries == [] else 'not a'} list: {expected}")
+    return entries, hashlib.sha256(data).hexdigest()
+
+
+def image_key(image_id: int | str, of_dataset: bool) -> str:
+    """Return the key of an entry's image: its file name if the entry has the number of a segmint dataset's image."""
+    return image_name(image_id) if of_dataset and isinstance(image_id, int) else str(image_id)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a JSON value is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _read(file: Location, of_dataset: bool, required: Sequence[str]) -> Predictions:
+    entries, sha256 = read_entries("--predictions", file, _EXPECTED)
     by_image: dict[str, list[PredictedResult]] = {}
     for number, entry in enumerate(entries, start=1):
         try:
             image, result = _result(entry, required)
         except UnreadableMaskError as error:
             raise UsageError(f"--predictions {file}, entry {number}: {error}") from error
-        by_image.setdefault(image_name(image) if of_dataset and isinstance(image, int) else str(image), []).append(
-            result
-        )
-    return Predictions(str(file), hashlib.sha256(data).hexdigest(), by_image, of_dataset)
+        by_image.setdefault(image_key(image, of_dataset), []).append(result)
+    return Predictions(str(file), sha256, by_image, of_dataset)
 
 
 def _result(entry: Any, required: Sequence[str]) -> tuple[int | str, PredictedResult]:
@@ -76,7 +92,7 @@ def _result(entry: Any, required: Sequence[str]) -> tuple[int | str, PredictedRe
         raise UnreadableMaskError(f"it has no {missing[0]}")
     if not isinstance(image, int | str) or isinstance(image, bool):
         raise UnreadableMaskError(f"its image_id is {str(image)[:40]}: expected an image's id")
-    if score is not None and (type(score) not in (int, float) or not math.isfinite(score)):
+    if score is not None and not is_number(score):
         raise UnreadableMaskError(f"its score is {str(score)[:40]}: expected a number")
     for key, value in numbers.items():
         if value is not None and id_number(value) is None:

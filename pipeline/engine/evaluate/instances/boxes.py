@@ -1,8 +1,5 @@
 """Boxes of a detector, read from a file of COCO results, as prompts for the model."""
 
-import hashlib
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,11 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.engine.evaluate.measure import Predictions
+from segmint.pipeline.engine.evaluate.predictions import image_key, is_number, read_entries
 
 _EXPECTED = "expected COCO results, a list of {image_id, category_id, bbox: [x, y, width, height], score}"
 
@@ -119,24 +115,13 @@ def read_boxes(file: Location, of_dataset: bool) -> BoxesByImage:
     Raises `UsageError`, which names the entry, for a file in another format, boxes without a width or height, and
     scores or categories that only some boxes have.
     """
-    try:
-        data = file.read()
-    except NotFoundError as error:
-        raise UsageError(f"--boxes {file}: no such file") from error
-    try:
-        entries = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"--boxes {file} is not JSON ({error}): {_EXPECTED}") from error
-    if not isinstance(entries, list) or not entries:
-        found = "an empty list" if entries == [] else "not a list"
-        raise UsageError(f"--boxes {file} is {found}: {_EXPECTED}")
+    entries, sha256 = read_entries("--boxes", file, _EXPECTED)
     checked = [_checked(entry, f"--boxes {file}, entry {number}") for number, entry in enumerate(entries, start=1)]
     scored, categories = (_all_or_none(file, key, checked) for key in ("score", "category_id"))
     grouped: dict[str, list[_BoxEntry]] = {}
     for entry in checked:
-        key = image_name(entry.image_id) if of_dataset and isinstance(entry.image_id, int) else str(entry.image_id)
-        grouped.setdefault(key, []).append(entry)
-    facts = {"name": str(file), "sha256": hashlib.sha256(data).hexdigest(), "boxes": len(checked)}
+        grouped.setdefault(image_key(entry.image_id, of_dataset), []).append(entry)
+    facts = {"name": str(file), "sha256": sha256, "boxes": len(checked)}
     by_image = {key: _image_boxes(found, scored) for key, found in grouped.items()}
     return BoxesByImage(by_image, scored, categories, of_dataset, facts)
 
@@ -155,21 +140,17 @@ def _checked(entry: Any, where: str) -> _BoxEntry:
     image_id, box = entry.get("image_id"), entry.get("bbox")
     if not isinstance(image_id, int | str) or isinstance(image_id, bool):
         raise UsageError(f"{where}: its image_id is {image_id!r}: expected an image's id")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         raise UsageError(f"{where}: its bbox is {str(box)[:60]}: expected [x, y, width, height] in pixels")
     x, y, width, height = map(float, box)
     if width <= 0 or height <= 0:
         raise UsageError(f"{where}: its bbox is {width:g} wide and {height:g} high: expected more than 0")
     score, category = entry.get("score"), entry.get("category_id")
-    if score is not None and not _is_number(score):
+    if score is not None and not is_number(score):
         raise UsageError(f"{where}: its score is {score!r}: expected a number")
     if category is not None and type(category) is not int:
         raise UsageError(f"{where}: its category_id is {category!r}: expected a whole number")
     return _BoxEntry(image_id, (x, y, x + width, y + height), None if score is None else float(score), category)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _all_or_none(file: Location, key: str, entries: Sequence[_BoxEntry]) -> bool:

@@ -28,10 +28,10 @@ from segmint.pipeline.engine.evaluate.instances.boxes import (
 )
 from segmint.pipeline.engine.evaluate.instances.measure import OverlapMeasure, PrecisionMeasure, matches_of
 from segmint.pipeline.engine.evaluate.kinds import DATASET
-from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, Predictions
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.page import FiguresPage, Table, cell, markdown
-from segmint.pipeline.engine.evaluate.predictions import read_predictions, unmatched_error
+from segmint.pipeline.engine.evaluate.predictions import check_matched, read_predictions
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
@@ -252,9 +252,7 @@ class MatchesByCategory:
         """
         images = self.by_category[0].values()
         found = [any(len(each.scores) for of in home.values() for _, each in of) for home in self.by_category]
-        for model, any_found in zip(models, found, strict=False):
-            if isinstance(model, Predictions) and not any_found:
-                raise unmatched_error(model)
+        check_matched(models, found)
         if not found[0]:
             raise no_image_error(boxes)
         both = (
@@ -393,9 +391,7 @@ def evaluate_instances(
             answer = matches.answer(subject, settings, measure.boxes.categories, frequencies)
         else:
             sums = gather_overlaps(session.tables(), len(task.weights), boxes)
-            for place, each in enumerate(task.weights, start=1):
-                if isinstance(each, Predictions) and not sums[:, place].any():
-                    raise unmatched_error(each)
+            check_matched(task.weights, sums[:, 1:].any(axis=0))
             answer = overlap_result(session.subject(int(sums[:, 0].sum())), settings, sums, SEED)
         if output.wanted:
             page = answer.page()

@@ -15,7 +15,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.measure import PartResult, Predictions
+from segmint.pipeline.engine.evaluate.measure import PartResult
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.page import markdown
 from segmint.pipeline.engine.evaluate.points.figures import groups_of, means_of
@@ -23,7 +23,7 @@ from segmint.pipeline.engine.evaluate.points.measure import DRAWN, SCORES, Point
 from segmint.pipeline.engine.evaluate.points.page import points_tables, render_page
 from segmint.pipeline.engine.evaluate.points.result import Judge, PointsResult
 from segmint.pipeline.engine.evaluate.points.scores import ImageScores, collect
-from segmint.pipeline.engine.evaluate.predictions import read_predictions, unmatched_error
+from segmint.pipeline.engine.evaluate.predictions import check_matched, read_predictions
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.session import EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions, open_truths
@@ -157,9 +157,7 @@ def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | Non
         scores, worst = collect(
             results, measures, len(task.weights), (lambda _: None) if groups is None else groups.of, output.add
         )
-        for place, each in enumerate(task.weights):
-            if isinstance(each, Predictions) and not scores.sums[:, place].any():
-                raise unmatched_error(each, "image_id and annotation_id")
+        check_matched(task.weights, scores.sums.any(axis=(0, 2)), "image_id and annotation_id")
         answer = _answer(session.subject(scores.masks), settings, scores, groups)
         if judge is not None:
             answer = replace(answer, judgment=judge.judge())

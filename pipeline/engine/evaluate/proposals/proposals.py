@@ -17,10 +17,9 @@ from segmint.operators.evaluate.proposals import LIMITS
 from segmint.operators.intervals import Interval, basis, figure_intervals
 from segmint.operators.resampling import holm, swap_p
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.measure import Predictions
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.page import Cell, FiguresPage, Table, cell, markdown
-from segmint.pipeline.engine.evaluate.predictions import read_predictions, unmatched_error
+from segmint.pipeline.engine.evaluate.predictions import check_matched, read_predictions
 from segmint.pipeline.engine.evaluate.proposals.measure import ALL, ProposalsMeasure, counts_of
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
@@ -244,9 +243,7 @@ def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: 
     with OutputFolder(folder, truths, measure.schema) as output:
         session = EvaluationSession(task, truths, options.model.run, output, _score)
         counts = gather(session.tables(), len(task.weights))
-        for place, each in enumerate(task.weights):
-            if isinstance(each, Predictions) and not counts[ALL].proposals[:, place].any():
-                raise unmatched_error(each)
+        check_matched(task.weights, counts[ALL].proposals.any(axis=0))
         subject = session.subject(int(counts[ALL].truth[:, 0].sum()))
         answer = proposals_result(subject, points_per_side, counts, SEED)
         if output.wanted:

@@ -204,7 +204,7 @@ def test_edge_maps_are_matched_like_found_edges(files: TruthFiles, tmp_path: Pat
     ("entries", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "is empty or not a list: expected COCO results"),
+        ("[]", "is an empty list: expected COCO results"),
         ("[7]", "entry 1: it is 7: expected COCO results"),
         ([{"segmentation": {}}], "entry 1: it has no image_id"),
         ([{"image_id": 1, "segmentation": {}}], "it has no score"),
