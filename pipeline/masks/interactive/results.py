@@ -154,11 +154,9 @@ class ImageMasks(MasksWithImage):
         count = f"{len(self.records)} mask{'' if len(self.records) == 1 else 's'}"
         caption = html.escape(f"{count} of {describe(self.source)}")
         try:
-            pixels = self.image
-        except ImageError as error:  # the file was deleted in the meantime
+            pixels = self._checked_image()
+        except ImageError as error:  # the file was deleted or changed in the meantime
             return f"<p>{caption}; {html.escape(str(error))}</p>"
-        if any(record.segmentation.size != pixels.shape[:2] for record in self.records):
-            return f"<p>{caption}; not drawn, because the image's size has changed</p>"
         picture = PillowImage.fromarray(draw_overlay(pixels, self.records))
         picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), PillowImage.Resampling.LANCZOS)
         buffer = io.BytesIO()

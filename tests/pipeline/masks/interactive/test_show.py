@@ -147,7 +147,7 @@ def test_a_result_in_a_notebook_is_the_image_with_its_masks(tmp_path: Path) -> N
     gone = ImageMasks((RECORD,), Funnel(), tmp_path / "gone.png")
     assert "gone.png does not exist" in gone._repr_html_()
     Image.fromarray(large).save(tmp_path / "gone.png")
-    assert "not drawn, because the image's size has changed" in gone._repr_html_()
+    assert "pixels, but its masks are" in gone._repr_html_()
 
 
 def test_a_record_in_a_notebook_is_its_mask() -> None:
