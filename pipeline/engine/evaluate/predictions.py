@@ -7,8 +7,11 @@ number of clicks after which it was predicted (`clicks`); of several results aft
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
@@ -36,9 +39,9 @@ def read_predictions(
     return tuple(_read(Location(storage, file), truths[0].kind == DATASET, required) for file in files)
 
 
-def check_matched(models: Sequence[EvaluatedWeights], matched: Iterable[bool], keys: str = "image_id") -> None:
-    """Raise `UsageError` for predictions of which none belongs to an evaluated image, or to a mask by two `keys`."""
-    for model, is_matched in zip(models, matched, strict=False):
+def check_matched(models: Sequence[EvaluatedWeights], matched: ArrayLike, keys: str = "image_id") -> None:
+    """Raise `UsageError` for predictions of no evaluated image, or of no mask of `keys`, by `matched` (M,) bool."""
+    for model, is_matched in zip(models, np.asarray(matched), strict=False):
         if isinstance(model, Predictions) and not is_matched:
             raise UsageError(
                 f"no prediction in {model.name} belongs to an evaluated image: expected {keys} to be the ids in the "
