@@ -47,10 +47,6 @@ class LabelList(RevisionList):
     shards: tuple[int, ...]  # that change
     skipped_images: Mapping[str, int]
 
-    def found(self) -> list[str]:
-        """Return lines on the masks."""
-        return [f"masks: {self.counted_masks() or 'none'}"]
-
     def reason(self) -> str:
         """Return the reason that the version records."""
         what = f"{self.labeler}, SHA-256 {self.sha256[:12]}" if self.labeler else "labels of models removed"

@@ -49,7 +49,7 @@ class RevisionList:
 
     def found(self) -> list[str]:
         """Return lines on the masks and images that were found."""
-        raise NotImplementedError
+        return [f"masks: {self.counted_masks() or 'none'}"]
 
     @property
     def not_checked(self) -> list[str]:
