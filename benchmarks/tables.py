@@ -1,5 +1,6 @@
 """Parts of docs/performance.md as Markdown from the JSON of recorded results."""
 
+import functools
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,15 @@ GROUPS = {
 """Stages as the plot groups them."""
 
 Result = dict[str, Any]
+
+
+def part_of(name: str) -> Callable[[Callable[[Result], str]], Callable[[dict[str, Result]], str]]:
+    """Decorate a part that is made from one result: it takes all recorded results, and is empty without this one."""
+
+    def decorate(make: Callable[[Result], str]) -> Callable[[dict[str, Result]], str]:
+        return functools.wraps(make)(lambda results: make(results[name]) if name in results else "")
+
+    return decorate
 
 
 def generator_part(results: dict[str, Result]) -> str:
@@ -259,11 +269,9 @@ def stage_cells(row: Result) -> tuple[str, str]:
     return f"{row['seconds']:.3f}", percent(row["share"], 1)
 
 
-def scaling_part(results: dict[str, Result]) -> str:
+@part_of("stages")
+def scaling_part(result: Result) -> str:
     """Return the seconds over the grid, the layers of crops, and the size."""
-    result = results.get("stages")
-    if result is None:
-        return ""
     found = result["precisions"]
     first = next(iter(found.values()))["scaling"]
     if not any(first.values()):
@@ -297,11 +305,9 @@ def scaling_part(results: dict[str, Result]) -> str:
     return "\n\n".join([*parts, wrapped(note)])
 
 
-def pipeline_part(results: dict[str, Result]) -> str:
+@part_of("pipeline_vs_loop")
+def pipeline_part(result: Result) -> str:
     """Return a build compared with a plain loop."""
-    result = results.get("pipeline_vs_loop")
-    if result is None:
-        return ""
     settings = result["settings"]
     rows = table(
         ["round", "loop (s)", "build (s)", "relative throughput", "threads per actor"],
@@ -321,11 +327,9 @@ def pipeline_part(results: dict[str, Result]) -> str:
     return f"{rows}\n\n{wrapped(note)}"
 
 
-def encoder_part(results: dict[str, Result]) -> str:
+@part_of("encoder_vs_reference")
+def encoder_part(result: Result) -> str:
     """Return the ViT encoders."""
-    result = results.get("encoder_vs_reference")
-    if result is None:
-        return ""
     rows = table(
         [
             "encoder",

@@ -1,6 +1,6 @@
 """Parts of docs/performance.md about rows, commits, catalogs, and actors, as Markdown from recorded results."""
 
-from benchmarks.tables import Result, table, where, wrapped
+from benchmarks.tables import Result, part_of, table, where, wrapped
 
 FORMATS = {".parquet": "Parquet", ".jsonl": "JSON Lines", ".csv": "CSV"}
 WORK = {
@@ -11,11 +11,9 @@ WORK = {
 """Labels of the cases in which short operations are timed."""
 
 
-def scale_part(results: dict[str, Result]) -> str:
+@part_of("scale")
+def scale_part(result: Result) -> str:
     """Return the cost of a row apart from its image, and the growth of each kind of process."""
-    result = results.get("scale")
-    if result is None:
-        return ""
     build = result["build"]
     note = (
         f"The build turned {build['rows']:,} rows into {build['shards']:,} shards with {build['masks']:,} masks in "
@@ -50,11 +48,9 @@ def scale_part(results: dict[str, Result]) -> str:
     return "\n\n".join([picture, wrapped(note), rows, wrapped(where(result))])
 
 
-def streams_part(results: dict[str, Result]) -> str:
+@part_of("catalog_streams")
+def streams_part(result: Result) -> str:
     """Return the speed of streaming catalogs."""
-    result = results.get("catalog_streams")
-    if result is None:
-        return ""
     rows = table(
         [
             "format",
@@ -85,11 +81,9 @@ def streams_part(results: dict[str, Result]) -> str:
     return f"{rows}\n\n{wrapped(note)}"
 
 
-def resume_part(results: dict[str, Result]) -> str:
+@part_of("resume")
+def resume_part(result: Result) -> str:
     """Return the time to resume a dataset with many commits."""
-    result = results.get("resume")
-    if result is None:
-        return ""
     rows = table(
         ["build", "missing shards known (s)", "first commit (s)", "end of the build (s)"],
         (
@@ -101,11 +95,9 @@ def resume_part(results: dict[str, Result]) -> str:
     return f"{rows}\n\n{wrapped(note)}"
 
 
-def windows_part(results: dict[str, Result]) -> str:
+@part_of("windows")
+def windows_part(result: Result) -> str:
     """Return what a restart of the actors costs, and what a block costs the driver."""
-    result = results.get("windows")
-    if result is None:
-        return ""
     restarts = table(
         ["start of an actor (s)", "pause between two windows (s)", "loss with windows of an hour"],
         (
@@ -150,11 +142,9 @@ def windows_part(results: dict[str, Result]) -> str:
     return "\n\n".join([restarts, driver, *(wrapped(each) for each in (*notes, about))])
 
 
-def writers_part(results: dict[str, Result]) -> str:
+@part_of("writers")
+def writers_part(result: Result) -> str:
     """Return the rows per second by the number of shard writers."""
-    result = results.get("writers")
-    if result is None:
-        return ""
     rows = table(
         ["writers", "rows/s", "rows/s between the first and last commit", "load average before"],
         (
@@ -171,11 +161,9 @@ def writers_part(results: dict[str, Result]) -> str:
     return f"{rows}\n\n{wrapped(about)}"
 
 
-def overlap_part(results: dict[str, Result]) -> str:
+@part_of("segment_overlap")
+def overlap_part(result: Result) -> str:
     """Return how long the device of a segment actor waits for the host."""
-    result = results.get("segment_overlap")
-    if result is None:
-        return ""
     cases = table(
         ["decoders", "finishers", "rows per block", "concurrent calls", "device idle"],
         (

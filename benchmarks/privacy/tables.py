@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks.privacy.pictures import ANGLES
-from benchmarks.tables import Result, percent, table, where, wrapped
+from benchmarks.tables import Result, part_of, percent, table, where, wrapped
 from segmint.operators.intervals import share_interval
 from segmint.operators.prepare.measured_recall import MeasuredRecall, Share
 
@@ -13,11 +13,9 @@ SIZES = (20, 32, 64, 128)
 _HEAD = ["pictures", "pictures with marks", "marks", "found", "recall (95 % interval)", "false alarms", "in pictures"]
 
 
-def privacy_part(results: dict[str, Result]) -> str:
+@part_of("privacy")
+def privacy_part(result: Result) -> str:
     """Return what each detector finds by angle, by kind of composite, and by size."""
-    result = results.get("privacy")
-    if result is None:
-        return ""
     parts = []
     for name in dict.fromkeys(row["detector"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["detector"] == name]

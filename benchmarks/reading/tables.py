@@ -1,6 +1,6 @@
 """Part of docs/reading.md about rates, as Markdown from a recorded result."""
 
-from benchmarks.tables import Result, table, where, wrapped
+from benchmarks.tables import Result, part_of, table, where, wrapped
 
 READERS = {
     "segmint": "segmint, shuffled, batches of 1",
@@ -13,11 +13,9 @@ READERS = {
 MODES = {"bytes": "JPEG bytes and masks", "decoded": "pixels and masks"}
 
 
-def reading_part(results: dict[str, Result]) -> str:
+@part_of("reading")
+def reading_part(result: Result) -> str:
     """Return the rates of the readers, next to each other."""
-    result = results.get("reading")
-    if result is None:
-        return ""
     rows = [
         [
             READERS[side],

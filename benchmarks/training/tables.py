@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.tables import Result, table, where, wrapped
+from benchmarks.tables import Result, part_of, table, where, wrapped
 
 _FIGURES = (
     ("other scenes, one click", "held_out_scenes", "one_click"),
@@ -17,11 +17,9 @@ _FIGURES = (
 _KINDS = {"trained": "", "shuffled": " (control)"}
 
 
-def trial_part(results: dict[str, Result]) -> str:
+@part_of("textures")
+def trial_part(result: Result) -> str:
     """Return mean IoUs before and after each round, their spread over the seeds, and the gate's verdicts."""
-    result = results.get("textures")
-    if result is None:
-        return ""
     learned = table(
         ["seed", *(title for title, _, _ in _FIGURES), "CPU s"],
         [
