@@ -30,12 +30,15 @@ class PromptEncoder(nn.Module):
     Attributes:
         geometry: the image encoder's.
         pads_boxes: whether a padding token ("not a point") also follows prompts with a box, as SAM 2's weights expect.
+        text_projection: linear layer from CLIP's embeddings to tokens, while it's being trained; checkpoints of SAM
+            don't contain it.
     """
 
     def __init__(self, geometry: Geometry = SAM1, pads_boxes: bool = False) -> None:
         super().__init__()
         self.geometry = geometry
         self.pads_boxes = pads_boxes
+        self.text_projection: nn.Linear | None = None
         self.pe_layer = PositionalEncoding(EMBEDDING_CHANNELS)
         # In the order of the weights: background point, foreground point, first and second corner of a box.
         self.point_embeddings = nn.ModuleList(learned_tokens(1, EMBEDDING_CHANNELS) for _ in range(4))

@@ -128,17 +128,24 @@ def next_click(
     return _pixel_centers(pixels.clamp(min=0), targets.shape[-1], input_size), labels
 
 
-def embed_clicks(encoder: PromptEncoder, clicks: Clicks, masks: Tensor | None) -> PromptEmbedding:
+def embed_clicks(
+    encoder: PromptEncoder, clicks: Clicks, masks: Tensor | None, embeddings: Tensor | None = None
+) -> PromptEmbedding:
     """Embed N masks' prompts with optional `masks` (N, 1, 256, 256) logits, as the prompt encoder embeds each one.
 
     A first point with its padding token and a box with its two corners have two tokens each, so both can be batched.
+    CLIP's `embeddings` (N, D) of length 1 replace the first prompt; the encoder then needs a `text_projection`.
     """
+    follow = clicks.points.shape[1] > 1
+    if embeddings is not None and encoder.text_projection is not None:
+        later = (clicks.points[:, 1:], clicks.labels[:, 1:]) if follow else (None, None)
+        found: PromptEmbedding = encoder(*later, None, masks, encoder.text_projection(embeddings)[:, None])
+        return found
     pointed, boxed = (~clicks.boxed).nonzero()[:, 0], clicks.boxed.nonzero()[:, 0]
     tokens = []
     if len(pointed):
         tokens.append(encoder(clicks.points[pointed], clicks.labels[pointed], None, None).sparse)
     if len(boxed):
-        follow = clicks.points.shape[1] > 1
         points, labels = (clicks.points[boxed, 1:], clicks.labels[boxed, 1:]) if follow else (None, None)
         tokens.append(encoder(points, labels, clicks.boxes[boxed], None).sparse)
     order = torch.cat([pointed, boxed]).argsort()

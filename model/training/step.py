@@ -29,15 +29,18 @@ class TrainingMasks:
     `targets` (N, R, R) bool must not be empty; R is the losses' resolution (see `fit_targets`). `input_size` is the
     (height, width) that the image fills of the encoder's input. `numbers` contains a number under 2^63 per mask, unique
     in the step's global batch. It keys the mask's random numbers, so it must not depend on how the batch is split.
+    CLIP's `embeddings` (N, D), if any, are the first prompts, as in `embed_clicks`.
     """
 
     targets: Tensor
     input_size: tuple[int, int]
     numbers: Sequence[int]
+    embeddings: Tensor | None = None
 
     def __getitem__(self, masks: slice) -> "TrainingMasks":
         """Return some of the masks."""
-        return TrainingMasks(self.targets[masks], self.input_size, self.numbers[masks])
+        embeddings = None if self.embeddings is None else self.embeddings[masks]
+        return TrainingMasks(self.targets[masks], self.input_size, self.numbers[masks], embeddings)
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def interact(
             clicks = drawn.first(1 + clicks.points.shape[1])
         elif clicked:
             clicks = clicks.with_point(*next_click(predicted, targets, valid, masks.input_size, *keys, iteration))
-        prompt = embed_clicks(sam.prompt_encoder, clicks, previous)
+        prompt = embed_clicks(sam.prompt_encoder, clicks, previous, masks.embeddings)
         with dropout(sam.mask_decoder, settings.dropout, draw_keys(*keys, iteration)):
             logits, ious = sam.mask_decoder(features, positions, prompt, multimask=previous is None)
         square = at_resolution(logits.float(), losses.resolution)

@@ -65,7 +65,7 @@ _SCRATCH = hashlib.sha256(b"").hexdigest()
 
 _OF_SAM = (
     *("weights", "encoder_weights", "decoder_layers", "preset", "encoder", "steps", "batch", "optimizer", "losses"),
-    *("sampling", "jitter", "precision", "overlays"),
+    *("sampling", "text", "jitter", "precision", "overlays"),
 )
 
 

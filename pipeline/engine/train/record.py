@@ -22,6 +22,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.model.sam.load import load_sam
+from segmint.operators.text.clip import ClipFolder
 from segmint.pipeline.engine.train.data.images import TrainingDataset
 from segmint.pipeline.engine.train.settings import TrainConfig, identity_keys
 
@@ -98,6 +99,8 @@ def describe_run(
         entry["uri"] = digests[entry["uri"]]
     begun = TrainingRound(weights=sha256_of(weights), name=plain_name(config.weights))
     keys["weights"] = begun.weights
+    if config.text.clip is not None:
+        keys["text"]["clip"] = ClipFolder.open(Path(config.text.clip)).sha256
     lineage = _lineage_of(config.weights, begun.weights, storage) or (begun,)
     return TrainingRunRecord(code_version=VERSION, config=keys, parent=lineage[-1], lineage=lineage)
 

@@ -64,6 +64,7 @@ class TrainingResult:
         return [
             *lines,
             f"weights of step {trained['best_step']}: {weights}",
+            *(f"projection of texts: {self.output}/{file['file']}" for file in [trained.get("projection")] if file),
             f"training record: {TRAINING} in the same folder",
         ]
 
@@ -94,7 +95,7 @@ class TrainingResult:
                 for each in trained.get("passed_over", ())
             ),
         ]
-        if best.one_click <= before.one_click:
+        if best.one_click <= before.one_click and "projection" not in trained:
             lines.append("these weights are no better on them than the initial weights")
         return lines
 
@@ -136,8 +137,11 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     record = read_record(output / TRAINING, TrainingRecord)
     if record is None:
         raise UnfinishedError(f"{output / TRAINING} disappeared: something else is writing to the output")
+    files = {record.file: record.weights}
+    if (projection := record.trained.get("projection")) is not None:
+        files[projection["file"]] = projection["sha256"]
     for dataset in datasets:
-        note_output(dataset.location, "train", output, {record.file: record.weights})
+        note_output(dataset.location, "train", output, files)
     return TrainingResult(str(output), record, new=True)
 
 

@@ -22,6 +22,7 @@ from segmint.infra.version import VERSION
 from segmint.infra.wording import counted
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.sam import Sam
+from segmint.operators.text.clip import Clip
 from segmint.pipeline.engine.train.checkpoints import (
     CHECKPOINTS,
     Checkpoint,
@@ -56,6 +57,7 @@ from segmint.pipeline.engine.train.record import (
     put_weights,
 )
 from segmint.pipeline.engine.train.settings import TrainConfig
+from segmint.pipeline.engine.train.text import load_clip, put_projection, take_projection
 from segmint.pipeline.engine.train.trainer import ALONE, StepResult, Trainer
 from segmint.pipeline.engine.train.world import WorkerRank
 
@@ -257,11 +259,13 @@ class TrainingSession:
         self.skipped = found.skipped
         self.compute = compute
         config, images = self.config, found.images
-        reader = TrainingImageReader(images, config.losses.resolution, config.max_mask_area_ratio, self.skipped)
+        clip = load_clip(config, self.run, compute.device)
+        side = None if clip is None else clip.side
+        reader = TrainingImageReader(images, config.losses.resolution, config.max_mask_area_ratio, self.skipped, side)
         try:
             sam = load_sam(self.weights, self.compute.device)
             cache = self._opened_cache(images, found.held_by, encoder_hash(sam))
-            self._train(sam, images, found.held, reader, cache)
+            self._train(sam, images, found.held, reader, cache, clip)
         finally:
             reader.close()
 
@@ -272,13 +276,13 @@ class TrainingSession:
         held: NDArray[np.bool_],
         reader: TrainingImageReader,
         cache: EmbeddingCache | None,
+        clip: Clip | None,
     ) -> None:
         config, world = self.config, self.world
-        draws = DrawSequence(
-            images, ~held, [entry.weight for entry in config.datasets], config.batch, config.seed, config.jitter
-        )
+        weights, jitter = [entry.weight for entry in config.datasets], config.jitter
+        draws = DrawSequence(images, ~held, weights, config.batch, config.seed, jitter, crops=clip is not None)
         frozen = FrozenEncoder(sam, images, cache, self.compute) if config.encoder == "frozen" else None
-        trainer = Trainer(sam, config, images, draws, reader, frozen, self.compute, world)
+        trainer = Trainer(sam, config, images, draws, reader, frozen, self.compute, world, clip)
         choices = [entry.masks for entry in config.datasets]
         drawn = fixed_draws(images, held, config.held_out.images, config.batch.masks_per_image, choices)
         sample = HeldOutSample(sam, drawn, reader, frozen, config.overlays.images, world)
@@ -325,9 +329,17 @@ class TrainingSession:
         config = self.config
         best, passed_over = self._load_best(trainer, ended, evaluations)
         best_step = ended.step if best is None else best.step
-        file, sha256 = put_weights(self.output, self.weights, trainer.weights())
+        weights = trainer.weights()
+        projection = take_projection(weights)
+        file, sha256 = put_weights(self.output, self.weights, weights)
         sources, digest = digest_of_sources(images, held)
         datasets = tuple(TrainingDatasetRef(name=each.manifest.name, digest=each.digest) for each in self.datasets)
+        of_text = {}
+        if projection is not None:
+            lineage = {"code_version": VERSION, "run": self.run.fingerprint, "steps": ended.step, "seed": config.seed}
+            lineage |= {"clip_sha256": self.run.config["text"]["clip"], "sam_sha256": sha256}
+            lineage |= {"parent": self.run.parent.weights, "datasets": [each.model_dump() for each in datasets]}
+            of_text = {"projection": put_projection(self.output, projection, lineage)}
         this = TrainingRound(
             weights=sha256,
             name=file,
@@ -350,6 +362,7 @@ class TrainingSession:
                 "best_step": best_step,
                 "stopped": ended.stopped,
                 **({"passed_over": passed_over} if passed_over else {}),
+                **of_text,
             },
             held_out={"images": sources, "sha256": digest, "share": config.held_out.share},
             evaluations=tuple(each.model_dump() for each in evaluations),
@@ -369,7 +382,8 @@ class TrainingSession:
         folder = self.output / CHECKPOINTS
         passed_over: list[dict[str, Any]] = []
         kept = {each.step: each for each in list_checkpoints(folder) if each.run == self.run.fingerprint}
-        for evaluation in ranked(evaluations):
+        # A projection's run keeps its last step, because the evaluations don't measure texts.
+        for evaluation in ranked(evaluations) if self.config.text.clip is None else evaluations[-1:]:
             step = evaluation.step
             if step == ended.step:
                 return evaluation, passed_over

@@ -17,12 +17,14 @@ from segmint.model.sam.sam import Sam
 from segmint.model.training.optimizer import build_optimizer
 from segmint.model.training.sampling import Clicks
 from segmint.model.training.step import StepLosses, StepSettings, train_step
+from segmint.operators.text.clip import Clip
 from segmint.pipeline.engine.train.data.draws import DrawSequence
 from segmint.pipeline.engine.train.data.images import TrainingImages
 from segmint.pipeline.engine.train.data.reading import DrawnImage, TrainingImage, TrainingImageReader
 from segmint.pipeline.engine.train.embedding import FrozenEncoder, encoder_in_training
 from segmint.pipeline.engine.train.presets import recipe_of
 from segmint.pipeline.engine.train.settings import TrainConfig
+from segmint.pipeline.engine.train.text import add_projection, with_embeddings
 from segmint.pipeline.engine.train.world import WorkerRank
 
 ALONE = WorkerRank()
@@ -76,9 +78,16 @@ class Trainer:
         encoder: FrozenEncoder | None,
         compute: Compute,
         world: WorkerRank = ALONE,
+        clip: Clip | None = None,
     ) -> None:
-        """Set up the optimizer and the step settings; `encoder` is None if the image encoder is trained."""
+        """Set up the optimizer and the step settings; `encoder` is None if the image encoder is trained.
+
+        With `clip`, a projection of its embeddings is trained as well, and the reader must read crops.
+        """
         self.sam = sam
+        self._clip = clip
+        if clip is not None:
+            add_projection(sam, clip, config.seed)
         self._config = config
         self._images = images
         self._draws = draws
@@ -190,7 +199,8 @@ class Trainer:
     ) -> StepLosses:
         """Add the gradients of some of a step's images; here `step` is counted from 0."""
         keys, recipe, batch = self._config, self._recipe, self._config.batch
-        images = [read.masks for read in reads]
+        clip, at_once = self._clip, batch.masks_at_once
+        images = [read.masks if clip is None else with_embeddings(clip, read, at_once) for read in reads]
         reduced = torch.autocast(self._compute.kind, torch.bfloat16, enabled=self._compute.precision == "bf16")
         encoded = (
             encoder_in_training(self.sam, reads, recipe.drop_path, keys.seed, step, batch.recompute)
@@ -198,7 +208,7 @@ class Trainer:
             else nullcontext(torch.cat([self._encoder.embed(read) for read in reads]))
         )
         with reduced, encoded as features:
-            return train_step(self.sam, features, images, self._settings, step, masks, batch.masks_at_once, recorded)
+            return train_step(self.sam, features, images, self._settings, step, masks, at_once, recorded)
 
     def _check(self, step: int, figures: Tensor, norm: float, reads: Sequence[TrainingImage]) -> None:
         if bool(figures.isfinite().all()) and math.isfinite(norm):

@@ -24,7 +24,7 @@ _PREFERRED: tuple[MaskChoice, ...] = ("human", "all", "automatic")
 _BLOCK = 4096
 """Number of draws whose entries are computed together."""
 
-_ENTRY, _ORDER, _MASKS, _FIXED, _JITTER = 1, 2, 3, 4, 5  # purposes of random numbers
+_ENTRY, _ORDER, _MASKS, _FIXED, _JITTER, _CROPS = 1, 2, 3, 4, 5, 6  # purposes of random numbers
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class StepDraw:
     """Image of a step: its row in `TrainingImages`, its masks' annotation ids, and the masks' numbers in the step.
 
     `slot` is the image's number in the step, from 0. `jitter` is the image's scale and, as shares of what is outside,
-    the place of the crop from the top and from the left; None for the whole image.
+    the place of the crop from the top and from the left; None for the whole image. `crops` contains, for each mask, the
+    enlargement of its crop for CLIP and whether only the mask is shown; None without CLIP.
     """
 
     slot: int
@@ -40,6 +41,7 @@ class StepDraw:
     masks: NDArray[np.int64]
     numbers: Sequence[int]
     jitter: tuple[float, float, float] | None = None
+    crops: Sequence[tuple[float, bool]] | None = None
 
 
 class DrawSequence:
@@ -53,12 +55,14 @@ class DrawSequence:
         batch: BatchKeys,
         seed: int,
         jitter: tuple[float, float] | None = None,
+        crops: bool = False,
     ) -> None:
-        """Store the datasets' `weights` and the scales of the jitter. Raises ValueError if no image is trained on."""
+        """Store `weights` of datasets, jitter's scales, and whether to draw crops. Raises ValueError without images."""
         self._images = images
         self._batch = batch
         self._seed = seed
         self._scales = jitter
+        self._crops = crops
         entries = np.unique(images.entry[trained]).tolist()  # those with images to train on
         self._rows = {entry: np.flatnonzero(trained & (images.entry == entry)) for entry in entries}
         if not self._rows:
@@ -80,7 +84,8 @@ class DrawSequence:
             place = (step - 1) * self._batch.images + slot
             first = slot * self._batch.masks_per_image
             masks = self._masks(image, place, count)
-            draws.append(StepDraw(slot, image, masks, range(first, first + count), self._jitter(place)))
+            numbers, jitter = range(first, first + count), self._jitter(place)
+            draws.append(StepDraw(slot, image, masks, numbers, jitter, self._drawn_crops(place, count)))
         return draws
 
     def _image(self, place: int) -> int:
@@ -117,6 +122,13 @@ class DrawSequence:
         low, high = self._scales
         scale, top, left = uniforms(_key(self._seed, _JITTER, place), 3)[0].tolist()
         return low + (high - low) * scale, top, left
+
+    def _drawn_crops(self, place: int, count: int) -> list[tuple[float, bool]] | None:
+        """Draw an enlargement from 1 to 2, and in half of the cases the mask alone (SAM paper, Appendix D.5)."""
+        if not self._crops:
+            return None
+        drawn = uniforms(_key(self._seed, _CROPS, place), 2 * count)[0].view(count, 2).tolist()
+        return [(1 + enlarged, chance < 0.5) for enlarged, chance in drawn]
 
     def _masks(self, image: int, place: int, count: int) -> NDArray[np.int64]:
         return choose_masks(self._images.masks_of(image), count, _key(self._seed, _MASKS, place))

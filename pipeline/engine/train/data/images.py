@@ -206,7 +206,7 @@ def find_images(
                 jpegs.append(looks.sha256)
                 for entry, keys in enumerate(config.datasets):
                     if keys.uri == dataset.location.uri:
-                        chosen = _choose(tables, looks, shard, keys, config.max_mask_area_ratio, skipped)
+                        chosen = _choose(tables, looks, shard, keys, config, skipped)
                         count = len(chosen[0])
                         parts.append((np.full(count, entry), np.full(count, len(shards) - 1), *chosen))
                 progress.update(stage, done)
@@ -265,7 +265,12 @@ def _read_columns(file: Location, columns: Sequence[str], added: str | None = No
 
 
 def _choose(
-    tables: _ShardTables, looks: ShardScan, shard: Shard, keys: DatasetKeys, most_area: float, skipped: SkippedImages
+    tables: _ShardTables,
+    looks: ShardScan,
+    shard: Shard,
+    keys: DatasetKeys,
+    config: TrainConfig,
+    skipped: SkippedImages,
 ) -> tuple[NDArray[Any], ...]:
     """Choose a shard's images and masks. Return columns of `TrainingImages` from `ids` on, ending with mask counts."""
     ids = tables.images["id"].to_numpy()
@@ -278,11 +283,14 @@ def _choose(
     wanted = _of_choice(tables.masks["source"], keys.masks)
     wanted &= (ids[image] == owner) if len(ids) else False
     empty = wanted & (areas <= 0)
-    large = wanted & (areas > most_area * heights[image] * widths[image]) if len(ids) else empty
-    for which, reason in ((empty, "empty masks"), (large, "masks over max_mask_area_ratio")):
+    large = wanted & (areas > config.max_mask_area_ratio * heights[image] * widths[image]) if len(ids) else empty
+    least = 0 if config.text.clip is None else config.text.min_mask_area
+    small = wanted & ~empty & (areas < least)
+    reasons = "empty masks", "masks over max_mask_area_ratio", "masks under text.min_mask_area"
+    for which, reason in zip((empty, large, small), reasons, strict=True):
         for row in np.flatnonzero(which):
             skipped.add(reason, shard.dataset, image=int(owner[row]), mask=int(annotation[row]))
-    usable = wanted & ~empty & ~large
+    usable = wanted & ~empty & ~large & ~small
     rows = np.flatnonzero(usable)
     rows = rows[np.argsort(image[rows], kind="stable")]
     counts = np.bincount(image[rows], minlength=len(ids))

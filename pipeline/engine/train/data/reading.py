@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from segmint.model.sam.preprocess import resized_size
 from segmint.model.training.step import TrainingMasks
 from segmint.model.training.targets import fit_targets
 from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.operators.text.crops import training_crop
 from segmint.pipeline.engine.train.data.draws import StepDraw
 from segmint.pipeline.engine.train.data.images import SkippedImages, TrainingImages, read_range
 from segmint.pipeline.engine.train.world import WorkerRank
@@ -32,7 +33,8 @@ class TrainingImage:
     """Drawn image: slot, row, masks, and either the embedding or the resized pixels (h, w, 3) uint8 RGB.
 
     `features` is the cached embedding (1, 256, 64, 64) float32 on the CPU. `boxes` (N, 4) bound the masks as x0, y0,
-    x1, y1 in pixels of the resized image; x1 and y1 are exclusive.
+    x1, y1 in pixels of the resized image; x1 and y1 are exclusive. If CLIP is used, `crops` (N, 3, S, S) uint8 RGB and
+    `shown` (N, S, S) bool are its input for the masks, as in `Clip.embed_crops`.
     """
 
     slot: int
@@ -42,6 +44,8 @@ class TrainingImage:
     annotations: NDArray[np.int64]
     boxes: NDArray[np.float64]
     features: Tensor | None = None
+    crops: Tensor | None = None
+    shown: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,23 @@ class DrawnImage:
 class TrainingImageReader:
     """Reader of a run's images, which skips unusable masks and images and adds them to `skipped`."""
 
-    def __init__(self, images: TrainingImages, resolution: int, most_area: float, skipped: SkippedImages) -> None:
-        """Store the losses' `resolution`, and `most_area`, the share of an image above which a mask is skipped."""
+    def __init__(
+        self,
+        images: TrainingImages,
+        resolution: int,
+        most_area: float,
+        skipped: SkippedImages,
+        crop_side: int | None = None,
+    ) -> None:
+        """Store the losses' `resolution`, and `most_area`, the share of an image above which a mask is skipped.
+
+        `crop_side` is the side of CLIP's crops in pixels, for draws that contain some.
+        """
         self._images = images
         self._resolution = resolution
         self._most_area = most_area
         self._skipped = skipped
+        self._crop_side = crop_side
         self._named: set[tuple[Any, ...]] = set()  # items already skipped, so that each counts once
         self._fresh: list[dict[str, Any]] = []  # skipped since the last exchange
         self._decoder = JpegDecoder(own=True)
@@ -108,20 +123,27 @@ class TrainingImageReader:
         view = view_of((height, width), draw.jitter)
         input_size = view.input_size
         features = kept(draw.image)
+        side = None if draw.crops is None else self._crop_side
+        pixels, entire = None, ImageView(slice(None), slice(None), (height, width))
         try:
-            pixels = self._pixels(draw.image, (height, width), view) if features is None else None
+            whole = None if side is None else self._pixels(draw.image, (height, width), entire)
+            if features is None:
+                pixels = self._pixels(draw.image, (height, width), view) if whole is None else _resized(whole, view)
             segmentations = self._segmentations(draw.image)
         except DamagedDatasetError as error:
             return DrawnImage(None, [self._line("damaged images", draw.image, detail=str(error))])
-        targets, numbers, annotations, boxes, lines = [], [], [], [], []
-        for annotation, number in zip(draw.masks.tolist(), draw.numbers, strict=True):
+        targets, numbers, annotations, boxes, lines, crops = [], [], [], [], [], []
+        for place, (annotation, number) in enumerate(zip(draw.masks.tolist(), draw.numbers, strict=True)):
             try:
-                mask = self._mask(segmentations.get(annotation), (height, width))[view.rows, view.columns]
+                full = self._mask(segmentations.get(annotation), (height, width))
             except _UnusableMaskError as error:
                 lines.append(self._line(error.reason, draw.image, mask=annotation, **error.where))
                 continue
+            mask = full[view.rows, view.columns]
             if not mask.any():  # outside the crop
                 continue
+            if whole is not None and side is not None and draw.crops is not None:
+                crops.append(training_crop(whole, full, side, *draw.crops[place]))
             targets.append(fit_targets(torch.from_numpy(mask)[None], input_size, self._resolution))
             numbers.append(number)
             annotations.append(annotation)
@@ -129,12 +151,13 @@ class TrainingImageReader:
         if not targets:
             return DrawnImage(None, lines)
         masks = TrainingMasks(torch.cat(targets), input_size, numbers)
-        return DrawnImage(
-            TrainingImage(
-                draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64), np.array(boxes), features
-            ),
-            lines,
+        read = TrainingImage(
+            draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64), np.array(boxes), features
         )
+        if crops:
+            images, shown = (torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
+            read = replace(read, crops=images.permute(0, 3, 1, 2).contiguous(), shown=shown)
+        return DrawnImage(read, lines)
 
     def take(self, prepared: DrawnImage) -> TrainingImage | None:
         """Return a prepared image and record its skipped items."""
@@ -259,8 +282,10 @@ def view_of(size: tuple[int, int], jitter: tuple[float, float, float] | None = N
 def _decode_view(jpeg: bytes, size: tuple[int, int], view: ImageView) -> NDArray[np.uint8]:
     """Decode a JPEG and resize its view for the image encoder, (h, w, 3) uint8 RGB; empty if it hasn't this size."""
     pixels = np.asarray(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"))
-    if pixels.shape[:2] != size:
-        return pixels[:0]
+    return pixels[:0] if pixels.shape[:2] != size else _resized(pixels, view)
+
+
+def _resized(pixels: NDArray[np.uint8], view: ImageView) -> NDArray[np.uint8]:
     height, width = view.input_size
     cropped = Image.fromarray(pixels[view.rows, view.columns])
     return np.array(cropped.resize((width, height), Image.Resampling.BILINEAR))
