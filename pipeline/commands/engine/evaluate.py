@@ -269,6 +269,31 @@ def instances(
     print_checked(result, as_json, not_checked=result.subject.skipped)
 
 
+@app.command()
+@guarded
+@needs("report")
+def text(
+    targets: Annotated[list[str], typer.Argument(metavar="DATASET", help="Datasets with labels; paths or URIs.")],
+    clip: Annotated[str, typer.Option(metavar="FOLDER", help="CLIP, as transformers' save_pretrained writes it.")],
+    projection: Annotated[str, typer.Option(metavar="FILE", help="Projection trained with the CLIP and the weights.")],
+    weights: WeightsNames = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    ray: OnRay = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure masks prompted by labels, random labels, no text, a point, and a label with a point."""
+    from segmint.pipeline.engine.evaluate.session import EvaluateOptions
+    from segmint.pipeline.engine.evaluate.text import evaluate_text
+
+    model, storage = model_options(weights, None, device, precision, ray, config)
+    options = EvaluateOptions(truth_options(targets, None, TruthSelection.HUMAN, None), model)
+    result = evaluate_text(options, clip, projection, seed, storage)
+    print_checked(result, as_json, not_checked=result.subject.skipped)
+
+
 def parse_clicks(text: str) -> tuple[int, ...]:
     """Parse "1,3,5". Raises `UsageError` unless the numbers ascend and begin with 1."""
     parts = [part.strip() for part in text.split(",")]

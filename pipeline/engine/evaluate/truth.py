@@ -34,8 +34,8 @@ class TruthMask:
     """Ground-truth mask, in the frame of its image.
 
     `id` is the annotation's id, or its index in the file if it has none. `source` is one of SOURCES in
-    `segmint.operators.schemas`, or None outside datasets. A `crowd` covers a group of objects. `category` and
-    `stated_area` come from a COCO file, if present.
+    `segmint.operators.schemas`, and `label_source` is as there; both are None outside datasets. A `crowd` covers a
+    group of objects. `category` and `stated_area` come from a COCO file, if present.
     """
 
     id: int
@@ -46,6 +46,7 @@ class TruthMask:
     crowd: bool = False
     category: int | None = None
     stated_area: float | None = None
+    label_source: str | None = None
 
 
 @dataclass(frozen=True)

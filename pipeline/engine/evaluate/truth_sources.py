@@ -422,4 +422,4 @@ def _told(
 
 def _mask(mask: MaskAnnotation, told: _MaskColumns) -> TruthMask:
     rle = checked_rle({"size": list(mask.size), "counts": mask.counts})
-    return TruthMask(mask.id, rle, mask.area, told.label, told.source)
+    return TruthMask(mask.id, rle, mask.area, told.label, told.source, label_source=mask.label_source)
