@@ -135,9 +135,14 @@ class RowPool:
             "funnel": _with_count(images.column("funnel"), "written", masks),
             "next_mask": pa.array(np.full(len(ordinals), masks), pa.int64()),
         }
+        mask_columns = {
+            "annotation_id": pa.array(numbers),
+            "container": pa.nulls(len(rows), pa.int64()),  # the annotation id of a mask in the small dataset
+            **_moved(rows, draws),
+        }
         return {
             "images": _replaced(images, ordinals, **counted),
-            "masks": _replaced(rows, owners, annotation_id=pa.array(numbers), **_moved(rows, draws)),
+            "masks": _replaced(rows, owners, **mask_columns),
             "rejects": SCHEMAS["rejects"].empty_table(),
         }
 
