@@ -1,6 +1,6 @@
 """Cost of windows: what a restart of the actors takes, and what the driver spends per block.
 
-    python benchmarks/building/windows.py [--starts 20 60 90] [--rows N N] [--actors 2 16 64] [--blocks N]
+    python benchmarks/building/windows.py [--starts 20 60 90] [--rows N N] [--actors 2 16] [--blocks N]
         [--minutes M] [--folder DIR] [--output FILE]
 
 Stubs replace the two pixel stages. The first part runs two windows per start time, in which segment actors sleep as
@@ -12,6 +12,8 @@ third part is one execution of `--blocks` blocks of one row each, which ends aft
 
 Each figure is written as soon as it is measured. Figures that the result already has from the same machine, versions,
 and settings are kept, so that a command that was interrupted, or that measures some of them, can be continued.
+
+Each segment actor takes about 400 MB, so 64 of them need a machine with more than 26 GB.
 
 Stubs can't show the time of a real start on GPUs, blocks of real sizes, or the speed of a driver that doesn't share its
 cores with the actors.
@@ -43,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--starts", type=float, nargs="*", default=[20, 60, 90], help="seconds that an actor starts")
     parser.add_argument("--rows", type=int, nargs=2, default=[4_000, 20_000], help="rows of the two builds")
-    parser.add_argument("--actors", type=int, nargs="*", default=[2, 16, 64], help="segment actors of the two builds")
+    parser.add_argument("--actors", type=int, nargs="*", default=[2, 16], help="segment actors of the two builds")
     parser.add_argument("--blocks", type=int, default=40_000, help="blocks of the long execution; 0: leave it out")
     parser.add_argument("--minutes", type=float, help="end the long execution after this time")
     parser.add_argument("--folder", type=Path, help="folder for catalogs and datasets during the run")
