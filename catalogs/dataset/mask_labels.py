@@ -46,6 +46,12 @@ def is_of_model(source: str | None) -> bool:
     return source is not None and source.startswith(MODEL)
 
 
+def submitted_label(mask: Mapping[str, Any]) -> str | None:
+    """Return a mask's label as a submission contains it: empty if a person removed it, None if there was none."""
+    label: str | None = mask["label"]
+    return "" if label is None and mask["label_source"] is not None else label
+
+
 def may_label(mask: Mapping[str, Any], source: str) -> bool:
     """Return whether a model may set a mask's label: it has none, which no person removed, or another model's."""
     found = mask["label_source"]

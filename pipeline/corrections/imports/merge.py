@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from segmint.catalogs.dataset.mask_labels import MASK_LABEL, is_of_model
+from segmint.catalogs.dataset.mask_labels import MASK_LABEL, is_of_model, submitted_label
 from segmint.catalogs.reasons import Reason
 from segmint.model.automatic import rle as runs
 from segmint.operators.annotations.pairs import best_matches
@@ -113,7 +113,7 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
         counts: _label_of(given)
         for counts, mask in same.items()
         if (given := by_counts[counts]).label is not None
-        and (given.label != mask["label"] or (is_of_model(mask["label_source"]) and not given.by_model))
+        and (given.label != submitted_label(mask) or (is_of_model(mask["label_source"]) and not given.by_model))
     }
     new = [mask for mask in new if mask.counts not in same]
     rest = [mask for mask in old if counts_of(mask) not in same]
@@ -153,7 +153,7 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
 
 def _label_of(mask: NewMask) -> dict[str, Any]:
     """Return the columns of a mask's label, which another dataset may have from elsewhere than a file."""
-    return {"label": mask.label, "label_score": None, "label_source": IMPORT} | {
+    return {"label": mask.label or None, "label_score": None, "label_source": IMPORT} | {
         name: mask.said[name] for name in MASK_LABEL if name in mask.said
     }
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.mask_labels import is_of_model
+from segmint.catalogs.dataset.mask_labels import is_of_model, submitted_label
 from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.catalogs.source.normalize import open_database
 from segmint.infra.storage.location import Location
@@ -187,7 +187,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         rows = []
         for mask in masks:
             said = {name: mask[name] for name in SAID}
-            own = {"counts": mask["segmentation"]["counts"], "id": None, "label": mask["label"], "said": said}
+            own = {"counts": mask["segmentation"]["counts"], "id": None, "label": submitted_label(mask), "said": said}
             by_model = is_of_model(mask["label_source"])
             rows.append({"height": size[0], "width": size[1], "by_model": by_model, **own})
         self._put(f"sa_{ordinal + 1}", ordinal, [], size, 0, None, {name: image[name] for name in OF_IMAGE}, rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from segmint.catalogs.dataset.mask_labels import MASK_LABEL
 from segmint.catalogs.dataset.tombstones import TakedownRequest as TakedownAsked
 from segmint.infra.errors import UsageError
 from segmint.operators.rows import to_table
@@ -57,6 +58,21 @@ def test_masks_of_people_are_carried_with_what_is_said_of_them(places: tuple[Dat
     after = contents(second)
     assert import_masks(second.location, carry(first, second)).changed_shards == ()
     assert contents(second) == after
+
+
+def test_a_label_that_a_person_removed_is_not_inherited_from_a_model(places: tuple[DatasetPath, DatasetPath]) -> None:
+    first, second = places
+    for place, columns in ((first, (None, None, "person")), (second, ("cup", 0.5, f"model:{'a' * 64}"))):
+        commit = place.log.latest(0)
+        assert commit is not None
+        rows = read_committed_rows(place.location, commit)
+        rows[0]["masks"][0] |= dict(zip(MASK_LABEL, columns, strict=True))
+        write(place, 0, generation=commit.generation + 1, rows=to_table(rows, DESCRIBED))
+    import_masks(second.location, carry(first, second))
+    near = masks_of(second, 0)[1]
+    assert (near["parent"], *(near[name] for name in MASK_LABEL)) == (10_000, None, None, "person")
+    assert audit_integrity(second.location).findings.total == 0
+    assert import_masks(second.location, carry(first, second)).changed_shards == ()
 
 
 def test_a_stage_of_annotation_is_that_of_the_image(places: tuple[DatasetPath, DatasetPath]) -> None:

@@ -222,6 +222,15 @@ def test_a_file_confirms_equal_labels_of_a_model_unless_it_says_that_they_are_a_
         again(merged, asked, how)
 
 
+def test_a_removed_label_of_another_dataset_is_removed_from_an_equal_mask_once() -> None:
+    row = image(1)
+    row["masks"][0] |= {"source": "manual", "label": "cup", "label_source": "import"}
+    asked = answer(*as_read(row, label="", said={"source": "manual", "label_source": "person"}))
+    (mask,) = (merged := merge(row, asked, ImportSettings(ImportMode.CARRY))).row["masks"]
+    assert (mask["label"], mask["label_score"], mask["label_source"]) == (None, None, "person")
+    assert merge(merged.row, asked, ImportSettings(ImportMode.CARRY)).row is merged.row
+
+
 def test_an_answer_that_was_merged_stays_merged_after_an_import() -> None:
     row = image() | {"submission": {"assignment": 1, "n": 2, "sha256": "b" * 64}, "annotation_stage": "semi"}
     merged = merge(row, answer(*as_read(row)[:2]), REPLACE).row
