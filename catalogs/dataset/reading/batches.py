@@ -129,14 +129,13 @@ class Batches(IterableDataset[list[Sample]]):
         self._start = _shared_zeros(2, torch.int64)
         self._checked = _shared_zeros(len(table), torch.uint8)
         self._kept: dict[int, OpenShard] = {}
-        self._reading = Lock()
+        self._reading: dict[int, Lock] = {}  # by process id, because a thread may hold one during a fork
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}, "_reading": None}  # open files belong to their process
+        return {**self.__dict__, "_kept": {}, "_reading": {}}  # open files belong to their process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._reading = Lock()
         self._start.share_memory_()  # type: ignore[no-untyped-call]  # a plain pickle only keeps the values
         self._checked.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -194,7 +193,7 @@ class Batches(IterableDataset[list[Sample]]):
         """
         ends = np.cumsum(self._images)
         index = int(np.searchsorted(ends, position, side="right"))
-        with self._reading:
+        with self._reading.setdefault(os.getpid(), Lock()):
             return self._sample(self._keep, index, position - int(ends[index] - self._images[index]))
 
     def _keep(self, index: int) -> OpenShard:

@@ -1,9 +1,13 @@
 """Workers and ranks share a dataset: every image goes to exactly one of them."""
 
+import os
 import pickle
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.dataset.reading.batches import Batches
 from segmint.catalogs.dataset.reading.torch_dataset import ReaderPosition, TorchDataset, open_dataset, share
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -204,6 +209,35 @@ def test_threads_may_read_single_images_although_each_closes_the_others_shards(
     finally:
         sys.setswitchinterval(interval)
     assert pickle.loads(pickle.dumps(opened))[1].id == ALL[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_process_that_is_forked_while_a_thread_reads_can_read(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, began, go_on = open_dataset(dataset), Event(), Event()
+    assert opened[0].id == ALL[0]
+    parent, plain = os.getpid(), Batches._sample
+
+    def slow(*arguments: Any) -> Sample:
+        if os.getpid() == parent:
+            began.set()
+            go_on.wait()
+        return plain(*arguments)
+
+    monkeypatch.setattr(Batches, "_sample", slow)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(lambda: opened[0].id)
+        began.wait()
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(30)  # ends the child if it waits for the thread, which it doesn't have
+            try:
+                os._exit(opened[1].id)
+            finally:  # an error must not let the child run the other tests
+                os._exit(99)
+        _, status = os.waitpid(child, 0)
+        go_on.set()
+        assert (os.waitstatus_to_exitcode(status), reading.result()) == (ALL[1], ALL[0])
 
 
 def test_reading_alone_takes_no_torch() -> None:
