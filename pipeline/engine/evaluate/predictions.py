@@ -6,7 +6,7 @@ number of clicks after which it was predicted (`clicks`); of several results aft
 
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +70,7 @@ def image_key(image_id: int | str, of_dataset: bool) -> str:
 
 def is_number(value: Any) -> bool:
     """Return whether a JSON value is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _read(file: Location, of_dataset: bool, required: Sequence[str]) -> Predictions:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.operators.annotations.image import id_number
 from segmint.pipeline.engine.evaluate.measure import Predictions
 from segmint.pipeline.engine.evaluate.predictions import image_key, is_number, read_entries
 
@@ -148,9 +149,11 @@ def _checked(entry: Any, where: str) -> _BoxEntry:
     score, category = entry.get("score"), entry.get("category_id")
     if score is not None and not is_number(score):
         raise UsageError(f"{where}: its score is {score!r}: expected a number")
-    if category is not None and type(category) is not int:
+    if category is not None and id_number(category) is None:
         raise UsageError(f"{where}: its category_id is {category!r}: expected a whole number")
-    return _BoxEntry(image_id, (x, y, x + width, y + height), None if score is None else float(score), category)
+    return _BoxEntry(
+        image_id, (x, y, x + width, y + height), None if score is None else float(score), id_number(category)
+    )
 
 
 def _all_or_none(file: Location, key: str, entries: Sequence[_BoxEntry]) -> bool:
