@@ -30,6 +30,7 @@ from segmint.pipeline.engine.evaluate.result import EvaluationSubject, NothingMe
 from segmint.pipeline.engine.evaluate.session import EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
 from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage
+from segmint.pipeline.export.categories import count_labels
 
 PROMPTS = ("own label", "random other label", "empty text", "one point", "own label and point")
 """Kinds of prompts for a mask."""
@@ -65,7 +66,8 @@ class TextMeasure:
         predictor.embed_texts = _texts(self.clip, self.projection, self.sam_sha256, str(predictor.sam.device))
         rows = []
         for mask in masks:
-            label, others = str(mask.label), [each for each in self.vocabulary if each != mask.label]
+            label = str(mask.label)
+            others = [each for each in self.vocabulary if _folded(each) != _folded(label)]
             key = hashlib.sha256(f"{self.seed}\0{image.name}\0{mask.id}".encode()).digest()
             drawn = others[int.from_bytes(key[:8]) % len(others)]
             click = center_click(np.ascontiguousarray(coco.decode(mask.rle)).view(np.bool_))
@@ -74,6 +76,11 @@ class TextMeasure:
             found = [_mask(predictor, embedding, **prompt) for prompt in [*prompts, {**point, "text": label}]]
             rows.append(dict(zip(PROMPTS, coco.iou(found, [mask.rle], [0])[:, 0].tolist(), strict=True)))
         return rows
+
+
+def _folded(label: str) -> str:
+    """Return a label without what CLIP's tokenizers ignore, its case and repeated spaces."""
+    return " ".join(label.split()).casefold()
 
 
 @lru_cache(maxsize=1)
@@ -123,17 +130,16 @@ def evaluate_text(options: EvaluateOptions, clip: str, projection: str, seed: in
     `NothingMeasuredError` without masks that a person labeled.
     """
     truths = open_truths(options.truth, storage)
-    labels = set[str]()
+    labels = dict[str, str]()  # by their folded text
     for truth in truths:
         if truth.dataset is None:
             raise UsageError(f"{truth.name} isn't a dataset: import its masks into one with `segmint import`")
-        dataset = Dataset.open(truth.dataset)
-        labels.update(*map(dataset.count_labels, dataset.commits()))
-    if len(labels - {""}) < 2:
+        labels |= {_folded(label): label for label in sorted(count_labels(Dataset.open(truth.dataset)))}
+    if len(labels) < 2:
         raise UsageError(f"the masks have {counted(len(labels), 'label')}: expected at least 2, to draw a random one")
     if len(options.model.weights) != 1:
         raise UsageError("--weights was given twice: expected once, because a projection belongs to one SAM")
-    sam, vocabulary = EvaluatedWeights.of(options.model.weights[0]), tuple(sorted(labels - {""}))
+    sam, vocabulary = EvaluatedWeights.of(options.model.weights[0]), tuple(sorted(labels.values()))
     files = Path(clip).absolute(), Path(projection).absolute()
     measure = TextMeasure(str(files[0]), str(files[1]), sam.sha256, vocabulary, seed)
     with OutputFolder(None, truths, measure.schema) as output:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,15 @@ from tests.support.trainable import row_of, scene
 LABELS = ("red circle", "blue bar")
 
 
-def labeled(ordinal: int, refused: bool) -> dict[str, Any]:
+def labeled(ordinal: int, refused: bool, labels: tuple[str, str, str] = (*LABELS, "green")) -> dict[str, Any]:
     """Two images whose largest mask a person labeled, with labels that don't count; one image without labels."""
     row = row_of(ordinal, refused)
     first, second, largest = row["masks"]
     largest["source"] = "imported"
     if ordinal < 2:
-        largest |= {"label": LABELS[ordinal], "label_source": "person"}
-        first |= {"label": "green", "label_source": f"model:{'0' * 64}"}
-        second |= {"label": "green", "label_source": "import"}  # on the model's own mask
+        largest |= {"label": labels[ordinal], "label_source": "person"}
+        first |= {"label": labels[2], "label_source": f"model:{'0' * 64}"}
+        second |= {"label": labels[2], "label_source": "import"}  # on the model's own mask
     return row
 
 
@@ -107,6 +108,9 @@ def test_what_can_not_be_measured_is_refused(mobile_sam_path: Path, tmp_path: Pa
     assert "expected once, because a projection belongs to one SAM" in done.output.replace("\n", " ")
     write_dataset(location_of(tmp_path / "bare"), 1, make_row=row_of, refuse=0)
     assert "the masks have 0 labels: expected at least 2" in run(tmp_path / "bare", *model).output
+    cased = partial(labeled, labels=("red circle", "Red  circle", "RED CIRCLE"))
+    write_dataset(location_of(tmp_path / "cased"), 1, make_row=cased, refuse=0)
+    assert "the masks have 1 label: expected at least 2" in run(tmp_path / "cased", *model).output
     Image.fromarray(scene(0)[0]).save(tmp_path / "a.png")
     (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     assert run(tmp_path / "coco.json", *model).exit_code == 2
