@@ -167,6 +167,7 @@ def run_build(
     final record could not be written, and `StageContractError` if a custom stage breaks its rules. Committed work is
     never lost.
     """
+    retry_rejected = [retry_rejected] if isinstance(retry_rejected, str) else retry_rejected
     check_reasons(retry_rejected, custom=bool(config.stages))
     started = time.monotonic()
     log = get_logger("build")

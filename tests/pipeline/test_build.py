@@ -142,3 +142,8 @@ def test_an_instance_or_a_partial_is_refused_as_a_stage(stage: Any) -> None:
     config: Any = SimpleNamespace(stages=())
     with pytest.raises(UsageError, match=r"expected a class or function, got (Mean|partial): pass its arguments"):
         build.build(config, stages=[stage])
+
+
+def test_a_single_reason_may_be_given_as_a_text() -> None:
+    with pytest.raises(UsageError, match="--retry-rejected 'Blurry': expected one of"):
+        build.run_build(SimpleNamespace(stages=["a"]), retry_rejected="Blurry")  # type: ignore[arg-type]
