@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from segmint.infra.device import resolve_compute
@@ -13,6 +14,7 @@ from segmint.infra.wording import count, counted, duration, listed, number, size
 from segmint.infra.wording import share as shown_share
 from segmint.model.sam.load import Architecture
 from segmint.model.training.cost import TrainingCost, training_cost
+from segmint.operators.text.clip import ClipFolder
 from segmint.pipeline.engine.train.data.images import open_datasets
 from segmint.pipeline.engine.train.presets import recipe_of
 from segmint.pipeline.engine.train.run import cache_location, find_weights, refuse_places
@@ -125,18 +127,21 @@ class TrainPlan:
         ]
         if options.price is not None:
             lines.append(f"cost: {number(options.price * self.device_hours)} at {options.price:g} per {hours[:-1]}")
-        return [*lines, "evaluations, reading, and communication aren't counted", "Nothing was changed."]
+        clip = "" if config.text.clip is None else "CLIP, "
+        return [*lines, f"{clip}evaluations, reading, and communication aren't counted", "Nothing was changed."]
 
 
 def plan_train(config: TrainConfig, options: TrainPlanOptions) -> TrainPlan:
     """Check a configuration like `run_train`, and count its cost. Writes nothing to the output or the datasets.
 
-    Raises `UsageError` for a configuration that doesn't fit the weights or the datasets, and for more GPUs than images
-    per step.
+    Raises `UsageError` for a configuration that doesn't fit the weights, the CLIP, or the datasets, and for more GPUs
+    than images per step.
     """
     storage = Storage(config.storage)
     found = find_weights(config, storage)
     config = found.config
+    if config.text.clip is not None:
+        ClipFolder.open(Path(config.text.clip))
     output = Location(storage, config.output)
     refuse_places(open_datasets(config, storage), output, cache_location(config, output))
     devices = options.gpus or config.resources.workers
