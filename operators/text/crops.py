@@ -15,6 +15,9 @@ from segmint.operators.rows import Row
 MARGIN = 1.5
 """Side of a crop, divided by the longer side of its mask's box. The SAM paper trains with 1 to 2 (appendix D.5)."""
 
+_LARGEST = 4096
+"""Side in pixels above which a crop is reduced before its border is added, which would take gigabytes in panoramas."""
+
 _MEAN = (123, 117, 104)  # CLIP's mean color, which is zero after its normalization
 
 
@@ -50,12 +53,18 @@ def _crop(
     length = max(1, math.ceil(margin * (max(box_width, box_height) + 1)))
     left, top = (round(start + (span + 1 - length) / 2) for start, span in ((x, box_width), (y, box_height)))
     inside = np.s_[max(top, 0) : max(top + length, 0), max(left, 0) : max(left + length, 0)]
-    part, own = image[inside], pixels[inside]
+    part, own = image[inside], pixels[inside].astype(np.float32)
     before = max(-top, 0), max(-left, 0)
+    factor = math.ceil(length / _LARGEST)
+    if factor > 1:
+        size = math.ceil(part.shape[1] / factor), math.ceil(part.shape[0] / factor)
+        part = np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.uint8)
+        own = np.asarray(cv2.resize(own, size, interpolation=cv2.INTER_AREA), np.float32)
+        before, length = (before[0] // factor, before[1] // factor), math.ceil(length / factor)
     after = (length - part.shape[0] - before[0], length - part.shape[1] - before[1])
     around = (before[0], after[0], before[1], after[1])
     square = cv2.copyMakeBorder(part, *around, cv2.BORDER_CONSTANT, value=_MEAN)
-    owned = cv2.copyMakeBorder(own.astype(np.float32), *around, cv2.BORDER_CONSTANT, value=0)
+    owned = cv2.copyMakeBorder(own, *around, cv2.BORDER_CONSTANT, value=0)
     method = cv2.INTER_AREA if length >= side else cv2.INTER_CUBIC
     crop = cv2.resize(square, (side, side), interpolation=method)
     shown = cv2.resize(owned, (side, side), interpolation=cv2.INTER_AREA if length >= side else cv2.INTER_NEAREST)

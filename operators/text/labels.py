@@ -25,7 +25,7 @@ TORCHSCRIPT_SIDE = 224
 """Height and width in pixels of the crops that a TorchScript module gets."""
 
 _BATCH = 32
-_BITS = 1  # raise it whenever labels or scores change
+_BITS = 2  # raise it whenever labels or scores change
 
 Scores = Callable[[Tensor, Tensor], Tensor]
 """Scores (B, N) float32 of N labels for crops (B, 3, S, S) uint8 RGB with the pixels of their masks (B, S, S) bool."""

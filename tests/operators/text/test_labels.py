@@ -1,5 +1,6 @@
 """Labels by CLIP or a TorchScript module: what they see, what they return, and what is refused."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from segmint.operators.custom.contract import StageRow
 from segmint.operators.custom.load import load_stage
 from segmint.operators.images import decode_jpeg
 from segmint.operators.text.clip import ClipFolder
-from segmint.operators.text.crops import crop_mask
+from segmint.operators.text.crops import crop_mask, training_crop
 from segmint.operators.text.labels import MaskLabels
 from tests.support.clips import write_clip
 from tests.support.described_rows import accepted_row, rectangle_mask
@@ -119,6 +120,20 @@ def test_a_crop_is_a_square_around_the_mask_with_the_mean_color_outside_the_imag
     tiny_in_large = np.zeros((900, 900, 3), np.uint8)
     wide = rectangle_mask(900, 900, 0, 0, 900, 900)
     assert crop_mask(tiny_in_large, wide, 32)[1].any()
+
+
+def test_a_crop_around_a_long_mask_takes_little_memory() -> None:
+    pixels, mask = np.full((64, 4000, 3), 200, np.uint8), np.zeros((64, 4000), bool)
+    mask[16:48, 40:3960] = True
+    tracemalloc.start()
+    try:
+        crop, shown = training_crop(pixels, mask, 32, 2.0, True)  # 7,840 pixels
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+    assert np.argwhere(shown).tolist() == [[y, x] for y in (15, 16) for x in range(8, 24)]
+    assert (crop[~shown] == (123, 117, 104)).all()
+    assert (crop[shown] != (123, 117, 104)).any(axis=1).all()
 
 
 def test_the_stage_declares_its_version_and_starts_by_its_name(clip: Path) -> None:
