@@ -33,7 +33,7 @@ def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], 
     earlier one added are removed.
     """
     submission = submissions[-1]
-    former = _merged_before(submissions, merged)
+    former = merged_before(submissions, merged)
     by_counts = {counts_of(mask): id for id, mask in masks.items()}
     done: dict[int, str] = {}  # masks that the former submission removed
     undone: set[int] = set()
@@ -72,7 +72,7 @@ def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], 
     return SubmissionFit(list(new.values()), parents, frozenset(gone), same, unfit)
 
 
-def _merged_before(submissions: Sequence[Submission], merged: Merged) -> Submission | None:
+def merged_before(submissions: Sequence[Submission], merged: Merged) -> Submission | None:
     """Return the last merged submission if it was made for the same state as the last submission."""
     *earlier, submission = submissions
     found = [each for each in earlier if is_merged(merged, each.assignment, each.n) and each.n == (merged or {})["n"]]

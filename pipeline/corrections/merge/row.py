@@ -15,7 +15,7 @@ from segmint.catalogs.reasons import Reason
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE, AUTOMATIC, MASKS_PER_IMAGE_LIMIT, PERSON
 from segmint.operators.shards.files import annotation_id, counts_of
-from segmint.operators.shards.submission_fit import fit_submission
+from segmint.operators.shards.submission_fit import fit_submission, merged_before
 from segmint.operators.shards.submitted_masks import is_prompted, label_columns, mask_columns
 from segmint.pipeline.corrections.annotated_masks import (
     NewMask,
@@ -77,7 +77,8 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
     """Merge the last of `submissions`, one assignment's submissions in order, into an image's described row.
 
     Masks that the submission neither replaces nor deletes are kept, as are masks whose replacement is equal pixel for
-    pixel, with the replacement's label if it has one. New masks and deletions are left out if their parent mask was
+    pixel, with the replacement's label if it has one. A mask that a merged submission to the same state drew and
+    labeled loses the label if it no longer has one. New masks and deletions are left out if their parent mask was
     changed or removed in the meantime. A submission to the same state as the last merged one supersedes that one.
     Raises `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
     """
@@ -95,8 +96,11 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
     if first + len(plan.new) > MASKS_PER_IMAGE_LIMIT:
         return SubmissionRow(row, MergeSkipReason.TOO_MANY)
     gone = {by_id[id]["index"] for id in plan.gone}
-    labels = {mask.counts: label_columns(mask) for mask in submission.masks if mask.label is not None}
-    kept = [{**mask, **labels.get(counts_of(mask), {})} for mask in old if mask["index"] not in gone]
+    former = merged_before(submissions, row["submission"])
+    drawn = () if former is None else former.masks
+    own = {mask.counts for mask in drawn if mask.label and mask.parent is None}
+    said = {mask.counts: mask for mask in submission.masks if mask.label is not None or mask.counts in own}
+    kept = [_relabeled(mask, said.get(counts_of(mask))) for mask in old if mask["index"] not in gone]
     new = [_new_mask(mask, parents.get(mask.counts), submissions) for mask in plan.new]
     masks = [*kept, *described_masks(row, new, parents, first, {"label_source": PERSON})]
     corrected = len({former.id for former in plan.parents.values()} & plan.gone)
@@ -148,6 +152,13 @@ def _words(submission: Submission) -> set[str | int]:
     return {mask.counts for mask in submission.masks} | {
         mask.id for mask in (*submission.replaced, *submission.deleted)
     }
+
+
+def _relabeled(row: Row, mask: SubmittedMask | None) -> Row:
+    """Return a mask that stays, with the label of its submitted mask, which is None if the person took theirs back."""
+    if mask is None or (mask.label is None and row["label_source"] != PERSON):
+        return row
+    return {**row, **label_columns(mask)}
 
 
 def _as_it_was(row: Row, mask: FormerMask) -> Row:

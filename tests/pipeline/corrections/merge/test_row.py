@@ -248,6 +248,19 @@ def test_a_label_is_set_on_a_mask_whose_pixels_stay(row: Row) -> None:
     )
 
 
+def test_a_label_of_a_drawn_mask_is_taken_back_after_it_was_merged(row: Row) -> None:
+    labeled, without = submission(masks=[new_mask(APART, label="cup")]), submission(2, masks=[new_mask(APART)])
+    merged = merge_submission(row, [labeled]).row
+    for source, last, expected in (
+        ("person", without, (None, None)),
+        ("person", submission(2, base="bb" * 32, masks=[new_mask(APART)]), ("cup", "person")),
+        ("import", without, ("cup", "import")),
+    ):
+        merged["masks"][-1]["label_source"] = source
+        again = merge_submission(merged, [labeled, last])
+        assert (again.same, again.row["masks"][-1]["label"], again.row["masks"][-1]["label_source"]) == (1, *expected)
+
+
 def test_an_empty_label_is_not_inherited(row: Row) -> None:
     row["masks"][1] |= {"label": "tile", "label_source": "import"}
     for label, expected in ((None, ("tile", "import")), ("", (None, "person")), ("cup", ("cup", "person"))):
