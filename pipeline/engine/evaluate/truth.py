@@ -57,7 +57,7 @@ class TruthImage:
     uint8 RGB are in the frame of the masks. `label_map` (H, W) int64 exists if the truth is label maps, with 0 for the
     background; its values in `ignore` are neither mask nor background. `skipped` contains a line for each skipped mask.
     `columns` are the image's values by column name, for groups. `checked` are the ids of the categories that were
-    checked in an LVIS image, and `not_exhaustive` those of which only some objects have masks; None for other files.
+    checked in an image of an LVIS file, and `not_exhaustive` those of which only some objects have masks.
     """
 
     truth: int
@@ -69,7 +69,7 @@ class TruthImage:
     columns: Mapping[str, Any] = field(default_factory=dict)
     label_map: NDArray[np.int64] | None = None
     ignore: frozenset[int] = frozenset()
-    checked: frozenset[int] | None = None
+    checked: frozenset[int] = frozenset()
     not_exhaustive: frozenset[int] = frozenset()
 
     @property

@@ -104,9 +104,8 @@ class CocoPart:
     def _load(self, image: AnnotatedImage, decoders: Decoders) -> TruthImage:
         pixels = _read_pixels(self.folder, image.name, decoders)
         masks, skipped = _masks(image.masks, pixels)
-        checked = None
-        if image.negative is not None:
-            checked = image.negative | {mask.category for mask in image.masks if mask.category is not None}
+        present = {mask.category for mask in image.masks if mask.category is not None}
+        checked = (image.negative or frozenset()) | present
         lines, partly = [*image.unreadable, *skipped], image.not_exhaustive
         return TruthImage(
             self.truth, _id_of(image), image.name, pixels, masks, lines, checked=checked, not_exhaustive=partly

@@ -118,7 +118,8 @@ class PrecisionResult:
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
-        over = "without categories" if self.categories is None else f"over {len(self.truth)} categories"
+        known = sum(masks > 0 for masks in self.truth.values())  # without a true mask, a category has no AP
+        over = "without categories" if self.categories is None else f"over {known} categories"
         whose = "LVIS's federated" if self.federated else "COCO's"
         return [
             self.subject.head(),
@@ -367,7 +368,8 @@ def evaluate_instances(
     truths = open_truths(options.truth, storage)
     boxes = None if boxes_file is None else boxes_for(truths, Location(storage, boxes_file))
     scored = (boxes is not None and boxes.scored) or (boxes is None and not options.model.weights)
-    predictions = read_predictions(options.model.predictions, truths, storage, ("score",) if scored else ())
+    required = [*(["score"] if scored else []), *(["category_id"] if boxes is not None and boxes.categories else [])]
+    predictions = read_predictions(options.model.predictions, truths, storage, required)
     if boxes is None and scored:
         boxes = checked_boxes(truths, boxes_of_results(predictions))
     if boxes is not None and boxes.scored:  # detections in an image without masks count as wrong

@@ -57,7 +57,7 @@ class PrecisionMeasure:
         wanted = self.boxes.of(image.image_id, image.name)
         wanted = wanted.best_of_all(MOST_LVIS) if self.federated else wanted.best(MOST)
         assert wanted.scores is not None, "a file without scores is another measure"
-        checked = (image.checked or frozenset()) if self.federated else None
+        checked = image.checked if self.federated else None
         truth: dict[int, list[TruthMask]] = {}
         for true in image.masks:
             truth.setdefault(_category(true) if self.boxes.categories else NO_CATEGORY, []).append(true)

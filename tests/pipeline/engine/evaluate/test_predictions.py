@@ -175,6 +175,12 @@ def test_two_predictions_of_boxes_are_paired_and_tested(files: TruthFiles, tmp_p
     answer = evaluate_instances(options(files, *paths), str(boxes), True, Storage())
     assert answer.differences["masks"][0] > 0.1
     assert max(answer.holm.values()) < 0.01
+    boxes.write_text(json.dumps([{**each, "category_id": 3} for each in entries]))
+    uncategorized = tmp_path / "uncategorized.json"
+    result = results_of(1, 3, grown(truths(files)[0], 0), 1)
+    uncategorized.write_text(json.dumps([{**result, "category_id": None}]))
+    with pytest.raises(UsageError, match="it has no category_id"):  # it would count as a model that finds nothing
+        evaluate_instances(options(files, str(uncategorized)), str(boxes), True, Storage())
     with pytest.raises(UsageError, match="it has no score"):
         evaluate_instances(options(files, *paths), None, True, Storage())
 

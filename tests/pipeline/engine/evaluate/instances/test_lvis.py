@@ -56,6 +56,24 @@ def test_federated_scores_are_those_of_lvis(options: EvaluateOptions) -> None:
     assert list(SHOWN_LVIS.values())[6:9] == ["AP rare", "AP common", "AP frequent"]
 
 
+def test_an_image_without_a_list_of_negatives_has_none(tmp_path: Path) -> None:
+    """Predictions of the categories with masks still count in it; and categories without masks have no AP."""
+    truth, results = write_lvis_set(tmp_path)
+    document = json.loads(truth.read_text())
+    document["annotations"] = [each for each in document["annotations"] if each["category_id"] != 9]
+    found = []
+    for negative in ({"neg_category_ids": []}, {}):
+        first = {key: value for key, value in document["images"][0].items() if key != "neg_category_ids"}
+        document["images"][0] = {**first, **negative}
+        truth.write_text(json.dumps(document))
+        model = ModelOptions((), (str(results),), device="cpu")
+        own = EvaluateOptions(TruthOptions((str(truth),), (str(tmp_path / "images"),)), model)
+        answer = evaluate_instances(own, None, True, Storage())
+        assert "LVIS's federated AP over 8 categories" in answer.lines()[1]
+        found.append(answer.figures)
+    assert found[0] == found[1]
+
+
 def test_class_agnostic_recall_is_that_of_lvis(options: EvaluateOptions) -> None:
     answer = evaluate_proposals(options, 32, Storage())
     found = {each.area: each.value for each in answer.recalls[0] if (each.kind, each.limit) == ("all", 1000)}
