@@ -135,15 +135,15 @@ def plan(
         float, typer.Option(metavar="X", help="Assumed standard deviation of the masks' differences.")
     ] = 2.0,
     power: Annotated[float, typer.Option(metavar="X", help="Probability of finding the difference.")] = 0.9,
-    comparisons: Annotated[int, typer.Option(metavar="N", min=1, help="Number of pairs, for Holm's correction.")] = 1,
+    comparisons: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Pairs, with the ground truth's.")] = 1,
 ) -> None:
     """Compute the number of masks to rate."""
     from segmint.infra.errors import UsageError
     from segmint.pipeline.commands.common.console import print_line
     from segmint.pipeline.quality.study.ratings import CONFIDENCE, masks_for
 
-    if not (difference > 0 and deviation > 0 and 0 < power < 1):
-        raise UsageError("expected --difference and --deviation over 0, and --power between 0 and 1")
+    if not (0.001 <= difference <= 9 and 0 < deviation <= 9 and 0 < power < 1):
+        raise UsageError("expected --difference from 0.001 to 9, --deviation over 0 to 9, and --power between 0 and 1")
     masks = masks_for(difference, deviation, power, 1 - (1 - CONFIDENCE) / comparisons)
     print_line(
         f"{masks:,} masks, each of another image, to find a difference of {difference:g} with probability {power:g} by "

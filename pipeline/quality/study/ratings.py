@@ -19,6 +19,7 @@ from segmint.catalogs.dataset.annotations.ratings import (
     LEAST_AREA,
     LOWEST,
     Rating,
+    counts_digest,
     last_ratings,
     list_ratings,
     read_ratings,
@@ -34,7 +35,7 @@ from segmint.infra.uris import base_name
 from segmint.infra.wording import counted, listed, not_checked_lines
 from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
 from segmint.operators.intervals import Interval, basis, mean_intervals
-from segmint.operators.resampling import holm
+from segmint.operators.resampling import holm, sign_flip_p
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.export.export import refuse_existing
 from segmint.pipeline.quality.statistics.open_tables import open_tables
@@ -89,10 +90,14 @@ def sample_ratings(
     """Draw `count` true masks of at least `LEAST_AREA` pixels that all models predicted, and write them to `output`.
 
     `predictions` are files of COCO results with `annotation_id`, of which results after more than one click are
-    ignored. Raises `UsageError` for other files, without such a mask, and if `output` already contains a study.
+    ignored. Raises `UsageError` for other files or files of the same name, without such a mask, and if `output` already
+    contains a study.
     """
     if not predictions:
         raise UsageError("--kind ratings needs --predictions: a file of COCO results for each model")
+    names = (TRUTH, *(base_name(each.uri) for each in predictions))
+    if len(set(names)) < len(names):
+        raise UsageError(f"--predictions {listed(names[1:])}: expected different file names, which name the models")
     refuse_existing(location, output, output / MANIFEST)
     config_sha256, version = load_manifest(location).config_sha256, name_now(location)
     models = [_read(each) for each in predictions]
@@ -109,7 +114,6 @@ def sample_ratings(
             raise UsageError(f"no annotated mask of {least} in {location} has a prediction in each file")
         known.sort(key=lambda row: int(row["annotation_id"]))
         objects = [_object(row, models, predictions) for row in known]
-        names = (TRUTH, *(base_name(each.uri) for each in predictions))
         study = RatingStudy(output, names, tuple(objects), seed, version, config_sha256)
         path = Path(scratch) / MANIFEST
         path.write_text(f"{json.dumps(study.to_dict(), indent=1, allow_nan=False)}\n", encoding="utf-8")
@@ -135,7 +139,8 @@ class MeanRating:
     """Mean over objects, each averaged over its raters; or a difference of two such means.
 
     `by_mask` is the 99 % interval of Student's t over masks, as in the paper, and `by_image` a 95 % interval by image.
-    For a difference, `p` is the paired t-test's, and `holm` corrects it over all differences.
+    For a difference, `p` is the paired t-test's, and `p_by_image` flips the signs of whole images' differences; `holm`
+    and `holm_by_image` correct them over all differences.
     """
 
     name: str
@@ -144,6 +149,8 @@ class MeanRating:
     by_image: Interval | None
     p: float | None = None
     holm: float | None = None
+    p_by_image: float | None = None
+    holm_by_image: float | None = None
 
     def line(self, sign: str = "") -> str:
         """Return the mean, or with the sign "+" the difference, as a line for people."""
@@ -151,9 +158,12 @@ class MeanRating:
             "no interval" if interval is None else f"{interval[0]:{sign}.2f} to {interval[1]:{sign}.2f}"
             for interval in (self.by_mask, self.by_image)
         )
-        p, corrected = ("unknown" if p is None else f"{p:.3g}" for p in (self.p, self.holm))
-        tested = f", p {p}, corrected {corrected}" if sign else ""
-        return f"  {self.name}: {self.mean:{sign}.2f} (by mask {by_mask}; by image {by_image}){tested}"
+        if sign:
+            ps = (self.p, self.holm, self.p_by_image, self.holm_by_image)
+            p, corrected, of_images, corrected_of_images = ("unknown" if p is None else f"{p:.3g}" for p in ps)
+            by_mask += f", p {p}, corrected {corrected}"
+            by_image += f", p {of_images}, corrected {corrected_of_images}"
+        return f"  {self.name}: {self.mean:{sign}.2f} (by mask {by_mask}; by image {by_image})"
 
 
 @dataclass(frozen=True)
@@ -178,7 +188,8 @@ class RatingScore:
         if self.masks:
             lines.append(f"means over {size}; by mask 99 % intervals of Student's t; {basis(self.images)}")
             lines += [each.line() for each in self.means]
-            lines.append(f"paired differences over the same {size}; p by a paired t-test, Holm's correction")
+            tests = "p by a paired t-test and by flipping the signs of whole images, Holm's correction"
+            lines.append(f"paired differences over the same {size}; {tests}")
             lines += [each.line("+") for each in self.differences]
         return [*lines, self.version.line()]
 
@@ -186,12 +197,15 @@ class RatingScore:
 def score_ratings(folder: Location) -> RatingScore:
     """Summarize the ratings of a study. Raises `UsageError` if there is no study."""
     study = load_ratings(folder)
-    wanted, raters = {each.mask for each in study.objects}, set[str]()
+    raters, other = set[str](), 0
     given: list[dict[int, list[int]]] = []
     for variant in range(len(study.names)):
         root, found = study.root(variant), dict[int, list[int]]()
+        shown = {each.mask: counts_digest(each.counts[variant]) for each in study.objects}
         for rating in read_ratings(root, last_ratings(list_ratings(root))):
-            if isinstance(rating, Rating) and rating.score is not None and rating.mask in wanted:
+            if not isinstance(rating, Rating) or rating.counts_sha256 != shown.get(rating.mask):
+                other += 1
+            elif rating.score is not None:
                 found.setdefault(rating.mask, []).append(rating.score)
                 raters.add(rating.rater)
         given.append(found)
@@ -204,7 +218,10 @@ def score_ratings(folder: Location) -> RatingScore:
         _mean(f"{names[two]} minus {names[one]}", scores[:, two] - scores[:, one], images, (-span, span))
         for one, two in combinations(range(len(names)), 2)
     ]
-    corrected, missing = holm([each.p for each in differences]), len(study.objects) - len(rated)
+    by_mask, by_image = holm([each.p for each in differences]), holm([each.p_by_image for each in differences])
+    missing = len(study.objects) - len(rated)
+    not_checked = [f"{counted(missing, 'mask')} without a rating of each model and the ground truth"] if missing else []
+    not_checked += [f"{counted(other, 'rating')} unreadable, or not of the study's masks"] if other else []
     return RatingScore(
         len(rated),
         len(set(images.tolist())),
@@ -212,8 +229,11 @@ def score_ratings(folder: Location) -> RatingScore:
         len(raters),
         sum(len(each) for found in given for each in found.values()),
         means,
-        tuple(replace(each, holm=p) for each, p in zip(differences, corrected, strict=True)),
-        (f"{counted(missing, 'mask')} without a rating of each model and the ground truth",) if missing else (),
+        tuple(
+            replace(each, holm=one, holm_by_image=two)
+            for each, one, two in zip(differences, by_mask, by_image, strict=True)
+        ),
+        tuple(not_checked),
         study.version,
     )
 
@@ -228,7 +248,8 @@ def masks_for(difference: float, deviation: float, power: float, confidence: flo
 
     def suffices(masks: int) -> bool:
         limit, shift = t.ppf((1 + confidence) / 2, masks - 1), difference / deviation * np.sqrt(masks)
-        return bool(nct.sf(limit, masks - 1, shift) + nct.cdf(-limit, masks - 1, shift) >= power)
+        opposite = np.nan_to_num(nct.cdf(-limit, masks - 1, shift))  # scipy returns NaN for some that are nearly 0
+        return bool(nct.sf(limit, masks - 1, shift) + opposite >= power)
 
     most = 4
     while not suffices(most):
@@ -249,7 +270,8 @@ def _mean(name: str, values: NDArray[np.float64], images: NDArray[np.int64], lim
     places = np.unique(images, return_inverse=True)[1]
     sums = np.bincount(places, values).astype(np.float64)[:, None]
     by_image = mean_intervals(sums, np.bincount(places).astype(np.float64), limits=limits)[0]
-    return MeanRating(name, float(values.mean()), by_mask, by_image, p if limits[0] < 0 else None)
+    found = MeanRating(name, float(values.mean()), by_mask, by_image)
+    return found if limits[0] > 0 else replace(found, p=p, p_by_image=sign_flip_p(sums, 0)[0])
 
 
 def _read(file: Location) -> Mapping[int, Any]:

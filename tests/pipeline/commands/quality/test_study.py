@@ -105,9 +105,10 @@ def test_the_number_of_masks_to_rate_is_printed() -> None:
     assert done.stdout.startswith("665 masks, each of another image, to find a difference of 0.3 with probability 0.9")
     more = run("plan", "--difference", 0.3, "--comparisons", 3)
     assert int(more.stdout.split()[0]) > 665
-    done = run("plan", "--difference", 0)
-    assert done.exit_code == 2
-    assert "expected --difference and --deviation over 0" in done.stderr
+    for wrong in (0, 10, "inf", "nan"):  # no two means differ by more than 9
+        done = run("plan", "--difference", wrong)
+        assert done.exit_code == 2
+        assert "expected --difference from 0.001 to 9" in done.stderr
 
 
 def test_options_of_other_kinds_are_refused(tmp_path: Path) -> None:

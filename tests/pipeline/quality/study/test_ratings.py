@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import nct, t, ttest_rel
 
 from segmint.catalogs.dataset.annotations.ratings import put_rating
 from segmint.catalogs.dataset.outputs import read_notes
 from segmint.infra.errors import UsageError
 from segmint.operators.intervals import mean_intervals
-from segmint.operators.resampling import holm
+from segmint.operators.resampling import holm, sign_flip_p
 from segmint.pipeline.quality.study.files import kind_of
 from segmint.pipeline.quality.study.ratings import load_ratings, masks_for, sample_ratings, score_ratings
 from tests.support.locations import location_of
@@ -78,12 +78,48 @@ def test_scores_are_those_of_scipy(dataset: Path, tmp_path: Path) -> None:
         assert each.by_mask == pytest.approx(tuple(test.confidence_interval(0.99)))
         (by_image,) = mean_intervals((means[:, two] - means[:, one])[:, None], np.ones(11), limits=(-9, 9))
         assert each.by_image == by_image is not None
+        assert [each.p_by_image] == sign_flip_p((means[:, two] - means[:, one])[:, None], 0)
     assert [each.holm for each in found.differences] == pytest.approx(holm(ps))
+    assert [each.holm_by_image for each in found.differences] == holm([each.p_by_image for each in found.differences])
     lines = found.lines()
     assert lines[0] == "70 ratings by 2 raters; 12 masks drawn"
     assert lines[1] == "not checked: 1 mask without a rating of each model and the ground truth"
     assert lines[2].startswith("means over 11 masks of 11 images; by mask 99 % intervals")
     assert lines[7].startswith(f"  small.json minus ground truth: {found.differences[0].mean:+.2f} (by mask ")
+
+
+def test_masks_of_one_image_show_no_difference_by_image(dataset: Path, tmp_path: Path) -> None:
+    """By mask, they would be twelve independent ones with a low p."""
+    study = make_study(location_of(dataset), tmp_path)
+    for number, each in enumerate(study.objects):
+        for variant in range(3):
+            score = 8 - 3 * (variant == 2) - number % 2 * (variant > 0)
+            assert put_rating(study.root(variant), rating_of(each.mask, each.counts[variant], "ann", score))
+    manifest = json.loads((study.folder / "manifest.json").read())
+    for each in manifest["objects"]:
+        each["image"] = 1
+    (tmp_path / "study/manifest.json").write_text(json.dumps(manifest))
+    found = score_ratings(study.folder)
+    assert (found.masks, found.images) == (12, 1)
+    assert found.differences[1].p < 1e-6
+    assert [each.holm_by_image for each in found.differences] == [1, 1, 1]
+    line = found.lines()[7]
+    assert line.startswith("  large.json minus ground truth: -3.50 (by mask ")
+    assert line.endswith("; by image no interval, p 1, corrected 1)")
+
+
+def test_ratings_of_other_masks_and_damaged_ones_are_not_counted(dataset: Path, tmp_path: Path) -> None:
+    """An earlier study in the same folder may have shown another model's mask under the same number."""
+    study = make_study(location_of(dataset), tmp_path)
+    first, second = study.objects[:2]
+    assert put_rating(study.root(1), rating_of(first.mask, first.counts[2], "ann", 3))
+    rating = rating_of(second.mask, second.counts[1], "ann", 4)
+    assert put_rating(study.root(1), rating)
+    (tmp_path / "study/ratings/1" / rating.name.path).write_text("{")
+    assert put_rating(study.root(2), rating_of(first.mask, first.counts[2], "ann", 5))
+    found = score_ratings(study.folder)
+    assert (found.ratings, found.raters) == (1, 1)
+    assert found.not_checked[1] == "2 ratings unreadable, or not of the study's masks"
 
 
 def test_a_study_without_ratings_and_files_that_are_refused(dataset: Path, tmp_path: Path) -> None:
@@ -94,6 +130,9 @@ def test_a_study_without_ratings_and_files_that_are_refused(dataset: Path, tmp_p
     other, place = tmp_path / "other.json", location_of(tmp_path / "other")
     with pytest.raises(UsageError, match="--kind ratings needs --predictions"):
         sample_ratings(location_of(dataset), [], 5, 0, place)
+    alike = [location_of(tmp_path / folder / "masks.json") for folder in ("one", "two")]
+    with pytest.raises(UsageError, match=r"masks\.json and masks\.json: expected different file names"):
+        sample_ratings(location_of(dataset), alike, 5, 0, place)
     entry = {"annotation_id": 10_000, "segmentation": {"size": [2, 2], "counts": [4]}}
     for entries, message in (
         ([{"annotation_id": "1"}], "entry 1: expected a COCO result with annotation_id"),
@@ -111,3 +150,17 @@ def test_the_number_of_masks_is_that_of_cohens_tables(effect: float, masks: int)
     """Pairs for a two-sided paired t-test at 5 % with a power of 0.8, as published programs give them."""
     assert masks_for(effect, 1.0, 0.8, 0.95) == masks
     assert masks_for(2 * effect, 2.0, 0.8, 0.95) == masks
+
+
+@pytest.mark.parametrize(
+    ("difference", "deviation", "pairs", "masks"), [(2.5, 1, 1, 6), (1.5, 2, 6, 40), (0.3, 2, 3, 795)]
+)
+def test_the_number_of_masks_is_the_least_with_that_power(
+    difference: float, deviation: float, pairs: int, masks: int
+) -> None:
+    """scipy's distribution function is NaN on the side opposite to the difference for some numbers of masks."""
+    confidence = 1 - 0.01 / pairs
+    assert masks_for(difference, deviation, 0.9, confidence) == masks
+    for number, enough in ((masks - 1, False), (masks, True)):
+        shift = difference / deviation * number**0.5
+        assert (nct.sf(t.ppf((1 + confidence) / 2, number - 1), number - 1, shift) >= 0.9) == enough
