@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segmint.catalogs.dataset.commits import CommitLog
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
@@ -15,6 +16,7 @@ from segmint.infra.wording import share as shown_share
 from segmint.model.sam.load import Architecture
 from segmint.model.training.cost import TrainingCost, training_cost
 from segmint.operators.text.clip import ClipFolder
+from segmint.pipeline.engine.train.data.cache import BYTES
 from segmint.pipeline.engine.train.data.images import open_datasets
 from segmint.pipeline.engine.train.presets import recipe_of
 from segmint.pipeline.engine.train.run import cache_location, find_weights, refuse_places
@@ -57,26 +59,47 @@ class TrainPlan:
     cost: TrainingCost
     options: TrainPlanOptions
     devices: int
+    images: int  # in the datasets
     kind: str  # GPU, or worker for this machine's device
     peak: float  # operations per second of one device
 
     @property
     def step_flop(self) -> int:
-        """Operations of one step; the embeddings of a frozen encoder are cached."""
-        return self.config.batch.images * self.cost.image_flop + self.config.batch.masks * self.cost.mask_flop
+        """Operations of one step, without the embeddings of a frozen encoder."""
+        return self.config.batch.images * self.cost.image_flop + self.masks * self.cost.mask_flop
+
+    @property
+    def masks(self) -> int:
+        """Maximum number of masks per step."""
+        batch = self.config.batch
+        return min(batch.masks, batch.images * batch.masks_per_image)
+
+    @property
+    def images_per_device(self) -> int:
+        """Images per step of the device that the others wait for."""
+        return -(-self.config.batch.images // self.devices)
+
+    @property
+    def embedded(self) -> float:
+        """Number of embeddings by a frozen encoder: one per image, and one per draw of an image that isn't cached."""
+        draws = self.config.steps * self.config.batch.images
+        cached = min(self.images, self.config.cache.gb * 1e9 // BYTES) / self.images
+        return 0 if self.cost.image_bytes else min(draws, cached * self.images + (1 - cached) * draws)
 
     @property
     def activation_bytes(self) -> int:
         """Activations of one worker, in float32."""
         batch = self.config.batch
-        images = min(batch.images_at_once, -(-batch.images // self.devices))
+        images = min(batch.images_at_once, self.images_per_device)
         masks = min(batch.masks_at_once, batch.masks_per_image)
         return images * self.cost.image_bytes + masks * self.cost.mask_bytes
 
     @property
     def device_hours(self) -> float:
-        """Hours of one device for all steps."""
-        return self.step_flop * self.config.steps / (self.peak * self.options.share) / 3600
+        """Hours of all devices for all steps and embeddings, with those in which they wait for one another."""
+        waiting = self.devices * self.images_per_device / self.config.batch.images
+        flop = self.step_flop * self.config.steps + self.embedded * self.cost.encode_flop
+        return waiting * flop / (self.peak * self.options.share) / 3600
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -91,6 +114,7 @@ class TrainPlan:
             "optimizer": self.config.optimizer.model_dump(mode="json"),
             "flop": {"encode": self.cost.encode_flop, "image": self.cost.image_flop, "mask": self.cost.mask_flop},
             "step_flop": self.step_flop,
+            "embedded_images": self.embedded,
             "state_bytes": self.cost.state_bytes,
             "activation_bytes": self.activation_bytes,
             "devices": self.devices,
@@ -109,15 +133,15 @@ class TrainPlan:
             f", divided by 10 at steps {listed(map(count, optimizer.decay_steps))}" if optimizer.decay_steps else ""
         )
         ends = "" if patience is None else f"; ends after {counted(patience, 'evaluation')} without improvement"
-        cached = "" if cost.image_bytes else f", and {_flop(cost.encode_flop)} once per image for its embedding"
+        embedded = f", and {_flop(self.embedded * cost.encode_flop)} for embeddings" if self.embedded else ""
         hours = f"{self.kind}-hours"
         lines = [
             f"model: {self.architecture} with {counted(self.decoder_layers, 'decoder layer')}, training "
             f"{cost.trained:,} of {cost.weights:,} weights",
             f"schedule: {counted(config.steps, 'step')} of {counted(batch.images, 'image')} with up to "
-            f"{counted(batch.masks, 'mask')}; rate {optimizer.learning_rate:g} after "
+            f"{counted(self.masks, 'mask')}; rate {optimizer.learning_rate:g} after "
             f"{counted(optimizer.warmup, 'step')} of warm-up{decays}{ends}",
-            f"operations: {_flop(self.step_flop)} per step, {_flop(self.step_flop * config.steps)} in all{cached}",
+            f"operations: {_flop(self.step_flop)} per step, {_flop(self.step_flop * config.steps)} in all{embedded}",
             f"memory per {self.kind}: {size(cost.state_bytes + self.activation_bytes)}, of which "
             f"{size(cost.state_bytes)} for weights, gradients, and optimizer, and {size(self.activation_bytes)} for "
             "activations in float32; less in bf16",
@@ -143,7 +167,10 @@ def plan_train(config: TrainConfig, options: TrainPlanOptions) -> TrainPlan:
     if config.text.clip is not None:
         ClipFolder.open(Path(config.text.clip))
     output = Location(storage, config.output)
-    refuse_places(open_datasets(config, storage), output, cache_location(config, output))
+    datasets = open_datasets(config, storage)
+    refuse_places(datasets, output, cache_location(config, output))
+    commits = (commit for dataset in datasets for commit in CommitLog(dataset.location).read_all())
+    images = max(1, sum(commit.counts["images"] for commit in commits))
     devices = options.gpus or config.resources.workers
     if devices > config.batch.images:
         raise UsageError(
@@ -155,7 +182,7 @@ def plan_train(config: TrainConfig, options: TrainPlanOptions) -> TrainPlan:
     if peak is None:
         compute = resolve_compute(config.resources.device, config.precision, config.resources.threads)
         kind, peak = "GPU" if compute.kind == "cuda" else "worker", measure_peak(compute)
-    return TrainPlan(config, found.architecture, found.decoder_layers, cost, options, devices, kind, peak)
+    return TrainPlan(config, found.architecture, found.decoder_layers, cost, options, devices, images, kind, peak)
 
 
 def _flop(value: float) -> str:

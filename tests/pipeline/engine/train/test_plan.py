@@ -44,6 +44,25 @@ def test_a_dry_run_prints_the_schedule_and_the_cost_and_writes_nothing(trainable
     assert before == sorted((path, path.stat().st_mtime_ns) for path in trainable.rglob("*"))
 
 
+def test_few_images_have_few_masks_and_an_uneven_share_makes_gpus_wait(trainable: Path, tmp_path: Path) -> None:
+    plan = planned(tmp_path, trainable, TrainPlanOptions(gpus=5, flops=1e15, share=1), batch={"images": 8})
+    assert plan.config.batch.masks == 8192  # the preset's, of which eight images have at most 64 each
+    assert "180,000 steps of 8 images with up to 512 masks" in plan.lines()[1]
+    assert plan.step_flop == 8 * plan.cost.image_flop + 512 * plan.cost.mask_flop
+    assert plan.device_hours == pytest.approx(180_000 * plan.step_flop * 10 / 8 / 1e15 / 3600)  # 2 images on 4 of 5
+
+
+def test_embeddings_of_a_frozen_encoder_count(trainable: Path, tmp_path: Path) -> None:
+    frozen = {"encoder_weights": None, "preset": "finetune", "steps": 130, "batch": {"images": 2}}
+    options = TrainPlanOptions(gpus=1, flops=1e15, share=1)
+    plan, uncached = (planned(tmp_path, trainable, options, cache={"gb": gb}, **frozen) for gb in (1, 0))
+    assert (plan.embedded, uncached.embedded) == (12, 260)
+    flop = 130 * plan.step_flop + 260 * plan.cost.encode_flop
+    assert uncached.device_hours == pytest.approx(flop / 1e15 / 3600)
+    assert uncached.device_hours > plan.device_hours
+    assert uncached.lines()[2].endswith(f"{260 * plan.cost.encode_flop:.3g} FLOP for embeddings")
+
+
 def test_what_a_dry_run_refuses(trainable: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--gpus is 129 for 128 images per step"):
         planned(tmp_path, trainable, TrainPlanOptions(gpus=129, flops=1e15))
