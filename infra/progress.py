@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TextIO, TypeVar
 
@@ -29,6 +29,16 @@ class _Bars:
 def enable_bars() -> None:
     """Let `track` show bars; commands call it, so that Python code that uses segmint as a library shows none."""
     _Bars.enabled = True
+
+
+@contextmanager
+def ending_bar() -> Iterator[None]:
+    """Let `track` show no bar after the block, even if an exception keeps its generator alive."""
+    try:
+        yield
+    finally:
+        if isinstance(_Bars.holder, _DelayedBar):
+            _Bars.holder.close()
 
 
 def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
@@ -165,7 +175,7 @@ class Progress:
         with self._lock:
             if self._bars is not None:
                 shown = fit(text, self._stream)
-                self._bars.console.print(shown, markup=False, highlight=False, soft_wrap=True)
+                self._bars.console.print(shown, markup=False, emoji=False, highlight=False, soft_wrap=True)
             else:
                 self._stream.write(text + "\n")
                 self._stream.flush()
@@ -200,4 +210,5 @@ def _make_bars(stream: TextIO) -> "rich.progress.Progress":
         TimeElapsedColumn(),
         Remaining(),
         console=Console(file=stream, force_terminal=True),
+        redirect_stdout=sys.stdout.isatty(),  # otherwise, results for a file or pipe would be printed above the bars
     )

@@ -129,7 +129,11 @@ def _broken(line: str, width: int) -> str:
 
 
 def _columns(text: str) -> int:
-    return len(_COLORS.sub("", text))
+    if text.isascii():
+        return len(_COLORS.sub("", text))
+    from rich.cells import cell_len
+
+    return cell_len(_COLORS.sub("", text))
 
 
 def without_turning(text: str) -> str:

@@ -55,8 +55,16 @@ def test_a_line_goes_above_the_bars_and_is_no_markup() -> None:
         stream = io.StringIO()
         with Progress(stream, bars=bars) as progress:
             progress.update("segment", 1)
-            progress.line("[bold]a line")
-        assert "[bold]a line\n" in stream.getvalue()
+            progress.line("[bold]a:car:line")
+        assert "[bold]a:car:line\n" in stream.getvalue()
+
+
+def test_results_for_a_file_are_not_printed_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", results)
+    with Progress(Terminal(), bars=True):
+        print("a result")
+    assert results.getvalue() == "a result\n"
 
 
 def test_threads_may_update_at_once() -> None:

@@ -129,3 +129,8 @@ def test_long_lines_are_broken_on_a_terminal_and_nowhere_else(monkeypatch: pytes
     assert max(map(len, fit(sentence, Terminal()).split("\n"))) <= 40
     colored = "\x1b[32m" + "green " * 6 + "\x1b[0m"
     assert fit(colored, Terminal()) == colored
+
+
+def test_wide_characters_take_two_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert {len(line) for line in fit(" ".join(["\u5199\u771f"] * 31), Terminal()).split("\n")} == {46, 47}

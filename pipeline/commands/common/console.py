@@ -18,7 +18,7 @@ import typer
 
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import without_secrets
-from segmint.infra.progress import enable_bars
+from segmint.infra.progress import enable_bars, ending_bar
 from segmint.infra.stopping import interruptible, stop_line
 from segmint.infra.uris import redact
 from segmint.infra.wording import TURNING, fit, json_text
@@ -45,7 +45,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         enable_bars()
         try:
-            with interruptible():
+            with interruptible(), ending_bar():
                 return command(*args, **kwargs)
         except SegmintError as error:
             _maybe_traceback()

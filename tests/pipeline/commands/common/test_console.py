@@ -2,14 +2,18 @@
 
 import io
 import sys
+import time
+from collections.abc import Iterator
 
 import click
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from segmint.infra import progress
+from segmint.infra.errors import UsageError
 from segmint.pipeline.commands.cli import PANELS, app
-from segmint.pipeline.commands.common.console import print_line, print_message, print_next, print_whole
+from segmint.pipeline.commands.common.console import guarded, print_line, print_message, print_next, print_whole
 
 GROUPS = ("catalog", "assets", "study", "evaluate")
 
@@ -56,3 +60,22 @@ def test_messages_and_results_fit_a_terminal_but_commands_and_json_stay_whole(
     assert out.getvalue().splitlines()[-1] == "x " * 60
     print_next(False, "audit", "a folder" * 12)
     assert err.getvalue().splitlines()[-1] == f"next: segmint audit '{'a folder' * 12}'"
+
+
+def test_a_bar_ends_before_the_message_of_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the exception refers to a frame that refers to the bar's iterator."""
+    err = Terminal()
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(progress, "BAR_AFTER_S", 0.05)
+    monkeypatch.setattr(progress._Bars, "enabled", False)
+
+    def consume(items: Iterator[int]) -> None:
+        for _ in items:
+            time.sleep(0.3)
+            raise UsageError("the disk is full")
+
+    with pytest.raises(typer.Exit):
+        guarded(lambda: consume(progress.track(range(3), "shards", 3)))()
+    bar, _, after = err.getvalue().partition("error: the disk is full")
+    assert "shards" in bar
+    assert after == "\n"
