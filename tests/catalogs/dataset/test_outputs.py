@@ -71,6 +71,7 @@ def test_people_see_paths_that_exist(dataset: str, tmp_path: Path, monkeypatch: 
     ]
     folder.rmdir()
     assert "/" not in shown_outputs(dataset, lines, "delete it")[0]
+    assert "in another place" in shown_outputs(dataset, [f"../{'x' * 300} (segmint export)"], "delete it")[0]
 
 
 @pytest.mark.s3
