@@ -179,7 +179,8 @@ def _open(planned: "MasksPlan", results: "list[ImageResult]", images: list[str])
     from segmint.pipeline.commands.quality.view import show_dataset, show_folder
     from segmint.pipeline.corrections.folder.images import is_photograph_folder
 
-    if planned.outputs.next_to and len(images) == 1 and is_photograph_folder(images[0]):
+    is_flat = planned.outputs.next_to and all("/" not in task.image.place for task in planned.outputs.tasks)
+    if is_flat and len(images) == 1 and is_photograph_folder(images[0]):
         show_folder(images[0])
         return
     made = {result.image for result in results if result.outcome in ("made", "skipped")}

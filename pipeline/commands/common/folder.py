@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,13 @@ def folder_to_correct(folder: str) -> Iterator["WorkingDataset"]:
     from segmint.infra.uris import local_path
     from segmint.pipeline.corrections.folder.working import WORKING, locked
 
-    working = _working(folder, local_path(folder) / WORKING)
-    with locked(local_path(folder) / WORKING):
+    root = local_path(folder) / WORKING
+    working = _working(folder, root)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(root))
+        except OSError as error:
+            raise UsageError(f"the masks of {folder} can't be corrected: {error.strerror}: {root}") from error
         _update(working, folder)
         yield working
 

@@ -10,7 +10,7 @@ from segmint.catalogs.layout import LEVELS
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import base_name
 from segmint.operators.annotations.folder import read_json
-from segmint.operators.annotations.image import checked_rle
+from segmint.operators.annotations.image import checked_rle, label_text
 from segmint.operators.foreign.masks import read_foreign
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, IMPORT, MASKS_PER_IMAGE_LIMIT
@@ -73,7 +73,7 @@ def read_masks(data: bytes, where: str, sha256: str) -> MasksDocument:
             "segmentation": {"size": list(image.size), "counts": canonical_counts(mask.rle["counts"], image.size)},
             "crop_box": row["crop_box"] or whole,
             "point_coords": row["point_coords"] or [],
-            "output": output if output in _OUTPUTS else None,
+            "output": output if type(output) is int and output in _OUTPUTS else None,
             **_origin(annotation, row, sha256),
         }
         for row, mask, annotation, output in zip(rows, image.masks, annotations, outputs, strict=True)
@@ -83,12 +83,11 @@ def read_masks(data: bytes, where: str, sha256: str) -> MasksDocument:
 
 def _origin(annotation: Mapping[str, Any], row: Row, sha256: str) -> Row:
     """Return the columns of a mask's label and source. Masks without a predicted IoU weren't made by a model."""
-    label = annotation.get("label")
-    named = isinstance(label, str) and label != ""
+    label = label_text(annotation.get("label")) or None
     made = row["predicted_iou"] is not None
     return {
-        "label": label if named else None,
-        "label_source": IMPORT if named else None,
+        "label": label,
+        "label_source": IMPORT if label else None,
         "source": AUTOMATIC if made else "imported",
         "origin": None if made else {"sha256": sha256, "license": None},
     }
@@ -116,17 +115,17 @@ def edit_document(value: Mapping[str, Any], masks: Sequence[Row]) -> bytes:
         following += old_place is None
         if mask["label"]:
             annotation["label"] = mask["label"]
-        elif isinstance(annotation.get("label"), str):
+        elif label_text(annotation.get("label")):
             del annotation["label"]
         annotations.append(annotation)
     edited: dict[str, Any] = {**value, "annotations": annotations}
-    there = {annotation.get("id") for annotation in annotations}
+    gone = set(ids).difference(each["id"] for each in annotations if type(each.get("id")) is int)
     for key in LEVELS.values():
-        if key not in value:
+        old = value.get(key)
+        if not isinstance(old, list) or len(old) != len(before):  # another program's
             continue
-        old = _values(value, key, len(before))
         values = [None if place is None else old[place] for place in kept]
-        edited[key] = [each if key == "outputs" or each in there else None for each in values]
+        edited[key] = [None if key != "outputs" and type(each) is int and each in gone else each for each in values]
     return json.dumps(edited, separators=(",", ":")).encode("ascii") + b"\n"
 
 

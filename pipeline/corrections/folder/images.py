@@ -1,5 +1,8 @@
 """Photographs of a folder with the JSON files of their masks, as `segmint masks` names them."""
 
+import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -28,9 +31,10 @@ def is_photograph_folder(name: str, *, pairs: bool = True) -> bool:
     With `pairs` False, a folder with pairs such as `a.jpg` and `a.json`, which is SA-1B-style data, only counts if it
     has a working dataset.
     """
-    if not is_local(name) or not local_path(name).is_dir() or is_dataset(Location(Storage(), name)):
+    # Methods of `Path` raise the errors of a path that is too long, or in an unreadable folder.
+    if not is_local(name) or not os.path.isdir(local_path(name)) or is_dataset(Location(Storage(), name)):  # noqa: PTH112
         return False
-    if (local_path(name) / WORKING).is_dir():
+    if os.path.isdir(local_path(name) / WORKING):  # noqa: PTH112
         return True
     try:
         photographs = find_photographs(Storage(), [name], recursive=False).images
@@ -52,6 +56,7 @@ def find_images(folder: str) -> tuple[dict[str, PhotographTask], list[str]]:
     outputs = with_kept_files(outputs, there, lambda file: photograph_of(storage.read(file)) or "")
     sweep_temporary(outputs)
     names = {base_name(task.image.name) for task in outputs.tasks}
+    stems = Counter(PurePosixPath(name).stem for name in names)
     skipped = [line.partition("; pass --recursive")[0] for line in (*found.passed_over, *found.unreadable)]
     images = {}
     for task in outputs.tasks:
@@ -60,17 +65,18 @@ def find_images(folder: str) -> tuple[dict[str, PhotographTask], list[str]]:
         except UnicodeEncodeError:
             skipped.append(f"{task.image.name}: a name that isn't UTF-8. Rename the photograph.")
             continue
-        target = task.target if task.target in there else _other_document(storage, task, names)
+        target = task.target if task.target in there else _other_document(storage, task, names, stems)
         images[task.image.place] = replace(task, target=target)
     return images, skipped
 
 
-def _other_document(storage: Storage, task: PhotographTask, names: set[str]) -> str:
-    """Return SA-1B's JSON of a photograph, or its usual name if there is none or it is another photograph's."""
+def _other_document(storage: Storage, task: PhotographTask, names: set[str], stems: Mapping[str, int]) -> str:
+    """Return SA-1B's JSON of a photograph, or its usual name if there is none or it may be another photograph's."""
     own = base_name(task.image.name)
+    is_alone = stems[PurePosixPath(own).stem] == 1
     path = str(local_path(task.image.name))
     for file in (path.removesuffix(PurePosixPath(path).suffix) + _JSON, path + _JSON):
         found = photograph_of(storage.read(file)) if Path(file).is_file() else None
-        if found is not None and found not in names - {own}:
+        if found == own or (found is not None and found not in names and is_alone):
             return file
     return task.target

@@ -67,7 +67,7 @@ from segmint.pipeline.corrections.folder.documents import (
     new_document,
     read_masks,
 )
-from segmint.pipeline.corrections.merge.row import merge_submission, submission_to_merge
+from segmint.pipeline.corrections.merge.row import SubmissionRow, merge_submission, submission_to_merge
 from segmint.pipeline.masks.images import is_local
 from segmint.pipeline.masks.outputs import PhotographTask
 
@@ -364,7 +364,10 @@ class WorkingDataset:
         if not rows or rows[0]["reason"] is not None:
             raise BadFileError(f"{image.image.name}: no longer in the working dataset")
         found = self._submissions(rows[0], submissions_of(self.location, ordinal))
-        row = merge_submission(rows[0], found).row if found else rows[0]
+        merged = merge_submission(rows[0], found) if found else SubmissionRow(rows[0])
+        if merged.left is not None:
+            raise BadFileError(f"{image.target}: can't hold the saved masks: {merged.left}")
+        row = merged.row
         data, sha256 = self._read(ordinal)
         if state is None or sha256 not in state.sums:
             raise BadFileError(f"{image.target} was changed by another program, so it isn't overwritten. Save again.")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.cookiejar import CookieJar
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,9 +18,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.commands import masks
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.commands.common.folder import folder_to_correct, folder_to_view
+from segmint.pipeline.commands.quality import view
 from segmint.pipeline.corrections.folder import working
 from segmint.pipeline.corrections.folder.working import WORKING
 from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
@@ -27,6 +32,8 @@ from segmint.pipeline.engine.annotate.queue import QueueOptions
 from segmint.pipeline.engine.annotate.server import AnnotateOptions, open_view
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
+from segmint.pipeline.masks.images import find_photographs
+from segmint.pipeline.masks.outputs import plan_outputs
 from segmint.pipeline.quality.evidence.evidence import check_target
 from segmint.pipeline.quality.evidence.signatures import sign_version
 from tests.support.annotating import Annotators, draft
@@ -159,3 +166,26 @@ def test_a_folder_that_cannot_be_written_is_shown_from_elsewhere(
         assert not shown.location.uri.startswith(str(folder))
     assert not (folder / WORKING).exists()
     assert "prepared again at every start" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_locked_is_not_corrected(folder: Path) -> None:
+    (folder / WORKING).write_bytes(b"a file")
+    with pytest.raises(UsageError, match=r"photos can't be corrected: File exists: "), folder_to_correct(str(folder)):
+        pass
+    with folder_to_view(str(folder)) as shown:
+        assert not shown.location.uri.startswith(str(folder))
+
+
+def test_masks_of_subfolders_are_shown_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The viewer of a folder only shows the photographs directly in it."""
+    shown: list[int] = []
+    monkeypatch.setattr(view, "show_folder", lambda _: shown.append(-1))
+    monkeypatch.setattr(view, "show_dataset", lambda place: shown.append(load_manifest(place).shards))
+    for recursive in (False, True):
+        found = find_photographs(Storage(), [str(folder)], recursive=recursive)
+        results: Any = [SimpleNamespace(image=each.name, outcome="made") for each in found.images]
+        planned: Any = SimpleNamespace(outputs=plan_outputs(found, None))
+        masks._open(planned, results, [str(folder)])
+        (folder / "sub").mkdir(exist_ok=True)
+        Image.fromarray(photograph("coffee", (60, 40))).save(folder / "sub" / "c.png")
+    assert shown == [-1, 4]

@@ -95,3 +95,19 @@ def test_a_bad_file_is_named(data: Any, told: str) -> None:
     raw = data.encode() if isinstance(data, str) else data
     with pytest.raises(BadFileError, match=rf"^a\.masks\.json: .*{told}"):
         read_masks(raw, "a.masks.json", "0" * 64)
+
+
+def test_values_of_other_programs_are_no_outputs_and_no_labels_that_cannot_be_stored() -> None:
+    masks = [annotation(3, 1, 1, 5, 5, label="\ud800cup"), annotation(4, 2, 2, 9, 9), annotation(5, 3, 3, 8, 8)]
+    found = read(document(*masks, outputs=[[0], True, 2])).masks
+    assert [each["output"] for each in found] == [None, None, 2]
+    assert [each["label"] for each in found] == ["?cup", None, None]
+
+
+def test_an_edit_keeps_ids_labels_and_lists_of_another_form() -> None:
+    """Keys with the names of segmint's lists may be another program's."""
+    value = document(annotation(3, 1, 1, 5, 5, label=""), outputs={"a": 1}, containers=[1, 2])
+    value["annotations"][0]["id"] = ["x"]
+    assert json.loads(edit_document(value, read(value).masks)) == value
+    strange = document(annotation(3, 1, 1, 5, 5), containers=[["x"]])
+    assert json.loads(edit_document(strange, read(strange).masks)) == strange

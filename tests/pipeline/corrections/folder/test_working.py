@@ -21,6 +21,7 @@ from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.pipeline.corrections.folder.documents import BadFileError
 from segmint.pipeline.corrections.folder.images import find_images, is_photograph_folder
 from segmint.pipeline.corrections.folder.working import WORKING, FolderInUseError, WorkingDataset, locked
+from segmint.pipeline.corrections.merge import row as merge_row
 from tests.support.builds import ROOT
 from tests.support.described_rows import rectangle_mask
 from tests.support.photographs import photograph
@@ -193,6 +194,16 @@ def test_a_json_that_someone_else_changed_is_noticed_and_imported(folder: Path) 
     assert len(row_of(working, "a.png")["masks"]) == 1
 
 
+def test_a_save_that_does_not_fit_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    working = updated(folder)
+    before = (folder / "a.masks.json").read_bytes()
+    monkeypatch.setattr(merge_row, "MASKS_PER_IMAGE_LIMIT", 2)
+    image = submit(working, "a.png", [counts((0, 0, 9, 9))])
+    with pytest.raises(BadFileError, match=r"a\.masks\.json: can't hold the saved masks: over"):
+        working.write(image)
+    assert (folder / "a.masks.json").read_bytes() == before
+
+
 def test_bad_files_are_named_and_stop_no_others(folder: Path) -> None:
     (folder / "a.masks.json").write_bytes(b"{")
     (folder / "c.png").write_bytes(b"no image")
@@ -247,6 +258,14 @@ def test_other_names_of_json_files(tmp_path: Path) -> None:
         "c.png": "c.png.masks.json",
         "c.jpg": "c.json",
     }
+    del data["image"]["file_name"]
+    (tmp_path / "c.json").write_text(json.dumps(data))
+    images = find_images(str(tmp_path))[0]
+    assert [Path(images[f"c.{ending}"].target).name for ending in ("png", "jpg")] == [
+        "c.png.masks.json",
+        "c.jpg.masks.json",
+    ]
+    assert not is_photograph_folder("a" * 300)
     assert is_photograph_folder(str(tmp_path))
     assert not is_photograph_folder(str(tmp_path), pairs=False)
     assert not is_photograph_folder(str(tmp_path / "a.png"))
