@@ -89,8 +89,16 @@ def _working(folder: str, root: Path) -> "WorkingDataset":
 
 
 def _update(working: "WorkingDataset", folder: str) -> None:
+    from segmint.catalogs.layout import DamagedDatasetError
+    from segmint.infra.storage.errors import NotFoundError
+    from segmint.infra.uris import parent
+
     print_message(f"reading the masks of {counted(len(working), 'photograph')}")
-    problems = working.update(Path(folder).resolve().name or "photographs")
+    try:
+        problems = working.update(Path(folder).resolve().name or "photographs")
+    except (DamagedDatasetError, NotFoundError) as error:
+        copy = parent(working.location.uri)
+        raise UsageError(f"{error}. {copy} is only a copy: delete it, and run the command again.") from error
     for problem in problems:
         print_message(f"skipped: {problem}")
     if len(problems) == len(working):

@@ -128,6 +128,7 @@ class WorkingDataset:
         self._storage = storage
         self._images = images
         self._names: dict[int, str] = {}  # by ordinal
+        self._replaced: set[int] = set()  # ordinals with files of older generations
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -155,6 +156,7 @@ class WorkingDataset:
         for ordinal in track(self._names, "photographs", len(self._names)):
             problem = self._import(handle, ordinal, is_new=ordinal not in committed)
             problems += [] if problem is None else [problem]
+        self._remove_replaced()
         return problems
 
     def refresh(self, image: int) -> None:
@@ -168,6 +170,7 @@ class WorkingDataset:
                 problem = self._import(DatasetHandle.open(self.location), ordinal, is_strict=True)
                 if problem is not None:
                     raise BadFileError(problem)
+                self._remove_replaced()
 
     def write(self, image: int) -> None:
         """Write an image's masks with all submissions into its JSON file.
@@ -324,7 +327,13 @@ class WorkingDataset:
 
     def _revise(self, handle: DatasetHandle, ordinal: int, change: Change) -> None:
         revise_shard(handle, ordinal, change, purge=False)
-        remove_replaced(self.location, [ordinal])
+        self._replaced.add(ordinal)
+
+    def _remove_replaced(self) -> None:
+        """Delete the files of older generations, all at once, because this lists every file of the dataset."""
+        if self._replaced:
+            remove_replaced(self.location, self._replaced)
+            self._replaced.clear()
 
     def _settle(self, handle: DatasetHandle, ordinal: int, submissions: int) -> None:
         """Write an image's submissions into its JSON, unless a former run did, and merge them into the dataset."""

@@ -1,6 +1,7 @@
 """`segmint view` and `segmint annotate` of a folder of photographs, as a user meets them."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -189,3 +190,17 @@ def test_masks_of_subfolders_are_shown_too(folder: Path, monkeypatch: pytest.Mon
         (folder / "sub").mkdir(exist_ok=True)
         Image.fromarray(photograph("coffee", (60, 40))).save(folder / "sub" / "c.png")
     assert shown == [-1, 4]
+
+
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_a_damaged_working_dataset_may_be_deleted(folder: Path, is_missing: bool) -> None:
+    with folder_to_correct(str(folder)):
+        pass
+    for path in (folder / WORKING / "dataset" / "masks").iterdir():
+        path.unlink() if is_missing else path.write_bytes(b"PAR1")
+    write_masks(folder / "a.masks.json")
+    with pytest.raises(UsageError, match=f"{WORKING} is only a copy"), folder_to_correct(str(folder)):
+        pass
+    shutil.rmtree(folder / WORKING)
+    with folder_to_correct(str(folder)):
+        pass

@@ -177,12 +177,14 @@ def test_a_json_that_someone_else_changed_is_noticed_and_imported(folder: Path) 
     """The change wins over a submission that was made before it, and no save overwrites it unseen."""
     working = updated(folder)
     image = submit(working, "a.png", [counts((0, 0, 9, 9))])
+    files = sorted(path.parent.name for path in (folder / WORKING / "dataset").rglob("*000000*"))
     theirs = write_masks(folder / "a.masks.json", BOXES[0])
     with pytest.raises(BadFileError, match=r"a\.masks\.json was changed by another program"):
         working.write(image)
     assert (folder / "a.masks.json").read_bytes() == theirs
     working.refresh(image)
     assert len(row_of(working, "a.png")["masks"]) == 1
+    assert sorted(path.parent.name for path in (folder / WORKING / "dataset").rglob("*000000*")) == files
     working.write(image)
     assert (folder / "a.masks.json").read_bytes() == theirs
     assert len(row_of(updated(folder), "a.png")["masks"]) == 1
