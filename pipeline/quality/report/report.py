@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from segmint.catalogs.dataset.manifest import is_dataset
+from segmint.catalogs.dataset.manifest import is_dataset, require_published
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions.record import VersionName
@@ -116,8 +116,8 @@ def write_report(
     `report/` in the dataset, and is deterministic for a dataset and audit.
 
     Raises `UsageError` if there is no dataset, audit or study are of another dataset, foreign data comes without an
-    `output`, or `output` is elsewhere in the dataset. Raises `DamagedDatasetError` if commits or tombstones are
-    unreadable.
+    `output`, `output` is elsewhere in the dataset, or the dataset isn't for publication. Raises `DamagedDatasetError`
+    if commits or tombstones are unreadable.
     """
     if output is None and not is_dataset(dataset):
         raise UsageError(
@@ -133,6 +133,8 @@ def write_report(
         note = None if audited is None else check_same_version(audit, str(audited), dataset)
         statistics = statistics_of(audit, str(audited or "the audit"), tables, options.sample)
         facts = gather_facts(tables, dataset.storage)
+        if facts.manifest is not None:  # the card and Croissant file say that the photographs are licensed
+            require_published(facts.manifest, dataset, "described by a report")
         facts = replace(facts, version=audit.version or facts.version, study=score)
         pictures = _pictures(tables, dataset.storage, facts, audit, statistics)
         beside = None if other is None else measure_comparison(tables, statistics, other)

@@ -37,6 +37,7 @@ from segmint.pipeline.masks.images import find_photographs
 from segmint.pipeline.masks.outputs import plan_outputs
 from segmint.pipeline.quality.evidence.evidence import check_target
 from segmint.pipeline.quality.evidence.signatures import sign_version
+from segmint.pipeline.quality.report.report import write_report
 from tests.support.annotating import Annotators, draft
 from tests.support.builds import ROOT
 from tests.support.described_rows import rectangle_mask
@@ -151,6 +152,8 @@ def test_a_working_dataset_is_not_for_publication(folder: Path, tmp_path: Path) 
         check_target(files.location, location_of(tmp_path / "evidence"))
     with refused:
         export_dataset(files.location, ExportOptions(Format.HF), location_of(tmp_path / "hf"))
+    with refused:
+        write_report(files.location)
     export_dataset(files.location, ExportOptions(Format.COCO), location_of(tmp_path / "coco"))
     done = CliRunner().invoke(app, ["audit", files.location.uri, "--integrity-only"])
     assert done.exit_code == 0, done.output
