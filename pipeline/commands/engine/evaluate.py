@@ -284,7 +284,7 @@ def text(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure masks prompted by labels, random labels, no text, a point, and a label with a point."""
+    """Measure masks from labels, from no text, and from a point."""
     from segmint.pipeline.engine.evaluate.session import EvaluateOptions
     from segmint.pipeline.engine.evaluate.text import evaluate_text
 
