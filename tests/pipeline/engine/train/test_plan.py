@@ -1,5 +1,6 @@
 """A dry run of training: its schedule and cost, what it refuses, and that nothing is written."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ def planned(folder: Path, dataset: Path, options: TrainPlanOptions, **keys: Any)
 
 
 def test_a_dry_run_prints_the_schedule_and_the_cost_and_writes_nothing(trainable: Path, tmp_path: Path) -> None:
-    before = sorted((path, path.stat().st_mtime_ns) for path in trainable.rglob("*"))
+    # Other processes train on the shared dataset, which notes their outputs.
+    dataset = Path(shutil.copytree(trainable, tmp_path / "dataset"))
+    before = sorted((path, path.stat().st_mtime_ns) for path in dataset.rglob("*"))
     options, clip = TrainPlanOptions(gpus=128, flops=1e15, price=2.5, share=0.4), write_clip(tmp_path / "clip")
-    plan = planned(tmp_path, trainable, options, text={"clip": str(clip)})
+    plan = planned(tmp_path, dataset, options, text={"clip": str(clip)})
     lines = plan.lines()
     assert lines[1] == (
         "schedule: 180,000 steps of 128 images with up to 8,192 masks; rate 0.0008 after 250 steps of warm-up, "
@@ -41,7 +44,7 @@ def test_a_dry_run_prints_the_schedule_and_the_cost_and_writes_nothing(trainable
     assert lines[-1] == "Nothing was changed."
     assert plan.to_dict()["activation_bytes"] == plan.cost.image_bytes + 64 * plan.cost.mask_bytes
     assert not (tmp_path / "run").exists()
-    assert before == sorted((path, path.stat().st_mtime_ns) for path in trainable.rglob("*"))
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in dataset.rglob("*"))
 
 
 def test_few_images_have_few_masks_and_an_uneven_share_makes_gpus_wait(trainable: Path, tmp_path: Path) -> None:
