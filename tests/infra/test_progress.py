@@ -95,7 +95,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tracked(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, wait_s: float = 0.5) -> str:
-    """What the stream shows of three items, the first of which takes long."""
+    """Return what the stream shows of three items. The first one takes long."""
 
     def items() -> Iterator[int]:
         time.sleep(wait_s)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pycocotools import mask as coco
 
-from segmint.catalogs.dataset.mask_labels import MODEL
+from segmint.catalogs.dataset.mask_labels import is_of_model
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
@@ -59,7 +59,7 @@ class TextMeasure:
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Predict a mask for each prompt. Masks without a label, or with a model's, are left out."""
-        masks = [mask for mask in image.masks if mask.label and not (mask.label_source or "").startswith(MODEL)]
+        masks = [mask for mask in image.masks if mask.label and not is_of_model(mask.label_source)]
         if not masks:
             return []
         ((predictor, embedding),) = [each for each in with_embeddings(models, image.pixels) if isinstance(each, tuple)]

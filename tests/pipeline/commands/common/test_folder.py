@@ -58,7 +58,7 @@ def write_masks(path: Path, *boxes: tuple[int, int, int, int]) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A photograph with a mask, one without, and a file that is no image."""
+    """A photograph with a mask, one without, and a file that is not an image."""
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in "ab":
