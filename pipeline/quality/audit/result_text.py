@@ -215,7 +215,7 @@ def _statistics_lines(statistics: Statistics) -> list[str]:
         *_sources_line(statistics),
         f"means: {', '.join(f'{name} {number(histogram.mean)}' for name, histogram in means.items())}",
         f"{counted(near.pairs, 'pair')} of near-duplicate masks in {counted(near.images_sampled, 'sampled image')} "
-        f"(IoU over {near.threshold:g})",
+        f"(IoU of at least {near.threshold:g})",
     ]
     to_look_at = [
         counted(len(found), noun)
