@@ -1,6 +1,6 @@
 # Two commands for a fresh machine with Python 3.11 or newer and a package index:
 #   make demo    builds a small dataset from real photographs with real weights
-#   make test    runs every check and test that fits in about 20 minutes on 2 cores
+#   make test    runs all checks and tests except the long ones, in about half an hour on 2 cores
 
 PYTHON ?= python3
 VENV := .venv

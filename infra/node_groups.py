@@ -14,7 +14,7 @@ from segmint.infra.errors import last_line
 from segmint.infra.log import get_logger
 
 LOOK_S = 5.0
-"""Seconds between two looks at the nodes while a request is open."""
+"""Seconds between checks of the nodes while a request is open."""
 
 GPU_KIND = "accelerator_type:"
 """Prefix of the Ray resource that names the kind of a node's GPUs, as in `accelerator_type:H100`."""

@@ -109,7 +109,7 @@ class FsspecStore:
     def versioned(self, uri: str) -> set[str]:
         """Raise `UsageError`, because fsspec can't list older versions."""
         raise UsageError(
-            f"older versions of the objects in {redact(uri)} cannot be seen through {type(self._fs).__name__}: "
+            f"older versions of the objects in {redact(uri)} can't be listed through {type(self._fs).__name__}: "
             "look for them with the store's tools"
         )
 

@@ -49,8 +49,8 @@ class Scorer:
         self.name = config.name
         if self.score(np.full((*_TRIAL, 3), 128, np.uint8)) is None:
             raise UsageError(
-                f"{where}: {path} returns no number for a gray image: expected a TorchScript module that takes one RGB "
-                "image, (3, H, W) uint8, and returns one finite number"
+                f"{where}: {path} doesn't return a number for a gray image: expected a TorchScript module that takes "
+                "one RGB image, (3, H, W) uint8, and returns one finite number"
             )
 
     def score(self, image: Pixels) -> float | None:

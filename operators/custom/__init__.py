@@ -1,1 +1,1 @@
-"""Custom stages: callables of users that judge images or add columns, in a build or over a committed dataset."""
+"""Custom stages: users' callables that judge images or add columns, in a build or over a committed dataset."""

@@ -3,7 +3,7 @@
 A stage is a class, or a function that returns a callable. It takes the stage's arguments and has these attributes, of
 which only `name` is required:
 
-- `name`: up to 63 lowercase letters, digits, and underscores, a letter first. The stage's column is `stage_<name>`.
+- `name`: up to 63 lowercase letters, digits, and underscores, starting with a letter. The column is `stage_<name>`.
 - `fields`: the fields of that column, each with an Arrow type or the name of one. Without it, there is no column.
 - `table`: the table of the column, `images` (the default) or `masks`.
 - `labels`: whether the stage sets labels of masks.
@@ -25,7 +25,7 @@ _IMAGE = ""  # key of the decoded image among the values that were read; no colu
 
 
 class StageContractError(UsageError):
-    """A stage that doesn't keep to its interface. This is neither a verdict nor a fault of a row: it ends the run."""
+    """A stage that violates its interface. This is neither a verdict nor a fault of a row: it ends the run."""
 
 
 class Reject(Exception):
@@ -43,8 +43,8 @@ class Reject(Exception):
         super().__init__(f"{reason}: {detail}")
         if not isinstance(reason, str) or not is_custom_reason(reason):
             raise StageContractError(
-                f"Reject: the reason is {reason!r}; expected up to 63 lowercase letters, digits, and underscores, a "
-                "letter first, and none of segmint's own reasons"
+                f"Reject: the reason is {reason!r}; expected up to 63 lowercase letters, digits, and underscores, "
+                "starting with a letter, and none of segmint's own reasons"
             )
         if not isinstance(detail, str) or not detail.strip():
             raise StageContractError(f"Reject: the detail of {reason} is {detail!r}; expected a sentence")

@@ -169,7 +169,7 @@ def with_results(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]
     """Return a table with a stage's column, labels, and verdicts; `results` are those of its live rows, by place.
 
     A row whose values don't fit the declared types is faulted. Raises `StageContractError` for values that the stage
-    doesn't declare, or that aren't one for each mask.
+    doesn't declare, or not one for each mask.
     """
     try:
         return _joined(table, spec, results)

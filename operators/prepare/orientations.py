@@ -1,7 +1,7 @@
-"""Search of an image in several orientations, because photographs without EXIF may lie on a side or upside down.
+"""Search of an image in several orientations, because photographs without EXIF may be sideways or upside down.
 
-Upright, the image is searched in full size. Turned, it is first searched at half its size, which costs a fraction. Only
-an orientation in which that finds something new is searched in full size.
+Upright, the image is searched at full size. Turned, it is first searched at half its size, which costs a fraction. Only
+an orientation in which that finds something new is searched at full size.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Search of a released image, as the build's last look and the audit do it: on the very JPEG that is written.
+"""Search of a released image, as the build's last look and the audit do it: on the JPEG that is written.
 
 A detection counts as redacted if a region in the image's row covers most of it and the pixels there are those of a
 mosaic. The second condition is measured because a row may list a region that was never redacted: a mosaic of few cells,
@@ -230,7 +230,7 @@ class ResidualDetection(Region):
 
 @dataclass(frozen=True)
 class LastLook:
-    """Result of a look: what to redact, in pixels of the image before redaction, and what may remain if that is all."""
+    """Result of a look: what to redact, in pixels of the image before redaction, and otherwise, what may remain."""
 
     to_redact: tuple[Detection, ...]
     residual: tuple[ResidualDetection, ...]

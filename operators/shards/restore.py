@@ -186,9 +186,9 @@ def _replaced(commit: Commit) -> DamagedDatasetError:
 def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[Row]:
     """Return a shard's rows from its undamaged files; raises `ValueError` or `DamagedDatasetError` if some are lost."""
     if "images" in damaged:
-        raise ValueError("no other file has the rows of images")
+        raise ValueError("no other file contains the image rows")
     if "rejects" in damaged and commit.counts.get("rejected") != 0:
-        raise ValueError("no other file has the rows of refused images")
+        raise ValueError("no other file contains the rejected rows")
     tables: dict[str, list[Row]] = {
         kind: read_table(read_file(dataset, commit.file(kind)), kind).to_pylist()
         for kind in SCHEMAS
@@ -197,7 +197,7 @@ def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[
     members = _members_of_rest(dataset / commit.file("shards").path)
     if "masks" in damaged:
         if "shards" in damaged:
-            raise ValueError("no whole file has the masks")
+            raise ValueError("no intact file contains the masks")
         tables["masks"] = [
             mask
             for image in tables["images"]

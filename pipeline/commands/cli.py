@@ -57,7 +57,7 @@ PANELS = {
         ),
         "amend": CommandPlace("corrections.amend", "amend", "Correct the credits and countries of images."),
         "import": CommandPlace("corrections.imports", "import_", "Import masks from a file or another dataset."),
-        "label": CommandPlace("corrections.label", "label", "Label masks with the texts of a vocabulary by CLIP."),
+        "label": CommandPlace("corrections.label", "label", "Label masks from a vocabulary with CLIP."),
         "merge": CommandPlace("corrections.merge", "merge", "Merge annotators' submissions into the dataset's tables."),
         "repair": CommandPlace(
             "corrections.repair", "repair", "Restore missing or damaged files to their committed bytes."

@@ -113,7 +113,7 @@ def masks(
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Text for one mask, alone or with --point or one --box; needs --clip."),
+        typer.Option(metavar="TEXT", help="Text for one mask, with any --point and at most one --box; needs --clip."),
     ] = None,
     clip: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="CLIP for --text, as transformers' save_pretrained writes it.")

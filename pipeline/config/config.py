@@ -294,7 +294,7 @@ class Config(_ConfigModel):
         specs = [each.load() for each in self.stages]
         for place, spec in enumerate(specs):
             if spec.name in [other.name for other in specs[:place]]:
-                raise UsageError(f"stages: {spec.stage} has the name {spec.name}, which an earlier stage has too")
+                raise UsageError(f"stages: {spec.stage} has the same name, {spec.name}, as an earlier stage")
         return specs
 
     @field_validator("catalog", "output", "assets")

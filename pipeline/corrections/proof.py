@@ -177,7 +177,7 @@ class _Search:
         moved = [(place, text[len(place) + 1 :]) for place, text in zip(asked, at, strict=True)]
         if not all(place and uri for place, uri in moved):
             known = ", ".join(places) or "none is noted"
-            raise UsageError(f"--at: expected NAME=URI with the NAME of a noted output: {known}")
+            raise UsageError(f"--at: expected NAME=URI with the NAME of a recorded output: {known}")
         committed = list(CommitLog(self.dataset).committed())
 
         def look(shard: int) -> list[str]:

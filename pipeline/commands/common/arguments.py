@@ -35,7 +35,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation; re
 At = Annotated[
     list[str] | None,
     typer.Option(
-        "--at", metavar="NAME=URI", help="Where a noted output that was moved is now, for --prove; repeatable."
+        "--at", metavar="NAME=URI", help="New location of a recorded output that was moved, for --prove; repeatable."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -53,7 +53,7 @@ def folder_to_view(folder: str) -> Iterator["WorkingDataset"]:
     except FolderInUseError:
         if not (root / "dataset").exists():
             raise
-        print_message("note: an annotator has this folder open. Its masks are shown as they were at its start.")
+        print_message("note: an annotator has this folder open. The masks are shown as they were when it started.")
         working = _working(folder, root)
     except OSError as error:  # not writable
         with ScratchFolder() as scratch:

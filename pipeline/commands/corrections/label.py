@@ -1,4 +1,4 @@
-"""`segmint label`: label masks with the texts of a vocabulary."""
+"""`segmint label`: label masks from a vocabulary."""
 
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ def label(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="PATH", help="Folder of a CLIP, or a TorchScript file; the same on all nodes."),
+        typer.Option("--model", metavar="PATH", help="CLIP folder or TorchScript file, at the same path on all nodes."),
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove all labels that models set.")] = False,
     device: Device = "cpu",
@@ -27,9 +27,9 @@ def label(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Label masks with the texts of a vocabulary by CLIP.
+    """Label masks from a vocabulary with CLIP.
 
-    Labels of people and imports aren't changed. Uses Ray only on CPUs.
+    Labels from people and imports aren't changed. Uses Ray only on CPUs.
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location

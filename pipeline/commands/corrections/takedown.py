@@ -42,7 +42,7 @@ def takedown(
     other: Annotated[
         str | None,
         typer.Option(
-            "--other-picture", metavar="ID", help="Record that an image isn't a copy of what a tombstone names."
+            "--other-picture", metavar="ID", help="Record that an image isn't a copy of a tombstone's pictures."
         ),
     ] = None,
     of: Annotated[
@@ -83,12 +83,12 @@ def takedown(
     if at:
         raise UsageError("--at needs --prove")
     if (other is None) != (of is None):
-        raise UsageError("--other-picture and --of need each other")
+        raise UsageError("--other-picture and --of must be used together")
     if forgotten is not None:
         print_result(forget(location, forgotten, confirmation("takedown", yes)), as_json)
         return
     if reason is None:
-        raise UsageError("--reason is missing: the dataset records it")
+        raise UsageError("--reason is required, because the dataset records it")
     if other is not None and of is not None:
         print_result(tell_apart(location, other, of, reason), as_json)
         return

@@ -53,12 +53,12 @@ PredictionFiles = Annotated[
     typer.Option(
         "--predictions",
         metavar="FILE|DIR",
-        help="Another model's predictions, alone or after --weights: COCO results, or a folder of edge maps for edges.",
+        help="Another model's predictions, with or without weights: COCO results, or a folder of edge maps for edges.",
     ),
 ]
 Output = Annotated[
     str | None,
-    typer.Option("-o", "--output", metavar="DIR", help="Folder for results.parquet, evaluation.json, and index.html."),
+    typer.Option("-o", "--output", metavar="DIR", help="Folder for the page, results.parquet, JSON, and Markdown."),
 ]
 Precision = Annotated[str, typer.Option(metavar="fp32|bf16", help="Precision; bf16 is faster on GPUs that support it.")]
 OnRay = Annotated[
@@ -139,7 +139,7 @@ def points(
     model, storage = model_options(weights, predictions, device, precision, ray, config)
     options = PointsOptions(truth_options(targets, images, truth, ignore), model, settings, first_click, groups, output)
     if predictions and (gate or require or guard):
-        raise UsageError("the gate compares weights, so it has no --predictions")
+        raise UsageError("--predictions can't be used with the gate, which compares weights")
     if guard_images and not guard:
         raise UsageError("--guard-images has no effect without --guard, which names the files of these images")
     if not (gate or require or guard):

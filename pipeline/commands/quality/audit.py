@@ -45,7 +45,7 @@ def audit(
     ] = False,
     byte_for_byte: Annotated[
         bool,
-        typer.Option("--byte-for-byte", help="Require every byte of tables to be what pyarrow writes for the rows."),
+        typer.Option("--byte-for-byte", help="Require tables to have the bytes that pyarrow writes for their rows."),
     ] = False,
     privacy_sample: Annotated[
         str, typer.Option(metavar="N|all", help="Number of images to search with the detectors again, spread evenly.")
@@ -60,7 +60,7 @@ def audit(
     ] = None,
     pictures: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Write a JPEG per remaining detection to this folder, the rest in mosaic."),
+        typer.Option(metavar="DIR", help="Write a JPEG per remaining detection to this folder, the rest pixelated."),
     ] = None,
     detector: Annotated[
         list[str] | None,
@@ -78,7 +78,7 @@ def audit(
         typer.Option(metavar="FILE.json", help="Add this privacy study score (`study score --json`) to the evidence."),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Report detections that redaction made, as the build says, as findings.")
+        bool, typer.Option("--strict", help="Also report detections that the build recorded as made by redaction.")
     ] = False,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Device to run detectors on.")] = "cpu",
     config: DetectorConfig = None,

@@ -1,4 +1,4 @@
-"""`segmint study`: measure mask quality, or the detectors' misses, with people on a sample."""
+"""`segmint study`: have people judge a sample, to measure mask quality or the detectors' misses."""
 
 from typing import Annotated
 
@@ -135,7 +135,7 @@ def plan(
         float, typer.Option(metavar="X", help="Assumed standard deviation of the masks' differences.")
     ] = 2.0,
     power: Annotated[float, typer.Option(metavar="X", help="Probability of finding the difference.")] = 0.9,
-    comparisons: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Pairs, with the ground truth's.")] = 1,
+    comparisons: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Pairs, ground truth included.")] = 1,
 ) -> None:
     """Compute the number of masks to rate."""
     from segmint.infra.errors import UsageError
@@ -146,7 +146,7 @@ def plan(
         raise UsageError("expected --difference from 0.001 to 9, --deviation over 0 to 9, and --power between 0 and 1")
     masks = masks_for(difference, deviation, power, 1 - (1 - CONFIDENCE) / comparisons)
     print_line(
-        f"{masks:,} masks, each of another image, to find a difference of {difference:g} with probability {power:g} by "
-        f"a paired t-test at {100 * (1 - CONFIDENCE) / comparisons:.3g} %, if the masks' differences have a standard "
-        f"deviation of {deviation:g}"
+        f"{masks:,} masks, each from a different image, to find a difference of {difference:g} with probability "
+        f"{power:g} by a paired t-test at {100 * (1 - CONFIDENCE) / comparisons:.3g} %, if the masks' differences have "
+        f"a standard deviation of {deviation:g}"
     )

@@ -43,7 +43,7 @@ def verify(
     """Compare every byte with the recorded version.
 
     For evidence of an audit, checks that instead. Exits with code 1 if anything differs, and with code 3 if something
-    could not be checked.
+    couldn't be checked.
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location

@@ -72,7 +72,7 @@ from segmint.pipeline.masks.images import is_local
 from segmint.pipeline.masks.outputs import PhotographTask
 
 WORKING = ".segmint"
-"""Name of the hidden folder next to the photographs, with the working dataset and what segmint knows of their files."""
+"""Name of the hidden folder next to the photographs, with the working dataset and the state of their files."""
 
 _SHORT_SIDE = ReleaseConfig().short_side
 _OF_ANNOTATION = ("submission", "annotator", ANNOTATION_STAGE, "seconds", "complete")
@@ -108,8 +108,8 @@ def locked(root: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FolderInUseError(
-                f"another `segmint annotate` or `segmint view` uses {root.parent}. Stop it, or wait until it has read "
-                "the folder."
+                f"another `segmint annotate` or `segmint view` is using {root.parent}. Stop it, or wait until it has "
+                "read the folder."
             ) from error
         yield
     finally:
@@ -365,7 +365,7 @@ class WorkingDataset:
     def _write(self, handle: DatasetHandle, ordinal: int) -> _FileState:
         """Write an image's masks with all submissions into its JSON, if they differ, by renaming a complete file.
 
-        Returns what is then known of the files.
+        Returns the new state of the files.
         """
         image, state = self._image(ordinal), self._state(ordinal)
         commit = handle.commits.latest(ordinal)
@@ -404,7 +404,7 @@ class WorkingDataset:
         return data, hashlib.sha256(data).hexdigest()
 
     def _state(self, ordinal: int) -> _FileState | None:
-        """Return what is known of a photograph's files; None if nothing is, or if the record is damaged."""
+        """Return the recorded state of a photograph's files, or None if there is none or it is damaged."""
         try:
             value: Any = json.loads((self._files / f"{ordinal}.json").read())
             status = value["photograph"]

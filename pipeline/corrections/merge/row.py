@@ -155,7 +155,7 @@ def _words(submission: Submission) -> set[str | int]:
 
 
 def _relabeled(row: Row, mask: SubmittedMask | None) -> Row:
-    """Return a mask that stays, with the label of its submitted mask, which is None if the person took theirs back."""
+    """Return a mask that stays, with the label of its submitted mask, which is None if the person removed theirs."""
     if mask is None or (mask.label is None and row["label_source"] != PERSON):
         return row
     return {**row, **label_columns(mask)}

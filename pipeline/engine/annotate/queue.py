@@ -130,7 +130,7 @@ def _drawn(study: Location, manifest: DatasetManifest) -> NDArray[np.int64]:
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"--study {study}: {file.name} doesn't list the images of a study") from error
     if of != manifest.config_sha256:
-        raise UsageError(f"--study {study} is of another dataset")
+        raise UsageError(f"--study {study} was drawn from another dataset")
     return np.array(ids, dtype=np.int64)
 
 

@@ -1,7 +1,7 @@
 """Reader of another model's predictions, which are measured in place of weights.
 
 Masks come from a JSON list of COCO results. For clicks, each result also names the true mask (`annotation_id`) and the
-number of clicks after which it was predicted (`clicks`); of several results after a click, the first is the choice.
+number of clicks after which it was predicted (`clicks`); the first of several results after a click is the choice.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def read_predictions(
     which it names.
     """
     if files and len(truths) > 1:
-        raise UsageError(f"--predictions goes with one dataset or file, but {len(truths)} were given")
+        raise UsageError(f"--predictions takes only one dataset or file, but {len(truths)} were given")
     return tuple(_read(Location(storage, file), truths[0].kind == DATASET, required) for file in files)
 
 

@@ -89,7 +89,7 @@ def _texts(clip: str, projection: str, sam_sha256: str, device: str) -> TextProm
 
 
 def _mask(predictor: Predictor, embedding: Embedding, **prompt: Any) -> CocoRle:
-    """Return the one of a prompt's three masks with the highest predicted IoU. Raises ValueError if it isn't finite."""
+    """Return the mask with the highest predicted IoU of a prompt's three. Raises ValueError if it isn't finite."""
     answer = predictor.predict(embedding, **prompt)
     if not answer.predicted_iou.isfinite().all():
         raise ValueError("the weights predict an IoU that isn't finite, because they are damaged or overflow in bf16")
@@ -148,7 +148,7 @@ def evaluate_text(options: EvaluateOptions, clip: str, projection: str, seed: in
         for row in (row for rows in session.tables() for row in rows):
             by_image.setdefault((row["truth"], row["image_id"]), []).append([row[name] for name in PROMPTS])
     if not by_image:
-        raise NothingMeasuredError("no mask that a person made has a label of a person or an import")
+        raise NothingMeasuredError("no mask made by a person has a label from a person or an import")
     sums = np.array([np.sum(each, axis=0) for each in by_image.values()])
     counts = np.array([float(len(each)) for each in by_image.values()])
     masks = int(counts.sum())

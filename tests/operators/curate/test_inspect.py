@@ -62,7 +62,7 @@ def test_metadata_of_what_cannot_be_decoded_is_read(opt_outs: bool) -> None:
 
 def test_a_scorer_that_gives_no_number_is_refused(tmp_path: Path) -> None:
     config = InspectionConfig(IngestConfig(), False, False, (scorer(tmp_path / "words.pt", WordsScorer()),))
-    with pytest.raises(UsageError, match=r"curate.scorers, red: .* returns no number for a gray image: expected"):
+    with pytest.raises(UsageError, match=r"curate.scorers, red: .* doesn't return a number for a gray image: expected"):
         build_looker(config, Storage(), None)
 
 

@@ -269,7 +269,7 @@ def test_a_place_that_moved_is_not_checked_until_it_is_named(exported: Path, tmp
     assert (len(proof.found), len(proof.gone), proof.not_checked) == (3, 8, ())
     (tmp_path / "yolo/segmint-files.jsonl").unlink()
     assert "has no segmint-files.jsonl of a complete export" in prove(location, "2", places).not_checked[0]
-    with pytest.raises(UsageError, match=r"--at: expected NAME=URI with the NAME of a noted output: \.\./coco, "):
+    with pytest.raises(UsageError, match=r"--at: expected NAME=URI with the NAME of a recorded output: \.\./coco, "):
         prove(location, "2", ["elsewhere=x"])
 
 

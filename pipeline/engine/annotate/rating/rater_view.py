@@ -292,7 +292,7 @@ def open_rater_view(dataset: Location, options: SampleOptions, study: RatingStud
     manifest = load_manifest(dataset)
     check_images(dataset, manifest)
     if study is not None and study.config_sha256 != manifest.config_sha256:
-        raise UsageError(f"--study {study.folder} is of another dataset")
+        raise UsageError(f"--study {study.folder} was drawn from another dataset")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(ScratchFolder()))
         with open_tables(dataset, scratch=folder) as tables:

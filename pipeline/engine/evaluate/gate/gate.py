@@ -116,7 +116,7 @@ def evaluate_gate(options: GateOptions, storage: Storage) -> GateResult:
     points = options.points
     if len(points.model.weights) != 2:
         raise UsageError(
-            "--gate compares two weights. Pass --weights twice: first the current weights, then the candidate"
+            "--gate compares two sets of weights. Pass --weights twice: first the current weights, then the candidate"
         )
     if points.truth.chosen is not TruthSelection.HUMAN:
         raise UsageError(

@@ -406,7 +406,7 @@ def evaluate_instances(
 def boxes_for(truths: Sequence[Truth], file: Location) -> BoxesByImage:
     """Read the boxes for a truth. Raises `UsageError` for several truths, or if no category has a true mask."""
     if len(truths) > 1:
-        raise UsageError(f"--boxes goes with one dataset or file, but {len(truths)} were given")
+        raise UsageError(f"--boxes takes only one dataset or file, but {len(truths)} were given")
     return checked_boxes(truths, read_boxes(file, truths[0].kind == DATASET))
 
 

@@ -67,7 +67,7 @@ def settle(keys: TrainResources, cluster: Cluster) -> TrainResources:
     ]
     if problems:
         raise UsageError(
-            f"resources ask for {'; '.join(problems)}: lower resources.workers, resources.num_cpus or "
+            f"resources request {'; '.join(problems)}: lower resources.workers, resources.num_cpus or "
             "resources.gpus_per_worker, or start more nodes"
         )
     return keys.model_copy(

@@ -179,7 +179,7 @@ def check_sampled(score: PrivacyScore, where: str, dataset: Location) -> Privacy
     digests = {name_now(dataset).digest} if manifest_generations(dataset) else set()
     if score.version.digest not in digests | {read_version(dataset, n).digest for n in version_numbers(dataset)}:
         raise UsageError(
-            f"{where} is of sha256:{score.version.digest}, which is not a version of {dataset}. Draw a sample of this "
+            f"{where} scores sha256:{score.version.digest}, which is not a version of {dataset}. Draw a sample of this "
             "dataset, and score the marks made there"
         )
     return score

@@ -75,7 +75,7 @@ def test_a_study_has_its_own_images_and_no_others(place: DatasetPath, tmp_path: 
     assert queue_of(place, study=study).ids.tolist() == drawn
     manifest["dataset"]["config_sha256"] = "0" * 64
     (tmp_path / "study" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match="is of another dataset"):
+    with pytest.raises(UsageError, match="was drawn from another dataset"):
         queue_of(place, study=study)
 
 

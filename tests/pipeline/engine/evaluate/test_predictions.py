@@ -258,5 +258,5 @@ def test_more_than_two_and_missing_files_are_refused(files: TruthFiles, tmp_path
     with pytest.raises(UsageError, match="--weights and --predictions were given 3 times"):
         evaluate_proposals(options(files, path, path, path), 64, Storage())
     both = TruthOptions((str(files.coco),) * 2, (str(files.images),))
-    with pytest.raises(UsageError, match="goes with one dataset or file, but 2 were given"):
+    with pytest.raises(UsageError, match="takes only one dataset or file, but 2 were given"):
         evaluate_proposals(EvaluateOptions(both, options(files, path).model), 64, Storage())

@@ -46,7 +46,7 @@ def test_each_version_of_a_mask_is_rated_apart_and_blindly(tmp_path: Path) -> No
     assert [number for _, number in seen["ann"]] != [0, 1, 2] * 3
     assert not list_ratings(dataset)  # ratings of a study are in its folder
     with (
-        pytest.raises(UsageError, match="is of another dataset"),
+        pytest.raises(UsageError, match="was drawn from another dataset"),
         open_rater_view(dataset, SampleOptions(), replace(study, config_sha256="0" * 64)),
     ):
         pass

@@ -86,7 +86,7 @@ def row_without(ordinal: int, refused: bool) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gate"], "--gate compares two weights. Pass --weights twice"),
+        (["--gate"], "--gate compares two sets of weights. Pass --weights twice"),
         (["--weights", "a", "--weights", "b", "--gate", "--truth", "all"], "Remove --truth all"),
         (["DATASET", "--weights", "a", "--weights", "b", "--gate"], "is given twice, so its images would count twice"),
         (["--guard-images", "x"], "--guard-images has no effect without --guard"),

@@ -53,8 +53,8 @@ def test_resources_are_settled_by_the_cluster(keys, cluster, expected):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"workers": 9}, "resources ask for 9 GPUs for 9 workers, but the cluster has 8: lower resources.workers"),
-        ({"workers": 8, "num_cpus": 9}, "resources ask for 72 CPUs for 8 workers, but the cluster has 64: lower"),
+        ({"workers": 9}, "resources request 9 GPUs for 9 workers, but the cluster has 8: lower resources.workers"),
+        ({"workers": 8, "num_cpus": 9}, "resources request 72 CPUs for 8 workers, but the cluster has 64: lower"),
         ({"workers": 2, "device": "cuda", "gpus_per_worker": 0}, "device is cuda and resources.gpus_per_worker 0"),
         ({"workers": 2, "device": "cpu", "gpus_per_worker": 1}, "device is cpu and resources.gpus_per_worker 1"),
     ],
