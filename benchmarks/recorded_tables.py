@@ -18,7 +18,7 @@ def clicks_part(results: dict[str, Result]) -> str:
         cpu, clicks = f"{result['machine']['cpu']}, {result['machine']['capability']}", result["first"]["clicks"]
         for name, times in (
             (f"from the request to the whole response, {clicks} clicks of each kind", result),
-            ("from the pointer's event to the frame that shows the mask, as many", result["in_browser"]),
+            ("from the pointer's event to the frame that shows the mask, the same number", result["in_browser"]),
         ):
             cells = [f"{times[kind]['median']:.0f} ({times[kind]['p95']:.0f})" for kind in ("first", "later")]
             rows.append([cpu, name, *cells])
@@ -49,8 +49,8 @@ def intervals_part(results: dict[str, Result]) -> str:
             cells.append(f"{100 * min(found):.1f} to {100 * max(found):.1f} ({len(found)})")
         rows.append([images, *cells])
     note = (
-        f"Percentage of {result['runs']:,} simulated runs whose interval contains the true value: the lowest and the "
-        "highest of the cases, whose number is in parentheses and which have 1 to 100 masks per image. "
+        f"Percentage of {result['runs']:,} simulated runs whose interval contains the true value: the range over the "
+        "cases, which have 1 to 100 masks per image and whose number is in parentheses. "
     )
     return "\n\n".join([table(["images", "means", "shares"], rows), wrapped(note + where(result))])
 

@@ -126,10 +126,10 @@ def near_copies_parts(result: Result | None) -> list[str]:
         return []
     bits, names = result["settings"]["bits"], result["settings"]["photographs"]
     about = (
-        f"**Copies of removed pictures** are compared without thumbnails, by the hash of one frame and any of the nine "
-        f"of the other, with up to {bits} bits. {result['pictures']:,} pictures of {len(names)} photographs and their "
-        "tiles were changed. The other families are drawn so that their pictures differ little. This isn't an "
-        "estimate for real catalogs, whose photographs are others."
+        "**Copies of removed pictures** are found without thumbnails: segmint compares the hash of one frame with all "
+        f"nine hashes of the other image, and up to {bits} bits may differ. The changed pictures are the "
+        f"{result['pictures']:,} photographs and tiles from {len(names)} photographs. The pictures in the other "
+        "families differ little by design. Real catalogs differ, so this isn't an estimate for them."
     )
     recall = table(["change", "listed"], ([name, percent(share, 1)] for name, share in result["recall"].items()))
     different = table(

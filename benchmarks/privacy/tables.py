@@ -25,8 +25,8 @@ def privacy_part(result: Result) -> str:
         parts.append(table([f"{name}, by size of the mark", "marks", "found", "recall"], _by_size(rows)))
     note = (
         f"A mark is found if a detection's box overlaps its box with an IoU of at least {result['iou']:g}. Hard marks "
-        f"and marks of less than {result['smallest']:g} pixels don't count. The intervals are by "
-        f"picture, and there is none for fewer than 10. Rule {result['rule']}. "
+        f"and marks of less than {result['smallest']:g} pixels don't count. Intervals are computed over pictures with "
+        f"marks; there are none for fewer than 10. `deidentify.rule` was {result['rule']}. "
         f"{where(result)}"
     )
     return "\n\n".join([*parts, wrapped(note)])
