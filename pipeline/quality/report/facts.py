@@ -5,6 +5,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, name_of
+from segmint.catalogs.dataset.mask_labels import MODEL
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
@@ -16,6 +17,7 @@ from segmint.pipeline.quality.study.agreement import AnnotatorAgreement, measure
 from segmint.pipeline.quality.study.privacy.score import PrivacyScore
 
 _CREDITS_SHOWN = 200
+_LABELED_BY_MODELS = f"SELECT count(label) FROM masks WHERE starts_with(label_source, '{MODEL}')"
 _ANNOTATED = "SELECT count(*) FROM images WHERE submission IS NOT NULL OR annotator IS NOT NULL"
 
 
@@ -103,6 +105,7 @@ class Facts:
     sources: tuple[int, int] | None  # median width and height of their source images
     people: tuple[AnnotatedMaskCounts, ...] = ()
     labeled: int = 0  # masks with a label
+    labeled_by_models: int = 0  # those whose label a model set
     annotated: int = 0  # images whose masks people reviewed, changed, or deleted
     agreement: AnnotatorAgreement | None = None  # of two people on the same images
     study: PrivacyScore | None = None  # misses of detectors that people found, if the report was given a study
@@ -147,6 +150,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         sources=_median_size(tables, "source_width", "source_height"),
         people=_people(tables) if manifest is not None else (),
         labeled=_number(tables, "SELECT count(label) FROM masks") if manifest is not None else 0,
+        labeled_by_models=_number(tables, _LABELED_BY_MODELS) if manifest is not None else 0,
         annotated=_number(tables, _ANNOTATED) if manifest is not None else 0,
         ratings=measure_ratings(tables) if manifest is not None else None,
         agreement=measure_agreement(tables.location) if manifest is not None else None,

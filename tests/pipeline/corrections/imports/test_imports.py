@@ -24,6 +24,7 @@ from segmint.pipeline.corrections.imports.files import ImportFormat
 from segmint.pipeline.corrections.imports.imports import ImportRequest, ImportResult, import_masks, list_import
 from segmint.pipeline.corrections.imports.matching import MatchMode
 from segmint.pipeline.corrections.imports.merge import ImportMode
+from segmint.pipeline.corrections.label import label
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
@@ -39,6 +40,7 @@ from tests.support.described_rows import described, rejected_row
 from tests.support.history_commands import grow
 from tests.support.imported import FIRST, SECOND, coco_of, import_coco, masks_of, write_coco
 from tests.support.label_studio import answered, convert, decode, painted
+from tests.support.labeled import shades
 from tests.support.locations import location_of
 from tests.support.protocol import DatasetPath, contents, retry, two_shards, write
 from tests.support.reported import QUICK
@@ -394,6 +396,7 @@ def test_each_table_is_read_once_for_the_sizes_of_images(place: DatasetPath, mon
 
 def test_the_audit_the_report_and_the_card_tell_people_s_masks_apart(place: DatasetPath, tmp_path: Path) -> None:
     import_coco(place, write_coco(place, {1: [(APART, None)], 2: [(CUT, 20_001)]}, label="<cup>"), license="a|b")
+    label(place.location, shades())
     write_report(place.location, location_of(tmp_path), options=QUICK)
     card = (tmp_path / "README.md").read_text()
     assert "People made or changed the masks of the table below; all others were generated automatically" in card
@@ -401,7 +404,7 @@ def test_the_audit_the_report_and_the_card_tell_people_s_masks_apart(place: Data
     assert "| imported | a\\|b | 1 | 1 |" in card
     assert "People looked at the masks of 2 images; those that they deleted are gone." in card
     assert "not corrected by people" not in card
-    assert "2 masks with a label from a person" in card
+    assert "6 masks with a label, 4 of them from a model; all others are class-agnostic." in card
     assert "- machine-generated\n- other\n" in card
     assert "Masks by source: 4 automatic, 1 corrected and 1 imported." in (tmp_path / "index.html").read_text()
     text = "\n".join(result_lines(audit_dataset(place.location, QUICK)))
