@@ -56,7 +56,7 @@ def front_matter(facts: Facts) -> str:
         "size_categories": [size_category(facts.images)],
         "task_categories": ["image-segmentation", "mask-generation"],
         "annotations_creators": ["machine-generated", *(["other"] if facts.people else [])],
-        "tags": ["segment-anything", "sa-1b", "class-agnostic", "webdataset"],
+        "tags": ["segment-anything", "sa-1b", *([] if facts.labeled else ["class-agnostic"]), "webdataset"],
     }
     return yaml_text(value)
 

@@ -406,6 +406,8 @@ def test_the_audit_the_report_and_the_card_tell_people_s_masks_apart(place: Data
     assert "not corrected by people" not in card
     assert "6 masks with a label, 4 of them from a model; all others are class-agnostic." in card
     assert "- machine-generated\n- other\n" in card
+    assert "- sa-1b\n- webdataset\n" in card  # not class-agnostic
+    assert "not a benchmark" not in card
     assert "Masks by source: 4 automatic, 1 corrected and 1 imported." in (tmp_path / "index.html").read_text()
     text = "\n".join(result_lines(audit_dataset(place.location, QUICK)))
     assert "by source: automatic 4, corrected 1, imported 1" in text

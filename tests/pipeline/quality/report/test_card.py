@@ -72,6 +72,7 @@ def test_it_is_filled_from_the_data(card: str) -> None:
         "The weights come from round 1:\n\n- round 1: weights mobile\\_sam (SHA-256 000000000000), trained on "
         '&lt;script&gt;alert("x")&lt;/script&gt; (digest 222222222222) from vit\\_b.\n'
     ) in processing
+    assert "it is not a benchmark, because its masks come from a model." in section(card, "Uses")
     gaps = section(card, "Known gaps")
     assert "2 catalog rows rejected and not in the dataset: not\\_an\\_image: 2." in gaps
     assert "1 image without masks." in gaps
