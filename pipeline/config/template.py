@@ -55,7 +55,7 @@ license:
 #  jpeg_quality: 95
 #  format: images
 
-# The masks. Profile `sa1b` follows the SAM paper, and `official` follows the reference code.
+# The masks. Profile `sa1b` follows the SAM paper; `official` and `sam2` follow SAM's and SAM 2's reference code.
 #masks:
 #  profile: sa1b
 #  points_per_side: 32
