@@ -1,7 +1,9 @@
 """`segmint evaluate`: compare weights with ground-truth masks, without training on them."""
 
+import inspect
+from collections.abc import Callable, Sized
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +23,7 @@ class RequiredVerdict(StrEnum):
 
 if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
-    from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
+    from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 
 app = typer.Typer(name="evaluate", help="Evaluate weights against masks that people made.", no_args_is_help=True)
 
@@ -69,17 +71,78 @@ OnRay = Annotated[
 ]
 Seed = Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of clicks, intervals, and tests.")]
 
+LabelMaps = Annotated[
+    list[str], typer.Argument(metavar="DIR", help="Folders of label maps, with --images; paths or URIs.")
+]
+IgnoreNear = Annotated[
+    list[int] | None,
+    typer.Option("--ignore", metavar="N", help="Number in label maps near which edges don't count; repeatable."),
+]
+LabeledDatasets = Annotated[list[str], typer.Argument(metavar="DATASET", help="Datasets with labels; paths or URIs.")]
 
-@app.command()
-@guarded
-@needs("report")
-def points(
+Checked = tuple[Any, Sized, Sized]
+"""Result of an evaluation, what makes its exit code 1, and what makes it 3."""
+
+
+def read_options(
     targets: Targets,
     images: Images = None,
     truth: ChosenMasks = TruthSelection.HUMAN,
     ignore: Ignore = None,
     weights: WeightsNames = None,
     predictions: PredictionFiles = None,
+    output: Output = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    ray: OnRay = None,
+    config: Config = None,
+) -> "tuple[EvaluateOptions, Storage]":
+    """Return the options of every evaluation, and access to stores."""
+    from segmint.pipeline.config.config import ResourcesConfig
+    from segmint.pipeline.engine.evaluate.run import RunOptions
+    from segmint.pipeline.engine.evaluate.session import EvaluateOptions
+    from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
+
+    build, storage = build_of(config)
+    run = RunOptions(ray, ResourcesConfig() if build is None else build.resources)
+    names = weights or ([] if predictions else ["mobile_sam"])
+    model = ModelOptions(tuple(names), tuple(predictions or ()), device, precision, run)
+    masks = TruthOptions(tuple(targets), tuple(images or ()), truth, tuple(ignore or ()))
+    return EvaluateOptions(masks, model, output), storage
+
+
+def evaluation(**changes: Any) -> Callable[[Callable[..., Checked]], Callable[..., Checked]]:
+    """Return a decorator that adds a command, which takes the options of `read_options` after its own.
+
+    `changes` are other types of these options, or None for options that the command doesn't take. The command is called
+    with the result of `read_options` and its own options.
+    """
+    given = inspect.signature(read_options).parameters
+    common = {name: each.replace(annotation=changes.get(name, each.annotation)) for name, each in given.items()}
+    common = {name: each for name, each in common.items() if each.annotation is not None}
+    as_json = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson)
+
+    def decorate(command: Callable[..., Checked]) -> Callable[..., Checked]:
+        @guarded
+        @needs("report")
+        def run(as_json: bool, **values: Any) -> None:
+            options, storage = read_options(**{name: values.pop(name) for name in common})
+            result, found, not_checked = command(options, storage, **values)
+            print_checked(result, as_json, found, not_checked)
+
+        own = list(inspect.signature(command).parameters.values())[2:]
+        parameters = [each.replace(kind=as_json.kind) for each in (*own, *common.values(), as_json)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # from which typer makes options
+        app.command(command.__name__, help=inspect.getdoc(command))(run)
+        return command
+
+    return decorate
+
+
+@evaluation()
+def points(
+    options: "EvaluateOptions",
+    storage: "Storage",
     clicks: Annotated[
         str, typer.Option(metavar="N,N,…", help="Click counts to measure masks after; ascending, starting with 1.")
     ] = "1,2,3,5,9",
@@ -122,13 +185,7 @@ def points(
         list[str] | None, typer.Option(metavar="DIR", help="Like --images, for the files of --guard.")
     ] = None,
     seed: Seed = 0,
-    output: Output = None,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    ray: OnRay = None,
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Checked:
     """Measure the mIoU of masks after 1, 2, 3, 5, and 9 clicks.
 
     Follows the SAM paper. Also reports the best of three masks.
@@ -136,108 +193,69 @@ def points(
     from segmint.pipeline.engine.evaluate.points.points import PointsOptions, evaluate_points
 
     settings = PointsSettings(parse_clicks(clicks), several=several_clicks, seed=seed)
-    model, storage = model_options(weights, predictions, device, precision, ray, config)
-    options = PointsOptions(truth_options(targets, images, truth, ignore), model, settings, first_click, groups, output)
-    if predictions and (gate or require or guard):
+    asked = PointsOptions(options.truth, options.model, settings, first_click, groups, options.output)
+    if asked.model.predictions and (gate or require or guard):
         raise UsageError("--predictions can't be used with the gate, which compares weights")
     if guard_images and not guard:
         raise UsageError("--guard-images has no effect without --guard, which names the files of these images")
     if not (gate or require or guard):
-        result = evaluate_points(options, storage)
-        print_checked(result, as_json, not_checked=result.subject.skipped)
-        return
+        result = evaluate_points(asked, storage)
+        return result, (), result.subject.skipped
     from segmint.pipeline.engine.evaluate.gate.gate import GateOptions, evaluate_gate
 
-    judged = evaluate_gate(GateOptions(options, tuple(guard or ()), tuple(guard_images or ())), storage)
+    judged = evaluate_gate(GateOptions(asked, tuple(guard or ()), tuple(guard_images or ())), storage)
     verdict = judged.judgment.verdict
     rejected = [] if require is None or verdict.value == require.value else [verdict]
-    print_checked(judged, as_json, rejected, [*judged.subject.skipped, *judged.judgment.not_checked])
+    return judged, rejected, [*judged.subject.skipped, *judged.judgment.not_checked]
 
 
-@app.command()
-@guarded
-@needs("report")
+@evaluation()
 def proposals(
-    targets: Targets,
-    images: Images = None,
-    truth: ChosenMasks = TruthSelection.HUMAN,
-    ignore: Ignore = None,
-    weights: WeightsNames = None,
-    predictions: PredictionFiles = None,
+    options: "EvaluateOptions",
+    storage: "Storage",
     points_per_side: Annotated[int, typer.Option(metavar="N", help="Points along each side of the grid.")] = 64,
-    output: Output = None,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    ray: OnRay = None,
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Checked:
     """Measure the average recall of masks made without prompts.
 
     Measured at 10, 100, and 1,000 masks and by size, following the SAM paper.
     """
     from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
-    from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 
-    model, storage = model_options(weights, predictions, device, precision, ray, config)
-    options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
     result = evaluate_proposals(options, points_per_side, storage)
-    print_checked(result, as_json, not_checked=result.subject.skipped)
+    return result, (), result.subject.skipped
 
 
-@app.command()
-@guarded
-@needs("report")
+@evaluation(targets=LabelMaps, truth=None, ignore=IgnoreNear)
 def edges(
-    targets: Annotated[
-        list[str], typer.Argument(metavar="DIR", help="Folders of label maps, with --images; paths or URIs.")
-    ],
-    images: Images = None,
+    options: "EvaluateOptions",
+    storage: "Storage",
     annotators: Annotated[
         list[str] | None,
         typer.Option(
             "--annotator", metavar="DIR", help="Folder with another annotator's maps of these images; repeatable."
         ),
     ] = None,
-    ignore: Annotated[
-        list[int] | None,
-        typer.Option("--ignore", metavar="N", help="Number in label maps near which edges don't count; repeatable."),
-    ] = None,
-    weights: WeightsNames = None,
-    predictions: PredictionFiles = None,
     points_per_side: Annotated[int, typer.Option(metavar="N", help="Points along each side of the grid.")] = 16,
     tolerance: Annotated[
         float, typer.Option(metavar="SHARE", help="Maximum distance of matched edges, as a share of the diagonal.")
     ] = 0.0075,
     thresholds: Annotated[int, typer.Option(metavar="N", help="Number of thresholds; fewer are faster.")] = 99,
-    output: Output = None,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    ray: OnRay = None,
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Checked:
     """Measure edges found without prompts: ODS, OIS, AP, and R50.
 
     Follows the SAM paper. Compares edges with the boundaries in label maps.
     """
     from segmint.pipeline.engine.evaluate.edges.edges import evaluate_edges
     from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure
-    from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 
-    model, storage = model_options(weights, predictions, device, precision, ray, config)
-    options = EvaluateOptions(truth_options(targets, images, TruthSelection.HUMAN, ignore), model, output)
-    measure = EdgesMeasure(points_per_side, thresholds, tolerance)
-    result = evaluate_edges(options, measure, annotators or (), storage)
-    print_checked(result, as_json, not_checked=result.subject.skipped)
+    result = evaluate_edges(options, EdgesMeasure(points_per_side, thresholds, tolerance), annotators or (), storage)
+    return result, (), result.subject.skipped
 
 
-@app.command()
-@guarded
-@needs("report")
+@evaluation()
 def instances(
-    targets: Targets,
-    images: Images = None,
+    options: "EvaluateOptions",
+    storage: "Storage",
     boxes: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="COCO results with a detector's boxes. Default: the ground-truth boxes."),
@@ -245,53 +263,30 @@ def instances(
     refine: Annotated[
         bool, typer.Option("--refine/--no-refine", help="Prompt a second time with the box and the mask's logits.")
     ] = True,
-    truth: ChosenMasks = TruthSelection.HUMAN,
-    ignore: Ignore = None,
-    weights: WeightsNames = None,
-    predictions: PredictionFiles = None,
-    output: Output = None,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    ray: OnRay = None,
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Checked:
     """Measure masks prompted by boxes: COCO AP or mean IoU.
 
     Follows the SAM paper. Reports the AP for a detector's boxes, which have scores.
     """
     from segmint.pipeline.engine.evaluate.instances.instances import evaluate_instances
-    from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 
-    model, storage = model_options(weights, predictions, device, precision, ray, config)
-    options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
     result = evaluate_instances(options, boxes, refine, storage)
-    print_checked(result, as_json, not_checked=result.subject.skipped)
+    return result, (), result.subject.skipped
 
 
-@app.command()
-@guarded
-@needs("report")
+@evaluation(targets=LabeledDatasets, **dict.fromkeys(("images", "truth", "ignore", "predictions", "output")))
 def text(
-    targets: Annotated[list[str], typer.Argument(metavar="DATASET", help="Datasets with labels; paths or URIs.")],
+    options: "EvaluateOptions",
+    storage: "Storage",
     clip: Annotated[str, typer.Option(metavar="FOLDER", help="CLIP, as transformers' save_pretrained writes it.")],
     projection: Annotated[str, typer.Option(metavar="FILE", help="Projection trained with the CLIP and the weights.")],
-    weights: WeightsNames = None,
     seed: Seed = 0,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    ray: OnRay = None,
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Checked:
     """Measure masks from labels, from no text, and from a point."""
-    from segmint.pipeline.engine.evaluate.session import EvaluateOptions
     from segmint.pipeline.engine.evaluate.text import evaluate_text
 
-    model, storage = model_options(weights, None, device, precision, ray, config)
-    options = EvaluateOptions(truth_options(targets, None, TruthSelection.HUMAN, None), model)
     result = evaluate_text(options, clip, projection, seed, storage)
-    print_checked(result, as_json, not_checked=result.subject.skipped)
+    return result, (), result.subject.skipped
 
 
 def parse_clicks(text: str) -> tuple[int, ...]:
@@ -301,31 +296,3 @@ def parse_clicks(text: str) -> tuple[int, ...]:
     if len(numbers) != len(parts) or numbers[:1] != [1] or sorted(set(numbers)) != numbers:
         raise UsageError(f"--clicks {text!r}: expected ascending numbers that begin with 1, as in 1,2,3,5,9")
     return tuple(numbers)
-
-
-def truth_options(
-    targets: list[str], images: list[str] | None, chosen: TruthSelection, ignore: list[int] | None
-) -> "TruthOptions":
-    """Return the options of every evaluation that select the ground truth."""
-    from segmint.pipeline.engine.evaluate.setup import TruthOptions
-
-    return TruthOptions(tuple(targets), tuple(images or ()), chosen, tuple(ignore or ()))
-
-
-def model_options(
-    weights: list[str] | None,
-    predictions: list[str] | None,
-    device: str,
-    precision: str,
-    ray: bool | None,
-    config: str | None,
-) -> "tuple[ModelOptions, Storage]":
-    """Return the options of every evaluation that select weights and resources, and access to stores."""
-    from segmint.pipeline.config.config import ResourcesConfig
-    from segmint.pipeline.engine.evaluate.run import RunOptions
-    from segmint.pipeline.engine.evaluate.setup import ModelOptions
-
-    build, storage = build_of(config)
-    run = RunOptions(ray, ResourcesConfig() if build is None else build.resources)
-    names = weights or ([] if predictions else ["mobile_sam"])
-    return ModelOptions(tuple(names), tuple(predictions or ()), device, precision, run), storage
