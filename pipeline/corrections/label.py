@@ -3,7 +3,7 @@
 Only the masks tables change, because the JSON in tars contains no labels.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -28,24 +28,17 @@ from segmint.pipeline.corrections.mask_revision import (
     RevisionList,
     RevisionPlan,
     RevisionResult,
-    is_unfinished,
     look_at_shards,
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelList(RevisionList):
     """List of the labels that would be set, or removed. `masks` counts them, and those that are `kept`."""
 
     would_change = "labels of {} of {} would change"
-    dataset: str
-    name: str
     labeler: str  # how it is named in the version, or "" to remove labels
     sha256: str  # its version, or ""
-    images: int  # that change
-    masks: Mapping[str, int]
-    shards: tuple[int, ...]  # that change
-    skipped_images: Mapping[str, int]
 
     def reason(self) -> str:
         """Return the reason that the version records."""
@@ -140,6 +133,7 @@ class _Label(MaskCorrection[LabelList, LabelResult]):
 
     stage: StageSpec | None
     command = "label"
+    list_class = LabelList
     result_class = LabelResult
 
     def plan(self, dataset: DatasetHandle) -> RevisionPlan[LabelList]:
@@ -147,22 +141,14 @@ class _Label(MaskCorrection[LabelList, LabelResult]):
         if stage is not None and not dataset.with_images:
             raise UsageError(f"{dataset} only contains annotations, so there are no images to label")
         change, total = LabelChange(dataset.location, stage), RevisionCounts()
-        committed = sorted(dataset.commits.committed())
+        committed = frozenset(dataset.commits.committed())
         nothing: list[int] = []
-        shards = ((shard, nothing) for shard in committed)
-        changing, unchanged = look_at_shards(dataset.location, shards, total, partial(_count, dataset.location, change))
-        listed = LabelList(
-            dataset=str(dataset),
-            name=dataset.manifest().name,
-            labeler="" if stage is None else stage.name,
-            sha256="" if stage is None else stage.version,
-            images=total.images,
-            masks={kind: total.masks[kind] for kind in (("removed",) if stage is None else ("labeled", "kept"))},
-            shards=changing,
-            skipped_images={},
-        )
-        is_done = not listed.images and not is_unfinished(dataset, committed)
-        return RevisionPlan(listed, frozenset(committed), change, unchanged, is_done)
+        shards = ((shard, nothing) for shard in sorted(committed))
+        looked = look_at_shards(dataset.location, shards, total, partial(_count, dataset.location, change))
+        labeler, sha256 = ("", "") if stage is None else (stage.name, stage.version)
+        kinds = ("removed",) if stage is None else ("labeled", "kept")
+        of_stage = {"name": dataset.manifest().name, "labeler": labeler, "sha256": sha256}
+        return self.planned(dataset, committed, change, total, looked, kinds, **of_stage)
 
     def revision(self, dataset: DatasetHandle, plan: RevisionPlan[LabelList]) -> Revision:
         here = self.stage is not None and self.stage.arguments.get("device", "cpu") != "cpu"

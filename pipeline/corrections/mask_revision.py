@@ -33,15 +33,18 @@ NOT_BUILT = "not built yet"
 """Reason why images of shards without a commit are skipped."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class RevisionList:
-    """Base class for lists of planned changes. Subclasses are dataclasses with at least these fields."""
+    """Base class for lists of planned changes."""
 
     would_change: ClassVar[str] = "{} of {} would change"  # with the number of images and the dataset
     dataset: str  # its path or URI
+    name: str
     images: int  # number that change
     masks: Mapping[str, int]  # count by outcome
     shards: tuple[int, ...]  # that change
     skipped_images: Mapping[str, int]  # by reason
+    examples: tuple[str, ...]
 
     def lines(self) -> list[str]:
         """Return the list as lines of text."""
@@ -195,9 +198,33 @@ R = TypeVar("R", bound=RevisionResult[Any])
 
 
 class MaskCorrection(Correction[RevisionPlan[L], R]):
-    """A correction of masks. Imports, merges, and labels supply the plan and the class of the result."""
+    """A correction of masks. Imports, merges, and labels supply the plan and the classes of its list and result."""
 
+    list_class: type[L]
     result_class: type[R]
+
+    def planned(
+        self,
+        dataset: DatasetHandle,
+        shards: Set[int],
+        change: Change,
+        counts: RevisionCounts,
+        looked: tuple[tuple[int, ...], dict[int, int]],
+        kinds: Sequence[str],
+        **more: Any,
+    ) -> RevisionPlan[L]:
+        """Return the plan from the result of `look_at_shards`. `kinds` are those of the list's masks."""
+        listed = self.list_class(
+            dataset=str(dataset),
+            images=counts.images,
+            masks={kind: counts.masks[kind] for kind in kinds},
+            shards=looked[0],
+            skipped_images=dict(counts.left.most_common()),
+            examples=tuple(counts.examples),
+            **more,
+        )
+        is_done = not listed.images and not is_unfinished(dataset, shards)
+        return RevisionPlan(listed, shards, change, looked[1], is_done)
 
     def revision(self, dataset: DatasetHandle, plan: RevisionPlan[L]) -> Revision:
         """Return the shards to change, and the change."""
@@ -214,14 +241,13 @@ class MaskCorrection(Correction[RevisionPlan[L], R]):
         return self.result_class(plan.listed, tuple(outcome.changed), version, outcome.outputs, outcome.removed_links)
 
 
-def is_unfinished(dataset: DatasetHandle, shards: Sequence[int]) -> bool:
+def is_unfinished(dataset: DatasetHandle, shards: Set[int]) -> bool:
     """Return whether a correction of these shards was interrupted and left reservations, former commits, or no version.
 
     Other shards may have changed since, and a build may reserve shards that are not committed yet.
     """
-    wanted = frozenset(shards)
     names = (parse_commit_name(name) for name in (dataset.location / COMMITS).walk_ever())
-    generations = [name for name in names if name is not None and name[0] in wanted]
+    generations = [name for name in names if name is not None and name[0] in shards]
     committed = {shard for shard, _ in generations}
     if len(generations) > len(committed):
         return True

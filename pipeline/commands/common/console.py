@@ -141,6 +141,20 @@ def print_dry_run(listed: Printable, as_json: bool) -> None:
         print_line("Nothing was changed.")
 
 
+def print_revision(revision: Any, as_json: bool, dataset: str, config: str | None) -> None:
+    """Print a revision's result and the next command, or, in a dry run, its list, which is the `listed` of a result.
+
+    Exits with code 3 if something could not be checked.
+    """
+    if not hasattr(revision, "listed"):
+        print_dry_run(revision, as_json)
+        exit_unless_clean((), revision.not_checked)
+        return
+    print_result(revision, as_json)
+    print_next(as_json, "audit", dataset, config=config)
+    exit_unless_clean((), revision.listed.not_checked)
+
+
 def print_checked(result: Printable, as_json: bool, found: Sized = (), not_checked: Sized = ()) -> None:
     """Print the result of a check, then exit as `exit_unless_clean` does."""
     print_result(result, as_json)

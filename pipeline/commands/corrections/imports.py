@@ -5,14 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, DryRun, Yes, storage_of
-from segmint.pipeline.commands.common.console import (
-    confirmation,
-    exit_unless_clean,
-    guarded,
-    print_dry_run,
-    print_next,
-    print_result,
-)
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_revision
 from segmint.pipeline.commands.common.extras import needs
 
 if TYPE_CHECKING:
@@ -92,15 +85,8 @@ def import_(
         annotator=annotator,
         match=MatchMode(match),
     )
-    if dry_run:
-        listed = list_import(target, asked)
-        print_dry_run(listed, as_json)
-    else:
-        imported = import_masks(target, asked, confirmation("import", yes))
-        listed = imported.listed
-        print_result(imported, as_json)
-        print_next(as_json, "audit", dataset, config=config)
-    exit_unless_clean((), listed.not_checked)
+    imported = list_import(target, asked) if dry_run else import_masks(target, asked, confirmation("import", yes))
+    print_revision(imported, as_json, dataset, config)
 
 
 def _mode(replace: bool, add: bool, *, carried: bool) -> "ImportMode":

@@ -1,14 +1,7 @@
 """`segmint merge`: merge annotators' submissions as the next generation of a dataset's shards."""
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, storage_of
-from segmint.pipeline.commands.common.console import (
-    confirmation,
-    exit_unless_clean,
-    guarded,
-    print_dry_run,
-    print_next,
-    print_result,
-)
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_revision
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -29,12 +22,5 @@ def merge(
     from segmint.pipeline.corrections.merge.run import list_merge, merge_submissions
 
     location = Location(storage_of(config), dataset)
-    if dry_run:
-        listed = list_merge(location)
-        print_dry_run(listed, as_json)
-    else:
-        merged = merge_submissions(location, confirmation("merge", yes))
-        listed = merged.listed
-        print_result(merged, as_json)
-        print_next(as_json, "audit", dataset, config=config)
-    exit_unless_clean((), listed.not_checked)
+    merged = list_merge(location) if dry_run else merge_submissions(location, confirmation("merge", yes))
+    print_revision(merged, as_json, dataset, config)

@@ -38,7 +38,6 @@ from segmint.pipeline.corrections.mask_revision import (
     RevisionList,
     RevisionPlan,
     RevisionResult,
-    is_unfinished,
     look_at_shards,
 )
 
@@ -96,7 +95,7 @@ class ImportCounts(RevisionCounts):
             self.example(f"{name}: {', '.join(changes) or 'only its columns'}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImportList(RevisionList):
     """List of the changes that an import would make.
 
@@ -106,15 +105,10 @@ class ImportList(RevisionList):
     no image here.
     """
 
-    dataset: str
-    name: str
     file: str
     sha256: str  # of the file, or the version digest of another dataset
     mode: str
-    images: int  # that change
     named: int  # images of the dataset that the file names
-    masks: Mapping[str, int]
-    skipped_images: Mapping[str, int]
     skipped_masks: Mapping[str, int]
     unknown: int  # images of the file that are not in the dataset
     first_unknown: str | None
@@ -123,8 +117,6 @@ class ImportList(RevisionList):
     superseded: int  # repeated entries for an image in the file
     unreadable: int  # masks and entries of the file that can't be read
     problems: tuple[str, ...]  # the first of them
-    examples: tuple[str, ...]
-    shards: tuple[int, ...]  # that change
 
     def lines(self) -> list[str]:
         """Return the list as lines of text."""
@@ -196,6 +188,7 @@ class _Import(MaskCorrection[ImportList, ImportResult]):
     asked: ImportRequest
     folder: Path
     command = "import"
+    list_class = ImportList
     result_class = ImportResult
 
     def plan(self, dataset: DatasetHandle) -> RevisionPlan[ImportList]:
@@ -219,17 +212,18 @@ class _Import(MaskCorrection[ImportList, ImportResult]):
         settings = ImportSettings(mode=asked.mode, source=asked.source, origin=origin, annotator=asked.annotator)
         tally = ImportCounts()
         shards = zip(staged.shards, (staged.answers(*span) for span in staged.ordinals), strict=True)
-        changing, unchanged = look_at_shards(location, shards, tally, partial(_count, location, settings))
-        listed = ImportList(
-            dataset=str(dataset),
+        return self.planned(
+            dataset,
+            frozenset(staged.shards),
+            ImportChange(staged, settings),
+            tally,
+            look_at_shards(location, shards, tally, partial(_count, location, settings)),
+            COUNTED,
             name=manifest.name,
             file=str(asked.where),
             sha256=digest,
             mode=str(asked.mode),
-            images=tally.images,
             named=staged.images,
-            masks={each: tally.masks[each] for each in COUNTED},
-            skipped_images=dict(tally.left.most_common()),
             skipped_masks=staged.left,
             unknown=staged.unknown,
             first_unknown=staged.first_unknown,
@@ -238,11 +232,7 @@ class _Import(MaskCorrection[ImportList, ImportResult]):
             superseded=staged.superseded,
             unreadable=staged.all_unreadable,
             problems=staged.unreadable,
-            examples=tuple(tally.examples),
-            shards=changing,
         )
-        is_done = not listed.images and not is_unfinished(dataset, staged.shards)
-        return RevisionPlan(listed, frozenset(staged.shards), ImportChange(staged, settings), unchanged, is_done)
 
 
 def _check(asked: ImportRequest) -> None:

@@ -29,7 +29,6 @@ from segmint.pipeline.corrections.mask_revision import (
     RevisionList,
     RevisionPlan,
     RevisionResult,
-    is_unfinished,
     look_at_shards,
 )
 from segmint.pipeline.corrections.merge.row import (
@@ -84,7 +83,7 @@ class MergeCounts(RevisionCounts):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MergeList(RevisionList):
     """List of the changes that a merge would make.
 
@@ -93,18 +92,11 @@ class MergeList(RevisionList):
     """
 
     would_change = "submissions for {} of {} would be merged"
-    dataset: str
-    name: str
     submitted: int  # images with a submission
-    images: int  # number that change
-    unchanged: int  # of these, confirmed without changing a mask
+    unchanged: int  # of those that change, confirmed without changing a mask
     merged: int  # images whose last submission is already merged
     superseded: int  # changing images with unmerged content in an earlier submission to another state
     uncompared: int  # with a submission in the other assignment that is neither merged nor compared
-    masks: Mapping[str, int]
-    skipped_images: Mapping[str, int]  # by reason
-    examples: tuple[str, ...]
-    shards: tuple[int, ...]  # that change
 
     def found(self) -> list[str]:
         """Return lines on the contents of the submissions."""
@@ -186,6 +178,7 @@ class _Merge(MaskCorrection[MergeList, MergeResult]):
     names: Names
     forget_taken: bool = False
     command = "merge"
+    list_class = MergeList
     result_class = MergeResult
 
     def plan(self, dataset: DatasetHandle) -> RevisionPlan[MergeList]:
@@ -196,25 +189,13 @@ class _Merge(MaskCorrection[MergeList, MergeResult]):
             by_shard.setdefault(ordinal // manifest.images_per_shard, []).append(ordinal)
         change = MergeChange(location, names)
         tally = MergeCounts()
-        changing, unchanged = look_at_shards(location, by_shard.items(), tally, partial(_count, change))
-        listed = MergeList(
-            dataset=str(dataset),
-            name=manifest.name,
-            submitted=len(names),
-            images=tally.images,
-            unchanged=tally.unchanged,
-            merged=tally.merged,
-            superseded=tally.superseded,
-            uncompared=tally.uncompared,
-            masks={each: tally.masks[each] for each in COUNTED},
-            skipped_images=dict(tally.left.most_common()),
-            examples=tuple(tally.examples),
-            shards=changing,
-        )
+        looked = look_at_shards(location, by_shard.items(), tally, partial(_count, change))
         if self.forget_taken and (taken := removed_images(read_tombstones(location)).keys() & names.keys()):
             purge_of_images(location, taken)  # left by a server that died before it checked the tombstones
-        is_done = not listed.images and not is_unfinished(dataset, sorted(by_shard))
-        return RevisionPlan(listed, frozenset(by_shard), change, unchanged, is_done)
+        of_submissions = {"submitted": len(names), "unchanged": tally.unchanged, "merged": tally.merged}
+        of_submissions |= {"superseded": tally.superseded, "uncompared": tally.uncompared}
+        shards = frozenset(by_shard)
+        return self.planned(dataset, shards, change, tally, looked, COUNTED, name=manifest.name, **of_submissions)
 
 
 def _names(dataset: Location) -> Names:

@@ -670,7 +670,9 @@ def _merged(place: DatasetPath) -> Any:
 @case("`merge`", "a submission couldn't be merged", 3)
 def _not_merged(replaced, place: DatasetPath) -> Any:
     skipped = {"a submission that cannot be read": 1, "taken down": 1}
-    listed = MergeList("d", "d", 2, 0, 0, 0, 0, 0, {}, skipped, (), ())
+    numbers = dict.fromkeys(("images", "unchanged", "merged", "superseded", "uncompared"), 0)
+    named: Any = {"dataset": "d", "name": "d", "masks": {}, "examples": (), "shards": ()}
+    listed = MergeList(submitted=2, skipped_images=skipped, **numbers, **named)
     replaced("corrections.merge.run.list_merge", listed)
     return run("merge", place.uri, "--dry-run")
 
