@@ -27,43 +27,29 @@ JSON = ".json"
 _INDEX = "index.json"  # list of the images in an export to GeoJSON
 
 
-class AnnotationFolder:
-    """A folder of SA-1B's JSON files, GeoJSON files, and label maps; other files are ignored.
+def read_folder(
+    folder: Location, add_to_hash: Callable[[bytes], Any], size_of: Callable[[str], Size | None] = lambda name: None
+) -> Iterator[AnnotatedImage]:
+    """Yield an image for each of a folder's SA-1B JSON files, GeoJSON files, and label maps, in the order of names.
 
-    After all images have been read, `sha256` is the hash of the files' names and bytes, and `files` is their number.
+    Other files are ignored. `add_to_hash` gets the files' names and hashes, and `size_of` returns the (height, width)
+    of an image by its name, if known. The images' `unreadable` lists whatever cannot be read.
     """
-
-    def __init__(self, folder: Location, size_of: Callable[[str], Size | None] = lambda name: None) -> None:
-        """`size_of` returns the (height, width) of an image by its name, if known."""
-        self._folder = folder
-        self._size_of = size_of
-        self._hash = hashlib.sha256()
-        self.files = 0
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 as 64 hexadecimal digits."""
-        return self._hash.hexdigest()
-
-    def __iter__(self) -> Iterator[AnnotatedImage]:
-        """Yield the images in the order of their files' names; their `unreadable` lists whatever cannot be read."""
-        names = sorted(found.name for found in self._folder.walk())
-        if any(name.lower().endswith(GEOJSON) for name in names):
-            names = [name for name in names if name != _INDEX]
-        for name in names:
-            ending = PurePosixPath(name).suffix.lower()
-            if ending not in (JSON, GEOJSON, *ENDINGS) or _is_hidden(name):
-                continue
-            self.files += 1
-            try:
-                data = (self._folder / name).read(max_bytes=MOST_MEMBER_BYTES)
-            except ObjectTooLargeError as error:
-                yield AnnotatedImage(name, None, None, unreadable=[f"the file: {error}"])
-                continue
-            self._hash.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
-            size = self._size_of(name)
-            read = {JSON: read_json, GEOJSON: read_geojson}.get(ending, _read_map)
-            yield read(data, name, size)
+    names = sorted(found.name for found in folder.walk())
+    if any(name.lower().endswith(GEOJSON) for name in names):
+        names = [name for name in names if name != _INDEX]
+    for name in names:
+        ending = PurePosixPath(name).suffix.lower()
+        if ending not in (JSON, GEOJSON, *ENDINGS) or _is_hidden(name):
+            continue
+        try:
+            data = (folder / name).read(max_bytes=MOST_MEMBER_BYTES)
+        except ObjectTooLargeError as error:
+            yield AnnotatedImage(name, None, None, unreadable=[f"the file: {error}"])
+            continue
+        add_to_hash(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+        read = {JSON: read_json, GEOJSON: read_geojson}.get(ending, _read_map)
+        yield read(data, name, size_of(name))
 
 
 def _is_hidden(name: str) -> bool:

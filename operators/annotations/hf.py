@@ -1,7 +1,6 @@
 """Reader of masks in a dataset that `segmint export --format hf` wrote."""
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -27,46 +26,38 @@ def is_data_file(name: str) -> bool:
     return name.startswith("data/") and name.endswith(".parquet")
 
 
-class HuggingFaceExport:
-    """The images of an export. After all have been read, `sha256` is the hash of the files' names and bytes."""
+def read_export(
+    folder: Location, add_to_hash: Callable[[bytes], Any], by_image_id: bool = False
+) -> Iterator[AnnotatedImage]:
+    """Yield the images of an export in order, named by their `image_id`, or else like the files in tars.
 
-    def __init__(self, folder: Location, by_image_id: bool = False) -> None:
-        """Name the images by their `image_id`, or else like the files in tars."""
-        self._folder = folder
-        self._name = "image_id" if by_image_id else "id"
-        self._hash = hashlib.sha256()
+    `add_to_hash` gets the files' names and hashes. Raises `UsageError` for files that aren't an export's.
+    """
+    for name in sorted(found.name for found in folder.walk() if is_data_file(found.name)):
+        file = folder / name
+        add_to_hash(f"{name} {file.sha256()}\n".encode())
+        try:
+            with file.open() as stream:
+                for batch in pq.ParquetFile(stream).iter_batches(_ROWS, columns=_COLUMNS):
+                    yield from (_image(row, by_image_id) for row in batch.to_pylist())
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"{file} can't be read ({type(error).__name__}: {str(error)[:200]}): expected a file of "
+                "`segmint export --format hf`"
+            ) from error
 
-    @property
-    def sha256(self) -> str:
-        """SHA-256 as 64 hexadecimal digits."""
-        return self._hash.hexdigest()
 
-    def __iter__(self) -> Iterator[AnnotatedImage]:
-        """Yield the images in order. Raises `UsageError` for files that aren't an export's."""
-        for name in sorted(found.name for found in self._folder.walk() if is_data_file(found.name)):
-            file = self._folder / name
-            self._hash.update(f"{name} {file.sha256()}\n".encode())
-            try:
-                with file.open() as stream:
-                    for batch in pq.ParquetFile(stream).iter_batches(_ROWS, columns=_COLUMNS):
-                        yield from map(self._image, batch.to_pylist())
-            except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-                raise UsageError(
-                    f"{file} can't be read ({type(error).__name__}: {str(error)[:200]}): expected a file of "
-                    "`segmint export --format hf`"
-                ) from error
-
-    def _image(self, row: dict[str, Any]) -> AnnotatedImage:
-        name = f"sa_{row['id']}.jpg" if self._name == "id" else str(row["image_id"])
-        image = AnnotatedImage(name, None, (row["height"], row["width"]))
-        for value in row["objects"]:
-            id = id_number(value["id"])
-            try:
-                rle = checked_rle(value)
-                image.check_size(rle["size"])
-            except UnreadableMaskError as error:
-                image.leave_out(id, error)
-                continue
-            label, source = (label_text(value.get(name)) for name in ("label", "label_source"))
-            image.masks.append(AnnotatedMask(rle, id, label, label_source=source))
-        return image
+def _image(row: dict[str, Any], by_image_id: bool) -> AnnotatedImage:
+    name = str(row["image_id"]) if by_image_id else f"sa_{row['id']}.jpg"
+    image = AnnotatedImage(name, None, (row["height"], row["width"]))
+    for value in row["objects"]:
+        id = id_number(value["id"])
+        try:
+            rle = checked_rle(value)
+            image.check_size(rle["size"])
+        except UnreadableMaskError as error:
+            image.leave_out(id, error)
+            continue
+        label, source = (label_text(value.get(name)) for name in ("label", "label_source"))
+        image.masks.append(AnnotatedMask(rle, id, label, label_source=source))
+    return image

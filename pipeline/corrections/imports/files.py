@@ -2,20 +2,20 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.coco import parse_coco, read_coco
-from segmint.operators.annotations.folder import AnnotationFolder
-from segmint.operators.annotations.hf import HuggingFaceExport, is_data_file
+from segmint.operators.annotations.folder import read_folder
+from segmint.operators.annotations.hf import is_data_file, read_export
 from segmint.operators.annotations.label_studio import iter_tasks, read_tasks
 from segmint.pipeline.corrections.imports.matching import MatchMode
 from segmint.pipeline.corrections.imports.staging import MaskStaging
-from segmint.pipeline.export.categories import OBJECT
 
 
 class ImportFormat(StrEnum):
@@ -98,20 +98,21 @@ def _stage_coco(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
         stage.leave_out(problem)
     stage.homeless = found.homeless
     for image in found.images:
-        stage.add(image, unlabeled=OBJECT)
+        stage.add(image)
     return digest
 
 
 def _stage_tasks(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
     try:
         with where.open() as stream:
-            hashed = _HashingStream(stream)
-            for task in read_tasks(iter_tasks(hashed), size_of):
+            hashed = hashlib.sha256()
+            hashing = _HashingStream(stream, hashed.update)
+            for task in read_tasks(iter_tasks(hashing), size_of):
                 stage.superseded += task.superseded
-                stage.add(task.image, unlabeled=OBJECT)
-            while hashed.read(1 << 20):
+                stage.add(task.image)
+            while hashing.read(1 << 20):
                 pass
-            return hashed.sha256
+            return hashed.hexdigest()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{where} can't be read as Label Studio tasks ({type(error).__name__}: {error}): expected its JSON or "
@@ -120,36 +121,33 @@ def _stage_tasks(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
 
 
 def _stage_folder(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
-    folder = AnnotationFolder(where, size_of)
-    for image in folder:
-        stage.add(image, unlabeled=OBJECT)
-    if not folder.files:
+    hashed = hashlib.sha256()
+    image = None
+    for image in read_folder(where, hashed.update, size_of):
+        stage.add(image)
+    if image is None:
         raise UsageError(
             f"{where} has no masks: expected a folder with one file per image, SA-1B's JSON (.json), GeoJSON "
             "(.geojson), or label maps (.png, .tif, .npy)"
         )
-    return folder.sha256
+    return hashed.hexdigest()
 
 
 def _stage_hf(where: Location, stage: MaskStaging) -> str:
-    export = HuggingFaceExport(where, stage.match is MatchMode.IMAGE_ID)
-    for image in export:
-        stage.add(image, unlabeled=OBJECT)
-    return export.sha256
+    hashed = hashlib.sha256()
+    for image in read_export(where, hashed.update, stage.match is MatchMode.IMAGE_ID):
+        stage.add(image)
+    return hashed.hexdigest()
 
 
+@dataclass(frozen=True)
 class _HashingStream:
     """A stream that is hashed while it is read."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._hash = hashlib.sha256()
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
+    stream: BinaryIO
+    add_to_hash: Callable[[bytes], Any]
 
     def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
-        self._hash.update(data)
+        data = self.stream.read(size)
+        self.add_to_hash(data)
         return data

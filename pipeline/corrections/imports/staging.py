@@ -24,6 +24,7 @@ from segmint.operators.schemas import ANNOTATION_STAGE, IMAGES, MASK_ORIGIN, MAS
 from segmint.pipeline.corrections.annotated_masks import NewMask, canonical_counts
 from segmint.pipeline.corrections.imports.matching import MatchMode, find_homes, quoted
 from segmint.pipeline.corrections.imports.merge import ImageImport
+from segmint.pipeline.export.categories import OBJECT
 
 _MEMORY = "1GB"
 
@@ -134,8 +135,8 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         self._answers.close()
         self._masks.close()
 
-    def add(self, image: AnnotatedImage, unlabeled: str | None = None) -> None:
-        """Add an image of a file with its masks. The label `unlabeled` counts as no label."""
+    def add(self, image: AnnotatedImage) -> None:
+        """Add an image of a file with its masks. The label `object` of exports counts as no label."""
         number = image_number(image.name) if self.match is MatchMode.NUMBER else None
         ordinal = None if number is None else number - 1
         unreadable = list(image.unreadable)
@@ -145,7 +146,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
             height, width = mask.rle["size"]
             try:
                 counts = canonical_counts(mask.rle["counts"], (height, width))
-                label = None if mask.label == unlabeled else mask.label or None
+                label = None if mask.label == OBJECT else mask.label or None
                 own = {"counts": counts, "id": mask.id if by_id else None, "label": label, "said": None}
                 masks.append({"height": height, "width": width, "by_model": is_of_model(mask.label_source), **own})
             except ValueError as error:  # already checked by the readers

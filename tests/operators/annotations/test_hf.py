@@ -1,5 +1,6 @@
 """Hugging Face exports: their masks are read back, and other files and damaged masks are told."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.infra.errors import UsageError
-from segmint.operators.annotations.hf import HuggingFaceExport
+from segmint.operators.annotations.hf import read_export
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from tests.support.committed import write_dataset
@@ -36,20 +37,21 @@ def changed(file: Path, **changes: Any) -> None:
 
 
 def test_masks_ids_and_labels_are_read_back(exported: Path) -> None:
-    export = HuggingFaceExport(location_of(exported))
+    hashed: list[bytes] = []
+    export = read_export(location_of(exported), hashed.append)
     for image, sample in zip(export, Dataset.open(location_of(exported.parent / "dataset")), strict=True):
         assert (image.name, image.size, image.unreadable) == (f"sa_{sample.id}.jpg", (60, 80), [])
         assert [(mask.id, mask.label) for mask in image.masks] == [(mask.id, mask.label) for mask in sample.masks]
         for mask, expected in zip(image.masks, sample.masks, strict=True):
             np.testing.assert_array_equal(mask.pixels(), expected.mask)
-    assert len(export.sha256) == 64
-    assert next(iter(HuggingFaceExport(location_of(exported), by_image_id=True))).name == "image-0"
+    assert [line.split(b" ")[0] for line in hashed] == [b"data/train-00000.parquet"]
+    assert next(read_export(location_of(exported), hashed.append, by_image_id=True)).name == "image-0"
 
 
 @pytest.mark.parametrize("changes", [{"counts": "1000000"}, {"size": [70, 80]}, {"size": None}, {"counts": None}])
 def test_a_damaged_mask_costs_no_other(exported: Path, changes: dict[str, Any]) -> None:
     changed(exported / "data/train-00000.parquet", **changes)
-    image = next(iter(HuggingFaceExport(location_of(exported))))
+    image = next(read_export(location_of(exported), hashlib.sha256().update))
     assert (len(image.unreadable), [mask.id for mask in image.masks]) == (1, [10_001])
 
 
@@ -61,4 +63,4 @@ def test_another_file_is_refused_by_name(tmp_path: Path, columns: dict[str, Any]
     if columns is not None:
         pq.write_table(pa.table(columns), file)
     with pytest.raises(UsageError, match=r"train-00000\.parquet can't be read .*: expected a file of"):
-        list(HuggingFaceExport(location_of(tmp_path)))
+        list(read_export(location_of(tmp_path), hashlib.sha256().update))
