@@ -14,9 +14,9 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam import image_encoder_tinyvit as tinyvit
 from segmint.model.sam.common import EMBEDDING_CHANNELS
 from segmint.model.sam.geometry import SAM1
-from segmint.model.sam.image_encoder_hiera import HIGH_RES_CHANNELS, PATCH_SIZE, HieraShape
+from segmint.model.sam.image_encoder_hiera import HIERA_SHAPES, HIGH_RES_CHANNELS, PATCH_SIZE, HieraShape
 from segmint.model.sam.image_encoder_vit import WINDOW, VitShape
-from segmint.model.sam.load import HIERA_SHAPES, VIT_SHAPES, Architecture
+from segmint.model.sam.load import VIT_SHAPES, Architecture
 from segmint.model.sam.mask_decoder import MASK_TOKENS
 from segmint.model.sam.point_decoder import POINT_TOKENS
 

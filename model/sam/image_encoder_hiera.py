@@ -5,6 +5,7 @@ the image embedding, after the fourth is added to it. The first two are the high
 decoder adds while it upscales the embedding.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -55,10 +56,12 @@ class HieraShape:
         return tuple(self.width << stage for stage in range(len(self.depths)))
 
 
-HIERA_TINY = HieraShape(96, 1, (1, 2, 7, 2), (8, 4, 14, 7), (5, 7, 9), 7)
-HIERA_SMALL = HieraShape(96, 1, (1, 2, 11, 2), (8, 4, 14, 7), (7, 10, 13), 7)
-HIERA_BASE_PLUS = HieraShape(112, 2, (2, 3, 16, 3), (8, 4, 14, 7), (12, 16, 20), 14)
-HIERA_LARGE = HieraShape(144, 2, (2, 6, 36, 4), (8, 4, 16, 8), (23, 33, 43), 7)
+HIERA_SHAPES: Mapping[str, HieraShape] = {
+    "hiera_tiny": HieraShape(96, 1, (1, 2, 7, 2), (8, 4, 14, 7), (5, 7, 9), 7),
+    "hiera_small": HieraShape(96, 1, (1, 2, 11, 2), (8, 4, 14, 7), (7, 10, 13), 7),
+    "hiera_base_plus": HieraShape(112, 2, (2, 3, 16, 3), (8, 4, 14, 7), (12, 16, 20), 14),
+    "hiera_large": HieraShape(144, 2, (2, 6, 36, 4), (8, 4, 16, 8), (23, 33, 43), 7),
+}
 
 
 class ImageEncoderHiera(nn.Module):

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 
 from segmint.model.sam.geometry import SAM1, SAM2, Geometry
-from segmint.model.sam.image_encoder_hiera import (
-    HIERA_BASE_PLUS,
-    HIERA_LARGE,
-    HIERA_SMALL,
-    HIERA_TINY,
-    HieraShape,
-    ImageEncoderHiera,
-)
+from segmint.model.sam.image_encoder_hiera import HIERA_SHAPES, ImageEncoderHiera
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.image_encoder_vit import VIT_B, VIT_H, VIT_L, ImageEncoderViT, VitShape
 from segmint.model.sam.mask_decoder import SAM1_TRAITS, SAM2_TRAITS, MaskDecoder
@@ -28,13 +21,6 @@ Architecture = Literal[
 ]
 
 VIT_SHAPES: Mapping[str, VitShape] = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
-
-HIERA_SHAPES: Mapping[str, HieraShape] = {
-    "hiera_tiny": HIERA_TINY,
-    "hiera_small": HIERA_SMALL,
-    "hiera_base_plus": HIERA_BASE_PLUS,
-    "hiera_large": HIERA_LARGE,
-}
 
 SAM2_NAMES = (
     (r"sam_prompt_encoder\.", "prompt_encoder."),

@@ -62,7 +62,7 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = Perceptron(width, width, MASK_TOKENS)
         if traits.scores_objects:
             self.obj_score_token = learned_tokens(1, width)
-            self.pred_obj_score_head = Perceptron(width, width, 1)
+            self.pred_obj_score_head = Perceptron(width, width, 1)  # only videos need the score
 
     @property
     def own_tokens(self) -> Tensor:
@@ -128,11 +128,6 @@ class MaskDecoder(nn.Module):
         image = (features + prompt.dense).flatten(2).transpose(1, 2)
         attended: tuple[Tensor, Tensor] = self.transformer(image, positions.flatten(2).transpose(1, 2), tokens)
         return attended
-
-    def object_scores(self, tokens: Tensor) -> Tensor:
-        """Return the logits (B, 1) of an object's presence from output tokens (B, T, 256), if the decoder has them."""
-        scores: Tensor = self.pred_obj_score_head(tokens[:, 1 + MASK_TOKENS])
-        return scores
 
     def _upscale(self, image: Tensor, high_res: tuple[Tensor, ...]) -> Tensor:
         """Return images (B, 32, 256, 256) from (B, 256, 64, 64)."""

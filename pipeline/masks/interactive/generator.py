@@ -23,10 +23,7 @@ from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings, Profile
 from segmint.model.sam import predictor as sam_predictor
 from segmint.model.sam.batch_encoder import CompileMode
-from segmint.model.sam.image_encoder_hiera import ImageEncoderHiera
-from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
-from segmint.model.sam.image_encoder_vit import ImageEncoderViT
-from segmint.model.sam.load import HIERA_SHAPES, VIT_SHAPES
+from segmint.model.sam.load import SamWeightsError, encoder_architecture
 from segmint.model.sam.predictor import Embedding
 from segmint.model.sam.prompts import Array, Prompts, check_prompts
 from segmint.model.sam.sam import Sam
@@ -149,15 +146,10 @@ class Predictor(sam_predictor.Predictor):
 
 def model_name(sam: Sam) -> str:
     """Return a short description of a model: its image encoder, device, and dtype."""
-    encoder = sam.image_encoder
-    name = type(encoder).__name__
-    if isinstance(encoder, ImageEncoderTinyViT):
-        name = "mobile_sam"
-    elif isinstance(encoder, ImageEncoderViT):
-        widths = {shape.width: known for known, shape in VIT_SHAPES.items()}
-        name = widths.get(encoder.pos_embed.shape[-1], name)
-    elif isinstance(encoder, ImageEncoderHiera):
-        name = next((known for known, shape in HIERA_SHAPES.items() if shape == encoder.shape), name)
+    try:
+        name: str = encoder_architecture(sam.state_dict())
+    except SamWeightsError:
+        name = type(sam.image_encoder).__name__
     drawn = ", drawing in bfloat16" if sam.draws_in_bf16 else ""
     return f"{name} on {sam.device}, {str(sam.dtype).removeprefix('torch.')}{drawn}"
 

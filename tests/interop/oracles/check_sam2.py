@@ -23,6 +23,7 @@ from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.kernels.cpu.library import usable_kernels
 from segmint.model.sam import load
+from segmint.model.sam.image_encoder_hiera import HIERA_SHAPES
 from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.preprocess import normalized, stretch
 from segmint.model.sam.sam import Sam
@@ -150,7 +151,7 @@ def compare(size: str, folder: Path) -> None:
     *_, tokens, scores = theirs.sam_mask_decoder(embedding.features, positions, sparse, dense, True, True, high_res)
     output, _ = sam.mask_decoder.attend(embedding.features, positions, prompt)
     found.tensor("mask tokens", output[:, 2:5], tokens)
-    found.tensor("object score", sam.mask_decoder.object_scores(output), scores)
+    found.tensor("object score", sam.mask_decoder.pred_obj_score_head(output[:, 5]), scores)
     found.report()
 
 
@@ -215,7 +216,7 @@ def of_transformers(size: str, sam: Sam) -> Any:
     """Return the model of `transformers` with the weights of ours."""
     from transformers import Sam2Config, Sam2HieraDetConfig, Sam2Model, Sam2VisionConfig
 
-    shape = load.HIERA_SHAPES[f"hiera_{size}"]
+    shape = HIERA_SHAPES[f"hiera_{size}"]
     backbone = Sam2HieraDetConfig(
         hidden_size=shape.width,
         num_attention_heads=shape.heads,
@@ -276,7 +277,8 @@ def compare_with_transformers(size: str) -> None:
     scaled = points.double() * scale.double(), labels.double(), boxes.double() * scale.repeat(2)
     prompt = sam.prompt_encoder(*scaled, None)
     output, _ = sam.mask_decoder.attend(embedding.features, sam.prompt_encoder.dense_positions(), prompt)
-    found.tensor("object score", sam.mask_decoder.object_scores(output), expected.object_score_logits[0])
+    score = sam.mask_decoder.pred_obj_score_head(output[:, 5])
+    found.tensor("object score", score, expected.object_score_logits[0])
     print(f"{size}, transformers:")
     found.report()
 

@@ -71,8 +71,6 @@ def test_the_object_scores_token_comes_last_and_matters() -> None:
     assert torch.equal(decoder.own_tokens[5:], decoder.obj_score_token.weight)
     features, positions = torch.randn(2, 1, 256, SIDE, SIDE)
     prompt = PromptEmbedding(torch.randn(2, 2, 256), torch.zeros(1, 256, SIDE, SIDE))
-    tokens, _ = decoder.attend(features, positions, prompt)
-    assert torch.equal(decoder.object_scores(tokens), decoder.pred_obj_score_head(tokens[:, 5]))
     before = decoder(features, positions, prompt, True)[0]
     decoder.obj_score_token.weight.add_(1.0)
     assert (decoder(features, positions, prompt, True)[0] - before).abs().max() > 1e-3
