@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.summaries import save_full_blocks
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.reasons import is_custom_reason
+from segmint.infra.errors import UsageError
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.threads import map_ahead
@@ -145,6 +147,7 @@ class RejectedRows:
     write = staticmethod(retry_shard)
 
     def __init__(self, config: Config, dataset: BuildDataset, wanted: range, reasons: Collection[str]) -> None:
+        """Find the shards. Raises `UsageError` for a reason that no custom stage can have given so far."""
         self._config = config
         self._dataset = dataset
         self._reasons = sorted(map(str, reasons))
@@ -153,11 +156,21 @@ class RejectedRows:
         pairs = ((shard, committed[shard]) for shard in wanted if shard in committed)
         self._generations: dict[int, int] = {}
         self._rows: dict[int, int] = {}
+        found: set[str] = set()
         for commit in self._commits.read_latest_of(pairs):
+            found.update(name for name in commit.counts if name.startswith(REJECTED))
             rows = sum(commit.counts.get(f"{REJECTED}{reason}", 0) for reason in self._reasons)
             if rows:
                 self._generations[commit.shard], self._rows[commit.shard] = commit.generation, rows
         self.left = list(self._generations)
+        unknown = [each for each in self._reasons if is_custom_reason(each) and f"{REJECTED}{each}" not in found]
+        # Shards that are missing, or that a correction or an earlier retry replaced, may have had the reason.
+        if unknown and wanted == dataset.shards() and all(committed.get(shard) == 1 for shard in wanted):
+            known = sorted(filter(is_custom_reason, (name.removeprefix(REJECTED) for name in found)))
+            raise UsageError(
+                f"--retry-rejected {unknown[0]!r}: no row was rejected for it. Reasons of custom stages: "
+                f"{', '.join(known) or 'none'}"
+            )
 
     @property
     def rows(self) -> int:

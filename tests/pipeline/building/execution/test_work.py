@@ -11,6 +11,7 @@ from PIL import Image
 from segmint.catalogs.dataset.commits import CommitLog, FileEntry
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.shard_ranges import ShardSpan
+from segmint.infra.errors import UsageError
 from segmint.infra.metrics import RunMetrics
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -38,7 +39,7 @@ def ordinals_of(rows: WindowRows) -> list[int]:
     return [ordinal for table in tables for ordinal in table.column("ordinal").to_pylist()]
 
 
-def rejected(opened: tuple[Config, BuildDataset], *reasons: Reason, wanted: range = range(3)) -> RejectedRows:
+def rejected(opened: tuple[Config, BuildDataset], *reasons: str, wanted: range = range(3)) -> RejectedRows:
     config, dataset = opened
     return RejectedRows(config, dataset, wanted, reasons)
 
@@ -113,6 +114,22 @@ def test_a_range_of_shards_limits_the_rows(opened: tuple[Config, BuildDataset]) 
     both = Reason.LICENSE_NOT_ALLOWED, Reason.NOT_FOUND
     assert rejected(opened, *both, wanted=range(1, 3)).left == [2]
     assert rejected(opened, *both, wanted=range(1, 2)).left == []
+
+
+def test_a_reason_that_no_custom_stage_gave_is_refused(opened: tuple[Config, BuildDataset]) -> None:
+    log = commits(opened)
+    commit = log.latest(0)
+    assert commit is not None
+    log.location(0, 1).delete()
+    assert rejected(opened, "blury").left == [], "the missing shard may have it"
+    log.put(replace(commit, counts={**commit.counts, "rejected:blurry": 1}))
+    with pytest.raises(UsageError, match=r"'blury': no row was rejected for it\. Reasons of custom stages: blurry$"):
+        rejected(opened, "blurry", "blury")
+    assert rejected(opened, "blurry").left == [0]
+    assert rejected(opened, "blury", wanted=range(2)).left == [], "other shards may have it"
+    log.put(replace(commit, generation=2))
+    log.location(0, 1).delete()
+    assert rejected(opened, "blurry").left == [], "its rows were retried"
 
 
 def test_a_row_is_retried_once_in_a_run(opened: tuple[Config, BuildDataset]) -> None:
