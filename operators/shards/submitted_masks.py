@@ -17,7 +17,7 @@ _PROMPT = ("kind", "x", "y", "w", "h", "label", "text")
 
 
 def is_prompted(mask: SubmittedMask) -> bool:
-    """Return whether the model predicted the mask from a click or a box."""
+    """Return whether the model predicted the mask from a click, a box, or a text."""
     return any(prompt.kind != "mask" for prompt in mask.prompts)
 
 

@@ -13,7 +13,7 @@ from segmint.infra.assets.known import AUTO
 from segmint.infra.errors import UsageError
 from segmint.infra.progress import Progress
 from segmint.infra.wording import counted, duration, listed
-from segmint.pipeline.commands.common.arguments import Device
+from segmint.pipeline.commands.common.arguments import Clip, Device, Projection
 from segmint.pipeline.commands.common.console import (
     exit_unless_clean,
     guarded,
@@ -115,12 +115,8 @@ def masks(
         str | None,
         typer.Option(metavar="TEXT", help="Text for one mask, with any --point and at most one --box; needs --clip."),
     ] = None,
-    clip: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="CLIP for --text, as transformers' save_pretrained writes it.")
-    ] = None,
-    projection: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Trained projection from CLIP to SAM's prompts, for --text.")
-    ] = None,
+    clip: Clip = None,
+    projection: Projection = None,
     all_masks: Annotated[
         bool, typer.Option("--all-masks", help="Write the whole, part, and subpart per prompt, not only the best mask.")
     ] = False,

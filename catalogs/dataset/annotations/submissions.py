@@ -95,7 +95,14 @@ class MaskPrompt(_StrictRecord):
     kind: Literal["mask"] = "mask"
 
 
-Prompt = Annotated[PointPrompt | BoxPrompt | MaskPrompt, Field(discriminator="kind")]
+class TextPrompt(_StrictRecord):
+    """A text that names the object."""
+
+    kind: Literal["text"] = "text"
+    text: Annotated[_Label, AfterValidator(_nonempty)]
+
+
+Prompt = Annotated[PointPrompt | BoxPrompt | MaskPrompt | TextPrompt, Field(discriminator="kind")]
 
 
 class SubmittedMask(_StrictRecord):
@@ -223,7 +230,7 @@ class Submission(_StrictRecord):
             raise ValueError("masks: a corrected mask needs a parent")
 
 
-def _is_inside(prompt: PointPrompt | BoxPrompt | MaskPrompt, size: tuple[int, int]) -> bool:
+def _is_inside(prompt: Prompt, size: tuple[int, int]) -> bool:
     height, width = size
     if isinstance(prompt, PointPrompt):
         return prompt.x <= width and prompt.y <= height

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import Browser, Config, Device, Port, storage_of
+from segmint.pipeline.commands.common.arguments import Browser, Clip, Config, Device, Port, Projection, storage_of
 from segmint.pipeline.commands.common.console import guarded, print_line, print_message
 from segmint.pipeline.commands.common.extras import needs
 
@@ -71,6 +71,8 @@ def annotate(
         typer.Option(metavar="NAME|PATH", help="Weights of the model. Default: those that made the dataset."),
     ] = None,
     device: Device = "auto",
+    clip: Clip = None,
+    projection: Projection = None,
     prefill: Annotated[
         str | None,
         typer.Option(
@@ -113,12 +115,17 @@ def annotate(
         "--overlap": overlap != 0,
         "--weights": weights is not None,
         "--device": device != "auto",
+        "--clip": clip is not None,
+        "--projection": projection is not None,
         "--prefill": prefill is not None,
         "--masks": masks is not None,
         "--seed": seed is not None,
     }
     refuse_needless(stage, {option for option, is_given in given.items() if is_given})
     detector = None if prefill is None else detector_of(prefill)
+    if (clip is None) != (projection is None):
+        raise UsageError("--clip and --projection need each other: pass both to take texts as prompts")
+    text = None if clip is None or projection is None else (clip, projection)
     who = [check_name(name) for name in names or ["annotator"]]
     public = None if origin is None else parse_origin(origin)
     place = Location(storage_of(config), dataset)
@@ -156,7 +163,9 @@ def annotate(
             return
         sample = None if study is None else Location(place.storage, study)
         queue = QueueOptions(select, QueueOrder(order), sample, overlap)
-        opened = stack.enter_context(open_view(place, AnnotateOptions(queue, stage, weights, device, detector, files)))
+        opened = stack.enter_context(
+            open_view(place, AnnotateOptions(queue, stage, weights, device, detector, files, text))
+        )
         if opened.note is not None:
             print_message(f"note: {opened.note}")
         about = opened.annotator_view.about

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -17,6 +18,7 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.segment.models import load_model
+from segmint.operators.text.prompts import TextPrompts
 from segmint.pipeline.engine.annotate.access import ServerOrigin, Team
 from segmint.pipeline.engine.annotate.annotator_view import AnnotatorView, MaskFiles
 from segmint.pipeline.engine.annotate.clicks.decoder import Decoder
@@ -34,6 +36,9 @@ from segmint.pipeline.serving.server import listen, run_app
 
 DEFAULT_WEIGHTS = "mobile_sam"
 
+TEXTS = 64
+"""Number of texts whose embeddings are kept."""
+
 
 @dataclass(frozen=True)
 class AnnotateOptions:
@@ -45,6 +50,7 @@ class AnnotateOptions:
     device: str = "auto"
     detector: str | None = None  # TorchScript file that detects objects, for prefills
     files: MaskFiles | None = None  # to which saved masks are also written
+    text: tuple[str, str] | None = None  # the folder of a CLIP and the file of a projection, for texts as prompts
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
     """Open a dataset for its annotators; scratch files are deleted at the end.
 
     Raises `UsageError` if there is no segmint dataset, if it has no images, for weights that aren't SAM's, and the
-    errors of `make_queue`.
+    errors of `make_queue` and `TextPrompts.load`.
     """
     manifest = load_manifest(dataset)
     check_images(dataset, manifest)
@@ -72,6 +78,11 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
         weights, path, note = find_weights(dataset, manifest, options.weights)
         compute = resolve_compute(options.device, "fp32")
         predictor = stack.enter_context(PredictorThread(lambda: load_model(path, compute)))
+        sha256 = sha256_of(path)
+        if options.text is not None:
+            prompts = predictor.run(TextPrompts.load, *options.text, compute.device, sha256)
+            embed = lru_cache(TEXTS)(lambda *texts: prompts(texts))  # each click sends the mask's text again
+            predictor.embed_texts = lambda texts: embed(*texts)
         decoder = stack.enter_context(JpegDecoder(own=True))
         source = stack.enter_context(closing(ImageSource(dataset, places, folder)))
         study = None if options.queue.study is None else options.queue.study.name
@@ -81,10 +92,11 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
             images=len(queue),
             stage=options.stage,
             weights=weights,
-            weights_sha256=sha256_of(path),
+            weights_sha256=sha256,
             overlap=options.queue.overlap,
             study=study,
             order=MEASURED.get(manifest.weights.sha256),
+            takes_text=options.text is not None,
         )
         prefills = None
         if options.detector is not None:

@@ -9,7 +9,7 @@ import { MaskCanvas } from "./canvas.js";
 import { Guide } from "./guide.js";
 import { setUpHelp } from "./help.js";
 import { actionOf } from "./keys.js";
-import { LabelDialog } from "./label.js";
+import { LabelDialog, printable } from "./label.js";
 import { Nesting } from "./levels.js";
 import { MaskList } from "./list.js";
 import { Pages } from "./pages.js";
@@ -48,6 +48,7 @@ class Annotator {
     this.pointers.listen(this.maskCanvas, (place) => this.#hover(place));
     this.guide = new Guide(this.editor, session.hint_s);
     this.view.showTools(this.tools);
+    byId("text-form").hidden = !session.takes_text;
     this.#act = actionsOf({ ...this, fade: () => this.#fade() });
     this.#listen();
   }
@@ -63,8 +64,17 @@ class Annotator {
     byId("opacity").addEventListener("input", () => this.#fade());
     byId("overlay").addEventListener("input", () => this.#fade());
     byId("complete").addEventListener("input", () => this.editor.setComplete(byId("complete").checked));
+    byId("text-form").addEventListener("submit", (event) => this.#find(event));
     addEventListener("blur", () => (this.pointers.panning = false));
     this.#fade();
+  }
+
+  /** Start a mask with a text. */
+  #find(event) {
+    event.preventDefault();
+    const text = printable(byId("text-prompt").value);
+    if (text) this.editor.text(text);
+    this.maskCanvas.stage.element.focus({ preventScroll: true });
   }
 
   #opened(image) {

@@ -6,6 +6,9 @@ const KEPT = 50;
 const STORED = "segmint-labels";
 const UNPRINTABLE = /[\p{Cc}\p{Cs}\p{Zl}\p{Zp}]+/gu; // the server rejects these
 
+/** Return a text as the server accepts it. */
+export const printable = (text) => text.replace(UNPRINTABLE, " ").trim();
+
 export class LabelDialog {
   #editor;
   #say;
@@ -15,7 +18,7 @@ export class LabelDialog {
     [this.#editor, this.#say] = [editor, say];
     byId("label-form").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.#set(byId("label-text").value.replace(UNPRINTABLE, " ").trim());
+      this.#set(printable(byId("label-text").value));
     });
     byId("label-cancel").addEventListener("click", () => byId("label").close());
   }

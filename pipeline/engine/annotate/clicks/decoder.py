@@ -70,9 +70,9 @@ class _PreviousLogits:
 class Decoder(AbstractContextManager["Decoder"]):
     """Decoder of prompts. A context manager; thread-safe.
 
-    A single prompt (one point or a box) produces three masks. A correction produces the model's single mask, computed
-    from the earlier prediction's logits. Several prompts at once, without an earlier prediction, produce the best of
-    three masks (see decision 25).
+    A single prompt (one point, a box, or a text) produces three masks. A correction produces the model's single mask,
+    computed from the earlier prediction's logits. Several prompts at once, without an earlier prediction, produce the
+    best of three masks (see decision 25).
     """
 
     def __init__(self, predictor: PredictorThread, handles: int = HANDLES) -> None:
@@ -125,8 +125,7 @@ class Decoder(AbstractContextManager["Decoder"]):
         prepare_drawing(self._predictor, embedding)  # only some image sizes stay cached
         masks = self._predictor.predict(embedding, **arguments(prompt, before), multimask=before is None)
         logits, ious = list(masks.low_res_logits[0]), masks.predicted_iou[0]
-        several = len(prompt.points) + (prompt.box is not None) > 1
-        if before is None and several:
+        if before is None and prompt.is_several:
             best = int(ious.argmax())
             logits, ious = [logits[best].clone()], ious[best : best + 1]
         return logits, ious.tolist()
@@ -156,7 +155,7 @@ class Decoder(AbstractContextManager["Decoder"]):
 
 def arguments(prompt: ClickPrompt, before: Tensor | None) -> dict[str, Any]:
     """Convert a prompt and earlier logits `before`, (1, 1, 256, 256), to the arguments of `Predictor.predict`."""
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {} if prompt.text is None else {"text": prompt.text}
     if prompt.points:
         given["points"] = np.array([[(x, y) for x, y, _ in prompt.points]], np.float64)
         given["labels"] = np.array([[label for _, _, label in prompt.points]], np.int64)

@@ -31,7 +31,7 @@ def with_mask(**fields: Any) -> dict[str, Any]:
 
 
 def test_an_answer_is_read_as_it_was_written_and_has_one_form() -> None:
-    prompts = [{"kind": "box", "x": 0, "y": 0, "w": 40, "h": 30}, {"kind": "mask"}]
+    prompts = [{"kind": "box", "x": 0, "y": 0, "w": 40, "h": 30}, {"kind": "mask"}, {"kind": "text", "text": "größte"}]
     value = answer_value(
         masks=[new_mask((3, 4, 11, 21), 10_001, prompts=prompts), new_mask((1, 1, 2, 2))], replaced=[FORMER]
     )
@@ -87,6 +87,8 @@ def test_an_answer_is_read_as_it_was_written_and_has_one_form() -> None:
         (with_mask(prompts=[{"kind": "point", "x": 4.0, "y": -1.0, "label": 1}]), "y: Input should be greater"),
         (with_mask(prompts=[{"kind": "point", "x": 4.0, "y": 1.0, "label": 2}]), "label: Input should be 0 or 1"),
         (with_mask(prompts=[{"kind": "box", "x": 4, "y": 1, "w": 37, "h": 3}]), "masks.0.prompts.0: outside"),
+        (with_mask(prompts=[{"kind": "text", "text": " "}]), "text.text: Value error, it is empty"),
+        (with_mask(prompts=[{"kind": "text", "text": "a\nb"}]), "text.text: Value error, it has a control character"),
         (with_mask(prompts=[{"kind": "stroke"}]), "does not match any of the expected tags"),
     ],
 )

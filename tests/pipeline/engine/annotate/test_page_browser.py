@@ -3,11 +3,13 @@
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -48,6 +50,11 @@ def server(
     shutil.copytree(small_dataset, folder)
     vary(folder)
     with served(folder, "ann", "bob") as running:
+        # A text is a point in the middle of the image.
+        encoder, view = running.predictor.sam.prompt_encoder, running.opened.annotator_view
+        middle = torch.full((1, 1, 2), 512.0), torch.ones(1, 1)
+        running.predictor.embed_texts = lambda texts: encoder.embed_sparse(*middle, None, None)[:, 0]
+        view.about = replace(view.about, takes_text=True)
         yield running
 
 
@@ -65,10 +72,10 @@ def page(chromium: "Browser", server: AnnotationServer) -> Iterator["Page"]:
 
 
 def ask(
-    server: AnnotationServer, image: int, points: list[Any], box: Any = None, before: Any = None
+    server: AnnotationServer, image: int, points: list[Any], box: Any = None, before: Any = None, text: Any = None
 ) -> tuple[Any, list[str]]:
     """The logits and run lengths that `Predictor` gives for prompts, in its own order."""
-    given: dict[str, Any] = {"multimask": before is None}
+    given: dict[str, Any] = {"multimask": before is None, "text": text}
     if points:
         given["points"] = np.array([[point[:2] for point in points]], np.float64)
         given["labels"] = np.array([[point[2] for point in points]])
@@ -111,10 +118,26 @@ def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", serv
     drag(page, [(30.5, 20.5), (80.5, 100.5), (150.5, 120.5)])
     answered(page)
     boxed, three_of_box = ask(server, 1, [], (30, 20, 120, 100))
+    page.keyboard.press("Enter")
+    expect(page.locator("#made li")).to_have_count(3)
+
+    # A text starts a mask, and is sent with the points that correct it.
+    page.keyboard.press("c")
+    page.locator("#text-prompt").fill(" cup\t")
+    page.keyboard.press("Enter")
+    answered(page)
+    expect(page.locator("[data-part=auto]")).to_have_attribute("aria-pressed", "true")
+    texted, _ = ask(server, 1, [], text="cup")
+    highest = int(texted.predicted_iou[0].argmax())
+    before = texted.low_res_logits[:, highest : highest + 1]
+    _, after_text = ask(server, 1, [[5, 6, 0]], before=before, text="cup")
+    press_pixel(page, 5, 6, button="right")
+    expect(page.locator("[data-part=auto]")).to_be_disabled()
+    answered(page)
     answer = save(page, server, 1)  # accepts the mask first
 
     best = int(found.predicted_iou[0].argmax())
-    counts = [three[best], corrected[0], three_of_box[int(boxed.predicted_iou[0].argmax())]]
+    counts = [three[best], corrected[0], three_of_box[int(boxed.predicted_iou[0].argmax())], after_text[0]]
     assert [mask.counts for mask in answer.masks] == counts
     assert {mask.source for mask in answer.masks} == {"assisted"}
     prompts = [[prompt.model_dump(exclude_none=True) for prompt in mask.prompts] for mask in answer.masks]
@@ -122,6 +145,7 @@ def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", serv
     assert prompts[0] == [point]
     assert prompts[1] == [point, {"kind": "point", "x": 5, "y": 6, "label": 0}]
     assert prompts[2] == [{"kind": "box", "x": 30, "y": 20, "w": 120, "h": 100}]
+    assert prompts[3] == [{"kind": "text", "text": "cup"}, {"kind": "point", "x": 5, "y": 6, "label": 0}]
     assert (answer.annotator, answer.complete, answer.replaced, answer.deleted) == ("ann", True, (), ())
     assert 0 < sum(mask.seconds for mask in answer.masks) <= answer.seconds < 120
 
