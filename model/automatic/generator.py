@@ -83,8 +83,8 @@ class MaskGenerator:
                 the crops of layers 1 and up. By default they are cut from `image`.
             report: called as points are decoded, on a CPU after each chunk, elsewhere after each crop.
 
-        Raises ValueError for arrays of another shape or dtype, and for an original under the `official` profile, which
-        does not use it.
+        Raises ValueError for arrays of another shape or dtype, and for an original if the profile isn't
+        `sa1b`, the only one that uses it.
         """
         check_pair(image, original, self.settings)
         frame_size = (image.shape[0], image.shape[1])

@@ -263,7 +263,7 @@ def check_pair(image: NDArray[np.uint8], original: NDArray[np.uint8] | None, set
         ):
             raise ValueError(f"{name} is {pixels.dtype} {pixels.shape}: expected uint8 (height, width, 3), RGB")
     if original is not None and settings.profile != "sa1b":
-        raise ValueError("the official profile takes no original, because it cuts its crops from the image")
+        raise ValueError(f"the {settings.profile} profile takes no original, because it cuts its crops from the image")
 
 
 def deadline(seconds: float | None) -> Progress:
