@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +58,7 @@ from segmint.pipeline.engine.train.record import (
     put_weights,
 )
 from segmint.pipeline.engine.train.settings import TrainConfig
-from segmint.pipeline.engine.train.text import load_clip, put_projection, take_projection
+from segmint.pipeline.engine.train.text import embed_crops, load_clip, put_projection, take_projection
 from segmint.pipeline.engine.train.trainer import ALONE, StepResult, Trainer
 from segmint.pipeline.engine.train.world import WorkerRank
 
@@ -260,8 +261,9 @@ class TrainingSession:
         self.compute = compute
         config, images = self.config, found.images
         clip = load_clip(config, self.run, compute.device)
-        side = None if clip is None else clip.side
-        reader = TrainingImageReader(images, config.losses.resolution, config.max_mask_area_ratio, self.skipped, side)
+        at_once = config.batch.masks_at_once
+        crops = None if clip is None else (clip.side, partial(embed_crops, clip, at_once))
+        reader = TrainingImageReader(images, config.losses.resolution, config.max_mask_area_ratio, self.skipped, crops)
         try:
             sam = load_sam(self.weights, self.compute.device)
             cache = self._opened_cache(images, found.held_by, encoder_hash(sam))

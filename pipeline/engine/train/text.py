@@ -1,7 +1,6 @@
 """Training of a projection for text prompts: CLIP's embeddings of crops in place of texts (SAM paper, Appendix D.5)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.model.sam.common import EMBEDDING_CHANNELS
 from segmint.model.sam.sam import Sam
-from segmint.model.training.step import TrainingMasks
 from segmint.operators.text.clip import Clip, ClipFolder
 from segmint.operators.text.prompts import save_projection
-from segmint.pipeline.engine.train.data.reading import TrainingImage
 from segmint.pipeline.engine.train.record import TrainingRunRecord, put_by_hash
 from segmint.pipeline.engine.train.settings import TrainConfig
 
@@ -42,13 +39,11 @@ def add_projection(sam: Sam, clip: Clip, seed: int) -> None:
     sam.prompt_encoder.text_projection = projection.to(sam.device)
 
 
-def with_embeddings(clip: Clip, read: TrainingImage, at_once: int) -> TrainingMasks:
-    """Return an image's masks with CLIP's embeddings of their crops, `at_once` of which are embedded together."""
-    if read.crops is None or read.shown is None:
-        raise ValueError(f"image {read.image} was read without crops")
-    parts = zip(torch.split(read.crops, at_once), torch.split(read.shown, at_once), strict=True)
-    found = torch.cat([clip.embed_crops(crops, shown) for crops, shown in parts])
-    return replace(read.masks, embeddings=found / found.norm(dim=1, keepdim=True))
+def embed_crops(clip: Clip, at_once: int, crops: Tensor, shown: Tensor) -> Tensor:
+    """Return CLIP's embeddings of crops, with a length of 1. `at_once` of them are embedded together."""
+    parts = zip(torch.split(crops, at_once), torch.split(shown, at_once), strict=True)
+    found = torch.cat([clip.embed_crops(*part) for part in parts])
+    return found / found.norm(dim=1, keepdim=True)
 
 
 def take_projection(weights: dict[str, Tensor]) -> nn.Linear | None:

@@ -24,7 +24,7 @@ from segmint.pipeline.engine.train.data.reading import DrawnImage, TrainingImage
 from segmint.pipeline.engine.train.embedding import FrozenEncoder, encoder_in_training
 from segmint.pipeline.engine.train.presets import recipe_of
 from segmint.pipeline.engine.train.settings import TrainConfig
-from segmint.pipeline.engine.train.text import add_projection, with_embeddings
+from segmint.pipeline.engine.train.text import add_projection
 from segmint.pipeline.engine.train.world import WorkerRank
 
 ALONE = WorkerRank()
@@ -82,10 +82,9 @@ class Trainer:
     ) -> None:
         """Set up the optimizer and the step settings; `encoder` is None if the image encoder is trained.
 
-        With `clip`, a projection of its embeddings is trained as well, and the reader must read crops.
+        With `clip`, a projection of its embeddings is trained as well, and the reader must embed crops.
         """
         self.sam = sam
-        self._clip = clip
         if clip is not None:
             add_projection(sam, clip, config.seed)
         self._config = config
@@ -199,8 +198,7 @@ class Trainer:
     ) -> StepLosses:
         """Add the gradients of some of a step's images; here `step` is counted from 0."""
         keys, recipe, batch = self._config, self._recipe, self._config.batch
-        clip, at_once = self._clip, batch.masks_at_once
-        images = [read.masks if clip is None else with_embeddings(clip, read, at_once) for read in reads]
+        images = [read.masks for read in reads]
         reduced = torch.autocast(self._compute.kind, torch.bfloat16, enabled=self._compute.precision == "bf16")
         encoded = (
             encoder_in_training(self.sam, reads, recipe.drop_path, keys.seed, step, batch.recompute)
@@ -208,7 +206,7 @@ class Trainer:
             else nullcontext(torch.cat([self._encoder.embed(read) for read in reads]))
         )
         with reduced, encoded as features:
-            return train_step(self.sam, features, images, self._settings, step, masks, at_once, recorded)
+            return train_step(self.sam, features, images, self._settings, step, masks, batch.masks_at_once, recorded)
 
     def _check(self, step: int, figures: Tensor, norm: float, reads: Sequence[TrainingImage]) -> None:
         if bool(figures.isfinite().all()) and math.isfinite(norm):

@@ -33,8 +33,7 @@ class TrainingImage:
     """Drawn image: slot, row, masks, and either the embedding or the resized pixels (h, w, 3) uint8 RGB.
 
     `features` is the cached embedding (1, 256, 64, 64) float32 on the CPU. `boxes` (N, 4) bound the masks as x0, y0,
-    x1, y1 in pixels of the resized image; x1 and y1 are exclusive. If CLIP is used, `crops` (N, 3, S, S) uint8 RGB and
-    `shown` (N, S, S) bool are its input for the masks, as in `Clip.embed_crops`.
+    x1, y1 in pixels of the resized image; x1 and y1 are exclusive.
     """
 
     slot: int
@@ -44,8 +43,6 @@ class TrainingImage:
     annotations: NDArray[np.int64]
     boxes: NDArray[np.float64]
     features: Tensor | None = None
-    crops: Tensor | None = None
-    shown: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,10 @@ class ImageView:
 
 
 Kept = Callable[[int], Tensor | None]
+
+CropEmbedder = tuple[int, Callable[[Tensor, Tensor], Tensor]]
+"""Side S of CLIP's crops in pixels, and a function that returns the embeddings (N, D) of crops (N, 3, S, S) and shown
+pixels (N, S, S), as in `Clip.embed_crops`."""
 
 
 def _nothing(image: int) -> None:
@@ -90,17 +91,17 @@ class TrainingImageReader:
         resolution: int,
         most_area: float,
         skipped: SkippedImages,
-        crop_side: int | None = None,
+        embedder: CropEmbedder | None = None,
     ) -> None:
         """Store the losses' `resolution`, and `most_area`, the share of an image above which a mask is skipped.
 
-        `crop_side` is the side of CLIP's crops in pixels, for draws that contain some.
+        The `embedder` is for draws that contain crops. Only the crops of one image at a time are in memory.
         """
         self._images = images
         self._resolution = resolution
         self._most_area = most_area
         self._skipped = skipped
-        self._crop_side = crop_side
+        self._embedder = embedder
         self._named: set[tuple[Any, ...]] = set()  # items already skipped, so that each counts once
         self._fresh: list[dict[str, Any]] = []  # skipped since the last exchange
         self._decoder = JpegDecoder(own=True)
@@ -123,10 +124,10 @@ class TrainingImageReader:
         view = view_of((height, width), draw.jitter)
         input_size = view.input_size
         features = kept(draw.image)
-        side = None if draw.crops is None else self._crop_side
+        embedder = None if draw.crops is None else self._embedder
         pixels, entire = None, ImageView(slice(None), slice(None), (height, width))
         try:
-            whole = None if side is None else self._pixels(draw.image, (height, width), entire)
+            whole = None if embedder is None else self._pixels(draw.image, (height, width), entire)
             if features is None:
                 pixels = self._pixels(draw.image, (height, width), view) if whole is None else _resized(whole, view)
             segmentations = self._segmentations(draw.image)
@@ -142,8 +143,8 @@ class TrainingImageReader:
             mask = full[view.rows, view.columns]
             if not mask.any():  # outside the crop
                 continue
-            if whole is not None and side is not None and draw.crops is not None:
-                crops.append(training_crop(whole, full, side, *draw.crops[place]))
+            if whole is not None and embedder is not None and draw.crops is not None:
+                crops.append(training_crop(whole, full, embedder[0], *draw.crops[place]))
             targets.append(fit_targets(torch.from_numpy(mask)[None], input_size, self._resolution))
             numbers.append(number)
             annotations.append(annotation)
@@ -151,12 +152,12 @@ class TrainingImageReader:
         if not targets:
             return DrawnImage(None, lines)
         masks = TrainingMasks(torch.cat(targets), input_size, numbers)
+        if embedder is not None:
+            images, shown = (torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
+            masks = replace(masks, embeddings=embedder[1](images.permute(0, 3, 1, 2).contiguous(), shown))
         read = TrainingImage(
             draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64), np.array(boxes), features
         )
-        if crops:
-            images, shown = (torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
-            read = replace(read, crops=images.permute(0, 3, 1, 2).contiguous(), shown=shown)
         return DrawnImage(read, lines)
 
     def take(self, prepared: DrawnImage) -> TrainingImage | None:
