@@ -55,6 +55,7 @@ from segmint.operators.prepare.release import ReleaseConfig, release, released_s
 from segmint.operators.rows import Row, rejected, to_table
 from segmint.operators.schemas import ANNOTATION_STAGE, DESCRIBED, FUNNEL_STEPS, SEGMENTED
 from segmint.operators.shards.committed_rows import rows_of
+from segmint.operators.shards.files import counts_of
 from segmint.operators.shards.put import remove_replaced
 from segmint.operators.shards.revise import Change, finish_dead_writers, revise_shard
 from segmint.operators.shards.write import ShardTask, write_shard
@@ -75,6 +76,7 @@ WORKING = ".segmint"
 """Name of the hidden folder next to the photographs, with the working dataset and the state of their files."""
 
 _SHORT_SIDE = ReleaseConfig().short_side
+_OF_WORK = ("source", "annotator", "seconds", "prompts", "model", "origin")
 _OF_ANNOTATION = ("submission", "annotator", ANNOTATION_STAGE, "seconds", "complete")
 
 
@@ -308,7 +310,8 @@ class WorkingDataset:
     def _commit(self, handle: DatasetHandle, ordinal: int, row: Row, *, is_new: bool = False) -> None:
         """Commit a row as its shard's first or next generation. A later one keeps the record of the merged submission.
 
-        Its masks are those of the JSON, so submissions to earlier masks count as merged.
+        Its masks are those of the JSON, so submissions to earlier masks count as merged. Those that an annotator made
+        keep who made them, and how.
         """
         row = {**dict.fromkeys(DESCRIBED.names), **row}
         if is_new:
@@ -321,7 +324,14 @@ class WorkingDataset:
                 return [row]
             submissions = self._submissions(rows[0], submissions_of(self.location, ordinal))
             before = merge_submission(rows[0], submissions).row if submissions else rows[0]
-            return [{**row, **{column: before[column] for column in _OF_ANNOTATION}}]
+            drawn = {counts_of(mask): mask for mask in before["masks"] if mask["annotator"] is not None}
+            masks = [
+                {**mask, **{column: drawn[counts_of(mask)][column] for column in _OF_WORK}}
+                if counts_of(mask) in drawn
+                else mask
+                for mask in row["masks"]
+            ]
+            return [{**row, "masks": masks, **{column: before[column] for column in _OF_ANNOTATION}}]
 
         self._revise(handle, ordinal, change)
 

@@ -149,6 +149,12 @@ def test_masks_are_written_back_and_the_rest_of_the_json_stays(folder: Path) -> 
     ]
     assert row["submission"]["n"] == 1
 
+    # It also keeps it if another program changes the other masks.
+    value = json.loads(data)
+    (folder / "a.masks.json").write_text(json.dumps({**value, "annotations": value["annotations"][1:]}))
+    (mask,) = row_of(updated(folder), "a.png")["masks"]
+    assert [mask[name] for name in ("annotator", "source", "origin")] == ["ann", "manual", None]
+
 
 def test_an_image_without_a_json_gets_one_with_its_first_mask(folder: Path) -> None:
     working = updated(folder)
