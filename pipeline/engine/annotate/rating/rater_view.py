@@ -162,7 +162,8 @@ class RaterView:
             for name in names:
                 self._numbers[name.rater, SampledMask(name.ordinal + 1, name.mask, variant)] = name.n
             for rating in read_ratings(root, names):
-                if isinstance(rating, Rating):
+                # A study's folder may have ratings of another study's masks of the same objects.
+                if isinstance(rating, Rating) and self._is_shown(rating, variant):
                     self._last[rating.name.rater, SampledMask(rating.image, rating.mask, variant)] = rating
 
     def __len__(self) -> int:
@@ -245,6 +246,10 @@ class RaterView:
         if counts is None or (versions is not None and counts != versions[0]):
             raise ImageGoneError("this mask has been replaced or deleted")
         return each, found, counts if versions is None else versions[each.variant]
+
+    def _is_shown(self, rating: Rating, variant: int) -> bool:
+        versions = self._versions.get(rating.mask)
+        return versions is None or rating.counts_sha256 == counts_digest(versions[variant])
 
     def _other(self, each: SampledMask, rating: Rating) -> Rating:
         """Return the stored rating if it is the same as this one. Otherwise, raise `RatingConflictError` with it."""

@@ -45,6 +45,12 @@ def test_each_version_of_a_mask_is_rated_apart_and_blindly(tmp_path: Path) -> No
     assert seen["ann"] != seen["bo"]
     assert [number for _, number in seen["ann"]] != [0, 1, 2] * 3
     assert not list_ratings(dataset)  # ratings of a study are in its folder
+    # Masks of another study in the same folder aren't rated yet, unless they are the same.
+    objects = [replace(each, counts=(each.counts[0], each.counts[2], each.counts[1])) for each in study.objects]
+    with open_rater_view(dataset, SampleOptions(), replace(study, objects=tuple(objects))) as view:
+        assert view.progress("ann") == {"done": 3, "total": 9}
+        shown = view.next("ann")
+        assert (shown["n"], shown["score"]) == (1, None)
     with (
         pytest.raises(UsageError, match="was drawn from another dataset"),
         open_rater_view(dataset, SampleOptions(), replace(study, config_sha256="0" * 64)),
