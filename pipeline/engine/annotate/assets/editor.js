@@ -28,7 +28,7 @@ export class Editor {
   history = new History(this.#first);
   model = new Model();
   image = null; // server's response for the open image; without it, gestures do nothing
-  complete = true;
+  complete = false;
 
   /**
    * Calls these `listeners`: changed(), opened(image), saved(id, by us), lost(winner), changedMeanwhile(id),
@@ -109,7 +109,7 @@ export class Editor {
     else this.history.load(back.history);
     this.model.load(back?.predictions ?? []);
     this.watch.reset(back?.times ?? timesOf(image.submission));
-    this.complete = back?.complete ?? image.submission?.complete ?? true;
+    this.complete = back?.complete ?? image.submission?.complete ?? false;
     if (back?.text) this.#listeners.say(back.text);
     else if (image.submission !== null && image.state !== "submitted") this.#listeners.say(CHANGED);
     return Boolean(draft) && back === null;

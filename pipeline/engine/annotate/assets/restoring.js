@@ -14,7 +14,7 @@ export function draftOf(image, history, predictions, times, counts, complete) {
   const whole = drawn ? work.accept(state, counts) : state;
   const { n, assignment, base, stage, began } = image;
   const body = submissionOf(image, whole.items, times, complete);
-  const looked = history.states.length === 1 && complete === (image.submission?.complete ?? true);
+  const looked = history.states.length === 1 && complete === (image.submission?.complete ?? false);
   const kept = looked ? { states: [], at: 0 } : history;
   const last = work.lastNumber();
   return { history: kept, predictions, times, complete, looked, body, n, assignment, base, stage, began, last };

@@ -146,7 +146,7 @@ def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", serv
     assert prompts[1] == [point, {"kind": "point", "x": 5, "y": 6, "label": 0}]
     assert prompts[2] == [{"kind": "box", "x": 30, "y": 20, "w": 120, "h": 100}]
     assert prompts[3] == [{"kind": "text", "text": "cup"}, {"kind": "point", "x": 5, "y": 6, "label": 0}]
-    assert (answer.annotator, answer.complete, answer.replaced, answer.deleted) == ("ann", True, (), ())
+    assert (answer.annotator, answer.complete, answer.replaced, answer.deleted) == ("ann", False, (), ())
     assert 0 < sum(mask.seconds for mask in answer.masks) <= answer.seconds < 120
 
 
@@ -378,7 +378,7 @@ def test_the_keyboard_alone_annotates_an_image(page: "Page", server: AnnotationS
     assert answer.masks[1].prompts[0].model_dump(exclude_none=True) == {
         "kind": "box", "x": column, "y": row, "w": right - column, "h": below - row,
     }  # fmt: skip
-    assert answer.complete is False
+    assert answer.complete is True
     assert [mask.label for mask in answer.masks] == ['cup, "blue"', None]
 
 

@@ -346,7 +346,7 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
         states.push((state = work.setPixels(state, "88")));
         const times = { image: 30, masks: { [state.active.key]: 9 } };
         const kept = restoring.draftOf(image, { states, at: 3 }, [], times, "88", false);
-        const looked = restoring.draftOf(image, { states: [states[0]], at: 0 }, [], times, null, true);
+        const looked = restoring.draftOf(image, { states: [states[0]], at: 0 }, [], times, null, false);
         const show = (changed, draft = kept) => {
             const now = { ...image, ...changed };
             const back = restoring.restored(structuredClone(draft), now, work.begin(submission.itemsOf(now)));
@@ -383,7 +383,7 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
     assert (shown, seconds, image, complete, states) == (["0d0", "4d0", "2e"], [0, 0, 4], 80, True, 5)
     assert "saved elsewhere" in text
     assert found["sent"] is None
-    assert found["looked"] == [[["0d0", "4d0"], [0, 0], 30, True, 1, ""], None, None]  # of masks as they were
+    assert found["looked"] == [[["0d0", "4d0"], [0, 0], 30, False, 1, ""], None, None]  # of masks as they were
     shown, seconds, image, complete, states, text = found["changed"]
     assert (shown, seconds) == (["redacted", "5d0", "1c2", "88"], [0, 0, 0, 9])
     assert (image, complete, states) == (30, False, 2)

@@ -140,7 +140,7 @@ def test_what_is_never_answered_holds_no_gesture_back_and_is_saved_once(page: "P
     page.clock.fast_forward(4_000)  # it is sent again, and not answered again: gestures go on
     until(page, lambda: len(held) == 3)
     page.keyboard.press("d")
-    expect(page.locator("#complete")).not_to_be_checked()
+    expect(page.locator("#complete")).to_be_checked()
     page.keyboard.press("d")
     draw(page, number + 1)
     page.unroute("**/submissions/*")
@@ -239,7 +239,7 @@ def test_drafts_are_carried_to_masks_that_changed_and_what_was_merged_is_there_o
     page.reload()
     shown(page, 5)
     expect(page.locator("#notice")).to_have_text("Your draft of this image is restored.")
-    expect(page.locator("#complete")).not_to_be_checked()
+    expect(page.locator("#complete")).to_be_checked()
     expect(page.locator("[data-part=whole]")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("Escape")
 
@@ -263,12 +263,12 @@ def test_drafts_are_carried_to_masks_that_changed_and_what_was_merged_is_there_o
     shown(page, 5)
     expect(page.locator("#notice")).to_contain_text("The masks that still fit are here")
     expect(page.locator("#made li")).to_have_count(1)
-    expect(page.locator("#complete")).not_to_be_checked()
+    expect(page.locator("#complete")).to_be_checked()
     answer = save(page, server, 5)
     assert [mask.counts == kept.masks[0].counts for mask in answer.masks] == [False]
     assert answer.masks[0].seconds > 0
     assert answer.seconds >= answer.masks[0].seconds
-    assert (answer.complete, answer.deleted, answer.replaced) == (False, (), ())
+    assert (answer.complete, answer.deleted, answer.replaced) == (True, (), ())
 
 
 def press_pixel_with_points(page: "Page", column: int, row: int) -> None:
