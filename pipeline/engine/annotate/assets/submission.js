@@ -98,6 +98,7 @@ function fromRow(row, locked) {
     counts: row.segmentation.counts,
     source: row.source ?? "automatic",
     label: row.label ?? null,
+    named: row.label_source === "person",
     output: row.output ?? null,
     prompts: [],
     parent: null,

@@ -69,7 +69,7 @@ export function accept(state, counts) {
     id: null,
     counts,
     label: of?.label ?? null,
-    named: of?.named ?? false,
+    named: of?.id === null && (of.named ?? false), // a label of the dataset is the parent's
     prompts: [...(of?.id === null ? of.prompts : []), ...active.log],
     ...origin(of, active),
   };
@@ -90,11 +90,14 @@ export function remove(state, key) {
   return { items: state.items.filter((item) => item.key !== key), active: null };
 }
 
-/** Set the label of the item with a key; "" removes it. A mask of the dataset is replaced by itself with the label. */
+/**
+ * Set the label of the item with a key; "" removes it. A mask of the dataset is replaced by itself with the label, also
+ * to confirm a label that no person set.
+ */
 export function setLabel(state, key, text) {
   const label = text || null;
   const named = (item) => {
-    if (item.key !== key || item.label === label) return item;
+    if (item.key !== key || (item.label === label && (item.named || label === null))) return item;
     const own = item.id === null ? {} : { key: `n${nextNumber()}`, id: null, source: "corrected", parent: item.id };
     return { ...item, ...own, label, named: true, filled: false };
   };
@@ -104,14 +107,14 @@ export function setLabel(state, key, text) {
 
 /** Return whether two states have the same masks; a draft's masks are copies. */
 export function sameItems(one, other) {
-  const parts = ({ key, counts, label }) => JSON.stringify([key, counts, label ?? null]);
+  const parts = ({ key, counts, label, named }) => JSON.stringify([key, counts, label ?? null, named ?? false]);
   const same = (item, place) => parts(item) === parts(other.items[place]);
   return one.items.length === other.items.length && one.items.every(same);
 }
 
 /** Return whether the masks of two states have the same pixels and labels, regardless of their keys. */
 export function sameMasks(one, other) {
-  const part = ({ counts, label }) => JSON.stringify([counts, label ?? null]);
+  const part = ({ counts, label, named }) => JSON.stringify([counts, label ?? null, named ?? false]);
   const parts = ({ items }) => JSON.stringify(items.map(part).sort());
   return parts(one) === parts(other);
 }

@@ -261,8 +261,24 @@ def test_an_answer_says_what_was_made_replaced_and_deleted(page: "Page") -> None
 
 def test_labels_are_saved_with_their_masks_and_only_if_somebody_set_them(page: "Page") -> None:
     rows = [
-        {"annotation_id": index, "segmentation": {"size": [4, 4], "counts": counts}, "area": 9 - index, "label": label}
-        for index, (counts, label) in enumerate([("one", None), ("two", "tile"), ("three", "tile"), ("four", None)], 1)
+        {
+            "annotation_id": index,
+            "segmentation": {"size": [4, 4], "counts": counts},
+            "area": 9 - index,
+            "label": label,
+            "label_source": source,
+        }
+        for index, (counts, label, source) in enumerate(
+            [
+                ("one", None, None),
+                ("two", "tile", "model:ab"),
+                ("three", "tile", "person"),
+                ("four", None, None),
+                ("five", "bowl", "model:ab"),
+                ("six", "bowl", "person"),
+            ],
+            1,
+        )
     ]
     script = """const image = { base: "b", masks: given, submission: null };
         const first = work.begin(submission.itemsOf(image));
@@ -273,7 +289,9 @@ def test_labels_are_saved_with_their_masks_and_only_if_somebody_set_them(page: "
         state = work.accept(work.setPixels(state, "part of three", third), "part of three");
         state = work.accept(work.setPixels(state, "new"), "new");
         state = work.setLabel(state, state.items.at(-1).key, "saucer");
-        const unchanged = work.setLabel(state, "d4", "") === state && work.setLabel(state, "nobody", "cup") === state;
+        const unchanged = work.setLabel(state, "d4", "") === state && work.setLabel(state, "nobody", "cup") === state
+            && work.setLabel(state, "d6", "bowl") === state; // a person's already
+        state = work.setLabel(state, "d5", "bowl");
         const body = submission.submissionOf(image, state.items, { image: 0, masks: {} }, true);
         const again = submission.itemsOf({ masks: given, submission: { n: 1, ...body } });
         const same = submission.submissionOf(image, again, { image: 0, masks: {} }, true);
@@ -287,12 +305,14 @@ def test_labels_are_saved_with_their_masks_and_only_if_somebody_set_them(page: "
         ("one", "corrected", 1, "cup"),
         ("two", "corrected", 2, ""),
         ("part of three", "corrected", 3, None),
+        ("five", "corrected", 5, "bowl"),
         ("new", "manual", None, "saucer"),
     ]
-    assert [mask["id"] for mask in found["body"]["replaced"]] == [1, 2, 3]
+    assert [mask["id"] for mask in found["body"]["replaced"]] == [1, 2, 3, 5]
     assert found["body"]["deleted"] == []
     assert found["same"] == found["body"]
-    shown = [["four", None], ["new", "saucer"], ["one", "cup"], ["part of three", "tile"], ["two", None]]
+    shown = [["five", "bowl"], ["four", None], ["new", "saucer"], ["one", "cup"], ["part of three", "tile"]]
+    shown += [["six", "bowl"], ["two", None]]
     assert found["shown"] == [shown, shown]
     assert (found["unfit"], found["unchanged"], found["differ"]) == (0, True, True)
 
