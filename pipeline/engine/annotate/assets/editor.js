@@ -38,7 +38,7 @@ export class Editor {
     this.#session = session;
     this.#listeners = listeners;
     this.#saver = new Saver(session.annotator);
-    this.#gestures = new GestureQueue(() => this.#settle(), (error) => listeners.problem(error));
+    this.#gestures = this.#queue();
     this.watch = new Stopwatch(session.idle_s);
     this.keeping = new Keeping(() => this.#draft(), this.watch, {
       shared: (shared) => listeners.shared(shared),
@@ -95,7 +95,13 @@ export class Editor {
   close() {
     this.keeping.leave();
     this.#gestures.stop();
+    this.#gestures = this.#queue();
     this.image = null;
+  }
+
+  #queue() {
+    const owed = { asks: () => this.#ask(), saves: () => this.#deliver() };
+    return new GestureQueue(owed, (error) => this.#listeners.problem(error));
   }
 
   /** Load the draft, if any; return whether it can be deleted. */
@@ -136,7 +142,8 @@ export class Editor {
   point(x, y, label) {
     return this.#prompt(() => {
       if (this.#isLocked()) return this.state;
-      if (label || this.counts !== null) return work.addPoint(this.state, x, y, label, this.selected);
+      const { state, selected } = this;
+      if (label || state.active !== null || selected !== null) return work.addPoint(state, x, y, label, selected);
       this.#listeners.say("Start with a point on the object, or choose a mask.");
       return this.state;
     });
@@ -157,7 +164,7 @@ export class Editor {
 
   /** Add the pixels of a stroke to the mask, or remove them from it. */
   stroke(points, radius, adds) {
-    return this.#do(() => {
+    return this.#doWithPixels(() => {
       const { counts } = this;
       if (this.#isWaiting() || this.#isLocked()) return;
       if (!adds && counts === null) return this.#listeners.say("Choose a mask to erase from first.");
@@ -173,7 +180,7 @@ export class Editor {
 
   /** Make the active mask an item of the image; return true if it was accepted. */
   accept() {
-    return this.#do(() => this.#accept());
+    return this.#doWithPixels(() => this.#accept());
   }
 
   #accept() {
@@ -208,7 +215,7 @@ export class Editor {
 
   /** Set the label of the active mask, which is accepted first, or of the selected one. "" removes the label. */
   label(text) {
-    return this.#do(() => {
+    return this.#doWithPixels(() => {
       if (this.#isLocked()) return;
       const { active } = this.state;
       const keys = [active?.key, active?.of, this.selected?.key];
@@ -250,7 +257,7 @@ export class Editor {
 
   /** Select an item to correct by its key, or none with null. An active mask is accepted first. */
   select(key) {
-    return this.#do(() => {
+    return this.#doWithPixels(() => {
       if (this.state.active !== null && this.#accept() !== true) return;
       this.#selected = key;
       this.#show();
@@ -270,7 +277,7 @@ export class Editor {
    * annotator saved first. If the server doesn't respond, the same body is retried regardless of later changes.
    */
   save() {
-    return this.#do(() => {
+    return this.#doWithPixels(() => {
       if (this.state.active !== null && this.#accept() !== true) return;
       const { state, complete } = this;
       this.#sending = { state, complete, body: submissionOf(this.image, state.items, this.watch.dump(), complete) };
@@ -278,19 +285,10 @@ export class Editor {
     });
   }
 
-  /** Do the pending requests: save, and ask the model. */
-  async #settle() {
+  async #deliver() {
     const { image } = this;
-    try {
-      await this.#deliver(image);
-    } finally {
-      if (image !== null && this.image === image) await this.#ask(image);
-    }
-  }
-
-  async #deliver(image) {
     const sending = this.#sending;
-    if (sending === null) return;
+    if (sending === null || image === null) return;
     let outcome = {};
     try {
       if (sending.state !== this.#theirs) outcome = await this.#saver.save(image, sending.body);
@@ -328,11 +326,24 @@ export class Editor {
     this.#listeners.lost(winner);
   }
 
-  async #ask(image) {
-    const { active } = this.state;
-    if (!this.model.waits(active)) return;
-    await this.model.ask(image.id, active, () => this.image === image);
-    if (this.image === image) this.#kept();
+  /** Request the predictions that the active mask needs, in the order of its prompts. */
+  async #ask() {
+    const { image } = this;
+    for (let active = this.#unasked(); active !== null && image !== null; active = this.#unasked()) {
+      await this.model.ask(image.id, active, () => this.image === image);
+      if (this.image !== image) return;
+      this.#kept();
+    }
+  }
+
+  /** Return the active mask at its first prompt without a prediction, or null if there is none. */
+  #unasked() {
+    let [found, { active }] = [null, this.state];
+    while (this.model.waits(active)) {
+      found = active;
+      active = active.after && this.history.activeAt(active.after.step);
+    }
+    return found;
   }
 
   #push(state) {
@@ -358,9 +369,13 @@ export class Editor {
     this.#listeners.changed();
   }
 
-  /** Change the state after all earlier gestures. */
-  #do(change) {
-    const { image } = this;
-    return this.#gestures.run(() => image !== null && this.image === image, change);
+  /** Change the state after all earlier gestures, and after `ready()`. */
+  #do(change, ready) {
+    return this.image === null ? Promise.resolve() : this.#gestures.run(change, ready);
+  }
+
+  /** Change the state once the active mask has pixels, unless the server doesn't respond. */
+  #doWithPixels(change) {
+    return this.#do(change, () => this.model.waits(this.state.active) && this.#gestures.ended("asks"));
   }
 }

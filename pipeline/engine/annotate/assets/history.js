@@ -22,6 +22,11 @@ export class History {
     return this.#at < this.#states.length - 1;
   }
 
+  /** Return the active mask of a state by the number of its request to the model, or null. */
+  activeAt(step) {
+    return this.#states.find(({ active }) => active !== null && active.step === step)?.active ?? null;
+  }
+
   /** Restart with one state. */
   reset(first) {
     this.#states = [first];

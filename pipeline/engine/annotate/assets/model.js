@@ -20,6 +20,12 @@ export class Model {
     return prediction ? prediction.masks[prediction.chosen].counts : null;
   }
 
+  /** Return the counts to show for the active mask: those that it corrects while it waits, or null. */
+  shownFor(active) {
+    const { after = null, base = null } = active ?? {};
+    return this.countsOf(active) ?? (after && this.countsOf({ counts: null, ...after })) ?? base;
+  }
+
   /** Return whether the active mask waits for a prediction. */
   waits(active) {
     return active !== null && active.step !== null && !this.#predictions.has(active.step);

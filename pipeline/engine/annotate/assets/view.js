@@ -49,7 +49,7 @@ export class View {
     const { size } = editor.image;
     const chosen = editor.selected;
     this.#maskCanvas.showItems(items, chosen, size);
-    this.#maskCanvas.showActive(editor.counts, size);
+    this.#maskCanvas.showActive(active ? editor.model.shownFor(active) : editor.counts, size);
     this.#maskCanvas.mark({ active });
     this.#list.show();
     this.#showMask(active, chosen);

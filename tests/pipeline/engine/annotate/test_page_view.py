@@ -114,12 +114,12 @@ def test_what_is_never_answered_holds_no_gesture_back_and_is_saved_once(page: "P
     page.route("**/predict", lambda route: held.append(route))
     press_pixel(page, *inside(truth(server, 1)[0]))
     expect(page.locator("#mask-title")).to_contain_text("Waiting for the model")
-    page.keyboard.press("Escape")  # waits for the click's answer
     until(page, lambda: len(held) == 1)
-    expect(page.locator("#mask-title")).to_contain_text("Waiting for the model")
+    page.keyboard.press("Enter")  # waits for the click's answer
+    page.keyboard.press("Escape")
     page.clock.fast_forward(21_000)
     expect(page.locator("#problem")).to_contain_text(LATE)
-    expect(page.locator("#mask-title")).to_have_text("No mask started")  # the gesture was done
+    expect(page.locator("#mask-title")).to_have_text("No mask started")  # the gestures were done
     page.clock.fast_forward(4_000)
     expect(page.locator("#problem")).to_be_hidden()  # nobody waits for the model any more
 
@@ -177,12 +177,31 @@ def test_undo_and_delete_wait_their_turn_and_a_new_mask_is_not_one_selected_befo
     first, second = inside(truth(server, 2)[0]), inside(truth(server, 2)[-1])
     press_pixel(page, *first)
     expect(page.locator("#mask-title")).to_contain_text("Waiting for the model")
+    # Nothing waits for the answer that does not need it.
     press_pixel(page, *second)
-    page.keyboard.press("Control+z")  # the second point, which is not there yet
+    expect(page.locator("#prompts .positive")).to_have_count(2)
+    page.keyboard.press("+")
+    expect(page.locator("#zoom-level")).not_to_have_text("1.0 ×")
+    page.keyboard.press("f")
+    page.keyboard.press("h")
+    expect(page.locator("#stage")).to_have_class(re.compile("bare"))
+    page.keyboard.press("h")
+    page.keyboard.press("Control+z")  # the second point
+    expect(page.locator("#prompts .positive")).to_have_count(1)
+    expect(page.locator("#redo")).to_be_enabled()
+    # Accept waits, and undo its turn.
+    page.keyboard.press("Enter")
+    page.keyboard.press("Control+z")
+    page.wait_for_timeout(200)
+    expect(page.locator("#prompts .positive")).to_have_count(1)
+    assert len(held) == 1
     holds = False
     held[0].continue_()
     answered(page)
-    expect(page.locator("#redo")).to_be_enabled()
+    page.keyboard.press("Control+y")
+    expect(page.locator("#made li")).to_have_count(1)
+    page.keyboard.press("Control+z")
+    answered(page)
     expect(page.locator("#prompts .positive")).to_have_count(1)
     assert float(page.locator("#prompts .positive").get_attribute("cx") or 0) == first[0] + 0.5
 
