@@ -17,10 +17,12 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.model.automatic.rle import Rle
+from segmint.pipeline.engine.annotate.clicks.cleaning import clean_mask
 from segmint.pipeline.engine.annotate.clicks.decoder import Decoder, Prediction
 from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings, ImageEmbedding
 from segmint.pipeline.engine.annotate.clicks.prefill import PrefillCache
-from segmint.pipeline.engine.annotate.clicks.prompts import parse_prompt
+from segmint.pipeline.engine.annotate.clicks.prompts import checked_counts, parse_prompt
 from segmint.pipeline.engine.annotate.leases import Leases
 from segmint.pipeline.engine.annotate.progress_board import LatestSubmission, ProgressBoard
 from segmint.pipeline.engine.annotate.queue import Queue
@@ -177,6 +179,12 @@ class AnnotatorView:
                 return prediction
             self.kept.see(found)
         return self._predict(self._read(image), annotator, body)
+
+    def clean(self, image: int, annotator: str, counts: Any) -> str:
+        """Return a mask's run lengths without its small specks and holes. Raises `UsageError` for invalid ones."""
+        self.leases.renew(image, annotator)
+        size = (self.source.known(image) or self._read(image)).size
+        return clean_mask(Rle(size, checked_counts(counts, size))).counts
 
     def save(self, image: int, annotator: str, n: int, body: Any) -> Submission:
         """Save a submission and return the stored one.

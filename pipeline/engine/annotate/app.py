@@ -8,6 +8,7 @@ GET  /api/images/{id}                an image's row, masks, and last submission
 GET  /images/{id}.jpg
 POST /api/images/{id}/embed          compute its embedding
 POST /api/images/{id}/predict        masks for a prompt
+POST /api/images/{id}/clean          a mask without small specks and holes
 PUT  /api/images/{id}/submissions/{n}    save a submission
 POST /api/images/{id}/release        release its lease
 GET  /api/progress                   the progress so far
@@ -54,6 +55,9 @@ def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
         annotator_view.embed(image, annotator)
         return Response(status_code=204)
 
+    def clean(image: int, body: Any, annotator: str) -> Response:
+        return json_response({"counts": annotator_view.clean(image, annotator, field(body, "counts", str))})
+
     def release(image: int, annotator: str) -> Response:
         annotator_view.release(image, annotator)
         return Response(status_code=204)
@@ -76,6 +80,11 @@ def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
                 lambda r, body: json_response(annotator_view.predict(of(r), r.state.annotator, body).to_dict()),
                 PROMPT_BYTES,
             ),
+            methods=["POST"],
+        ),
+        Route(
+            "/api/images/{image}/clean",
+            writes(lambda r, body: clean(of(r), body, r.state.annotator), PROMPT_BYTES),
             methods=["POST"],
         ),
         Route(

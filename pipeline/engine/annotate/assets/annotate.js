@@ -63,6 +63,7 @@ class Annotator {
     document.addEventListener("click", (event) => this.#click(event));
     byId("opacity").addEventListener("input", () => this.#fade());
     byId("overlay").addEventListener("input", () => this.#fade());
+    byId("clean").addEventListener("input", () => (this.editor.cleans = byId("clean").checked));
     byId("complete").addEventListener("input", () => this.editor.setComplete(byId("complete").checked));
     byId("text-form").addEventListener("submit", (event) => this.#find(event));
     addEventListener("blur", () => (this.pointers.panning = false));

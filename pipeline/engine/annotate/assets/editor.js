@@ -25,10 +25,12 @@ export class Editor {
   #theirs = null; // state with the submission of another annotator who saved first
   #sending = null; // {body, state, complete}: the work to save, as of the time of the request
   #selected = null; // key of an item
+  #unclean = []; // [{key, counts}] of accepted masks to clean
   history = new History(this.#first);
   model = new Model();
   image = null; // server's response for the open image; without it, gestures do nothing
   complete = false;
+  cleans = true; // whether accepted masks are cleaned
 
   /**
    * Calls these `listeners`: changed(), opened(image), saved(id, by us), lost(winner), changedMeanwhile(id),
@@ -100,7 +102,7 @@ export class Editor {
   }
 
   #queue() {
-    const owed = { asks: () => this.#ask(), saves: () => this.#deliver() };
+    const owed = { cleans: () => this.#clean(), asks: () => this.#ask(), saves: () => this.#deliver() };
     return new GestureQueue(owed, (error) => this.#listeners.problem(error));
   }
 
@@ -108,7 +110,7 @@ export class Editor {
   #begin(image, draft) {
     if (draft) work.useNumbersFrom(draft.last);
     this.#first = work.begin(itemsOf(image));
-    [this.#theirs, this.#selected, this.#sending] = [null, null, null];
+    [this.#theirs, this.#selected, this.#sending, this.#unclean] = [null, null, null, []];
     this.#saver.reset();
     const back = draft ? restored(draft, image, this.#first) : null;
     if (back === null) this.history.reset(this.#first);
@@ -189,7 +191,9 @@ export class Editor {
     this.#selected = null;
     if (this.state.active === null) return this.#show();
     if (!hasPixels(counts, this.image.size)) return this.#listeners.say("The mask is empty. Add a point or cancel.");
-    this.#push(work.accept(this.state, counts));
+    const [{ active, items }, accepted] = [this.state, work.accept(this.state, counts)];
+    this.#push(accepted);
+    if (this.cleans && accepted.items !== items) this.#unclean.push({ key: active.key, counts });
     return true;
   }
 
@@ -280,15 +284,21 @@ export class Editor {
     return this.#doWithPixels(() => {
       if (this.state.active !== null && this.#accept() !== true) return;
       const { state, complete } = this;
-      this.#sending = { state, complete, body: submissionOf(this.image, state.items, this.watch.dump(), complete) };
+      this.#sending = { state, complete, times: this.watch.dump(), body: null };
       this.keeping.keep();
     });
   }
 
   async #deliver() {
     const { image } = this;
+    if (this.#sending === null) return;
+    await this.#gestures.ended("cleans"); // of a mask that was accepted by saving
     const sending = this.#sending;
-    if (sending === null || image === null) return;
+    if (sending === null || image === null || this.image !== image) return;
+    if (sending.body === null) {
+      sending.body = submissionOf(image, sending.state.items, sending.times, sending.complete);
+      this.#unclean = []; // a late response doesn't change what is saved
+    }
     let outcome = {};
     try {
       if (sending.state !== this.#theirs) outcome = await this.#saver.save(image, sending.body);
@@ -324,6 +334,28 @@ export class Editor {
     this.#theirs = work.begin(itemsOf({ ...this.image, submission: winner }));
     this.#push(this.#theirs);
     this.#listeners.lost(winner);
+  }
+
+  /** Clean the accepted masks, each as a step to undo. A mask that the server refuses stays as it is. */
+  async #clean() {
+    const { image } = this;
+    const refused = (error) => {
+      if (error instanceof GoneError) throw error;
+      return {};
+    };
+    for (let [mask] = this.#unclean; mask; [mask] = this.#unclean) {
+      const asked = postJson(`/api/images/${image.id}/clean`, { counts: mask.counts });
+      const { counts = mask.counts } = await asked.catch(refused);
+      if (this.image !== image || this.#unclean[0] !== mask) return;
+      this.#unclean.shift();
+      const [{ state }, sending] = [this, this.#sending];
+      const cleaned = work.setCounts(state, mask, counts);
+      if (sending?.state === state) sending.state = cleaned;
+      else if (sending) sending.state = work.setCounts(sending.state, mask, counts);
+      if (cleaned === state) continue;
+      this.#push(cleaned);
+      this.#listeners.say("Small specks or holes of the mask were cleaned. Undo restores them.");
+    }
   }
 
   /** Request the predictions that the active mask needs, in the order of its prompts. */

@@ -82,6 +82,13 @@ function origin(of, active) {
   return { source: active.log.length || (of && of.source !== "manual") ? "assisted" : "manual", parent: null };
 }
 
+/** Set the pixels of an accepted mask, {key, counts}, unless they have changed or are being corrected. */
+export function setCounts(state, { key, counts }, made) {
+  if (made === counts || state.active?.of === key) return state;
+  const items = state.items.map((item) => (item.key === key && item.counts === counts ? { ...item, counts: made } : item));
+  return items.every((item, place) => item === state.items[place]) ? state : { ...state, items };
+}
+
 /** Cancel the active mask; the item that it would have corrected stays. */
 export const cancel = (state) => (state.active === null ? state : { ...state, active: null });
 

@@ -60,7 +60,7 @@ def parse_prompt(value: Any, size: tuple[int, int]) -> ClickPrompt:
     prompt = ClickPrompt(
         points=tuple(_point(point, size) for point in points or []),
         box=None if box is None else _box(box, size),
-        mask=None if mask is None else _mask(mask, size),
+        mask=None if mask is None else checked_counts(mask, size),
         after=after,
         part=MaskPart(part),
         text=text,
@@ -107,7 +107,8 @@ def _box(value: Any, size: tuple[int, int]) -> tuple[float, float, float, float]
     return x, y, w, h
 
 
-def _mask(value: Any, size: tuple[int, int]) -> str:
+def checked_counts(value: Any, size: tuple[int, int]) -> str:
+    """Return a mask's run lengths if they fit an image of `size` (height, width). Raises `UsageError` if not."""
     if not isinstance(value, str):
         raise UsageError("mask: expected run lengths")
     try:

@@ -18,13 +18,14 @@ from segmint.catalogs.dataset.annotations.submissions import read_submissions
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
-from segmint.model.automatic.rle import encode
+from segmint.model.automatic.rle import Rle, decode, encode
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.images import decode_jpeg
 from segmint.operators.segment.models import load_model
 from segmint.operators.text.clip import ClipFolder
 from segmint.operators.text.prompts import TextPrompts, save_projection
 from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.pipeline.engine.annotate.clicks.cleaning import clean_mask
 from segmint.pipeline.engine.annotate.server import ServedView, open_view
 from tests.support.annotating import Annotators, click, draft, options, saved_files
 from tests.support.clips import write_clip
@@ -109,6 +110,11 @@ def test_clicks_get_what_the_predictor_gives(ann: TestClient, predictor: Predict
     assert {mask["counts"] for mask in box["masks"]} == {
         counts_of(predictor, embedding, each) for each in framed.low_res_logits[0]
     }
+    specks = decode(Rle((height, width), first["masks"][first["chosen"]]["counts"]))
+    specks[:3, :3] = ~specks[:3, :3]
+    cleaned = ann.post("/api/images/1/clean", json={"counts": encode(specks).counts})
+    assert cleaned.json() == {"counts": clean_mask(encode(specks)).counts}
+    assert ann.post("/api/images/1/clean", json={"counts": "0"}).status_code == 400
     corrected = click(ann, 1, (x, y, 1), mask=first["masks"][first["chosen"]]["counts"])
     assert len(corrected["masks"]) == 1
 

@@ -17,6 +17,7 @@ from segmint.catalogs.dataset.annotations.submissions import read_submissions
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.model.automatic.rle import Rle, decode, encode
 from segmint.operators.overlay import cut_out
+from segmint.pipeline.engine.annotate.clicks.cleaning import clean_mask
 from tests.support.annotated_pages import (
     AnnotationServer,
     answered,
@@ -138,7 +139,8 @@ def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", serv
 
     best = int(found.predicted_iou[0].argmax())
     counts = [three[best], corrected[0], three_of_box[int(boxed.predicted_iou[0].argmax())], after_text[0]]
-    assert [mask.counts for mask in answer.masks] == counts
+    size = tuple(server.opened.annotator_view.source.read(1).size)
+    assert [mask.counts for mask in answer.masks] == [clean_mask(Rle(size, each)).counts for each in counts]
     assert {mask.source for mask in answer.masks} == {"assisted"}
     prompts = [[prompt.model_dump(exclude_none=True) for prompt in mask.prompts] for mask in answer.masks]
     point = {"kind": "point", "x": column, "y": row, "label": 1}
@@ -204,15 +206,24 @@ def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_datase
     assert smaller < radius
     page.keyboard.press("e")
     drawn &= ~disc_line(stroke([(20, 50), (120, 55)]), smaller, size)
+    # A speck is cleaned when the mask is accepted, and undo restores it.
+    page.keyboard.press("b")
+    for _ in range(7):
+        page.keyboard.press("[")
+    smallest = float(page.locator("#radius").inner_text())
+    drawn |= disc_line(stroke([(130, 15)]), smallest, size)
     page.keyboard.press("Enter")
+    expect(page.locator("#notice")).to_contain_text("Small specks or holes of the mask were cleaned")
+    page.keyboard.press("Control+z")
     expect(page.locator("#made li")).to_have_count(1)
+    page.keyboard.press("e")
 
     # The dataset's largest mask loses a stroke, its smallest is deleted.
     page.locator(f"[data-key=d{rows[0]['annotation_id']}] button").click()
     expect(page.locator("#mask-title")).to_have_text("Mask selected")
     old = np.asarray(coco.decode(rows[0]["segmentation"])).astype(bool)
     column, row = inside(old)
-    kept = old & ~disc_line(stroke([(column - 5, row), (column + 5, row + 3)]), smaller, size)
+    kept = old & ~disc_line(stroke([(column - 5, row), (column + 5, row + 3)]), smallest, size)
     page.keyboard.press("Enter")
     page.locator(f"[data-key=d{rows[-1]['annotation_id']}] button").click()
     page.keyboard.press("Delete")
@@ -223,7 +234,7 @@ def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_datase
     assert len(answer.masks) == 2
     assert by_source["manual"].counts == encode(drawn).counts
     assert (by_source["manual"].prompts, by_source["manual"].parent) == ((), None)
-    assert by_source["corrected"].counts == encode(kept).counts
+    assert by_source["corrected"].counts == clean_mask(encode(kept)).counts
     assert by_source["corrected"].parent == rows[0]["annotation_id"]
     assert [former.id for former in answer.replaced] == [rows[0]["annotation_id"]]
     assert [former.id for former in answer.deleted] == [rows[-1]["annotation_id"]]
@@ -301,6 +312,7 @@ def test_masks_have_the_screens_pixels_and_zoomed_in_the_images(page: "Page", se
 
 def test_ten_gestures_are_undone_kept_over_a_reload_and_redone(page: "Page", server: AnnotationServer) -> None:
     start(page, server, 4)
+    page.locator("#clean").uncheck()
     columns = [inside(mask) for mask in truth(server, 4)]
     before = looks(page)
     press_pixel(page, *columns[0])
@@ -373,7 +385,9 @@ def test_the_keyboard_alone_annotates_an_image(page: "Page", server: AnnotationS
     expect(page.locator("#notice")).to_have_text("Saved.")
     answer = read_submissions(location_of(server.dataset), 4)[-1]
     found, three = ask(server, 5, [[column, row, 1]])
-    assert answer.masks[0].counts == three[int(found.predicted_iou[0].argmax())]
+    assert (
+        answer.masks[0].counts == clean_mask(Rle((height, width), three[int(found.predicted_iou[0].argmax())])).counts
+    )
     right, below = min(width - 1, column + 20), min(height - 1, row + 11)
     assert answer.masks[1].prompts[0].model_dump(exclude_none=True) == {
         "kind": "box", "x": column, "y": row, "w": right - column, "h": below - row,
