@@ -4,7 +4,7 @@ import { byId } from "./dom.js";
 import { toggleHelp } from "./help.js";
 
 /** Return a function that runs the action with a name such as "undo" or "tool:brush". */
-export function actionsOf({ editor, tools, cross, maskCanvas, list, labels, nesting, pages, fade }) {
+export function actionsOf({ editor, tools, cross, maskCanvas, list, labels, nesting, pages, double, fade }) {
   const { zoom } = maskCanvas.stage;
   const fit = { in: () => zoom.zoomIn(), out: () => zoom.zoomOut(), fit: () => zoom.reset() };
   const opacity = (step) => {
@@ -22,6 +22,8 @@ export function actionsOf({ editor, tools, cross, maskCanvas, list, labels, nest
     remove: () => editor.remove(),
     label: () => labels.open(),
     cutout: () => editor.counts && maskCanvas.saveCutout(editor.counts, editor.image),
+    replace: () => double.replace(),
+    keep: () => double.keep(),
     unlock: () => editor.unlock(),
     before: () => list.step(-1),
     after: () => list.step(1),

@@ -3,6 +3,7 @@
 import { actionsOf } from "./actions.js";
 import { setUpAddresses } from "./addresses.js";
 import { Crosshair } from "./crosshair.js";
+import { DoubleQuestion } from "./double.js";
 import { Editor } from "./editor.js";
 import { byId, showProblem } from "./dom.js";
 import { MaskCanvas } from "./canvas.js";
@@ -25,7 +26,11 @@ class Annotator {
   constructor(session) {
     this.#annotator = session.annotator;
     this.editor = new Editor(session, {
-      changed: () => this.view.show(),
+      changed: () => {
+        this.view.show();
+        this.double.show();
+      },
+      accepted: (key) => this.double.ask(key),
       opened: (image) => this.#opened(image),
       saved: (id, ours) => this.pages.saved(id, ours ? "Saved." : ""),
       lost: (winner) => this.#lost(winner),
@@ -38,6 +43,7 @@ class Annotator {
     this.pointers = new Pointers(() => this.tools);
     this.maskCanvas = new MaskCanvas(this.pointers.drags, () => this.tools?.name === "select");
     this.tools = new Tools(this.editor, this.maskCanvas, () => this.view.showTools(this.tools));
+    this.double = new DoubleQuestion(this.editor, this.maskCanvas);
     this.list = new MaskList(this.editor, this.maskCanvas);
     this.labels = new LabelDialog(this.editor, (text) => this.say(text));
     // A correction is where the mask was that it corrects.
@@ -83,6 +89,7 @@ class Annotator {
     this.pages.opened(image.id);
     this.nesting.open(image.masks);
     this.cross.hide();
+    this.double.keep();
     this.view.open(image, this.pages.left);
     if (!document.activeElement?.closest("button, input, a")) this.maskCanvas.stage.element.focus({ preventScroll: true });
   }

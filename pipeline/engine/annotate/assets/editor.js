@@ -25,6 +25,7 @@ export class Editor {
   #theirs = null; // state with the submission of another annotator who saved first
   #sending = null; // {body, state, complete}: the work to save, as of the time of the request
   #selected = null; // key of an item
+  #doubles = false; // whether the last accepted mask nearly equals another one
   #unclean = []; // [{key, counts}] of accepted masks to clean
   history = new History(this.#first);
   model = new Model();
@@ -33,8 +34,9 @@ export class Editor {
   cleans = true; // whether accepted masks are cleaned
 
   /**
-   * Calls these `listeners`: changed(), opened(image), saved(id, by us), lost(winner), changedMeanwhile(id),
-   * shared(whether another window has the image), say(text), problem(error or null).
+   * Calls these `listeners`: changed(), opened(image), accepted(key), which returns whether the mask nearly equals
+   * another one, saved(id, by us), lost(winner), changedMeanwhile(id), shared(whether another window has the image),
+   * say(text), problem(error or null).
    */
   constructor(session, listeners) {
     this.#session = session;
@@ -188,12 +190,14 @@ export class Editor {
   #accept() {
     const { counts } = this;
     if (this.#isWaiting()) return false;
-    this.#selected = null;
+    [this.#selected, this.#doubles] = [null, false];
     if (this.state.active === null) return this.#show();
     if (!hasPixels(counts, this.image.size)) return this.#listeners.say("The mask is empty. Add a point or cancel.");
     const [{ active, items }, accepted] = [this.state, work.accept(this.state, counts)];
     this.#push(accepted);
-    if (this.cleans && accepted.items !== items) this.#unclean.push({ key: active.key, counts });
+    if (accepted.items === items) return true; // the mask was only selected
+    if (this.cleans) this.#unclean.push({ key: active.key, counts });
+    this.#doubles = this.#listeners.accepted(active.key);
     return true;
   }
 
@@ -251,6 +255,11 @@ export class Editor {
     this.#push(work.remove(this.state, key));
   }
 
+  /** Replace an item by another one, both given by their keys. */
+  replace(key, twin) {
+    return this.#do(() => this.#push(work.replace(this.state, key, twin)));
+  }
+
   /** Set whether all prominent objects are annotated. */
   setComplete(complete) {
     return this.#do(() => {
@@ -282,7 +291,10 @@ export class Editor {
    */
   save() {
     return this.#doWithPixels(() => {
-      if (this.state.active !== null && this.#accept() !== true) return;
+      if (this.state.active !== null) {
+        if (this.#accept() !== true) return;
+        if (this.#doubles) return this.#listeners.say("Not saved yet. Answer first, or save again to keep both masks.");
+      }
       const { state, complete } = this;
       this.#sending = { state, complete, times: this.watch.dump(), body: null };
       this.keeping.keep();

@@ -26,6 +26,7 @@ export const KEYS = [
     [["Delete", "Backspace"], "Delete", "remove"],
     [["/"], "Set the label", "label"],
     [["k"], "Save a cutout of it as a PNG", "cutout"],
+    [["y"], "Replace the mask that was already here", "replace"],
     [["l"], "Unlock a locked mask", "unlock"],
     [[","], "Select the previous mask", "before"],
     [["."], "Select the next mask", "after"],

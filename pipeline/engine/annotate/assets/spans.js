@@ -32,6 +32,12 @@ export function areaOf(spans) {
   return area;
 }
 
+/** Return the intersection over union of two masks as spans. */
+export function iouOf(one, other) {
+  const either = areaOf(union(one, other));
+  return either ? (areaOf(one) + areaOf(other) - either) / either : 0;
+}
+
 /** Return the pixels of either. */
 export function union(one, other) {
   return merged(one, other, (inOne, inOther) => inOne || inOther);

@@ -97,6 +97,22 @@ export function remove(state, key) {
   return { items: state.items.filter((item) => item.key !== key), active: null };
 }
 
+/** Replace the item `twin` by a new one, which then corrects the dataset's mask that `twin` is or corrects, if any. */
+export function replace(state, key, twin) {
+  const [item, old] = [key, twin].map((each) => state.items.find((one) => one.key === each));
+  if (!item || !old) return state;
+  const items = state.items.filter((each) => each !== item).map((each) => (each === old ? heir(item, old) : each));
+  return { ...state, items };
+}
+
+/** Return an item in the place of another one, whose label it has if it has none. */
+function heir(item, old) {
+  if (item.parent !== null) return item; // it corrects another mask of the dataset
+  const { label, named = false } = item.label === null ? old : item;
+  if (old.id !== null) return { ...item, label, named: item.label !== null, source: "corrected", parent: old.id };
+  return { ...item, label, named, source: old.parent === null ? item.source : old.source, parent: old.parent };
+}
+
 /**
  * Set the label of the item with a key; "" removes it. A mask of the dataset is replaced by itself with the label, also
  * to confirm a label that no person set.

@@ -541,6 +541,23 @@ def test_time_stops_without_input_and_half_a_minute_on_a_mask_is_said(page: "Pag
 def test_every_page_is_accessible(page: "Page", server: AnnotationServer, scheme: Any) -> None:
     page.emulate_media(color_scheme=scheme)
     start(page, server, 4)
+    count = page.locator("#made li").count()
+    for _ in range(2):
+        draw_a_line(page)
+        page.keyboard.press("Enter")
+    expect(page.locator("#double")).to_contain_text("A mask is already here (IoU 1.00). Replace it?")
+    assert serious_violations(page) == []
+    page.keyboard.press("y")
+    expect(page.locator("#made li")).to_have_count(count + 1)
+    expect(page.locator("#double")).to_be_hidden()
+    page.keyboard.press("Control+z")
+    expect(page.locator("#made li")).to_have_count(count + 2)
+    expect(page.locator("#double")).to_be_visible()
+    draw_a_line(page)
+    page.keyboard.press("s")  # not before the question is answered
+    expect(page.locator("#notice")).to_contain_text("Not saved yet")
+    page.get_by_role("button", name="Keep both").click()
+    expect(page.locator("#double")).to_be_hidden()
     draw_a_line(page)
     assert serious_violations(page) == []
     page.keyboard.press("?")

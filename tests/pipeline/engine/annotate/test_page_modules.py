@@ -41,14 +41,15 @@ def test_run_lengths_are_those_of_the_dataset_and_sets_of_pixels_are_exact(page:
             for other in masks:
                 cases.append([encode(one).counts, encode(other).counts, *size])
                 made = [encode(mask).counts for mask in (one, one | other, one & ~other)]
-                expected.append([*made, int(one.sum())])
+                iou = (one & other).sum() / max(1, (one | other).sum())
+                expected.append([*made, int(one.sum()), pytest.approx(iou)])
     found = run(
         page,
         "spans",
         """return given.map(([one, other, height, width]) => {
             const [a, b] = [one, other].map((counts) => spans.spansOf(counts, height, width));
             const written = [a, spans.union(a, b), spans.difference(a, b)];
-            return [...written.map((each) => spans.countsOf(each, height, width)), spans.areaOf(a)];
+            return [...written.map((each) => spans.countsOf(each, height, width)), spans.areaOf(a), spans.iouOf(a, b)];
         })""",
         cases,
     )
@@ -315,6 +316,38 @@ def test_labels_are_saved_with_their_masks_and_only_if_somebody_set_them(page: "
     shown += [["six", "bowl"], ["two", None]]
     assert found["shown"] == [shown, shown]
     assert (found["unfit"], found["unchanged"], found["differ"]) == (0, True, True)
+
+
+def test_a_mask_that_replaces_one_is_its_correction_and_is_there_once(page: "Page") -> None:
+    rows = [
+        {"annotation_id": index, "segmentation": {"size": [4, 4], "counts": counts}, "area": 9 - index, "label": "tile"}
+        for index, counts in enumerate(["one", "two"], 1)
+    ]
+    script = """const image = { base: "b", masks: given, submission: null };
+        let state = work.begin(submission.itemsOf(image));
+        const [first, second] = state.items;
+        const add = (counts, item = null) => {
+            state = work.accept(work.setPixels(state, counts, item), counts);
+            return (item ? state.items.find((each) => each.counts === counts) : state.items.at(-1)).key;
+        };
+        const replace = (key, twin) => (state = work.replace(state, key, twin));
+        replace(add("new"), first.key); // one of the dataset
+        replace(add("newer"), state.items[0].key); // its correction
+        const own = add("own");
+        state = work.setLabel(state, own, "cup");
+        replace(add("newest"), own);
+        const both = submission.submissionOf(image, state.items, { image: 0, masks: {} }, true);
+        replace(add("of two", second), state.items[0].key); // a correction of another one of the dataset
+        const body = submission.submissionOf(image, state.items, { image: 0, masks: {} }, true);
+        const same = work.replace(state, "gone", own) === state;
+        return [both, body].map((each) => [
+            each.masks.map((mask) => [mask.counts, mask.source, mask.parent, mask.label]),
+            each.replaced.map(({ id }) => id), each.deleted.map(({ id }) => id), same,
+        ]);"""
+    both, body = run(page, "submission work", script, rows)
+    newest = ["newest", "manual", None, "cup"]
+    assert both == [[["newer", "corrected", 1, None], newest], [1], [], True]
+    assert body == [[["of two", "corrected", 2, None], newest], [2], [1], True]
 
 
 def test_what_fits_is_carried_to_an_image_whose_masks_have_changed(page: "Page") -> None:
