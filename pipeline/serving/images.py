@@ -10,7 +10,8 @@ from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError
 
-_PLACES = "SELECT id, ordinal, shard FROM images"
+_PLACES = "SELECT id, ordinal, shard, image_id FROM images"
+_SHOWN = 100  # characters of a text in an error
 _BATCH_ROWS = 65_536
 _MEMORY = "1GB"
 _HIGHEST_ID = 2**63 - 1
@@ -35,9 +36,9 @@ class ImageAddress(NamedTuple):
 class ImagePlaces:
     """Index of a dataset's images by id. Thread-safe, because each call has its own cursor.
 
-    The tables of images are streamed once into a DuckDB file in `folder`, about 40 bytes per image, because a dataset
-    of a million images has thousands of Parquet files, too many to open for each lookup. `rows` is the SQL query to
-    load; subclasses that search by other criteria select more columns.
+    The tables of images are streamed once into a DuckDB file in `folder`, about 40 bytes and a name per image, because a
+    dataset of a million images has thousands of Parquet files, too many to open for each lookup. `rows` is the SQL
+    query to load; subclasses that search by other criteria select more columns.
     """
 
     def __init__(self, tables: DatasetTables, folder: Path, rows: str = _PLACES) -> None:
@@ -61,6 +62,16 @@ class ImagePlaces:
     def place(self, image: int) -> ImageAddress:
         """Return the address of an image. Raises `UnknownImageError` if there is no such image."""
         return ImageAddress(*self._values(("id", "ordinal", "shard"), image))
+
+    def find(self, text: str) -> int:
+        """Return the id of the image with an `image_id`, or else with this number. Raises `UnknownImageError`."""
+        text = text.strip()
+        for (found,) in self._rows("SELECT id FROM images WHERE image_id = ? ORDER BY id LIMIT 1", [text]):
+            return int(found)
+        number = text.removeprefix("sa_")
+        if not (number.isascii() and number.isdecimal() and len(number) < _SHOWN):
+            raise UnknownImageError(f"this dataset has no image {text[:_SHOWN]!r}")
+        return self.place(int(number)).id
 
     def _values(self, columns: tuple[str, ...], image: int) -> tuple[Any, ...]:
         if image <= _HIGHEST_ID:

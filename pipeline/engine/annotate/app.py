@@ -4,6 +4,7 @@
 GET  /                               the page; /assets/… its scripts and styles
 GET  /api/session                    the annotator and the session
 POST /api/next                       the next image of the queue
+GET  /api/find?image={text}          an image by its image_id or number
 GET  /api/images/{id}                an image's row, masks, and last submission
 GET  /images/{id}.jpg
 POST /api/images/{id}/embed          compute its embedding
@@ -48,6 +49,9 @@ def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
             raise UsageError("after: expected the id of an image")
         return json_response(annotator_view.next(annotator, after))
 
+    def find(text: str) -> Response:
+        return json_response({"image": annotator_view.source.find(text)})
+
     def save(image: int, n: int, body: Any, annotator: str) -> Response:
         return json_response({"n": annotator_view.save(image, annotator, n, body).n}, 201)
 
@@ -71,6 +75,7 @@ def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
         *page_routes(ASSETS / "index.html"),
         Route("/api/session", reads(lambda request: session(None, request.state.annotator))),
         Route("/api/next", writes(lambda r, body: following(body, r.state.annotator)), methods=["POST"]),
+        Route("/api/find", reads(lambda request: find(request.query_params.get("image", "")))),
         Route("/api/images/{image}", reads(lambda r: json_response(annotator_view.open(of(r), r.state.annotator)))),
         Route("/images/{image}.jpg", reads(lambda request: jpeg(of(request)))),
         Route("/api/images/{image}/embed", writes(lambda r, _: embed(of(r), r.state.annotator)), methods=["POST"]),

@@ -128,6 +128,10 @@ class ImageSource:
             return found
         raise AssertionError("unreachable")
 
+    def find(self, text: str) -> int:
+        """Return the id of an image, given its `image_id` or number. Raises the errors of `read`."""
+        return self.read(self._places.find(text)).place.id
+
     def known(self, image: int) -> OpenImage | None:
         """Return an image as it was last read, without checking the store, or None if it isn't in memory."""
         return self._images.get(image)

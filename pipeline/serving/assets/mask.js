@@ -69,7 +69,7 @@ export class Mask {
   /**
    * Paints the mask over the `pixels` of a `part` of the image that contains it. With a `step` over 1, each pixel covers
    * `step` x `step` image pixels, and `part` is in these units. A pixel is painted if any image pixel in it is in the
-   * mask, and as a line if any is on the line.
+   * mask, and as a line if any is on the line. Without a `fill`, only the line is painted.
    */
   paint(pixels, part, fill, line, thickness, step = 1) {
     const columns = new Array(this.width);
@@ -82,7 +82,7 @@ export class Mask {
       }
     };
     // Of a pixel's columns, draw the middle one completely, and of the others only what it doesn't cover.
-    columns.forEach((pieces, x) => {
+    if (fill !== null) columns.forEach((pieces, x) => {
       const middle = Math.min(this.width - 1, x - (x % step) + (step >> 1));
       eachRest(pieces, x === middle ? [] : (columns[middle] ?? []), 0, (from, to) => draw(x, from, to, fill));
     });

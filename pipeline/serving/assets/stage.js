@@ -6,7 +6,7 @@ import { Zoom } from "./zoom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const [FILL, LINE] = [100, 230]; // alpha, of 255
-const [FAINT_FILL, FAINT_LINE] = [65, 230];
+const [FAINT_FILL, FAINT_LINE] = [65, 130];
 const DIM = [12, 13, 15, 190]; // red, green, blue, alpha
 const LIGHT = packed(255, 255, 255, 60);
 const WHITE = packed(255, 255, 255, 255);
@@ -26,6 +26,7 @@ export class Stage {
   width = 0;
   height = 0;
   coarse = false; // true to draw masks with at most the screen's resolution
+  outlines = false; // true to fill only the highlighted mask
 
   /**
    * `hover(mask or null)` and `choose(mask or null)` are called on moves and clicks, and `looked()` after every change
@@ -102,9 +103,8 @@ export class Stage {
       for (const mask of masks) {
         const [fill, line] = mask.faint ? [FAINT_FILL, FAINT_LINE] : [FILL, LINE];
         const lighter = mask.color.map((channel) => Math.round(channel + (255 - channel) * 0.5));
-        if (this.#fits(mask)) {
-          mask.paint(pixels, whole, packed(...mask.color, fill), packed(...lighter, line), this.thickness, step);
-        }
+        const inside = this.outlines ? null : packed(...mask.color, fill);
+        if (this.#fits(mask)) mask.paint(pixels, whole, inside, packed(...lighter, line), this.thickness, step);
       }
       [this.#all.width, this.#all.height] = [image.width, image.height];
       this.#all.hidden = masks.length === 0; // compositing an empty canvas takes as long as a full one
@@ -127,7 +127,8 @@ export class Stage {
       const image = new ImageData(width, height);
       const pixels = new Uint32Array(image.data.buffer);
       if (alone) pixels.fill(packed(...DIM));
-      mask.paint(pixels, mask.frame, alone ? 0 : LIGHT, WHITE, this.thickness);
+      const light = this.outlines ? packed(...mask.color, FILL) : LIGHT;
+      mask.paint(pixels, mask.frame, alone ? 0 : light, WHITE, this.thickness);
       canvas.putImageData(image, left, top);
     }
     this.#marks.replaceChildren(...(mask !== null && alone ? this.#origin(mask.row) : []), ...this.#boxes("found", box));

@@ -1,6 +1,7 @@
 // Actions of keys and buttons, by their names in keys.js and in `data-action`.
 
 import { byId } from "./dom.js";
+import { askForImage } from "./go.js";
 import { toggleHelp } from "./help.js";
 
 /** Return a function that runs the action with a name such as "undo" or "tool:brush". */
@@ -34,9 +35,11 @@ export function actionsOf({ editor, tools, cross, maskCanvas, list, labels, nest
     save: () => editor.save(),
     skip: () => pages.skip(),
     back: () => pages.back(),
+    go: () => askForImage(),
     picture: () => maskCanvas.stage.element.focus({ preventScroll: true }),
     complete: () => byId("complete").click(),
     hide: () => byId("overlay").click(),
+    "hide-mask": () => list.hide(editor.selected),
     stronger: () => opacity(1),
     fainter: () => opacity(-1),
     zoom: (way) => fit[way](),

@@ -7,6 +7,7 @@ import { DoubleQuestion } from "./double.js";
 import { Editor } from "./editor.js";
 import { byId, showProblem } from "./dom.js";
 import { MaskCanvas } from "./canvas.js";
+import { setUpGo } from "./go.js";
 import { Guide } from "./guide.js";
 import { setUpHelp } from "./help.js";
 import { actionOf } from "./keys.js";
@@ -41,7 +42,7 @@ class Annotator {
     });
     this.pages = new Pages(this.editor, (text) => this.say(text));
     this.pointers = new Pointers(() => this.tools);
-    this.maskCanvas = new MaskCanvas(this.pointers.drags, () => this.tools?.name === "select");
+    this.maskCanvas = new MaskCanvas(this.pointers.drags, () => this.#fills());
     this.tools = new Tools(this.editor, this.maskCanvas, () => this.view.showTools(this.tools));
     this.double = new DoubleQuestion(this.editor, this.maskCanvas);
     this.list = new MaskList(this.editor, this.maskCanvas);
@@ -109,13 +110,19 @@ class Annotator {
     classList.toggle("bare", !byId("overlay").checked);
   }
 
+  /** Return whether the mask under the pointer is filled: always with Select, else while none is in progress. */
+  #fills() {
+    const { active } = this.editor.state;
+    return this.tools?.name === "select" || (active === null && !["brush", "eraser"].includes(this.tools?.name));
+  }
+
   #hover(place) {
     const draws = ["brush", "eraser"].includes(this.tools.name) && place !== null;
     this.maskCanvas.mark({ brush: draws ? [...place, this.tools.radius] : null });
   }
 
   #key(event) {
-    if (byId("help").open || byId("label").open) return;
+    if (document.querySelector("dialog[open]")) return;
     const action = actionOf(event);
     if (action === null || (action !== "help" && byId("work").hidden)) return;
     event.preventDefault();
@@ -155,6 +162,7 @@ class Annotator {
 
 async function begin() {
   setUpHelp();
+  setUpGo();
   const session = await untilHeard(() => getJson("/api/session"), showProblem);
   actAs(session.annotator);
   setUpAddresses(session);

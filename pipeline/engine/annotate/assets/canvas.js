@@ -8,6 +8,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const ACTIVE = [64, 156, 255];
 const FILL = packed(...ACTIVE, 120);
 const LINE = packed(255, 255, 255, 255);
+const REST_MS = 60;
 const KEPT_MS = 60_000; // time for a download to begin
 const PREVIEW = { true: `rgb(${ACTIVE.join(" ")} / 55%)`, false: "rgb(255 64 48 / 55%)" };
 const RADIUS = 7; // of a point, in screen pixels
@@ -19,30 +20,42 @@ export class MaskCanvas {
   #svg = byId("prompts");
   #masks = new WeakMap(); // by item
   #shown = [];
+  #given = [[], null, [0, 0]]; // the items, the one that isn't drawn, and the image's size
+  #hidden = new Set(); // keys of items
   #active = null;
   #shownFor = null; // counts of the drawn active mask
   #step = 0; // of the drawn masks, as in Stage
   #hovered = null;
+  #rest = 0; // timer of the highlight
   #marks = { active: null, box: null, cross: null, brush: null };
 
-  /** Create the canvas. `drags(event)` tests if a pointer pans the image, `selects()` if it selects masks. */
-  constructor(drags, selects) {
-    const hover = (mask) => this.#hover(selects() ? mask : null);
+  /** Create the canvas. `drags(event)` tests if a pointer pans the image, `fills()` if it fills the mask under it. */
+  constructor(drags, fills) {
+    const hover = (mask) => this.#hover(fills() ? mask : null);
     this.stage = new Stage(hover, () => {}, () => this.#look(), drags);
-    this.stage.coarse = true;
+    this.stage.coarse = this.stage.outlines = true;
     new ResizeObserver(() => this.#look()).observe(this.stage.element);
   }
 
-  /** Highlight the mask that a click would select. */
+  /** Highlight an item, or none with null. */
+  point(item) {
+    this.#hover(item && this.maskOf(item, this.#given[2]));
+  }
+
+  /** Highlight a mask once the pointer rests, because drawing it would delay a click. */
   #hover(mask) {
     if (mask === this.#hovered) return;
     this.#hovered = mask;
-    this.stage.point(mask, false);
+    clearTimeout(this.#rest);
+    if (mask === null) this.stage.point(null, false);
+    else this.#rest = setTimeout(() => this.stage.point(mask, false), REST_MS);
   }
 
   /** Show another image; `size` is [height, width]. */
   open({ id, size: [height, width], image }) {
-    [this.#shown, this.#active, this.#shownFor, this.#hovered] = [[], null, null, null];
+    this.#hover(null);
+    [this.#shown, this.#active, this.#shownFor] = [[], null, null];
+    this.#hidden.clear();
     this.#drawActive();
     this.stage.open(id, [width, height], image.image_id || `sa_${id}`);
   }
@@ -55,11 +68,24 @@ export class MaskCanvas {
     return this.#masks.get(item);
   }
 
-  /** Draw the items except `but`, largest first. */
+  isHidden({ key }) {
+    return this.#hidden.has(key);
+  }
+
+  /** Hide an item or show it again; without one, show all. This only changes the view. */
+  hide(item) {
+    if (item === null) this.#hidden.clear();
+    else if (!this.#hidden.delete(item.key)) this.#hidden.add(item.key);
+    this.showItems(...this.#given);
+  }
+
+  /** Draw the items except `but` and hidden ones, largest first. */
   showItems(items, but, size) {
-    const shown = items.filter((item) => item !== but);
+    this.#given = [items, but, size];
+    const shown = items.filter((item) => item !== but && !this.isHidden(item));
     if (shown.length === this.#shown.length && shown.every((item, place) => item === this.#shown[place])) return;
     this.#shown = shown;
+    if (!shown.includes(this.#hovered?.row.item)) this.#hover(null);
     this.#showMasks(size);
   }
 

@@ -39,10 +39,12 @@ export const KEYS = [
     [["s", "n"], "Save, even if unchanged, and go to the next image", "save"],
     [["Shift+s"], "Skip this image", "skip"],
     [["Shift+n"], "Back to the previous image", "back"],
+    [["j"], "Go to an image by its image_id or number", "go"],
     [["d"], "Toggle whether everything prominent is annotated", "complete"],
   ]],
   ["View", [
     [["h"], "Hide or show the masks", "hide"],
+    [["Shift+h"], "Hide the selected mask; without one, show all again", "hide-mask"],
     [["o"], "Stronger masks", "stronger"],
     [["Shift+o"], "Fainter masks", "fainter"],
     [["+", "="], "Zoom in", "zoom:in"],

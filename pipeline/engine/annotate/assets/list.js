@@ -14,7 +14,10 @@ export class MaskList {
   constructor(editor, maskCanvas) {
     this.#editor = editor;
     this.#maskCanvas = maskCanvas;
-    byId("lists").addEventListener("keydown", (event) => this.#key(event));
+    const lists = byId("lists");
+    lists.addEventListener("keydown", (event) => this.#key(event));
+    for (const name of ["pointerover", "focusin"]) lists.addEventListener(name, (event) => this.#point(event.target));
+    for (const name of ["pointerleave", "focusout"]) lists.addEventListener(name, () => this.#point(null));
   }
 
   /** Drop the rows of an image. */
@@ -48,13 +51,35 @@ export class MaskList {
     this.#editor.select(keys[(at < 0 ? (by > 0 ? 0 : -1) : at + by + keys.length) % keys.length] ?? keys.at(-1));
   }
 
+  /** Hide a mask, or show it again; without one, show all. A selected mask that is hidden is left. */
+  hide(item) {
+    this.#maskCanvas.hide(item);
+    const { state, selected } = this.#editor;
+    if (item !== null && item === selected && state.active === null && this.#maskCanvas.isHidden(item)) {
+      this.#editor.select(null);
+    }
+    this.show();
+  }
+
+  /** Fill the mask of a row in the image. */
+  #point(target) {
+    const key = target?.closest("li")?.dataset.key;
+    this.#maskCanvas.point(this.#editor.state.items.find((item) => item.key === key) ?? null);
+  }
+
   #fill(list, items, chosen) {
     const rows = items.map((item) => this.#row(item));
     // Don't touch rows that stay, because one of them may have the focus.
     if (rows.length !== list.children.length || rows.some((row, place) => row !== list.children[place])) {
       list.replaceChildren(...rows);
     }
-    for (const row of rows) row.firstChild.setAttribute("aria-pressed", String(row.dataset.key === chosen));
+    rows.forEach((row, place) => {
+      row.firstChild.setAttribute("aria-pressed", String(row.dataset.key === chosen));
+      const isHidden = this.#maskCanvas.isHidden(items[place]);
+      row.classList.toggle("hidden", isHidden);
+      row.lastChild.textContent = isHidden ? "Show" : "Hide";
+      row.lastChild.ariaLabel = `${row.lastChild.textContent}: ${row.firstChild.textContent}`;
+    });
   }
 
   #row(item) {
@@ -65,9 +90,11 @@ export class MaskList {
     swatch.style.backgroundColor = `rgb(${mask.color.join(" ")})`;
     const share = (100 * mask.row.area) / (mask.width * mask.height);
     const said = [`${share.toPrecision(2)} %`, !item.filled && item.source, item.label, item.locked && "locked", mask.problem];
-    const button = make("button", { type: "button" }, swatch, said.filter(Boolean).join(" · "));
+    const button = make("button", { type: "button", className: "pick" }, swatch, said.filter(Boolean).join(" · "));
     button.addEventListener("click", () => this.#editor.select(item.key));
-    const row = make("li", {}, button);
+    const hide = make("button", { type: "button", className: "hide" });
+    hide.addEventListener("click", () => this.hide(item));
+    const row = make("li", {}, button, hide);
     row.dataset.key = item.key;
     this.#rows.set(item.key, { item, row });
     return row;
@@ -76,8 +103,9 @@ export class MaskList {
   #key(event) {
     const step = FORWARD.has(event.key) ? 1 : BACK.has(event.key) ? -1 : 0;
     if (!step) return;
-    const buttons = [...byId("lists").querySelectorAll("li button")];
-    buttons[buttons.indexOf(document.activeElement) + step]?.focus();
+    const rows = [...byId("lists").querySelectorAll("li")];
+    const row = rows[rows.indexOf(document.activeElement.closest("li")) + step];
+    row?.querySelector(`.${document.activeElement.className}`)?.focus();
     event.preventDefault();
   }
 }

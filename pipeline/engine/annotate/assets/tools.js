@@ -49,6 +49,7 @@ export class Tools {
     const tool = erases ? "eraser" : this.name;
     const adds = tool === "brush" ? !other : tool === "eraser" ? false : other === this.negative;
     this.#gesture = { tool, adds, unit, from: place, points: [place] };
+    this.#maskCanvas.point(null);
     this.#preview();
   }
 

@@ -69,6 +69,11 @@ def test_an_image_is_as_the_dataset_has_it(ann: TestClient, dataset: Path) -> No
     assert (told["assignment"], told["n"], told["submission"], told["state"]) == (0, 0, None, "open")
     with Image.open(io.BytesIO(ann.get("/images/1.jpg").content)) as picture:
         assert picture.size == (row["width"], row["height"])
+    for text in (row["image_id"], "1", "sa_1", " 1 "):
+        assert ann.get("/api/find", params={"image": text}).json() == {"image": 1}
+    for text in ("", "nobody's", "3", "9" * 30, "1" * 200):
+        unknown = ann.get("/api/find", params={"image": text})
+        assert (unknown.status_code, unknown.json()["error"][:26]) == (404, "this dataset has no image ")
     for path in ("/api/images/99", "/api/images/3", "/images/x.jpg", "/api/images/" + "9" * 39):
         assert ann.get(path).status_code == 404, path
 

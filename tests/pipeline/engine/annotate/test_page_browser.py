@@ -156,7 +156,7 @@ def test_a_cutout_is_the_masks_part_of_the_image(page: "Page", server: Annotatio
     start(page, server, 2)
     expect(page.locator("#save-cutout")).to_be_disabled()
     row = max(mask_rows(server.dataset, 2), key=lambda row: row["area"])
-    page.locator(f"[data-key=d{row['annotation_id']}] button").click()
+    page.locator(f"[data-key=d{row['annotation_id']}] .pick").click()
     with page.expect_download() as download:
         page.locator("#save-cutout").click()
     assert download.value.suggested_filename == "sa_2.cutout.png"
@@ -165,6 +165,18 @@ def test_a_cutout_is_the_masks_part_of_the_image(page: "Page", server: Annotatio
     expected = cut_out(sample.image, coco.decode(row["segmentation"]).astype(bool))
     assert np.array_equal(found[..., 3], expected[..., 3])
     assert np.abs(found.astype(int) - expected).max() <= 4  # Chromium decodes the JPEG
+
+
+def is_painted(page: "Page", canvas: str, column: int, row: int) -> bool:
+    """Whether a canvas shows anything at a pixel of the image."""
+    alpha = """(canvas, [x, y]) => {
+        const size = document.getElementById("one-mask");
+        const place = [x * canvas.width / size.width, y * canvas.height / size.height];
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d");
+        copy.drawImage(canvas, 0, 0);
+        return copy.getImageData(...place.map(Math.floor), 1, 1).data[3];
+    }"""
+    return bool(page.locator(f"#{canvas}").evaluate(alpha, [column + 0.5, row + 0.5]) > 0)
 
 
 def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_dataset(
@@ -176,11 +188,25 @@ def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_datase
     rows = sorted(mask_rows(server.dataset, 2), key=lambda row: -row["area"])
     size = tuple(rows[0]["segmentation"]["size"])
 
-    # Select takes the smallest mask under the pointer, and shows before which one that is.
+    # Masks are outlines. Select takes the smallest mask under the pointer, and fills before which one that is.
+    column, row = inside(truth(server, 2)[-1])
     page.keyboard.press("v")
-    press_pixel(page, *inside(truth(server, 2)[-1]))
+    page.mouse.move(*place_of(page, 0.5, 0.5))
+    assert not is_painted(page, "all-masks", column, row)
+    page.mouse.move(*place_of(page, column + 0.5, row + 0.5))
     expect(page.locator("#stage")).to_have_class(re.compile("pointing"))
-    expect(page.locator(f"[data-key=d{rows[-1]['annotation_id']}] button")).to_have_attribute("aria-pressed", "true")
+    assert is_painted(page, "one-mask", column, row)
+    # A hidden mask is neither drawn nor under the pointer; nothing else happens to it.
+    smallest_row = page.locator(f"[data-key=d{rows[-1]['annotation_id']}]")
+    smallest_row.locator(".hide").click()
+    expect(page.locator("#stage")).to_have_attribute("data-masks", str(len(rows) - 1))
+    press_pixel(page, column, row)
+    expect(smallest_row.locator(".pick")).to_have_attribute("aria-pressed", "false")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Shift+H")
+    expect(page.locator("#stage")).to_have_attribute("data-masks", str(len(rows)))
+    press_pixel(page, column, row)
+    expect(page.locator(f"[data-key=d{rows[-1]['annotation_id']}] .pick")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("Escape")
     expect(page.locator("#mask-title")).to_have_text("No mask started")
 
@@ -219,15 +245,18 @@ def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_datase
     page.keyboard.press("e")
 
     # The dataset's largest mask loses a stroke, its smallest is deleted.
-    page.locator(f"[data-key=d{rows[0]['annotation_id']}] button").click()
+    page.locator(f"[data-key=d{rows[0]['annotation_id']}] .pick").click()
     expect(page.locator("#mask-title")).to_have_text("Mask selected")
     old = np.asarray(coco.decode(rows[0]["segmentation"])).astype(bool)
     column, row = inside(old)
     kept = old & ~disc_line(stroke([(column - 5, row), (column + 5, row + 3)]), smallest, size)
     page.keyboard.press("Enter")
-    page.locator(f"[data-key=d{rows[-1]['annotation_id']}] button").click()
+    page.locator(f"[data-key=d{rows[-1]['annotation_id']}] .pick").click()
     page.keyboard.press("Delete")
     expect(page.locator(f"[data-key=d{rows[-1]['annotation_id']}]")).to_have_count(0)
+    page.locator("#found .pick").first.click()
+    page.keyboard.press("Shift+H")
+    expect(page.locator("#found .hidden")).to_have_count(1)
     answer = save(page, server, 2)
 
     by_source = {mask.source: mask for mask in answer.masks}
@@ -245,7 +274,7 @@ def test_steps_go_out_to_the_mask_around_one_and_in_to_those_inside(page: "Page"
     inner = min(nested, key=lambda row: row["area"])
     start(page, server, inner["id"])
     pressed, title = page.locator("#lists li:has([aria-pressed=true])"), page.locator("#mask-title")
-    page.locator(f"[data-key=d{inner['annotation_id']}] button").click()
+    page.locator(f"[data-key=d{inner['annotation_id']}] .pick").click()
     name = ("subpart", "part", "whole")[inner["output"]]
     expect(page.locator("#mask-level")).to_have_text(f"{name} (output {inner['output']})")
     page.keyboard.press("u")

@@ -71,16 +71,19 @@ def test_masks_are_painted_to_the_pixel_and_coarsely_wherever_they_have_one(page
                 # Outside 0, filled 1, lines 2.
                 colors = np.pad(mask.astype(int) + (mask & ~inner), [(0, -side % step) for side in size])
                 blocks = colors.reshape(colors.shape[0] // step, step, colors.shape[1] // step, step)
-                expected.append(blocks.max(axis=(1, 3)).ravel().tolist())
+                painted = blocks.max(axis=(1, 3)).ravel()
+                expected.append([painted.tolist(), (painted * (painted == 2)).tolist()])
     found = run(
         page,
         "mask",
         """return given.map(([counts, height, width, step, thickness]) => {
             const [across, down] = [width, height].map((side) => Math.ceil(side / step));
-            const pixels = new Uint32Array(across * down);
             const drawn = new mask.Mask({ segmentation: { size: [height, width], counts } });
-            drawn.paint(pixels, { left: 0, top: 0, width: across }, 1, 2, thickness, step);
-            return [...pixels];
+            return [1, null].map((fill) => {
+                const pixels = new Uint32Array(across * down);
+                drawn.paint(pixels, { left: 0, top: 0, width: across }, fill, 2, thickness, step);
+                return [...pixels];
+            });
         })""",
         cases,
     )

@@ -25,6 +25,7 @@ from tests.support.annotated_pages import (
 )
 from tests.support.browser import watch
 from tests.support.locations import location_of
+from tests.support.viewed import image_rows
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -210,7 +211,7 @@ def test_undo_and_delete_wait_their_turn_and_a_new_mask_is_not_one_selected_befo
     count = there.count()
     page.keyboard.press("Control+z")
     expect(page.locator("#mask-title")).to_have_text("No mask started")
-    there.first.locator("button").click()
+    there.first.locator(".pick").click()
     expect(page.locator("#mask-title")).to_have_text("Mask selected")
     page.keyboard.press("Control+y")
     expect(page.locator("#mask-title")).to_contain_text("New mask")
@@ -373,6 +374,16 @@ def test_there_is_a_way_on_from_links_and_images_that_do_not_open(page: "Page", 
     page.unroute("**/api/next")
     expect(page.locator("#picture")).to_be_visible()  # it looks again by itself
     expect(page.locator("#problem")).to_be_hidden()
+
+    name = next(row["image_id"] for row in image_rows(server.dataset) if row["id"] == 7)
+    page.keyboard.press("j")
+    page.keyboard.type("3")
+    page.keyboard.press("Enter")
+    expect(page.locator("#go-problem")).to_have_text("this dataset has no image 3")
+    page.locator("#go-text").fill(name)
+    page.keyboard.press("Enter")
+    shown(page, 7)
+    expect(page.locator("#go")).to_be_hidden()
 
     # Brush sizes without brackets, and with them where AltGr writes them.
     radius = page.locator("#radius").inner_text()
