@@ -30,7 +30,8 @@ class _State:
     installed = False
     requested = False
     raised = False
-    told = False
+    ending = False
+    line = threading.Lock()  # taken by the thread that prints the line, and never released
     terminal = 2  # standard error; a copy, because descriptor 2 is redirected while Ray starts
     held = 1  # signals don't raise while this is positive
 
@@ -90,7 +91,8 @@ def check_stopping() -> None:
 
 def stop_line() -> str:
     """Return the line that tells the user how to resume; a caller prints it, so that it isn't printed again."""
-    _State.told = True
+    if not _State.line.acquire(blocking=False) and _State.ending:
+        time.sleep(STOP_S)  # the other thread has printed it and ends the process
     return _LINE
 
 
@@ -164,7 +166,8 @@ def _watch(reader: int) -> None:
 
 
 def _end() -> None:
-    if not _State.told:
+    _State.ending = True
+    if _State.line.acquire(blocking=False):
         with suppress(OSError):
             os.write(_State.terminal, f"{_LINE}\n".encode())
     os._exit(EXIT_CODE)
