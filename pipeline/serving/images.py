@@ -36,9 +36,9 @@ class ImageAddress(NamedTuple):
 class ImagePlaces:
     """Index of a dataset's images by id. Thread-safe, because each call has its own cursor.
 
-    The tables of images are streamed once into a DuckDB file in `folder`, about 40 bytes and a name per image, because a
-    dataset of a million images has thousands of Parquet files, too many to open for each lookup. `rows` is the SQL
-    query to load; subclasses that search by other criteria select more columns.
+    The tables of images are streamed once into a DuckDB file in `folder`, about 40 bytes and a name per image, because
+    a dataset of a million images has thousands of Parquet files, too many to open for each lookup. `rows` is the
+    SQL query to load; subclasses that search by other criteria select more columns.
     """
 
     def __init__(self, tables: DatasetTables, folder: Path, rows: str = _PLACES) -> None:

@@ -136,7 +136,7 @@ def test_a_save_in_the_annotator_writes_the_json(
             (folder / "a.masks.json").write_bytes(theirs)
             assert ann.put("/api/images/1/submissions/2", json=draft(again, [new])).status_code == 201
             assert len(json.loads((folder / "a.masks.json").read_bytes())["annotations"]) == 3
-        with pytest.raises(UsageError, match="uses"), folder_to_correct(str(folder)):
+        with pytest.raises(UsageError, match="is using"), folder_to_correct(str(folder)):
             pass
         with folder_to_view(str(folder)) as shown:
             assert shown.location.uri == files.location.uri
