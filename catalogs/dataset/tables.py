@@ -227,9 +227,13 @@ def scratch_path(view: str, shard: int) -> str:
 
 
 def _select(files: Sequence[TableFile]) -> str:
-    """Return the SQL that selects a view's rows, with their shard, from some files."""
+    """Return the SQL that selects a view's rows, with their shard, from some files.
+
+    By default, DuckDB takes a folder such as `license=CC0` in their path as the value of that column.
+    """
     paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
-    return f"SELECT * EXCLUDE (filename), {_SHARD} AS shard FROM read_parquet([{paths}], filename = true)"
+    source = f"read_parquet([{paths}], filename = true, hive_partitioning = false)"
+    return f"SELECT * EXCLUDE (filename), {_SHARD} AS shard FROM {source}"
 
 
 def _by_shard(files: Sequence[TableFile]) -> Mapping[int, Sequence[TableFile]]:

@@ -71,12 +71,14 @@ def test_a_dataset_without_a_commit_has_empty_views(dataset: str) -> None:
             assert (found.num_rows, found.column_names) == (0, [*schema.names, "shard"])
 
 
-def test_names_of_folders_are_no_patterns(dataset: str, tmp_path: Path) -> None:
-    moved = tmp_path / "it's [a] *?"
+def test_names_of_folders_are_neither_patterns_nor_values(dataset: str, tmp_path: Path) -> None:
+    moved = tmp_path / "license=it's [a] *?" / "shard=7"
+    moved.parent.mkdir()
     Path(dataset).rename(moved)
     for uri in (str(moved), f"file://{str(moved).replace(' ', '%20').replace('?', '%3F')}"):
         with open_committed(location_of(uri), SCHEMAS) as tables:
-            assert tables.query("SELECT count(*) AS n FROM images").to_pylist() == [{"n": 6}]
+            rows = tables.query("SELECT license, count(*) AS n, max(shard) AS last FROM images GROUP BY ALL")
+            assert rows.to_pylist() == [{"license": "CC-BY-4.0", "n": 6, "last": 2}]
 
 
 def test_a_damaged_and_a_missing_file_are_named(dataset: str, tables: DatasetTables) -> None:
