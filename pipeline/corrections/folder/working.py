@@ -320,10 +320,11 @@ class WorkingDataset:
             return
 
         def change(_: Commit, rows: Sequence[Row]) -> list[Row]:
-            if row["reason"] is not None or rows[0]["reason"] is not None:
+            if row["reason"] is not None:
                 return [row]
-            submissions = self._submissions(rows[0], submissions_of(self.location, ordinal))
-            before = merge_submission(rows[0], submissions).row if submissions else rows[0]
+            before = rows[0] if rows[0]["reason"] is None else row  # a rejected row keeps no record
+            submissions = self._submissions(before, submissions_of(self.location, ordinal))
+            before = merge_submission(before, submissions).row if submissions else before
             drawn = {counts_of(mask): mask for mask in before["masks"] if mask["annotator"] is not None}
             masks = [
                 {**mask, **{column: drawn[counts_of(mask)][column] for column in _OF_WORK}}

@@ -154,6 +154,13 @@ def test_masks_are_written_back_and_the_rest_of_the_json_stays(folder: Path) -> 
     (folder / "a.masks.json").write_text(json.dumps({**value, "annotations": value["annotations"][1:]}))
     (mask,) = row_of(updated(folder), "a.png")["masks"]
     assert [mask[name] for name in ("annotator", "source", "origin")] == ["ann", "manual", None]
+    # The submission still counts as merged after the JSON was damaged for a while, so its masks don't come back.
+    (folder / "a.masks.json").write_bytes(data[:-9])
+    assert len(opened(folder).update("photos")) == 1
+    write_masks(folder / "a.masks.json", BOXES[1])
+    row = row_of(updated(folder), "a.png")
+    assert [mask["segmentation"]["counts"] for mask in row["masks"]] == [counts(BOXES[1])]
+    assert row["submission"]["n"] == 1
 
 
 def test_an_image_without_a_json_gets_one_with_its_first_mask(folder: Path) -> None:
