@@ -19,7 +19,7 @@ class MatchMode(StrEnum):
 
 _KEY = {
     MatchMode.IMAGE_ID: "image_id",
-    MatchMode.URI: "regexp_extract(split_part(split_part(uri, '?', 1), '#', 1), '[^/]*$')",
+    MatchMode.URI: "regexp_extract(uri, '[^/]*$')",
 }
 
 

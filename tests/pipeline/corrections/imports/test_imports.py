@@ -36,6 +36,7 @@ from segmint.pipeline.quality.audit.result_text import result_lines
 from segmint.pipeline.quality.report.report import write_report
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
+from tests.support import protocol
 from tests.support.described_rows import described, rejected_row
 from tests.support.history_commands import grow
 from tests.support.imported import FIRST, SECOND, coco_of, import_coco, masks_of, write_coco
@@ -204,6 +205,18 @@ def test_images_are_found_by_their_names_in_the_catalog(place: DatasetPath, matc
     done = import_coco(place, path, ImportMode.ADD, match=match)
     assert (done.listed.named, done.listed.unknown, done.changed_shards) == (1, 1, (1,))
     assert sources(place, 3)[2:] == [(40_002, "imported", None)]
+
+
+def test_names_with_the_marks_of_a_query_or_a_fragment_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = protocol.catalog_rows
+    named = lambda *span: [{**row, "uri": f"photos/IMG #{row['id']}?.jpg"} for row in rows(*span)]  # noqa: E731
+    monkeypatch.setattr(protocol, "catalog_rows", named)
+    with two_shards() as place:
+        document = coco_of({1: [(APART, None)]})
+        document["images"][0]["file_name"] = "IMG #4?.jpg"
+        path = Path(f"{place.uri}.json")
+        path.write_text(json.dumps(document))
+        assert import_coco(place, path, ImportMode.ADD, match=MatchMode.URI).changed_shards == (1,)
 
 
 def test_corrections_after_an_import(place: DatasetPath, tmp_path: Path) -> None:
