@@ -98,12 +98,12 @@ def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from enumerate(rows, 1)
         return
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{file} is not UTF-8 text: expected JSON Lines, or Parquet in a file that ends in {_PARQUET}"
         ) from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):  # `splitlines` also splits inside of texts
         if not line.strip():
             continue
         try:
@@ -111,7 +111,8 @@ def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
         except ValueError as error:
             raise UsageError(f"{file}, row {number}: not JSON: {error}") from error
         if not isinstance(value, dict):
-            raise UsageError(f"{file}, row {number}: expected an object with id, kind, x, y, w and h, got {line[:80]}")
+            got = line.strip()[:80]
+            raise UsageError(f"{file}, row {number}: expected an object with id, kind, x, y, w and h, got {got}")
         yield number, value
 
 

@@ -1,5 +1,6 @@
 """Selection of the catalog rows that a takedown removes, with all other rows of the same images."""
 
+import io
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -46,13 +47,13 @@ class Selection:
 def read_ids(file: Location) -> dict[str, int]:
     """Return the names in a text file, one per line, with their line numbers; raises `UsageError` if there are none."""
     try:
-        text = file.read().decode("utf-8")
+        text = file.read().decode("utf-8-sig")
     except NotFoundError as error:
         raise UsageError(f"{file}: no such ids file") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{file} is not UTF-8 text: expected one image_id or id per line") from error
     found: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):  # `splitlines` also splits inside of names
         if line.strip():
             found.setdefault(line.strip(), number)
     if not found:

@@ -22,8 +22,9 @@ def write(path: Path, *rows: object) -> str:
 
 
 def test_json_lines_and_parquet_say_the_same(tmp_path: Path) -> None:
-    rows = [GOOD, {**GOOD, "id": 7, "kind": "other", "note": "passed over"}]
-    text = read_regions(Location(Storage(), write(tmp_path / "regions.jsonl", rows[0], "", rows[1])))
+    rows = [GOOD, {**GOOD, "id": 7, "kind": "other", "note": "passed\u2028over"}]
+    last = json.dumps(rows[1], ensure_ascii=False)
+    text = read_regions(Location(Storage(), write(tmp_path / "regions.jsonl", rows[0], "", last)))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "regions.parquet")
     table = read_regions(location_of(tmp_path / "regions.parquet"))
     assert [region.model_dump(exclude={"where"}) for region in text] == [GOOD, {**GOOD, "id": 7, "kind": "other"}]

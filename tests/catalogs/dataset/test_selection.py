@@ -155,6 +155,8 @@ def test_a_file_of_ids(tmp_path: Path) -> None:
     path = tmp_path / "ids.txt"
     path.write_text("image-1\r\n\n 17 \nimage-1\n")
     assert read_ids(location_of(path)) == {"image-1": 1, "17": 3}
+    path.write_text("\ufeffa\u2028b\x85c\rd", encoding="utf-8", newline="")
+    assert read_ids(location_of(path)) == {"a\u2028b\x85c": 1, "d": 2}
     for content, told in ((b"\n \n", "names no images"), (b"\xff", "is not UTF-8 text")):
         path.write_bytes(content)
         with pytest.raises(UsageError, match=told):
