@@ -140,7 +140,8 @@ test-sanitized: setup
 		ASAN_OPTIONS=detect_leaks=0 SEGMINT_TEST_KERNELS=$(SANITIZED) \
 		$(BIN)/python -m pytest -q tests/model/kernels/cpu --ignore tests/model/kernels/cpu/test_neon.py
 
-# Each export opened in the tool that it is for, in environments that are made for it and deleted; needs a package index.
+# Each export opened in the tool that it is for, in environments that are made for it and deleted, and `az://` on Azurite,
+# which stays in build/; needs package indexes and Node.js.
 # Only some: INTEROP="hf yolo".
 INTEROP ?=
 test-interop: setup

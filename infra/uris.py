@@ -8,12 +8,15 @@ from urllib.parse import unquote
 from segmint.infra.errors import UsageError
 
 LOCAL = "file"
-ALLOWED_SCHEMES = frozenset({LOCAL, "s3", "gs", "gcs", "az", "abfs", "abfss", "hdfs"})
+AZURE = frozenset({"az", "abfs", "abfss"})
+ALLOWED_SCHEMES = frozenset({LOCAL, "s3", "gs", "gcs", "hdfs", *AZURE})
 
 _CONTAINER_FIRST = frozenset({"abfs", "abfss"})  # abfs://container@account contains a container, not a user
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
 _LONGEST = 8192  # twice Linux's longest path, eight times S3's longest key
 _BUCKET = re.compile(r"^[A-Za-z0-9._-]{3,255}$")  # all that any store accepts
+# The account is Azure's, so that no catalog can send credentials to another server.
+_CONTAINER = re.compile(r"^(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9](@[a-z0-9]{3,24}\.(dfs|blob)\.core\.windows\.net)?$")
 _USUAL_BUCKET = re.compile(r"^(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # A secret may contain slashes (AWS secrets do) and @, but a port followed by a slash is not a secret. Lengths are
@@ -99,7 +102,8 @@ def split_bucket(uri: str) -> tuple[str, str]:
     """Return the bucket and key of `s3://bucket/key`; the key is taken literally and may be empty."""
     bucket, _, key = uri[_after_scheme(uri) :].partition("/")
     protocol = scheme(uri)
-    if not bucket or (protocol == "s3" and not _BUCKET.match(bucket)):
+    names = _BUCKET if protocol == "s3" else _CONTAINER if protocol in AZURE else None
+    if not bucket or (names is not None and not names.match(bucket)):
         raise UriNotAllowedError(f"{redact(uri)!r} names no valid bucket: expected {protocol}://bucket/key")
     return bucket, key
 

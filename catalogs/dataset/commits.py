@@ -28,7 +28,7 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import NO_TIME
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import scheme
+from segmint.infra.uris import AZURE, scheme
 
 REJECTED = "rejected:"
 """Prefix of the keys in a commit's counts that count rejected rows by reason."""
@@ -189,7 +189,7 @@ class CommitLog:
     def _listed(self, firsts: Iterable[int] | None, threads: int = 16) -> list[ListedCommit]:
         """Return the files of all commits, or, of a bucket, at least those of the thousands that begin at `firsts`."""
         names = [""]
-        if firsts is not None and scheme(self._folder.uri) == "s3":
+        if firsts is not None and scheme(self._folder.uri) in {"s3", *AZURE}:
             names = [shard_name(first)[:-_LISTED_DIGITS] for first in firsts]
         listed = map_ahead(lambda name: self._folder.list(beginning=name), names, threads, threads, "commits")
         entries = {entry.name: entry for entries in listed for entry in entries}  # "1000" is a prefix of 100000, too

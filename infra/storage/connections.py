@@ -1,5 +1,6 @@
 """The stores of this process, one per scheme and options, shared by threads but not across a fork."""
 
+import importlib
 import json
 import os
 import re
@@ -11,13 +12,13 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.error_kinds import describe
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.stores import LocalStore, Store
-from segmint.infra.uris import LOCAL, redact, scheme
+from segmint.infra.uris import AZURE, LOCAL, redact, scheme
 
 _SECRET_OPTION = re.compile(
     r"(?i)^key$|^user(name)?$|secret|token|passw|credential|access_?key|account_key|signature|connection_string"
 )
 
-_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "hdfs": "pyarrow"}
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "hdfs": "pyarrow"} | dict.fromkeys(AZURE, "segmint[azure]")
 
 # File systems of this process, shared by all threads and all `Storage` values with the same options. The key contains
 # the process id because connections and event loops don't survive a fork.
@@ -54,6 +55,10 @@ def _make_store(protocol: str, options: dict[str, Any]) -> Store:
     missing = missing_package(protocol)
     if missing is not None:
         raise UsageError(missing)
+    if protocol in AZURE:
+        from segmint.infra.storage.azure import AzureStore
+
+        return AzureStore(options)
     import fsspec
 
     from segmint.infra.storage.fsspec_store import FsspecStore
@@ -68,9 +73,13 @@ def missing_package(protocol: str) -> str | None:
     """Return why URIs of this scheme can't be read here and what to install; None if they can."""
     if protocol in (LOCAL, "s3"):
         return None
-    import fsspec
-
     try:
+        if protocol in AZURE:
+            importlib.import_module("azure.identity")
+            importlib.import_module("azure.storage.blob")
+            return None
+        import fsspec
+
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:  # ValueError: only the package registers the scheme with fsspec
         return f"{protocol}:// needs a package that is not installed: install {_PACKAGES[protocol]} ({error})"
@@ -83,7 +92,7 @@ def missing_package(protocol: str) -> str | None:
 
 
 def check_options(prefix: str, values: Mapping[str, Any]) -> None:
-    """Raise `UsageError` for a credential given as a value, and for a key that S3 doesn't support."""
+    """Raise `UsageError` for a credential given as a value, and for a key that S3 or Azure doesn't support."""
     protocol = scheme(prefix)
     for key, value in values.items():
         if _SECRET_OPTION.search(key):
@@ -93,7 +102,11 @@ def check_options(prefix: str, values: Mapping[str, Any]) -> None:
             )
         if isinstance(value, str) and redact(value) != value:
             raise UsageError(f"storage option {key!r} of {redact(prefix)!r} contains a credential: remove it")
-    if protocol == "s3":
-        from segmint.infra.storage import s3
+    from segmint.infra.storage import azure, s3
 
-        s3.check_options(prefix, values)
+    known = s3.OPTIONS if protocol == "s3" else azure.OPTIONS if protocol in AZURE else values
+    unknown = sorted(values.keys() - set(known))
+    if unknown:
+        raise UsageError(
+            f"unknown storage option {', '.join(unknown)} of {prefix!r}: expected {', '.join(sorted(known))}"
+        )

@@ -21,10 +21,12 @@ class ErrorKind(Enum):
 PASSING = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.TRANSIENT})
 """Kinds of errors that are worth a retry."""
 
-_ABSENT_CODES = {"NoSuchKey", "404", "NotFound", "NoSuchVersion"}
-_EXISTS_CODES = {"PreconditionFailed", "412"}
+# The codes are those of S3 and of Azure.
+_ABSENT_CODES = {"BlobNotFound", "NoSuchKey", "404", "NotFound", "NoSuchVersion", "ResourceNotFound"}
+_EXISTS_CODES = {"BlobAlreadyExists", "PreconditionFailed", "412"}
 _REFUSED_CODES = {
     "AuthorizationHeaderMalformed",
+    "ContainerNotFound",
     "ExpiredToken",
     "ExpiredTokenException",
     "InvalidAccessKeyId",
@@ -36,7 +38,7 @@ _REFUSED_CODES = {
     "TokenRefreshRequired",
 }
 # The error for an archived object has the status of a refusal, but only its owner can restore it.
-_PERMANENT_CODES = {"InvalidObjectState"}
+_PERMANENT_CODES = {"BlobArchived", "BlobImmutableDueToPolicy", "InvalidObjectState"}
 _UNAVAILABLE_CODES = {
     "RequestLimitExceeded",
     "ServiceUnavailable",
@@ -58,7 +60,12 @@ _UNAVAILABLE_STATUS = {429, 502, 503, 504}
 _TRANSIENT_STATUS = {408, 409, 425}
 
 # Matched by class name, so that a process with only local files needn't import botocore.
-_UNAVAILABLE_CLASSES = {"ConnectTimeoutError", "ConnectionRefusedError", "EndpointConnectionError"}
+_UNAVAILABLE_CLASSES = {
+    "ConnectTimeoutError",
+    "ConnectionRefusedError",
+    "EndpointConnectionError",
+    "ServiceRequestError",
+}
 _TRANSIENT_CLASSES = {
     "ChecksumError",
     "ClientConnectionError",
@@ -69,10 +76,12 @@ _TRANSIENT_CLASSES = {
     "HTTPClientError",
     "IncompleteReadError",
     "ResponseParserError",
+    "ServiceResponseError",
     "ShortBodyError",
     "TimeoutError",
 }
 _REFUSED_CLASSES = {
+    "ClientAuthenticationError",
     "CredentialRetrievalError",
     "NoCredentialsError",
     "PartialCredentialsError",
@@ -105,6 +114,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def service_code(error: BaseException) -> tuple[str, int] | None:
     """Return the error code and HTTP status behind an error, even if fsspec translated it; None if there is none."""
     for link in _chain(error):
+        status = getattr(link, "status_code", None)  # Azure's; a response that is cut off keeps its 200
+        if isinstance(status, int) and status >= 300:
+            code = getattr(link, "error_code", None) or str(status)
+            return str(getattr(code, "value", code)), status
         response = getattr(link, "response", None)
         if isinstance(response, dict) and "Error" in response:
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -154,7 +167,8 @@ def _kind_of_response(code: str, status: int) -> ErrorKind:
 def describe(error: BaseException) -> str:
     """Return the cause of a failure in one line, without credentials."""
     answer = service_code(error)
-    text = next((" ".join(str(link).split()) for link in _chain(error) if str(link)), type(error).__name__)
+    told = next((str(link) for link in _chain(error) if str(link)), type(error).__name__)
+    text = " ".join(told.partition("\nRequestId:")[0].split())  # Azure repeats its XML behind that
     if answer is not None and answer[0] not in text:
         text = f"{text} ({answer[0]})"
     elif answer is None and not isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""Stores other than local files and S3, through the fsspec file system of their scheme."""
+"""Stores other than local files, S3, and Azure, through the fsspec file system of their scheme."""
 
 import errno
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from segmint.infra.uris import parent, redact
 
 
 class FsspecStore:
-    """Any other fsspec file system (Google Cloud Storage, Azure, HDFS).
+    """Any other fsspec file system (Google Cloud Storage, HDFS).
 
     Exclusive creation uses the implementation's `pipe_file(mode="create")`. fsspec's default checks and then writes,
     which is a race, so a store with the default can't hold a dataset. For stores that override it,

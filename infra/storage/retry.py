@@ -99,7 +99,7 @@ def _advice(uri: str, error: BaseException, verdict: ErrorKind, tries: int) -> s
     if verdict in PASSING:
         return f"; given up after {tries} attempts"
     answer = service_code(error)
-    if answer is not None and answer[0] == "NoSuchBucket":
+    if answer is not None and answer[0] in {"NoSuchBucket", "ContainerNotFound"}:
         return "; there is no such bucket: check its name and the endpoint"
     if answer is not None and 300 <= answer[1] < 400:
         return "; the store redirects, which is not followed: check the endpoint and the region"

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.errors import SegmintError
 from segmint.infra.storage.error_kinds import ErrorKind, meaning, service_code
 from segmint.infra.storage.retry import RetryPolicy, with_retries
 from segmint.infra.storage.stores import ObjectInfo, OnSkip, check_length, check_size, warn_of_skipped
@@ -42,15 +42,6 @@ PART_BYTES = 64 << 20
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 10_000
 _PART_POLICY = RetryPolicy()
-
-
-def check_options(prefix: str, options: Mapping[str, Any]) -> None:
-    """Raise `UsageError` if an option isn't in `OPTIONS`."""
-    unknown = sorted(set(options) - set(OPTIONS))
-    if unknown:
-        raise UsageError(
-            f"unknown storage option {', '.join(unknown)} of {prefix!r}: expected {', '.join(sorted(OPTIONS))}"
-        )
 
 
 def make_filesystem(options: Mapping[str, Any]) -> Any:

@@ -33,7 +33,8 @@ class Storage:
     """Access to objects by URI, with retries. Cheap to create and pickle; thread-safe.
 
     `options` are keyed by URI prefix, as in `{"s3://bucket": {"endpoint_url": …}}`; the longest matching prefix wins.
-    For S3, the keys are `segmint.infra.storage.s3.OPTIONS`; for other schemes, those of the fsspec implementation.
+    For S3 and Azure, the keys are the `OPTIONS` of `segmint.infra.storage.s3` and `azure`; for other schemes, those of
+    the fsspec implementation.
     Credentials aren't accepted as values (`UsageError`); they come from the standard chain. After the attempts of
     `retry`, methods wait up to `outage_s` seconds for an unreachable store; see `segmint.infra.storage.outages`.
 

@@ -195,7 +195,10 @@ def check_purge(dataset: Location) -> None:
     """
     for folder in (*DATA_KINDS, COMMITS, CATALOG, RESERVATIONS):
         (dataset / folder).refuse_link()
-    (dataset / f"{TEMPORARY_PREFIX}versions").purge()
+    probe = dataset / f"{TEMPORARY_PREFIX}versions"
+    probe.purge()  # first, because a store that cannot do this would keep what is put
+    probe.put(b"")
+    probe.purge()
 
 
 def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:

@@ -90,7 +90,11 @@ def test_local_path_decodes_file_uris_only() -> None:
 
 def test_keys_are_taken_literally() -> None:
     assert split_bucket("s3://bkt/a#b?c=%20/d") == ("bkt", "a#b?c=%20/d")
-    for uri in ("s3:///k", "s3://B!/k", "s3://-b/k", f"s3://{'b' * 256}/k"):
+    account = "account.dfs.core.windows.net"
+    assert split_bucket(f"abfss://con-1@{account}/a?b") == (f"con-1@{account}", "a?b")
+    azure = ["az://A_B/k", "az://ab/k", "az://a--b/k", f"az://{'b' * 64}/k", f"abfs://con@evil.org#.{account}/k"]
+    azure += [f"abfss://con@{account}.evil.org/k", "abfss://con@account/k", "abfs://con@/k"]
+    for uri in ("s3:///k", "s3://B!/k", "s3://-b/k", f"s3://{'b' * 256}/k", *azure):
         with pytest.raises(UriNotAllowedError):
             split_bucket(uri)
 

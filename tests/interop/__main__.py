@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tests.interop.azurite import VERSION, azurite
 from tests.interop.datasets import expected_of, make_datasets
 from tests.interop.mongo import database
 
@@ -68,7 +69,14 @@ SAM2 = Tool(
 LVIS = Tool("lvis-ap", ("lvis==0.5.3",), ours=True)
 """Package of the comparison of LVIS's federated AP, with our numpy, pycocotools, OpenCV, and matplotlib."""
 
-ALL = (*TOOLS, SAM2, LVIS)
+AZURE = Tool(
+    "azure",
+    ("azure-storage-blob==12.31.1", "azure-identity==1.27.0", "azure-core", "isodate", "msal", "msal-extensions"),
+    ours=True,
+)
+"""Packages of the extra `azure`, with the rest from our environment, for the check of `az://` on Azurite."""
+
+ALL = (*TOOLS, SAM2, LVIS, AZURE)
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,10 +90,11 @@ def main() -> None:
     if unknown := wanted - known:
         parser.error(f"no tool reads {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(prefix="segmint-interop-") as folder:
-        datasets = make_datasets(Path(folder)) if wanted - {SAM2.format, LVIS.format} else []
+        datasets = make_datasets(Path(folder)) if wanted - {SAM2.format, LVIS.format, AZURE.format} else []
         failed = [tool.format for tool in TOOLS if tool.format in wanted and not _check(tool, datasets, Path(folder))]
         failed += [SAM2.format] if SAM2.format in wanted and not _compare_sam2(Path(folder)) else []
         failed += [LVIS.format] if LVIS.format in wanted and not _compare_lvis(Path(folder)) else []
+        failed += [AZURE.format] if AZURE.format in wanted and not _check_azure(Path(folder)) else []
     print(f"\n{len(wanted) - len(failed)} passed, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}")
     sys.exit(1 if failed else 0)
 
@@ -129,6 +138,20 @@ def _compare_lvis(folder: Path) -> bool:
     try:
         with _environment(LVIS, folder / "env-lvis") as python:
             return _run([python, ROOT / "tests/interop/oracles/check_lvis.py"], {"PYTHONPATH": ROOT})
+    except CannotInstallError as error:
+        print(f"CANNOT INSTALL: {error}")
+        return False
+
+
+def _check_azure(folder: Path) -> bool:
+    """Build and correct a dataset on Azurite, and return whether all went well."""
+    print(f"\n== {AZURE.format}: azurite {VERSION}, {', '.join(AZURE.packages)}", flush=True)
+    try:
+        with (
+            _environment(AZURE, folder / "env-azure") as python,
+            azurite(ROOT / "build", folder / "azurite") as variables,
+        ):
+            return _run([python, ROOT / "tests/interop/oracles/check_azure.py"], {**variables, "PYTHONPATH": ROOT})
     except CannotInstallError as error:
         print(f"CANNOT INSTALL: {error}")
         return False

@@ -42,7 +42,7 @@ def add_projection(sam: Sam, clip: Clip, seed: int) -> None:
 def embed_crops(clip: Clip, at_once: int, crops: Tensor, shown: Tensor) -> Tensor:
     """Return CLIP's embeddings of crops, with a length of 1. `at_once` of them are embedded together."""
     parts = zip(torch.split(crops, at_once), torch.split(shown, at_once), strict=True)
-    found = torch.cat([clip.embed_crops(*part) for part in parts])
+    found: Tensor = torch.cat([clip.embed_crops(*part) for part in parts])
     return found / found.norm(dim=1, keepdim=True)
 
 

@@ -179,7 +179,7 @@ def test_credentials_in_a_catalog_are_redacted_and_cost_no_image(
         "s3://b/token=3/photo@2x.jpg",
         "photo@home.jpg",
         "a?X-Amz-Signature=of-a-file-name",
-        "abfs://c@account/k",
+        "abfs://photos@account.dfs.core.windows.net/k",
     ]
     hostile = [
         f"s3://AKIAIOSFODNN7EXAMPLE:{secret}@bucket/a.jpg",

@@ -1,18 +1,30 @@
 """Stores by scheme: what is not installed is named, with what to install."""
 
+import re
+
 import pyarrow
 import pytest
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.connections import connect, missing_package
+from segmint.infra.storage.storage import Storage
 
 
-@pytest.mark.parametrize(("protocol", "package"), [("gs", "gcsfs"), ("az", "adlfs"), ("abfss", "adlfs")])
+@pytest.mark.parametrize(
+    ("protocol", "package"), [("gs", "gcsfs"), ("az", "segmint[azure]"), ("abfss", "segmint[azure]")]
+)
 def test_a_missing_package_is_named(protocol: str, package: str) -> None:
     expected = f"{protocol}:// needs a package that is not installed: install {package}"
     assert (missing_package(protocol) or "").startswith(expected)
-    with pytest.raises(UsageError, match=expected):
+    with pytest.raises(UsageError, match=re.escape(expected)):
         connect(protocol, {})
+
+
+def test_options_of_azure_are_its_own() -> None:
+    Storage({"az://photos": {"account_name": "acme", "endpoint_url": "https://blob.example.org", "anon": True}})
+    for key in ("region", "account_key", "connection_string"):
+        with pytest.raises(UsageError, match=r"unknown storage option region|is a credential"):
+            Storage({"az://": {key: "x"}})
 
 
 @pytest.mark.skipif(pyarrow.have_libhdfs(), reason="Java and Hadoop are installed")

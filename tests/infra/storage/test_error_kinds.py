@@ -68,6 +68,35 @@ def test_meaning_of_other_errors() -> None:
     assert meaning(SSLError(endpoint_url="https://x", error="EOF occurred")) is ErrorKind.TRANSIENT
 
 
+class AzureError(Exception):
+    """An answer of Azure as its library raises it: with a code, if there is one, and XML behind the message."""
+
+    def __init__(self, code: str | None, status: int) -> None:
+        super().__init__(f"It failed.\nRequestId:1\nTime:2\nErrorCode:{code}\nContent: <?xml?>")
+        self.error_code, self.status_code = code, status
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("BlobNotFound", 404, ErrorKind.ABSENT),
+        (None, 404, ErrorKind.ABSENT),
+        ("ContainerNotFound", 404, ErrorKind.REFUSED),
+        ("AuthenticationFailed", 403, ErrorKind.REFUSED),
+        ("BlobAlreadyExists", 409, ErrorKind.EXISTS),
+        ("ConditionNotMet", 412, ErrorKind.EXISTS),
+        ("BlobArchived", 409, ErrorKind.PERMANENT),
+        ("InvalidResourceName", 400, ErrorKind.PERMANENT),
+        ("InternalError", 500, ErrorKind.TRANSIENT),
+        ("ServerBusy", 503, ErrorKind.UNAVAILABLE),
+        (None, 502, ErrorKind.UNAVAILABLE),
+    ],
+)
+def test_meaning_of_azures_answers(code: str | None, status: int, expected: ErrorKind) -> None:
+    assert meaning(AzureError(code, status)) is expected
+    assert describe(AzureError(code, status)) == f"It failed. ({code or status})"
+
+
 def test_a_cause_without_text_is_described_by_the_one_behind_it() -> None:
     error = TimeoutError()
     error.__cause__ = TimeoutError("no complete response within 65 seconds")

@@ -104,6 +104,7 @@ def test_a_store_whose_versions_cannot_be_seen_is_refused(tmp_path: Path, monkey
     monkeypatch.setattr("segmint.infra.storage.storage.connect", lambda *_: memory)
     with pytest.raises(UsageError, match="older versions"):
         check_purge(Location(Storage(), "gs://datasets/small"))
+    assert memory._fs.find("/") == []
 
 
 @pytest.mark.s3

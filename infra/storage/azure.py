@@ -1,0 +1,146 @@
+"""Azure Blob Storage, through Microsoft's library: conditional puts, paginated listings, versions and snapshots."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import AccessRefusedError
+from segmint.infra.storage.stores import ObjectInfo, OnSkip, check_length, check_size, warn_of_skipped
+from segmint.infra.uris import parent, redact, split_bucket
+
+OPTIONS = ("account_name", "endpoint_url", "anon")
+
+
+class AzureStore:
+    """Blobs in containers of the account in the URI (`abfss://container@account.dfs.…`), or else the configured one."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
+        self._accounts: dict[str, Any] = {}
+
+    def read(self, uri: str, max_bytes: int | None) -> bytes:
+        """Read the whole blob; its first 32 MiB arrive before its size is known."""
+        stream = self._blob(uri).download_blob()
+        check_size(uri, stream.size, max_bytes)
+        data: bytes = stream.readall()
+        check_length(len(data), stream.size)
+        return data
+
+    def read_range(self, uri: str, start: int, stop: int) -> bytes:
+        """Read the bytes [start, stop)."""
+        data: bytes = self._blob(uri).download_blob(start, stop - start).readall()
+        check_length(len(data), stop - start)
+        return data
+
+    def create(self, uri: str, data: bytes) -> None:
+        """Create a blob by one put with `If-None-Match: *`; the loser gets `BlobAlreadyExists`."""
+        self._blob(uri).upload_blob(data)
+
+    def create_file(self, uri: str, path: Path) -> None:
+        """Create a blob from a file by one put with `If-None-Match: *`."""
+        with path.open("rb") as file:
+            self._blob(uri).upload_blob(file)
+
+    def put(self, uri: str, data: bytes) -> None:
+        """Write a blob in one put; Azure shows it only when it is complete."""
+        self._blob(uri).upload_blob(data, overwrite=True)
+
+    def put_file(self, uri: str, path: Path) -> None:
+        """Write a blob from a file in one put."""
+        with path.open("rb") as file:
+            self._blob(uri).upload_blob(file, overwrite=True)
+
+    def walk(
+        self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
+    ) -> Iterator[ObjectInfo]:
+        """Yield the blobs below a prefix page by page, without the blobs that stand for folders."""
+        container, prefix = self._folder(uri)
+        pages = container.list_blobs if recursive else container.walk_blobs
+        for entry in pages(prefix + beginning, include=["metadata"]):
+            name = entry.name[len(prefix) :]
+            if name and not name.endswith("/") and "hdi_isfolder" not in (entry.metadata or {}):
+                yield ObjectInfo(name, int(entry.size), entry.last_modified.astimezone(UTC))
+
+    def size(self, uri: str) -> int:
+        """Return the size in bytes."""
+        return int(self._blob(uri).get_blob_properties().size)
+
+    def delete(self, uri: str) -> None:
+        """Delete the blob and its snapshots; older versions remain (see `purge`)."""
+        self._blob(uri).delete_blob("include")
+
+    def purge(self, uri: str) -> None:
+        """Delete the blob, its snapshots, and its older versions. Raises `UsageError` if soft delete keeps them."""
+        from azure.core.exceptions import ResourceNotFoundError
+
+        with suppress(ResourceNotFoundError):
+            self.delete(uri)
+        container, key = self._container(uri)
+        found = [entry for entry in self._all(container, key) if entry.name == key]
+        for entry in found:
+            if not entry.deleted:
+                container.get_blob_client(key, entry.snapshot).delete_blob(version_id=entry.version_id)
+        if found and any(entry.name == key for entry in self._all(container, key)):
+            raise UsageError(f"soft delete keeps {redact(uri)}: turn it off, and wait until what it keeps has expired")
+
+    def versioned(self, uri: str) -> set[str]:
+        """Return the names below a prefix of which there are snapshots, older versions, or deleted blobs."""
+        container, prefix = self._folder(uri)
+        found = (each for each in self._all(container, prefix) if each.version_id or each.snapshot or each.deleted)
+        return {each.name[len(prefix) :] for each in found if not each.is_current_version}
+
+    def ping(self, uri: str) -> None:
+        """List one entry of the parent prefix."""
+        container, key = self._container(parent(uri))
+        next(iter(container.list_blobs(key, results_per_page=1)), None)
+
+    def _all(self, container: Any, prefix: str) -> Any:
+        return container.list_blobs(prefix, include=["snapshots", "versions", "deleted"])
+
+    def _blob(self, uri: str) -> Any:
+        container, key = self._container(uri)
+        if not key:
+            raise FileNotFoundError(f"{uri} names a container, not an object")
+        return container.get_blob_client(key)
+
+    def _folder(self, uri: str) -> tuple[Any, str]:
+        container, key = self._container(uri)
+        return container, f"{key.rstrip('/')}/" if key.rstrip("/") else ""
+
+    def _container(self, uri: str) -> tuple[Any, str]:
+        name, key = split_bucket(uri)
+        container, _, host = name.partition("@")
+        if host not in self._accounts:
+            self._accounts[host] = _connect(host.partition(".")[0], self._options)
+        return self._accounts[host].get_container_client(container), key
+
+
+def _connect(account: str, options: Mapping[str, Any]) -> Any:
+    """Return a client with the credentials of the environment, without the library's retries, and without redirects."""
+    from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
+    from azure.identity import DefaultAzureCredential
+    from azure.storage.blob import BlobServiceClient
+
+    configured = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    url = f"https://{account}.blob.core.windows.net" if account else options.get("endpoint_url")
+    account = account or options.get("account_name") or configured or ""
+    if not account:
+        raise AccessRefusedError("no storage account: set the option account_name, or AZURE_STORAGE_ACCOUNT_NAME")
+    credential: Any = None if options.get("anon") else DefaultAzureCredential()
+    if credential and configured in (None, account):  # the key and the token are of one account
+        if key := os.environ.get("AZURE_STORAGE_ACCOUNT_KEY"):
+            credential = AzureNamedKeyCredential(account, key)
+        elif token := os.environ.get("AZURE_STORAGE_SAS_TOKEN"):
+            credential = AzureSasCredential(token)
+    return BlobServiceClient(
+        url or f"https://{account}.blob.core.windows.net",
+        credential,
+        retry_total=0,  # they would multiply with ours
+        permit_redirects=False,
+        max_single_put_size=5000 << 20,  # Azure's limit. In larger files of one name, two writers could mix blocks
+        max_chunk_get_size=32 << 20,
+    )
