@@ -15,7 +15,7 @@ SIMILAR = 0.9
 """Minimum correlation of two views that show the same content."""
 
 SIMILAR_MIDDLE = 0.8
-"""Minimum correlation of their middles, without a fifth at each edge. docs/duplicates.md explains both choices."""
+"""Minimum correlation of their middles, without a fifth at each edge. docs/curate.md explains both choices."""
 
 
 class Thresholds(NamedTuple):
