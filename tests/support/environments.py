@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def installed_wheel(factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel of this checkout, and `installed` with what it installs: made once a run of tests."""
+    """A folder with the sdist and the wheel of this checkout, and `installed` with what it installs: made once."""
     return made_once(factory, "wheel", lambda folder: install(wheel_of_the_checkout(folder), folder / "installed"))
 
 
 def wheel_of_the_checkout(folder: Path) -> Path:
-    """The wheel of this checkout, built in `folder` from a copy, since a build leaves folders behind."""
+    """The wheel that pip builds of this checkout's sdist, both in `folder`, made of a copy of the checkout."""
     copy = folder / "checkout"
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True)
@@ -33,12 +33,10 @@ def wheel_of_the_checkout(folder: Path) -> Path:
             target.symlink_to(source.readlink())
         elif source.exists():
             target.write_bytes(source.read_bytes())
-    return build_wheel(copy, folder)
-
-
-def build_wheel(checkout: Path, folder: Path) -> Path:
-    """The wheel that `pip wheel` builds of the checkout, in `folder`."""
-    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(checkout))
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True, text=True)
+    (sdist,) = folder.glob("segmint-*.tar.gz")
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(sdist))
     (wheel,) = folder.glob("segmint-*.whl")
     return wheel
 
