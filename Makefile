@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals tables gpu-bundle gpu-day gpu-estimate docs lock wheel dist clean
+.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals tables gpu-bundle gpu-day gpu-estimate docs lock wheel dist pictures clean
 
 setup: $(STAMP) $(KERNELS)
 
@@ -211,6 +211,10 @@ bench-intervals: setup
 # Tables of measurements in docs/, and plots, from benchmarks/results/.
 tables: setup
 	$(BIN)/python benchmarks/plots.py
+
+# The screenshots in docs/images, from the demo's dataset. It needs Chromium.
+pictures: demo
+	$(BIN)/python .ci/pictures.py demo/dataset
 
 bench-pipeline: setup
 	$(BIN)/python benchmarks/building/pipeline_vs_loop.py

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.building.scale_tables import alternative_scale  # noqa: E402
 from benchmarks.measuring import RESULTS  # noqa: E402
 from benchmarks.page import PAGES, filled, read_results  # noqa: E402
+from benchmarks.privacy.tables import KINDS, alternative_recall, detectors, recall_by_change  # noqa: E402
 from benchmarks.tables import (  # noqa: E402
     GROUPS,
     PRECISIONS,
@@ -186,6 +187,30 @@ def draw_scale(results: dict[str, Result], path: Path) -> None:
     save(figure, path, alternative_scale(result), digest(results, ("scale",)))
 
 
+def draw_recall(results: dict[str, Result], path: Path) -> None:
+    """Draw the share of the marks that each detector found, by angle and by kind of composite, with the counts."""
+    pyplot = pyplot_styled()
+    result = results["privacy"]
+    shown = {name: recall_by_change(result, name) for name in detectors(result)}
+    longest = max(map(len, shown.values()))
+    figure, axes = pyplot.subplots(
+        1, len(shown), figsize=(8.6, 1 + 0.26 * longest), squeeze=False, layout="constrained"
+    )
+    for axis, (name, rows) in zip(axes[0], shown.items(), strict=True):
+        axis.barh(range(len(rows)), [found / marks for _, (found, marks) in rows], height=0.7, color=BLUE)
+        for place, (_, (found, marks)) in enumerate(rows):
+            label = {"textcoords": "offset points", "xytext": (4, 0), "va": "center", "color": INK}
+            axis.annotate(f"{found} of {marks}", (found / marks, place), fontsize=8.5, **label)
+        axis.set_yticks(range(len(rows)), [label for label, _ in rows])
+        axis.set_ylim(longest - 0.4, -0.6)
+        axis.set_xlim(0, 1.28)
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+        axis.set_xlabel("recall (higher is better)")
+        axis.set_title(f"{name}: {KINDS[name]}", loc="left", fontsize=10, color=INK)
+        axis.grid(axis="x", color="#e5e5e5")
+    save(figure, path, alternative_recall(result), digest(results, ("privacy",)))
+
+
 def performance_sources() -> tuple[str, ...]:
     """Return the results that the plot of whole images may show."""
     return ("generator_vs_reference", "generator_vs_reference-crops1", "generator_vs_reference-crops2")
@@ -194,6 +219,7 @@ def performance_sources() -> tuple[str, ...]:
 PICTURES: dict[str, tuple[Sequence[str], Callable[[dict[str, Result], Path], None]]] = {
     "performance.svg": (performance_sources(), draw_performance),
     "stages.svg": (("stages",), draw_stages),
+    "recall.svg": (("privacy",), draw_recall),
     "scale.svg": (("scale",), draw_scale),
 }
 """Plots by file name: the results that they show, of which the first is required, and the function that draws them."""

@@ -10,17 +10,21 @@ from segmint.operators.prepare.measured_recall import MeasuredRecall, Share
 SIZES = (20, 32, 64, 128)
 """Lower limits of the sizes in pixels by which recall is shown."""
 
+KINDS = {"mtcnn": "faces", "clp": "license plates"}
+"""Kinds of marks by detector."""
+
 _HEAD = ["pictures", "pictures with marks", "marks", "found", "recall (95 % interval)", "false alarms", "in pictures"]
 
 
 @part_of("privacy")
 def privacy_part(result: Result) -> str:
     """Return what each detector finds by angle, by kind of composite, and by size."""
-    parts = []
-    for name in dict.fromkeys(row["detector"] for row in result["rows"]):
+    parts = [f"![{alternative_recall(result)}](images/recall.svg)"]
+    for name in detectors(result):
         rows = [row for row in result["rows"] if row["detector"] == name]
-        changes = list(dict.fromkeys(row["change"] for row in rows))
-        cells = [[_label(change), *_cells([row for row in rows if row["change"] == change])] for change in changes]
+        cells = [
+            [_label(change), *_cells([row for row in rows if row["change"] == change])] for change in _changes(rows)
+        ]
         parts.append(table([name, *_HEAD], cells))
         parts.append(table([f"{name}, by size of the mark", "marks", "found", "recall"], _by_size(rows)))
     note = (
@@ -30,6 +34,20 @@ def privacy_part(result: Result) -> str:
         f"{where(result)}"
     )
     return "\n\n".join([*parts, wrapped(note)])
+
+
+def recall_by_change(result: Result, detector: str) -> list[tuple[str, Share]]:
+    """Return how many marks a detector found of all, by angle and kind of composite, where there are any."""
+    rows = [row for row in result["rows"] if row["detector"] == detector]
+    shares = {change: _share([row for row in rows if row["change"] == change]) for change in _changes(rows)}
+    return [(_label(change), share) for change, share in shares.items() if share[1]]
+
+
+def alternative_recall(result: Result) -> str:
+    """Return the text that stands for the plot."""
+    upright = {name: measured(result, name, KINDS[name]).upright for name in detectors(result)}
+    parts = [f"{name} found {found} of {marks} {KINDS[name]} upright" for name, (found, marks) in upright.items()]
+    return f"Recall by angle and kind of composite; {', and '.join(parts)}"
 
 
 def measured(result: Result, detector: str, kind: str) -> MeasuredRecall:
@@ -47,6 +65,15 @@ def measured(result: Result, detector: str, kind: str) -> MeasuredRecall:
 def sources(result: Result) -> int:
     """Return the number of photographs that were measured upright."""
     return len({row["picture"] for row in result["rows"] if row["change"] == "0"})
+
+
+def detectors(result: Result) -> list[str]:
+    """Return the names of the measured detectors, in the order of the result."""
+    return list(dict.fromkeys(row["detector"] for row in result["rows"]))
+
+
+def _changes(rows: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(row["change"] for row in rows))
 
 
 def _share(rows: Sequence[Result]) -> Share:

@@ -87,12 +87,23 @@ def test_every_folder_is_on_the_page_of_the_code() -> None:
             assert f"`{layer}/{folder.name}/`" in page, f"{layer}/{folder.name}/"
 
 
-def test_the_photograph_is_the_only_one_and_small() -> None:
-    """The README credits it; another one would need its own credit."""
-    pictures = [path for path in (ROOT / "docs").rglob("*") if path.suffix in {".jpg", ".jpeg", ".png", ".webp"}]
-    assert [path.name for path in pictures] == ["overlay.jpg"]
-    assert pictures[0].stat().st_size < 300_000
-    assert "CC0-1.0" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_pictures_are_shown_small_and_credited() -> None:
+    """Those with photographs are in NOTICE; drawings have none."""
+    pictures = [
+        path for path in (ROOT / "docs").rglob("*") if path.suffix in {".jpg", ".jpeg", ".png", ".webp", ".svg"}
+    ]
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    credits_of = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    assert len(pictures) > 3
+    for path in pictures:
+        assert re.search(rf"!\[[^\]]{{20,}}\]\([^)]*images/{re.escape(path.name)}\)", text), (
+            f"no page shows {path.name}"
+        )
+        assert path.stat().st_size < 300_000, path.name
+        assert path.suffix == ".svg" or path.name in credits_of, f"NOTICE does not credit {path.name}"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"!\[.*?\]\((.*?)\)", readme) == ["docs/images/overlay.jpg"]
+    assert "CC0-1.0" in readme
 
 
 def test_every_promise_of_security_names_files_that_are_there() -> None:
