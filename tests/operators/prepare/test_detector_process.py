@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -174,6 +176,24 @@ def test_it_counts_from_a_lower_score_on_request(photos: Path, bundled: Detector
     found = [lenient(each, 0.02).detect(image) for each in (there[1], here[1])]
     assert found[0] == found[1]
     assert len(found[0]) > len(here[1].detect(image)) == len(there[1].detect(image))
+
+
+@pytest.mark.parametrize(("device", "searches"), [("cuda", 2), ("cpu", 1)])
+def test_exhausted_gpu_memory_is_retried_once(device: str, searches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error comes from a stand-in, because only a GPU raises it."""
+    calls = []
+
+    class Short:
+        def detect(self, image: np.ndarray) -> list[Detection]:
+            calls.append(image)
+            raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(detector_process, "copied_pixels", lambda request: GRAY)
+    monkeypatch.setattr(detector_process, "lenient", lambda detector, score: detector)
+    server: Any = SimpleNamespace(_device=device, _deadline=SimpleNamespace(running=contextlib.nullcontext))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        detector_process._Server._search(server, Short(), SimpleNamespace(score=None))  # type: ignore[arg-type]
+    assert len(calls) == searches
 
 
 @pytest.mark.cuda

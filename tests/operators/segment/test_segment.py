@@ -24,7 +24,13 @@ from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, PREPARED, SEGMENTED
 from segmint.operators.segment.numerics import observe_numerics
 from segmint.operators.segment.overlap import HostThreads
-from segmint.operators.segment.segment import MixedNumericsError, Segment, SegmentSettings, check_count
+from segmint.operators.segment.segment import (
+    MixedNumericsError,
+    Segment,
+    SegmentSettings,
+    check_count,
+    find_frugally,
+)
 from tests.support.described_rows import faulted_row, rejected_row
 from tests.support.photographs import photograph
 
@@ -114,6 +120,28 @@ def test_a_bug_on_one_image_is_a_fault_of_only_its_row(segment: Segment) -> None
     broken, whole = segment(to_table(rows, PREPARED)).to_pylist()
     assert broken["fault"].startswith("segment: UnidentifiedImageError")
     assert whole["fault"] is None
+
+
+def test_exhausted_gpu_memory_is_retried_once() -> None:
+    """The error comes from a stand-in, because only a GPU raises it."""
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    calls = []
+
+    def generator(fails: int) -> Any:
+        def find(image: np.ndarray, original: None) -> str:
+            calls.append(image)
+            if len(calls) <= fails:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return "found"
+
+        return SimpleNamespace(find=find)
+
+    assert find_frugally(generator(1), pixels, None) == "found"
+    assert len(calls) == 2
+    calls.clear()
+    with pytest.raises(torch.OutOfMemoryError):
+        find_frugally(generator(9), pixels, None)
+    assert len(calls) == 2
 
 
 def test_an_image_with_more_masks_than_ids_is_refused(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
