@@ -49,7 +49,7 @@ $(KERNELS): $(KERNEL_SOURCES) | $(STAMP)
 # constraints.txt, of a dependency in pyproject.toml, or of a weight package. It needs a package index.
 LOCK := $(VENV)/lock
 COMPILE := $(LOCK)/bin/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command 'make lock' \
-	--python-version 3.11 --python-platform x86_64-manylinux_2_28
+	--python-version 3.11 --universal
 lock:
 	test -x $(LOCK)/bin/uv || { $(PYTHON) -m venv $(LOCK) && $(LOCK)/bin/python -m pip install --quiet uv==0.13.8; }
 	$(COMPILE) --constraint constraints.txt --extra all --extra test --output-file .ci/requirements.txt pyproject.toml
