@@ -14,7 +14,8 @@ _PLACES = "SELECT id, ordinal, shard, image_id FROM images"
 _SHOWN = 100  # characters of a text in an error
 _BATCH_ROWS = 65_536
 _MEMORY = "1GB"
-_HIGHEST_ID = 2**63 - 1
+HIGHEST_ID = 2**63 - 1
+"""Highest id that a table can contain."""
 
 
 class UnknownImageError(SegmintError):
@@ -47,13 +48,10 @@ class ImagePlaces:
         )
         self._database.execute("SET enable_progress_bar = false")
         try:
-            with tables.connection.cursor() as cursor:
-                self._database.register("incoming", cursor.sql(rows).to_arrow_reader(_BATCH_ROWS))
-                self._database.execute("CREATE TABLE images AS SELECT * FROM incoming")
-                self._database.unregister("incoming")
-        except duckdb.Error as error:
+            self._copy(tables, "images", rows)
+        except DamagedDatasetError:
             self.close()
-            raise DamagedDatasetError(f"can't read the tables of images: {error}") from error
+            raise
 
     def close(self) -> None:
         """Close the database; the owner of the folder deletes the file."""
@@ -73,8 +71,20 @@ class ImagePlaces:
             raise UnknownImageError(f"this dataset has no image {text[:_SHOWN]!r}")
         return self.place(int(number)).id
 
+    def _copy(self, tables: DatasetTables, table: str, rows: str) -> None:
+        """Stream the rows of a query into a new table of the index. Raises `DamagedDatasetError` if that fails."""
+        try:
+            with tables.connection.cursor() as cursor:
+                self._database.register("incoming", cursor.sql(rows).to_arrow_reader(_BATCH_ROWS))
+                self._database.execute(f"CREATE TABLE {table} AS SELECT * FROM incoming")
+                self._database.unregister("incoming")
+        except duckdb.Error as error:
+            raise DamagedDatasetError(
+                f"can't read the tables of {table}. If a command replaced a shard, start again: {error}"
+            ) from error
+
     def _values(self, columns: tuple[str, ...], image: int) -> tuple[Any, ...]:
-        if image <= _HIGHEST_ID:
+        if image <= HIGHEST_ID:
             for values in self._rows(f"SELECT {', '.join(columns)} FROM images WHERE id = ? LIMIT 1", [image]):
                 return values
         raise UnknownImageError(f"this dataset has no image {image}")

@@ -14,7 +14,17 @@ from pycocotools import mask as coco
 from tests.support.browser import WatchedPage, serious_violations, sideways_scroll, watch
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
-from tests.support.viewed import HOSTILE, Addresses, image_rows, mask_rows, running_viewer, vary, write_audit
+from tests.support.viewed import (
+    HOSTILE,
+    OVER_1,
+    Addresses,
+    image_rows,
+    mask_rows,
+    reject_rows,
+    running_viewer,
+    vary,
+    write_audit,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -344,6 +354,30 @@ def test_an_address_names_an_image(page: "Page", address: str) -> None:
     expect(page.locator("#image-title")).to_have_text("image-0")
 
 
+def test_rejected_rows_have_a_page_and_no_picture(page: "Page", looked_at: Path) -> None:
+    rows = reject_rows(looked_at)
+    page.get_by_role("link", name="Rejected rows").click()
+    expect(page.locator("#rejected-count")).to_contain_text("2 catalog rows rejected")
+    for row in rows:
+        expect(page.locator("#rejected-rows")).to_contain_text(row["detail"])
+    expect(page.locator("#rejected-page img")).to_have_count(0)
+    page.locator("#reasons a", has_text=rows[1]["reason"]).click()
+    expect(page.locator("#reasons [aria-current]")).to_contain_text(f"{rows[1]['reason']} (1)")
+    expect(page.locator("#rejected-rows tr")).to_have_text([re.compile(f"^{rows[1]['id']}")])
+    page.locator("#rejected-page").get_by_role("link", name="All images").click()
+    expect(page.locator("#tile-4")).to_be_visible()
+
+
+def test_no_predicted_iou_is_over_1(page: "Page", looked_at: Path) -> None:
+    assert mask_rows(looked_at, 4)[0]["predicted_iou"] == OVER_1
+    open_image(page, 4)
+    page.locator("#mask-list button", has_text="IoU 1.000").first.click()
+    expect(page.locator("#pointed")).to_contain_text("predicted IoU 1.000")
+    expect(page.locator("#mask-details")).to_contain_text("Predicted IoU1")
+    assert page.locator("#iou").get_attribute("max") == "1"
+    assert "1.02" not in page.locator("#image-page").inner_text()
+
+
 @pytest.mark.parametrize(
     ("width", "scheme"),
     [
@@ -365,6 +399,10 @@ def test_accessibility(chromium: "Browser", address: str, scheme: Any, width: in
     page.keyboard.press("ArrowRight")
     expect(page.locator("#mask-box")).to_be_visible()
     page.keyboard.press("+")
+    assert serious_violations(page) == []
+    assert sideways_scroll(page) == 0
+    page.get_by_role("link", name="Rejected rows").click()
+    expect(page.locator("#rejected-rows tr")).to_have_count(2)
     assert serious_violations(page) == []
     assert sideways_scroll(page) == 0
     context.close()

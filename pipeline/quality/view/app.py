@@ -6,6 +6,7 @@
 /api/annotator                the URL of an annotator for the same images, which it starts
 /api/dataset                  the dataset and the values of its filters
 /api/images?…                 a page of the grid; `after=ID` for the next page
+/api/rejects?reason=…         a page of rejected rows; `after=ID` for the next page
 /api/images/{id}              an image's row, masks, and findings
 /api/images/{id}/masks        only the runs of its masks, largest first
 /api/images/{id}/neighbors?…  the ids before and after it
@@ -95,9 +96,22 @@ class Viewer:
         rows = self.index.page(filters, after, PAGE)
         shards = self.index.shards(row["id"] for row in rows)
         changed = self.pictures.changed(shards.values())
-        shown = [_only_id(row) if shards[row["id"]] in changed else row for row in rows]
+        shown = [{**_only_id(row), "findings": 0} if shards[row["id"]] in changed else row for row in rows]
         page: dict[str, Any] = {"images": shown, "next": rows[-1]["id"] if len(rows) == PAGE else None}
         return page if after is not None else {**page, "total": self.index.count(filters)}
+
+    def rejects(self, reason: str | None, after: int | None) -> dict[str, Any]:
+        """Return a page of rejected rows; the first page includes the numbers by reason.
+
+        Rows whose shard has changed only have their id.
+        """
+        rows = self.index.rejects(reason, after or 0)
+        changed = self.pictures.changed(row["shard"] for row in rows)
+        page: dict[str, Any] = {
+            "rows": [_only_id(row) if row["shard"] in changed else row for row in rows],
+            "next": rows[-1]["id"] if len(rows) == PAGE else None,
+        }
+        return page if after is not None else {**page, "reasons": self.index.reasons()}
 
     def image(self, image: int) -> dict[str, Any]:
         """Return all columns of an image and of its masks, with the image's findings.
@@ -146,8 +160,8 @@ class Viewer:
 
 
 def _only_id(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a grid row that only contains the image's id."""
-    return {**dict.fromkeys(row), "id": row["id"], "findings": 0}
+    """Return a row that only contains its id."""
+    return {**dict.fromkeys(row), "id": row["id"]}
 
 
 def make_app(viewer: Viewer, access: SessionKeys) -> Starlette:
@@ -157,6 +171,7 @@ def make_app(viewer: Viewer, access: SessionKeys) -> Starlette:
         Route("/api/address", lambda _: json_response({"address": access.address()})),
         Route("/api/dataset", lambda _: json_response(viewer.dataset())),
         Route("/api/images", lambda request: json_response(viewer.images(*_asked(request)))),
+        Route("/api/rejects", lambda request: json_response(viewer.rejects(*_asked_rejects(request)))),
         Route("/api/images/{image}/masks", lambda request: json_response(viewer.masks(image_of(request)))),
         Route("/api/images/{image}", lambda request: json_response(viewer.image(image_of(request)))),
         Route(
@@ -174,13 +189,19 @@ def make_app(viewer: Viewer, access: SessionKeys) -> Starlette:
 def _asked(request: Request) -> tuple[Filters, int | None]:
     """Return the filters of a URL and the id after which its page starts."""
     parameters = dict(request.query_params)
-    text = parameters.pop("after", None)
-    after = (
-        None
-        if text is None
-        else parse_number(text, UsageError(f"after: expected the id of an image, not {shortened(text)!r}"))
-    )
+    after = _after(parameters.pop("after", None))
     return parse_filters(parameters), after
+
+
+def _asked_rejects(request: Request) -> tuple[str | None, int | None]:
+    """Return the reason in a URL, if any, and the id after which its page starts."""
+    return request.query_params.get("reason"), _after(request.query_params.get("after"))
+
+
+def _after(text: str | None) -> int | None:
+    if text is None:
+        return None
+    return parse_number(text, UsageError(f"after: expected the id of an image, not {shortened(text)!r}"))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """On-disk index of a viewer's images with their findings, and filters and sort orders as values and their SQL."""
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from segmint.catalogs.findings import Finding
 from segmint.infra.errors import UsageError
 from segmint.pipeline.quality.audit.result import AuditReport, PrivacyResult
 from segmint.pipeline.quality.statistics.values import Statistics
-from segmint.pipeline.serving.images import ImagePlaces
+from segmint.pipeline.serving.images import HIGHEST_ID, ImagePlaces
 
 CHOICES = ("country", "license", "provider")
 """Columns to filter by one value, or by a missing value (`unknown`)."""
@@ -40,13 +41,14 @@ _INDEX = """
 SELECT id, ordinal, shard, image_id, country, license, provider, width, height, masks,
        width::DOUBLE * height / 1e6 AS megapixels,
        if(isfinite(statistics.coverage), statistics.coverage, NULL) AS coverage,
-       if(isfinite(statistics.mean_predicted_iou), statistics.mean_predicted_iou, NULL) AS predicted_iou,
+       if(isfinite(statistics.mean_predicted_iou), least(1, statistics.mean_predicted_iou), NULL) AS predicted_iou,
        if(isfinite(statistics.mean_stability_score), statistics.mean_stability_score, NULL) AS stability,
        {labels}
 """
 _LABELS = "SELECT id, list(DISTINCT label) AS labels FROM masks WHERE label IS NOT NULL GROUP BY id"
 
 _COLUMNS = ("id", "image_id", "width", "height", "masks")
+_REJECTED = ("id", "image_id", "stage", "reason", "detail", "shard")
 
 Row = dict[str, Any]
 
@@ -229,6 +231,9 @@ class ImageIndex(ImagePlaces):
             f"labels FROM images LEFT JOIN ({_LABELS}) USING (id)" if known else "[]::VARCHAR[] AS labels FROM images"
         )
         super().__init__(tables, folder, _INDEX.format(labels=labels))
+        self._tables = tables
+        self._lock = threading.Lock()
+        self._has_rejects = False
         self._by_image: dict[int, list[ImageFinding]] = {}
         self._by_code: dict[str, list[int]] = {}
         for finding in findings:
@@ -276,6 +281,26 @@ class ImageIndex(ImagePlaces):
     def shards(self, images: Iterable[int]) -> dict[int, int]:
         """Return the shards of images by id, without unknown ids."""
         return dict(self._rows("SELECT id, shard FROM images WHERE id IN (SELECT unnest(?::BIGINT[]))", [list(images)]))
+
+    def reasons(self) -> list[Row]:
+        """Return the reasons of rejected rows with their numbers, most frequent first."""
+        self._load_rejects()
+        found = self._rows("SELECT reason, count(*) AS number FROM rejects GROUP BY 1 ORDER BY number DESC, reason")
+        return [{"reason": reason, "rows": number} for reason, number in found]
+
+    def rejects(self, reason: str | None, after: int, limit: int = PAGE) -> list[Row]:
+        """Return the first rejected rows whose id is higher than `after`, of one reason or all."""
+        self._load_rejects()
+        condition, values = ("", []) if reason is None else (" AND reason = ?", [reason])
+        sql = f"SELECT {', '.join(_REJECTED)} FROM rejects WHERE id > ?{condition} ORDER BY id LIMIT {limit:d}"
+        return [dict(zip(_REJECTED, row, strict=True)) for row in self._rows(sql, [min(after, HIGHEST_ID), *values])]
+
+    def _load_rejects(self) -> None:
+        """Copy the rejected rows into the index, once, because few people ask for them."""
+        with self._lock:
+            if not self._has_rejects:
+                self._copy(self._tables, "rejects", f"SELECT {', '.join(_REJECTED)} FROM rejects")
+                self._has_rejects = True
 
     def findings(self, image: int) -> list[ImageFinding]:
         """Return the findings about an image."""

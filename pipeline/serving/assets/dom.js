@@ -16,4 +16,7 @@ export function showProblem(error) {
 
 export const whole = (number) => number.toLocaleString("en-US");
 
+/** Return a predicted IoU to show: at most 1, the highest possible IoU, which a decoder's estimate may exceed. */
+export const shownIou = (predicted) => Math.min(1, predicted);
+
 export const counted = (number, noun) => `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;

@@ -1,6 +1,6 @@
 // Display of the state: the image, the active mask, the list, and the buttons that are enabled.
 
-import { byId, whole } from "./dom.js";
+import { byId, shownIou, whole } from "./dom.js";
 import { levelOf, orderOf } from "./levels.js";
 import { isSingle } from "./work.js";
 
@@ -64,7 +64,7 @@ export class View {
     const waits = model.waits(active);
     const kind = waits ? "waits" : active ? (chosen ? "corrects" : "active") : chosen ? (chosen.locked ? "locked" : "chosen") : null;
     const prediction = model.predictionFor(active);
-    const said = prediction ? ` · predicted IoU ${prediction.masks[prediction.chosen].iou.toFixed(2)}` : "";
+    const said = prediction ? ` · predicted IoU ${shownIou(prediction.masks[prediction.chosen].iou).toFixed(2)}` : "";
     const label = chosen?.label ? ` · ${chosen.label}` : "";
     byId("mask-title").textContent = kind === null ? "No mask started" : TITLES[kind] + label + said;
     const single = active !== null && isSingle(active) && prediction?.masks.length === 3;

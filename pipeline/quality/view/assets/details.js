@@ -1,6 +1,6 @@
 // Table rows as description lists of all non-null columns, in order.
 
-import { counted, make, whole } from "./dom.js";
+import { counted, make, shownIou, whole } from "./dom.js";
 
 const LEFT_OUT = new Set(["segmentation", "ordinal", "id", "image_id", "shard", "mask_count"]);
 
@@ -41,6 +41,7 @@ function nameOf(column) {
 
 function textOf(name, value) {
   if (NUMBERS.has(name)) return String(value);
+  if (name.endsWith("predicted_iou")) return textOf("", shownIou(value));
   if (name === "area") return `${whole(value)} px`;
   if (name === "regions") return regions(value);
   if (typeof value === "boolean") return value ? "yes" : "no";

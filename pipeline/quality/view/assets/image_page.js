@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { detailsOf } from "./details.js";
-import { byId, counted, make, whole } from "./dom.js";
+import { byId, counted, make, shownIou, whole } from "./dom.js";
 import { addressOf, addressOfValue } from "./filters.js";
 import { levelOf, Nesting, orderOf } from "./levels.js";
 import { Mask } from "./mask.js";
@@ -167,7 +167,7 @@ export class ImagePage {
   #summary(mask) {
     const { predicted_iou: iou, stability_score: stability } = mask.row;
     const parts = [`mask ${this.#place(mask)}`, `${shareOf(mask)} of the image`];
-    if (iou !== null) parts.push(`predicted IoU ${iou.toFixed(3)}`);
+    if (iou !== null) parts.push(`predicted IoU ${shownIou(iou).toFixed(3)}`);
     if (stability !== null) parts.push(`stability ${stability.toFixed(3)}`);
     const level = levelOf(mask.row.output, this.order);
     if (level !== null) parts.push(level);
@@ -252,7 +252,7 @@ const shareOf = ({ row, width, height }) => `${((100 * row.area) / (width * heig
 
 function captionOf(mask) {
   const { predicted_iou: iou, label } = mask.row;
-  return [shareOf(mask), iou !== null && `IoU ${iou.toFixed(3)}`, label].filter(Boolean).join(" · ");
+  return [shareOf(mask), iou !== null && `IoU ${shownIou(iou).toFixed(3)}`, label].filter(Boolean).join(" · ");
 }
 
 function swatched(mask) {
@@ -263,7 +263,7 @@ function swatched(mask) {
 
 /** Return a slider over the existing scores, set to the lowest. */
 function setUpSlider(input, scores) {
-  const known = scores.filter((score) => score !== null);
+  const known = scores.filter((score) => score !== null).map(shownIou);
   input.disabled = known.length === 0;
   input.min = known.length ? String(Math.floor(Math.min(...known) * 100) / 100) : "0";
   input.max = known.length ? String(Math.ceil(Math.max(...known) * 100) / 100) : "1";

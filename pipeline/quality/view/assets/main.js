@@ -1,24 +1,29 @@
-// Entry point of the viewer. The URL selects the grid (with filters in its query) or an image (`#image/12`).
+// Entry point of the viewer. The URL selects the grid (with filters in its query), an image (`#image/12`), or the
+// rejected rows (`#rejected`).
 
 import { get } from "./api.js";
 import { byId, counted, showProblem } from "./dom.js";
 import { asked, setUpFilters } from "./filters.js";
 import { Grid } from "./grid.js";
 import { ImagePage } from "./image_page.js";
+import { RejectedPage } from "./rejected.js";
 
 const IMAGE = /^#image\/(\d+)$/;
+const REJECTED = /^#rejected(?:\/(\w+))?$/;
 
 const grid = new Grid();
 const imagePage = new ImagePage();
+const rejectedPage = new RejectedPage();
 let title = "segmint view";
 let lastImage = null;
 
 async function show() {
   showProblem(null);
   const image = IMAGE.exec(location.hash)?.[1];
-  byId("grid-page").hidden = image !== undefined;
+  const rejected = REJECTED.exec(location.hash);
+  byId("grid-page").hidden = byId("skip").hidden = image !== undefined || rejected !== null;
   byId("image-page").hidden = image === undefined;
-  byId("skip").hidden = image !== undefined;
+  byId("rejected-page").hidden = rejected === null;
   if (image !== undefined) {
     lastImage = image;
     await imagePage.show(image, asked()).finally(() => {
@@ -27,7 +32,8 @@ async function show() {
     return;
   }
   imagePage.leave();
-  document.title = title;
+  document.title = rejected === null ? title : `Rejected rows · ${title}`;
+  if (rejected !== null) return rejectedPage.show(rejected[1]);
   await grid.begin();
   if (lastImage !== null) grid.focus(lastImage);
   lastImage = null;
@@ -44,6 +50,7 @@ async function begin() {
     `${counted(dataset.images, "image")}, ${counted(dataset.masks, "mask")}` +
     (findings ? `; ${counted(findings, "finding")} not about a single image` : "");
   byId("correct").hidden = !dataset.correctable;
+  byId("rejected-link").hidden = dataset.kind !== "segmint";
   setUpFilters(dataset, () => grid.search().catch(showProblem));
   window.addEventListener("hashchange", () => show().catch(showProblem));
   await show();

@@ -3,6 +3,7 @@
 import io
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from segmint.pipeline.quality.view.app import ASSETS, make_app, open_viewer
 from segmint.pipeline.quality.view.guard import SessionKeys
 from segmint.pipeline.serving import responses
 from tests.support.locations import location_of
-from tests.support.viewed import HOSTILE, image_rows, mask_rows, vary, write_audit
+from tests.support.viewed import HOSTILE, image_rows, mask_rows, reject_rows, vary, write_audit
 
 PORT = 8123
 PAGE_FILES = [*ASSETS.iterdir(), *(path for path in responses.ASSETS.iterdir() if path.suffix != ".j2")]
@@ -95,6 +96,25 @@ def test_pages_after_the_first(client: TestClient) -> None:
     assert client.get("/api/images/5/neighbors", params={"country": "FR"}).json() == [1, None]
 
 
+def test_rejected_rows_have_their_reasons(client: TestClient, looked_at: Path) -> None:
+    rows = reject_rows(looked_at)
+    assert len(rows) == 2
+    shown = [{**row, "shard": (row["id"] - 1) // 3} for row in rows]
+    for row in shown:
+        del row["ordinal"], row["uri"]
+    counts = Counter(row["reason"] for row in rows)
+    reasons = [
+        {"reason": reason, "rows": counts[reason]} for reason in sorted(counts, key=lambda each: (-counts[each], each))
+    ]
+    assert client.get("/api/rejects").json() == {"rows": shown, "next": None, "reasons": reasons}
+    (first, *_) = reasons
+    one = client.get("/api/rejects", params={"reason": first["reason"]}).json()
+    assert one == {"rows": [row for row in shown if row["reason"] == first["reason"]], "next": None, "reasons": reasons}
+    assert client.get("/api/rejects?reason=other").json()["rows"] == []
+    assert client.get(f"/api/rejects?after={shown[0]['id']}").json() == {"rows": shown[1:], "next": None}
+    assert client.get(f"/api/rejects?after={'9' * 40}").json() == {"rows": [], "next": None}
+
+
 def test_an_image_has_all_its_columns_and_masks(client: TestClient, looked_at: Path) -> None:
     for row in image_rows(looked_at):
         told = client.get(f"/api/images/{row['id']}").json()
@@ -158,6 +178,7 @@ def test_thumbnails_are_the_pictures_made_small(client: TestClient) -> None:
         ("/assets/..%2fview.py", 404),
         ("/api/images?masks_min=x", 400),
         ("/api/images?after=x", 400),
+        ("/api/rejects?after=x", 400),
         ("/api/images?after=99", 404),
         ("/api/images?column=id", 400),
     ],

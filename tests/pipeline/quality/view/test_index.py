@@ -14,7 +14,7 @@ from segmint.catalogs.findings import Code, Finding, Findings
 from segmint.catalogs.layout import DamagedDatasetError, data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
-from segmint.operators.schemas import IMAGES, MASKS
+from segmint.operators.schemas import IMAGES, MASKS, REJECTS
 from segmint.pipeline.quality.audit.result import PrivacyResult, UnredactedRegion
 from segmint.pipeline.quality.statistics.values import NearDuplicates, Outlier, SimilarMasks
 from segmint.pipeline.quality.view.index import (
@@ -42,7 +42,12 @@ FINDINGS = [
 LABELED = [(3, 'a "cat"'), (3, 'a "cat"'), (3, "dog"), (9, "dog"), (9, None), (11, None), (250, "dog")]
 """Image and label of each mask."""
 
-TABLES = {"images": IMAGES, "masks": MASKS}
+REJECTED = [
+    {"ordinal": 300 + place, "id": 301 + place, "image_id": "x", "stage": "read", "reason": "ab"[place % 3 == 0]}
+    for place in range(10)
+]
+
+TABLES = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
 
 
 def made_up_rows() -> list[dict[str, Any]]:
@@ -66,7 +71,7 @@ def made_up_rows() -> list[dict[str, Any]]:
                 "statistics": {
                     "mask_count": masks,
                     "coverage": chance.random(),
-                    "mean_predicted_iou": chance.choice(few),
+                    "mean_predicted_iou": chance.choice([*few, 1.25]),
                     "mean_stability_score": chance.choice(few),
                 },
             }
@@ -93,10 +98,23 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageIndex]:
     masks = [{**identity, "id": image, "label": label} for image, label in LABELED]
     pq.write_table(pa.Table.from_pylist(masks, schema=MASKS), path)
     entries = {"images": files, "masks": [TableFile(str(path), path.stat().st_size)]}
+    path = folder / data_path("rejects", 1, "0" * 64)
+    path.parent.mkdir()
+    pq.write_table(pa.Table.from_pylist(REJECTED, schema=REJECTS), path)
+    entries["rejects"] = [TableFile(str(path), path.stat().st_size)]
     with DatasetTables(location_of(folder), entries, TABLES, ScratchFolder(dir=folder)) as tables:
         made = ImageIndex(tables, FINDINGS, folder)
         yield made
         made.close()
+
+
+def test_rejected_rows_are_counted_by_reason_and_paged(index: ImageIndex) -> None:
+    assert index.reasons() == [{"reason": "a", "rows": 6}, {"reason": "b", "rows": 4}]
+    assert [row["id"] for row in index.rejects(None, 0, 4)] == [301, 302, 303, 304]
+    assert [row["id"] for row in index.rejects("b", 304, 4)] == [307, 310]
+    assert index.rejects("a", 302, 1) == [
+        {"id": 303, "image_id": "x", "stage": "read", "reason": "a", "detail": None, "shard": 1}
+    ]
 
 
 def value_of(row: dict[str, Any], column: str) -> float | None:
@@ -105,7 +123,7 @@ def value_of(row: dict[str, Any], column: str) -> float | None:
     if column == "megapixels":
         return float(row["width"] * row["height"]) / 1e6
     value = row["statistics"][names[column]] if column in names else row[column]
-    return None if value is None or value != value else value
+    return None if value is None or value != value else min(1, value) if column == "predicted_iou" else value
 
 
 def expected(keep: Callable[[dict[str, Any]], bool], sort: str = "id", descending: bool = False) -> list[int]:
