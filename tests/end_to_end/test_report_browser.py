@@ -99,6 +99,15 @@ def test_pictures_are_under_the_verdict_and_the_page_is_full(page: "Page", pages
         assert max(ends) == pytest.approx(right, abs=1), section.get_attribute("id")
 
 
+@pytest.mark.parametrize("width", [390, 1440])
+def test_bars_of_regions_are_seen(page: "Page", pages: dict[str, str], width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    opened(page, pages["reported"])
+    boxes = [each.bounding_box() for each in page.locator("#geography .bar:not(.none)").all()]
+    assert max(box["width"] for box in boxes if box) >= 60
+    assert all(box and box["height"] >= 12 for box in boxes)
+
+
 def test_contents_stay_on_a_phone_and_cover_no_heading(page: "Page", pages: dict[str, str]) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     opened(page, pages["built"])

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from segmint.catalogs.countries import countries
-from segmint.infra.wording import UNKNOWN, count, number, share
+from segmint.infra.wording import UNKNOWN, count, share
 from segmint.pipeline.quality.report.plots import Bar, Bars, HeatMap, StepHistogram, heat_map, histogram, shares_of
 from segmint.pipeline.quality.statistics.values import Concavity, FunnelStep, GroupImages, Histogram, Statistics
 
@@ -49,7 +49,7 @@ class Charts:
 def charts_of(statistics: Statistics) -> Charts:
     """Return the plots of the statistics, without those of unknown values."""
     scores = (
-        histogram(statistics.predicted_iou, "Predicted IoU", "predicted IoU", _MASKS),
+        histogram(_up_to_1(statistics.predicted_iou), "Predicted IoU", "predicted IoU; above 1 counts as 1", _MASKS),
         histogram(statistics.stability_score, "Stability score", "stability score", _MASKS),
         histogram(statistics.aspect_ratio, "Aspect ratio", "width / height of a mask's box", _MASKS),
         histogram(statistics.coverage, "Coverage", "share of an image's pixels covered by masks", "share of images"),
@@ -106,20 +106,11 @@ def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | N
 
 
 def _with_paper(groups: Sequence[GroupImages], label: str) -> Bars | None:
-    """Return bars for regions or income levels with the paper's shares and their masks per image."""
+    """Return bars for regions or income levels with the paper's shares."""
     if not any(group.images for group in groups):
         return None
-    bars = [
-        Bar(
-            group.name,
-            group.share,
-            _with_share(group.images, group.share),
-            group.paper_share,
-            number(group.masks_per_image) if group.images else "",
-        )
-        for group in groups
-    ]
-    return Bars(label, "Images", tuple(bars), has_paper=True, more="Masks per image")
+    bars = [Bar(group.name, group.share, _with_share(group.images, group.share), group.paper_share) for group in groups]
+    return Bars(label, "Images", tuple(bars), has_paper=True)
 
 
 def _concavity(concavity: Concavity) -> tuple[StepHistogram, ...]:
@@ -144,6 +135,15 @@ def _funnel(steps: Sequence[FunnelStep]) -> Bars | None:
         for row in steps
     ]
     return Bars("Step", "Masks", tuple(rows))
+
+
+def _up_to_1(scores: Histogram) -> Histogram:
+    """Return a histogram whose last bin ends at 1 and includes higher scores, which no IoU can have."""
+    if scores.counts is None:
+        return scores
+    last = sum(edge < 1 - 1e-9 for edge in scores.edges)
+    counts = (*scores.counts[: last - 1], sum(scores.counts[last - 1 :]))
+    return Histogram(scores.edges[: last + 1], counts, None if scores.mean is None else min(1, scores.mean))
 
 
 def _with_share(total: int, part: float | None) -> str:

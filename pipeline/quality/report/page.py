@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segmint.catalogs.dataset.versions.record import VersionName
-from segmint.catalogs.findings import INTEGRITY
+from segmint.catalogs.findings import INTEGRITY, Code
 from segmint.catalogs.lineage import describe_rounds
 from segmint.infra.version import VERSION
-from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size
+from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size, some
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts, PrivacyResult
 from segmint.pipeline.quality.report.charts import Charts
@@ -62,12 +62,13 @@ class ReportImages:
 
 @dataclass(frozen=True)
 class VerdictLine:
-    """Line of the verdict; `state` is `good`, `bad`, or empty."""
+    """Line of the verdict: what was found, and what was and wasn't checked; `state` is `good`, `bad`, or empty."""
 
     name: str
     anchor: str
     word: str
     state: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def render_page(
             facts=facts,
             charts=charts,
             groups=groups,
-            verdict=verdict_of(audit, statistics, groups),
+            verdict=verdict_of(audit, statistics, facts, groups),
             tiles=_tiles(statistics, facts),
             licenses=audit.licenses,
             privacy=audit.privacy if is_searched(audit.privacy) else None,
@@ -141,14 +142,14 @@ def is_searched(privacy: PrivacyResult | None) -> bool:
 
 
 def verdict_of(
-    audit: AuditReport, statistics: Statistics, groups: Mapping[str, Sequence[FindingGroup]]
+    audit: AuditReport, statistics: Statistics, facts: Facts, groups: Mapping[str, Sequence[FindingGroup]]
 ) -> ReportVerdict:
     """Return the verdict for the box at the top of the page."""
     total = audit.findings.total
     word, state = (counted(total, "finding"), "bad") if total else ("No findings", "good")
     if not total and not is_searched(audit.privacy):
         word, state = "No findings, but privacy was not audited", ""
-    return ReportVerdict(word, state, _checked(audit.checked), tuple(_areas(audit, statistics, groups)))
+    return ReportVerdict(word, state, _checked(audit.checked), tuple(_areas(audit, statistics, facts, groups)))
 
 
 def remarks_of(statistics: Statistics) -> list[str]:
@@ -252,29 +253,86 @@ def _checked(checked: CheckedCounts) -> str:
 
 
 def _areas(
-    audit: AuditReport, statistics: Statistics, groups: Mapping[str, Sequence[FindingGroup]]
+    audit: AuditReport, statistics: Statistics, facts: Facts, groups: Mapping[str, Sequence[FindingGroup]]
 ) -> list[VerdictLine]:
     audited = {
-        INTEGRITY: "no findings",
-        "licenses": "no findings" if audit.licenses is not None else NOT_AUDITED,
-        "privacy": _privacy_word(audit.privacy),
-        "duplicates": "no findings" if audit.duplicates is not None else NOT_AUDITED,
+        INTEGRITY: ("no findings", _missing_shards(audit, facts)),
+        "licenses": ("no findings" if audit.licenses is not None else NOT_AUDITED, _licenses_text(audit, facts)),
+        "privacy": (_privacy_word(audit.privacy), _privacy_text(facts)),
+        "duplicates": (
+            ("no findings", f"{counted(audit.duplicates.images_compared, 'image')} compared.")
+            if audit.duplicates is not None
+            else (NOT_AUDITED, "")
+        ),
     }
     areas = []
-    for area, word in audited.items():
+    for area, (word, text) in audited.items():
         found = sum(group.total for group in groups[area])
         if found:
-            areas.append(VerdictLine(area.capitalize(), area, counted(found, "finding"), "bad"))
+            areas.append(VerdictLine(area.capitalize(), area, counted(found, "finding"), "bad", text))
         else:
-            areas.append(VerdictLine(area.capitalize(), area, word, "good" if word == "no findings" else ""))
-    areas.append(VerdictLine("Masks", "masks", f"{number(statistics.masks_per_image.mean)} per image on average"))
+            areas.append(VerdictLine(area.capitalize(), area, word, "good" if word == "no findings" else "", text))
+    if facts.taken_down is not None:
+        left = audit.findings.counts.get(Code.STILL_THERE, 0)
+        word, state = (f"{counted(left, 'finding')} of data that remains", "bad") if left else ("no findings", "good")
+        text = f"{counted(facts.taken_down, 'image')} taken down. Exports and other copies weren't checked."
+        none = VerdictLine("Takedowns", INTEGRITY, "none")
+        areas.insert(3, VerdictLine("Takedowns", INTEGRITY, word, state, text) if facts.taken_down else none)
+    mean = f"{number(statistics.masks_per_image.mean)} per image on average"
+    areas.append(VerdictLine("Masks", "masks", mean, text=_masks_text(facts)))
     known = statistics.geography.known
     areas.append(VerdictLine("Geography", "geography", f"known for {counted(known, 'image')}" if known else UNKNOWN))
     shards = len({row.shard for row in statistics.drift})
     images = len({row.id for row in statistics.outliers})
     to_check = [counted(many, noun) for many, noun in ((shards, "shard"), (images, "image")) if many]
     areas.append(VerdictLine("Drift", "drift", f"{listed(to_check or ['nothing'])} to check"))
+    if facts.version is not None:
+        areas.append(VerdictLine("Version", "made", str(facts.version)))
     return areas
+
+
+def _missing_shards(audit: AuditReport, facts: Facts) -> str:
+    """Return which shards the report leaves out."""
+    texts = []
+    if audit.not_compared:
+        texts.append(f"{counted(len(audit.not_compared), 'shard')} with damage left out of all numbers.")
+    if facts.manifest is not None and len(facts.commits) < facts.manifest.shards:
+        texts.append(f"{len(facts.commits):,} of {counted(facts.manifest.shards, 'shard')} built.")
+    return " ".join(texts)
+
+
+def _licenses_text(audit: AuditReport, facts: Facts) -> str:
+    """Return the images by license, and what they were and weren't compared with."""
+    if not any(license for license, _ in facts.licenses):
+        return "The licenses are unknown."
+    shown = some([f"{license or 'none'} {images:,}" for license, images in facts.licenses], 5)
+    policy = "" if audit.licenses is None else f" Compared on {audit.licenses.judged_on} with those allowed."
+    limited = sum(images for license, images in facts.licenses if "-NC" in (license or ""))
+    names = f"; {counted(limited, 'image')} with a noncommercial (NC) one" if limited else ""
+    return f"Images by license: {shown}.{policy} Whether licenses permit commercial use wasn't checked{names}."
+
+
+def _privacy_text(facts: Facts) -> str:
+    """Return what the build redacted, and how many misses people found."""
+    if not facts.detectors:
+        return "It's unknown whether faces and plates were redacted."
+    texts = [
+        f"{each.kind} redacted as found by {each.name}{' (for trials)' if each.bundled else ''}"
+        if each.name
+        else f"{each.kind} not searched for"
+        for each in facts.detectors
+    ]
+    if facts.study is not None and facts.study.answered:
+        texts.append(f"misses found by people: {facts.study.sentence(facts.study.any)}")
+    return f"Build: {'; '.join(texts)}."
+
+
+def _masks_text(facts: Facts) -> str:
+    """Return what people did with the masks."""
+    if facts.manifest is None:
+        return ""
+    by_people = counted(sum(each.masks for each in facts.people), "mask")
+    return f"{by_people} made or changed by people, and masks of {counted(facts.annotated, 'image')} reviewed."
 
 
 def _privacy_word(privacy: PrivacyResult | None) -> str:

@@ -17,13 +17,12 @@ _EVEN = 1e-6  # relative difference of bin widths that still counts as equal
 
 @dataclass(frozen=True)
 class Bar:
-    """Row of a bar plot. `share` and `paper` are 0 to 1, or None if unknown; `text` and `more` follow the bar."""
+    """Row of a bar plot. `share` and `paper` are 0 to 1, or None if unknown; `text` follows the bar."""
 
     label: str
     share: float | None
     text: str
     paper: float | None = None
-    more: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Bars:
     value: str  # heading of the texts
     rows: tuple[Bar, ...]
     has_paper: bool = False
-    more: str = ""  # heading of `Bar.more`; empty if unused
     paper: str = "SA-1B"  # dataset of the second bar: the paper's, or another
 
     def width(self, share: float | None) -> float:

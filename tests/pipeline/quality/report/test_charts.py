@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from segmint.pipeline.quality.report.charts import charts_of, ranked
-from segmint.pipeline.quality.statistics.values import FunnelStep, Geography, GroupImages
+from segmint.pipeline.quality.statistics.values import FunnelStep, Geography, GroupImages, Histogram
 from tests.support.statistics import statistics_of
 
 
@@ -33,10 +33,16 @@ def test_regions_stand_beside_the_paper_s() -> None:
     regions = charts_of(statistics_of(geography=Geography(4, 0, (), rows, ()))).regions
     assert regions is not None
     assert regions.has_paper
-    assert [(bar.label, bar.share, bar.paper, bar.more) for bar in regions.rows] == [
-        ("Africa", 0.0, 0.028, ""),
-        ("Europe", 1.0, 0.498, "12.5"),
+    assert [(bar.label, bar.share, bar.paper) for bar in regions.rows] == [
+        ("Africa", 0.0, 0.028),
+        ("Europe", 1.0, 0.498),
     ]
+
+
+def test_a_predicted_iou_over_1_counts_as_1() -> None:
+    edges = (0.98, 0.99, 1.0000000000000002, 1.01, 1.02)
+    (scores,) = charts_of(statistics_of(predicted_iou=Histogram(edges, (1, 4, 2, 1), 1.004))).scores
+    assert (scores.edges, scores.shares, scores.mean) == (edges[:3], (1 / 8, 7 / 8), 1)
 
 
 def test_the_funnel_is_a_share_of_what_was_predicted() -> None:

@@ -1,12 +1,28 @@
 """Sentences of the page that depend on what is known."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from segmint.pipeline.quality.report.page import ReportImages, groups_and_paper, leading_aspect, remarks_of
+from segmint.catalogs.findings import Code, Findings
+from segmint.pipeline.quality.report.facts import Facts
+from segmint.pipeline.quality.report.findings import groups_of
+from segmint.pipeline.quality.report.page import (
+    AREAS,
+    ReportImages,
+    VerdictLine,
+    groups_and_paper,
+    leading_aspect,
+    remarks_of,
+    verdict_of,
+)
 from segmint.pipeline.quality.report.samples import ReportImage
 from segmint.pipeline.quality.statistics.statistics import geography
 from segmint.pipeline.quality.statistics.values import Cleanup
-from tests.support.statistics import statistics_of
+from tests.support.statistics import audit_of, statistics_of
+
+_FACTS = Facts("x", "sa1b", None, None, None, (), 0, 0, None, None, (), (), 0, (), (), None, None)
 
 
 def test_holes_and_islands_are_beside_the_papers() -> None:
@@ -29,6 +45,24 @@ def test_holes_and_islands_are_beside_the_papers() -> None:
         "about 4 %), and removed 1 mask (0.5 %)."
     ) in remarks
     assert "3 masks dropped for tracing a redacted region (1.5 %)." in remarks
+
+
+def test_the_top_says_what_is_left_of_takedowns_and_which_licenses_are_noncommercial() -> None:
+    facts = replace(_FACTS, taken_down=2, licenses=(("CC-BY-NC-4.0", 3), (None, 1)))
+
+    def line(name: str, **known: Any) -> VerdictLine:
+        audit = audit_of(**known)
+        groups = {area: groups_of(audit.findings, area) for area in AREAS}
+        return next(each for each in verdict_of(audit, statistics_of(), facts, groups).areas if each.name == name)
+
+    text = "2 images taken down. Exports and other copies weren't checked."
+    assert line("Takedowns") == VerdictLine("Takedowns", "integrity", "no findings", "good", text)
+    left = line("Takedowns", findings=Findings({Code.STILL_THERE: 3}, ()))
+    assert (left.word, left.state) == ("3 findings of data that remains", "bad")
+    assert line("Licenses").text == (
+        "Images by license: CC-BY-NC-4.0 3, none 1. Whether licenses permit commercial use wasn't checked; "
+        "3 images with a noncommercial (NC) one."
+    )
 
 
 def test_groups_are_beside_the_paper_s_figures_by_name() -> None:

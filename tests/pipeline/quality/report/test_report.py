@@ -49,7 +49,12 @@ def test_the_statistics_are_the_dataset_s(small_dataset: Path, built_report: Pat
     for number in (f"Images {expected['images']:,}", f"Masks {expected['masks']:,}", "Rejected rows 2"):
         assert number in text
     assert "No findings" in text
-    assert "Privacy not audited" in text
+    assert "Privacy not audited . Build: faces redacted as found by" in text
+    assert "Licenses no findings . Images by license: " in text
+    assert "Whether licenses permit commercial use wasn't checked." in text
+    assert "Takedowns none Duplicates no findings . 6 images compared." in text
+    assert "0 masks made or changed by people, and masks of 0 images reviewed." in text
+    assert "(not recorded as a version) " in text or "(version 1) " in text
 
 
 def test_the_page_shows_every_image_of_a_small_dataset(built_report: Path) -> None:
@@ -88,6 +93,7 @@ def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Pa
     assert "1 finding" in page.text
     assert "file_size" in page.text
     assert "Excluded from all numbers below: shards 0. Their files are damaged." in page.text
+    assert "Integrity 1 finding . 1 shard with damage left out of all numbers." in page.text
     assert len(page.all("img")) == 4  # of the other shards
     assert json.loads((tmp_path / "report" / "statistics.json").read_text())["images"] == 4
 
@@ -95,6 +101,12 @@ def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Pa
 def test_an_audit_s_findings_lead_to_their_images(report_folder: Path) -> None:
     page = parse_page((report_folder / "index.html").read_text())
     assert "103 findings" in page.text
+    assert (
+        "1 finding . Images by license: CC-BY-4.0 5, LicenseRef-acme 1. Compared on 2026-11-20 with those" in page.text
+    )
+    assert (
+        "mtcnn (for trials); plates not searched for; misses found by people: 1 mark, in 1 of 6 images: at" in page.text
+    )
     assert "And 100 more, counted but not listed." in page.text
     ids = {element.attributes["id"] for element in page.elements if "id" in element.attributes}
     links = [link.attributes["href"] for link in page.all("a")]
@@ -193,6 +205,8 @@ def test_data_of_somebody_else(small_dataset: Path, tmp_path: Path) -> None:
         "It is unknown whether any images were rejected when this dataset was made.",
         "The license of the images is unknown.",
         "It is unknown whether faces and plates were redacted when this dataset was made.",
+        "Licenses not audited . The licenses are unknown.",
+        "Privacy not audited . It's unknown whether faces and plates were redacted.",
         "No images have a country",
         "Unknown, because segmint did not write this data.",
     ):
