@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from segmint.infra.version import VERSION
 from segmint.infra.wording import count, listed, plural
 from segmint.operators.intervals import Interval
-from segmint.pipeline.engine.evaluate.result import EvaluationSubject
+from segmint.pipeline.engine.evaluate.result import LEVEL, EvaluationSubject, p_value, verdict
 from segmint.pipeline.engine.evaluate.session import LowestScore
 from segmint.pipeline.serving.documents import Tick, document_templates
 
@@ -120,12 +120,45 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Table of scores: `heads` of the columns after the `first`, and a name and cells for each row."""
+    """Table of scores: `heads` of the columns after the `first`, and a name and cells for each row.
+
+    The page shows the `note` below the table; `compared` if it compares two models.
+    """
 
     title: str
     first: str
     heads: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Cell]]]
+    note: str = ""
+    compared: bool = False
+
+
+class ComparedScore(NamedTuple):
+    """Score of two models: a cell for each, the second minus the first, and its test's p after Holm's correction."""
+
+    name: str
+    cells: Sequence[Cell]
+    difference: float | None
+    interval: Interval | None = None
+    p: float | None = None
+
+
+def comparison(subject: EvaluationSubject, first: str, scores: Sequence[ComparedScore]) -> Table:
+    """Return the table that compares two models by their scores, with verdicts if any score was tested."""
+    names, tested = subject.names, any(each.p is not None for each in scores)
+    rows = []
+    for name, cells, difference, interval, p in scores:
+        word = verdict(difference, interval, p, subject.images)
+        judged = [(p_value(p), ""), (word, "")] if tested else []
+        rows.append((name, [*cells, cell(difference, interval, "+"), *judged]))
+    note = f"Differences are {names[1]} minus {names[0]}. " + (
+        f"Better or worse means a corrected p below {LEVEL:g} and an interval without 0. p comes from exchanging the "
+        "models in whole images, corrected by Holm's method over the rows."
+        if tested
+        else "They have no interval, test, or verdict."
+    )
+    heads = [*names, "Difference", *(["Corrected p", "Verdict"] if tested else [])]
+    return Table(f"{names[1]} compared with {names[0]}, {subject.size}", first, heads, rows, note, compared=True)
 
 
 def markdown(subject: EvaluationSubject, tables: Sequence[Table]) -> str:

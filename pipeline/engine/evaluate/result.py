@@ -7,7 +7,7 @@ from typing import Any
 from segmint.infra.errors import SegmintError
 from segmint.infra.version import VERSION
 from segmint.infra.wording import counted, listed, not_checked_lines
-from segmint.operators.intervals import Interval
+from segmint.operators.intervals import LEAST_IMAGES, Interval
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, Predictions
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth
 
@@ -16,6 +16,12 @@ SHOWN = 10
 
 LISTED = 10_000
 """Maximum number of skipped items to list in JSON."""
+
+BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no difference shown"
+"""Verdicts on the second of two models."""
+
+LEVEL = 0.05
+"""Corrected p from which a difference has no verdict."""
 
 
 class NothingMeasuredError(SegmintError):
@@ -99,3 +105,14 @@ def p_value(p: float | None) -> str:
     if p is None:
         return "p unknown"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def verdict(difference: float | None, interval: Interval | None, p: float | None, images: int) -> str:
+    """Return the verdict of a test on the second model, by its corrected p, or why there is none."""
+    if difference is None or p is None:
+        return "not tested"
+    if images < LEAST_IMAGES:
+        return "too few images for an interval"
+    if interval is None or interval[0] <= 0 <= interval[1] or p >= LEVEL:
+        return NO_DIFFERENCE
+    return BETTER if difference > 0 else WORSE

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.infra.wording import listed
 from segmint.operators.evaluate.edges import EdgeScores, at_best_thresholds, scores_of_sums, stack, thresholds
 from segmint.operators.intervals import Interval, basis, figure_intervals
 from segmint.operators.resampling import holm, swap_p
@@ -18,7 +19,16 @@ from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.edges.measure import Annotator, EdgesMeasure, counts_of, open_annotator
 from segmint.pipeline.engine.evaluate.measure import Predictions
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.page import Curve, Curves, FiguresPage, Table, cell, markdown
+from segmint.pipeline.engine.evaluate.page import (
+    ComparedScore,
+    Curve,
+    Curves,
+    FiguresPage,
+    Table,
+    cell,
+    comparison,
+    markdown,
+)
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
@@ -90,15 +100,16 @@ class EdgesResult:
 
     def page(self) -> FiguresPage:
         """Return the contents of the page."""
-        names = [weights.label for weights in self.subject.weights]
-        rows = [
-            (f"{name}, ODS at {scores.ods_threshold:.2f}", [cell(each.value, each.interval) for each in figures])
-            for name, scores, figures in zip(names, self.scores, self.figures, strict=True)
-        ]
+        names = self.subject.names
+        cells = [[cell(each.value, each.interval) for each in figures] for figures in self.figures]
         if self.differences:
-            cells = [cell(each.value, each.interval, "+") for each in self.differences]
-            rows.append((f"{names[1]} minus {names[0]}", cells))
-            rows.append(("corrected by Holm's method", [(p_value(p), "") for p in self._corrected]))
+            compared = [
+                ComparedScore(change.name.upper(), both, change.value, change.interval, p)
+                for *both, change, p in zip(*cells, self.differences, self._corrected, strict=True)
+            ]
+            table = comparison(self.subject, "Figure", compared)
+        else:
+            table = Table(self.subject.size, "Weights", [name.upper() for name in FIGURES], [(names[0], cells[0])])
         tiles = [
             (f"{name}, {each.name.upper()}" if len(names) > 1 else each.name.upper(), cell(each.value)[0])
             for name, figures in zip(names, self.figures, strict=True)
@@ -112,8 +123,9 @@ class EdgesResult:
             f"Figures are in percent, {basis(self.subject.images)}.",
             "F at the image's best threshold",
             tiles,
-            [Table(self.subject.size, "Weights", [name.upper() for name in FIGURES], rows)],
+            [table],
             [
+                ("Threshold of ODS", listed(f"{each.ods_threshold:.2f}" for each in self.scores)),
                 ("Grid", f"{side} x {side} points"),
                 ("Matched within", tolerance),
                 ("Annotators", f"{1 + len(self.measure.annotators)}"),

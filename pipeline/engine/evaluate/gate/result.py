@@ -16,7 +16,7 @@ from segmint.pipeline.engine.evaluate.gate.verdict import (
     percent_points,
 )
 from segmint.pipeline.engine.evaluate.points.result import PointsResult
-from segmint.pipeline.engine.evaluate.result import LISTED, EvaluationSubject
+from segmint.pipeline.engine.evaluate.result import LISTED, EvaluationSubject, percent
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth
 
 TO_DO = (
@@ -107,7 +107,7 @@ class GateJudgment:
             *([f"  {TO_DO}"] if self.verdict is GateVerdict.NO_TRUTH else []),
             *(
                 f"  {where}, {measured}: {change} {decides}".rstrip()
-                for where, measured, change, decides in self.table()
+                for where, measured, _, _, change, decides in self.table()
             ),
             *(f"  {each}" for each in self.notes()),
             *not_checked_lines(self.not_checked),
@@ -130,15 +130,16 @@ class GateJudgment:
         first, second = (each.weights.label for each in self.lineages)
         return f"may {second} replace {first}?"
 
-    def table(self) -> Iterator[tuple[str, str, str, str]]:
-        """Yield each comparison: masks, measure, difference in percentage points, and whether it may decide."""
+    def table(self) -> Iterator[tuple[str, ...]]:
+        """Yield each comparison: masks, measure, both means, their difference, and whether it may decide."""
         parts = [("independent masks", self.independent, (DECIDES,)), ("assisted masks", self.assisted, ())]
         parts += [(f"guard set {guard.name}", guard.compared, GUARDED) for guard in self.guards]
         for name, compared, deciding in parts:
             for each in compared:
                 where = f"{name}, {counted(each.masks, 'mask')} of {counted(each.images, 'image')}"
                 decides = "" if each.measure in deciding else "(does not decide)"
-                yield where, NAMES[each.measure], percent_points(each), decides
+                change = percent_points(each) + ("" if each.interval else " (no interval)")
+                yield where, NAMES[each.measure], percent(each.first), percent(each.second), change, decides
 
     def notes(self) -> Iterator[str]:
         """Yield notes on the weights and the images."""

@@ -16,7 +16,7 @@ from segmint.operators.intervals import LEAST_IMAGES, RESAMPLES, Interval, mean_
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
 from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
-from segmint.pipeline.engine.evaluate.result import percent
+from segmint.pipeline.engine.evaluate.result import BETTER, NO_DIFFERENCE, WORSE, percent
 
 DECIDES = "iou_1"
 """Measure of the truth that decides: the mean IoU at one click."""
@@ -118,9 +118,9 @@ class ScoreSums:
 class GateVerdict(StrEnum):
     """Possible verdicts of a gate."""
 
-    BETTER = "better"
-    WORSE = "worse"
-    NO_DIFFERENCE = "no difference shown"
+    BETTER = BETTER
+    WORSE = WORSE
+    NO_DIFFERENCE = NO_DIFFERENCE
     NO_TRUTH = "no independent truth"
 
 

@@ -30,7 +30,7 @@ from segmint.pipeline.engine.evaluate.instances.measure import OverlapMeasure, P
 from segmint.pipeline.engine.evaluate.kinds import DATASET
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.page import FiguresPage, Table, cell, markdown
+from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, cell, comparison, markdown
 from segmint.pipeline.engine.evaluate.predictions import check_matched, read_predictions
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
@@ -132,21 +132,11 @@ class PrecisionResult:
 
     def page(self) -> FiguresPage:
         """Return the contents of the page."""
-        names = [weights.label for weights in self.subject.weights]
-        rows = [
-            (name, [cell(each[figure]) for figure in self.shown])
-            for name, each in zip(names, self.figures, strict=True)
-        ]
-        if len(self.figures) == 2:
-            difference = _minus(*self.figures)
-            rows.append((f"{names[1]} minus {names[0]}", [cell(difference[name], sign="+") for name in self.shown]))
-        tables = [Table(self.subject.size, "Weights", list(self.shown.values()), rows)]
+        names = self.subject.names
+        tables = [_figures_table(self.subject, "Figure", self.figures, self.shown)]
         if self.categories is not None:
-            by_id = [
-                (f"category {id} ({counted(masks, 'mask')})", [cell(each.get(id)) for each in self.categories])
-                for id, masks in self.truth.items()
-            ]
-            tables.append(Table("AP by category", "Category", names, by_id))
+            by_id = {id: f"category {id} ({counted(masks, 'mask')})" for id, masks in self.truth.items()}
+            tables.append(_figures_table(self.subject, "AP by category", self.categories, by_id))
         return FiguresPage(
             "Weights evaluated by boxes of a detector",
             f"{'LVIS' if self.federated else 'COCO'}'s average precision, in percent, of masks made from a detector's "
@@ -207,18 +197,23 @@ class OverlapResult:
 
     def page(self) -> FiguresPage:
         """Return the contents of the page."""
-        names = [weights.label for weights in self.subject.weights]
-        rows = [(name, [cell(*each) for each in means.values()]) for name, means in zip(names, self.means, strict=True)]
-        if self.differences is not None:
-            cells = [cell(*each, sign="+") for each in self.differences.values()]
-            rows.append((f"{names[1]} minus {names[0]}", cells))
+        names = self.subject.names
+        if self.differences is None:
+            row = [cell(*each) for each in self.means[0].values()]
+            table = Table(f"mIoU, {self.subject.size}", "Weights", ["over masks", "over images"], [(names[0], row)])
+        else:
+            compared = [
+                ComparedScore(f"mIoU over {over}", [cell(*each[over]) for each in self.means], *change, self.holm[over])
+                for over, change in self.differences.items()
+            ]
+            table = comparison(self.subject, "Mean", compared)
         return FiguresPage(
             "Weights evaluated by boxes",
             "Mean IoU with the ground truth, in percent, of masks made from boxes.",
             f"Means are in percent, {basis(self.subject.images)}.",
             "IoU",
             [(name, cell(*each["masks"])[0]) for name, each in zip(names, self.means, strict=True)],
-            [Table(f"mIoU, {self.subject.size}", "Weights", ["over masks", "over images"], rows)],
+            [table],
             [("Prompts", self.settings.line())],
         )
 
@@ -342,9 +337,23 @@ def _order(image_id: str) -> tuple[int, int, str]:
     return (0, int(image_id), "") if image_id.isdecimal() else (1, 0, image_id)
 
 
-def _minus(first: Mapping[str, float | None], second: Mapping[str, float | None]) -> dict[str, float | None]:
+def _figures_table(
+    subject: EvaluationSubject,
+    first: str,
+    figures: Sequence[Mapping[Any, float | None]],
+    shown: Mapping[Any, str],
+) -> Table:
+    """Return the table of figures without intervals, with a row for each one that is shown."""
+    rows = [(key, text, [cell(each.get(key)) for each in figures]) for key, text in shown.items()]
+    if len(figures) < 2:
+        return Table(subject.size, first, subject.names, [(text, cells) for _, text, cells in rows])
+    changes = _minus(*figures)
+    return comparison(subject, first, [ComparedScore(text, cells, changes.get(key)) for key, text, cells in rows])
+
+
+def _minus(first: Mapping[Any, float | None], second: Mapping[Any, float | None]) -> dict[Any, float | None]:
     return {
-        name: None if value is None or first[name] is None else value - (first[name] or 0.0)
+        name: None if value is None or (other := first.get(name)) is None else value - other
         for name, value in second.items()
     }
 

@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +17,7 @@ from segmint.operators.decoding import JpegDecoder
 from segmint.operators.intervals import basis
 from segmint.operators.resampling import holm
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.page import Curve, Curves, Table, cell, render
+from segmint.pipeline.engine.evaluate.page import ComparedScore, Curve, Curves, Table, cell, comparison, render
 from segmint.pipeline.engine.evaluate.points.result import KINDS, PointsResult
 from segmint.pipeline.engine.evaluate.points.scores import WorstMask
 from segmint.pipeline.engine.evaluate.result import p_value, percent
@@ -54,7 +53,6 @@ Crop = tuple[int, int, int, int]
 def render_page(answer: PointsResult, worst: Sequence[Sequence[WorstMask]], truths: Sequence[Truth]) -> str:
     """Return the page as HTML; `worst` are masks of each set of weights, whose images are read again for drawing."""
     subject, settings = answer.subject, answer.settings
-    names = subject.names
     ends = f"iou_{settings.clicks[0]}", f"iou_{settings.clicks[-1]}"
     return render(
         "points.html.j2",
@@ -68,20 +66,15 @@ def render_page(answer: PointsResult, worst: Sequence[Sequence[WorstMask]], trut
         ],
         first_click=_FIRST[settings.first],
         judged=None if answer.judgment is None else answer.judgment.values(),
-        clicks=settings.clicks,
         basis=basis(subject.images),
-        names=names,
         charts=[_chart(answer, scope) for scope in answer.scopes()],
+        compared=list(_compared(answer)),
         tables=list(_tables(answer)),
-        differences=list(_differences(answer)),
         grouped_by=answer.grouped_by,
-        group_heads=_group_heads(answer),
         groups=list(_groups(answer)),
-        pairs=list(_pairs(answer)),
-        more_pairs=max(0, len(answer.pairs) - _PAIRS),
         worst=[
             {"name": name, "pictures": draw_worst(masks, truths, ends)}
-            for name, masks in zip(names, worst, strict=True)
+            for name, masks in zip(subject.names, worst, strict=True)
         ],
     )
 
@@ -132,24 +125,7 @@ def _scope(answer: PointsResult, truth: int | None) -> str:
 
 def points_tables(answer: PointsResult) -> list[Table]:
     """Return all tables of a result, for Markdown: means by clicks, differences, groups, and their pairs."""
-    tables = list(_tables(answer))
-    if answer.means.differences:
-        names = answer.subject.names
-        rows = [
-            (row["name"], [(row["mean"], row["interval"]), (row["p"], ""), (row["holm"], "")])
-            for row in _differences(answer)
-        ]
-        title = f"{names[1]} minus {names[0]}, {answer.subject.size}"
-        tables.append(Table(title, "Mean over masks", ["Difference", "p", "Corrected p"], rows))
-    if answer.grouped_by:
-        groups = [(f"{each['group']} ({answer.sizes[each['group']]})", each["cells"]) for each in _groups(answer)]
-        tables.append(Table(f"By {answer.grouped_by}", "Group", _group_heads(answer), groups))
-        pairs = [
-            (f"{row['name']}, {row['measured']}", [(row["difference"], ""), (row["p"], ""), (row["holm"], "")])
-            for row in _pairs(answer)
-        ]
-        tables.append(Table(f"Pairs by {answer.grouped_by}", "Pair", ["Difference", "p", "Corrected p"], pairs))
-    return tables
+    return [*_compared(answer), *_tables(answer), *_groups(answer)]
 
 
 def _tables(answer: PointsResult) -> Iterator[Table]:
@@ -162,38 +138,40 @@ def _tables(answer: PointsResult) -> Iterator[Table]:
             yield Table(f"{label}, {_scope(answer, truth)}", "Mean", heads, rows)
 
 
-def _differences(answer: PointsResult) -> Iterator[dict[str, str]]:
+def _compared(answer: PointsResult) -> Iterator[Table]:
     shown = list(answer.differences())
+    scores = []
     for (name, each), corrected in zip(shown, holm([each.p for _, each in shown]), strict=True):
-        mean, interval = cell(each.mean, each.interval, "+")
-        yield {"name": name, "mean": mean, "interval": interval, "p": p_value(each.p), "holm": p_value(corrected)}
+        means = [answer.means.mean(each.measure, weights) for weights in range(2)]
+        cells = [cell(mean.mean, mean.interval) for mean in means]
+        scores.append(ComparedScore(name, cells, each.mean, each.interval, corrected))
+    if scores:
+        yield comparison(answer.subject, "Mean over masks", scores)
 
 
-def _group_heads(answer: PointsResult) -> list[str]:
-    first = answer.groups[0].group if answer.groups else None
-    return [answer.measured(each) for each in answer.groups if each.group == first]
-
-
-def _groups(answer: PointsResult) -> Iterator[dict[str, Any]]:
-    for name in dict.fromkeys(each.group for each in answer.groups):
-        means = [each for each in answer.groups if each.group == name]
-        yield {
-            "group": name,
-            "images": means[0].images,
-            "masks": means[0].masks,
-            "cells": [cell(mean.mean, mean.interval) for mean in means],
-        }
-
-
-def _pairs(answer: PointsResult) -> Iterator[dict[str, str]]:
-    for pair in answer.nearest_pairs(_PAIRS):
-        yield {
-            "name": f"{pair.first} ({answer.sizes[pair.first]}) minus {pair.second} ({answer.sizes[pair.second]})",
-            "measured": answer.measured(pair),
-            "difference": percent(pair.difference, sign="+"),
-            "p": p_value(pair.p),
-            "holm": p_value(pair.holm),
-        }
+def _groups(answer: PointsResult) -> Iterator[Table]:
+    if not answer.groups:
+        return
+    sizes, heads = (
+        answer.sizes,
+        [answer.measured(each) for each in answer.groups if each.group == answer.groups[0].group],
+    )
+    rows = [
+        (f"{name} ({size})", [cell(each.mean, each.interval) for each in answer.groups if each.group == name])
+        for name, size in sizes.items()
+    ]
+    yield Table(f"By {answer.grouped_by}", "Group", heads, rows)
+    pairs = [
+        (
+            f"{pair.first} ({sizes[pair.first]}) minus {pair.second} ({sizes[pair.second]}), {answer.measured(pair)}",
+            [(percent(pair.difference, sign="+"), ""), (p_value(pair.p), ""), (p_value(pair.holm), "")],
+        )
+        for pair in answer.nearest_pairs(_PAIRS)
+    ]
+    more = len(answer.pairs) - len(pairs)
+    note = f"And {counted(more, 'more pair')}, all with a higher p." if more else ""
+    if pairs:
+        yield Table(f"Pairs by {answer.grouped_by}", "Pair", ["Difference", "p", "Corrected p"], pairs, note)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, listed
 from segmint.operators.evaluate.coco_matching import AREAS, IOU_THRESHOLDS
 from segmint.operators.evaluate.proposals import LIMITS
 from segmint.operators.intervals import Interval, basis, figure_intervals
 from segmint.operators.resampling import holm, swap_p
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.page import Cell, FiguresPage, Table, cell, markdown
+from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, cell, comparison, markdown
 from segmint.pipeline.engine.evaluate.predictions import check_matched, read_predictions
 from segmint.pipeline.engine.evaluate.proposals.measure import ALL, ProposalsMeasure, counts_of
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
@@ -104,18 +104,14 @@ class ProposalsResult:
 
     def page(self) -> FiguresPage:
         """Return the contents of the page."""
-        names = [weights.label for weights in self.subject.weights]
-        heads = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
-        images = counted(self.subject.images, "image")
-        tables = [
-            Table(
-                f"{name}, {proposals:.0f} proposals per image, {images}", "Average recall", heads, self._cells(recalls)
-            )
-            for name, proposals, recalls in zip(names, self.proposals, self.recalls, strict=True)
-        ]
+        names = self.subject.names
         if self.differences:
-            rows = self._cells(self.differences, sign="+")
-            tables.append(Table(f"{names[1]} minus {names[0]}, {images}", "Average recall", heads, rows))
+            table = comparison(self.subject, "Average recall", list(self._compared()))
+        else:
+            table_rows = self.table(self.recalls[0])
+            rows = [(name, [cell(each.value, each.interval) for each in cells]) for name, cells in table_rows]
+            heads = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
+            table = Table(f"{names[0]}, {counted(self.subject.images, 'image')}", "Average recall", heads, rows)
         tiles = [
             (f"{name}, {row}" if len(names) > 1 else row, cells[0].value)
             for name, recalls in zip(names, self.recalls, strict=True)
@@ -129,14 +125,20 @@ class ProposalsResult:
             f"Ground truth masks in parentheses; {basis(self.subject.images)}.",
             "AR@1000",
             [(name, cell(value)[0]) for name, value in tiles],
-            tables,
-            [("Grid", f"{self.points_per_side} x {self.points_per_side} points"), ("NMS", "0.9, no other filter")],
+            [table],
+            [
+                ("Grid", f"{self.points_per_side} x {self.points_per_side} points"),
+                ("NMS", "0.9, no other filter"),
+                ("Proposals per image", listed(f"{each:.0f}" for each in self.proposals)),
+            ],
         )
 
-    def _cells(self, recalls: Sequence[Recall], sign: str = "") -> list[tuple[str, list[Cell]]]:
-        return [
-            (name, [cell(each.value, each.interval, sign) for each in cells]) for name, cells in self.table(recalls)
-        ]
+    def _compared(self) -> Iterator[ComparedScore]:
+        for first, second, change in zip(*self.recalls, self.differences, strict=True):
+            kind = "" if change.kind == ALL else f"{change.kind} masks, "
+            name = f"AR@{change.limit}, {kind}{change.area} ({self.truth[change.kind][change.area]:,})"
+            cells = [cell(each.value, each.interval) for each in (first, second)]
+            yield ComparedScore(name, cells, change.value, change.interval, change.holm)
 
     def _tables(self) -> Iterator[str]:
         sizes = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]

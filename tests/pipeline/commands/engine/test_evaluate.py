@@ -60,7 +60,8 @@ def test_two_weights_with_groups_on_a_page(dataset: Path, other_weights: Path, t
     assert "3 clicks, a minus b (2 masks of 2 images and 1 mask of 1 image): " in done.stdout
     tables = (out / "tables.md").read_text().splitlines()
     assert tables[0] == lines[0]
-    assert "other.pt minus mobile_sam, 3 masks of 3 images" in tables
+    assert "other.pt compared with mobile_sam, 3 masks of 3 images" in tables
+    assert sum(line.endswith(" | too few images for an interval |") for line in tables) == 6
     assert any(line.startswith("| a (2 masks of 2 images) | ") for line in tables)
 
     answer = json.loads((out / "evaluation.json").read_bytes())
@@ -94,7 +95,14 @@ def test_two_weights_with_groups_on_a_page(dataset: Path, other_weights: Path, t
     assert all(image.attributes["src"].startswith("data:image/jpeg") for image in page.all("img"))
     assert len(page.all("img")) == 2 * 2 * 3
     assert not page.all("script")
-    for text in ("By kind", "Difference", "other.pt", "a (2 masks of 2 images) minus b (1 mask of 1 image)", "CC0-1.0"):
+    for text in (
+        "By kind",
+        "Comparison",
+        "Corrected p Verdict",
+        "other.pt",
+        "a (2 masks of 2 images) minus b (1 mask of 1 image)",
+        "CC0-1.0",
+    ):
         assert text in page.text
 
     again = run(*arguments, "-o", out)

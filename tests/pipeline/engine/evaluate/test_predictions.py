@@ -24,6 +24,7 @@ from segmint.pipeline.engine.evaluate.instances.instances import evaluate_instan
 from segmint.pipeline.engine.evaluate.page import Table, markdown
 from segmint.pipeline.engine.evaluate.points.points import PointsOptions, evaluate_points
 from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
+from segmint.pipeline.engine.evaluate.result import p_value, verdict
 from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
 from tests.support.truth_files import TruthFiles, results_of, write_truth_files
@@ -92,6 +93,14 @@ def test_ap_of_predicted_masks_is_coco_evals(files: TruthFiles, tmp_path: Path) 
     assert 0.1 < answer.figures[0]["ap"] < answer.figures[1]["ap"] < 0.95
     assert answer.lines()[0].endswith("; one.json and other.json: predictions from a file")
     assert "predicted masks; COCO's AP over 2 categories" in answer.lines()[1]
+    figures, by_category = answer.page().tables
+    assert figures.heads == by_category.heads == ["one.json", "other.json", "Difference"]  # nothing is tested
+    ap = [each["ap"] for each in answer.figures]
+    assert figures.rows[0] == (
+        "AP",
+        [(f"{100 * ap[0]:.1f}", ""), (f"{100 * ap[1]:.1f}", ""), (f"{100 * (ap[1] - ap[0]):+.1f}", "")],
+    )
+    assert "verdict" in figures.note
 
 
 def test_recall_of_predicted_proposals_is_coco_evals(files: TruthFiles, tmp_path: Path) -> None:
@@ -115,13 +124,13 @@ def test_recall_of_predicted_proposals_is_coco_evals(files: TruthFiles, tmp_path
     assert difference.p <= difference.holm < 0.2
     assert any(line.startswith("    corrected by Holm's method") for line in answer.lines())
     tables = (tmp_path / "out/tables.md").read_text()
-    assert tables.startswith(answer.lines()[0] + "\n\none.json, ")
+    assert tables.startswith(answer.lines()[0] + "\n\nother.json compared with one.json, ")
+    assert "| Average recall | one.json | other.json | Difference | Corrected p | Verdict |\n| --- | --: |" in tables
     low, high = difference.interval
-    assert f"| AR@10 | {100 * difference.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) |" in tables
-    assert (
-        "| Average recall | all (36) | small (12) | medium (24) | large (0) |\n| --- | --: | --: | --: | --: |"
-        in tables
-    )
+    change = f"{100 * difference.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    word = verdict(difference.value, difference.interval, difference.holm, answer.subject.images)
+    assert f" | {change} | {p_value(difference.holm)} | {word} |\n" in tables
+    assert "| AR@10, large (0) | - | - | - | p unknown | not tested |" in tables
 
 
 def test_markdown_has_the_cells_of_a_table_and_escapes_names(files: TruthFiles, tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ def test_the_page_shows_the_verdict(gain: float | None, guard: float, kind: str,
     assert f'<div class="{kind.strip()}' in page
     assert f'<p class="word">{word}</p>' in page
     assert "&lt;photos&gt;" in page
+    assert 'mobile_sam</th><th scope="col" class="num foreign">new.pth</th>' in page
+    assert f'<td>three clicks</td><td class="num">50.0</td><td class="num">{50 + 100 * guard:.1f}</td>' in page
     assert "<photos>" not in page
 
 

@@ -103,6 +103,9 @@ def test_boxes_of_the_truth_give_miou_and_the_same_weights_no_difference(
     assert mean > 0.7
     assert answer.means[0]["masks"] == (pytest.approx(mean), None)  # of one image there is no interval
     assert answer.differences["masks"] == (0.0, None)
+    (table,) = answer.page().tables
+    few = [("+0.0", ""), ("p = 1.000", ""), ("too few images for an interval", "")]
+    assert [cells[2:] for _, cells in table.rows] == [few, few]
     assert answer.subject.masks == 3
 
 

@@ -19,7 +19,7 @@ from segmint.operators.evaluate.coco_matching import AREAS, RecallCounts
 from segmint.operators.evaluate.proposals import LIMITS, proposal_settings, propose_objects
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals, gather, proposals_result
-from segmint.pipeline.engine.evaluate.result import EvaluationSubject
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value
 from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
 from tests.support.truth_files import results_of, write_truth_files
@@ -103,3 +103,16 @@ def test_two_weights_are_compared_over_the_same_resampled_images() -> None:
         assert 0.05 < difference.interval[0] < difference.value < difference.interval[1] < 0.35
         assert first.interval[0] < first.value < first.interval[1]
     assert any(line.startswith("b minus a") for line in answer.lines())
+    (table,) = answer.page().tables
+    assert table.heads == ["a", "b", "Difference", "Corrected p", "Verdict"]
+    name, cells = table.rows[0]
+    first, second, difference = answer.recalls[0][0], answer.recalls[1][0], answer.differences[0]
+    assert name == f"AR@10, all ({answer.truth['all']['all']:,})"
+    assert [value for value, _ in cells] == [
+        f"{100 * first.value:.1f}",
+        f"{100 * second.value:.1f}",
+        f"{100 * difference.value:+.1f}",
+        p_value(difference.holm),
+        "better",
+    ]
+    assert answer.page().render(subject, [[], []]).count('<td class="num state good">better</td>') == 12
