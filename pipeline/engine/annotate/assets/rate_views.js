@@ -8,6 +8,8 @@ const YELLOW = packed(253, 231, 37, 255);
 const GROUND = "rgb(68 1 84)";
 const MARGIN = 0.35; // around the mask in close views, as a share of its longer side
 const LEAST_MARGIN = 24; // image pixels
+const LEAST_ZOOM = 2; // of the close-up, relative to the whole image
+const CELLS = 32; // per longer side of the image, in the search for the boundary
 const SQUARES = 3; // screen pixels per image pixel, from which the image isn't smoothed
 
 const PAINTS = {
@@ -86,9 +88,20 @@ export class Views {
     }
     const { frame } = this.#mask;
     if (frame.width) context.drawImage(this.#layer(view, scale), frame.left, frame.top);
+    const close = this.#partOf("close", width / height);
+    if (view === "close") canvas.nextElementSibling.textContent = close.boundary ? "Close-up of the boundary" : "Close-up";
+    if (view === "whole" && close.boundary) {
+      for (const [color, line] of [["black", 4], ["white", 2]]) {
+        [context.strokeStyle, context.lineWidth] = [color, (line * devicePixelRatio) / scale];
+        context.strokeRect(close.left, close.top, close.width, close.height);
+      }
+    }
   }
 
-  /** Return the part of the image that a view with this aspect ratio shows: all of it, or the mask with a margin. */
+  /**
+   * Return the part of the image that a view with this aspect ratio shows: all of it, or the mask with a margin. For
+   * large masks, the close-up only shows the part with most of the boundary.
+   */
   #partOf(view, aspect) {
     const { width, height, frame } = this.#mask;
     if (view === "whole" || !frame.width) return { left: 0, top: 0, width, height };
@@ -96,6 +109,8 @@ export class Views {
     let [wide, high] = [frame.width + 2 * margin, frame.height + 2 * margin];
     if (wide / high < aspect) wide = high * aspect;
     else high = wide / aspect;
+    const most = Math.max(width, height * aspect) / LEAST_ZOOM;
+    if (view === "close" && wide > most) return this.#boundaryPart(Math.min(most, width), Math.min(most / aspect, height));
     [wide, high] = [Math.min(wide, width), Math.min(high, height)];
     const along = (at, side, size, most) => Math.min(Math.max(0, at + side / 2 - size / 2), most - size);
     return {
@@ -104,6 +119,28 @@ export class Views {
       width: wide,
       height: high,
     };
+  }
+
+  /** Return the part of this size that contains most cells with the mask's boundary, except at the image's edge. */
+  #boundaryPart(wide, high) {
+    const { width, height } = this.#mask;
+    const step = Math.ceil(Math.max(width, height) / CELLS);
+    const [across, down] = [width, height].map((side) => Math.ceil(side / step));
+    const [columns, rows] = [wide, high].map((side) => Math.floor(side / step));
+    const cells = new Uint32Array(across * down);
+    this.#mask.paint(cells, { left: 0, top: 0, width: across }, 0, 1, 1, step);
+    let [best, place] = [-1, null];
+    for (let top = 0; top <= down - rows; top++) {
+      for (let left = 0; left <= across - columns; left++) {
+        let found = 0;
+        for (let y = Math.max(1, top); y < Math.min(top + rows, down - 1); y++) {
+          for (let x = Math.max(1, left); x < Math.min(left + columns, across - 1); x++) found += cells[y * across + x];
+        }
+        if (found > best) [best, place] = [found, { left: left * step, top: top * step }];
+      }
+    }
+    const { left, top } = place;
+    return { left: Math.min(left, width - wide), top: Math.min(top, height - high), width: wide, height: high, boundary: true };
   }
 
   /** Return the mask's frame, painted for a view; lines are at least one screen pixel wide. */

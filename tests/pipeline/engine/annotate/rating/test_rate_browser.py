@@ -1,5 +1,6 @@
 """The raters' page in a real Chromium: what is pressed is what is saved, and the views show the mask."""
 
+import io
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tests.support.browser import serious_violations, sideways_scroll, watch
 from tests.support.locations import location_of
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 MASKS = 4
 RED = (226, 27, 27)
@@ -52,7 +53,7 @@ def server(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     shutil.copytree(small_dataset, folder)
     with (
         open_rater_view(location_of(folder), SampleOptions(masks=MASKS)) as rater_view,
-        listening(lambda team: make_rating_app(rater_view, team), "ann", "bo") as team,
+        listening(lambda team: make_rating_app(rater_view, team), "ann", "bo", "cy") as team,
     ):
         yield RatingServer(rater_view, team, folder)
 
@@ -153,3 +154,32 @@ def test_the_views_show_the_mask_on_a_phone_and_one_is_enlarged(chromium: "Brows
     context.close()
     assert [each.score for each in server.ratings("bo")] == [8]
     assert seen.errors == []
+
+
+def test_the_close_up_of_a_large_mask_is_the_part_with_its_boundary(chromium: "Browser", server: RatingServer) -> None:
+    """A mask of the whole image, but for a square that is a twelfth of its longer side."""
+    gray = io.BytesIO()
+    Image.new("RGB", (30, 20), (120, 120, 120)).save(gray, "JPEG")
+    context = chromium.new_context(viewport={"width": 900, "height": 700})
+    page = context.new_page()
+    page.route("**/images/*.jpg", lambda route: route.fulfill(body=gray.getvalue(), content_type="image/jpeg"))
+    sizes = []
+
+    def answer(route: "Route") -> None:
+        response = route.fetch()
+        sizes[:] = response.json()["size"]
+        side = max(sizes) // 12
+        mask = np.ones(sizes, np.uint8)
+        mask[-3 * side : -2 * side, -3 * side : -2 * side] = 0
+        counts = coco.encode(np.asfortranarray(mask))["counts"].decode()
+        route.fulfill(response=response, json={**response.json(), "counts": counts})
+
+    page.route("**/api/rate/next", answer)
+    page.goto(server.team.address("cy"))
+    shown(page, 0)
+    assert page.locator("[data-view=close]").inner_text() == "Close-up of the boundary"
+    pixels = colors(page, "close").astype(int)
+    hole = (np.abs(pixels - 120) < 12).all(axis=2)
+    scale = min(length / side for length, side in zip(pixels.shape, sizes, strict=False))  # in the image
+    assert np.count_nonzero(hole) == pytest.approx((2 * scale * (max(sizes) // 12)) ** 2, rel=0.2)
+    context.close()
