@@ -16,7 +16,7 @@ tombstones/<digest>.json         the images that a takedown removed
 versions/1.json, versions/1.<key>.sig  a recorded version, and its signatures
 fingerprints/000000.g1.json      hashes of pictures and JPEGs that corrections removed or replaced
 outputs/<digest>.json            notes an output elsewhere that was made from the dataset
-annotations/…                    submissions and ratings
+annotations/…                    submissions, returns, and ratings
 report/…                         the page of `segmint report`
 ```
 
@@ -81,7 +81,7 @@ _NAMES = (  # every path below a dataset's root that segmint may put
     rf"summaries/(?:leaves-)?{_SHARD}(?:-[0-9a-f]{{12}})+\.json",
     r"(?:tombstones|outputs)/[0-9a-f]{12}\.json",
     r"versions/[1-9]\d*\.(?:json|[0-9a-f]{16}\.sig)",
-    r"annotations/(?:0|[1-9]\d{0,15})/[01]\.[1-9]\d{0,8}\.json",
+    r"annotations/(?:0|[1-9]\d{0,15})/[01]\.[1-9]\d{0,8}(?:\.return)?\.json",
     r"annotations/ratings/(?:0|[1-9]\d{0,15})/(?:0|[1-9]\d{0,15})\.[0-9a-f]{12}\.[1-9]\d{0,8}\.json",
     r"report/(?:index\.html|README\.md|statistics\.parquet|(?:statistics|beside|ratings|croissant)\.json)",
     r"report/figures/(?:masks_per_image|funnel|countries|regions|income|licenses|providers|rejected)\.png",

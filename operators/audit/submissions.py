@@ -9,7 +9,9 @@ from segmint.catalogs.dataset.annotations.names import (
     ANNOTATIONS,
     SubmissionName,
     image_of,
+    parse_return_path,
     parse_submission_path,
+    return_path,
     submission_path,
     submissions_of,
 )
@@ -20,6 +22,7 @@ from segmint.catalogs.dataset.annotations.submissions import (
     SubmissionError,
     SubmittedMask,
     read_assignment,
+    read_return,
     read_submission,
 )
 from segmint.catalogs.dataset.mask_labels import is_of_model
@@ -38,21 +41,27 @@ _THREADS = 16
 def audit_submissions(dataset: Location, rows: Sequence[range], taken: Collection[int]) -> Iterator[Finding]:
     """Yield findings in `annotations/`: unreadable submissions, those for unknown images, and files of `taken` images.
 
+    Returns of submissions are checked, too.
     `rows` are the spans of the dataset's ordinals.
     """
     names = []
     for path in sorted(f"{ANNOTATIONS}/{entry.name}" for entry in (dataset / ANNOTATIONS).walk()):
-        ordinal, name = image_of(path), parse_submission_path(path)
+        ordinal, name, returned = image_of(path), parse_submission_path(path), parse_return_path(path)
         if ordinal is not None and ordinal in taken:
             place = FindingLocation(path, image=ordinal + 1)
             expected = "nothing of an image that was taken down"
             yield place.finding(Code.STILL_THERE, expected, "a file", f"id {ordinal + 1}")
-        elif name is not None and not any(name.ordinal in span for span in rows):
+        elif (each := name or returned) is not None and not any(each.ordinal in span for span in rows):
             yield FindingLocation(path).finding(
-                Code.BAD_SUBMISSION, "an image of the dataset", image_stem(name.ordinal + 1)
+                Code.BAD_SUBMISSION, "an image of the dataset", image_stem(each.ordinal + 1)
             )
         elif name is not None:
             names.append(name)
+        elif returned is not None:
+            try:
+                read_return(dataset, returned)
+            except SubmissionError as error:
+                yield _bad(returned, "a return", str(error).removeprefix(f"{dataset}/"), return_path(returned))
 
     def problem(name: SubmissionName) -> Finding | None:
         try:
@@ -187,9 +196,9 @@ def _counts(mask: Row) -> str:
     return str((mask["segmentation"] or {}).get("counts"))
 
 
-def _bad(name: SubmissionName, expected: str, found: str) -> Finding:
+def _bad(name: SubmissionName, expected: str, found: str, path: str | None = None) -> Finding:
     image = name.ordinal + 1
-    return FindingLocation(submission_path(*name), image=image).finding(
+    return FindingLocation(path or submission_path(*name), image=image).finding(
         Code.BAD_SUBMISSION, expected, found, f"id {image}"
     )
 

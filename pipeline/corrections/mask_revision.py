@@ -26,7 +26,8 @@ from segmint.pipeline.corrections.correction import Correction, Revision, Revisi
 SHOWN = 20
 """Maximum number of images named in messages. All are counted."""
 
-DECIDED = ("taken down", "refused by the build", "people worked on it here since: nothing is carried over that")
+_WORKED_ON = "people worked on it here since: nothing is carried over that"
+DECIDED = ("taken down", "refused by the build", "returned to the annotator", _WORKED_ON)
 """Reasons to skip an image that were decided before. For any other reason, the image couldn't be processed."""
 
 NOT_BUILT = "not built yet"

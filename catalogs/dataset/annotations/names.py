@@ -1,4 +1,7 @@
-"""Names of the files in `annotations/`, with one folder per image: `annotations/<ordinal>/<assignment>.<n>.json`."""
+"""Names of the files in `annotations/`, with one folder per image: `annotations/<ordinal>/<assignment>.<n>.json`.
+
+The return of a submission is beside it, in `<assignment>.<n>.return.json`.
+"""
 
 import re
 from collections.abc import Container, Iterable, Iterator
@@ -11,6 +14,7 @@ RATINGS = "ratings"
 """Folder in `annotations/` for ratings of single masks."""
 
 _NAME = re.compile(r"(?P<assignment>[01])\.(?P<n>[1-9]\d{0,8})\.json", re.ASCII)
+_RETURN = ".return.json"
 _ORDINAL = re.compile(r"0|[1-9]\d{0,15}", re.ASCII)
 
 
@@ -35,6 +39,16 @@ def parse_submission_path(path: str) -> SubmissionName | None:
     if folder != ANNOTATIONS or _ORDINAL.fullmatch(ordinal) is None or match is None:
         return None
     return SubmissionName(int(ordinal), int(match["assignment"]), int(match["n"]))
+
+
+def return_path(name: SubmissionName) -> str:
+    """Return the path of the file that returns a submission, below the dataset."""
+    return submission_path(*name).removesuffix(".json") + _RETURN
+
+
+def parse_return_path(path: str) -> SubmissionName | None:
+    """Return the name of the submission that a file returns, given its path below the dataset; None for others."""
+    return parse_submission_path(f"{path.removesuffix(_RETURN)}.json") if path.endswith(_RETURN) else None
 
 
 def list_submissions(dataset: Location) -> Iterator[SubmissionName]:

@@ -3,6 +3,9 @@
 An image has assignment 0, and also assignment 1 if two annotators work on it. A submission is the complete result for
 its image, relative to its `base`: masks of the dataset that it neither replaces nor deletes are kept. A later
 submission of the same assignment supersedes an earlier one. `segmint merge` writes submissions into the tables.
+
+The owner of a server can return a submission to its annotator, by a file beside it. An assignment is returned while its
+last submission has such a file, so one put returns it, and the annotator's next submission ends that.
 """
 
 import hashlib
@@ -12,13 +15,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
-from segmint.catalogs.dataset.annotations.names import SubmissionName, submission_path, submissions_of
+from segmint.catalogs.dataset.annotations.names import (
+    ANNOTATIONS,
+    SubmissionName,
+    parse_return_path,
+    return_path,
+    submission_path,
+    submissions_of,
+)
 from segmint.catalogs.dataset.annotations.run_lengths import canonical_area
 from segmint.catalogs.dataset.annotations.saved import SavedAt, parse_saved, put_saved, read_saved, saved_json
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import MOST_PIXELS, canonical_json, wrong_fields
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
 
 MOST_BYTES = 32 << 20
 """Maximum size of a submission in bytes."""
@@ -28,6 +39,8 @@ MOST_MASKS = 10_000
 
 MOST_PROMPTS = 10_000
 _NAME_LENGTH = 100
+_MOST_RETURN_BYTES = 32 << 10
+_READERS = 16
 _NEAR = 1e-6  # pixels that a box may exceed its image, to allow for rounding
 
 _CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates, line and paragraph separators
@@ -230,6 +243,24 @@ class Submission(_StrictRecord):
             raise ValueError("masks: a corrected mask needs a parent")
 
 
+class Return(_StrictRecord):
+    """Request `by` the owner of a server that an annotator revise submission `n` of an assignment."""
+
+    format: Literal["segmint return"] = "segmint return"
+    schema_version: Literal[1] = 1
+    image: Annotated[int, Field(ge=1, lt=1 << 53)]
+    assignment: Literal[0, 1]
+    n: Annotated[int, Field(ge=1, lt=10**9)]
+    by: Annotator
+    comment: _Comment
+    saved_at: SavedAt
+
+    @property
+    def name(self) -> SubmissionName:
+        """Name of the submission that is returned."""
+        return SubmissionName(self.image - 1, self.assignment, self.n)
+
+
 def _is_inside(prompt: Prompt, size: tuple[int, int]) -> bool:
     height, width = size
     if isinstance(prompt, PointPrompt):
@@ -271,6 +302,37 @@ def read_assignment(dataset: Location, names: Sequence[SubmissionName]) -> list[
         except SubmissionError:  # the audit reports it
             continue
     return [*found, read_submission(dataset, last)]
+
+
+def put_return(dataset: Location, returned: Return) -> bool:
+    """Put a return unless its submission has one; see `put_saved` for the result and the errors."""
+    return put_saved(dataset, return_path(returned.name), saved_json(returned), returned.name.ordinal, "returns")
+
+
+def read_return(dataset: Location, name: SubmissionName) -> Return:
+    """Read a submission's return; raises `SubmissionError` if it is missing, unreadable, or of another submission."""
+    file = dataset / return_path(name)
+    data = read_saved(file, _MOST_RETURN_BYTES, SubmissionError)
+    returned = parse_saved(Return, data, lambda wrong: SubmissionError(f"{file} is not a return: {wrong}"))
+    if returned.name != name:
+        raise SubmissionError(f"{file} identifies itself as {return_path(returned.name)}")
+    return returned
+
+
+def read_returns(dataset: Location, ordinal: int | None = None) -> dict[SubmissionName, Return]:
+    """Read the returns of an image, or of all images, except unreadable ones, which the audit reports."""
+
+    def read(name: SubmissionName) -> Return | None:
+        try:
+            return read_return(dataset, name)
+        except SubmissionError:
+            return None
+
+    folder = ANNOTATIONS if ordinal is None else f"{ANNOTATIONS}/{ordinal}"
+    entries = (dataset / folder).walk() if ordinal is None else (dataset / folder).list()
+    names = (parse_return_path(f"{folder}/{entry.name}") for entry in entries)
+    found = map_ahead(read, (name for name in names if name is not None), _READERS, 4 * _READERS, "returns")
+    return {returned.name: returned for returned in found if returned is not None}
 
 
 def base_digest(jpeg: bytes, masks: Sequence[Mapping[str, Any]]) -> str:

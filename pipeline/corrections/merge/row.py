@@ -31,6 +31,7 @@ class MergeSkipReason(StrEnum):
 
     TAKEN_DOWN = "taken down"
     REFUSED = "refused by the build"
+    RETURNED = "returned to the annotator"
     UNREADABLE = "a submission that cannot be read"
     OTHER_SIZE = "masks of another size than the image"
     TOO_MANY = "over 10,000 masks with those that it ever had"

@@ -1,6 +1,6 @@
 """`segmint merge`: merge annotators' submissions as the next generation of a dataset's shards."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -11,6 +11,7 @@ from segmint.catalogs.dataset.annotations.submissions import (
     Submission,
     SubmissionError,
     read_assignment,
+    read_returns,
     read_submission,
 )
 from segmint.catalogs.dataset.commits import Commit
@@ -137,10 +138,11 @@ class MergeChange:
 
     dataset: Location
     names: Names
+    returned: Collection[SubmissionName]
 
     def __call__(self, commit: Commit, rows: Sequence[Row]) -> list[Row]:
         """Return the next rows. Unchanged rows are the same objects."""
-        wanted = {row["ordinal"]: _to_merge(row, self.names) for row in rows}
+        wanted = {row["ordinal"]: self.to_merge(row) for row in rows}
         submissions = _read(self.dataset, {ordinal: assignment for ordinal, assignment in wanted.items() if assignment})
         return [
             row
@@ -148,6 +150,17 @@ class MergeChange:
             else merge_submission(row, found).row
             for row in rows
         ]
+
+    def left(self, row: Row) -> MergeSkipReason | None:
+        """Return why a row's submissions can't be merged now, or None."""
+        last = submission_to_merge(row, self.names.get(row["ordinal"], ())) if row["reason"] is None else None
+        return MergeSkipReason.RETURNED if last in self.returned else unchanged_row(row)
+
+    def to_merge(self, row: Row) -> list[SubmissionName]:
+        """Return all submissions of the assignment to merge into a row, or an empty list."""
+        own = self.names.get(row["ordinal"], ())
+        last = submission_to_merge(row, own) if own and self.left(row) is None else None
+        return [] if last is None else [name for name in own if name.assignment == last.assignment]
 
 
 def list_merge(dataset: Location) -> MergeList:
@@ -187,7 +200,7 @@ class _Merge(MaskCorrection[MergeList, MergeResult]):
         by_shard: dict[int, list[int]] = {}
         for ordinal in names:
             by_shard.setdefault(ordinal // manifest.images_per_shard, []).append(ordinal)
-        change = MergeChange(location, names)
+        change = MergeChange(location, names, frozenset(read_returns(location)))
         tally = MergeCounts()
         looked = look_at_shards(location, by_shard.items(), tally, partial(_count, change))
         if self.forget_taken and (taken := removed_images(read_tombstones(location)).keys() & names.keys()):
@@ -211,8 +224,8 @@ def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> Merg
     tally = MergeCounts()
     wanted = {}
     for row in rows_of(dataset, commit, ordinals, ("images", "rejects")):
-        assignment = _to_merge(row, names)
-        if (left := unchanged_row(row)) is not None:
+        assignment = change.to_merge(row)
+        if (left := change.left(row)) is not None:
             tally.leave(image_stem(row["id"]), left.value)
         elif assignment:
             wanted[row["ordinal"]] = assignment
@@ -228,13 +241,6 @@ def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> Merg
         else:
             tally.count(row["id"], merge_submission(row, submission))
     return tally
-
-
-def _to_merge(row: Row, names: Names) -> list[SubmissionName]:
-    """Return all submissions of the assignment to merge into a row, or an empty list."""
-    own = names.get(row["ordinal"], ())
-    last = submission_to_merge(row, own) if own and unchanged_row(row) is None else None
-    return [] if last is None else [name for name in own if name.assignment == last.assignment]
 
 
 def _count_unmerged(dataset: Location, row: Row, names: Names) -> int | None:

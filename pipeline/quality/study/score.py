@@ -8,7 +8,7 @@ import numpy as np
 
 from segmint.catalogs.dataset.annotations.assignments import assignment_to_merge, is_merged
 from segmint.catalogs.dataset.annotations.names import submissions_of
-from segmint.catalogs.dataset.annotations.submissions import Submission, SubmissionError, read_assignment
+from segmint.catalogs.dataset.annotations.submissions import Submission, SubmissionError, read_assignment, read_returns
 from segmint.catalogs.dataset.manifest import load_manifest, manifest_generations
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name
@@ -286,7 +286,8 @@ def read_submitted(
     """Read the corrections from submissions for a study's images, whose masks are `drawn` by image id.
 
     The corrections are an image's current masks, with unmerged submissions applied by `fit_submission` as in a merge.
-    Each mask has the id of the drawn mask from which it was made, if there is one.
+    An image whose submission was returned has none. Each mask has the id of the drawn mask from which it was made, if
+    there is one.
     """
     images = sorted(sizes)
     listed = map_ahead(lambda image: submissions_of(dataset, image - 1), images, _THREADS, 4 * _THREADS, "submissions")
@@ -300,6 +301,8 @@ def read_submitted(
         found = AnnotatedImage(image_name(image), image, sizes[image])
         assignment = assignment_to_merge(row["submission"], (name.assignment for name in names[image]))
         own = [name for name in names[image] if name.assignment == assignment]
+        if own and own[-1] in read_returns(dataset, image - 1):
+            return None
         try:
             answers = read_assignment(dataset, own) if own else []
         except SubmissionError as error:

@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segmint.catalogs.dataset.annotations.names import list_submissions, submission_path
+from segmint.catalogs.dataset.annotations.names import SubmissionName, list_submissions, submission_path
 from segmint.catalogs.dataset.annotations.saved import RemovedImageError
 from segmint.catalogs.dataset.annotations.submissions import (
+    Return,
     Submission,
     SubmissionError,
     base_digest,
+    put_return,
     put_submission,
+    read_return,
+    read_returns,
     read_submissions,
 )
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
@@ -127,6 +131,23 @@ def test_an_answer_is_put_once_and_its_number_is_then_taken(dataset: str) -> Non
         assert put_submission(location, submission)
     assert read_submissions(location, 0) == [first, second, apart]
     assert list(list_submissions(location)) == [(0, 0, 1), (0, 0, 2), (0, 1, 1), (3, 0, 1)]
+    assert unknown_files(location) == []
+
+
+def test_a_return_is_beside_its_submission_and_put_once(dataset: str) -> None:
+    location = location_of(dataset)
+    given = {"assignment": 0, "by": "Ada", "comment": "the hand\nis cut off", "saved_at": "2026-11-22T10:00:00Z"}
+    first, second = (Return.model_validate({**given, "image": image, "n": 2}) for image in (1, 4))
+    other = Return.model_validate({**given, "image": 1, "n": 2, "by": "Bo"})
+    assert [put_return(location, each) for each in (first, second, other)] == [True, True, False]
+    assert read_returns(location) == {(0, 0, 2): first, (3, 0, 2): second}
+    (location / "annotations/3/0.1.return.json").put(b"{}")
+    (location / "annotations/3/0.3.return.json").put((location / "annotations/0/0.2.return.json").read())
+    assert read_returns(location, 3) == {(3, 0, 2): second}
+    for n, wrong in ((1, "is not a return"), (3, "identifies itself as annotations/0/0.2"), (4, "is gone")):
+        with pytest.raises(SubmissionError, match=wrong):
+            read_return(location, SubmissionName(3, 0, n))
+    assert list(list_submissions(location)) == []
     assert unknown_files(location) == []
 
 

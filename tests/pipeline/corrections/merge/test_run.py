@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.dataset.annotations.submissions import put_submission
+from segmint.catalogs.dataset.annotations.submissions import Return, put_return, put_submission
 from segmint.catalogs.dataset.tombstones import TakedownRequest as TakedownAsked
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.pipeline.building.status.result import Prices
@@ -72,6 +72,33 @@ def test_answers_become_the_next_generation_and_are_merged_once(place: DatasetPa
     assert (again.listed.images, again.listed.merged, again.changed_shards, again.version) == (0, 2, (), done.version)
     assert contents(place) == after
     assert again.lines()[0] == f"nothing to merge into {place.uri}"
+
+
+def returned(image: int, n: int) -> Return:
+    value = {"image": image, "assignment": 0, "n": n, "by": "Ada", "comment": "x", "saved_at": "2026-11-22T10:00:00Z"}
+    return Return.model_validate(value)
+
+
+def test_an_answer_that_was_returned_waits_for_the_next_one(place: DatasetPath) -> None:
+    give(place, 1, new_mask(CUT, 10_001))
+    give(place, 2, new_mask(APART))
+    assert put_return(place.location, returned(1, 1))
+    done = merge_submissions(place.location)
+    assert (done.listed.images, done.listed.merged, done.listed.not_checked) == (1, 0, [])
+    assert done.listed.skipped_images == {"returned to the annotator": 1}
+    assert [id for id, _ in sources(place, 1)] == [10_000, 10_001]
+    give(place, 1, new_mask(APART), n=2)
+    assert list_merge(place.location).skipped_images == {}
+    merge_submissions(place.location)
+    assert [id for id, _ in sources(place, 1)] == [10_000, 10_001, 10_002]
+    assert put_return(place.location, returned(1, 2))  # too late
+    again = merge_submissions(place.location)
+    assert (again.listed.merged, again.listed.skipped_images, findings(place)) == (2, {}, [])
+    (place.location / "annotations/1/0.1.return.json").put(b"{}")
+    (place.location / "annotations/98/0.1.return.json").put(b"{}")
+    one, other = findings(place)
+    assert one.startswith("bad_submission: annotations/1/0.1.return.json, id 2: expected a return; ")
+    assert other.startswith("bad_submission: annotations/98/0.1.return.json: expected an image of the dataset; ")
 
 
 def test_a_prefilled_mask_that_nobody_touched_is_nobodys_time(place: DatasetPath) -> None:
@@ -184,6 +211,7 @@ def test_nothing_is_kept_of_an_image_that_was_taken_down(place: DatasetPath) -> 
     give(place, 1, new_mask(CUT), n=2)
     give(place, 1, assignment=1)
     give(place, 2, new_mask(APART))
+    assert put_return(place.location, returned(1, 2))
     takedown(place.location, TakedownAsked(ids=("sa_1",)), "asked")
     left = [path for path in contents(place) if path.startswith("annotations/")]
     assert left == ["annotations/1/0.1.json"]

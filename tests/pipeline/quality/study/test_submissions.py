@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.annotations.submissions import Submission, put_submission
+from segmint.catalogs.dataset.annotations.submissions import Return, Submission, put_return, put_submission
 from segmint.operators.describe import describe_table
 from segmint.operators.rows import to_table
 from segmint.operators.schemas import SEGMENTED
@@ -36,6 +36,11 @@ def test_answers_are_the_corrections_before_and_after_they_are_merged(tmp_path: 
         assert (before.images, before.answered, before.by_id, before.by_iou) == (4, 3, 5, 0)
         assert (before.deleted, before.added, before.unanswered_masks, before.unread) == (1, 1, 2, 0)
         assert before.mean_iou == pytest.approx((4 + 8 / 10) / 5)
+        value = {"image": 1, "assignment": 0, "n": 1, "by": "Ada", "comment": "x", "saved_at": "2026-11-22T10:00:00Z"}
+        assert put_return(dataset, Return.model_validate(value))
+        returned = score_study(study, dataset)
+        assert (returned.answered, returned.deleted, returned.unanswered_masks) == (2, 1, 4)
+        (dataset / "annotations/0/0.1.return.json").delete()
         merge_submissions(dataset)
         assert score_study(study, dataset) == before
         assert put_submission(dataset, answer_to(dataset, 1, [new_mask(LESS, 10_002)], n=2))
