@@ -42,8 +42,9 @@ def add_projection(sam: Sam, clip: Clip, seed: int) -> None:
 def embed_crops(clip: Clip, at_once: int, crops: Tensor, shown: Tensor) -> Tensor:
     """Return CLIP's embeddings of crops, with a length of 1. `at_once` of them are embedded together."""
     parts = zip(torch.split(crops, at_once), torch.split(shown, at_once), strict=True)
-    found: Tensor = torch.cat([clip.embed_crops(*part) for part in parts])
-    return found / found.norm(dim=1, keepdim=True)
+    found = torch.cat([clip.embed_crops(*part) for part in parts])
+    units: Tensor = found / found.norm(dim=1, keepdim=True)
+    return units
 
 
 def take_projection(weights: dict[str, Tensor]) -> nn.Linear | None:
