@@ -52,7 +52,8 @@ def fault_of(entry: dict[str, Any]) -> str | None:
             return f"there is no {path}"
         if path.startswith("benchmarks/results/"):
             continue
-        if not test.startswith("test_") or test not in functions(ROOT / path):
+        begins = "check_" if path.startswith("tests/interop/") else "test_"
+        if not test.startswith(begins) or test not in functions(ROOT / path):
             return f"{path} has no test {test!r}"
     return None
 
