@@ -319,6 +319,14 @@ def read_return(dataset: Location, name: SubmissionName) -> Return:
     return returned
 
 
+def returned_submissions(dataset: Location, ordinal: int | None = None) -> set[SubmissionName]:
+    """List the submissions of an image, or of all images, that were returned. Damaged returns count, too."""
+    folder = ANNOTATIONS if ordinal is None else f"{ANNOTATIONS}/{ordinal}"
+    entries = (dataset / folder).walk() if ordinal is None else (dataset / folder).list()
+    names = (parse_return_path(f"{folder}/{entry.name}") for entry in entries)
+    return {name for name in names if name is not None}
+
+
 def read_returns(dataset: Location, ordinal: int | None = None) -> dict[SubmissionName, Return]:
     """Read the returns of an image, or of all images, except unreadable ones, which the audit reports."""
 
@@ -328,10 +336,7 @@ def read_returns(dataset: Location, ordinal: int | None = None) -> dict[Submissi
         except SubmissionError:
             return None
 
-    folder = ANNOTATIONS if ordinal is None else f"{ANNOTATIONS}/{ordinal}"
-    entries = (dataset / folder).walk() if ordinal is None else (dataset / folder).list()
-    names = (parse_return_path(f"{folder}/{entry.name}") for entry in entries)
-    found = map_ahead(read, (name for name in names if name is not None), _READERS, 4 * _READERS, "returns")
+    found = map_ahead(read, sorted(returned_submissions(dataset, ordinal)), _READERS, 4 * _READERS, "returns")
     return {returned.name: returned for returned in found if returned is not None}
 
 

@@ -11,8 +11,8 @@ from segmint.catalogs.dataset.annotations.submissions import (
     Submission,
     SubmissionError,
     read_assignment,
-    read_returns,
     read_submission,
+    returned_submissions,
 )
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
@@ -200,7 +200,7 @@ class _Merge(MaskCorrection[MergeList, MergeResult]):
         by_shard: dict[int, list[int]] = {}
         for ordinal in names:
             by_shard.setdefault(ordinal // manifest.images_per_shard, []).append(ordinal)
-        change = MergeChange(location, names, frozenset(read_returns(location)))
+        change = MergeChange(location, names, returned_submissions(location))
         tally = MergeCounts()
         looked = look_at_shards(location, by_shard.items(), tally, partial(_count, change))
         if self.forget_taken and (taken := removed_images(read_tombstones(location)).keys() & names.keys()):

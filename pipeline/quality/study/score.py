@@ -8,7 +8,12 @@ import numpy as np
 
 from segmint.catalogs.dataset.annotations.assignments import assignment_to_merge, is_merged
 from segmint.catalogs.dataset.annotations.names import submissions_of
-from segmint.catalogs.dataset.annotations.submissions import Submission, SubmissionError, read_assignment, read_returns
+from segmint.catalogs.dataset.annotations.submissions import (
+    Submission,
+    SubmissionError,
+    read_assignment,
+    returned_submissions,
+)
 from segmint.catalogs.dataset.manifest import load_manifest, manifest_generations
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name
@@ -301,7 +306,7 @@ def read_submitted(
         found = AnnotatedImage(image_name(image), image, sizes[image])
         assignment = assignment_to_merge(row["submission"], (name.assignment for name in names[image]))
         own = [name for name in names[image] if name.assignment == assignment]
-        if own and own[-1] in read_returns(dataset, image - 1):
+        if own and own[-1] in returned_submissions(dataset, image - 1):
             return None
         try:
             answers = read_assignment(dataset, own) if own else []

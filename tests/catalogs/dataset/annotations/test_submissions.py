@@ -18,6 +18,7 @@ from segmint.catalogs.dataset.annotations.submissions import (
     read_return,
     read_returns,
     read_submissions,
+    returned_submissions,
 )
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.unaccounted import unknown_files
@@ -144,6 +145,7 @@ def test_a_return_is_beside_its_submission_and_put_once(dataset: str) -> None:
     (location / "annotations/3/0.1.return.json").put(b"{}")
     (location / "annotations/3/0.3.return.json").put((location / "annotations/0/0.2.return.json").read())
     assert read_returns(location, 3) == {(3, 0, 2): second}
+    assert returned_submissions(location, 3) == {(3, 0, 1), (3, 0, 2), (3, 0, 3)}
     for n, wrong in ((1, "is not a return"), (3, "identifies itself as annotations/0/0.2"), (4, "is gone")):
         with pytest.raises(SubmissionError, match=wrong):
             read_return(location, SubmissionName(3, 0, n))
