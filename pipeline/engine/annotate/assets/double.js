@@ -25,6 +25,7 @@ export class DoubleQuestion {
     const iou = Math.max(...ious);
     this.#keys = iou < SAME_IOU ? [] : [key, masks[ious.indexOf(iou)].row.item.key];
     byId("double-text").textContent = `A mask is already here (IoU ${iou.toFixed(2)}). Replace it?`;
+    this.show();
     return iou >= SAME_IOU;
   }
 

@@ -254,9 +254,9 @@ def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_datase
     page.locator(f"[data-key=d{rows[-1]['annotation_id']}] .pick").click()
     page.keyboard.press("Delete")
     expect(page.locator(f"[data-key=d{rows[-1]['annotation_id']}]")).to_have_count(0)
-    page.locator("#found .pick").first.click()
+    page.locator("#made .pick").first.click()
     page.keyboard.press("Shift+H")
-    expect(page.locator("#found .hidden")).to_have_count(1)
+    expect(page.locator("#made .hidden")).to_have_count(1)
     answer = save(page, server, 2)
 
     by_source = {mask.source: mask for mask in answer.masks}
@@ -442,6 +442,9 @@ def test_nothing_is_lost_while_the_server_does_not_answer(page: "Page", server: 
     # The reply to the answer is lost, and it is sent again: one answer is there.
     page.route("**/submissions/*", lambda route: (route.fetch(), route.abort()))
     page.locator("#save").click()
+    expect(page.locator("#double")).to_be_visible()  # the dataset has this mask
+    expect(page.locator("#notice")).to_contain_text("Not saved yet")
+    page.locator("#save").click()
     expect(page.locator("#problem")).to_contain_text("The server isn't responding")
     assert len(read_submissions(location_of(server.dataset), 5)) == 1
     page.unroute("**/submissions/*")
@@ -574,7 +577,8 @@ def test_every_page_is_accessible(page: "Page", server: AnnotationServer, scheme
     for _ in range(2):
         draw_a_line(page)
         page.keyboard.press("Enter")
-    expect(page.locator("#double")).to_contain_text("A mask is already here (IoU 1.00). Replace it?")
+    expect(page.locator("#double-text")).to_have_text("A mask is already here (IoU 1.00). Replace it?")
+    expect(page.locator("#double")).to_be_visible()
     assert serious_violations(page) == []
     page.keyboard.press("y")
     expect(page.locator("#made li")).to_have_count(count + 1)
