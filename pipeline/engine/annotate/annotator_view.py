@@ -81,7 +81,7 @@ class AnnotatorView:
             *([] if self.prefills is None else [self.prefills]),
         ]
         self.kept = ImageMemory(self.source, holders, self._pass_over)
-        self._over = self.queue.merged.copy()  # images to skip when leasing, by rank
+        self._over = self.queue.merged > 0  # images to skip when leasing, by rank
         self._gone: set[int] = set()
         self._merged: dict[int, int] = {}  # assignments of images that a merge has changed, as far as known
         for image in self.board.answered():
@@ -98,7 +98,7 @@ class AnnotatorView:
             self.leases.release(after, annotator)
             mine = []
         slot = next((slot for slot in mine if self._free_assignment(slot[0], annotator, look=True) == slot[1]), None)
-        slot = slot or self._lease(annotator, after)
+        slot = slot or self._returned(annotator, after) or self._lease(annotator, after)
         submission: dict[str, Any] = {
             "image": None,
             "assignment": 0,
@@ -115,9 +115,15 @@ class AnnotatorView:
     def left(self, annotator: str) -> int:
         """Return the number of images in the queue that an annotator could still get."""
         ranks = [self.queue.rank(image) for image in self.board.submitted_by(annotator)]
+        returned = sum(self.queue.rank(image) is not None for image in self.board.returned_to(annotator))
         with self._lock:
-            waiting = int(np.count_nonzero(~self._over))
+            waiting = int(np.count_nonzero(~self._over)) + returned
             return waiting - sum(rank is not None and not self._over[rank] for rank in ranks)
+
+    def waiting(self) -> NDArray[np.bool_]:
+        """Return which images of the queue still need a first or second submission, by rank."""
+        with self._lock:
+            return ~self._over
 
     def open(self, image: int, annotator: str) -> dict[str, Any]:
         """Return an image with its masks and the last submission of the annotator's assignment."""
@@ -151,6 +157,9 @@ class AnnotatorView:
             "submission": None if submission is None else submission.model_dump(mode="json"),
             "prefill": [] if submission is not None else self._prefilled(found),
             "state": self.board.state(found, assignment),
+            "returned": done.returned.model_dump(mode="json")
+            if done is not None and done.returned is not None and done.annotator == annotator
+            else None,
         }
 
     def embed(self, image: int, annotator: str) -> None:
@@ -292,6 +301,19 @@ class AnnotatorView:
         raise SaveConflictError(
             "another submission was saved first", self.board.submission(found, submission.assignment), found.base
         )
+
+    def _returned(self, annotator: str, after: int | None) -> tuple[int, int] | None:
+        """Return the next image that was returned to the annotator, with its assignment; after the last one, None."""
+        returned = self.board.returned_to(annotator)
+        for image in returned:
+            if self.queue.rank(image) is None or (after in returned and image <= (after or 0)):
+                continue
+            self.board.refresh(image)
+            self._check(image)
+            assignment = self.board.returned_to(annotator).get(image)
+            if assignment is not None and assignment == self._merged.get(image, assignment) and image not in self._gone:
+                return image, assignment
+        return None
 
     def _lease(self, annotator: str, after: int | None) -> tuple[int, int] | None:
         for image in self._open_after(after):

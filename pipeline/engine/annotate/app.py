@@ -14,6 +14,9 @@ PUT  /api/images/{id}/submissions/{n}    save a submission
 POST /api/images/{id}/release        release its lease
 GET  /api/progress                   the progress so far
 POST /api/address                    a new URL for an annotator, by the owner
+GET  /api/table                      the images with their states and annotators, for the owner
+GET  /api/images/{id}/assignments/{assignment}    its last submission, for the owner
+POST /api/images/{id}/assignments/{assignment}    return that to the annotator, by the owner
 ```
 """
 
@@ -30,8 +33,9 @@ from segmint.catalogs.dataset.annotations.submissions import MOST_BYTES
 from segmint.infra.errors import UsageError
 from segmint.pipeline.engine.annotate.access import Team, TeamGuard
 from segmint.pipeline.engine.annotate.annotator_view import AnnotatorView, SaveConflictError
+from segmint.pipeline.engine.annotate.owner_view import OwnerView, ReturnConflictError
 from segmint.pipeline.engine.annotate.requests import PROBLEMS, PROMPT_BYTES, RequestBodies, field, give_address, reads
-from segmint.pipeline.serving.responses import image_of, jpeg_response, json_response, page_routes
+from segmint.pipeline.serving.responses import image_of, jpeg_response, json_response, page_routes, problem
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -69,6 +73,14 @@ def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
     def jpeg(image: int) -> Response:
         return jpeg_response(annotator_view.source.read(image).jpeg)
 
+    def assigned(request: Request, body: Any = None) -> Response:
+        if request.path_params["assignment"] not in ("0", "1"):
+            raise UsageError("assignment: expected 0 or 1")
+        asked = request.state.annotator, image_of(request), int(request.path_params["assignment"])
+        read = request.method in ("GET", "HEAD")
+        return json_response(owner_view.submission(*asked) if read else owner_view.give_back(*asked, body))
+
+    owner_view = OwnerView(annotator_view, team.owner)
     of = image_of
     writes = RequestBodies().writes
     routes = [
@@ -100,11 +112,14 @@ def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
         Route("/api/images/{image}/release", writes(lambda r, _: release(of(r), r.state.annotator)), methods=["POST"]),
         Route("/api/progress", reads(lambda _: json_response(annotator_view.progress(team.annotators)))),
         Route("/api/address", writes(lambda r, body: give_address(team, body, r.state.annotator)), methods=["POST"]),
+        Route("/api/table", reads(lambda r: json_response(owner_view.table(r.state.annotator, r.query_params)))),
+        Route("/api/images/{image}/assignments/{assignment}", reads(assigned)),
+        Route("/api/images/{image}/assignments/{assignment}", writes(assigned), methods=["POST"]),
     ]
     return Starlette(
         routes=routes,
         middleware=[Middleware(TeamGuard, team=team)],
-        exception_handlers={**PROBLEMS, SaveConflictError: _save_conflict},
+        exception_handlers={**PROBLEMS, SaveConflictError: _save_conflict, ReturnConflictError: problem(409)},
     )
 
 

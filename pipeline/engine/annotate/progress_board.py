@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from segmint.catalogs.dataset.annotations.assignments import annotated_masks, carried, is_merged, merged_assignment
@@ -12,7 +12,13 @@ from segmint.catalogs.dataset.annotations.names import (
     list_submissions,
     submissions_of,
 )
-from segmint.catalogs.dataset.annotations.submissions import Submission, SubmissionError, read_submission
+from segmint.catalogs.dataset.annotations.submissions import (
+    Return,
+    Submission,
+    SubmissionError,
+    read_returns,
+    read_submission,
+)
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.pipeline.engine.annotate.source import OpenImage
@@ -26,7 +32,8 @@ _AHEAD = 64
 class LatestSubmission:
     """Last submission of an assignment, without its masks; `annotator` is None if the file is unreadable.
 
-    `masks` counts all new masks, and `timed` those that an annotator worked on. `mask_seconds` is the total time.
+    `masks` counts all new masks, and `timed` those that an annotator worked on. `mask_seconds` is the total time for
+    masks, and `seconds` the time for the image. `returned` is set if the annotator has to revise the submission.
     """
 
     name: SubmissionName
@@ -35,6 +42,11 @@ class LatestSubmission:
     masks: int = 0
     timed: int = 0
     mask_seconds: float = 0.0
+    seconds: float = 0.0
+    saved_at: str = ""
+    comment: str | None = None
+    flag: bool = False
+    returned: Return | None = None
 
     @classmethod
     def of(cls, submission: Submission) -> "LatestSubmission":
@@ -48,6 +60,10 @@ class LatestSubmission:
             len(submission.masks),
             len(annotated_masks(submission)),
             seconds,
+            submission.seconds,
+            submission.saved_at,
+            submission.comment,
+            submission.flag,
         )
 
 
@@ -68,13 +84,26 @@ class ProgressBoard:
             for assignments in latest_submissions(list_submissions(dataset)).values()
             for name in assignments.values()
         ]
+        returned = read_returns(dataset)
         for done in map_ahead(self._read, names, _THREADS, _AHEAD, "submissions"):
-            self._done.setdefault(done.name.ordinal, {})[done.name.assignment] = done
+            again = replace(done, returned=returned.get(done.name))
+            self._done.setdefault(done.name.ordinal, {})[done.name.assignment] = again
 
     def assignments(self, image: int) -> dict[int, LatestSubmission]:
         """Return the last known submission of each assignment of an image."""
         with self._lock:
             return dict(self._done.get(image - 1, {}))
+
+    def returned_to(self, annotator: str) -> dict[int, int]:
+        """Return the assignments that were returned to an annotator, by image, in the order of the ids."""
+        with self._lock:
+            found = [
+                done.name
+                for assignments in self._done.values()
+                for done in assignments.values()
+                if done.returned is not None and done.annotator == annotator
+            ]
+        return {name.ordinal + 1: name.assignment for name in sorted(found)}
 
     def submitted_by(self, annotator: str) -> list[int]:
         """Return the ids of the images for which an annotator made the last submission of an assignment."""
@@ -94,17 +123,21 @@ class ProgressBoard:
         """Read an image's submissions from the store again, and return the last one of each assignment."""
         known = self.assignments(image)
         found = latest_submissions(submissions_of(self._dataset, image - 1)).get(image - 1, {})
+        returned = read_returns(self._dataset, image - 1) if found else {}
         assignments = {
-            assignment: known[assignment]
-            if assignment in known and known[assignment].name == name
-            else self._read(name)
+            assignment: replace(
+                known[assignment] if assignment in known and known[assignment].name == name else self._read(name),
+                returned=returned.get(name),
+            )
             for assignment, name in found.items()
         }
         with self._lock:
             for assignment, now in self._done.get(image - 1, {}).items():
-                # A submission recorded in the meantime is newer than the listing of the store.
+                # A submission or return recorded in the meantime is newer than the listing of the store.
                 if now != known.get(assignment) and (
-                    assignment not in assignments or assignments[assignment].name.n < now.name.n
+                    assignment not in assignments
+                    or assignments[assignment].name.n < now.name.n
+                    or (assignments[assignment].name == now.name and now.returned is not None)
                 ):
                     assignments[assignment] = now
             if assignments:

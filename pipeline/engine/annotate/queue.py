@@ -51,12 +51,12 @@ class QueueOptions:
 class Queue:
     """Ids of the images to annotate, in order; `twice` marks those with two assignments.
 
-    `merged` marks the images that already contain a merged submission.
+    `merged` contains the number of each image's merged submission, or 0.
     """
 
     ids: NDArray[np.int64]
     twice: NDArray[np.bool_]
-    merged: NDArray[np.bool_]
+    merged: NDArray[np.int64]
 
     @cached_property
     def _ranks(self) -> NDArray[np.int64]:
@@ -102,11 +102,12 @@ def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueO
         raise UsageError(f"--overlap {options.overlap:g}: expected a share of the images, from 0 to 1")
     condition = "true" if options.select is None else check_selection(tables, options.select)
     found = tables.query(
-        f"SELECT id, coalesce(submission.assignment IS NOT NULL, false) AS merged FROM images WHERE {condition} "
+        "SELECT id, coalesce(submission.n, (submission.assignment IS NOT NULL)::BIGINT) AS merged FROM images "
+        f"WHERE {condition} "
         f"ORDER BY {_SQL[options.order]}"
     )
     ids = found.column("id").to_numpy().astype(np.int64)
-    merged = found.column("merged").to_numpy(zero_copy_only=False).astype(np.bool_)
+    merged = found.column("merged").to_numpy(zero_copy_only=False).astype(np.int64)
     if options.study is not None:
         drawn = _drawn(options.study, manifest)
         chosen = np.isin(ids, drawn)

@@ -80,6 +80,7 @@ def test_every_write_needs_session_header_and_origin(outside: Annotators) -> Non
         ("PUT", "/api/images/1/submissions/1", body),
         ("POST", "/api/images/1/release", {}),
         ("POST", "/api/address", {"annotator": "eve"}),
+        ("POST", "/api/images/1/assignments/0", {"n": 1, "comment": "x"}),
     ]
     inside = outside.who("ann")
     del inside.headers["x-segmint"], inside.headers["origin"]
@@ -102,6 +103,28 @@ def test_only_the_owner_gives_addresses(outside: Annotators) -> None:
     given = ann.post("/api/address", json={"annotator": SCRIPT}).json()
     assert outside.stranger().get(given["address"]).status_code == 303
     assert outside.who(SCRIPT).get("/api/session").json()["annotator"] == SCRIPT  # JSON; the page shows it as text
+
+
+def test_only_the_owner_sees_and_returns_what_others_saved(team: Annotators, dataset: Path) -> None:
+    ann, bob = team.who("ann"), team.who("bob")
+    for client, image in ((ann, 1), (bob, 2)):
+        told = client.get(f"/api/images/{image}").json()
+        assert client.put(f"/api/images/{image}/submissions/1", json=draft(told, [])).status_code == 201
+    before = saved_files(dataset)
+    body = {"n": 1, "comment": "x"}
+    for path in ("/api/table", "/api/images/1/assignments/0", "/api/images/2/assignments/0"):
+        assert bob.get(path).status_code == team.stranger().get(path).status_code == 403
+        assert path == "/api/table" or bob.post(path, json=body).status_code == 403
+    odd: list[Any] = [*({}, [], None, {**body, "n": "1"}), *({**body, "comment": each} for each in ("", "a\x00", 5))]
+    for each in (*odd, {**body, "comment": "x" * 2001}):
+        assert ann.post("/api/images/2/assignments/0", json=each).status_code == 400, each
+    for path in ("2/assignments/1", "2/assignments/2", "2/assignments/x", "4/assignments/0"):
+        assert ann.get(f"/api/images/{path}").status_code == 400, path
+        assert ann.post(f"/api/images/{path}", json=body).status_code == 400, path
+    for path in ("show=x", "show=", "start=-1", "start=x", "start=" + "9" * 99):
+        assert ann.get(f"/api/table?{path}").status_code == 400, path
+    assert saved_files(dataset) == before
+    assert ann.post("/api/images/2/assignments/0", json=body).status_code == 200
 
 
 def test_no_address_leads_elsewhere(outside: Annotators) -> None:

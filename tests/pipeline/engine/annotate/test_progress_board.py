@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.dataset.annotations.names import SubmissionName, submissions_of
-from segmint.catalogs.dataset.annotations.submissions import put_submission
+from segmint.catalogs.dataset.annotations.submissions import Return, put_return, put_submission, read_returns
 from segmint.pipeline.engine.annotate import progress_board as module
 from segmint.pipeline.engine.annotate.progress_board import ProgressBoard
 from tests.support.locations import location_of
@@ -69,6 +69,29 @@ def test_a_look_that_began_before_a_save_does_not_undo_it(place: DatasetPath, mo
     assert numbers(board, 1) == {0: 2, 1: 1}
     monkeypatch.undo()
     assert {assignment: done.name.n for assignment, done in board.refresh(1).items()} == {0: 2, 1: 1}
+
+
+def test_a_look_that_began_before_a_return_does_not_undo_it(
+    place: DatasetPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(place, 1)
+    board = ProgressBoard(place.location)
+    value = {"image": 1, "assignment": 0, "n": 1, "by": "Bo", "comment": "x", "saved_at": "2026-11-22T10:00:00Z"}
+
+    def listed(dataset: Any, ordinal: int) -> Any:
+        found = read_returns(dataset, ordinal)
+        monkeypatch.undo()
+        assert put_return(dataset, Return.model_validate(value))
+        board.refresh(1)
+        return found
+
+    monkeypatch.setattr(module, "read_returns", listed)
+    board.refresh(1)
+    assert board.returned_to("Ada") == ProgressBoard(place.location).returned_to("Ada") == {1: 0}
+    assert board.returned_to("Bo") == {}
+    give(place, 1, n=2)
+    board.refresh(1)
+    assert board.returned_to("Ada") == {}
 
 
 def test_progress_counts_the_images_asked_for_and_masks_that_people_worked_on(place: DatasetPath) -> None:

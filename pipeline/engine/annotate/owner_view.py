@@ -1,0 +1,148 @@
+"""View of the owner, who leads the annotators, without HTTP: a table of all images, their submissions, and returns."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from segmint.catalogs.dataset.annotations.assignments import is_merged, merged_assignment
+from segmint.catalogs.dataset.annotations.submissions import Return, put_return, read_return
+from segmint.catalogs.layout import wrong_fields
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.pipeline.engine.annotate.access import NotOwnerError
+from segmint.pipeline.engine.annotate.annotator_view import AnnotatorView
+from segmint.pipeline.engine.annotate.progress_board import LatestSubmission
+from segmint.pipeline.engine.annotate.requests import field
+
+OPEN, STARTED, SUBMITTED, RETURNED, MERGED = STATES = "open", "in progress", "submitted", "returned", "merged"
+FLAGGED = "flagged"
+ROWS = 100  # in a part of the table
+LEAST = 10  # submissions below which the time left isn't estimated
+
+_SAVED_AGAIN = "this image was saved again in the meantime. Look at the new submission first"
+
+
+class ReturnConflictError(SegmintError):
+    """Error for a submission that can't be returned, because it isn't the last one or was merged or returned."""
+
+
+@dataclass(frozen=True)
+class OwnerView:
+    """Images of a server as its `owner` sees them. Thread-safe. Others get a `NotOwnerError`."""
+
+    view: AnnotatorView
+    owner: str
+
+    def table(self, annotator: str, asked: Mapping[str, str]) -> dict[str, Any]:
+        """Return the part of the table that starts at the rank `start` in the queue, and counts of the whole table.
+
+        `asked` can also contain `show`, a state or `flagged`, and `person`, an annotator. Without them, it shows all.
+        """
+        self._check(annotator)
+        show, person, start = asked.get("show"), asked.get("person"), asked.get("start", "0")
+        if show not in (None, FLAGGED, *STATES) or not (start.isascii() and start.isdecimal() and len(start) < 16):
+            raise UsageError("table: expected a state to show and a number to start with")
+        waiting = self.view.waiting()
+        rows: list[dict[str, Any]] = []
+        rank = int(start)
+        while rank < len(self.view.queue) and len(rows) < ROWS:
+            found = self._rows(rank, waits=bool(waiting[rank]))
+            shown = (row for row in found if show in (None, row["state"], FLAGGED if row["flag"] else None))
+            rows += (row for row in shown if person in (None, row["annotator"]))
+            rank += 1
+        following = rank if rank < len(self.view.queue) else None
+        return {"rows": rows, "next": following, **self._counts(waiting)}
+
+    def submission(self, annotator: str, image: int, assignment: int) -> dict[str, Any]:
+        """Return an image with the last submission of an assignment. Raises `UsageError` if there is none."""
+        self._check(annotator)
+        found = self.view.source.read(image)
+        last = self._last(image, assignment)
+        submission = self.view.board.submission(found, assignment)
+        return {
+            **self._row(image, last),
+            "size": list(found.size),
+            "masks": list(found.masks),
+            "submission": None if submission is None else submission.model_dump(mode="json"),
+        }
+
+    def give_back(self, annotator: str, image: int, assignment: int, body: Any) -> dict[str, Any]:
+        """Return submission `n` of an assignment to its annotator with a `comment`; see `submission` for the response.
+
+        Raises `UsageError` for an invalid comment or without a submission, and `ReturnConflictError` if it isn't the
+        last one, if it was merged, or if it was already returned with another comment.
+        """
+        self._check(annotator)
+        n, comment = field(body, "n", int), field(body, "comment", str)
+        found, last = self.view.source.read(image), self._last(image, assignment)
+        if last.name.n != n:
+            raise ReturnConflictError(_SAVED_AGAIN)
+        merged = found.row.get("submission")
+        if is_merged(merged, assignment, n) or merged_assignment(merged) not in (None, assignment):
+            raise ReturnConflictError("this image was already merged, so the submission can't be returned")
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        value = {"image": image, "assignment": assignment, "n": n, "by": annotator, "comment": comment, "saved_at": now}
+        try:
+            returned = Return.model_validate(value)
+        except ValidationError as error:
+            raise UsageError(f"this comment can't be used: {wrong_fields(error)}") from error
+        if not put_return(self.view.dataset, returned):
+            other = read_return(self.view.dataset, returned.name)
+            if (other.by, other.comment) != (annotator, comment):  # else the first response was lost
+                raise ReturnConflictError(f"{other.by} has already returned this submission: {other.comment}")
+        if self._last(image, assignment).name.n != n:
+            raise ReturnConflictError(_SAVED_AGAIN)
+        return self.submission(annotator, image, assignment)
+
+    def _check(self, annotator: str) -> None:
+        if annotator != self.owner:
+            raise NotOwnerError("only the person who started the server can see and return others' submissions")
+
+    def _last(self, image: int, assignment: int) -> LatestSubmission:
+        last = self.view.board.refresh(image).get(assignment)
+        if last is None or last.annotator is None:
+            raise UsageError(f"image {image} has no readable submission of assignment {assignment}")
+        return last
+
+    def _rows(self, rank: int, *, waits: bool) -> Iterator[dict[str, Any]]:
+        image = int(self.view.queue.ids[rank])
+        done = self.view.board.assignments(image)
+        for assignment in range(self.view.queue.assignments(image)):
+            if assignment in done:
+                yield self._row(image, done[assignment])
+            elif waits:
+                holder = self.view.leases.holder((image, assignment))
+                state = OPEN if holder is None else STARTED
+                yield {"image": image, "assignment": assignment, "state": state, "annotator": holder, "flag": False}
+
+    def _row(self, image: int, last: LatestSubmission) -> dict[str, Any]:
+        returned = None if last.returned is None else last.returned.model_dump(mode="json")
+        state = {"state": self._state(image, last), "returned": returned}
+        return {**vars(last), "image": image, "assignment": last.name.assignment, "n": last.name.n, **state}
+
+    def _state(self, image: int, last: LatestSubmission) -> str:
+        rank = self.view.queue.rank(image)
+        if last.returned is not None:
+            return RETURNED
+        return SUBMITTED if rank is None or last.name.n > self.view.queue.merged[rank] else MERGED
+
+    def _counts(self, waiting: NDArray[np.bool_]) -> dict[str, Any]:
+        """Return counts of submissions, and of the assignments that need one, with the mean seconds of those so far."""
+        queue, board = self.view.queue, self.view.board
+        ranks = {image: rank for image in board.answered() if (rank := queue.rank(image)) is not None}
+        last = [(image, each) for image in ranks for each in board.assignments(image).values()]
+        counts = Counter(self._state(image, each) for image, each in last)
+        left = int((1 + queue.twice.astype(np.int64))[waiting].sum()) + counts[RETURNED]
+        timed = [each.seconds for _, each in last if each.seconds > 0]
+        return {
+            "counts": {**counts, FLAGGED: sum(each.flag for _, each in last)},
+            "annotators": sorted({each.annotator for _, each in last if each.annotator is not None}),
+            "left": left - sum(bool(waiting[ranks[image]]) for image, _ in last),
+            "timed": len(timed),
+            "seconds": sum(timed) / len(timed) if len(timed) >= LEAST else None,
+        }
