@@ -58,7 +58,8 @@ class AzureStore:
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
         """Yield the blobs below a prefix page by page, without the blobs that stand for folders."""
-        container, prefix = self._folder(uri)
+        container, key = self._container(uri)
+        prefix = key and f"{key.rstrip('/')}/"
         pages = container.list_blobs if recursive else container.walk_blobs
         for entry in pages(prefix + beginning, include=["metadata"]):
             name = entry.name[len(prefix) :]
@@ -89,7 +90,8 @@ class AzureStore:
 
     def versioned(self, uri: str) -> set[str]:
         """Return the names below a prefix of which there are snapshots, older versions, or deleted blobs."""
-        container, prefix = self._folder(uri)
+        container, key = self._container(uri)
+        prefix = key and f"{key.rstrip('/')}/"
         found = (each for each in self._all(container, prefix) if each.version_id or each.snapshot or each.deleted)
         return {each.name[len(prefix) :] for each in found if not each.is_current_version}
 
@@ -106,10 +108,6 @@ class AzureStore:
         if not key:
             raise FileNotFoundError(f"{uri} names a container, not an object")
         return container.get_blob_client(key)
-
-    def _folder(self, uri: str) -> tuple[Any, str]:
-        container, key = self._container(uri)
-        return container, f"{key.rstrip('/')}/" if key.rstrip("/") else ""
 
     def _container(self, uri: str) -> tuple[Any, str]:
         name, key = split_bucket(uri)
