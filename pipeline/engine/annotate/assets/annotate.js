@@ -17,8 +17,11 @@ import { MaskList } from "./list.js";
 import { Pages } from "./pages.js";
 import { Pointers } from "./pointers.js";
 import { actAs, getJson, untilHeard } from "./server.js";
+import { setUpTable } from "./table.js";
 import { Tools } from "./tools.js";
 import { View } from "./view.js";
+
+const UNPRINTABLE = /[\p{Cs}\p{Zl}\p{Zp}]|[^\P{Cc}\n]/gu; // the server rejects these in comments
 
 class Annotator {
   #act;
@@ -73,6 +76,7 @@ class Annotator {
     byId("clean").addEventListener("input", () => (this.editor.cleans = byId("clean").checked));
     byId("complete").addEventListener("input", () => this.editor.setComplete(byId("complete").checked));
     byId("text-form").addEventListener("submit", (event) => this.#find(event));
+    for (const name of ["comment", "flag"]) byId(name).addEventListener("input", () => this.#note());
     addEventListener("blur", () => (this.pointers.panning = false));
     this.#fade();
   }
@@ -92,7 +96,18 @@ class Annotator {
     this.cross.hide();
     this.double.keep();
     this.view.open(image, this.pages.left);
+    const { comment, flag } = this.editor.note;
+    [byId("comment").value, byId("flag").checked] = [comment ?? "", flag];
+    byId("note-box").open = comment !== null || flag;
+    byId("returned").hidden = !image.returned;
+    if (image.returned) byId("returned").textContent = `Returned by ${image.returned.by}: ${image.returned.comment}`;
     if (!document.activeElement?.closest("button, input, a")) this.maskCanvas.stage.element.focus({ preventScroll: true });
+  }
+
+  /** Take over what was entered about the image. */
+  #note() {
+    const comment = byId("comment").value.replace(UNPRINTABLE, " ").trim();
+    this.editor.setNote({ comment: comment || null, flag: byId("flag").checked });
   }
 
   #lost({ annotator }) {
@@ -166,6 +181,7 @@ async function begin() {
   const session = await untilHeard(() => getJson("/api/session"), showProblem);
   actAs(session.annotator);
   setUpAddresses(session);
+  setUpTable(session);
   byId("dataset-name").textContent = session.dataset.name;
   byId("dataset-name").title = session.dataset.digest ?? "";
   byId("annotator").textContent = session.annotator;

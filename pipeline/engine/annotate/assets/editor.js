@@ -1,6 +1,6 @@
 // Editor of one image: processes gestures in order, asks the model, keeps the draft, and saves.
 
-import { submissionOf, itemsOf, timesOf } from "./submission.js";
+import { submissionOf, itemsOf, noteOf, timesOf } from "./submission.js";
 import { draftKey } from "./drafts.js";
 import { History } from "./history.js";
 import { Keeping } from "./keeping.js";
@@ -23,7 +23,7 @@ export class Editor {
   #turn = 0; // counts the opened images
   #first = work.begin([]);
   #theirs = null; // state with the submission of another annotator who saved first
-  #sending = null; // {body, state, complete}: the work to save, as of the time of the request
+  #sending = null; // {body, state, complete, note}: the work to save, as of the time of the request
   #selected = null; // key of an item
   #doubles = false; // whether the last accepted mask nearly equals another one
   #unclean = []; // [{key, counts}] of accepted masks to clean
@@ -32,6 +32,7 @@ export class Editor {
   image = null; // server's response for the open image; without it, gestures do nothing
   complete = false;
   cleans = true; // whether accepted masks are cleaned
+  note = noteOf(null);
 
   /**
    * Calls these `listeners`: changed(), opened(image), accepted(key), which returns whether the mask nearly equals
@@ -120,6 +121,7 @@ export class Editor {
     this.model.load(back?.predictions ?? []);
     this.watch.reset(back?.times ?? timesOf(image.submission));
     this.complete = back?.complete ?? image.submission?.complete ?? false;
+    this.note = back?.note ?? noteOf(image.submission);
     if (back?.text) this.#listeners.say(back.text);
     else if (image.submission !== null && image.state !== "submitted") this.#listeners.say(CHANGED);
     return Boolean(draft) && back === null;
@@ -268,6 +270,14 @@ export class Editor {
     });
   }
 
+  /** Set the comment on the image and its flag. */
+  setNote(note) {
+    return this.#do(() => {
+      this.note = note;
+      this.#kept();
+    });
+  }
+
   /** Select an item to correct by its key, or none with null. An active mask is accepted first. */
   select(key) {
     return this.#doWithPixels(() => {
@@ -295,8 +305,8 @@ export class Editor {
         if (this.#accept() !== true) return;
         if (this.#doubles) return this.#listeners.say("Not saved yet. Answer first, or save again to keep both masks.");
       }
-      const { state, complete } = this;
-      this.#sending = { state, complete, times: this.watch.dump(), body: null };
+      const { state, complete, note } = this;
+      this.#sending = { state, complete, note, times: this.watch.dump(), body: null };
       this.keeping.keep();
     });
   }
@@ -308,7 +318,7 @@ export class Editor {
     const sending = this.#sending;
     if (sending === null || image === null || this.image !== image) return;
     if (sending.body === null) {
-      sending.body = submissionOf(image, sending.state.items, sending.times, sending.complete);
+      sending.body = submissionOf(image, sending.state.items, sending.times, sending.complete, sending.note);
       this.#unclean = []; // a late response doesn't change what is saved
     }
     let outcome = {};
@@ -325,8 +335,8 @@ export class Editor {
     else this.#lost(outcome.winner);
   }
 
-  #saved(image, { state, complete, body }) {
-    if (this.state === state && this.complete === complete) {
+  #saved(image, { state, complete, note, body }) {
+    if (this.state === state && this.complete === complete && this.note === note) {
       this.keeping.drop();
       this.#listeners.saved(image.id, state !== this.#theirs);
       return;
@@ -402,10 +412,10 @@ export class Editor {
   }
 
   #draft() {
-    const { image, model, state, complete } = this;
+    const { image, model, state, complete, note } = this;
     const history = this.history.dump();
     const counts = model.countsOf(state.active);
-    return draftOf(image, history, model.dump(history.states), this.watch.dump(), counts, complete);
+    return draftOf(image, history, model.dump(history.states), this.watch.dump(), counts, complete, note);
   }
 
   #show() {

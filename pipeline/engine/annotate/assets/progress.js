@@ -2,6 +2,7 @@
 
 import { byId, counted, make, whole } from "./dom.js";
 import { getJson } from "./server.js";
+import { showTable } from "./table.js";
 
 /** Load and show the progress. */
 export async function showProgress() {
@@ -12,6 +13,7 @@ export async function showProgress() {
   [bar.max, bar.value] = [Math.max(1, images), submitted];
   byId("progress-rows").replaceChildren(...annotators.map(row));
   byId("agreement").textContent = agreed(agreement);
+  await showTable();
 }
 
 function row({ name, images, masks, seconds_a_mask: seconds }) {

@@ -1,6 +1,6 @@
 // Drafts: creating one from the work on an image, and restoring it when the image is opened again.
 
-import { submissionOf, carried, isSameWork, itemsOf, timesOf } from "./submission.js";
+import { submissionOf, carried, isSameWork, itemsOf, noteOf, timesOf } from "./submission.js";
 import { hasPixels } from "./strokes.js";
 import * as work from "./work.js";
 
@@ -8,32 +8,33 @@ import * as work from "./work.js";
  * Return a draft, with `history`, `predictions`, and `times` as dumped, and `counts` of the active mask. If an image
  * was only viewed, the draft contains just the time.
  */
-export function draftOf(image, history, predictions, times, counts, complete) {
+export function draftOf(image, history, predictions, times, counts, complete, note = noteOf(null)) {
   const state = history.states[history.at];
   const drawn = state.active !== null && counts !== null && hasPixels(counts, image.size);
   const whole = drawn ? work.accept(state, counts) : state;
   const { n, assignment, base, stage, began } = image;
-  const body = submissionOf(image, whole.items, times, complete);
-  const looked = history.states.length === 1 && complete === (image.submission?.complete ?? false);
+  const body = submissionOf(image, whole.items, times, complete, note);
+  const noted = JSON.stringify(note) !== JSON.stringify(noteOf(image.submission));
+  const looked = history.states.length === 1 && complete === (image.submission?.complete ?? false) && !noted;
   const kept = looked ? { states: [], at: 0 } : history;
   const last = work.lastNumber();
-  return { history: kept, predictions, times, complete, looked, body, n, assignment, base, stage, began, last };
+  return { history: kept, predictions, times, complete, note, looked, body, n, assignment, base, stage, began, last };
 }
 
 /**
- * Return the work on an image from its draft as {history, predictions, times, complete, text}, where `text` is the
+ * Return the work on an image from its draft as {history, predictions, times, complete, note, text}; `text` is the
  * message to the annotator and `first` the initial state. Null if the draft equals the saved submission, or contains
  * only time on masks that have changed.
  */
 export function restored(draft, image, first) {
-  const { history, predictions, times, complete, looked } = draft;
+  const { history, predictions, times, complete, note, looked } = draft;
   const fits = draft.base === image.base && draft.stage === image.stage;
   const isLast = image.submission === null || (draft.n === image.n && draft.assignment === image.assignment);
   if (looked) {
-    return fits && isLast ? { history: { states: [first], at: 0 }, predictions, times, complete, text: "" } : null;
+    return fits && isLast ? { history: { states: [first], at: 0 }, predictions, times, complete, note, text: "" } : null;
   }
   if (!fits) return carriedOver(draft, image, first);
-  if (isLast) return { history, predictions, times, complete, text: "Your draft of this image is restored." };
+  if (isLast) return { history, predictions, times, complete, note, text: "Your draft of this image is restored." };
   if (isSameWork(image.submission, draft.body)) return null;
   const states = [...history.states.slice(0, history.at + 1), first];
   const saved = timesOf(image.submission);
@@ -42,6 +43,7 @@ export function restored(draft, image, first) {
     predictions,
     times: { image: saved.image + times.image - draft.began, masks: { ...times.masks, ...saved.masks } },
     complete: image.submission.complete,
+    note: noteOf(image.submission),
     text: "This image was saved elsewhere after your draft. Undo restores the draft.",
   };
 }
@@ -70,6 +72,7 @@ function carriedOver(draft, image, first) {
     predictions: [],
     times: { image: (saved.image ?? 0) + former + times.image - began, masks: { ...saved.masks, ...masks } },
     complete: draft.complete,
+    note: draft.note,
     text: carriedText(draft, image, fits, unfit),
   };
 }

@@ -16,8 +16,11 @@ export function itemsOf({ masks, submission, prefill, locks = false }) {
   return [...kept.map((row) => fromRow(row, locks)), ...made];
 }
 
+/** Return what an annotator noted about an image: {comment, flag}. */
+export const noteOf = (submission) => ({ comment: submission?.comment ?? null, flag: submission?.flag ?? false });
+
 /** Return the request body that saves `items`; `times` come from a Stopwatch. */
-export function submissionOf({ base, masks }, items, times, complete) {
+export function submissionOf({ base, masks }, items, times, complete, note = noteOf(null)) {
   const here = new Set(items.map(({ id }) => id));
   const parents = new Set(items.map(({ parent }) => parent));
   const gone = masks.filter((row) => !here.has(row.annotation_id));
@@ -25,6 +28,7 @@ export function submissionOf({ base, masks }, items, times, complete) {
   return {
     base,
     complete,
+    ...note,
     seconds: rounded(times.image),
     masks: items.filter(({ id }) => id === null).map((item) => toSave(item, times)),
     replaced: gone.filter((row) => parents.has(row.annotation_id)).map(was),
@@ -72,11 +76,12 @@ export function isSame(saved, sent, annotator) {
 
 /** Return whether two submissions for one state of an image are equal except for times. */
 export function isSameWork(one, other) {
-  const said = ({ masks, replaced, deleted, complete }) =>
+  const said = ({ masks, replaced, deleted, complete, ...more }) =>
     JSON.stringify([
       masks.map(({ counts, source, label }) => [counts, source, label ?? null]),
       [...replaced, ...deleted].map(({ id }) => id),
       complete,
+      noteOf(more),
     ]);
   return said(one) === said(other);
 }

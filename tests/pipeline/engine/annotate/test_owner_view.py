@@ -42,7 +42,7 @@ def test_a_returned_image_is_its_annotators_next_one_with_the_masks_as_they_were
     save(bob, 2, 1, seconds=50.0)
     assert bob.post("/api/next", json={"after": 2}).json()["image"] == 4
     by_bob = {1: "submitted", 2: "submitted", 4: "in progress"}
-    expected = {(image, 0): (state, "bob") for image, state in by_bob.items()}
+    expected: dict[tuple[int, int], Any] = {(image, 0): (state, "bob") for image, state in by_bob.items()}
     assert table(ann) == {**expected, **{(image, 0): ("open", None) for image in (5, 6, 7)}}
     seen = ann.get("/api/table").json()
     first = seen["rows"][0]

@@ -252,6 +252,8 @@ def test_an_answer_says_what_was_made_replaced_and_deleted(page: "Page") -> None
     assert found["body"] == {
         "base": "b",
         "complete": True,
+        "comment": None,
+        "flag": False,
         "seconds": 12.3,
         "masks": [
             {"counts": "new", "source": "corrected", "seconds": 5.1, "label": None, "prompts": [], "parent": 70001},
@@ -403,6 +405,9 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
         const times = { image: 30, masks: { [state.active.key]: 9 } };
         const kept = restoring.draftOf(image, { states, at: 3 }, [], times, "88", false);
         const looked = restoring.draftOf(image, { states: [states[0]], at: 0 }, [], times, null, false);
+        const note = { comment: "a hand", flag: true };
+        const noted = restoring.draftOf(image, { states: [states[0]], at: 0 }, [], times, null, false, note);
+        const noteIn = (now) => restoring.restored(noted, now, work.begin(submission.itemsOf(now)))?.note ?? null;
         const show = (changed, draft = kept) => {
             const now = { ...image, ...changed };
             const back = restoring.restored(structuredClone(draft), now, work.begin(submission.itemsOf(now)));
@@ -425,6 +430,10 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
             merged: show({ base: "c", state: "merged", masks: [row(3, "1c2"), row(4, "88")] }),
             stage: show({ stage: "semi", locks: true, prefill: [{ counts: "2e", box: [0, 0, 1, 1] }] }),
             looked: [show({}, looked), show({ base: "c" }, looked), show({ n: 1, submission: saved("2e") }, looked)],
+            noted: [
+                noteIn(image), noteIn({ ...image, base: "c" }), noteIn({ ...image, n: 1, submission: saved("2e") }),
+                noteIn({ ...image, n: 1, submission: { ...noted.body, n: 1 } }), noted.body.comment,
+            ],
             kept: kept.body.masks.map(({ counts, seconds }) => [counts, seconds]),
             untouched: submission.itemsOf({ ...image, submission: saved("2e", { stage: "semi", masks: [
                 { counts: "2e", source: "assisted", seconds: 0, prompts: [box] },
@@ -439,6 +448,8 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
     assert (shown, seconds, image, complete, states) == (["0d0", "4d0", "2e"], [0, 0, 4], 80, True, 5)
     assert "saved elsewhere" in text
     assert found["sent"] is None
+    note = {"comment": "a hand", "flag": True}
+    assert found["noted"] == [note, note, {"comment": None, "flag": False}, None, "a hand"]
     assert found["looked"] == [[["0d0", "4d0"], [0, 0], 30, False, 1, ""], None, None]  # of masks as they were
     shown, seconds, image, complete, states, text = found["changed"]
     assert (shown, seconds) == (["redacted", "5d0", "1c2", "88"], [0, 0, 0, 9])

@@ -4,7 +4,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,7 +23,7 @@ from tests.support.annotated_pages import (
     start,
     truth,
 )
-from tests.support.browser import watch
+from tests.support.browser import serious_violations, sideways_scroll, watch
 from tests.support.locations import location_of
 from tests.support.viewed import image_rows
 
@@ -471,6 +471,54 @@ def undo_shows(page: "Page", before: int, now: int) -> None:
     for key, number in (("z", before), ("y", now)):
         page.keyboard.press(f"Control+{key}")
         expect(page.locator("#made li")).to_have_count(number)
+
+
+def test_the_owner_returns_an_image_that_a_comment_is_on(page: "Page", server: AnnotationServer) -> None:
+    start(page, server, 6)
+    page.locator("#note-box summary").click()
+    page.locator("#comment").fill("The hand\nis cut off.")
+    page.locator("#flag").check()
+    page.wait_for_timeout(300)  # the browser writes it
+    page.reload()
+    shown(page, 6)
+    expect(page.locator("#comment")).to_have_value("The hand\nis cut off.")
+    answer = save(page, server, 6)
+    assert (answer.comment, answer.flag) == ("The hand\nis cut off.", True)
+    page.locator("#to-progress").click()
+    page.locator("#images-show").select_option("flagged")
+    row = page.locator("#images-rows tr")
+    expect(row).to_have_count(1)
+    expect(row).to_contain_text(re.compile(r"^6submittedann.*Needs a look.*The hand", re.DOTALL))
+    expect(page.locator("#time-left")).to_contain_text("Too few images were timed")
+    page.set_viewport_size({"width": 390, "height": 844})
+    schemes: tuple[Any, ...] = ("light", "dark")
+    for scheme in schemes:
+        page.emulate_media(color_scheme=scheme)
+        assert serious_violations(page) == []
+        row.locator("button").click()
+        expect(page.locator("#sent[open] #sent-about")).to_contain_text("ann: The hand")
+        assert serious_violations(page) == []
+        assert sideways_scroll(page) == 0
+        page.keyboard.press("Escape")
+    row.locator("button").click()
+    expect(page.locator("#sent[open]")).to_be_visible()
+    drawn = "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean)"
+    assert page.locator("#sent-masks").evaluate(drawn)
+    page.locator("#return-comment").fill("Add the hand.")
+    page.get_by_role("button", name="Return to the annotator").click()
+    expect(page.locator("#return-said")).to_have_text("Returned to ann.")
+    expect(page.locator("#return-form")).to_be_hidden()
+    page.keyboard.press("Escape")
+    expect(row).to_contain_text("Add the hand.")
+    page.locator("#to-work").click()
+    page.evaluate("location.hash = '#image/6'")
+    shown(page, 6)
+    expect(page.locator("#returned")).to_have_text("Returned by ann: Add the hand.")
+    expect(page.locator("#flag")).to_be_checked()
+    page.locator("#flag").uncheck()
+    again = save(page, server, 6)
+    assert (again.n, again.comment, again.flag) == (answer.n + 1, answer.comment, False)
+    expect(page.locator("#returned")).to_be_hidden()
 
 
 def test_time_without_a_gesture_outlives_a_crash(page: "Page", server: AnnotationServer) -> None:
