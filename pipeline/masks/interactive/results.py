@@ -97,7 +97,7 @@ class ImageMasks(MasksWithImage):
         return PillowImage.fromarray(cut_out(self._checked_image(), self.records[index].mask))
 
     def to_supervision(self) -> Any:
-        """Return the masks as `supervision.Detections`, with the predicted IoU as the confidence.
+        """Return the masks as `supervision.Detections` of class 0, with the predicted IoU as the confidence.
 
         `data` contains `stability_score`, (N,) float64. Raises ImportError if supervision isn't installed.
         """
@@ -108,6 +108,7 @@ class ImageMasks(MasksWithImage):
             xyxy=np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]),
             mask=self.masks,
             confidence=np.array([record.predicted_iou for record in self], np.float32),
+            class_id=np.zeros(len(self), int),  # without classes, its annotators fail by default
             data={"stability_score": np.array([record.stability_score for record in self])},
         )
 

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import tempfile
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,16 +40,21 @@ def main(export: str, expected: str) -> None:
         Converter(labeling, folder).convert(str(source), str(output), "BRUSH_TO_NUMPY", is_dir=False)
         for number, (ids, masks) in wanted.items():
             tally.require([id for _, id in found[number]] == ids, f"image {number}: the ids of its masks")
-            paths = [path for task in dict.fromkeys(task for task, _ in found[number]) for path in _masks(output, task)]
-            tally.require(len(paths) == len(ids), f"image {number}: {len(paths)} files")
-            for path, id, mask in zip(paths, ids, masks, strict=False):
+            for path, id, mask in zip(_paths(output, found[number], labels), ids, masks, strict=False):
                 tally.compare(f"mask {id}", np.load(path) == 255, mask)
+        written = len(list(output.glob("*.npy")))
+        tally.require(written == len(labels), f"{written} files")
     tally.end("label-studio", sum(len(ids) for ids, _ in wanted.values()))
 
 
-def _masks(folder: Path, task: int) -> list[Path]:
-    """The files of a task, in the order of its regions."""
-    return sorted(folder.glob(f"task-{task}-*"), key=lambda path: int(re.findall(r"\d+", path.stem)[-1]))
+def _paths(folder: Path, regions: list[tuple[int, int]], labels: dict[int, str]) -> list[Path]:
+    """The file of each region (task, id): the converter counts the regions of a label in a task."""
+    counts, paths = Counter(), []
+    for task, id in regions:
+        name = re.sub(r"[/\\]", "-", f"brush-{labels[id]}-{counts[task, labels[id]]}")
+        paths.append(folder / f"task-{task}-annotation-{task}-by-1-{name}.npy")
+        counts[task, labels[id]] += 1
+    return paths
 
 
 main(*sys.argv[1:])

@@ -116,6 +116,7 @@ def test_supervision_gets_boxes_masks_and_scores(monkeypatch: pytest.MonkeyPatch
     assert found.xyxy.tolist() == [[20, 10, 49, 39], [7, 5, 8, 5]]
     assert np.array_equal(found.mask, RESULT.masks)
     assert found.confidence == pytest.approx([0.9, 0.9])
+    assert found.class_id.tolist() == [0, 0]
     assert found.data["stability_score"].tolist() == [0.95, 0.95]
     assert ImageMasks((), Funnel(), PHOTO).to_supervision().xyxy.shape == (0, 4)
 
