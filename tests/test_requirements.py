@@ -1,4 +1,4 @@
-"""What `make setup` installs: locked by hash, in the versions of constraints.txt, and named in NOTICE."""
+"""The packages that `make setup` installs: their hashes, their versions in constraints.txt, and NOTICE."""
 
 import re
 import tomllib
@@ -28,7 +28,7 @@ def locked(name: str) -> dict[str, str]:
 
 
 def direct(*without: str) -> list[Requirement]:
-    """What pyproject.toml names for users and for tests, except in some extras."""
+    """Return the requirements in pyproject.toml, leaving out some extras."""
     extras = {name: texts for name, texts in PROJECT["optional-dependencies"].items() if name not in without}
     texts = [*PROJECT["dependencies"], *(text for extra in extras.values() for text in extra)]
     return [found for found in map(Requirement, texts) if found.name != "segmint"]

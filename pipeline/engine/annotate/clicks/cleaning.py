@@ -1,11 +1,10 @@
 """Cleaning of accepted masks, as automatic masks are cleaned (SAM paper, Appendix B)."""
 
-from pycocotools import mask as coco
-
 from segmint.model.automatic.boxes import box_of
 from segmint.model.automatic.candidates import MaskPatch
 from segmint.model.automatic.cleanup import clean_patch
 from segmint.model.automatic.rle import Rle, decode
+from segmint.operators.annotations.pairs import iou
 
 LEAST_PIXELS = 100
 """Specks and holes of fewer pixels are cleaned."""
@@ -25,4 +24,4 @@ def clean_mask(mask: Rle) -> Rle:
         return mask
     found = cleaned.encode(mask.size)
     codes = [{"size": list(mask.size), "counts": each.counts.encode()} for each in (mask, found)]
-    return found if float(coco.iou(codes[:1], codes[1:], [0])[0][0]) >= LEAST_IOU else mask
+    return found if float(iou(codes[:1], codes[1:])[0][0]) >= LEAST_IOU else mask

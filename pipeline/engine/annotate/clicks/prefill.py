@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools import mask as coco
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
@@ -27,6 +26,7 @@ from segmint.model.automatic.rle import encode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.detectors.detection import Box
 from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.operators.annotations.pairs import iou
 from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.images import decode_jpeg
@@ -96,7 +96,7 @@ def prefill(
     if not known:
         return kept
     codes = [{"size": [height, width], "counts": mask.counts.encode()} for mask in kept]
-    overlaps = np.asarray(coco.iou(codes, known, [0] * len(known)), np.float64)
+    overlaps = np.asarray(iou(codes, known), np.float64)
     return [mask for mask, overlap in zip(kept, overlaps.max(axis=1), strict=True) if overlap <= SAME_IOU]
 
 

@@ -1,4 +1,4 @@
-"""What the owner of a server sees of others' answers, and what becomes of those that the owner returns."""
+"""The view of a server's owner: the table of images, submissions of other annotators, and returns."""
 
 from pathlib import Path
 from typing import Any
