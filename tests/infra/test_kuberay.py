@@ -282,7 +282,7 @@ def test_the_workers_of_the_training_job_fit_their_pods_and_the_cluster(tmp_path
     settled = settle(keys, cluster)
     assert settled.num_cpus <= int(container["resources"]["limits"]["cpu"])
     assert settled.gpus_per_worker == int(container["resources"]["limits"]["nvidia.com/gpu"])
-    with pytest.raises(UsageError, match="ask for 4 GPUs for 4 workers, but the cluster has 3"):
+    with pytest.raises(UsageError, match="resources request 4 GPUs for 4 workers, but the cluster has 3"):
         settle(keys, dataclasses.replace(cluster, gpus=3))
 
 
