@@ -95,6 +95,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def encoded_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Predictors encode an image of the same pixels once in a run of all tests: that takes seconds for each."""
+    from tests.support.embedded_once import encoding_once
+
+    with encoding_once(tmp_path_factory):
+        yield
+
+
 def read_rgb(path: Path) -> np.ndarray:
     """Pixels of an upright photograph, (H, W, 3) uint8 RGB."""
     with Image.open(path) as image:

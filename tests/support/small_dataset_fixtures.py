@@ -18,11 +18,13 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Pa
     Its configuration is `build.yaml` next to it.
     """
     from tests.support.builds import small_catalog, write_config
+    from tests.support.embedded_once import encoding_once
     from tests.support.small_dataset import build_dataset
 
     def make(folder: Path) -> None:
         catalog = small_catalog(folder / "photos")
-        build_dataset(write_config(folder / "build.yaml", catalog, folder / "dataset", masks=SMALL_MASKS))
+        with encoding_once(tmp_path_factory):
+            build_dataset(write_config(folder / "build.yaml", catalog, folder / "dataset", masks=SMALL_MASKS))
 
     return made_once(tmp_path_factory, "small", make) / "dataset"
 

@@ -33,6 +33,7 @@ class FinishedRun:
 @pytest.fixture(scope="session")
 def ended(tmp_path_factory: pytest.TempPathFactory, weights: None) -> FinishedRun:
     """Two steps of MobileSAM on two images of three each, with a checkpoint at each, and embeddings in `cache`."""
+    from tests.support.embedded_once import encoding_once
     from tests.support.locations import location_of
     from tests.support.trainable import SHORTEST, train_yaml, write_three
 
@@ -51,7 +52,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory, weights: None) -> FinishedRu
             cache={"folder": str(folder / "cache")},
         )
         printed: list[str] = []
-        run_train(load_train_config(str(config)), printed.append)
+        with encoding_once(tmp_path_factory):
+            run_train(load_train_config(str(config)), printed.append)
         (folder / "printed.txt").write_text("\n".join(printed))
 
     folder = made_once(tmp_path_factory, "ended", make)

@@ -157,7 +157,7 @@ def test_masks_says_what_it_does_before_torch_is_imported(tmp_path, coffee):
     assert "torch" not in again.stderr.splitlines()
 
 
-def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):
+def test_masks_for_prompts_end_in_a_file(tmp_path, coffee, encoded_once):
     Image.fromarray(coffee).save(tmp_path / "cup.png")
     arguments = ["masks", tmp_path / "cup.png", "-o", tmp_path / "cup.json", "--device", "cpu"]
     box = "165,70,230,240"

@@ -19,7 +19,7 @@ from tests.support.locations import location_of
 
 
 @pytest.fixture
-def team(dataset: Path) -> Iterator[Annotators]:
+def team(dataset: Path, unhurried: None) -> Iterator[Annotators]:
     """Ann and Bo at the annotator view of a copy of the small real dataset, all of whose images two people annotate."""
     with open_view(location_of(dataset), options(overlap=1.0)) as opened:
         yield Annotators(opened, "ann", "bo")

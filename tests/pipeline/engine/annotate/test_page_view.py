@@ -35,7 +35,9 @@ LATE = "The server hasn't responded for 20 seconds"
 
 
 @pytest.fixture(scope="module")
-def server(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnnotationServer]:
+def server(
+    small_dataset: Path, encoded_once: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AnnotationServer]:
     """One server for all tests, on a copy of the small real dataset: images 1, 2, 4 to 7, an image or more a test."""
     folder = tmp_path_factory.mktemp("annotated") / "dataset"
     shutil.copytree(small_dataset, folder)

@@ -62,7 +62,7 @@ def first_blue(dataset: Path, image: int) -> int:
 
 
 @pytest.fixture
-def semi(dataset: Path, tmp_path: Path) -> Iterator[ServedView]:
+def semi(dataset: Path, tmp_path: Path, encoded_once: None) -> Iterator[ServedView]:
     """An annotator view whose images are prefilled by a real TorchScript file, which fails on image 4."""
     path = tmp_path / "objects.pt"
     torch.jit.script(NinthsDetector(first_blue(dataset, 4))).save(path)

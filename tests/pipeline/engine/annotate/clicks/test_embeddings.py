@@ -77,7 +77,9 @@ def test_everybodys_first_comes_before_anybodys_second(recorder: Recorder, decod
         wait_for(recorder, 5)
         assert recorder.made == [1, 4, 2, 3, 6]
         made.prepare("ann", [6, 1])
-        wait_for(recorder, 6)
+        while not made._jobs.empty():
+            time.sleep(0.01)
+        time.sleep(0.05)
         assert recorder.made == [1, 4, 2, 3, 6]
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 from segmint.pipeline.engine.annotate.clicks.predictor_thread import PredictorThread
+from tests.support.embedded_once import encoding_once
 
 POINT: dict[str, Any] = {"points": np.array([[[300.0, 150.0]]]), "labels": np.array([[1]])}
 
@@ -26,11 +27,11 @@ def one(mobile_sam_path: Path) -> Iterator[PredictorThread]:
 
 
 def test_a_click_is_answered_while_an_image_is_encoded(
-    one: PredictorThread, mobile_sam_path: Path, coffee: NDArray[np.uint8]
+    one: PredictorThread, mobile_sam_path: Path, coffee: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     plain = Predictor(load_sam(mobile_sam_path))
-    expected = plain.embed(coffee)
-    embedding = one.embed(coffee)
+    with encoding_once(tmp_path_factory):
+        expected = plain.embed(coffee)
     order: list[str] = []
     begun, asked = threading.Event(), threading.Event()
 
@@ -50,7 +51,7 @@ def test_a_click_is_answered_while_an_image_is_encoded(
     thread.start()
     assert begun.wait(30)
     answers: list[Any] = []
-    click = threading.Thread(target=lambda: (answers.append(one.predict(embedding, **POINT)), order.append("click")))
+    click = threading.Thread(target=lambda: (answers.append(one.predict(expected, **POINT)), order.append("click")))
     click.start()
     while one._jobs.empty():
         time.sleep(0.001)

@@ -1,5 +1,6 @@
 """The raters' page in a real Chromium: what is pressed is what is saved, and the views show the mask."""
 
+import base64
 import io
 import shutil
 from collections.abc import Iterator
@@ -65,12 +66,9 @@ def shown(page: "Page", item: int | str) -> None:
 
 def colors(page: "Page", view: str) -> np.ndarray:
     """The pixels of a view's canvas, (height, width, 3)."""
-    size = page.locator(f"[data-view={view}] canvas").evaluate(
-        "canvas => [canvas.width, canvas.height, ...canvas.getContext('2d').getImageData(0, 0, canvas.width, "
-        "canvas.height).data]"
-    )
-    width, height, *values = size
-    return np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
+    url = page.locator(f"[data-view={view}] canvas").evaluate("canvas => canvas.toDataURL('image/png')")
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+        return np.asarray(image)[..., :3]
 
 
 def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser", server: RatingServer) -> None:
