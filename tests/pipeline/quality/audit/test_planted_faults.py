@@ -683,12 +683,25 @@ def opted_out(dataset: Path) -> None:
 # --- all of them ---
 
 
-@pytest.mark.parametrize(("function", "code", "file", "told"), DAMAGES)
-def test_a_fault_is_found_and_named_once_and_nothing_beside_it(
-    dataset: Path, function: Damage, code: Code, file: str, told: tuple[str, ...]
-) -> None:
-    function(dataset)
-    report = audit(dataset)
+def or_long(parameters: list[Any], key: Callable[[Any], object] = lambda _: None) -> list[Any]:
+    """The parameters, of which those after the first of a key are for `make test-long`."""
+    seen: set[object] = set()
+    marked = []
+    for each in parameters:
+        marks = [pytest.mark.long] if key(each) in seen else []
+        marked.append(pytest.param(*each.values, id=each.id, marks=marks))
+        seen.add(key(each))
+    return marked
+
+
+def is_of_integrity(parameter: Any) -> bool:
+    """Whether the audit of integrity alone finds a fault."""
+    _, code, file, _ = parameter.values
+    return code not in AREAS and not file.startswith("annotations/ratings")
+
+
+def check_finding(report: AuditReport, code: Code, file: str, told: tuple[str, ...]) -> None:
+    """Check that a report has one finding, which names this."""
     (finding,) = report.findings
     assert (finding.code, report.findings.total) == (code, 1)
     assert finding.file.startswith(file)
@@ -697,6 +710,26 @@ def test_a_fault_is_found_and_named_once_and_nothing_beside_it(
     assert finding.image == image_of(finding.where) or (image_of(finding.where) is None and "row" in finding.where)
     assert finding.mask == (int(finding.where.split()[1]) if finding.where.startswith("mask ") else None)
     assert f"  {line}" in result_lines(report)
+
+
+@pytest.mark.parametrize(("function", "code", "file", "told"), filter(is_of_integrity, DAMAGES))
+def test_a_fault_is_found_and_named_once_and_nothing_beside_it(
+    dataset: Path, function: Damage, code: Code, file: str, told: tuple[str, ...]
+) -> None:
+    function(dataset)
+    check_finding(audit_integrity(location_of(dataset), now=LATER), code, file, told)
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "file", "told"),
+    or_long(DAMAGES, lambda each: each.values[2].partition("/")[0] if is_of_integrity(each) else each.id),
+)
+def test_an_audit_of_all_finds_it_and_nothing_beside_it(
+    dataset: Path, function: Damage, code: Code, file: str, told: tuple[str, ...]
+) -> None:
+    function(dataset)
+    report = audit(dataset)
+    check_finding(report, code, file, told)
     verdict = result_lines(report)[0]
     assert verdict.startswith("verdict: no image was searched for faces and plates (")
     assert verdict.endswith(f"; 1 finding (1 in {AREAS.get(code, 'integrity')}) otherwise")
@@ -710,7 +743,7 @@ RAW = [
 ]
 
 
-@pytest.mark.parametrize(("edit", "folder"), RAW)
+@pytest.mark.parametrize(("edit", "folder"), or_long(RAW, lambda each: each.values[1]))
 def test_the_same_on_disk_alone_is_betrayed_by_size_or_hash(dataset: Path, edit: ShardEdit, folder: str) -> None:
     path = edit.raw(dataset, folder)
     (finding,) = audit_integrity(location_of(dataset), now=LATER).findings
@@ -733,7 +766,7 @@ IN_THE_CATALOG = [
 ]
 
 
-@pytest.mark.parametrize("values", IN_THE_CATALOG)
+@pytest.mark.parametrize("values", or_long(IN_THE_CATALOG))
 def test_an_edited_catalog_on_disk_alone_is_betrayed_by_its_hash(dataset: Path, values: dict[str, Any]) -> None:
     path = first_part(dataset).path
     rows = pq.read_table(dataset / path).to_pylist()
@@ -745,7 +778,7 @@ def test_an_edited_catalog_on_disk_alone_is_betrayed_by_its_hash(dataset: Path, 
     assert f"not checked: rows and license terms against {path}, which is missing or damaged" in result_lines(report)
 
 
-@pytest.mark.parametrize("values", LICENSES)
+@pytest.mark.parametrize("values", or_long(LICENSES))
 def test_an_edited_license_on_disk_alone_is_betrayed_by_size_or_hash(dataset: Path, values: dict[str, Any]) -> None:
     path = edit_row("images", 1, 0, **values).raw(dataset, "images")
     (finding,) = audit(dataset).findings
@@ -789,7 +822,7 @@ def test_a_face_that_is_left_is_found_and_named_once(dataset: Path, edit: ShardE
     assert "a face by mtcnn at score" in finding.found
 
 
-@pytest.mark.parametrize(("edit", "name"), FACES)
+@pytest.mark.parametrize(("edit", "name"), or_long(FACES))
 def test_the_same_face_on_disk_alone_is_betrayed_by_size_or_hash(dataset: Path, edit: ShardEdit, name: str) -> None:
     path = edit.raw(dataset, "shards")
     (finding,) = audit(dataset, privacy_sample=None).findings
