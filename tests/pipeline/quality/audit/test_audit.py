@@ -92,7 +92,7 @@ def with_a_face(taken: CommittedShard) -> None:
     taken.members[0] = taken.members[0][0], release(pixels, ReleaseConfig()).jpeg
 
 
-@pytest.mark.parametrize("name", ["regions.jsonl", "regions.parquet"])
+@pytest.mark.parametrize("name", [pytest.param("regions.jsonl", marks=pytest.mark.long), "regions.parquet"])
 def test_what_is_found_is_shown_and_redacted_and_then_found_no_more(dataset: Path, tmp_path: Path, name: str) -> None:
     ShardEdit(1, with_a_face)(dataset)
     regions, pictures = tmp_path / name, tmp_path / "pictures"

@@ -84,7 +84,7 @@ def with_a_face_and_a_spot(taken: CommittedShard) -> None:
     taken.members[0] = taken.members[0][0], release(pixels, ReleaseConfig()).jpeg
 
 
-@pytest.mark.parametrize("name", ["regions.jsonl", "regions.parquet"])
+@pytest.mark.parametrize("name", ["regions.jsonl", pytest.param("regions.parquet", marks=pytest.mark.long)])
 def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(dataset: Path, tmp_path: Path, name: str) -> None:
     ShardEdit(1, with_a_face_and_a_spot)(dataset)
     regions, pictures = tmp_path / name, tmp_path / "pictures"
