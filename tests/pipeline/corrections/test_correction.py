@@ -9,6 +9,7 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.record import put_version
+from segmint.infra.ray_session import Cluster
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.put import remove_replaced
@@ -193,7 +194,7 @@ def test_a_damaged_commit_is_not_made_of_what_a_dead_revision_has_put(place: Dat
 
 
 @pytest.mark.ray
-def test_ray_repairs_the_shards_of_a_large_dataset(place: DatasetPath) -> None:
+def test_ray_repairs_the_shards_of_a_large_dataset(place: DatasetPath, local_ray: Cluster) -> None:
     write(place, 1, variant=2)
     before = contents(place)
     damaged = []
@@ -208,7 +209,9 @@ def test_ray_repairs_the_shards_of_a_large_dataset(place: DatasetPath) -> None:
 
 
 @pytest.mark.ray
-def test_ray_revises_the_shards_of_a_large_dataset_to_the_same_bytes(place: DatasetPath, tmp_path: Path) -> None:
+def test_ray_revises_the_shards_of_a_large_dataset_to_the_same_bytes(
+    place: DatasetPath, local_ray: Cluster, tmp_path: Path
+) -> None:
     write(place, 1)
     other = DatasetPath(str(tmp_path / "other"))
     copy_folder(Path(place.uri), other)

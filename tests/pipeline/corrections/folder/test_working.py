@@ -311,7 +311,7 @@ WorkingDataset(folder / WORKING, find_images(str(folder))[0], Storage()).update(
 
 
 @pytest.mark.usefixtures("processes")
-@pytest.mark.parametrize("writes", [1, 4, 9])
+@pytest.mark.parametrize("writes", [4, *(pytest.param(each, marks=pytest.mark.long) for each in (1, 9))])
 def test_an_import_that_was_killed_resumes(folder: Path, writes: int) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(writes)], env=environment, check=False)

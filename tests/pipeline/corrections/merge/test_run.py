@@ -242,6 +242,7 @@ def test_a_refused_row_that_is_retried_leaves_answers_as_they_are(place: Dataset
 
 
 @pytest.mark.s3
+@pytest.mark.long
 def test_a_bucket_that_keeps_versions(
     place: DatasetPath, s3_server: S3Server, s3_bucket: str, s3_options: dict[str, dict[str, str]]
 ) -> None:

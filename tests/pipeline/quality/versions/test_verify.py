@@ -25,7 +25,7 @@ from tests.support.locations import location_of
 from tests.support.planting import change_commit
 from tests.support.protocol import ROWS, DatasetPath, two_shards, write
 
-FLIPS = 12
+FLIPS = 4
 """Bits that are flipped in each file, spread over it at random."""
 
 
