@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from segmint.pipeline.commands.cli import app
+from segmint.pipeline.quality.report import report
+from segmint.pipeline.quality.report.report import Report, write_report
 from tests.support.reported import audit_with_findings
 
 
@@ -14,8 +17,18 @@ def run(*arguments: object):
     return CliRunner().invoke(app, ["report", *map(str, arguments)])
 
 
-def test_it_says_what_to_open(reported: str, tmp_path: Path) -> None:
+def test_it_says_what_to_open_and_gives_programs_the_same(
+    reported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     audit_with_findings(reported, tmp_path / "audit.json")
+    written_once: list[Report] = []
+
+    def write(*arguments: Any) -> Report:
+        if not written_once:
+            written_once.append(write_report(*arguments))
+        return written_once[0]
+
+    monkeypatch.setattr(report, "write_report", write)
     done = run(reported, "-o", tmp_path / "out", "--audit", tmp_path / "audit.json")
     assert done.exit_code == 0, done.output
     note, told, written, digest = done.stdout.splitlines()
@@ -27,6 +40,13 @@ def test_it_says_what_to_open(reported: str, tmp_path: Path) -> None:
     assert written.endswith(f"open {tmp_path}/out/index.html")
     assert (tmp_path / "out" / "index.html").is_file()
 
+    done = run(reported, "-o", tmp_path / "out", "--audit", tmp_path / "audit.json", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["findings_total"] == 103
+    assert set(answer["files"]) == {
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+
 
 def test_it_is_not_written_elsewhere_into_the_dataset(reported: str, tmp_path: Path) -> None:
     audit_with_findings(reported, tmp_path / "audit.json")
@@ -34,16 +54,6 @@ def test_it_is_not_written_elsewhere_into_the_dataset(reported: str, tmp_path: P
     assert done.exit_code == 2
     assert f"-o: {reported}/pages is inside the dataset" in done.output
     assert not Path(reported, "pages").exists()
-
-
-def test_json_for_programs(reported: str, tmp_path: Path) -> None:
-    audit_with_findings(reported, tmp_path / "audit.json")
-    done = run(reported, "-o", tmp_path / "out", "--audit", tmp_path / "audit.json", "--json")
-    answer = json.loads(done.stdout)
-    assert answer["findings_total"] == 103
-    assert set(answer["files"]) == {
-        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()
-    }
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from segmint.pipeline.quality.audit.result_json import to_json
+from segmint.pipeline.quality.audit.result_json import read_audit, to_json
 from segmint.pipeline.quality.report.report import _pictures, path_to_dataset, statistics_of, write_report
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
@@ -161,8 +161,9 @@ def test_a_study_of_another_dataset_is_refused(small_dataset: Path, report_folde
 def test_an_audit_of_integrity_gets_its_statistics(small_dataset: Path, built_report: Path, tmp_path: Path) -> None:
     audit = tmp_path / "audit.json"
     audit.write_text(to_json(audit_integrity(location_of(small_dataset), QUICK.sample)))
-    write_report(location_of(small_dataset), location_of(tmp_path / "report"), location_of(audit), QUICK)
-    assert (tmp_path / "report" / "statistics.json").read_bytes() == (built_report / "statistics.json").read_bytes()
+    with open_tables(location_of(small_dataset)) as tables:
+        statistics = statistics_of(read_audit(location_of(audit)), "audit.json", tables, QUICK.sample)
+    assert statistics.to_dict() == json.loads((built_report / "statistics.json").read_bytes())
 
 
 def test_an_audit_of_another_version_is_refused(dataset: Path, tmp_path: Path) -> None:
@@ -192,14 +193,37 @@ def redact_first(dataset: Path, folder: Path) -> None:
     redact(location_of(dataset), location_of(regions))
 
 
-def test_data_of_somebody_else(small_dataset: Path, tmp_path: Path) -> None:
-    data = loosen(small_dataset, tmp_path / "data")
+class RecordingStorage(Storage):
+    """The real storage, with what was opened to be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def open_ranges(self, uri: str, size: int | None = None) -> BinaryIO:
+        self.names.append(base_name(uri))
+        return super().open_ranges(uri, size)
+
+
+def test_data_of_somebody_else_is_measured_once_and_findings_lead_to_their_image(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        for annotation in document["annotations"]:
+            annotation["id"] += 10_000  # which would be a mask of the image of the next number, were it ours
+        if document["image"]["image_id"] == 4:
+            document["annotations"][0]["stability_score"] = 7.0
+
+    data = loosen(small_dataset, tmp_path / "data", change)
     before = digests(data)
     with pytest.raises(UsageError, match="pass the report's folder with -o"):
         write_report(location_of(data))
-    report = write_report(location_of(data), location_of(tmp_path / "report"), options=QUICK)
+    storage = RecordingStorage()
+    report = write_report(Location(storage, str(data)), location_of(tmp_path / "report"), options=QUICK)
     assert digests(data) == before
     assert "croissant.json" not in report.files
+    jsons = sorted(path.name for path in data.glob("*.json"))
+    assert sorted(name for name in storage.names if name.endswith(".json")) == jsons
     page = parse_page((tmp_path / "report" / "index.html").read_text())
     for unknown in (
         "It is unknown whether any images were rejected when this dataset was made.",
@@ -213,43 +237,14 @@ def test_data_of_somebody_else(small_dataset: Path, tmp_path: Path) -> None:
         assert unknown in page.text
     assert len(page.all("img")) == 6
     assert "None" not in page.text
-
-
-def test_findings_in_data_of_somebody_else_lead_to_their_image(small_dataset: Path, tmp_path: Path) -> None:
-    def change(document: dict[str, Any]) -> None:
-        for annotation in document["annotations"]:
-            annotation["id"] += 10_000  # which would be a mask of the image of the next number, were it ours
-        if document["image"]["image_id"] == 4:
-            document["annotations"][0]["stability_score"] = 7.0
-
-    data = loosen(small_dataset, tmp_path / "data", change)
-    write_report(location_of(data), location_of(tmp_path / "report"), options=QUICK)
-    page = (tmp_path / "report" / "index.html").read_text()
-    assert page.count('<a href="#figure-sa_4">image 4</a>') == 1
-    assert page.count('<figure id="figure-sa_4">') == 1
-    assert page.count('<a href="#figure-sa_') == 1
-
-
-class RecordingStorage(Storage):
-    """The real storage, with what was opened to be read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def open_ranges(self, uri: str, size: int | None = None) -> BinaryIO:
-        self.names.append(base_name(uri))
-        return super().open_ranges(uri, size)
-
-
-def test_data_of_somebody_else_is_measured_once(small_dataset: Path, tmp_path: Path) -> None:
-    storage, data = RecordingStorage(), loosen(small_dataset, tmp_path / "data")
-    write_report(Location(storage, str(data)), location_of(tmp_path / "report"), options=QUICK)
-    jsons = sorted(path.name for path in data.glob("*.json"))
-    assert sorted(name for name in storage.names if name.endswith(".json")) == jsons
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert text.count('<a href="#figure-sa_4">image 4</a>') == 1
+    assert text.count('<figure id="figure-sa_4">') == 1
+    assert text.count('<a href="#figure-sa_') == 1
 
 
 @pytest.mark.s3
+@pytest.mark.long
 def test_a_bucket_s_dataset_gets_the_same_report(
     small_dataset: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
