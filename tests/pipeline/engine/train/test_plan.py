@@ -1,6 +1,8 @@
 """A dry run of training: its schedule and cost, what it refuses, and that nothing is written."""
 
 import shutil
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,33 @@ import pytest
 from segmint.infra.errors import UsageError
 from segmint.infra.wording import number
 from segmint.model.sam import load
+from segmint.model.sam.load import Architecture
+from segmint.model.training.cost import TrainingCost, training_cost
+from segmint.model.training.recipe import Recipe
+from segmint.pipeline.engine.train import plan
 from segmint.pipeline.engine.train.plan import TrainPlan, TrainPlanOptions, plan_train
 from tests.pipeline.engine.train.test_presets import config_of
 from tests.support.clips import write_clip
 from tests.support.tiny_vit import TINY
 
 
+@cache
+def count_once(architecture: Architecture, decoder_layers: int, recipe: Recipe, recompute: bool) -> TrainingCost:
+    """Count the cost of a recipe once for all tests: seconds for each."""
+    return training_cost(architecture, decoder_layers, recipe, recompute)
+
+
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "VIT_SHAPES", {"vit_b": TINY})
+    monkeypatch.setattr(
+        plan,
+        "training_cost",
+        # The cost is that of an image and of a mask, however many there are.
+        lambda architecture, layers, recipe, recompute: count_once(
+            architecture, layers, replace(recipe, batch_images=1), recompute
+        ),
+    )
 
 
 def planned(folder: Path, dataset: Path, options: TrainPlanOptions, **keys: Any) -> TrainPlan:
