@@ -40,18 +40,18 @@ def without_data(path: Path) -> None:
         file.write(b"\0" * (size - 8 - footer - 4))
 
 
-def test_a_parquet_catalog_of_100_million_rows_is_counted_by_its_footer_alone(tmp_path: Path) -> None:
+def test_a_parquet_catalog_of_10_million_rows_is_counted_by_its_footer_alone(tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
     rows = 1_000_000
     same = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int8()), pa.array(["CC0-1.0"]))
     table = pa.table({"uri": same, "license": same})
     with pq.ParquetWriter(path, table.schema) as writer:
-        for _ in range(100):
+        for _ in range(10):
             writer.write_table(table, row_group_size=100_000)
-    assert pq.ParquetFile(path).num_row_groups == 1000
+    assert pq.ParquetFile(path).num_row_groups == 100
     without_data(path)
     before = pa.default_memory_pool().max_memory()
-    assert count_rows(location_of(path)) == 100_000_000
+    assert count_rows(location_of(path)) == 10_000_000
     assert pa.default_memory_pool().max_memory() - before < 10_000_000
     with pytest.raises(UsageError):
         read_rows_at(location_of(path), [5])

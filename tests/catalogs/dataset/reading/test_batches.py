@@ -170,6 +170,7 @@ def test_an_iterator_refuses_a_state_of_another_order_or_worker(many: str, key: 
         iterator.load_state_dict(BatchLoader(iterator._batches).state_dict())
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("processes")
 def test_spawned_workers_read_the_same(many: str, epoch: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")

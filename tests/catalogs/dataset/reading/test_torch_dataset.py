@@ -91,6 +91,7 @@ def test_samples_come_whole_from_workers(dataset: str) -> None:
         assert [mask.mask.sum() for mask in sample.masks] == [mask.area for mask in sample.masks]
 
 
+@pytest.mark.long
 def test_a_spawned_worker_opens_it_again(dataset: str) -> None:
     assert sorted(loaded(dataset, 1, multiprocessing_context="spawn")) == ALL
 

@@ -103,7 +103,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_weights(ended, tmp_path):
     assert (output / record_of(output).file).read_bytes() == (ended.output / record_of(output).file).read_bytes()
 
 
-@pytest.mark.parametrize("best", ["there", "damaged", "gone"])
+@pytest.mark.parametrize("best", ["there", "damaged", pytest.param("gone", marks=pytest.mark.long)])
 def test_a_best_checkpoint_that_cannot_be_used_gives_way_to_the_next_best(ended, tmp_path, best):
     output = tmp_path / "again"
     shutil.copytree(ended.output, output, ignore=shutil.ignore_patterns("sam-*", TRAINING))
