@@ -116,7 +116,7 @@ ids = st.lists(st.sampled_from(["a", "b", "é", "e\u0301", "1", "01", "A"]), max
 
 
 @given(pinned=ids.filter(bool), now=ids)
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_it_is_what_sets_would_say(tmp_path: Path, pinned: list[str], now: list[str]) -> None:
     growth = compare(tmp_path, [row(i) for i in pinned], [row(i) for i in now])
     assert growth.gone == sum(i not in now for i in pinned)

@@ -41,7 +41,7 @@ def duplicates_in(normalized: Path) -> int:
 
 
 @given(image_ids=ids)
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_ordinals_and_duplicates_equal_those_of_a_loop(tmp_path: Path, image_ids: list[str | None]) -> None:
     source = [{"uri": f"{i % 7}.jpg", "license": "CC0-1.0", "image_id": id} for i, id in enumerate(image_ids)]
     rows = rows_of(catalog_of(tmp_path / "c.parquet", source), tmp_path / "n.parquet")

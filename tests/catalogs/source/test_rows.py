@@ -34,7 +34,7 @@ def part(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @given(cuts=st.lists(st.integers(0, ROWS), max_size=6))
-@settings(max_examples=50)
+@settings(max_examples=20)
 def test_concatenated_ranges_are_the_whole(part: tuple[str, int], cuts: list[int]) -> None:
     uri, first = part
     borders = [first, *(first + cut for cut in sorted(cuts)), first + ROWS]

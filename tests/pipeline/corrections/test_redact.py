@@ -157,6 +157,7 @@ def test_annotations_alone_have_nothing_to_redact(dataset: Path, tmp_path: Path,
         redact(location_of(tmp_path / "other"), location_of(regions))
 
 
+@pytest.mark.long
 @pytest.mark.s3
 def test_no_older_version_of_the_picture_is_left_on_s3(
     small_dataset: Path,

@@ -274,6 +274,7 @@ def test_a_build_without_detectors_is_told(dataset: Path) -> None:
     assert "not searched: the build used no detectors" in "\n".join(result_lines(report))
 
 
+@pytest.mark.long
 @pytest.mark.s3
 def test_the_same_on_s3(small_dataset: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
