@@ -267,6 +267,7 @@ def test_a_short_tar_and_one_that_is_gone_say_what_to_do(dataset: str) -> None:
             read()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("processes")
 def test_a_damaged_shard_is_named_through_workers(dataset: str) -> None:
     shard_file(dataset, "shards").unlink()

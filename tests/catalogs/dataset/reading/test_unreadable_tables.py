@@ -64,7 +64,7 @@ def rows_of(loader: str, opened: Any, broken: BreakTables, workers: int, start: 
     return (dict(sample.row) for batch in batches for sample in batch)
 
 
-FAST = [("batch loader", "gone", 1, "fork"), ("batches", "text", 2, "fork"), ("batch loader", "damaged", 0, "fork")]
+FAST = [("batch loader", "gone", 1, "fork"), ("batches", "text", 0, "fork"), ("batch loader", "damaged", 0, "fork")]
 ALL = [
     (loader, kind, workers, start)
     for loader in LOADERS
