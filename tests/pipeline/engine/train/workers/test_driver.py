@@ -93,6 +93,7 @@ def points_of(output: Path) -> dict[tuple[str, int], float]:
     return dict(tensorboard_points(file))
 
 
+@pytest.mark.long
 def test_two_workers_go_on_where_one_stopped_and_have_its_losses(ended, tmp_path, local_ray, one_thread):
     two = tmp_path / "two"
     later = ("sam-*", TRAINING, "step-000002*", "logs")
