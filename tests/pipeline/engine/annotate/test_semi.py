@@ -1,5 +1,6 @@
 """The semi-automatic stage: what a detector's boxes prefill is there when an image is opened, until it is answered."""
 
+import shutil
 import tarfile
 import time
 from collections.abc import Iterator
@@ -61,10 +62,16 @@ def first_blue(dataset: Path, image: int) -> int:
     raise AssertionError(f"no image {image}")
 
 
-@pytest.fixture
-def semi(dataset: Path, tmp_path: Path, encoded_once: None) -> Iterator[ServedView]:
+@pytest.fixture(scope="module")
+def dataset(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the small real dataset, for all tests: one answers image 1, the other image 2."""
+    return Path(shutil.copytree(small_dataset, tmp_path_factory.mktemp("semi") / "dataset"))
+
+
+@pytest.fixture(scope="module")
+def semi(dataset: Path, encoded_once: None) -> Iterator[ServedView]:
     """An annotator view whose images are prefilled by a real TorchScript file, which fails on image 4."""
-    path = tmp_path / "objects.pt"
+    path = dataset.parent / "objects.pt"
     torch.jit.script(NinthsDetector(first_blue(dataset, 4))).save(path)
     assert first_blue(dataset, 4) not in (first_blue(dataset, 1), first_blue(dataset, 2))
     with open_view(location_of(dataset), replace(options(), stage="semi", detector=str(path))) as annotator_view:
