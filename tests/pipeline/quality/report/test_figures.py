@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from segmint.pipeline.quality.report.charts import charts_of
@@ -29,8 +30,12 @@ STATISTICS = statistics_of(
 )
 
 
-def test_each_plot_is_a_picture() -> None:
-    figures = draw_figures(charts_of(STATISTICS))
+@pytest.fixture(scope="module")
+def figures() -> dict[str, bytes]:
+    return draw_figures(charts_of(STATISTICS))
+
+
+def test_each_plot_is_a_picture(figures: dict[str, bytes]) -> None:
     assert set(figures) == {
         f"{name}.png" for name in ("masks_per_image", "relative_size", "scores", "centers", "providers", "regions")
     }
@@ -41,8 +46,8 @@ def test_each_plot_is_a_picture() -> None:
             assert np.asarray(image.convert("L")).std() > 10
 
 
-def test_they_are_the_same_each_time() -> None:
-    assert draw_figures(charts_of(STATISTICS)) == draw_figures(charts_of(STATISTICS))
+def test_they_are_the_same_each_time(figures: dict[str, bytes]) -> None:
+    assert draw_figures(charts_of(STATISTICS)) == figures
 
 
 def test_nothing_known_is_nothing_drawn(report_folder: Path) -> None:
@@ -50,10 +55,8 @@ def test_nothing_known_is_nothing_drawn(report_folder: Path) -> None:
     assert not (report_folder / "figures" / "funnel.png").exists()
 
 
-def test_settings_of_matplotlib_elsewhere_change_nothing() -> None:
+def test_settings_of_matplotlib_elsewhere_change_nothing(figures: dict[str, bytes]) -> None:
     import matplotlib as mpl
 
-    charts = charts_of(STATISTICS)
-    plain = draw_figures(charts)
     with mpl.rc_context({"font.family": "monospace", "axes.grid": True, "lines.linewidth": 9}):
-        assert draw_figures(charts) == plain
+        assert draw_figures(charts_of(STATISTICS)) == figures

@@ -90,6 +90,7 @@ def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Pa
     report = write_report(location_of(dataset), location_of(tmp_path / "report"), options=QUICK)
     page = parse_page((tmp_path / "report" / "index.html").read_text())
     assert report.findings_total == 1
+    assert report.not_checked == ("shard 0: its files are damaged",)
     assert "1 finding" in page.text
     assert "file_size" in page.text
     assert "Excluded from all numbers below: shards 0. Their files are damaged." in page.text
