@@ -90,7 +90,6 @@ def test_no_stage_exceeds_the_peak(mobile_sam_path: Path, coffee: np.ndarray) ->
 
     def per_second(flop: int, call: Callable[[], Any]) -> float:
         nonlocal peak
-        call()
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
@@ -104,6 +103,7 @@ def test_no_stage_exceeds_the_peak(mobile_sam_path: Path, coffee: np.ndarray) ->
         plan = predictor.plan_points(embedding)
         masks = predictor.decode_points(embedding, plan, points)
         wanted = torch.ones(len(points), 3, dtype=torch.bool)
+        predictor.draw_masks(plan, masks, wanted)  # as the stages before: once that isn't timed
         rates = {
             "encode": per_second(encode_flop("mobile_sam"), lambda: predictor.embed_many([coffee])),
             "plan": per_second(plan_flop(), lambda: predictor.plan_points(embedding)),

@@ -34,7 +34,7 @@ def check(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> None:
 
 
 @given(st.lists(st.tuples(BOX, SCORE), min_size=1, max_size=40), THRESHOLD)
-@settings(max_examples=600)
+@settings(max_examples=200)
 def test_small_boxes_with_ties(items: list[tuple[tuple[int, ...], float]], threshold: float) -> None:
     check(
         np.array([box for box, _ in items], dtype=np.int64),

@@ -96,7 +96,7 @@ ANYTHING = st.text(max_size=10)
 
 
 @given(st.lists(WRITTEN | IN_ALPHABET | LONG_NUMBERS | ANYTHING, max_size=12))
-@settings(max_examples=1000)
+@settings(max_examples=300)
 def test_many_texts_are_read_as_each_by_itself(texts: list[str]) -> None:
     data = [text.encode("utf-8", errors="surrogatepass") for text in texts]
     ends = np.cumsum([len(each) for each in data], dtype=np.int64)

@@ -30,7 +30,7 @@ def places_of(flat: torch.Tensor, room: int) -> np.ndarray:
 
 
 @given(st.lists(st.tuples(MASKS, MARGIN, MARGIN, MARGIN, MARGIN), min_size=1, max_size=5))
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_runs_of_many_masks_are_those_of_pycocotools(items: list[tuple[np.ndarray, int, int, int, int]]) -> None:
     flat = drawn([mask for mask, *_ in items])
     found = places_of(flat, len(flat))

@@ -42,7 +42,7 @@ def streams(draw: st.DrawFn, value_bits: st.SearchStrategy[int]) -> Stream:
     """Any records that fill an image: each a run or values in a row, of any kind of length that holds its length."""
     bits = draw(value_bits)
     kinds = draw(st.lists(st.integers(1, 16), min_size=4, max_size=4))
-    left = 4 * draw(st.integers(1, 200))
+    left = 4 * draw(st.integers(1, 50))
     text = f"{left:032b}{bits - 1:05b}" + "".join(f"{kind - 1:04b}" for kind in kinds)
     values: list[int] = []
     value = st.sampled_from([0, 1, 2**bits - 1]) | st.integers(0, 2**bits - 1)

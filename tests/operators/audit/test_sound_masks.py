@@ -92,7 +92,7 @@ SCORES = ("predicted_iou", "stability_score")
 
 
 @given(st.data())
-@settings(max_examples=1000)
+@settings(max_examples=300)
 def test_damaged_masks_are_never_called_sound(rows: list[Row], data: st.DataObject) -> None:
     damaged = []
     for row in data.draw(st.lists(st.sampled_from(rows), min_size=1, max_size=6)):
@@ -103,7 +103,7 @@ def test_damaged_masks_are_never_called_sound(rows: list[Row], data: st.DataObje
 
 
 @given(st.lists(st.integers(-3, 20) | one_of(2**31, 2**40, 2**59 - 1, 180 * 240), max_size=8), st.booleans())
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_run_lengths_that_cannot_be_are_never_called_sound(rows: list[Row], counts: list[int], fill: bool) -> None:
     filled = [*counts, SIZE[0] * SIZE[1] - sum(counts)] if fill else counts
     code = {"size": list(SIZE), "counts": compress(np.array(filled, dtype=np.int64))}

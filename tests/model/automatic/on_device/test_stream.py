@@ -195,9 +195,9 @@ def test_masks_on_the_device_take_no_more_than_the_bytes_allowed(
             generator.predictor, FULL, 1, generator._on_device, CopyStream(torch.device("cuda")), max_bytes=allowed
         )
         with torch.inference_mode():
-            found = list(stream.find([(image, None)] * 4, lambda: lambda _: None))
+            found = list(stream.find([(image, None)] * 3, lambda: lambda _: None))
         assert all(isinstance(one, RawMasks) for one in found)
-        assert len(peaks) == 4
+        assert len(peaks) == 3
         assert needed <= max(peaks) - idle <= allowed
         assert max(peaks) - idle > (held - 1) * needed
 
