@@ -59,6 +59,7 @@ with ray_session("local", object_store_memory=100_000_000):
         for connection in process.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN:
                 print("listens", connection.laddr.ip.removeprefix("::ffff:"))
+    print("reports", ray.get(ray.remote(lambda: os.environ["RAY_task_events_report_interval_ms"]).remote()))
     if sys.argv[1:]:
         address = ray.get_runtime_context().gcs_address
         for mode in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
@@ -82,7 +83,9 @@ def local_ray(home: Path, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_local_ray_listens_to_this_machine_alone_and_asks_for_its_users_token(tmp_path: Path) -> None:
+def test_a_local_ray_listens_to_this_machine_alone_asks_for_its_users_token_and_keeps_no_events_of_tasks(
+    tmp_path: Path,
+) -> None:
     token = tmp_path / ".ray" / "auth_token"
     token.parent.mkdir()
     token.write_text("0123456789abcdef" * 4)
@@ -96,6 +99,7 @@ def test_a_local_ray_listens_to_this_machine_alone_and_asks_for_its_users_token(
     listening = [line for line in printed if line.startswith("listens")]
     assert len(listening) > 3
     assert set(listening) == {"listens 127.0.0.1"}
+    assert "reports 0" in printed
 
 
 @pytest.mark.long
@@ -140,6 +144,7 @@ def dashboard_url() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_a_submitted_job_joins_its_cluster_with_the_folder_that_it_was_submitted_with(dashboard_url: str) -> None:
     client = JobSubmissionClient(dashboard_url)
     job = submit(client, f"{sys.executable} -c {shlex.quote(SUBMITTED)}")
@@ -188,17 +193,3 @@ with ray_session("auto") as cluster:
 def test_importing_the_session_does_not_import_ray() -> None:
     code = "import segmint.infra.ray_session, sys; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
-
-
-UNTOLD = """
-import os, ray
-from segmint.infra.ray_session import ray_session
-with ray_session("local", object_store_memory=100_000_000):
-    print("reports", ray.get(ray.remote(lambda: os.environ["RAY_task_events_report_interval_ms"]).remote()))
-"""
-
-
-def test_a_local_ray_keeps_no_events_of_tasks() -> None:
-    own = {name: value for name, value in os.environ.items() if name != "RAY_task_events_report_interval_ms"}
-    done = subprocess.run([sys.executable, "-c", UNTOLD], env=own, capture_output=True, text=True, check=True)
-    assert "reports 0" in done.stdout
