@@ -55,7 +55,7 @@ def test_strips_of_a_level_find_what_the_level_as_a_whole_does(networks: MTCNN, 
         torch.testing.assert_close(strips[:, 4:], whole[:, 4:], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("scale", [0.3, 1.0, 6.0])
+@pytest.mark.parametrize("scale", [0.3, pytest.param(1.0, marks=pytest.mark.long), 6.0])
 def test_faces_are_found_in_a_large_photograph(networks: MTCNN, multiface: np.ndarray, scale: float) -> None:
     canvas = np.full((1700, 3200, 3), 120, np.uint8)
     window = multiface[:, :700] if scale > 1 else multiface

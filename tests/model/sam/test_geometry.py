@@ -120,8 +120,9 @@ def test_masks_are_those_of_plain_operations(
         predictor.predict(embedding, masks=np.zeros((1, 1, 256, 256)))
 
 
+# Other tests compare padded models with the plain recipe, at MobileSAM's size.
 @pytest.mark.parametrize("use_m2m", [False, True], ids=["once", "m2m"])
-@pytest.mark.parametrize("name", ["padded", "stretched"])
+@pytest.mark.parametrize("name", [pytest.param("padded", marks=pytest.mark.long), "stretched"])
 def test_a_generated_image_is_the_plain_recipes(
     name: str, use_m2m: bool, request: pytest.FixtureRequest, image: np.ndarray
 ) -> None:

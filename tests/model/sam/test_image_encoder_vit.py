@@ -30,7 +30,7 @@ def largest_difference(shape: VitShape, image_size: int) -> float:
     return float((found - expected).abs().max())
 
 
-@pytest.mark.parametrize("shape", [VIT_B, VIT_L, VIT_H], ids=["b", "l", "h"])
+@pytest.mark.parametrize("shape", [VIT_B, pytest.param(VIT_L, marks=pytest.mark.long), VIT_H], ids=["b", "l", "h"])
 def test_encodes_as_the_reference_does(shape: VitShape) -> None:
     """The real width and heads, on a smaller image, with a window block on each side of a global one."""
     small = VitShape(shape.width, depth=3, heads=shape.heads, global_blocks=(1,))

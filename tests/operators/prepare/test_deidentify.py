@@ -126,6 +126,7 @@ def test_the_six_faces_cannot_be_found_again(
     assert {(r.kind, r.source) for r in regions} == {("face", "mtcnn")}
 
 
+@pytest.mark.long
 def test_the_29_faces_of_solvay_cannot_be_found_again(
     photos: Path, detectors: tuple[Detector, ...], cascade: MTCNN
 ) -> None:
@@ -139,7 +140,7 @@ def test_the_astronaut_cannot_be_found_again(
 
 
 @pytest.mark.parametrize("name", sorted(PLATE_CORNERS))
-@pytest.mark.parametrize("scale", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("scale", [1.0, pytest.param(1.5, marks=pytest.mark.long), 2.0])
 def test_plates_are_covered_at_any_size(photos: Path, detectors: tuple[Detector, ...], name: str, scale: float) -> None:
     image = cv2.resize(read(photos / name), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     clean, (region,) = redacted(image, detectors)
