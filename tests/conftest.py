@@ -85,6 +85,16 @@ def coffee() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
+def embedded_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MobileSAM encodes a picture once in a test run, for tests of what comes after the encoder."""
+    from tests.support.embedded_once import sharing_embeddings
+    from tests.support.parallel import made_once
+
+    with sharing_embeddings(made_once(tmp_path_factory, "embeddings", lambda _: None)):
+        yield
+
+
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """One thread for torch: small convolutions are many times slower on threads that wait for each other's core."""
     import torch
@@ -93,15 +103,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def encoded_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Predictors encode an image of the same pixels once in a run of all tests: that takes seconds for each."""
-    from tests.support.embedded_once import encoding_once
-
-    with encoding_once(tmp_path_factory):
-        yield
 
 
 def read_rgb(path: Path) -> np.ndarray:

@@ -23,7 +23,7 @@ from segmint.model.sam.prompt_encoder import PromptEncoder
 from segmint.model.sam.sam import Sam
 from tests.support.random_weights import randomize
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "embedded_once")
 
 Inputs = dict[str, np.ndarray]
 

@@ -1,35 +1,51 @@
 """An image encoder that remembers, for tests of what comes after it: encoding takes most of their time."""
 
 import hashlib
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
+from pathlib import Path
+from typing import Any
+from unittest import mock
+from uuid import uuid4
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from segmint.model.sam.batch_encoder import BatchEncoder
+from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.predictor import Predictor
-from tests.support.parallel import made_once
+from segmint.model.sam.sam import Sam
 
 
 class EmbeddedOnce(nn.Module):
-    """An encoder that gives for a batch it has seen, to the last bit, what it gave before."""
+    """An encoder that gives for a batch it has seen, to the last bit, what it gave before.
 
-    def __init__(self, encoder: nn.Module) -> None:
+    With a folder, what encoders of equal weights have seen is there, for all of them in all processes.
+    """
+
+    def __init__(self, encoder: nn.Module, folder: Path | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self._seen: dict[str, Tensor] = {}
+        self._folder = folder
+        self._weights = "" if folder is None else _digest(*encoder.state_dict().values())
 
     def forward(self, batch: Tensor) -> Tensor:
-        """Encode (B, 3, side, side); the embeddings (B, 256, side / 16, side / 16) are shared, not copied."""
-        key = f"{tuple(batch.shape)} {hashlib.sha256(batch.contiguous().numpy().tobytes()).hexdigest()}"
-        if key not in self._seen:
-            self._seen[key] = self.encoder(batch)
-        return self._seen[key]
+        """Encode (B, 3, side, side); embeddings (B, 256, side / 16, side / 16) from memory are shared, not copied."""
+        key = _digest(batch)
+        if self._folder is None:
+            if key not in self._seen:
+                self._seen[key] = self.encoder(batch)
+            return self._seen[key]
+        path = self._folder / f"{self._weights}-{key}-{torch.get_num_threads()}.pt"
+        if path.exists():
+            seen: Tensor = torch.load(path)
+            return seen
+        encoded: Tensor = self.encoder(batch)
+        part = self._folder / f"part-{uuid4()}"
+        torch.save(encoded, part)
+        part.rename(path)
+        return encoded
 
 
 def embed_once(predictor: Predictor) -> EmbeddedOnce:
@@ -40,37 +56,23 @@ def embed_once(predictor: Predictor) -> EmbeddedOnce:
 
 
 @contextmanager
-def encoding_once(factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let predictors take what one of them, in any process of this test run, has made of the same batch.
+def sharing_embeddings(folder: Path) -> Iterator[None]:
+    """Have all of MobileSAM's encoders in float32 on the CPU that are made meanwhile share a folder."""
+    start = BatchEncoder.__init__
 
-    Only in float32 on the CPU. A batch is known by its pixels, the encoder's weights, and the number of threads, on
-    which the last bits depend.
-    """
-    real, folder = BatchEncoder._run, made_once(factory, "embeddings", lambda _: None)
-    weights: WeakKeyDictionary[BatchEncoder, str] = WeakKeyDictionary()
+    def started(self: BatchEncoder, sam: Sam, *arguments: Any, **named: Any) -> None:
+        start(self, sam, *arguments, **named)
+        if isinstance(self._eager, ImageEncoderTinyViT) and (sam.device.type, self._dtype) == ("cpu", torch.float32):
+            self._eager = EmbeddedOnce(self._eager, folder)
 
-    def run(encoder: BatchEncoder, batch: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if encoder._compiled is not None or batch.dtype != torch.float32 or batch.device.type != "cpu":
-            return real(encoder, batch)
-        if encoder not in weights:
-            weights[encoder] = _digest(*encoder._eager.state_dict().values())
-        file = folder / f"{weights[encoder]}-{_digest(batch)}-{torch.get_num_threads()}.pt"
-        if not file.exists():
-            own = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-            torch.save(real(encoder, batch), own)
-            own.replace(file)
-        made: Tensor | tuple[Tensor, ...] = torch.load(file, weights_only=True)
-        return made
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BatchEncoder, "_run", run)
+    with mock.patch.object(BatchEncoder, "__init__", started):
         yield
 
 
 def _digest(*tensors: Tensor) -> str:
-    """A name of tensors by their shapes and values."""
+    """SHA-256 of the shapes and numbers of tensors, the first half."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -21,6 +21,8 @@ from tests.support.cpu_kernels import every_set
 from tests.support.photographs import photograph
 from tests.support.whole_masks import WholeUpscaling, blobs, embedding_of, in_full
 
+pytestmark = pytest.mark.usefixtures("embedded_once")
+
 SIZES = st.integers(1, 1200)
 
 

@@ -13,6 +13,8 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 
+pytestmark = pytest.mark.usefixtures("embedded_once")
+
 
 def test_each_thread_computes_alone_and_the_others_as_before() -> None:
     before = torch.get_num_threads()

@@ -12,7 +12,7 @@ from segmint.operators.evaluate.encoders import embed_for_all, share_equal_encod
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_an_image_is_encoded_once_for_weights_with_equal_encoders(mobile_sam_path: Path, cup: np.ndarray) -> None:
+def test_an_image_is_embedded_once_for_weights_with_equal_encoders(mobile_sam_path: Path, cup: np.ndarray) -> None:
     models = [load_sam(mobile_sam_path) for _ in range(3)]
     with torch.no_grad():
         models[1].mask_decoder.iou_token.weight += 1

@@ -34,6 +34,8 @@ from segmint.operators.segment.segment import (
 from tests.support.described_rows import faulted_row, rejected_row
 from tests.support.photographs import photograph
 
+pytestmark = pytest.mark.usefixtures("embedded_once")
+
 
 @pytest.fixture(scope="module")
 def settings(mobile_sam_path: Path) -> SegmentSettings:
@@ -114,10 +116,9 @@ def test_threads_beside_the_device_change_nothing(settings: SegmentSettings, row
     assert pa.concat_tables(tables).to_pylist() == out.to_pylist()
 
 
-def test_a_bug_on_one_image_is_a_fault_of_only_its_row(segment: Segment) -> None:
-    rows = [prepared_row(0, "rocket", (90, 60), 60), prepared_row(1, "coffee", (90, 60), 60)]
-    rows[0]["release"] = b"no JPEG"
-    broken, whole = segment(to_table(rows, PREPARED)).to_pylist()
+def test_a_bug_on_one_image_is_a_fault_of_only_its_row(segment: Segment, rows: list[Row]) -> None:
+    coffee, *_, chelsea = rows
+    broken, whole = segment(to_table([{**chelsea, "release": b"no JPEG"}, coffee], PREPARED)).to_pylist()
     assert broken["fault"].startswith("segment: UnidentifiedImageError")
     assert whole["fault"] is None
 
@@ -144,16 +145,17 @@ def test_exhausted_gpu_memory_is_retried_once() -> None:
     assert len(calls) == 2
 
 
-def test_an_image_with_more_masks_than_ids_is_refused(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_with_more_masks_than_ids_is_refused(
+    segment: Segment, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its masks are one mask, many times: no setting makes so many of a small photograph."""
-    row = prepared_row(0, "coffee", (150, 100), 100)
     box = (2.0, 3.0, 19.0, 9.0)
     mask = np.zeros((100, 150), bool)
     mask[3:13, 2:22] = True
     record = MaskRecord(encode(mask), 200, box, 0.9, 0.95, (0.0, 0.0, 150.0, 100.0), (10.0, 8.0))
     many = GeneratedMasks((record,) * (MASKS_PER_IMAGE_LIMIT + 1), Funnel())
     monkeypatch.setattr(segment.generator, "finish", lambda _: many)
-    (out,) = segment(to_table([row], PREPARED)).to_pylist()
+    (out,) = segment(to_table(rows[:1], PREPARED)).to_pylist()
     assert (out["stage"], out["reason"], out["fault"]) == ("segment", "too_many_masks", None)
     assert out["masks"] is None
     check_count(MASKS_PER_IMAGE_LIMIT)
@@ -173,11 +175,12 @@ def test_a_worker_with_other_numerics_is_refused_unless_mixing_is_allowed(settin
 def test_a_worker_that_cannot_compile_is_refused_unless_mixing_is_allowed(
     settings: SegmentSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_down(*_: object, **__: object) -> None:
-        raise OSError("no compiler here")
+    """What torch does without a compiler is tested beside `BatchEncoder`."""
 
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", break_down)
-    torch.compiler.reset()
+    def break_down(*_: object) -> None:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: break_down)
     compiled = replace(settings, numerics=replace(settings.numerics, encoder="compiled"))
     with pytest.raises(MixedNumericsError, match=r"model\.encoder compiled.*no compiler here.*allow_mixed_numerics"):
         Segment(compiled)

@@ -14,6 +14,8 @@ from segmint.operators.text.clip import ClipFolder
 from segmint.operators.text.prompts import TextPrompts, load_projection, save_projection
 from tests.support.clips import write_clip
 
+pytestmark = pytest.mark.usefixtures("embedded_once")
+
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -130,7 +130,7 @@ def test_masks_command_from_a_photograph_to_files_without_ray(tmp_path, coffee):
     assert "Traceback" not in done.stderr
 
 
-def test_masks_says_what_it_does_before_torch_is_imported(tmp_path, coffee, encoded_once):
+def test_masks_says_what_it_does_before_torch_is_imported(tmp_path, coffee, embedded_once):
     """In standard error, to which a hook writes when torch is imported, that line comes first."""
     Image.fromarray(coffee).save(tmp_path / "cup.png")
     script = (
@@ -163,7 +163,7 @@ def test_masks_says_what_it_does_before_torch_is_imported(tmp_path, coffee, enco
     assert "torch" not in again.stderr.splitlines()
 
 
-def test_masks_for_prompts_end_in_a_file(tmp_path, coffee, encoded_once):
+def test_masks_for_prompts_end_in_a_file(tmp_path, coffee, embedded_once):
     Image.fromarray(coffee).save(tmp_path / "cup.png")
     arguments = ["masks", tmp_path / "cup.png", "-o", tmp_path / "cup.json", "--device", "cpu"]
     box = "165,70,230,240"

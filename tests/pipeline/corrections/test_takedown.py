@@ -306,7 +306,7 @@ def test_any_later_takedown_finishes_one_that_was_killed(small_dataset: Path, tm
 
 
 def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
-    small_dataset: Path, encoded_once: None, tmp_path: Path
+    small_dataset: Path, embedded_once: None, tmp_path: Path
 ) -> None:
     """The shards are taken down before they are built, or after: they come out the same."""
     folder = tmp_path / "copy"

@@ -16,6 +16,8 @@ from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
 from segmint.pipeline.masks.predict import PromptedMask, prompted_masks
 from tests.support.cpu_kernels import every_dot, skip_without_bf16
 
+pytestmark = pytest.mark.usefixtures("embedded_once")
+
 CUP = (285.0, 200.0, 1)  # inside the cup of scikit-image's coffee photograph, 600 x 400 pixels
 BOX = (165.0, 70.0, 230.0, 240.0)  # around it
 

@@ -34,9 +34,10 @@ from segmint.pipeline.masks.estimate import Work, recorded_speed
 from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt, masks_config
 from segmint.pipeline.masks.outputs import RECORD
 from segmint.pipeline.masks.run import ImageResult, make_masks, plan
-from tests.support.builds import segmint_and_modules
 from tests.support.deadly import deadly_heic
 from tests.support.released import in_a_build
+
+pytestmark = pytest.mark.usefixtures("embedded_once")
 
 ROOT = Path(__file__).parents[3]
 QUICK = MasksConfig(profile="official", points_per_side=4, pred_iou_thresh=0.7, stability_score_thresh=0.8)
@@ -221,7 +222,9 @@ def test_points_are_reported_over_all_crops_and_the_speed_is_recorded(tmp_path, 
     options = MasksOptions(masks=masks_config("sa1b", ["points_per_side=4", "crop_n_layers=1"]), device="cpu")
     assert recorded_speed(options) is None
     announced: list[Work] = []
-    planned = plan([str(photographs / "cat.png")], str(tmp_path / "cat.json"), options, announce=announced.append)
+    gray = photographs / "gray.png"
+    Image.new("RGB", (66, 66), (90, 90, 90)).save(gray)  # its crops, squares of 44 pixels, look the same enlarged
+    planned = plan([str(gray)], str(tmp_path / "gray.json"), options, announce=announced.append)
     points: list[tuple[int, int]] = []
     make_masks(planned, lambda _: None, lambda done, total: points.append((done, total)))
     assert announced == [planned.work]
@@ -398,22 +401,32 @@ def test_a_prefix_of_a_bucket_is_a_folder(tmp_path, photographs, s3_server, s3_b
     assert storage.read(f"{out}cat.json") == (tmp_path / "local" / "cat.json").read_bytes()
 
 
-def test_what_is_wrong_is_known_before_torch_is_loaded(tmp_path, photographs, monkeypatch):
-    def code(*arguments: object) -> int:
-        done, loaded = segmint_and_modules("masks", *arguments)
-        assert "torch" not in loaded
-        return done.returncode
+WITHOUT_TORCH = """
+import json, sys
+from typer.testing import CliRunner
+from segmint.pipeline.commands.cli import app
+codes = [CliRunner().invoke(app, ["masks", *words]).exit_code for words in json.loads(sys.argv[1])]
+print(json.dumps([codes, "torch" in sys.modules]))
+"""
 
-    out = tmp_path / "out"
-    made(photographs / "cat.png", out, MasksOptions(prompts=MIDDLE, device="cpu"))
-    assert code(tmp_path / "absent.jpg", "-o", out) == 2
-    assert code(photographs / "cat.png", "-o", out, "--set", "points_per_side=4") == 2
-    assert code(photographs / "cat.png", "-o", tmp_path / "x.json", "--point", "500,3") == 2
-    assert code(photographs / "text.jpg", "-o", tmp_path / "x.json") == 1
-    assert code(photographs / "cat.png", "-o", out, "--point", "75,50") == 0  # nothing is left to do
+
+def test_what_is_wrong_is_known_before_torch_is_loaded(tmp_path, photographs, monkeypatch):
+    out, other, cat = str(tmp_path / "out"), str(tmp_path / "x.json"), str(photographs / "cat.png")
+    made(cat, out, MasksOptions(prompts=MIDDLE, device="cpu"))
+    commands = [
+        [str(tmp_path / "absent.jpg"), "-o", out],
+        [cat, "-o", out, "--set", "points_per_side=4"],
+        [cat, "-o", other, "--point", "500,3"],
+        [str(photographs / "text.jpg"), "-o", other],
+        [cat, "-o", out, "--point", "75,50"],  # nothing is left to do
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, json.dumps(commands)], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    )
+    assert json.loads(ran.stdout) == [[2, 2, 2, 1, 0], False]
 
     monkeypatch.setattr(images, "_is_readable", lambda folder: folder != photographs / "deep")  # root may read all
-    words = ["masks", str(photographs / "cat.png"), f"{photographs}/deep/*", "-o", str(out), "--point", "75,50"]
+    words = ["masks", cat, f"{photographs}/deep/*", "-o", out, "--point", "75,50"]
     done = CliRunner().invoke(app, words)
     assert (done.exit_code, done.stdout) == (3, f"not checked: {photographs}/deep: the folder can't be read\n")
     told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)[-1]

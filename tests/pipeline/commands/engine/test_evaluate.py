@@ -19,7 +19,7 @@ from tests.support.html import parse_page
 from tests.support.locations import location_of
 from tests.support.trainable import SIZE, scene, write_trainable
 
-pytestmark = pytest.mark.usefixtures("one_thread", "encoded_once")
+pytestmark = pytest.mark.usefixtures("one_thread", "embedded_once")
 
 
 def run(*arguments: object):

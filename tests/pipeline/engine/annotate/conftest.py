@@ -12,7 +12,7 @@ from tests.support.locations import location_of
 
 
 @pytest.fixture
-def unhurried(monkeypatch: pytest.MonkeyPatch, encoded_once: None) -> None:
+def unhurried(monkeypatch: pytest.MonkeyPatch, embedded_once: None) -> None:
     """No embedding is made ahead: seconds of a processor for each, which these tests end before anybody uses."""
     monkeypatch.setattr(Embeddings, "prepare", lambda *_: None)
 

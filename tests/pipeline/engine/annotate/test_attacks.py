@@ -31,7 +31,7 @@ def untouched(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def shared(untouched: Path, encoded_once: None) -> Iterator[ServedView]:
+def shared(untouched: Path, embedded_once: None) -> Iterator[ServedView]:
     """The annotator view of that dataset; no embedding is made ahead."""
     with pytest.MonkeyPatch.context() as patch, open_view(location_of(untouched), options()) as annotator_view:
         patch.setattr(Embeddings, "prepare", lambda *_: None)

@@ -36,7 +36,7 @@ LATE = "The server hasn't responded for 20 seconds"
 
 @pytest.fixture(scope="module")
 def server(
-    small_dataset: Path, encoded_once: None, tmp_path_factory: pytest.TempPathFactory
+    small_dataset: Path, embedded_once: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AnnotationServer]:
     """One server for all tests, on a copy of the small real dataset: images 1, 2, 4 to 7, an image or more a test."""
     folder = tmp_path_factory.mktemp("annotated") / "dataset"

@@ -69,7 +69,7 @@ def dataset(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def semi(dataset: Path, encoded_once: None) -> Iterator[ServedView]:
+def semi(dataset: Path, embedded_once: None) -> Iterator[ServedView]:
     """An annotator view whose images are prefilled by a real TorchScript file, which fails on image 4."""
     path = dataset.parent / "objects.pt"
     torch.jit.script(NinthsDetector(first_blue(dataset, 4))).save(path)

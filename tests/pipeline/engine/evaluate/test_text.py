@@ -46,7 +46,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["evaluate", "text", *map(str, arguments), "--device", "cpu", "--no-ray"])
 
 
-@pytest.mark.usefixtures("one_thread", "encoded_once")
+@pytest.mark.usefixtures("one_thread", "embedded_once")
 def test_the_ious_are_those_of_single_predictions(mobile_sam_path: Path, tmp_path: Path) -> None:
     place = location_of(tmp_path / "dataset")
     write_dataset(place, 1, make_row=labeled, refuse=0)

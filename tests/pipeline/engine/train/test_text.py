@@ -33,7 +33,7 @@ def config_of(folder: Path, name: str, **changes: object) -> TrainConfig:
 
 
 def test_a_killed_run_ends_with_the_projection_of_the_unbroken_one(
-    one_thread: None, encoded_once: None, weights: None, tmp_path: Path
+    one_thread: None, embedded_once: None, weights: None, tmp_path: Path
 ) -> None:
     write_three(location_of(tmp_path / "dataset"))
     clip = write_clip(tmp_path / "clip")

@@ -15,14 +15,13 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam import predictor as sam_predictor
 from segmint.model.sam.load import build_sam, load_sam
 from segmint.pipeline.masks.interactive.generator import MaskGenerator, Predictor, sam_of
-from tests.support.embedded_once import embed_once
+
+pytestmark = pytest.mark.usefixtures("embedded_once")
 
 
 @pytest.fixture(scope="module")
 def generator(weights: None) -> MaskGenerator:
-    made = MaskGenerator("mobile_sam", "official", points_per_side=4, stability_score_thresh=0.8, device="cpu")
-    embed_once(made.predictor)
-    return made
+    return MaskGenerator("mobile_sam", "official", points_per_side=4, stability_score_thresh=0.8, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +143,7 @@ def test_wrong_settings_and_models_are_refused_before_a_model_is_loaded(tmp_path
 
 @pytest.fixture(scope="module")
 def predictor(weights: None) -> Predictor:
-    made = Predictor(device="cpu")
-    embed_once(made)
-    return made
+    return Predictor(device="cpu")
 
 
 def test_weights_by_name_and_by_path_are_the_same_model(predictor: Predictor, mobile_sam_path: Path) -> None:

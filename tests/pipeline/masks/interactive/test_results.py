@@ -21,7 +21,8 @@ from segmint.operators.overlay import draw_overlay
 from segmint.pipeline.masks.interactive.generator import Predictor
 from segmint.pipeline.masks.interactive.images import ImageError
 from segmint.pipeline.masks.interactive.results import ImageMasks, PredictedMasks
-from tests.support.embedded_once import embed_once
+
+pytestmark = pytest.mark.usefixtures("embedded_once")
 
 mpl.use("Agg")
 
@@ -47,9 +48,7 @@ RESULT = ImageMasks(
 
 @pytest.fixture(scope="module")
 def predictor(weights: None) -> Predictor:
-    made = Predictor(device="cpu")
-    embed_once(made)
-    return made
+    return Predictor(device="cpu")
 
 
 def test_a_result_is_a_sequence_of_its_masks() -> None:

@@ -38,7 +38,7 @@ class SeenImage:
 
 
 @pytest.fixture(scope="module")
-def seen(coffee: np.ndarray, mobile_sam_path: Path, encoded_once: None) -> SeenImage:
+def seen(coffee: np.ndarray, mobile_sam_path: Path, embedded_once: None) -> SeenImage:
     predictor = Predictor(load_sam(mobile_sam_path))
     return SeenImage(predictor, predictor.embed(coffee))
 

@@ -36,7 +36,7 @@ def options(files: TruthFiles, target: Path, output: Path | None = None) -> Eval
 
 @pytest.mark.usefixtures("weights")
 def test_drawn_shapes_are_found_and_each_annotator_counts(
-    files: TruthFiles, tmp_path: Path, one_thread: None, encoded_once: None
+    files: TruthFiles, tmp_path: Path, one_thread: None, embedded_once: None
 ) -> None:
     second = tmp_path / "second"
     second.mkdir()

@@ -22,7 +22,7 @@ from tests.support.trainable import row_of, scene, write_trainable
 
 Make = Callable[[str], Path]
 
-pytestmark = pytest.mark.usefixtures("one_thread", "encoded_once")
+pytestmark = pytest.mark.usefixtures("one_thread", "embedded_once")
 
 
 def run(*arguments: object):

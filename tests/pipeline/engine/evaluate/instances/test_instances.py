@@ -61,7 +61,7 @@ def write_boxes(path: Path, scored: bool = True) -> str:
 
 
 def test_ap_is_coco_evals_on_files_of_the_same_masks(
-    files: TruthFiles, tmp_path: Path, mobile_sam_path: Path, one_thread: None, encoded_once: None
+    files: TruthFiles, tmp_path: Path, mobile_sam_path: Path, one_thread: None, embedded_once: None
 ) -> None:
     boxes = write_boxes(tmp_path / "boxes.json")
     answer = evaluate_instances(options(files, tmp_path / "out"), boxes, True, Storage())
@@ -94,7 +94,7 @@ def test_ap_is_coco_evals_on_files_of_the_same_masks(
 
 @pytest.mark.usefixtures("weights")
 def test_boxes_of_the_truth_give_miou_and_the_same_weights_no_difference(
-    files: TruthFiles, tmp_path: Path, one_thread: None, encoded_once: None
+    files: TruthFiles, tmp_path: Path, one_thread: None, embedded_once: None
 ) -> None:
     answer = evaluate_instances(options(files, tmp_path / "out", weights=2), None, False, Storage())
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()

@@ -26,7 +26,7 @@ from tests.support.truth_files import results_of, write_truth_files
 
 
 def test_average_recall_is_coco_evals_on_files(
-    tmp_path: Path, coffee: np.ndarray, mobile_sam_path: Path, one_thread: None, encoded_once: None
+    tmp_path: Path, coffee: np.ndarray, mobile_sam_path: Path, one_thread: None, embedded_once: None
 ) -> None:
     files = write_truth_files(tmp_path / "truth", coffee, 2)
     truth = TruthOptions((str(files.coco),), (str(files.images),))
