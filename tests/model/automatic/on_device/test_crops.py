@@ -12,19 +12,23 @@ import torch
 from torch import nn
 
 from segmint.model.automatic import tiled_upscaling
+from segmint.model.automatic.crops import generate_crops
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.on_device.crops import DeviceCrops, chunk_sizes
 from segmint.model.automatic.on_device.stream import ImageStream
 from segmint.model.automatic.records import GeneratedMasks
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
-from segmint.model.automatic.tiled_upscaling import KernelsWithFallback
+from segmint.model.automatic.tiled_upscaling import KernelsWithFallback, TiledUpscaling
 from segmint.model.sam import preprocess
 from segmint.model.sam.batch_encoder import CUDA_BATCH
+from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
 from tests.model import gpu_budgets
 from tests.support.pretended_cuda import PretendedCuda, counted, pretended_mask_kernels
+
+pytestmark = pytest.mark.usefixtures("embedded_once")
 
 # The structure of the full recipe with a sixty-fourth of its points: the image has four chunks, a crop of the first
 # layer has one, a crop of the second a small one.
@@ -96,12 +100,17 @@ def test_a_whole_image_on_a_pretended_gpu_keeps_to_the_budgets_and_finds_the_sam
 ) -> None:
     with PretendedCuda() as device, pretended_mask_kernels(device):
         there = Predictor(device.moved(copy.deepcopy(predictor.sam)))
-        generator = MaskGenerator(NullPredictor(there, device.to_device(features)), SETTINGS)
+        on_device = device.to_device(features)
+        generator = MaskGenerator(NullPredictor(there, on_device), SETTINGS)
         assert generator.crops_per_batch == CUDA_BATCH
-        reported: list[tuple[int, int]] = []
-        generator.find(image, report=lambda *counts: reported.append(counts))  # graphs are captured
+        assert generator._on_device is not None
+        with torch.inference_mode():  # as an earlier image: graphs are captured, and weights of upscaling copied
+            for crop in generate_crops(image.shape[:2], SETTINGS.crop_n_layers, SETTINGS.crop_overlap_ratio):
+                TiledUpscaling(Embedding(on_device, (683, 1024), crop.size), SAM1)
+            generator._on_device.start_chunks(Embedding(on_device, (683, 1024), (200, 300)), np.zeros((5, 2)))
         device.forget()
-        found = generator.generate(image)
+        reported: list[tuple[int, int]] = []
+        found = generator.finish(generator.find(image, report=lambda *counts: reported.append(counts)))
 
     check_same(found, expected)
     points = expected.funnel.predicted // 3
