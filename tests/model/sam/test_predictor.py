@@ -18,6 +18,7 @@ from tests.support.stripes import stripes
 class PredictorPair:
     """One image in our predictor and in the reference's, on the same random weights."""
 
+    image: np.ndarray
     ours: Predictor
     embedding: Embedding
     theirs: SamPredictor
@@ -29,7 +30,13 @@ def pair(coffee: np.ndarray) -> PredictorPair:
     ours = Predictor(randomize(build_sam("mobile_sam")))
     theirs = SamPredictor(reference_sam(ours.sam))
     theirs.set_image(image)
-    return PredictorPair(ours, ours.embed(image), theirs)
+    return PredictorPair(image, ours, ours.embed(image), theirs)
+
+
+@pytest.fixture(scope="module")
+def other(pair: PredictorPair, astronaut: np.ndarray) -> Embedding:
+    """Another image's embedding."""
+    return pair.ours.embed(astronaut)
 
 
 def test_the_embedding_is_the_reference_one(pair: PredictorPair) -> None:
@@ -42,8 +49,23 @@ POINT_KINDS = {"points": [1, 0, 1], "unlabeled points": [1, -1, -1]}
 MIXTURES = [mixture for mixture in product(["", *POINT_KINDS], ["", "mask"], ["", "box"]) if any(mixture)]
 
 
-@pytest.mark.parametrize("multimask", [True, False], ids=["three", "one"])
-@pytest.mark.parametrize(("points", "masks", "boxes"), MIXTURES)
+# For one mask, by default a mask alone, what it is meant for, and all prompts.
+ONE = [("", "mask", ""), ("points", "mask", ""), ("unlabeled points", "mask", "box")]
+
+
+@pytest.mark.parametrize(
+    ("points", "masks", "boxes", "multimask"),
+    [
+        pytest.param(
+            *mixture,
+            multimask,
+            id=f"{'-'.join(mixture)}-{'three' if multimask else 'one'}",
+            marks=[] if multimask or mixture in ONE else pytest.mark.long,
+        )
+        for mixture in MIXTURES
+        for multimask in (True, False)
+    ],
+)
 def test_every_mixture_of_prompts_gives_the_reference_masks(
     pair: PredictorPair, points: str, masks: str, boxes: str, multimask: bool
 ) -> None:
@@ -89,38 +111,36 @@ def test_no_prompts_give_no_masks(pair: PredictorPair) -> None:
     assert pair.ours.upscale(found.low_res_logits, pair.embedding).shape == (0, 3, 400, 501)
 
 
-def test_the_frame_may_differ_from_the_pixels(pair: PredictorPair, coffee: np.ndarray) -> None:
-    """Pixels of a picture twice as large per side, prompts and masks in the smaller frame."""
-    pixels = coffee[:256, :512]
-    native = pair.ours.embed(pixels)
-    framed = pair.ours.embed(pixels, frame_size=(128, 256))
-    assert framed.input_size == native.input_size == (512, 1024)
-    assert torch.equal(framed.features, native.features)
+def test_the_frame_may_differ_from_the_pixels(pair: PredictorPair) -> None:
+    """Prompts and masks in a frame of half the height and twice the width."""
+    framed = pair.ours.embed(pair.image, frame_size=(200, 1002))
+    assert framed.input_size == pair.embedding.input_size
+    assert torch.equal(framed.features, pair.embedding.features)
     label = np.ones((1, 1))
-    expected = pair.ours.predict(native, np.array([[[300, 100]]]), label)
-    found = pair.ours.predict(framed, np.array([[[150, 50]]]), label)
+    expected = pair.ours.predict(pair.embedding, np.array([[[300, 100]]]), label)
+    found = pair.ours.predict(framed, np.array([[[600, 50]]]), label)
     assert torch.equal(found.low_res_logits, expected.low_res_logits)
-    assert pair.ours.upscale(found.low_res_logits, framed).shape == (1, 3, 128, 256)
+    assert pair.ours.upscale(found.low_res_logits, framed).shape == (1, 3, 200, 1002)
 
 
-def test_many_images_are_embedded_as_each_is(pair: PredictorPair, coffee: np.ndarray, astronaut: np.ndarray) -> None:
-    found = pair.ours.embed_many([coffee, astronaut], [(200, 300), None], batch_size=2)
-    expected = [pair.ours.embed(coffee, (200, 300)), pair.ours.embed(astronaut)]
-    for one, other in zip(found, expected, strict=True):
-        assert (one.input_size, one.frame_size) == (other.input_size, other.frame_size)
-        torch.testing.assert_close(one.features, other.features, atol=1e-4, rtol=0)
+def test_many_images_are_embedded_as_each_is(pair: PredictorPair, other: Embedding, astronaut: np.ndarray) -> None:
+    found = pair.ours.embed_many([pair.image, astronaut], [(200, 300), None], batch_size=2)
+    expected = [replace(pair.embedding, frame_size=(200, 300)), other]
+    for one, alone in zip(found, expected, strict=True):
+        assert (one.input_size, one.frame_size) == (alone.input_size, alone.frame_size)
+        torch.testing.assert_close(one.features, alone.features, atol=1e-4, rtol=0)
     assert pair.ours.embed_many([]) == []
     with pytest.raises(ValueError, match="1 frames for 2 images: expected one per image"):
-        pair.ours.embed_many([coffee, astronaut], [None])
+        pair.ours.embed_many([pair.image, astronaut], [None])
 
 
-def test_an_embedding_outlives_other_images(pair: PredictorPair, astronaut: np.ndarray) -> None:
+def test_an_embedding_outlives_other_images(pair: PredictorPair, other: Embedding) -> None:
     box = np.array([[10, 10, 200, 200]])
     before = pair.ours.predict(pair.embedding, boxes=box)
-    other = pair.ours.predict(pair.ours.embed(astronaut), boxes=box)
+    between = pair.ours.predict(other, boxes=box)
     after = pair.ours.predict(pair.embedding, boxes=box)
     assert torch.equal(before.low_res_logits, after.low_res_logits)
-    assert not torch.equal(before.low_res_logits, other.low_res_logits)
+    assert not torch.equal(before.low_res_logits, between.low_res_logits)
 
 
 def test_the_published_weights_in_bfloat16_give_nearly_the_same_masks(mobile_sam_path: Path) -> None:
@@ -133,13 +153,14 @@ def test_the_published_weights_in_bfloat16_give_nearly_the_same_masks(mobile_sam
     assert found.low_res_logits.dtype == found.predicted_iou.dtype == torch.float32
     assert ((found.low_res_logits > 0) == (expected.low_res_logits > 0)).float().mean() > 0.98
     torch.testing.assert_close(found.predicted_iou, expected.predicted_iou, atol=0.03, rtol=0)
-    assert halved.embed(np.zeros((20, 30, 3), np.uint8)).features.dtype == torch.bfloat16
 
 
-def test_nothing_stays_behind_on_another_device() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_stays_behind_on_another_device(dtype: torch.dtype) -> None:
     """PyTorch's shape-only device refuses, as a GPU does, to meet a tensor of the CPU."""
-    predictor = Predictor(build_sam("mobile_sam").to("meta"))
+    predictor = Predictor(build_sam("mobile_sam").to("meta", dtype))
     embedding = predictor.embed(np.zeros((60, 80, 3), np.uint8))
+    assert embedding.features.dtype == dtype
     point, label, box = np.array([[[5, 6]]]), np.array([[1]]), torch.tensor([[1, 2, 30, 20]])
     for mask in (None, np.zeros((1, 1, 256, 256))):
         found = predictor.predict(embedding, point, label, box, mask)

@@ -16,7 +16,17 @@ from segmint.model.sam.prompt_encoder import PromptEmbedding
 from tests.support.cpu_kernels import every_set
 from tests.support.random_weights import randomize
 
+pytestmark = pytest.mark.usefixtures("embedded_once")
+
 SIDE = 32
+
+CHOSEN = {"one": range(1), "three": range(1, MASK_TOKENS), "all": range(MASK_TOKENS)}
+FEW = {(1, "all"), (2, "one"), (2, "three"), (3, "all")}
+DEPTHS_AND_CHOSEN = [
+    pytest.param(depth, chosen, id=f"{depth}-{name}", marks=[] if (depth, name) in FEW else pytest.mark.long)
+    for depth in (1, 2, 3)
+    for name, chosen in CHOSEN.items()
+]
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +36,7 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("chosen", [range(1), range(1, MASK_TOKENS), range(MASK_TOKENS)], ids=["one", "three", "all"])
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(("depth", "chosen"), DEPTHS_AND_CHOSEN)
 def test_masks_and_ious_are_the_plain_decoders(depth: int, chosen: range) -> None:
     decoder = randomize(MaskDecoder(depth))
     torch.manual_seed(1)
@@ -42,8 +51,7 @@ def test_masks_and_ious_are_the_plain_decoders(depth: int, chosen: range) -> Non
         torch.testing.assert_close(ious, expected_ious, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("chosen", [range(1), range(1, MASK_TOKENS), range(MASK_TOKENS)], ids=["one", "three", "all"])
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(("depth", "chosen"), DEPTHS_AND_CHOSEN)
 def test_the_kernels_give_the_masks_and_ious_of_the_plain_decoder(depth: int, chosen: range) -> None:
     kernels = every_set()[-1]
     decoder = randomize(MaskDecoder(depth))
