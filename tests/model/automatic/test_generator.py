@@ -26,15 +26,25 @@ from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import build_sam, load_sam
 from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.preprocess import resize_on_device, resized_size
-from tests.support.embedded_once import embed_once
 from tests.support.parity import compare
+
+pytestmark = pytest.mark.usefixtures("embedded_once")
 
 
 @pytest.fixture(scope="module")
 def predictor(mobile_sam_path: Path) -> Predictor:
-    predictor = Predictor(load_sam(mobile_sam_path))
-    embed_once(predictor)
-    return predictor
+    return Predictor(load_sam(mobile_sam_path))
+
+
+@pytest.fixture(scope="module")
+def released(astronaut: np.ndarray) -> np.ndarray:
+    return smaller(astronaut, 256)
+
+
+@pytest.fixture(scope="module")
+def original(released: np.ndarray) -> np.ndarray:
+    """Larger by other factors along x and y, so that a mix-up of axes or frames shows."""
+    return cv2.resize(released, (640, 512), interpolation=cv2.INTER_CUBIC)
 
 
 def smaller(image: np.ndarray, width: int) -> np.ndarray:
@@ -89,7 +99,7 @@ CROPPED = {
 @pytest.mark.parametrize(
     ("name", "width", "keys"),
     [
-        ("coffee", 600, {"points_per_side": 6}),
+        ("coffee", 300, {"points_per_side": 6}),
         pytest.param(
             "coffee",
             300,
@@ -128,11 +138,8 @@ def test_the_official_profile_is_the_reference_generator(
 
 
 def test_sa1b_cuts_crops_from_the_original_and_speaks_of_the_released_frame(
-    predictor: Predictor, astronaut: np.ndarray
+    predictor: Predictor, released: np.ndarray, original: np.ndarray
 ) -> None:
-    # The original is larger by other factors along x and y, so that a mix-up of axes or frames shows.
-    released = smaller(astronaut, 256)
-    original = cv2.resize(released, (640, 512), interpolation=cv2.INTER_CUBIC)
     settings = MaskSettings.sa1b(points_per_side=4, crop_n_layers=1, min_mask_region_area=20)
     generator = MaskGenerator(predictor, settings)
 
@@ -183,12 +190,12 @@ def test_a_mask_of_nearly_the_whole_image_suppresses_nothing(predictor: Predicto
 
 
 @pytest.mark.parametrize(("profile", "layers"), [("official", 1), ("sa1b", 0)])
-def test_no_mask_anywhere_gives_nothing(predictor: Predictor, profile: str, layers: int) -> None:
+def test_no_mask_anywhere_gives_nothing(predictor: Predictor, coffee: np.ndarray, profile: str, layers: int) -> None:
     settings = MaskSettings.of(
         profile, points_per_side=2, crop_n_layers=layers, pred_iou_thresh=5.0, min_mask_region_area=100
     )
 
-    generated = MaskGenerator(predictor, settings).generate(np.zeros((64, 64, 3), dtype=np.uint8))
+    generated = MaskGenerator(predictor, settings).generate(smaller(coffee, 300))
 
     assert generated.records == ()
     assert generated.funnel.predicted == (4 + 4 * layers) * 3
@@ -198,7 +205,7 @@ def test_no_mask_anywhere_gives_nothing(predictor: Predictor, profile: str, laye
 def test_crops_beyond_the_end_of_a_tiny_image_are_left_out(predictor: Predictor) -> None:
     settings = MaskSettings.sa1b(points_per_side=2, crop_n_layers=1)
 
-    generated = MaskGenerator(predictor, settings).generate(np.full((1, 3, 3), 128, dtype=np.uint8))
+    generated = MaskGenerator(predictor, settings).generate(np.full((1, 2, 3), 128, dtype=np.uint8))
 
     assert generated.funnel.predicted == (4 + 1 + 1) * 3
     check_funnel(generated)
@@ -260,12 +267,12 @@ def test_crops_encoded_together_give_the_masks_of_each_alone(predictor: Predicto
 
 
 def test_images_that_are_finished_later_and_in_another_order_have_the_same_masks(
-    predictor: Predictor, coffee: np.ndarray
+    predictor: Predictor, coffee: np.ndarray, released: np.ndarray, original: np.ndarray
 ) -> None:
     maker = MaskGenerator(predictor, MaskSettings.sa1b(**FEW_POINTS))
     one = maker.find(smaller(coffee, 300))
     finished_at_once = maker.finish(one)
-    other = maker.find(smaller(coffee, 150), smaller(coffee, 450))
+    other = maker.find(released, original)
     finished_next = maker.finish(other)
     assert [maker.finish(one), maker.finish(other)] == [finished_at_once, finished_next]
     assert min(len(finished_at_once.records), len(finished_next.records)) > 0
@@ -295,19 +302,18 @@ def test_a_gpu_is_given_each_photograph_once_and_cuts_its_crops_there(monkeypatc
 
 
 def test_crops_resized_as_on_a_gpu_are_the_same_to_the_encoder(
-    predictor: Predictor, coffee: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, released: np.ndarray, original: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image, original = smaller(coffee, 150), smaller(coffee, 450)
     generator = MaskGenerator(predictor, MaskSettings.sa1b(**FEW_POINTS))
-    crops = generate_crops(image.shape[:2], 1, generator.settings.crop_overlap_ratio)
-    expected = list(generator._embed_crops(crops, image, original))
+    crops = generate_crops(released.shape[:2], 1, generator.settings.crop_overlap_ratio)
+    expected = list(generator._embed_crops(crops, released, original))
     monkeypatch.setattr(
         predictor_module,
         "_resize",
         lambda pixels, geometry: resize_on_device(pixels, resized_size(*pixels.shape[:2], geometry.image_size)),
     )
 
-    found = list(generator._embed_crops(crops, image, original))
+    found = list(generator._embed_crops(crops, released, original))
     assert len(found) == len(expected) == 5
     for (crop, embedding), (same_crop, same) in zip(found, expected, strict=True):
         assert (crop, embedding.input_size, embedding.frame_size) == (same_crop, same.input_size, same.frame_size)
