@@ -87,10 +87,9 @@ def coffee() -> np.ndarray:
 @pytest.fixture(scope="module")
 def embedded_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """MobileSAM encodes a picture once in a test run, for tests of what comes after the encoder."""
-    from tests.support.embedded_once import sharing_embeddings
-    from tests.support.parallel import made_once
+    from tests.support.embedded_once import encoding_once
 
-    with sharing_embeddings(made_once(tmp_path_factory, "embeddings", lambda _: None)):
+    with encoding_once(tmp_path_factory):
         yield
 
 

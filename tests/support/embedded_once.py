@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 from uuid import uuid4
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from segmint.model.sam.batch_encoder import BatchEncoder
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.sam import Sam
+from tests.support.parallel import made_once
 
 
 class EmbeddedOnce(nn.Module):
@@ -56,9 +58,9 @@ def embed_once(predictor: Predictor) -> EmbeddedOnce:
 
 
 @contextmanager
-def sharing_embeddings(folder: Path) -> Iterator[None]:
-    """Have all of MobileSAM's encoders in float32 on the CPU that are made meanwhile share a folder."""
-    start = BatchEncoder.__init__
+def encoding_once(factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have all of MobileSAM's encoders in float32 on the CPU that are made meanwhile share what the test run encoded."""
+    folder, start = made_once(factory, "embeddings", lambda _: None), BatchEncoder.__init__
 
     def started(self: BatchEncoder, sam: Sam, *arguments: Any, **named: Any) -> None:
         start(self, sam, *arguments, **named)
