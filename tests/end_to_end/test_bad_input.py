@@ -1,4 +1,7 @@
-"""A build of broken, odd and hostile images finishes; each is in the dataset, or refused for the right reason."""
+"""A build of broken, odd and hostile images finishes; each is in the dataset, or refused for the right reason.
+
+Every stage is the real one except `segment`, which only decodes: behind `prepare` each image is a JPEG.
+"""
 
 import os
 from pathlib import Path
@@ -7,7 +10,7 @@ import duckdb
 import pytest
 
 from tests.support.bad_images import POISON, ExpectedVerdict, samples, write_bad_catalog
-from tests.support.builds import NO_DETECTORS, segmint, write_config
+from tests.support.builds import NO_DETECTORS, ROOT, segmint, write_config
 
 pytestmark = pytest.mark.ray
 
@@ -15,7 +18,7 @@ ODD = {
     *("plain.jpg", "portrait.jpg", "cmyk.jpg", "rotated_gps.jpg", "sixteen_bit.tif", "palette_alpha.png"),
     *("one_bit.png", "still.gif", "a name, spaces & Ünïcödé 写真 %41.jpg", "right_hash.jpg"),
 }
-"""Images that are accepted and segmented here. Tests of `prepare` have them all; behind it each is a JPEG."""
+"""Images that are accepted here. Tests of `prepare` have them all."""
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +32,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Expected
         folder / "photos" / "catalog.jsonl",
         folder / "dataset",
         images_per_shard=25,
-        masks={"points_per_side": 1, "crop_n_layers": 0},
         deidentify=NO_DETECTORS,
-        model={"threads": 2, "device": "cpu"},
         rows_per_block=16,
     )
-    path = os.pathsep.join(filter(None, [str(POISON), os.environ.get("PYTHONPATH")]))
-    printed = segmint("build", config, timeout=600, PYTHONPATH=path)
+    path = os.pathsep.join(filter(None, [str(POISON), str(ROOT), os.environ.get("PYTHONPATH")]))
+    printed = segmint("build", config, timeout=600, module="tests.support.two_masks", PYTHONPATH=path)
     return folder / "dataset", expected, printed
 
 

@@ -30,6 +30,7 @@ from tests.support.everything import jpegs, mentions
 from tests.support.locations import location_of
 from tests.support.small_dataset import build_dataset
 from tests.support.traces import files_with_traces, telling_windows
+from tests.support.two_masks import TwoMaskSegment
 
 pytestmark = pytest.mark.ray
 
@@ -117,9 +118,13 @@ class TakedownScene:
         return done.exit_code, json.loads(done.stdout)["found"]
 
 
-def test_neither_growth_nor_a_retry_nor_another_driver_brings_it_back(tmp_path: Path, local_ray: Cluster) -> None:
+def test_neither_growth_nor_a_retry_nor_another_driver_brings_it_back(
+    tmp_path: Path, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stub of the segment stage, which only sees released images."""
+    monkeypatch.setattr("segmint.pipeline.build.Segment", TwoMaskSegment)
     scene = TakedownScene(tmp_path)
-    build_dataset(scene.config, only=[0])
+    build_dataset(scene.config, only=[0], segment_class=TwoMaskSegment)
     scene.look()
     tar = next((scene.dataset / "shards").iterdir())
     before = tar.read_bytes()

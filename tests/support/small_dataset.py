@@ -25,10 +25,16 @@ def read_all(source: RowSource) -> pa.Table:
     return pa.concat_tables(table for task in source.get_read_tasks(1) for table in task())
 
 
-def build_dataset(config_path: Path, only: Sequence[int] | None = None, retry: Collection[Reason] = ()) -> str:
+def build_dataset(
+    config_path: Path,
+    only: Sequence[int] | None = None,
+    retry: Collection[Reason] = (),
+    segment_class: type[Segment] = Segment,
+) -> str:
     """Build and commit every missing shard of a configuration's dataset, and its index; returns the dataset's URI.
 
-    `only` are the shards to build, if not all. Rows that were refused for the reasons `retry` are tried again.
+    `only` are the shards to build, if not all. Rows that were refused for the reasons `retry` are tried again. A
+    `segment_class` of `tests.support.two_masks` saves a test that isn't about masks the model's time.
     """
     config = load_config(str(config_path))
     storage = Storage(config.storage)
@@ -37,7 +43,7 @@ def build_dataset(config_path: Path, only: Sequence[int] | None = None, retry: C
     committed = CommitLog(dataset.location).committed()
     prepare = Prepare(*stages.prepare_arguments)
     try:
-        segment = Segment(stages.segment)
+        segment = segment_class(stages.segment)
         wanted = dataset.shards() if only is None else only
         for span in dataset.spans([shard for shard in wanted if shard not in committed]):
             rows = describe_table(segment(prepare(dataset.read_runs([(span.start, span.stop)]))))

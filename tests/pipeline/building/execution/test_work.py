@@ -18,13 +18,14 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.work import MissingShards, RejectedRows, WindowRows, WindowSize
 from segmint.pipeline.config.config import Config, load_config
-from tests.support.builds import write_catalog, write_config
+from tests.support.builds import NO_DETECTORS, write_catalog, write_config
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.locations import location_of
 from tests.support.photographs import photograph
 from tests.support.s3_server import S3Server
 from tests.support.signed_images import data_mining
 from tests.support.small_dataset import build_dataset
+from tests.support.two_masks import TwoMaskSegment
 
 
 @pytest.fixture
@@ -163,15 +164,16 @@ def test_an_image_whose_opt_out_was_withdrawn_is_tried_again_and_one_that_the_ca
     picture = photograph("coffee", (240, 180))
     Image.fromarray(picture).save(tmp_path / "a.jpg", xmp=data_mining("DMI-PROHIBITED-AIMLTRAINING"))
     rows = [{"uri": "a.jpg", "license": "CC0-1.0"}, {"uri": "b.jpg", "license": "CC0-1.0", "opt_out": True}]
-    config = write_config(tmp_path / "build.yaml", write_catalog(tmp_path / "c.jsonl", rows), tmp_path / "dataset")
-    log = CommitLog(location_of(build_dataset(config)))
+    catalog = write_catalog(tmp_path / "c.jsonl", rows)
+    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", deidentify=NO_DETECTORS)
+    log = CommitLog(location_of(build_dataset(config, segment_class=TwoMaskSegment)))
     before = log.latest(0)
     assert before is not None
     assert before.counts["rejected:opted_out"] == 2
-    build_dataset(config, retry=[Reason.OPTED_OUT])
+    build_dataset(config, retry=[Reason.OPTED_OUT], segment_class=TwoMaskSegment)
     assert log.latest(0) == before
     Image.fromarray(picture).save(tmp_path / "a.jpg")
-    build_dataset(config, retry=["opted_out"])
+    build_dataset(config, retry=["opted_out"], segment_class=TwoMaskSegment)
     after = log.latest(0)
     assert after is not None
     assert (after.generation, after.counts["images"], after.counts["rejected:opted_out"]) == (2, 1, 1)
