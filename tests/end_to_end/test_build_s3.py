@@ -1,4 +1,7 @@
-"""The same build with catalog, photographs and dataset on a real S3 server, also with an outage of the server."""
+"""The same build with catalog, photographs and dataset on a real S3 server, also with an outage of the server.
+
+`make test` has a build on that server in `test_storage_faults.py`, whose files equal local ones in spite of faults.
+"""
 
 import threading
 import time
@@ -23,6 +26,7 @@ def photos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_s3_holds_byte_for_byte_what_local_files_hold(
     built: BuiltDataset, s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:

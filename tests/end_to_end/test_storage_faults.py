@@ -1,4 +1,7 @@
-"""Whole builds with catalog, photographs and dataset on a real S3 server, behind a proxy that injects faults."""
+"""Whole builds with catalog, photographs and dataset on a real S3 server, behind a proxy that injects faults.
+
+Only the segment stage is a stub: it uses no store.
+"""
 
 import re
 import shutil
@@ -12,7 +15,7 @@ import pytest
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from tests.support.builds import NO_DETECTORS, digests, segmint, small_catalog, write_config
+from tests.support.builds import NO_DETECTORS, ROOT, digests, segmint, small_catalog, write_config
 from tests.support.faulty_proxy import (
     CUT_BODY,
     DRIP_BODY,
@@ -29,18 +32,14 @@ from tests.support.faulty_proxy import (
 from tests.support.s3_server import S3Server
 from tests.support.small_dataset import build_dataset
 from tests.support.storms import Outage, Storm, StormRule
+from tests.support.two_masks import TwoMaskSegment
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 SLOW_DOWN = answer(503, "SlowDown")
 ERROR = answer(500, "InternalError")
 COMMIT = "/commits/"
-TINY: dict[str, Any] = {
-    "images_per_shard": 2,
-    "masks": {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5},
-    "deidentify": NO_DETECTORS,
-    "rows_per_block": 1,
-}
+TINY: dict[str, Any] = {"images_per_shard": 2, "deidentify": NO_DETECTORS, "rows_per_block": 1}
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,10 @@ class FaultyWorld:
     scratch: Path
 
     def build(self, check: int | None = 0) -> str:
-        printed = segmint("build", self.config, "--json", check=check, timeout=500)
+        stubbed = "tests.support.two_masks"
+        printed = segmint(
+            "build", self.config, "--json", check=check, timeout=500, module=stubbed, PYTHONPATH=str(ROOT)
+        )
         self.proxy.policy = lambda method, target: b""
         return printed
 
@@ -85,11 +87,8 @@ def photos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(photos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    return digests(
-        Path(
-            build_dataset(write_config(folder / "build.yaml", photos_folder / "catalog.jsonl", folder / "set", **TINY))
-        )
-    )
+    config = write_config(folder / "build.yaml", photos_folder / "catalog.jsonl", folder / "set", **TINY)
+    return digests(Path(build_dataset(config, segment_class=TwoMaskSegment)))
 
 
 @pytest.fixture
