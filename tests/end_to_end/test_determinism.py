@@ -6,10 +6,14 @@ from typing import Any
 import pytest
 
 from benchmarks.building.scale import write_build
-from benchmarks.building.stubs import RELEASE_BYTES
+from benchmarks.building.stubs import IMAGE_S, RELEASE_BYTES
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.config.config import load_config
 from tests.support.builds import SEVERAL_ACTORS, digests, segmint, write_config
 from tests.support.built_fixtures import BuiltDataset
 from tests.support.runs import STUBBED, assert_gone, assert_whole, finish, running, wait_for
+from tests.support.stubbed import write_dataset
 
 pytestmark = pytest.mark.ray
 
@@ -86,17 +90,21 @@ def test_rows_reach_their_shards_in_any_windows_and_blocks(
     assert stubbed_build(tmp_path, catalog, **settings) == files
 
 
-def test_a_killed_run_is_finished_by_the_next(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
-    commits = tmp_path / "dataset" / "commits"
-    with running(config) as run:
+def test_a_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
+    """With stubs for pixels, unlike `test_kills.py`; the undisturbed files are written without Ray."""
+    sizes = {"images_per_shard": 30, "rows_per_block": 10, "resources": pools(1)}
+    killed, alone = (write_build(tmp_path / name, 240, **sizes) for name in ("killed", "alone"))
+    commits = tmp_path / "killed" / "dataset" / "commits"
+    with running(killed, **STUBBED, **{IMAGE_S: "0.02"}) as run:
         wait_for("commit", lambda: commits.is_dir() and any(commits.glob("*.json")), run)
         run.kill()
         run.wait()
-        assert len(list(commits.glob("*.json"))) < 4, "the run was already whole when it was killed"
+        assert len(list(commits.glob("*.json"))) < 8, "the run was already whole when it was killed"
         assert_gone(run)
-    assert finish(config) == 1
-    assert_whole(tmp_path / "dataset", undisturbed)
+    assert finish(killed, **STUBBED) == 1
+    write_dataset(alone)
+    open_or_create(load_config(str(alone)), Storage()).write_index()
+    assert_whole(tmp_path / "killed" / "dataset", digests(tmp_path / "alone" / "dataset"))
 
 
 @pytest.mark.long

@@ -83,7 +83,8 @@ def assert_stops(run: BuildProcess, how: signal.Signals, *, everything: bool = F
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_build_stops_in_the_middle_of_a_window(tmp_path: Path, how: signal.Signals) -> None:
-    config = write_build(tmp_path, 3_000, images_per_shard=30, rows_per_block=16)
+    resources = {"segment": {"actors": 1}, "object_store_memory": 500_000_000}
+    config = write_build(tmp_path, 3_000, images_per_shard=30, rows_per_block=16, resources=resources)
     commits = tmp_path / "dataset" / "commits"
     with running(config, **STUBBED) as run:
         wait_for("a commit", lambda: commits.is_dir() and any(commits.iterdir()), run)
