@@ -16,14 +16,14 @@ from tests.support.protocol import quick_folder
 
 Results = dict[str, dict[str, Any]]
 
-LOCAL = {
-    "one": ["write_shard", "next generation", "shards.json", "takedown" + CHANGES],
-    "other": [
-        *("sweep", "redact" + CHANGES, "repair" + CHANGES, "retry", "retry beside a takedown"),
-        *("sleep beside other content", "sleep beside equal content"),
-    ],
-}
+LOCAL = (
+    ["write_shard", "takedown" + CHANGES, "sweep"],
+    ["retry", "retry beside a takedown", "sleep beside other content"],
+)
 """The operations run in each of two processes, which take about equally long."""
+
+LONG = ["next generation", "shards.json", "sleep beside equal content"]
+"""More of them, which only `make test-long` runs, as it does those of other corrections."""
 
 
 def start_matrix(operations: list[str], *arguments: str) -> subprocess.Popen[str]:
@@ -48,22 +48,36 @@ def answer_of(process: subprocess.Popen[str]) -> Results:
 
 @pytest.fixture(scope="module")
 def matrix() -> Results:
-    """The results of all operations on local files."""
+    """The results of the operations of `make test` on local files."""
     with quick_folder() as folder:
-        started = [start_matrix(operations, str(folder)) for operations in LOCAL.values()]
+        started = [start_matrix(operations, str(folder)) for operations in LOCAL]
         answers = [answer_of(process) for process in started]
     return answers[0] | answers[1]
 
 
-@pytest.mark.parametrize(
-    "operation", ["write_shard", "next generation", "sweep", "shards.json", "takedown", "redact", "retry", "repair"]
-)
+@pytest.fixture(scope="module")
+def long_matrix() -> Results:
+    """The results of `LONG` on local files."""
+    with quick_folder() as folder:
+        return answer_of(start_matrix(LONG, str(folder)))
+
+
+@pytest.mark.parametrize("operation", ["write_shard", "sweep", "takedown", "retry"])
 def test_a_death_at_any_call_leaves_one_whole_generation_and_is_recovered(matrix: Results, operation: str) -> None:
-    assert matrix[operation]["wrong"] == {}
-    calls = matrix[operation]["calls"]
-    reads = operation not in ("takedown", "redact", "repair")
+    assert_recovered(matrix[operation], reads=operation != "takedown")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("operation", ["next generation", "shards.json"])
+def test_a_death_in_more_operations_is_recovered(long_matrix: Results, operation: str) -> None:
+    assert_recovered(long_matrix[operation], reads=True)
+
+
+def assert_recovered(results: dict[str, Any], *, reads: bool) -> None:
+    assert results["wrong"] == {}
+    calls = results["calls"]
     points = [call for call in calls if reads or call.split()[0] not in READS]
-    assert matrix[operation]["points"] == len(points) + calls.count("fsync of a file") + 1 > 8
+    assert results["points"] == len(points) + calls.count("fsync of a file") + 1 > 8
 
 
 @pytest.mark.long
@@ -166,13 +180,20 @@ def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
     # Each put: the temporary file is synced and renamed, its folder synced. Reservation and commit are linked instead.
     assert [calls.count(name) for name in ("fsync of a file", "replace", "link", "unlink")] == [6, 4, 2, 3]
     assert any(call.startswith("delete") for call in matrix["sweep"]["calls"])
-    assert any(call.startswith("create commits/000001.g2") for call in matrix["next generation"]["calls"])
+    assert any(call.startswith("create commits/000001.g2") for call in matrix["retry"]["calls"])
 
 
-@pytest.mark.parametrize("content", ["other content", "equal content"])
-def test_a_writer_paused_at_any_call_changes_nothing_when_it_resumes(matrix: Results, content: str) -> None:
+def test_a_writer_paused_at_any_call_changes_nothing_when_it_resumes(matrix: Results) -> None:
     """The result is what either writer alone would have left: the loser's files are gone."""
-    results = matrix[f"sleep beside {content}"]
+    assert_changed_nothing(matrix["sleep beside other content"])
+
+
+@pytest.mark.long
+def test_a_writer_paused_beside_equal_content_changes_nothing_when_it_resumes(long_matrix: Results) -> None:
+    assert_changed_nothing(long_matrix["sleep beside equal content"])
+
+
+def assert_changed_nothing(results: dict[str, Any]) -> None:
     assert results["wrong"] == {}
     assert results["points"] == len(results["calls"]) + 1 > 20
 
