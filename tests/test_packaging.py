@@ -20,7 +20,7 @@ from segmint.model.kernels.cpu.build import LIBRARY, NoKernelsError, compiler
 from segmint.pipeline.commands.common.extras import EXTRAS
 from tests.support.builds import write_catalog, write_config
 from tests.support.committed import write_dataset
-from tests.support.environments import installed_wheel, link_packages, python
+from tests.support.environments import COMMANDS, ended, installed_wheel, link_packages, python
 from tests.support.locations import location_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,16 +40,16 @@ for name in ("SIGALRM", "setitimer"):
 """
 """Removes what Windows doesn't have, and links, which some disks don't have."""
 
+GENERATE = """
+from segmint import MaskGenerator, MaskSettings, Predictor, load_sam
+settings = MaskSettings.official(points_per_side=2, pred_iou_thresh=0.5)
+MaskGenerator(Predictor(load_sam(sys.argv[1], device="cpu")), settings).generate(sys.argv[3])
+"""
+
 SCRIPT = """
 import atexit, json, runpy, sys
-import numpy as np
 from segmint import MaskGenerator, MaskSettings, Predictor, load_sam, open_dataset
 weights, dataset, photo = sys.argv[1:]
-settings = MaskSettings.official(points_per_side=2, pred_iou_thresh=0.5)
-generator = MaskGenerator(Predictor(load_sam(weights, device="cpu")), settings)
-records = generator.generate(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).records
-predictor = generator.predictor
-assert predictor.predict(predictor.embed(photo), points=[[40, 30]], labels=[1]).predicted_iou.shape == (1, 3)
 images = [sample.image.shape for sample in open_dataset(dataset)]
 import catalogs, infra, model, operators, pipeline
 theirs = [module.OWNER for module in (catalogs, infra, model, operators, pipeline)]
@@ -177,7 +177,7 @@ def test_modules_of_our_folders_names_are_nobodys_trouble(
     """Nor do masks, generators and readers need a package of the detectors, or what only Linux and macOS have."""
     arguments = ["script.py", str(mobile_sam_path), "dataset", "photo.png"]
     if way == "wheel without Unix":
-        (crowded / "script.py").write_text(WITHOUT_UNIX + SCRIPT, encoding="utf-8")
+        (crowded / "script.py").write_text(WITHOUT_UNIX + GENERATE + SCRIPT, encoding="utf-8")
         installed: Path = request.getfixturevalue("installed")
         base: Path = request.getfixturevalue("base_packages")
         done, home = python(arguments, path=[installed, base], folder=crowded), installed
@@ -235,15 +235,12 @@ def test_a_command_without_its_extra_says_which_to_install(
 def test_audit_and_report_need_no_ray(installed: Path, crowded: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     packages = tmp_path_factory.mktemp("report") / "packages"
     link_packages([*PROJECT["dependencies"], *requirements_of("report")], packages)
-    script = (
-        "import sys; from segmint.pipeline.quality.audit import integrity; integrity.RAY_FROM_MASKS = 0\n"
-        "from segmint.pipeline.commands.cli import main\n"
-        "sys.argv = ['segmint', *sys.argv[1:]]; main()"
-    )
-    done = python(["-c", script, "audit", "dataset"], path=[installed, packages], folder=crowded)
-    assert (done.returncode, done.stdout.splitlines()[0].partition(":")[0]) == (1, "verdict"), done.stderr
-    done = python(["-c", script, "report", "dataset"], path=[installed, packages], folder=crowded)
-    assert done.returncode == 0, done.stderr
+    script = "from segmint.pipeline.quality.audit import integrity; integrity.RAY_FROM_MASKS = 0\n" + COMMANDS
+    commands = [["audit", "dataset"], ["report", "dataset"]]
+    done = python(["-c", script, json.dumps(commands)], path=[installed, packages], folder=crowded)
+    audited, reported = ended(done, commands)
+    assert (audited.returncode, audited.stdout.splitlines()[0].partition(":")[0]) == (1, "verdict"), audited.stderr
+    assert reported.returncode == 0, reported.stderr
     assert (crowded / "dataset" / "report" / "index.html").is_file()
     assert not (packages / "ray").exists()
 
@@ -290,8 +287,9 @@ def test_a_build_with_other_detectors_needs_no_package_of_the_bundled_ones(
     begun = python(["-c", BEGIN], path=path, folder=crowded)
     assert begun.stdout == "none none none\n", begun.stderr
     assert (crowded / "others" / "dataset.json").is_file()
-    for command in ("build", "plan --sample 1"):
-        done = python(["-m", "segmint", *command.split(), "bundled.yaml"], path=path, folder=crowded)
+    commands = [["build", "bundled.yaml"], ["plan", "--sample", "1", "bundled.yaml"]]
+    both = python(["-c", COMMANDS, json.dumps(commands)], path=path, folder=crowded)
+    for done in ended(both, commands):
         assert done.returncode == 2, done.stderr
         assert "the detectors mtcnn and clp need facenet-pytorch, onnxruntime, torchvision, not" in done.stderr
         assert "pip install 'segmint[detectors]'" in done.stderr

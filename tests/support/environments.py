@@ -1,10 +1,11 @@
 """Environments as pip would make them, out of links to the packages that are installed here."""
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -14,6 +15,16 @@ from packaging.requirements import Requirement
 from tests.support.parallel import made_once
 
 ROOT = Path(__file__).resolve().parents[2]
+
+COMMANDS = """
+import json, sys
+from typer.testing import CliRunner
+from segmint.pipeline.commands.cli import app
+for words in json.loads(sys.argv[1]):
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    print(json.dumps([done.exit_code, done.stdout, done.stderr]))
+"""
+"""A script that runs commands in one process, which imports torch once. `ended` reads what it prints."""
 
 
 def installed_wheel(factory: pytest.TempPathFactory) -> Path:
@@ -75,6 +86,15 @@ def python(
     return subprocess.run(
         [sys.executable, "-S", *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False
     )
+
+
+def ended(
+    done: subprocess.CompletedProcess[str], commands: Sequence[Sequence[str]]
+) -> list[subprocess.CompletedProcess[str]]:
+    """Returns how each of the commands ended that `COMMANDS` ran."""
+    lines = done.stdout.splitlines()
+    assert (done.returncode, len(lines)) == (0, len(commands)), done.stdout + done.stderr
+    return [subprocess.CompletedProcess(each, *json.loads(line)) for each, line in zip(commands, lines, strict=True)]
 
 
 def _pip(*arguments: str) -> None:
