@@ -25,7 +25,15 @@ from segmint.pipeline.building.plan.plan import DEFAULT_SHARE, DRAWN_PER_POINT, 
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
-from tests.support.builds import ROOT, digests, segmint_and_modules, small_catalog, write_catalog, write_config
+from tests.support.builds import (
+    NO_DETECTORS,
+    ROOT,
+    digests,
+    segmint_and_modules,
+    small_catalog,
+    write_catalog,
+    write_config,
+)
 from tests.support.locations import location_of
 from tests.support.small_dataset_fixtures import SMALL_MASKS
 from tests.support.torchscript import FailingDetector, saved
@@ -183,7 +191,7 @@ def test_a_dataset_that_grew_is_planned_part_by_part(tmp_path: Path) -> None:
     """Four rows in shards 0 and 1, then five in shards 2 and 3; the first of each part is committed."""
     rows = [{"uri": f"{i}.jpg", "license": "MIT", "image_id": f"i{i}"} for i in range(9)]
     for known in (4, 9):
-        config = configured(tmp_path, write_catalog(tmp_path / "c.jsonl", rows[-known:]))
+        config = configured(tmp_path, write_catalog(tmp_path / "c.jsonl", rows[-known:]), deidentify=NO_DETECTORS)
         open_or_create(config, Storage(), grow=True)
     for shard in (0, 2):
         Storage().put(f"{config.output}/commits/00000{shard}.g1.json", b"")
@@ -277,7 +285,8 @@ def test_a_sample_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.Monk
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    config = configured(tmp_path, small_catalog(tmp_path / "photos", 6), release={"format": "annotations"})
+    keys = {"release": {"format": "annotations"}, "deidentify": NO_DETECTORS}
+    config = configured(tmp_path, small_catalog(tmp_path / "photos", 6), **keys)
     plan = make_plan(config, PlanOptions(sample=1))
     assert plan.sample is not None
     assert plan.sample.rows[0].ordinal == 3
@@ -287,7 +296,8 @@ def test_a_sample_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_sample_for_gpus_that_are_not_here_gives_all_but_their_time(tmp_path: Path) -> None:
-    config = configured(tmp_path, small_catalog(tmp_path / "photos", 4), model={"threads": 1, "weights": "mobile_sam"})
+    keys = {"model": {"threads": 1, "weights": "mobile_sam"}, "deidentify": NO_DETECTORS}
+    config = configured(tmp_path, small_catalog(tmp_path / "photos", 4), **keys)
     plan = make_plan(config, PlanOptions(sample=2, flops=1e15))
     assert plan.sample is not None
     assert (plan.measured, plan.share_of_ceiling, plan.hours_of) == (False, DEFAULT_SHARE, "GPU")
@@ -303,7 +313,7 @@ def test_a_sample_for_gpus_that_are_not_here_gives_all_but_their_time(tmp_path: 
 
 
 def test_a_sample_that_was_refused_whole_says_so(tmp_path: Path, unread: Path) -> None:
-    plan = make_plan(configured(tmp_path, unread), PlanOptions(sample=2))
+    plan = make_plan(configured(tmp_path, unread, deidentify=NO_DETECTORS), PlanOptions(sample=2))
     assert plan.images.value == 0
     assert plan.images.high > 500
     assert any("the sample has no accepted rows" in note for note in plan.notes)
@@ -312,7 +322,7 @@ def test_a_sample_that_was_refused_whole_says_so(tmp_path: Path, unread: Path) -
 
 def test_a_row_that_cannot_be_judged_ends_the_plan(tmp_path: Path) -> None:
     saved(FailingDetector(), tmp_path / "broken.pt")  # fails on control images, but not on the blank one
-    detectors = {"faces": {"detector": str(tmp_path / "broken.pt")}}
+    detectors = {**NO_DETECTORS, "faces": {"detector": str(tmp_path / "broken.pt")}}
     config = configured(tmp_path, small_catalog(tmp_path / "photos", 6), deidentify=detectors)
     with pytest.raises(SegmintError, match=r"row 4 of the sample \(image-3\) can be neither accepted nor rejected"):
         make_plan(config, PlanOptions(sample=1))
@@ -359,6 +369,7 @@ def test_the_command_answers_in_lines_and_in_json(tmp_path: Path, unread: Path) 
 
 
 def test_a_plan_needs_no_ray(tmp_path: Path) -> None:
-    config = write_config(tmp_path / "build.yaml", small_catalog(tmp_path / "p", 6), tmp_path / "dataset", masks=GRID)
+    keys = {"masks": GRID, "deidentify": NO_DETECTORS}
+    config = write_config(tmp_path / "build.yaml", small_catalog(tmp_path / "p", 6), tmp_path / "dataset", **keys)
     done, loaded = segmint_and_modules("plan", config, "--sample", "1")
     assert (done.returncode, "ray" in loaded) == (0, False), done.stderr
