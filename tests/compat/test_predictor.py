@@ -9,6 +9,7 @@ from PIL import Image
 
 from segmint.compat import SamPredictor
 from segmint.model.sam.load import build_sam
+from tests.support.embedded_once import embed_once
 
 BOX = np.array([10, 10, 60, 50])
 
@@ -21,6 +22,7 @@ def image(coffee: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def predictor(image: np.ndarray) -> SamPredictor:
     made = SamPredictor(build_sam("mobile_sam"))
+    embed_once(made.model.predictor())
     made.set_image(image)
     return made
 
