@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from segmint.operators.schemas import IMAGES, MASKS, REJECTS
-from tests.support.builds import digests, segmint, segmint_here
+from tests.support.builds import digests, segmint_here
 from tests.support.built_fixtures import BuiltDataset
 
 pytestmark = pytest.mark.ray
@@ -96,7 +96,7 @@ def test_a_second_run_has_nothing_to_do_and_changes_nothing(built: BuiltDataset)
 
 
 def test_another_configuration_is_refused_with_its_keys(built: BuiltDataset) -> None:
-    printed = segmint("build", built.config, "--set", "masks.points_per_side=4", check=2)
+    printed = segmint_here("build", built.config, "--set", "masks.points_per_side=4", check=2)
     assert "masks.points_per_side" in printed
     assert len(list((built.dataset / "commits").iterdir())) == 4
 

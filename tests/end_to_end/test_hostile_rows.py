@@ -199,7 +199,7 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow,
 
 
 @given(catalog=catalogs, dates=st.lists(days, min_size=1, max_size=8))
-@settings(unhurried, max_examples=20)
+@settings(unhurried, max_examples=10)
 def test_every_row_ends_in_its_place(
     line: CatalogLine, catalog: tuple[str, list[Row]], dates: list[int | None]
 ) -> None:

@@ -121,12 +121,14 @@ QUICK: tuple[Command, ...] = (audited, read, viewed, exported, repaired)
 ALL: tuple[Command, ...] = (*QUICK, reported, verified, compared, listed, proven, swept)
 
 
-def unexpected(dataset: Path, folder: Path, file: str, count: int, commands: tuple[Command, ...]) -> list[str]:
-    """Run commands on `count` forms of a file; return the exceptions that no command expects."""
+def unexpected(
+    dataset: Path, folder: Path, file: str, count: int, commands: tuple[Command, ...], every: int = 1
+) -> list[str]:
+    """Run commands on every n-th of `count` forms of a file; return the exceptions that no command expects."""
     (path,) = dataset.glob(file)
     whole = path.read_bytes()
     found = []
-    for number, (how, data) in enumerate(mutants(whole, count, seed=count)):
+    for number, (how, data) in enumerate([*mutants(whole, count, seed=count)][::every]):
         path.write_bytes(data)
         for command in commands:
             scratch = folder / f"{number}-{command.__name__}"
@@ -145,7 +147,7 @@ def unexpected(dataset: Path, folder: Path, file: str, count: int, commands: tup
 
 @pytest.mark.parametrize("file", FILES)
 def test_odd_json_ends_no_command_unexpectedly(dataset: Path, tmp_path: Path, file: str) -> None:
-    assert unexpected(dataset, tmp_path, file, 6, QUICK) == []
+    assert unexpected(dataset, tmp_path, file, 6, QUICK, every=2) == []
 
 
 @pytest.mark.long

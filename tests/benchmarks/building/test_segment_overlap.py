@@ -57,12 +57,14 @@ class Alternating(SleepingSegment):
         self._now += seconds
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_stages_of_images_of_all_calls_overlap(local_ray: Cluster) -> None:
     found = measure_idle(HostThreads.of("cuda"), rows_per_block=4, images=IMAGES, compute_s=0, segment=Overlapping)
     assert (found["decoders"], found["calls"], found["rows_per_block"]) == (2, 5, 4)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_idle_share_is_that_of_the_time_in_which_the_device_waits(local_ray: Cluster) -> None:
     found = measure_idle(HostThreads(1, 1, 1), IMAGES, IMAGES, compute_s=2, host_share=4.0, segment=Alternating)

@@ -1,6 +1,5 @@
 """Suspects alone: one that is segmented is cleared, and the next window's rows have what is known."""
 
-import os
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -33,6 +32,7 @@ from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.config.config import load_config
 from tests.support.builds import write_catalog, write_config, write_photographs
 from tests.support.described_rows import accepted_row
+from tests.support.row_stubs import Alone
 from tests.support.small_dataset import read_all
 
 pytestmark = pytest.mark.ray
@@ -124,23 +124,6 @@ def test_a_shard_that_stays_on_hold_runs_three_times_in_a_window(
         assert list(ledger.retry_slot(6)) == []
 
 
-class Alone:
-    """In place of `SegmentAlone`: it segments every image, unless it is told to die with those after the control."""
-
-    def __init__(self, deadly: bool, _timeout_s: float) -> None:
-        self._deadly = deadly
-        self._images = 0
-
-    def node(self) -> str:
-        return str(ray.get_runtime_context().get_node_id())
-
-    def has_memory_for(self, _table: object) -> bool:
-        self._images += 1
-        if self._deadly and self._images > 1:
-            os._exit(1)
-        return True
-
-
 def test_a_worker_that_cannot_be_reached_is_not_taken_for_dead(
     local_ray: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +185,9 @@ def test_a_row_whose_fault_stays_is_tried_alone_and_named(
 ) -> None:
     # As if only the workers' machines lacked Java.
     monkeypatch.setattr("segmint.catalogs.source.normalize.missing_package", lambda protocol: None)
+    monkeypatch.setattr("segmint.pipeline.building.execution.quarantine.SegmentAlone", Alone)
     quarantine, dataset = open_quarantine(tmp_path, local_ray, NOWHERE, "absent.jpg")
+    quarantine.stages = replace(quarantine.stages, segment=False)  # type: ignore[arg-type]
     spans = dataset.spans([0, 2])
     trials = []
     for _ in range(4):
