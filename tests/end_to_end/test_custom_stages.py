@@ -52,7 +52,8 @@ def test_the_example_of_the_page_runs_in_a_build(tmp_path: Path, monkeypatch: py
     config = write_config(
         tmp_path / "build.yaml", catalog, tmp_path / "dataset", deidentify=NO_DETECTORS, stages=stages
     )
-    printed = segmint("build", config, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    printed = segmint("build", config, module="tests.support.two_masks", PYTHONPATH=path)
     assert "blurry" in printed
 
     dataset = tmp_path / "dataset"

@@ -24,6 +24,7 @@ from tests.support.locations import location_of
 from tests.support.parallel import made_once
 from tests.support.small_dataset import build_dataset
 from tests.support.trainable import SHORTEST, scene, train_yaml
+from tests.support.two_masks import TwoMaskSegment
 
 SCENES = (1, 2, 3)
 """The third is held out at a share of 0.3."""
@@ -56,7 +57,10 @@ def turn(tmp_path_factory: pytest.TempPathFactory) -> EngineRound:
 
 
 def make_turn(folder: Path) -> None:
-    """Make the turn with the commands. Both builds run the stages of a build in this process, without Ray."""
+    """Make the turn with the commands. Both builds run the stages of a build in this process, without Ray.
+
+    The masks of the first build are replaced, so a stub makes them.
+    """
     photos = folder / "photos"
     photos.mkdir()
     rows = []
@@ -66,7 +70,8 @@ def make_turn(folder: Path) -> None:
     catalog = write_catalog(photos / "catalog.jsonl", rows)
     begun = {"masks": MASKS, "deidentify": NO_DETECTORS}
 
-    build_dataset(write_config(folder / "round-0.yaml", catalog, folder / "round-0", name="round-0", **begun))
+    config = write_config(folder / "round-0.yaml", catalog, folder / "round-0", name="round-0", **begun)
+    build_dataset(config, segment_class=TwoMaskSegment)
     corrected = write_corrections(folder / "corrected.json")
     answers: dict[str, Any] = {
         "import": answer("import", folder / "round-0", corrected, "--replace", "--annotator", "Ada")
