@@ -88,7 +88,7 @@ def test_verify_holds_few_bytes_per_key(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(verify, "_THREADS", 1)
     monkeypatch.setattr(verify, "_AHEAD", 1)
     peaks = []
-    for shards in (100, 300):
+    for shards in (50, 150):
         dataset = location_of(tmp_path / str(shards))
         keys = write_many_shards(dataset, shards)
         assert keys == 5 * shards + 2
