@@ -59,7 +59,7 @@ def embed_once(predictor: Predictor) -> EmbeddedOnce:
 
 @contextmanager
 def encoding_once(factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Have all of MobileSAM's encoders in float32 on the CPU that are made meanwhile share what the test run encoded."""
+    """Have all of MobileSAM's encoders in float32 on the CPU that are made meanwhile share a folder of the test run."""
     folder, start = made_once(factory, "embeddings", lambda _: None), BatchEncoder.__init__
 
     def started(self: BatchEncoder, sam: Sam, *arguments: Any, **named: Any) -> None:

@@ -29,9 +29,8 @@ def one(mobile_sam_path: Path) -> Iterator[PredictorThread]:
 def test_a_click_is_answered_while_an_image_is_encoded(
     one: PredictorThread, mobile_sam_path: Path, coffee: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    plain = Predictor(load_sam(mobile_sam_path))
     with encoding_once(tmp_path_factory):
-        expected = plain.embed(coffee)
+        expected = Predictor(load_sam(mobile_sam_path)).embed(coffee)
     order: list[str] = []
     begun, asked = threading.Event(), threading.Event()
 
