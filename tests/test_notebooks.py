@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 mpl.use("Agg")
 
 
-@pytest.mark.usefixtures("weights", "encoded_once")
+@pytest.mark.usefixtures("weights", "embedded_once")
 def test_the_quickstart_runs_and_shows_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

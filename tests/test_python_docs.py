@@ -46,7 +46,7 @@ def faster(examples: list[str]) -> list[str]:
     return [example.replace("points_per_side=8", "points_per_side=3") for example in examples]
 
 
-@pytest.mark.usefixtures("weights", "encoded_once")
+@pytest.mark.usefixtures("weights", "embedded_once")
 def test_the_examples_of_the_page_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     examples = faster(examples_of(PAGE))
     names, _ = run_cells(examples)
@@ -67,7 +67,7 @@ def test_the_examples_of_the_page_run(folder: Path, capsys: pytest.CaptureFixtur
     pyplot.close("all")
 
 
-@pytest.mark.usefixtures("weights", "encoded_once")
+@pytest.mark.usefixtures("weights", "embedded_once")
 def test_the_example_of_the_readme_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names, _ = run_cells(faster(examples_of(ROOT / "README.md")))
     assert names["pixels"][60, 290]

@@ -133,7 +133,7 @@ class Notebook:
 
 @pytest.fixture(scope="module")
 def notebooks(
-    tmp_path_factory: pytest.TempPathFactory, coffee: np.ndarray, mobile_sam_path: Path, encoded_once: None
+    tmp_path_factory: pytest.TempPathFactory, coffee: np.ndarray, mobile_sam_path: Path, embedded_once: None
 ) -> tuple[Notebook, Notebook]:
     """One for segmint and one for the reference, on the same photograph; an encoder that both share encodes once."""
     photo = tmp_path_factory.mktemp("notebook") / "coffee.png"

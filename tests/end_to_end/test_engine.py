@@ -50,7 +50,7 @@ class EngineRound:
 
 
 @pytest.fixture(scope="module")
-def turn(tmp_path_factory: pytest.TempPathFactory, encoded_once: None) -> EngineRound:
+def turn(tmp_path_factory: pytest.TempPathFactory, embedded_once: None) -> EngineRound:
     folder = made_once(tmp_path_factory, "turn", make_turn)
     answers = json.loads((folder / "answers.json").read_text())
     return EngineRound(folder / "round-0", folder / "round-1", Path(answers["weights"]), answers)

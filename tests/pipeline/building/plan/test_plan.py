@@ -251,7 +251,7 @@ def test_a_sample_of_all_rows_accounts_for_each(sampled: tuple[Path, BuildPlan])
     assert sorted(path.name for path in folder.iterdir()) == ["build.yaml", "photos"]
 
 
-@pytest.mark.usefixtures("encoded_once")
+@pytest.mark.usefixtures("embedded_once")
 def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, BuildPlan], small_dataset: Path) -> None:
     folder, plan = sampled
     shutil.copytree(small_dataset, folder / "dataset", ignore=shutil.ignore_patterns(OUTPUTS))
@@ -282,7 +282,7 @@ def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, BuildPlan], smal
         make_plan(load_config(str(folder / "build.yaml"), ["masks.points_per_side=5"]), PlanOptions())
 
 
-@pytest.mark.usefixtures("encoded_once")
+@pytest.mark.usefixtures("embedded_once")
 def test_a_sample_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -297,7 +297,7 @@ def test_a_sample_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.usefixtures("encoded_once")
+@pytest.mark.usefixtures("embedded_once")
 def test_a_sample_for_gpus_that_are_not_here_gives_all_but_their_time(tmp_path: Path) -> None:
     keys = {"model": {"threads": 1, "weights": "mobile_sam"}, "deidentify": NO_DETECTORS}
     config = configured(tmp_path, small_catalog(tmp_path / "photos", 4), **keys)

@@ -30,7 +30,8 @@ def test_a_click_is_answered_while_an_image_is_encoded(
     one: PredictorThread, mobile_sam_path: Path, coffee: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with encoding_once(tmp_path_factory):
-        expected = Predictor(load_sam(mobile_sam_path)).embed(coffee)
+        plain = Predictor(load_sam(mobile_sam_path))
+        expected = plain.embed(coffee)
     order: list[str] = []
     begun, asked = threading.Event(), threading.Event()
 
