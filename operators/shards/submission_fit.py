@@ -21,7 +21,8 @@ class SubmissionFit:
     parents: Mapping[str, FormerMask]  # masks that they replace, by the new mask's run lengths
     gone: frozenset[int]  # masks that are removed from the image
     same: int  # masks of the submission that the image already contains, pixel for pixel
-    unfit: int  # masks and deletions that refer to a mask that has since changed or gone
+    unfit: Sequence[str]  # masks and deletions that refer to a mask that has since changed or gone, with the reason
+    repeated: Sequence[str]  # masks that are in the submission twice
 
 
 def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], merged: Merged) -> SubmissionFit:
@@ -46,19 +47,24 @@ def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], 
         here = masks.get(mask.id)
         return (done.get(mask.id) if here is None else counts_of(here)) == mask.counts
 
+    def changed(id: int) -> str:
+        return "has changed since" if id in masks else "no longer exists"
+
     replaced = {mask.id: mask for mask in submission.replaced if fits(mask)}
     deleted = {mask.id for mask in submission.deleted if fits(mask)}
-    unfit = len(submission.deleted) - len(deleted)
-    # The former submission removed these masks, so they can't be restored although this submission keeps them.
-    unfit += len(done.keys() - {mask.id for mask in (*submission.replaced, *submission.deleted)})
+    unfit = [f"mask {each.id} isn't deleted: it {changed(each.id)}" for each in submission.deleted if not fits(each)]
+    kept = done.keys() - {mask.id for mask in (*submission.replaced, *submission.deleted)}
+    unfit += [f"mask {id} isn't restored: a submission that was merged removed it" for id in sorted(kept)]
     gone = undone | (deleted & masks.keys())
     stays: set[int] = set()
     new: dict[str, SubmittedMask] = {}
     parents: dict[str, FormerMask] = {}
+    repeated = []
     same = 0
-    for mask in submission.masks:
+    for place, mask in enumerate(submission.masks, 1):
         if mask.parent is not None and mask.parent not in replaced:
-            unfit += 1
+            parent = f"mask {mask.parent}, which it replaces, {changed(mask.parent)}"
+            unfit.append(f"mask {place} of {submission.path} isn't merged: {parent}")
             continue
         here = by_counts.get(mask.counts)
         if here is not None and here not in gone:
@@ -68,8 +74,10 @@ def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], 
             new[mask.counts] = mask
             if mask.parent is not None:
                 parents[mask.counts] = replaced[mask.parent]
+        else:
+            repeated.append(f"mask {place} of {submission.path} isn't merged: it repeats an earlier one")
     gone |= (replaced.keys() & masks.keys()) - stays
-    return SubmissionFit(list(new.values()), parents, frozenset(gone), same, unfit)
+    return SubmissionFit(list(new.values()), parents, frozenset(gone), same, unfit, repeated)
 
 
 def merged_before(submissions: Sequence[Submission], merged: Merged) -> Submission | None:

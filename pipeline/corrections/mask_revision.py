@@ -46,6 +46,7 @@ class RevisionList:
     shards: tuple[int, ...]  # that change
     skipped_images: Mapping[str, int]  # by reason
     examples: tuple[str, ...]
+    more_examples: int = 0  # number of those that are left out
 
     def lines(self) -> list[str]:
         """Return the list as lines of text."""
@@ -69,6 +70,11 @@ class RevisionList:
     def rows(self) -> int:
         """Number of images that change."""
         return self.images
+
+    def example_lines(self) -> list[str]:
+        """Return the examples as lines, and a last one for those that are left out."""
+        more = [f"  and {self.more_examples:,} more"] if self.more_examples else []
+        return [*(f"  {example}" for example in self.examples), *more]
 
     def in_shards(self) -> str:
         """Return the shards that change, as the end of a line of text."""
@@ -97,6 +103,7 @@ class RevisionCounts:
     masks: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)  # skipped images by reason
     examples: list[str] = field(default_factory=list)
+    more_examples: int = 0  # number of those that are left out
 
     def leave(self, name: str, why: str, detail: str | None = None) -> None:
         """Count a skipped image."""
@@ -107,12 +114,16 @@ class RevisionCounts:
         """Add the counts of another shard."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
-        del self.examples[SHOWN:]
+        self._limit_examples()
 
     def example(self, line: str) -> None:
-        """Add an example line, if there is room."""
-        if len(self.examples) < SHOWN:
-            self.examples.append(line)
+        """Add an example line, or only count it if there is no room."""
+        self.examples.append(line)
+        self._limit_examples()
+
+    def _limit_examples(self) -> None:
+        self.more_examples += len(self.examples[SHOWN:])
+        del self.examples[SHOWN:]
 
 
 C = TypeVar("C", bound=RevisionCounts)
@@ -222,6 +233,7 @@ class MaskCorrection(Correction[RevisionPlan[L], R]):
             shards=looked[0],
             skipped_images=dict(counts.left.most_common()),
             examples=tuple(counts.examples),
+            more_examples=counts.more_examples,
             **more,
         )
         is_done = not listed.images and not is_unfinished(dataset, shards)

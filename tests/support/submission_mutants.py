@@ -37,8 +37,8 @@ ANSWER_MUTANTS = (
     Mutant(
         "what is said again counts as lost",
         "pipeline/corrections/merge/row.py",
-        "        not _words(submission) <= last\n",
-        "        True\n",
+        "if (lost := _words(submission) - last)",
+        "if (lost := _words(submission))",
         ROW,
     ),
     Mutant(

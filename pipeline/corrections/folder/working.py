@@ -40,6 +40,7 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import ASSETS, default_weights
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.log import get_logger
 from segmint.infra.progress import track
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
@@ -387,6 +388,8 @@ class WorkingDataset:
         merged = merge_submission(rows[0], found) if found else SubmissionRow(rows[0])
         if merged.left is not None:
             raise BadFileError(f"{image.target}: can't hold the saved masks: {merged.left}")
+        for line in merged.not_merged:
+            get_logger("annotate").warning("not_saved", file=image.target, part=line)
         row = merged.row
         data, sha256 = self._read(ordinal)
         if state is None or sha256 not in state.sums:

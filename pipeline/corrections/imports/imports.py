@@ -120,7 +120,7 @@ class ImportList(RevisionList):
 
     def lines(self) -> list[str]:
         """Return the list as lines of text."""
-        return [*super().lines(), *(f"  {example}" for example in self.examples)]
+        return [*super().lines(), *self.example_lines()]
 
     def found(self) -> list[str]:
         """Return lines on the file's contents."""

@@ -49,6 +49,7 @@ class SubmissionRow:
     deleted: int = 0
     unfit: int = 0  # submitted changes whose parent mask was changed or removed
     superseded: int = 0  # unmerged earlier submissions to other states with content that the merged one lacks
+    not_merged: tuple[str, ...] = ()  # these masks, deletions, and submissions with the reason, and repeated masks
 
     @property
     def changes_masks(self) -> bool:
@@ -117,14 +118,16 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
     }
     if plan.new or plan.gone:
         next_row |= changed_masks(row, masks)
+    superseded = _superseded(row, submissions)
     return SubmissionRow(
         next_row,
         same=plan.same,
         corrected=sum(mask.counts in plan.parents for mask in plan.new),
         added=sum(mask.counts not in plan.parents for mask in plan.new),
         deleted=len(plan.gone) - corrected,
-        unfit=plan.unfit,
-        superseded=_superseded(row, submissions),
+        unfit=len(plan.unfit),
+        superseded=len(superseded),
+        not_merged=(*plan.unfit, *plan.repeated, *superseded),
     )
 
 
@@ -133,19 +136,21 @@ def seconds_of(submissions: Sequence[Submission]) -> float:
     return sum(submission.seconds for submission in last_of_states(submissions))
 
 
-def _superseded(row: Row, submissions: Sequence[Submission]) -> int:
-    """Return the number of states with unmerged content that the last submission does not repeat."""
+def _superseded(row: Row, submissions: Sequence[Submission]) -> list[str]:
+    """Return a line for each state with unmerged content that the last submission does not repeat."""
     waiting = [
         submission
         for submission in submissions
         if not is_merged(row["submission"], submission.assignment, submission.n)
     ]
     last = _words(submissions[-1])
-    return sum(
-        not _words(submission) <= last
-        for submission in last_of_states(waiting)
-        if submission.base != submissions[-1].base
-    )
+    earlier = (each for each in last_of_states(waiting) if each.base != submissions[-1].base)
+    return [
+        f"{submission.path} isn't merged: it was for another state of the image, and the later submission lacks "
+        f"{len(lost):,} of its masks and deletions"
+        for submission in earlier
+        if (lost := _words(submission) - last)
+    ]
 
 
 def _words(submission: Submission) -> set[str | int]:

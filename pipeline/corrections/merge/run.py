@@ -43,6 +43,9 @@ from segmint.pipeline.corrections.merge.row import (
 COUNTED = ("same", "corrected", "added", "deleted", "unfit")
 """Outcomes of masks, as `SubmissionRow` counts them."""
 
+NAMED = 5
+"""Maximum number of parts that aren't merged, and are named in the version's record."""
+
 _THREADS = 16
 
 Names = Mapping[int, Sequence[SubmissionName]]
@@ -66,15 +69,9 @@ class MergeCounts(RevisionCounts):
         self.images += 1
         self.unchanged += not merged.changes_masks
         self.masks.update({each: getattr(merged, each) for each in COUNTED})
-        if merged.superseded:
-            self.superseded += 1
-            submissions = counted(merged.superseded, "earlier submission")
-            self.example(
-                f"{image_stem(image)}: {submissions}, for another state, never merged and not fully in the later one"
-            )
-        if merged.unfit:
-            masks = counted(merged.unfit, "mask")
-            self.example(f"{image_stem(image)}: {masks} of the submission skipped, because the image has changed there")
+        self.superseded += merged.superseded > 0
+        for line in merged.not_merged:
+            self.example(f"{image_stem(image)}: {line}")
 
     def count_apart(self, image: int, assignment: int) -> None:
         """Count an image if the last submission of its other `assignment` is neither merged nor compared."""
@@ -116,12 +113,14 @@ class MergeList(RevisionList):
                 f"two annotators submitted for different states: {counted(self.uncompared, 'image')}; one assignment "
                 "is merged, and the other's last submission is kept"
             )
-        return [*lines, *self.skipped_lines(), *(f"  {example}" for example in self.examples)]
+        return [*lines, *self.skipped_lines(), *self.example_lines()]
 
     def reason(self) -> str:
-        """Return the reason that the version records."""
+        """Return the reason that the version records, with the first parts of submissions that aren't merged."""
         said = self.counted_masks("corrected", "added", "deleted") or "no mask changed"
-        return f"submissions for {counted(self.images, 'image')}: {said}"
+        more = len(self.examples[NAMED:]) + self.more_examples
+        left = [*self.examples[:NAMED], *([f"{more:,} more"] if more else [])]
+        return "; ".join([f"submissions for {counted(self.images, 'image')}: {said}", *left])
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,8 @@ def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> Merg
     for row in rows_of(dataset, commit, wanted) if wanted else ():
         submission = submissions[row["ordinal"]]
         if isinstance(submission, SubmissionError):
-            tally.leave(image_stem(row["id"]), MergeSkipReason.UNREADABLE.value, str(submission))
+            problem = str(submission).removeprefix(f"{dataset}/")
+            tally.leave(image_stem(row["id"]), MergeSkipReason.UNREADABLE.value, problem)
         else:
             tally.count(row["id"], merge_submission(row, submission))
     return tally

@@ -85,6 +85,8 @@ def test_masks_that_the_image_has_pixel_for_pixel_stay(row: Row) -> None:
     merged = merge_submission(row, [submission(masks=masks, replaced=[FORMER[SECOND]])])
     assert (merged.same, merged.added, merged.corrected, merged.deleted) == (2, 1, 0, 0)
     assert boxes(merged.row)[:2] == [(0, "automatic", counts_of(FIRST)), (1, "automatic", counts_of(SECOND))]
+    assert merged.not_merged == ("mask 4 of annotations/0/0.1.json isn't merged: it repeats an earlier one",)
+    assert merged.row["complete"] is True
 
 
 def test_of_an_answer_to_an_earlier_state_what_still_fits_is_merged(row: Row) -> None:
@@ -99,6 +101,10 @@ def test_of_an_answer_to_an_earlier_state_what_still_fits_is_merged(row: Row) ->
     assert (merged.unfit, merged.added, merged.deleted, merged.corrected) == (2, 1, 1, 0)
     assert boxes(merged.row) == [(1, "automatic", counts_of(SECOND)), (2, "assisted", counts_of(APART))]
     assert merged.row["complete"] is False
+    assert merged.not_merged == (
+        "mask 10007 isn't deleted: it no longer exists",
+        "mask 1 of annotations/0/0.1.json isn't merged: mask 10001, which it replaces, has changed since",
+    )
 
 
 def test_an_answer_to_the_state_of_the_one_that_was_merged_takes_its_place(row: Row) -> None:
@@ -114,6 +120,7 @@ def test_an_answer_to_the_state_of_the_one_that_was_merged_takes_its_place(row: 
     undone = merge_submission(merge_submission(row, [one]).row, [one, submission(2)])
     assert boxes(undone.row) == [(0, "automatic", counts_of(FIRST))]
     assert (undone.unfit, undone.row["complete"]) == (1, False)  # what was replaced is nowhere any more
+    assert undone.not_merged == ("mask 10001 isn't restored: a submission that was merged removed it",)
 
 
 def test_who_made_a_mask_stays_with_it(row: Row) -> None:

@@ -12,6 +12,8 @@ from segmint.catalogs.dataset.tombstones import TakedownRequest as TakedownAsked
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.pipeline.building.status.result import Prices
 from segmint.pipeline.building.status.status import StatusReader
+from segmint.pipeline.corrections import mask_revision
+from segmint.pipeline.corrections.merge import run
 from segmint.pipeline.corrections.merge.run import list_merge, merge_submissions
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.redact import redact
@@ -141,14 +143,18 @@ def test_a_redaction_keeps_answers_and_a_merge_says_what_does_not_fit(place: Dat
     import_coco(place, write_coco(place, {1: [((2, 3, 12, 20), 10_000), ((4, 4, 13, 21), 10_001)]}))
     done = merge_submissions(place.location)
     assert done.listed.masks == {"same": 0, "corrected": 0, "added": 2, "deleted": 0, "unfit": 1}
-    assert "  sa_1: 1 mask of the submission skipped, because the image has changed there" in done.lines()
+    line = "sa_1: mask 1 of annotations/0/0.1.json isn't merged: mask 10001, which it replaces, no longer exists"
+    assert f"  {line}" in done.lines()
+    version = latest_version(place.location)
+    assert version is not None
+    assert version.reason == f"submissions for 2 images: 2 added; {line}"
     masks = committed_row(place.location, 0)["masks"]
     assert masks[-1]["segmentation"]["counts"] == counts_of(APART)
     assert masks[-1]["redacted_share"] is not None
     assert findings(place) == []
 
 
-def test_work_that_is_not_merged_is_named(place: DatasetPath) -> None:
+def test_work_that_is_not_merged_is_named(place: DatasetPath, monkeypatch: pytest.MonkeyPatch) -> None:
     """Image 1: another assignment to the same state. 2: to none of the first's. 4: an earlier one, never merged."""
     give(place, 1, new_mask(CUT))
     give(place, 1, new_mask(APART), assignment=1, annotator="Bo")
@@ -167,9 +173,14 @@ def test_work_that_is_not_merged_is_named(place: DatasetPath) -> None:
     lines = "\n".join(listed.lines())
     assert "  sa_2: the last submission of assignment 1 is neither merged nor compared" in lines
     assert "  sa_5: the last submission of assignment 1 is neither merged nor compared" in lines
-    assert "  sa_5: 1 earlier submission, for another state, never merged and not fully in the later one" in lines
+    assert "  sa_5: annotations/4/0.1.json isn't merged: it was for another state of the image, and" in lines
     assert "sa_1:" not in lines
     assert "two annotators submitted for different states: 2 images" in lines
+    monkeypatch.setattr(mask_revision, "SHOWN", 1)
+    monkeypatch.setattr(run, "NAMED", 0)
+    listed = list_merge(place.location)
+    assert listed.lines()[-2:] == [f"  {listed.examples[0]}", "  and 2 more"]
+    assert listed.reason() == "submissions for 1 image: 1 added; 3 more"
 
 
 def test_a_lost_table_of_masks_is_restored_from_the_tar_and_the_answers(place: DatasetPath) -> None:
