@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.model.automatic import rle as runs
-from segmint.operators.annotations.pairs import LEAST_IOU
+from segmint.operators.annotations.pairs import LEAST_IOU, iou
 from segmint.operators.containment import container_ids
 from segmint.operators.describe import describe_mask, image_statistics, redaction_columns
 from segmint.operators.rows import Row
@@ -91,9 +91,9 @@ def described_masks(
     """
     height, width = row["height"], row["width"]
     counts = [mask.counts for mask in new]
-    shares, ious = redaction_columns(row, counts)
+    shares, redaction_ious = redaction_columns(row, counts)
     rows = []
-    for index, (mask, share, iou) in enumerate(zip(new, shares, ious, strict=True), first):
+    for index, (mask, share, redaction_iou) in enumerate(zip(new, shares, redaction_ious, strict=True), first):
         code = {"size": [height, width], "counts": mask.counts.encode()}
         x, y, box_width, box_height = coco.toBbox(code).tolist()
         described: Row = dict.fromkeys(each.name for each in DESCRIBED_MASK)
@@ -108,21 +108,16 @@ def described_masks(
             **mask.said,
             **(dict.fromkeys(MASK_LABEL) if mask.label is None else {"label": mask.label or None}),
             "redacted_share": share,
-            "redaction_iou": iou,
+            "redaction_iou": redaction_iou,
             "index": index,
         }
         parent = parents.get(mask.counts)
         if parent is not None:
             described["parent"] = annotation_id(row["id"], parent["index"])
-            if mask.label is None and _overlap((height, width), mask, parent) >= LEAST_IOU:
+            former = {"size": [height, width], "counts": counts_of(parent).encode()}
+            if mask.label is None and iou([code], [former])[0][0] >= LEAST_IOU:
                 described |= {name: parent.get(name) for name in MASK_LABEL}
             if "source" not in mask.said:
                 described["source"] = "corrected" if is_of_build(parent) else parent["source"]
         rows.append(described)
     return rows
-
-
-def _overlap(size: tuple[int, int], mask: NewMask, parent: Row) -> float:
-    """Return the IoU of two masks of one image."""
-    ours, theirs = ({"size": list(size), "counts": each.encode()} for each in (mask.counts, counts_of(parent)))
-    return float(coco.iou([ours], [theirs], [0])[0][0])
