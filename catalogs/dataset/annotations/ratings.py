@@ -10,12 +10,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from segmint.catalogs.dataset.annotations.names import ANNOTATIONS, RATINGS
-from segmint.catalogs.dataset.annotations.saved import SavedAt, parse_saved, put_saved, read_saved, saved_json
+from segmint.catalogs.dataset.annotations.saved import SavedRecord, parse_saved, put_saved, read_saved
 from segmint.catalogs.dataset.annotations.submissions import MOST_MASKS, Annotator, Sha256
-from segmint.catalogs.frozen import Frozen
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
@@ -54,13 +53,11 @@ class RatingName(NamedTuple):
         return f"{ANNOTATIONS}/{RATINGS}/{self.ordinal}/{self.mask}.{self.rater}.{self.n}.json"
 
 
-class Rating(Frozen):
+class Rating(SavedRecord):
     """A person's score for a mask; `score` None retracts an earlier rating.
 
     Construct it with `from_json`, or from its fields, which raises pydantic's `ValidationError`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: Literal["segmint rating"] = "segmint rating"
     schema_version: Literal[1] = 1
@@ -71,7 +68,6 @@ class Rating(Frozen):
     rater: Annotator
     score: Annotated[int, Field(ge=LOWEST, le=HIGHEST)] | None
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of active viewing
-    saved_at: SavedAt
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the rating") -> Self:
@@ -82,14 +78,6 @@ class Rating(Frozen):
     def name(self) -> RatingName:
         """Components of the rating's path."""
         return RatingName(self.image - 1, self.mask, rater_key(self.rater), self.n)
-
-    def to_json(self) -> bytes:
-        """Return the bytes of the rating's file."""
-        return saved_json(self)
-
-    def same_work(self, other: "Rating") -> bool:
-        """Return whether another rating differs only in its save time, as in a retried save."""
-        return self.model_copy(update={"saved_at": other.saved_at}) == other
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,9 +1,9 @@
 """Saved annotation files of an image: canonical JSON, put once, never changed, and deleted when it is taken down."""
 
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.frozen import Frozen
@@ -15,16 +15,28 @@ from segmint.infra.storage.location import Location
 SavedAt = Annotated[str, Field(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\z")]
 """Time of a save: UTC, in whole seconds."""
 
-S = TypeVar("S", bound=Frozen)
-
 
 class RemovedImageError(SegmintError):
     """The image was taken down, so its new file was not kept."""
 
 
-def saved_json(saved: Frozen) -> bytes:
-    """Return the bytes of a file."""
-    return canonical_json(saved.model_dump(mode="json"))
+class SavedRecord(Frozen):
+    """Content of an annotation file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    saved_at: SavedAt
+
+    def to_json(self) -> bytes:
+        """Return the bytes of the file."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    def same_work(self, other: Self) -> bool:
+        """Return whether another record differs only in its save time, as in a retried save."""
+        return self.model_copy(update={"saved_at": other.saved_at}) == other
+
+
+S = TypeVar("S", bound=SavedRecord)
 
 
 def parse_saved(kind: type[S], data: bytes, problem: Callable[[str], SegmintError]) -> S:
@@ -33,7 +45,7 @@ def parse_saved(kind: type[S], data: bytes, problem: Callable[[str], SegmintErro
         saved = kind.model_validate_json(data)
     except ValidationError as error:
         raise problem(wrong_fields(error)) from error
-    if saved_json(saved) != data:
+    if saved.to_json() != data:
         raise problem("it is not in canonical form")
     return saved
 

@@ -24,7 +24,7 @@ from segmint.catalogs.dataset.annotations.names import (
     submissions_of,
 )
 from segmint.catalogs.dataset.annotations.run_lengths import canonical_area
-from segmint.catalogs.dataset.annotations.saved import SavedAt, parse_saved, put_saved, read_saved, saved_json
+from segmint.catalogs.dataset.annotations.saved import SavedRecord, parse_saved, put_saved, read_saved
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import MOST_PIXELS, canonical_json, wrong_fields
 from segmint.infra.errors import SegmintError
@@ -139,7 +139,7 @@ class FormerMask(_StrictRecord):
     counts: str
 
 
-class Submission(_StrictRecord):
+class Submission(SavedRecord):
     """An annotator's result for an image; `size` is (height, width) in pixels of the released image.
 
     Construct it with `from_value` or `from_json`, whose errors describe what is wrong.
@@ -159,7 +159,6 @@ class Submission(_StrictRecord):
     comment: _Comment | None = None  # on the image, for the people who review it
     flag: bool = False  # the annotator asks somebody to look at the image
     model: Sha256 | None = None  # of the weights that made the predictions
-    saved_at: SavedAt
     masks: Annotated[tuple[SubmittedMask, ...], Field(max_length=MOST_MASKS)] = ()
     replaced: Annotated[tuple[FormerMask, ...], Field(max_length=MOST_MASKS)] = ()
     deleted: Annotated[tuple[FormerMask, ...], Field(max_length=MOST_MASKS)] = ()
@@ -201,14 +200,6 @@ class Submission(_StrictRecord):
         """SHA-256 of the submission's file."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
-    def to_json(self) -> bytes:
-        """Return the bytes of the submission's file."""
-        return saved_json(self)
-
-    def same_work(self, other: "Submission") -> bool:
-        """Return whether another submission differs only in its save time, as in a retried save."""
-        return self.model_copy(update={"saved_at": other.saved_at}) == other
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         height, width = self.size
@@ -220,7 +211,7 @@ class Submission(_StrictRecord):
                     area = canonical_area(mask.counts, (height, width))
                 except ValueError as error:
                     raise ValueError(f"{kind}.{place}.counts: {error}") from error
-                if not area:
+                if not area and kind == "masks":  # those of a folder's JSON may be empty
                     raise ValueError(f"{kind}.{place}.counts: a mask without pixels")
         for place, mask in enumerate(self.masks):
             for number, prompt in enumerate(mask.prompts):
@@ -243,7 +234,7 @@ class Submission(_StrictRecord):
             raise ValueError("masks: a corrected mask needs a parent")
 
 
-class Return(_StrictRecord):
+class Return(SavedRecord):
     """Request `by` the owner of a server that an annotator revise submission `n` of an assignment."""
 
     format: Literal["segmint return"] = "segmint return"
@@ -253,7 +244,6 @@ class Return(_StrictRecord):
     n: Annotated[int, Field(ge=1, lt=10**9)]
     by: Annotator
     comment: _Comment
-    saved_at: SavedAt
 
     @property
     def name(self) -> SubmissionName:
@@ -306,7 +296,7 @@ def read_assignment(dataset: Location, names: Sequence[SubmissionName]) -> list[
 
 def put_return(dataset: Location, returned: Return) -> bool:
     """Put a return unless its submission has one; see `put_saved` for the result and the errors."""
-    return put_saved(dataset, return_path(returned.name), saved_json(returned), returned.name.ordinal, "returns")
+    return put_saved(dataset, return_path(returned.name), returned.to_json(), returned.name.ordinal, "returns")
 
 
 def read_return(dataset: Location, name: SubmissionName) -> Return:

@@ -126,11 +126,14 @@ def test_photographs_are_imported_once_and_their_files_stay(folder: Path) -> Non
 
 
 def test_masks_are_written_back_and_the_rest_of_the_json_stays(folder: Path) -> None:
+    write_masks(folder / "b.masks.json", BOXES[0], (0, 0, 0, 0))  # the model found nothing at a prompt
     working = updated(folder)
     before = json.loads((folder / "a.masks.json").read_bytes())
     corner = counts((0, 0, 9, 9))
     image = submit(working, "a.png", [corner], delete=[0])
     working.write(image)
+    working.write(submit(working, "b.png", [], delete=[1]))
+    assert masks_in(folder / "b.masks.json") == [counts(BOXES[0])]
     after = json.loads((folder / "a.masks.json").read_bytes())
     assert masks_in(folder / "a.masks.json") == [counts(BOXES[1]), corner]
     assert after["annotations"][0] == before["annotations"][1]
