@@ -7,6 +7,7 @@ and prevent framing.
 """
 
 import secrets
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -32,6 +33,41 @@ HEADERS = {
     "cache-control": "no-store",
 }
 """Headers of every response of a server for one person's browser."""
+
+
+class OneTimeKeys:
+    """One-time keys and sessions of people, by their names. Thread-safe.
+
+    Both are 256 random bits, so they cannot be guessed. Each person has at most one unused key.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._keys: dict[str, str] = {}  # by name
+        self._sessions: dict[str, str] = {}  # names by session
+
+    def new_key(self, name: str) -> str:
+        """Return a new key that opens one browser, and invalidate the person's previous one if it is unused."""
+        with self._lock:
+            self._keys[name] = secrets.token_urlsafe(32)
+            return self._keys[name]
+
+    def enter(self, key: str) -> str | None:
+        """Exchange a key for a session; return None if the key is unknown or already used."""
+        with self._lock:
+            found = [name for name, known in self._keys.items() if _same_secret(key, known)]
+            if not found:
+                return None
+            del self._keys[found[0]]
+            session = secrets.token_urlsafe(32)
+            self._sessions[session] = found[0]
+            return session
+
+    def name_of(self, session: str) -> str | None:
+        """Return the person of a session, or None if the session doesn't exist."""
+        with self._lock:
+            found = [name for known, name in self._sessions.items() if _same_secret(session, known)]
+            return found[0] if found else None
 
 
 class HeadersMiddleware(ABC):
@@ -81,6 +117,6 @@ class HeadersMiddleware(ABC):
         return response
 
 
-def same_secret(given: str, known: str) -> bool:
+def _same_secret(given: str, known: str) -> bool:
     """Return whether two secrets are equal, in constant time."""
     return secrets.compare_digest(given.encode("utf-8", "surrogateescape"), known.encode())

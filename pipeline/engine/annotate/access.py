@@ -7,8 +7,6 @@ with. A browser has one cookie. If another annotator's URL is opened in it, requ
 are rejected, so none of their work is saved under the other name.
 """
 
-import secrets
-import threading
 import unicodedata
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit
@@ -21,7 +19,7 @@ from starlette.types import ASGIApp
 from segmint.catalogs.dataset.annotations.submissions import Annotator
 from segmint.catalogs.layout import wrong_fields
 from segmint.infra.errors import UsageError
-from segmint.pipeline.serving.door import KEY, HeadersMiddleware, same_secret
+from segmint.pipeline.serving.door import KEY, HeadersMiddleware, OneTimeKeys
 
 HEADER = "x-segmint"
 """Header that every write must send with the value 1."""
@@ -98,23 +96,21 @@ def parse_origin(text: str) -> ServerOrigin:
     return ServerOrigin(f"{parts.scheme}://{host}", host)
 
 
-class Team:
+class Team(OneTimeKeys):
     """Annotators of a server that listens on `port`, with their one-time keys and their sessions. Thread-safe.
 
-    The first annotator owns the server and may create URLs for others. Keys and sessions are 256 random bits. Each
-    annotator has at most one unused key. `origin` is the origin of a proxy, if there is one.
+    The first annotator owns the server and may create URLs for others. `origin` is the origin of a proxy, if there is
+    one.
     """
 
     def __init__(self, port: int, annotators: list[str], origin: ServerOrigin | None = None) -> None:
+        super().__init__()
         local = [ServerOrigin(f"http://{host}", host) for host in (f"127.0.0.1:{port}", f"localhost:{port}")]
         self.port = port
         self.owner = annotators[0]
         self.origins = [*local, *([] if origin is None else [origin])]
         self._public = local[0] if origin is None else origin
-        self._lock = threading.Lock()
         self._names = list(dict.fromkeys(annotators))
-        self._keys: dict[str, str] = {}  # by annotator
-        self._sessions: dict[str, str] = {}  # annotators by session
 
     @property
     def annotators(self) -> list[str]:
@@ -132,25 +128,7 @@ class Team:
                 if len(self._names) >= MOST_ANNOTATORS:
                     raise UsageError(f"too many annotators: the maximum is {MOST_ANNOTATORS}")
                 self._names.append(annotator)
-            self._keys[annotator] = secrets.token_urlsafe(32)
-            return f"{self._public.text}/?{KEY}={quote(self._keys[annotator], safe='')}"
-
-    def enter(self, key: str) -> str | None:
-        """Exchange a URL's key for a session; return None if the key is unknown or already used."""
-        with self._lock:
-            found = [name for name, known in self._keys.items() if same_secret(key, known)]
-            if not found:
-                return None
-            del self._keys[found[0]]
-            session = secrets.token_urlsafe(32)
-            self._sessions[session] = found[0]
-            return session
-
-    def annotator_of(self, session: str) -> str | None:
-        """Return the annotator of a session, or None if the session doesn't exist."""
-        with self._lock:
-            found = [name for known, name in self._sessions.items() if same_secret(session, known)]
-            return found[0] if found else None
+        return f"{self._public.text}/?{KEY}={quote(self.new_key(annotator), safe='')}"
 
 
 class TeamGuard(HeadersMiddleware):
@@ -169,7 +147,7 @@ class TeamGuard(HeadersMiddleware):
         origin = self._hosts.get(request.headers.get("host", "").lower())
         if origin is None:
             return _refusal(421, "this server only responds at its own addresses. Pass a proxy's with --origin")
-        annotator = self._team.annotator_of(self._session(request))
+        annotator = self._team.name_of(self._session(request))
         entered = self._enter(request, self._team.enter, annotator is not None, origin.secure)
         if entered is not None:
             return entered

@@ -3,14 +3,11 @@
 Requests with another Host header are rejected to prevent DNS rebinding.
 """
 
-import secrets
-import threading
-
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
-from segmint.pipeline.serving.door import KEY, HeadersMiddleware, same_secret
+from segmint.pipeline.serving.door import KEY, HeadersMiddleware, OneTimeKeys
 
 _SPENT = """\
 <!doctype html>
@@ -28,38 +25,16 @@ Stop <code>segmint view</code> with Ctrl-C and start it again.</p>
 """
 
 
-class SessionKeys:
-    """One-time keys and sessions of a viewer that listens on `port`; thread-safe.
-
-    Both are 256 random bits, so they cannot be guessed. At most one key is unused at a time.
-    """
+class SessionKeys(OneTimeKeys):
+    """One-time keys and sessions of a viewer that listens on `port`, all of one person without a name."""
 
     def __init__(self, port: int) -> None:
+        super().__init__()
         self.port = port
-        self._lock = threading.Lock()
-        self._key: str | None = None
-        self._sessions: set[str] = set()
 
     def address(self) -> str:
         """Return a new URL that opens one browser, and invalidate the previous URL if it is unused."""
-        with self._lock:
-            self._key = secrets.token_urlsafe(32)
-            return f"http://127.0.0.1:{self.port}/?{KEY}={self._key}"
-
-    def enter(self, key: str) -> str | None:
-        """Exchange the key of a URL for a session, or return None if it is not the current unused key."""
-        with self._lock:
-            if self._key is None or not same_secret(key, self._key):
-                return None
-            self._key = None
-            session = secrets.token_urlsafe(32)
-            self._sessions.add(session)
-            return session
-
-    def has(self, session: str) -> bool:
-        """Return whether `session` is a valid session."""
-        with self._lock:
-            return any(same_secret(session, known) for known in self._sessions)
+        return f"http://127.0.0.1:{self.port}/?{KEY}={self.new_key('')}"
 
 
 class ViewerGuard(HeadersMiddleware):
@@ -76,7 +51,7 @@ class ViewerGuard(HeadersMiddleware):
             return PlainTextResponse("This viewer only responds at 127.0.0.1 and localhost.", 421)
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("This viewer is read-only.", 405, {"allow": "GET, HEAD"})
-        inside = self._access.has(self._session(request))
+        inside = self._access.name_of(self._session(request)) is not None
         entered = self._enter(request, self._access.enter, inside)
         if entered is not None or inside:
             return entered
