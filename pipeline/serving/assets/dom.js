@@ -9,6 +9,13 @@ export function make(name, properties = {}, ...children) {
   return element;
 }
 
+/** Creates an SVG element with attributes. */
+export function makeSvg(name, attributes) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
+  return element;
+}
+
 export function showProblem(error) {
   byId("problem").textContent = error?.message ?? "";
   byId("problem").hidden = !error;

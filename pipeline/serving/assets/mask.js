@@ -2,6 +2,7 @@
 
 import { decodeCounts, eachPiece, endsOf, holds } from "./rle.js";
 
+const [FILL, LINE] = [110, 230]; // alpha of drawn masks, of 255
 const LITTLE_ENDIAN = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
 
 /** Returns a color in the 32-bit format of a canvas; channels and alpha are 0 to 255. */
@@ -27,6 +28,8 @@ export class Mask {
       this.ends = new Uint32Array(0);
       this.problem = `can't be drawn: ${error.message}`;
     }
+    this.area = 0; // number of pixels
+    for (let run = 1; run < this.ends.length; run += 2) this.area += this.ends[run] - this.ends[run - 1];
   }
 
   get number() {
@@ -96,6 +99,29 @@ export class Mask {
     });
   }
 }
+
+/** Draws masks, given as their runs, on a canvas with a longer side of at most `longSide` pixels, the smallest on top. */
+export function drawMasks(canvas, masks, longSide) {
+  canvas.width = canvas.height = 0;
+  if (!masks.length) return;
+  const [height, width] = masks[0].size;
+  const scale = Math.min(1, longSide / Math.max(height, width));
+  const [across, down] = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
+  [canvas.width, canvas.height] = [across, down];
+  const image = new ImageData(across, down);
+  const pixels = new Uint32Array(image.data.buffer);
+  const drawn = masks.map((segmentation, place) => new Mask({ segmentation }, place));
+  for (const mask of drawn.sort((one, other) => other.area - one.area)) {
+    if (mask.width !== width || mask.height !== height) continue;
+    mask.shrink(across, down);
+    const part = { left: 0, top: 0, width: across };
+    mask.paint(pixels, part, packed(...mask.color, FILL), packed(...lighter(mask.color), LINE), 1);
+  }
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+/** Returns a color halfway to white. */
+export const lighter = (color) => color.map((channel) => Math.round(channel + (255 - channel) * 0.5));
 
 /** Calls `take(from, to)` for the parts of a column's `pieces`, [from, to, …], outside `others` shifted by `shift`. */
 function eachRest(pieces, others, shift, take) {

@@ -1,10 +1,9 @@
 // View of an image with its masks, which draws them and finds the mask under the pointer.
 
-import { byId } from "./dom.js";
-import { packed } from "./mask.js";
+import { byId, makeSvg } from "./dom.js";
+import { lighter, packed } from "./mask.js";
 import { Zoom } from "./zoom.js";
 
-const SVG = "http://www.w3.org/2000/svg";
 const [FILL, LINE] = [100, 230]; // alpha, of 255
 const [FAINT_FILL, FAINT_LINE] = [65, 130];
 const DIM = [12, 13, 15, 190]; // red, green, blue, alpha
@@ -102,9 +101,8 @@ export class Stage {
       const whole = { left: 0, top: 0, width: image.width };
       for (const mask of masks) {
         const [fill, line] = mask.faint ? [FAINT_FILL, FAINT_LINE] : [FILL, LINE];
-        const lighter = mask.color.map((channel) => Math.round(channel + (255 - channel) * 0.5));
         const inside = this.outlines ? null : packed(...mask.color, fill);
-        if (this.#fits(mask)) mask.paint(pixels, whole, inside, packed(...lighter, line), this.thickness, step);
+        if (this.#fits(mask)) mask.paint(pixels, whole, inside, packed(...lighter(mask.color), line), this.thickness, step);
       }
       [this.#all.width, this.#all.height] = [image.width, image.height];
       this.#all.hidden = masks.length === 0; // compositing an empty canvas takes as long as a full one
@@ -183,7 +181,7 @@ export class Stage {
   /** Returns the shapes of a mask's crop, box, and point prompt. */
   #origin(row) {
     const points = (row.point_coords ?? []).map(([cx, cy]) => {
-      return shape("circle", { cx, cy, r: this.#radius(), class: "point" });
+      return makeSvg("circle", { cx, cy, r: this.#radius(), class: "point" });
     });
     return [...this.#boxes("crop", row.crop_box), ...this.#boxes("box", row.bbox), ...points];
   }
@@ -191,12 +189,6 @@ export class Stage {
   #boxes(name, box) {
     if (!box) return [];
     const [x, y, width, height] = box;
-    return [shape("rect", { x, y, width: Math.max(1, width), height: Math.max(1, height), class: name })];
+    return [makeSvg("rect", { x, y, width: Math.max(1, width), height: Math.max(1, height), class: name })];
   }
-}
-
-function shape(name, attributes) {
-  const element = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
-  return element;
 }

@@ -1,10 +1,9 @@
 // Canvas for masks: the viewer's stage with the active mask, prompts, and the crosshair.
 
-import { byId, make } from "./dom.js";
+import { byId, make, makeSvg } from "./dom.js";
 import { Mask, packed } from "./mask.js";
 import { Stage } from "./stage.js";
 
-const SVG = "http://www.w3.org/2000/svg";
 const ACTIVE = [64, 156, 255];
 const FILL = packed(...ACTIVE, 120);
 const LINE = packed(255, 255, 255, 255);
@@ -91,7 +90,7 @@ export class MaskCanvas {
 
   #showMasks(size) {
     const masks = this.#shown.map((item) => this.maskOf(item, size));
-    this.stage.show(masks.sort((one, other) => other.row.area - one.row.area));
+    this.stage.show(masks.sort((one, other) => other.area - one.area));
   }
 
   /** Draw the active mask, or none. */
@@ -206,9 +205,6 @@ function placeOf(key) {
 
 function maskFrom(counts, size, place, item = null) {
   const mask = new Mask({ segmentation: { size, counts }, item }, place);
-  let area = 0;
-  for (let run = 1; run < mask.ends.length; run += 2) area += mask.ends[run] - mask.ends[run - 1];
-  mask.row.area = area;
   mask.faint = item?.locked ?? false;
   return mask;
 }
@@ -217,19 +213,19 @@ function pointShapes([x, y, label], unit) {
   const [cx, cy, arm] = [x + 0.5, y + 0.5, 3.5 * unit];
   const sign = `M${cx - arm} ${cy}h${2 * arm}${label ? `M${cx} ${cy - arm}v${2 * arm}` : ""}`;
   return [
-    shape("circle", { cx, cy, r: RADIUS * unit, class: label ? "positive" : "negative" }),
-    shape("path", { d: sign, class: "sign" }),
+    makeSvg("circle", { cx, cy, r: RADIUS * unit, class: label ? "positive" : "negative" }),
+    makeSvg("path", { d: sign, class: "sign" }),
   ];
 }
 
 function boxShape([x, y, width, height]) {
-  return shape("rect", { x, y, width, height, class: "asked" });
+  return makeSvg("rect", { x, y, width, height, class: "asked" });
 }
 
 function brushShapes(brush) {
   if (brush === null) return [];
   const [cx, cy, r] = brush;
-  return ["brush-back", "brush-front"].map((name) => shape("circle", { cx, cy, r, class: name }));
+  return ["brush-back", "brush-front"].map((name) => makeSvg("circle", { cx, cy, r, class: name }));
 }
 
 function crossShapes(cross, unit) {
@@ -238,11 +234,5 @@ function crossShapes(cross, unit) {
   const d = [[1, 0], [-1, 0], [0, 1], [0, -1]]
     .map(([dx, dy]) => `M${x + dx * gap} ${y + dy * gap}L${x + dx * arm} ${y + dy * arm}`)
     .join("");
-  return ["cross-back", "cross-front"].map((name) => shape("path", { d, class: name }));
-}
-
-function shape(name, attributes) {
-  const element = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
-  return element;
+  return ["cross-back", "cross-front"].map((name) => makeSvg("path", { d, class: name }));
 }

@@ -20,7 +20,7 @@ export class DoubleQuestion {
     const masks = state.items.map((item) => this.#maskCanvas.maskOf(item, image.size));
     const mask = masks.find(({ row }) => row.item.key === key);
     // Areas that differ more are of masks with a lower IoU.
-    const near = ({ row }) => Math.min(row.area, mask.row.area) >= SAME_IOU * Math.max(row.area, mask.row.area);
+    const near = ({ area }) => Math.min(area, mask.area) >= SAME_IOU * Math.max(area, mask.area);
     const ious = masks.map((other) => (other !== mask && near(other) ? iouOf(spansOf(mask), spansOf(other)) : 0));
     const iou = Math.max(...ious);
     this.#keys = iou < SAME_IOU ? [] : [key, masks[ious.indexOf(iou)].row.item.key];

@@ -88,7 +88,7 @@ export class MaskList {
     const mask = this.#maskCanvas.maskOf(item, this.#editor.image.size);
     const swatch = make("span", { className: "swatch" });
     swatch.style.backgroundColor = `rgb(${mask.color.join(" ")})`;
-    const share = (100 * mask.row.area) / (mask.width * mask.height);
+    const share = (100 * mask.area) / (mask.width * mask.height);
     const said = [`${share.toPrecision(2)} %`, !item.filled && item.source, item.label, item.locked && "locked", mask.problem];
     const button = make("button", { type: "button", className: "pick" }, swatch, said.filter(Boolean).join(" · "));
     button.addEventListener("click", () => this.#editor.select(item.key));

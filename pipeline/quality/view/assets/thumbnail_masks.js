@@ -2,12 +2,11 @@
 
 import { get } from "./api.js";
 import { byId, showProblem } from "./dom.js";
-import { Mask, packed } from "./mask.js";
+import { drawMasks } from "./mask.js";
 
 const LONG_SIDE = 480; // pixels of a drawing, as in a thumbnail
 const AT_ONCE = 4; // concurrent requests
 const AHEAD = "600px";
-const [FILL, LINE] = [110, 230]; // alpha, of 255
 
 // A cookie, because each start uses a different port, and local storage is separate per port.
 const NAME = "segmint-view-thumbnail-masks";
@@ -83,29 +82,9 @@ export class ThumbnailMasks {
   async #draw(tile) {
     const { masks } = await get(`/api/images/${this.#tiles.get(tile)}/masks`);
     if (!this.#inView.has(tile) || tile.querySelector("canvas")) return;
-    tile.querySelector(".tile-picture").append(drawing(masks));
+    const canvas = document.createElement("canvas");
+    canvas.dataset.masks = String(masks.length);
+    drawMasks(canvas, masks, LONG_SIDE);
+    tile.querySelector(".tile-picture").append(canvas);
   }
-}
-
-/** Return a canvas with masks, given as their runs, largest first. */
-function drawing(masks) {
-  const canvas = document.createElement("canvas");
-  canvas.dataset.masks = String(masks.length);
-  if (!masks.length) return canvas;
-  const [height, width] = masks[0].size;
-  const scale = Math.min(1, LONG_SIDE / Math.max(height, width));
-  const [across, down] = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
-  [canvas.width, canvas.height] = [across, down];
-  const image = new ImageData(across, down);
-  const pixels = new Uint32Array(image.data.buffer);
-  masks.forEach((segmentation, place) => {
-    const mask = new Mask({ segmentation }, place);
-    if (mask.width !== width || mask.height !== height) return;
-    mask.shrink(across, down);
-    const lighter = mask.color.map((channel) => Math.round(channel + (255 - channel) * 0.5));
-    const whole = { left: 0, top: 0, width: across };
-    mask.paint(pixels, whole, packed(...mask.color, FILL), packed(...lighter, LINE), 1);
-  });
-  canvas.getContext("2d").putImageData(image, 0, 0);
-  return canvas;
 }
