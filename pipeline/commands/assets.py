@@ -1,9 +1,8 @@
 """`segmint assets`: list, fetch, and verify the known weight files, and export them as ONNX."""
 
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,13 +12,6 @@ from segmint.pipeline.commands.common.console import exit_unless_clean, guarded,
 from segmint.pipeline.commands.common.extras import needs
 
 app = typer.Typer(name="assets", help="List, download, verify, and export weight files.", no_args_is_help=True)
-
-
-class OnnxPart(StrEnum):
-    """Part of a SAM model that an ONNX file contains."""
-
-    DECODER = "decoder"
-    ENCODER = "encoder"
 
 
 @app.command("list")
@@ -134,9 +126,9 @@ def export_onnx(
     ],
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="Path or URI of the ONNX file.")],
     part: Annotated[
-        OnnxPart,
+        Literal["decoder", "encoder"],
         typer.Option(help="Part to export: image to embedding (encoder), or embedding and prompts to masks (decoder)."),
-    ] = OnnxPart.DECODER,
+    ] = "decoder",
     single_mask: Annotated[
         bool, typer.Option("--single-mask", help="Return only the best mask instead of all four; decoder only.")
     ] = False,
@@ -147,12 +139,12 @@ def export_onnx(
 
     For programs and web pages that don't use torch.
     """
-    if single_mask and part is OnnxPart.ENCODER:
+    if single_mask and part == "encoder":
         raise UsageError("--single-mask requires --part decoder: the encoder doesn't predict masks")
     from segmint.infra.storage.location import Location
     from segmint.pipeline.masks.onnx_export import export
 
-    print_result(export(weights, Location(storage_of(config), output), part.value, single_mask), as_json)
+    print_result(export(weights, Location(storage_of(config), output), part, single_mask), as_json)
 
 
 def _known(name: str) -> str:

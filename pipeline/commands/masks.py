@@ -4,8 +4,7 @@ import sys
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,19 +29,7 @@ if TYPE_CHECKING:
     from segmint.pipeline.masks.run import ImageResult, MasksPlan
 
 
-class Profile(StrEnum):
-    """Set of defaults for automatic mask generation."""
-
-    SA1B = "sa1b"
-    OFFICIAL = "official"
-    SAM2 = "sam2"
-
-
-class Precision(StrEnum):
-    """Floating-point format of the model's computations."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
+Profile = Literal["sa1b", "official", "sam2"]
 
 
 @guarded
@@ -70,7 +57,7 @@ def masks(
         typer.Option(
             help="Default settings: those of SA-1B (sa1b), or of the reference code of SAM (official) or SAM 2 (sam2)."
         ),
-    ] = Profile.SA1B,
+    ] = "sa1b",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="K=V", help="Override a setting, as in --set points_per_side=16; repeatable."),
@@ -85,8 +72,9 @@ def masks(
     ] = AUTO,
     device: Device = "auto",
     precision: Annotated[
-        Precision, typer.Option(help="Numeric precision; bf16 is faster but changes a few pixels in ten thousand.")
-    ] = Precision.FP32,
+        Literal["fp32", "bf16"],
+        typer.Option(help="Numeric precision; bf16 is faster but changes a few pixels in ten thousand."),
+    ] = "fp32",
     crop_layers: Annotated[
         int | None,
         typer.Option(
@@ -150,12 +138,12 @@ def masks(
         require("web")
     layers = [] if crop_layers is None else [f"crop_n_layers={crop_layers}"]
     options = MasksOptions(
-        masks=masks_config(profile.value, [*in_settings, *layers]),
+        masks=masks_config(profile, [*in_settings, *layers]),
         prompts=asked,
         all_masks=all_masks,
         weights=weights,
         device=device,
-        precision=precision.value,
+        precision=precision,
         overlay=overlay,
         cutouts=cutouts,
         release=release_config(released),
@@ -191,7 +179,7 @@ def _open(planned: "MasksPlan", results: "list[ImageResult]", images: list[str])
 def _check_flags(prompted: bool, *, all_masks: bool, full_frame: bool, profile: Profile) -> None:
     if all_masks and not prompted:
         raise UsageError("--all-masks requires --point, --box, --prompt, or --text: otherwise, all masks are written")
-    if full_frame and (prompted or profile is not Profile.SA1B):
+    if full_frame and (prompted or profile != "sa1b"):
         raise UsageError(
             "--full-frame is only for automatic masks with --profile sa1b: prompts and other profiles always use "
             "the photograph's own frame"
@@ -203,7 +191,7 @@ def _split(overrides: list[str], *, automatic: bool, profile: Profile) -> tuple[
     from segmint.pipeline.masks.options import RELEASE
 
     released = [override for override in overrides if override.strip().startswith(RELEASE)]
-    if released and (not automatic or profile is not Profile.SA1B):
+    if released and (not automatic or profile != "sa1b"):
         raise UsageError(
             f"--set {released[0]} is only for automatic masks with --profile sa1b and without --full-frame: no others "
             "use the released frame"

@@ -3,36 +3,14 @@
 import os
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from enum import StrEnum
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from segmint.pipeline.commands.common.arguments import Browser, Clip, Config, Device, Port, Projection, storage_of
 from segmint.pipeline.commands.common.console import guarded, print_line, print_message
 from segmint.pipeline.commands.common.extras import needs
-
-
-class OrderOption(StrEnum):
-    """Order in which annotators get images."""
-
-    NUMBER = "number"
-    FEWEST = "fewest"
-    LOWEST = "lowest"
-    RANDOM = "random"
-
-
-class AnnotationStage(StrEnum):
-    """Task of the annotators."""
-
-    ASSISTED = "assisted"
-    SEMI = "semi"
-    RATE = "rate"
-
-
-DETECTOR = "detector:"
-"""Prefix of --prefill, followed by the path of a detector file."""
 
 
 @guarded
@@ -42,19 +20,20 @@ def annotate(
         str, typer.Argument(metavar="DATASET|FOLDER", help="Dataset, or local folder of photographs with masks.")
     ],
     stage: Annotated[
-        AnnotationStage,
+        Literal["assisted", "semi", "rate"],
         typer.Option(
             help="Task: make and correct masks with the model's help (assisted), add masks that are missing from the "
             "dataset's locked ones (semi), or rate single masks from 1 to 10 (rate)."
         ),
-    ] = AnnotationStage.ASSISTED,
+    ] = "assisted",
     select: Annotated[
         str | None,
         typer.Option(metavar="EXPR", help="Serve only images that match this SQL expression, as in 'masks < 10'."),
     ] = None,
     order: Annotated[
-        OrderOption, typer.Option(help="Order: number, fewest masks first, lowest mean predicted IoU first, or random.")
-    ] = OrderOption.NUMBER,
+        Literal["number", "fewest", "lowest", "random"],
+        typer.Option(help="Order: number, fewest masks first, lowest mean predicted IoU first, or random."),
+    ] = "number",
     study: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Serve only the images or masks that `segmint study sample` drew."),
@@ -105,12 +84,11 @@ def annotate(
     from segmint.infra.wording import counted
     from segmint.pipeline.engine.annotate.access import check_name, parse_origin
     from segmint.pipeline.engine.annotate.app import make_app
-    from segmint.pipeline.engine.annotate.queue import Order as QueueOrder
     from segmint.pipeline.engine.annotate.queue import QueueOptions
     from segmint.pipeline.engine.annotate.server import AnnotateOptions, open_view, serve
 
     given = {
-        "--order": order is not OrderOption.NUMBER,
+        "--order": order != "number",
         "--study": study is not None,
         "--overlap": overlap != 0,
         "--weights": weights is not None,
@@ -122,7 +100,9 @@ def annotate(
         "--seed": seed is not None,
     }
     refuse_needless(stage, {option for option, is_given in given.items() if is_given})
-    detector = None if prefill is None else detector_of(prefill)
+    kind, _, detector = (prefill or "").partition(":")
+    if prefill is not None and (kind != "detector" or not detector):
+        raise UsageError(f"--prefill {prefill!r}: expected detector:PATH, with a TorchScript object detector")
     if (clip is None) != (projection is None):
         raise UsageError("--clip and --projection need each other: pass both to take texts as prompts")
     text = None if clip is None or projection is None else (clip, projection)
@@ -148,7 +128,7 @@ def annotate(
             place = files.location
         else:
             print_message(f"reading the tables of {dataset}")
-        if stage is AnnotationStage.RATE:
+        if stage == "rate":
             from segmint.pipeline.engine.annotate.rating.app import make_rating_app
             from segmint.pipeline.engine.annotate.rating.rater_view import SampleOptions, open_rater_view
             from segmint.pipeline.quality.study.ratings import load_ratings
@@ -162,9 +142,9 @@ def annotate(
             serve_team(lambda team: make_rating_app(annotator_view, team))
             return
         sample = None if study is None else Location(place.storage, study)
-        queue = QueueOptions(select, QueueOrder(order), sample, overlap)
+        queue = QueueOptions(select, order, sample, overlap)
         opened = stack.enter_context(
-            open_view(place, AnnotateOptions(queue, stage, weights, device, detector, files, text))
+            open_view(place, AnnotateOptions(queue, stage, weights, device, detector or None, files, text))
         )
         if opened.note is not None:
             print_message(f"note: {opened.note}")
@@ -173,23 +153,13 @@ def annotate(
         serve_team(lambda team: make_app(opened.annotator_view, team))
 
 
-def refuse_needless(stage: AnnotationStage, given: Collection[str]) -> None:
+def refuse_needless(stage: str, given: Collection[str]) -> None:
     """Raise `UsageError` for options that have no effect in a stage."""
     from segmint.infra.errors import UsageError
 
     rates = {"--masks", "--seed"}
-    needless = set(given) - {*rates, "--study"} if stage is AnnotationStage.RATE else set(given) & rates
-    if stage is AnnotationStage.ASSISTED:
+    needless = set(given) - {*rates, "--study"} if stage == "rate" else set(given) & rates
+    if stage == "assisted":
         needless |= set(given) & {"--prefill"}
     if needless:
         raise UsageError(f"{', '.join(sorted(needless))} can't be used with --stage {stage}")
-
-
-def detector_of(prefill: str) -> str:
-    """Return the path in `detector:PATH`. Raises `UsageError` for any other form."""
-    from segmint.infra.errors import UsageError
-
-    path = prefill.removeprefix(DETECTOR)
-    if not prefill.startswith(DETECTOR) or not path:
-        raise UsageError(f"--prefill {prefill!r}: expected detector:PATH, with a TorchScript object detector")
-    return path

@@ -2,8 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sized
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,13 +12,6 @@ from segmint.pipeline.commands.common.arguments import AsJson, Config, Device, b
 from segmint.pipeline.commands.common.console import guarded, print_checked
 from segmint.pipeline.commands.common.extras import needs
 from segmint.pipeline.engine.evaluate.kinds import TruthSelection
-
-
-class RequiredVerdict(StrEnum):
-    """Verdicts of the gate that a caller may require."""
-
-    BETTER = "better"
-
 
 if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
@@ -171,7 +163,7 @@ def points(
         ),
     ] = False,
     require: Annotated[
-        RequiredVerdict | None,
+        Literal["better"] | None,
         typer.Option(help="Exit with code 1 for any other verdict of the gate; implies --gate."),
     ] = None,
     guard: Annotated[
@@ -205,7 +197,7 @@ def points(
 
     judged = evaluate_gate(GateOptions(asked, tuple(guard or ()), tuple(guard_images or ())), storage)
     verdict = judged.judgment.verdict
-    rejected = [] if require is None or verdict.value == require.value else [verdict]
+    rejected = [] if require is None or verdict.value == require else [verdict]
     return judged, rejected, [*judged.subject.skipped, *judged.judgment.not_checked]
 
 

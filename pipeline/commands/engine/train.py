@@ -1,7 +1,6 @@
 """`segmint train`: fine-tune SAM on the masks of datasets."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,19 +9,12 @@ from segmint.pipeline.commands.common.console import guarded, print_message, pri
 from segmint.pipeline.commands.common.extras import needs
 
 
-class TrainingTarget(StrEnum):
-    """Model to train."""
-
-    MASKS = "masks"
-    OBJECTS = "objects"
-
-
 @guarded
 @needs("train")
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="Path or URI of the run's YAML configuration.")],
     task: Annotated[
-        TrainingTarget | None,
+        Literal["masks", "objects"] | None,
         typer.Option(
             help="Model: SAM (masks), or a one-class detector of their boxes (objects). Default: the key `task`."
         ),

@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,20 +20,14 @@ from segmint.pipeline.quality.study.kind import StudyKind
 _STEP = 4096  # ids to check at a time
 
 
-class Order(StrEnum):
-    """Order in which images are leased to annotators."""
+Order = Literal["number", "fewest", "lowest", "random"]
+"""Order in which images are leased to annotators; `random` is the same for all of them."""
 
-    NUMBER = "number"
-    FEWEST = "fewest"  # masks first
-    LOWEST = "lowest"  # mean predicted IoU first; images without masks last
-    RANDOM = "random"  # the same for all annotators
-
-
-_SQL = {
-    Order.NUMBER: "id",
-    Order.FEWEST: "masks, id",
-    Order.LOWEST: "statistics.mean_predicted_iou NULLS LAST, id",
-    Order.RANDOM: "id",
+_SQL: dict[Order, str] = {
+    "number": "id",
+    "fewest": "masks, id",
+    "lowest": "statistics.mean_predicted_iou NULLS LAST, id",
+    "random": "id",
 }
 
 
@@ -42,7 +36,7 @@ class QueueOptions:
     """Selection and order of the images; `overlap` is the share of images with two assignments."""
 
     select: str | None = None
-    order: Order = Order.NUMBER
+    order: Order = "number"
     study: Location | None = None
     overlap: float = 0.0
 
@@ -112,7 +106,7 @@ def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueO
         drawn = _drawn(options.study, manifest)
         chosen = np.isin(ids, drawn)
         ids, merged = ids[chosen], merged[chosen]
-    if options.order is Order.RANDOM:
+    if options.order == "random":
         shuffled = np.argsort(_shares(ids, f"order of {manifest.config_sha256}"), kind="stable")
         ids, merged = ids[shuffled], merged[shuffled]
     if not ids.size:

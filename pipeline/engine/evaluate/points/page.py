@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -276,17 +276,15 @@ def _picture(row: Row, image: TruthImage | str, measures: tuple[str, str]) -> Wo
     before, after = (f"{100 * row[measure]:.1f}" for measure in measures)
     shown = WorstMaskImage(row["image"], row["mask"], row["label"], len(row["clicks"]), before, after)
     if isinstance(image, str):
-        return WorstMaskImage(**{**vars(shown), "problem": image})
+        return replace(shown, problem=image)
     truth, first, last = (coco.decode(row[name]).astype(bool) for name in ("truth_rle", "first_rle", "last_rle"))
     crop = _crop(truth | last, row["clicks"])
     credit = [image.columns.get(name) for name in ("attribution", "provider", "license")]
-    return WorstMaskImage(
-        **{
-            **vars(shown),
-            "credit": " · ".join(str(each) for each in credit if each),
-            "first": _uri(draw_mask(image.pixels, truth, first, row["clicks"][:1], crop)),
-            "last": _uri(draw_mask(image.pixels, truth, last, row["clicks"], crop)),
-        }
+    return replace(
+        shown,
+        credit=" · ".join(str(each) for each in credit if each),
+        first=_uri(draw_mask(image.pixels, truth, first, row["clicks"][:1], crop)),
+        last=_uri(draw_mask(image.pixels, truth, last, row["clicks"], crop)),
     )
 
 

@@ -12,7 +12,7 @@ from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.infra.errors import UsageError
 from segmint.pipeline.corrections.merge.run import merge_submissions
-from segmint.pipeline.engine.annotate.queue import Order, Queue, QueueOptions, make_queue
+from segmint.pipeline.engine.annotate.queue import Queue, QueueOptions, make_queue
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.study.sample import sample_study
 from tests.support.locations import location_of
@@ -39,8 +39,8 @@ def queue_of(place: DatasetPath, **options: Any) -> Queue:
 
 def test_images_come_in_the_order_that_was_asked_for(place: DatasetPath) -> None:
     assert queue_of(place).ids.tolist() == [1, 2, 4, 5]
-    assert queue_of(place, order=Order.FEWEST).ids.tolist() == [5, 1, 2, 4]
-    drawn = [queue_of(place, order=Order.RANDOM).ids.tolist() for _ in range(2)]
+    assert queue_of(place, order="fewest").ids.tolist() == [5, 1, 2, 4]
+    drawn = [queue_of(place, order="random").ids.tolist() for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert sorted(drawn[0]) == [1, 2, 4, 5]
     assert queue_of(place, select="masks = 2").ids.tolist() == [1, 2]
@@ -50,7 +50,7 @@ def test_images_come_in_the_order_that_was_asked_for(place: DatasetPath) -> None
 
 def test_images_whose_answers_are_in_the_tables_are_known(place: DatasetPath) -> None:
     """An answer that is not merged is for the board to know."""
-    queue = queue_of(place, order=Order.FEWEST)
+    queue = queue_of(place, order="fewest")
     assert dict(zip(queue.ids.tolist(), queue.merged.tolist(), strict=True)) == {1: False, 2: False, 4: True, 5: True}
 
 
@@ -59,7 +59,7 @@ def test_a_share_of_the_images_is_annotated_twice_the_same_ones_always(place: Da
         queue = queue_of(place, overlap=share)
         assert {queue.assignments(image) for image in queue.ids.tolist()} == assignments
     assert queue.assignments(99) == 1
-    half = [queue_of(place, overlap=0.5, order=order) for order in (Order.NUMBER, Order.FEWEST)]
+    half = [queue_of(place, overlap=0.5, order=order) for order in ("number", "fewest")]
     twice = [{image for image in queue.ids.tolist() if queue.assignments(image) == 2} for queue in half]
     assert twice[0] == twice[1]
     with pytest.raises(UsageError, match="a share of the images, from 0 to 1"):
