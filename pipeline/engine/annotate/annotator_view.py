@@ -27,7 +27,14 @@ from segmint.pipeline.engine.annotate.leases import Leases
 from segmint.pipeline.engine.annotate.progress_board import LatestSubmission, ProgressBoard
 from segmint.pipeline.engine.annotate.queue import Queue
 from segmint.pipeline.engine.annotate.session_info import SessionInfo
-from segmint.pipeline.engine.annotate.source import ImageGoneError, ImageMemory, ImageSource, OpenImage, PixelHolder
+from segmint.pipeline.engine.annotate.source import (
+    ConflictError,
+    ImageGoneError,
+    ImageMemory,
+    ImageSource,
+    OpenImage,
+    PixelHolder,
+)
 from segmint.pipeline.serving.images import NoImageError
 
 AHEAD = 3
@@ -36,15 +43,6 @@ AHEAD = 3
 _LOOKS = 16  # concurrent store reads alongside clicks
 
 _SAID = frozenset({"base", "masks", "replaced", "deleted", "seconds", "complete", "comment", "flag"})
-
-
-class SaveConflictError(SegmintError):
-    """Error for a conflicting submission or a changed image. `winner` and `base` describe what the store contains."""
-
-    def __init__(self, text: str, winner: Submission | None, base: str) -> None:
-        super().__init__(text)
-        self.winner = winner
-        self.base = base
 
 
 class MaskFiles(Protocol):
@@ -84,6 +82,7 @@ class AnnotatorView:
         self._over = self.queue.merged > 0  # images to skip when leasing, by rank
         self._gone: set[int] = set()
         self._merged: dict[int, int] = {}  # assignments of images that a merge has changed, as far as known
+        self._skipped: set[tuple[str, int]] = set()  # annotators, and returned images that they get last
         for image in self.board.answered():
             self._note(image)
 
@@ -97,20 +96,18 @@ class AnnotatorView:
         if after is not None:
             self.leases.release(after, annotator)
             mine = []
+            if after in self.board.returned_to(annotator):
+                self._skipped.add((annotator, after))
         slot = next((slot for slot in mine if self._free_assignment(slot[0], annotator, look=True) == slot[1]), None)
         slot = slot or self._returned(annotator, after) or self._lease(annotator, after)
-        submission: dict[str, Any] = {
-            "image": None,
-            "assignment": 0,
-            "lease": self.leases.seconds,
-            "left": self.left(annotator),
-        }
+        slot = slot or self._returned(annotator, after, skipped=True)
+        about = {"lease": self.leases.seconds, "left": self.left(annotator)}
         if slot is None:
-            return submission
+            return {"image": None, "assignment": 0, **about}
         coming = (image for image in self._open_after(slot[0]) if self._free_assignment(image, annotator) is not None)
         ahead = [slot[0], *(image for image, _ in zip(coming, range(AHEAD), strict=False))]
         self.embeddings.prepare(annotator, ahead)
-        return {**submission, "image": slot[0], "assignment": slot[1]}
+        return {"image": slot[0], "assignment": slot[1], **about}
 
     def left(self, annotator: str) -> int:
         """Return the number of images in the queue that an annotator could still get."""
@@ -126,21 +123,13 @@ class AnnotatorView:
             return ~self._over
 
     def open(self, image: int, annotator: str) -> dict[str, Any]:
-        """Return an image with its masks and the last submission of the annotator's assignment."""
+        """Return an image with its masks and the last submission of the annotator's assignment.
+
+        Raises the errors of `ImageSource.read`.
+        """
         if self.files is not None:
             self.files.refresh(image)
-        try:
-            found = self._read(image)
-        except ImageGoneError:
-            return {
-                "image": None,
-                "assignment": 0,
-                "base": None,
-                "masks": [],
-                "n": 0,
-                "submission": None,
-                "state": "gone",
-            }
+        found = self._read(image)
         self.board.refresh(image)
         self._note(image, found)
         assignment = self._assignment_of(image, annotator)
@@ -198,7 +187,7 @@ class AnnotatorView:
     def save(self, image: int, annotator: str, n: int, body: Any) -> Submission:
         """Save a submission and return the stored one.
 
-        Raises `UsageError` or `SubmissionError` if the body isn't a submission for this image, `SaveConflictError` if
+        Raises `UsageError` or `SubmissionError` if the body isn't a submission for this image, `ConflictError` if
         another submission has this number or the image has changed, and `ImageGoneError` or `RemovedImageError` if the
         image was taken down.
         """
@@ -212,9 +201,7 @@ class AnnotatorView:
         if body["base"] != found.base:
             self._note(image, found)
             assignment = self._assignment_of(image, annotator)
-            raise SaveConflictError(
-                "the image changed after it was opened", self.board.submission(found, assignment), found.base
-            )
+            raise self._conflict("the image changed after it was opened", found, assignment)
         self.board.refresh(image)
         self._note(image, found)
         assignment = self._assignment_of(image, annotator)
@@ -242,10 +229,6 @@ class AnnotatorView:
         if self.files is not None:
             self.files.write(image)
         return saved
-
-    def release(self, image: int, annotator: str) -> None:
-        """Release an annotator's lease of an image."""
-        self.leases.release(image, annotator)
 
     def progress(self, annotators: list[str]) -> dict[str, Any]:
         """Return the progress so far."""
@@ -282,31 +265,35 @@ class AnnotatorView:
             number = 1 if done is None else done.name.n + 1
             raise UsageError(f"submissions/{submission.n}: the next submission is {number}")
         if done is not None and done.annotator != submission.annotator:
-            winner = self.board.submission(found, submission.assignment)
-            if winner is not None:
-                raise SaveConflictError(f"{done.annotator} has submitted", winner, found.base)
+            conflict = self._conflict(f"{done.annotator} has submitted", found, submission.assignment)
+            if conflict.details["winner"] is not None:
+                raise conflict
         if not put_submission(self.dataset, submission):
             self.board.refresh(submission.image)
             return self._other(submission, found)
         self.board.put(submission)
+        self._skipped.discard((submission.annotator, submission.image))
         self._note(submission.image)
         self.leases.release(submission.image, submission.annotator)
         return submission
 
     def _other(self, submission: Submission, found: OpenImage) -> Submission:
-        """Return the stored submission if it contains the same work as this one, else raise `SaveConflictError`."""
+        """Return the stored submission if it contains the same work as this one, else raise `ConflictError`."""
         winner = self.board.read(submission.image, submission.assignment)
         if winner is not None and winner.n == submission.n and submission.same_work(winner):
             return winner
-        raise SaveConflictError(
-            "another submission was saved first", self.board.submission(found, submission.assignment), found.base
-        )
+        raise self._conflict("another submission was saved first", found, submission.assignment)
 
-    def _returned(self, annotator: str, after: int | None) -> tuple[int, int] | None:
-        """Return the next image that was returned to the annotator, with its assignment; after the last one, None."""
-        returned = self.board.returned_to(annotator)
-        for image in returned:
-            if self.queue.rank(image) is None or (after in returned and image <= (after or 0)):
+    def _conflict(self, text: str, found: OpenImage, assignment: int) -> ConflictError:
+        """Return an error with the assignment's last submission and the digest of the image's state."""
+        winner = self.board.submission(found, assignment)
+        return ConflictError(text, winner=None if winner is None else winner.model_dump(mode="json"), base=found.base)
+
+    def _returned(self, annotator: str, after: int | None, *, skipped: bool = False) -> tuple[int, int] | None:
+        """Return an image that was returned to the annotator, who skipped it or didn't, with its assignment."""
+        for image in self.board.returned_to(annotator):
+            is_skipped = (annotator, image) in self._skipped
+            if self.queue.rank(image) is None or image == after or is_skipped != skipped:
                 continue
             self.board.refresh(image)
             self._check(image)

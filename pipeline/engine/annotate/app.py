@@ -26,112 +26,69 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
 
 from segmint.catalogs.dataset.annotations.submissions import MOST_BYTES
 from segmint.infra.errors import UsageError
 from segmint.pipeline.engine.annotate.access import Team, TeamGuard
-from segmint.pipeline.engine.annotate.annotator_view import AnnotatorView, SaveConflictError
-from segmint.pipeline.engine.annotate.owner_view import OwnerView, ReturnConflictError
-from segmint.pipeline.engine.annotate.requests import PROBLEMS, PROMPT_BYTES, RequestBodies, field, give_address, reads
-from segmint.pipeline.serving.responses import image_of, jpeg_response, json_response, page_routes, problem
+from segmint.pipeline.engine.annotate.annotator_view import AnnotatorView
+from segmint.pipeline.engine.annotate.owner_view import OwnerView
+from segmint.pipeline.engine.annotate.requests import (
+    PROBLEMS,
+    PROMPT_BYTES,
+    RequestBodies,
+    check_owner,
+    field,
+    number_in,
+    reads,
+    team_routes,
+)
+from segmint.pipeline.serving.responses import image_of, json_response
 
 ASSETS = Path(__file__).parent / "assets"
 
 
-def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
+def make_app(view: AnnotatorView, team: Team) -> Starlette:
     """Return the application that serves an annotator view to the browsers of a team."""
 
-    def session(_: Any, annotator: str) -> Response:
-        about = {"annotator": annotator, "owner": annotator == team.owner, **annotator_view.about.to_dict()}
-        return json_response(about)
+    def of(request: Request) -> tuple[int, str]:
+        return image_of(request), request.state.annotator
 
-    def following(body: Any, annotator: str) -> Response:
+    def following(request: Request, body: Any) -> Any:
         after = field(body, "after", int | None)
         if after is not None and not 1 <= after < 1 << 53:
             raise UsageError("after: expected the id of an image")
-        return json_response(annotator_view.next(annotator, after))
+        return view.next(request.state.annotator, after)
 
-    def find(text: str) -> Response:
-        return json_response({"image": annotator_view.source.find(text)})
+    def save(request: Request, body: Any) -> Response:
+        return json_response({"n": view.save(*of(request), number_in(request, "n"), body).n}, 201)
 
-    def save(image: int, n: int, body: Any, annotator: str) -> Response:
-        return json_response({"n": annotator_view.save(image, annotator, n, body).n}, 201)
+    def table(request: Request) -> Any:
+        check_owner(request, team)
+        return owner_view.table(request.query_params)
 
-    def embed(image: int, annotator: str) -> Response:
-        annotator_view.embed(image, annotator)
-        return Response(status_code=204)
+    def assigned(request: Request) -> tuple[int, int]:
+        check_owner(request, team)
+        return image_of(request), number_in(request, "assignment")
 
-    def clean(image: int, body: Any, annotator: str) -> Response:
-        return json_response({"counts": annotator_view.clean(image, annotator, field(body, "counts", str))})
-
-    def release(image: int, annotator: str) -> Response:
-        annotator_view.release(image, annotator)
-        return Response(status_code=204)
-
-    def jpeg(image: int) -> Response:
-        return jpeg_response(annotator_view.source.read(image).jpeg)
-
-    def assigned(request: Request, body: Any = None) -> Response:
-        if request.path_params["assignment"] not in ("0", "1"):
-            raise UsageError("assignment: expected 0 or 1")
-        asked = request.state.annotator, image_of(request), int(request.path_params["assignment"])
-        read = request.method in ("GET", "HEAD")
-        return json_response(owner_view.submission(*asked) if read else owner_view.give_back(*asked, body))
-
-    owner_view = OwnerView(annotator_view, team.owner)
-    of = image_of
-    writes = RequestBodies().writes
+    owner_view = OwnerView(view, team.owner)
+    bodies = RequestBodies()
+    image, assignment = "/api/images/{image}", "/api/images/{image}/assignments/{assignment}"
     routes = [
-        *page_routes(ASSETS / "index.html"),
-        Route("/api/session", reads(lambda request: session(None, request.state.annotator))),
-        Route("/api/next", writes(lambda r, body: following(body, r.state.annotator)), methods=["POST"]),
-        Route("/api/find", reads(lambda request: find(request.query_params.get("image", "")))),
-        Route("/api/images/{image}", reads(lambda r: json_response(annotator_view.open(of(r), r.state.annotator)))),
-        Route("/images/{image}.jpg", reads(lambda request: jpeg(of(request)))),
-        Route("/api/images/{image}/embed", writes(lambda r, _: embed(of(r), r.state.annotator)), methods=["POST"]),
-        Route(
-            "/api/images/{image}/predict",
-            writes(
-                lambda r, body: json_response(annotator_view.predict(of(r), r.state.annotator, body).to_dict()),
-                PROMPT_BYTES,
-            ),
-            methods=["POST"],
+        *team_routes(ASSETS / "index.html", team, view.about.to_dict(), view.source, bodies),
+        bodies.writes("/api/next", following),
+        reads("/api/find", lambda r: {"image": view.source.find(r.query_params.get("image", ""))}),
+        reads(image, lambda r: view.open(*of(r))),
+        bodies.writes(f"{image}/embed", lambda r, _: view.embed(*of(r))),
+        bodies.writes(f"{image}/predict", lambda r, body: view.predict(*of(r), body).to_dict(), PROMPT_BYTES),
+        bodies.writes(
+            f"{image}/clean", lambda r, body: {"counts": view.clean(*of(r), field(body, "counts", str))}, PROMPT_BYTES
         ),
-        Route(
-            "/api/images/{image}/clean",
-            writes(lambda r, body: clean(of(r), body, r.state.annotator), PROMPT_BYTES),
-            methods=["POST"],
-        ),
-        Route(
-            "/api/images/{image}/submissions/{n}",
-            writes(lambda r, body: save(of(r), _submission_number(r), body, r.state.annotator), MOST_BYTES),
-            methods=["PUT"],
-        ),
-        Route("/api/images/{image}/release", writes(lambda r, _: release(of(r), r.state.annotator)), methods=["POST"]),
-        Route("/api/progress", reads(lambda _: json_response(annotator_view.progress(team.annotators)))),
-        Route("/api/address", writes(lambda r, body: give_address(team, body, r.state.annotator)), methods=["POST"]),
-        Route("/api/table", reads(lambda r: json_response(owner_view.table(r.state.annotator, r.query_params)))),
-        Route("/api/images/{image}/assignments/{assignment}", reads(assigned)),
-        Route("/api/images/{image}/assignments/{assignment}", writes(assigned), methods=["POST"]),
+        bodies.writes(f"{image}/submissions/{{n}}", save, MOST_BYTES, "PUT"),
+        bodies.writes(f"{image}/release", lambda r, _: view.leases.release(*of(r))),
+        reads("/api/progress", lambda _: view.progress(team.annotators)),
+        reads("/api/table", table),
+        reads(assignment, lambda r: owner_view.submission(*assigned(r))),
+        bodies.writes(assignment, lambda r, body: owner_view.give_back(*assigned(r), body)),
     ]
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(TeamGuard, team=team)],
-        exception_handlers={**PROBLEMS, SaveConflictError: _save_conflict, ReturnConflictError: problem(409)},
-    )
-
-
-def _submission_number(request: Request) -> int:
-    text: str = request.path_params["n"]
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise UsageError("submissions: expected a number from 1")
-    return int(text)
-
-
-def _save_conflict(_: Request, error: Exception) -> Response:
-    if not isinstance(error, SaveConflictError):
-        raise error
-    winner = None if error.winner is None else error.winner.model_dump(mode="json")
-    return JSONResponse({"error": str(error), "winner": winner, "base": error.base}, 409)
+    return Starlette(routes=routes, middleware=[Middleware(TeamGuard, team=team)], exception_handlers={**PROBLEMS})

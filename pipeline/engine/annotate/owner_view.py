@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from segmint.catalogs.dataset.annotations.assignments import is_merged, merged_assignment
 from segmint.catalogs.dataset.annotations.submissions import Return, put_return, read_return
 from segmint.catalogs.layout import wrong_fields
-from segmint.infra.errors import SegmintError, UsageError
-from segmint.pipeline.engine.annotate.access import NotOwnerError
+from segmint.infra.errors import UsageError
 from segmint.pipeline.engine.annotate.annotator_view import AnnotatorView
 from segmint.pipeline.engine.annotate.progress_board import LatestSubmission
 from segmint.pipeline.engine.annotate.requests import field
+from segmint.pipeline.engine.annotate.source import ConflictError
 
 OPEN, STARTED, SUBMITTED, RETURNED, MERGED = STATES = "open", "in progress", "submitted", "returned", "merged"
 FLAGGED = "flagged"
@@ -27,23 +27,18 @@ LEAST = 10  # submissions below which the time left isn't estimated
 _SAVED_AGAIN = "this image was saved again in the meantime. Look at the new submission first"
 
 
-class ReturnConflictError(SegmintError):
-    """Error for a submission that can't be returned, because it isn't the last one or was merged or returned."""
-
-
 @dataclass(frozen=True)
 class OwnerView:
-    """Images of a server as its `owner` sees them. Thread-safe. Others get a `NotOwnerError`."""
+    """Images of a server as its `owner` sees them. Thread-safe."""
 
     view: AnnotatorView
     owner: str
 
-    def table(self, annotator: str, asked: Mapping[str, str]) -> dict[str, Any]:
+    def table(self, asked: Mapping[str, str]) -> dict[str, Any]:
         """Return the part of the table that starts at the rank `start` in the queue, and counts of the whole table.
 
         `asked` can also contain `show`, a state or `flagged`, and `person`, an annotator. Without them, it shows all.
         """
-        self._check(annotator)
         show, person, start = asked.get("show"), asked.get("person"), asked.get("start", "0")
         if show not in (None, FLAGGED, *STATES) or not (start.isascii() and start.isdecimal() and len(start) < 16):
             raise UsageError("table: expected a state to show and a number to start with")
@@ -58,9 +53,8 @@ class OwnerView:
         following = rank if rank < len(self.view.queue) else None
         return {"rows": rows, "next": following, **self._counts(waiting)}
 
-    def submission(self, annotator: str, image: int, assignment: int) -> dict[str, Any]:
+    def submission(self, image: int, assignment: int) -> dict[str, Any]:
         """Return an image with the last submission of an assignment. Raises `UsageError` if there is none."""
-        self._check(annotator)
         found = self.view.source.read(image)
         last = self._last(image, assignment)
         submission = self.view.board.submission(found, assignment)
@@ -71,37 +65,32 @@ class OwnerView:
             "submission": None if submission is None else submission.model_dump(mode="json"),
         }
 
-    def give_back(self, annotator: str, image: int, assignment: int, body: Any) -> dict[str, Any]:
+    def give_back(self, image: int, assignment: int, body: Any) -> dict[str, Any]:
         """Return submission `n` of an assignment to its annotator with a `comment`; see `submission` for the response.
 
-        Raises `UsageError` for an invalid comment or without a submission, and `ReturnConflictError` if it isn't the
+        Raises `UsageError` for an invalid comment or without a submission, and `ConflictError` if it isn't the
         last one, if it was merged, or if it was already returned with another comment.
         """
-        self._check(annotator)
         n, comment = field(body, "n", int), field(body, "comment", str)
         found, last = self.view.source.read(image), self._last(image, assignment)
         if last.name.n != n:
-            raise ReturnConflictError(_SAVED_AGAIN)
+            raise ConflictError(_SAVED_AGAIN)
         merged = found.row.get("submission")
         if is_merged(merged, assignment, n) or merged_assignment(merged) not in (None, assignment):
-            raise ReturnConflictError("this image was already merged, so the submission can't be returned")
+            raise ConflictError("this image was already merged, so the submission can't be returned")
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        value = {"image": image, "assignment": assignment, "n": n, "by": annotator, "comment": comment, "saved_at": now}
+        said = {"n": n, "by": self.owner, "comment": comment, "saved_at": now}
         try:
-            returned = Return.model_validate(value)
+            returned = Return.model_validate({"image": image, "assignment": assignment, **said})
         except ValidationError as error:
             raise UsageError(f"this comment can't be used: {wrong_fields(error)}") from error
         if not put_return(self.view.dataset, returned):
             other = read_return(self.view.dataset, returned.name)
-            if (other.by, other.comment) != (annotator, comment):  # else the first response was lost
-                raise ReturnConflictError(f"{other.by} has already returned this submission: {other.comment}")
+            if (other.by, other.comment) != (self.owner, comment):  # else the first response was lost
+                raise ConflictError(f"{other.by} has already returned this submission: {other.comment}")
         if self._last(image, assignment).name.n != n:
-            raise ReturnConflictError(_SAVED_AGAIN)
-        return self.submission(annotator, image, assignment)
-
-    def _check(self, annotator: str) -> None:
-        if annotator != self.owner:
-            raise NotOwnerError("only the person who started the server can see and return others' submissions")
+            raise ConflictError(_SAVED_AGAIN)
+        return self.submission(image, assignment)
 
     def _last(self, image: int, assignment: int) -> LatestSubmission:
         last = self.view.board.refresh(image).get(assignment)

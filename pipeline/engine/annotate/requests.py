@@ -1,24 +1,26 @@
-"""Requests of the annotators' pages: size-limited bodies, handlers in threads, and errors as JSON."""
+"""Requests of the annotators' pages: size-limited bodies, handlers in threads, errors as JSON, and shared routes."""
 
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from segmint.catalogs.dataset.annotations.saved import RemovedImageError
 from segmint.catalogs.dataset.annotations.submissions import SubmissionError
 from segmint.infra.errors import UsageError
 from segmint.pipeline.engine.annotate.access import NotOwnerError, Team, check_name
-from segmint.pipeline.engine.annotate.source import ImageGoneError, NotReadyError
+from segmint.pipeline.engine.annotate.source import ConflictError, ImageGoneError, ImageSource, NotReadyError
 from segmint.pipeline.serving.responses import PROBLEMS as SHARED_PROBLEMS
-from segmint.pipeline.serving.responses import json_response, problem
+from segmint.pipeline.serving.responses import image_of, jpeg_response, json_response, page_routes, problem
 
 SMALL_BYTES = 64 << 10
 """Size limit of bodies with only a few fields."""
@@ -31,20 +33,25 @@ _LARGE = 1 << 20
 _MOST_VALUES = 4_000_000
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
-Answering = Callable[[Request], Awaitable[Response]]
-
 
 class TooLargeError(Exception):
     """Error for a request whose body exceeds the limit."""
 
 
-def reads(answer: Callable[[Request], Response]) -> Answering:
-    """Return a read endpoint that runs `answer` in a thread."""
+def reads(path: str, answer: Callable[[Request], Any]) -> Route:
+    """Return the route of a read endpoint that runs `answer` in a thread, and responds with its value."""
 
     async def run(request: Request) -> Response:
-        return await run_in_threadpool(answer, request)
+        return await run_in_threadpool(lambda: _response(answer(request)))
 
-    return run
+    return Route(path, run)
+
+
+def _response(value: Any) -> Response:
+    """Return a response with a JSON value, or without content for None; other responses stay."""
+    if isinstance(value, Response):
+        return value
+    return Response(status_code=204) if value is None else json_response(value)
 
 
 class RequestBodies:
@@ -60,15 +67,20 @@ class RequestBodies:
         self._patience_s = patience_s
         self._slowest = slowest
 
-    def writes(self, answer: Callable[[Request, Any], Response], most: int = SMALL_BYTES) -> Answering:
-        """Return a write endpoint, which parses a JSON body of at most `most` bytes and runs `answer` in a thread."""
+    def writes(
+        self, path: str, answer: Callable[[Request, Any], Any], most: int = SMALL_BYTES, method: str = "POST"
+    ) -> Route:
+        """Return the route of a write endpoint, which parses a JSON body of at most `most` bytes.
+
+        It runs `answer` in a thread, and responds as `reads` does.
+        """
 
         async def run(request: Request) -> Response:
             async with AsyncExitStack() as stack:
                 body = await self._read(request, most, stack)
-                return await run_in_threadpool(lambda: answer(request, _parsed(body)))
+                return await run_in_threadpool(lambda: _response(answer(request, _parsed(body))))
 
-        return run
+        return Route(path, run, methods=[method])
 
     async def _read(self, request: Request, most: int, stack: AsyncExitStack) -> bytes:
         """Return a body. Raises `TooLargeError` as soon as it exceeds the limit, regardless of its stated length."""
@@ -138,12 +150,37 @@ def number_in(request: Request, name: str) -> int:
     return int(text)
 
 
-def give_address(team: Team, body: Any, annotator: str) -> Response:
-    """Respond with a new URL for the annotator in the body. Raises `NotOwnerError` if anyone but the owner asks."""
-    if annotator != team.owner:
-        raise NotOwnerError("only the person who started the server can create addresses")
-    name = check_name(field(body, "annotator", str))
-    return json_response({"annotator": name, "address": team.address(name)})
+def check_owner(request: Request, team: Team) -> None:
+    """Raise `NotOwnerError` unless the owner of the server sent a request."""
+    if request.state.annotator != team.owner:
+        raise NotOwnerError("only the person who started the server can create addresses, and see others' submissions")
+
+
+def team_routes(
+    page: Path, team: Team, about: Mapping[str, Any], source: ImageSource, bodies: RequestBodies
+) -> list[Route]:
+    """Return the routes of a team's page, its session, its images, and, for the owner, URLs for other people."""
+
+    def session(request: Request) -> Any:
+        name = request.state.annotator
+        return {"annotator": name, "owner": name == team.owner, **about}
+
+    def address(request: Request, body: Any) -> Any:
+        check_owner(request, team)
+        name = check_name(field(body, "annotator", str))
+        return {"annotator": name, "address": team.address(name)}
+
+    return [
+        *page_routes(page),
+        reads("/api/session", session),
+        reads("/images/{image}.jpg", lambda request: jpeg_response(source.read(image_of(request)).jpeg)),
+        bodies.writes("/api/address", address),
+    ]
+
+
+def _conflict(_: Request, error: Exception) -> Response:
+    details = error.details if isinstance(error, ConflictError) else {}
+    return JSONResponse({"error": str(error), **details}, 409)
 
 
 PROBLEMS: Mapping[Any, Callable[[Request, Exception], Response]] = MappingProxyType(
@@ -151,6 +188,7 @@ PROBLEMS: Mapping[Any, Callable[[Request, Exception], Response]] = MappingProxyT
         **SHARED_PROBLEMS,
         SubmissionError: problem(400),
         NotOwnerError: problem(403),
+        ConflictError: _conflict,
         ImageGoneError: problem(410),
         RemovedImageError: problem(410),
         TooLargeError: problem(413),

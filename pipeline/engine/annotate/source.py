@@ -81,6 +81,14 @@ class NotReadyError(SegmintError):
     """Error for a request whose result is still being computed; the page should retry."""
 
 
+class ConflictError(SegmintError):
+    """Error for a write that conflicts with what the store contains, which the JSON values `details` describe."""
+
+    def __init__(self, text: str, **details: Any) -> None:
+        super().__init__(text)
+        self.details = details
+
+
 def check_images(dataset: Location, manifest: DatasetManifest) -> None:
     """Raise `UsageError` if a dataset was written without its images."""
     if (manifest.config.get("release") or {}).get("format") == "annotations":

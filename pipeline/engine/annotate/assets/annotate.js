@@ -1,31 +1,26 @@
 // Entry point of the annotator page: connects keys and buttons with the parts of the page.
 
-import { actionsOf } from "./actions.js";
 import { setUpAddresses } from "./addresses.js";
 import { Crosshair } from "./crosshair.js";
 import { DoubleQuestion } from "./double.js";
 import { Editor } from "./editor.js";
 import { byId, showProblem } from "./dom.js";
 import { MaskCanvas } from "./canvas.js";
-import { setUpGo } from "./go.js";
 import { Guide } from "./guide.js";
-import { setUpHelp } from "./help.js";
-import { actionOf } from "./keys.js";
+import { actionOf, toggleHelp } from "./keys.js";
 import { LabelDialog, printable } from "./label.js";
 import { Nesting } from "./levels.js";
 import { MaskList } from "./list.js";
 import { Pages } from "./pages.js";
 import { Pointers } from "./pointers.js";
+import { setUpTable } from "./progress.js";
 import { actAs, getJson, untilHeard } from "./server.js";
-import { setUpTable } from "./table.js";
 import { Tools } from "./tools.js";
 import { View } from "./view.js";
 
-const UNPRINTABLE = /[\p{Cs}\p{Zl}\p{Zp}]|[^\P{Cc}\n]/gu; // the server rejects these in comments
-
 class Annotator {
-  #act;
   #annotator;
+  #actions; // functions by the names in keys.js and in `data-action`
 
   constructor(session) {
     this.#annotator = session.annotator;
@@ -59,7 +54,7 @@ class Annotator {
     this.guide = new Guide(this.editor, session.hint_s);
     this.view.showTools(this.tools);
     byId("text-form").hidden = !session.takes_text;
-    this.#act = actionsOf({ ...this, fade: () => this.#fade() });
+    this.#actions = this.#allActions();
     this.#listen();
   }
 
@@ -74,9 +69,8 @@ class Annotator {
     byId("opacity").addEventListener("input", () => this.#fade());
     byId("overlay").addEventListener("input", () => this.#fade());
     byId("clean").addEventListener("input", () => (this.editor.cleans = byId("clean").checked));
-    byId("complete").addEventListener("input", () => this.editor.setComplete(byId("complete").checked));
     byId("text-form").addEventListener("submit", (event) => this.#find(event));
-    for (const name of ["comment", "flag"]) byId(name).addEventListener("input", () => this.#note());
+    for (const name of ["complete", "comment", "flag"]) byId(name).addEventListener("input", () => this.#note());
     addEventListener("blur", () => (this.pointers.panning = false));
     this.#fade();
   }
@@ -96,8 +90,8 @@ class Annotator {
     this.cross.hide();
     this.double.keep();
     this.view.open(image, this.pages.left);
-    const { comment, flag } = this.editor.note;
-    [byId("comment").value, byId("flag").checked] = [comment ?? "", flag];
+    const { complete, comment, flag } = this.editor.note;
+    [byId("complete").checked, byId("comment").value, byId("flag").checked] = [complete, comment ?? "", flag];
     byId("note-box").open = comment !== null || flag;
     byId("returned").hidden = !image.returned;
     if (image.returned) byId("returned").textContent = `Returned by ${image.returned.by}: ${image.returned.comment}`;
@@ -106,8 +100,8 @@ class Annotator {
 
   /** Take over what was entered about the image. */
   #note() {
-    const comment = byId("comment").value.replace(UNPRINTABLE, " ").trim();
-    this.editor.setNote({ comment: comment || null, flag: byId("flag").checked });
+    const comment = byId("comment").value.split("\n").map(printable).join("\n").trim();
+    this.editor.setNote({ complete: byId("complete").checked, comment: comment || null, flag: byId("flag").checked });
   }
 
   #lost({ annotator }) {
@@ -168,16 +162,60 @@ class Annotator {
     if (event.detail > 0 || "tool" in button.dataset) this.maskCanvas.stage.element.focus({ preventScroll: true });
   }
 
-  /** Run the action of a key or button. */
+  /** Run the action of a key or button, such as "undo" or "tool:brush". */
   act(action) {
     this.say("");
-    this.#act(action);
+    const [name, what] = action.split(":");
+    this.#actions[name](what);
+  }
+
+  #allActions() {
+    const { editor, tools, cross, maskCanvas, list, labels, nesting, pages, double } = this;
+    const { zoom } = maskCanvas.stage;
+    const fit = { in: () => zoom.zoomIn(), out: () => zoom.zoomOut(), fit: () => zoom.reset() };
+    const opacity = (step) => {
+      byId("opacity")[step > 0 ? "stepUp" : "stepDown"]();
+      this.#fade();
+    };
+    return {
+      tool: (name) => tools.use(name),
+      flip: () => tools.flip(),
+      smaller: () => tools.resize(-1),
+      larger: () => tools.resize(1),
+      part: (part) => editor.part(part),
+      accept: () => editor.accept(),
+      cancel: () => (tools.busy ? tools.cancel() : editor.cancel()),
+      remove: () => editor.remove(),
+      label: () => labels.open(),
+      cutout: () => editor.counts && maskCanvas.saveCutout(editor.counts, editor.image),
+      replace: () => double.replace(),
+      keep: () => double.keep(),
+      unlock: () => editor.unlock(),
+      before: () => list.step(-1),
+      after: () => list.step(1),
+      out: () => nesting.stepOut(editor.selected),
+      in: () => nesting.stepIn(editor.selected),
+      undo: () => editor.undo(),
+      redo: () => editor.redo(),
+      save: () => editor.save(),
+      skip: () => pages.skip(),
+      back: () => pages.back(),
+      go: () => pages.ask(),
+      picture: () => maskCanvas.stage.element.focus({ preventScroll: true }),
+      complete: () => byId("complete").click(),
+      hide: () => byId("overlay").click(),
+      "hide-mask": () => list.hide(editor.selected),
+      stronger: () => opacity(1),
+      fainter: () => opacity(-1),
+      zoom: (way) => fit[way](),
+      help: () => toggleHelp(),
+      close: () => document.querySelector("dialog[open]").close(),
+      press: (button) => cross.press(button === "other"),
+    };
   }
 }
 
 async function begin() {
-  setUpHelp();
-  setUpGo();
   const session = await untilHeard(() => getJson("/api/session"), showProblem);
   actAs(session.annotator);
   setUpAddresses(session);

@@ -8,17 +8,12 @@ const SAID_MS = 400; // after the last key
 export class Crosshair {
   #maskCanvas;
   #tools;
-  #place = null;
+  #place = null; // column and row of the crosshair's pixel, or null while it isn't in use
   #saying = 0;
 
   constructor(maskCanvas, tools) {
     this.#maskCanvas = maskCanvas;
     this.#tools = tools;
-  }
-
-  /** Column and row of the crosshair's pixel, or null while it isn't in use. */
-  get place() {
-    return this.#place;
   }
 
   hide() {

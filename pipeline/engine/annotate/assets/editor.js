@@ -1,13 +1,13 @@
 // Editor of one image: processes gestures in order, asks the model, keeps the draft, and saves.
 
-import { submissionOf, itemsOf, noteOf, timesOf } from "./submission.js";
+import { inheritedLabel, itemsOf, noteOf, sameNote, submissionOf, timesOf } from "./submission.js";
 import { draftKey } from "./drafts.js";
 import { History } from "./history.js";
 import { Keeping } from "./keeping.js";
 import { Model } from "./model.js";
 import { draftOf, restored, workOf } from "./restoring.js";
 import { Saver } from "./saving.js";
-import { getJson, GoneError, postJson, RefusedError } from "./server.js";
+import { getJson, GoneError, postJson } from "./server.js";
 import { brushed, hasPixels } from "./strokes.js";
 import { Stopwatch } from "./timing.js";
 import { GestureQueue } from "./gestures.js";
@@ -23,14 +23,13 @@ export class Editor {
   #turn = 0; // counts the opened images
   #first = work.begin([]);
   #theirs = null; // state with the submission of another annotator who saved first
-  #sending = null; // {body, state, complete, note}: the work to save, as of the time of the request
+  #sending = null; // {body, state, note}: the work to save, as of the time of the request
   #selected = null; // key of an item
   #doubles = false; // whether the last accepted mask nearly equals another one
   #unclean = []; // [{key, counts}] of accepted masks to clean
   history = new History(this.#first);
   model = new Model();
   image = null; // server's response for the open image; without it, gestures do nothing
-  complete = false;
   cleans = true; // whether accepted masks are cleaned
   note = noteOf(null);
 
@@ -69,7 +68,8 @@ export class Editor {
   }
 
   get changed() {
-    return this.state.active !== null || !work.sameItems(this.state, this.#first);
+    const { state, note, image } = this;
+    return state.active !== null || !work.sameItems(state, this.#first) || !sameNote(note, image?.submission);
   }
 
   /** Open an image, with its draft if there is one. */
@@ -79,7 +79,6 @@ export class Editor {
     const { stage, annotator, dataset } = this.#session;
     const key = draftKey(dataset.name, id, annotator);
     const [image, draft] = await Promise.all([getJson(`/api/images/${id}`), this.keeping.read(key)]);
-    if (image.state === "gone") throw new RefusedError("This image is no longer in the dataset.", 410, null);
     if (turn !== this.#turn) return; // another image was opened
     const began = image.submission?.seconds ?? 0;
     Object.assign(image, { id, key, stage, began, locks: stage === "semi" });
@@ -120,7 +119,6 @@ export class Editor {
     else this.history.load(back.history);
     this.model.load(back?.predictions ?? []);
     this.watch.reset(back?.times ?? timesOf(image.submission));
-    this.complete = back?.complete ?? image.submission?.complete ?? false;
     this.note = back?.note ?? noteOf(image.submission);
     if (back?.text) this.#listeners.say(back.text);
     else if (image.submission !== null && image.state !== "submitted") this.#listeners.say(CHANGED);
@@ -195,7 +193,9 @@ export class Editor {
     [this.#selected, this.#doubles] = [null, false];
     if (this.state.active === null) return this.#show();
     if (!hasPixels(counts, this.image.size)) return this.#listeners.say("The mask is empty. Add a point or cancel.");
-    const [{ active, items }, accepted] = [this.state, work.accept(this.state, counts)];
+    const { active, items } = this.state;
+    const rowOf = (id) => this.image.masks.find((row) => row.annotation_id === id);
+    const accepted = work.accept(this.state, counts, (id) => inheritedLabel(rowOf(id), counts));
     this.#push(accepted);
     if (accepted.items === items) return true; // the mask was only selected
     if (this.cleans) this.#unclean.push({ key: active.key, counts });
@@ -262,15 +262,7 @@ export class Editor {
     return this.#do(() => this.#push(work.replace(this.state, key, twin)));
   }
 
-  /** Set whether all prominent objects are annotated. */
-  setComplete(complete) {
-    return this.#do(() => {
-      this.complete = complete;
-      this.#kept();
-    });
-  }
-
-  /** Set the comment on the image and its flag. */
+  /** Set whether all prominent objects are annotated, the comment on the image, and its flag. */
   setNote(note) {
     return this.#do(() => {
       this.note = note;
@@ -305,8 +297,8 @@ export class Editor {
         if (this.#accept() !== true) return;
         if (this.#doubles) return this.#listeners.say("Not saved yet. Answer first, or save again to keep both masks.");
       }
-      const { state, complete, note } = this;
-      this.#sending = { state, complete, note, times: this.watch.dump(), body: null };
+      const { state, note } = this;
+      this.#sending = { state, note, times: this.watch.dump(), body: null };
       this.keeping.keep();
     });
   }
@@ -318,7 +310,7 @@ export class Editor {
     const sending = this.#sending;
     if (sending === null || image === null || this.image !== image) return;
     if (sending.body === null) {
-      sending.body = submissionOf(image, sending.state.items, sending.times, sending.complete, sending.note);
+      sending.body = submissionOf(image, sending.state.items, sending.times, sending.note);
       this.#unclean = []; // a late response doesn't change what is saved
     }
     let outcome = {};
@@ -335,8 +327,8 @@ export class Editor {
     else this.#lost(outcome.winner);
   }
 
-  #saved(image, { state, complete, note, body }) {
-    if (this.state === state && this.complete === complete && this.note === note) {
+  #saved(image, { state, note, body }) {
+    if (this.state === state && sameNote(this.note, note)) {
       this.keeping.drop();
       this.#listeners.saved(image.id, state !== this.#theirs);
       return;
@@ -412,10 +404,10 @@ export class Editor {
   }
 
   #draft() {
-    const { image, model, state, complete, note } = this;
+    const { image, model, state, note } = this;
     const history = this.history.dump();
     const counts = model.countsOf(state.active);
-    return draftOf(image, history, model.dump(history.states), this.watch.dump(), counts, complete, note);
+    return draftOf(image, history, model.dump(history.states), this.watch.dump(), counts, note);
   }
 
   #show() {

@@ -1,4 +1,6 @@
-// Key bindings in one table, used by the page and its help.
+// Key bindings in one table, and the dialog that shows them.
+
+import { byId, make } from "./dom.js";
 
 const BUTTONS = "button, a[href], summary, input, select, textarea";
 const OWN = new Set([" ", "Enter", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]); // keys for focused controls
@@ -82,8 +84,23 @@ export function actionOf(event) {
 
 const NAMES = { " ": "Space", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Escape: "Esc", Delete: "Del" };
 
-/** Return a key's label. */
-export function labelOf(key) {
+/** Open or close the dialog. */
+export function toggleHelp() {
+  const help = byId("help");
+  byId("help-keys").replaceChildren(...KEYS.map(section));
+  if (help.open) help.close();
+  else help.showModal();
+}
+
+function section([title, rows]) {
+  const body = rows.map(([keys, text]) => {
+    const labels = keys.flatMap((key, place) => [...(place ? [" or "] : []), make("kbd", {}, labelOf(key))]);
+    return make("tr", {}, make("th", { scope: "row" }, ...labels), make("td", {}, text));
+  });
+  return make("section", {}, make("h3", {}, title), make("table", {}, make("tbody", {}, ...body)));
+}
+
+function labelOf(key) {
   const parts = key.length > 1 ? key.split("+").filter(Boolean) : [key];
   return parts.map((part) => NAMES[part] ?? (part.length === 1 ? part.toUpperCase() : part)).join(" + ");
 }

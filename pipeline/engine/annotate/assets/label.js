@@ -20,7 +20,6 @@ export class LabelDialog {
       event.preventDefault();
       this.#set(printable(byId("label-text").value));
     });
-    byId("label-cancel").addEventListener("click", () => byId("label").close());
   }
 
   /** Ask for the label of the active or selected mask. A mask without one is offered the last used label. */

@@ -1,9 +1,9 @@
 // The queue and the location: the open image and the visible page. The location's hash is `#image/12`, `#progress`, or
-// empty for the next image. Requests without a response are retried.
+// empty for the next image. Requests without a response are retried. A dialog goes to an image by its name or number.
 
 import { byId, showProblem } from "./dom.js";
 import { showProgress } from "./progress.js";
-import { postJson, untilHeard } from "./server.js";
+import { getJson, postJson, untilHeard } from "./server.js";
 
 const IMAGE = /^#image\/(\d+)$/;
 const PAGES = ["work", "done", "progress"];
@@ -22,6 +22,10 @@ export class Pages {
     this.#say = say;
     byId("look-again").addEventListener("click", () => this.next(this.#after));
     byId("lost-next").addEventListener("click", () => this.next(this.#shown));
+    byId("go-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#find(byId("go-text").value);
+    });
     addEventListener("hashchange", () => this.route());
   }
 
@@ -102,6 +106,23 @@ export class Pages {
     if (id === null) return;
     postJson(`/api/images/${id}/release`).catch(() => {});
     this.next(id, "Skipped. A draft is kept.");
+  }
+
+  /** Ask for an image to open. */
+  ask() {
+    byId("go-problem").textContent = "";
+    byId("go").showModal();
+    byId("go-text").select();
+  }
+
+  async #find(text) {
+    try {
+      const { image } = await getJson(`/api/find?image=${encodeURIComponent(text)}`);
+      if (byId("go").open) location.hash = `#image/${image}`;
+      byId("go").close();
+    } catch (error) {
+      byId("go-problem").textContent = error.message;
+    }
   }
 
   #show(name) {

@@ -1,5 +1,9 @@
 // Conversion between the work on an image and submissions, which are relative to the dataset's masks.
 
+import { iouOf, spansOf } from "./spans.js";
+
+const LEAST_IOU = 0.1; // with a mask of the dataset, below which a merge doesn't give its label to its correction
+
 /**
  * Return the initial items of an image: the dataset's masks, largest first, with the last submission applied. With
  * `locks` these are locked, and so are prefilled ones.
@@ -7,8 +11,8 @@
 export function itemsOf({ masks, submission, prefill, locks = false }) {
   const gone = new Set([...(submission?.replaced ?? []), ...(submission?.deleted ?? [])].map(({ id }) => id));
   const kept = masks.filter((row) => !gone.has(row.annotation_id)).sort((one, other) => other.area - one.area);
-  const labels = new Map(masks.map((row) => [row.annotation_id, row.label]));
-  const saved = (mask, place) => fromSubmission(mask, keyOf(submission.n, place), submission.stage, locks, labels);
+  const rows = rowsById(masks);
+  const saved = (mask, place) => fromSubmission(mask, keyOf(submission.n, place), submission.stage, locks, rows);
   const made =
     submission === null
       ? (prefill ?? []).map((mask, place) => filled(mask, place, locks))
@@ -16,19 +20,33 @@ export function itemsOf({ masks, submission, prefill, locks = false }) {
   return [...kept.map((row) => fromRow(row, locks)), ...made];
 }
 
-/** Return what an annotator noted about an image: {comment, flag}. */
-export const noteOf = (submission) => ({ comment: submission?.comment ?? null, flag: submission?.flag ?? false });
+const rowsById = (masks) => new Map(masks.map((row) => [row.annotation_id, row]));
+
+/** Return what an annotator says about an image: {complete, comment, flag}. */
+export function noteOf(submission) {
+  const { complete = false, comment = null, flag = false } = submission ?? {};
+  return { complete, comment, flag };
+}
+
+export const sameNote = (one, other) => JSON.stringify(noteOf(one)) === JSON.stringify(noteOf(other));
+
+/** Return the label that a correction of a dataset's mask, `row`, has after a merge if nobody sets one. */
+export function inheritedLabel(row, counts) {
+  if (!row?.label) return null;
+  const [height, width] = row.segmentation.size;
+  const [one, other] = [counts, row.segmentation.counts].map((each) => spansOf(each, height, width));
+  return iouOf(one, other) >= LEAST_IOU ? row.label : null;
+}
 
 /** Return the request body that saves `items`; `times` come from a Stopwatch. */
-export function submissionOf({ base, masks }, items, times, complete, note = noteOf(null)) {
+export function submissionOf({ base, masks }, items, times, note) {
   const here = new Set(items.map(({ id }) => id));
   const parents = new Set(items.map(({ parent }) => parent));
   const gone = masks.filter((row) => !here.has(row.annotation_id));
   const was = (row) => ({ id: row.annotation_id, counts: row.segmentation.counts });
   return {
     base,
-    complete,
-    ...note,
+    ...noteOf(note),
     seconds: rounded(times.image),
     masks: items.filter(({ id }) => id === null).map((item) => toSave(item, times)),
     replaced: gone.filter((row) => parents.has(row.annotation_id)).map(was),
@@ -44,16 +62,16 @@ export function timesOf(submission) {
 }
 
 /**
- * Apply a stage's unsaved body to the items of an image that has changed since. Returns {items, masks, unfit}: all that
+ * Apply a stage's unsaved body to the items of an `image` that has changed since. Returns {items, masks, unfit}: all that
  * still fits, the seconds of the new masks by key, and the number of masks that don't fit. Existing masks aren't added
- * again, and neither are untouched prefilled ones unless `untouched`. `locks` as for `itemsOf`.
+ * again, and neither are untouched prefilled ones unless `untouched`.
  */
-export function carried(items, { masks, replaced, deleted }, key, { stage = null, untouched = true, locks = false } = {}) {
+export function carried(items, { masks, replaced, deleted }, key, image, { stage = null, untouched = true } = {}) {
   const had = new Map([...replaced, ...deleted].map(({ id, counts }) => [id, counts]));
   const fits = (item) => item.id !== null && had.get(item.id) === item.counts;
   const parents = new Set([null, undefined, ...items.filter(fits).map(({ id }) => id)]);
   const there = new Set(items.filter((item) => !fits(item)).map(({ counts }) => counts));
-  const labels = new Map(items.map(({ id, label }) => [id, label]));
+  const rows = rowsById(image.masks);
   const wanted = masks.filter((mask) => !there.has(mask.counts) && (untouched || !isUntouched(mask, stage)));
   const fitting = wanted.filter(({ parent }) => parents.has(parent));
   const keys = fitting.map((_, place) => `${key}.${place}`);
@@ -61,7 +79,7 @@ export function carried(items, { masks, replaced, deleted }, key, { stage = null
   return {
     items: [
       ...items.filter((item) => !fits(item)),
-      ...fitting.map((mask, place) => fromSubmission(mask, keys[place], stage, locks, labels)),
+      ...fitting.map((mask, place) => fromSubmission(mask, keys[place], stage, image.locks, rows)),
     ],
     masks: Object.fromEntries(fitting.map(({ seconds }, place) => [keys[place], seconds])),
     unfit: wanted.length - fitting.length + kept.length,
@@ -76,11 +94,10 @@ export function isSame(saved, sent, annotator) {
 
 /** Return whether two submissions for one state of an image are equal except for times. */
 export function isSameWork(one, other) {
-  const said = ({ masks, replaced, deleted, complete, ...more }) =>
+  const said = ({ masks, replaced, deleted, ...more }) =>
     JSON.stringify([
       masks.map(({ counts, source, label }) => [counts, source, label ?? null]),
       [...replaced, ...deleted].map(({ id }) => id),
-      complete,
       noteOf(more),
     ]);
   return said(one) === said(other);
@@ -111,15 +128,12 @@ function fromRow(row, locked) {
   };
 }
 
-/** Return the item of a saved mask. Without a label, it has its parent's, and "" means none. */
-function itemFrom({ counts, source, label, prompts, parent }, key, labels) {
-  const named = (label ?? null) !== null;
-  const shown = (named ? label : labels.get(parent)) || null;
-  return { key, id: null, counts, source, label: shown, named, prompts: prompts ?? [], parent: parent ?? null };
-}
-
-function fromSubmission(mask, key, stage, locks, labels) {
-  const item = itemFrom(mask, key, labels);
+/** Return the item of a saved mask. Without a label, it inherits its parent's, and "" means none. */
+function fromSubmission(mask, key, stage, locks, rows) {
+  const { counts, source, label = null, prompts = [], parent = null } = mask;
+  const named = label !== null;
+  const shown = named ? label || null : inheritedLabel(rows.get(parent), counts);
+  const item = { key, id: null, counts, source, label: shown, named, prompts, parent };
   return isUntouched(mask, stage) ? { ...item, filled: true, locked: locks } : item;
 }
 

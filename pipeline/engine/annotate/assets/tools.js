@@ -5,8 +5,6 @@ const LARGEST = 500;
 const GROWTH = 1.25;
 const SLACK = 6; // screen pixels that a pointer may move during a click
 
-export const TOOLS = ["points", "box", "brush", "eraser", "select", "move"];
-
 export class Tools {
   #editor;
   #maskCanvas;

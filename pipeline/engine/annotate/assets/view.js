@@ -27,7 +27,6 @@ export class View {
     byId("image-title").textContent = name;
     document.title = `${name} · segmint annotate`;
     byId("queue").textContent = left === null ? "" : `${whole(left)} left`;
-    byId("complete").checked = this.#editor.complete;
     this.#list.open();
     this.#maskCanvas.open(image);
   }

@@ -59,19 +59,25 @@ export function setPixels(state, counts, item = null) {
   return { ...state, active: { ...active, counts, step: null, after: null } };
 }
 
-/** Make the active mask with these pixels an item, replacing the one that it corrects. */
-export function accept(state, counts) {
+/**
+ * Make the active mask with these pixels an item, replacing the one that it corrects. `inherited(id)` is the label that
+ * a correction of the dataset's mask `id` has if nobody set one.
+ */
+export function accept(state, counts, inherited = () => null) {
   const { active, items } = state;
   const of = items.find((item) => item.key === active.of) ?? null;
   if (of?.counts === counts) return { items, active: null };
+  const { source, parent } = origin(of, active);
+  const named = of?.id === null && (of.named ?? false); // a label of the dataset is the parent's
   const item = {
     key: active.key,
     id: null,
     counts,
-    label: of?.label ?? null,
-    named: of?.id === null && (of.named ?? false), // a label of the dataset is the parent's
+    label: named ? of.label : parent === null ? null : inherited(parent),
+    named,
     prompts: [...(of?.id === null ? of.prompts : []), ...active.log],
-    ...origin(of, active),
+    source,
+    parent,
   };
   return { items: of ? items.map((each) => (each === of ? item : each)) : [...items, item], active: null };
 }

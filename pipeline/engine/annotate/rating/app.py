@@ -16,58 +16,28 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
 
 from segmint.pipeline.engine.annotate.access import Team, TeamGuard
 from segmint.pipeline.engine.annotate.app import ASSETS
-from segmint.pipeline.engine.annotate.rating.rater_view import RaterView, RatingConflictError
-from segmint.pipeline.engine.annotate.requests import PROBLEMS, RequestBodies, give_address, number_in, reads
-from segmint.pipeline.serving.responses import image_of, jpeg_response, json_response, page_routes
+from segmint.pipeline.engine.annotate.rating.rater_view import RaterView
+from segmint.pipeline.engine.annotate.requests import PROBLEMS, RequestBodies, number_in, reads, team_routes
+from segmint.pipeline.serving.responses import json_response
 
 
-def make_rating_app(rater_view: RaterView, team: Team) -> Starlette:
+def make_rating_app(view: RaterView, team: Team) -> Starlette:
     """Return the application that serves a rater view to the browsers of a team."""
 
-    def session(rater: str) -> Response:
-        return json_response({"annotator": rater, "owner": rater == team.owner, **rater_view.about.to_dict()})
+    def save(request: Request, body: Any) -> Response:
+        rater = request.state.annotator
+        saved = view.save(rater, number_in(request, "item"), number_in(request, "n"), body)
+        return json_response({"n": saved.n, "next": view.next(rater)}, 201)
 
-    def following(rater: str) -> Response:
-        return json_response(rater_view.next(rater))
-
-    def save(rater: str, item: int, n: int, body: Any) -> Response:
-        saved = rater_view.save(rater, item, n, body)
-        return json_response({"n": saved.n, "next": rater_view.next(rater)}, 201)
-
-    def jpeg(image: int) -> Response:
-        return jpeg_response(rater_view.source.read(image).jpeg)
-
-    writes = RequestBodies().writes
+    bodies = RequestBodies()
     routes = [
-        *page_routes(ASSETS / "rate.html"),
-        Route("/api/session", reads(lambda r: session(r.state.annotator))),
-        Route("/api/rate/next", writes(lambda r, _: following(r.state.annotator)), methods=["POST"]),
-        Route(
-            "/api/rate/{item}",
-            reads(lambda r: json_response(rater_view.show(r.state.annotator, number_in(r, "item")))),
-        ),
-        Route(
-            "/api/rate/{item}/{n}",
-            writes(lambda r, body: save(r.state.annotator, number_in(r, "item"), number_in(r, "n"), body)),
-            methods=["PUT"],
-        ),
-        Route("/images/{image}.jpg", reads(lambda r: jpeg(image_of(r)))),
-        Route("/api/address", writes(lambda r, body: give_address(team, body, r.state.annotator)), methods=["POST"]),
+        *team_routes(ASSETS / "rate.html", team, view.about.to_dict(), view.source, bodies),
+        bodies.writes("/api/rate/next", lambda r, _: view.next(r.state.annotator)),
+        reads("/api/rate/{item}", lambda r: view.show(r.state.annotator, number_in(r, "item"))),
+        bodies.writes("/api/rate/{item}/{n}", save, method="PUT"),
     ]
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(TeamGuard, team=team)],
-        exception_handlers={**PROBLEMS, RatingConflictError: _other},
-    )
-
-
-def _other(_: Request, error: Exception) -> Response:
-    if not isinstance(error, RatingConflictError):
-        raise error
-    score = None if error.winner is None else error.winner.score
-    return JSONResponse({"error": str(error), "score": score}, 409)
+    return Starlette(routes=routes, middleware=[Middleware(TeamGuard, team=team)], exception_handlers={**PROBLEMS})

@@ -34,12 +34,18 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import wrong_fields
-from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.pipeline.engine.annotate.selection import check_selection
 from segmint.pipeline.engine.annotate.session_info import IDLE_S
-from segmint.pipeline.engine.annotate.source import ImageGoneError, ImageSource, OpenImage, check_images
+from segmint.pipeline.engine.annotate.source import (
+    ConflictError,
+    ImageGoneError,
+    ImageSource,
+    OpenImage,
+    check_images,
+)
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.study.ratings import RatingStudy
 from segmint.pipeline.serving.images import ImagePlaces, NoImageError, UnknownImageError
@@ -106,14 +112,6 @@ def order_for(sample: Sequence[SampledMask], rater: str, seed: int) -> list[Samp
 
 
 _SAID = frozenset({"score", "seconds"})
-
-
-class RatingConflictError(SegmintError):
-    """Error if another rating by the same rater has this number; `winner` is the last stored one."""
-
-    def __init__(self, text: str, winner: Rating | None) -> None:
-        super().__init__(text)
-        self.winner = winner
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ class RaterView:
     def save(self, rater: str, item: int, n: int, body: Any) -> Rating:
         """Save a rating of a mask, and return it as stored. The score None withdraws the last rating.
 
-        Raises `UsageError` if the body isn't a rating, `RatingConflictError` if another rating has the number, and
+        Raises `UsageError` if the body isn't a rating, `ConflictError` if another rating has the number, and
         `ImageGoneError` or `RemovedImageError` if the mask no longer exists.
         """
         each, _, counts = self._mask(rater, item)
@@ -252,7 +250,7 @@ class RaterView:
         return versions is None or rating.counts_sha256 == counts_digest(versions[variant])
 
     def _other(self, each: SampledMask, rating: Rating) -> Rating:
-        """Return the stored rating if it is the same as this one. Otherwise, raise `RatingConflictError` with it."""
+        """Return the stored rating if it is the same as this one. Otherwise, raise `ConflictError` with its score."""
         root = self._roots[each.variant]
         names = [name for name in list_ratings(root) if (name.mask, name.rater) == rating.name[1:3]]
         winner = self._read(root, max(names)) if names else None
@@ -260,7 +258,8 @@ class RaterView:
             return winner
         if winner is not None:
             self._note(each, winner)
-        raise RatingConflictError("another rating of this mask was saved first", winner)
+        score = None if winner is None else winner.score
+        raise ConflictError("another rating of this mask was saved first", score=score)
 
     def _read(self, root: Location, name: RatingName) -> Rating | None:
         try:

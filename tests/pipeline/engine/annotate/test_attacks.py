@@ -260,7 +260,8 @@ def test_what_was_taken_down_stays_so(team: Annotators, dataset: Path, opened: S
     assert ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}}).status_code == 410
     assert ann.post("/api/next", json={}).json()["image"] == 2
     assert ann.put("/api/images/1/submissions/1", json=body).status_code == 410
-    assert ann.get("/api/images/1").json()["state"] == "gone"
+    gone = ann.get("/api/images/1")
+    assert (gone.status_code, gone.json()["error"]) == (410, "image 1 was taken down")
     assert ann.get("/images/1.jpg").status_code == 410
     assert ann.post("/api/images/1/embed").status_code == 410
     assert ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}}).status_code == 410

@@ -71,7 +71,14 @@ def test_a_returned_image_is_its_annotators_next_one_with_the_masks_as_they_were
     assert ann.get("/api/images/1").json()["returned"] is None
     given = bob.post("/api/next", json={"after": 4}).json()
     assert (given["image"], given["assignment"], given["left"]) == (1, 0, left + 1)
-    assert bob.post("/api/next", json={"after": 1}).json()["image"] not in (None, 1)  # skipped
+
+    def next_after(image: int) -> Any:
+        return bob.post("/api/next", json={"after": image}).json()["image"]
+
+    assert [next_after(image) for image in (1, 4, 6, 7)] == [4, 6, 7, 4]  # 1 is skipped, and 5 is Ann's
+    for image in (4, 6, 7):
+        save(bob, image, 1)
+    assert [next_after(image) for image in (7, 1)] == [1, None]
     again = bob.get("/api/images/1").json()
     assert (again["returned"]["by"], again["returned"]["comment"]) == ("ann", "Add the hand.")
     assert (again["submission"]["masks"][0]["counts"], again["submission"]["comment"]) == (counts, said)

@@ -478,7 +478,9 @@ def undo_shows(page: "Page", before: int, now: int) -> None:
 def test_the_owner_returns_an_image_that_a_comment_is_on(page: "Page", server: AnnotationServer) -> None:
     start(page, server, 6)
     page.locator("#note-box summary").click()
+    expect(page.locator("#save")).to_have_text("Unchanged, next")
     page.locator("#comment").fill("The hand\nis cut off.")
+    expect(page.locator("#save")).to_have_text("Save and next")
     page.locator("#flag").check()
     page.wait_for_timeout(300)  # the browser writes it
     page.reload()

@@ -12,7 +12,6 @@ import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from segmint.pipeline.engine.annotate.requests import PROBLEMS, RequestBodies
 from segmint.pipeline.serving.responses import json_response
@@ -29,8 +28,8 @@ class CountingApp:
         self.most = 0
         limits = RequestBodies(**bodies)
         routes = [
-            Route("/large", limits.writes(self.answer, MOST), methods=["POST"]),
-            Route("/small", limits.writes(self.answer), methods=["POST"]),
+            limits.writes("/large", self.answer, MOST),
+            limits.writes("/small", self.answer),
         ]
         app = Starlette(routes=routes, exception_handlers=dict(PROBLEMS))
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
