@@ -75,18 +75,20 @@ class AzureStore:
         self._blob(uri).delete_blob("include")
 
     def purge(self, uri: str) -> None:
-        """Delete the blob, its snapshots, and its older versions. Raises `UsageError` if soft delete keeps them."""
+        """Delete the blob, its snapshots, and its older versions.
+
+        Raises `UsageError` if soft delete keeps the blob, or versions that an earlier call deleted.
+        """
         from azure.core.exceptions import ResourceNotFoundError
 
         with suppress(ResourceNotFoundError):
             self.delete(uri)
         container, key = self._container(uri)
-        found = [entry for entry in self._all(container, key) if entry.name == key]
-        for entry in found:
-            if not entry.deleted:
-                container.get_blob_client(key, entry.snapshot).delete_blob(version_id=entry.version_id)
-        if found and any(entry.name == key for entry in self._all(container, key)):
-            raise UsageError(f"soft delete keeps {redact(uri)}: turn it off, and wait until what it keeps has expired")
+        for entry in [entry for entry in self._all(container, key) if entry.name == key]:
+            if entry.deleted:
+                wait = "turn it off, and wait until what it keeps has expired"
+                raise UsageError(f"soft delete keeps {redact(uri)}: {wait}")
+            container.get_blob_client(key, entry.snapshot).delete_blob(version_id=entry.version_id)
 
     def versioned(self, uri: str) -> set[str]:
         """Return the names below a prefix of which there are snapshots, older versions, or deleted blobs."""

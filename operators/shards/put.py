@@ -34,7 +34,7 @@ from segmint.catalogs.layout import (
 from segmint.infra.errors import UnfinishedError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
-from segmint.infra.uris import base_name
+from segmint.infra.uris import AZURE, base_name, scheme
 from segmint.operators.rows import Row
 from segmint.operators.schemas import shard_schemas
 from segmint.operators.shards.files import ShardFiles, build_shard_files, shard_table_bytes
@@ -196,9 +196,11 @@ def check_purge(dataset: Location) -> None:
     for folder in (*DATA_KINDS, COMMITS, CATALOG, RESERVATIONS):
         (dataset / folder).refuse_link()
     probe = dataset / f"{TEMPORARY_PREFIX}versions"
-    probe.purge()  # first, because a store that cannot do this would keep what is put
-    probe.put(b"")
     probe.purge()
+    if scheme(dataset.uri) in AZURE:  # the last of these calls finds what soft delete kept
+        probe.put(b"")
+        probe.purge()
+        probe.purge()
 
 
 def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:

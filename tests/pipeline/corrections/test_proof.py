@@ -294,7 +294,7 @@ def test_a_redaction_names_the_exports_and_finds_the_picture_from_before(exporte
     begun = {"id": 1, "kind": "face", "x": 0, "y": 10, "w": 60, "h": 80}
     former = (tmp_path / "coco/images/sa_1.jpg").read_bytes()
     regions.write_text(json.dumps(begun))
-    with dying_after(4), pytest.raises(KilledProcessError):
+    with dying_after(2), pytest.raises(KilledProcessError):
         redact(location, location_of(regions))
     assert prove_redaction(location, "1").lines()[0] == "sa_1: a redaction was begun"
     for x in (0, 90):

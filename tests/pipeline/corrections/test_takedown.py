@@ -296,7 +296,7 @@ def test_killed_after_any_write_and_run_again_it_ends_in_the_same_bytes(
 def test_any_later_takedown_finishes_one_that_was_killed(small_dataset: Path, tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
     shutil.copytree(small_dataset, dataset)
-    with dying_after(5), pytest.raises(KilledProcessError):
+    with dying_after(3), pytest.raises(KilledProcessError):
         take(dataset)
     assert len(list((dataset / "tombstones").iterdir())) == 1
     assert mentions(dataset, ["image-1"])
