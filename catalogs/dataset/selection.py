@@ -75,6 +75,11 @@ def number_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def possible_ids(name: str) -> set[str | int | None]:
+    """Return the image_id that a name is, as it is or as a JSON string, and the number that it is, or None."""
+    return {exact_id(name) or name, number_of(name)}
+
+
 def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownRequest) -> Selection:
     """Return exactly the requested rows, except those that were taken down before.
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from segmint.catalogs.dataset.fingerprints import OtherPicture, by_image, change_fingerprints, read_fingerprints
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.selection import select_rows
+from segmint.catalogs.dataset.selection import possible_ids, select_rows
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, TakedownRequest, read_tombstones
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_stem
@@ -112,7 +112,8 @@ class _Change(Correction[_Plan, FingerprintChange]):
     def _recognized(self, dataset: DatasetHandle) -> int:
         """Return the number of the image with fingerprints that has the name."""
         removed = [image for tombstone in read_tombstones(dataset.location) for image in tombstone.images]
-        named = {each.id for each in removed if self.name in (each.image_id, str(each.id), image_stem(each.id))}
+        wanted = possible_ids(self.name)
+        named = {each.id for each in removed if not wanted.isdisjoint((each.image_id, each.id))}
         known = by_image(read_fingerprints(dataset.location).values())
         found = (named or {_number(dataset, self.name)}) & known.keys()
         if len(found) != 1:

@@ -16,7 +16,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.fingerprints import Fingerprint, by_image, read_fingerprints
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.outputs import FILES_LIST, OutputNote, line_of, read_notes, where_is
-from segmint.catalogs.dataset.selection import rows_named, select_rows
+from segmint.catalogs.dataset.selection import possible_ids, rows_named, select_rows
 from segmint.catalogs.dataset.tombstones import RemovedNames, TakedownRequest, Tombstone, read_tombstones
 from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.layout import DATA_KINDS, REPORT, DamagedDatasetError, image_stem, is_part_path, parse_data_path
@@ -93,12 +93,11 @@ def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
         (tombstone, image)
         for tombstone in read_tombstones(dataset)
         for image in tombstone.images
-        if name in (image.image_id, str(image.id), image_stem(image.id))
+        if not possible_ids(name).isdisjoint((image.image_id, image.id))
     ]
     if not tombstones:
-        raise UsageError(
-            f"no tombstone of {dataset} lists {name!r}: expected the image_id or id of an image that was taken down"
-        )
+        expected = "expected the image_id or id of an image that was taken down"
+        raise UsageError(f"no tombstone of {dataset} lists {name!r}: {expected}")
     images = tuple({image.ordinal: image for _, image in tombstones}.values())
     known = _fingerprints(dataset)
     own = {image: known[image.id] for image in images if image.id in known}

@@ -15,8 +15,8 @@ from segmint.catalogs.dataset.outputs import line_of, read_notes, shown_outputs
 from segmint.catalogs.dataset.selection import (
     Measured,
     Selection,
-    exact_id,
     image_of,
+    possible_ids,
     rows_at,
     rows_named,
     same_request,
@@ -206,12 +206,12 @@ def list_takedown(
 
 def _requested(earlier: Sequence[Tombstone], request: TakedownRequest) -> set[int]:
     """Return the numbers of the images that this request already took down."""
-    names = {exact_id(name) or name for name in request.ids or ()}
+    names = {each for name in request.ids or () for each in possible_ids(name)}
     return {
         image.id
         for tombstone in earlier
         for image in tombstone.images
-        if not names.isdisjoint((image.image_id, str(image.id), image_stem(image.id)))
+        if not names.isdisjoint((image.image_id, image.id))
         or (request.ids is None and same_request(request, tombstone.request))
     }
 
@@ -236,12 +236,12 @@ def _measured(images: Iterable[RemovedImage], known: Mapping[int, frozenset[str]
 
 def _check(selection: Selection, taken: Images, request: TakedownRequest, earlier: Sequence[Tombstone]) -> None:
     """Raise `UsageError` for ambiguous or unknown names, and for a license or provider that never matched a row."""
-    known = {name for image in taken.values() for name in (image.image_id, str(image.id), image_stem(image.id))}
+    known = {each for image in taken.values() for each in (image.image_id, image.id)}
     problems = [*selection.ambiguous.values()]
     problems += [
         f"{name!r} isn't an image_id or id of this dataset"
         for name in selection.unknown
-        if (exact_id(name) or name) not in known
+        if possible_ids(name).isdisjoint(known)
     ]
     raise_problems(problems)
     if not selection.rows and request.ids is None and not any(same_request(request, each.request) for each in earlier):

@@ -50,13 +50,13 @@ def found(dataset: Path) -> list[str]:
 
 def test_nothing_is_found_and_nothing_is_changed(taken: Path) -> None:
     before = digests(taken)
-    for name in ("image-1", "2", "sa_2"):
+    for name in ("image-1", '"image-1"', "2", "sa_2"):
         proof = prove(location_of(taken), name)
         assert (proof.found, proof.not_checked, proof.shards, proof.reasons) == ((), (), 3, ("asked for",))
         assert proof.lines()[-1] == "not found"
     assert digests(taken) == before
     assert not (taken / OUTPUTS).exists()
-    for other in ("image-4", "5", "image-77"):
+    for other in ("image-4", "5", "image-77", '"2"'):
         with pytest.raises(UsageError, match=r"no tombstone of .* lists"):
             prove(location_of(taken), other)
 

@@ -264,6 +264,8 @@ def test_again_changes_nothing_and_there_is_one_tombstone(dataset: Path) -> None
     once = digests(dataset)
     again = takedown(location_of(dataset), ONE, REASON)
     assert (again.rows, again.images, again.changed_shards, again.taken_down) == (0, 0, (), 1)
+    with pytest.raises(UsageError, match="'\"2\"' isn't an image_id or id of this dataset"):
+        take(dataset, TakedownRequest(ids=('"2"',)))  # an image_id, unlike the number 2, which was taken down
     assert digests(dataset) == once
     take(dataset, TakedownRequest(ids=("image-1", "image-4")))
     assert sorted(image.id for t in read_tombstones(location_of(dataset)) for image in t.images) == [2, 5]
