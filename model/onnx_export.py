@@ -48,7 +48,7 @@ class DecoderGraph(nn.Module):
 
         C is 4: the mask for multi-point prompts, then those for whole, part, and subpart, in no guaranteed order. With
         `single_mask`, C is 1: the first of the four for three or more points, otherwise the one of the other three with
-        the highest predicted IoU.
+        the highest predicted IoU. A box is two points, even if padding follows it.
 
         All inputs are float32. `image_embeddings` is (1, 256, 64, 64). `point_coords` (1, N, 2) are (x, y) in pixels of
         the encoder's 1024x1024 input, with `point_labels` (1, N) as for `PromptEncoder.embed_labeled`: box corners are
@@ -65,8 +65,9 @@ class DecoderGraph(nn.Module):
         logits, ious = decoder.decode(image_embeddings, positions, prompt, range(MASK_TOKENS), high_res)
         logits, ious = decoder.with_stable_single_mask(logits, ious)
         if self.single_mask:
+            boxes = (point_labels == 2).sum() if encoder.pads_boxes else 0
             # An offset larger in magnitude than any predicted IoU.
-            lead = (point_coords.shape[1] - 2.5) * ious.new_tensor([1000.0] + [0.0] * (MASK_TOKENS - 1))
+            lead = (point_coords.shape[1] - boxes - 2.5) * ious.new_tensor([1000.0] + [0.0] * (MASK_TOKENS - 1))
             best = (ious + lead)[0].argmax(keepdim=True)
             logits, ious = logits.index_select(1, best), ious.index_select(1, best)
         geometry, frame = self.sam.geometry, orig_im_size.long()

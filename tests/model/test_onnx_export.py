@@ -11,7 +11,7 @@ from segment_anything.utils.onnx import SamOnnxModel
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from benchmarks.masks.reference import reference_sam
-from segmint.model.onnx_export import HIGH_RES, _resized_size, export_decoder, export_encoder
+from segmint.model.onnx_export import HIGH_RES, DecoderGraph, _resized_size, export_decoder, export_encoder
 from segmint.model.sam.geometry import SAM2
 from segmint.model.sam.image_encoder_hiera import HieraShape, ImageEncoderHiera
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
@@ -209,6 +209,16 @@ def test_a_stretched_model_with_high_resolution_features_gives_what_torch_does(
     assert_near(ious, predicted.predicted_iou)
     assert_near(masks, predictor.upscale(predicted.low_res_logits, embedding))
     assert (low_res[0, 0] == low_res[0, 1:]).all(axis=(1, 2)).any(), "the single mask is unstable with these weights"
+
+    mask_decoder.traits = replace(SAM2_TRAITS, single_mask_stability=0.0)  # otherwise, the best replaces the first
+    graph = DecoderGraph(predictor.sam, single_mask=True)
+    of_box = predictor.predict_all(embedding, boxes=[BOX]).predicted_iou[0, 1:].max()
+    of_both = predictor.predict_all(embedding, [[[410.0, 160.5]]], [[1]], [BOX]).predicted_iou[0, 0]
+    for first, expected in ((1, of_box), (0, of_both)):  # a box alone is ambiguous, unlike a box with a point
+        inputs["point_coords"] = np.array([corners[first:]], np.float32)
+        inputs["point_labels"] = np.array([[1, 2, 3, -1][first:]], np.float32)
+        _, iou, _ = graph(*map(torch.from_numpy, inputs.values()))
+        assert_near(iou[0, 0].numpy(), expected)
 
 
 @pytest.mark.usefixtures("weights")
