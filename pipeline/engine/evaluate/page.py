@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from segmint.infra.version import VERSION
 from segmint.infra.wording import count, listed, plural
 from segmint.operators.intervals import Interval
+from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.result import LEVEL, EvaluationSubject, p_value, verdict
 from segmint.pipeline.engine.evaluate.session import LowestScore
 from segmint.pipeline.serving.documents import Tick, document_templates
@@ -17,6 +18,8 @@ _TEMPLATES = Path(__file__).parent / "assets"
 
 Cell = tuple[str, str]
 """Score in percent, and its interval."""
+
+Lowest = Sequence[Sequence[LowestScore]]
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,12 @@ class FiguresPage:
     made: Sequence[tuple[str, str]]
     charts: Sequence[Curves] = ()
 
-    def render(self, subject: EvaluationSubject, lowest: Sequence[Sequence[LowestScore]]) -> str:
+    def put(self, output: OutputFolder, answer: Mapping[str, Any], subject: EvaluationSubject, lowest: Lowest) -> None:
+        """Write the page, its tables, and the JSON answer, if the output is wanted."""
+        if output.wanted:
+            output.put(answer, self.render(subject, lowest), markdown(subject, self.tables))
+
+    def render(self, subject: EvaluationSubject, lowest: Lowest) -> str:
         """Return the page as HTML; `lowest` contains the lowest scores of each set of weights."""
         masks = [] if subject.masks is None else [("Masks", count(subject.masks))]
         return render(

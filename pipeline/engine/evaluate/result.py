@@ -100,6 +100,11 @@ def percent(value: float | None, interval: Interval | None = None, sign: str = "
     return text if interval is None else f"{text} ({100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f})"
 
 
+def table_line(name: str, cells: Sequence[str], width: int = 24, first: int = 36) -> str:
+    """Return a row of a table for a terminal, with `first` characters for its name and `width` for each cell."""
+    return f"{name:<{first}}" + "".join(f" {cell:>{width - 1}}" for cell in cells)
+
+
 def p_value(p: float | None) -> str:
     """Return a p-value as text: `p = 0.012`, `p < 0.001`, `p unknown`."""
     if p is None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,8 @@ from segmint.pipeline.engine.evaluate.page import (
     Table,
     cell,
     comparison,
-    markdown,
 )
-from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent, table_line, verdict
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
 
@@ -45,7 +44,9 @@ class EdgeFigure:
     name: str
     value: float | None
     interval: Interval | None
-    p: float | None = None  # of a difference, by exchanging the models in whole images, before Holm's correction
+    p: float | None = None  # of a difference, by exchanging the models in whole images
+    holm: float | None = None  # its correction over all differences
+    verdict: str | None = None  # of a difference
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class EdgesResult:
                 for scores, figures in zip(self.scores, self.figures, strict=True)
             ],
             "differences": {
-                each.name: {"value": each.value, "interval": each.interval, "p": each.p, "holm": corrected}
-                for each, corrected in zip(self.differences, self._corrected, strict=True)
+                each.name: {key: value for key, value in asdict(each).items() if key != "name"}
+                for each in self.differences
             },
         }
 
@@ -93,7 +94,7 @@ class EdgesResult:
             f"edges of masks from a grid of {side} x {side} points, matched within {100 * self.measure.tolerance:g} % "
             f"of the diagonal; in percent, {basis(self.subject.images)}",
             "",
-            _line(self.subject.size, [name.upper() for name in FIGURES]),
+            table_line(self.subject.size, [name.upper() for name in FIGURES]),
             *self._rows(),
             *self.subject.skipped_lines(),
         ]
@@ -104,8 +105,8 @@ class EdgesResult:
         cells = [[cell(each.value, each.interval) for each in figures] for figures in self.figures]
         if self.differences:
             compared = [
-                ComparedScore(change.name.upper(), both, change.value, change.interval, p)
-                for *both, change, p in zip(*cells, self.differences, self._corrected, strict=True)
+                ComparedScore(change.name.upper(), both, change.value, change.interval, change.holm)
+                for *both, change in zip(*cells, self.differences, strict=True)
             ]
             table = comparison(self.subject, "Figure", compared)
         else:
@@ -151,16 +152,13 @@ class EdgesResult:
     def _rows(self) -> Iterator[str]:
         for weights, scores, figures in zip(self.subject.weights, self.scores, self.figures, strict=True):
             cells = [percent(figure.value, figure.interval) for figure in figures]
-            yield _line(f"{weights.label}, ODS at {scores.ods_threshold:.2f}", cells)
+            yield table_line(f"{weights.label}, ODS at {scores.ods_threshold:.2f}", cells)
         if self.differences:
             first, second = (each.label for each in self.subject.weights)
             cells = [percent(figure.value, figure.interval, sign="+") for figure in self.differences]
-            yield _line(f"{second} minus {first}", cells)
-            yield _line("  corrected by Holm's method", [p_value(p) for p in self._corrected])
-
-    @property
-    def _corrected(self) -> list[float | None]:
-        return holm([each.p for each in self.differences])
+            yield table_line(f"{second} minus {first}", cells)
+            yield table_line("  corrected by Holm's method", [p_value(each.holm) for each in self.differences])
+            yield table_line("  verdict", [str(each.verdict) for each in self.differences])
 
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> NDArray[np.int64]:
@@ -200,14 +198,13 @@ def edges_result(
     if weights == 2:
         other = [counts[:, ::-1].reshape(images, -1), best[:, ::-1].reshape(images, -1)]
         ps = swap_p(values, np.concatenate(other, axis=1), lambda sums: figures(sums)[:, -len(FIGURES) :], [seed, 1])
-        differences = tuple(replace(each, p=p) for each, p in zip(rows[2], ps, strict=True))
+        differences = tuple(
+            replace(each, p=p, holm=corrected, verdict=verdict(each.value, each.interval, corrected, subject.images))
+            for each, p, corrected in zip(rows[2], ps, holm(ps), strict=True)
+        )
     return EdgesResult(
         subject, measure, tuple(scores(values.sum(axis=0).astype(np.float64))), tuple(rows[:weights]), differences
     )
-
-
-def _line(name: str, cells: list[str]) -> str:
-    return f"{name:<36}" + "".join(f"{cell:>24}" for cell in cells)
 
 
 def evaluate_edges(
@@ -238,11 +235,7 @@ def evaluate_edges(
         session = EvaluationSession(task, truths, options.model.run, output, lambda row: float(row["f"]))
         counts = gather(session.tables(), len(task.weights))
         answer = edges_result(session.subject(None), measure, counts, SEED)
-        if output.wanted:
-            page = answer.page()
-            output.put(
-                answer.to_dict(), page.render(answer.subject, session.lowest), markdown(answer.subject, page.tables)
-            )
+        answer.page().put(output, answer.to_dict(), answer.subject, session.lowest)
     return answer
 
 

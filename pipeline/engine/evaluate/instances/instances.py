@@ -30,9 +30,9 @@ from segmint.pipeline.engine.evaluate.instances.measure import OverlapMeasure, P
 from segmint.pipeline.engine.evaluate.kinds import DATASET
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, cell, comparison, markdown
+from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, cell, comparison
 from segmint.pipeline.engine.evaluate.predictions import check_matched, read_predictions
-from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent, table_line, verdict
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
 from segmint.pipeline.engine.evaluate.truth import Truth
@@ -125,7 +125,7 @@ class PrecisionResult:
             self.subject.head(),
             f"{self.settings.line()}; {whose} AP {over}, in percent",
             "",
-            _line(self.subject.size, list(self.shown.values())),
+            table_line(self.subject.size, list(self.shown.values()), 12),
             *self._rows(),
             *self.subject.skipped_lines(),
         ]
@@ -150,11 +150,12 @@ class PrecisionResult:
 
     def _rows(self) -> Iterator[str]:
         for weights, figures in zip(self.subject.weights, self.figures, strict=True):
-            yield _line(weights.label, [percent(figures[name]) for name in self.shown])
+            yield table_line(weights.label, [percent(figures[name]) for name in self.shown], 12)
         if len(self.figures) == 2:
             first, second = (each.label for each in self.subject.weights)
             difference = _minus(*self.figures)
-            yield _line(f"{second} minus {first}", [percent(difference[name], sign="+") for name in self.shown])
+            cells = [percent(difference[name], sign="+") for name in self.shown]
+            yield table_line(f"{second} minus {first}", cells, 12)
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ class OverlapResult:
         }
         if self.differences is not None:
             answer["differences"] = {
-                over: {**each, "holm": self.holm[over]} for over, each in _named(self.differences).items()
+                over: {**each, "holm": self.holm[over], "verdict": word}
+                for (over, each), word in zip(_named(self.differences).items(), self._verdicts, strict=True)
             }
         return answer
 
@@ -186,9 +188,9 @@ class OverlapResult:
             self.subject.head(),
             f"{self.settings.line()}; mIoU in percent, {basis(self.subject.images)}; AP needs scores",
             "",
-            _line(self.subject.size, ["over masks", "over images"], 26),
+            table_line(self.subject.size, ["over masks", "over images"]),
             *(
-                _line(weights.label, [percent(*each) for each in means.values()], 26)
+                table_line(weights.label, [percent(*each) for each in means.values()])
                 for weights, means in zip(self.subject.weights, self.means, strict=True)
             ),
             *self._difference(),
@@ -221,8 +223,14 @@ class OverlapResult:
         if self.differences is not None:
             first, second = (each.label for each in self.subject.weights)
             cells = [percent(*each, sign="+") for each in self.differences.values()]
-            yield _line(f"{second} minus {first}", cells, 26)
-            yield _line("  corrected by Holm's method", [p_value(p) for p in self.holm.values()], 26)
+            yield table_line(f"{second} minus {first}", cells)
+            yield table_line("  corrected by Holm's method", [p_value(p) for p in self.holm.values()])
+            yield table_line("  verdict", self._verdicts)
+
+    @property
+    def _verdicts(self) -> list[str]:
+        changes = (self.differences or {}).items()
+        return [verdict(*change, self.holm[over], self.subject.images) for over, change in changes]
 
 
 class MatchesByCategory:
@@ -362,10 +370,6 @@ def _named(means: Mapping[str, tuple[float | None, Interval | None]]) -> dict[st
     return {over: {"value": value, "interval": interval} for over, (value, interval) in means.items()}
 
 
-def _line(name: str, cells: list[str], width: int = 12) -> str:
-    return f"{name:<36}" + "".join(f"{cell:>{width}}" for cell in cells)
-
-
 def evaluate_instances(
     options: EvaluateOptions, boxes_file: str | None, refine: bool, storage: Storage
 ) -> PrecisionResult | OverlapResult:
@@ -404,11 +408,7 @@ def evaluate_instances(
             sums = gather_overlaps(session.tables(), len(task.weights), boxes)
             check_matched(task.weights, sums[:, 1:].any(axis=0))
             answer = overlap_result(session.subject(int(sums[:, 0].sum())), settings, sums, SEED)
-        if output.wanted:
-            page = answer.page()
-            output.put(
-                answer.to_dict(), page.render(answer.subject, session.lowest), markdown(answer.subject, page.tables)
-            )
+        answer.page().put(output, answer.to_dict(), answer.subject, session.lowest)
     return answer
 
 

@@ -15,7 +15,6 @@ from segmint.infra.errors import SegmintError
 from segmint.infra.wording import count, counted
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.intervals import basis
-from segmint.operators.resampling import holm
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.page import ComparedScore, Curve, Curves, Table, cell, comparison, render
 from segmint.pipeline.engine.evaluate.points.result import KINDS, PointsResult
@@ -139,9 +138,8 @@ def _tables(answer: PointsResult) -> Iterator[Table]:
 
 
 def _compared(answer: PointsResult) -> Iterator[Table]:
-    shown = list(answer.differences())
     scores = []
-    for (name, each), corrected in zip(shown, holm([each.p for _, each in shown]), strict=True):
+    for name, each, corrected, _ in answer.differences():
         means = [answer.means.mean(each.measure, weights) for weights in range(2)]
         cells = [cell(mean.mean, mean.interval) for mean in means]
         scores.append(ComparedScore(name, cells, each.mean, each.interval, corrected))

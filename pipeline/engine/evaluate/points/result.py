@@ -11,7 +11,7 @@ from segmint.operators.resampling import holm
 from segmint.pipeline.engine.evaluate.measure import PartResult
 from segmint.pipeline.engine.evaluate.points.figures import GroupMean, GroupPair, MeanDifference, Means, MeanScore, Over
 from segmint.pipeline.engine.evaluate.points.scores import ImageScores
-from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent, verdict
 
 _PAIRS = 20
 """Number of pairs of groups on a terminal."""
@@ -62,6 +62,7 @@ class PointsResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
+        judged = {each: {"holm": p, "verdict": word} for _, each, p, word in self.differences()}
         answer = {
             **self.subject.to_dict(),
             "settings": {
@@ -71,7 +72,7 @@ class PointsResult:
                 "seed": self.settings.seed,
             },
             "means": [asdict(each) for each in self.means.scores],
-            "differences": [asdict(each) for each in self.means.differences],
+            "differences": [{**asdict(each), **judged.get(each, {})} for each in self.means.differences],
         }
         if self.grouped_by:
             groups, pairs = ([asdict(each) for each in part] for part in (self.groups, self.pairs))
@@ -112,12 +113,14 @@ class PointsResult:
                 found.append(each.truth)
         return found
 
-    def differences(self) -> Iterator[tuple[str, MeanDifference]]:
-        """Yield the differences over all masks to show, each with its name."""
-        for each in self.means.differences:
+    def differences(self) -> Iterator[tuple[str, MeanDifference, float | None, str]]:
+        """Yield the differences over all masks to show, each with its name, its corrected p, and its verdict."""
+        shown = [each for each in self.means.differences if each.truth is None and each.over == "masks"]
+        shown = [each for each in shown if each.measure.partition("_")[0] in KINDS]
+        for each, corrected in zip(shown, holm([each.p for each in shown]), strict=True):
             kind, _, count = each.measure.partition("_")
-            if each.truth is None and each.over == "masks" and kind in KINDS:
-                yield f"{KINDS[kind]}, {counted(int(count), 'click')}", each
+            word = verdict(each.mean, each.interval, corrected, self.subject.images)
+            yield f"{KINDS[kind]}, {counted(int(count), 'click')}", each, corrected, word
 
     @property
     def sizes(self) -> dict[str, str]:
@@ -156,10 +159,9 @@ class PointsResult:
             f"difference: {second} minus {first}, over the same {self.subject.size}; p by flipping the signs of whole "
             "images, corrected by Holm's method"
         )
-        shown = list(self.differences())
-        for (name, each), corrected in zip(shown, holm([each.p for _, each in shown]), strict=True):
+        for name, each, corrected, word in self.differences():
             change = percent(each.mean, each.interval, sign="+")
-            yield f"  {name:<34} {change}, {p_value(each.p)}, corrected {p_value(corrected)}"
+            yield f"  {name:<34} {change}, {p_value(each.p)}, corrected {p_value(corrected)}: {word}"
 
     def _groups(self) -> Iterator[str]:
         if not self.grouped_by:

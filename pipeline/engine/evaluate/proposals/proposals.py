@@ -18,16 +18,18 @@ from segmint.operators.intervals import Interval, basis, figure_intervals
 from segmint.operators.resampling import holm, swap_p
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, cell, comparison, markdown
+from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, cell, comparison
 from segmint.pipeline.engine.evaluate.predictions import check_matched, read_predictions
 from segmint.pipeline.engine.evaluate.proposals.measure import ALL, ProposalsMeasure, counts_of
-from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent, table_line, verdict
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
 
 Floats = NDArray[np.float64]
 
 _CELLS = len(LIMITS) * len(AREAS)
+
+_line = partial(table_line, first=44)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Recall:
     interval: Interval | None
     p: float | None = None  # of a difference, by exchanging the models in whole images
     holm: float | None = None  # its correction over all differences
+    verdict: str | None = None  # of a difference
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ class ProposalsResult:
             for name, cells in self.table(self.differences):
                 yield _line(f"  {name}", [percent(cell.value, cell.interval, sign="+") for cell in cells])
                 yield _line("    corrected by Holm's method", [p_value(cell.holm) for cell in cells])
+                yield _line("    verdict", [str(cell.verdict) for cell in cells])
 
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalCounts]:
@@ -211,7 +215,10 @@ def proposals_result(
             home = recalls[row] if row < weights else differences
             home.append(Recall(kind, LIMITS[limit], AREAS[area], mean, interval, p))
     corrected = holm([each.p for each in differences])
-    differences = [replace(each, holm=p) for each, p in zip(differences, corrected, strict=True)]
+    differences = [
+        replace(each, holm=p, verdict=verdict(each.value, each.interval, p, subject.images))
+        for each, p in zip(differences, corrected, strict=True)
+    ]
     return ProposalsResult(
         subject,
         points_per_side,
@@ -224,10 +231,6 @@ def proposals_result(
 
 def _last(figures: Callable[[Floats], Floats], first: int, sums: Floats) -> Floats:
     return figures(sums)[:, first:]
-
-
-def _line(name: str, cells: list[str]) -> str:
-    return f"{name:<44}" + "".join(f"{cell:>24}" for cell in cells)
 
 
 def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: Storage) -> ProposalsResult:
@@ -248,9 +251,7 @@ def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: 
         check_matched(task.weights, counts[ALL].proposals.any(axis=0))
         subject = session.subject(int(counts[ALL].truth[:, 0].sum()))
         answer = proposals_result(subject, points_per_side, counts, SEED)
-        if output.wanted:
-            page = answer.page()
-            output.put(answer.to_dict(), page.render(subject, session.lowest), markdown(subject, page.tables))
+        answer.page().put(output, answer.to_dict(), subject, session.lowest)
     return answer
 
 

@@ -65,6 +65,9 @@ def test_two_weights_with_groups_on_a_page(dataset: Path, other_weights: Path, t
     assert any(line.startswith("| a (2 masks of 2 images) | ") for line in tables)
 
     answer = json.loads((out / "evaluation.json").read_bytes())
+    verdicts = [each["verdict"] for each in answer["differences"] if "verdict" in each]
+    assert verdicts == ["too few images for an interval"] * 6
+    assert sum(line.endswith(f": {verdicts[0]}") for line in lines) == 6
     assert answer["settings"] == {"clicks": [1, 2, 3], "first_click": "random", "several_clicks": "single", "seed": 3}
     assert answer["truth"][0]["truth"] == "human"
     assert (answer["computed_on"], answer["images"], answer["skipped"]["count"]) == ("cpu, fp32", 3, 0)

@@ -109,3 +109,6 @@ def test_two_weights_are_compared_over_the_same_resampled_images() -> None:
     (table,) = answer.page().tables
     assert table.heads == ["a", "b", "Difference", "Corrected p", "Verdict"]
     assert [(name, cells[-1][0]) for name, cells in table.rows[:2]] == [("ODS", "better"), ("OIS", "better")]
+    assert [line.split()[:3] for line in answer.lines() if "verdict" in line] == [["verdict", "better", "better"]]
+    told = answer.to_dict()["differences"]["ods"]
+    assert (told["verdict"], told["holm"]) == ("better", difference["ods"].holm)

@@ -103,6 +103,8 @@ def test_two_weights_are_compared_over_the_same_resampled_images() -> None:
         assert 0.05 < difference.interval[0] < difference.value < difference.interval[1] < 0.35
         assert first.interval[0] < first.value < first.interval[1]
     assert any(line.startswith("b minus a") for line in answer.lines())
+    assert [line.split() for line in answer.lines() if "verdict" in line] == [["verdict", *["better"] * 4]] * 3
+    assert {each["verdict"] for each in answer.to_dict()["differences"]} == {"better"}
     (table,) = answer.page().tables
     assert table.heads == ["a", "b", "Difference", "Corrected p", "Verdict"]
     name, cells = table.rows[0]
