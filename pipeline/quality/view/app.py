@@ -199,9 +199,7 @@ def _asked_rejects(request: Request) -> tuple[str | None, int | None]:
 
 
 def _after(text: str | None) -> int | None:
-    if text is None:
-        return None
-    return parse_number(text, UsageError(f"after: expected the id of an image, not {shortened(text)!r}"))
+    return None if text is None else parse_number(text, UsageError(f"after: expected an id, not {shortened(text)!r}"))
 
 
 @contextmanager

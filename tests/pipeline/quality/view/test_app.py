@@ -113,6 +113,7 @@ def test_rejected_rows_have_their_reasons(client: TestClient, looked_at: Path) -
     assert client.get("/api/rejects?reason=other").json()["rows"] == []
     assert client.get(f"/api/rejects?after={shown[0]['id']}").json() == {"rows": shown[1:], "next": None}
     assert client.get(f"/api/rejects?after={'9' * 40}").json() == {"rows": [], "next": None}
+    assert client.get("/api/rejects?after=x").json()["error"] == "after: expected an id, not 'x'"
 
 
 def test_an_image_has_all_its_columns_and_masks(client: TestClient, looked_at: Path) -> None:
