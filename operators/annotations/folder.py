@@ -24,6 +24,7 @@ from segmint.operators.annotations.image import (
 from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, label_masks, read_label_map
 
 JSON = ".json"
+_Reader = Callable[[bytes, str, Size | None], AnnotatedImage]
 _INDEX = "index.json"  # list of the images in an export to GeoJSON
 
 
@@ -48,8 +49,8 @@ def read_folder(
             yield AnnotatedImage(name, None, None, unreadable=[f"the file: {error}"])
             continue
         add_to_hash(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
-        read = {JSON: read_json, GEOJSON: read_geojson}.get(ending, _read_map)
-        yield read(data, name, size_of(name))
+        readers: dict[str, _Reader] = {JSON: read_json, GEOJSON: read_geojson}
+        yield readers.get(ending, _read_map)(data, name, size_of(name))
 
 
 def _is_hidden(name: str) -> bool:
@@ -57,13 +58,16 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
-def read_json(data: bytes, name: str, size: Size | None = None) -> AnnotatedImage:
+def read_json(
+    data: bytes, name: str, size: Size | None = None, parse: Callable[[bytes], Any] = json.loads
+) -> AnnotatedImage:
     """Read SA-1B's JSON of one image; its name is `image.file_name` or, if that is missing, its own file's name.
 
-    `size` (height, width) is the image's, if known. Masks that cannot be read are listed and skipped.
+    `size` (height, width) is the image's, if known. Masks that cannot be read are listed and skipped. `parse` may keep
+    the parsed JSON for the caller.
     """
     try:
-        document = json.loads(data)
+        document = parse(data)
         about, annotations = document["image"], document["annotations"]
         if not isinstance(annotations, list):
             raise ValueError("its `annotations` is not a list")

@@ -3,7 +3,6 @@
 Missing values (scores, a crop, a point, a box, an area) are not faults; they are null or measured.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,16 +44,12 @@ class ForeignImage:
     )
 
 
-def read_foreign(data: bytes, size: tuple[int, int] | None, place: FindingLocation, number: int) -> ForeignImage:
-    """Read and measure the JSON of one image; `size` (height, width) is that of its JPEG, if known.
+def read_foreign(document: Any, size: tuple[int, int] | None, place: FindingLocation, number: int) -> ForeignImage:
+    """Measure the masks in the parsed JSON of one image; `size` (height, width) is that of its JPEG, if known.
 
     `number` is the image's id if its JSON has none; findings refer to the image's id. Raises ValueError with the reason
-    if the bytes are not such JSON at all.
+    if it is not such JSON at all.
     """
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from error
     header, annotations = (document.get("image"), document.get("annotations")) if isinstance(document, dict) else (0, 0)
     if not isinstance(header, dict) or not isinstance(annotations, list):
         raise ValueError("no image with a list of annotations")

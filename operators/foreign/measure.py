@@ -1,5 +1,6 @@
 """Measures a shard of data that segmint did not write: Parquet with a dataset's columns, and the shard's faults."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
@@ -137,10 +138,10 @@ def _read_json(file: _ForeignFile, image: _ImageState, measured: MeasuredShard) 
         if file.size > _JSON_BYTES:
             raise ValueError(f"{file.size} bytes, over {_JSON_BYTES}")
         ordinal = measured.shard * IMAGES_PER_SHARD_LIMIT + measured.images
-        found = read_foreign(file.read(file.size), image.jpeg_size, file.place, ordinal + 1)
+        found = read_foreign(json.loads(file.read(file.size)), image.jpeg_size, file.place, ordinal + 1)
         if found.size is None:
             raise ValueError("no size of its image")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if image.jpeg is not None or base_name(file.stem).startswith("sa_"):
             measured.findings.add(file.place.finding(Code.BAD_JSON, "the JSON of an image with annotations", error))
             image.reported = True

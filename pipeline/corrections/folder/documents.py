@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from segmint.catalogs.findings import FindingLocation
@@ -54,17 +55,18 @@ def read_masks(data: bytes, where: str, sha256: str) -> MasksDocument:
 
     Raises `BadFileError`, which names the file, `where`, if any of its masks can't be read.
     """
-    image = read_json(data, where)
+    parse = cache(json.loads)
+    image = read_json(data, where, parse=parse)
     if image.unreadable:
         more = f", and {len(image.unreadable) - 1:,} more" if len(image.unreadable) > 1 else ""
         raise BadFileError(f"{where}: {image.unreadable[0]}{more}")
     if image.size is None:
         raise BadFileError(f"{where}: its image has no width and height")
-    value = json.loads(data)
+    value = parse(data)
     annotations = value["annotations"]
     if len(annotations) > MASKS_PER_IMAGE_LIMIT:
         raise BadFileError(f"{where}: {len(annotations):,} masks, but the limit is {MASKS_PER_IMAGE_LIMIT:,}")
-    rows = read_foreign(data, image.size, FindingLocation(where), 1).masks
+    rows = read_foreign(value, image.size, FindingLocation(where), 1).masks
     outputs = _values(value, "outputs", len(annotations))
     whole = [0.0, 0.0, float(image.size[1]), float(image.size[0])]
     masks = tuple(

@@ -31,9 +31,18 @@ def read(value: Any) -> Any:
     return read_masks(data, "a.masks.json", hashlib.sha256(data).hexdigest())
 
 
-def test_rows_have_scores_labels_outputs_and_a_source() -> None:
+def test_rows_have_scores_labels_outputs_and_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = annotation(70_001, 5, 5, 9, 9, predicted_iou=None, stability_score=None, label="cup")
+    decode = json.JSONDecoder.decode
+    texts: list[str] = []
+
+    def counted(self: json.JSONDecoder, text: str) -> Any:
+        texts.append(text)
+        return decode(self, text)
+
+    monkeypatch.setattr(json.JSONDecoder, "decode", counted)
     found = read(document(annotation(70_000, 1, 1, 5, 5), drawn, outputs=[2, None]))
+    assert len(texts) == 1, "a file is parsed once"
     assert found.size == (HEIGHT, WIDTH)
     automatic, by_hand = found.masks
     assert (automatic["source"], automatic["predicted_iou"], automatic["output"], automatic["label"]) == (
