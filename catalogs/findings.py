@@ -100,7 +100,7 @@ SENTENCES = {
     Code.FILE_DIGEST: "A file's SHA-256 differs from its commit.",
     Code.LEFTOVER_FILE: "A dead writer or a replaced commit left a file that nothing names; a build deletes it.",
     Code.STRAY_FILE: "segmint didn't put this file there: an archive, image, table, link, large file, or foreign name.",
-    Code.BAD_TABLE: "A table isn't readable as Parquet, or its columns or format differ from the dataset's.",
+    Code.BAD_TABLE: "A table isn't readable as Parquet, or its columns, format, or image sizes are wrong.",
     Code.TABLE_COUNTS: "A table's number of rows differs from its commit.",
     Code.ROW_IDENTITY: "Ordinals or ids are missing, duplicated, out of order, or mismatched.",
     Code.OTHER_CATALOG_ROW: "A row contradicts the catalog's row with the same ordinal.",

@@ -186,7 +186,7 @@ def codes_hold(masks: Sequence[Row], image: Row) -> bool:
         for mask in masks:
             if tuple(mask["segmentation"]["size"]) != size:
                 return False
-            rle.area(rle.Rle(size, mask["segmentation"]["counts"]))
+            rle.area(rle.Rle(size, mask["segmentation"]["counts"] or ""))
     except (ValueError, TypeError):
         return False
     return True

@@ -38,8 +38,8 @@ class ShardMasks:
         starts, stops = (np.searchsorted(owners, ordinals, side) for side in ("left", "right"))
         self._spans = dict(zip(ordinals.tolist(), zip(starts.tolist(), stops.tolist(), strict=True), strict=True))
         self._columns = MaskColumns.of(tables.masks)
-        sides = [tables.images.column(name).fill_null(-1).to_numpy() for name in ("height", "width")]
-        sizes = np.repeat(np.stack(sides, axis=1).astype(np.int64), stops - starts, axis=0)
+        sides = [int_column(tables.images, name) for name in ("height", "width")]
+        sizes = np.repeat(np.stack(sides, axis=1), stops - starts, axis=0)
         wrong = np.cumsum(np.concatenate(([0], ~sound_masks(self._columns, sizes, limits))))
         self._sound = frozenset(ordinals[wrong[starts] == wrong[stops]].tolist())
         self._origins = MaskOrigins.of(tables.masks)
@@ -167,8 +167,7 @@ _COCO_AT_ONCE = 255
 def sound_masks(columns: MaskColumns, sizes: Ints, limits: MaskLimits | None) -> Bools:
     """Return which of N masks pass `audit_masks` without decoding, (N,); it checks only the others.
 
-    `sizes`, (N, 2), are the heights and widths of each mask's image, -1 if unknown. False does not mean that there is a
-    finding.
+    `sizes`, (N, 2), are the heights and widths of each mask's image. False does not mean that there is a finding.
     """
     sound: Bools = (columns.size == sizes).all(axis=1) & (sizes > 0).all(axis=1)
     with np.errstate(invalid="ignore", over="ignore"):  # unbounded numbers may be anything

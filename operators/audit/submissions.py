@@ -230,9 +230,10 @@ def audit_ratings(tables: DatasetTables, taken: Collection[int]) -> Iterator[Fin
 def _masks_of(tables: DatasetTables, images: Sequence[int]) -> tuple[dict[int, int], dict[int, str]]:
     """Return the next mask number keyed by image, and the run lengths keyed by annotation id, of these images."""
     among = ", ".join(str(image) for image in images)
-    rows = tables.query(f"SELECT id, next_mask AS next FROM images WHERE id IN ({among})").to_pylist()
+    known = f"SELECT id, coalesce(next_mask, {MOST_MASKS}) AS next FROM images WHERE id IN ({among})"
+    rows = tables.query(known).to_pylist()
     masks = tables.query(
-        f"SELECT annotation_id AS mask, segmentation.counts AS counts FROM masks WHERE id IN ({among})"
+        f"SELECT annotation_id AS mask, coalesce(segmentation.counts, '') AS counts FROM masks WHERE id IN ({among})"
     ).to_pylist()
     return {row["id"]: row["next"] for row in rows}, {row["mask"]: row["counts"] for row in masks}
 

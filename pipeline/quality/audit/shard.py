@@ -170,6 +170,9 @@ class ShardAudit:
             return None
         try:
             table = read_table(data, kind, self._settings.stages)
+            for name in ("height", "width") if kind == "images" else ():
+                if table.column(name).null_count:
+                    raise DamagedDatasetError(f"an image without {name}")
         except DamagedDatasetError as error:
             self._findings.add(place.finding(Code.BAD_TABLE, f"the columns of {kind}", error))
             return None

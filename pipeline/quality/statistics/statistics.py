@@ -256,9 +256,9 @@ def _add_shard(connection: duckdb.DuckDBPyConnection, shard: int, quota: int, su
     for masks in _masks_of(connection, shard, ordinals).values():
         sums.masks += len(masks)
         size = masks[0]["size"]
-        if any(mask["size"] != size for mask in masks):
+        if not size or None in size or any(mask["size"] != size for mask in masks):
             continue  # reported by the audit as a finding
-        pairs = near_duplicates((size[0], size[1]), [mask["counts"] for mask in masks], THRESHOLD)
+        pairs = near_duplicates((size[0], size[1]), [mask["counts"] or "" for mask in masks], THRESHOLD)
         sums.pairs += len(pairs)
         for pair in pairs[: _EXAMPLES - len(sums.examples)]:
             one, other = (masks[place]["annotation_id"] for place in (pair.first, pair.second))

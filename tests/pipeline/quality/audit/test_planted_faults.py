@@ -255,6 +255,8 @@ registered("no_parquet", ShardEdit(1, no_parquet), Code.BAD_TABLE, "masks/sa_000
 
 
 registered("no_column", ShardEdit(1, without_a_column), Code.BAD_TABLE, "images/sa_000001-", "other columns: license")
+for each in ("width", "height"):
+    registered(f"no_{each}", edit_row("images", 1, 0, **{each: None}), Code.BAD_TABLE, "images/", f"without {each}")
 
 
 @damage(Code.TABLE_COUNTS, "masks/sa_000001-", "as in the commit")
@@ -562,6 +564,7 @@ def mask(**values: Any) -> Damage:
 
 MASKS, MASK = "masks/sa_000001-", "mask 40000"
 registered("cut", mask(segmentation=lambda s: {**s, "counts": s["counts"][:-1]}), Code.BAD_RLE, MASKS, MASK, "pixels")
+registered("no_counts", mask(segmentation=lambda s: {**s, "counts": None}), Code.BAD_RLE, MASKS, MASK, "pixels")
 registered("odd", mask(segmentation=lambda s: {**s, "counts": "é"}), Code.BAD_RLE, MASKS, MASK, "pixels")
 registered(
     "turned", mask(segmentation=lambda s: {**s, "size": s["size"][::-1]}), Code.RLE_SIZE, MASKS, MASK, "[240, 180]"
