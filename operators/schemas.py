@@ -167,7 +167,7 @@ MASK_ORIGIN = [
     pa.field("annotator", pa.string()),  # the name that the annotator gave
     pa.field("seconds", pa.float64()),  # of active work on this mask
     # The prompts in order: kind is point, box, mask, or text; x, y, w, h are pixels of the released image; label is 1
-    # for a point inside the mask and 0 for one outside
+    # for a point inside the mask and 0 for one outside; clip_sha256 is of the CLIP that embedded the text
     pa.field(
         "prompts",
         pa.list_(
@@ -180,6 +180,7 @@ MASK_ORIGIN = [
                     ("h", pa.float64()),
                     ("label", pa.int32()),
                     ("text", pa.string()),
+                    ("clip_sha256", pa.string()),
                 ]
             )
         ),

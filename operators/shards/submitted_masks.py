@@ -13,7 +13,7 @@ from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
 from segmint.operators.schemas import PERSON
 
-_PROMPT = ("kind", "x", "y", "w", "h", "label", "text")
+_PROMPT = ("kind", "x", "y", "w", "h", "label", "text", "clip_sha256")
 
 
 def is_prompted(mask: SubmittedMask) -> bool:

@@ -18,8 +18,11 @@ _LINEAGE = "segmint"  # key of the safetensors file's metadata
 class TextPrompts:
     """Embedder of texts as prompts, from a CLIP and a projection (D to 256) that was trained with it and a SAM."""
 
-    def __init__(self, clip: Clip, projection: nn.Linear) -> None:
-        """Raises `UsageError` if the projection doesn't turn embeddings of this CLIP into SAM's tokens."""
+    def __init__(self, clip: Clip, projection: nn.Linear, clip_sha256: str | None = None) -> None:
+        """`clip_sha256`, which stays an attribute, is that of the CLIP's folder.
+
+        Raises `UsageError` if the projection doesn't turn embeddings of this CLIP into SAM's tokens.
+        """
         if projection.in_features != clip.dimension:
             raise UsageError(
                 f"the projection takes embeddings of {projection.in_features} numbers, but CLIP's have {clip.dimension}"
@@ -28,7 +31,7 @@ class TextPrompts:
             raise UsageError(
                 f"the projection returns {projection.out_features} numbers, but SAM's tokens have {EMBEDDING_CHANNELS}"
             )
-        self._clip, self._projection = clip, projection
+        self._clip, self._projection, self.clip_sha256 = clip, projection, clip_sha256
 
     @classmethod
     def load(cls, clip: str | Path, projection: str | Path, device: str = "cpu", sam_sha256: str | None = None) -> Self:
@@ -42,7 +45,7 @@ class TextPrompts:
         for name, here in (("clip_sha256", folder.sha256), ("sam_sha256", sam_sha256)):
             if here is not None and lineage.get(name) != here:
                 raise UsageError(f"{projection} was trained with {name} {lineage.get(name)}, but this one is {here}")
-        return cls(folder.load(device), linear.to(device))
+        return cls(folder.load(device), linear.to(device), folder.sha256)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Return the tokens (B, 256) float32 of B texts. Embeddings have length 1 before the projection."""

@@ -19,10 +19,11 @@ _MADE_FROM = "made_from"
 
 @dataclass(frozen=True)
 class MasksOrigin:
-    """The inputs that masks were made from: SHA-256 of the photograph's bytes, and of the settings with the weights."""
+    """Inputs of masks: SHA-256 of the photograph's bytes, of the settings with the weights, and of a text's CLIP."""
 
     photograph: str
     settings: str
+    clip: str | None = None
 
 
 def sa1b_document(
@@ -35,6 +36,7 @@ def sa1b_document(
     check_count(len(masks))
     rows = [mask_row(mask.record) | {"point_coords": [[float(x), float(y)] for x, y in mask.points]} for mask in masks]
     made_from = {"photograph_sha256": origin.photograph, "settings_sha256": origin.settings}
+    made_from |= {"clip_sha256": origin.clip} if origin.clip is not None else {}
     added = json.dumps({_MADE_FROM: made_from}, separators=(",", ":")).encode("ascii")
     return annotations_json(image_id, file_name, size, rows)[:-1] + b"," + added[1:] + b"\n"
 

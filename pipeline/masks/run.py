@@ -279,7 +279,8 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
         cutouts = _cutouts(frame, records, former.sha256) if options.cutouts else None
         return _PhotographFiles(replace(result, masks=len(records)), None, drawn, cutouts)
     found = model.masks(frame)
-    origin = MasksOrigin(photograph, plan.settings_sha256)
+    clip = None if options.text is None else options.text.sha256[0]
+    origin = MasksOrigin(photograph, plan.settings_sha256, clip)
     document = sa1b_document(task.image_id, PurePosixPath(name).name, size, found, origin)
     drawn_from = hashlib.sha256(document).hexdigest()
     records = [mask.record for mask in found]

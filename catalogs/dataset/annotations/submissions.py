@@ -109,10 +109,11 @@ class MaskPrompt(_StrictRecord):
 
 
 class TextPrompt(_StrictRecord):
-    """A text that names the object."""
+    """A text that names the object, and the hash of the CLIP that embedded it."""
 
     kind: Literal["text"] = "text"
     text: Annotated[_Label, AfterValidator(_nonempty)]
+    clip_sha256: Sha256 | None = None
 
 
 Prompt = Annotated[PointPrompt | BoxPrompt | MaskPrompt | TextPrompt, Field(discriminator="kind")]

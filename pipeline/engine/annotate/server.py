@@ -79,10 +79,12 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
         compute = resolve_compute(options.device, "fp32")
         predictor = stack.enter_context(PredictorThread(lambda: load_model(path, compute)))
         sha256 = sha256_of(path)
+        clip = None
         if options.text is not None:
             prompts = predictor.run(TextPrompts.load, *options.text, compute.device, sha256)
             embed = lru_cache(TEXTS)(lambda *texts: prompts(texts))  # each click sends the mask's text again
             predictor.embed_texts = lambda texts: embed(*texts)
+            clip = prompts.clip_sha256
         decoder = stack.enter_context(JpegDecoder(own=True))
         source = stack.enter_context(closing(ImageSource(dataset, places, folder)))
         study = None if options.queue.study is None else options.queue.study.name
@@ -96,7 +98,7 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
             overlap=options.queue.overlap,
             study=study,
             order=MEASURED.get(manifest.weights.sha256),
-            takes_text=options.text is not None,
+            clip_sha256=clip,
         )
         prefills = None
         if options.detector is not None:

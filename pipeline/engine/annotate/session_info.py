@@ -26,7 +26,7 @@ class SessionInfo:
     overlap: float = 0.0
     study: str | None = None
     order: OutputOrder | None = None  # of the outputs of the dataset's weights, if it was measured
-    takes_text: bool = False  # whether prompts may contain a text
+    clip_sha256: str | None = None  # of the CLIP that embeds texts; without one, prompts contain none
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON values."""
@@ -38,7 +38,7 @@ class SessionInfo:
             "overlap": self.overlap,
             "study": self.study,
             "output_order": None if self.order is None else asdict(self.order),
-            "takes_text": self.takes_text,
+            "clip_sha256": self.clip_sha256,
             "idle_s": IDLE_S,
             "hint_s": HINT_S,
         }

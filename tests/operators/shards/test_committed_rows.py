@@ -92,7 +92,9 @@ def test_what_people_said_and_numbers_with_gaps_survive() -> None:
         "source": "corrected",
         "annotator": "Ada",
         "seconds": 4.5,
-        "prompts": [{"kind": "point", "x": 1.0, "y": 2.0, "w": None, "h": None, "label": 0, "text": None}],
+        "prompts": [
+            {"kind": "point", "x": 1.0, "y": 2.0, "label": 0, **dict.fromkeys(("w", "h", "text", "clip_sha256"))}
+        ],
         "parent": 10_001,
         "origin": {"sha256": "0" * 64, "license": "CC0-1.0"},
         "model": "1" * 64,

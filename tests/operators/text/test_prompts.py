@@ -36,6 +36,7 @@ def test_a_projection_comes_back_with_its_lineage_and_belongs_to_one_clip(
     linear, lineage = load_projection(projection)
     assert lineage == {"clip_sha256": ClipFolder.open(clip).sha256, "sam_sha256": "ab" * 32}
     texts = TextPrompts.load(clip, projection)
+    assert texts.clip_sha256 == lineage["clip_sha256"]
     embedded = ClipFolder.open(clip).load().embed_texts(["red circle"])
     with torch.no_grad():
         expected = linear(embedded / embedded.norm())

@@ -525,5 +525,7 @@ def test_a_text_makes_one_mask_with_the_projection_of_these_weights(tmp_path, ph
     save_projection(projection, nn.Linear(16, 256), {"clip_sha256": clip_sha256, "sam_sha256": weights})
     made = run("y.json")
     assert made.exit_code == 0, made.output
-    (mask,) = json.loads((tmp_path / "y.json").read_text())["annotations"]
+    document = json.loads((tmp_path / "y.json").read_text())
+    assert document["made_from"]["clip_sha256"] == clip_sha256
+    (mask,) = document["annotations"]
     assert mask["point_coords"] == []

@@ -53,7 +53,7 @@ class Annotator {
     this.pointers.listen(this.maskCanvas, (place) => this.#hover(place));
     this.guide = new Guide(this.editor, session.hint_s);
     this.view.showTools(this.tools);
-    byId("text-form").hidden = !session.takes_text;
+    byId("text-form").hidden = session.clip_sha256 === null;
     this.#actions = this.#allActions();
     this.#listen();
   }

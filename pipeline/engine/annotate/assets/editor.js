@@ -159,7 +159,7 @@ export class Editor {
 
   /** Start a mask with a text, or add the text to the prompts of the active mask. */
   text(text) {
-    return this.#prompt(() => work.setText(this.state, text));
+    return this.#prompt(() => work.setText(this.state, text, this.#session.clip_sha256));
   }
 
   #prompt(change) {

@@ -36,8 +36,8 @@ export function setBox(state, box, item = null) {
 }
 
 /** Set the text of the active or a new mask. Its prompts are sent together, without the prediction so far. */
-export function setText(state, text) {
-  const asked = ask(state, null, { kind: "text", text }, () => ({ text }));
+export function setText(state, text, clip_sha256) {
+  const asked = ask(state, null, { kind: "text", text, clip_sha256 }, () => ({ text }));
   return { ...asked, active: { ...asked.active, after: null } };
 }
 

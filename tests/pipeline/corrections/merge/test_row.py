@@ -50,7 +50,7 @@ def test_an_answer_corrects_adds_and_deletes(row: Row) -> None:
     assert boxes(merged.row) == [(2, "corrected", counts_of(CUT)), (3, "manual", counts_of(APART))]
     corrected, drawn = merged.row["masks"]
     assert (corrected["parent"], corrected["seconds"], corrected["model"]) == (10_001, 4.5, "cd" * 32)
-    assert corrected["prompts"] == [{**box, "label": None, "text": None}]
+    assert corrected["prompts"] == [{**box, "label": None, "text": None, "clip_sha256": None}]
     assert (drawn["parent"], drawn["seconds"], drawn["model"], drawn["label"]) == (None, 9.5, None, "cup")
     assert (corrected["label_source"], drawn["label_source"], drawn["label_score"]) == (None, "person", None)
     assert {mask["annotator"] for mask in merged.row["masks"]} == {"Ada"}

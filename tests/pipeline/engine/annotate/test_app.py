@@ -132,13 +132,14 @@ def test_a_text_starts_a_mask_that_clicks_correct(dataset: Path, predictor: Pred
     save_projection(file, nn.Linear(16, 256), lineage)
     with open_view(location_of(dataset), replace(options(), text=(str(clip), str(file)))) as opened:
         ann = Annotators(opened).who("ann")
-        assert ann.get("/api/session").json()["takes_text"]
+        assert ann.get("/api/session").json()["clip_sha256"] == lineage["clip_sha256"]
         told = ann.get("/api/images/1").json()
         found = click(ann, 1, text="red circle")
         x, y = told["size"][1] / 2, told["size"][0] / 2
         corrected = click(ann, 1, (x, y, 1), text="red circle", after=found["handle"])
         together = click(ann, 1, (x, y, 1), text="red circle")
-        prompts = [{"kind": "text", "text": "red circle"}, {"kind": "point", "x": x, "y": y, "label": 1}]
+        said = {"kind": "text", "text": "red circle", "clip_sha256": lineage["clip_sha256"]}
+        prompts = [said, {"kind": "point", "x": x, "y": y, "label": 1}]
         body = draft(told, [corrected["masks"][0]["counts"]])
         body["masks"][0]["prompts"] = prompts
         assert ann.put("/api/images/1/submissions/1", json=body).status_code == 201
@@ -164,7 +165,7 @@ def test_a_text_starts_a_mask_that_clicks_correct(dataset: Path, predictor: Pred
 
 
 def test_without_a_clip_no_text_is_taken(ann: TestClient) -> None:
-    assert ann.get("/api/session").json()["takes_text"] is False
+    assert ann.get("/api/session").json()["clip_sha256"] is None
     answer = ann.post("/api/images/1/predict", json={"prompt": {"text": "cup"}})
     assert (answer.status_code, answer.json()["error"].partition(":")[0]) == (400, "text")
     assert "takes no texts" in answer.json()["error"]

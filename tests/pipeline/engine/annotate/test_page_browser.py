@@ -55,7 +55,7 @@ def server(
         encoder, view = running.predictor.sam.prompt_encoder, running.opened.annotator_view
         middle = torch.full((1, 1, 2), 512.0), torch.ones(1, 1)
         running.predictor.embed_texts = lambda texts: encoder.embed_sparse(*middle, None, None)[:, 0]
-        view.about = replace(view.about, takes_text=True)
+        view.about = replace(view.about, clip_sha256="0" * 64)
         yield running
 
 
@@ -147,7 +147,8 @@ def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", serv
     assert prompts[0] == [point]
     assert prompts[1] == [point, {"kind": "point", "x": 5, "y": 6, "label": 0}]
     assert prompts[2] == [{"kind": "box", "x": 30, "y": 20, "w": 120, "h": 100}]
-    assert prompts[3] == [{"kind": "text", "text": "cup"}, {"kind": "point", "x": 5, "y": 6, "label": 0}]
+    said = {"kind": "text", "text": "cup", "clip_sha256": "0" * 64}
+    assert prompts[3] == [said, {"kind": "point", "x": 5, "y": 6, "label": 0}]
     assert (answer.annotator, answer.complete, answer.replaced, answer.deleted) == ("ann", False, (), ())
     assert 0 < sum(mask.seconds for mask in answer.masks) <= answer.seconds < 120
 
