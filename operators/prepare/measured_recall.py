@@ -15,7 +15,7 @@ COMPOSITES = 40
 
 @dataclass(frozen=True)
 class MeasuredRecall:
-    """Recall of a detector in photographs, upright and turned by 90, 180, or 270 degrees, and in composites."""
+    """Recall of a detector in photographs, upright and rotated by 90, 180, or 270 degrees, and in composites."""
 
     kind: str  # plural
     upright: Share
@@ -43,7 +43,7 @@ def describe_recall(names: Iterable[str]) -> str:
         if found is not None:
             upright, turned, made = (f"{hits} of {marks}" for hits, marks in found.shares)
             parts.append(
-                f"{name} found {upright} {found.kind} upright, {turned} turned by 90, 180, or 270 degrees, and {made} "
+                f"{name} found {upright} {found.kind} upright, {turned} rotated by 90, 180, or 270 degrees, and {made} "
                 "in the composites."
             )
     measured = f"They were measured on {PHOTOGRAPHS} photographs and {COMPOSITES} composites of them: "

@@ -31,7 +31,7 @@ def test_a_sentence_has_all_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECALL, "mtcnn", MeasuredRecall("faces", (36, 37), (9, 111), (70, 120)))
     assert describe_recall(["mtcnn", "faces.onnx"]) == (
         "They were measured on 13 photographs and 40 composites of them: mtcnn found 36 of 37 faces upright, 9 of 111 "
-        "turned by 90, 180, or 270 degrees, and 70 of 120 in the composites."
+        "rotated by 90, 180, or 270 degrees, and 70 of 120 in the composites."
     )
     assert describe_recall(["faces.onnx"]) == ""
 
