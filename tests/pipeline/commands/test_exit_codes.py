@@ -186,7 +186,7 @@ def _scanned(tmp_path: Path) -> Any:
     return run("catalog", "scan", _photographs(tmp_path / "a"), "-o", tmp_path / "c.csv", "--absolute")
 
 
-@case("`catalog scan`", "a catalog can't name some files", 3)
+@case("`catalog scan`", "some files can't be listed in a catalog", 3)
 def _not_scanned(tmp_path: Path) -> Any:
     folder = _photographs(tmp_path / "a")
     (folder / "b.jpg").symlink_to("b.jpg")
@@ -240,7 +240,7 @@ def _not_planned(replaced, config: Path) -> Any:
     return run("plan", config, "--sample", 4)
 
 
-@case("`build`", "every shard is committed, whatever was rejected", 0)
+@case("`build`", "every shard is committed, even if rows were rejected", 0)
 def _built(replaced, config: Path) -> Any:
     replaced("build.run_build", done("8 rows, 2 rejected"))
     return run("build", config)
@@ -252,7 +252,7 @@ def _not_built(replaced, config: Path) -> Any:
     return run("build", config)
 
 
-@case("`status`", "everything was read, whether the dataset is complete or not", 0)
+@case("`status`", "everything was read, even if the dataset is incomplete", 0)
 def _read(place: DatasetPath) -> Any:
     return run("status", place.uri)
 
@@ -299,7 +299,7 @@ def _made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return _masks(tmp_path, monkeypatch, "made", "made")
 
 
-@case("`masks`", "photographs or their output files were refused, whatever else failed", 1)
+@case("`masks`", "photographs or their output files were refused, even if others failed", 1)
 def _refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return _masks(tmp_path, monkeypatch, "made", "refused", "failed")
 
@@ -388,7 +388,7 @@ def _left_out(small_dataset: Path) -> Any:
     return [run(*words, "--privacy-sample", 0), run(*words, "--integrity-only")]
 
 
-@case("`report`", "the report was written, whatever its audit found or couldn't search", 0)
+@case("`report`", "the report was written, regardless of what its audit found", 0)
 def _reported(replaced, place: DatasetPath) -> Any:
     replaced("quality.report.report.write_report", done("103 findings", not_checked=()))
     return run("report", place.uri)
@@ -424,7 +424,7 @@ def _partly_rated(replaced, tmp_path: Path) -> Any:
     return run("study", "score", tmp_path)
 
 
-@case("`study score`", "every drawn image was answered, whatever people found", 0)
+@case("`study score`", "every drawn image was answered, regardless of the findings", 0)
 def _scored(place: DatasetPath, tmp_path: Path) -> Any:
     _drawn(place, tmp_path)
     return run("study", "score", tmp_path / "study", "--corrected", tmp_path / "study/instances.json")
