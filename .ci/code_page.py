@@ -1,6 +1,7 @@
 """Write docs/code.md from the docstrings of packages and modules; with `--check`, fail if it is out of date."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,8 @@ def first_sentence(path: Path) -> str:
     if not docstring:
         raise SystemExit(f"{path.relative_to(ROOT)} has no docstring: docs/code.md lists its first sentence")
     paragraph = " ".join(docstring.split("\n\n")[0].split())
-    sentence, period, _ = paragraph.partition(". ")
-    return (sentence + "." if period else paragraph).replace("|", "\\|")
+    sentence = re.split(r"(?<!\bal\.)(?<!\bApp\.)(?<=\.) ", paragraph, maxsplit=1)[0]
+    return sentence.replace("|", "\\|")
 
 
 def page() -> str:

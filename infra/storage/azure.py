@@ -86,12 +86,12 @@ class AzureStore:
         container, key = self._container(uri)
         for entry in [entry for entry in self._all(container, key) if entry.name == key]:
             if entry.deleted:
-                wait = "turn it off, and wait until what it keeps has expired"
+                wait = "turn it off, and wait until deleted blobs have expired"
                 raise UsageError(f"soft delete keeps {redact(uri)}: {wait}")
             container.get_blob_client(key, entry.snapshot).delete_blob(version_id=entry.version_id)
 
     def versioned(self, uri: str) -> set[str]:
-        """Return the names below a prefix of which there are snapshots, older versions, or deleted blobs."""
+        """Return the names below a prefix that have snapshots, older versions, or deleted blobs."""
         container, key = self._container(uri)
         prefix = key and f"{key.rstrip('/')}/"
         found = (each for each in self._all(container, prefix) if each.version_id or each.snapshot or each.deleted)

@@ -193,7 +193,9 @@ class Predictor:
         tokens = None
         if text is not None:
             if self.embed_texts is None:
-                raise ValueError("this predictor takes no text: create it with embed_texts, such as a TextPrompts")
+                raise ValueError(
+                    "this predictor doesn't support text prompts: create it with embed_texts, such as TextPrompts"
+                )
             texts = [text] if isinstance(text, str) else list(text)
             if not all(isinstance(each, str) for each in texts):
                 raise ValueError(f"text is {text!r}: expected a text, or a list of texts")

@@ -1,7 +1,7 @@
 """Search of an image in several orientations, because photographs without EXIF may be sideways or upside down.
 
-Upright, the image is searched at full size. Turned, it is first searched at half its size, which costs a fraction. Only
-an orientation in which that finds something new is searched at full size.
+The upright image is searched at full size. In the other orientations, the image is first searched at half size, which
+costs a fraction. An orientation is searched at full size only if that finds something new.
 """
 
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ from segmint.pipeline.corrections.correction import Correction, Revision, Revisi
 SHOWN = 20
 """Maximum number of images named in messages. All are counted."""
 
-_WORKED_ON = "people worked on it here since: nothing is carried over that"
+_WORKED_ON = "annotated in this dataset since, so nothing is copied"
 DECIDED = ("taken down", "refused by the build", "returned to the annotator", _WORKED_ON)
 """Reasons to skip an image that were decided before. For any other reason, the image couldn't be processed."""
 

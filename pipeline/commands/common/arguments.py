@@ -29,7 +29,7 @@ DetectorConfig = Annotated[
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Device to compute on.")]
 Clip = Annotated[
-    str | None, typer.Option(metavar="FOLDER", help="CLIP for texts, as transformers' save_pretrained writes it.")
+    str | None, typer.Option(metavar="FOLDER", help="CLIP for text prompts, saved with transformers' save_pretrained.")
 ]
 Projection = Annotated[
     str | None, typer.Option(metavar="FILE", help="Trained projection from CLIP to SAM's prompts, for texts.")

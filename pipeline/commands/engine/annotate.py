@@ -104,7 +104,7 @@ def annotate(
     if prefill is not None and (kind != "detector" or not detector):
         raise UsageError(f"--prefill {prefill!r}: expected detector:PATH, with a TorchScript object detector")
     if (clip is None) != (projection is None):
-        raise UsageError("--clip and --projection need each other: pass both to take texts as prompts")
+        raise UsageError("--clip and --projection must be used together: pass both to enable text prompts")
     text = None if clip is None or projection is None else (clip, projection)
     who = [check_name(name) for name in names or ["annotator"]]
     public = None if origin is None else parse_origin(origin)

@@ -73,7 +73,7 @@ IgnoreNear = Annotated[
 LabeledDatasets = Annotated[list[str], typer.Argument(metavar="DATASET", help="Datasets with labels; paths or URIs.")]
 
 Checked = tuple[Any, Sized, Sized]
-"""Result of an evaluation, what makes its exit code 1, and what makes it 3."""
+"""Result of an evaluation, and the conditions for exit codes 1 and 3."""
 
 
 def read_options(
@@ -270,7 +270,7 @@ def instances(
 def text(
     options: "EvaluateOptions",
     storage: "Storage",
-    clip: Annotated[str, typer.Option(metavar="FOLDER", help="CLIP, as transformers' save_pretrained writes it.")],
+    clip: Annotated[str, typer.Option(metavar="FOLDER", help="CLIP, saved with transformers' save_pretrained.")],
     projection: Annotated[str, typer.Option(metavar="FILE", help="Projection trained with the CLIP and the weights.")],
     seed: Seed = 0,
 ) -> Checked:

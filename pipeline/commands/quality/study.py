@@ -130,11 +130,11 @@ def score(
 @app.command()
 @guarded
 def plan(
-    difference: Annotated[float, typer.Option(metavar="X", help="Difference of mean ratings to find.")],
+    difference: Annotated[float, typer.Option(metavar="X", help="Difference of mean ratings to detect.")],
     deviation: Annotated[
         float, typer.Option(metavar="X", help="Assumed standard deviation of the masks' differences.")
     ] = 2.0,
-    power: Annotated[float, typer.Option(metavar="X", help="Probability of finding the difference.")] = 0.9,
+    power: Annotated[float, typer.Option(metavar="X", help="Probability of detecting the difference.")] = 0.9,
     comparisons: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Pairs, ground truth included.")] = 1,
 ) -> None:
     """Compute the number of masks to rate."""
@@ -146,7 +146,7 @@ def plan(
         raise UsageError("expected --difference from 0.001 to 9, --deviation over 0 to 9, and --power between 0 and 1")
     masks = masks_for(difference, deviation, power, 1 - (1 - CONFIDENCE) / comparisons)
     print_line(
-        f"{masks:,} masks, each from a different image, to find a difference of {difference:g} with probability "
+        f"{masks:,} masks, each from a different image, to detect a difference of {difference:g} with probability "
         f"{power:g} by a paired t-test at {100 * (1 - CONFIDENCE) / comparisons:.3g} %, if the masks' differences have "
         f"a standard deviation of {deviation:g}"
     )

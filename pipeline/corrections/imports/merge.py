@@ -42,7 +42,7 @@ class SkipReason(StrEnum):
     REFUSED = "refused by the build"
     OTHER_SIZE = "masks of another size than the image"
     UNREADABLE = "a mask that cannot be read, so nothing is replaced"
-    WORKED_ON = "people worked on it here since: nothing is carried over that"
+    WORKED_ON = "annotated in this dataset since, so nothing is copied"
     TOO_MANY = "over 10,000 masks with those that it ever had"
 
 

@@ -117,7 +117,7 @@ class TextResult:
         """Return the result as lines for people."""
         return [
             self.subject.head(),
-            f"mean IoU in percent with labeled masks of people, {basis(self.images)}",
+            f"mean IoU with people's labeled masks, in percent, {basis(self.images)}",
             *(f"  {name:<22}{percent(*each):<24}n = {self.subject.masks:,}" for name, each in self.means.items()),
             *self.subject.skipped_lines(),
         ]

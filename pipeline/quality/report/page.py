@@ -295,7 +295,7 @@ def _missing_shards(audit: AuditReport, facts: Facts) -> str:
     """Return which shards the report leaves out."""
     texts = []
     if audit.not_compared:
-        texts.append(f"{counted(len(audit.not_compared), 'shard')} with damage left out of all numbers.")
+        texts.append(f"{counted(len(audit.not_compared), 'damaged shard')} left out of all numbers.")
     if facts.manifest is not None and len(facts.commits) < facts.manifest.shards:
         texts.append(f"{len(facts.commits):,} of {counted(facts.manifest.shards, 'shard')} built.")
     return " ".join(texts)

@@ -88,5 +88,5 @@ def test_a_text_is_one_token_beside_other_prompts_and_without_it_the_bits_stay(
         both.predict(embedding, **point, text="red")
     with pytest.raises(ValueError, match=r"text is \['red', 5\]: expected a text, or a list of texts"):
         both.predict(embedding, **point, text=["red", 5])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="takes no text"):
+    with pytest.raises(ValueError, match="doesn't support text prompts"):
         plain.predict(embedding, text="red")

@@ -17,7 +17,7 @@ from segmint.pipeline.commands.cli import app
             ["--stage", "rate", "--clip", "c", "--projection", "p"],
             "--clip, --projection can't be used with --stage rate",
         ),
-        (["--projection", "p"], "--clip and --projection need each other"),
+        (["--projection", "p"], "--clip and --projection must be used together"),
         (["--stage", "rate", "--study", "s", "--seed", "1"], "--study sets the masks to rate: remove --masks, --seed"),
         (
             ["--stage", "rate", "--order", "fewest", "--weights", "vit_b"],

@@ -168,7 +168,7 @@ def test_without_a_clip_no_text_is_taken(ann: TestClient) -> None:
     assert ann.get("/api/session").json()["clip_sha256"] is None
     answer = ann.post("/api/images/1/predict", json={"prompt": {"text": "cup"}})
     assert (answer.status_code, answer.json()["error"].partition(":")[0]) == (400, "text")
-    assert "takes no texts" in answer.json()["error"]
+    assert "doesn't support text prompts" in answer.json()["error"]
 
 
 def test_an_answer_is_kept_and_the_page_goes_on(ann: TestClient, dataset: Path) -> None:

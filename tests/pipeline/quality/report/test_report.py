@@ -94,7 +94,7 @@ def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Pa
     assert "1 finding" in page.text
     assert "file_size" in page.text
     assert "Excluded from all numbers below: shards 0. Their files are damaged." in page.text
-    assert "Integrity 1 finding . 1 shard with damage left out of all numbers." in page.text
+    assert "Integrity 1 finding . 1 damaged shard left out of all numbers." in page.text
     assert len(page.all("img")) == 4  # of the other shards
     assert json.loads((tmp_path / "report" / "statistics.json").read_text())["images"] == 4
 
