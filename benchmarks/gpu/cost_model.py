@@ -57,7 +57,7 @@ LAUNCHES = {"full recipe": 425 + 3 * 326 + 367, "full image, 1 per batch": 413, 
 POINTWISE_BYTES = 5.5e9
 DECODER_BYTES = 9.65e6  # per prompt in bfloat16, in chunks of 256
 
-# Operations by plain algebra, which the ceiling counted before it counted the factored algebra (docs/metric.md).
+# Operations of plain SAM, which the ceiling counted before it counted the factored algebra (docs/metric.md).
 PLAIN_ENCODE, PLAIN_PROMPT = 5.96e12, 3.62e9
 DRAWN_PER_POINT = 2  # masks, as docs/metric.md and `segmint plan` assume
 
@@ -77,7 +77,7 @@ class Gpu:
     Attributes:
         peak: operations per second of half-precision matrix products, which the encoder's are assumed to reach. Stated
             for the H200, where an older ceiling had 790e12. For others, it follows from the recipe's rates, which the
-            earlier estimate called 50–63 % of the ceiling by plain algebra, so this share is input, too.
+            earlier estimate called 50–63 % of the ceiling by plain SAM's operations, so this share is input, too.
         bandwidth: bytes per second; stated for the H200, and 77 % of the nominal value, as there, for others.
         processors: streaming multiprocessors.
         recipe, alone, stream: images/s; `stream` is None where the estimate has none.

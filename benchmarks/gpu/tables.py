@@ -182,7 +182,7 @@ def estimate_part(results: dict[str, Result]) -> str:
     gpus, launches = result["gpus"], result["constants"]["launches"]
     single, batch = "full image, 1 per batch", "full image, 8 per batch"
     recipes = table(
-        ["full recipe", "before (images/s)", "now (images/s)", "share of the ceiling", "share by plain algebra"],
+        ["full recipe", "before (images/s)", "now (images/s)", "share of the ceiling", "by the former definition"],
         (
             [
                 name,
@@ -200,7 +200,7 @@ def estimate_part(results: dict[str, Result]) -> str:
             "1 per batch (images/s)",
             "8 per batch (images/s)",
             "share of the ceiling (8)",
-            "share by plain algebra (8)",
+            "by the former definition (8)",
         ],
         (
             [
@@ -232,15 +232,15 @@ def estimate_part(results: dict[str, Result]) -> str:
     }
     saved, peaks = gpus["H100"]["effects_ms"], result["constants"]["peak_tflops"]
     words = [
-        f"**This is an {result['note']}.** `benchmarks/gpu/cost_model.py` updates an earlier estimate of mask "
-        "generation with ViT-H in half precision, whose rates are in the columns “before”. They are input, so the "
-        "model doesn't confirm them. Ranges go from a slow to a fast end. The estimate doesn't include `prepare` and "
-        "the host pipeline.",
+        "**This is an estimate. Nothing has run on a GPU.** `benchmarks/gpu/cost_model.py` updates an earlier estimate "
+        "of mask generation with ViT-H in half precision, whose rates are in the columns “before”. They are input, so "
+        "the model doesn't confirm them. Ranges go from a slow to a fast end. The estimate doesn't include `prepare` "
+        "and the host pipeline.",
         f"With the full recipe, {percent(goal)} of the ceiling on an H100 and an H200 would be {needed['current']} "
-        f"images/s. By the [current definition](metric.md), this {reached['current']}. By plain algebra, the former "
-        f"definition, {percent(goal)} would be {needed['plain']} images/s, and this {reached['plain']}. The ceilings "
-        f"assume peaks of {peaks['H100']:.0f} and {peaks['H200']:.0f} TFLOP/s. If the measured peak is higher, but an "
-        "image takes as long as estimated, the share is lower.",
+        f"images/s. By the [current definition](metric.md), this {reached['current']}. By the former definition, "
+        f"which counted plain SAM's operations, {percent(goal)} would be {needed['plain']} images/s, which "
+        f"{reached['plain']}. The ceilings assume peaks of {peaks['H100']:.0f} and {peaks['H200']:.0f} TFLOP/s. If the "
+        "measured peak is higher, but an image takes as long as estimated, the share is lower.",
         "Changes since the earlier estimate, for an H100: The device no longer idles between two images of a stream, "
         f"which saves {saved_ms(saved['overlap across images'])} per image. The host starts "
         f"{launches['full recipe']:,} kernels and graphs per full-recipe image instead of "
@@ -249,10 +249,10 @@ def estimate_part(results: dict[str, Result]) -> str:
         f"{saved_ms(saved['fewer launches, had the device waited for each (not included)'])}. Encoding 8 full images "
         f"per batch saves {saved_ms(saved['8 full images per encoder batch'])} per image. The tiles of float32 "
         "kernels don't affect half precision.",
-        "All rates rest on the earlier estimate's assumptions. It had already predicted those of batches of 8 on an "
-        "H100 and an H200. The model adds assumptions about the time per launch and the tiles of matrix products; for "
-        "GPUs other than the H200, the peak and the memory bandwidth; and for the A100 and L4, the idle time between "
-        "images.",
+        "All rates depend on the earlier estimate's assumptions. It had already predicted those of batches of 8 on "
+        "an H100 and an H200. The model adds assumptions about the time per launch and the tiles of matrix products; "
+        "for GPUs other than the H200, the peak and the memory bandwidth; and for the A100 and L4, the idle time "
+        "between images.",
         "The largest part of a full-recipe image is the encoder's matrix products, which are assumed to reach the "
         "peak. Memory traffic explains only "
         f"{gpus['H100']['decoder_traffic_ms']:.0f} ms of decoding, drawing, and measuring on an H100.",

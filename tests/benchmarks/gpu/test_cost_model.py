@@ -63,6 +63,6 @@ def test_the_page_says_whether_the_target_is_reached(found: dict[str, Any]) -> N
             expected = "no" if fast < TARGET else "yes" if slow >= TARGET else "only near the fast end"
             assert answer == expected
     text = " ".join(estimate_part({"gpu_cost_model": found}).split())
-    assert text.startswith("**This is an estimate, nothing has run on a GPU.**")
+    assert text.startswith("**This is an estimate. Nothing has run on a GPU.**")
     assert "By the [current definition](metric.md), this isn't reached, even at the fast end." in text
     assert "| H100 | 2.3–2.9 | 2.4–3.0 | 45–57 % | 51–64 % |" in text
