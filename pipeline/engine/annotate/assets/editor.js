@@ -368,7 +368,7 @@ export class Editor {
       else if (sending) sending.state = work.setCounts(sending.state, mask, counts);
       if (cleaned === state) continue;
       this.#push(cleaned);
-      if (!this.#doubles) this.#listeners.say("Small specks or holes of the mask were cleaned. Undo restores them.");
+      if (!this.#doubles) this.#listeners.say("Small specks or holes in the mask were removed. To restore them, undo.");
     }
   }
 

@@ -240,7 +240,7 @@ def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_datase
     smallest = float(page.locator("#radius").inner_text())
     drawn |= disc_line(stroke([(130, 15)]), smallest, size)
     page.keyboard.press("Enter")
-    expect(page.locator("#notice")).to_contain_text("Small specks or holes of the mask were cleaned")
+    expect(page.locator("#notice")).to_contain_text("Small specks or holes in the mask were removed")
     page.keyboard.press("Control+z")
     expect(page.locator("#made li")).to_have_count(1)
     page.keyboard.press("e")
