@@ -172,7 +172,7 @@ def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -
     angles = " or ".join(f"{angle}°" for angle in privacy.not_turned)
     lines = [
         f"{_findings(findings)}; {privacy.images_checked:,} of {images} searched"
-        + (f", but for faces not turned by {angles}" if angles else "")
+        + (f", but for faces not rotated by {angles}" if angles else "")
     ]
     for detector in privacy.detectors:
         inside = detector.inside_regions

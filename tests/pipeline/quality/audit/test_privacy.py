@@ -175,7 +175,7 @@ def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search
     gaps = [(gap.reason, gap.images, gap.kind) for gap in report.unsearched]
     assert gaps == [("detector_not_here", 6, "face"), ("no_detector", 6, "plate"), ("not_sampled", 3, None)]
     assert "SHA-256 0000" in report.unsearched[0].detail
-    assert any("searched, but for faces not turned by 90° or 270°" in line for line in result_lines(report))
+    assert any("searched, but for faces not rotated by 90° or 270°" in line for line in result_lines(report))
     assert verdict(report).endswith(
         "; not searched: faces by the build's detector (not available here), plates (no detector), 3 of 6 images "
         "(not in the sample)"
