@@ -1,15 +1,11 @@
 """COCO's own evaluation of predicted masks against ground truth, one image at a time.
 
 `COCOeval` reads whole datasets and keeps all their matches as arrays of float64. This module calls its functions per
-image and for the sums over images separately, so that only counts, or one bit per match, are kept for an image. The
-metrics are the same.
+image, so that only counts, or one bit per match, are kept for an image. The metrics are the same.
 """
 
-import contextlib
-import copy
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -118,66 +114,6 @@ def match_masks(
     ignored = results.ignored if exhaustive else results.ignored | ~results.matched
     scores = np.array([mask.score for mask in ranked], dtype=np.float64)
     return ImageMatches(scores, np.packbits(np.stack([results.matched, ignored])), results.truth)
-
-
-def accumulate(images: Sequence[ImageMatches], limits: Sequence[int] = (1, 10, 100)) -> dict[str, NDArray[np.float64]]:
-    """Return `COCOeval`'s precision (thresholds, recalls, 1, areas, limits) and recall of one category; -1 if unknown.
-
-    `images` are the category's matches in each image that has any, in ascending order of the images' ids.
-    """
-    evaluation = COCOeval(iouType="segm")
-    params = evaluation.params
-    params.imgIds, params.catIds, params.maxDets = list(range(len(images))), [0], list(limits)
-    unpacked = [image.unpacked() for image in images]
-    evaluation.evalImgs = [
-        {
-            "dtScores": image.scores,
-            "dtMatches": matched[area],
-            "dtIgnore": ignored[area],
-            "gtIgnore": np.zeros(image.truth[area]),
-        }
-        for area in range(len(AREAS))
-        for image, (matched, ignored) in zip(images, unpacked, strict=True)
-    ]
-    evaluation._paramsEval = copy.deepcopy(params)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.accumulate()
-    return {name: evaluation.eval[name] for name in ("precision", "recall")}
-
-
-@dataclass
-class CocoPrecision:
-    """Precision and recall over categories, collected by `add`; the metrics are those of `COCOeval.summarize`."""
-
-    _parts: list[Any] = field(default_factory=list)
-
-    def add(self, images: Sequence[ImageMatches]) -> None:
-        """Add a category by its matches, as for `accumulate`."""
-        self._parts.append(accumulate(images))
-
-    def extend(self, other: "CocoPrecision") -> None:
-        """Add all categories of another instance."""
-        self._parts += other._parts
-
-    def figures(self) -> dict[str, float | None]:
-        """Return AP over thresholds, at 0.5 and 0.75, and by size, and average recall; None without ground truth."""
-        if not self._parts:
-            return dict.fromkeys(_FIGURES)
-        evaluation = COCOeval(iouType="segm")
-        evaluation.eval = {
-            "precision": np.concatenate([part["precision"] for part in self._parts], axis=2),
-            "recall": np.concatenate([part["recall"] for part in self._parts], axis=1),
-        }
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation.summarize()
-        values = (None if value < 0 else float(value) for value in evaluation.stats)
-        return dict(zip(_FIGURES, values, strict=True))
-
-
-_FIGURES = (
-    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
-    *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
-)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from segmint.operators.annotations.image import encode_mask
+from segmint.operators.evaluate import average_precision
+from segmint.operators.evaluate.average_precision import AveragePrecision, Matches
 from segmint.operators.evaluate.coco_matching import (
     AREAS,
-    CocoPrecision,
     ImageMatches,
     PredictedMask,
     RecallCounts,
@@ -135,19 +136,70 @@ def test_average_recall_is_that_of_coco_eval(scenes, files) -> None:
             assert averages[limit][area] == np.mean(theirs[theirs > -1])
 
 
-def test_average_precision_is_that_of_coco_eval(scenes, files) -> None:
+def matches_of(scenes, shown=lambda score: score) -> Matches:
+    """The matches of each category by image; `shown` gives the predictions' scores."""
+    return {
+        category: [
+            (str(image), match_masks(by_category(truth, category), [
+                PredictedMask(each.rle, shown(each.score)) for each in by_category(found, category)
+            ]))
+            for image, (truth, found) in enumerate(scenes, start=1)
+        ]
+        for category in (1, 2, 3)
+    }  # fmt: skip
+
+
+def stats_of(files, images: list[int]) -> list[float]:
+    """COCOeval's figures of these images, NaN if unknown."""
     evaluation = COCOeval(*files, iouType="segm")
+    evaluation.params.imgIds = images
     with quietly():
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    precision = CocoPrecision()
-    for category in (1, 2, 3):
-        precision.add([match_masks(by_category(t, category), by_category(f, category)) for t, f in scenes])
-    figures = precision.figures()
-    assert list(figures.values()) == evaluation.stats.tolist()
+    return np.where(evaluation.stats < 0, np.nan, evaluation.stats).tolist()
+
+
+def test_average_precision_of_any_images_is_that_of_coco_eval(scenes, files, monkeypatch) -> None:
+    precision = AveragePrecision([matches_of(scenes)])
+    chosen = np.ones((4, 16))
+    chosen[:, 8:] = 0
+    chosen[1, 0] = chosen[2, [1, 3, 6]] = chosen[3, [0, 1, 3, 4, 5, 6]] = 0
+    expected = [stats_of(files, (np.flatnonzero(each[:8]) + 1).tolist()) for each in chosen]
+    monkeypatch.setattr(average_precision, "_AT_ONCE", 10_000)  # one selection at once
+    assert precision.figures(chosen) == pytest.approx(np.array(expected), abs=1e-12, nan_ok=True)
+    figures = dict(zip(precision.names, expected[0], strict=True))
+    assert list(figures)[:7] == ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar_1"]
     assert 0.05 < figures["ap"] < 0.95
-    assert None not in figures.values()
+    assert not np.isnan(expected[0]).any()
+    assert np.isnan(expected[3]).all()  # two images without a true mask
+    counts = [sum(not mask.crowd for truth, _ in scenes for each, mask in truth if each == id) for id in (1, 2, 3)]
+    assert [masks for _, masks, _ in precision.by_category()] == counts
+    assert precision.masks["ap"] == sum(counts) > precision.masks["ar_large"] > 0
+    assert np.mean([ap for *_, (ap,) in precision.by_category()]) == pytest.approx(figures["ap"], abs=1e-12)
+
+    monkeypatch.setattr(average_precision, "MOST_UNITS", 3)
+    grouped = AveragePrecision([matches_of(scenes)])
+    without = grouped.figures(np.array([[1, 0, 1, 0, 0, 0]]))[0]
+    assert without == pytest.approx(stats_of(files, [1, 3, 4, 6, 7]), abs=1e-12)
+
+
+def test_two_models_are_exchanged_in_some_images(scenes) -> None:
+    one, other = matches_of(scenes), matches_of(scenes, lambda score: 1 - score)
+    chosen = np.zeros((1, 16))
+    chosen[0, [0, 2, 3, 4, 6, 7, 9, 13]] = 1  # the second and the sixth image are exchanged
+    mixed = [
+        {
+            id: [pair[::step][place in (1, 5)] for place, pair in enumerate(zip(one[id], other[id], strict=True))]
+            for id in one
+        }
+        for step in (1, -1)
+    ]
+    expected = [AveragePrecision([each]).figures(np.eye(8, 16).sum(axis=0)[None])[0] for each in mixed]
+    found = AveragePrecision([one, other]).figures(chosen)[0].reshape(3, -1)
+    assert found[:2] == pytest.approx(np.array(expected), abs=1e-12)
+    assert found[2] == pytest.approx(expected[1] - expected[0], abs=1e-12)
+    assert np.abs(found[2]).max() > 0.05
 
 
 def test_nothing_found_and_nothing_true_have_no_figures() -> None:
@@ -159,10 +211,10 @@ def test_nothing_found_and_nothing_true_have_no_figures() -> None:
     found = recall_counts([TrueMask(mask, 19200.0)], [PredictedMask(mask, 0.1)], LIMITS)
     assert (missed + found).average_recall()[2] == [0.5, None, None, 0.5]
     assert isinstance(missed + empty, RecallCounts)
-    assert set(CocoPrecision().figures().values()) == {None}
     nothing = match_masks([], [])
     assert isinstance(nothing, ImageMatches)
     assert nothing.truth.tolist() == [0, 0, 0, 0]
-    alone = CocoPrecision()
-    alone.add([match_masks([], [PredictedMask(mask, 0.5)])])
-    assert set(alone.figures().values()) == {None}
+    for found_alone in (match_masks([], [PredictedMask(mask, 0.5)]), nothing):
+        alone = AveragePrecision([{1: [("a", found_alone)]}])
+        assert np.isnan(alone.figures(np.array([[1, 0]]))).all()
+        assert list(alone.by_category()) == [(1, 0, [None])]

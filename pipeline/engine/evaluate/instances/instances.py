@@ -3,8 +3,8 @@
 A detector's boxes, which have scores, give AP; boxes without scores give mIoU.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
-from segmint.operators.evaluate.coco_matching import CocoPrecision, ImageMatches
-from segmint.operators.evaluate.lvis import FederatedPrecision
+from segmint.operators.evaluate.average_precision import MOST, MOST_LVIS, AveragePrecision
+from segmint.operators.evaluate.coco_matching import ImageMatches
 from segmint.operators.intervals import Interval, basis, figure_intervals
-from segmint.operators.resampling import holm, sign_flip_p
+from segmint.operators.resampling import holm, sign_flip_p, swap_p
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.instances.boxes import (
     BoxesByImage,
@@ -46,17 +46,16 @@ SHOWN = {
     "ap_small": "AP small",
     "ap_medium": "AP medium",
     "ap_large": "AP large",
-    "ar_100": "AR@100",
-}
-
-
-SHOWN_LVIS = {
-    **{name: text for name, text in SHOWN.items() if name != "ar_100"},
     "ap_r": "AP rare",
     "ap_c": "AP common",
     "ap_f": "AP frequent",
-    "ar_300": "AR@300",
+    f"ar_{MOST}": f"AR@{MOST}",
+    f"ar_{MOST_LVIS}": f"AR@{MOST_LVIS}",
 }
+"""Scores of boxes with scores to show, with their names; those of frequencies are only LVIS's."""
+
+Estimate = tuple[float | None, Interval | None]
+"""Score, or a difference of scores, and its interval."""
 
 
 @dataclass(frozen=True)
@@ -84,153 +83,93 @@ class InstancesSettings:
 
 
 @dataclass(frozen=True)
-class PrecisionResult:
-    """COCO's twelve scores for each set of weights, or LVIS's, and the AP of each category by its id.
+class InstancesResult:
+    """Scores of each set of weights with intervals, and the differences between two.
 
-    `truth` is the number of true masks by category.
+    `shown` names the scores to show: mIoU over masks and over images, or those of `SHOWN`. `what` describes them.
+    `categories` contains each category's id, number of true masks, and AP for each set of weights.
     """
 
     subject: EvaluationSubject
     settings: InstancesSettings
-    figures: tuple[Mapping[str, float | None], ...]
-    categories: tuple[Mapping[int, float | None], ...] | None
-    truth: Mapping[int, int]
-    federated: bool = False
-
-    @property
-    def shown(self) -> Mapping[str, str]:
-        """Scores to show, with their names."""
-        return SHOWN_LVIS if self.federated else SHOWN
+    what: str
+    shown: Mapping[str, str]
+    scores: tuple[Mapping[str, Estimate], ...]
+    differences: Mapping[str, Estimate] | None
+    holm: Mapping[str, float | None]  # p by exchanging the models in whole images, corrected over the scores to show
+    categories: Sequence[tuple[int, int, Sequence[float | None]]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
         answer: dict[str, Any] = {
             **self.subject.to_dict(),
             "settings": self.settings.to_dict(),
-            "figures": [dict(each) for each in self.figures],
+            "means" if "masks" in self.shown else "figures": [_named(each) for each in self.scores],
         }
         if self.categories is not None:
-            answer["categories"] = [{str(id): ap for id, ap in each.items()} for each in self.categories]
-            answer["true_masks"] = {str(id): masks for id, masks in self.truth.items()}
-        if len(self.figures) == 2:
-            answer["differences"] = _minus(*self.figures)
-        return answer
-
-    def lines(self) -> list[str]:
-        """Return the result as lines for people."""
-        known = sum(masks > 0 for masks in self.truth.values())  # without a true mask, a category has no AP
-        over = "without categories" if self.categories is None else f"over {known} categories"
-        whose = "LVIS's federated" if self.federated else "COCO's"
-        return [
-            self.subject.head(),
-            f"{self.settings.line()}; {whose} AP {over}, in percent",
-            "",
-            table_line(self.subject.size, list(self.shown.values()), 12),
-            *self._rows(),
-            *self.subject.skipped_lines(),
-        ]
-
-    def page(self) -> FiguresPage:
-        """Return the contents of the page."""
-        names = self.subject.names
-        tables = [_figures_table(self.subject, "Figure", self.figures, self.shown)]
-        if self.categories is not None:
-            by_id = {id: f"category {id} ({counted(masks, 'mask')})" for id, masks in self.truth.items()}
-            tables.append(_figures_table(self.subject, "AP by category", self.categories, by_id))
-        return FiguresPage(
-            "Weights evaluated by boxes of a detector",
-            f"{'LVIS' if self.federated else 'COCO'}'s average precision, in percent, of masks made from a detector's "
-            "boxes, ranked by box score.",
-            "Without intervals.",
-            "",
-            [(name, cell(each["ap"])[0]) for name, each in zip(names, self.figures, strict=True)],
-            tables,
-            [("Prompts", self.settings.line())],
-        )
-
-    def _rows(self) -> Iterator[str]:
-        for weights, figures in zip(self.subject.weights, self.figures, strict=True):
-            yield table_line(weights.label, [percent(figures[name]) for name in self.shown], 12)
-        if len(self.figures) == 2:
-            first, second = (each.label for each in self.subject.weights)
-            difference = _minus(*self.figures)
-            cells = [percent(difference[name], sign="+") for name in self.shown]
-            yield table_line(f"{second} minus {first}", cells, 12)
-
-
-@dataclass(frozen=True)
-class OverlapResult:
-    """mIoU over masks and over images for each set of weights, with intervals, and the differences between two."""
-
-    subject: EvaluationSubject
-    settings: InstancesSettings
-    means: tuple[Mapping[str, tuple[float | None, Interval | None]], ...]
-    differences: Mapping[str, tuple[float | None, Interval | None]] | None
-    holm: Mapping[str, float | None] = field(default_factory=dict)  # p by flipping signs of whole images, corrected
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        answer = {
-            **self.subject.to_dict(),
-            "settings": self.settings.to_dict(),
-            "means": [_named(each) for each in self.means],
-        }
+            by_weights = range(len(self.scores))
+            answer["categories"] = [{str(id): ap[place] for id, _, ap in self.categories} for place in by_weights]
+            answer["true_masks"] = {str(id): masks for id, masks, _ in self.categories}
         if self.differences is not None:
             answer["differences"] = {
-                over: {**each, "holm": self.holm[over], "verdict": word}
-                for (over, each), word in zip(_named(self.differences).items(), self._verdicts, strict=True)
+                name: {**each, "holm": self.holm.get(name), "verdict": self._verdict(name)}
+                for name, each in _named(self.differences).items()
             }
         return answer
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
-        return [
-            self.subject.head(),
-            f"{self.settings.line()}; mIoU in percent, {basis(self.subject.images)}; AP needs scores",
-            "",
-            table_line(self.subject.size, ["over masks", "over images"]),
-            *(
-                table_line(weights.label, [percent(*each) for each in means.values()])
-                for weights, means in zip(self.subject.weights, self.means, strict=True)
-            ),
-            *self._difference(),
-            *self.subject.skipped_lines(),
-        ]
+        names, difference = self.subject.names, []
+        if self.differences is not None:
+            difference = [
+                f"difference: {names[1]} minus {names[0]}; p by exchanging the models in whole images, corrected by "
+                "Holm's method"
+            ]
+        rows = [table_line(self.subject.size, [*names, *(["difference", "p", "verdict"] if difference else [])], 26)]
+        for name, text in self.shown.items():
+            cells = [percent(*each[name]) for each in self.scores]
+            if self.differences is not None:
+                cells += [percent(*self.differences[name], sign="+"), p_value(self.holm[name]), self._verdict(name)]
+            rows.append(table_line(f"  {text}", cells, 26))
+        described = f"{self.settings.line()}; {self.what}, in percent, {basis(self.subject.images)}"
+        return [self.subject.head(), described, *difference, "", *rows, *self.subject.skipped_lines()]
 
     def page(self) -> FiguresPage:
         """Return the contents of the page."""
-        names = self.subject.names
-        if self.differences is None:
-            row = [cell(*each) for each in self.means[0].values()]
-            table = Table(f"mIoU, {self.subject.size}", "Weights", ["over masks", "over images"], [(names[0], row)])
-        else:
-            compared = [
-                ComparedScore(f"mIoU over {over}", [cell(*each[over]) for each in self.means], *change, self.holm[over])
-                for over, change in self.differences.items()
-            ]
-            table = comparison(self.subject, "Mean", compared)
+        compared = []
+        for name, text in self.shown.items():
+            change = (None, None) if self.differences is None else self.differences[name]
+            cells = [cell(*each[name]) for each in self.scores]
+            compared.append(ComparedScore(text, cells, *change, self.holm.get(name)))
+        tables = [self._table("Score", compared)]
+        if self.categories is not None:
+            compared = []
+            for id, masks, (*other, ap) in self.categories:
+                change = ap - other[0] if other and ap is not None else None  # both have true masks or none
+                compared.append(
+                    ComparedScore(f"category {id} ({masks:,})", [cell(each) for each in (*other, ap)], change)
+                )
+            tables.append(self._table("AP by category", compared))
+        first = next(iter(self.shown))
         return FiguresPage(
             "Weights evaluated by boxes",
-            "Mean IoU with the ground truth, in percent, of masks made from boxes.",
-            f"Means are in percent, {basis(self.subject.images)}.",
+            f"{self.what}, in percent, of masks made from boxes.",
+            f"In parentheses: the number of ground truth masks or images; {basis(self.subject.images)}"
+            f"{'' if self.categories is None else ', except by category'}.",
             "IoU",
-            [(name, cell(*each["masks"])[0]) for name, each in zip(names, self.means, strict=True)],
-            [table],
+            [(name, cell(each[first][0])[0]) for name, each in zip(self.subject.names, self.scores, strict=True)],
+            tables,
             [("Prompts", self.settings.line())],
         )
 
-    def _difference(self) -> Iterator[str]:
-        if self.differences is not None:
-            first, second = (each.label for each in self.subject.weights)
-            cells = [percent(*each, sign="+") for each in self.differences.values()]
-            yield table_line(f"{second} minus {first}", cells)
-            yield table_line("  corrected by Holm's method", [p_value(p) for p in self.holm.values()])
-            yield table_line("  verdict", self._verdicts)
+    def _verdict(self, name: str) -> str:
+        change = (None, None) if self.differences is None else self.differences[name]
+        return verdict(*change, self.holm.get(name), self.subject.images)
 
-    @property
-    def _verdicts(self) -> list[str]:
-        changes = (self.differences or {}).items()
-        return [verdict(*change, self.holm[over], self.subject.images) for over, change in changes]
+    def _table(self, first: str, scores: Sequence[ComparedScore]) -> Table:
+        if self.differences is not None:
+            return comparison(self.subject, first, scores)
+        return Table(self.subject.size, first, self.subject.names, [each[:2] for each in scores])
 
 
 class MatchesByCategory:
@@ -272,30 +211,31 @@ class MatchesByCategory:
         settings: InstancesSettings,
         categories: bool,
         frequencies: Mapping[int, str] | None = None,
-    ) -> PrecisionResult:
-        """Return the scores, accumulated by ascending category and image id as in COCO's evaluation.
-
-        They are LVIS's if `frequencies` are given.
-        """
-        figures, by_category, truth = [], [], dict[int, int]()
-        for home in self.by_category:
-            total = CocoPrecision() if frequencies is None else FederatedPrecision(frequencies)
-            each = dict[int, float | None]()
-            for category in sorted(home):
-                images = [matches for _, matches in sorted(home[category], key=lambda pair: _order(pair[0]))]
-                truth[category] = sum(int(matches.truth[0]) for matches in images)
-                if isinstance(total, FederatedPrecision):
-                    each[category] = total.add(category, images)
-                    continue
-                alone = CocoPrecision()
-                alone.add(images)
-                total.extend(alone)
-                each[category] = alone.figures()["ap"]
-            figures.append(total.figures())
-            by_category.append(each)
-        by_id = tuple(by_category) if categories else None
-        ordered = dict(sorted(truth.items()))
-        return PrecisionResult(subject, settings, tuple(figures), by_id, ordered, frequencies is not None)
+    ) -> InstancesResult:
+        """Return COCO's scores, or LVIS's if `frequencies` are given, with intervals and tests over their units."""
+        precision = AveragePrecision(self.by_category, frequencies)
+        names, units, weights, masks = precision.names, precision.units, len(self.by_category), precision.masks
+        plain, exchanged = np.eye(units, 2 * units), np.eye(units, 2 * units, k=units)
+        found = list(zip(*figure_intervals(plain, precision.figures, [SEED], weights * len(names)), strict=True))
+        scores = [dict(zip(names, found[start:], strict=False)) for start in range(0, len(found), len(names))]
+        ps = dict[str, float | None]()
+        if weights == 2:
+            last = swap_p(plain, exchanged, lambda chosen: precision.figures(chosen)[:, -len(names) :], [SEED, 1])
+            ps = dict(zip(names, last, strict=True))
+        shown = {name: f"{text} ({masks[name]:,})" for name, text in SHOWN.items() if name in masks}
+        by_category = list(precision.by_category())
+        known = sum(each > 0 for _, each, _ in by_category)  # without a true mask, a category has no AP
+        over = f"over {known} categories" if categories else "without categories"
+        return InstancesResult(
+            subject,
+            settings,
+            f"{'COCO' if frequencies is None else 'LVIS'}'s {'' if frequencies is None else 'federated '}AP {over}",
+            shown,
+            tuple(scores[:weights]),
+            scores[2] if weights == 2 else None,
+            dict(zip(shown, holm([ps.get(name) for name in shown]), strict=True)),
+            by_category if categories else None,
+        )
 
 
 def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int, boxes: BoxesByImage | None = None) -> Floats:
@@ -316,7 +256,7 @@ def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int, boxes: BoxesB
     return np.array(list(images.values()), dtype=np.float64).reshape(-1, 1 + weights)
 
 
-def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums: Floats, seed: int) -> OverlapResult:
+def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums: Floats, seed: int) -> InstancesResult:
     """Compute the result from the output of `gather_overlaps`. Images are resampled jointly for all weights."""
     weights = sums.shape[1] - 1
     of_images = np.concatenate([np.ones((len(sums), 1)), sums[:, 1:] / sums[:, :1]], axis=1)
@@ -325,54 +265,27 @@ def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums
         found = drawn[:, 1:] / drawn[:, :1]
         return np.concatenate([found, found[:, 1:] - found[:, :1]], axis=1) if weights == 2 else found
 
-    ways = {
-        "masks": figure_intervals(sums, means, [seed, 0], weights),
-        "images": figure_intervals(of_images, means, [seed, 1], weights),
-    }
-    by_weights = [
-        {over: (values[place], intervals[place]) for over, (values, intervals) in ways.items()}
-        for place in range(3 if weights == 2 else weights)
+    shown = {"masks": f"mIoU over masks ({subject.masks:,})", "images": f"mIoU over images ({len(sums):,})"}
+    ways = [figure_intervals(each, means, [seed, place], weights) for place, each in enumerate((sums, of_images))]
+    scores = [
+        {name: (values[place], intervals[place]) for name, (values, intervals) in zip(shown, ways, strict=True)}
+        for place in range(3 if weights == 2 else 1)
     ]
+    what = "mIoU (AP needs scores)"
     if weights < 2:
-        return OverlapResult(subject, settings, tuple(by_weights), None)
+        return InstancesResult(subject, settings, what, shown, tuple(scores), None, {})
     changes = np.stack([each[:, 2] - each[:, 1] for each in (sums, of_images)], axis=1)
-    ps = dict(zip(ways, holm(sign_flip_p(changes, [seed, 2])), strict=True))
-    return OverlapResult(subject, settings, tuple(by_weights[:2]), by_weights[2], ps)
+    corrected = dict(zip(shown, holm(sign_flip_p(changes, [seed, 2])), strict=True))
+    return InstancesResult(subject, settings, what, shown, tuple(scores[:2]), scores[2], corrected)
 
 
-def _order(image_id: str) -> tuple[int, int, str]:
-    """Return a sort key that orders numbers by value, before names."""
-    return (0, int(image_id), "") if image_id.isdecimal() else (1, 0, image_id)
-
-
-def _figures_table(
-    subject: EvaluationSubject,
-    first: str,
-    figures: Sequence[Mapping[Any, float | None]],
-    shown: Mapping[Any, str],
-) -> Table:
-    """Return the table of figures without intervals, with a row for each one that is shown."""
-    rows = [(key, text, [cell(each.get(key)) for each in figures]) for key, text in shown.items()]
-    if len(figures) < 2:
-        return Table(subject.size, first, subject.names, [(text, cells) for _, text, cells in rows])
-    changes = _minus(*figures)
-    return comparison(subject, first, [ComparedScore(text, cells, changes.get(key)) for key, text, cells in rows])
-
-
-def _minus(first: Mapping[Any, float | None], second: Mapping[Any, float | None]) -> dict[Any, float | None]:
-    return {
-        name: None if value is None or (other := first.get(name)) is None else value - other
-        for name, value in second.items()
-    }
-
-
-def _named(means: Mapping[str, tuple[float | None, Interval | None]]) -> dict[str, Any]:
-    return {over: {"value": value, "interval": interval} for over, (value, interval) in means.items()}
+def _named(scores: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: {"value": value, "interval": interval} for name, (value, interval) in scores.items()}
 
 
 def evaluate_instances(
     options: EvaluateOptions, boxes_file: str | None, refine: bool, storage: Storage
-) -> PrecisionResult | OverlapResult:
+) -> InstancesResult:
     """Make a mask from each box, compare it with the truth, and write the results to the output, if any.
 
     Boxes with scores give AP. Boxes without scores give mIoU, as do the truth's boxes, which are used without a file.
@@ -397,7 +310,6 @@ def evaluate_instances(
     folder = None if options.output is None else Location(storage, options.output)
     with OutputFolder(folder, truths, measure.schema) as output:
         session = EvaluationSession(task, truths, options.model.run, output, lambda row: row.get("iou"))
-        answer: PrecisionResult | OverlapResult
         if isinstance(measure, PrecisionMeasure):
             matches = MatchesByCategory(session.tables(), len(task.weights))
             matches.check(measure.boxes, task.weights)

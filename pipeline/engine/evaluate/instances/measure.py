@@ -7,17 +7,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from segmint.operators.evaluate.average_precision import MOST, MOST_LVIS
 from segmint.operators.evaluate.coco_matching import ImageMatches, PredictedMask, match_masks
 from segmint.operators.evaluate.instances import boxes_of, iou_assigned, iou_in_order, segment_boxes
-from segmint.operators.evaluate.lvis import MOST as MOST_LVIS
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.instances.boxes import NO_CATEGORY, BoxesByImage, ImageBoxes
 from segmint.pipeline.engine.evaluate.measure import HEAD, Model, PredictedResult, Predictions, with_embeddings
 from segmint.pipeline.engine.evaluate.proposals.measure import true_masks
 from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
-
-MOST = 100
-"""Maximum number of masks per category and image that COCO's evaluation considers."""
 
 _WEIGHTS = pa.field("weights", pa.int32(), nullable=False)  # index of the weights in the command, from 0
 

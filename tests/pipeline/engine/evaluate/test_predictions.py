@@ -87,20 +87,36 @@ def coco_stats(files: TruthFiles, results: str, categories: bool, limits: tuple[
 def test_ap_of_predicted_masks_is_coco_evals(files: TruthFiles, tmp_path: Path) -> None:
     one, other = detections(files, tmp_path / "one.json"), detections(files, tmp_path / "other.json", 2)
     answer = evaluate_instances(options(files, one, other), None, True, Storage())
-    for name, figures in zip((one, other), answer.figures, strict=True):
+    for name, scores in zip((one, other), answer.scores, strict=True):
         expected = coco_stats(files, name, True, (1, 10, 100)).stats
-        assert list(figures.values()) == [None if value < 0 else value for value in expected]
-    assert 0.1 < answer.figures[0]["ap"] < answer.figures[1]["ap"] < 0.95
-    assert answer.lines()[0].endswith("; one.json and other.json: predictions from a file")
-    assert "predicted masks; COCO's AP over 2 categories" in answer.lines()[1]
-    figures, by_category = answer.page().tables
-    assert figures.heads == by_category.heads == ["one.json", "other.json", "Difference"]  # nothing is tested
-    ap = [each["ap"] for each in answer.figures]
-    assert figures.rows[0] == (
-        "AP",
-        [(f"{100 * ap[0]:.1f}", ""), (f"{100 * ap[1]:.1f}", ""), (f"{100 * (ap[1] - ap[0]):+.1f}", "")],
-    )
-    assert "verdict" in figures.note
+        found = [value for value, _ in scores.values()]
+        assert found == pytest.approx([None if value < 0 else value for value in expected], abs=1e-12)
+    (first, _), (second, _) = (each["ap"] for each in answer.scores)
+    assert 0.1 < first < second < 0.95
+    lines = answer.lines()
+    assert lines[0].endswith("; one.json and other.json: predictions from a file")
+    assert "predicted masks; COCO's AP over 2 categories, in percent, with 95 % intervals by image" in lines[1]
+    assert lines[2].startswith("difference: other.json minus one.json; p by exchanging the models")
+    assert answer.differences is not None
+    change, interval = answer.differences["ap"]
+    assert change == pytest.approx(second - first, abs=1e-12)
+    assert interval is not None
+    assert 0 < interval[0] < change < interval[1]
+    assert answer.holm["ap"] is not None
+    assert answer.holm["ap"] < 0.05
+    assert answer.holm["ap_large"] is None  # nothing is large
+    scores, by_category = answer.page().tables
+    assert scores.heads == ["one.json", "other.json", "Difference", "Corrected p", "Verdict"]
+    name, cells = scores.rows[0]
+    assert name == f"AP ({answer.subject.masks})"
+    assert [cells[0][0], cells[2], cells[3][0], cells[4][0]] == [
+        f"{100 * first:.1f}",
+        (f"{100 * change:+.1f}", f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"),
+        p_value(answer.holm["ap"]),
+        "better",
+    ]
+    assert by_category.heads == ["one.json", "other.json", "Difference"]  # nothing is tested
+    assert "verdict" in by_category.note
 
 
 def test_recall_of_predicted_proposals_is_coco_evals(files: TruthFiles, tmp_path: Path) -> None:

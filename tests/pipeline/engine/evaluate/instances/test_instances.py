@@ -84,9 +84,9 @@ def test_ap_is_coco_evals_on_files_of_the_same_masks(
         evaluation.accumulate()
         evaluation.summarize()
     expected = [None if value < 0 else value for value in evaluation.stats]
-    assert list(answer.figures[0].values()) == expected
-    assert 0.1 < answer.figures[0]["ap"] < 0.95  # neither all nor nothing is right
-    assert set(answer.categories[0]) == {3, 5}
+    assert [value for value, _ in answer.scores[0].values()] == pytest.approx(expected, abs=1e-12)
+    assert 0.1 < answer.scores[0]["ap"][0] < 0.95  # neither all nor nothing is right
+    assert [(id, masks) for id, masks, _ in answer.categories] == [(3, 1), (5, 2)]
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
     assert [(row["image_id"], row["category"]) for row in rows] == [("1", 3), ("1", 5), ("2", 5)]
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(json.dumps(answer.to_dict()))
@@ -101,7 +101,7 @@ def test_boxes_of_the_truth_give_miou_and_the_same_weights_no_difference(
     assert [(row["mask"], row["weights"]) for row in rows] == [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1)]
     mean = np.mean([row["iou"] for row in rows[:3]])
     assert mean > 0.7
-    assert answer.means[0]["masks"] == (pytest.approx(mean), None)  # of one image there is no interval
+    assert answer.scores[0]["masks"] == (pytest.approx(mean), None)  # of one image there is no interval
     assert answer.differences["masks"] == (0.0, None)
     (table,) = answer.page().tables
     few = [("+0.0", ""), ("p = 1.000", ""), ("too few images for an interval", "")]

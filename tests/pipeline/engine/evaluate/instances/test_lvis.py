@@ -10,8 +10,7 @@ import pytest
 
 from segmint.infra.storage.storage import Storage
 from segmint.operators.evaluate.coco_matching import AREAS
-from segmint.operators.evaluate.lvis import FederatedPrecision
-from segmint.pipeline.engine.evaluate.instances.instances import SHOWN_LVIS, PrecisionResult, evaluate_instances
+from segmint.pipeline.engine.evaluate.instances.instances import evaluate_instances
 from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
 from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
@@ -45,15 +44,18 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> EvaluateOptions:
 
 def test_federated_scores_are_those_of_lvis(options: EvaluateOptions) -> None:
     answer = evaluate_instances(options, None, True, Storage())
-    assert isinstance(answer, PrecisionResult)
-    found = {NAMES[name]: value for name, value in answer.figures[0].items()}
+    found = {NAMES[name]: value for name, (value, _) in answer.scores[0].items()}
     assert found == pytest.approx(STORED["federated"], abs=1e-9)
     assert 0.05 < found["AP"] < 0.95
     assert answer.subject.images == 12
     document, _ = draw_lvis_set()
-    assert sum(answer.truth.values()) == len(document["annotations"]) == answer.subject.masks
+    masks = [masks for _, masks, _ in answer.categories or ()]
+    assert sum(masks) == len(document["annotations"]) == answer.subject.masks
     assert "LVIS's federated AP over 9 categories" in answer.lines()[1]
-    assert list(SHOWN_LVIS.values())[6:9] == ["AP rare", "AP common", "AP frequent"]
+    rows = [line.split("(")[0].strip() for line in answer.lines()[4:]]
+    assert rows[6:10] == ["AP rare", "AP common", "AP frequent", "AR@300"]
+    assert f"AP rare ({sum(masks[:3])})" in answer.lines()[10]
+    assert answer.scores[0]["ap"][1] is not None  # of 12 images
 
 
 def test_an_image_without_a_list_of_negatives_has_none(tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_an_image_without_a_list_of_negatives_has_none(tmp_path: Path) -> None:
         own = EvaluateOptions(TruthOptions((str(truth),), (str(tmp_path / "images"),)), model)
         answer = evaluate_instances(own, None, True, Storage())
         assert "LVIS's federated AP over 8 categories" in answer.lines()[1]
-        found.append(answer.figures)
+        found.append(answer.scores)
     assert found[0] == found[1]
 
 
@@ -79,7 +81,3 @@ def test_class_agnostic_recall_is_that_of_lvis(options: EvaluateOptions) -> None
     found = {each.area: each.value for each in answer.recalls[0] if (each.kind, each.limit) == ("all", 1000)}
     assert found == pytest.approx(STORED["class-agnostic AR@1000"], abs=1e-9)
     assert list(found) == list(AREAS)
-
-
-def test_without_categories_there_are_no_figures() -> None:
-    assert set(FederatedPrecision({}).figures().values()) == {None}

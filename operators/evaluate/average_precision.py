@@ -1,0 +1,185 @@
+"""COCO's average precision and recall, and LVIS's, of one or two models over any selection of the images.
+
+They equal those of `COCOeval` and of LVIS's federated evaluation (Gupta et al. 2019, arXiv 1908.03195), whose
+accumulation is too slow to repeat for intervals and tests. In LVIS, only some categories were checked in each image: a
+prediction counts only if its category is among an image's annotations or its `neg_category_ids`. For categories in
+`not_exhaustive_category_ids`, unmatched predictions count as neither right nor wrong.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.cocoeval import Params
+
+from segmint.operators.evaluate.coco_matching import AREAS, IOU_THRESHOLDS, ImageMatches
+from segmint.operators.intervals import Floats
+
+MOST, MOST_LVIS = 100, 300
+"""Maximum number of predictions per category and image in COCO's evaluation, and per image in LVIS's."""
+
+MOST_UNITS = 500
+"""Maximum number of units for intervals and tests. They are images, or groups of images if there are more."""
+
+_RECALLS = np.array(Params().recThrs)
+_AT_ONCE = 1 << 22  # predictions times selections, size ranges, and thresholds
+
+Matches = Mapping[int, Sequence[tuple[str, ImageMatches]]]
+"""Matches of a model by category: the image's id, and the image's matches."""
+
+Part = tuple[int, int, ImageMatches]
+"""An image's place among all, the model, and its matches."""
+
+
+class AveragePrecision:
+    """Scores of one or two models from their matches; LVIS's if each category's `frequencies`, r, c, or f, are given.
+
+    Attributes:
+        names: names of the K scores.
+        units: number U of units, in which the images are selected.
+    """
+
+    def __init__(self, models: Sequence[Matches], frequencies: Mapping[int, str] | None = None) -> None:
+        """Sort each category's predictions once, those with equal scores by ascending image id as in COCO's files."""
+        images = sorted({id for home in models for found in home.values() for id, _ in found}, key=_order)
+        place = {id: number for number, id in enumerate(images)}
+        kinds, limits = ("", (1, 10, MOST)) if frequencies is None else ("rcf", (MOST_LVIS,))
+        areas = AREAS[1:]
+        self.units = min(len(images), MOST_UNITS)
+        of_precision = [f"ap_{each}" for each in (*areas, *kinds)]
+        of_recall = [f"ar_{each}" for each in (*limits, *areas)]
+        self.names = ["ap", "ap50", "ap75", *of_precision, *of_recall]
+        self._models, self._categories = len(models), dict[int, _Category]()
+        for category in sorted({id for home in models for id in home}):
+            parts = [
+                (place[id], model, matches)
+                for model, home in enumerate(models)
+                for id, matches in home.get(category, ())
+            ]
+            chosen = [(frequencies or {}).get(category) == kind for kind in kinds]
+            parts.sort(key=lambda part: part[:2])
+            self._categories[category] = _Category(parts, self.units, chosen, limits)
+
+    @property
+    def masks(self) -> dict[str, int]:
+        """Number of true masks that each score is computed from."""
+        masks = [each.masks for each in self._categories.values()]
+        return dict(zip(self.names, np.sum(masks, axis=0).tolist(), strict=True))
+
+    def by_category(self) -> Iterator[tuple[int, int, list[float | None]]]:
+        """Yield each category with its number of true masks and the models' AP, None without true masks."""
+        selected = np.ones((2, 1, self.units), np.bool_)
+        for id, category in self._categories.items():
+            found = category.scores(self._models, selected[0], ~selected[1])[0, :, 0].tolist()
+            yield id, category.masks[0], [None if np.isnan(ap) else ap for ap in found]
+
+    def figures(self, selected: Floats) -> Floats:
+        """Return the scores of each model, then the second's minus the first's, for R selections: (R, 2U) to (R, N).
+
+        The first U columns are 1 for units that count, the others for units that count with the models exchanged.
+        Scores without true masks are NaN.
+        """
+        plain, exchanged = np.split(selected > 0.5, 2, axis=1)
+        sums, known = np.zeros((2, len(selected), self._models, len(self.names)))
+        for category in self._categories.values():
+            step = max(1, _AT_ONCE // category.size)
+            for start in range(0, len(selected), step):
+                rows = slice(start, start + step)
+                scores = category.scores(self._models, plain[rows], exchanged[rows])
+                sums[rows] += np.nan_to_num(scores)
+                known[rows] += ~np.isnan(scores)
+        with np.errstate(invalid="ignore"):
+            means = sums / known
+        differences = means[:, 1:] - means[:, :1]  # none of one model
+        flat: Floats = np.concatenate([means, differences], axis=1).reshape(len(selected), -1)
+        return flat
+
+
+class _Category:
+    """Predictions of a category, D of all models, best first, of which S match a true mask of some size at some IoU.
+
+    Attributes:
+        unit, model: (D,) int64.
+        never: (areas, D) bool, predictions that match nothing and count as wrong.
+        matched: (S,) int64, places of the others.
+        rank: (S,) int64, their places among the image's predictions.
+        right, wrong: (areas, thresholds, S) bool; neither if ignored.
+        truth: (U, areas) int64, numbers of true masks.
+        chosen: (frequencies,) bool, True for the category's own.
+        limits: numbers of predictions per image for recall.
+    """
+
+    def __init__(self, parts: Sequence[Part], units: int, chosen: Sequence[bool], limits: Sequence[int]) -> None:
+        """Collect the matches of images, each with its place and the model, in the order of equal scores."""
+        places, models, images = zip(*parts, strict=True)
+        self.chosen, self.limits = np.array(chosen, np.bool_), limits
+        self.truth = np.zeros((units, len(AREAS)), np.int64)
+        for place, model, each in parts:
+            self.truth[place % units] += each.truth * (model == 0)
+        order = np.argsort(-np.concatenate([each.scores for each in images]), kind="stable")
+        sizes = [len(each.scores) for each in images]
+        self.unit, self.model = np.repeat(places, sizes)[order] % units, np.repeat(models, sizes)[order]
+        unpacked = zip(*(each.unpacked() for each in images), strict=True)
+        matched, ignored = (np.concatenate(each, axis=-1)[..., order] for each in unpacked)
+        right, wrong = matched & ~ignored, ~matched & ~ignored
+        some = matched.any(axis=(0, 1))
+        self.never, (self.matched,) = wrong[:, 0] & ~some, np.nonzero(some)
+        self.right, self.wrong = right[..., some], wrong[..., some]
+        self.rank = np.concatenate([np.arange(size) for size in sizes])[order][some]
+
+    @property
+    def masks(self) -> list[int]:
+        """Number of true masks behind each score."""
+        every, *by_area = self.truth.sum(axis=0).tolist()
+        by_kind = (every * self.chosen).tolist()
+        return [every, every, every, *by_area, *by_kind, *[every] * len(self.limits), *by_area]
+
+    @property
+    def size(self) -> int:
+        """Number of values for a selection."""
+        return len(AREAS) * (1 + len(self.unit) + len(IOU_THRESHOLDS) * len(self.matched))
+
+    def scores(self, models: int, plain: NDArray[np.bool_], exchanged: NDArray[np.bool_]) -> Floats:
+        """Return the K scores of M models for R selections, both (R, U): (R, M, K), NaN without true masks."""
+        truth = ((plain | exchanged) @ self.truth).T
+        found = []
+        for model in range(models):
+            active = np.where(self.model == model, plain[:, self.unit], exchanged[:, self.unit])
+            before = np.cumsum(active & self.never[:, None], axis=-1, dtype=np.int32)[..., self.matched]
+            right, wrong = (each[:, :, None] & active[:, self.matched] for each in (self.right, self.wrong))
+            wrong_so_far = before[:, None] + np.cumsum(wrong, axis=-1, dtype=np.int32)
+            with np.errstate(invalid="ignore"):
+                precision = _interpolated(right, wrong_so_far, truth)
+                recall = right.sum(axis=-1) / truth[:, None]
+                first = [(right[0] & (self.rank < limit)).sum(axis=-1) / truth[0] for limit in self.limits]
+            ap = precision.mean(axis=1)
+            of_kinds = np.where(self.chosen[:, None], ap[0], np.nan)
+            recalls = [*(each.mean(axis=0) for each in first), *recall[1:].mean(axis=1)]
+            found.append(np.stack([ap[0], precision[0, 0], precision[0, 5], *ap[1:], *of_kinds, *recalls], axis=-1))
+        return np.stack(found, axis=1)
+
+
+def _interpolated(right: NDArray[np.bool_], wrong: NDArray[np.int32], truth: NDArray[np.int64]) -> Floats:
+    """Return the mean over recalls of the best precision at each recall or a higher one: (A, T, R), NaN without truth.
+
+    `right` and `wrong` (A, T, R, S) are right predictions and the numbers of wrong ones so far, `truth` (A, R) the
+    numbers of true masks. Precision is best where a right prediction was added.
+    """
+    number = np.cumsum(right, axis=-1, dtype=np.int32)
+    at = np.nonzero(right)
+    so_far = number[at]
+    best = np.zeros(
+        (*right.shape[:-1], int(number.max(initial=0)) + 1)
+    )  # by the number of right predictions; 0 at the end
+    best[(*at[:-1], so_far - 1)] = so_far / (so_far + wrong[at] + np.spacing(1))
+    best = np.maximum.accumulate(best[..., ::-1], axis=-1)[..., ::-1]
+    needed = np.floor(_RECALLS * truth[..., None])
+    needed += needed / truth[..., None] < _RECALLS  # rounded like COCO's search for recalls
+    place = np.clip(needed - 1, 0, best.shape[-1] - 1).astype(np.int64)
+    precision = np.take_along_axis(best, place[:, None], axis=-1).mean(axis=-1)
+    return np.where(truth[:, None] > 0, precision, np.nan)
+
+
+def _order(image_id: str) -> tuple[int, int, str]:
+    """Return a sort key that orders numbers by value, before names."""
+    return (0, int(image_id), "") if image_id.isdecimal() else (1, 0, image_id)
