@@ -41,22 +41,21 @@ def intervals_part(results: dict[str, Result]) -> str:
     result = results.get("interval_coverage")
     if result is None:
         return ""
-    rows = []
+    known = {row["kind"].partition(",")[0] for row in result["rows"]}
+    kinds = [(head, kind) for head, kind in (("means", "mean"), ("shares", "share"), ("AP", "AP")) if kind in known]
+    rows, runs = [], {row["runs"] for row in result["rows"]}
     for images in sorted({row["images"] for row in result["rows"]}):
         cells = []
-        for kind in ("mean", "share"):
-            found = [each["coverage"] for each in result["rows"] if _is_case(each, images, kind)]
-            cells.append(f"{100 * min(found):.1f} to {100 * max(found):.1f} ({len(found)})")
+        for _, kind in kinds:
+            cases = [row for row in result["rows"] if row["images"] == images and row["kind"].startswith(kind)]
+            found = [row["coverage"] for row in cases]
+            cells.append(f"{100 * min(found):.1f} to {100 * max(found):.1f} ({len(found)})" if found else "-")
         rows.append([images, *cells])
     note = (
-        f"Percentage of {result['runs']:,} simulated runs whose interval contains the true value: the range over the "
-        "cases, which have 1 to 100 masks per image and whose number is in parentheses. "
+        f"Percentage of {' or '.join(f'{each:,}' for each in sorted(runs))} simulated runs whose interval contains the "
+        "true value: the range over the cases, which have 1 to 100 masks per image and whose number is in parentheses. "
     )
-    return "\n\n".join([table(["images", "means", "shares"], rows), wrapped(note + where(result))])
-
-
-def _is_case(row: Result, images: int, kind: str) -> bool:
-    return bool(row["images"] == images and row["kind"].startswith(kind))
+    return "\n\n".join([table(["images", *(head for head, _ in kinds)], rows), wrapped(note + where(result))])
 
 
 def _audited(results: dict[str, Result], heads: Sequence[str], row: Callable[[Result], str]) -> str:

@@ -2,16 +2,18 @@
 
 Images have 1, 10, or 100 masks each. A share's successes are beta-binomial, so that two masks of an image have the
 correlation 0 or 0.3. A mean's IoUs are quantiles at normal numbers, which have this correlation within an image. Their
-distribution has a left tail, or one mask in ten is a failure with an IoU below 0.6.
+distribution has a left tail, or one mask in ten is a failure with an IoU below 0.6. AP is that of two detectors of 10
+masks per image, some of which are missed, at IoUs that depend on the image.
 
-    python benchmarks/evaluation/interval_coverage.py
+    python benchmarks/evaluation/interval_coverage.py --images 10 12 20 50 100
+
+Cases that the result already contains are kept, so an interrupted run continues.
 """
 
 import argparse
-import json
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,67 +23,61 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.machine import describe_machine
-from benchmarks.measuring import RESULTS, write_result
-from segmint.operators.intervals import Interval, mean_intervals, share_interval
+from benchmarks.measuring import RESULTS, Figures
+from segmint.operators.evaluate.average_precision import AveragePrecision
+from segmint.operators.evaluate.coco_matching import AREAS, IOU_THRESHOLDS, ImageMatches
+from segmint.operators.intervals import Interval, figure_intervals, mean_intervals, share_interval
 
 IMAGES = (10, 12, 20, 50, 100)
 MASKS = (1, 10, 100)
 SHARES = (0.5, 0.75, 0.9, 0.97)
 CORRELATIONS = (0.0, 0.3)
-RUNS = 2000
+RUNS, AP_RUNS = 2000, 500
 RESAMPLES = 2000
 """Resamples per interval, a fifth of the default's, which only adds noise to the ends."""
 
-MEANS = {"left tail": 6 / 7, "failures": 0.81}
-"""Mean IoU of each distribution: beta with the parameters 6 and 1, and a mixture; see `quantiles`."""
+FAILURES = 0.81
+"""Mean IoU if one mask in ten is a failure; see `quantiles`."""
 
 OUTPUT = RESULTS / "interval_coverage.json"
 _AT_ONCE = 250  # runs
+_POPULATION = 20_000  # images, whose AP is the true one
 
 Floats = NDArray[np.float64]
+Case = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
 
 
 def main() -> None:
-    """Simulate all cases, print their coverage, and write the result."""
+    """Simulate all cases, print their coverage, and write the result after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, nargs="*", default=IMAGES)
     parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--ap-runs", type=int, default=AP_RUNS)
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
-    started = time.monotonic()
-    rows = []
+    figures = Figures(options.output, "interval_coverage", describe_machine(1, "fp64"))
     for images in options.images:
-        for row in simulated(images, options.runs):
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    found = [row["coverage"] for row in rows]
-    from_20 = [row["coverage"] for row in rows if row["images"] >= 20]
-    summary = {"lowest": min(found), "lowest from 20 images": min(from_20, default=None), "highest": max(found)}
-    print(json.dumps(summary))
-    settings = {"runs": options.runs, "resamples": RESAMPLES, "mean IoU": MEANS}
-    seconds = {"seconds": round(time.monotonic() - started, 1)}
-    write_result(
-        options.output,
-        "interval_coverage",
-        describe_machine(1, "fp64"),
-        {**settings, **summary, **seconds, "rows": rows},
-    )
+        for settings, measure in cases(images, options.runs, options.ap_runs):
+            figures.add("rows", {"images": images, **settings, "resamples": RESAMPLES}, measure)
 
 
-def simulated(images: int, runs: int) -> Iterator[dict[str, Any]]:
-    """Yield the coverage of each mean and share over this many images."""
+def cases(images: int, runs: int, ap_runs: int) -> Iterator[Case]:
+    """Yield the settings of each mean, share, and AP over this many images, and a function that measures coverage."""
     for masks in MASKS:
         for correlation in CORRELATIONS if masks > 1 else CORRELATIONS[:1]:
-            case = {"images": images, "masks": masks, "correlation": correlation}
-            for tail in MEANS:
-                yield {**case, "kind": f"mean, {tail}", **mean_coverage(images, masks, tail, correlation, runs)}
+            case = {"masks": masks, "correlation": correlation, "runs": runs}
+            for mean in (*SHARES, FAILURES):
+                yield (
+                    {**case, "kind": "mean", "true": mean},
+                    lambda: mean_coverage(images, masks, mean, correlation, runs),  # noqa: B023 (called at once)
+                )
             for share in SHARES:
-                yield {
-                    **case,
-                    "kind": "share",
-                    "true": share,
-                    **share_coverage(images, masks, share, correlation, runs),
-                }
+                yield (
+                    {**case, "kind": "share", "true": share},
+                    lambda: share_coverage(images, masks, share, correlation, runs),  # noqa: B023
+                )
+    yield {"masks": 10, "kind": "AP", "runs": ap_runs}, lambda: ap_coverage(images, ap_runs)[0]
+    yield {"masks": 10, "kind": "AP, difference", "runs": ap_runs}, lambda: ap_coverage(images, ap_runs)[1]
 
 
 def share_coverage(images: int, masks: int, share: float, correlation: float, runs: int) -> dict[str, float]:
@@ -95,33 +91,70 @@ def share_coverage(images: int, masks: int, share: float, correlation: float, ru
     return covered(share, [share_interval(each, np.full(images, masks)) for each in successes])
 
 
-def mean_coverage(images: int, masks: int, tail: str, correlation: float, runs: int) -> dict[str, float]:
+def mean_coverage(images: int, masks: int, mean: float, correlation: float, runs: int) -> dict[str, float]:
     """Return the fraction of intervals of a mean IoU that contain it, and their mean width."""
     random = np.random.default_rng([images, masks, round(10 * correlation)])
     found: list[Interval | None] = []
     for start in range(0, runs, _AT_ONCE):
-        drawn = (ious(random, images, masks, tail, correlation) for _ in range(min(_AT_ONCE, runs - start)))
+        drawn = (ious(random, images, masks, mean, correlation) for _ in range(min(_AT_ONCE, runs - start)))
         sums = np.stack(list(drawn), axis=1)
         found += mean_intervals(sums, np.full(images, float(masks)), limits=(0.0, 1.0), resamples=RESAMPLES)
-    return covered(MEANS[tail], found)
+    return covered(mean, found)
 
 
-def ious(random: np.random.Generator, images: int, masks: int, tail: str, correlation: float) -> Floats:
+def ious(random: np.random.Generator, images: int, masks: int, mean: float, correlation: float) -> Floats:
     """Return the sum of the IoUs of each image, (images,)."""
     from scipy.special import ndtr
 
     normal = np.sqrt(1 - correlation) * random.standard_normal((images, masks))
     normal += np.sqrt(correlation) * random.standard_normal((images, 1))
-    sums: Floats = quantiles(ndtr(normal), tail).sum(axis=1)
+    sums: Floats = quantiles(ndtr(normal), mean).sum(axis=1)
     return sums
 
 
-def quantiles(shares: Floats, tail: str) -> Floats:
-    """Return the IoUs below which these shares of all IoUs are."""
-    if tail == "left tail":
-        return shares ** (1 / 6)
+def quantiles(shares: Floats, mean: float) -> Floats:
+    """Return the IoUs below which these shares of all IoUs are: those of a beta distribution, or with failures."""
+    if mean != FAILURES:
+        return shares ** ((1 - mean) / mean)
     good = 0.6 + 0.4 * np.sqrt(np.clip(shares - 0.1, 0, 1) / 0.9)
     return np.where(shares < 0.1, 6 * shares, good)
+
+
+@cache
+def ap_coverage(images: int, runs: int) -> list[dict[str, float]]:
+    """Return the coverage of intervals of a detector's AP, and of its difference from a better one's."""
+    random = np.random.default_rng([images, 7])
+    population = detected(random, _POPULATION)
+    every = np.eye(population.units, 2 * population.units).sum(axis=0)[None]
+    true = dict(zip((0, 2), population.figures(every).reshape(3, -1)[[0, 2], 0].tolist(), strict=True))
+    found: dict[int, list[Interval | None]] = {place: [] for place in true}
+    for _ in range(runs):
+        drawn = detected(random, images)
+        selections, scores = np.eye(images, 2 * images), len(drawn.names)
+        _, intervals = figure_intervals(selections, drawn.figures, 0, 2 * scores, RESAMPLES)
+        for place, home in found.items():
+            home.append(intervals[place * scores])
+    return [covered(value, found[place]) for place, value in true.items()]
+
+
+def detected(random: np.random.Generator, images: int) -> AveragePrecision:
+    """Return the AP of two detectors over large masks, 10 per image, and as many wrong predictions on average."""
+    models: list[list[tuple[str, ImageMatches]]] = [[], []]
+    truth = np.array([10, 0, 0, 10], np.int64)
+    for number in range(images):
+        difficulty = random.normal()
+        for model, home in enumerate(models):
+            logits = 1.2 + 0.15 * model + 0.6 * difficulty + random.standard_normal(10)
+            right = 1 / (1 + np.exp(-logits[random.random(10) < 0.85]))
+            overlaps = np.concatenate([right, np.zeros(random.poisson(10 - model))])
+            scores = overlaps + random.normal(0.3, 0.25, len(overlaps))
+            order = np.argsort(-scores)
+            matched = np.zeros((len(AREAS), len(IOU_THRESHOLDS), len(order)), np.bool_)
+            matched[[0, 3]] = overlaps[order] >= np.array(IOU_THRESHOLDS)[:, None]
+            ignored = np.zeros_like(matched)
+            ignored[[1, 2]] = True
+            home.append((str(number), ImageMatches(scores[order], np.packbits(np.stack([matched, ignored])), truth)))
+    return AveragePrecision([{1: home} for home in models])
 
 
 def covered(true: float, intervals: list[Interval | None]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.evaluation.interval_coverage import mean_coverage, share_coverage
+from benchmarks.evaluation.interval_coverage import FAILURES, mean_coverage, share_coverage
 from segmint.operators.intervals import (
     LEAST_IMAGES,
     at_most,
@@ -169,8 +169,8 @@ def test_a_figure_of_sums_has_the_interval_of_its_jackknife() -> None:
 @pytest.mark.parametrize(
     ("coverage", "images"),
     [
-        (lambda: mean_coverage(10, 1, "failures", 0.0, 500), 10),
-        (lambda: mean_coverage(20, 10, "left tail", 0.3, 500), 20),
+        (lambda: mean_coverage(10, 1, FAILURES, 0.0, 500), 10),
+        (lambda: mean_coverage(20, 10, 0.9, 0.3, 500), 20),
         (lambda: share_coverage(10, 100, 0.97, 0.3, 1500), 10),
         (lambda: share_coverage(12, 10, 0.9, 0.0, 1500), 12),
         (lambda: share_coverage(20, 100, 0.9, 0.3, 1500), 20),
