@@ -412,8 +412,9 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 def ratio(found: Result, digits: int = 1) -> str:
-    """Format a ratio with its spread."""
-    return f"**{found['median']:.{digits}f}** ({found['least']:.{digits}f}–{found['most']:.{digits}f})"
+    """Format a ratio with its spread, which a single round doesn't have."""
+    spread = f" ({found['least']:.{digits}f}–{found['most']:.{digits}f})" if found["least"] < found["most"] else ""
+    return f"**{found['median']:.{digits}f}**{spread}"
 
 
 def span(values: Sequence[float]) -> str:

@@ -47,7 +47,8 @@ class HeldOutScores(Frozen):
     """Quality of weights before and after a training run, on images that it excluded: mean IoUs over `masks`.
 
     `before` and `after` score the mask that the model selects for one click; the oracle scores use the best of its
-    three masks. `images` is the number of held-out images, of which `measured` were evaluated.
+    three masks. `images` is the number of held-out images, of which `measured` were evaluated. The step was chosen by
+    `after`, which is therefore slightly too high.
     """
 
     images: Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -61,7 +62,7 @@ class HeldOutScores(Frozen):
     def __str__(self) -> str:
         """Return the scores as text."""
         return (
-            f"mean IoU at one click {self.before:.3f} before and {self.after:.3f} after, on "
+            f"mean IoU at one click {self.before:.3f} before and {self.after:.3f} at the best step, on "
             f"{counted(self.masks, 'mask')} of {counted(self.measured, 'held-out image')}"
         )
 

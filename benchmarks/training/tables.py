@@ -1,6 +1,6 @@
 """Tables of docs/train.md: what training learned and forgot, and the gate's verdicts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.tables import Result, part_of, table, where, wrapped
@@ -24,7 +24,7 @@ def trial_part(result: Result) -> str:
         ["seed", *(title for title, _, _ in _FIGURES), "CPU s"],
         [
             *([_name(each), *_figures(each), each["cpu_seconds"]] for each in result["rounds"]),
-            *([f"gain{_KINDS[kind]}", *_gains(found), ""] for kind, found in result["gains"].items()),
+            *([_gain(kind, result["rounds"]), *_gains(found), ""] for kind, found in result["gains"].items()),
         ],
     )
     judged = table(
@@ -40,8 +40,25 @@ def trial_part(result: Result) -> str:
         f"replay. The CPU seconds cover only training, and the peak memory was {result['peak_mib']:,} MiB. "
         f"{where(result)}"
     )
-    gate = "The gate judged each run as follows. Changes are in percentage points, with 95 % confidence intervals:"
-    return "\n\n".join([learned, wrapped(note), gate, judged])
+    gates = [each["gate"] for each in result["rounds"]]
+    gate = (
+        "The gate judged each run as follows. Changes are in percentage points, with the 95 % intervals by image of "
+        f"that time, over {_images(each['independent'][0] for each in gates)} of scenes and "
+        f"{_images(each['guards'][0]['compared'][0] for each in gates)} of the guard set:"
+    )
+    return "\n\n".join([learned, wrapped(note), wrapped(gate), judged])
+
+
+def _images(compared: Iterable[Mapping[str, Any]]) -> str:
+    """Return the numbers of masks and images, which differ by seed."""
+    sizes = sorted((each["masks"], each["images"]) for each in compared)
+    masks = f"{sizes[0][0]} to {sizes[-1][0]}" if sizes[0] != sizes[-1] else f"{sizes[0][0]}"
+    return f"{masks} masks in {sizes[0][1]} images"
+
+
+def _gain(kind: str, rounds: Sequence[Mapping[str, Any]]) -> str:
+    seeds = sum(each["shuffled"] == (kind == "shuffled") for each in rounds)
+    return f"gain{_KINDS[kind]}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
 
 
 def _name(each: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ def test_the_lineage_ends_with_the_weights_and_what_was_measured_of_them(tmp_pat
     assert trainings((base, last)) == 1
     assert describe_rounds((base, last)) == [
         "round 1: weights sam-1.pth (SHA-256 111111111111), trained on street (digest dddddddddddd) from mobile_sam; "
-        "mean IoU at one click 0.361 before and 0.828 after, on 14 masks of 2 held-out images"
+        "mean IoU at one click 0.361 before and 0.828 at the best step, on 14 masks of 2 held-out images"
     ]
 
 

@@ -309,7 +309,8 @@ class StatusTable:
         yield "cost left", [NOTHING if row.complete else _number(row.cost_left) for row in rows]
         held = [row.held_out for row in rows]
         yield "mIoU at 1 click", [NOTHING if one is None else f"{one.before:.3f} → {one.after:.3f}" for one in held]
-        yield "held out", [NOTHING if one is None else count(one.images) for one in held]
+        sizes = [() if one is None else (counted(one.masks, "mask"), counted(one.measured, "image")) for one in held]
+        yield "measured", [" of ".join(each) or NOTHING for each in sizes]
 
     def _lineage_lines(self) -> Iterator[str]:
         """Yield lines on each lineage's trainings. The dataset with the longest chain of weights lists all of them."""

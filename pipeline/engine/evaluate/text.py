@@ -115,10 +115,11 @@ class TextResult:
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
+        size = f"n = {self.subject.masks:,} in {counted(self.images, 'image')}"
         return [
             self.subject.head(),
             f"mean IoU with people's labeled masks, in percent, {basis(self.images)}",
-            *(f"  {name:<22}{percent(*each):<24}n = {self.subject.masks:,}" for name, each in self.means.items()),
+            *(f"  {name:<22}{percent(*each):<24}{size}" for name, each in self.means.items()),
             *self.subject.skipped_lines(),
         ]
 

@@ -85,17 +85,18 @@ class TrainingResult:
         best = next((each for each in evaluations if each.step == trained["best_step"]), None)
         if best is None:
             return [self._unmeasured()]
-        before = evaluations[0]
+        before, tried, is_best = evaluations[0], len(evaluations) - 1, "projection" not in trained
+        chosen = f" (the best of {tried} evaluations)" if is_best and tried > 1 else ""
         lines = [
             f"on {counted(best.masks, 'mask')} of {counted(best.images, 'held-out image')}: mean IoU at one click "
             f"{before.one_click:.4f} → {best.one_click:.4f}, best of three masks {before.oracle:.4f} → "
-            f"{best.oracle:.4f}",
+            f"{best.oracle:.4f}{chosen}",
             *(
                 f"step {each['step']} was better, {each['one_click']:.4f}, but its checkpoint is damaged or gone"
                 for each in trained.get("passed_over", ())
             ),
         ]
-        if best.one_click <= before.one_click and "projection" not in trained:
+        if best.one_click <= before.one_click and is_best:
             lines.append("these weights are no better on them than the initial weights")
         return lines
 

@@ -26,7 +26,7 @@ def measured(value: float) -> dict[str, Any]:
 
 
 def compared(measure: str, low: float, high: float) -> dict[str, Any]:
-    return {"measure": measure, "difference": (low + high) / 2, "interval": [low, high]}
+    return {"measure": measure, "images": 12, "masks": 67, "difference": (low + high) / 2, "interval": [low, high]}
 
 
 def a_round(seed: int, shuffled: bool, after: float, verdict: str) -> dict[str, Any]:
@@ -47,11 +47,12 @@ def test_the_tables_have_each_round_the_spread_and_the_verdicts() -> None:
     lines, text = made.splitlines(), " ".join(made.splitlines())
     assert f"| 0 |{' 0.500 → 0.750 |' * 5} 512 |" in lines
     assert f"| 0 (control) |{' 0.500 → 0.250 |' * 5} 512 |" in lines
-    assert f"| gain |{' +0.312 (+0.250 to +0.375) |' * 5}  |" in lines
-    assert f"| gain (control) |{' -0.250 |' * 5}  |" in lines
+    assert f"| gain, 2 seeds |{' +0.312 (+0.250 to +0.375) |' * 5}  |" in lines
+    assert f"| gain (control), 1 seed |{' -0.250 |' * 5}  |" in lines
     changes = "+31.2 (+25.0 to +37.5) | -0.5 (-2.0 to +1.0) | -3.0 (-4.0 to -2.0) |"
     assert f"| 0 (control) | worse | {changes}" in lines
     assert f"| 1 | better | {changes}" in lines
+    assert "over 67 masks in 12 images of scenes and 67 masks in 12 images of the guard set:" in text
     assert "48 scenes for 130 steps of 2 images with up to 2 masks each, at a learning rate of 0.0002." in text
     assert "the peak memory was 2,231 MiB. Measured on 2026-01-02 using 1 thread on 2 CPU cores (A CPU, AVX2)" in text
 

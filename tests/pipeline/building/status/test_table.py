@@ -95,18 +95,18 @@ def test_json_has_the_datasets_in_the_order_given(rounds: tuple[Path, Path]) -> 
 
 ROUND = (
     "round 1: weights sam-11.pth (SHA-256 111111111111), trained on small (digest dddddddddddd) from sam-00.pth; "
-    "mean IoU at one click 0.361 before and 0.828 after, on 14 masks of 2 held-out images"
+    "mean IoU at one click 0.361 before and 0.828 at the best step, on 14 masks of 2 held-out images"
 )
 
 
 def test_people_get_a_table_in_the_order_given(rounds: tuple[Path, Path]) -> None:
     head, *rows = (
         "dataset  round  shards  images  rejected  masks  automatic  corrected  imported  masks/image  s/mask  "
-        "time left  mIoU at 1 click  held out",
+        "time left  mIoU at 1 click              measured",
         "small        0  3 of 3       6         3     12          9          2         1            2    10.5  "
-        "        -                -         -",
+        "        -                -                     -",
         "small-1      1  1 of 2       2         1      4          4          0         0            2       -  "
-        "  unknown    0.361 → 0.828         7",
+        "  unknown    0.361 → 0.828  14 masks of 2 images",
     )
     notes = [ROUND, "small: 2 of 3 annotated masks have a time"]
     assert segmint_here("status", *rounds).splitlines() == [head, *rows, *notes]

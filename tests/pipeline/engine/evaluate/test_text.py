@@ -92,7 +92,7 @@ def test_the_ious_are_those_of_single_predictions(mobile_sam_path: Path, tmp_pat
     assert printed[0].startswith("text: 2 masks of 3 images of ")
     assert printed[1].startswith("mean IoU with people's labeled masks, in percent, too few images")
     assert [line.split("  ")[1] for line in printed[2:7]] == list(means)
-    assert all(line.endswith("n = 2") for line in printed[2:7])
+    assert all(line.endswith("n = 2 in 2 images") for line in printed[2:7])
 
 
 def test_what_can_not_be_measured_is_refused(mobile_sam_path: Path, tmp_path: Path) -> None:

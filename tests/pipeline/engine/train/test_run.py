@@ -118,6 +118,7 @@ def test_a_best_checkpoint_that_cannot_be_used_gives_way_to_the_next_best(ended,
         weights.unlink()
         (output / "checkpoints" / "step-000001.json").unlink()
     lines = run_train(load_train_config(str(ended.config), [f"output={output}"]), print).lines()
+    assert lines[1].endswith(" (the best of 2 evaluations)")
     trained = record_of(output).trained
     held_out = record_of(output).lineage[-1].held_out
     assert held_out is not None
