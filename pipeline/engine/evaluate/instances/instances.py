@@ -119,7 +119,7 @@ class InstancesResult:
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
-        names, difference = self.subject.names, []
+        names, difference = self.subject.names, list[str]()
         if self.differences is not None:
             difference = [
                 f"difference: {names[1]} minus {names[0]}; p by exchanging the models in whole images, corrected by "
@@ -144,11 +144,10 @@ class InstancesResult:
         tables = [self._table("Score", compared)]
         if self.categories is not None:
             compared = []
-            for id, masks, (*other, ap) in self.categories:
-                change = ap - other[0] if other and ap is not None else None  # both have true masks or none
-                compared.append(
-                    ComparedScore(f"category {id} ({masks:,})", [cell(each) for each in (*other, ap)], change)
-                )
+            for id, masks, aps in self.categories:
+                known = [each for each in aps if each is not None]
+                gain = known[1] - known[0] if len(known) == 2 else None
+                compared.append(ComparedScore(f"category {id} ({masks:,})", [cell(each) for each in aps], gain))
             tables.append(self._table("AP by category", compared))
         first = next(iter(self.shown))
         return FiguresPage(
