@@ -7,6 +7,7 @@ prediction counts only if its category is among an image's annotations or its `n
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,10 +169,10 @@ def _interpolated(right: NDArray[np.bool_], wrong: NDArray[np.int32], truth: NDA
     number = np.cumsum(right, axis=-1, dtype=np.int32)
     at = np.nonzero(right)
     so_far = number[at]
-    best = np.zeros(
-        (*right.shape[:-1], int(number.max(initial=0)) + 1)
-    )  # by the number of right predictions; 0 at the end
-    best[(*at[:-1], so_far - 1)] = so_far / (so_far + wrong[at] + np.spacing(1))
+    most = int(number.max(initial=0))
+    best = np.zeros((*right.shape[:-1], most + 1))  # by the number of right predictions; 0 at the end
+    places: tuple[NDArray[Any], ...] = (*at[:-1], so_far - 1)
+    best[places] = so_far / (so_far + wrong[at] + np.spacing(1))
     best = np.maximum.accumulate(best[..., ::-1], axis=-1)[..., ::-1]
     needed = np.floor(_RECALLS * truth[..., None])
     needed += needed / truth[..., None] < _RECALLS  # rounded like COCO's search for recalls
