@@ -111,6 +111,7 @@ def check(
     assert contents(folder / "deadly", places) == undisturbed
 
 
+@pytest.mark.long
 def test_an_image_that_ends_its_worker_is_refused_and_the_rest_is_unchanged(tmp_path: Path) -> None:
     """With a stub of the segment stage, except for the trials: the model isn't what ends its worker."""
     check(tmp_path, "segment", [EXIT], module="tests.support.two_masks", segment_class=TwoMaskSegment)
