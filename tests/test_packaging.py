@@ -170,7 +170,9 @@ def test_an_sdist_holds_what_the_wheel_is_made_of(wheel: Path) -> None:
     assert {name for name in names if not name.startswith("segmint.egg-info/")} == packaged | sources | files
 
 
-@pytest.mark.parametrize("way", ["wheel without Unix", "editable", "checkout beside"])
+@pytest.mark.parametrize(
+    "way", ["wheel without Unix", "editable", pytest.param("checkout beside", marks=pytest.mark.long)]
+)
 def test_modules_of_our_folders_names_are_nobodys_trouble(
     way: str, request: pytest.FixtureRequest, crowded: Path, mobile_sam_path: Path
 ) -> None:
@@ -245,7 +247,7 @@ def test_audit_and_report_need_no_ray(installed: Path, crowded: Path, tmp_path_f
     assert not (packages / "ray").exists()
 
 
-@pytest.mark.parametrize("command", ["view", "annotate"])
+@pytest.mark.parametrize("command", [pytest.param("view", marks=pytest.mark.long), "annotate"])
 def test_pages_need_no_detectors(
     command: str, installed: Path, web_packages: Path, crowded: Path, mobile_sam_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 300, 200
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("mobile_sam_path")
 def test_a_mask_is_added_through_the_viewers_button(chromium: "Browser", tmp_path: Path) -> None:
     folder = tmp_path / "photos"

@@ -215,7 +215,7 @@ def test_every_row_of_many_catalogs_ends_in_its_place(
     drive(line, catalog, dates)
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", pytest.param("csv", marks=pytest.mark.long), "parquet"])
 def test_every_hostile_text_in_every_column_ends_in_its_place(line: CatalogLine, kind: str) -> None:
     usual_row = {**dict.fromkeys(SOURCE.names), "uri": "good.jpg", "license": "CC0-1.0"}
     odd = [(name, value) for name in SOURCE.names for value in (URIS if name == "uri" else HOSTILE)]

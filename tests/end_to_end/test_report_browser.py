@@ -54,8 +54,8 @@ def test_it_fits_every_screen(page: "Page", pages: dict[str, str], name: str, wi
 @pytest.mark.parametrize(
     ("name", "scheme"),
     [
-        ("built", "light"),
         ("reported", "dark"),
+        pytest.param("built", "light", marks=pytest.mark.long),
         pytest.param("built", "dark", marks=pytest.mark.long),
         pytest.param("reported", "light", marks=pytest.mark.long),
     ],

@@ -28,7 +28,7 @@ from tests.support.runs import (
 )
 from tests.support.stubbed import write_dataset
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(2400)]
 
 SEED = int(os.environ.get("SEGMINT_STOP_SEED", "20261125"))
 SHARDS = 6  # of one image each, two per window
@@ -81,7 +81,7 @@ def assert_stops(run: BuildProcess, how: signal.Signals, *, everything: bool = F
     return code
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_build_stops_in_the_middle_of_a_window(tmp_path: Path, how: signal.Signals) -> None:
     resources = {"segment": {"actors": 1}, "object_store_memory": 500_000_000}
     config = write_build(tmp_path, 3_000, images_per_shard=30, rows_per_block=16, resources=resources)
@@ -92,7 +92,6 @@ def test_a_build_stops_in_the_middle_of_a_window(tmp_path: Path, how: signal.Sig
         assert_gone(run)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("number", range(30))
 def test_a_stopped_build_is_finished_by_the_same_command(
     catalog: Path, undisturbed: tuple[dict[str, str], float], tmp_path: Path, number: int
@@ -118,7 +117,6 @@ def workers(run: BuildProcess) -> list[psutil.Process]:
     return [each for each in run.marked() if each != driver and not any(name in title(each) for name in RAYS_OWN)]
 
 
-@pytest.mark.long
 def test_stopping_every_process_ten_times_rejects_nothing(
     catalog: Path, undisturbed: tuple[dict[str, str], float], tmp_path: Path
 ) -> None:
@@ -135,7 +133,6 @@ def test_stopping_every_process_ten_times_rejects_nothing(
     assert_whole(tmp_path / "dataset", files)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 def test_stopping_every_worker_ten_times_rejects_nothing(
     catalog: Path, undisturbed: tuple[dict[str, str], float], tmp_path: Path, how: signal.Signals
@@ -159,7 +156,6 @@ def test_stopping_every_worker_ten_times_rejects_nothing(
     assert_whole(tmp_path / "dataset", files)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("number", range(3))
 def test_a_stopped_curation_is_finished_by_the_same_command(tmp_path: Path, number: int) -> None:
     catalog = small_catalog(tmp_path, count=24)
@@ -180,7 +176,6 @@ def test_a_stopped_curation_is_finished_by_the_same_command(tmp_path: Path, numb
     assert (tmp_path / "stopped.parquet").read_bytes() == (tmp_path / "undisturbed.parquet").read_bytes()
 
 
-@pytest.mark.long
 def test_a_stopped_takedown_on_ray_is_finished_by_the_same_command(tmp_path: Path) -> None:
     shards = RAY_FROM_SHARDS + 20
     write_dataset(write_build(tmp_path, 5 * shards, images_per_shard=5))

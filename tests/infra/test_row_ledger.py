@@ -349,6 +349,7 @@ class MeasuringActor:
         pass
 
 
+@pytest.mark.long
 def test_an_actor_that_starts_again_is_one_device(local_ray: Cluster) -> None:
     ledger = RowLedger()
     assert ledger.peaks() == []

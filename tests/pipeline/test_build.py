@@ -95,7 +95,11 @@ def test_each_window_requests_nodes_for_the_shards_that_are_left(monkeypatch: py
 @pytest.mark.parametrize(
     ("function", "told"),
     [
-        ("drop", "the stage faulty returned 1 rows for 2: it must return each row, in order, or a Reject in its place"),
+        pytest.param(
+            "drop",
+            "the stage faulty returned 1 rows for 2: it must return each row, in order, or a Reject in its place",
+            marks=pytest.mark.long,
+        ),
         ("unknown", "the stage faulty can't start in a worker: KeyError: 'unknown'"),
     ],
 )

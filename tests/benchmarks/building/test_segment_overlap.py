@@ -65,6 +65,7 @@ def test_stages_of_images_of_all_calls_overlap(local_ray: Cluster) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_idle_share_is_that_of_the_time_in_which_the_device_waits(local_ray: Cluster) -> None:
     found = measure_idle(HostThreads(1, 1, 1), IMAGES, IMAGES, compute_s=2, host_share=4.0, segment=Alternating)

@@ -20,6 +20,7 @@ def large(small_dataset: Path, tmp_path: Path) -> Path:
     return made.folder
 
 
+@pytest.mark.long
 def test_statistics_are_measured(large: Path, tmp_path: Path) -> None:
     found = measure_statistics(large, 5, "1GB", tmp_path / "spill")
     assert (found["images"], found["masks"]) == (20, 600)
@@ -39,6 +40,7 @@ def test_the_audit_is_measured_with_its_workers(large: Path) -> None:
     assert found["cpu_us_a_mask"]["workers"] > 0
 
 
+@pytest.mark.long
 def test_findings_end_the_measurement(large: Path) -> None:
     ShardEdit(1, lambda taken: taken.edit_member(0, lambda data: data + b" "))(large)
     with pytest.raises(SystemExit, match="other_json"):

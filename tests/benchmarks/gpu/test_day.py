@@ -32,6 +32,7 @@ def measured(folder: Path, *parts: int) -> dict[int, dict[str, Any]]:
     return {part: run.found for part, run in found.items()}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("bundle", "one_thread")
 def test_the_encoders_and_whole_images_run(tmp_path: Path) -> None:
     found = measured(tmp_path, 2, 3)

@@ -34,6 +34,7 @@ def test_a_stage_within_another_counts_for_itself_alone(monkeypatch: pytest.Monk
     }
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 def test_every_stage_of_the_generator_is_timed_and_nothing_of_it_changes(
     mobile_sam_path: Path, coffee: np.ndarray

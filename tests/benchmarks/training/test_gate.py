@@ -15,6 +15,7 @@ from tests.support.committed import ROWS, masks, pixels
 from tests.support.locations import location_of
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("processes")
 def test_the_command_judges_and_scenes_that_were_trained_on_do_not_count(tmp_path: Path) -> None:
     scenes = [LabeledScene(f"scene-{number}", pixels(number), np.stack(masks(number))) for number in range(ROWS)]

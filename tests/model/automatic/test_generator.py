@@ -189,7 +189,7 @@ def test_a_mask_of_nearly_the_whole_image_suppresses_nothing(predictor: Predicto
     assert set(limited.records) - set(free.records)
 
 
-@pytest.mark.parametrize(("profile", "layers"), [("official", 1), ("sa1b", 0)])
+@pytest.mark.parametrize(("profile", "layers"), [pytest.param("official", 1, marks=pytest.mark.long), ("sa1b", 0)])
 def test_no_mask_anywhere_gives_nothing(predictor: Predictor, coffee: np.ndarray, profile: str, layers: int) -> None:
     settings = MaskSettings.of(
         profile, points_per_side=2, crop_n_layers=layers, pred_iou_thresh=5.0, min_mask_region_area=100

@@ -35,7 +35,10 @@ def photograph(name: str) -> np.ndarray:
     return np.ascontiguousarray(data.stereo_motorcycle()[0])
 
 
-@pytest.mark.parametrize(("profile", "name", "points"), [("official", "china", 4), ("sa1b", "motorcycle", 5)])
+@pytest.mark.parametrize(
+    ("profile", "name", "points"),
+    [pytest.param("official", "china", 4, marks=pytest.mark.long), ("sa1b", "motorcycle", 5)],
+)
 def test_every_record_is_the_plain_recipes(predictor: Predictor, profile: str, name: str, points: int) -> None:
     settings = MaskSettings.of(profile, points_per_side=points, crop_n_layers=1, min_mask_region_area=100)
     large = photograph(name)

@@ -13,8 +13,9 @@ from tests.model.gpu_budgets import ENCODER_BYTES, ENCODER_LAUNCHES_A_BATCH
 
 pytest.importorskip("triton")
 
+pytestmark = pytest.mark.long
 
-PARTS = (4, pytest.param(1, marks=pytest.mark.long))
+PARTS = (4, 1)
 """A quarter of ViT-H's blocks, of the same kinds, takes a third of the time: four times its counts have a patch
 embedding and a neck three times too often, which is 1 % of the bytes."""
 

@@ -200,6 +200,12 @@ def test_each_step_has_its_own_time_limit(photograph: bytes) -> None:
     """The search and the look each take longer than `ingest.timeout_s` and less than three times that."""
     with Children(functools.partial(prepares_slowly, 1.2), timeout_s=1.0, more_s=20.0) as children:
         assert children.run(photograph).width == 512
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("processes")
+def test_a_step_that_takes_longer_is_the_images_fault(photograph: bytes) -> None:
+    """`test_child.py` has this for other work."""
     with (
         Children(functools.partial(prepares_slowly, 3.2), timeout_s=1.0, more_s=20.0) as children,
         pytest.raises(SuspectError, match=r"took longer than ingest\.timeout_s = 1 seconds allows") as late,

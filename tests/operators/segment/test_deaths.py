@@ -87,6 +87,7 @@ def test_a_gpu_that_fails_in_any_stage_bars_the_row_there_and_makes_no_suspect(l
             assert (row["fault"], row["masks"]) == (None, [])
 
 
+@pytest.mark.long
 def test_the_time_that_a_row_waits_is_not_counted(local_ray: Cluster) -> None:
     """The third image waits for the device, and the last one to be alone, for longer than a stage may take."""
     ledger = RowLedger(alone=[3])
@@ -105,6 +106,7 @@ def test_an_error_of_any_stage_is_a_fault_of_its_row_and_ends_nothing(local_ray:
     assert [row["ordinal"] for row in out if row["fault"] is not None] == places
 
 
+@pytest.mark.long
 def test_one_deadly_row_among_a_thousand_isolates_only_the_rows_in_flight_with_it(local_ray: Cluster) -> None:
     ledger = RowLedger()
     fates = ["well"] * 1000

@@ -208,6 +208,7 @@ def test_columns_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypa
         write_curated(WholeCatalog(location_of(catalog)), tmp_path / "o.parquet", CurationDecision({}, {}), "digest")
 
 
+@pytest.mark.long
 def test_a_part_that_a_round_did_not_try_keeps_its_second_try(
     tmp_path: Path, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_shard_on_hold_runs_again_in_the_same_window(stages: Stages) -> None:
     assert run_slotted_window(stages, window) == sorted([*range(ROWS // PER_SHARD), 3])
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_reads_continue_while_rows_wait_for_a_whole_block(
     stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,15 +127,21 @@ def test_reads_continue_while_rows_wait_for_a_whole_block(
     assert max(waiting) > PER_SHARD
 
 
+def stop_after_reads(ledger: RowLedger) -> None:
+    assert ledger.may_read(8)  # reads alternate between shards and slots
+    ledger.stop_reading()
+
+
 @pytest.mark.ray
 def test_a_window_that_ends_early_finishes_what_it_has_begun(stages: Stages) -> None:
-    def stop(ledger: RowLedger) -> None:
-        assert ledger.may_read(8)  # reads alternate between shards and slots
-        ledger.stop_reading()
+    assert run_slotted_window(stages, OpenWindow(stop_after_reads, ended=True)) == [0, 1, 2, 3, 4]
 
-    assert run_slotted_window(stages, OpenWindow(stop, ended=True)) == [0, 1, 2, 3, 4]
+
+@pytest.mark.long
+@pytest.mark.ray
+def test_a_window_that_lacks_rows_without_having_ended_is_an_error(stages: Stages) -> None:
     with pytest.raises(StreamLengthError):
-        run_slotted_window(stages, OpenWindow(stop))
+        run_slotted_window(stages, OpenWindow(stop_after_reads))
 
 
 @pytest.mark.ray

@@ -307,6 +307,7 @@ def looks(page: "Page") -> Any:
     )
 
 
+@pytest.mark.long
 def test_masks_have_the_screens_pixels_and_zoomed_in_the_images(page: "Page", server: AnnotationServer) -> None:
     start(page, server, 6)
     press_pixel(page, *inside(truth(server, 6)[0]))

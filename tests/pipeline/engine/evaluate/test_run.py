@@ -56,6 +56,7 @@ def test_a_bug_of_a_measure_costs_its_image(truths: list[Truth]) -> None:
     assert ("a.png", "KeyError") in skipped
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_rays_actors_give_the_same_in_the_same_order(truths: list[Truth], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,7 @@ def test_pixels_are_read_only_for_embeddings_that_are_not_kept(one_thread, found
     assert np.array_equal(reader.read(draw, fresh.kept).pixels, read.pixels)
 
 
+@pytest.mark.long
 def test_images_whose_tar_is_gone_and_whose_embedding_is_damaged_are_left_out(
     one_thread, ended, mobile_sam_path, tmp_path
 ):

@@ -118,6 +118,7 @@ def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser",
     assert [error for error in seen.errors if "net::ERR_FAILED" not in error] == []
 
 
+@pytest.mark.long
 def test_the_views_show_the_mask_on_a_phone_and_one_is_enlarged(chromium: "Browser", server: RatingServer) -> None:
     context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, color_scheme="dark")
     page = context.new_page()
