@@ -95,8 +95,8 @@ def hold_masks_to_numpy(page: "Page", masks: list[tuple[dict[str, Any], np.ndarr
     height, width = masks[0][1].shape
     stage, met = box(page, "#stage"), set()
     picture = box(page, "#picture")
-    for across in np.linspace(0.04, 0.96, 7):
-        for down in np.linspace(0.04, 0.96, 5):
+    for across in np.linspace(0.04, 0.96, 5):
+        for down in np.linspace(0.04, 0.96, 3):
             x = int((stage["x"] + across * stage["width"] - picture["x"]) / picture["width"] * width)
             y = int((stage["y"] + down * stage["height"] - picture["y"]) / picture["height"] * height)
             page.mouse.move(*place_of(page, x + 0.5, y + 0.5, (width, height)))

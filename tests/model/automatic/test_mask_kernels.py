@@ -89,7 +89,7 @@ def test_interpreted_kernels_have_the_bits_of_torchs_operations(sizes: str) -> N
 
 
 @pytest.mark.parametrize(
-    "architecture", [pytest.param(one, marks=[] if one in (86, 90) else pytest.mark.long) for one in ARCHITECTURES]
+    "architecture", [pytest.param(one, marks=[] if one == 90 else pytest.mark.long) for one in ARCHITECTURES]
 )
 def test_the_kernels_compile_for_gpus_within_their_limits_and_without_fused_multiplications_and_additions(
     architecture: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -115,11 +115,10 @@ def test_interpreted_kernels_compute_the_plain_formulas(shapes: str) -> None:
 
 
 # The steps of decoders of two and three blocks, with the rows of the image before. Few run by default: those of float32
-# with the largest stack or shared memory, and a product of each kind of tensor core.
+# with the largest stack or shared memory, and one of half precision.
 STEPS = [("answer", 0), ("answer", 64), ("answer", 128), ("look", 64), ("look", 128), ("look", 192)]
 STEPS += [("draw", 128), ("draw", 192)]
-FEW_COMPILED = [("answer", 64, 86, "fp32"), ("look", 64, 90, "fp32")]
-FEW_COMPILED += [("answer", 0, 90, "bf16"), ("look", 64, 80, "bf16"), ("draw", 128, 89, "bf16")]
+FEW_COMPILED = [("answer", 64, 86, "fp32"), ("look", 64, 90, "fp32"), ("draw", 128, 89, "bf16")]
 
 
 @pytest.mark.parametrize(
