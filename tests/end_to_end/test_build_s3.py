@@ -12,7 +12,7 @@ import pytest
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from tests.support.builds import SEVERAL_ACTORS, digests, segmint, segmint_here, small_catalog, write_config
-from tests.support.built_fixtures import BuiltDataset
+from tests.support.built_fixtures import IN_TWOS, BuiltDataset
 from tests.support.everything import download, upload
 from tests.support.s3_server import S3Server
 
@@ -38,6 +38,7 @@ def test_s3_holds_byte_for_byte_what_local_files_hold(
         f"s3://{s3_bucket}/in/catalog.jsonl",
         f"s3://{s3_bucket}/datasets/small",
         storage=s3_options,
+        **IN_TWOS,
         resources=SEVERAL_ACTORS,
         rows_per_block=1,
     )

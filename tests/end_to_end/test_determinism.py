@@ -11,7 +11,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from tests.support.builds import SEVERAL_ACTORS, digests, segmint, write_config
-from tests.support.built_fixtures import BuiltDataset
+from tests.support.built_fixtures import IN_TWOS, BuiltDataset
 from tests.support.runs import STUBBED, assert_gone, assert_whole, finish, running, wait_for
 from tests.support.stubbed import write_dataset
 
@@ -32,7 +32,7 @@ def undisturbed(built: BuiltDataset) -> dict[str, str]:
 @pytest.mark.long
 def test_three_segment_actors_write_the_same_as_one(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     config = write_config(
-        tmp_path / "build.yaml", catalog, tmp_path / "dataset", resources=SEVERAL_ACTORS, rows_per_block=1
+        tmp_path / "build.yaml", catalog, tmp_path / "dataset", **IN_TWOS, resources=SEVERAL_ACTORS, rows_per_block=1
     )
     segmint("build", config)
     assert digests(tmp_path / "dataset") == undisturbed
@@ -52,7 +52,7 @@ def test_neither_windows_nor_blocks_nor_actors_change_a_byte(
     actors: int,
 ) -> None:
     settings = {"window_shards": window_shards, "rows_per_block": rows_per_block, "resources": pools(actors)}
-    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", **settings)
+    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", **IN_TWOS, **settings)
     segmint("build", config, timeout=850)
     assert digests(tmp_path / "dataset") == undisturbed
 
@@ -109,7 +109,7 @@ def test_a_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_ranges_of_shards_add_up_to_the_whole(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
+    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", **IN_TWOS)
     segmint("build", config, "--shards", "2:4")
     assert sorted(path.name for path in (tmp_path / "dataset" / "commits").iterdir()) == [
         "000002.g1.json",
@@ -126,7 +126,7 @@ def test_two_concurrent_drivers_write_the_same_as_one(
     catalog: Path, undisturbed: dict[str, str], tmp_path: Path, ranges: tuple[tuple[str, ...], tuple[str, ...]]
 ) -> None:
     """On the same shards, on parts of them, and on both; a last run has only the index to write."""
-    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
+    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", **IN_TWOS)
     first, second = ranges
     with running(config, *first) as one, running(config, *second) as other:
         assert (one.wait(), other.wait()) == (0, 0)

@@ -7,6 +7,9 @@ import pytest
 
 from tests.support.parallel import made_once
 
+IN_TWOS = {"images_per_shard": 2}
+"""The sizes of the dataset's shards."""
+
 
 @dataclass(frozen=True)
 class BuiltDataset:
@@ -20,11 +23,12 @@ class BuiltDataset:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, processes: None) -> BuiltDataset:
-    """Ten rows in shards of three, by one segment actor: row 3 refused for its license, row 10 not found."""
+    """Seven rows in shards of two, by one segment actor: row 3 refused for its license, row 7 not found."""
     from tests.support.builds import segmint, small_catalog, write_config
 
     def make(folder: Path) -> None:
-        config = write_config(folder / "build.yaml", small_catalog(folder / "photos", count=10), folder / "dataset")
+        catalog = small_catalog(folder / "photos", count=7)
+        config = write_config(folder / "build.yaml", catalog, folder / "dataset", **IN_TWOS)
         (folder / "printed.txt").write_text(segmint("build", config))
 
     folder = made_once(tmp_path_factory, "built", make)
