@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from segmint.model.kernels.cpu.build import FOLDER, LIBRARY, compiler
+from segmint.model.kernels.cpu.library import KernelsError, load_kernels
 from tests.support.parallel import made_once
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,13 +29,25 @@ for words in json.loads(sys.argv[1]):
 """A script that runs commands in one process, which imports torch once. `ended` reads what it prints."""
 
 
+COPIES_LIBRARY = """#!/bin/sh
+case " $* " in *" -c "*) exec '{compiler}' -E "$@";; esac
+while [ "$1" != -o ]; do shift; done
+exec cp '{library}' "$2"
+"""
+"""A compiler that only preprocesses sources, and links a library that is there."""
+
+
 def installed_wheel(factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist and the wheel of this checkout, and `installed` with what it installs: made once."""
     return made_once(factory, "wheel", lambda folder: install(wheel_of_the_checkout(folder), folder / "installed"))
 
 
 def wheel_of_the_checkout(folder: Path) -> Path:
-    """The wheel that pip builds of this checkout's sdist, both in `folder`, made of a copy of the checkout."""
+    """The wheel that pip builds of this checkout's sdist, both in `folder`, made of a copy of the checkout.
+
+    If the checkout's library of CPU kernels was built from its sources, the wheel has that one: compiling it again
+    would take most of the time. `make wheel` compiles it.
+    """
     copy = folder / "checkout"
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True)
@@ -47,7 +61,7 @@ def wheel_of_the_checkout(folder: Path) -> Path:
     build = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True, text=True)
     (sdist,) = folder.glob("segmint-*.tar.gz")
-    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(sdist))
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(sdist), **_fast_compiler(folder))
     (wheel,) = folder.glob("segmint-*.whl")
     return wheel
 
@@ -97,9 +111,21 @@ def ended(
     return [subprocess.CompletedProcess(each, *json.loads(line)) for each, line in zip(commands, lines, strict=True)]
 
 
-def _pip(*arguments: str) -> None:
+def _fast_compiler(folder: Path) -> dict[str, str]:
+    """The variable that names `COPIES_LIBRARY` as the compiler, if the library was built from the sources here."""
+    try:
+        load_kernels("scalar")
+    except KernelsError:
+        return {}
+    script = folder / "compiler"
+    script.write_text(COPIES_LIBRARY.format(compiler=compiler(), library=FOLDER / LIBRARY))
+    script.chmod(0o755)
+    return {"CXX": str(script)}
+
+
+def _pip(*arguments: str, **environment: str) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True)
 
 
 def _normal(name: str) -> str:
