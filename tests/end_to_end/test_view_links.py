@@ -154,6 +154,7 @@ def many(chromium: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield Addresses(opened)
 
 
+@pytest.mark.long
 def test_a_page_that_could_not_be_loaded_is_asked_for_again(chromium: "Browser", many: Addresses) -> None:
     context = chromium.new_context(viewport={"width": 500, "height": 500})
     page = context.new_page()

@@ -156,12 +156,18 @@ def test_auto_counts_on_the_gpus_that_are_there_or_that_were_asked_for(tmp_path:
         assert _counts_on_gpus(asked, here) == expected, (wanted, gpus)
 
 
-def test_gpus_without_a_name_are_asked_for_by_none(tmp_path: Path, one_gpu_slot: None) -> None:
+@pytest.mark.long
+def test_a_gpu_without_a_name_answers_for_any(tmp_path: Path, one_gpu_slot: None) -> None:
     wanted = config(
         tmp_path, model={"device": "cpu", "threads": 1}, resources={"segment": {"accelerator_type": "H100"}}
     )
+    answer = _ask_gpu_node(wanted, wanted.model, SHA, observe(local=False))
+    assert answer == _resolve(wanted.model, wanted.masks, SHA)
+
+
+def test_gpus_without_a_name_are_asked_for_by_none(tmp_path: Path, one_gpu_slot: None) -> None:
+    wanted = config(tmp_path, model={"device": "cpu"}, resources={"segment": {"accelerator_type": "H100"}})
     cluster = observe(local=False)
-    assert _ask_gpu_node(wanted, wanted.model, SHA, cluster) == _resolve(wanted.model, wanted.masks, SHA)
     named = replace(cluster, gpu_kinds={"H100": GpuNodes(8, 1, 64)})
     both = replace(cluster, gpu_kinds={**cluster.gpu_kinds, **named.gpu_kinds})
     for of, kind in ((cluster, None), (named, "H100"), (both, "H100"), (replace(cluster, gpu_kinds={}), "H100")):
