@@ -1,4 +1,4 @@
-"""The demonstration with a small grid: the whole of it but the time that full grids take."""
+"""The demonstration with small grids and a stub of the segment stage, which `test_first_hour.py` runs."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,14 @@ from PIL import Image
 
 import segmint.pipeline.demo
 from segmint.infra.errors import SegmintError
+from tests.support.two_masks import TwoMaskSegment
 
 
 @pytest.mark.ray
 def test_it_builds_draws_and_finds_nothing_to_do_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {**segmint.pipeline.demo.CONFIG, "masks": {"profile": "sa1b", "crop_n_layers": 0, "points_per_side": 4}}
     monkeypatch.setattr(segmint.pipeline.demo, "CONFIG", small)
+    monkeypatch.setattr("segmint.pipeline.build.Segment", TwoMaskSegment)
     monkeypatch.setattr(segmint.pipeline.demo, "CROPS_SETTINGS", ("points_per_side=8", "crop_n_layers=1"))
     told: list[str] = []
     accounting = segmint.pipeline.demo.run_demo(tmp_path / "demo", told.append)
