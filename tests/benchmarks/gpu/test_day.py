@@ -71,6 +71,7 @@ def test_what_a_machine_lacks_is_named_with_what_helps(
     assert "not-there not installed here: `make gpu-day` installs what the bundle has" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("bundle")
 def test_after_a_cuda_test_that_fails_the_part_continues_and_its_verdict_names_the_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
