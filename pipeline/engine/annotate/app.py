@@ -75,7 +75,7 @@ def make_app(view: AnnotatorView, team: Team) -> Starlette:
     bodies = RequestBodies()
     image, assignment = "/api/images/{image}", "/api/images/{image}/assignments/{assignment}"
     routes = [
-        *team_routes(ASSETS / "index.html", team, view.about.to_dict(), view.source, bodies),
+        *team_routes(ASSETS / "index.html", team, lambda: view.about.to_dict(), view.source, bodies),
         bodies.writes("/api/next", following),
         reads("/api/find", lambda r: {"image": view.source.find(r.query_params.get("image", ""))}),
         reads(image, lambda r: view.open(*of(r))),

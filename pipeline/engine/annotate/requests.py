@@ -157,13 +157,13 @@ def check_owner(request: Request, team: Team) -> None:
 
 
 def team_routes(
-    page: Path, team: Team, about: Mapping[str, Any], source: ImageSource, bodies: RequestBodies
+    page: Path, team: Team, about: Callable[[], Mapping[str, Any]], source: ImageSource, bodies: RequestBodies
 ) -> list[Route]:
     """Return the routes of a team's page, its session, its images, and, for the owner, URLs for other people."""
 
     def session(request: Request) -> Any:
         name = request.state.annotator
-        return {"annotator": name, "owner": name == team.owner, **about}
+        return {"annotator": name, "owner": name == team.owner, **about()}
 
     def address(request: Request, body: Any) -> Any:
         check_owner(request, team)

@@ -35,7 +35,7 @@ def make_rating_app(view: RaterView, team: Team) -> Starlette:
 
     bodies = RequestBodies()
     routes = [
-        *team_routes(ASSETS / "rate.html", team, view.about.to_dict(), view.source, bodies),
+        *team_routes(ASSETS / "rate.html", team, lambda: view.about.to_dict(), view.source, bodies),
         bodies.writes("/api/rate/next", lambda r, _: view.next(r.state.annotator)),
         reads("/api/rate/{item}", lambda r: view.show(r.state.annotator, number_in(r, "item"))),
         bodies.writes("/api/rate/{item}/{n}", save, method="PUT"),
