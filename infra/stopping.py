@@ -11,7 +11,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -30,8 +30,8 @@ class _State:
     installed = False
     requested = False
     raised = False
-    ending = False
-    line = threading.Lock()  # taken by the thread that prints the line, and never released
+    printed = False
+    line = threading.Lock()  # held by the thread that prints the line
     terminal = 2  # standard error; a copy, because descriptor 2 is redirected while Ray starts
     held = 1  # signals don't raise while this is positive
 
@@ -89,11 +89,12 @@ def check_stopping() -> None:
         raise KeyboardInterrupt
 
 
-def stop_line() -> str:
-    """Return the line that tells the user how to resume; a caller prints it, so that it isn't printed again."""
-    if not _State.line.acquire(blocking=False) and _State.ending:
-        time.sleep(STOP_S)  # the other thread has printed it and ends the process
-    return _LINE
+def print_stop_line(write: Callable[[str], None]) -> None:
+    """Write the line that tells the user how to resume, unless the thread that ends the process has printed it."""
+    with _State.line:
+        if not _State.printed:
+            write(_LINE)
+            _State.printed = True
 
 
 @contextmanager
@@ -166,8 +167,8 @@ def _watch(reader: int) -> None:
 
 
 def _end() -> None:
-    _State.ending = True
-    if _State.line.acquire(blocking=False):
+    """End the process, after the line was printed; another thread has a second to complete it."""
+    if _State.line.acquire(timeout=1.0) and not _State.printed:
         with suppress(OSError):
             os.write(_State.terminal, f"{_LINE}\n".encode())
     os._exit(EXIT_CODE)

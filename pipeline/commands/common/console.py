@@ -19,7 +19,7 @@ import typer
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import without_secrets
 from segmint.infra.progress import enable_bars, ending_bar
-from segmint.infra.stopping import interruptible, stop_line
+from segmint.infra.stopping import interruptible, print_stop_line
 from segmint.infra.uris import redact
 from segmint.infra.wording import TURNING, fit, json_text
 from segmint.pipeline.commands.common.extras import extra_of
@@ -52,7 +52,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             print_message(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
         except (KeyboardInterrupt, typer.Abort) as error:  # at a prompt, Ctrl-C and the end of the input abort
-            print_message(stop_line())
+            print_stop_line(print_message)
             raise typer.Exit(FAILED) from error
         except BrokenPipeError as error:
             # The reader of our output is gone. Without this, Python complains again when it flushes at exit.
