@@ -1,8 +1,11 @@
-"""The long presets, scaled down, from an encoder's weights: their rates, and the same weights after ten kills."""
+"""The long presets, scaled down, from an encoder's weights: their rates, and the same losses after ten kills."""
 
 import json
+import multiprocessing
 import random
-import re
+import signal
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +17,11 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.sam import load
 from segmint.model.sam.load import inspect_checkpoint
+from segmint.pipeline.engine.train.record import TrainingRecord
 from segmint.pipeline.engine.train.run import begin_with_encoder, find_encoder, run_train
+from segmint.pipeline.engine.train.session import RunLog
 from segmint.pipeline.engine.train.settings import TrainConfig, identity_keys, load_train_config
+from segmint.pipeline.engine.train.trainer import StepResult
 from tests.support.tiny_vit import TINY, mae, saved
 
 STEPS = 15
@@ -46,41 +52,73 @@ def config_of(folder: Path, dataset: Path, output: Path, **keys: object) -> Trai
     return load_train_config(str(path))
 
 
-class KilledError(Exception):
-    """The run ends in the middle of a step."""
+def train(folder: Path) -> None:
+    """Run the configuration in a folder, and append the exact losses of each step to a file in it."""
+    load.VIT_SHAPES = {"vit_b": TINY}  # this process is another one than the test's
+    tempfile.tempdir = str(folder)
+    log_step = RunLog.step
+
+    def noted(log: RunLog, result: StepResult, steps: int) -> None:
+        log_step(log, result, steps)
+        exact = [each.hex() for each in (result.loss, result.focal, result.dice, result.iou_error, result.gradient)]
+        with (folder / "losses").open("a") as file:
+            file.write(f"{result.step} {result.rate:.1e} {' '.join(exact)}\n")
+
+    RunLog.step = noted
+    run_train(load_train_config(str(folder / "train.yaml")), print)
 
 
 @pytest.mark.long
-def test_a_run_killed_ten_times_has_the_weights_of_the_unbroken_one(trainable: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
-    whole = run_train(config_of(tmp_path, trainable, tmp_path / "whole"), lines.append).record
-    rates = [float(found[1]) for line in lines if (found := re.search(r"rate ([0-9.e-]+)", line))]
+@pytest.mark.parametrize(("preset", "layers"), [("paper", 2), ("mask-making", 3)])
+def test_a_run_killed_ten_times_has_the_losses_of_the_unbroken_one(
+    trainable: Path, tmp_path: Path, preset: str, layers: int
+) -> None:
+    """The encoder is trained with jitter, and SIGKILL comes at random while a run starts, takes a step, or saves it."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+        config_of(folder, trainable, folder / "run", preset=preset, jitter=[0.1, 2.0], sampling={"clicks": 1})
+
+    def lines(folder: Path) -> list[str]:
+        return (folder / "losses").read_text().splitlines() if (folder / "losses").exists() else []
+
+    def finish(folder: Path) -> None:
+        process = processes.Process(target=train, args=(folder,))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+
+    began = time.monotonic()
+    finish(whole)
+    pace = (time.monotonic() - began) / STEPS
+    expected = lines(whole)
+    rates = [float(line.split()[1]) for line in expected]
     assert rates == [8e-4] * 10 + [8e-5] * 4 + [8e-6]  # all steps were taken, with a decay after 2/3 and 0.96 of them
-    assert inspect_checkpoint(tmp_path / "whole" / whole.file) == ("vit_b", 3)
-    assert whole.config["jitter"] == [0.1, 2.0]
 
-    broken = config_of(tmp_path, trainable, tmp_path / "broken")
     generator = random.Random(5)
-    printed: list[str] = []
-    for _ in range(10):
-        left = generator.randint(1, 4)
-
-        def say(line: str) -> None:
-            nonlocal left
-            printed.append(line)
-            left -= line.startswith("step ")
-            if not left:
-                raise KilledError
-
-        with pytest.raises(KilledError):
-            run_train(broken, say)
-        if "step 13/15" in " ".join(printed):
-            break
-    again = run_train(broken, printed.append).record
-    losses = {line.partition(",")[0] for line in lines if line.startswith("step ")}
-    assert losses == {line.partition(",")[0] for line in printed if line.startswith("step ")}
-    assert again.weights == whole.weights
-    assert again.evaluations == whole.evaluations
+    for number in range(10):
+        before = lines(broken)
+        process = processes.Process(target=train, args=(broken,))
+        process.start()
+        while number % 3 and lines(broken) == before and process.is_alive():
+            time.sleep(0.01)
+        if len(set(lines(broken))) < STEPS - 2:  # else it might come after the end
+            time.sleep(generator.uniform(0, pace))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert not (broken / "run" / TRAINING).exists()
+    finish(broken)
+    assert list(dict.fromkeys(lines(broken))) == expected  # also of the steps that were taken again
+    one, again = (
+        TrainingRecord.model_validate_json((each / "run" / TRAINING).read_bytes()) for each in (whole, broken)
+    )
+    assert again.weights == one.weights
+    assert again.evaluations == one.evaluations
+    assert inspect_checkpoint(whole / "run" / one.file) == ("vit_b", layers)
+    assert one.config["jitter"] == [0.1, 2.0]
 
 
 def test_a_run_names_its_encoder_by_its_hash(tmp_path: Path) -> None:
