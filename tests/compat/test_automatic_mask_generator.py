@@ -75,6 +75,7 @@ def test_an_attribute_that_is_set_later_holds(coffee: np.ndarray, mobile_sam_pat
     assert generator.generate(image) == []
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("embedded_once")
 def test_any_points_prompt_the_image_and_its_crops(coffee: np.ndarray, mobile_sam_path: Path) -> None:
     sam = sam_model_registry["vit_t"](mobile_sam_path)

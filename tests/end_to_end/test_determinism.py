@@ -92,10 +92,10 @@ def test_rows_reach_their_shards_in_any_windows_and_blocks(
 
 def test_a_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
     """With stubs for pixels, unlike `test_kills.py`; the undisturbed files are written without Ray."""
-    sizes = {"images_per_shard": 30, "rows_per_block": 10, "resources": pools(1)}
-    killed, alone = (write_build(tmp_path / name, 240, **sizes) for name in ("killed", "alone"))
+    sizes = {"images_per_shard": 15, "rows_per_block": 5, "resources": pools(1)}
+    killed, alone = (write_build(tmp_path / name, 120, **sizes) for name in ("killed", "alone"))
     commits = tmp_path / "killed" / "dataset" / "commits"
-    with running(killed, **STUBBED, **{IMAGE_S: "0.02"}) as run:
+    with running(killed, **STUBBED, **{IMAGE_S: "0.04"}) as run:
         wait_for("commit", lambda: commits.is_dir() and any(commits.glob("*.json")), run)
         run.kill()
         run.wait()

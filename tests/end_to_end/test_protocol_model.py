@@ -14,7 +14,7 @@ from tests.support.history_commands import grow, mark, state_of, take_down
 from tests.support.protocol import DatasetPath, begin, quick_folder, write
 from tests.support.stepped import SteppedThreads, stepping
 
-FEW, MANY = 30, 10_000
+FEW, MANY = 20, 10_000
 
 
 def run(seeds: Iterable[int]) -> list[WriterHistory]:

@@ -99,7 +99,7 @@ CROPPED = {
 @pytest.mark.parametrize(
     ("name", "width", "keys"),
     [
-        ("coffee", 300, {"points_per_side": 6}),
+        pytest.param("coffee", 300, {"points_per_side": 6}, marks=pytest.mark.long),
         pytest.param(
             "coffee",
             300,
@@ -251,6 +251,7 @@ def test_official_refuses_an_original(predictor: Predictor) -> None:
         MaskGenerator(predictor, MaskSettings.official()).generate(image, image)
 
 
+@pytest.mark.long
 def test_crops_encoded_together_give_the_masks_of_each_alone(predictor: Predictor, coffee: np.ndarray) -> None:
     image = smaller(coffee, 300)
     keys: dict[str, Any] = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.85}

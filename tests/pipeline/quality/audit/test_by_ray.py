@@ -86,6 +86,7 @@ def other_area(taken: CommittedShard) -> None:
     taken.rows["masks"][0]["area"] += 1
 
 
+@pytest.mark.long
 def test_a_whole_dataset_that_was_named_relatively_is_whole_either_way(
     small_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
