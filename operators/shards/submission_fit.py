@@ -54,7 +54,8 @@ def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], 
     deleted = {mask.id for mask in submission.deleted if fits(mask)}
     unfit = [f"mask {each.id} isn't deleted: it {changed(each.id)}" for each in submission.deleted if not fits(each)]
     kept = done.keys() - {mask.id for mask in (*submission.replaced, *submission.deleted)}
-    unfit += [f"mask {id} isn't restored: a submission that was merged removed it" for id in sorted(kept)]
+    did = {id: "relabeled" if id in masks else "removed" for id in sorted(kept)}
+    unfit += [f"mask {id} isn't restored: a submission that was merged {word} it" for id, word in did.items()]
     gone = undone | (deleted & masks.keys())
     stays: set[int] = set()
     new: dict[str, SubmittedMask] = {}

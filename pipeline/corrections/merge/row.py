@@ -147,7 +147,7 @@ def _superseded(row: Row, submissions: Sequence[Submission]) -> list[str]:
     earlier = (each for each in last_of_states(waiting) if each.base != submissions[-1].base)
     return [
         f"{submission.path} isn't merged: it was for another state of the image, and the later submission lacks "
-        f"{len(lost):,} of its masks and deletions"
+        f"{len(lost - {each.parent for each in submission.masks if each.counts in lost}):,} of its masks and deletions"
         for submission in earlier
         if (lost := _words(submission) - last)
     ]

@@ -121,6 +121,10 @@ def test_an_answer_to_the_state_of_the_one_that_was_merged_takes_its_place(row: 
     assert boxes(undone.row) == [(0, "automatic", counts_of(FIRST))]
     assert (undone.unfit, undone.row["complete"]) == (1, False)  # what was replaced is nowhere any more
     assert undone.not_merged == ("mask 10001 isn't restored: a submission that was merged removed it",)
+    named = submission(masks=[new_mask(SECOND, 10_001, label="cup")], replaced=[FORMER[SECOND]])
+    undone = merge_submission(merge_submission(row, [named]).row, [named, submission(2)])
+    assert undone.not_merged == ("mask 10001 isn't restored: a submission that was merged relabeled it",)
+    assert undone.row["masks"][1]["label"] == "cup"
 
 
 def test_who_made_a_mask_stays_with_it(row: Row) -> None:
@@ -229,6 +233,9 @@ def test_an_earlier_answer_to_another_state_that_was_never_merged_is_counted(row
     cut = submission(1, base="aa" * 32, deleted=[FORMER[FIRST]])
     assert merge_submission(row, [cut, submission(2, base="bb" * 32)]).superseded == 1
     assert merge_submission(row, [cut, submission(2, base="bb" * 32, deleted=[FORMER[FIRST]])]).superseded == 0
+    cut = submission(1, masks=[new_mask(CUT, 10_001)], replaced=[FORMER[SECOND]], deleted=[FORMER[FIRST]])
+    (line,) = merge_submission(row, [cut, submission(2, base="bb" * 32)]).not_merged
+    assert line.endswith("the later submission lacks 2 of its masks and deletions")
 
 
 def test_seconds_are_those_of_the_last_answer_to_each_state() -> None:
