@@ -1,4 +1,4 @@
-"""What is embedded once has the same bits and layout from the folder, and other weights or pixels have their own."""
+"""Cached embeddings keep their bits and layout, and the cache tells weights and pixels apart."""
 
 import copy
 from pathlib import Path

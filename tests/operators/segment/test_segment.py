@@ -175,7 +175,7 @@ def test_a_worker_with_other_numerics_is_refused_unless_mixing_is_allowed(settin
 def test_a_worker_that_cannot_compile_is_refused_unless_mixing_is_allowed(
     settings: SegmentSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What torch does without a compiler is tested beside `BatchEncoder`."""
+    """The tests of `BatchEncoder` cover how torch itself fails without a compiler."""
 
     def break_down(*_: object) -> None:
         raise RuntimeError("no compiler here")

@@ -138,9 +138,8 @@ class InstancesResult:
         """Return the contents of the page."""
         compared = []
         for name, text in self.shown.items():
-            change = (None, None) if self.differences is None else self.differences[name]
             cells = [cell(*each[name]) for each in self.scores]
-            compared.append(ComparedScore(text, cells, *change, self.holm.get(name)))
+            compared.append(ComparedScore(text, cells, *self._change(name), self.holm.get(name)))
         tables = [self._table("Score", compared)]
         if self.categories is not None:
             compared = []
@@ -161,9 +160,11 @@ class InstancesResult:
             [("Prompts", self.settings.line())],
         )
 
+    def _change(self, name: str) -> Estimate:
+        return (None, None) if self.differences is None else self.differences[name]
+
     def _verdict(self, name: str) -> str:
-        change = (None, None) if self.differences is None else self.differences[name]
-        return verdict(*change, self.holm.get(name), self.subject.images)
+        return verdict(*self._change(name), self.holm.get(name), self.subject.images)
 
     def _table(self, first: str, scores: Sequence[ComparedScore]) -> Table:
         if self.differences is not None:
