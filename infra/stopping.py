@@ -90,11 +90,10 @@ def check_stopping() -> None:
 
 
 def print_stop_line(write: Callable[[str], None]) -> None:
-    """Write the line that tells the user how to resume, unless the thread that ends the process has printed it."""
+    """Write the line that tells the user how to resume. Doesn't return if the process ends and has written it."""
     with _State.line:
-        if not _State.printed:
-            write(_LINE)
-            _State.printed = True
+        write(_LINE)
+        _State.printed = True
 
 
 @contextmanager

@@ -174,6 +174,7 @@ def test_undo_and_delete_wait_their_turn_and_a_new_mask_is_not_one_selected_befo
     page: "Page", server: AnnotationServer
 ) -> None:
     start(page, server, 2)
+    page.locator("#clean").uncheck()  # which would be another step to undo
     held: list[Route] = []
     holds = True
     page.route("**/predict", lambda route: held.append(route) if holds else route.continue_())
