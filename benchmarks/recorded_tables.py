@@ -10,12 +10,14 @@ _AUDITED = ("masks", "images", "seconds", "seconds per million masks", "MiB befo
 
 def clicks_part(results: dict[str, Result]) -> str:
     """Return the response times of clicks, on each CPU."""
-    found = [results[name] for name in ("click_latency", "click_latency-avx2") if name in results]
+    names = ("click_latency", "click_latency-avx2", "click_latency-avx2-apart")
+    found = [results[name] for name in names if name in results]
     if not found:
         return ""
     rows = []
     for result in found:
         cpu, clicks = f"{result['machine']['cpu']}, {result['machine']['capability']}", result["first"]["clicks"]
+        cpu += ", server and browser on one core each" if result.get("apart") else ""
         for name, times in (
             (f"from the request to the whole response, {clicks} clicks of each kind", result),
             ("from the pointer's event to the frame that shows the mask, the same number", result["in_browser"]),
