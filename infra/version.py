@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-VERSION = "0.3.0.dev0"
+VERSION = "0.3.0"
 
 BITS_VERSION = "0.3.0"
 """Last version that changed any byte that a build writes; later versions continue its datasets."""
