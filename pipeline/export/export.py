@@ -99,13 +99,14 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
         require_published(dataset.manifest, location, "exported for Hugging Face")
     file = output / MAIN_FILES[options.format]
     refuse_existing(location, output, file)
-    shards = choose_shards(dataset.manifest.shards, options.shards)
+    commits = dataset.log.committed()  # first, because `OutputFolder` compares them with those at the end
+    shards = frozenset(choose_shards(dataset.manifest.shards, options.shards)) & commits.keys()
+    version = name_now(location)
     categories = choose_categories(options.format, count_labels(dataset), options.vocabulary)
     try:
         with ScratchFolder() as scratch:
-            version = name_now(location)
             command = f"export --format {options.format}{'' if options.with_images else ' --no-images'}"
-            folder = OutputFolder(location, command, output, version, Path(scratch))
+            folder = OutputFolder(location, command, output, version, Path(scratch), commits)
             writer = make_writer(
                 options.format,
                 Path(scratch),

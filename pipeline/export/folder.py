@@ -1,6 +1,7 @@
 """The output folder of an export: its list of files, and checks for leftover files and for changes of the dataset."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from segmint.catalogs.dataset.commits import CommitLog
@@ -26,13 +27,24 @@ class OutputFolder:
     export this is. Memory grows with the number of files that an interrupted run left in the folder.
     """
 
-    def __init__(self, dataset: Location, command: str, output: Location, version: VersionName, scratch: Path) -> None:
+    def __init__(
+        self,
+        dataset: Location,
+        command: str,
+        output: Location,
+        version: VersionName,
+        scratch: Path,
+        commits: Mapping[int, int] | None = None,
+    ) -> None:
         """Record the folder in the dataset, and list its existing files. The folder `scratch` keeps the list of files.
+
+        `commits` are the generations by shard at the export's start (default: now).
 
         Raises `UsageError`, before anything is written, for a folder with files of another export: of another dataset,
         version, or command.
         """
         self._dataset, self._command, self.location = dataset, command, output
+        self._commits = CommitLog(dataset).committed() if commits is None else commits
         about = {
             "command": command,
             "dataset_digest": f"sha256:{version.digest}",
@@ -50,7 +62,6 @@ class OutputFolder:
         note_output(dataset, command, output, {}, complete=False)
         if FILES_LIST not in self._left and not (output / FILES_LIST).put_file_if_absent(self._list):
             raise UsageError(_of_another(output, version))
-        self._commits = CommitLog(dataset).committed()
         self._folders: Counter[str] = Counter()  # number of files of this run per subfolder
 
     def wrote(self, name: str, file: Path) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import heapq
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.infra.progress import track
@@ -14,7 +14,7 @@ def draw_key(seed: int, image: int) -> bytes:
     return hashlib.sha256(f"{seed}:{image}".encode()).digest()
 
 
-def draw_images(dataset: Dataset, shards: range, count: int, seed: int) -> list[int]:
+def draw_images(dataset: Dataset, shards: Collection[int], count: int, seed: int) -> list[int]:
     """Draw `count` images of some shards, or all if there are fewer, and return their ids in ascending order.
 
     Memory only grows with the number of images drawn.
@@ -27,7 +27,7 @@ def draw_images(dataset: Dataset, shards: range, count: int, seed: int) -> list[
     return sorted(heapq.nsmallest(count, numbers, key=lambda number: draw_key(seed, number)))
 
 
-def read_images(dataset: Dataset, shards: range, images: Sequence[int] | None) -> Iterator[Sample]:
+def read_images(dataset: Dataset, shards: Collection[int], images: Sequence[int] | None) -> Iterator[Sample]:
     """Yield the samples of shards in order: all, or only `images` (ascending ids). Shards without them are not read."""
     for commit in track(dataset.commits(shards), "shards", len(shards)):
         if images is None:

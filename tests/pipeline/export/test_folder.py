@@ -1,6 +1,7 @@
 """An export's folder has nothing of a run before, and nothing of images that were taken down meanwhile."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
+from segmint.operators.shards.revise import revise_shard
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.export import export
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from tests.support.killed_writes import KilledProcessError, dying_after
-from tests.support.locations import location_of
+from tests.support.locations import handle_of, location_of
 from tests.support.protocol import two_shards
 
 YOLO, COCO = ExportOptions(Format.YOLO), ExportOptions(Format.COCO)
@@ -70,6 +72,21 @@ def test_an_export_during_a_takedown_is_not_completed(
         export_dataset(dataset, COCO, location_of(tmp_path / "out"))
     assert named == [("out (segmint export --format coco)",)]
     assert not (tmp_path / "out/instances.json").exists()
+
+
+def test_an_export_lacks_no_label_that_is_set_after_the_labels_were_counted(
+    dataset: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_labels = export.count_labels
+
+    def counting(counted: Dataset) -> Counter[str]:
+        counts = count_labels(counted)
+        revise_shard(handle_of(dataset), 1, lambda _, rows: [{**row, "label": "cup"} for row in rows], only="masks")
+        return counts
+
+    monkeypatch.setattr(export, "count_labels", counting)
+    with pytest.raises(UnfinishedError, match=r"corrected during the export \(shards: 1\)"):
+        export_dataset(dataset, COCO, location_of(tmp_path / "out"))
 
 
 def test_files_that_tools_would_read_as_this_export_are_refused_and_others_stay(
