@@ -62,7 +62,8 @@ LEFT JOIN am ON am.image_id = a.image_id LEFT JOIN bm ON bm.image_id = b.image_i
 
 _WHY_REMOVED = f"""
 SELECT coalesce(named.reason, blank.reason, 'not there') AS reason, count(*) AS images
-FROM pairs LEFT JOIN b_rejects named ON named.image_id = pairs.image_id
+FROM pairs LEFT JOIN (SELECT image_id, arg_min(reason, ordinal) AS reason FROM b_rejects GROUP BY image_id) named
+ON named.image_id = pairs.image_id  -- the first row's, because the others are its duplicates
 LEFT JOIN b_rejects blank ON ? AND blank.image_id = '{BLANK}' AND blank.ordinal = pairs.ordinal
 WHERE removed GROUP BY 1 ORDER BY 2 DESC, 1
 """

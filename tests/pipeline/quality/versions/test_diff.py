@@ -98,6 +98,17 @@ def test_what_corrections_did_is_said(place: DatasetPath) -> None:
     assert (back.added, back.removed.count) == (ChangedImages(1, ("image-0",)), 0)
 
 
+def test_a_removed_image_counts_once_although_its_duplicates_are_refused_too(place: DatasetPath) -> None:
+    other = copy_of(place)
+
+    def refuse(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
+        duplicate = {**rows[2], "image_id": "image-0"}
+        return [{**duplicate, "ordinal": 0, "id": 1, "reason": "too_small"}, rows[1], duplicate]
+
+    revise_shard(other.handle, 0, refuse)
+    assert diff_datasets(place.location, other.location).removed_why == {"too_small": 1}
+
+
 def test_only_the_shards_that_differ_are_read(place: DatasetPath) -> None:
     other = copy_of(place)
     write(other, 1, variant=1, generation=2)  # fewer masks
