@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segmint.catalogs.layout import REPORT, is_known
 from segmint.pipeline.quality.report.charts import charts_of
 from segmint.pipeline.quality.report.figures import draw_figures
 from segmint.pipeline.quality.statistics.values import (
@@ -15,6 +16,7 @@ from segmint.pipeline.quality.statistics.values import (
     Geography,
     GroupImages,
     Histogram,
+    LabelMasks,
     MasksPerImage,
     ProviderImages,
 )
@@ -25,6 +27,7 @@ STATISTICS = statistics_of(
     relative_size=Histogram((0, 0.5, 1), (4, 1), 0.25),
     aspect_ratio=Histogram((0.25, 1, 4, 32), (4, 1, 2), 1.5),
     centers=Centers(2, ((1, 2), (3, 4))),
+    labels=(LabelMasks("cup", 2), LabelMasks(None, 3)),
     providers=(ProviderImages("Acme $tock$ ^_ pictures {", 3),),
     geography=Geography(1, 0, (), (GroupImages("Africa", 1, 1.0, 2.0, 0.028, 2, 1),), ()),
 )
@@ -36,9 +39,9 @@ def figures() -> dict[str, bytes]:
 
 
 def test_each_plot_is_a_picture(figures: dict[str, bytes]) -> None:
-    assert set(figures) == {
-        f"{name}.png" for name in ("masks_per_image", "relative_size", "scores", "centers", "providers", "regions")
-    }
+    names = ("masks_per_image", "relative_size", "scores", "centers", "labels", "providers", "regions")
+    assert set(figures) == {f"{name}.png" for name in names}
+    assert all(is_known(f"{REPORT}/figures/{name}") for name in figures)
     for data in figures.values():
         with Image.open(io.BytesIO(data)) as image:
             assert image.format == "PNG"
