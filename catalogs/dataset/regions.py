@@ -93,8 +93,8 @@ def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
     if file.uri.lower().endswith(_PARQUET):
         try:
             rows = pq.read_table(pa.BufferReader(data)).to_pylist()
-        except pa.ArrowException as error:
-            raise UsageError(f"{file} is not a readable Parquet file: {error}") from error
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
         yield from enumerate(rows, 1)
         return
     try:
@@ -108,7 +108,7 @@ def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{file}, row {number}: not JSON: {error}") from error
         if not isinstance(value, dict):
             got = line.strip()[:80]

@@ -40,10 +40,10 @@ def read_export(
             with file.open() as stream:
                 for batch in pq.ParquetFile(stream).iter_batches(_ROWS, columns=_COLUMNS):
                     yield from (_image(row, by_image_id) for row in batch.to_pylist())
-        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
             raise UsageError(
-                f"{file} can't be read ({type(error).__name__}: {str(error)[:200]}): expected a file of "
-                "`segmint export --format hf`"
+                f"{file} can't be read ({type(error).__name__}: {why}): expected a file of `segmint export --format hf`"
             ) from error
 
 

@@ -68,8 +68,10 @@ def test_many_mistakes_are_counted(tmp_path: Path) -> None:
         ("empty.jsonl", b"\n\n", "contains no regions"),
         ("list.jsonl", b"[1, 2]", "row 1: expected an object"),
         ("text.jsonl", b"\nface here", "row 2: not JSON"),
+        ("deep.jsonl", b"[" * 200_000, "row 1: not JSON"),
         ("latin.jsonl", b"\xff\xfe", "is not UTF-8 text"),
         ("text.parquet", b"PAR1", "is not a readable Parquet file"),
+        ("footer.parquet", b"PAR1" + b"\xff" * 8 + b"\x08\0\0\0PAR1", "is not a readable Parquet file"),
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, name: str, content: bytes, told: str) -> None:

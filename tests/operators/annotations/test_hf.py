@@ -59,8 +59,10 @@ def test_a_damaged_mask_costs_no_other(exported: Path, changes: dict[str, Any]) 
 def test_another_file_is_refused_by_name(tmp_path: Path, columns: dict[str, Any] | None) -> None:
     file = tmp_path / "data" / "train-00000.parquet"
     file.parent.mkdir()
-    file.write_bytes(b"PAR1 no table PAR1")
-    if columns is not None:
-        pq.write_table(pa.table(columns), file)
+    pq.write_table(pa.table(columns or {"id": [1]}), file)
+    if columns is None:  # the file ends in its footer, that footer's length, and a mark
+        data = file.read_bytes()
+        length = int.from_bytes(data[-8:-4], "little")
+        file.write_bytes(data[: -8 - length] + b"\xff" * length + data[-8:])
     with pytest.raises(UsageError, match=r"train-00000\.parquet can't be read .*: expected a file of"):
         list(read_export(location_of(tmp_path), hashlib.sha256().update))
