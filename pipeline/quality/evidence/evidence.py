@@ -64,7 +64,7 @@ def check_target(dataset: Location, folder: Location) -> None:
     require_published(load_latest_manifest(dataset).manifest, dataset, "audited with --evidence")
     if is_below(folder.uri, dataset.uri):
         raise UsageError(f"--evidence: {folder} is inside the dataset {dataset}. Choose a place outside")
-    if folder.list():
+    if next(folder.walk(include_temporary=True), None) is not None:
         raise UsageError(f"{folder} already contains files. Pass an empty folder to --evidence")
 
 

@@ -53,6 +53,9 @@ def test_only_an_empty_folder_outside_of_the_dataset_is_taken(evidence_folder: P
     with pytest.raises(UsageError, match="is not a segmint dataset"):
         check_target(location_of(tmp_path), location_of(tmp_path / "evidence"))
     check_target(dataset, location_of(tmp_path / "evidence"))
+    (location_of(tmp_path) / "evidence/versions/1.sig").put(b"of another run")
+    with pytest.raises(UsageError, match="already contains files"):
+        check_target(dataset, location_of(tmp_path / "evidence"))
 
 
 def test_a_dataset_that_changed_meanwhile_has_no_evidence(evidence_folder: Path, tmp_path: Path) -> None:
