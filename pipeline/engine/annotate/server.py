@@ -8,7 +8,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.manifest import DatasetManifest, dataset_keys, load_manifest
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import AssetError
@@ -90,6 +90,7 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
         study = None if options.queue.study is None else options.queue.study.name
         about = SessionInfo(
             name=manifest.name,
+            key=dataset_keys(dataset)[0],
             version=name_now(dataset),
             images=len(queue),
             stage=options.stage,

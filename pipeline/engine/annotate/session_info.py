@@ -18,6 +18,7 @@ class SessionInfo:
     """Facts about a session, which are shown to annotators and recorded in submissions."""
 
     name: str
+    key: str  # of the dataset, unlike its name, which drafts in the browser are kept under
     version: VersionName | None
     images: int
     stage: str
@@ -32,7 +33,7 @@ class SessionInfo:
         """Return the facts as JSON values."""
         digest = None if self.version is None else str(self.version)
         return {
-            "dataset": {"name": self.name, "digest": digest, "images": self.images},
+            "dataset": {"name": self.name, "key": self.key, "digest": digest, "images": self.images},
             "stage": self.stage,
             "weights": self.weights,
             "overlap": self.overlap,

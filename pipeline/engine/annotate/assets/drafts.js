@@ -3,8 +3,11 @@
 const NAME = "segmint-annotate";
 const STORE = "drafts";
 
-/** Return the key of a draft. An annotator has one per image, and the draft records the state it started from. */
-export const draftKey = (dataset, image, annotator) => JSON.stringify([dataset, image, annotator]);
+/**
+ * Return the key of a draft. An annotator has one per image, and the draft records the state it started from. Datasets
+ * have different keys even if they have the same name.
+ */
+export const draftKey = ({ key }, image, annotator) => JSON.stringify([key, image, annotator]);
 
 export class Drafts {
   #opened = null;

@@ -77,7 +77,7 @@ export class Editor {
     this.close();
     const turn = ++this.#turn;
     const { stage, annotator, dataset } = this.#session;
-    const key = draftKey(dataset.name, id, annotator);
+    const key = draftKey(dataset, id, annotator);
     const [image, draft] = await Promise.all([getJson(`/api/images/${id}`), this.keeping.read(key)]);
     if (turn !== this.#turn) return; // another image was opened
     const began = image.submission?.seconds ?? 0;

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from torch import nn
 
 from segmint.catalogs.dataset.annotations.submissions import read_submissions
+from segmint.catalogs.dataset.manifest import read_dataset_id
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
@@ -50,10 +51,11 @@ def counts_of(predictor: Predictor, embedding: Embedding, logits: Any) -> str:
     return encode((upscaled[0, 0] > 0).numpy()).counts
 
 
-def test_a_session_says_who_and_what(ann: TestClient) -> None:
+def test_a_session_says_who_and_what(ann: TestClient, dataset: Path) -> None:
     told = ann.get("/api/session").json()
     assert (told["annotator"], told["owner"], told["stage"]) == ("ann", True, "assisted")
     assert (told["dataset"]["name"], told["dataset"]["images"]) == ("small", 6)
+    assert told["dataset"]["key"] == read_dataset_id(location_of(dataset))  # two datasets may have one name
     assert (told["weights"], told["idle_s"], told["hint_s"]) == ("mobile_sam", 30, 30)
     assert ann.get("/").headers["content-type"].startswith("text/html")
     assert ann.get("/assets/zoom.js").headers["content-type"].startswith("text/javascript")  # shared with the viewer

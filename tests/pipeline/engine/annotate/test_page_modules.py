@@ -188,12 +188,13 @@ def test_seconds_count_only_while_there_is_input(page: "Page") -> None:
 
 def test_drafts_are_kept_in_order_and_removed(page: "Page") -> None:
     body = """const kept = new drafts.Drafts();
-        const key = drafts.draftKey("street", 7, "ann");
+        const key = drafts.draftKey({ name: "street", key: "k" }, 7, "ann");
         const draft = { history: { states: [{ items: [] }], at: 0 } };
         await kept.stored(key); // the database is open
         for (let time = 0; time < 20; time++) kept.write(key, { ...draft, time });
         const asked = await kept.stored(key); // nothing waits here for the writes before
-        await kept.write(drafts.draftKey("street", 7, "bob"), "other");
+        await kept.write(drafts.draftKey({ name: "street", key: "k" }, 7, "bob"), "other");
+        await kept.write(drafts.draftKey({ name: "street", key: "m" }, 7, "ann"), "another dataset's");
         const again = await new drafts.Drafts().read(key);
         await kept.remove(key);
         return [asked, again, (await kept.read(key)) ?? null]"""
