@@ -49,6 +49,8 @@ class ImageMasks(MasksWithImage):
     @property
     def image(self) -> Pixels:
         """The image's pixels, (height, width, 3) uint8 RGB, read again from a path. Raises `ImageError`."""
+        if self.error is not None:
+            raise ImageError(self.error)
         if self.source is None:
             raise ImageError("these masks have no image: expected an embedding that `segmint.Predictor.embed` returned")
         return pixels_of(self.source)

@@ -104,6 +104,8 @@ def test_an_image_that_changed_or_is_unknown_is_told(tmp_path: Path) -> None:
         ImageMasks(RESULT.records, Funnel(), tmp_path / "cup.png").cutout(0)
     with pytest.raises(ImageError, match="these masks have no image"):
         ImageMasks(RESULT.records, Funnel(), None).save(tmp_path / "x.png")
+    with pytest.raises(ImageError, match="not enough memory"):  # else it would look like an image without masks
+        ImageMasks((), Funnel(), PHOTO, "not enough memory").save(tmp_path / "x.json")
 
 
 def test_supervision_gets_boxes_masks_and_scores(monkeypatch: pytest.MonkeyPatch) -> None:
