@@ -132,9 +132,10 @@ class Sam(base.Sam):
         return F.pad(x, (0, self.image_size - width, 0, self.image_size - height))
 
     def postprocess_masks(self, masks: Tensor, input_size: Sequence[int], original_size: Sequence[int]) -> Tensor:
-        """Upscale low-resolution logits (B, C, 256, 256) to the original image's frame."""
-        sizes = (int(input_size[0]), int(input_size[1])), (int(original_size[0]), int(original_size[1]))
-        return self.full_size(masks, *sizes, logits=True)
+        """Upscale low-resolution logits (B, C, 256, 256) to the original image's frame, keeping their gradients."""
+        square = F.interpolate(masks, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
+        inside = square[..., : input_size[0], : input_size[1]]
+        return F.interpolate(inside, tuple(map(int, original_size)), mode="bilinear", align_corners=False)
 
 
 def _without_corners(points: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:

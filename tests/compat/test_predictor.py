@@ -59,6 +59,15 @@ def test_labels_of_a_boxs_corners_are_a_box(predictor: SamPredictor, image: np.n
             predictor.predict(point_coords=corners, point_labels=np.array(labels))
 
 
+def test_logits_are_upscaled_with_their_gradients(predictor: SamPredictor) -> None:
+    """Fine-tuning code computes its losses from them."""
+    logits, sizes = torch.linspace(-1, 1, 3 * 256**2).reshape(1, 3, 256, 256).requires_grad_(), ((820, 1024), (80, 100))
+    upscaled = predictor.model.postprocess_masks(logits, *sizes)
+    assert torch.equal(upscaled, predictor.model.full_size(logits, *sizes, logits=True))
+    upscaled.sum().backward()
+    assert logits.grad is not None
+
+
 def test_a_model_that_changes_is_prepared_again(image: np.ndarray) -> None:
     predictor = SamPredictor(build_sam("mobile_sam"))
     predictor.set_image(image)
