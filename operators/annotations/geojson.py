@@ -93,7 +93,7 @@ def _mask(feature: Any, size: Size | None) -> CocoRle:
     try:
         polygons = [coordinates] if kind == "Polygon" else coordinates
         rings = [[value for point in ring for value in point[:2]] for ring in itertools.chain.from_iterable(polygons)]
-    except TypeError as error:
+    except (TypeError, KeyError) as error:
         raise UnreadableMaskError("its coordinates are not lists of points") from error
     check_polygons(rings, size)
     return encode_mask(fill_rings(rings, size))
