@@ -97,6 +97,8 @@ def _checked(name: str, rows: list[Row]) -> Groups:
     (label,) = (column for column in columns if column != key)
     labels: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
+        if len(row) != 2:  # a label with a comma, without quotes
+            raise UsageError(f"--groups {name}, row {number} has more than 2 values: {expected}")
         if row[key] is None or row[label] in (None, ""):
             continue
         known = labels.setdefault(str(row[key]), str(row[label]))

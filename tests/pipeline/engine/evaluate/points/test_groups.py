@@ -43,6 +43,7 @@ def test_a_name_without_an_ending_is_a_column() -> None:
         ("image_id,g,h\na,b,c\n", "has image_id, g, h: expected"),
         ("image_id,g\na,x\na,y\n", "row 2: image_id a is in 'x' and in 'y'"),
         ("image_id,g\na,\n", "has no label"),
+        ("image_id,g\na,x\nb,red, blue\n", "row 2 has more than 2 values: expected"),
         ('image_id,g\na,"x\n', "can't read"),
     ],
 )
