@@ -133,12 +133,12 @@ def masks(
 
     asked = read_prompts(points or [], boxes or [], prompts or [], text)
     in_settings, released = _split(overrides or [], automatic=not asked and not full_frame, profile=profile)
-    _check_flags(bool(asked), all_masks=all_masks, full_frame=full_frame, profile=profile)
+    in_settings += [] if crop_layers is None else [f"crop_n_layers={crop_layers}"]
+    _check_flags(bool(asked), in_settings, all_masks=all_masks, full_frame=full_frame, profile=profile)
     if open_viewer:
         require("web")
-    layers = [] if crop_layers is None else [f"crop_n_layers={crop_layers}"]
     options = MasksOptions(
-        masks=masks_config(profile, [*in_settings, *layers]),
+        masks=masks_config(profile, in_settings),
         prompts=asked,
         all_masks=all_masks,
         weights=weights,
@@ -176,7 +176,7 @@ def _open(planned: "MasksPlan", results: "list[ImageResult]", images: list[str])
         show_dataset(working.location)
 
 
-def _check_flags(prompted: bool, *, all_masks: bool, full_frame: bool, profile: Profile) -> None:
+def _check_flags(prompted: bool, settings: list[str], *, all_masks: bool, full_frame: bool, profile: Profile) -> None:
     if all_masks and not prompted:
         raise UsageError("--all-masks requires --point, --box, --prompt, or --text: otherwise, all masks are written")
     if full_frame and (prompted or profile != "sa1b"):
@@ -184,6 +184,9 @@ def _check_flags(prompted: bool, *, all_masks: bool, full_frame: bool, profile: 
             "--full-frame is only for automatic masks with --profile sa1b: prompts and other profiles always use "
             "the photograph's own frame"
         )
+    for setting in settings if prompted else ():
+        if setting.strip().removeprefix("masks.").partition("=")[0] != "stability_score_offset":
+            raise UsageError(f"{setting} has no effect on prompts, which only use stability_score_offset. Remove it")
 
 
 def _split(overrides: list[str], *, automatic: bool, profile: Profile) -> tuple[list[str], list[str]]:
