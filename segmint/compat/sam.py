@@ -35,6 +35,7 @@ class Sam(base.Sam):
             )
         made = cls(sam.image_encoder, sam.prompt_encoder, sam.mask_decoder)
         made.image_encoder.img_size = sam.image_size  # type: ignore[assignment]
+        made.draws_in_bf16 = sam.draws_in_bf16
         return made.train(sam.training)
 
     @property

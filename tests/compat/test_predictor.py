@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from segmint.compat import SamPredictor
+from segmint.compat.sam import Sam
 from segmint.model.sam.load import build_sam
 from tests.support.embedded_once import embed_once
 
@@ -69,6 +70,9 @@ def test_logits_are_upscaled_with_their_gradients(predictor: SamPredictor) -> No
 
 
 def test_a_model_that_changes_is_prepared_again(image: np.ndarray) -> None:
+    sam = build_sam("mobile_sam")
+    sam.draws_in_bf16 = True
+    assert Sam.of(sam).draws_in_bf16
     predictor = SamPredictor(build_sam("mobile_sam"))
     predictor.set_image(image)
     prepared = predictor.model.predictor()
