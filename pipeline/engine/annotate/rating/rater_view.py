@@ -42,6 +42,7 @@ from segmint.pipeline.engine.annotate.session_info import IDLE_S
 from segmint.pipeline.engine.annotate.source import (
     ConflictError,
     ImageGoneError,
+    ImageMemory,
     ImageSource,
     OpenImage,
     check_images,
@@ -308,5 +309,6 @@ def open_rater_view(dataset: Location, options: SampleOptions, study: RatingStud
                 roots, seed = [study.root(number) for number in variants], study.seed
             places = stack.enter_context(closing(ImagePlaces(tables, folder)))
         source = stack.enter_context(closing(ImageSource(dataset, places, folder)))
+        stack.enter_context(ImageMemory(source, (), lambda _: None))
         about = RatingInfo(manifest.name, name_now(dataset))
         yield RaterView(roots, about, source, sample, seed, study)

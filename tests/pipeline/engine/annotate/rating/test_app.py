@@ -1,7 +1,9 @@
 """What the raters' page asks, answered on a small real dataset: what is saved is there once, and nothing tells more."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from segmint.catalogs.dataset.annotations.ratings import (
 )
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.pipeline.engine.annotate.access import Team
+from segmint.pipeline.engine.annotate.rating import rater_view
 from segmint.pipeline.engine.annotate.rating.app import make_rating_app
 from segmint.pipeline.engine.annotate.rating.rater_view import SampleOptions, open_rater_view
+from segmint.pipeline.engine.annotate.source import ImageMemory
 from tests.support.annotating import ORIGIN, PORT, acting_as
 from tests.support.locations import location_of
 from tests.support.rated import counts_by_mask, rating_of
@@ -30,9 +34,9 @@ KEYS = {"item", "image", "size", "counts", "n", "score", "done", "total"}
 @contextmanager
 def raters(dataset: Path, *names: str, masks: int = 6) -> Iterator[list[TestClient]]:
     """The browsers of raters, on a server of their own."""
-    with open_rater_view(location_of(dataset), SampleOptions(masks=masks)) as rater_view:
+    with open_rater_view(location_of(dataset), SampleOptions(masks=masks)) as view:
         team = Team(PORT, list(names))
-        app = make_rating_app(rater_view, team)
+        app = make_rating_app(view, team)
         clients = []
         for name in names:
             client = TestClient(app, base_url=ORIGIN, follow_redirects=False, raise_server_exceptions=False)
@@ -160,14 +164,30 @@ def test_odd_addresses_and_strangers_are_refused(dataset: Path) -> None:
     assert list_ratings(location_of(dataset)) == []
 
 
+def take_down(dataset: Path, image: int) -> None:
+    gone = RemovedImage(ordinal=image - 1, id=image, image_id="a", uri="a.jpg", sha256=None)
+    told = Tombstone(request=TakedownRequest(), reason="asked", when="2026-11-22T10:00:00Z", images=(gone,))
+    put_tombstone(location_of(dataset), told)
+
+
+def test_an_image_that_is_taken_down_leaves_the_memory_though_nobody_asks_for_it(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rater_view, "ImageMemory", partial(ImageMemory, seconds=0.05))
+    with open_rater_view(location_of(dataset), SampleOptions(masks=6)) as view:
+        image = view.next("ann")["image"]
+        assert image in view.source.images()
+        take_down(dataset, image)
+        end = time.monotonic() + 20
+        while image in view.source.images() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert image not in view.source.images()
+
+
 def test_masks_of_an_image_that_is_taken_down_meanwhile_are_passed_over(dataset: Path) -> None:
-    location = location_of(dataset)
     with raters(dataset, "ann", masks=10**6) as (ann,):
         shown = ann.post("/api/rate/next").json()
-        image = RemovedImage(ordinal=shown["image"] - 1, id=shown["image"], image_id="a", uri="a.jpg", sha256=None)
-        put_tombstone(
-            location, Tombstone(request=TakedownRequest(), reason="asked", when="2026-11-22T10:00:00Z", images=(image,))
-        )
+        take_down(dataset, shown["image"])
         assert ann.put("/api/rate/0/1", json={"score": 7, "seconds": 1.0}).status_code == 410
         assert ann.get("/api/rate/0").status_code == 410
         images = set()
