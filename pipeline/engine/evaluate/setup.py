@@ -85,6 +85,8 @@ def _folders(options: TruthOptions, files: Sequence[str]) -> list[str]:
     for target in files:
         if "://" not in target and not Path(target).exists():
             raise UsageError(f"{target}: no such dataset, COCO file or folder of label maps")
+    if not files and options.images:
+        raise UsageError(f"{options.images_option} has no effect, because datasets contain their images. Remove it")
     if not files:
         return []
     if not options.images:

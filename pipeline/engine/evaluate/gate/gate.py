@@ -179,7 +179,6 @@ class _GateJudge:
     def __init__(self, options: GateOptions, storage: Storage) -> None:
         points = options.points
         self._options = options
-        self._storage = storage
         first, second = map(EvaluatedWeights.of, points.model.weights)
         self.lineages: tuple[Lineage, Lineage] = (lineage_of(first, storage), lineage_of(second, storage))
         self._judged: GateJudgment | None = None
@@ -192,6 +191,12 @@ class _GateJudge:
             if name in self._found:
                 self._found[name].people = find_annotated_images(Location(storage, name))
         self.targets = tuple(name for name in points.truth.targets if self._usable(name))
+        self._guard_targets = tuple(name for name in options.guards if self._may_guard(name))
+        guards = TruthOptions(
+            *(self._guard_targets, options.guard_images, TruthSelection.ALL, points.truth.ignore, self.only),
+            images_option="--guard-images",
+        )
+        self._guard_truths = open_truths(guards, storage)  # before the evaluation, which may take hours
         self._tally = ScoreSums(MEASURES, self._known(self.targets))
 
     @property
@@ -258,15 +263,9 @@ class _GateJudge:
         return counts
 
     def _guards(self, seed: int) -> tuple[GuardComparison, ...]:
-        options = self._options
-        targets = tuple(name for name in options.guards if self._may_guard(name))
+        options, targets, truths = self._options, self._guard_targets, self._guard_truths
         if not targets:
             return tuple(GuardComparison(name, ()) for name in options.guards)
-        truth = options.points.truth
-        chosen = TruthOptions(
-            targets, options.guard_images, TruthSelection.ALL, truth.ignore, self.only, images_option="--guard-images"
-        )
-        truths = open_truths(chosen, self._storage)
         self._guard_left_out += [each for opened in truths for each in opened.skipped]
         tally = ScoreSums(MEASURES, self._known(targets))
         task = options.points.model.task(PointsMeasure(_guard_settings(options.points)))

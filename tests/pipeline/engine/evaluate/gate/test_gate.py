@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.lineage import TrainingDatasetRef
 from segmint.pipeline.commands.cli import app
+from segmint.pipeline.engine.evaluate.gate import gate
 from segmint.pipeline.engine.evaluate.gate.gate import find_annotated_images
 from tests.pipeline.engine.evaluate.gate.conftest import held_by_hash, put_lineage
 from tests.support.committed import write_dataset
@@ -90,12 +91,22 @@ def row_without(ordinal: int, refused: bool) -> dict[str, Any]:
         (["--weights", "a", "--weights", "b", "--gate", "--truth", "all"], "Remove --truth all"),
         (["DATASET", "--weights", "a", "--weights", "b", "--gate"], "is given twice, so its images would count twice"),
         (["--guard-images", "x"], "--guard-images has no effect without --guard"),
+        (["--images", "x"], "--images has no effect, because datasets contain their images"),
     ],
 )
 def test_wrong_options(dataset: Path, arguments: list[str], message: str) -> None:
     done = run(dataset, *(f"{dataset}/" if each == "DATASET" else each for each in arguments))
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_a_guard_set_that_does_not_exist_is_known_before_the_evaluation(
+    dataset: Path, weights_file: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "evaluate_points", lambda *_: pytest.fail("evaluated first"))
+    weights = ("--weights", weights_file("old"), "--weights", weights_file("new"))
+    done = run(dataset, *weights, "--guard", "missing.json")
+    assert (done.exit_code, "missing.json: no such dataset" in done.stderr) == (2, True), done.output
 
 
 @pytest.mark.long  # a turn of the engine has it with weights that it trained
