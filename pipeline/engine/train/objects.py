@@ -125,7 +125,7 @@ def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
     run = start_run(output, run) or run
     ended = read_record(output / OBJECTS, ObjectsRecord)
     if ended is not None:
-        return ObjectsResult(str(output), ended, new=False)
+        return _noted(output, datasets, ended, new=False)
     note_places(datasets, output, cache, run)
     compute = resolve_compute(config.resources.device, "fp32", config.resources.threads)
     apply_compute(compute)
@@ -202,9 +202,14 @@ def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
         skipped={"counts": dict(sorted(skipped.counts.items())), "listed": skipped.listed},
     )
     put_record(output / OBJECTS, record)
+    return _noted(output, datasets, record, new=True)
+
+
+def _noted(output: Location, datasets: Sequence[TrainingDataset], record: ObjectsRecord, *, new: bool) -> ObjectsResult:
+    """Note the detector in the datasets, unless an earlier start did, and return the result."""
     for dataset in datasets:
-        note_output(dataset.location, "train", output, {file: sha256})
-    return ObjectsResult(str(output), record, new=True)
+        note_output(dataset.location, "train", output, {record.file: record.sha256})
+    return ObjectsResult(str(output), record, new)
 
 
 def _object_image(read: TrainingImage) -> ObjectImage:

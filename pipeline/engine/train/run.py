@@ -124,26 +124,25 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     run = describe_run(config, datasets, weights, storage)
     run = start_run(output, run) or run
     ended = read_record(output / TRAINING, TrainingRecord)
-    if ended is not None:
-        return TrainingResult(str(output), ended, new=False)
-    note_places(datasets, output, cache, run)
-    session = TrainingSession(config, run, datasets, output, cache, weights, architecture, say)
-    if config.resources.workers > 1:
-        from segmint.pipeline.engine.train.workers.driver import train_on_workers
+    if ended is None:
+        note_places(datasets, output, cache, run)
+        session = TrainingSession(config, run, datasets, output, cache, weights, architecture, say)
+        if config.resources.workers > 1:
+            from segmint.pipeline.engine.train.workers.driver import train_on_workers
 
-        train_on_workers(session)
-    else:
-        apply_compute(compute)
-        session.train(session.find(), compute)
+            train_on_workers(session)
+        else:
+            apply_compute(compute)
+            session.train(session.find(), compute)
     record = read_record(output / TRAINING, TrainingRecord)
     if record is None:
         raise UnfinishedError(f"{output / TRAINING} disappeared: something else is writing to the output")
     files = {record.file: record.weights}
     if (projection := record.trained.get("projection")) is not None:
         files[projection["file"]] = projection["sha256"]
-    for dataset in datasets:
+    for dataset in datasets:  # also if the run had ended, because it may have been killed before it noted them
         note_output(dataset.location, "train", output, files)
-    return TrainingResult(str(output), record, new=True)
+    return TrainingResult(str(output), record, new=ended is None)
 
 
 @dataclass(frozen=True)

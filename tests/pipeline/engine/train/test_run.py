@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segmint.catalogs.dataset.outputs import line_of, read_notes
+from segmint.catalogs.dataset.outputs import OUTPUTS, line_of, read_notes
 from segmint.catalogs.lineage import TRAINING, lineage_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -133,7 +133,12 @@ def test_a_best_checkpoint_that_cannot_be_used_gives_way_to_the_next_best(ended,
 
 
 def test_a_run_that_has_ended_is_not_repeated_and_another_one_is_refused(ended):
+    weights = record_of(ended.output).weights.encode()
+    noted = [path for path in (ended.dataset / OUTPUTS).iterdir() if weights in path.read_bytes()]
+    for path in noted:
+        path.unlink()  # as if it had been killed right after its record
     trained = run_train(load_train_config(str(ended.config)), print)
+    assert sum(path.exists() for path in noted) == 1
     assert not trained.new
     assert trained.record == record_of(ended.output)
     assert "was already finished, so nothing was trained" in trained.lines()[0]
