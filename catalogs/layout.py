@@ -85,9 +85,9 @@ _NAMES = (  # every path below a dataset's root that segmint may put
     r"annotations/ratings/(?:0|[1-9]\d{0,15})/(?:0|[1-9]\d{0,15})\.[0-9a-f]{12}\.[1-9]\d{0,8}\.json",
     r"report/(?:index\.html|README\.md|statistics\.parquet|(?:statistics|beside|ratings|croissant)\.json)",
     r"report/figures/(?:masks_per_image|funnel|countries|regions|income|licenses|providers|rejected)\.png",
-    r"report/figures/(?:relative_size|concavity|scores|centers)\.png",
+    r"report/figures/(?:relative_size|concavity|scores|centers|labels)\.png",
 )
-_KNOWN = re.compile("|".join((*_NAMES, r"report/figures/labels\.png")), re.ASCII)  # the report isn't frozen
+_KNOWN = re.compile("|".join(_NAMES), re.ASCII)
 
 
 class DamagedDatasetError(SegmintError):
