@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -27,6 +28,26 @@ for words in json.loads(sys.argv[1]):
     print(json.dumps([done.exit_code, done.stdout, done.stderr]))
 """
 """A script that runs commands in one process, which imports torch once. `ended` reads what it prints."""
+
+SESSION = """
+import contextlib, io, json, sys
+import segmint
+from typer.testing import CliRunner
+from segmint.pipeline.commands.cli import app
+answers, sys.stdout = sys.stdout, sys.stderr
+print(segmint.__file__, file=answers, flush=True)
+for line in sys.stdin:
+    words = json.loads(line)
+    if words[0] == "-c":
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(words[1], {"__name__": "__main__"})
+        answer = [0, printed.getvalue(), ""]
+    else:
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        answer = [done.exit_code, done.stdout, done.stderr]
+    print(json.dumps(answer), file=answers, flush=True)
+"""
+"""The same for a `Session`: it first prints where segmint is, then runs what it reads, commands or `-c` with code."""
 
 
 COPIES_LIBRARY = """#!/bin/sh
@@ -83,13 +104,20 @@ def link_packages(requirements: Iterable[str], folder: Path) -> None:
             if key in seen:
                 continue
             seen.add(key)
-            package = distribution(requirement.name)
-            for name in {path.parts[0] for path in package.files or ()} - {"..", "__pycache__"}:
-                link = folder / name
+            installed, needed = _package(key[0])
+            for source in installed:
+                link = folder / source.name
                 if not link.exists():
-                    link.symlink_to(Path(str(package.locate_file(name))).resolve())
-            needed = [Requirement(text) for text in package.requires or ()]
+                    link.symlink_to(source.resolve())
             wanted += [r for r in needed if r.marker is None or r.marker.evaluate({"extra": extra})]
+
+
+@cache
+def _package(name: str) -> tuple[list[Path], list[Requirement]]:
+    """What a package has installed, at the top level, and all that it may require."""
+    package = distribution(name)
+    names = {path.parts[0] for path in package.files or ()} - {"..", "__pycache__"}
+    return [Path(str(package.locate_file(each))) for each in names], [Requirement(r) for r in package.requires or ()]
 
 
 def python(
@@ -109,6 +137,34 @@ def ended(
     lines = done.stdout.splitlines()
     assert (done.returncode, len(lines)) == (0, len(commands)), done.stdout + done.stderr
     return [subprocess.CompletedProcess(each, *json.loads(line)) for each, line in zip(commands, lines, strict=True)]
+
+
+class Session:
+    """A process in `folder` with the packages on `path` before all others, which runs one command after another."""
+
+    def __init__(self, folder: Path, path: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+        command = [sys.executable, "-c", SESSION]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, text=True)
+        self.home = self._answer().strip()
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command, or `-c` and code."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.flush()
+        return subprocess.CompletedProcess(words, *json.loads(self._answer()))
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate(timeout=60)
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"the process ended with {self._process.wait()}"
+        return line
 
 
 def _fast_compiler(folder: Path) -> dict[str, str]:
