@@ -188,7 +188,7 @@ def observe_numerics(
         threads=compute.threads,
         weights_sha256=weights_sha256,
         segmint=BITS_VERSION,
-        torch=torch.__version__,
+        torch=str(torch.__version__),  # a `TorchVersion` would import torch in each process that gets it
         torchvision=installed_version("torchvision"),
         numpy=version("numpy"),
         opencv=version("opencv-python-headless"),

@@ -40,6 +40,7 @@ def here(mobile_sam_path: Path) -> Numerics:
 
 def test_numerics_name_this_machine_and_these_weights(here: Numerics) -> None:
     assert here.torch == torch.__version__
+    assert {type(value) for value in here.to_dict().values()} == {str, int}  # workers unpickle them without torch
     assert here.device_kind == torch.backends.cpu.get_cpu_capability()
     assert here.weights_sha256.startswith("6dbb9052")
 
