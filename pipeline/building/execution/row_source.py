@@ -6,7 +6,7 @@ The driver holds ranges of ordinals instead of rows.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray.data
@@ -24,7 +24,9 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
 from segmint.operators.schemas import VERDICT
-from segmint.pipeline.building.dataset.dataset import BuildDataset
+
+if TYPE_CHECKING:  # each worker imports this module with Ray Data's context, and not all of them read the catalog
+    from segmint.pipeline.building.dataset.dataset import BuildDataset
 
 READ_ROWS = 4096
 """Maximum number of rows per read task. Ray Data cuts them into blocks."""
@@ -69,7 +71,7 @@ class RowSource(Datasource):  # type: ignore[misc]
 
     def __init__(
         self,
-        dataset: BuildDataset,
+        dataset: "BuildDataset",
         shards: Sequence[ShardRows],
         known: Mapping[int, Row] | None = None,
         ledger: RowLedger | None = None,
@@ -214,7 +216,7 @@ def _within(known: Mapping[int, Row] | None, runs: Sequence[Run] | None) -> Mapp
 
 
 def _read_blocks(
-    dataset: BuildDataset,
+    dataset: "BuildDataset",
     runs: Sequence[Run] | None,
     known: Mapping[int, Row] | None,
     ledger: RowLedger | None,
@@ -235,7 +237,7 @@ def _read_blocks(
     yield rows
 
 
-def _no_rows(dataset: BuildDataset) -> pa.Table:
+def _no_rows(dataset: "BuildDataset") -> pa.Table:
     """Return an empty table with the catalog's columns. Ended windows have thousands of reads without rows."""
     key = "".join(part.path for part in dataset.manifest.catalog)
     if key not in _EMPTY:

@@ -33,6 +33,12 @@ def source(rows: int = ROWS) -> RowSource:
     return RowSource(Ordinals(), shards)  # type: ignore[arg-type]
 
 
+def test_workers_get_the_policies_of_an_execution_without_the_code_that_opens_datasets() -> None:
+    """They come with Ray Data's context; DuckDB and all else that reads a catalog would take each worker a second."""
+    assert WaitingBlocks.__module__ == row_source.__name__
+    assert not hasattr(row_source, "BuildDataset")
+
+
 @pytest.fixture
 def stages(small_dataset: Path, dataset: Path, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch) -> Stages:
     """Two actors per pool, blocks of two rows, and reads of six."""
