@@ -8,8 +8,9 @@ import secrets
 import socket
 import sys
 import tempfile
+import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,8 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
     local = target == "local"
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(private_folder()) if local else None
+        if local:
+            stack.enter_context(_without_statistics())
         try:
             with uninterrupted(), _with_own_signals():
                 _start(address, target, folder, object_store_memory)
@@ -225,6 +228,38 @@ def _without_helpers() -> Iterator[None]:
     finally:
         for name, method in before.items():
             setattr(Node, name, method)
+
+
+_STATISTICS: Mapping[str, Callable[..., object]] = {
+    "gen_dataset_id_from_stats_actor": lambda: uuid.uuid4().hex,  # as Ray Data does if the actor fails
+    "register_dataset_to_stats_actor": lambda *_, **__: None,
+    "update_execution_metrics": lambda *_, **__: None,
+    "update_iteration_metrics": lambda *_, **__: None,
+}
+"""Functions of Ray Data's `_StatsManager` that use its statistics actor, and what they do without it."""
+
+
+@contextlib.contextmanager
+def _without_statistics() -> Iterator[None]:
+    """Keep Ray Data from starting an actor with statistics for the dashboard, which a local Ray doesn't have.
+
+    The actor takes two seconds of CPU time to start. Ray has no public option for that. Nothing changes if Ray Data
+    isn't imported, or if its version lacks a function.
+    """
+    if "ray.data" not in sys.modules:
+        yield
+        return
+    from ray.data._internal import stats
+
+    manager = getattr(stats, "_StatsManager", object)
+    before = {name: function for name, function in vars(manager).items() if name in _STATISTICS}
+    for name in before:
+        setattr(manager, name, staticmethod(_STATISTICS[name]))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(manager, name, function)
 
 
 def _keep_token_private() -> None:

@@ -6,6 +6,7 @@ import time
 import pyarrow as pa
 import pytest
 import ray.data
+from ray.util import list_named_actors
 
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import Cluster
@@ -33,6 +34,9 @@ def test_rows_that_leave_a_stage_are_seen(local_ray: Cluster) -> None:
         assert run(10) == 10
     assert "describe 10/10" in told.getvalue()
     assert StageWatch.progress is None
+    actors = {each["name"] for each in list_named_actors(all_namespaces=True)}
+    assert "AutoscalingCoordinator" in actors
+    assert "datasets_stats_actor" not in actors  # the dashboard's, which a local Ray doesn't have
 
 
 def test_bars_sum_over_windows_whatever_came_of_them(local_ray: Cluster) -> None:
