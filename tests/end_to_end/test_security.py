@@ -8,11 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import duckdb
 import pytest
+from typer.testing import CliRunner
 
 from segmint.infra.storage.storage import Storage
+from segmint.pipeline.commands.cli import app
 from tests.support.builds import NO_DETECTORS, ROOT, digests, segmint, write_catalog, write_config, write_photographs
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
@@ -93,7 +96,6 @@ class SecurityBuild:
             )
         finally:
             os.umask(umask)
-        self.printed += segmint("audit", self.dataset, "--integrity-only", "--json", **self.environment)
         self.config, self.endpoint = config, server.endpoint_url
 
 
@@ -110,6 +112,13 @@ def built(tmp_path_factory: pytest.TempPathFactory, ray_folder: Path, s3_server:
     return SecurityBuild(tmp_path_factory.mktemp("security"), ray_folder, s3_server)
 
 
+def run_here(environment: dict[str, str], *words: str | Path) -> tuple[int, str]:
+    """Run a command that doesn't start Ray, in this process; return its exit code and what it printed."""
+    with mock.patch.dict(os.environ, environment):
+        done = CliRunner().invoke(app, list(map(str, words)))
+    return done.exit_code, done.output
+
+
 def holders(secrets: tuple[str, ...], *folders: Path) -> list[str]:
     """The files under the folders that contain a secret, with the secret."""
     found = []
@@ -121,7 +130,9 @@ def holders(secrets: tuple[str, ...], *folders: Path) -> list[str]:
     return found
 
 
-def test_no_secret_is_in_the_dataset_in_rays_folder_or_in_what_was_printed(built: SecurityBuild) -> None:
+def test_no_secret_is_in_the_dataset_in_rays_folder_or_in_what_was_printed(
+    built: SecurityBuild, capfd: pytest.CaptureFixture[str]
+) -> None:
     logs = [path for path in built.ray_folder.rglob("*.out") if path.stat().st_size]
     assert logs, "Ray left no log: this shows nothing"
     assert holders(("mobile_sam",), built.dataset), "the finder finds nothing"
@@ -132,8 +143,10 @@ def test_no_secret_is_in_the_dataset_in_rays_folder_or_in_what_was_printed(built
         texts = str(duckdb.sql(f"select * from '{path}'").fetchall())
         assert "photo_00" in texts or "etc/hostname" in texts
         assert [secret for secret in SECRETS if secret in texts] == []
+    code, audited = run_here(built.environment, "audit", built.dataset, "--integrity-only", "--json")
+    assert (code, "findings" in audited) == (0, True), audited
     assert "uri_not_allowed" in built.printed
-    assert [secret for secret in SECRETS if secret in built.printed] == []
+    assert [secret for secret in SECRETS if secret in built.printed + audited + "".join(capfd.readouterr())] == []
 
 
 def test_hostile_rows_are_refused_and_name_no_file(built: SecurityBuild) -> None:
@@ -153,20 +166,24 @@ def test_files_of_a_dataset_have_the_modes_that_the_umask_gives(built: SecurityB
     assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
-def test_errors_of_a_configuration_with_secrets_show_none(built: SecurityBuild, tmp_path: Path) -> None:
+def test_errors_of_a_configuration_with_secrets_show_none(
+    built: SecurityBuild, capfd: pytest.CaptureFixture[str]
+) -> None:
     for override in (
         f"output=s3://AKIAIOSFODNN7EXAMPLE:{WRITTEN}@bucket/x",
         f"model.weights=https://b.s3.amazonaws.com/x.pt?X-Amz-Signature={WRITTEN}",
         f'storage."s3://".secret={WRITTEN}',
         f'storage."s3://".endpoint_url=https://u:{WRITTEN}@host',
     ):
-        printed = segmint("--debug", "build", built.config, "--set", override, check=2, **built.environment)
-        assert [secret for secret in SECRETS if secret in printed] == []
+        code, printed = run_here(built.environment, "--debug", "build", built.config, "--set", override)
+        assert (code, "error: " in printed) == (2, True), printed
+        assert [secret for secret in SECRETS if secret in printed + "".join(capfd.readouterr())] == []
 
 
-def test_refused_credentials_show_no_secret(built: SecurityBuild) -> None:
+def test_refused_credentials_show_no_secret(built: SecurityBuild, capfd: pytest.CaptureFixture[str]) -> None:
     wrong = built.environment | {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_CONFIG_FILE": os.devnull}
-    change = f'storage={{"s3://": {{endpoint_url: "{built.endpoint}"}}}}'
-    printed = segmint("--debug", "build", built.config, "--set", change, check=None, **wrong)
+    # This process keeps its connections: one of its own has the wrong credentials.
+    change = f'storage={{"s3://": {{endpoint_url: "{built.endpoint}", connect_timeout: 4}}}}'
+    _, printed = run_here(wrong, "--debug", "build", built.config, "--set", change)
     assert "check the credentials" in printed
-    assert [secret for secret in SECRETS if secret in printed] == []
+    assert [secret for secret in SECRETS if secret in printed + "".join(capfd.readouterr())] == []
