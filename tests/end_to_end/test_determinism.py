@@ -110,18 +110,18 @@ def test_a_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_ranges_of_shards_add_up_to_the_whole(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", **IN_TWOS)
-    segmint("build", config, "--shards", "2:4")
+    segmint("build", config, "--shards", "1:3")
     assert sorted(path.name for path in (tmp_path / "dataset" / "commits").iterdir()) == [
+        "000001.g1.json",
         "000002.g1.json",
-        "000003.g1.json",
     ]
-    segmint("build", config, "--shards", "0:2")
+    segmint("build", config, "--shards", "0:1")
     segmint("build", config)
     assert digests(tmp_path / "dataset") == undisturbed
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("ranges", [((), ()), (("--shards", "0:2"), ("--shards", "2:4")), (("--shards", "0/2"), ())])
+@pytest.mark.parametrize("ranges", [((), ()), (("--shards", "0:2"), ("--shards", "2:3")), (("--shards", "0/2"), ())])
 def test_two_concurrent_drivers_write_the_same_as_one(
     catalog: Path, undisturbed: dict[str, str], tmp_path: Path, ranges: tuple[tuple[str, ...], tuple[str, ...]]
 ) -> None:

@@ -23,11 +23,11 @@ class BuiltDataset:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, processes: None) -> BuiltDataset:
-    """Seven rows in shards of two, by one segment actor: row 3 refused for its license, row 7 not found."""
+    """Six rows in shards of two, by one segment actor: row 3 refused for its license, row 6 not found."""
     from tests.support.builds import segmint, small_catalog, write_config
 
     def make(folder: Path) -> None:
-        catalog = small_catalog(folder / "photos", count=7)
+        catalog = small_catalog(folder / "photos", count=6)
         config = write_config(folder / "build.yaml", catalog, folder / "dataset", **IN_TWOS)
         (folder / "printed.txt").write_text(segmint("build", config))
 
