@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data._utils.worker import WorkerInfo
 
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.reading.batches import Batches
@@ -80,7 +82,7 @@ def test_an_image_is_read_by_its_position(dataset: str, tmp_path: Path, monkeypa
         open_dataset(str(tmp_path / "empty"))[0]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4, 7])
+@pytest.mark.parametrize("workers", [2, 7, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 4))])
 def test_each_worker_takes_other_images(dataset: str, workers: int) -> None:
     assert sorted(loaded(dataset, workers)) == ALL
 
@@ -126,17 +128,40 @@ def test_two_ranks_with_two_workers_each(dataset: str, monkeypatch: pytest.Monke
     assert sorted(seen) == ALL
 
 
-def test_the_rank_of_a_process_group_comes_first(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def process_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Rank 1 of 2 by a process group, and rank 0 of 1 by the environment."""
     on_rank(monkeypatch, 0, 1)
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
-    try:
-        assert [sample.id for sample in open_dataset(dataset)] == [5, 7, 8]
-        # Spawned workers have no process group: the rank is sent to them.
-        assert loaded(dataset, 1, multiprocessing_context="spawn") == [5, 7, 8]
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_the_rank_of_a_process_group_comes_first(dataset: str) -> None:
+    assert [sample.id for sample in open_dataset(dataset)] == [5, 7, 8]
+    assert loaded(dataset, 1) == [5, 7, 8]
+
+
+def test_the_rank_is_sent_to_a_worker(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To what torch says is one; `make test-long` spawns one."""
+    on_rank(monkeypatch, 1, 2)
+    packed = pickle.dumps(open_dataset(dataset))
+    on_rank(monkeypatch, 0, 1)
+    opened = pickle.loads(packed)
+    assert [sample.id for sample in opened] == ALL
+    here = WorkerInfo(id=0, num_workers=1, seed=0, dataset=opened)
+    monkeypatch.setattr("torch.utils.data._utils.worker._worker_info", here)
+    assert [sample.id for sample in opened] == [5, 7, 8]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("process_group")
+def test_the_rank_of_a_process_group_is_sent_to_spawned_workers(dataset: str) -> None:
+    """They have no process group."""
+    assert loaded(dataset, 1, multiprocessing_context="spawn") == [5, 7, 8]
 
 
 def test_a_rank_that_a_launcher_sent_it_to_reads_its_own_part(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
