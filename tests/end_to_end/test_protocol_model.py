@@ -14,7 +14,7 @@ from tests.support.history_commands import grow, mark, state_of, take_down
 from tests.support.protocol import DatasetPath, begin, quick_folder, write
 from tests.support.stepped import SteppedThreads, stepping
 
-FEW, MANY = 20, 10_000
+FEW, MANY = 10, 10_000
 
 
 def run(seeds: Iterable[int]) -> list[WriterHistory]:
@@ -39,7 +39,7 @@ def test_the_protocol_holds_in_any_order_of_events() -> None:
 
 
 def test_a_history_follows_from_its_seed() -> None:
-    one, other = WriterHistory(7), WriterHistory(7)
+    one, other = WriterHistory(4), WriterHistory(4)
     one.run()
     other.run()
     assert one.told == other.told
