@@ -108,8 +108,8 @@ def check(dataset: Path, sent: Bodies, acknowledged: Bodies) -> None:
         assert [n for each, n in names if each == image] == list(range(1, 1 + sum(each == image for each, _ in names)))
 
 
-def test_two_kills_lose_nothing(dataset: Path) -> None:
-    assert kill_often(dataset, kills=2, seed=1, clicks=False) >= 2
+def test_a_kill_loses_nothing(dataset: Path) -> None:
+    assert kill_often(dataset, kills=1, seed=1, clicks=False) >= 1
 
 
 @pytest.mark.long
