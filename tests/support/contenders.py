@@ -8,4 +8,13 @@ PROCESSES = multiprocessing.get_context("forkserver")
 The server has the environment of its start, so a process takes this process's as an argument.
 """
 
-PROCESSES.set_forkserver_preload(["tests.end_to_end.test_two_writers", "tests.infra.storage.test_storage"])
+PROCESSES.set_forkserver_preload(
+    [
+        "tests.end_to_end.test_two_writers",
+        "tests.infra.storage.test_storage",
+        # Imported late: each process of a race on S3 would import them again.
+        "aiobotocore.httpsession",
+        "aiobotocore.parsers",
+        "s3fs",
+    ]
+)

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -21,14 +23,20 @@ def pytest_runtest_makereport(item: pytest.Item):
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A running SeaweedFS; its credentials are in this process's environment, which children inherit."""
+    """A running SeaweedFS; its credentials are in this process's environment, which children inherit.
+
+    All clients of this process share what botocore knows of S3: tests make many, and each would parse it again.
+    """
+    from botocore.loaders import create_loader
+
     credentials = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
     old = {name: os.environ.get(name) for name in (*credentials, "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED")}
     os.environ.update(credentials, AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true")
     server = S3Server(Path(tmp_path_factory.mktemp("s3")))
     try:
-        server.start()
-        yield server
+        with patch("botocore.session.create_loader", cache(create_loader)):
+            server.start()
+            yield server
     finally:
         server.stop()
         for name, value in old.items():

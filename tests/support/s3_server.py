@@ -12,7 +12,9 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 ACCESS_KEY = "testkey"
 SECRET_KEY = "testsecret"
@@ -102,8 +104,12 @@ class S3Server:
     def log(self) -> str:
         return (self.folder / "weed.log").read_text(errors="replace")
 
-    def client(self):
-        """A synchronous botocore client, for what the project itself never does."""
+    def client(self) -> Any:
+        """A synchronous botocore client, for what the project itself never does; always the same one."""
+        return self._client
+
+    @cached_property
+    def _client(self) -> Any:
         from botocore.session import Session
 
         return Session().create_client(
