@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,8 @@ OPERATIONS = {
     "takedown of answers": Operation(_answered, _take_down, versioned=True, taken=(0, 2)),
     "repair": Operation(_damaged, lambda place: repair(place.location), mends=True, versioned=True),
 }
-"""One line each: all are killed at every call, or with `CHANGES` after the name, at every call that changes a file."""
+"""One line each: all are killed at every call, and at the steps of a local one, or with `CHANGES` after the name, at
+every call that changes a file, and not at its steps."""
 
 CHANGES = " where files change"
 
@@ -261,8 +263,12 @@ State = frozenset[tuple[str, bytes]]
 """All files of a dataset, by path."""
 
 
-def try_operation(operation: Operation, place: DatasetPath, folder: Path, reads: bool) -> dict[str, Any]:
-    """Kill an operation at the points of `points_of`; `folder` is for a copy of the state before it."""
+def try_operation(operation: Operation, place: DatasetPath, folder: Path, changes: bool) -> dict[str, Any]:
+    """Kill an operation at the points of `points_of`; `folder` is for a copy of the state before it.
+
+    With `changes` only where files change; see `CHANGES`.
+    """
+    steps = "://" not in place.uri and not changes
     before = folder / "before"
 
     def prepare() -> None:
@@ -274,7 +280,7 @@ def try_operation(operation: Operation, place: DatasetPath, folder: Path, reads:
         there = replace(place, uri=f"{place.uri}/undisturbed")
         copy_folder(before, there)
         count = CallCounter()
-        with gated(count, files=_is_local(place)):
+        with gated(count, files=steps):
             operation.work(there)
         sweep_all(there)
         return count.calls, contents(there)
@@ -283,11 +289,11 @@ def try_operation(operation: Operation, place: DatasetPath, folder: Path, reads:
     calls, expected = CrashingChild(undisturbed).result()
     wrong: dict[str, list[str]] = {}
     dead = {}
-    points = points_of(calls, reads)
+    points = points_of(calls, reads=not changes)
     for number, point in enumerate(points):
         there = replace(place, uri=f"{place.uri}/{number}")
         name = f"{point} ({calls[point.number - 1]})"
-        if CrashingChild(partial(_until_death, operation, before, there, point)).killed():
+        if CrashingChild(partial(_until_death, operation, before, there, point, steps)).killed():
             dead[name] = there
         else:
             wrong[name] = ["was not killed"]
@@ -299,9 +305,9 @@ def try_operation(operation: Operation, place: DatasetPath, folder: Path, reads:
     }
 
 
-def _until_death(operation: Operation, before: Path, place: DatasetPath, point: CrashPoint) -> None:
+def _until_death(operation: Operation, before: Path, place: DatasetPath, point: CrashPoint, steps: bool) -> None:
     copy_folder(before, place)
-    with gated(StopPoint(point), files=_is_local(place)):
+    with gated(StopPoint(point), files=steps):
         operation.work(place)
 
 
@@ -470,11 +476,16 @@ def try_a_sleeping_revision(sleeping: Sleeper, folder: Path) -> dict[str, Any]:
     return {"calls": calls, "points": len(points), "wrong": wrong}
 
 
-def _is_local(place: DatasetPath) -> bool:
-    return "://" not in place.uri
+def _know_s3() -> None:
+    """Import the client of S3 and parse what botocore knows of S3 once, for all forks."""
+    session, *_ = map(import_module, ("botocore.session", "aiobotocore.httpsession", "aiobotocore.parsers", "s3fs"))
+    session.create_loader = cache(session.create_loader)
+    session.Session().create_client("s3", region_name="us-east-1")
 
 
 def main(words: list[str], folder: Path, uri: str = "", options: str = "{}") -> None:
+    if uri:
+        _know_s3()
     for shard in range(SHARDS):
         for variant in range(VARIANTS):
             rows_of(shard, variant)  # made once, for all forks
@@ -490,7 +501,7 @@ def main(words: list[str], folder: Path, uri: str = "", options: str = "{}") -> 
         else:
             place = DatasetPath(f"{uri or folder}/{here.name}", json.loads(options))
             operation, only_changes, _ = name.partition(CHANGES)
-            results[operation] = try_operation(OPERATIONS[operation], place, here, reads=not only_changes)
+            results[operation] = try_operation(OPERATIONS[operation], place, here, changes=bool(only_changes))
     print(json.dumps(results))
 
 
