@@ -10,6 +10,27 @@ import pytest
 if TYPE_CHECKING:  # every test run loads this file, and few need Playwright
     from playwright.sync_api import Browser, ConsoleMessage, Page, Request
 
+_OFF = [
+    # The lists below the address bar: two pages, each in a process, for every window. They take more than the window.
+    "WebUIOmniboxAimPopup",
+    "WebUIOmniboxFullPopup",
+    "WebUIOmniboxPopup",
+    # The last such argument counts, so this one repeats Playwright's.
+    "AimEnabled",
+    "AvoidCorsURLLoaderRestartOnRedirect",
+    "AvoidUnnecessaryBeforeUnloadCheckSync",
+    "DestroyProfileOnBrowserClose",
+    "HttpsFirstBalancedModeAutoEnable",
+    "HttpsUpgrades",
+    "LensOverlay",
+    "MediaRouter",
+    "NetworkTimeServiceQuerying",
+    "OptimizationHints",
+    "PaintHolding",
+    "PreconnectToSearch",
+    "ThirdPartyStoragePartitioning",
+]
+
 _ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -18,6 +39,7 @@ _ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    f"--disable-features={','.join(_OFF)}",
 ]
 
 
@@ -64,9 +86,13 @@ def watch(page: "Page") -> WatchedPage:
 
 def serious_violations(page: "Page") -> list[str]:
     """Violations that axe-core calls serious or critical in a page: one line for each rule, with the first elements."""
-    from axe_playwright_python.sync_playwright import Axe
+    from axe_playwright_python.base import AXE_SCRIPT
 
-    found: list[dict[str, Any]] = Axe().run(page).response["violations"]
+    if page.evaluate("typeof axe") == "undefined":
+        page.evaluate(AXE_SCRIPT)
+    # Only what is wrong, for Playwright takes long to pass on what axe says of the rest.
+    script = "() => axe.run({ resultTypes: ['violations'] }).then(({ violations }) => violations)"
+    found: list[dict[str, Any]] = page.evaluate(script)
     return [
         f"{rule['id']} ({rule['impact']}): {rule['help']}: {[node['html'][:160] for node in rule['nodes'][:3]]}"
         for rule in found
