@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache, partial
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,7 @@ from tests.support.protocol import (
     sweep_all,
     write,
 )
+from tests.support.s3_server import know_s3
 from tests.support.submissions import answer_to, new_mask
 from tests.support.traces import files_with_traces, scan_data, telling_windows
 
@@ -264,10 +264,7 @@ State = frozenset[tuple[str, bytes]]
 
 
 def try_operation(operation: Operation, place: DatasetPath, folder: Path, changes: bool) -> dict[str, Any]:
-    """Kill an operation at the points of `points_of`; `folder` is for a copy of the state before it.
-
-    With `changes` only where files change; see `CHANGES`.
-    """
+    """Kill an operation at points; `folder` is for a copy of the state before it. For `changes` see `CHANGES`."""
     steps = "://" not in place.uri and not changes
     before = folder / "before"
 
@@ -476,16 +473,9 @@ def try_a_sleeping_revision(sleeping: Sleeper, folder: Path) -> dict[str, Any]:
     return {"calls": calls, "points": len(points), "wrong": wrong}
 
 
-def _know_s3() -> None:
-    """Import the client of S3 and parse what botocore knows of S3 once, for all forks."""
-    session, *_ = map(import_module, ("botocore.session", "aiobotocore.httpsession", "aiobotocore.parsers", "s3fs"))
-    session.create_loader = cache(session.create_loader)
-    session.Session().create_client("s3", region_name="us-east-1")
-
-
 def main(words: list[str], folder: Path, uri: str = "", options: str = "{}") -> None:
     if uri:
-        _know_s3()
+        know_s3()
     for shard in range(SHARDS):
         for variant in range(VARIANTS):
             rows_of(shard, variant)  # made once, for all forks

@@ -12,7 +12,8 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ def free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+def know_s3() -> None:
+    """Import the client of S3 and parse what botocore knows of S3, once for all forks of this process."""
+    session, *_ = map(import_module, ("botocore.session", "aiobotocore.httpsession", "aiobotocore.parsers", "s3fs"))
+    session.create_loader = cache(session.create_loader)
+    session.Session().create_client("s3", region_name="us-east-1")
 
 
 def weed_binary() -> Path:
