@@ -21,8 +21,8 @@ from tests.support.viewed import (
     image_rows,
     mask_rows,
     reject_rows,
-    running_viewer,
     vary,
+    viewing,
     write_audit,
 )
 
@@ -45,7 +45,7 @@ def addresses(looked_at: Path, chromium: "Browser") -> Iterator[Addresses]:
     privacy = {"images_checked": 1, "detectors": [], "found": [box], "found_total": 1, "inside_regions": 0}
     findings = [{"where": "mask 40000", "found": HOSTILE}]
     audit = write_audit(looked_at.parent / "audit.json", findings, privacy=privacy)
-    with running_viewer(looked_at, "--audit", audit) as opened:
+    with viewing(looked_at, audit) as opened:
         yield Addresses(opened)
 
 
@@ -148,7 +148,7 @@ def test_pages_load_while_scrolling(chromium: "Browser", tmp_path: Path) -> None
     ids = [row["id"] for row in image_rows(tmp_path / "many")]
     assert len(ids) == 140  # three pages
     context = chromium.new_context(viewport={"width": 500, "height": 500})
-    with running_viewer(tmp_path / "many") as opened:
+    with viewing(tmp_path / "many") as opened:
         page = context.new_page()
         page.goto(opened)
         tiles = page.locator("#results .tile")

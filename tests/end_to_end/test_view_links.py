@@ -17,7 +17,7 @@ from tests.end_to_end.test_view_browser import drawn, expect, masks_of, open_ima
 from tests.support.browser import serious_violations, sideways_scroll, watch
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
-from tests.support.viewed import HOSTILE, Addresses, image_rows, running_viewer, vary
+from tests.support.viewed import HOSTILE, Addresses, image_rows, vary, viewing
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -33,7 +33,7 @@ def looked_at(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def addresses(looked_at: Path, chromium: "Browser") -> Iterator[Addresses]:
-    with running_viewer(looked_at) as opened:
+    with viewing(looked_at) as opened:
         yield Addresses(opened)
 
 
@@ -150,7 +150,7 @@ def many(chromium: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A running viewer's addresses; its dataset has 62 images, two pages of the grid."""
     folder = tmp_path_factory.mktemp("many") / "dataset"
     write_dataset(location_of(folder), shards=31)
-    with running_viewer(folder) as opened:
+    with viewing(folder) as opened:
         yield Addresses(opened)
 
 
@@ -194,7 +194,7 @@ def test_an_image_that_is_taken_down_is_no_longer_shown(
 ) -> None:
     shutil.copytree(small_dataset, tmp_path / "dataset")
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    with running_viewer(tmp_path / "dataset") as opened:
+    with viewing(tmp_path / "dataset") as opened:
         page = context.new_page()
         page.goto(opened)
         expect(page.locator("#results .tile")).to_have_count(6)

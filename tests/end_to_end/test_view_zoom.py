@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.end_to_end.test_view_browser import expect, masks_of, open_image
 from tests.support.browser import serious_violations, sideways_scroll, watch
-from tests.support.viewed import Addresses, image_rows, running_viewer
+from tests.support.viewed import Addresses, image_rows, viewing
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -23,7 +23,7 @@ Box = dict[str, float]
 
 @pytest.fixture(scope="module")
 def addresses(small_dataset: Path, chromium: "Browser") -> Iterator[Addresses]:
-    with running_viewer(small_dataset) as opened:
+    with viewing(small_dataset) as opened:
         yield Addresses(opened)
 
 

@@ -5,9 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segmint.pipeline.quality.audit.result_json import to_dict
+from segmint.pipeline.quality.view.app import make_app, open_viewer
+from segmint.pipeline.quality.view.guard import SessionKeys
+from segmint.pipeline.serving.server import listen
 from tests.support.builds import ROOT
+from tests.support.locations import location_of
 from tests.support.named_image import image_of, mask_of
 from tests.support.statistics import audit_of
 
@@ -91,6 +96,27 @@ def running_viewer(dataset: Path, *arguments: str | Path, end: signal.Signals = 
             _, printed = process.communicate(timeout=60)
         assert process.returncode == 0, printed
         assert "Traceback" not in printed
+
+
+@contextmanager
+def viewing(dataset: Path, audit: Path | None = None) -> Iterator[str]:
+    """The same in a thread of this process, which has imported what it needs."""
+    import uvicorn
+
+    opened = open_viewer(location_of(dataset), None if audit is None else location_of(audit))
+    with opened as viewer, closing(listen(0)) as listener:
+        access = SessionKeys(listener.getsockname()[1])
+        config = uvicorn.Config(
+            make_app(viewer, access), lifespan="off", ws="none", log_level="warning", access_log=False
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield access.address()
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 class Addresses:
