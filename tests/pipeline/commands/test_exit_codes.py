@@ -341,7 +341,7 @@ def _wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run("assets", "verify", f"mobile_sam={tmp_path / 'w.pt'}", "vit_h")
 
 
-@case("`assets verify`", "a named file isn't on this machine, or none is", 3)
+@case("`assets verify`", "a file that you named isn't on this machine, or no weights file is", 3)
 def _absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path))
     named = run("assets", "verify", "vit_h", f"mobile_sam={tmp_path / 'nowhere.pt'}")
@@ -417,7 +417,7 @@ def _planned(tmp_path: Path) -> Any:
     return run("study", "plan", "--difference", 0.3)
 
 
-@case("`study score`", "masks that lack a rating of a model or of the ground truth", 3)
+@case("`study score`", "some masks lack a rating for a model or for the ground truth", 3)
 def _partly_rated(replaced, tmp_path: Path) -> Any:
     (tmp_path / "manifest.json").write_text(json.dumps({"kind": "ratings"}))
     replaced("quality.study.ratings.score_ratings", done("not checked: 1 mask", not_checked=["1 mask"]))
@@ -564,7 +564,7 @@ def _told_apart(dataset: Path) -> Any:
     return [run("takedown", dataset, *words) for _ in range(2)]
 
 
-@case("`takedown --prove`", "an image that looks like it was found, which `--other-picture` doesn't name", 1)
+@case("`takedown --prove`", "a similar image was found, and `--other-picture` doesn't name it", 1)
 def _near(dataset: Path) -> Any:
     _take_down(dataset, "--yes")
     hashes = CommittedShard(dataset, 1).rows["images"][1]["hashes"]
@@ -719,7 +719,7 @@ def _judged(verdict: GateVerdict, *guards: GuardComparison) -> SimpleNamespace:
     return done(*judgment.lines(), judgment=judgment, subject=SimpleNamespace(skipped=()))
 
 
-@case("`evaluate points`", "`--require better`, and the verdict is another one", 1)
+@case("`evaluate points`", "`--require better`, and the verdict isn't `better`", 1)
 def _worse(replaced, place: DatasetPath) -> Any:
     replaced("engine.evaluate.gate.gate.evaluate_gate", _judged(GateVerdict.WORSE, GuardComparison("g", ())))
     return run("evaluate", "points", place.uri, "--require", "better")
