@@ -71,8 +71,8 @@ def write_attributions(rows: Iterable[Row], destination: Location) -> int:
     """Write a file with the author, license, and source of each image; return the number of images.
 
     `rows` is a stream of rows of `images`, with the columns id, image_id, attribution, provider, license, and
-    source_url. The file's extension selects CSV, JSON Lines, or Markdown; others raise `UsageError`. In CSV, text that
-    a spreadsheet would execute is prefixed with a single quote.
+    source_url. The file's extension selects CSV, JSON Lines, or Markdown; any other extension raises `UsageError`. In
+    CSV, text that a spreadsheet would run as a formula is prefixed with a single quote.
     """
     check_ending(destination.uri)
     write = _WRITERS["." + destination.uri.lower().rpartition(".")[2]]

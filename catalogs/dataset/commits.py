@@ -48,11 +48,12 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Commit:
-    """One generation of one shard. It contains no time, host, or attempt, so that equal work gives equal bytes.
+    """One generation of one shard. It contains no time, host, or attempt, so the same work produces the same bytes.
 
-    `ordinals` are [a, b). `numerics` is the fingerprint of the numerics that computed it, and `config` the SHA-256 of
-    the identity keys that it was built with, as in the manifest. `counts` are sums over its rows: `rows` = `images` +
-    `rejected`, `masks`, and one `rejected:<reason>` per reason.
+    `ordinals` is the range [a, b) of the shard. `numerics` is the fingerprint of the numerics that it was computed
+    with, and `config` is the SHA-256 of the identity keys that it was built with, as in the manifest. `counts` contains
+    sums over its rows: `rows` (which is `images` + `rejected`), `images`, `rejected`, `masks`, and one
+    `rejected:<reason>` per reason.
     """
 
     shard: int
@@ -136,7 +137,8 @@ class _ReservationFile(_StrictModel):
 class ListedCommit(NamedTuple):
     """A commit's file in a listing.
 
-    The commit itself contains no time, and in a copy of a dataset, this time is that of the copying.
+    The time is the file's, because the commit itself contains none. In a copy of a dataset, it is the time at which the
+    file was copied.
     """
 
     shard: int
@@ -168,15 +170,17 @@ class CommitLog:
     def listed(self, shards: int | None = None, threads: int = 16) -> list[ListedCommit]:
         """Return the files of all commits, ordered by shard and generation.
 
-        With `shards`, returns only those of lower-numbered shards, which lets a bucket use parallel listings.
+        If `shards` is given, only commits of shards below that number are returned, which makes it possible to list a
+        bucket in parallel.
         """
         found = self._listed(None if shards is None else range(0, shards, 10**_LISTED_DIGITS), threads)
         return [commit for commit in found if shards is None or commit.shard < shards]
 
     def latest_around(self, shards: Iterable[int]) -> list[ListedCommit]:
-        """Return the files of the latest commits of these shards and those of the same thousand, in shard order.
+        """Return the files of the latest commits of these shards and their neighbors, in shard order.
 
-        A bucket takes about one listing per thousand, whatever the number of other commits.
+        Neighbors are the shards in the same thousand. In a bucket, this takes about one listing per thousand,
+        regardless of the number of other commits.
         """
         thousands = sorted({shard // 10**_LISTED_DIGITS for shard in shards})
         if not thousands:
@@ -235,7 +239,7 @@ class CommitLog:
         return self._read_newest(shard, generations[-1]) if generations else None
 
     def read_latest_of(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
-        """Yield the commits of (shard, generation) pairs, in that order; if one was replaced, yield the newer one.
+        """Yield the commits of (shard, generation) pairs, in the given order; yield the newer one if one was replaced.
 
         At most a few hundred are in memory at a time.
         """
@@ -275,8 +279,9 @@ class CommitLog:
 class Reservation:
     """Files that a writer puts for a generation that it is about to commit; no other process may delete them.
 
-    A reservation is put before its files, and deleted after the commit, once the tombstones are applied. It protects
-    nothing once its generation or a higher one is committed, because its writer has then committed or will lose.
+    The writer puts the reservation before the files, and deletes it after it has committed and applied the tombstones.
+    Once this generation or a higher one is committed, the reservation no longer protects anything, because by then its
+    writer has either committed or is going to lose the race.
     """
 
     shard: int
@@ -304,9 +309,9 @@ class ShardState(NamedTuple):
 def read_shard_state(dataset: Location, shard: int) -> ShardState:
     """Read one shard's reservations, then its commits, because a reservation is deleted only after its commit was put.
 
-    Callers that delete a shard's files must call this after listing them, right before deleting. Raises
-    `DamagedDatasetError` for a commit that can't be read or whose file hashes differ from those in the file names:
-    after a single corrupted character, the shard's own files would look like leftovers.
+    Callers that delete a shard's files must first list the files, then call this function, and delete right after that.
+    Raises `DamagedDatasetError` for a commit that can't be read, or in which a file's hash differs from the hash in
+    the file's name. Otherwise, a single corrupted character would make the shard's own files look like leftovers.
     """
     log, beginning = CommitLog(dataset), f"{shard_name(shard)}."
     while True:
@@ -333,7 +338,7 @@ def read_shard_state(dataset: Location, shard: int) -> ShardState:
 
 
 def reserved_paths(dataset: Location, committed: Mapping[int, int], since: datetime = NO_TIME) -> set[str]:
-    """Return the paths reserved, not before `since`, for a higher generation than their shard's `committed` one."""
+    """Return the paths that were reserved at `since` or later for a generation above their shard's `committed` one."""
     paths: set[str] = set()
     for entry in (dataset / RESERVATIONS).list():
         parsed = parse_reservation_name(entry.name)

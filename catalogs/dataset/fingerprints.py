@@ -1,7 +1,7 @@
 """Fingerprints: hashes by which segmint recognizes copies of removed pictures, and former JPEGs of redacted ones.
 
-`fingerprints/<shard>.g<generation>.json` contains those of a shard's images. The highest generation replaces the others
-and is covered by the version digest. Nothing else may contain these hashes once the image is removed.
+`fingerprints/<shard>.g<generation>.json` contains the hashes of a shard's images. Only the highest generation counts,
+and the version digest covers it. Once an image is removed, no other file may contain its hashes.
 """
 
 import json
@@ -28,7 +28,7 @@ _READ: dict[tuple[str, int, datetime], "ShardFingerprints"] = {}  # by URI, size
 
 
 class Fingerprint(Frozen):
-    """Hashes of an image. Without any, it was removed before a JPEG of it was released, or is `forgotten`."""
+    """Hashes of an image. There are none if it was removed before its JPEG was released, or if it is `forgotten`."""
 
     released: tuple[str, ...] = ()  # SHA-256 of its former JPEGs, ascending
     pixels: str | None = Field(None, pattern=_SHA256)  # `pixels_sha256`, if it was removed
@@ -46,7 +46,7 @@ class Fingerprint(Frozen):
         return np.frombuffer(bytes.fromhex(self.hashes), ">u8").astype(np.uint64).reshape(-1, 9)
 
     def joined(self, other: "Fingerprint") -> "Fingerprint":
-        """Return the hashes of both, with the pixels and perceptual hashes of `other` if it has any."""
+        """Return the combined hashes; those of pixels and the perceptual ones are taken from `other` if it has any."""
         if self.forgotten:
             return self
         released = tuple(sorted({*self.released, *other.released}))
@@ -80,12 +80,12 @@ class ShardFingerprints(Frozen):
         return self.model_copy(update={"images": dict(sorted(joined.items()))})
 
     def without(self, ids: Iterable[int]) -> "ShardFingerprints":
-        """Return these without the hashes of some images, which are marked as forgotten."""
+        """Return a copy without the hashes of the given images, which are marked as forgotten."""
         images = {**self.images, **{id: Fingerprint(forgotten=True) for id in ids}}
         return self.model_copy(update={"images": dict(sorted(images.items()))})
 
     def with_decision(self, new: OtherPicture) -> "ShardFingerprints":
-        """Return these with a decision, unless the same image and tombstone have one."""
+        """Return a copy with a decision added, unless there already is one for the same image and tombstone."""
         known = any((each.id, each.tombstone) == (new.id, new.tombstone) for each in self.others)
         return self if known else self.model_copy(update={"others": (*self.others, new)})
 
@@ -129,7 +129,7 @@ def by_image(shards: Iterable[ShardFingerprints]) -> dict[int, Fingerprint]:
 
 
 def damaged_fingerprints(dataset: Location) -> dict[str, str]:
-    """Return the problem of the first damaged file of fingerprints, which it names, by the folder; empty if none is."""
+    """Return the problem, with the file's name, of the first damaged file, keyed by the folder; empty if none is."""
     try:
         read_fingerprints(dataset)
     except DamagedDatasetError as error:
@@ -140,11 +140,11 @@ def damaged_fingerprints(dataset: Location) -> dict[str, str]:
 def change_fingerprints(
     dataset: Location, shard: int, change: Callable[[ShardFingerprints], ShardFingerprints], *, purge: bool = False
 ) -> None:
-    """Put a shard's next fingerprints if `change` changes them, and delete those that they replace.
+    """Apply `change` to a shard's fingerprints; if they differ, write the next generation and delete the replaced one.
 
-    `change` may be called several times, because a faster writer's result is changed again. With `purge`, older
-    versions in a bucket are deleted, too. Repeating the call completes one that was interrupted. Raises
-    `DamagedDatasetError` if the current ones can't be read.
+    If another writer is faster, `change` is called again with that writer's result. With `purge`, older versions in a
+    bucket are deleted, too. Repeating the call completes one that was interrupted. Raises `DamagedDatasetError` if the
+    current fingerprints can't be read.
     """
     while True:
         generations = _generations(dataset, shard)
@@ -172,7 +172,7 @@ def change_fingerprints(
 
 
 def put_fingerprints(dataset: Location, shard: int, images: Mapping[int, Fingerprint]) -> None:
-    """Add the hashes of a shard's images, before these are removed or replaced. Repeating the call changes nothing."""
+    """Add hashes of a shard's images, before the images are removed or replaced. Repeating the call has no effect."""
     if images:
         change_fingerprints(dataset, shard, lambda now: now.joined(images))
 
@@ -183,7 +183,7 @@ def forget_fingerprints(dataset: Location, shard: int, ids: Iterable[int]) -> No
 
 
 def _generations(dataset: Location, shard: int, *, ever: bool = False) -> list[int]:
-    """Return the generations of a shard's fingerprints, ascending; with `ever`, also deleted ones with versions."""
+    """Return the generations of a shard's fingerprints, ascending; `ever` adds deleted ones that left versions."""
     folder = dataset / FINGERPRINTS
     names = folder.walk_ever() if ever else (entry.name for entry in folder.list())
     return sorted(generations_of(names).get(shard, []))

@@ -113,11 +113,11 @@ def compare_catalog(
     """Compare a catalog with the pinned `parts`, and write its new rows to `destination`.
 
     A row with a pinned image_id is never new, and the order of rows doesn't matter. A pinned row is unchanged if the
-    source contains a row with its image_id and the same `PINNED` columns. New rows keep the source's order, their
-    ordinals start at `first_ordinal`, and duplicates among them are marked. Rows that name a taken-down image, by
-    image_id, uri (in any form), or sha256, count as known, and the source may omit them. `ignored` is as in
-    `stage_catalog`. Intermediate files, about as large as both catalogs, are next to `destination`. Raises `UsageError`
-    for an unreadable catalog.
+    source contains a row with the same image_id and the same values in the `PINNED` columns. New rows keep the source's
+    order, their ordinals start at `first_ordinal`, and duplicates among them are marked. A row counts as known if it
+    names a taken-down image by image_id, uri (in any form), or sha256; the source may omit such rows. `ignored` has the
+    same meaning as in `stage_catalog`. Intermediate files, about as large as both catalogs, are written next to
+    `destination`. Raises `UsageError` for an unreadable catalog.
     """
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".growth-") as name:
         folder = Path(name)

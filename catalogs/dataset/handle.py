@@ -21,15 +21,15 @@ _FORMATS = ("annotations", "images")
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetHandle:
-    """A dataset as its writers see it. Its pickle takes a few hundred bytes regardless of the dataset's size.
+    """A dataset as its writers see it. Its pickle takes a few hundred bytes, regardless of the dataset's size.
 
-    Its fields are fixed when a dataset is started or a command starts. Everything that another writer may have changed
-    since then (the manifest, commits, and tombstones) is read again on each call.
+    The fields don't change after the dataset is created or the command starts. Everything that another writer may have
+    changed since then (the manifest, commits, and tombstones) is read again on each call.
 
     Attributes:
         location: the dataset's root.
         with_images: whether its tars contain the released JPEGs.
-        build_sha256: hash that its commits record, from the manifest.
+        build_sha256: the hash that its commits record; it comes from the manifest.
         stages: columns of custom stages in its tables.
         catalog_uri: the source catalog's URI, if known, which makes a tombstone's relative URI match an absolute one.
         catalog_generation: the manifest's generation when the rows to write were read from the catalog, or before that.
@@ -51,8 +51,8 @@ class DatasetHandle:
     def of(cls, location: Location, latest: LatestManifest, catalog_uri: str | None = None) -> Self:
         """Return the handle of a dataset from its manifest.
 
-        Raises `UsageError` if the manifest doesn't specify how images are released, because a correction that assumed a
-        dataset without images would drop its JPEGs.
+        Raises `UsageError` if the manifest doesn't specify how images are released, because a correction that wrongly
+        assumed that the dataset contains no images would drop its JPEGs.
         """
         release = latest.manifest.config.get("release", {})
         if release.get("format") not in _FORMATS:

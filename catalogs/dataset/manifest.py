@@ -1,11 +1,12 @@
 """The dataset manifest `dataset.json`, in generations that are put if absent and never changed.
 
-Generation 1 is `dataset.json`, put at the first start. When the parts of the catalog change, `dataset.g2.json`,
-`dataset.g3.json`, and so on follow, and readers use the highest, as with commits. Generations differ only in `catalog`
-and `licenses`; everything that determines the bytes of a shard is fixed at the first start.
+Generation 1 is `dataset.json`, which the first build writes when it starts. When the parts of the catalog change,
+`dataset.g2.json`, `dataset.g3.json`, and so on follow, and readers use the highest generation, as with commits.
+Generations differ only in `catalog` and `licenses`; everything that determines the bytes of a shard is fixed when the
+first build starts.
 
-`id.json` next to it contains a random id, because a dataset keeps its id when its manifest changes or its folder is
-moved. It belongs to no version.
+`id.json` next to it contains a random id. The dataset keeps this id when its manifest changes or its folder is moved,
+and no version covers the file.
 """
 
 import hashlib
@@ -61,7 +62,7 @@ _LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json", re.ASCII)
 class CatalogPart(Frozen):
     """One part of the normalized catalog; its ordinals start at `first_shard` · `images_per_shard`.
 
-    `sha256` is that of the part, and `source_sha256` that of the catalog file that it was made from.
+    `sha256` is the hash of the part, and `source_sha256` is the hash of the catalog file that it was made from.
     """
 
     path: str = Field(pattern=r"\A[ -~]*\z")  # characters that every store accepts
@@ -79,12 +80,12 @@ class ModelWeights(Frozen):
 
 
 class DatasetManifest(Frozen):
-    """Content of `dataset.json`, fixed at a dataset's first start except for `catalog` and `licenses`.
+    """Content of `dataset.json`, fixed when the dataset's first build starts, except for `catalog` and `licenses`.
 
     `config` is a tree of the configuration's identity keys. `numerics` contains everything that determines the last
-    bits of the results. Licenses are judged as of `policy_date`. `lineage` is that of `weights` if segmint trained
-    them; otherwise the file omits the field. `stages` are the columns of custom stages, in the order of the tables.
-    `published` is False for a working dataset, which nobody checked for licenses or faces.
+    bits of the results. Licenses are judged as of `policy_date`. `lineage` is the lineage of `weights` if segmint
+    trained them; otherwise, the file omits the field. `stages` lists the columns of custom stages in the order in which
+    they appear in the tables. `published` is False for a working dataset, whose licenses and faces nobody has checked.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -123,7 +124,7 @@ class DatasetManifest(Frozen):
 
     @property
     def round(self) -> int:
-        """Number of training runs that led to the weights that made the masks."""
+        """Number of training runs behind the weights that made the masks."""
         return trainings(self.lineage)
 
     @property
@@ -271,9 +272,9 @@ def load_manifest(dataset: Location) -> DatasetManifest:
 
 
 def require_published(manifest: DatasetManifest, dataset: Location, action: str) -> None:
-    """Raise `UsageError` if a dataset isn't for publication, because nobody checked its licenses or faces.
+    """Raise `UsageError` if a dataset isn't for publication, because nobody has checked its licenses or faces.
 
-    `action` is what the caller would do, such as `signed`.
+    `action` names the caller's action in the message, such as `signed`.
     """
     if not manifest.published:
         raise UsageError(
@@ -288,10 +289,10 @@ def name_of(manifest: DatasetManifest | None, uri: str) -> str:
 
 
 def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) -> bool:
-    """Put a generation of a dataset's manifest if there is none.
+    """Write a generation of a dataset's manifest unless it already exists.
 
-    Returns True if this manifest or an equal one is now there, and False if a different one is. The files that the
-    manifest names must be put first.
+    Returns True if the store now contains this manifest or an equal one, and False if it contains a different one. The
+    caller must put the files that the manifest names first.
     """
     return (dataset / manifest_name(generation)).put_if_absent(manifest.to_json())
 
@@ -308,8 +309,9 @@ def read_dataset_id(dataset: Location) -> str | None:
 def dataset_keys(dataset: Location) -> tuple[str, ...]:
     """Return the names of a dataset's folders in caches: the one to use, then one to clean up.
 
-    The first is the dataset's id. Without a usable id, it is twelve hexadecimal digits from the dataset's location, in
-    which links and `..` are resolved. A dataset that has an id may have used the latter before.
+    The first is the dataset's id. If there is no usable id, it is a hash of twelve hexadecimal digits, computed from
+    the dataset's location after links and `..` are resolved. A dataset with an id may have used that hash earlier, so
+    the folder of that name is the one to clean up.
     """
     local = scheme(dataset.uri) == LOCAL
     place = fingerprint(os.path.realpath(local_path(dataset.uri)) if local else dataset.uri.rstrip("/"))
@@ -326,8 +328,8 @@ def put_dataset_id(dataset: Location) -> None:
 def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int, parts: Mapping[str, Path]) -> bool:
     """Put new parts of the catalog, then the generation of the manifest that names them; return whether it won.
 
-    `parts` maps paths below the dataset to local files. They are reserved first, so that no process deletes them until
-    this generation exists. If another manifest takes this generation, they are left for a sweep.
+    `parts` maps paths below the dataset to local files. The parts are reserved first, so that no process deletes them
+    until this generation exists. If another writer puts this generation first, the parts are left for a sweep.
     """
     paths = sorted(parts)
     reservation = dataset / RESERVATIONS / part_reservation_name(generation, fingerprint(paths))
@@ -352,10 +354,11 @@ def delete_part_reservations(dataset: Location, generation: int) -> None:
 
 
 def parts_in_use(dataset: Location, since: datetime = NO_TIME) -> frozenset[str]:
-    """Return the paths of parts that must not be deleted: in the manifest, or reserved (from `since` on) for the next.
+    """Return the paths of catalog parts that must not be deleted.
 
-    Reservations are read before the manifest, because a reservation is deleted only after its manifest was put. Callers
-    that delete parts must call this after listing them, right before deleting. Raises `UsageError` if there is no
+    These are the parts in the manifest, and those reserved for its next generation at `since` or later. Reservations
+    are read before the manifest, because a reservation is deleted only after its manifest was put. Callers that delete
+    parts must first list them, then call this function, and delete right after that. Raises `UsageError` if there is no
     dataset, and `DamagedDatasetError` for a reservation that can't be read.
     """
     reservations = [

@@ -22,10 +22,10 @@ LabelsById = Mapping[int, tuple[str | None, float | None, str | None]]
 
 
 class ShardLabels:
-    """Labels of a shard's masks; a mask with a label takes 24 bytes, and the others take none."""
+    """Labels of a shard's masks; a mask with a label takes 24 bytes of memory, and any other mask takes none."""
 
     def __init__(self, table: pa.Table) -> None:
-        """Keep the labels of a table of masks with labels, with the columns `annotation_id` and `MASK_LABEL`."""
+        """Keep the labels of a table that contains only masks with labels, and `annotation_id` and `MASK_LABEL`."""
         table = table.sort_by("annotation_id")
         self._ids = table.column("annotation_id").to_numpy()
         self._scores = table.column("label_score").to_numpy()
@@ -42,7 +42,7 @@ class ShardLabels:
 
 
 def is_of_model(source: str | None) -> bool:
-    """Return whether a `label_source` is that of a label that a model set."""
+    """Return whether a `label_source` says that a model set the label."""
     return source is not None and source.startswith(MODEL)
 
 
@@ -53,7 +53,10 @@ def submitted_label(mask: Mapping[str, Any]) -> str | None:
 
 
 def may_label(mask: Mapping[str, Any], source: str) -> bool:
-    """Return whether a model may set a mask's label: it has none, which no person removed, or another model's."""
+    """Return whether a model may set a mask's label.
+
+    It may if another model set the current label, or if the mask has no label and no person removed one.
+    """
     found = mask["label_source"]
     return found != source and (is_of_model(found) or (mask["label"] is None and found is None))
 

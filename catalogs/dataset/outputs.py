@@ -1,8 +1,9 @@
 """Outputs of commands about a dataset: allowed locations, and notes of them.
 
-`outputs/<hash>.json` notes an output that was made from the dataset and is elsewhere, so that a takedown can list it.
-Locations are relative to the dataset if they are near it, and otherwise only a name, so that a note reveals nothing
-about anyone's disk. An export lists its files in its own `segmint-files.jsonl`, and the note contains that list's hash.
+`outputs/<hash>.json` is a note of an output that was made from the dataset and stored elsewhere, so that a takedown can
+list it. The note contains the output's location relative to the dataset if it is nearby. Otherwise, it contains only a
+name, so that it reveals nothing about anyone's disk. An export lists its files in its own `segmint-files.jsonl`, and
+the note contains that list's hash.
 """
 
 import json
@@ -74,10 +75,11 @@ def note_output(
     *,
     complete: bool = True,
 ) -> None:
-    """Note an output in its dataset. `files` maps the main files, by path below `place`, to their SHA-256.
+    """Note an output in its dataset. `files` maps the main files' paths below `place` to their SHA-256.
 
-    `place` is a folder, or the output itself if it is one file. The other arguments are as in `OutputNote`. Outputs in
-    the dataset's `report/` need no note. If the dataset isn't writable, a warning is logged instead.
+    `place` is a folder, or the output itself if it is a single file. The other arguments are the same as in
+    `OutputNote`. Outputs in the dataset's `report/` need no note. If the dataset isn't writable, a warning is logged
+    instead.
     """
     if is_below(place.uri, dataset.uri) or not manifest_generations(dataset):
         return
@@ -99,10 +101,11 @@ def line_of(note: OutputNote) -> str:
 
 
 def shown_outputs(dataset: str, lines: Sequence[str], advice: str) -> list[str]:
-    """Return the lines of `line_of` for people, each with advice, and with a path that exists or only a name.
+    """Format the lines of `line_of` for people, with advice.
 
-    `dataset` is the path or URI of the dataset, to which the paths are relative. It may be a copy of the dataset for
-    which the outputs were noted, and outputs may have been moved.
+    `dataset` is the path or URI of the dataset, to which the paths in the lines are relative. On a local disk, an
+    output's path is only shown if it exists; otherwise, only the output's name is shown, because the output may have
+    been moved, or the dataset may be a copy of the one for which the output was noted.
     """
     return [f"created from this dataset, {advice}: {_shown(dataset, line)}" for line in lines]
 
@@ -123,7 +126,7 @@ def _shown(dataset: str, line: str) -> str:
 def read_notes(dataset: Location) -> list[OutputNote]:
     """Read the notes of a dataset's outputs; raises `DamagedDatasetError` for an invalid file.
 
-    The note of a started export is omitted once there is one of a complete export at the same location.
+    If an export was noted when it started and again when it was complete, only the second note is returned.
     """
     notes = []
     for entry in (each for each in (dataset / OUTPUTS).list() if is_known(f"{OUTPUTS}/{each.name}")):
@@ -137,14 +140,14 @@ def read_notes(dataset: Location) -> list[OutputNote]:
 
 
 def where_is(place: Location) -> str:
-    """Return a fingerprint of a location that notes can contain without revealing it."""
+    """Return a fingerprint of a location; a note that contains it doesn't reveal the location."""
     if scheme(place.uri) != LOCAL:
         return fingerprint(place.uri.rstrip("/"))
     return fingerprint([platform.node(), os.path.realpath(local_path(place.uri))])
 
 
 def _is_beside(dataset: Location, place: Location) -> bool:
-    """Return whether a location is on the dataset's disk or in its bucket, so that both are there or neither is."""
+    """Return whether a location is on the dataset's disk or in its bucket, so either both are reachable or neither."""
     (root, here), (other_root, there) = _root_and_path(dataset), _root_and_path(place)
     if root or other_root:
         return root == other_root
@@ -170,7 +173,7 @@ def _root_and_path(place: Location) -> tuple[str, str]:
 def refuse_inside(dataset: Location, target: Location, option: str) -> None:
     """Raise `UsageError` if `target`, given as `option`, is in the dataset but not in its `report/`.
 
-    A takedown deletes `report/`, but it wouldn't find a file elsewhere in the dataset that names an image.
+    A takedown deletes `report/`, but if a file elsewhere in the dataset named an image, the takedown wouldn't find it.
     """
     allowed = not is_below(target.uri, dataset.uri) or is_below(target.uri, (dataset / REPORT).uri)
     if not allowed and manifest_generations(dataset):

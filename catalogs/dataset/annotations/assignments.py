@@ -38,8 +38,9 @@ def last_of_states(submissions: Iterable[Submission]) -> list[Submission]:
 def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submission, Submission] | None:
     """Return the two submissions to compare for an image, each made without seeing the other annotator's work.
 
-    Each is its assignment's last submission for the first image state that both assignments have. Returns None if they
-    have none in common. `submissions` are all submissions for the image.
+    Both were made for the same image state: the first one for which both assignments have submissions. Each is its
+    assignment's last submission for that state. Returns None if the assignments have no state in common. `submissions`
+    must contain all submissions for the image.
     """
     one, other = (
         {last.base: last for last in last_of_states(each for each in submissions if each.assignment == assignment)}
@@ -51,9 +52,9 @@ def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submissi
 def carried(submission: Submission, base: str, size: tuple[int, int], counts: Mapping[int, str]) -> Submission | None:
     """Rebase a submission to another image state and drop what no longer applies; None if the size differs.
 
-    `counts` maps the annotation ids of the image's masks in that state to their run lengths. New masks remain valid. A
-    replaced or deleted mask must have unchanged run lengths. The seconds on the image become 0, because the original
-    submission accounts for them.
+    `counts` maps the annotation ids of the image's masks in that state to their run lengths. New masks always remain
+    valid, but a replacement or deletion only applies if the run lengths of its mask are unchanged. The time spent on
+    the image becomes 0 seconds, because the original submission already accounts for it.
     """
     if submission.size != size:
         return None

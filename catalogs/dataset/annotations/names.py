@@ -82,7 +82,7 @@ def image_of(path: str) -> int | None:
 
 
 def of_images(dataset: Location, ordinals: Container[int]) -> list[str]:
-    """Return the paths of these images' annotation files, which a takedown deletes, including older versions."""
+    """Return the paths of all annotation files of these images, including older versions, which a takedown deletes."""
     paths = (f"{ANNOTATIONS}/{name}" for name in (dataset / ANNOTATIONS).walk_ever())
     return [path for path in paths if (ordinal := image_of(path)) is not None and ordinal in ordinals]
 

@@ -1,8 +1,9 @@
 """Ratings: annotators' scores for single masks, from 1 to 10, each stored as one immutable file.
 
-SAM paper, section 7.1 and appendices E and G. The files of an image are in `annotations/ratings/<ordinal>/`, named
-`<annotation id>.<rater>.<n>.json`; `rater` is derived from the rater's name, so that nobody can have two first ratings
-of a mask. A later rating supersedes an earlier one; without a score, it retracts it.
+The scale is that of the SAM paper (section 7.1 and appendices E and G). The files of an image are in
+`annotations/ratings/<ordinal>/`, named `<annotation id>.<rater>.<n>.json`. `rater` is derived from the rater's name, so
+nobody can have two first ratings of a mask. A later rating supersedes an earlier one, and a rating without a score
+retracts it.
 """
 
 import hashlib
@@ -54,7 +55,7 @@ class RatingName(NamedTuple):
 
 
 class Rating(SavedRecord):
-    """A person's score for a mask; `score` None retracts an earlier rating.
+    """A person's score for a mask; a `score` of None retracts an earlier rating.
 
     Construct it with `from_json`, or from its fields, which raises pydantic's `ValidationError`.
     """

@@ -1,11 +1,12 @@
 """Submissions: annotators' results for single images, each stored as one immutable file.
 
-An image has assignment 0, and also assignment 1 if two annotators work on it. A submission is the complete result for
+Each image has assignment 0, and also assignment 1 if two annotators work on it. A submission is the complete result for
 its image, relative to its `base`: masks of the dataset that it neither replaces nor deletes are kept. A later
 submission of the same assignment supersedes an earlier one. `segmint merge` writes submissions into the tables.
 
-The owner of a server can return a submission to its annotator, by a file beside it. An assignment is returned while its
-last submission has such a file, so one put returns it, and the annotator's next submission ends that.
+The owner of a server can return a submission to its annotator; the server then puts a file beside the submission. An
+assignment counts as returned while its last submission has such a file. A single put is therefore enough to return it,
+and the annotator's next submission ends that state.
 """
 
 import hashlib
@@ -122,7 +123,7 @@ Prompt = Annotated[PointPrompt | BoxPrompt | MaskPrompt | TextPrompt, Field(disc
 class SubmittedMask(_StrictRecord):
     """A mask in a submission. `parent` is the dataset's mask that it replaces.
 
-    A `label` of None keeps the parent's, and an empty one removes it.
+    If `label` is None, the mask keeps its parent's label; an empty label removes it.
     """
 
     counts: str
@@ -332,9 +333,10 @@ def read_returns(dataset: Location, ordinal: int | None = None) -> dict[Submissi
 
 
 def base_digest(jpeg: bytes, masks: Sequence[Mapping[str, Any]]) -> str:
-    """Return the digest of what a submission starts from: an image's released JPEG (empty without images) and masks.
+    """Return the digest of the state that a submission starts from: an image's released JPEG and its masks.
 
-    Of each mask, it covers only the `annotation_id` and the counts of its `segmentation`, ordered by id.
+    The JPEG is empty in a dataset without images. The digest covers only two values of each mask, its `annotation_id`
+    and the counts of its `segmentation`; masks are ordered by id.
     """
     pairs = sorted((int(mask["annotation_id"]), str(mask["segmentation"]["counts"])) for mask in masks)
     value = {"jpeg": hashlib.sha256(jpeg).hexdigest(), "masks": pairs}
