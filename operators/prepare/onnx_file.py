@@ -69,10 +69,13 @@ def detector_network(path: Path, threads: int | None) -> OnnxNetwork:
 def _session(model: str | bytes, threads: int | None) -> Any:
     """Return onnxruntime's session for a file's path or content; content can't refer to other files."""
     import onnxruntime
-    import torch
 
+    if threads is None:
+        import torch
+
+        threads = torch.get_num_threads()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = options.enable_mem_pattern = True
     options.log_severity_level = 3

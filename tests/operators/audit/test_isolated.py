@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from segmint.model.detectors.torchscript import TorchScriptDetector
 from segmint.operators.audit import isolated
-from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
+from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector
+from tests.support.onnx_detectors import listed
 from tests.support.torchscript import MAGENTA, DoubleDetector, GreedyDetector, HangingDetector, saved
 
 BLANK = np.zeros((60, 80, 3), np.uint8)
@@ -60,7 +62,13 @@ def test_what_it_raises_and_what_it_allocates_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_file_that_is_not_torchscript_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "text.pt").write_text("not a module")
-    with pytest.raises(NotLoadedError, match="PytorchStreamReader"):
-        IsolatedDetector(tmp_path / "text.pt", "face")
+def test_an_onnx_file_is_searched_without_torch(tmp_path: Path) -> None:
+    """It takes seconds to import, and hundreds of megabytes."""
+    before = set(psutil.Process().children())
+    detector = IsolatedDetector(listed(tmp_path / "faces.onnx"), "face")
+    detector.try_out()
+    started = set(psutil.Process().children()) - before
+    loaded = {Path(memory.path).name for child in started for memory in child.memory_maps()}
+    assert any(name.startswith("onnxruntime_pybind11") for name in loaded)
+    assert not any(name.startswith("libtorch") for name in loaded)
+    detector.close()
