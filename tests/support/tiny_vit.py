@@ -1,13 +1,24 @@
-"""A tiny ViT, and weights of its encoder by the names of MAE's authors."""
+"""A tiny ViT, a SAM with it, and weights of its encoder by the names of MAE's authors."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from segmint.model.sam.image_encoder_vit import VitShape
+from segmint.model.sam.geometry import SAM1
+from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
+from segmint.model.sam.mask_decoder import SAM1_TRAITS, MaskDecoder
+from segmint.model.sam.prompt_encoder import PromptEncoder
+from segmint.model.sam.sam import Sam
+from tests.support.random_weights import randomize
 
+# Windows in one block and global attention in the other.
 TINY = VitShape(width=32, depth=2, heads=2, global_blocks=(1,))
+
+
+def tiny_sam() -> Sam:
+    """SAM with random weights and a tiny image encoder, for tests of all but the encoder."""
+    return randomize(Sam(ImageEncoderViT(TINY), PromptEncoder(SAM1), MaskDecoder(2, SAM1_TRAITS)))
 
 
 def mae(prefix: str = "") -> dict[str, Tensor]:

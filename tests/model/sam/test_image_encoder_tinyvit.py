@@ -11,6 +11,8 @@ from segmint.model.sam.predictor import Embedding, Predictor
 from tests.support.random_weights import randomize
 from tests.support.stripes import stripes
 
+pytestmark = pytest.mark.usefixtures("embedded_once")
+
 
 @pytest.fixture(scope="module")
 def predictor(mobile_sam_path: Path) -> Predictor:

@@ -10,13 +10,13 @@ from segment_anything import SamPredictor
 from benchmarks.masks.reference import reference_sam
 from segmint.model.sam.load import build_sam, load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
-from tests.support.random_weights import randomize
 from tests.support.stripes import stripes
+from tests.support.tiny_vit import tiny_sam
 
 
 @dataclass(frozen=True)
 class PredictorPair:
-    """One image in our predictor and in the reference's, on the same random weights."""
+    """One image in our predictor and in the reference's, on the same random weights of a small encoder."""
 
     image: np.ndarray
     ours: Predictor
@@ -27,7 +27,7 @@ class PredictorPair:
 @pytest.fixture(scope="module")
 def pair(coffee: np.ndarray) -> PredictorPair:
     image = coffee[:, :501]
-    ours = Predictor(randomize(build_sam("mobile_sam")))
+    ours = Predictor(tiny_sam())
     theirs = SamPredictor(reference_sam(ours.sam))
     theirs.set_image(image)
     return PredictorPair(image, ours, ours.embed(image), theirs)
@@ -143,6 +143,7 @@ def test_an_embedding_outlives_other_images(pair: PredictorPair, other: Embeddin
     assert not torch.equal(before.low_res_logits, between.low_res_logits)
 
 
+@pytest.mark.usefixtures("embedded_once")
 def test_the_published_weights_in_bfloat16_give_nearly_the_same_masks(mobile_sam_path: Path) -> None:
     exact = Predictor(load_sam(mobile_sam_path))
     embedding = exact.embed(stripes())
