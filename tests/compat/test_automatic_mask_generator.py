@@ -62,17 +62,15 @@ def test_what_is_not_there_is_refused(keys: dict[str, Any], message: str) -> Non
         SamAutomaticMaskGenerator(build_sam("mobile_sam"), **keys)
 
 
+@pytest.mark.usefixtures("embedded_once")
 def test_an_attribute_that_is_set_later_holds(coffee: np.ndarray, mobile_sam_path: Path) -> None:
-    sam = sam_model_registry["vit_t"](mobile_sam_path)
-    embed_once(sam.predictor())
-    generator = SamAutomaticMaskGenerator(sam, points_per_side=3)
-    image = coffee[100:180, 200:300]
-    assert generator.generate(image)
+    generator = SamAutomaticMaskGenerator(sam_model_registry["vit_t"](mobile_sam_path), points_per_side=3)
+    assert generator.generate(coffee)
     generator.pred_iou_thresh = 1.5
     assert generator.settings == MaskSettings.official(
         points_per_side=3, pred_iou_thresh=1.5, crop_n_points_downscale_factor=1
     )
-    assert generator.generate(image) == []
+    assert generator.generate(coffee) == []
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -25,23 +26,28 @@ def generator(weights: None) -> MaskGenerator:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, coffee: np.ndarray) -> Path:
+def cup(coffee: np.ndarray) -> np.ndarray:
+    """(200, 300, 3) uint8 RGB; tests of `model/automatic` encode it, too."""
+    return cv2.resize(coffee, (300, 200), interpolation=cv2.INTER_AREA)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, cup: np.ndarray) -> Path:
     made = tmp_path_factory.mktemp("photographs")
-    Image.fromarray(coffee[::2, ::2]).save(made / "cup.png")
+    Image.fromarray(cup).save(made / "cup.png")
     (made / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     return made
 
 
 def test_masks_are_those_of_the_plain_generator_however_the_image_is_given(
-    generator: MaskGenerator, folder: Path, coffee: np.ndarray
+    generator: MaskGenerator, folder: Path, cup: np.ndarray
 ) -> None:
-    image = np.ascontiguousarray(coffee[::2, ::2])
-    expected = base.MaskGenerator.finish(generator, base.MaskGenerator.find(generator, image))
+    expected = base.MaskGenerator.finish(generator, base.MaskGenerator.find(generator, cup))
     assert len(expected.records) >= 2
-    for given in (image, folder / "cup.png", str(folder / "cup.png"), Image.open(folder / "cup.png")):
+    for given in (cup, folder / "cup.png", str(folder / "cup.png"), Image.open(folder / "cup.png")):
         found = generator.generate(given)
         assert (found.records, found.funnel, found.error) == (expected.records, expected.funnel, None)
-        assert np.array_equal(found.image, image)
+        assert np.array_equal(found.image, cup)
 
 
 def test_a_records_mask_has_its_area_and_box(generator: MaskGenerator, folder: Path) -> None:
@@ -182,14 +188,13 @@ def test_one_prompt_needs_no_batch(predictor: Predictor, coffee: np.ndarray) -> 
 
 
 def test_masks_that_are_decoded_again_are_not_drawn_in_between(
-    generator: MaskGenerator, coffee: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    generator: MaskGenerator, cup: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = np.ascontiguousarray(coffee[::2, ::2])
     keys = {"points_per_side": 2, "use_m2m": True, "stability_score_thresh": 0.5}
     again = MaskGenerator(generator.predictor, "sam2", **keys)
     monkeypatch.setattr(Predictor, "predict", None)
-    found = again.generate(image)
-    expected = base.MaskGenerator(generator.predictor, MaskSettings.sam2(**keys)).generate(image)
+    found = again.generate(cup)
+    expected = base.MaskGenerator(generator.predictor, MaskSettings.sam2(**keys)).generate(cup)
     assert (found.records, found.funnel) == (expected.records, expected.funnel)
     assert found.records
 
