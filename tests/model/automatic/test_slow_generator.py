@@ -7,7 +7,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from skimage import data
 
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.records import MaskRecord
@@ -16,6 +15,7 @@ from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 from tests.conftest import read_rgb
 from tests.support.parity import compare
+from tests.support.photographs import motorcycle
 from tests.support.slow_generator import generate_slowly
 
 pytestmark = pytest.mark.usefixtures("embedded_once")
@@ -26,13 +26,15 @@ def predictor(mobile_sam_path: Path) -> Predictor:
     return Predictor(load_sam(mobile_sam_path))
 
 
-def photograph(name: str) -> np.ndarray:
-    """One of those that scikit-image and scikit-learn ship, (height, width, 3) uint8 RGB."""
-    if name == "china":
-        from sklearn.datasets import load_sample_image  # takes a second, in each process that collects these tests
+def photographs(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """One of those that scikit-image and scikit-learn ship, as released and its original."""
+    if name == "motorcycle":
+        return motorcycle()
+    from sklearn.datasets import load_sample_image  # takes a second, in each process that collects these tests
 
-        return np.ascontiguousarray(load_sample_image("china.jpg"))
-    return np.ascontiguousarray(data.stereo_motorcycle()[0])
+    large = np.ascontiguousarray(load_sample_image(f"{name}.jpg"))
+    # Scaled down by other factors along x and y, so that a mix-up of axes or frames shows.
+    return cv2.resize(large, (420, 290), interpolation=cv2.INTER_AREA), large
 
 
 @pytest.mark.parametrize(
@@ -41,10 +43,8 @@ def photograph(name: str) -> np.ndarray:
 )
 def test_every_record_is_the_plain_recipes(predictor: Predictor, profile: str, name: str, points: int) -> None:
     settings = MaskSettings.of(profile, points_per_side=points, crop_n_layers=1, min_mask_region_area=100)
-    large = photograph(name)
+    image, large = photographs(name)
     original = large if profile == "sa1b" else None
-    # Scaled down by other factors along x and y, so that a mix-up of axes or frames shows.
-    image = cv2.resize(large, (420, 290), interpolation=cv2.INTER_AREA)
 
     slow = generate_slowly(predictor, settings, image, original)
     fast = MaskGenerator(predictor, settings).generate(image, original)
