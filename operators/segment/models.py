@@ -1,7 +1,5 @@
 """Loader of the model for the pipeline's actors and for single images."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -69,31 +67,3 @@ def load_model(weights: Path, compute: Compute) -> Sam:
         if not isinstance(sam.image_encoder, ImageEncoderTinyViT):
             sam.image_encoder.bfloat16()
     return sam
-
-
-def compiler_cache() -> Path:
-    """Return the folder in which torch's compiler keeps its results: `TORCHINDUCTOR_CACHE_DIR` or its own default."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return Path(cache_dir())
-
-
-@contextmanager
-def first_alone(folder: Path, name: str) -> Iterator[None]:
-    """Run the block in one process of this machine before all others that pass the same folder and name.
-
-    The first process compiles into a cache in the folder, and the others wait and then find its results. If it fails or
-    dies, the next one is first.
-    """
-    import fcntl  # only Linux has this module, and only GPU builds need it
-
-    folder.mkdir(parents=True, exist_ok=True)
-    done = folder / f"segmint-{name}.done"
-    with (folder / f"segmint-{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if done.exists():
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            yield
-            return
-        yield
-        done.touch()

@@ -95,7 +95,8 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     from segmint.model.device import CaptureError
     from segmint.model.sam.batch_encoder import CompilationError
     from segmint.model.sam.predictor import Predictor
-    from segmint.operators.segment.models import compiler_cache, first_alone, load_model
+    from segmint.operators.segment.compiling import compiler_cache, first_alone
+    from segmint.operators.segment.models import load_model
 
     weights = _weights(settings)
     check_numerics(settings)

@@ -69,12 +69,13 @@ def prepared_row(ordinal: int, name: str, size: tuple[int, int], short_side: int
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    return [
-        prepared_row(0, "coffee", (300, 200), 100),
-        rejected_row(1),
-        faulted_row(2),
-        prepared_row(3, "chelsea", (150, 100), 1500),
-    ]
+    """A photograph with a larger original, two rows without pixels, and that original as an image of its own.
+
+    Its crops are the same pixels in both rows, so that they are encoded once.
+    """
+    coffee = prepared_row(0, "coffee", (300, 200), 100)
+    large = {"ordinal": 3, "id": 4, "image_id": "large coffee", "uri": "large coffee.jpg", "width": 300, "height": 200}
+    return [coffee, rejected_row(1), faulted_row(2), {**large, "release": coffee["original"], "original": None}]
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +89,10 @@ def test_every_row_comes_out_with_masks_in_the_released_frame(out: pa.Table) -> 
 
     assert out.schema == SEGMENTED
     assert "original" not in out.column_names
-    coffee, refused, broken, chelsea = out.to_pylist()
+    coffee, refused, broken, large = out.to_pylist()
     assert (refused["reason"], refused["masks"], broken["masks"]) == ("not_found", None, None)
     assert broken["fault"] == faulted_row(2)["fault"]
-    for row, size in ((coffee, [100, 150]), (chelsea, [100, 150])):
+    for row, size in ((coffee, [100, 150]), (large, [200, 300])):
         assert row["fault"] is None
         assert len(row["masks"]) == row["funnel"]["written"] > 0
         assert row["funnel"]["predicted"] == 3 * (4 + 4 * 1)
@@ -99,8 +100,8 @@ def test_every_row_comes_out_with_masks_in_the_released_frame(out: pa.Table) -> 
             assert mask["segmentation"]["size"] == size
             assert coco_mask.decode(mask["segmentation"]).sum() == mask["area"]
             x, y, w, h = mask["crop_box"]
-            assert 0 <= x < x + w <= 150
-            assert 0 <= y < y + h <= 100
+            assert 0 <= x < x + w <= size[1]
+            assert 0 <= y < y + h <= size[0]
 
 
 def test_an_image_gives_the_same_masks_alone_and_in_a_table(segment: Segment, rows: list[Row], out: pa.Table) -> None:
@@ -117,8 +118,8 @@ def test_threads_beside_the_device_change_nothing(settings: SegmentSettings, row
 
 
 def test_a_bug_on_one_image_is_a_fault_of_only_its_row(segment: Segment, rows: list[Row]) -> None:
-    coffee, *_, chelsea = rows
-    broken, whole = segment(to_table([{**chelsea, "release": b"no JPEG"}, coffee], PREPARED)).to_pylist()
+    coffee, *_, large = rows
+    broken, whole = segment(to_table([{**large, "release": b"no JPEG"}, coffee], PREPARED)).to_pylist()
     assert broken["fault"].startswith("segment: UnidentifiedImageError")
     assert whole["fault"] is None
 
@@ -224,7 +225,7 @@ def test_describing_and_writing_masks_starts_without_torch() -> None:
 def test_one_process_compiles_before_the_others_which_then_run_at_once(tmp_path: Path) -> None:
     """The first one dies, so the next one is first."""
     code = (
-        "import os, sys, time; from pathlib import Path; from segmint.operators.segment.models import first_alone\n"
+        "import os, sys, time; from pathlib import Path; from segmint.operators.segment.compiling import first_alone\n"
         "folder = Path(sys.argv[1])\n"
         "with first_alone(folder, 'numerics'):\n"
         "    (folder / f'{os.getpid()}.in').touch()\n"
