@@ -9,12 +9,14 @@ from segment_anything import SamPredictor
 from benchmarks.masks.reference import reference_sam
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
+from tests.support.embedded_once import encoding_once
 
 
 @pytest.fixture(scope="session")
-def predictor(mobile_sam_path: Path) -> Predictor:
-    """MobileSAM on the CPU."""
-    return Predictor(load_sam(mobile_sam_path))
+def predictor(mobile_sam_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    """MobileSAM on the CPU, which encodes an image once in a test run."""
+    with encoding_once(tmp_path_factory):
+        return Predictor(load_sam(mobile_sam_path))
 
 
 @pytest.fixture(scope="session")

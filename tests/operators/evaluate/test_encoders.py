@@ -11,7 +11,7 @@ from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.encoders import embed_for_all, share_equal_encoders
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread", "embedded_once")
 def test_an_image_is_embedded_once_for_weights_with_equal_encoders(mobile_sam_path: Path, cup: np.ndarray) -> None:
     models = [load_sam(mobile_sam_path) for _ in range(3)]
     with torch.no_grad():
