@@ -44,7 +44,7 @@ from tests.support.format_description import columns_of, frozen_path, misfits
 from tests.support.locations import location_of
 from tests.support.small_dataset import build_dataset
 
-pytestmark = pytest.mark.usefixtures("weights")
+pytestmark = pytest.mark.usefixtures("weights", "embedded_once")
 
 IMAGES = {"half-built": [1, 2], "corrected": [1, 2, 5]}
 """The images of states that lack some of them."""
