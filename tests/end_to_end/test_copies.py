@@ -14,14 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.support.builds import NO_DETECTORS, ROOT, segmint, segmint_here, write_catalog, write_config
+from segmint.infra.ray_session import Cluster
+from tests.support.builds import AS_SHIPPED, NO_DETECTORS, ONE_EACH, segmint_here, write_catalog, write_config
 from tests.support.photographs import photograph
 from tests.support.small_dataset import build_dataset
 from tests.support.two_masks import TwoMaskSegment
 
 pytestmark = pytest.mark.ray
 
-QUICK: dict[str, Any] = {"images_per_shard": 9, "deidentify": NO_DETECTORS}
+QUICK: dict[str, Any] = {
+    "images_per_shard": 9,
+    "deidentify": NO_DETECTORS,
+    "model": AS_SHIPPED,
+    "resources": ONE_EACH,
+}
 
 
 def encoded(image: Image.Image, quality: int = 92) -> bytes:
@@ -71,7 +77,10 @@ def copies(lines: list[str]) -> set[str]:
     return {line.partition(" copy ")[2].partition(" looks like ")[0] for line in lines if " looks like " in line}
 
 
-def test_eight_copies_of_a_picture_in_committed_shards_and_in_a_later_build(tmp_path: Path) -> None:
+def test_eight_copies_of_a_picture_in_committed_shards_and_in_a_later_build(
+    tmp_path: Path, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segmint.pipeline.build.Segment", TwoMaskSegment)
     photos, dataset = tmp_path / "photos", tmp_path / "dataset"
     photos.mkdir()
     original = encoded(Image.fromarray(photograph("coffee", (480, 320))))
@@ -97,8 +106,7 @@ def test_eight_copies_of_a_picture_in_committed_shards_and_in_a_later_build(tmp_
 
     turned = {"uri": "turned.png", "image_id": "copy 2 turned", "license": "CC0-1.0"}
     write_catalog(catalog, [*rows, *write_copies(photos, original, 1), *write_copies(photos, original, 2), turned])
-    grow = ("build", config, "--grow", "--json")
-    printed = segmint(*grow, module="tests.support.two_masks", PYTHONPATH=str(ROOT))
+    printed = "\n" + segmint_here("build", config, "--grow", "--json")
     built = json.loads("{" + printed.partition("\n{\n")[2])
     assert built["rejected"] == {"taken_down": 1 + 2 * len(SAME)}
     assert copies(built["similar"]) == {f"2 {name}" for name in (*NEAR, "turned")}

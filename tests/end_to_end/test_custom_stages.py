@@ -15,19 +15,32 @@ from PIL import Image
 
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.infra.errors import UsageError
+from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from tests.support.builds import NO_DETECTORS, ROOT, digests, segmint, small_catalog, write_config
+from tests.support.builds import (
+    AS_SHIPPED,
+    NO_DETECTORS,
+    ONE_EACH,
+    ROOT,
+    digests,
+    segmint,
+    segmint_here,
+    small_catalog,
+    write_config,
+)
 from tests.support.cells import examples_of
 from tests.support.custom_stages import KILLS
 from tests.support.locations import location_of
 from tests.support.photographs import photograph
+from tests.support.two_masks import TwoMaskSegment
 
 pytestmark = pytest.mark.ray
 
 HERE = "tests.support.custom_stages"
+QUICK: dict[str, Any] = {"deidentify": NO_DETECTORS, "model": AS_SHIPPED, "resources": ONE_EACH}
 STUBBED = ROOT / "benchmarks" / "building" / "stubbed_build.py"
 
 
@@ -40,21 +53,21 @@ def table(dataset: Path, kind: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_the_example_of_the_page_runs_in_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_page_runs_in_a_build(
+    tmp_path: Path, local_ray: Cluster, worker_modules: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     example, from_python = examples_of(ROOT / "docs" / "stages.md")
     assert len(example.splitlines()) <= 32
-    (tmp_path / "blur.py").write_text(example, encoding="utf-8")
+    (worker_modules / "blur.py").write_text(example, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(worker_modules))
     catalog = small_catalog(tmp_path / "photos", count=5)
     variances = sorted(variance(np.asarray(Image.open(tmp_path / "photos" / f"photo_00{i}.jpg"))) for i in (0, 1, 3))
     blur = {"stage": "blur.Blur", "after": "prepare", "arguments": {"least": round(sum(variances[:2]) / 2)}}
     mean = {"stage": f"{HERE}.Mean", "after": "segment", "batch_size": 1, "resources": {"actors": [1, 2]}}
     stages = [blur, mean, {"stage": f"{HERE}.Ranks"}]
-    config = write_config(
-        tmp_path / "build.yaml", catalog, tmp_path / "dataset", deidentify=NO_DETECTORS, stages=stages
-    )
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    printed = segmint("build", config, module="tests.support.two_masks", PYTHONPATH=path)
-    assert "blurry" in printed
+    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", stages=stages, **QUICK)
+    monkeypatch.setattr("segmint.pipeline.build.Segment", TwoMaskSegment)
+    assert "blurry" in segmint_here("build", config)
 
     dataset = tmp_path / "dataset"
     assert sorted((row["stage"], row["reason"]) for row in table(dataset, "rejects")) == [
@@ -77,24 +90,23 @@ def test_the_example_of_the_page_runs_in_a_build(tmp_path: Path, monkeypatch: py
     manifest = json.loads((dataset / "dataset.json").read_bytes())
     assert list(manifest["config"]["stages"]) == ["blur", "mean", "rank"]
     assert [column["name"] for column in manifest["stages"]] == ["blur", "mean", "rank"]
-    monkeypatch.syspath_prepend(str(tmp_path))
     open_or_create(load_config(str(config)), Storage())
     for change, told in (
         ({"arguments": {"least": 1}}, f"stages.blur.arguments.least: {blur['arguments']['least']} before, 1 now"),
         ({"after": "segment"}, "stages.blur.after: 'prepare' before, 'segment' now"),
     ):
-        write_config(config, catalog, dataset, deidentify=NO_DETECTORS, stages=[{**blur, **change}, *stages[1:]])
+        write_config(config, catalog, dataset, stages=[{**blur, **change}, *stages[1:]], **QUICK)
         with pytest.raises(UsageError) as caught:
             open_or_create(load_config(str(config)), Storage())
         assert told in str(caught.value)
     monkeypatch.setattr("tests.support.custom_stages.Ranks.version", "2")
-    write_config(config, catalog, dataset, deidentify=NO_DETECTORS, stages=stages)
+    write_config(config, catalog, dataset, stages=stages, **QUICK)
     with pytest.raises(UsageError, match=r"stages\.rank\.version: '1' before, '2' now"):
         open_or_create(load_config(str(config)), Storage())
 
     began: list[Any] = []
     monkeypatch.setattr("segmint.pipeline.build.run_build", lambda config, **_: began.append(config.stages))
-    write_config(tmp_path / "build.yaml", catalog, dataset, deidentify=NO_DETECTORS)
+    write_config(tmp_path / "build.yaml", catalog, dataset, **QUICK)
     monkeypatch.chdir(tmp_path)
     exec(from_python, {})
     ((stage,),) = began

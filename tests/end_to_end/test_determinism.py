@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 
 from benchmarks.building.scale import write_build
-from benchmarks.building.stubs import IMAGE_S, RELEASE_BYTES
+from benchmarks.building.stubs import IMAGE_S, RELEASE_BYTES, StubbedPrepare, StubbedSegment
+from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
+from segmint.pipeline.build import run_build
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from tests.support.builds import SEVERAL_ACTORS, digests, segmint, write_config
 from tests.support.built_fixtures import IN_TWOS, BuiltDataset
-from tests.support.runs import STUBBED, assert_gone, assert_whole, finish, running, wait_for
+from tests.support.runs import STUBBED, assert_gone, assert_whole, running, wait_for
 from tests.support.stubbed import write_dataset
 
 pytestmark = pytest.mark.ray
@@ -90,9 +92,15 @@ def test_rows_reach_their_shards_in_any_windows_and_blocks(
     assert stubbed_build(tmp_path, catalog, **settings) == files
 
 
-def test_a_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
-    """With stubs for pixels, unlike `test_kills.py`; the undisturbed files are written without Ray."""
-    sizes = {"images_per_shard": 15, "rows_per_block": 5, "resources": pools(1)}
+def test_a_killed_run_is_finished_by_the_next(
+    tmp_path: Path, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stubs for pixels, unlike `test_kills.py`. The next run is this process's.
+
+    The undisturbed files are written without Ray.
+    """
+    model = {"model": {"device": "cpu", "threads": 1, "kernels": "torch"}}  # this process's run sees a cluster
+    sizes = {"images_per_shard": 15, "rows_per_block": 5, "window_shards": 8, "resources": pools(1), **model}
     killed, alone = (write_build(tmp_path / name, 120, **sizes) for name in ("killed", "alone"))
     commits = tmp_path / "killed" / "dataset" / "commits"
     with running(killed, **STUBBED, **{IMAGE_S: "0.04"}) as run:
@@ -101,7 +109,9 @@ def test_a_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
         run.wait()
         assert len(list(commits.glob("*.json"))) < 8, "the run was already whole when it was killed"
         assert_gone(run)
-    assert finish(killed, **STUBBED) == 1
+    monkeypatch.setattr("segmint.pipeline.build.Prepare", StubbedPrepare)
+    monkeypatch.setattr("segmint.pipeline.build.Segment", StubbedSegment)
+    assert run_build(load_config(str(killed))).written == 118
     write_dataset(alone)
     open_or_create(load_config(str(alone)), Storage()).write_index()
     assert_whole(tmp_path / "killed" / "dataset", digests(tmp_path / "alone" / "dataset"))

@@ -12,10 +12,21 @@ from typing import Any
 
 import pytest
 
+from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from tests.support.builds import NO_DETECTORS, ROOT, digests, segmint, small_catalog, write_config
+from tests.support.builds import (
+    AS_SHIPPED,
+    NO_DETECTORS,
+    ONE_EACH,
+    ROOT,
+    digests,
+    segmint,
+    segmint_here,
+    small_catalog,
+    write_config,
+)
 from tests.support.faulty_proxy import (
     CUT_BODY,
     DRIP_BODY,
@@ -39,7 +50,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 SLOW_DOWN = answer(503, "SlowDown")
 ERROR = answer(500, "InternalError")
 COMMIT = "/commits/"
-TINY: dict[str, Any] = {"images_per_shard": 2, "deidentify": NO_DETECTORS, "rows_per_block": 1}
+TINY: dict[str, Any] = {
+    "images_per_shard": 2,
+    "deidentify": NO_DETECTORS,
+    "rows_per_block": 1,
+    "model": AS_SHIPPED,  # a build of this process sees a cluster
+    "resources": ONE_EACH,
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +75,12 @@ class FaultyWorld:
         printed = segmint(
             "build", self.config, "--json", check=check, timeout=500, module=stubbed, PYTHONPATH=str(ROOT)
         )
-        self.proxy.policy = lambda method, target: b""
+        self.recover()
         return printed
+
+    def recover(self) -> None:
+        """End the faults."""
+        self.proxy.policy = lambda method, target: b""
 
     def standing(self) -> dict[str, str]:
         """SHA-256 of every file in the dataset."""
@@ -107,7 +128,9 @@ def world(
         yield FaultyWorld(proxy, config, dataset, direct, undisturbed, tmp_path)
 
 
-def test_a_storm_of_all_faults_and_an_outage_leave_no_trace(world: FaultyWorld) -> None:
+def test_a_storm_of_all_faults_and_an_outage_leave_no_trace(
+    world: FaultyWorld, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storm = Storm(
         StormRule(SHORT_LENGTH, "GET", r"in/photo_001", first=1),
         StormRule(STALL_BODY, "GET", r"in/photo_003", first=1),
@@ -122,7 +145,9 @@ def test_a_storm_of_all_faults_and_an_outage_leave_no_trace(world: FaultyWorld) 
     )
     outage = Outage(world.proxy, seconds=3, after=2, method="PUT", target=COMMIT, policy=storm)
     world.proxy.policy = outage
-    world.build()
+    monkeypatch.setattr("segmint.pipeline.build.Segment", TwoMaskSegment)
+    segmint_here("build", world.config)
+    world.recover()
     world.is_as_if_nothing_had_happened()
     assert outage.happened
     assert len(storm.hits) == 9

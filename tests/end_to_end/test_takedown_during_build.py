@@ -25,7 +25,15 @@ from segmint.pipeline.building.execution.work import MissingShards
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from tests.support.builds import NO_DETECTORS, ROOT, segmint, write_catalog, write_config, write_photographs
+from tests.support.builds import (
+    NO_DETECTORS,
+    ONE_EACH,
+    ROOT,
+    segmint,
+    write_catalog,
+    write_config,
+    write_photographs,
+)
 from tests.support.everything import jpegs, mentions
 from tests.support.locations import location_of
 from tests.support.small_dataset import build_dataset
@@ -40,6 +48,7 @@ COPIES = ("copy.jpg", "late.jpg", "again.jpg")
 
 QUICK: dict[str, Any] = {
     "deidentify": NO_DETECTORS,
+    "resources": ONE_EACH,
     "masks": {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8},
 }
 

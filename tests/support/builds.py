@@ -42,6 +42,9 @@ library of CPU kernels."""
 NO_DETECTORS = {"faces": {"detector": "none"}, "plates": {"detector": "none"}}
 """The `deidentify` part of a configuration without detectors, whose processes take seconds to start."""
 
+ONE_EACH = {"segment": {"actors": 1}, "prepare": {"actors": 1, "num_cpus": 0.5}}
+"""Pools of one actor: a cluster of several CPUs would have more."""
+
 SEVERAL_ACTORS = {"segment": {"actors": 3, "num_cpus": 1}, "prepare": {"actors": 2, "num_cpus": 0.5}}
 """Pools of several actors on two cores."""
 
@@ -120,7 +123,10 @@ def segmint_and_modules(*arguments: str | Path) -> tuple[subprocess.CompletedPro
 
 
 def segmint_here(*arguments: str | Path, check: int = 0) -> str:
-    """Run the command in this process, which has imported torch and Ray: for commands that end before Ray starts."""
+    """Run the command in this process, which has imported torch and Ray.
+
+    For commands that end before Ray starts, and for builds with `local_ray`, which such a build treats as a cluster.
+    """
     done = CliRunner().invoke(app, list(map(str, arguments)))
     if done.exit_code != check:
         raise AssertionError(f"segmint {arguments} ended with {done.exit_code}, not {check}:\n{done.output}")
