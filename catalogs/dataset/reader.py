@@ -46,12 +46,14 @@ class NoPixelsError(SegmintError):
 class MaskAnnotation:
     """One mask in SA-1B's terms; coordinates are pixels of the released image.
 
-    `bbox` and `crop_box` are (x, y, width, height), and `point_coords` are the prompt's points (x, y). `counts` is
-    COCO's compressed run-length encoding of a mask of `size` (height, width). An annotated mask may have no scores and
-    no points. `label`, `label_score`, and `label_source` are those of the masks table; None for a mask without a label.
+    `bbox` and `crop_box` are (x, y, width, height), and `point_coords` are the prompt's points (x, y). `counts` is the
+    mask in COCO's compressed run-length encoding, and `size` is its (height, width). A mask that a person annotated may
+    have no scores and no points. `label`, `label_score`, and `label_source` come from the masks table and are None if
+    the mask has no label.
 
-    `output` is which of the decoder's three outputs the mask is, 0 to 2; None if it's unknown. `container` is the id of
-    the smallest larger mask of the image that contains at least 95 % of this one's pixels; None if there's none.
+    `output` is the index (0 to 2) of the decoder output that produced the mask, or None if it's unknown. `container` is
+    the id of the smallest mask in the image that is larger than this one and contains at least 95 % of its pixels, or
+    None if there is no such mask.
     """
 
     id: int
@@ -73,9 +75,9 @@ class MaskAnnotation:
     def from_json(
         cls, value: Mapping[str, Any], output: int | None = None, container: int | None = None
     ) -> "MaskAnnotation":
-        """Convert an entry of `annotations` in an image's JSON, with the mask's `outputs` and `containers` there.
+        """Convert an entry of `annotations` in an image's JSON, plus the mask's values in `outputs` and `containers`.
 
-        The JSON has no labels.
+        The JSON contains no labels.
         """
         height, width = value["segmentation"]["size"]
         x, y, w, h = value["bbox"]
@@ -116,7 +118,7 @@ class MaskAnnotation:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a dataset. `row` is its row of `images/*.parquet`, and `masks` are in the order of its JSON."""
+    """One image of a dataset. `row` is its row in `images/*.parquet`; `masks` have the same order as in its JSON."""
 
     row: Mapping[str, Any]
     masks: Sequence[MaskAnnotation]
@@ -173,8 +175,8 @@ class Sample:
 class Dataset:
     """The committed images of a dataset, ordered by ordinal; each iteration reads the commits again.
 
-    An iteration doesn't include shards that are committed while it runs. With a recorded `version`, the images are
-    those of that version. With `verify`, a process hashes each file before it first reads it.
+    An iteration doesn't include shards that are committed while it runs. If `version` is set, it yields the images of
+    that recorded version. With `verify`, a process hashes each file before it reads it for the first time.
     """
 
     def __init__(
@@ -231,9 +233,9 @@ class Dataset:
     def table(
         self, commit: Commit, kind: str, columns: list[str] | None = None, rows: pc.Expression | None = None
     ) -> pa.Table:
-        """Read a table of the shard (`kind` is images, masks, or rejects), with only these columns and rows if given.
+        """Read a table of the shard (`kind` is images, masks, or rejects), or only the given columns and rows of it.
 
-        Row groups that contain none of the rows, judging by their statistics, aren't read.
+        A row group isn't read if its statistics show that it contains none of the rows.
         """
         entry = commit.file(kind)
         file = self.location / entry.path

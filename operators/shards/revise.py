@@ -199,10 +199,11 @@ def apply_catalog(dataset: DatasetHandle, shard: int, since: int) -> ShardRevisi
 
 
 def apply_later_changes(dataset: DatasetHandle, shard: int, *, since: int | None = None) -> bool:
-    """Call `apply_tombstones` and `apply_catalog` for a shard whose commit or files were just put.
+    """Call `apply_tombstones` and `apply_catalog` for a shard, right after its commit or its files were written.
 
-    `since` is a manifest generation no later than the one whose catalog the rows were read from; by default the
-    handle's `catalog_generation`. Returns whether the shard changed.
+    This applies the takedowns and catalog changes that the writer of the shard may have missed. `since` must not be
+    later than the manifest generation whose catalog the rows were read from; it defaults to the handle's
+    `catalog_generation`. Returns whether the shard changed.
     """
     applied = apply_tombstones(dataset, shard)
     amended = apply_catalog(dataset, shard, dataset.catalog_generation if since is None else since)
@@ -212,8 +213,9 @@ def apply_later_changes(dataset: DatasetHandle, shard: int, *, since: int | None
 def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[int]:
     """Finish the work of writers that died after committing these shards; return the shards that changed.
 
-    A remaining reservation identifies such a writer. The tombstones and the catalog are applied, then the reservation
-    is deleted. Reservations of catalog parts whose writers lost, or died after the manifest was put, are also deleted.
+    If a writer dies this way, its reservation remains. This function applies the tombstones and the catalog to the
+    shard and then deletes the reservation. It also deletes reservations of catalog parts if their writer lost the race
+    for the manifest, or died after writing the manifest.
     """
     committed = dataset.commits.committed()
     left: dict[int, list[str]] = {}
@@ -317,8 +319,8 @@ def cataloged(dataset: Location) -> Callable[[Commit, Sequence[Row]], Sequence[R
 class CatalogRows:
     """Reader of rows of the latest catalog. Thread-safe; pickled without its cache.
 
-    Row groups are read whole and shards come in order, so the last few groups are cached. The cache never goes stale,
-    because a changed part gets another path.
+    Each read loads whole row groups, and shards are usually read in order, so the last few row groups are cached. The
+    cache can't become stale, because a part of the catalog is never changed in place: its new version has a new path.
     """
 
     def __init__(self, dataset: Location) -> None:

@@ -18,20 +18,21 @@ class SubmissionFit:
     """The parts of a submission that still apply to an image. Masks of the image are identified by annotation id."""
 
     new: Sequence[SubmittedMask]  # masks to write, without duplicates
-    parents: Mapping[str, FormerMask]  # masks that they replace, by the new mask's run lengths
-    gone: frozenset[int]  # masks that are removed from the image
-    same: int  # masks of the submission that the image already contains, pixel for pixel
-    unfit: Sequence[str]  # masks and deletions that refer to a mask that has since changed or gone, with the reason
-    repeated: Sequence[str]  # masks that are in the submission twice
+    parents: Mapping[str, FormerMask]  # the mask that each new one replaces, keyed by the new mask's run lengths
+    gone: frozenset[int]  # masks to remove from the image
+    same: int  # number of submitted masks that the image already contains, pixel for pixel
+    unfit: Sequence[str]  # one reason per mask or deletion that refers to a mask that has since changed or disappeared
+    repeated: Sequence[str]  # one message per mask that repeats an earlier mask of the submission
 
 
 def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], merged: Merged) -> SubmissionFit:
-    """Return which parts of an assignment's last submission apply to an image; `submissions` are all of them, in order.
+    """Determine which parts of an assignment's last submission still apply to an image.
 
-    `masks` are the image's mask rows by annotation id, and `merged` is the `submission` of the image's row. Masks that
-    the submission neither replaces nor deletes are kept, as are masks whose replacement is identical pixel for pixel.
-    If the submission was made for the same state as the last merged one, it supersedes that one: masks that only the
-    earlier one added are removed.
+    `masks` contains the image's mask rows by annotation id, `submissions` contains all submissions of the assignment,
+    in order, and `merged` is the `submission` column of the image's row. Masks that the last submission neither
+    replaces nor deletes are kept, as are masks whose replacement is identical pixel for pixel. If the submission was
+    made for the same state as the last merged one, it supersedes that one, so masks that only the earlier submission
+    added are removed.
     """
     submission = submissions[-1]
     former = merged_before(submissions, merged)
@@ -91,9 +92,9 @@ def merged_before(submissions: Sequence[Submission], merged: Merged) -> Submissi
 def _made_by(former: Submission, masks: Mapping[int, Row], submissions: Sequence[Submission]) -> set[int]:
     """Return the ids of the image's masks that a submission added.
 
-    A mask that was already in the state that the submission was made for is excluded, even if the submission contains
-    it pixel for pixel: one from submissions to earlier states, one from a build, or one whose columns differ from the
-    submission's.
+    A mask is excluded if it was already in the state that the submission was made for, even if the submission contains
+    the same pixels. This applies to masks that come from submissions to earlier states, masks from a build, and masks
+    whose columns differ from the submission's.
     """
     shown: set[str] = set()
     for earlier in last_of_states(

@@ -66,19 +66,20 @@ def label(
     now: datetime | None = None,
     resources: ResourcesConfig = LOCAL,
 ) -> LabelResult:
-    """Set labels of masks by a stage like `MaskLabels`, which is trusted to keep to its interface; None removes them.
+    """Label masks with a model, or remove all labels that models set.
 
-    Only masks without a label, or with one of another model, get one, so a repeated call completes an interrupted one.
-    Removing the labels restores the bytes of masks tables that had none of models before. The other arguments are as
-    in `correct`. Raises `UsageError` for a dataset without images, and `StageContractError` if a worker can't start the
-    same stage.
+    `stage` must behave like `MaskLabels`, because this function doesn't check its results; None removes the labels. A
+    mask gets a label only if it has none or if another model set the one it has, so repeating the call completes an
+    interrupted one. If a masks table contained no labels of models before, removing them restores its original bytes.
+    The other arguments are as in `correct`. Raises `UsageError` for a dataset without images, and `StageContractError`
+    if a worker can't start the same stage.
     """
     return correct(DatasetHandle.open(dataset), _Label(stage), confirm, now, resources)
 
 
 @dataclass(frozen=True)
 class LabelChange:
-    """Change of a shard's masks: their labels by a stage, or without the labels of models."""
+    """Change to a shard's masks that sets the labels of a stage, or removes the labels that models set."""
 
     dataset: Location
     stage: StageSpec | None
@@ -91,7 +92,7 @@ class LabelChange:
         return after
 
     def changing(self, rows: Iterable[Row]) -> dict[int, list[tuple[int, Row]]]:
-        """Return the masks to change by the number of their image, each with its place in the table."""
+        """Return the masks to change, each with its position in the table, grouped by image number."""
         found: dict[int, list[tuple[int, Row]]] = {}
         for place, row in enumerate(rows):
             source = None if self.stage is None else f"{MODEL}{self.stage.version}"
@@ -100,7 +101,7 @@ class LabelChange:
         return found
 
     def _columns(self, commit: Commit, images: dict[int, list[tuple[int, Row]]]) -> Iterator[tuple[int, Row]]:
-        """Yield the place and the next columns of the label of each mask that changes."""
+        """Yield the position of each mask that changes, with the new values of its label columns."""
         if self.stage is None:
             for masks in images.values():
                 yield from ((place, dict.fromkeys(MASK_LABEL)) for place, _ in masks)

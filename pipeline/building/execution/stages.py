@@ -243,10 +243,11 @@ class Stages:
         return self.prepare_arguments if self.detectors is None else (*self.prepare_arguments, self.detectors)
 
     def bundles(self, rows: int) -> list[dict[str, float]]:
-        """Return the resources of the workers for `rows` rows, a reader, and the writers, for the autoscaler.
+        """Return the resources to request from the autoscaler: those of the workers, a reader, and the writers.
 
-        The workers are at most those of the largest pools, and fewer if there are too few blocks for all of them. Only
-        custom stages get all of their GPUs, because a layout sets them aside.
+        The number of workers is that of the largest pools, or less if `rows` rows make too few blocks to keep all of
+        them busy. Only custom stages on GPUs always get the workers of their largest pool, because a layout reserves
+        their GPUs.
         """
         blocks = math.ceil(rows / self.rows_per_block)
 
@@ -270,9 +271,10 @@ class Stages:
         ]
 
     def workers(self) -> dict[str, int]:
-        """Return the number of workers per stage, for the stages whose load is measured.
+        """Return the number of workers of each stage whose load is measured.
 
-        If segment actors overlap their stages, these are named as in `StageSeconds`. Their threads count as workers.
+        If segment actors run their steps in parallel threads, each step counts as a stage with the name that it has in
+        `StageSeconds`, and each of its threads counts as a worker.
         """
         actors, threads = self.segment_pool.largest, self.segment_threads
         inside = (
@@ -285,9 +287,10 @@ class Stages:
 
 
 def _resources(pool: ActorPool) -> dict[str, float]:
-    """Return the resources of an actor for a request, with a share of a GPU that adds up to whole GPUs.
+    """Return an actor's resources for a request, with its share of a GPU rounded up so that shares fill whole GPUs.
 
-    Ray places an actor with 0.75 GPUs on one GPU, and no other such actor beside it, so its node has room for fewer.
+    For example, Ray places only one actor with 0.75 GPUs on a GPU, so a node has room for fewer actors than its number
+    of GPUs divided by 0.75.
     """
     gpus = 1.0 / int(1.0 / pool.num_gpus + _ROUNDING) if 0 < pool.num_gpus < 1 else pool.num_gpus
     return {name: amount for name, amount in (("CPU", pool.num_cpus), ("GPU", gpus)) if amount}

@@ -326,9 +326,10 @@ class _AnnotatedImage(NamedTuple):
 def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage: MaskStaging) -> dict[str, int]:
     """Stage the annotated masks of `source` for `into`; return the number of masks left out, by reason.
 
-    `begun` is the manifest of `source`. Masks go to all images with the same source bytes. A mask without a model gets
-    the model of `source`, because without one, `into` would assume its own. `source` is read twice and the images of
-    `into` once, shard by shard. Memory grows only with the source hashes of annotated images.
+    `begun` is the manifest of `source`. An image's masks are staged for every image of `into` that has the same source
+    bytes. If a prompted mask doesn't name its model, the model of `source` is recorded, because otherwise `into` would
+    attribute the mask to its own model. The function reads `source` twice and the images of `into` once, shard by
+    shard, so its memory only grows with the number of source hashes of annotated images.
     """
     homes = _homes(into, frozenset(found.row["source_sha256"] for found in _annotated(source)))
     left: Counter[str] = Counter()
