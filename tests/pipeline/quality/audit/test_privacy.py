@@ -4,8 +4,9 @@
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from PIL import Image
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.findings import Code, FindingLocation
 from segmint.catalogs.layout import config_sha256
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
+from segmint.model.detectors.detection import Kind
 from segmint.operators.audit.detectors import DetectorSpec
+from segmint.operators.audit.isolated import IsolatedDetector
 from segmint.operators.audit.privacy import RemainingDetection
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors
@@ -33,6 +37,35 @@ from tests.support.foreign_data import loosen
 from tests.support.locations import location_of
 from tests.support.planting import LATER, ShardEdit
 from tests.support.torchscript import FailingDetector, MagentaDetector, OnlyScores, saved, spot
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """Audits with the same file share a child process: each child imports torch, which takes seconds."""
+    known: dict[tuple[Any, ...], IsolatedDetector] = {}
+
+    def shared(path: Path, kind: Kind, **options: Any) -> IsolatedDetector:
+        key = sha256_of(path), path.name, kind, *sorted(options.items())
+        if key not in known:
+            known[key] = IsolatedDetector(path, kind, **options)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("segmint.operators.audit.detectors.IsolatedDetector", shared)
+        yield
+    for detector in known.values():
+        detector.close()
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of detectors: `spot.pt` sees magenta squares, `large.pt` those of 20 pixels, and `failing.pt` none."""
+    folder = tmp_path_factory.mktemp("modules")
+    saved(MagentaDetector(least=4), folder / "spot.pt")
+    saved(MagentaDetector(least=20), folder / "large.pt")
+    saved(FailingDetector(), folder / "failing.pt")
+    return folder
+
 
 LEFT = RemainingDetection(7, "face", "mtcnn", 0.9, 1, 2, 30, 40, redacted=False)
 REDACTED = RemainingDetection(7, "plate", "clp", 0.8, 50, 60, 20, 10, redacted=True)
@@ -85,11 +118,13 @@ def with_a_face_and_a_spot(taken: CommittedShard) -> None:
 
 
 @pytest.mark.parametrize("name", ["regions.jsonl", pytest.param("regions.parquet", marks=pytest.mark.long)])
-def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(dataset: Path, tmp_path: Path, name: str) -> None:
+def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(
+    dataset: Path, modules: Path, tmp_path: Path, name: str
+) -> None:
     ShardEdit(1, with_a_face_and_a_spot)(dataset)
     regions, pictures = tmp_path / name, tmp_path / "pictures"
     # 20 pixels: the spot is seen in tiles at twice the size alone.
-    others = given(("face", saved(MagentaDetector(least=20), tmp_path / "spot.pt")), ("face", "mtcnn"))
+    others = given(("face", modules / "large.pt"), ("face", "mtcnn"))
     report = audit(dataset, detectors=others, regions=location_of(regions), pictures=location_of(pictures))
 
     assert report.findings.counts == {Code.STILL_DETECTED: 2}
@@ -98,26 +133,26 @@ def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(dataset: P
     assert names == [
         ("face", "mtcnn", "build", 1, True),
         ("plate", "clp", "build", 0, True),
-        ("face", "spot.pt", "audit", 1, False),
+        ("face", "large.pt", "audit", 1, False),
         ("face", "mtcnn on tiles", "audit", 1, True),
     ]
     face, only = privacy.found
     assert [each.detector for each in face.found_by] == ["mtcnn", "mtcnn on tiles"]
-    assert face.missed_by == ("spot.pt",)
-    assert ([each.detector for each in only.found_by], only.missed_by) == (["spot.pt"], ("mtcnn", "mtcnn on tiles"))
+    assert face.missed_by == ("large.pt",)
+    assert ([each.detector for each in only.found_by], only.missed_by) == (["large.pt"], ("mtcnn", "mtcnn on tiles"))
     assert (only.id, only.kind, only.shard, only.score) == (4, "face", 1, 0.95)
     assert only.x <= 20 < 32 <= only.x + only.w
     assert only.y <= 120 < 132 <= only.y + only.h
     assert privacy.agreement == (
-        DetectorAgreement("face", ("mtcnn", "spot.pt", "mtcnn on tiles"), 0),
+        DetectorAgreement("face", ("mtcnn", "large.pt", "mtcnn on tiles"), 0),
         DetectorAgreement("face", ("mtcnn", "mtcnn on tiles"), 1),
         DetectorAgreement("face", ("mtcnn",), 0),
-        DetectorAgreement("face", ("spot.pt",), 1),
+        DetectorAgreement("face", ("large.pt",), 1),
         DetectorAgreement("face", ("mtcnn on tiles",), 0),
     )
     text = " ".join(line.strip() for line in result_lines(report))
-    assert "a face by spot.pt at score 0.95, and not by mtcnn or mtcnn on tiles" in text
-    assert "1 by mtcnn and mtcnn on tiles, 0 by mtcnn only, 1 by spot.pt only" in text
+    assert "a face by large.pt at score 0.95, and not by mtcnn or mtcnn on tiles" in text
+    assert "1 by mtcnn and mtcnn on tiles, 0 by mtcnn only, 1 by large.pt only" in text
     assert "clean" not in text
     assert verdict(report) == "verdict: 2 findings (2 in privacy)"
 
@@ -146,10 +181,10 @@ def with_a_recorded_pattern(taken: CommittedShard) -> None:
 
 
 def test_what_the_build_left_because_redaction_made_it_is_counted_and_strictly_a_finding(
-    dataset: Path, tmp_path: Path
+    dataset: Path, modules: Path, tmp_path: Path
 ) -> None:
     ShardEdit(1, with_a_recorded_pattern)(dataset)
-    spots = given(("face", saved(MagentaDetector(least=4), tmp_path / "spot.pt")))
+    spots = given(("face", modules / "spot.pt"))
     report = audit(dataset, detectors=spots, pictures=location_of(tmp_path / "pictures"))
     assert Code.STILL_DETECTED not in report.findings.counts
     assert (report.privacy.residual, report.privacy.found_total) == (1, 0)
@@ -161,7 +196,7 @@ def test_what_the_build_left_because_redaction_made_it_is_counted_and_strictly_a
     assert "left by the build" not in verdict(strict)
 
 
-def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search(dataset: Path, tmp_path: Path) -> None:
+def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search(dataset: Path, modules: Path) -> None:
     ShardEdit(1, with_a_face_and_a_spot)(dataset)
     own = {
         "faces": {"detector": "0" * 64, "score": None},
@@ -169,7 +204,7 @@ def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search
         "orientations": [0, 180],
     }
     reconfigure(dataset, deidentify=own)
-    report = audit(dataset, 3, detectors=given(("face", saved(MagentaDetector(least=4), tmp_path / "spot.pt"))))
+    report = audit(dataset, 3, detectors=given(("face", modules / "spot.pt")))
     assert [each.name for each in report.privacy.detectors] == ["spot.pt"]
     assert report.privacy.agreement == ()
     gaps = [(gap.reason, gap.images, gap.kind) for gap in report.unsearched]
@@ -182,10 +217,9 @@ def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search
     )
 
 
-def test_a_detector_that_fails_on_an_image_is_named_and_the_others_go_on(dataset: Path, tmp_path: Path) -> None:
+def test_a_detector_that_fails_on_an_image_is_named_and_the_others_go_on(dataset: Path, modules: Path) -> None:
     ShardEdit(1, with_a_face_and_a_spot)(dataset)
-    failing = saved(FailingDetector(), tmp_path / "failing.pt")
-    report = audit(dataset, detectors=given(("plate", failing)))
+    report = audit(dataset, detectors=given(("plate", modules / "failing.pt")))
     assert report.findings.counts == {Code.STILL_DETECTED: 1}
     assert report.privacy.images_checked == 6
     assert report.privacy.detectors[2].failed == 6
@@ -201,10 +235,9 @@ def without_detectors(dataset: Path) -> None:
     reconfigure(dataset, deidentify={**own, "faces": none, "plates": none})
 
 
-def test_all_detectors_failing_is_nothing_looked_at(dataset: Path, tmp_path: Path) -> None:
+def test_all_detectors_failing_is_nothing_looked_at(dataset: Path, modules: Path) -> None:
     without_detectors(dataset)
-    failing = saved(FailingDetector(), tmp_path / "failing.pt")
-    report = audit(dataset, detectors=given(("plate", failing)))
+    report = audit(dataset, detectors=given(("plate", modules / "failing.pt")))
     assert (report.findings.total, report.privacy.images_checked, report.nothing_looked_at) == (0, 0, True)
     assert verdict(report).startswith("verdict: no image was searched for faces and plates (faces (no detector), ")
 
@@ -280,19 +313,19 @@ def test_a_wrong_file_is_refused_before_anything_is_looked_at(
         audit(loose, 0, detectors=given(("face", "mtcnn")))
 
 
-def test_detectors_search_data_that_segmint_did_not_write(small_dataset: Path, tmp_path: Path) -> None:
+def test_detectors_search_data_that_segmint_did_not_write(small_dataset: Path, modules: Path, tmp_path: Path) -> None:
     loose = loosen(small_dataset, tmp_path / "loose", name="photo ")
     marked = loose / "photo 4.jpg"
     pixels = spot(np.asarray(Image.open(marked)), 40, 30, 24)
     Image.fromarray(pixels).save(marked, quality=98)
-    detectors = given(("plate", saved(MagentaDetector(least=20), tmp_path / "spot.pt")))
+    detectors = given(("plate", modules / "large.pt"))
     regions, pictures = tmp_path / "regions.jsonl", tmp_path / "pictures"
     report = audit(loose, detectors=detectors, regions=location_of(regions), pictures=location_of(pictures))
     assert report.findings.counts == {Code.STILL_DETECTED: 1}
     (finding,) = report.findings
     assert (finding.image, finding.expected, finding.where[:9]) == (4, "no plate", "photo 4: ")
     (row,) = map(json.loads, regions.read_text().splitlines())
-    assert (row["id"], row["image"], row["kind"], row["found_by"]) == (4, "photo 4", "plate", ["spot.pt"])
+    assert (row["id"], row["image"], row["kind"], row["found_by"]) == (4, "photo 4", "plate", ["large.pt"])
     assert row["x"] <= 40 < 64 <= row["x"] + row["w"]
     assert row["y"] <= 30 < 54 <= row["y"] + row["h"]
     (picture,) = pictures.iterdir()
