@@ -1,5 +1,6 @@
 """The audit by Ray: the very report that threads of one process make, from actors that load what they need once."""
 
+import json
 import os
 import pickle
 import signal
@@ -120,17 +121,20 @@ def test_findings_regions_and_pictures_are_the_same_either_way(dataset: Path, tm
     assert set(files) == {"regions.jsonl", "pictures/sa_4_1_face.jpg", "pictures/sa_4_2_plate.jpg"}
 
 
-def test_a_damaged_part_of_the_catalog_and_integrity_alone_in_windows(
+def test_the_command_says_the_same_of_a_damaged_catalog_in_windows(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_ray, "WINDOW_SHARDS", 2)  # one after another
     flip(dataset / first_part(dataset).path)
-    threads, by_ray = (
-        audit_integrity(location_of(dataset), now=LATER, ray_from=ray_from) for ray_from in (IN_THREADS, BY_RAY)
-    )
-    assert by_ray == threads
-    assert by_ray.findings.counts == {Code.CATALOG_DIGEST: 1}
-    assert by_ray.checked.catalog_rows == 0
+    command = ["audit", str(dataset), "--json", "--integrity-only"]
+    threads = CliRunner().invoke(app, command)
+    monkeypatch.setattr(audit_ray, "WINDOW_SHARDS", 2)  # one after another
+    monkeypatch.setattr(segmint.pipeline.quality.audit.integrity, "RAY_FROM_MASKS", BY_RAY)
+    by_ray = CliRunner().invoke(app, command)
+    assert (by_ray.exit_code, by_ray.stdout) == (threads.exit_code, threads.stdout)
+    report = json.loads(by_ray.stdout)
+    assert [finding["code"] for finding in report["findings"]] == [Code.CATALOG_DIGEST]
+    assert (by_ray.exit_code, report["findings_total"], report["checked"]["catalog_rows"]) == (1, 1, 0)
+    assert "audit 2/2" in by_ray.stderr
 
 
 @pytest.mark.long
@@ -153,9 +157,8 @@ def test_a_fault_of_the_store_is_that_fault(small_dataset: Path, s3_server: S3Se
         proxy.close()
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--integrity-only"], pytest.param(["--privacy-sample", "1"], marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("arguments", [["--integrity-only"], ["--privacy-sample", "1"]])
 def test_the_command_says_the_same(small_dataset: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     threads = CliRunner().invoke(app, ["audit", str(small_dataset), "--json", *arguments])
     monkeypatch.setattr(segmint.pipeline.quality.audit.integrity, "RAY_FROM_MASKS", BY_RAY)
