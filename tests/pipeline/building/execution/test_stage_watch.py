@@ -13,13 +13,9 @@ from segmint.infra.ray_session import Cluster
 from segmint.pipeline.build import iter_blocks
 from segmint.pipeline.building.execution import stage_watch
 from segmint.pipeline.building.execution.stage_watch import StageWatch, StalledError, watched
+from tests.support.row_stubs import describe_rows
 
 pytestmark = pytest.mark.ray
-
-
-def describe_rows(table: pa.Table) -> pa.Table:
-    time.sleep(0.05)
-    return table
 
 
 def run(rows: int) -> int:
