@@ -56,28 +56,19 @@ def reason(data: bytes, config: IngestConfig = CONFIG) -> Reason | None:
 
 @pytest.mark.parametrize("sample", DECODED, ids=lambda sample: sample.name)
 def test_every_kind_of_file_gets_its_exact_verdict(sample: BadImage) -> None:
-    assert sample.data is not None
-    assert reason(sample.data) == sample.reason
-
-
-@pytest.mark.parametrize("sample", [s for s in DECODED if s.reason is None], ids=lambda sample: sample.name)
-def test_every_accepted_file_gives_plain_pixels(sample: BadImage) -> None:
-    assert sample.data is not None
-    result = ingest(sample.data, CONFIG)
-    assert result.image.dtype == np.uint8
-    assert result.image.flags.c_contiguous
-    assert result.image.shape == (result.source_height, result.source_width, 3)
-
-
-@pytest.mark.parametrize("sample", DECODED, ids=lambda sample: sample.name)
-def test_verdicts_are_the_same_sentence_each_time_and_hold_no_metadata(sample: BadImage) -> None:
+    """Plain pixels, or the same sentence each time, which holds no metadata."""
     assert sample.data is not None
     if sample.reason is None:
+        result = ingest(sample.data, CONFIG)
+        assert result.image.dtype == np.uint8
+        assert result.image.flags.c_contiguous
+        assert result.image.shape == (result.source_height, result.source_width, 3)
         return
     details = []
     for _ in range(2):
         with pytest.raises(RejectedError) as verdict:
             ingest(sample.data, CONFIG)
+        assert verdict.value.reason == sample.reason
         details.append(verdict.value.detail)
     assert details[0] == details[1]
     assert len(details[0]) < 250
@@ -87,10 +78,12 @@ def test_verdicts_are_the_same_sentence_each_time_and_hold_no_metadata(sample: B
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=str)
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_jpeg_cut_anywhere_is_refused(mode: str, options: dict[str, object]) -> None:
+@pytest.mark.parametrize("at_each_byte", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_jpeg_cut_anywhere_is_refused(mode: str, options: dict[str, object], at_each_byte: bool) -> None:
     data = encode(photograph().resize((96, 72)).convert(mode), "JPEG", **options)
     assert reason(data) is None
-    assert {reason(data[:length]) for length in range(3, len(data))} == {Reason.TRUNCATED}
+    step = 1 if at_each_byte or (mode == "RGB" and not options) else 7
+    assert {reason(data[:length]) for length in range(3, len(data), step)} == {Reason.TRUNCATED}
 
 
 @pytest.mark.parametrize(
