@@ -36,7 +36,7 @@ def run(ledger: RowLedger, fates: list[str], per_block: int = 6) -> list[Row]:
 
 def among_others(fates: list[str]) -> tuple[list[str], list[int]]:
     """Fates among rows to which nothing happens, and the places of those that have one."""
-    mixed = ["well"] * 12
+    mixed = ["well"] * (3 + 3 * len(fates))
     places = [2 + 3 * index for index in range(len(fates))]
     for place, fate in zip(places, fates, strict=True):
         mixed[place] = fate
@@ -68,13 +68,6 @@ def test_a_row_that_ends_its_worker_in_any_stage_is_a_suspect_and_no_other_is(
             assert (row["fault"], row["reason"], row["masks"]) == (None, None, [])
 
 
-def test_a_worker_outlives_the_signals_that_stop_processes(local_ray: Cluster) -> None:
-    ledger = RowLedger()
-    mixed, _ = among_others([f"{stage} is told to stop" for stage in STAGES])
-    assert [(row["fault"], row["reason"], row["masks"]) for row in run(ledger, mixed)] == [(None, None, [])] * 12
-    assert ledger.suspects() == ledger.alone() == []
-
-
 def test_a_gpu_that_fails_in_any_stage_bars_the_row_there_and_makes_no_suspect(local_ray: Cluster) -> None:
     ledger = RowLedger()
     mixed, places = among_others([f"{stage} breaks the GPU" for stage in STAGES])
@@ -96,14 +89,17 @@ def test_the_time_that_a_row_waits_is_not_counted(local_ray: Cluster) -> None:
     assert [row["fault"] for row in out] == [None] * 4
 
 
-def test_an_error_of_any_stage_is_a_fault_of_its_row_and_ends_nothing(local_ray: Cluster) -> None:
+def test_signals_that_stop_processes_and_errors_of_any_stage_end_no_worker(local_ray: Cluster) -> None:
+    """An error is a fault of its row."""
     ledger = RowLedger()
-    mixed, places = among_others([f"{stage} fails" for stage in STAGES])
+    stopped, failing = ([f"{stage} {fate}" for stage in STAGES] for fate in ("is told to stop", "fails"))
+    mixed, places = among_others([*stopped, *failing])
     out = run(ledger, mixed)
     assert ledger.suspects() == ledger.alone() == []
-    faults = [row["fault"] for row in out if row["fault"] is not None]
-    assert faults == [f"segment: ValueError: {stage} cannot do this image" for stage in STAGES]
-    assert [row["ordinal"] for row in out if row["fault"] is not None] == places
+    faults = {row["ordinal"]: row["fault"] for row in out if row["fault"] is not None}
+    assert list(faults) == places[len(STAGES) :]
+    assert list(faults.values()) == [f"segment: ValueError: {stage} cannot do this image" for stage in STAGES]
+    assert [(row["reason"], row["masks"]) for row in out if row["fault"] is None] == [(None, [])] * (len(mixed) - 3)
 
 
 @pytest.mark.long
