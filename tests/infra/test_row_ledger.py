@@ -115,17 +115,15 @@ def test_the_next_window_runs_them_one_at_a_time_from_the_start(local_ray: Clust
     assert walk_together(ledger, [8, 9], deadly=[]) == ([], [[9], [8]])
 
 
-def test_rows_that_left_are_no_suspects_when_their_block_runs_again(local_ray: Cluster) -> None:
+def test_another_window_knows_nothing_of_it_and_rows_that_left_are_no_suspects_when_they_run_again(
+    local_ray: Cluster,
+) -> None:
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(worker().remote(RowLedger(), [1, 2], deadly=2), timeout=120)
     ledger = RowLedger()
     for _ in range(2):
         assert walk(ledger, [1, 2, 3]) == {}
     assert ledger.suspects() == []
-
-
-def test_another_window_knows_nothing_of_it(local_ray: Cluster) -> None:
-    with pytest.raises(ray.exceptions.WorkerCrashedError):
-        ray.get(worker().remote(RowLedger(), [1, 2], deadly=2), timeout=120)
-    assert walk(RowLedger(), [1, 2]) == {}
 
 
 def start(book: _LedgerActor, entry: int | None, ordinal: int, *, alone: bool = False) -> str:
@@ -307,13 +305,6 @@ def test_the_seconds_of_a_worker_s_stages_are_recorded_and_summed(local_ray: Clu
     assert book.spent() == {"decode": 5.0, "finish": 1.0}
 
 
-def test_a_ledger_that_is_gone_has_no_suspects(local_ray: Cluster) -> None:
-    ledger = RowLedger()
-    ray.kill(ledger._actor)
-    assert ledger.suspects() == ledger.alone() == []
-    assert ledger.spent() == {}
-
-
 class Worker:
     """Visits a ledger; Ray's exit handlers never return in its process."""
 
@@ -365,7 +356,7 @@ def test_an_actor_that_starts_again_is_one_device(local_ray: Cluster) -> None:
     assert sorted(ledger.peaks()) == [1e12, 3e12]
 
 
-def test_peaks_lost_with_the_ledger_are_none(local_ray: Cluster) -> None:
+def test_a_ledger_that_is_gone_has_no_suspects_and_no_peaks(local_ray: Cluster) -> None:
     ledger = RowLedger()
     ray.get(ledger._actor.report_peak.remote("an actor", 1e12))
     ray.kill(ledger._actor)
@@ -374,3 +365,5 @@ def test_peaks_lost_with_the_ledger_are_none(local_ray: Cluster) -> None:
         time.sleep(0.1)
     assert ledger.peaks() == []
     ledger.report_peak(2e12)
+    assert ledger.suspects() == ledger.alone() == []
+    assert ledger.spent() == {}
