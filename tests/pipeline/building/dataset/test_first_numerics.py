@@ -35,8 +35,8 @@ SHA = "0" * 64
 
 @pytest.fixture(scope="module")
 def one_gpu_slot() -> Iterator[None]:
-    """A Ray that believes it has one GPU."""
-    ray.init(address="local", num_cpus=4, num_gpus=1, object_store_memory=100_000_000, include_dashboard=False)
+    """A Ray that believes it has one GPU. It starts a worker process for each of its few CPUs."""
+    ray.init(address="local", num_cpus=2, num_gpus=1, object_store_memory=100_000_000, include_dashboard=False)
     yield
     ray.shutdown()
 
@@ -144,7 +144,7 @@ def test_a_node_without_room_for_a_segment_actor_needs_no_cpu_kernels(
     tmp_path: Path, one_gpu_slot: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segmint.pipeline.building.dataset.first_numerics.reason", lambda dot: "none")
-    pools = {"segment": {"num_cpus": 5}}
+    pools = {"segment": {"num_cpus": 3}}
     assert _nodes_without_kernels(config(tmp_path, resources=pools), dot=False) == {}
     assert list(_nodes_without_kernels(config(tmp_path), dot=False).values()) == ["none"]
 
