@@ -86,6 +86,34 @@ def mask_row(record: "MaskRecord") -> dict[str, Any]:
     }
 
 
+def compiler_cache() -> Path:
+    """Return the folder in which torch's compiler keeps its results: `TORCHINDUCTOR_CACHE_DIR` or its own default."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
+
+
+@contextmanager
+def first_alone(folder: Path, name: str) -> Iterator[None]:
+    """Run the block in one process of this machine before all others that pass the same folder and name.
+
+    The first process compiles into a cache in the folder, and the others wait and then find its results. If it fails or
+    dies, the next one is first.
+    """
+    import fcntl  # only Linux has this module, and only GPU builds need it
+
+    folder.mkdir(parents=True, exist_ok=True)
+    done = folder / f"segmint-{name}.done"
+    with (folder / f"segmint-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if done.exists():
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            yield
+            return
+        yield
+        done.touch()
+
+
 def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     """Load the model onto its device, with torch set up for the dataset's numerics.
 
@@ -95,7 +123,6 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     from segmint.model.device import CaptureError
     from segmint.model.sam.batch_encoder import CompilationError
     from segmint.model.sam.predictor import Predictor
-    from segmint.operators.segment.compiling import compiler_cache, first_alone
     from segmint.operators.segment.models import load_model
 
     weights = _weights(settings)

@@ -225,7 +225,7 @@ def test_describing_and_writing_masks_starts_without_torch() -> None:
 def test_one_process_compiles_before_the_others_which_then_run_at_once(tmp_path: Path) -> None:
     """The first one dies, so the next one is first."""
     code = (
-        "import os, sys, time; from pathlib import Path; from segmint.operators.segment.compiling import first_alone\n"
+        "import os, sys, time; from pathlib import Path; from segmint.operators.segment.segment import first_alone\n"
         "folder = Path(sys.argv[1])\n"
         "with first_alone(folder, 'numerics'):\n"
         "    (folder / f'{os.getpid()}.in').touch()\n"
