@@ -81,17 +81,20 @@ def test_the_decoder_costs_what_torch_counts(depth: int) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_no_stage_exceeds_the_peak(mobile_sam_path: Path, coffee: np.ndarray) -> None:
-    """Each stage's best of three against the best of the peaks measured around them, all on one thread."""
+    """Each stage's best time against the best of the peaks measured around them, all on one thread.
+
+    An encode is timed once: it takes so long that its rate hardly varies.
+    """
     compute = Compute("cpu", "fp32", 1)
     predictor = Predictor(load_sam(mobile_sam_path), kernels=usable_kernels())
     side = np.linspace(50, 350, 4)
     points = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
     peak = measure_peak(compute)
 
-    def per_second(flop: int, call: Callable[[], Any]) -> float:
+    def per_second(flop: int, call: Callable[[], Any], times: int = 3) -> float:
         nonlocal peak
         seconds = []
-        for _ in range(3):
+        for _ in range(times):
             started = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - started)
@@ -105,7 +108,7 @@ def test_no_stage_exceeds_the_peak(mobile_sam_path: Path, coffee: np.ndarray) ->
         wanted = torch.ones(len(points), 3, dtype=torch.bool)
         predictor.draw_masks(plan, masks, wanted)  # as the stages before: once that isn't timed
         rates = {
-            "encode": per_second(encode_flop("mobile_sam"), lambda: predictor.embed_many([coffee])),
+            "encode": per_second(encode_flop("mobile_sam"), lambda: predictor.embed_many([coffee]), times=1),
             "plan": per_second(plan_flop(), lambda: predictor.plan_points(embedding)),
             "decode": per_second(len(points) * decode_flop(), lambda: predictor.decode_points(embedding, plan, points)),
             "draw": per_second(
