@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from segmint.catalogs.countries import countries
 from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.source.conform import is_text
 from segmint.catalogs.source.scan import write_catalog
 from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import UsageError
@@ -367,7 +368,8 @@ def locate(catalog: Location, output: Location, country_of: Callable[[str], str 
     """Write a copy of a catalog in which missing countries are filled in from captions; all else is unchanged.
 
     The column `country_source` is `caption` for a country that was filled in. Raises `UsageError` for an output that
-    already exists or is in another folder, where relative URIs would not fit, and for a catalog without captions.
+    already exists or is in another folder, where relative URIs would not fit, and for a catalog without captions or
+    with a column `country_source` that isn't text.
     """
     refuse_existing(output)
     if parent(absolute(output.uri)) != parent(absolute(catalog.uri)):
@@ -378,9 +380,12 @@ def locate(catalog: Location, output: Location, country_of: Callable[[str], str 
     whole = WholeCatalog(catalog)
     if "caption" not in whole.schema.names:
         raise UsageError(f"{catalog} has no column 'caption', which is where countries are found")
+    schema = _schema(whole.schema)
+    if not is_text(schema.field(SOURCE_COLUMN).type):
+        raise UsageError(f"{catalog}: the column '{SOURCE_COLUMN}', which `locate` writes, must be text. Rename it")
     done = LocateResult(str(catalog), str(output))
     found: Counter[str] = Counter()
-    done.rows = write_catalog(_rows(whole, done, found, country_of), output, _schema(whole.schema))
+    done.rows = write_catalog(_rows(whole, done, found, country_of), output, schema)
     done.countries = dict(found.most_common())
     return done
 

@@ -94,6 +94,10 @@ def test_what_is_there_is_not_overwritten_and_stays_beside_its_images(tmp_path: 
     pq.write_table(pa.table({"uri": ["a.jpg"], "license": ["MIT"]}), tmp_path / "bare.parquet")
     with pytest.raises(UsageError, match="has no column 'caption'"):
         locate(location_of(tmp_path / "bare.parquet"), location_of(tmp_path / "d.jsonl"))
+    numbers = {"uri": ["a.jpg"], "license": ["MIT"], "caption": ["Paris, France"], "country_source": [1]}
+    pq.write_table(pa.table(numbers), tmp_path / "numbers.parquet")
+    with pytest.raises(UsageError, match=r"the column 'country_source'.* must be text"):
+        locate(location_of(tmp_path / "numbers.parquet"), location_of(tmp_path / "d.parquet"))
 
 
 def tried(captions: dict[str, str | None]) -> tuple[int, int, list[str]]:
