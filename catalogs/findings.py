@@ -173,9 +173,9 @@ AREAS = {
 class Finding:
     """One problem and its location.
 
-    `file` is a path below the dataset, `where` a row, image, or mask in it (empty: the whole file). `shard` is None for
-    a file that belongs to no shard. `image` is the number of the affected image, `mask` the annotation id of the
-    affected mask; each is None if there is none or it is unknown.
+    `file` is a path below the dataset, and `where` is a row, image, or mask in that file (empty: the whole file).
+    `shard` is None if the file belongs to no shard. `image` is the number of the affected image, and `mask` is the
+    annotation id of the affected mask; each is None if it doesn't apply or is unknown.
     """
 
     code: Code
@@ -234,16 +234,16 @@ class Findings:
 
 @dataclass
 class FindingCollector:
-    """Collector of findings, which counts all by code and keeps the first `EXAMPLES` of each code.
+    """Collector that counts all findings by code and keeps the first `EXAMPLES` of each code.
 
-    This bounds its memory for any amount of damage.
+    Its memory is therefore bounded, regardless of the amount of damage.
     """
 
     counts: dict[Code, int] = field(default_factory=dict)
     _kept: dict[Code, list[Finding]] = field(default_factory=dict)
 
     def add(self, finding: Finding) -> None:
-        """Count a finding, and keep it if few with its code are kept."""
+        """Count a finding, and keep it if fewer than `EXAMPLES` with its code have been kept."""
         self.counts[finding.code] = self.counts.get(finding.code, 0) + 1
         self._keep(finding)
 

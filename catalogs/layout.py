@@ -154,7 +154,7 @@ def annotation_name(image: int) -> str:
 
 
 def part_path(part: int, sha256: str) -> str:
-    """Return the path of a part of the normalized catalog, below the dataset; `sha256` is that of its bytes.
+    """Return the path of a part of the normalized catalog, below the dataset; `sha256` is the hash of its bytes.
 
     Like all data files, it is named by its content, so that two builds that start or extend a dataset at the same time
     never overwrite each other's files.

@@ -100,8 +100,9 @@ class LicensePolicy:
     ) -> tuple[Reason, str] | None:
         """Return the verdict on an image and a sentence with the reason; None if it may be used.
 
-        Checked in this order: no license; a license that is not allowed; one that expired before `policy_date` (the
-        last day counts as valid); redistribution required but denied or unknown; opted out in the catalog.
+        An image is rejected for the first of these reasons: it has no license; its license is not allowed; its license
+        expired before `policy_date` (the last day counts as valid); redistribution is required but denied or unknown;
+        the catalog says that it was opted out.
         """
         if license is None or not license.strip():
             return Reason.LICENSE_MISSING, "the catalog names no license for this image"

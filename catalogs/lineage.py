@@ -1,7 +1,7 @@
 """Lineage of weights: the training runs that led to them, from `training.json` and `dataset.json`.
 
-`segmint train` writes `training.json` next to the weights; a build copies its lineage into the manifest of the dataset
-that it starts. Only the fields that a build needs are read, so that later versions may add others.
+`segmint train` writes `training.json` next to the weights. A build that starts a dataset copies the lineage into the
+dataset's manifest. Only the fields that a build needs are read, so that later versions may add others.
 """
 
 import json
@@ -37,18 +37,18 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class TrainingDatasetRef(Frozen):
-    """A training dataset; `digest` is that of its version, a SHA-256."""
+    """A training dataset; `digest` is its version digest, a SHA-256."""
 
     name: Name
     digest: Sha256
 
 
 class HeldOutScores(Frozen):
-    """Quality of weights before and after a training run, on images that it excluded: mean IoUs over `masks`.
+    """Quality of weights before and after a training run, on held-out images: mean IoUs over `masks`.
 
     `before` and `after` score the mask that the model selects for one click; the oracle scores use the best of its
-    three masks. `images` is the number of held-out images, of which `measured` were evaluated. The step was chosen by
-    `after`, which is therefore slightly too high.
+    three masks. `images` is the number of held-out images, of which `measured` were evaluated. `after` is slightly too
+    high, because it was also used to choose the training step.
     """
 
     images: Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -68,7 +68,7 @@ class HeldOutScores(Frozen):
 
 
 class TrainingRound(Frozen):
-    """One link of a lineage: weights, and the datasets on which they were trained from the previous link's weights.
+    """One link of a lineage: weights that were trained from the previous link's weights, and the training datasets.
 
     The first link has no datasets if segmint didn't train its weights, or if their `training.json` is unknown.
     """
@@ -81,11 +81,11 @@ class TrainingRound(Frozen):
 
 
 Lineage = Annotated[tuple[TrainingRound, ...], Field(max_length=MOST_ROUNDS)]
-"""Rounds that led to some weights, ending with those weights; empty if nothing is known."""
+"""Training rounds in order, of which the last produced the weights; empty if nothing is known."""
 
 
 def trainings(lineage: tuple[TrainingRound, ...]) -> int:
-    """Return the number of training runs in a lineage, which is the round of a dataset built with its last weights."""
+    """Return the number of training runs in a lineage: the round of a dataset that is built with its last weights."""
     return sum(bool(link.datasets) for link in lineage)
 
 
@@ -118,8 +118,8 @@ class _TrainingFile(BaseModel):
 def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
     """Return the lineage of weights, named as in a configuration, from the `training.json` next to them.
 
-    Returns an empty lineage if there is no such file, and for known names and web addresses. It does so with a warning
-    if the file can't be read or belongs to weights with another SHA-256.
+    Returns an empty lineage for known names and web addresses, and if there is no such file. If the file can't be read
+    or belongs to weights with a different SHA-256, it also returns an empty lineage, and logs a warning.
     """
     try:
         return readable_lineage_of(weights, sha256, storage)
@@ -131,8 +131,9 @@ def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRou
 def readable_lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
     """Return the lineage of weights like `lineage_of`, but raise an error for a `training.json` that can't be read.
 
-    A training run needs this, because the gate would otherwise treat images that were trained on as held out. A file
-    for other weights still causes a warning. Raises `UsageError` for a damaged file, and the store's errors.
+    Training uses this function, because with an unknown lineage, the gate would treat images as held out although the
+    weights were trained on them. A file for other weights still causes only a warning. Raises `UsageError` for a
+    damaged file, and the store's errors.
     """
     if weights in ASSETS or is_web_address(weights):
         return ()
@@ -161,7 +162,7 @@ def _warn(problem: str) -> None:
 def check_lineage(
     weights: str, lineage: tuple[TrainingRound, ...], datasets: tuple[TrainingDatasetRef, ...] | None
 ) -> None:
-    """Raise `ValueError` if a lineage in `training.json` does not end with its weights, or with its datasets.
+    """Raise `ValueError` if a lineage in `training.json` does not end with the file's weights and training datasets.
 
     `datasets` are the file's training datasets, or None if it doesn't list them.
     """

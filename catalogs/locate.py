@@ -1,7 +1,7 @@
 """Filling in images' countries from captions, as the SAM paper did for SA-1B; implements `segmint catalog locate`.
 
-Countries are those of places in GeoNames that a caption names as its image's location. The rule favors missing a
-country over a wrong one; docs/catalogs.md describes it and its accuracy on sample captions.
+A country is filled in if the caption names a place from GeoNames as the image's location. The rule would rather miss a
+country than fill in a wrong one; docs/catalogs.md describes it and its accuracy on sample captions.
 """
 
 import re
@@ -178,7 +178,7 @@ def place_names() -> PlaceNames:
 
 
 def country_in(caption: str, names: PlaceNames | None = None) -> str | None:
-    """Return the ISO 3166 code of the only country that a caption names as a place; None for none or several.
+    """Return the ISO 3166 code of the country that a caption names as a place; None if it names none or several.
 
     `names` defaults to `place_names()`.
     """
@@ -196,7 +196,7 @@ class _Caption:
         self._ending = {mention.stop: mention for mention in self._mentions}
 
     def country(self) -> str | None:
-        """Return the only country that is named as a place."""
+        """Return the country that is named as a place, if there is exactly one."""
         found: set[str] = set()
         others: set[str] = set()
         for mention in self._mentions:
@@ -367,9 +367,9 @@ class LocateResult:
 def locate(catalog: Location, output: Location, country_of: Callable[[str], str | None] = country_in) -> LocateResult:
     """Write a copy of a catalog in which missing countries are filled in from captions; all else is unchanged.
 
-    The column `country_source` is `caption` for a country that was filled in. Raises `UsageError` for an output that
-    already exists or is in another folder, where relative URIs would not fit, and for a catalog without captions or
-    with a column `country_source` that isn't text.
+    The column `country_source` is `caption` for a country that was filled in. Raises `UsageError` for a catalog without
+    captions or with a column `country_source` that isn't text, and for an output that already exists or is in another
+    folder, where relative URIs would be wrong.
     """
     refuse_existing(output)
     if parent(absolute(output.uri)) != parent(absolute(catalog.uri)):

@@ -59,10 +59,10 @@ DELIBERATE_REASONS = LICENSE_REASONS | CURATE_REASONS | {Reason.TAKEN_DOWN}
 
 
 class RejectedError(Exception):
-    """A verdict on one image, which becomes a rejected row with this reason while the run continues.
+    """A verdict on one image. The image becomes a rejected row with this reason, and the run continues.
 
-    `detail` is one sentence with what was found and what was expected; it contains no image data. It is stored in the
-    dataset.
+    `detail` is a sentence that states what was found and what was expected. It is stored in the dataset, so it must not
+    contain image data.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -81,7 +81,7 @@ def is_custom_reason(name: str) -> bool:
 
 
 def check_reasons(names: Collection[str], custom: bool) -> None:
-    """Raise `UsageError` for a reason that `--retry-rejected` doesn't take. With `custom`, it takes custom stages'."""
+    """Raise `UsageError` for a reason that `--retry-rejected` doesn't accept; `custom` allows reasons of stages."""
     known = [reason.value for reason in Reason if reason is not Reason.TAKEN_DOWN]
     for name in names:
         if name not in known and not (custom and is_custom_reason(name)):

@@ -22,7 +22,7 @@ class ShardSpan:
 
 @dataclass(frozen=True)
 class ShardPart:
-    """Part `index`, from 0, of all shards split into `parts` disjoint parts, which differ by at most one shard."""
+    """Part `index` (from 0) of all shards, split into `parts` disjoint parts whose sizes differ by at most one."""
 
     index: int
     parts: int

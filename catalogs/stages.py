@@ -20,7 +20,7 @@ _Type = Literal[
 class StageField(Frozen):
     """A value that a stage writes; all may be null.
 
-    `type` is the name of an Arrow type. A `list` has one field, which is its element, and a `struct` has several.
+    `type` is the name of an Arrow type. A `list` has one field, which describes its elements; a `struct` has several.
     """
 
     name: _Name

@@ -1,6 +1,7 @@
 """Judgment of an accepted image's terms: its license, and the attribution that the license requires.
 
-The audit uses it for a dataset's images, `segmint catalog check` and `plan` for a catalog's rows before a build.
+The audit applies it to a dataset's images. `segmint catalog check` and `plan` apply it to a catalog's rows before a
+build.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ _CODES = {
 
 @dataclass(frozen=True)
 class TermsFinding:
-    """A problem with an image's terms. `since_build`: the license expired after the policy date."""
+    """A problem with an image's terms. `since_build` is true if the license expired after the policy date."""
 
     code: Code
     expected: str

@@ -183,7 +183,7 @@ def forget_fingerprints(dataset: Location, shard: int, ids: Iterable[int]) -> No
 
 
 def _generations(dataset: Location, shard: int, *, ever: bool = False) -> list[int]:
-    """Return the generations of a shard's fingerprints, ascending; `ever` adds deleted ones that left versions."""
+    """Return the generations of a shard's fingerprints, ascending; `ever` adds deleted ones that have old versions."""
     folder = dataset / FINGERPRINTS
     names = folder.walk_ever() if ever else (entry.name for entry in folder.list())
     return sorted(generations_of(names).get(shard, []))

@@ -76,16 +76,16 @@ def number_of(name: str) -> int | None:
 
 
 def possible_ids(name: str) -> set[str | int | None]:
-    """Return the image_id that a name is, as it is or as a JSON string, and the number that it is, or None."""
+    """Return the image_id that a name may stand for, and the image number, or None if it can't be a number."""
     return {exact_id(name) or name, number_of(name)}
 
 
 def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownRequest) -> Selection:
-    """Return exactly the requested rows, except those that were taken down before.
+    """Return exactly the requested rows, except those that were already taken down.
 
-    A name is an image_id of the catalog, as it is or as a JSON string, or the number of an image in the dataset. It is
-    ambiguous if it is the image_id of one image and the number of another. Licenses match in any spelling of their
-    identifiers. The catalog is streamed.
+    A name is an image_id of the catalog, either as written or as a JSON string, or the number of an image in the
+    dataset. A name is ambiguous if it is the image_id of one image and the number of another. Licenses match regardless
+    of how their identifiers are spelled. The catalog is streamed.
     """
     if asked.ids is None:
         chosen = {
@@ -138,7 +138,7 @@ def rows_named(dataset: Location, manifest: DatasetManifest, names: RemovedNames
 
 
 def same_request(one: TakedownRequest, other: TakedownRequest) -> bool:
-    """Return whether two requests name the same rows, regardless of their license's spelling and of their copies."""
+    """Return whether two requests name the same rows, regardless of how they spell a license and of their copies."""
     if one.license is None or other.license is None:
         return (one.ids, one.license, one.provider) == (other.ids, other.license, other.provider)
     return _license_key(one.license) == _license_key(other.license)
@@ -172,11 +172,14 @@ def with_copies(
 ) -> "SameImages":
     """Return these rows and, transitively, all rows of the same images, in order, with the SHA-256 of their bytes.
 
-    Rows are of the same image if a build read the same bytes, decoded the same pixels, or released the same JPEG for
-    them or, with `by_name`, if they share the image_id or uri. A row that only states the SHA-256 of these bytes is
-    included with `by_name`, but leads to no others. `tables` are the paths of the committed tables of images, with
-    these hashes; `measured` are those of earlier rows. `catalog_uri`, if known, is that of the source catalog and makes
-    a relative URI match an absolute one. Catalog and tables are read until nothing more is found, usually three times.
+    Two rows belong to the same image if a build read the same bytes, decoded the same pixels, or released the same JPEG
+    for them. With `by_name`, they also do if they share the image_id or uri. With `by_name`, a row that merely states
+    the SHA-256 of these bytes in the catalog is included, too, but no further rows are found through it.
+
+    `tables` contains the paths of the committed tables of images, which contain these hashes, and `measured` contains
+    the hashes of earlier rows. `catalog_uri`, if known, is the URI of the source catalog; with it, a relative URI
+    matches an absolute one. The catalog and the tables are read again until no more rows are found, usually three
+    times.
     """
     found = dict(rows)
     stating: dict[int, RemovedImage] = {}
@@ -212,7 +215,7 @@ def with_copies(
 
 
 class SameImages(NamedTuple):
-    """Rows of the same images by ordinal, and the SHA-256 that were measured for these and earlier rows."""
+    """Rows of the same images by ordinal, and the SHA-256 hashes that were measured for these and earlier rows."""
 
     images: dict[int, RemovedImage]
     digests: Measured

@@ -82,14 +82,14 @@ def sum_listing(
 ) -> CommitSums:
     """Sum the latest commits, optionally only those of the shards in `wanted` (step 1).
 
-    `held` are the files of all latest commits, in shard order. If a correction replaces a commit in the meantime, its
-    newer generation is summed. `known` maps names of summaries to the sums of blocks that were read already. `read`
-    reads all other commits, by default from the dataset.
+    `held` contains the files of all latest commits, in shard order. If a correction replaces a commit in the meantime,
+    its newer generation is summed. `known` maps the names of summaries to the sums of blocks that were already read.
+    `read` reads all other commits, by default from the dataset.
 
-    The sums of a block are saved in `summaries/` if the block is full. They are also saved once a later block has
+    The sums of a block are saved in `summaries/` once the block is full. They are also saved once a later block has
     started, because a block with a shard on hold may never be full. The file's name contains a hash of the commits'
-    files. So an outdated summary isn't found and is written again, as is a damaged one. A failure to save is only
-    logged.
+    files, so a summary for outdated commits is simply not found, and a new one is written. A damaged summary is
+    rewritten, too. If saving fails, the failure is only logged.
     """
     folder = dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
@@ -128,8 +128,8 @@ def sum_listing(
 def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
     """Save the sums of each full block of these commits that has no summary yet.
 
-    A long build does this while it runs, so that a concurrent status reads few commits one by one. Failures to read or
-    save are logged, and the next call tries again.
+    A long build calls this while it runs, so that a status command at the same time has to read only a few commits one
+    by one. Failures to read or save are logged, and the next call tries again.
     """
     full = [members for _, members in blocks_of(held) if len(members) == SUMMARY_SHARDS]
     if not full:
@@ -189,7 +189,8 @@ def summary_name(members: Sequence[ListedCommit]) -> str:
 def files_fingerprint(members: Sequence[ListedCommit]) -> str:
     """Return a hash of commits' files as listed.
 
-    It covers their sizes and times in seconds, because a deleted and restarted dataset has the same generations.
+    The hash covers their sizes and times in seconds, because the generations alone don't change if a dataset is deleted
+    and built again.
     """
     return fingerprint([(*commit.key, commit.size, int(commit.modified.timestamp())) for commit in members])
 

@@ -43,12 +43,13 @@ def sweep(
 ) -> list[str]:
     """Delete files that do not belong to a dataset; return their paths, relative to it, in order.
 
-    In committed shards, it deletes the replaced commits, and data files that neither the latest commit nor a
-    reservation names. A data file must be older than `grace` unless a replaced commit names it. Elsewhere, it deletes
-    temporary files, and parts of the catalog that neither the manifest nor a reservation names, if they are older than
-    `grace`. It keeps files of uncommitted shards at any age, because they may belong to a paused writer, or another
-    writer may write the same bytes. It also keeps reservations, files with unknown names, and everything in folders
-    that are links. `now` defaults to the time of the store's clock, which also set the files' times.
+    In committed shards, this deletes replaced commits, and data files that neither the latest commit nor a reservation
+    names. A data file must be older than `grace` unless a replaced commit names it. Elsewhere, it deletes temporary
+    files, and parts of the catalog that neither the manifest nor a reservation names, if they are older than `grace`.
+
+    Files of uncommitted shards are kept at any age, because they may belong to a paused writer, or another writer may
+    be about to write the same bytes. Reservations, files with unknown names, and everything in folders that are links
+    are kept, too. `now` defaults to the time of the store's clock, which also set the files' times.
     """
     found = _listed(dataset)
     found.linked.update(folder for folder in _FOLDERS if folder and (dataset / folder).link_target() is not None)
@@ -75,7 +76,8 @@ def sweep(
 def missing_files(dataset: Location, shards: Container[int]) -> list[str]:
     """Return missing and empty files: parts of the catalog, and files of these shards' latest commits (of up to 10).
 
-    Each folder is listed once. The commit of a shard with one file of each kind isn't read, nor is any file.
+    Each folder is listed once, and no data file is read. If a shard has exactly one file of each kind, its commit isn't
+    read, either.
     """
     found, log, missing = _listed(dataset), CommitLog(dataset), dict[int, list[str]]()
     for shard in found.doubtful_shards():
@@ -107,8 +109,8 @@ class _SweepListing:
     def doubtful_shards(self) -> list[int]:
         """Return the committed shards that may contain files to delete.
 
-        A shard with one generation, no reservation, and one file of each kind that isn't empty isn't read: the files
-        are assumed to be those of its commit.
+        If a shard has one generation, no reservation, and one nonempty file of each kind, its commit isn't read,
+        because these files are assumed to be those that it names.
         """
         return [
             shard

@@ -1,4 +1,4 @@
-"""A dataset's Parquet as DuckDB views, read in place, only the columns of a query, in constant memory."""
+"""A dataset's Parquet as DuckDB views. A query reads only its columns, in place and in constant memory."""
 
 import re
 from collections import defaultdict
@@ -67,8 +67,8 @@ class Foreign:
 class DatasetTables(AbstractContextManager["DatasetTables"]):
     """Context manager for the views `images`, `masks`, and `rejects` over a dataset's Parquet.
 
-    They have the columns of docs/dataset.md, and `shard` (int64). Datasets of the `kind` sa1b were not written by
-    segmint; they also have the view `jpegs` (see `segmint.catalogs.dataset.foreign`) and a value of `foreign`. `query`
+    The views have the columns of docs/dataset.md and a column `shard` (int64). If `kind` is sa1b, segmint did not write
+    the data; there is then another view `jpegs` (see `segmint.catalogs.dataset.foreign`), and `foreign` is set. `query`
     is thread-safe; to use `connection` directly, take a `cursor()` of it in each thread.
     """
 
@@ -81,7 +81,7 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         memory_limit: str = MEMORY_LIMIT,
         foreign: Foreign | None = None,
     ) -> None:
-        """Open the views; `schemas` and `files` are by view.
+        """Open the views; `schemas` and `files` are keyed by view.
 
         Raises `DamagedDatasetError` if a file that is opened is missing or not readable Parquet.
         """
@@ -161,7 +161,8 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
     def _check_types(self, kind: str, schema: pa.Schema) -> None:
         """Raise `DamagedDatasetError` for a column of plain values whose type differs from `schema`.
 
-        The first file determines the type; values of the others are converted, and an error names those that can't be.
+        The first file determines the type. Values in the other files are converted to it, and if some can't be, an
+        error names them.
         """
         types = dict(self.connection.execute(f"SELECT column_name, column_type FROM (DESCRIBE {kind})").fetchall())
         wrong = [
@@ -183,7 +184,7 @@ def read_query(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequ
 def damage_named() -> Iterator[None]:
     """Convert DuckDB's errors to ours: `DamagedDatasetError` for a file that is missing or isn't valid Parquet.
 
-    That includes Parquet with other columns. A store's failure becomes `StorageFaultError`.
+    A Parquet file with other columns counts as invalid. A store's failure becomes `StorageFaultError`.
     """
     try:
         yield
@@ -208,8 +209,8 @@ def open_committed(
 ) -> DatasetTables:
     """Open the tables of a segmint dataset: exactly the files that the latest commit of each shard names.
 
-    `schemas` are those of the tables, by folder; `leave_out` are shards that are known to be damaged. Raises
-    `DamagedDatasetError` for a commit that can't be read.
+    `schemas` maps each table's folder to its schema, and `leave_out` contains shards that are known to be damaged.
+    Raises `DamagedDatasetError` for a commit that can't be read.
     """
     files: dict[str, list[TableFile]] = {kind: [] for kind in schemas}
     log = CommitLog(dataset)
@@ -229,7 +230,7 @@ def scratch_path(view: str, shard: int) -> str:
 def _select(files: Sequence[TableFile]) -> str:
     """Return the SQL that selects a view's rows, with their shard, from some files.
 
-    By default, DuckDB takes a folder such as `license=CC0` in their path as the value of that column.
+    This turns off DuckDB's default of reading a folder such as `license=CC0` in a file's path as a column's value.
     """
     paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
     source = f"read_parquet([{paths}], filename = true, hive_partitioning = false)"

@@ -149,8 +149,8 @@ def removed_images(tombstones: Iterable[Tombstone]) -> dict[int, RemovedImage]:
 class RemovedNames:
     """Identifiers of taken-down images; a row with any of them must not enter the dataset.
 
-    `uris` are plain forms (see `segmint.infra.uris.plain_forms`). Not every tombstone contains an image's SHA-256.
-    `pictures` are the SHA-256 of pixels and released JPEGs in the images' fingerprints.
+    `uris` contains plain forms (see `segmint.infra.uris.plain_forms`). Not every tombstone contains the SHA-256 of its
+    images' bytes. `pictures` contains the SHA-256 hashes of pixels and released JPEGs from the images' fingerprints.
     """
 
     image_ids: frozenset[str] = frozenset()

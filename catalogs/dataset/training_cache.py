@@ -1,7 +1,7 @@
 """Training's cache of images on a machine's disk: its location, size limit, and deletion with the reader's cache.
 
-Embeddings are in `embeddings/<dataset>/<weights>/<SHA-256 of the JPEG>.npy`, shard scans with their thumbnails in
-`scans/<dataset>/<SHA-256 of the tar>.npz`. This file does not import torch because takedowns use it.
+Embeddings are in `embeddings/<dataset>/<weights>/<SHA-256 of the JPEG>.npy`, and shard scans with their thumbnails are
+in `scans/<dataset>/<SHA-256 of the tar>.npz`. This file does not import torch because takedowns use it.
 """
 
 import fcntl
@@ -99,11 +99,12 @@ def purge_scans(folder: Location, dataset: str, tars: Collection[str]) -> None:
 
 
 def forget_dataset(dataset: Location) -> list[str]:
-    """Delete a dataset's removed images from the caches known here; return a line for each.
+    """Delete a dataset's removed images from the caches known on this machine; return a line for each cache.
 
-    These are this machine's own caches and the training caches that the dataset notes near it. A training cache loses
-    all data on the dataset's images, and the next run recreates what it needs. A line also reports files that can't be
-    deleted or are in use, and caches that can't be found without `id.json`, which is put then.
+    The known caches are this machine's own ones and the training caches near the dataset of which it has a note. From a
+    training cache, all data on the dataset's images is deleted, and the next run recreates what it needs. Lines also
+    report files that can't be deleted or are in use. If `id.json` is missing, a line reports that caches can't be found
+    without it, and the file is created.
     """
     places = {default_cache().uri: "this machine's training cache"}
     for note in read_notes(dataset):

@@ -78,9 +78,9 @@ def unknown_files(dataset: Location) -> list[str]:
 def list_doubtful(dataset: Location, known: list[str] | None = None) -> dict[str, ObjectInfo]:
     """Return, by path, the files that only a commit or the manifest can account for, and those with unknown names.
 
-    Includes the commits of shards with more than one. The paths of all other files but commits are appended to `known`.
-    Callers list first, then read the manifest and the commits, delete the files that these name from the result, and
-    pass the rest to `judge_doubtful`.
+    If a shard has several commits, the result includes them. The paths of all other files, except commits, are appended
+    to `known`. A caller first calls this function, then reads the manifest and the commits, removes the files that they
+    name from the result, and passes the remaining files to `judge_doubtful`.
     """
     listed: dict[str, ObjectInfo] = {}
     before, shard = None, None  # the previous commit
@@ -102,10 +102,10 @@ def judge_doubtful(
 ) -> UnaccountedFiles:
     """Judge the files of `list_doubtful` that nothing names, after reading commits, reservations, and manifest again.
 
-    A file of segmint is a finding if its shard is committed and if both the file and the commit or manifest that
-    doesn't name it are older than `limit`; a running command may need or delete newer ones. Other files are findings if
-    they are large, are not text, or are in a folder of data, and all links are. Files of shards in `doubtful`, whose
-    commits are unreadable, are omitted.
+    One of segmint's own files is a finding if its shard is committed and if both the file and the commit or manifest
+    that doesn't name it are older than `limit`; a running command may still need or delete newer ones. Any other file
+    is a finding if it is large, isn't text, or is in a folder of data. A link is always a finding. Files of shards in
+    `doubtful`, whose commits are unreadable, are omitted.
     """
     links = dataset.storage.links(dataset.uri)
     unnamable = {path for path in {*links, *listed} if _CONTROL.search(unquote(path))}
@@ -174,7 +174,7 @@ def _judge_ours(
 
 
 def _suspicion(dataset: Location, path: str, size: int) -> str | None:
-    """Return what makes a file that isn't segmint's a finding; None for a small file of users or stores."""
+    """Return the reason why a file that isn't segmint's is a finding; None for a small file of a user or a store."""
     name, of = base_name(path), f"of {size:,} bytes"
     if size > MOST_BYTES or _UNREADABLE.search(path):
         return f"a file {of}"

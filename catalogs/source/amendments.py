@@ -19,7 +19,7 @@ from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_ca
 from segmint.infra.storage.location import Location
 
 FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out")
-"""Columns in which a source catalog, where it has a value, must agree with the dataset's pinned values."""
+"""Columns that are pinned. If a source catalog contains a value in one, it must be equal to the dataset's value."""
 
 SHOWN = 20
 """Maximum number of changes listed; all are counted."""
@@ -125,7 +125,7 @@ class AmendedValue:
 
 @dataclass
 class Amendments:
-    """Corrections of a dataset's catalog by a source catalog."""
+    """Corrections to a dataset's catalog that a source catalog requests."""
 
     rows: int = 0  # with another value
     values: dict[str, int] = field(default_factory=dict)  # number of changed values, by column
@@ -158,8 +158,8 @@ def amend_parts(
 ) -> Amendments:
     """Compare the rows of `stage_amendments` with the local parts of a catalog; write the parts that change.
 
-    A value that `asked` omits or leaves blank stays unchanged, or is removed in the columns `clear`. The bytes of an
-    amended part depend only on its rows, so repeating an amendment produces the same file.
+    If `asked` omits a value or leaves it blank, the value stays unchanged, except in the columns `clear`, where it is
+    removed. The bytes of an amended part depend only on its rows, so repeating an amendment produces the same file.
     """
     found = Amendments()
     with open_database(folder) as database:

@@ -71,7 +71,7 @@ class CatalogFinding:
 
 
 class Notice(StrEnum):
-    """Property of a row that no audit objects to, but that a user may want to change before a build."""
+    """Property of a row that is not an audit finding, but that a user may want to change before a build."""
 
     LOCAL_PATH = "local_path"
     UNUSUAL_BUCKET = "unusual_bucket"
@@ -108,8 +108,8 @@ class Terms(NamedTuple):
 class CatalogOutlook:
     """Prediction of what an audit will find, made row by row in catalog order.
 
-    `policy` is the build's, or None if it is unknown; then only attributions are judged, not licenses. `today` is the
-    day of the audit.
+    `policy` is the build's license policy, or None if it is unknown; in that case, only attributions are judged, not
+    licenses. `today` is the day of the audit.
     """
 
     policy: LicensePolicy | None
@@ -122,7 +122,7 @@ class CatalogOutlook:
     def look(
         self, row: int, uri: str, terms: Terms, country: str | None, sources: tuple[int, ...], *, accepted: bool
     ) -> None:
-        """Examine a row (counted from 1); `sources` are numbers that only rows of the same image file share."""
+        """Examine a row (counted from 1); only rows of the same image file share a number in `sources`."""
         if uri.startswith("/") or uri[:5].lower() == "file:":
             self._note(Notice.LOCAL_PATH, row, uri)
         if not accepted:
@@ -182,11 +182,11 @@ class CatalogFindings:
     """Result of `check`.
 
     `by_license` counts rows by identifier, in SPDX's spelling. `verdicts` contains the rows that a policy would reject
-    before any image is read, each under its first reason; without a policy, only those that every policy rejects.
-    `expired` rows were valid until before `policy_date`. `refused` contains the rows that the catalog itself rejects,
-    by `refused_reason`; since that was deliberate, they don't affect `clean`. `accepted` counts the rows in neither
-    `verdicts` nor `refused`. `audit` contains, by code, what an audit of the finished dataset would find in the
-    accepted rows, and `notices` what it would not report.
+    before any image is read, each under its first reason; without a policy, it contains only the rows that every policy
+    rejects. The licenses of `expired` rows ended before `policy_date`. `refused` contains the rows that the catalog
+    itself rejects, by `refused_reason`; since that was deliberate, they don't affect `clean`. `accepted` counts the
+    rows that are in neither `verdicts` nor `refused`. `audit` contains, by code, the findings that an audit of the
+    finished dataset would report for the accepted rows, and `notices` contains other properties of rows.
     """
 
     catalog: str
@@ -269,8 +269,8 @@ def check(
     """Read the whole catalog, or its first `most_rows`, and report its problems; images are not read.
 
     An invalid value becomes a finding and does not stop the check; a file that is not a catalog raises `UsageError`.
-    `today` (default: today in UTC) is the day of an audit, and without a policy determines what is expired. `ignored`
-    columns are as in `stage_catalog`.
+    `today` (default: today in UTC) is the day of the audit; without a policy, it also determines which licenses have
+    expired. `ignored` has the same meaning as in `stage_catalog`.
     """
     now = today or datetime.now(UTC).date()
     policy_date = policy.policy_date if policy else now
@@ -309,7 +309,7 @@ _Terms = tuple[str | None, bool | None, date | None, bool | None]  # license, re
 
 
 class SameFiles(AbstractContextManager["SameFiles"]):
-    """Context manager for the groups of a staged catalog's rows with the same file, read in row order."""
+    """Context manager that groups a staged catalog's rows by file; the group numbers are read in row order."""
 
     def __init__(self, staged: Path, folder: Path, memory_limit: str = "1GB") -> None:
         """`staged` is from `stage_catalog`; DuckDB spills into a folder in `folder`."""
@@ -320,7 +320,7 @@ class SameFiles(AbstractContextManager["SameFiles"]):
         self._groups = SortedPairs(self._database.sql(query, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS))
 
     def until(self, stop: int) -> dict[int, tuple[int, ...]]:
-        """Return the group numbers of each row with an ordinal below `stop` that was not returned yet."""
+        """Return the group numbers of all rows below ordinal `stop` that have not been returned yet."""
         found: dict[int, tuple[int, ...]] = {}
         for ordinal, number in zip(*(values.tolist() for values in self._groups.until(stop)), strict=True):
             found[ordinal] = (*found.get(ordinal, ()), number)
@@ -331,7 +331,7 @@ class SameFiles(AbstractContextManager["SameFiles"]):
 
 
 class _TermsJudge:
-    """Sorts rows into findings, judging each combination of license terms once."""
+    """Sorter of rows into findings, which judges each combination of license terms only once."""
 
     def __init__(
         self,

@@ -90,7 +90,7 @@ def require_columns(catalog: str, names: list[str]) -> None:
 def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) -> list[str]:
     """Return the columns of a typed file (Parquet) whose types `conform` accepts.
 
-    Raises `UsageError` for a column of `SOURCE` with another type, unless it is in `own`.
+    Raises `UsageError` for a column of `SOURCE` with any other type, unless it is in `own`.
     """
     fitting = []
     for field in schema:
@@ -125,8 +125,8 @@ def conform(
 ) -> pa.RecordBatch:
     """Convert a file's columns to a batch of `SOURCE`; absent columns become null.
 
-    Text is unchanged, except that empty values become null, a license is stripped of surrounding spaces, `sha256`
-    becomes lowercase, and `country` uppercase. `first_row` is the number of the batch's first row, from 1.
+    Text is unchanged, except that empty values become null, spaces around a license are removed, `sha256` becomes
+    lowercase, and `country` becomes uppercase. `first_row` is the number of the batch's first row, from 1.
     """
     arrays = []
     for field in SOURCE:

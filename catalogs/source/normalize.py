@@ -74,12 +74,13 @@ def normalize(
 ) -> NormalizedCatalog:
     """Write the catalog to the local Parquet file `destination`, as rows of `NORMALIZED`.
 
-    Rows keep the catalog's order, and none is dropped: a missing license is null, a row with a repeated image_id refers
-    to the first, and verdicts come later. `uri` is kept as written, so the same rows produce the same bytes regardless
-    of the catalog's location and format.
+    Rows keep the catalog's order, and no row is dropped, because verdicts come later: a missing license becomes null,
+    and a row with a repeated image_id refers to the first one. `uri` is kept as written, so the same rows produce the
+    same bytes regardless of the catalog's location and format.
 
-    `ignored` columns, each one of `ADDED`, are read as absent. Intermediate files, about as large as the catalog, are
-    next to `destination`. `memory_limit` limits DuckDB. Raises `UsageError` for a file that can't be read as a catalog.
+    `ignored` columns, each of which is in `ADDED`, are read as absent. Intermediate files, about as large as the
+    catalog, are written next to `destination`. `memory_limit` limits DuckDB. Raises `UsageError` for a file that can't
+    be read as a catalog.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".normalize-") as name:
@@ -135,7 +136,7 @@ def write_marked(
 
 
 def _with_values(staged: Path) -> list[str]:
-    """Return the added columns in which any row of a staged file has a value, according to its footer."""
+    """Return the added columns in which at least one row of a staged file has a value, according to its footer."""
     metadata = pq.read_metadata(staged)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     return [
@@ -172,7 +173,7 @@ class SortedPairs:
         self._ended = False
 
     def until(self, stop: int) -> tuple[Ints, Ints]:
-        """Return the pairs with a key below `stop` that were not returned yet."""
+        """Return the pairs with a key below `stop` that have not been returned yet."""
         while not self._ended and (len(self._keys) == 0 or self._keys[-1] < stop):
             batch = next(self._batches, None)
             if batch is None:
@@ -190,9 +191,9 @@ class SortedPairs:
 def number_rows(batch: pa.RecordBatch, first: int, ignored: Collection[str] = ()) -> pa.RecordBatch:
     """Convert a batch of `SOURCE` to `STAGED`, with ordinals starting at `first`; duplicates are not marked.
 
-    `ignored` columns are null. Credentials in URLs are redacted, because these columns are published with the dataset.
-    No image is lost by that, since a catalog may not contain a `uri` with credentials anyway. A `license` that is a
-    license's full text is shortened, since it is not an identifier anyway.
+    `ignored` columns become null. Credentials in URLs are redacted, because these columns are published with the
+    dataset. This never makes an image unreadable, because a catalog may not contain a `uri` with credentials anyway. If
+    `license` contains a license's full text, it is shortened, because it isn't an identifier anyway.
     """
     rows = batch.num_rows
     batch = _fit_to_publish(batch)
@@ -209,7 +210,7 @@ def number_rows(batch: pa.RecordBatch, first: int, ignored: Collection[str] = ()
 
 
 def _fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Redact credentials in the texts of a batch, as far as it has these columns, and shorten full license texts."""
+    """Redact credentials in the text columns that a batch contains, and shorten full license texts."""
     for name, clean in _PUBLISHED_TEXT.items():
         if name not in batch.schema.names:
             continue  # an added column

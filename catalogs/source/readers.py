@@ -41,10 +41,10 @@ def read_catalog(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a catalog in order, as batches of `SOURCE`.
 
-    Raises `UsageError`, which names file, column, and row, for a missing required column, a column with a wrong type,
-    an invalid value, or a file that does not match its extension. An invalid value is passed to `on_problem` first; if
-    that returns, the value is read as absent. In the columns `own`, which may be the user's custom columns, anything
-    invalid is read as absent without being reported.
+    Raises `UsageError`, which names the file, column, and row, for a missing required column, a column with a wrong
+    type, an invalid value, or a file that does not match its extension. An invalid value is first passed to
+    `on_problem`; if that returns, the value is read as absent. In the columns `own`, which may be the user's custom
+    columns, invalid values are read as absent without being reported.
     """
 
     report = except_in(own, on_problem)

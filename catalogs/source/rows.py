@@ -112,7 +112,7 @@ class NormalizedRows(AbstractContextManager["NormalizedRows"]):
 def read_rows(file: Location, start: int, stop: int) -> pa.Table:
     """Return the rows of a normalized catalog with ordinals in [start, stop), in order, with the catalog's columns.
 
-    Row groups without any of them are skipped. To read repeatedly, keep a `NormalizedRows` open.
+    Row groups that contain none of these rows are skipped. To read repeatedly, keep a `NormalizedRows` open.
     """
     with NormalizedRows(file) as rows:
         return rows.read(start, stop)

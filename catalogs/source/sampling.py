@@ -21,7 +21,7 @@ COUNTED_BY = {
     "JSON Lines": "its non-blank lines",
     "CSV": "its parsed records, because a quoted value may contain line breaks",
 }
-"""Data that `count_rows` reads from a catalog, by format; the number is always exact."""
+"""The part of a catalog that `count_rows` reads, by format; the number is exact in each case."""
 
 
 def count_rows(catalog: Location) -> int:
@@ -52,9 +52,9 @@ def spread_evenly(rows: int, wanted: int) -> list[int]:
 def read_rows_at(catalog: Location, ordinals: Sequence[int], *, ignored: Collection[str] = ()) -> pa.Table:
     """Return the rows of the source catalog with these ordinals (from 0, ascending), as in a normalized catalog.
 
-    Only the row groups of a Parquet file with such rows are read; text is parsed up to the last one. Duplicates are not
-    marked, because that requires all rows. `ignored` columns are read as absent, as in `stage_catalog`. Raises
-    `UsageError` if a row that is read is invalid.
+    In a Parquet file, only row groups that contain such rows are read; a text file is parsed up to the last of the
+    rows. Duplicates are not marked, because that would require reading all rows. `ignored` columns are read as absent,
+    as in `stage_catalog`. Raises `UsageError` if a row that is read is invalid.
     """
     if catalog_format(catalog.uri) != "Parquet":
         return _pinned(_pick(_numbered(read_catalog(catalog, own=ignored), 0, ignored), ordinals))
@@ -71,7 +71,7 @@ def read_rows_at(catalog: Location, ordinals: Sequence[int], *, ignored: Collect
 
 
 def _pinned(rows: pa.Table) -> pa.Table:
-    """Return staged rows without the added columns in which no row has a value."""
+    """Return staged rows without those added columns that are null in every row."""
     return rows.select([name for name in STAGED.names if name not in ADDED.names or rows[name].null_count < len(rows)])
 
 

@@ -91,8 +91,9 @@ def relative_rows(rows: Iterator[dict[str, Any]], catalog: Location) -> Iterator
 def check_relative(folder: Location, catalog: Location, *, absolute: bool) -> None:
     """Check, before a scan of `folder`, that the catalog can name local images without exposing their location.
 
-    Raises `UsageError` for local images of a catalog in a store and, without `absolute`, for images that are not below
-    the catalog's folder, because a dataset publishes its catalog, and local paths often contain a person's name.
+    A dataset publishes its catalog, and local paths often contain a person's name. Therefore, this raises `UsageError`
+    if the images are local but the catalog is in a store, and, without `absolute`, if the images are not below the
+    catalog's folder.
     """
     if scheme(folder.uri) != LOCAL:
         return
@@ -227,7 +228,7 @@ def _plain(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
 
 
 def _json_value(value: Any) -> Any:
-    """Return a value of a Parquet column as one that JSON has: ISO 8601 for times, seconds, Base64 for bytes."""
+    """Convert a value of a Parquet column for JSON: times to ISO 8601, durations to seconds, and bytes to Base64."""
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, timedelta):

@@ -51,7 +51,7 @@ def open_text(file: Location) -> AbstractContextManager[BinaryIO]:
 def line_blocks(stream: BinaryIO) -> Iterator[bytes]:
     """Yield the stream in blocks of about `BLOCK_BYTES` that end at the end of a line, without a byte-order mark.
 
-    Stops at a line that is too long for any row; the last block then ends inside it.
+    Stops at a line that is too long to be a row; in that case, the last block ends inside the line.
     """
     rest = stream.read(3)
     rest = b"" if rest == b"\xef\xbb\xbf" else rest
@@ -91,7 +91,7 @@ def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.R
 
 
 def csv_batches(catalog: Location, only: Container[str] = SOURCE.names) -> Generator[pa.RecordBatch, None, None]:
-    """Yield the rows of a CSV catalog as text, with only the columns in `only`, which don't affect the batching."""
+    """Yield the rows of a CSV catalog as text, with only the columns in `only`; these don't affect the batch sizes."""
     with open_text(catalog) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
@@ -150,8 +150,9 @@ def _batches(
 class _ArrowStream:
     """Stream and handler of bad rows for Arrow's threads.
 
-    These threads read ahead even after the last batch was taken, and a process that exits while one of them is about to
-    enter Python is aborted. Both uses refer to this object, so after its deletion they no longer call Python.
+    These threads read ahead even after the last batch was taken, and a process is aborted if it exits while one of them
+    is about to enter Python. The stream and the handler share this object, so once it is deleted, the threads no longer
+    call Python.
     """
 
     closed = False
@@ -226,7 +227,7 @@ def _measure_lines(block: bytes) -> tuple[int, int]:
 
 
 def _require_keys(uri: str, lines: list[bytes]) -> None:
-    """Check required columns; a row may omit a key, but one in no row of the first block is a missing column."""
+    """Check required columns. A row may omit a key, but a key in no row of the first block is a missing column."""
     seen: dict[str, None] = {}
     for row, line in enumerate(lines, 1):
         seen |= dict.fromkeys(json_row(uri, line, row))

@@ -36,14 +36,15 @@ class _AllColumns(Container[str]):
 
 
 class WholeCatalog:
-    """A catalog with all its columns: its columns of `SOURCE`, then the others in its order.
+    """A catalog with all its columns: first those of `SOURCE`, then the others in their original order.
 
-    Columns of `SOURCE` are as in `read_catalog`. Others are text in CSV and keep their types in the other formats.
-    Those of JSON Lines with objects, lists, or values of several types are JSON text, with `JSON_TEXT` as metadata.
+    Columns of `SOURCE` are read as in `read_catalog`. The other columns are text if the catalog is CSV, and keep their
+    types in the other formats. In JSON Lines, a column with objects, lists, or values of several types becomes JSON
+    text, with `JSON_TEXT` as metadata.
     """
 
     def __init__(self, catalog: Location) -> None:
-        """Determine the columns: from all of a JSON Lines catalog, or the beginning of another format.
+        """Determine the columns, which requires reading all of a JSON Lines catalog, but only the start of the others.
 
         Raises `UsageError` if two columns have the same name.
         """
@@ -125,7 +126,7 @@ class WholeCatalog:
 
 
 def _kind_of(value: Any) -> type:
-    """Return the type of a JSON value, but `object` for an integer that a double can't represent."""
+    """Return the type of a JSON value, or `object` for an integer that a double can't represent."""
     if type(value) is int and abs(value) > 2**53:
         return object if abs(value) < 2**63 else dict
     return type(value)

@@ -36,7 +36,8 @@ class ReaderPosition:
 def current_rank() -> ReaderPosition:
     """Return the rank in `torch.distributed` if it is initialized, else that of `RANK` and `WORLD_SIZE`, else 0 of 1.
 
-    Raises `UsageError` for invalid variables, including a size without a rank, because all ranks would read the same.
+    Raises `UsageError` for invalid variables. This includes a size without a rank, because every rank would then read
+    the same images.
     """
     if distributed.is_available() and distributed.is_initialized():
         return ReaderPosition(distributed.get_rank(), distributed.get_world_size())
@@ -48,9 +49,10 @@ def current_rank() -> ReaderPosition:
 
 
 class RankHere:
-    """The calling process's rank; a pickle contains it for the spawned workers of a `DataLoader`.
+    """The calling process's rank, which the spawned workers of a `DataLoader` receive by pickling.
 
-    Those workers can't determine it. Any other process that unpickles this object determines its own rank.
+    Those workers can't determine the rank themselves. Any other process that unpickles this object determines its own
+    rank.
     """
 
     def __init__(self) -> None:
@@ -79,9 +81,10 @@ Last = Literal["pad", "drop"]
 class Batches(IterableDataset[list[Sample]]):
     """Iterable over an epoch's batches as lists of samples; each rank gets its part of every batch.
 
-    Pass it to a `DataLoader` with `batch_size=None`, whose workers share the batches. Each iteration yields the epoch
-    set by `begin`, from that position on. Rank r of R gets the images [B·r/R, B·(r+1)/R) of a batch of B. The images
-    are those of the shards that were committed when this object was created.
+    Pass it to a `DataLoader` with `batch_size=None`, whose workers share the batches. Each iteration starts at the
+    epoch and position set by `begin` and yields the rest of that epoch. Rank r of R gets the images
+    [B·r/R, B·(r+1)/R) of a batch of B. The images come from the shards that were committed when this object was
+    created.
     """
 
     def __init__(
@@ -161,7 +164,7 @@ class Batches(IterableDataset[list[Sample]]):
         self._start[0], self._start[1] = epoch, samples
 
     def order_key(self) -> dict[str, Any]:
-        """Return everything but the epoch that determines the order: seed, window, images, and a hash of the shards."""
+        """Return what determines the order besides the epoch: seed, window, images, and a hash of the shards."""
         table = np.column_stack([self._shards, self._images])
         digest = hashlib.sha256(table.astype("<i8").tobytes()).hexdigest()
         window = self.window if self.seed is not None else None
@@ -189,7 +192,7 @@ class Batches(IterableDataset[list[Sample]]):
     def sample(self, position: int) -> Sample:
         """Return the image at a position in dataset order, from 0. Its shard stays open for the next images.
 
-        Threads read one after the other, because opening a shard closes another one.
+        Only one thread reads at a time, because opening a shard closes another one.
         """
         ends = np.cumsum(self._images)
         index = int(np.searchsorted(ends, position, side="right"))
@@ -218,7 +221,7 @@ class Batches(IterableDataset[list[Sample]]):
     def read(
         self, epoch: int, samples: int, rank: ReaderPosition, worker: ReaderPosition, skip: int
     ) -> Iterator[list[Sample]]:
-        """Yield a worker's batches of an epoch, of which the first `samples` images were read, but `skip` of them."""
+        """Yield a worker's batches after the first `samples` images of an epoch, except its first `skip` batches."""
         keep_freed_memory()
         order = EpochOrder(self._images, self.seed, epoch, self.window)
         first = (rank.part * worker.parts + worker.part) / (rank.parts * worker.parts)
@@ -284,7 +287,7 @@ class BatchIterator(Iterator[list[Sample]]):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the epoch, which only fits the same worker of the same number of them."""
+        """Return the position in the epoch, which is only valid for the same worker and the same number of workers."""
         state = self._batches.state_of(self._epoch, self._samples)
         return {**state, **self._own, "worker": self._worker.part, "returned": self._returned}
 
@@ -318,9 +321,9 @@ _BYTES = 31 << 20  # glibc's dynamic threshold follows blocks of up to 32 MiB
 def keep_freed_memory() -> None:
     """Make glibc keep up to 62 MiB of freed memory for the next allocations.
 
-    By default, it returns most of an image's memory to the kernel, which then maps and clears each page again; that
-    takes a twelfth of the decoding time. glibc's limit follows the largest block that was mapped and freed, so this
-    function maps and frees one without touching its pages. Settings such as `MALLOC_TRIM_THRESHOLD_` in the environment
-    take precedence, and other allocators aren't affected.
+    By default, glibc returns most of an image's memory to the kernel, which has to map and clear each page again for
+    the next image. That takes a twelfth of the decoding time. glibc's threshold follows the size of the largest block
+    that was mapped and freed, so this function maps and frees such a block without touching its pages. Settings in the
+    environment, such as `MALLOC_TRIM_THRESHOLD_`, take precedence, and other allocators aren't affected.
     """
     np.empty(_BYTES, np.uint8)

@@ -68,8 +68,9 @@ class ShardCache:
     def open(self, source: Location, entry: FileEntry, check: bool) -> BinaryIO:
         """Return the copy of a file, open for reading; fetch it if it is missing or damaged.
 
-        A copy with the wrong size is damaged; `check` also verifies its hash. Raises `DamagedDatasetError` if the
-        source doesn't match its commit, and `UsageError` if the file exceeds the limit or the disk is full.
+        A copy with the wrong size counts as damaged; with `check`, so does one with the wrong hash. Raises
+        `DamagedDatasetError` if the source doesn't match its commit, and `UsageError` if the file exceeds the limit or
+        the disk is full.
         """
         with _locked(self.folder / "locks" / str(int(self.path(entry).name[:4], 16) % _STRIPES)):
             copy = self._opened(entry, check)
@@ -135,7 +136,7 @@ class ShardCache:
 
     @contextmanager
     def _reserved(self, size: int) -> Iterator[Path]:
-        """Reserve space with an empty file of `size` bytes, which other processes count while this one locks it."""
+        """Reserve space with an empty file of `size` bytes; other processes count it while this process locks it."""
         if size > self.most_bytes:
             raise UsageError(
                 f"the cache {self.folder} is limited to {self.most_bytes:,} bytes, but one shard has {size:,}: give it "
@@ -180,9 +181,9 @@ class ShardCache:
 def drop_stale(folder: Path, dataset: Location) -> tuple[int, int]:
     """Delete a dataset's copies in a cache's folder, except those of shards that the dataset still contains.
 
-    Shards of older versions that can still be read are part of the dataset. Returns the number of deleted files, which
-    include those of killed processes, and the number of outdated or unfinished ones that a process has open, which are
-    kept. Does not touch copies of other datasets.
+    A dataset also contains the shards of older versions that can still be read. Returns two numbers: that of the
+    deleted files, including those of killed processes, and that of the outdated or unfinished files that were kept
+    because a process has them open. Does not touch copies of other datasets.
     """
     held = [copy.path for key in dataset_keys(dataset) for copy in _copies(folder / key)]
     if not held:
@@ -236,7 +237,7 @@ def _delete_unused(file: Path) -> bool:
 def _locked(file: Path) -> Iterator[None]:
     """Hold a lock that excludes all other threads and processes of this machine, until the caller or its process ends.
 
-    It isn't a POSIX lock, because the kernel reports false deadlocks for those between multithreaded processes.
+    It isn't a POSIX lock, because the kernel reports false deadlocks when multithreaded processes use those.
     """
     try:
         import fcntl

@@ -16,7 +16,7 @@ from segmint.infra.errors import UsageError
 
 @dataclass(frozen=True)
 class Batch:
-    """B images with their masks, as lists of tensors because image sizes and mask counts differ.
+    """B images with their masks, as lists of tensors because images differ in size and in their number of masks.
 
     Attributes:
         ids: (B,) int64, the images' numbers in the dataset.
@@ -55,9 +55,10 @@ class Batch:
 def collate(samples: Sequence[Sample], most_masks: int | None = None) -> Batch:
     """Decode samples into a batch; a `DataLoader` with workers does this in the workers.
 
-    A mask takes one byte per pixel, so 100 masks of 1500 x 2250 pixels take 340 MB. `most_masks` limits the masks per
-    image to that many, spread evenly over its list; set it with `functools.partial(collate, most_masks=32)`. Raises the
-    errors of `Sample.image`, and ValueError if there are no samples or `most_masks` is negative.
+    A mask takes one byte per pixel, so 100 masks of 1500 x 2250 pixels take 340 MB. `most_masks` limits the number of
+    masks per image; if an image has more, they are picked evenly from its list. Set it with
+    `functools.partial(collate, most_masks=32)`. Raises the errors of `Sample.image`, and ValueError if there are no
+    samples or `most_masks` is negative.
     """
     if not samples:
         raise ValueError("no samples were given: expected one or more")
@@ -87,15 +88,16 @@ def _stacked(masks: Sequence[MaskAnnotation], sample: Sample) -> Tensor:
 
 
 def _decoded(mask: MaskAnnotation) -> np.ndarray[Any, Any]:
-    """Return the mask's pixels without caching them in the annotation, which the batch keeps."""
+    """Return the mask's pixels without caching them in the annotation, because the batch keeps the annotation."""
     return replace(mask).mask
 
 
 class BatchLoader(DataLoader[Any]):
     """Loader that yields one epoch of `Batches` per iteration, and counts the batches that its loop received.
 
-    An iteration continues where the previous one ended: after a whole epoch with the next one, after a `break` with the
-    next batch. Batches that workers prefetched aren't counted. `len` is the number of batches of a whole epoch.
+    An iteration continues where the previous one ended. After a whole epoch, it starts the next epoch; after a `break`,
+    it resumes with the next batch. Batches that workers have only prefetched aren't counted. `len` is the number of
+    batches of a whole epoch.
     """
 
     def __init__(self, batches: Batches, **options: Any) -> None:
@@ -126,7 +128,8 @@ class BatchLoader(DataLoader[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Return the loop's position: the epoch, the number of its images that the loop received, and the order.
 
-        Equal on all ranks after the same number of batches. Can be loaded with any number of ranks and workers.
+        After the same number of batches, the state is the same on all ranks. It can be loaded with any number of ranks
+        and workers.
         """
         return self._batches.state_of(self._epoch, self._samples)
 

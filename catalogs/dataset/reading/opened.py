@@ -37,8 +37,8 @@ _KNOWN = ["id", "width", "height"]
 class ImageRow(Mapping[str, Any]):
     """A row of `images` whose values are read on access; it is pickled as a dictionary.
 
-    A `DataLoader` worker pickles in a thread that drops errors, and its loop would wait forever. So pickling never
-    fails; an error is raised when the row is unpickled.
+    A `DataLoader` worker pickles in a thread that drops errors, so after an error, its loop would wait forever.
+    Therefore, pickling never fails; the error is raised when the row is unpickled.
     """
 
     def __init__(self, shard: "OpenShard", index: int) -> None:
@@ -100,7 +100,7 @@ class ShardTar:
             return self._file.read(size)
 
     def keep(self) -> None:
-        """Mark the copy as in use; if another process deleted it, close it to free its space and fetch it later."""
+        """Mark the copy as in use; if another process deleted it, close it to free its space, so it's fetched again."""
         if self._cache is not None and not self._cache.use(self._entry):
             self.close()
 
@@ -123,7 +123,7 @@ class ShardTar:
 
 
 class OpenShard:
-    """One shard of a dataset. `sample(row)` reads an image by its row, from 0; `known` are all ids and sizes."""
+    """One shard of a dataset. `sample(row)` reads an image by its row, from 0; `known` contains all ids and sizes."""
 
     def __init__(self, dataset: Dataset, commit: Commit, cache: ShardCache | None, check: bool) -> None:
         """Read the table of images and the headers of the tar; with `check`, hash the tar first.
@@ -200,7 +200,7 @@ class OpenShards:
     """A process's open shards: those of the current steps, and those that threads are opening in advance."""
 
     def __init__(self, open_one: Callable[[int], OpenShard], first: float) -> None:
-        """`first`, from 0 to 1, is the share of new shards to open last, so processes start with different ones."""
+        """`first` (0 to 1) is the share of new shards to open last, so that processes start with different shards."""
         self._open_one = open_one
         self._first = first
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shards")
@@ -278,10 +278,11 @@ _VALUES = itemgetter(
 
 
 class MaskSequence(Sequence[MaskAnnotation]):
-    """An image's masks, equal to a list of them. Each access creates a new annotation, so keep one that is used twice.
+    """An image's masks; compares equal to a list of them.
 
-    A list would add a thousand objects per image. Python's garbage collector would traverse them along with the
-    process's other objects, and take half of the reading time. A sequence is also faster to send between processes.
+    Each access creates a new annotation, so keep an annotation that you need twice. A list would add a thousand objects
+    per image. Python's garbage collector would traverse them along with the process's other objects, which would take
+    half of the reading time. Sending this sequence to another process is also faster.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """Order of an epoch, a function of seed, epoch, and shards, independent of ranks, workers, and earlier reads.
 
-A shuffled epoch takes one step per shard. The shards are in random order; a step takes a random share of each of
-`window` neighboring shards and mixes them. The window then advances by one shard, so that a process has `window` shards
-open at a time and opens one per step. The order is circular, so that the first and the last step mix as many shards as
-those in between.
+A shuffled epoch takes one step per shard. The shards are put in random order. Each step takes a random share of the
+images of `window` neighboring shards and mixes them. The window then advances by one shard, so a process has `window`
+shards open at a time and opens one new shard per step. The order is circular, so the first and last steps mix as many
+shards as those in between.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -72,7 +72,7 @@ class EpochOrder:
         return int(self._ends[step - 1]) if step else 0
 
     def _mix(self, step: int) -> NDArray[np.int64]:
-        """Return the (shard, row) of every image in a step, (N, 2)."""
+        """Return the (shard, row) of each image in a step, (N, 2)."""
         shards = self._shards_of(step)
         self._rows = {shard: rows for shard, rows in self._rows.items() if shard in set(shards)}
         parts = []

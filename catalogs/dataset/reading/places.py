@@ -27,7 +27,7 @@ class MemberRange(NamedTuple):
 
 
 class Places(Sequence[MemberRange]):
-    """Byte ranges of many images, at 32 bytes each, because a process keeps those of all images in its window."""
+    """Byte ranges of many images. It takes 32 bytes per image, because a process keeps those of its whole window."""
 
     def __init__(self) -> None:
         self._numbers = array("q")

@@ -1,7 +1,8 @@
 """A dataset for torch's `DataLoader`, whose workers and distributed ranks share the images.
 
-Shares are ranges of ordinals over the committed shards, with equal numbers of rows. A reader only opens the shards of
-its share, and reads at most two of them in part, regardless of the numbers of shards and readers.
+A share is a range of ordinals in the committed shards, and all shares have the same number of rows. A reader only opens
+the shards that its share contains, and it reads at most two of them partially, regardless of the number of shards and
+readers.
 """
 
 import operator
@@ -28,7 +29,7 @@ def share(shards: Mapping[int, tuple[int, int]], position: ReaderPosition) -> di
     """Return a reader's share: the ordinals of each of its shards.
 
     `shards` maps the shards to split, in order, to their ordinals [start, stop). The shares of all positions are
-    disjoint, cover everything, and differ by at most one row.
+    disjoint, cover all rows, and differ in size by at most one row.
     """
     rows = sum(stop - start for start, stop in shards.values())
     first, last = rows * position.part // position.parts, rows * (position.part + 1) // position.parts
@@ -45,9 +46,9 @@ def share(shards: Mapping[int, tuple[int, int]], position: ReaderPosition) -> di
 class TorchDataset(Dataset, IterableDataset[Sample]):
     """A dataset that is split among the workers of a `DataLoader` and the ranks of a distributed run.
 
-    Each image goes to exactly one of them. The rank is that of `torch.distributed` if it is initialized, else that of
-    the variables `RANK` and `WORLD_SIZE`, else 0 of 1. The split covers the shards that were committed when the dataset
-    was opened; without workers and ranks, each iteration reads the commits again, as in `Dataset`.
+    Each image goes to exactly one of them. The rank comes from `torch.distributed` if it is initialized, or else from
+    the variables `RANK` and `WORLD_SIZE`; without either, it is 0 of 1. The split covers the shards that were committed
+    when the dataset was opened; without workers and ranks, each iteration reads the commits again, as in `Dataset`.
     """
 
     def __init__(
@@ -100,8 +101,8 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Return one image by its position in dataset order, from 0, or from the end if it's negative.
 
-        The positions are those of the shards that were committed at the first access, for all workers and ranks. Raises
-        IndexError if there is no such image.
+        Positions count the images of the shards that were committed at the first access, and are the same for all
+        workers and ranks. Raises IndexError if there is no such image.
         """
         place = operator.index(index)
         images = self._in_order.images if self._in_order is not None else 0
@@ -128,11 +129,11 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
     ) -> Batches:
         """Return batches for training; batch b has the same images for any number of ranks and workers.
 
-        The `global_batch` images are split among all ranks. When shuffled by `seed` and epoch, neighbors come from
-        different shards in `window - 1` of `window` cases; a process has `window` shards open and prefetches others.
-        The last batch of an epoch is filled up with the first images of its order ("pad") or dropped ("drop"). Only
-        shards that are committed by now are included; if the dataset may change, open a `version` of it. Raises
-        `UsageError` for invalid numbers and for too few images.
+        The `global_batch` images of a batch are split among all ranks. With a `seed`, the order is shuffled by the seed
+        and the epoch, and neighbors come from different shards in `window - 1` of `window` cases; a process has
+        `window` shards open and prefetches others. An incomplete last batch of an epoch is either filled up with the
+        first images of the epoch ("pad") or dropped ("drop"). Only shards that are already committed are included; if
+        the dataset may change, open a `version` of it. Raises `UsageError` for invalid numbers and for too few images.
         """
         cache = self.cache
         if cache is None and scheme(self.uri) != LOCAL:
@@ -170,13 +171,15 @@ def open_dataset(
 ) -> TorchDataset:
     """Open the dataset at `uri`, a folder or an S3 prefix, for reading; only committed shards are visible.
 
-    Iterating yields one `Sample` per image, including through a `torch.utils.data.DataLoader`, whose workers and ranks
-    share the images; `batches` shuffles them and yields batches. `storage` is needed if a store has options (an
-    endpoint, a profile). `version` opens the dataset as of a recorded version, given by number or digest.
+    Iterating yields one `Sample` per image. It also works through a `torch.utils.data.DataLoader`, whose workers and
+    ranks share the images. To shuffle the images and read them in batches, use `batches`. Pass `storage` if the store
+    needs options, such as an endpoint or a profile. `version` opens the dataset as of a recorded version, given by
+    number or digest.
 
-    With `verify`, each file is hashed before it is first read. `cache` is a local folder for copies of a bucket's
-    shards, with a total of at most `cache_bytes`; other processes may share it, and a copy is hashed when it is made
-    and when a process first opens it. `batches` of a bucket always use a cache, by default in `SEGMINT_CACHE`.
+    With `verify`, each file is hashed before it is read for the first time. `cache` is a local folder for copies of a
+    bucket's shards, which take at most `cache_bytes` in total. Several processes may share the folder. A copy is hashed
+    when it is made, and again when a process first opens it. For a bucket, `batches` always uses a cache, by default in
+    `SEGMINT_CACHE`.
 
     Raises `UsageError` if there is no dataset or no such version, or if a correction removed files of that version; the
     message names the correction.

@@ -1,7 +1,7 @@
 """Recorded versions: the state of a dataset after each build and correction, in files that are put if absent.
 
-A version can be read while its files exist. The history consists of all recorded versions, each checked for being
-intact and following the one before it.
+A version can be read as long as its files exist. The history consists of all recorded versions; each is checked to be
+intact and to follow the one before it.
 """
 
 import hashlib
@@ -172,9 +172,10 @@ def latest_version(dataset: Location) -> Version | None:
 
 
 def find_version(dataset: Location, wanted: int | str) -> Version:
-    """Read a version by its number, or by its digest: in full, or at least the first six digits.
+    """Read a version by its number, or by its full digest or at least the first six digits of it.
 
-    Raises `UsageError` if there is none, or several, and `DamagedDatasetError` if it may be one that isn't intact.
+    Raises `UsageError` if no version or more than one matches, and `DamagedDatasetError` if the requested version may
+    be one that isn't intact.
     """
     text = str(wanted)
     if text.isdecimal() and len(text) < 6:
@@ -211,10 +212,10 @@ def name_now(dataset: Location) -> VersionName:
 def put_version(dataset: Location, command: str, reason: str | None = None, now: datetime | None = None) -> VersionName:
     """Record the current state of a dataset, at the end of a build or correction; return its name.
 
-    Nothing is recorded if the digest is unchanged, a takedown isn't finished, the latest version's file is damaged, or
-    files of that version are missing or different, because damage must not become a version. Concurrent calls each take
-    the next free number. `command` made the change, and `reason` is the user's reason for it. `now` is the time
-    (default: the clock's).
+    Nothing is recorded if the digest is unchanged or a takedown isn't finished. Nothing is recorded, either, if the
+    latest version's file is damaged, or if files of that version are missing or different, because damage must not
+    become a version. Concurrent calls each take the next free number. `command` is the command that made the change,
+    and `reason` is the user's reason for it. `now` defaults to the current time.
     """
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     while True:
@@ -366,9 +367,10 @@ class VersionHistory:
 
 
 def read_history(dataset: Location) -> VersionHistory:
-    """Read all recorded versions of a dataset, with one in memory at a time.
+    """Read all recorded versions of a dataset, keeping only one in memory at a time.
 
-    A missing version is detected from later ones or from its signature; several missing in a row are one problem.
+    A missing version is detected from later ones or from its signature; consecutive missing versions count as one
+    problem.
     """
     recorded, signed = recorded_and_signed(dataset)
     numbers = set(recorded)
