@@ -54,10 +54,10 @@ def parse_coco(data: bytes, name: str) -> Mapping[str, Any]:
 def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None] = lambda name: None) -> AnnotatedFile:
     """Read the images and masks of a document from `parse_coco`, in its order.
 
-    `size_of` returns the (height, width) of an image by its file name, if known. It takes precedence over the size in
-    the document, and polygons in another size are unreadable. A mask that cannot be read, or whose size differs from
-    its image's, is listed and skipped. Labels are the names of categories. Two images with one name stay two images; if
-    images share an id, their masks are unknown.
+    `size_of` returns the (height, width) of an image by its file name, if known. That size takes precedence over the
+    one in the document; if they differ, polygons can't be read. A mask that can't be read, or whose size differs from
+    its image's, is listed and skipped. Labels are the names of categories. Two images with the same name stay separate.
+    If images share an id, it is unknown which of them a mask belongs to.
     """
     # Its contours go through the centers of the outermost pixels, COCO's polygons around them.
     info = document.get("info")
@@ -109,7 +109,7 @@ def _image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage 
 
 
 def _lvis_name(url: Any) -> str | None:
-    """Return the folder and name of COCO's image, such as `val2017/000000000139.jpg`; LVIS has no file names."""
+    """Return the folder and name of COCO's image, such as `val2017/000000000139.jpg`, which LVIS doesn't state."""
     return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None
 
 
@@ -163,7 +163,8 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
 def check_polygons(polygons: Sequence[Any], size: Size) -> None:
     """Check the points before pycocotools follows them, because it checks nothing and treats four numbers as a box.
 
-    Tools write points slightly outside of the image of `size` (height, width), so up to one image side is accepted.
+    Some tools write points slightly outside of the image. Points are accepted up to one side length outside of the
+    image, whose `size` is (height, width).
     """
     farthest = size[1], size[0]
     steps = 0.0

@@ -33,8 +33,8 @@ def read_folder(
 ) -> Iterator[AnnotatedImage]:
     """Yield an image for each of a folder's SA-1B JSON files, GeoJSON files, and label maps, in the order of names.
 
-    Other files are ignored. `add_to_hash` gets the files' names and hashes, and `size_of` returns the (height, width)
-    of an image by its name, if known. The images' `unreadable` lists whatever cannot be read.
+    Other files are ignored. `add_to_hash` is called with each file's name and hash, and `size_of` returns the (height,
+    width) of an image by its name, if known. Anything that can't be read is listed in its image's `unreadable`.
     """
     names = sorted(found.name for found in folder.walk())
     if any(name.lower().endswith(GEOJSON) for name in names):
@@ -61,10 +61,10 @@ def _is_hidden(name: str) -> bool:
 def read_json(
     data: bytes, name: str, size: Size | None = None, parse: Callable[[bytes], Any] = json.loads
 ) -> AnnotatedImage:
-    """Read SA-1B's JSON of one image; its name is `image.file_name` or, if that is missing, its own file's name.
+    """Read SA-1B's JSON of one image; the image is named by `image.file_name`, or else by the name of the JSON file.
 
-    `size` (height, width) is the image's, if known. Masks that cannot be read are listed and skipped. `parse` may keep
-    the parsed JSON for the caller.
+    `size` is the image's (height, width), if known. Masks that can't be read are listed and skipped. A caller that also
+    needs the parsed JSON can pass a `parse` that keeps it.
     """
     try:
         document = parse(data)
@@ -99,7 +99,7 @@ def _add(image: AnnotatedImage, annotation: Any) -> None:
 
 
 def _read_map(data: bytes, name: str, size: Size | None) -> AnnotatedImage:
-    """Read a label map; its numbers are neither ids of a dataset nor meaningful labels."""
+    """Read a label map without ids and labels, because its numbers are neither ids of a dataset nor names."""
     image = AnnotatedImage(name, None, size)
     try:
         labels = read_label_map(data, name, size)

@@ -26,10 +26,10 @@ ENDING = ".geojson"
 
 
 def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedImage:
-    """Read the features of one image; its name is `image.file_name` or, if that is missing, its own file's name.
+    """Read the features of one image; the image is named by `image.file_name`, or else by the name of the file.
 
-    `size` (height, width) is the image's, if known. Labels are the names of the features' classifications. Masks that
-    cannot be read are listed and skipped.
+    `size` is the image's (height, width), if known. Labels are the names of the features' classifications. Masks that
+    can't be read are listed and skipped.
     """
     try:
         document = json.loads(data)
@@ -59,7 +59,7 @@ def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedI
 def fill_rings(rings: Sequence[Sequence[float]], size: Size) -> NDArray[np.bool_]:
     """Return the pixels whose centers are inside an odd number of rings, (height, width) bool.
 
-    A ring is x, y, x, y, …; pixel (0, 0) extends from corner (0, 0) to (1, 1).
+    A ring is a sequence of coordinates x, y, x, y, …, in which pixel (0, 0) extends from corner (0, 0) to (1, 1).
     """
     height, width = size
     flips = np.zeros((height, width + 1), np.uint8)

@@ -22,7 +22,7 @@ _COLUMNS = ["id", "image_id", "width", "height", "objects"]
 
 
 def is_data_file(name: str) -> bool:
-    """Return whether a file of an export, by its path in the export's folder, contains rows."""
+    """Return whether a file contains rows, judging by its path in the export's folder."""
     return name.startswith("data/") and name.endswith(".parquet")
 
 
@@ -31,7 +31,7 @@ def read_export(
 ) -> Iterator[AnnotatedImage]:
     """Yield the images of an export in order, named by their `image_id`, or else like the files in tars.
 
-    `add_to_hash` gets the files' names and hashes. Raises `UsageError` for files that aren't an export's.
+    `add_to_hash` is called with each file's name and hash. Raises `UsageError` for files that aren't from an export.
     """
     for name in sorted(found.name for found in folder.walk() if is_data_file(found.name)):
         file = folder / name

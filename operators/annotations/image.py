@@ -23,7 +23,7 @@ LARGEST_ID = 2**53
 
 
 class UnreadableMaskError(ValueError):
-    """A mask cannot be read; the message gives the reason, without its image's name and its id."""
+    """A mask cannot be read. The message gives the reason, but not the mask's id or its image's name."""
 
 
 class CocoRle(TypedDict):
@@ -37,9 +37,10 @@ class CocoRle(TypedDict):
 class AnnotatedMask:
     """One mask of an image: its checked run lengths, and its id and label, if any.
 
-    `crowd` means that it covers a group of objects (COCO's `iscrowd`), and `polygon` that it was drawn as polygons,
-    which have no holes. `category` and `stated_area` (pixels) are the category's id and the area in the file, if any,
-    and `label_source` is the dataset column of this name, which exports contain.
+    `crowd` means that the mask covers a group of objects (COCO's `iscrowd`), and `polygon` means that it was drawn as
+    polygons, which can't contain holes. `category` and `stated_area` are the category's id and the area in pixels that
+    the file states, if any. `label_source` is the value of the dataset's column of the same name, which exports
+    contain.
     """
 
     rle: CocoRle
@@ -63,13 +64,16 @@ class AnnotatedMask:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """Masks of one image. `name` is its file name as written, and `id` is its number in the file.
+    """Masks of one image. `name` is its file name as written in the file, and `id` is its number in the file.
 
-    `size` is None if neither the file nor a mask specifies it. `unreadable` has a line for each skipped mask, and
-    `unreadable_ids` lists their ids, if any. `other` is the size in the file if `size` comes from elsewhere. `saved` is
-    the time of saving, in seconds since 1970, if given; the latest result for an image counts. `negative` are the ids
-    of categories that an LVIS file states the image doesn't contain, and `not_exhaustive` those of which only some
-    objects have masks; `negative` is None for other files.
+    `size` is None if neither the file nor a mask specifies it. If `size` comes from elsewhere, `other` is the size in
+    the file. `unreadable` contains a line for each skipped mask, and `unreadable_ids` lists the ids of these masks, if
+    they have any. `saved` is the time at which the result was saved, in seconds since 1970, if known; if an image has
+    several results, the latest one counts.
+
+    An LVIS file states which categories were checked. `negative` contains the ids of the categories that the image
+    doesn't contain, and `not_exhaustive` the ids of those of which only some objects have masks. `negative` is None for
+    all other files.
     """
 
     name: str
@@ -98,10 +102,10 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class AnnotatedFile:
-    """Images of a file, in its order. `unreadable` has a line for each entry that belongs to no image.
+    """Images of a file, in its order. `unreadable` contains a line for each entry that belongs to no image.
 
-    `frequencies` maps category ids of LVIS files to their frequency: r, c, or f. `homeless` is the number of masks
-    without an image in the file; they may belong to any of its images.
+    `frequencies` maps the category ids of an LVIS file to their frequencies: r, c, or f. `homeless` is the number of
+    masks for which the file doesn't specify a valid image; they may belong to any of its images.
     """
 
     images: list[AnnotatedImage]
@@ -123,7 +127,7 @@ def label_text(value: Any) -> str | None:
 
 
 def mask_name(id: object) -> str:
-    """Return a mask's name in messages: `mask 7`, or `mask without an id`."""
+    """Return the name by which messages refer to a mask: `mask 7`, or `mask without an id`."""
     return "mask without an id" if id is None else f"mask {id}"
 
 

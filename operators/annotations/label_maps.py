@@ -31,7 +31,7 @@ _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
 class UnreadableMapError(ValueError):
-    """A label map cannot be read; the message gives the reason, without its file's name."""
+    """A label map cannot be read. The message gives the reason, but not the file's name."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class PairedFiles:
 def read_label_map(data: bytes, name: str, size: Size | None = None) -> NDArray[np.int64]:
     """Decode a label map, (H, W) int64, from PNG, TIFF, or NumPy's format, depending on the ending of its `name`.
 
-    `size` is its image's (height, width), if known. Raises `UnreadableMapError` for another ending, a damaged file,
-    colors, fractions, or several pages, and, before anything is decoded, for a size that differs from the image's or
-    exceeds `MOST_PIXELS`.
+    `size` is its image's (height, width), if known. Raises `UnreadableMapError` if the name has another ending, or if
+    the file is damaged or contains colors, fractions, or several pages. Before anything is decoded, it also raises this
+    error if the map's size differs from the image's or exceeds `MOST_PIXELS`.
     """
     ending = PurePosixPath(name).suffix.lower()
     if ending not in ENDINGS:
@@ -68,9 +68,10 @@ def _check_shape(shape: tuple[int, ...], size: Size | None) -> None:
 
 
 def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list[AnnotatedMask]:
-    """Return a mask for each number of a label map, (H, W) int64, ascending; its id and label are the number.
+    """Return a mask for each number in a label map, (H, W) int64, ascending; its id and label are the number.
 
-    The background and the numbers to `ignore` are not masks. Raises `UnreadableMapError` for over `MOST_NUMBERS`.
+    The background and the numbers in `ignore` don't become masks. Raises `UnreadableMapError` if there are more than
+    `MOST_NUMBERS` numbers.
     """
     columns = labels.T.reshape(-1)
     changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
@@ -92,7 +93,7 @@ def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list
 
 
 def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> PairedFiles:
-    """Pair files by their names without folders and endings, strictly one to one."""
+    """Pair files whose names are the same without folders and endings, strictly one to one."""
     by_stem: dict[str, tuple[list[str], list[str]]] = {}
     for side, names in enumerate((images, maps)):
         for name in names:

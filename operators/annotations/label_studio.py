@@ -36,7 +36,7 @@ class ByteStream(Protocol):
 
 
 class TaskAnnotation(NamedTuple):
-    """The annotation of a task that counts, and the number of its other annotations."""
+    """The annotation that counts for a task, and the number of the task's other annotations."""
 
     image: AnnotatedImage
     superseded: int
@@ -50,7 +50,7 @@ class _TaskParts:
         self._count = self._superseded = 0
 
     def add(self, part: int, count: int, image: AnnotatedImage, superseded: int) -> None:
-        """Add an annotation; if a part has several, the latest counts."""
+        """Add an annotation; if a part has several, the latest one counts."""
         self._count = max(self._count, count)
         self._superseded += superseded
         other = self._latest.get(part)
@@ -83,14 +83,15 @@ def read_tasks(
 ) -> Iterator[TaskAnnotation]:
     """Yield the annotations of tasks.
 
-    A task's latest annotation that was not canceled counts; tasks without one are skipped. JSON_MIN has one record per
-    annotation, so each is yielded with its time, by which the caller can find the latest. `size_of` returns the
-    (height, width) of an image by its name, if known. Masks of other sizes are not even decoded.
+    For each task, the latest annotation that was not canceled counts; a task without such an annotation is skipped.
+    JSON_MIN contains one record per annotation, so each annotation is yielded with its time, and the caller can find
+    the latest one. `size_of` returns the (height, width) of an image by its name, if known. A mask of another size
+    isn't even decoded.
 
-    The name is the image's path or URL, or identifies the task if it has no image. A mask's id is its region's, if that
-    is a number. Results that are not objects or have no shape are ignored. An image that was exported in parts, with
-    `PART_KEY` in its tasks, is yielded last, as one. A part without an annotation is listed as unreadable. Raises
-    `KeyError` or `TypeError` if these are not tasks.
+    An image's name is its path or URL; if a task has no image, the name identifies the task. A mask's id is the id of
+    its region, if that is a number. Results that are not objects or have no shape are ignored. If an image was exported
+    in parts, its tasks contain `PART_KEY`; its masks are combined and yielded at the end as a single image. A part
+    without an annotation is listed as unreadable. Raises `KeyError` or `TypeError` if the items are not tasks.
     """
     parts: dict[str, _TaskParts] = {}
     for number, task in enumerate(tasks, 1):
@@ -121,11 +122,11 @@ def read_tasks(
 
 
 def iter_tasks(stream: ByteStream) -> Iterator[Any]:
-    """Yield the items of a streamed JSON array, as a task has megabytes of numbers; raises `ValueError` if invalid."""
+    """Yield the items of a JSON array one by one, because a task may take megabytes; `ValueError` if it's invalid."""
     import ijson  # type: ignore[import-untyped]
 
     class PeekedStream:
-        """Stream whose first byte that is not white space must begin a list."""
+        """Stream that must begin with a list, apart from white space."""
 
         begun = False
 
@@ -149,7 +150,7 @@ def answers_of(task: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
 
 
 def _sorted(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping[str, Any]]]]:
-    """Return time and regions of a task's annotations, the latest first; those without a `result` do not count."""
+    """Return the time and regions of each annotation of a task, the latest first; skip those without a `result`."""
     if "annotations" not in task:  # JSON_MIN: one record per annotation, without ids
         if task.get("annotation_id") is None:
             return []

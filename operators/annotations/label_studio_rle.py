@@ -1,8 +1,9 @@
 """Codec for Label Studio's run lengths, which apply thi.ng's rle-pack format to the mask's RGBA pixels.
 
-The format is a stream of bits, the highest of each byte first. It begins with the number of values (32 bits), the bits
-of a value minus one (5), and the bits of four kinds of lengths minus one (4 each). Records follow: a bit that is 1 for
-a run, the kind of length (2 bits), the length minus one, and then the run's value, or `length` values.
+The format is a stream of bits, starting with the highest bit of each byte. The header contains the number of values
+(32 bits), the size of a value in bits minus one (5 bits), and the sizes of four kinds of lengths in bits minus one
+(4 bits each). The rest is a sequence of records. Each record contains a bit that is 1 for a run, the kind of its length
+(2 bits), the length minus one, and then either the run's value or `length` values.
 """
 
 import contextlib
@@ -48,7 +49,7 @@ def decode_runs(runs: Any, size: Size) -> NDArray[np.bool_]:
     """Decode a mask of `size` (height, width): its pixels that are not fully transparent, bool.
 
     Values may have 1 to 32 bits, and lengths 1 to 16. Raises `UnreadableMaskError` for damaged run lengths and, before
-    decoding, for another number of pixels.
+    decoding, if the number of pixels doesn't match `size`.
     """
     height, width = size
     data = _bytes(runs)

@@ -13,7 +13,7 @@ LEAST_IOU = 0.1
 
 
 def best_matches(rows: Rles, columns: Rles) -> list[tuple[int, int, float]]:
-    """Return pairs of positions with their IoU, best first; none is used twice, and no IoU is under `LEAST_IOU`."""
+    """Return pairs of positions with their IoU (at least `LEAST_IOU`), best first; no position is used twice."""
     matrix = iou(rows, columns)
     candidates = sorted(
         (-float(matrix[row][column]), row, column)
