@@ -26,7 +26,7 @@ _KINDS: dict[str, tuple[Kind, str]] = {"face": ("face", FacesConfig.bundled), "p
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """A detector identified by kind and configuration name, small enough to send to another process."""
+    """A detector, given by its kind and its name in the configuration; small enough to send to another process."""
 
     kind: Kind
     detector: str  # `mtcnn`, `clp`, or the absolute path or URI of a file
@@ -54,7 +54,7 @@ class DetectorSpec:
         return plain_name(self.detector)
 
     def pinned(self, resolve: Resolve) -> "DetectorSpec":
-        """Return a copy with the file's hash; raises `UsageError` if there is no such file."""
+        """Return a copy that includes the file's hash; raises `UsageError` if there is no such file."""
         if not is_detector_file(self.detector):
             return self
         try:
@@ -65,8 +65,8 @@ class DetectorSpec:
     def load(self, name: str, device: str, resolve: Resolve) -> Detector:
         """Load the detector onto `device` to search whole images and tiles; `name` is the source of its detections.
 
-        A file is tried on a blank image. Raises `UsageError` if it is not the pinned one, can't be
-        loaded, or violates the contract of `TorchScriptDetector` or `OnnxDetector`.
+        If the detector is a file, it is tried on a blank image. Raises `UsageError` if the file is not the pinned one,
+        can't be loaded, or violates the contract of `TorchScriptDetector` or `OnnxDetector`.
         """
         if is_detector_file(self.detector):
             return TiledDetector(self._load_file(device, resolve), name)
@@ -121,8 +121,8 @@ def try_detector_files(config: DeidentifyConfig, resolve: Resolve) -> None:
 def distinct_names(given: tuple[DetectorSpec, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:
     """Return a name for each detector that is unique within its kind.
 
-    `taken` are the kinds and names of the build's detectors. A detector that shares a name with one of them gets a
-    suffix, because it also searches tiles. Raises `UsageError` if two detectors share a name.
+    `taken` contains the kinds and names of the build's detectors. A detector with the same name as one of them gets a
+    suffix to distinguish it, because it also searches tiles. Raises `UsageError` if two detectors have the same name.
     """
     names = tuple(f"{each.name} on tiles" if (each.kind, each.name) in taken else each.name for each in given)
     known: dict[tuple[str, str], DetectorSpec] = {}

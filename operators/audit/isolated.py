@@ -15,7 +15,7 @@ from segmint.operators.child import Children, SuspectError, Worker, is_out_of_me
 TIMEOUT_S = 120.0
 """Seconds for one search of an image or tile; the first search also loads the file."""
 MOST_LATE = 3
-"""Maximum number of consecutive timeouts, after which the detector is not run again."""
+"""Number of consecutive timeouts after which the detector is not run again."""
 MEMORY = 4 << 30
 """Bytes that one search may use in the child, on a CPU (Linux)."""
 
@@ -49,7 +49,7 @@ class IsolatedDetector:
     ) -> None:
         """Start the child and load the file; raises `NotLoadedError`.
 
-        `score` is the minimum that counts (default: the file's), and `timeout_s` is for one search.
+        `score` is the minimum score that counts (default: the file's), and `timeout_s` is the limit for one search.
         """
         self.kind: Kind = kind
         self.name = path.name
@@ -70,8 +70,8 @@ class IsolatedDetector:
     def detect(self, image: Pixels) -> list[Detection]:
         """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first.
 
-        Raises `DetectorFailedError` if the file raises anything, its process dies, or it times out twice. After
-        `MOST_LATE` consecutive timeouts, it is not run again.
+        Raises `DetectorFailedError` if the file raises any exception, its process dies, or it times out twice. After
+        `MOST_LATE` consecutive timeouts, the detector is not run again.
         """
         found: list[Detection] = self._ask(pickle.dumps(np.ascontiguousarray(image)))
         return found
@@ -111,7 +111,7 @@ def _deaths(error: SuspectError) -> str:
 def _build(
     path: Path, kind: Kind, score: float | None, device: str
 ) -> Worker[list[Detection] | float | DetectorFailedError]:
-    """Build the child's worker; loading runs as a task, too, so that a deadline covers it."""
+    """Build the child's worker. The file is loaded in a task, like each search, so that a deadline applies."""
 
     @functools.cache
     def load() -> Detector:

@@ -17,12 +17,12 @@ _KNOWN = {
 
 
 def metadata_names(data: bytes) -> list[str]:
-    """Return the names of the known kinds of metadata in a JPEG, which are recognized by their beginnings."""
+    """Return the names of the known kinds of metadata in a JPEG, which are recognized by their first bytes."""
     return sorted({name for beginning, name in _KNOWN.items() if beginning in data})
 
 
 def frame_size(head: bytes) -> tuple[int, int] | None:
-    """Return width and height in pixels from the first bytes of a JPEG file; None if its frame comes later.
+    """Return width and height in pixels from the first bytes of a JPEG file; None if its frame header comes later.
 
     Raises ValueError if the bytes are not a JPEG or the image data begins without a frame.
     """

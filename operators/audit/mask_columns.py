@@ -84,8 +84,8 @@ class MaskColumns:
     def rows(self, start: int, stop: int) -> Iterator[Row]:
         """Yield the masks [start, stop) as rows with the keys for `annotations_json`, in the form of `to_pylist`.
 
-        They are correct if no value is missing except scores of annotated masks, which
-        `segmint.operators.audit.shard_masks` checks.
+        The rows are only correct if no values are missing, except the scores of annotated masks;
+        `segmint.operators.audit.shard_masks` checks that first.
         """
         first = int(self.points_ends[start - 1]) if start else 0
         ends = (self.points_ends[start:stop] - first).tolist()
@@ -118,7 +118,7 @@ class MaskColumns:
 
 
 def of_people(masks: pa.Table) -> Bools:
-    """Return whether each row of a masks table has a source other than a build, (N,)."""
+    """Return, for each row of a masks table, whether its source is something other than a build, (N,)."""
     if "source" not in masks.column_names:
         return np.zeros(masks.num_rows, bool)
     return np.asarray(pc.fill_null(pc.not_equal(masks.column("source"), AUTOMATIC), False).to_numpy(), bool)
@@ -136,7 +136,7 @@ def _with_nulls(numbers: Floats | Ints, missing: Bools) -> list[float | None]:
 
 
 def _one_array(table: pa.Table, name: str) -> Any:
-    """Return a column as one array; raises `ValueError` if it is too long for one, over 2 GB of text."""
+    """Return a column as one array; raises `ValueError` if it is too large for one (over 2 GB of text)."""
     array = table.column(name).combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         if array.num_chunks > 1:

@@ -13,14 +13,14 @@ from segmint.model.automatic import rle
 from segmint.operators.schemas import AUTOMATIC
 
 PLAUSIBLE_IOU = (-0.5, 1.5)
-"""Plausible range of a predicted IoU, an unbounded regression output; values outside it are not estimates of an IoU."""
+"""Plausible range of a predicted IoU. The model's output is unbounded; values outside this range estimate no IoU."""
 
 Numbers = list[float]
 
 
 @dataclass(frozen=True)
 class MaskLimits:
-    """Thresholds that a dataset was built with; 0 or less means switched off."""
+    """Thresholds that a dataset was built with; a threshold of 0 or less is switched off."""
 
     pred_iou_thresh: float
     stability_score_thresh: float
@@ -36,10 +36,10 @@ def audit_masks(
 ) -> Iterator[Finding]:
     """Yield findings in the rows of `masks/*.parquet` of one image of `size` (height, width).
 
-    Annotated masks need no scores and no point, and their scores are not compared with thresholds. pycocotools measures
-    every mask. With `decode`, each mask without findings so far is also decoded and its pixels are counted. Without
-    `limits`, scores are not compared with thresholds. Only the first fault of a mask's pixels and the first of its
-    scores are reported.
+    Annotated masks need no scores and no point, and if they have scores, these are not compared with thresholds.
+    pycocotools measures every mask. With `decode`, each mask that has no findings so far is also decoded, and its
+    pixels are counted. Without `limits`, no scores are compared with thresholds. For each mask, only the first problem
+    with its pixels and the first problem with its scores are reported.
     """
     sound: list[Mapping[str, Any]] = []
     for row in masks:
@@ -154,7 +154,7 @@ def _numbers(value: Any, count: int) -> Numbers | None:
 
 
 def _inside(box: Numbers, size: tuple[int, int]) -> bool:
-    """Return whether a box [x, y, width, height] is inside an image of (height, width)."""
+    """Return whether a box [x, y, width, height] is inside an image of size (height, width)."""
     x, y, width, height = box
     return x >= 0 and y >= 0 and x + width <= size[1] and y + height <= size[0]
 

@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 from segmint.model.automatic import rle
 
 _AT_ONCE = 256
-"""Number of masks compared with all others at once. Memory grows with this times the number of masks."""
+"""Number of masks that are compared with all others at once. Memory grows with this times the number of masks."""
 
 
 class NearDuplicate(NamedTuple):
@@ -43,8 +43,8 @@ def near_duplicates(size: tuple[int, int], counts: Sequence[str], threshold: flo
 def _candidates(areas: NDArray[Any], boxes: NDArray[Any], threshold: float) -> Iterator[tuple[int, list[int]]]:
     """Yield each mask with the later masks that may reach the threshold.
 
-    The pixels that two masks share are at most those that their boxes share, and at most the smaller mask's area. Their
-    union is at least the larger mask's area.
+    The IoU of two masks is bounded as follows: their intersection is at most as large as that of their boxes and as the
+    smaller mask, and their union is at least as large as the larger mask.
     """
     area = areas.astype(np.float64)
     start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]

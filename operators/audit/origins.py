@@ -1,4 +1,4 @@
-"""Audit of mask origins: sources, and shares inside the redacted regions of the image."""
+"""Audit of mask origins: sources, and the shares of masks inside the redacted regions of the image."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class MaskOrigins:
 
 
 def _bad_labels(masks: pa.Table) -> NDArray[np.bool_]:
-    """Return whether columns of each mask contradict each other or docs/dataset.md."""
+    """Return, for each mask, whether its columns contradict each other or docs/dataset.md."""
 
     label, score, source, output = (masks.column(name) for name in _LABELS)
     by_model = bools(pc.match_substring_regex(source, r"\Amodel:[0-9a-f]{64}\z"))
@@ -71,12 +71,15 @@ def _bad_labels(masks: pa.Table) -> NDArray[np.bool_]:
 
 
 def bools(values: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Return a column of truth values as an array, with false for null."""
+    """Return a Boolean column as an array, with False for null."""
     return np.asarray(pc.fill_null(values, False).to_numpy(), bool)
 
 
 def _bad_containers(masks: pa.Table) -> NDArray[np.bool_]:
-    """Return whether each mask's container isn't a larger mask of its image; of two of equal area, the lower id is."""
+    """Return, for each mask, whether its container is invalid because it isn't a larger mask of the same image.
+
+    Of two masks of equal area, the one with the lower id counts as larger.
+    """
     columns = (masks.column(name) for name in ("annotation_id", "id", "area", "container"))
     ids, images, areas, containers = (column.fill_null(-1).to_numpy() for column in columns)
     if not len(ids):
@@ -99,8 +102,9 @@ def audit_origins(
 ) -> Iterator[Finding]:
     """Yield findings in the origins of an image's masks.
 
-    `row` is the image's row of `images/*.parquet`, and `span` is the range of its masks' positions in the table,
-    [start, stop). `codes` are their compressed run lengths, None if any are damaged; `ids` are their annotation ids.
+    `row` is the image's row of `images/*.parquet`, and `span` is the range [start, stop) of its masks' positions in the
+    table. `codes` contains the compressed run lengths of these masks, or is None if any of them are damaged; `ids`
+    contains their annotation ids.
 
     `artifacts` is the build's filter of artifacts. If it is None, shares are not computed.
     """
@@ -152,9 +156,9 @@ def audit_next_mask(
 ) -> Iterator[Finding]:
     """Yield findings if masks of an annotated image, given by ascending `ids`, are not all under its `next_mask`.
 
-    `next_mask` must be at least the number of masks that the build wrote, and at most `MASKS_PER_IMAGE_LIMIT`.
-
-    With `sources`, masks of the build must have the first `funnel.written` numbers, and all others later ones.
+    `next_mask` must be at least the number of masks that the build wrote, and at most `MASKS_PER_IMAGE_LIMIT`. If
+    `sources` is given, the build's masks must be numbered below `funnel.written`, and all other masks must have higher
+    numbers.
     """
     next_mask, written = row["next_mask"], (row["funnel"] or {}).get("written")
     if next_mask is None or not (written or 0) <= next_mask <= MASKS_PER_IMAGE_LIMIT:

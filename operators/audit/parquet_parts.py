@@ -1,4 +1,4 @@
-"""Check of a Parquet file's bytes: those that its rows produce, or at least none that its structure does not name.
+"""Check of a Parquet file's bytes: each must follow from the rows, or at least belong to a part that the file declares.
 
 The footer and the page headers are structs of `parquet.thrift`, in Thrift's compact protocol.
 """
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.parquet import PARQUET_OPTIONS, table_bytes
 
 Struct = dict[int, Any]
-"""Values by the number of their field; a list of structs is a list of dictionaries."""
+"""Values of a struct, keyed by field number; a list of structs is a list of dictionaries."""
 
 _MAGIC = b"PAR1"
 _WRITER = re.compile(rb"parquet-cpp-arrow version \d{1,3}\.\d{1,3}\.\d{1,3}")
@@ -26,10 +26,10 @@ _FEW = 16  # items of a list of which this pyarrow writes fewer
 
 
 class ParquetCheck(NamedTuple):
-    """Result of `check_parquet`: `alike` if every byte is what the rows produce.
+    """Result of `check_parquet`.
 
-    `by_other` means that another version of pyarrow wrote the file; `problem` is its first part that is not accounted
-    for, or None.
+    `alike` is true if writing the rows again produces exactly these bytes. `by_other` is true if another version of
+    pyarrow wrote the file. `problem` describes the first part of the file that isn't accounted for, or is None.
     """
 
     alike: bool
@@ -38,7 +38,7 @@ class ParquetCheck(NamedTuple):
 
 
 class _HashSink(io.RawIOBase):
-    """A file that keeps only the hash of what is written to it."""
+    """A file that keeps only the hash of the data written to it."""
 
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
@@ -54,8 +54,9 @@ class _HashSink(io.RawIOBase):
 def check_parquet(stream: BinaryIO, sha256: str, schema: pa.Schema, group_rows: int) -> ParquetCheck:
     """Compare a readable file with the bytes that `catalogs/parquet.py` writes for its rows.
 
-    `sha256` is the file's hash, and `group_rows` the number of rows in each row group except the last. Memory holds one
-    row group. If the bytes differ or another version of pyarrow wrote them, the structure is checked instead.
+    `sha256` is the file's hash, and `group_rows` is the number of rows in each row group except the last. Only one row
+    group is in memory at a time. If the bytes differ, or another version of pyarrow wrote them, the file's structure is
+    checked instead.
     """
     with pq.ParquetFile(stream) as file:
         by_other = file.metadata.created_by != f"parquet-cpp-arrow version {pa.cpp_version}"
@@ -156,7 +157,7 @@ def _is_one_frame(page: bytes) -> bool:
 
 
 def _compare(value: Any, examples: list[Any], texts: set[bytes], name: str, *, by_other: bool) -> None:
-    """Raise `ValueError` if a value has fields that no example has, long lists, or texts that are not in `texts`."""
+    """Raise `ValueError` if a value has fields that no example has, long lists, or texts that aren't in `texts`."""
     alike = [example for example in examples if type(example) is type(value)]
     inner: list[tuple[Any, list[Any]]] = []
     if isinstance(value, dict) and alike:

@@ -30,9 +30,10 @@ Pixels = NDArray[np.uint8]
 class RemainingDetection(DetectedRegion):
     """A detection in a released image; its box covers everything that would be redacted for it.
 
-    `redacted` is true if it is inside a redacted region, and `is_residual` if the row records it as one that the build
-    left because redaction itself made it. After `merge_found`, `found_by` lists all detectors that found
-    it, and `missed_by` those of its kind that searched the image without finding it.
+    `redacted` is true if the detection is inside a redacted region. `is_residual` is true if the image's row records
+    that the build left it because the redaction itself had created it. After `merge_found`, `found_by` lists all
+    detectors that found it, and `missed_by` lists the detectors of the same kind that searched the image without
+    finding it.
     """
 
     redacted: bool
@@ -42,7 +43,7 @@ class RemainingDetection(DetectedRegion):
 
     @property
     def is_explained(self) -> bool:
-        """True if it is redacted or was left by the build."""
+        """True if the detection is redacted, or if the build left it deliberately."""
         return self.redacted or self.is_residual
 
     @property
@@ -69,10 +70,11 @@ def search_release(
 
 
 def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector]) -> list[RemainingDetection]:
-    """Merge detections of several detectors at the same place of one image; explained ones are not compared.
+    """Merge detections that several detectors made at the same place of one image; explained ones are not merged.
 
     Detections of one kind are merged if their boxes overlap with an IoU of at least `SAME_IOU`. The merged detection
-    has the first one's detector and score, and a box around all. `searched` are the detectors that searched the image.
+    has the detector and score of the first one, and its box encloses all of them. `searched` contains the detectors
+    that searched the image.
     """
     merged: list[list[RemainingDetection]] = []
     for each in found:
@@ -92,7 +94,7 @@ def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector
 
 
 def picture(image: Pixels, found: RemainingDetection) -> bytes:
-    """Return a JPEG of `image` with a detection framed in red and the rest, beyond a margin, as a coarse mosaic."""
+    """Return a JPEG of `image` with a detection framed in red; beyond a margin, the image becomes a coarse mosaic."""
     height, width = image.shape[:2]
     margin = round(_MARGIN * max(found.w, found.h))
     rows = slice(max(found.y - margin, 0), min(found.y + found.h + margin, height))
@@ -105,7 +107,7 @@ def picture(image: Pixels, found: RemainingDetection) -> bytes:
 
 
 def cutouts(image: Pixels, found: Sequence[RemainingDetection]) -> Iterator[bytes]:
-    """Yield a JPEG of the part of `image` around each detection, framed in red; all detections are blurred in each."""
+    """Yield a JPEG of the area around each detection, framed in red, in which all detections are blurred."""
     height, width = image.shape[:2]
     patches = [rectangle(each.x, each.y, each.w, each.h, (height, width)) for each in found]
     blurred = redact_patches(image, [patch for patch in patches if patch is not None])

@@ -27,7 +27,7 @@ _SAME_IN_REJECTS = ("image_id", "uri")
 
 @dataclass(frozen=True)
 class ShardTables:
-    """A shard's three tables, each with the location for its findings."""
+    """A shard's three tables, each with the location that its findings report."""
 
     images: pa.Table
     masks: pa.Table
@@ -50,7 +50,7 @@ def audit_counts(tables: ShardTables, counts: Mapping[str, int]) -> Iterator[Fin
 def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[Finding]:
     """Yield findings unless each ordinal of the shard [a, b) occurs once, accepted or rejected, and determines all ids.
 
-    Because shards' ordinals are disjoint, ids that follow from them are unique in the dataset.
+    The ordinals of different shards are disjoint, so ids that are derived from them are unique in the dataset.
     """
     seen: list[Ints] = []
     for kind, table in (("images", tables.images), ("rejects", tables.rejects)):
@@ -110,7 +110,7 @@ def _audit_mask_identity(tables: ShardTables) -> Iterator[Finding]:
 def _audit_mask_ids(tables: ShardTables, owners: Ints) -> Iterator[Finding]:
     """Yield findings if masks are not numbered by their positions in their image.
 
-    In an annotated image, numbers may be skipped; they must ascend and stay under `next_mask`.
+    In an annotated image, numbers may be skipped, but they must ascend and stay under `next_mask`.
     """
     first = np.searchsorted(owners, owners)
     base = (owners + 1) * MASKS_PER_IMAGE_LIMIT
@@ -132,7 +132,7 @@ def _audit_mask_ids(tables: ShardTables, owners: Ints) -> Iterator[Finding]:
 
 
 def _of_ordinal(place: FindingLocation, ordinal: int) -> FindingLocation:
-    """Return the location for findings about the image of an ordinal, which may be damaged."""
+    """Return the location for findings about the image with an ordinal; the ordinal may be damaged."""
     return place.of_image(int(ordinal) + 1 if ordinal >= 0 else None)
 
 
@@ -152,7 +152,7 @@ def audit_mask_count(row: Row, masks: int, place: FindingLocation, *, annotated:
 
 
 def audit_rejects(rejects: Sequence[Row], place: FindingLocation) -> Iterator[Finding]:
-    """Yield findings for rejected rows with an unknown reason or without stage, detail, or names."""
+    """Yield findings for rejected rows with an unknown reason, and for those without a stage, a detail, or names."""
     known = frozenset(Reason)
     for row in rejects:
         image, where = place.of_image(row["id"]), f"id {row['id']}"
@@ -166,9 +166,10 @@ def audit_rejects(rejects: Sequence[Row], place: FindingLocation) -> Iterator[Fi
 
 
 def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: RemovedNames) -> Iterator[Finding]:
-    """Yield findings if more than a verdict remains of `taken` ordinals, or if an image is a removed picture.
+    """Yield findings if anything but the verdict remains of rows in `taken`, or if an image shows a removed picture.
 
-    `names` contains the names from all tombstones of the dataset, because the same picture may occur in another row.
+    `taken` contains ordinals. `names` contains the names from all tombstones of the dataset, because the same picture
+    may occur in another row.
     """
     columns = ["ordinal", "id", "uri", "source_sha256", "pixels_sha256", "release_sha256"]
     for row in tables.images.select(columns).to_pylist():
@@ -189,7 +190,7 @@ def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: RemovedN
 
 
 def audit_catalog_names(catalog: Mapping[int, Row], names: RemovedNames, place: FindingLocation) -> Iterator[Finding]:
-    """Yield findings for rows of the catalog, keyed by ordinal, whose SHA-256 is in a tombstone."""
+    """Yield findings for rows of the catalog, keyed by ordinal, if their SHA-256 is in a tombstone."""
     for row in catalog.values():
         if row["sha256"] in names.sha256:
             expected = "no SHA-256 that a tombstone names"
@@ -199,7 +200,8 @@ def audit_catalog_names(catalog: Mapping[int, Row], names: RemovedNames, place: 
 def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Iterator[Finding]:
     """Yield findings if rows differ from those of the catalog, which are keyed by ordinal.
 
-    Two accepted images never share an `image_id`: the catalog marks all but the first, and those are rejected.
+    Two accepted images never have the same `image_id`, because the catalog marks every row that repeats one, and the
+    build rejects marked rows.
     """
     for kind, columns in (("images", _SAME_IN_IMAGES), ("rejects", _SAME_IN_REJECTS)):
         names = ["ordinal", "id", *columns, *(["source_sha256"] if kind == "images" else [])]

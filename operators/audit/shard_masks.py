@@ -26,12 +26,13 @@ Bools = NDArray[np.bool_]
 
 
 class ShardMasks:
-    """Masks of a shard whose tables passed `audit_identity`. Images are identified by their ordinals."""
+    """Masks of a shard whose tables have passed `audit_identity`. Images are identified by their ordinals."""
 
     def __init__(self, tables: ShardTables, limits: MaskLimits | None, artifacts: RedactionArtifacts | None) -> None:
-        """Check all masks; `limits` are the score thresholds, as in `segmint.operators.audit.masks.audit_masks`.
+        """Check all masks.
 
-        `artifacts` is as in `segmint.operators.audit.origins.audit_origins`.
+        `limits` contains the score thresholds, as in `segmint.operators.audit.masks.audit_masks`, and `artifacts` has
+        the same meaning as in `segmint.operators.audit.origins.audit_origins`.
         """
         self._table = tables.masks
         ordinals, owners = int_column(tables.images, "ordinal"), int_column(tables.masks, "ordinal")
@@ -73,10 +74,10 @@ class ShardMasks:
         yield from audit_origins(row, self._origins, (start, stop), codes, ids, place, self._artifacts)
 
     def audit_containers(self, row: Row, place: FindingLocation) -> Iterator[Finding]:
-        """Yield findings unless all containers of an image are those that its masks' pixels give.
+        """Yield findings unless an image's containers are equal to those computed from its masks' pixels.
 
-        An image without any container isn't checked, because they may be unknown. Masks that `audit_origins` reports
-        are left out, and so are images with damaged run lengths.
+        An image without any containers isn't checked, because its containers may be unknown. Masks that `audit_origins`
+        reports are skipped, as are images with damaged run lengths.
         """
         start, stop = self._spans[row["ordinal"]]
         masks, ids = self.table_rows(row["ordinal"]), self._ids[start:stop].tolist()
@@ -90,7 +91,7 @@ class ShardMasks:
                 yield place.finding(Code.BAD_CONTAINER, expected, said, f"mask {id}", mask=id)
 
     def audit_work(self, row: Row, images: FindingLocation, place: FindingLocation) -> Iterator[Finding]:
-        """Yield findings in an image's annotation columns and those of its masks; see the function `audit_work`."""
+        """Yield findings in the annotation columns of an image and its masks; see the function `audit_work`."""
         if row["ordinal"] in self._worked_on:
             yield from audit_work(row, self.table_rows(row["ordinal"]), images, place)
 
@@ -101,7 +102,7 @@ class ShardMasks:
         return rows
 
     def annotations(self, ordinal: int) -> Sequence[Row]:
-        """Return the rows with the keys for `annotations_json`; for sound masks, this takes a tenth of the time."""
+        """Return the rows with only the keys for `annotations_json`, which is ten times as fast for sound masks."""
         span = self._spans[ordinal]
         rows = list(self._columns.rows(*span)) if self.sound(ordinal) else self.table_rows(ordinal)
         if not self.annotated(ordinal):
@@ -124,7 +125,8 @@ def audit_work(row: Row, masks: Sequence[Row], images: FindingLocation, place: F
     """Yield findings in the annotation columns of an image's row and the rows of its `masks`.
 
     `images` and `place` are the locations for findings in the image's row and in its masks' rows. A mask's parent must
-    be an earlier mask of its image, which may be gone; hashes must be 64 lower-case hexadecimal digits.
+    be an earlier mask of the same image, but that mask may no longer exist. Hashes must be 64 lowercase hexadecimal
+    digits.
     """
     where = f"id {row['id']}"
     yield from _seconds(row["seconds"], images, where, None)
@@ -161,13 +163,13 @@ _TEXT_AT_ONCE = 1 << 18
 """Bytes of run lengths decoded together, so that the result stays in a core's cache."""
 
 _COCO_AT_ONCE = 255
-"""Masks that pycocotools measures together; version 2.0.11 returns no areas for more."""
+"""Number of masks that pycocotools measures together; version 2.0.11 returns no areas for more than this."""
 
 
 def sound_masks(columns: MaskColumns, sizes: Ints, limits: MaskLimits | None) -> Bools:
-    """Return which of N masks pass `audit_masks` without decoding, (N,); it checks only the others.
+    """Return which of N masks would pass `audit_masks` without decoding, (N,), so that only the others are audited.
 
-    `sizes`, (N, 2), are the heights and widths of each mask's image. False does not mean that there is a finding.
+    `sizes`, (N, 2), contains the height and width of each mask's image. False does not imply that there is a finding.
     """
     sound: Bools = (columns.size == sizes).all(axis=1) & (sizes > 0).all(axis=1)
     with np.errstate(invalid="ignore", over="ignore"):  # unbounded numbers may be anything
@@ -237,7 +239,7 @@ def _codes_hold(columns: MaskColumns, part: slice, sizes: Ints) -> Bools:
 def _measure(columns: MaskColumns, sound: Bools) -> None:
     """Set `sound` to false for masks whose area or box differs from what pycocotools finds.
 
-    It trusts its input, so it receives only masks that are sound so far.
+    pycocotools trusts its input, so it receives only masks that are sound so far.
     """
     places = np.flatnonzero(sound)
     for begin in range(0, len(places), _COCO_AT_ONCE):

@@ -11,7 +11,7 @@ DISTANCE = 2
 """Maximum distance, in bits of 64, between hashes of images that look alike.
 
 Scaling an image to half its size or re-encoding it at quality 60 changes at most two bits of its hash. Half of a hash's
-bits are set, so one in 2 · 10^15 random pairs is as near: few among 100 million images.
+bits are set, so only one in 2 · 10^15 random pairs is this close: few among 100 million images.
 """
 
 _BITS = 64
@@ -19,7 +19,7 @@ _BITS = 64
 
 @dataclass(frozen=True)
 class SimilarImage:
-    """Positions of an image and of the nearest earlier image that looks like it, and their distance in bits."""
+    """Positions of an image and of the most similar earlier image, and the distance of their hashes in bits."""
 
     index: int
     earlier: int

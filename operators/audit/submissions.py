@@ -41,8 +41,7 @@ _THREADS = 16
 def audit_submissions(dataset: Location, rows: Sequence[range], taken: Collection[int]) -> Iterator[Finding]:
     """Yield findings in `annotations/`: unreadable submissions, those for unknown images, and files of `taken` images.
 
-    Returns of submissions are checked, too.
-    `rows` are the spans of the dataset's ordinals.
+    Returns of submissions are checked, too. `rows` contains the ranges of the dataset's ordinals.
     """
     names = []
     for path in sorted(f"{ANNOTATIONS}/{entry.name}" for entry in (dataset / ANNOTATIONS).walk()):
@@ -86,9 +85,9 @@ def audit_merged_submission(
 ) -> Iterator[Finding]:
     """Yield findings unless an image's merged submission exists and the dataset contains its data.
 
-    `masks` are the image's rows of `masks/*.parquet`; `images` and `place` are the locations for findings in the
-    image's row and in its masks' rows. A later import keeps the submission's number but records its own file; the
-    submission must exist even then.
+    `masks` contains the image's rows of `masks/*.parquet`; `images` and `place` are the locations for findings in the
+    image's row and in its masks' rows. If masks were imported later, the row still contains the submission's number,
+    but names the imported file; the submission must exist even then.
     """
     if merged_assignment(row["submission"]) is None or row["submission"]["n"] is None:
         return
@@ -116,7 +115,7 @@ def audit_merged_submission(
 
 
 def _of_image(row: Row, submissions: Sequence[Submission], *, whole: bool) -> tuple[Row, Row]:
-    """Return expected and actual annotation columns of an image's row. `whole` means that no submission is missing."""
+    """Return the expected and actual annotation columns of an image's row; `whole`: no submission is missing."""
     submission = submissions[-1]
     expected: Row = {"sha256": submission.sha256, "annotator": submission.annotator, "stage": submission.stage}
     found: Row = {"sha256": row["submission"]["sha256"], "annotator": row["annotator"], "stage": row["stage"]}
@@ -209,8 +208,8 @@ _AT_ONCE = 2_000  # ratings whose masks are requested in one query
 def audit_ratings(tables: DatasetTables, taken: Collection[int]) -> Iterator[Finding]:
     """Yield findings in `annotations/ratings/`: files that are not ratings, and ratings of masks that never existed.
 
-    A rated mask may be replaced or deleted later, but its number stays under the image's `next_mask`. `taken` are the
-    ordinals of removed images, whose remaining files `audit_submissions` finds.
+    A rated mask may later be replaced or deleted, but its number always stays under the image's `next_mask`. `taken`
+    contains the ordinals of removed images, whose remaining files are reported by `audit_submissions`.
     """
     names = [name for name in list_ratings(tables.location) if name.ordinal not in taken]
     for start in range(0, len(names), _AT_ONCE):
@@ -228,7 +227,7 @@ def audit_ratings(tables: DatasetTables, taken: Collection[int]) -> Iterator[Fin
 
 
 def _masks_of(tables: DatasetTables, images: Sequence[int]) -> tuple[dict[int, int], dict[int, str]]:
-    """Return the next mask number keyed by image, and the run lengths keyed by annotation id, of these images."""
+    """Return the next mask numbers of these images, keyed by image, and run lengths, keyed by annotation id."""
     among = ", ".join(str(image) for image in images)
     known = f"SELECT id, coalesce(next_mask, {MOST_MASKS}) AS next FROM images WHERE id IN ({among})"
     rows = tables.query(known).to_pylist()

@@ -63,11 +63,12 @@ def audit_tar(
     quality: int | None = None,
     look: Callable[[Row, bytes], Iterable[Finding]] | None = None,
 ) -> Iterator[Finding]:
-    """Yield findings in a tar that should contain these rows of `images/*.parquet`, in their order.
+    """Yield findings in a tar that should contain the images of these rows of `images/*.parquet`, in the same order.
 
     `masks_of` returns the mask rows of an ordinal. `decode` contains the ids of the JPEGs that `decoder` decodes.
-    `quality` is that of the release, if known, which determines the bytes around the image data. `look` yields more
-    findings for JPEGs that are intact and have the size in their row. Checking stops at the first unexpected member.
+    `quality` is the release's JPEG quality, if known, which determines the bytes around the image data. `look` yields
+    more findings for JPEGs that are intact and have the size that their row states. Checking stops at the first
+    unexpected member.
     """
     position, padding, same = 0, b"", True  # as if segmint had written all members so far
     try:
@@ -118,7 +119,7 @@ def _members(archive: TarReader) -> Iterator[tuple[str, bytes]]:
 
 
 def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: FindingLocation) -> Iterator[Finding]:
-    """Yield a finding unless an image's JSON is byte for byte the one that its image and mask rows produce."""
+    """Yield a finding unless an image's JSON is byte-identical to the one that its image and mask rows produce."""
     name = annotation_name(row["id"])
     try:
         expected = annotations_json(row["id"], image_name(row["id"]), (row["height"], row["width"]), masks)
@@ -138,9 +139,10 @@ def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: FindingLocati
 def audit_jpeg(
     data: bytes, row: Row, place: FindingLocation, decoder: JpegDecoder | None, quality: int | None = None
 ) -> Iterator[Finding]:
-    """Yield findings unless a JPEG has its row's size and only the bytes of a picture released with `quality`.
+    """Yield findings unless a JPEG has the size in its row and consists only of a picture released with `quality`.
 
-    A `decoder` decodes it completely. Without it, bytes after the image data's last block are not noticed.
+    If there is a `decoder`, it decodes the JPEG completely. Otherwise, bytes after the last block of the image data
+    aren't noticed.
     """
     name, size = image_name(row["id"]), (row["width"], row["height"])
     try:
@@ -177,7 +179,7 @@ def _other_release(data: bytes, row: Row, place: FindingLocation) -> Iterator[Fi
 
 
 def _layout_problem(data: bytes, header: bytes) -> tuple[Code, str] | None:
-    """Return how a JPEG differs from `header`, image data without markers, and an end; None if it doesn't."""
+    """Return how a JPEG differs from `header`, then image data without markers and an end; None if it doesn't."""
     end = data.find(_END, len(header))
     if end < 0:
         return Code.BAD_JPEG, "it ends before the picture does"
@@ -200,7 +202,8 @@ def _decoded_size(jpeg: bytes) -> tuple[int, int]:
 def _whole_size(jpeg: bytes) -> tuple[int, int]:
     """Return the (height, width) of an image that decodes completely, and only with the last byte of its image data.
 
-    Decoders read ahead, so they do not notice a few bytes more. Raises ValueError otherwise.
+    The second condition matters because decoders read ahead and don't notice a few extra bytes. Raises ValueError if
+    either isn't met.
     """
     size = _decoded_size(jpeg)
     scan = jpeg[: -len(_END)]
