@@ -1,8 +1,9 @@
 """Child processes that decode untrusted bytes, so that a crash, hang, or memory error is traced to its image.
 
 pebble manages the processes, their deadlines, and their replacement. This module ensures that a child dies with its
-parent, cannot exhaust the machine's memory, leaves no core dump (which would contain an image's bytes), prints nothing
-while it processes an image, and does not spend an image's time limit on starting.
+parent, cannot exhaust the machine's memory, leaves no core dump (which would contain an image's bytes), and prints
+nothing while it processes an image. It also ensures that the time a child takes to start doesn't count toward an
+image's time limit.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 class SuspectError(RejectedError):
     """The child that processed this image died, hung, or ran out of memory.
 
-    It becomes a verdict only if it happens again in a fresh child with nothing else running.
+    This becomes a verdict only if it happens again in a fresh child while nothing else is running.
     """
 
 
@@ -45,17 +46,18 @@ class ChildFaultError(SegmintError):
 
 
 class _StoppedChildError(ChildFaultError):
-    """A child got SIGTERM, SIGINT, or SIGHUP from outside while it had an image."""
+    """A child received SIGTERM, SIGINT, or SIGHUP from outside while it was processing an image."""
 
 
 class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
     """Pool of processes that build a worker once, with `factory`, and then apply it to one image's bytes at a time.
 
-    `factory` must be picklable and importable in the child, where its result stays. `timeout_s` applies to one image
-    and starts when a child takes it; a worker that sets a `Deadline` for each of its steps gets `more_s` more seconds.
-    `memory_limit`, in bytes, is what an image may use in addition to an idle child (Linux; None: no limit), but at most
-    half the memory of the machine or of the cgroup's limit. A child is replaced after `max_tasks` images, which bounds
-    leaks in decoders. Children start immediately, in the background.
+    `factory` must be picklable and importable in the child, where its result stays. `timeout_s` is the time limit for
+    one image and starts when a child takes the image; a worker that sets a `Deadline` for each of its steps gets
+    `more_s` more seconds. `memory_limit` is the number of bytes that an image may use in addition to the memory of an
+    idle child (on Linux; None: no limit). It is capped at half of the machine's memory or of the cgroup's limit. A
+    child is replaced after `max_tasks` images, which limits the effect of leaks in decoders. Children start
+    immediately, in the background.
     """
 
     def __init__(
@@ -88,9 +90,9 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
     def run(self, data: bytes) -> T:
         """Return the worker's result for one image; wait until a child is free. Thread-safe.
 
-        An image whose child died is retried once, with nothing else running. Raises the errors of the worker,
-        `SuspectError` (`killed_worker`, `timed_out`, or `out_of_memory`) if the retry fails too, and `ChildFaultError`,
-        as when the child dies of a signal that stops processes.
+        An image whose child died is retried once, while nothing else is running. Raises the worker's errors,
+        `SuspectError` (`killed_worker`, `timed_out`, or `out_of_memory`) if the retry fails too, and `ChildFaultError`
+        if the fault isn't the image's, for example if a signal that stops processes killed the child.
         """
         try:
             with self._slots:
@@ -100,7 +102,7 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
                 return self._run(data)
 
     def wait_until_ready(self) -> None:
-        """Wait until a child has built its worker. If it cannot, processing the first image raises the error."""
+        """Wait until a child has built its worker. If that fails, processing the first image raises the error."""
         with contextlib.suppress(pebble.ProcessExpired, BrokenExecutor):
             self._living_pool().schedule(os.getpid).result()
 
@@ -233,7 +235,7 @@ _start_error: str | None = None
 
 
 def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None:
-    """Set up the child: tie its life to its parent's, build the worker, set the memory limit, silence decoders."""
+    """Set up the child: make it die with its parent, build the worker, set the memory limit, and silence decoders."""
     import resource
 
     global _worker, _start_error
@@ -278,7 +280,7 @@ def _silence() -> None:
 
 
 def guard_child() -> None:
-    """Make this process die with its parent and leave no core dump, which would contain an image."""
+    """Make this process die with its parent and leave no core dump, because that would contain an image."""
     import resource
 
     _die_with_parent()
@@ -298,7 +300,7 @@ def _die_with_parent() -> None:
 
 
 def _data_bytes() -> int:
-    """Return the bytes of this process that RLIMIT_DATA counts (proc_pid_status(5), VmData)."""
+    """Return the number of bytes of this process that count toward RLIMIT_DATA (proc_pid_status(5), VmData)."""
     with open("/proc/self/status") as status:  # noqa: PTH123 - a Path adds nothing
         for line in status:
             if line.startswith("VmData:"):

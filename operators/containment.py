@@ -19,8 +19,8 @@ def find_containers(size: tuple[int, int], counts: Sequence[str]) -> list[int | 
     """Return the position of each mask's container among an image's N masks.
 
     A mask's container is the smallest of the larger masks that contain at least `CONTAINED_SHARE` of its pixels. Of two
-    masks of equal area, the one at the lower position counts as larger, so containers never form a cycle. It's None for
-    a mask without a container and for an empty mask.
+    masks of equal area, the one at the lower position counts as larger, so containers never form a cycle. The result is
+    None for a mask without a container and for an empty mask.
 
     Args:
         size: (height, width) of the image.

@@ -1,8 +1,8 @@
 """Decoder for untrusted JPEGs of datasets, with limits on memory and time.
 
-The bytes go to a child process with a memory limit and a deadline, and images over `MOST_PIXELS` are not decoded. For a
-dataset in segmint's format, small JPEGs in the form that segmint writes are decoded in this process: their memory and
-time are proportional to their pixels, and starting a child would take longer.
+The bytes go to a child process with a memory limit and a deadline, and images over `MOST_PIXELS` are not decoded. If a
+dataset is in segmint's format, small JPEGs in the form that segmint writes are decoded in this process. This is safe
+because the memory and time that they take are proportional to their pixels, and starting a child would take longer.
 """
 
 import os
@@ -35,18 +35,18 @@ _SKIPPED = frozenset({_QUANTIZATION, _HUFFMAN, _RESTART, _COMMENT, *range(_APP0,
 
 
 class UndecodableError(ValueError):
-    """An image that cannot be decoded, or not within the limits. The message gives the reason."""
+    """An image cannot be decoded, or not within the limits. The message gives the reason."""
 
 
 class OverLimitError(UndecodableError):
-    """An image whose decoding timed out, ran out of memory, or killed its process; a retry may succeed."""
+    """Decoding an image timed out, ran out of memory, or killed its process; a retry may succeed."""
 
 
 class JpegDecoder(AbstractContextManager["JpegDecoder"]):
     """Decoder that applies functions to JPEGs. Thread-safe; child processes start when one is needed.
 
-    `own` means that the JPEGs belong to a dataset in segmint's format. Others are decoded only in children, of which
-    there are up to `processes` (default: one per core, up to four).
+    `own` means that the JPEGs belong to a dataset in segmint's format. All other JPEGs are decoded only in children, of
+    which there are up to `processes` (default: one per core, up to four).
     """
 
     def __init__(self, *, own: bool, processes: int | None = None) -> None:
@@ -93,9 +93,9 @@ class JpegDecoder(AbstractContextManager["JpegDecoder"]):
 def is_plain(jpeg: bytes) -> bool:
     """Return whether a JPEG's header has the form that segmint writes, with at most `PIXELS_HERE` pixels.
 
-    The form is baseline, 8 bits, and one scan of all of one or three components. Any other form, such as progressive,
-    makes a decoder hold all coefficients or decode the image once per scan. Markers that decoders may interpret
-    differently are not plain.
+    Such a JPEG is baseline, has 8 bits per sample, and contains one or three components in a single scan. Any other
+    form, such as progressive, would make a decoder keep all coefficients in memory or decode the image once per scan. A
+    JPEG with markers that decoders may interpret differently isn't plain, either.
     """
     if jpeg[:2] != bytes([0xFF, _START]):
         return False

@@ -1,7 +1,7 @@
 """Describe stage: statistics of each mask and image, and containers, from the masks and redacted regions.
 
-They are those of section 5 of the SAM paper (figures 5-7): relative size, concavity, mask center, and masks per image.
-Everything is computed from the run-length encoding; masks are never decoded to pixels.
+The statistics are those of section 5 of the SAM paper (figures 5-7): relative size, concavity, mask center, and masks
+per image. Everything is computed from the run-length encoding; masks are never decoded to pixels.
 """
 
 import math
@@ -55,8 +55,9 @@ class MaskStatistics:
 def describe_mask(size: tuple[int, int], counts: str) -> MaskStatistics:
     """Compute the statistics of one mask, given as COCO's compressed RLE of an image of `size` (height, width).
 
-    The convex hull is that of the pixels' *corners*, because that of pixel centers would be smaller than the mask. An
-    empty mask, which the generator never writes, has size 0, concavity 0, aspect ratio 1, and its center in the middle.
+    The convex hull is computed from the *corners* of the pixels, because a hull of their centers would be smaller than
+    the mask. An empty mask, which the generator never writes, has size 0, concavity 0, aspect ratio 1, and its center
+    in the middle of the image.
     """
     height, width = size
     x, top, bottom = column_spans(height, decompress(counts))
@@ -110,8 +111,8 @@ def coverage(size: tuple[int, int], all_counts: Sequence[str]) -> float:
 def describe_table(table: pa.Table) -> pa.Table:
     """Add the statistics to every row that has masks; rejected and faulted rows pass through with nulls.
 
-    For `map_batches(..., batch_format="pyarrow")`: SEGMENTED in, DESCRIBED out, row for row in order. A row that cannot
-    be described is faulted.
+    Pass it to `map_batches(..., batch_format="pyarrow")`: it maps a table of SEGMENTED to one of DESCRIBED with the
+    same rows in the same order. A row that cannot be described is faulted.
     """
     try:
         described = _described(table)
@@ -158,10 +159,10 @@ def _described(table: pa.Table) -> pa.Table:
 
 
 def redaction_columns(row: Mapping[str, Any], counts: Sequence[str]) -> tuple[list[float | None], list[float | None]]:
-    """Return `redacted_share` and `redaction_iou` of an image's masks from its row's `regions`; null if `regions` is.
+    """Return `redacted_share` and `redaction_iou` of an image's masks; they are null if the row's `regions` is null.
 
-    `row` contains the sizes of the upright source and of the released image; `counts` are each mask's compressed RLE.
-    Raises `ValueError` if there are regions and run lengths that do not cover the image.
+    `row` contains the regions and the sizes of the upright source and of the released image; `counts` contains the
+    compressed RLE of each mask. Raises `ValueError` if there are regions but the run lengths don't cover the image.
     """
     if row["regions"] is None:
         return [None] * len(counts), [None] * len(counts)
@@ -175,9 +176,10 @@ def redaction_columns(row: Mapping[str, Any], counts: Sequence[str]) -> tuple[li
 def _containers(
     table: pa.Table, offsets: NDArray[np.int32], sizes: Sequence[Sequence[int]], counts: Sequence[str]
 ) -> list[int | None]:
-    """Return `container` of all masks in a table, numbered as a build numbers them.
+    """Return `container` of all masks in a table, with the annotation ids that a build would assign.
 
-    Null in images with more masks than a dataset may have, which others wrote: the time grows with their square.
+    Images that other tools wrote may contain more masks than a dataset allows. Their containers are null, because the
+    computation time grows with the square of the number of masks.
     """
     found: list[int | None] = []
     for ordinal, (begin, end) in zip(table.column("ordinal").to_pylist(), pairwise(offsets), strict=True):
@@ -193,7 +195,7 @@ def _containers(
 def _origins(
     table: pa.Table, offsets: NDArray[np.int32], counts: Sequence[str], containers: list[int | None]
 ) -> list[pa.Array]:
-    """Return the `MASK_ORIGIN` columns and the index of all masks in a table, which a build has made."""
+    """Return the `MASK_ORIGIN` columns and the index of all masks in a table; a build made all of these masks."""
     shares: list[float | None] = []
     ious: list[float | None] = []
     rows = table.select(["regions", "source_height", "source_width", "height", "width"]).to_pylist()
@@ -209,7 +211,7 @@ def _origins(
 def image_statistics(size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Compute the statistics of an image of `size` (height, width) from its masks' rows (keys of `DESCRIBED_MASK`).
 
-    Masks without scores, such as manual ones, do not count in the means of scores.
+    Masks without scores, such as manual ones, are excluded from the means of scores.
     """
     counts = [mask["segmentation"]["counts"] for mask in masks]
     return _statistics(size, counts, {name: [mask[name] for mask in masks] for name in _AVERAGED})

@@ -1,8 +1,8 @@
-"""Features of a catalog's images for curation, computed in parts of fixed ranges of rows.
+"""Features of a catalog's images for curation, computed in parts that cover fixed ranges of rows.
 
-A part depends on no time, host, or attempt, is put if absent, and is never changed, so an interrupted run resumes with
-the missing parts. If a child dies, hangs, or runs out of memory on an image, the machine may be to blame: a part with
-such a verdict gets another name, under which only the run that put it reads it.
+A part's content doesn't depend on the time, host, or attempt. It is put if absent and never changed, so an interrupted
+run resumes with the missing parts. If a child dies, hangs, or runs out of memory on an image, the machine may be to
+blame. A part with such a verdict is therefore stored under a different name, and only the run that put it reads it.
 """
 
 import functools
@@ -82,10 +82,11 @@ def part_name(first: int, suspect: bool = False) -> str:
 
 
 def is_skipped(row: Row, opt_outs: bool) -> bool:
-    """Return whether a row's image need not be read: the catalog rejects it or an earlier row has its image_id.
+    """Return whether a row's image need not be read: the catalog rejects it, or an earlier row has the same image_id.
 
-    Images that the catalog marks as opted out are read, because their copies count as opted out. If `opt_outs` are
-    enabled, all images are read: the metadata of any may forbid training, and its copies may be in the catalog.
+    Images that the catalog marks as opted out are read, because their copies count as opted out, too. If `opt_outs` is
+    enabled, all images are read, because the metadata of any image may forbid training, and the catalog may contain
+    copies of that image.
     """
     reason = row.get("refused_reason")
     if opt_outs or row.get("opt_out") or reason == Reason.OPTED_OUT:
@@ -96,8 +97,9 @@ def is_skipped(row: Row, opt_outs: bool) -> bool:
 class InspectImages:
     """Ray Data actor that maps the rows of one part to a row of `DONE` and puts the part.
 
-    Threads read; a child process decodes. A row that cannot be read or decoded has no features. A fault, or the first
-    death of the child on an image, is not a verdict: the part is not put, and the next round retries it.
+    Threads read the images, and a child process decodes them. A row that can't be read or decoded has no features. If
+    there is a fault, or the child dies on an image for the first time, that is not a verdict: the part isn't put, and
+    the next round retries it.
     """
 
     def __init__(self, task: CurateTask) -> None:
@@ -173,7 +175,7 @@ class InspectImages:
         }
 
     def _opt_out(self, data: bytes) -> str | None:
-        """Return how an image's metadata forbids training, read in a new child after one died on the image."""
+        """Return how an image's metadata forbids training; uses a new child, because one has died on this image."""
         if not self._task.config.opt_outs:
             return None
         try:

@@ -1,7 +1,7 @@
 """Classical measures of an image's fitness for a dataset: focus, exposure, and flatness.
 
-All are computed from integer counts on the image at one scale, so they depend neither on its resolution nor on the
-machine.
+All measures are computed from integer counts after the image is reduced to a fixed scale, so they depend neither on its
+resolution nor on the machine.
 """
 
 import math
@@ -16,7 +16,7 @@ SIDE = 512
 """Shorter side, in pixels, of the image that is measured; a smaller image is not enlarged."""
 
 MOST_PIXELS = 16 * SIDE * SIDE
-"""Maximum pixels of the image that is measured; over an aspect ratio of 16, the shorter side falls below `SIDE`."""
+"""Maximum pixels of the image that is measured; above an aspect ratio of 16, the shorter side is less than `SIDE`."""
 
 _DARK, _BRIGHT = 8, 247  # maximum and minimum gray level of clipped pixels; JPEG blurs the extremes
 _LEVELS = 32  # per channel, because 256 would not separate a drawing's colors from JPEG noise
@@ -36,7 +36,7 @@ MEASURES = {
 def at_scale(image: Pixels) -> Pixels:
     """Return an image, (H, W, 3) uint8 RGB, with its shorter side reduced to `SIDE`; a smaller one is not enlarged.
 
-    Either is reduced further if it has more than `MOST_PIXELS`.
+    In both cases, the image is reduced further if it has more than `MOST_PIXELS` pixels.
     """
     height, width = image.shape[:2]
     short = min(height, width)

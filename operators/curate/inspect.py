@@ -136,7 +136,7 @@ def inspect_image(data: bytes, config: InspectionConfig, scorers: Sequence[Score
 
 
 def read_opt_out(data: bytes) -> str | None:
-    """Return a sentence on how an image's metadata forbids training with it; None if it does not."""
+    """Return a sentence that states how an image's metadata forbids training; None if it doesn't."""
     found = opt_out(data)
     return None if found is None else found.detail
 

@@ -1,14 +1,15 @@
-"""Interface of a custom stage: what its callable gets and returns, and the check of both.
+"""Interface of a custom stage: the input and output of its callable, and checks of both.
 
 A stage is a class, or a function that returns a callable. It takes the stage's arguments and has these attributes, of
 which only `name` is required:
 
 - `name`: up to 63 lowercase letters, digits, and underscores, starting with a letter. The column is `stage_<name>`.
-- `fields`: the fields of that column, each with an Arrow type or the name of one. Without it, there is no column.
-- `table`: the table of the column, `images` (the default) or `masks`.
+- `fields`: the fields of that column, each with an Arrow type or the name of one. Without `fields`, there is no column.
+- `table`: the table that contains the column, `images` (the default) or `masks`.
 - `labels`: whether the stage sets labels of masks.
-- `version`: a text that changes whenever results do. Without it, the SHA-256 of the module's source stands for the
-  code. A class method gets the arguments, and its text stands for them too, for example with hashes of their files.
+- `version`: a text that changes whenever the stage's results change. Without it, the SHA-256 of the module's source
+  identifies the code. If `version` is a class method, it receives the arguments, and its text identifies them too, for
+  example by containing the hashes of their files.
 """
 
 import re
@@ -25,20 +26,21 @@ _IMAGE = ""  # key of the decoded image among the values that were read; no colu
 
 
 class StageContractError(UsageError):
-    """A stage that violates its interface. This is neither a verdict nor a fault of a row: it ends the run."""
+    """A stage violates its interface. This is neither a verdict nor a row's fault, so the run ends."""
 
 
 class Reject(Exception):
     """Verdict of a stage on one image, whose row is rejected with this reason.
 
-    A stage returns it in place of the row. It may also raise it.
+    A stage can return it in place of the row, or raise it.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
         """`reason` is a word such as `blurry`: up to 63 lowercase letters, digits, and underscores.
 
-        `detail` is a sentence with what was found and expected; it must contain no image data, because it is stored.
-        Raises `StageContractError` for a reason that segmint itself uses, and for an empty detail.
+        `detail` is a sentence that states what was found and what was expected. It is stored in the dataset, so it must
+        not contain image data. Raises `StageContractError` for a reason that segmint itself uses, and for an empty
+        detail.
         """
         super().__init__(f"{reason}: {detail}")
         if not isinstance(reason, str) or not is_custom_reason(reason):
@@ -57,15 +59,16 @@ class Reject(Exception):
 
 
 class StageRow(Mapping[str, Any]):
-    """A row as a stage sees it: the columns of a build's rows at the stage's position, and the released image.
+    """A row as a stage sees it: the columns that the build's rows have before this stage, and the released image.
 
-    It never contains the original, and it can't be changed.
+    It never contains the original image, and it can't be changed.
     """
 
     def __init__(self, columns: Mapping[str, Any], place: int | None = None) -> None:
-        """`columns` contains values, among them `ordinal`, `id`, and `release`, the released JPEG.
+        """`columns` contains the row's values, including `ordinal`, `id`, and `release`, the released JPEG.
 
-        With `place`, it contains Arrow columns instead, whose values there are converted when they are read.
+        If `place` is given, `columns` contains Arrow columns instead, and their values at this position are converted
+        when they are read.
         """
         self._columns, self._place = columns, place
         self._read: dict[str, Any] = {}  # shared by the copies of the `with_` methods
@@ -87,19 +90,20 @@ class StageRow(Mapping[str, Any]):
         self._read.pop(_IMAGE, None)
 
     def with_values(self, **values: Any) -> Self:
-        """Return the row with values of its stage's fields, for a stage whose `table` is `images`.
+        """Return a copy of the row with values of the stage's fields, for a stage whose `table` is `images`.
 
-        Fields that a stage doesn't set are null.
+        Fields that the stage doesn't set are null.
         """
         row = copy(self)
         row.values_set = values
         return row
 
     def with_mask_values(self, values: Sequence[Mapping[str, Any] | None]) -> Self:
-        """Return the row with values of each mask, in order: fields of a stage whose `table` is `masks`, and labels.
+        """Return a copy of the row with values for each mask, in order.
 
-        A stage with `labels` may set `label`, `label_score`, and `label_source`, which is `model:` and the SHA-256 of
-        the weights. None leaves a mask as it is.
+        The values are fields of a stage whose `table` is `masks`, and labels. A stage with `labels` may set `label`,
+        `label_score`, and `label_source`, which is `model:` followed by the SHA-256 of the weights. If a mask's entry
+        is None, the mask stays as it is.
         """
         row = copy(self)
         row.mask_values = values
@@ -127,7 +131,7 @@ The result for a row must not depend on the other rows of its batch, whose numbe
 
 
 def refusal(error: BaseException) -> str | None:
-    """Return the message of a worker's `StageContractError`, which Ray only passes on inside a longer text."""
+    """Extract the message of a worker's `StageContractError`, because Ray only passes it on inside a longer text."""
     found = re.findall(rf"\b{StageContractError.__name__}: (.+)", str(error))
     return found[-1] if found else None
 
@@ -135,8 +139,8 @@ def refusal(error: BaseException) -> str | None:
 def call_stage(name: str, stage: StageCall, rows: Sequence[StageRow]) -> list[StageRow | Reject]:
     """Call a stage with a batch, and check that it returns each row in order.
 
-    Raises `StageContractError`, which names the stage, if it drops, adds, reorders, or replaces rows. Passes on the
-    stage's own errors.
+    Raises `StageContractError`, which names the stage, if the stage drops, adds, reorders, or replaces rows. The
+    stage's own errors propagate.
     """
     returned = stage(rows)
     if not isinstance(returned, Sequence):

@@ -1,4 +1,4 @@
-"""Finds a custom stage by its dotted name, and checks what it declares before a build starts."""
+"""Lookup of a custom stage by its dotted name, and checks of its declared attributes before a build starts."""
 
 import hashlib
 import importlib
@@ -20,7 +20,7 @@ from segmint.operators.custom.contract import StageCall, StageContractError
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A custom stage with its arguments, and what it declares. Workers load the code again and compare `version`."""
+    """A custom stage with its arguments and attributes. Workers load the code again and compare `version`."""
 
     stage: str  # dotted name
     arguments: Mapping[str, Any]
@@ -67,10 +67,10 @@ class StageSpec:
 
 
 def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
-    """Import the module of a stage, given by its dotted name, and return what the stage declares.
+    """Import the module of a stage, given by its dotted name, and return the stage's specification.
 
-    Raises `UsageError`, which names the stage, for an unknown module or name, one that isn't callable with these
-    arguments, and attributes that aren't as `segmint.operators.custom.contract` describes them.
+    Raises `UsageError`, which names the stage, if the module or the name doesn't exist, if the stage isn't callable
+    with these arguments, or if its attributes don't follow `segmint.operators.custom.contract`.
     """
     found = _find(stage)
     name, fields = getattr(found, "name", None), getattr(found, "fields", {})

@@ -1,4 +1,4 @@
-"""Custom stage: a user's callable judges rows in batches and adds its column, in an actor that starts it once."""
+"""Custom stage: an actor starts a user's callable once, which then judges rows in batches and adds its column."""
 
 import math
 import os
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from segmint.infra.row_ledger import BlockEntry, RowLedger
 
 HIDDEN = frozenset({"original", *VERDICT.names})
-"""Columns that a stage doesn't see: the full-size source, even though it is redacted, and the verdict."""
+"""Columns that a stage doesn't see: the verdict, and the full-size source, even though that is redacted."""
 
 _LABEL = frozenset(MASK_LABEL)
 _SOURCE = re.compile(r"model:[0-9a-f]{64}")
@@ -39,8 +39,8 @@ Result = StageRow | Reject | Exception
 class CustomStage:
     """Ray Data actor that maps a table to the same rows with a stage's column, labels, and verdicts.
 
-    Without a `ledger`, it processes the rows of a trial, in which errors are raised. With it, this process ends if a
-    batch takes over `timeout_s` seconds per row, if memory runs out, or if the GPU breaks.
+    Without a `ledger`, it processes the rows of a trial and raises errors. With a `ledger`, the process ends if a batch
+    takes over `timeout_s` seconds per row, if memory runs out, or if the GPU breaks.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class CustomStage:
         ledger: "RowLedger | None" = None,
         on_gpu: bool = False,
     ) -> None:
-        """Start the stage. A batch has at most `batch_size` rows; None: as many as a block.
+        """Start the stage. A batch contains at most `batch_size` rows; None: all rows of a block.
 
-        Raises `StageContractError` if it can't start.
+        Raises `StageContractError` if the stage can't start.
         """
         if ledger is not None:  # in a Ray worker
             outlive_signals()
@@ -135,7 +135,7 @@ class CustomStage:
 
 
 class CustomAlone(CustomStage):
-    """Actor in which the driver tries a suspect of a stage, to observe how it ends."""
+    """Actor in which the driver runs a stage on a suspect row, to see whether the process survives."""
 
     def node(self) -> str:
         """Return the id of the node that this worker runs on. From now on, signals that stop processes don't end it."""
@@ -159,17 +159,18 @@ class CustomAlone(CustomStage):
 
 
 def stage_rows(table: pa.Table) -> dict[int, StageRow]:
-    """Return the live rows of a table as a stage sees them, by their place in it."""
+    """Return the live rows of a table as a stage sees them, keyed by their position in the table."""
     live = pc.and_(pc.is_null(table.column("reason")), pc.is_null(table.column("fault"))).to_pylist()
     columns = {name: table.column(name) for name in table.column_names if name not in HIDDEN}
     return {place: StageRow(columns, place) for place, lives in enumerate(live) if lives}
 
 
 def with_results(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> pa.Table:
-    """Return a table with a stage's column, labels, and verdicts; `results` are those of its live rows, by place.
+    """Return a table with a stage's column, labels, and verdicts added.
 
-    A row whose values don't fit the declared types is faulted. Raises `StageContractError` for values that the stage
-    doesn't declare, or not one for each mask.
+    `results` contains the results for the table's live rows, keyed by position. A row whose values don't fit the
+    declared types is faulted. Raises `StageContractError` if the stage sets values that it doesn't declare, or if the
+    number of values differs from the number of masks.
     """
     try:
         return _joined(table, spec, results)
@@ -218,7 +219,7 @@ def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> 
 def _check_declared(row: StageRow, spec: StageSpec, count: int) -> None:
     """Raise `StageContractError` if a stage set values that it doesn't declare, or labels that can't be stored.
 
-    The stage must have set values of none of the image's masks, or of all `count`.
+    The stage must have set values either for none of the image's masks or for all `count` of them.
     """
     fields = frozenset(each.name for each in spec.column.fields) if spec.column is not None else frozenset()
     of_image, of_masks = (frozenset(), fields) if spec.sets_masks else (fields, frozenset())
@@ -245,7 +246,7 @@ def _check_declared(row: StageRow, spec: StageSpec, count: int) -> None:
 
 
 def _check_whole(value: Any, field: StageField) -> None:
-    """Raise `TypeError` for a fraction in place of a whole number, which Arrow would cut off inside a struct."""
+    """Raise `TypeError` for a fraction in place of an integer, because Arrow would truncate it inside a struct."""
     if value is None:
         return
     if field.type == "struct":
