@@ -1,7 +1,8 @@
 """95 % confidence intervals of means, shares, and other scores over images.
 
-An image's masks resemble one another, so images are the units, and there is no interval for fewer than
-`LEAST_IMAGES`. benchmarks/evaluation/interval_coverage.py simulates how often the intervals contain the true value.
+An image's masks resemble one another, so the units are images, not masks. There is no interval for fewer than
+`LEAST_IMAGES` images. benchmarks/evaluation/interval_coverage.py simulates how often the intervals contain the true
+value.
 """
 
 import math
@@ -14,17 +15,18 @@ Interval = tuple[float, float]
 Floats = NDArray[np.float64]
 
 Seed = int | Sequence[int]
-"""One non-negative number, or several, so that the intervals and tests of an evaluation use different numbers."""
+"""One nonnegative number, or several, so that the intervals and tests of an evaluation can use different seeds."""
 
 LEAST_IMAGES = 10
 """Minimum number of images for an interval."""
 
 LEAST_EFFECTIVE = 5
-"""Minimum effective number of images (Kish 1965): the square of all masks over the sum of the images' squares. It is
-less if an image has half of the masks. If one had 95 % of them, intervals of means would cover 2 % instead of 95."""
+"""Minimum effective number of images (Kish 1965): the square of the number of masks, divided by the sum of the squares
+of each image's number. It isn't reached if one image contains half of the masks. If an image contained 95 % of them,
+intervals of means would contain the true value in 2 % of cases instead of 95 %."""
 
 RESAMPLES = 10_000
-"""Resamples of an interval, and random permutations of a test."""
+"""Number of resamples for an interval, and of random permutations for a test."""
 
 NORMAL = 1.959963984540054
 """97.5 % quantile of the standard normal distribution."""
@@ -35,7 +37,7 @@ _EVEN = 1e-12  # relative difference attributed to rounding
 
 
 def basis(images: int) -> str:
-    """Return what to print about the intervals of a result, by its number of images."""
+    """Return the text to print about the intervals of a result, depending on its number of images."""
     if images < LEAST_IMAGES:
         return f"too few images for an interval ({images}, expected {LEAST_IMAGES} or more)"
     return "with 95 % intervals by image"
@@ -48,10 +50,11 @@ def mean_intervals(
     limits: Interval = (-np.inf, np.inf),
     resamples: int = RESAMPLES,
 ) -> list[Interval | None]:
-    """Return the intervals of M means over masks: ratios of the sums (I, M) over each image's masks to `counts` (I,).
+    """Return the intervals of M means over masks.
 
-    `limits` are the lowest and highest possible values. Images without masks are ignored. Without an interval: see
-    `studentized`.
+    Each mean is the ratio of two sums over images: `sums` (I, M) over each image's masks, and `counts` (I,), the
+    numbers of masks. `limits` are the lowest and highest possible values. Images without masks are ignored. See
+    `studentized` for the cases in which a mean has no interval.
     """
     return studentized([(sums[counts > 0], counts[counts > 0])], seed, limits, resamples)
 
@@ -64,11 +67,13 @@ def studentized(
 ) -> list[Interval | None]:
     """Return studentized bootstrap intervals (Efron 1981) of M means over strata of each stratum's mean over masks.
 
-    A stratum has sums (I, M) and counts (I,) of its images, which are resampled within it, jointly for all M means.
-    The intervals are wider by the squared ratio of Student's t to the normal quantile, 1.33 for 10 images and 1.14 for
-    20, because few images often lack the rare failures that a mean of IoUs contains. A mean has no interval if a
-    stratum has fewer than `LEAST_IMAGES` images or `LEAST_EFFECTIVE` effective ones, if all images are alike, or if so
-    few differ that many resamples have no spread.
+    A stratum contains the sums (I, M) and counts (I,) of its images. Its images are resampled within the stratum,
+    jointly for all M means. The intervals are widened by the squared ratio of Student's t to the normal quantile, which
+    is 1.33 for 10 images and 1.14 for 20. This is necessary because a mean of IoUs includes rare failures, and a small
+    number of images often contains none of them.
+
+    A mean has no interval if a stratum contains fewer than `LEAST_IMAGES` images or `LEAST_EFFECTIVE` effective ones,
+    if all images have the same values, or if so few images differ that many resamples have no spread.
     """
     from scipy.special import stdtrit
 
@@ -115,12 +120,12 @@ def figure_intervals(
     scores: int,
     resamples: int = RESAMPLES,
 ) -> tuple[list[float | None], list[Interval | None]]:
-    """Return K scores of sums over images, and their intervals as means of each image's jackknife pseudo-values.
+    """Return K scores that depend on sums over images, and intervals from each image's jackknife pseudo-values.
 
-    `values` (I, M) contains the values of each image. `figures` computes scores from sums, (R, M) to (R, K). It returns
-    NaN for undefined scores, which become None. The first `scores` of the K are between 0 and 1, and the others are
-    differences of such scores. There is no interval if fewer than `LEAST_IMAGES` images affect a score, and in the
-    cases of `studentized`.
+    `values` (I, M) contains the values of each image. `figures` computes scores from sums, (R, M) to (R, K); if a score
+    is undefined, it returns NaN, which becomes None. The first `scores` of the K values are scores between 0 and 1, and
+    the others are differences of such scores. A score has no interval if fewer than `LEAST_IMAGES` images affect it, or
+    in the cases listed for `studentized`.
     """
     values = values.astype(np.float64)
     total = values.sum(axis=0, keepdims=True)
@@ -141,13 +146,15 @@ def figure_intervals(
 def share_interval(successes: ArrayLike, trials: ArrayLike) -> Interval | None:
     """Return the interval of a share of masks from each image's number of successes and of masks, both (I,).
 
-    This is Wilson's interval with Student's t for the effective number of masks: their number divided by the design
-    effect (Kish 1965), which is 1 if an image's masks are independent. Images without masks are ignored; with fewer
-    than `LEAST_IMAGES` others or `LEAST_EFFECTIVE` effective ones, there is no interval. Two corrections keep the
-    coverage for shares near 0 and 1: if f images have a mask in the minority, the design effect moves by 1 / 2^f toward
-    that of images whose masks are all alike, and its excess over 1 is scaled for a t distribution with fewer degrees of
-    freedom if a few images cause most of the variance. These are half of Satterthwaite's, because few images show too
-    low a kurtosis.
+    This is Wilson's interval with Student's t for the effective number of masks: the number of masks divided by the
+    design effect (Kish 1965), which is 1 if an image's masks are independent. Images without masks are ignored. There
+    is no interval if there are fewer than `LEAST_IMAGES` other images or `LEAST_EFFECTIVE` effective ones.
+
+    Two corrections keep the coverage at the right level for shares near 0 and 1. First, if f images contain a mask in
+    the minority, the design effect moves by 1 / 2^f toward its value for images whose masks are all alike. Second, if a
+    few images cause most of the variance, the excess of the design effect over 1 is scaled for a t distribution with
+    fewer degrees of freedom. Their number is half of Satterthwaite's, because the kurtosis of a small number of images
+    is too low.
     """
     from scipy.special import stdtrit
 
@@ -172,7 +179,7 @@ def share_interval(successes: ArrayLike, trials: ArrayLike) -> Interval | None:
 
 
 def _are_few(counts: Floats) -> bool:
-    """Return whether images with these numbers of masks are too few for an interval."""
+    """Return whether there are too few images for an interval, given their numbers of masks."""
     return len(counts) < LEAST_IMAGES or bool(counts.sum() ** 2 < LEAST_EFFECTIVE * (counts**2).sum())
 
 
@@ -187,8 +194,8 @@ def wilson(share: float, trials: float, quantile: float = NORMAL) -> Interval:
 def at_most(successes: int, trials: int, confidence: float = 0.95) -> float:
     """Return the one-sided upper bound of Clopper and Pearson (1934) of a proportion, exact for a binomial.
 
-    It is the proportion at which at most `successes` would have a probability of 1 - `confidence`. Without a success,
-    it is about 3 / `trials` (the rule of three).
+    At this proportion, the probability of at most `successes` successes would be 1 - `confidence`. If there are no
+    successes, the bound is about 3 / `trials` (the rule of three).
     """
     from scipy.stats import beta
 

@@ -1,4 +1,4 @@
-"""Decoder of photographs that users name, which isolates HEICs in a child process because they can crash it.
+"""Decoder of photographs that users name, which decodes HEICs in a child process because they can crash the decoder.
 
 libheif, as shipped with pi-heif 1.4, crashes on a metadata box with one wrong byte. The other decoders didn't crash on
 any of tens of thousands of mutated files, so they run in this process.
@@ -27,8 +27,9 @@ _children: dict[int, Children[Pixels]] = {}  # by process id, because a forked p
 def decode_photograph(data: bytes) -> Pixels:
     """Return a photograph's pixels, (H, W, 3) uint8 RGB, in sRGB, upright, and opaque. Thread-safe.
 
-    Raises the errors of `ingest`, with `killed_worker`, `timed_out`, or `out_of_memory` if a HEIC's decoder died, and
-    `ChildFaultError` if no child can start. The child starts with the first HEIC and ends with this process.
+    Raises the errors of `ingest`; if the decoder of a HEIC died, the reason is `killed_worker`, `timed_out`, or
+    `out_of_memory`. Raises `ChildFaultError` if no child can start. The child starts with the first HEIC and ends with
+    this process.
     """
     if recognize(data, ANY_SIZE.decoded) != "HEIC":
         return _decode(data)

@@ -1,10 +1,10 @@
 """Measures of the overlap between masks and the redacted regions of their image, computed only from the tables.
 
-A mask may trace a redacted region instead of an object: the ellipse over a face, or the box of a plate. Because these
+Instead of an object, a mask may trace a redacted region: the ellipse over a face, or the box of a plate. Because these
 measures depend on a dataset's tables and not on pixels, an audit can reproduce them bit for bit.
 
 The ellipse or polygon of a detected region is surrounded by a band in which the mosaic blends into the image; the
-region's box includes it. Masks are compared with the line halfway through the band.
+region's box includes this band. Masks are compared with the line halfway through the band.
 """
 
 import math
@@ -90,16 +90,17 @@ def redactions(
 def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple[int, int]) -> RedactionOutline:
     """Return the pixels of a redacted region in the released image; a narrow region may have none.
 
-    The region of a detected face is the ellipse inscribed in its box: the pixels whose centers lie in it. Any other
-    region is its box: the pixels that lie entirely in it. Both are shrunk by half of the band, to where mosaic and
-    image have equal weight. A manual box has no band, so these are exactly its redacted pixels. For the others, they
-    differ slightly, because the tables contain only boxes:
+    For a detected face, these are the pixels whose centers lie in the ellipse inscribed in the region's box. For any
+    other region, they are the pixels that lie entirely in the box. Both shapes are shrunk by half of the band's width,
+    to the line where mosaic and image have equal weight. A manual box has no band, so the result is exactly its
+    redacted pixels. For other regions, the result differs slightly from the redacted pixels, because the tables contain
+    only boxes:
 
-    - An ellipse that crosses the image's border was clipped there. The one here is inscribed in the clipped box and is
-      smaller.
-    - A tilted plate was redacted as a polygon. Its box is larger.
-    - Downscaling mixes pixels at a region's edge with others. They are excluded if their centers lie outside an ellipse
-      or if they lie only partly in a box.
+    - If an ellipse crossed the image's border, it was clipped there. The ellipse here is inscribed in the clipped box,
+      so it is smaller.
+    - A tilted plate was redacted as a polygon, which is smaller than its box.
+    - Downscaling mixes the pixels at a region's edge with their neighbors. Such pixels are excluded if their centers
+      lie outside an ellipse, or if they lie only partly in a box.
 
     `source_size` and `size` are (height, width) of the upright source and of the released image.
     """
@@ -116,7 +117,7 @@ def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple
 def band_widths(region: Mapping[str, Any]) -> tuple[float, float]:
     """Return the widths of the band inside a region's box, in its pixels: left and right, top and bottom.
 
-    They are slightly off for a region that was clipped at the image's border or rounded, and for a tilted plate.
+    The widths are slightly off for a tilted plate, and for a region that was rounded or clipped at the image's border.
     """
     if region["source"] == MANUAL:
         return 0.0, 0.0
@@ -128,7 +129,7 @@ def band_widths(region: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _span(start: int, length: int, inset: float, source: int, released: int) -> tuple[int, int]:
-    """Return first and end of the released pixels entirely within a part of the source less `inset`, along one axis."""
+    """Return, along one axis, the range of released pixels that lie entirely in a part of the source less `inset`."""
     first = max(math.ceil((start + inset) * released / source), 0)
     return first, max(min(math.floor((start + length - inset) * released / source), released), first)
 

@@ -1,6 +1,6 @@
-"""Permutation tests of means over images' masks: the signs or labels of whole images are flipped or exchanged.
+"""Permutation tests of means over images' masks, which flip the signs or exchange the labels of whole images.
 
-An image's masks resemble one another, so images rather than masks are the units. Random numbers depend only on `seed`.
+An image's masks resemble one another, so the units are images, not masks. Random numbers depend only on `seed`.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,11 @@ _EVEN = 1e-12  # relative difference attributed to rounding
 
 
 def sign_flip_p(differences: Floats, seed: Seed, resamples: int = RESAMPLES) -> list[float]:
-    """Return two-sided p-values of no difference between two weights, for M measures.
+    """Return two-sided p-values for the hypothesis that two weights don't differ, for M measures.
 
-    `differences` (I, M) are each image's sums of differences over its masks. Under the null hypothesis, an image's sum
-    is as likely to have the opposite sign. All signs are tried for up to `EXACT_IMAGES` images.
+    `differences` (I, M) contains the sum of the differences over each image's masks. Under the null hypothesis, the
+    opposite sign of an image's sum would be equally likely. For up to `EXACT_IMAGES` images, all combinations of signs
+    are tried.
     """
     images = len(differences)
     found = np.abs(differences.sum(axis=0))
@@ -44,12 +45,12 @@ def swap_p(
     seed: Seed,
     resamples: int = 1000,
 ) -> list[float | None]:
-    """Return two-sided p-values of no difference between two models, for K differences of scores of sums over images.
+    """Return two-sided p-values for the hypothesis that two models don't differ, for K differences of their scores.
 
-    `values` (I, M) contains the values of each image, and `swapped` the same with those of the two models exchanged.
-    `figures` computes the differences from sums, (R, M) to (R, K); an undefined one, NaN, has no p-value. Under the
-    null hypothesis, an image's values are as likely to be exchanged; an exchange with an undefined difference counts
-    as one with a large difference.
+    The scores depend on sums over images. `values` (I, M) contains the values of each image, and `swapped` contains the
+    same values with the two models exchanged. `figures` computes the differences from sums, (R, M) to (R, K). An
+    undefined difference (NaN) has no p-value. Under the null hypothesis, exchanging the models in an image would be
+    equally likely. If an exchange leads to an undefined difference, that difference counts as large.
     """
     values, change = values.astype(np.float64), swapped.astype(np.float64) - values
     total = values.sum(axis=0)
@@ -63,11 +64,12 @@ def swap_p(
 
 
 def relabel_p(first: Floats, second: Floats, seed: Seed, resamples: int = RESAMPLES) -> list[float] | None:
-    """Return two-sided p-values of equal means in two groups, for M measures, by permuting group labels over images.
+    """Return two-sided p-values for the hypothesis that two groups have equal means, for M measures.
 
-    `first` and `second` (I, M + 1) have one row per image: the sums of M measures over its masks in that group and,
-    last, the number of these masks, which may be 0. Labels of images with masks in one group are permuted among them;
-    in an image with masks in both, the two groups are swapped or not. None if nothing can be permuted.
+    The group labels are permuted over images. `first` and `second` (I, M + 1) contain one row per image: the sums of M
+    measures over the image's masks in that group and, last, the number of these masks, which may be 0. The labels of
+    images with masks in only one group are permuted among these images. In an image with masks in both groups, the two
+    groups are randomly swapped or not. Returns None if nothing can be permuted.
     """
     one = (first[:, -1] > 0) != (second[:, -1] > 0)
     both = (first[:, -1] > 0) & (second[:, -1] > 0)
@@ -92,7 +94,7 @@ def relabel_p(first: Floats, second: Floats, seed: Seed, resamples: int = RESAMP
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Return Holm's adjusted p-values (1979) of several tests, in their order; None without a test."""
+    """Return Holm's adjusted p-values (1979) of several tests, in the same order; None if there was no test."""
     tested = sorted((p, place) for place, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
     largest = 0.0

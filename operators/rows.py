@@ -5,7 +5,7 @@ A row is in one of three states, given by four columns that every stage carries:
 - *accepted*: `stage`, `reason`, and `fault` are null;
 - *rejected*: `stage` and `reason` name the verdict on the image, and `detail` explains it in a sentence;
 - *faulted*: `fault` describes a failure outside the image, such as an outage or a bug. This is not a verdict: the row's
-  shard is not committed, the run continues with the others, and the next run retries it.
+  shard is not committed, the run continues with the other shards, and the next run retries this one.
 
 Later stages pass rejected and faulted rows through with nulls in the columns that they add.
 """
@@ -56,7 +56,7 @@ def named(row: Mapping[str, Any]) -> str:
 
 
 def to_rows(table: pa.Table, stage: str) -> list[Row]:
-    """Convert a table to rows with the columns of a verdict, which the table may lack.
+    """Convert a table to rows, and add the columns of a verdict if the table lacks them.
 
     If Python cannot represent a value, it becomes None and the row is faulted.
     """
@@ -80,13 +80,13 @@ def _to_row(table: pa.Table, stage: str) -> Row:
 
 
 def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
-    """Convert rows to a table of exactly this schema; missing columns become null, others are dropped."""
+    """Convert rows to a table with exactly this schema; missing columns become null, and extra ones are dropped."""
     names = schema.names
     return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows], schema=schema)
 
 
 def carried(table: pa.Table, result: pa.Table) -> pa.Table:
-    """Append the columns of custom stages in a stage's input to its result, which has the same rows."""
+    """Append the custom stages' columns in a stage's input to its result, which contains the same rows."""
     for name in table.column_names:
         if name.startswith(STAGE_PREFIX):
             result = result.append_column(table.schema.field(name), table.column(name))
@@ -109,7 +109,7 @@ def _to_one(row: Row, stage: str, schema: pa.Schema) -> pa.Table:
 
 
 def _storable(text: str) -> str:
-    """Return the text as Arrow can store it: lone surrogates, such as from file names, become question marks."""
+    """Return the text in a form that Arrow can store: lone surrogates, as in file names, become question marks."""
     return text.encode("utf-8", "replace").decode()
 
 

@@ -1,9 +1,9 @@
 """COCO's average precision and recall, and LVIS's, of one or two models over any selection of the images.
 
-They equal those of `COCOeval` and of LVIS's federated evaluation (Gupta et al. 2019, arXiv 1908.03195), whose
-accumulation is too slow to repeat for intervals and tests. In LVIS, only some categories were checked in each image: a
-prediction counts only if its category is among an image's annotations or its `neg_category_ids`. For categories in
-`not_exhaustive_category_ids`, unmatched predictions count as neither right nor wrong.
+The results equal those of `COCOeval` and of LVIS's federated evaluation (Gupta et al. 2019, arXiv 1908.03195), whose
+accumulation is too slow to be repeated for intervals and tests. In LVIS, only some categories were checked in each
+image, so a prediction counts only if its category is among the image's annotations or in its `neg_category_ids`. For
+categories in `not_exhaustive_category_ids`, unmatched predictions count as neither right nor wrong.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,20 +20,22 @@ MOST, MOST_LVIS = 100, 300
 """Maximum number of predictions per category and image in COCO's evaluation, and per image in LVIS's."""
 
 MOST_UNITS = 500
-"""Maximum number of units for intervals and tests. They are images, or groups of images if there are more."""
+"""Maximum number of units for intervals and tests. A unit is an image, or a group of images if there are more."""
 
 _RECALLS = np.array(Params().recThrs)
 _AT_ONCE = 1 << 22  # predictions times selections, size ranges, and thresholds
 
 Matches = Mapping[int, Sequence[tuple[str, ImageMatches]]]
-"""Matches of a model by category: the image's id, and the image's matches."""
+"""Matches of a model by category, each with the image's id."""
 
 Part = tuple[int, int, ImageMatches]
-"""An image's place among all, the model, and its matches."""
+"""An image's position among all images, the model, and the image's matches."""
 
 
 class AveragePrecision:
-    """Scores of one or two models from their matches; LVIS's if each category's `frequencies`, r, c, or f, are given.
+    """Scores of one or two models from their matches.
+
+    If `frequencies` (r, c, or f) of the categories are given, the scores are LVIS's.
 
     Attributes:
         names: names of the K scores.
@@ -41,7 +43,7 @@ class AveragePrecision:
     """
 
     def __init__(self, models: Sequence[Matches], frequencies: Mapping[int, str] | None = None) -> None:
-        """Sort each category's predictions once, those with equal scores by ascending image id as in COCO's files."""
+        """Sort each category's predictions once; those with equal scores are sorted by image id, as in COCO's files."""
         images = sorted({id for home in models for found in home.values() for id, _ in found}, key=_order)
         place = {id: number for number, id in enumerate(images)}
         kinds, limits = ("", (1, 10, MOST)) if frequencies is None else ("rcf", (MOST_LVIS,))
@@ -63,12 +65,12 @@ class AveragePrecision:
 
     @property
     def masks(self) -> dict[str, int]:
-        """Number of true masks that each score is computed from."""
+        """Number of true masks from which each score is computed."""
         masks = [each.masks for each in self._categories.values()]
         return dict(zip(self.names, np.sum(masks, axis=0).tolist(), strict=True))
 
     def by_category(self) -> Iterator[tuple[int, int, list[float | None]]]:
-        """Yield each category with its number of true masks and the models' AP, None without true masks."""
+        """Yield each category with its number of true masks and the models' AP, which is None without true masks."""
         selected = np.ones((2, 1, self.units), np.bool_)
         for id, category in self._categories.items():
             found = category.scores(self._models, selected[0], ~selected[1])[0, :, 0].tolist()
@@ -77,8 +79,8 @@ class AveragePrecision:
     def figures(self, selected: Floats) -> Floats:
         """Return the scores of each model, then the second's minus the first's, for R selections: (R, 2U) to (R, N).
 
-        The first U columns are 1 for units that count, the others for units that count with the models exchanged.
-        Scores without true masks are NaN.
+        In each row, the first U columns are 1 for the units that count, and the other U columns are 1 for the units
+        that count with the two models exchanged. Scores without true masks are NaN.
         """
         plain, exchanged = np.split(selected > 0.5, 2, axis=1)
         sums, known = np.zeros((2, len(selected), self._models, len(self.names)))
@@ -97,21 +99,23 @@ class AveragePrecision:
 
 
 class _Category:
-    """Predictions of a category, D of all models, best first, of which S match a true mask of some size at some IoU.
+    """The D predictions that all models made for a category, best first.
+
+    S of them match a true mask in at least one size range at one or more IoU thresholds.
 
     Attributes:
-        unit, model: (D,) int64.
-        never: (areas, D) bool, predictions that match nothing and count as wrong.
-        matched: (S,) int64, places of the others.
-        rank: (S,) int64, their places among the image's predictions.
-        right, wrong: (areas, thresholds, S) bool; neither if ignored.
+        unit, model: (D,) int64, each prediction's unit and model.
+        never: (areas, D) bool, True for predictions that match nothing and count as wrong.
+        matched: (S,) int64, positions of the predictions that match.
+        rank: (S,) int64, positions of the same predictions among those of their image.
+        right, wrong: (areas, thresholds, S) bool; both are False for an ignored prediction.
         truth: (U, areas) int64, numbers of true masks.
-        chosen: (frequencies,) bool, True for the category's own.
-        limits: numbers of predictions per image for recall.
+        chosen: (frequencies,) bool, True for the category's own frequency.
+        limits: maximum numbers of predictions per image, for recall.
     """
 
     def __init__(self, parts: Sequence[Part], units: int, chosen: Sequence[bool], limits: Sequence[int]) -> None:
-        """Collect the matches of images, each with its place and the model, in the order of equal scores."""
+        """Collect the matches of images, given in the order in which predictions with equal scores are sorted."""
         places, models, images = zip(*parts, strict=True)
         self.chosen, self.limits = np.array(chosen, np.bool_), limits
         self.truth = np.zeros((units, len(AREAS)), np.int64)
@@ -141,7 +145,10 @@ class _Category:
         return len(AREAS) * (1 + len(self.unit) + len(IOU_THRESHOLDS) * len(self.matched))
 
     def scores(self, models: int, plain: NDArray[np.bool_], exchanged: NDArray[np.bool_]) -> Floats:
-        """Return the K scores of M models for R selections, both (R, U): (R, M, K), NaN without true masks."""
+        """Return the K scores of M models for R selections, (R, M, K); NaN if there are no true masks.
+
+        `plain` and `exchanged`, both (R, U), select units as they are and with the two models exchanged.
+        """
         truth = ((plain | exchanged) @ self.truth).T
         found = []
         for model in range(models):
@@ -161,10 +168,12 @@ class _Category:
 
 
 def _interpolated(right: NDArray[np.bool_], wrong: NDArray[np.int32], truth: NDArray[np.int64]) -> Floats:
-    """Return the mean over recalls of the best precision at each recall or a higher one: (A, T, R), NaN without truth.
+    """Return the mean interpolated precision, (A, T, R), or NaN without true masks.
 
-    `right` and `wrong` (A, T, R, S) are right predictions and the numbers of wrong ones so far, `truth` (A, R) the
-    numbers of true masks. Precision is best where a right prediction was added.
+    At each recall, the interpolated precision is the best precision at that recall or a higher one. `right` (A, T, R,
+    S) marks right predictions, `wrong` (A, T, R, S) is the number of wrong predictions so far, and `truth` (A, R) is
+    the number of true masks. Only predictions that are right need to be considered, because the precision has its
+    maxima there.
     """
     number = np.cumsum(right, axis=-1, dtype=np.int32)
     at = np.nonzero(right)

@@ -24,7 +24,7 @@ _NEIGHBORS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 
 def label_boundaries(labels: LabelMap) -> Edges:
     """Return the thinned boundaries between the numbers of a label map, (height, width).
 
-    A pixel is on a boundary if its neighbor to the right, below, or diagonally below right has another number.
+    A pixel is on a boundary if its neighbor to the right, below, or diagonally below right has a different number.
     """
     edges = np.zeros(labels.shape, dtype=np.bool_)
     edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
@@ -59,8 +59,8 @@ def thin(edges: Edges) -> Edges:
 def match_edges(found: Edges, truth: Edges, tolerance: float) -> tuple[Edges, Edges]:
     """Match pixels of found and true edges one to one, at most `tolerance` pixels apart.
 
-    The matching has maximum cardinality and, among such matchings, minimum total distance. Returns the matched pixels
-    of each side, (height, width) bool twice.
+    The matching contains as many pairs as possible and, among all such matchings, has the minimum total distance.
+    Returns two masks of the matched pixels, found and true, each (height, width) bool.
     """
     count, others = int(np.count_nonzero(found)), int(np.count_nonzero(truth))
     if count > others:  # the run time grows with the first argument
@@ -78,7 +78,7 @@ def match_edges(found: Edges, truth: Edges, tolerance: float) -> tuple[Edges, Ed
 
 
 def count_matches(found: Edges, truth: Edges, tolerance: float) -> int:
-    """Return the number of pairs that `match_edges` finds, without the distances, which is many times faster."""
+    """Return the number of pairs that `match_edges` finds. Ignoring the distances makes this many times faster."""
     count, others = int(np.count_nonzero(found)), int(np.count_nonzero(truth))
     if count > others:
         return count_matches(truth, found, tolerance)
@@ -90,7 +90,7 @@ def count_matches(found: Edges, truth: Edges, tolerance: float) -> int:
 def _pairs(
     found: Edges, truth: Edges, tolerance: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return all pairs of a found and a true pixel within the tolerance: their indices, row by row, and distances."""
+    """Return all pairs of a found and a true pixel within the tolerance: their indices in row order, and distances."""
     height, width = found.shape
     reach = int(tolerance)
     numbers = np.full((height + 2 * reach, width + 2 * reach), -1, dtype=np.int64)
@@ -120,7 +120,7 @@ def _marked(edges: Edges, chosen: NDArray[np.int64]) -> Edges:
 
 
 def _removable() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return whether each half of a thinning pass removes a pixel, for each code of its neighbors, (256,) twice."""
+    """Return, for each half of a thinning pass, whether it removes a pixel with a given code of neighbors, (256,)."""
     codes = np.arange(256)
     x = [(codes >> bit & 1).astype(bool) for bit in range(8)]  # Guo and Hall's x1 to x8, from 0
     around = [x[index % 8] for index in range(9)]

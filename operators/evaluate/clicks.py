@@ -33,10 +33,11 @@ class DeepestPixel(NamedTuple):
 
 
 def deepest_pixel(region: Bools, without: Sequence[Click] = ()) -> DeepestPixel | None:
-    """Return the pixel farthest from the region's boundary; ties go to the topmost, then leftmost.
+    """Return the pixel farthest from the region's boundary; of several, the topmost, then the leftmost.
 
-    The distance is Euclidean, to the nearest pixel outside the region; pixels outside the image count as outside.
-    Pixels in `without` are not returned but belong to the region. Returns None if no pixel remains.
+    The distance is the Euclidean distance to the nearest pixel outside the region. Pixels outside the image count as
+    outside the region. Pixels in `without` belong to the region, but are not returned. Returns None if no pixel
+    remains.
     """
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     if not rows.size:
@@ -64,7 +65,7 @@ def center_click(mask: Bools) -> Click:
 
 
 def random_click(mask: Bools, seed: int, number: int) -> Click:
-    """Return a pixel drawn uniformly from the mask, keyed by a seed and the mask's number, each from 0 to 2^63 - 1.
+    """Return a random pixel of the mask, determined by a seed and the mask's number, each from 0 to 2^63 - 1.
 
     Raises ValueError for an empty mask.
     """
@@ -76,10 +77,11 @@ def random_click(mask: Bools, seed: int, number: int) -> Click:
 
 
 def next_click(predicted: Bools, truth: Bools, before: Sequence[Click]) -> Click | None:
-    """Return the next click: the pixel deepest inside the missing region or the surplus region of a prediction.
+    """Return the next click: the deepest pixel in the part that a prediction misses, or in the part that it adds.
 
-    The click goes to the region with the greater depth, or to the surplus one if both are equal; pixels clicked
-    `before` are excluded. Returns None if there is no error to click on.
+    Of the two parts, the click goes to the one whose deepest pixel is farther from the boundary; if both are equally
+    far, it goes to the part that the prediction adds. Pixels that were clicked `before` are excluded. Returns None if
+    there is no error to click on.
     """
     missing = deepest_pixel(truth & ~predicted, before)
     too_much = deepest_pixel(predicted & ~truth, before)

@@ -1,7 +1,7 @@
 """COCO's own evaluation of predicted masks against ground truth, one image at a time.
 
-`COCOeval` reads whole datasets and keeps all their matches as arrays of float64. This module calls its functions per
-image, so that only counts, or one bit per match, are kept for an image. The metrics are the same.
+`COCOeval` reads whole datasets and keeps all matches as float64 arrays. This module calls its functions image by image,
+so that it only has to keep counts, or one bit per match, for each image. The metrics are the same.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _KEY = (0, 0)  # the only image and the only category of an evaluation
 
 @dataclass(frozen=True)
 class TrueMask:
-    """A ground-truth mask. `area` determines its size range; a `crowd` counts as neither found nor missed."""
+    """A ground-truth mask. `area` determines its size range; a `crowd` never counts as found or missed."""
 
     rle: CocoRle
     area: float
@@ -44,7 +44,7 @@ class PredictedMask:
 
 @dataclass(frozen=True)
 class RecallCounts:
-    """Number of ground-truth masks found in one or more images; counts of several images add up.
+    """Number of ground-truth masks found in one or more images. The counts of several images can be added.
 
     Attributes:
         found: (limits, areas, IoU thresholds) int64, among the first masks up to each limit.
@@ -59,7 +59,7 @@ class RecallCounts:
         return RecallCounts(self.found + other.found, self.truth + other.truth)
 
     def average_recall(self) -> list[list[float | None]]:
-        """Return recall averaged over IoU thresholds, for each limit and each of `AREAS`; None without a true mask."""
+        """Return recall averaged over IoU thresholds, for each limit and each of `AREAS`; None without true masks."""
         return [
             [float(np.mean(hits / total)) if total else None for hits, total in zip(areas, self.truth, strict=True)]
             for areas in self.found
@@ -90,8 +90,9 @@ class ImageMatches:
 def recall_counts(truth: Sequence[TrueMask], found: Sequence[PredictedMask], limits: Sequence[int]) -> RecallCounts:
     """Count the ground-truth masks that an image's best predictions find, up to each of the ascending `limits`.
 
-    Equals `COCOeval` with `useCats=0` and `maxDets=limits`. Masks that overlap no ground truth enough for any threshold
-    are excluded from the matching, a Python loop over all pairs, because they do not affect it.
+    The result equals that of `COCOeval` with `useCats=0` and `maxDets=limits`. The matching is a Python loop over all
+    pairs, so predictions whose IoU with every true mask is below all thresholds are excluded from it; they can't affect
+    the result.
     """
     ranked = sorted(found, key=lambda mask: -mask.score)[: limits[-1]]
     overlap = _overlaps(truth, ranked)

@@ -1,6 +1,6 @@
 """Edge detection from the model's masks (SAM paper, Sections 7.2 and D.2), and scores against true boundaries.
 
-The scores over images (ODS, OIS, AP, and R50), from counts at each threshold, are those of the BSDS benchmark.
+The scores over images (ODS, OIS, AP, and R50) are computed from counts at each threshold, as in the BSDS benchmark.
 """
 
 import math
@@ -43,7 +43,7 @@ Curve = NDArray[Any]
 def edge_settings(points_per_side: int = 16) -> MaskSettings:
     """Return the paper's settings: no crops, no filter by predicted IoU or stability, NMS at the usual 0.7.
 
-    `points_per_side` is that of the grid of points; the paper's 16 gives 768 masks before NMS.
+    `points_per_side` sets the size of the grid of points; the paper's value, 16, produces 768 masks before NMS.
     """
     return MaskSettings.official(points_per_side=points_per_side, pred_iou_thresh=0.0, stability_score_thresh=0.0)
 
@@ -71,7 +71,7 @@ class EdgeCounts:
 
 
 def ignored_pixels(maps: Sequence[LabelMap], ignore: Collection[int], tolerance: float) -> Edges:
-    """Return the pixels within the tolerance of an ignored number, or adjacent to one, in any annotator's label map."""
+    """Return the pixels that are within the tolerance of an ignored number, or adjacent to it, in any label map."""
     pixels = max(_pixels(tolerance, maps[0].shape), math.sqrt(2))
     ignored: Edges = np.any([near_numbers(labels, ignore, pixels) for labels in maps], axis=0)
     return ignored
@@ -86,8 +86,8 @@ def count_edges(
 ) -> EdgeCounts:
     """Match an edge map at each threshold with the thinned boundaries of each annotator.
 
-    `cuts` are ascending thresholds, (K,), and `tolerance` is a share of the diagonal. Found and true pixels on
-    `ignored` pixels, (height, width) bool, do not count.
+    `cuts` contains the thresholds, ascending, (K,), and `tolerance` is a share of the diagonal. Neither found nor true
+    pixels count where `ignored`, (height, width) bool, is true.
     """
     if ignored is not None:
         edges, truths = np.where(ignored, np.float32(0), edges), [truth & ~ignored for truth in truths]
@@ -128,9 +128,9 @@ def _count_at(found: Edges, truths: Sequence[Edges], pixels: float) -> tuple[int
 def find_edges(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -> EdgeMap:
     """Return the edges of an image, in its frame.
 
-    Masks from a grid of points, without filters, go through NMS. The strength of an edge is the largest Sobel gradient
-    of any mask's probabilities (the sigmoid of its logits) on the pixels just outside that mask. The result is
-    normalized, then thinned by `suppress`.
+    The masks from a grid of points are not filtered, except by NMS. The strength of an edge at a pixel is the largest
+    Sobel gradient of the probabilities (the sigmoid of the logits) of any mask for which the pixel is just outside the
+    mask. The result is normalized, then thinned by `suppress`.
     """
     strength = np.zeros(embedding.frame_size, dtype=np.float32)
     across, down = np.zeros_like(strength), np.zeros_like(strength)
@@ -170,9 +170,9 @@ def _draw_outline(
     across: NDArray[np.float32],
     down: NDArray[np.float32],
 ) -> None:
-    """Update three maps, all (H, W), with a mask's gradient where it is stronger than the earlier ones.
+    """Update three maps, all (H, W), with a mask's gradient where it is stronger than those of earlier masks.
 
-    Works only in a window: the mask's box, its outer boundary, and the neighbors that the filter needs.
+    Only a window is processed: the mask's box, its outer boundary, and the neighbors that the filter needs.
     """
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     if not width:
@@ -192,8 +192,8 @@ def _draw_outline(
 def suppress(strength: EdgeMap, across: NDArray[np.float32], down: NDArray[np.float32]) -> EdgeMap:
     """Keep the pixels that are no weaker than their two neighbors along the gradient (Canny, PAMI 8(6), 1986).
 
-    `across` and `down` are the gradient in x and y at each pixel. Strength is interpolated between pixels. Of two equal
-    neighbors, one is kept.
+    `across` and `down` are the x and y components of the gradient at each pixel. The strength is interpolated between
+    pixels. If two neighbors are equally strong, one of them is kept.
     """
     y, x = np.nonzero(strength)
     right, below = across[y, x].astype(np.float64), down[y, x].astype(np.float64)
@@ -235,7 +235,7 @@ class EdgeScores:
 
 
 def edge_scores(images: Sequence[EdgeCounts], cuts: NDArray[np.float64]) -> EdgeScores:
-    """Compute the scores of one or more images; `cuts` are the thresholds of their counts, (K,), ascending."""
+    """Compute the scores of one or more images; `cuts` contains the thresholds of their counts, (K,), ascending."""
     stacked = stack(images)
     return scores_of_sums(stacked.sum(axis=0), at_best_thresholds(stacked).sum(axis=0), cuts)
 
@@ -252,9 +252,10 @@ def at_best_thresholds(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def scores_of_sums(sums: Curve, at_best: Curve, cuts: Curve) -> EdgeScores:
-    """Compute the scores from sums of the images' counts, (4, K), and of their counts at their best thresholds, (4,).
+    """Compute the scores from two sums over images, with counts in the order of `EdgeCounts`.
 
-    The counts are in the order of `EdgeCounts`.
+    The first sum, (4, K), is over the images' counts at each threshold; the second, (4,), is over their counts at each
+    image's best threshold.
     """
     precision, recall = _precision_recall(sums)
     ods, ods_threshold = _best(cuts, precision, recall)
@@ -276,7 +277,7 @@ def _f_measure(precision: Curve, recall: Curve) -> Curve:
 
 
 def _best(cuts: Curve, precision: Curve, recall: Curve) -> tuple[float, float]:
-    """Return the best F-measure and its threshold, on straight lines between the points of the curve."""
+    """Return the best F-measure and its threshold, interpolating linearly between the points of the curve."""
     share = np.linspace(0, 1, _STEPS)
     if len(cuts) == 1:
         return float(_f_measure(precision, recall)[0]), float(cuts[0])

@@ -17,7 +17,7 @@ _AT_ONCE = 8  # boxes; their full-size logits take 4 bytes per pixel each
 
 @dataclass(frozen=True)
 class BoxMask:
-    """Mask of a box, and the model's own estimate of its IoU."""
+    """Mask for a box, and the model's own estimate of its IoU."""
 
     rle: CocoRle
     predicted_iou: float
@@ -29,8 +29,9 @@ def segment_boxes(
 ) -> list[BoxMask]:
     """Return the mask of each box, (N, 4) as x0, y0, x1, y1 in pixels of the embedding's frame.
 
-    Of the three masks for a box, uses the one with the highest predicted IoU. With `refine`, its logits and the box are
-    a second prompt, as in the paper, which results in a single mask, like several prompts in training.
+    The model draws three masks for each box, of which the one with the highest predicted IoU is used. With `refine`,
+    that mask's logits and the box become a second prompt, as in the paper. For this prompt, the model draws a single
+    mask, as it does for several prompts in training.
     """
     found: list[BoxMask] = []
     for start in range(0, len(boxes), _AT_ONCE):
@@ -50,9 +51,9 @@ def segment_boxes(
 
 
 def boxes_of(masks: Sequence[CocoRle]) -> NDArray[np.float64]:
-    """Return the boxes of masks between their outermost pixels, both included: (N, 4) as x0, y0, x1, y1.
+    """Return the boxes of masks as (N, 4): x0, y0, x1, y1 are the coordinates of the outermost pixels.
 
-    Same convention as in training. Raises ValueError for an empty mask.
+    Training uses the same convention. Raises ValueError for an empty mask.
     """
     x, y, width, height = np.array([coco.toBbox(rle) for rle in masks], dtype=np.float64).reshape(-1, 4).T
     if not width.all():
@@ -69,7 +70,7 @@ def iou_in_order(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> NDArray[
 def iou_assigned(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> NDArray[np.float64]:
     """Return the IoU of each true mask with the predicted mask assigned to it, (N,); 0 for unassigned masks.
 
-    Predicted masks are assigned one to one, so that the sum of IoUs is maximal.
+    Each predicted mask is assigned to at most one true mask, so that the sum of IoUs is maximal.
     """
     result = np.zeros(len(truth))
     if truth and found:

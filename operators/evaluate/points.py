@@ -19,9 +19,10 @@ from segmint.operators.evaluate.clicks import Bools, Click, center_click, next_c
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 
 MASKS_AT_ONCE = 2, 16
-"""Masks of an image that are decoded together, on a CPU and elsewhere; it affects the last bits.
+"""Number of an image's masks that are decoded together, on a CPU and on other devices; it affects the last bits.
 
-On a CPU, two take a third less time than 16, and 450 MB less: the 4 MB of each of a mask's layers stay in cache.
+On a CPU, decoding two at a time takes a third less time than 16, and 450 MB less memory, because each layer of a mask
+takes 4 MB, which stay in the cache.
 """
 
 _SINGLE = 0  # position of the mask for unambiguous prompts; the three others follow
@@ -35,9 +36,10 @@ class NoNumberError(ValueError):
 class MaskScores:
     """Scores of one mask after each number of clicks in the settings.
 
-    `iou` is the IoU of the model's chosen mask, `oracle` that of the best of its three masks, and `predicted` the
-    model's estimate for its choice. If there are fewer `clicks` than requested, nothing was left to click on, and the
-    last scores are repeated. `first` and `last` are the model's choices after the first and last click.
+    `iou` is the IoU of the mask that the model selects, `oracle` is that of the best of its three masks, and
+    `predicted` is the model's estimate for the selected mask. If there are fewer `clicks` than requested, nothing was
+    left to click on, and the last scores are repeated. `first` and `last` are the masks that the model selects after
+    the first and the last click.
     """
 
     iou: tuple[float, ...]
@@ -57,9 +59,9 @@ def click_masks(
 ) -> list[MaskScores]:
     """Click on each mask of an image up to the largest number of clicks, and return its scores.
 
-    `truths` are masks in the embedding's frame, none empty; `numbers` (each under 2^63) key their random clicks. Each
-    click is decoded with the logits of the model's previous choice. Raises ValueError for an empty mask, and
-    `NoNumberError` if the weights produce numbers that are not finite.
+    `truths` contains nonempty masks in the embedding's frame, and `numbers` (each under 2^63) determine their random
+    clicks. Each click is decoded together with the logits of the mask that the model selected before. Raises ValueError
+    for an empty mask, and `NoNumberError` if the weights produce numbers that are not finite.
     """
     scores: list[MaskScores] = []
     at_once = MASKS_AT_ONCE[embedding.features.device.type != "cpu"]
@@ -74,7 +76,7 @@ def click_masks(
 
 
 def no_answer(truth: CocoRle, settings: PointsSettings) -> MaskScores:
-    """Return the scores of a mask for which the weights predict nothing: all 0, without a click."""
+    """Return the scores of a mask for which the model predicted nothing: all scores are 0, without clicks."""
     height, width = truth["size"]
     blank = np.zeros((height, width), np.uint8, order="F")
     empty: CocoRle = {"size": [height, width], "counts": coco.encode(blank)["counts"]}
@@ -97,7 +99,7 @@ class _TrueMask:
         return common / (mask.area + self.area - common)
 
     def next_click(self, mask: MaskPatch, before: Sequence[Click]) -> Click | None:
-        """Return the next click on a predicted mask, using only the pixels of both boxes."""
+        """Return the next click on a predicted mask, computed only within a box around both masks."""
         left, top, right, bottom = mask.box
         x0, y0 = min(self.box[0], left), min(self.box[1], top)
         x1, y1 = max(self.box[2], right), max(self.box[3], bottom)
@@ -126,7 +128,7 @@ class _ClickedMask:
     def take(self, upscaling: Upscaling[Any], logits: Tensor, predicted: Tensor) -> None:
         """Record the model's prediction for the clicks so far, and click again.
 
-        `logits` (4, 256, 256) and `predicted` (4,) are those of the single mask and the three masks.
+        `logits` (4, 256, 256) and `predicted` (4,) contain the values of the single mask, then those of the three.
         """
         if not predicted.isfinite().all():
             raise NoNumberError(
@@ -164,7 +166,7 @@ class _ClickedMask:
 
 
 def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_ClickedMask]) -> None:
-    """Click on masks together; those that are not done have the same number of clicks."""
+    """Click on several masks together; all masks that aren't done have the same number of clicks."""
     upscaling = upscaling_of(predictor, embedding)
     while waiting := [mask for mask in masks if not mask.done]:
         logits = [mask.logits for mask in waiting if mask.logits is not None]

@@ -15,7 +15,7 @@ LIMITS = (10, 100, 1000)
 def proposal_settings(points_per_side: int = 64) -> MaskSettings:
     """Return the paper's settings: no crops, no filter by predicted IoU or stability, an NMS threshold of 0.9.
 
-    `points_per_side` is that of the grid of points; the paper's is 64.
+    `points_per_side` sets the size of the grid of points; the paper's value is 64.
     """
     return MaskSettings.official(
         points_per_side=points_per_side, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9

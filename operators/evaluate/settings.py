@@ -20,7 +20,7 @@ class SeveralClicks(StrEnum):
 
 @dataclass(frozen=True)
 class PointsSettings:
-    """Settings of clicks. `clicks` are the click counts at which the model is measured, ascending from 1."""
+    """Settings of clicks. `clicks` lists the numbers of clicks after which the model is measured, ascending from 1."""
 
     clicks: tuple[int, ...] = (1, 2, 3, 5, 9)
     first: FirstClick = FirstClick.CENTER

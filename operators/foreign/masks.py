@@ -1,6 +1,7 @@
 """Reader of the SA-1B-style JSON of one image that segmint did not write: its masks as rows, and its faults.
 
-Missing values (scores, a crop, a point, a box, an area) are not faults; they are null or measured.
+Missing values (scores, a crop, a point, a box, an area) are not faults. They are measured if possible, and otherwise
+null.
 """
 
 import math
@@ -30,9 +31,10 @@ BOXES: dict[BoxConvention, str] = {
 class ForeignImage:
     """Contents of an image's JSON; `size` is (height, width), None if unknown.
 
-    `masks` are rows with the keys of `MASK` and `annotation_id` (None if absent). Their areas and boxes are measured,
-    boxes between the outermost pixels. Masks whose encoding cannot be read are excluded. `boxes` are the findings to
-    report for boxes in each convention if the data turns out to use the other one.
+    `masks` contains rows with the keys of `MASK` and `annotation_id` (None if absent). Areas and boxes are measured; a
+    box extends from the first to the last pixel. Masks whose encoding can't be read are excluded. The data may use one
+    of two conventions for boxes, which is only known later. `boxes` contains, for each convention, the findings to
+    report for boxes in that convention if the data turns out to use the other one.
     """
 
     number: int
@@ -47,8 +49,8 @@ class ForeignImage:
 def read_foreign(document: Any, size: tuple[int, int] | None, place: FindingLocation, number: int) -> ForeignImage:
     """Measure the masks in the parsed JSON of one image; `size` (height, width) is that of its JPEG, if known.
 
-    `number` is the image's id if its JSON has none; findings refer to the image's id. Raises ValueError with the reason
-    if it is not such JSON at all.
+    `number` is used as the image's id if the JSON contains none; findings refer to the image by its id. Raises
+    ValueError with the reason if the value isn't such JSON at all.
     """
     header, annotations = (document.get("image"), document.get("annotations")) if isinstance(document, dict) else (0, 0)
     if not isinstance(header, dict) or not isinstance(annotations, list):
@@ -130,7 +132,7 @@ def _sound(row: Row, size: tuple[int, int]) -> bool:
 
 
 def _held(row: Row, size: tuple[int, int]) -> Row:
-    """Return the row for `audit_masks`, with missing values replaced by ones that fit."""
+    """Return the row for `audit_masks`, with missing values replaced by valid ones."""
     given: Mapping[str, Any] = row["given"]
     whole = [0.0, 0.0, float(size[1]), float(size[0])]
     crop = whole if given.get("crop_box") is None else row["crop_box"]

@@ -47,7 +47,7 @@ class MeasuredShard:
 
 
 class _ForeignFile(NamedTuple):
-    """A JPEG or JSON, and how to read its bytes. `open` doesn't close a tar that contains it."""
+    """A JPEG or JSON, and a function to read its bytes. `open` doesn't close the tar that contains it."""
 
     stem: str
     kind: str
@@ -79,7 +79,8 @@ class _ImageState:
 def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> MeasuredShard:
     """Measure a shard, and write its tables into `folder`.
 
-    Keeps in memory a few images' masks, a row group, and the names of images whose JPEG or JSON hasn't come yet.
+    Memory holds the masks of a few images, one row group, and the names of images of which only the JPEG or only the
+    JSON has been read so far.
     """
     measured = MeasuredShard(shard.shard)
     with ExitStack() as stack:
@@ -133,7 +134,7 @@ def _measure(data: Location, shard: ForeignShard, measured: MeasuredShard, write
 
 
 def _read_json(file: _ForeignFile, image: _ImageState, measured: MeasuredShard) -> tuple[Row, list[int | None]] | None:
-    """Return an image's row for `describe` and its masks' own ids; None if its JSON cannot be read."""
+    """Return an image's row for `describe`, and the ids in its JSON; None if the JSON can't be read."""
     try:
         if file.size > _JSON_BYTES:
             raise ValueError(f"{file.size} bytes, over {_JSON_BYTES}")

@@ -39,7 +39,7 @@ Part = tuple[Literal["xmp", "c2pa"], bytes]
 class Metadata:
     """Metadata of an image that names a field of opt-outs, and the image's MIME type if it has a C2PA manifest.
 
-    A packet is XMP, or a larger part that contains XMP, such as EXIF.
+    A packet is either XMP or a larger part of the file that contains XMP, such as EXIF.
     """
 
     packets: tuple[bytes, ...] = ()
@@ -47,9 +47,9 @@ class Metadata:
 
 
 def find_metadata(data: bytes) -> Metadata:
-    """Return the metadata of a JPEG, PNG, WebP, TIFF, GIF, HEIC, or AVIF as far as its container is intact.
+    """Return the metadata of a JPEG, PNG, WebP, TIFF, GIF, HEIC, or AVIF, up to the first damage in its container.
 
-    Packets themselves may be damaged. BMP supports neither kind of metadata.
+    The packets themselves may be damaged. BMP supports neither kind of metadata.
     """
     if data[4:8] == b"ftyp":
         return _collect("image/avif" if data[8:12] in (b"avif", b"avis") else "image/heic", _in_boxes(data))
@@ -181,7 +181,7 @@ def _in_tiff(data: bytes) -> Iterator[Part]:
 
 
 def _in_gif(data: bytes) -> Iterator[Part]:
-    """Find the application extensions; a packet is stored verbatim, and the trailer after it makes readers skip it."""
+    """Find the application extensions. A packet is stored verbatim; the trailer after it makes readers skip it."""
     if _GIF_C2PA in data:
         yield "c2pa", b""
     start = data.find(_GIF_XMP)

@@ -40,7 +40,7 @@ class OptOutVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class OptOutRule:
-    """A value of some fields, and its verdict. A value with a trailing asterisk matches any value with that prefix."""
+    """A value of certain fields, and its verdict. A trailing asterisk matches all values that begin with the prefix."""
 
     fields: tuple[str, ...]
     value: str
@@ -101,9 +101,9 @@ def _fits(value: str, wanted: str) -> bool:
 def opt_out(data: bytes) -> OptOut | None:
     """Return the first field of an image's metadata that forbids training, in XMP and then in C2PA; None if none does.
 
-    No pixel is decoded. One field that forbids training is enough, whatever the rest says. Call this only in a child
-    process, because the bytes are untrusted and the C2PA library is native code. Raises `C2paMissingError` if the image
-    has a manifest and the library cannot be loaded.
+    No pixels are decoded. A single field that forbids training is enough, regardless of the other fields. Call this
+    only in a child process, because the bytes are untrusted and the C2PA library is native code. Raises
+    `C2paMissingError` if the image has a manifest and the library can't be loaded.
     """
     for field, value in _values(data):
         rule = rule_for(field, value)
@@ -151,9 +151,9 @@ class _MalformedError(Exception):
 def xmp_values(packet: bytes) -> list[tuple[str, str]]:
     """Return the fields of `RULES` in a packet, each with its value, in order.
 
-    A property counts anywhere in the packet, in any of RDF's forms: as an attribute, an element's text, a resource, or
-    items of a list. Invalid characters and bytes around the XML are ignored. In a packet that can't be parsed, or
-    exceeds the limits, the words of an opt-out are enough.
+    A property is found anywhere in the packet and in each of RDF's forms: as an attribute, an element's text, a
+    resource, or items of a list. Invalid characters and bytes around the XML are ignored. If a packet can't be parsed
+    or exceeds the limits, it is enough that it contains the words of an opt-out.
     """
     for word in ("DataMining", "reservation"):
         if (at := packet.find(word.encode("utf-16-le"))) >= 0:  # big-endian text begins one byte earlier
@@ -198,7 +198,7 @@ def _refuse_document_type(*_: object) -> None:
 
 
 class _XmpValues:
-    """Handlers of the parser, and the values that they found."""
+    """Handlers for the parser, and the values that they have found."""
 
     def __init__(self) -> None:
         self.values: list[tuple[str, str]] = []
@@ -238,7 +238,8 @@ class _XmpValues:
 def _field(name: str) -> str | None:
     """Return the field for a property with this namespace and local name.
 
-    Writers spell both namespaces in several ways, such as with another case or with a trailing slash or hash sign.
+    Software spells both namespaces in several ways, for example in a different case, or with a trailing slash or hash
+    sign.
     """
     namespace, _, local = name.rpartition(" ")
     if local == "DataMining" and namespace.lower().startswith(_PLUS):
@@ -264,14 +265,15 @@ _NAMESPACES = {"plus": _PLUS[0], "tdm": _TDM[0]}
 
 
 class C2paMissingError(SegmintError):
-    """An image has a manifest, but the library that reads it cannot be loaded, so the image is not judged."""
+    """An image has a manifest, but the library that reads it can't be loaded, so there is no verdict on the image."""
 
 
 def c2pa_values(data: bytes, mime: str) -> list[tuple[str, str]]:
     """Return the entries of an image's training-mining assertions with their `use`, and the fields of its metadata.
 
-    The active manifest comes first, then those of ingredients, from which the image was made. If the active manifest
-    can't be read, the words of an opt-out in the image's bytes are enough. Raises `C2paMissingError`.
+    The active manifest comes first, followed by the manifests of the ingredients that the image was made from. If the
+    active manifest can't be read, it is enough that the image's bytes contain the words of an opt-out. Raises
+    `C2paMissingError`.
     """
     library, context = _library()
     try:
@@ -315,7 +317,7 @@ def _uses(store: Any) -> Iterator[tuple[str, str]]:
 
 
 def _entries(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the entries of an assertion; CAWG's first version did not wrap them in a map `entries`."""
+    """Yield the entries of an assertion, which are in a map `entries`, except in CAWG's first version."""
     for name, entry in {**content, **_mapping(content.get("entries"))}.items():
         use = _mapping(entry).get("use")
         if isinstance(use, str):
@@ -323,7 +325,7 @@ def _entries(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _properties(node: Any, context: dict[str, Any], field: str | None = None) -> Iterator[tuple[str, str]]:
-    """Yield the fields of XMP that JSON-LD contains, at any depth; `context` has the namespaces of prefixes."""
+    """Yield the XMP fields that JSON-LD contains at any depth; `context` maps prefixes to namespaces."""
     if isinstance(node, list):
         node = dict(enumerate(node))
     for key, value in _mapping(node).items():
