@@ -38,12 +38,13 @@ def to_srgb(image: Image.Image, icc: bytes | None) -> Pixels:
     """Return an image as (H, W, 3) uint8 RGB: sRGB, opaque on white.
 
     - An embedded profile is applied with relative colorimetry and black-point compensation. A profile that has no
-      effect, cannot be read, or is for another color space is ignored: the samples are then read as sRGB, as browsers
-      do, because a broken profile says nothing about the pixels.
+      effect, cannot be read, or is for another color space is ignored. The samples are then interpreted as sRGB, as in
+      browsers, because a broken profile provides no information about the pixels.
     - CMYK without a profile is converted by Pillow's formula, R = (255 − C)·(255 − K)/255.
     - 16-bit gray is divided by 257 and rounded, so the full range is scaled, not clipped.
 
-    Works strip by strip, because each of these steps makes a copy and the largest images take nearly a gigabyte.
+    The image is converted strip by strip, because each of these steps makes a copy, and the largest images take nearly
+    a gigabyte.
     """
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _STRIP_PIXELS // image.width)
@@ -112,7 +113,8 @@ def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
     """Return whether no color of a 17×17×17 lattice changes by more than rounding.
 
-    Most photographs carry one of several dozen sRGB profiles; converting them would take time and change last bits.
+    Most photographs contain one of several dozen sRGB profiles. Applying such a profile would take time and change the
+    last bits of the pixels.
     """
     levels = np.linspace(0, 255, 17).round().astype(np.uint8)
     lattice = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(17, 289, 3)

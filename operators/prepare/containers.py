@@ -1,4 +1,4 @@
-"""Recognition of image containers by their bytes only, and checks for truncation."""
+"""Recognition of image containers only by their bytes, and checks for truncation."""
 
 import re
 import struct
@@ -60,8 +60,8 @@ _NETPBM = re.compile(rb"P[1-7][\s#]")
 def recognize(data: bytes, formats: Sequence[str] = SUPPORTED) -> str:
     """Return the container of an object, one of `formats`; file names and content types are ignored.
 
-    Raises `RejectedError`: `empty_object` for no bytes, `unsupported_format` for a known image format that is not
-    decoded, `not_an_image` for anything else.
+    Raises `RejectedError`: `empty_object` if there are no bytes, `unsupported_format` for a known image format that is
+    not decoded, and `not_an_image` for anything else.
     """
     if not data:
         raise RejectedError(Reason.EMPTY_OBJECT, "the object holds no bytes")
@@ -124,7 +124,7 @@ def _boxed(data: bytes, formats: Sequence[str]) -> str | None:
 
 
 def check_whole(data: bytes, kind: str) -> None:
-    """Check a container's declared length, for the formats whose decoders do not, and the number of its parts.
+    """Check the number of a container's parts, and its declared length if the format's decoder doesn't check it.
 
     Raises `RejectedError` (`truncated`, `corrupt`).
     """
@@ -141,9 +141,10 @@ def check_whole(data: bytes, kind: str) -> None:
 
 
 def _check_boxes(data: bytes, kind: str) -> None:
-    """Walk the outermost boxes (ISO/IEC 14496-12, 4.2) until both the image's metadata and its data were found.
+    """Walk the outermost boxes (ISO/IEC 14496-12, 4.2) until both the image's metadata and its data have been found.
 
-    Raises `RejectedError` (`truncated`) if the bytes end first. Later boxes are ignored, since phones append many.
+    Raises `RejectedError` (`truncated`) if the bytes end before that. Later boxes are ignored, because phones append
+    many of them.
     """
     seen: set[bytes] = set()
     for name, _, stop in boxes(data):
@@ -169,10 +170,10 @@ def _check_jpeg(data: bytes) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    """Walk a PNG's chunks to the end (PNG specification, section 5): decoders do not check the CRCs of pixel data.
+    """Walk a PNG's chunks to the end (PNG specification, section 5), because decoders don't check CRCs of pixel data.
 
-    Raises `RejectedError`: `truncated` if the bytes end before the IEND chunk does, `corrupt` if a critical chunk's CRC
-    is wrong.
+    Raises `RejectedError`: `truncated` if the bytes end before the end of the IEND chunk, and `corrupt` if a critical
+    chunk's CRC is wrong.
     """
     view = memoryview(data)
     for kind, start, stop in _png_chunks(view):
@@ -206,9 +207,10 @@ def _png_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
 
 
 def without_large_metadata(data: bytes) -> tuple[bytes, bytes | None]:
-    """Return a PNG without its profile and texts of over a megabyte, which Pillow rejects, and the profile.
+    """Return a PNG without its profile and without texts of over a megabyte, and the profile.
 
-    Anything that unpacks to over `_MOST_METADATA` is a bomb; it stays and is rejected. `data` must pass `check_whole`.
+    Pillow would reject such a PNG otherwise. A chunk that unpacks to more than `_MOST_METADATA` is a bomb; it isn't
+    removed, so the PNG is rejected. `data` must have passed `check_whole`.
     """
     view = memoryview(data)
     kept: list[bytes | memoryview] = [_PNG_SIGNATURE]
@@ -223,7 +225,7 @@ def without_large_metadata(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _unpacked(kind: bytes, content: bytes) -> bytes | None:
-    """Return a chunk's inflated data; None if not compressed, damaged, or a bomb (PNG specification, 11.3)."""
+    """Return a chunk's inflated data; None if it is uncompressed, damaged, or a bomb (PNG specification, 11.3)."""
     _, _, rest = content.partition(b"\0")
     if kind == b"iTXt":
         if not rest.startswith(b"\1"):

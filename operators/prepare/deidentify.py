@@ -45,13 +45,13 @@ _MTCNN_SCORE, _CLP_SCORE = 0.7, 0.5
 """Default minimum scores of the bundled detectors."""
 
 _GLANCE = 0.05
-"""Minimum score at which a spot is searched again, enlarged. This finds 62 of 64 plates that are 11 pixels high, and
-all of 64 that are 12 pixels high."""
+"""Minimum score at which a spot is enlarged and searched again. With this value, 62 of 64 plates that are 11 pixels
+high are found, and all of 64 that are 12 pixels high."""
 _MOST_PIXELS = 100_000_000
-"""Upper bound on the pixels of an outgoing image: a JPEG's side is at most 65,500, the default short side 1,500."""
+"""Upper bound on the pixels of an outgoing image: a JPEG's side is at most 65,500, and the default short side 1,500."""
 
 _BATCH_PIXELS = 16 * 1536**2
-"""Pixels of the windows that a GPU searches together: 16 of the largest tiles."""
+"""Number of pixels in the windows that a GPU searches together: 16 of the largest tiles."""
 
 _CONTROL_SIZES = ((192, 256), (256, 192), (256, 256))
 """Width and height, in pixels, of control images that every detector must be able to search."""
@@ -218,8 +218,8 @@ def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) 
 def deidentify(image: Pixels, found: Sequence[Detection]) -> tuple[Pixels, list[Region]]:
     """Redact detections in `image`, (H, W, 3) uint8 RGB, upright; boxes and corners are in its pixels.
 
-    Returns a redacted copy and the regions in its pixels, in the order of the detections that are inside the image.
-    Pixels outside the regions are unchanged.
+    Returns a redacted copy and its regions, in the order of the detections. Detections outside the image have no
+    region. Pixels outside the regions are unchanged.
     """
     patches, regions = [], []
     for each in found:
@@ -232,14 +232,14 @@ def deidentify(image: Pixels, found: Sequence[Detection]) -> tuple[Pixels, list[
 
 
 def find(image: Pixels, detectors: Sequence[Detector]) -> list[Detection]:
-    """Return what the detectors find in `image`, upright, by detector; see `CheckedDetector`."""
+    """Return the detections in `image`, which must be upright, by detector; see `CheckedDetector`."""
     return [each for detector in map(CheckedDetector, detectors) for each in detector.detect(image)]
 
 
 def find_likewise(
     image: Pixels, detectors: Sequence[Detector], hits: Sequence[Detection], known: Sequence[Detection]
 ) -> list[Detection]:
-    """Return what the detectors find in `image` in the turned orientations of `hits`; see `search_likewise`."""
+    """Return the detections in `image`, searched in the turned orientations of `hits`; see `search_likewise`."""
     checked = map(CheckedDetector, detectors)
     return [each for detector in checked for each in search_likewise(detector, image, hits, known)]
 
@@ -300,7 +300,8 @@ LoadFile = Callable[[Path, Kind, float | None, str], Detector]
 def pinned_files(storage: Storage, assets: str | None, detector_sha256: Mapping[str, str]) -> Resolve:
     """Return a function that finds weights and files for `build_detectors`; `assets` is a folder that mirrors them.
 
-    The function raises `AssetError` if a file, which is executable code, does not have its hash in `detector_sha256`.
+    The function raises `AssetError` if a file doesn't have its hash in `detector_sha256`, because files are executable
+    code.
     """
     return lambda name: pinned(resolve(name, mirror=assets, storage=storage), detector_sha256.get(name))
 
@@ -316,12 +317,12 @@ def build_detectors(
 ) -> tuple[Detector, ...]:
     """Build the detectors that `config` requests: faces first, then plates; nothing for `none`.
 
-    `device` is where torch runs them. `resolve` finds weights by name or path (default:
-    `segmint.infra.assets.resolve`). `threads` is for the plate network, which has a separate thread pool (default:
-    torch's number of threads). `load_file` loads detectors that are files (default: `load_detector_file`). With
-    `torch_plates`, the plate network runs in torch on a CPU, too, as it does on a GPU; its outputs differ by less than
-    1e-4. Takes about a second in a new process, mostly for imports. Raises `UsageError` if a file is missing or is not
-    a detector.
+    torch runs the detectors on `device`. `resolve` finds weights by name or path (default:
+    `segmint.infra.assets.resolve`). `threads` sets the number of threads of the plate network, which has a separate
+    thread pool (default: torch's number of threads). `load_file` loads detectors that are files (default:
+    `load_detector_file`). On a GPU, the plate network always runs in torch. With `torch_plates`, it also does on a CPU;
+    its outputs differ by less than 1e-4. In a new process, this function takes about a second, mostly for imports.
+    Raises `UsageError` if a file is missing or is not a detector.
     """
     load = load_file or partial(load_detector_file, threads=threads)
     found: list[Detector] = []

@@ -24,7 +24,7 @@ def file_format(name: str | Path) -> str:
 
 
 def contract(name: str | Path) -> str:
-    """Return what a detector file of this name must take and return, for messages."""
+    """Return, for messages, the input and output that a detector file with this name must have."""
     if is_onnx(name):
         return (
             "an ONNX network that takes one BGR image (1, 3, H, W), 0 to 255, and returns YuNet's outputs or one "

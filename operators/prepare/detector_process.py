@@ -1,7 +1,7 @@
 """Process that runs a node's detectors on its GPU and searches images for the sandboxed children.
 
-All children of the node share one CUDA context and one copy of the networks. A search that misses its deadline ends the
-process; its `DetectorProcess` starts another.
+All children of the node share one CUDA context and one copy of the networks. If a search misses its deadline, the
+process ends, and its `DetectorProcess` starts another one.
 """
 
 import os
@@ -50,11 +50,11 @@ from segmint.operators.prepare.detector_socket import (
 )
 
 WAITS_S = 12.5 * WAIT_S
-"""Seconds that a step may wait, in addition to its time limit: for up to 7 searches for faces, 1 for plates, and some
-of windows in the source."""
+"""Seconds that a step may wait in addition to its time limit. A step takes up to 7 searches for faces, 1 for plates,
+and some searches of windows in the source."""
 
 MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
-"""A process that dies more than this many times within this many seconds ends the window."""
+"""Numbers of deaths and of seconds: the window ends if a process dies more often than this within this time."""
 
 _SEARCH_S = 30.0
 _START_S = 600.0
@@ -66,11 +66,11 @@ _BROKEN_EXIT = 88
 
 
 class DetectorsGoneError(SegmintError):
-    """A node's detector process cannot start or died too often. The run stops; no image is to blame."""
+    """A node's detector process can't start or has died too often. The run stops; no image is to blame."""
 
 
 class DetectorHost(Protocol):
-    """Interface that `Prepare` needs of a detector process: its address and a health check."""
+    """Interface of a detector process that `Prepare` needs: its address and a health check."""
 
     @property
     def address(self) -> str:
@@ -125,7 +125,7 @@ def require_numerics(device: str, wanted: str) -> None:
 def remote_detectors(config: DeidentifyConfig, address: str) -> tuple[Detector, ...]:
     """Return clients for the detectors that `config` requests, in the process at `address`: faces, then plates.
 
-    Starts and loads nothing.
+    This neither starts a process nor loads anything.
     """
     parts = (("face", config.faces), ("plate", config.plates))
     return tuple(
@@ -139,7 +139,7 @@ class DetectorProcess:
     """Supervisor that starts and restarts the detector process, which ends with the process that owns this object."""
 
     def __init__(self, settings: DetectorSettings, address: str | None = None) -> None:
-        """Store the settings without starting anything. `address` is by default a new, unique one."""
+        """Store the settings without starting anything. By default, `address` is new and unique."""
         self.address = address or new_address()
         self._settings = settings
         self._process: BaseProcess | None = None

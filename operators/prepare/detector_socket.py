@@ -1,8 +1,9 @@
 """Protocol between image-decoding children and the detector process: a Unix socket and anonymous shared memory.
 
-A request is a header and the descriptor of a sealed memfd with the pixels; a reply is a header, the detector's name,
-and plain numbers. Nothing is unpickled on either side, because children decode untrusted bytes. A memfd has no file, so
-nothing remains however a process ends, and a container's 64 MB limit for /dev/shm doesn't apply.
+A request consists of a header and the descriptor of a sealed memfd that contains the pixels. A reply consists of a
+header, the detector's name, and plain numbers. Neither side unpickles anything, because children decode untrusted
+bytes. A memfd isn't a file, so nothing remains regardless of how a process ends, and a container's 64 MB limit for
+/dev/shm doesn't apply.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ _PEER = struct.Struct("3i")  # SO_PEERCRED: process, user, group
 
 
 class DetectorProcessError(SegmintError):
-    """The detector process sent no reply, or no usable one. No image is to blame."""
+    """The detector process sent no reply, or an unusable one. No image is to blame."""
 
 
 class BadRequestError(SegmintError):
@@ -54,9 +55,9 @@ class FailedSearchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Request:
-    """Kind to search for and the image, (height, width, 3) uint8 RGB in the memory of the descriptor `memory`.
+    """Kind to search for, and the image, (height, width, 3) uint8 RGB, in the memory behind the descriptor `memory`.
 
-    `score` is the minimum score if it is lower than the detector's own.
+    `score` replaces the detector's own minimum score if it is lower.
     """
 
     kind: Kind
@@ -132,7 +133,7 @@ def connected(address: str, wait_s: float) -> Iterator[socket.socket]:
 
 
 def is_answering(address: str, wait_s: float) -> bool:
-    """Return whether a process replies at an address; one too busy to reply within `wait_s` counts, too."""
+    """Return whether a process replies at an address, or is just too busy to reply within `wait_s`."""
     try:
         with connected(address, wait_s) as connection:
             connection.sendall(_REQUEST.pack(_MAGIC, len(_KINDS), 0, 0, 0.0))  # an invalid request, which is rejected
@@ -145,7 +146,7 @@ def is_answering(address: str, wait_s: float) -> bool:
 
 
 def listen(address: str, backlog: int) -> socket.socket:
-    """Listen at an address for `connected`; waits up to `_LEAVE_S` for an ending process to release it."""
+    """Listen at an address for `connected`; wait up to `_LEAVE_S` until a process that is ending releases it."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     last_try = time.monotonic() + _LEAVE_S
     while True:

@@ -1,7 +1,7 @@
 """Ingest: decodes untrusted bytes to upright sRGB pixels, or rejects them with an exact reason.
 
-The header gives size and format before any pixel is decoded, and an image is decoded entirely or not at all. The
-details of verdicts quote only the header, never pixels or metadata.
+Size and format are read from the header before any pixel is decoded, and an image is decoded entirely or not at all.
+The details of verdicts only quote the header, never pixels or metadata.
 """
 
 import contextlib
@@ -70,11 +70,12 @@ class IngestedImage:
 
 
 def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> IngestedImage:
-    """Decode one image; `side` allows a reduced scale for a large JPEG, with no side shorter than `side` pixels.
+    """Decode one image; `side` allows decoding a large JPEG at reduced scale, with no side shorter than `side` pixels.
 
     Raises `RejectedError` with `empty_object`, `not_an_image`, `unsupported_format`, `too_large` (bytes or pixels),
-    `too_small`, `animated`, `truncated`, or `corrupt`. Any other decoder exception also becomes `corrupt` if this
-    process can decode control images, and `BrokenDecoderError` otherwise. `MemoryError` and `ImportError` propagate.
+    `too_small`, `animated`, `truncated`, or `corrupt`. Any other exception of a decoder also becomes `corrupt` if this
+    process can decode control images; otherwise, it becomes a `BrokenDecoderError`. `MemoryError` and `ImportError`
+    propagate.
     """
     kind = recognize(data, config.decoded)
     if len(data) > config.max_bytes:
@@ -92,7 +93,8 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
 def pixels_sha256(image: Pixels) -> str:
     """Return the SHA-256 of a decoded image, (H, W, 3) uint8 RGB: of its size, pixels, and the decoders' versions.
 
-    Other decoders may give other pixels, so images that different versions decoded never have the same digest.
+    The versions are included because other decoders may produce different pixels. So images that were decoded by
+    different versions never have the same digest.
     """
     digest = hashlib.sha256(f"{image.shape[1]}x{image.shape[0]} {_decoders()}\n".encode())
     digest.update(np.ascontiguousarray(image).data)
@@ -108,9 +110,10 @@ def _decoders() -> str:
 
 @contextlib.contextmanager
 def _only_our_limit(config: IngestConfig) -> Iterator[None]:
-    """Make Pillow reject frames over our pixel limit; its own limit is global and rejects images of over twice that.
+    """Make Pillow reject frames over our pixel limit.
 
-    Its readers of TIFF, WebP, and GIF apply the limit to each frame.
+    Pillow's own limit is global, and Pillow rejects only images that exceed twice that limit. Its readers for TIFF,
+    WebP, and GIF apply the limit to each frame.
     """
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = -(-config.max_pixels // 2)
@@ -174,7 +177,7 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
 
 
 def _is_reduced(source: TiffImagePlugin.TiffImageFile) -> bool:
-    """Return whether the page is declared a reduced copy of another page."""
+    """Return whether the page is declared to be a reduced copy of another page."""
     kind = source.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
     if not isinstance(kind, int):
         raise RejectedError(Reason.CORRUPT, f"the TIFF's tag {_NEW_SUBFILE_TYPE} is not a whole number")
@@ -201,8 +204,8 @@ def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
 def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
     """Decode a JPEG to (H, W, 3) uint8 RGB, at the smallest scale with no side under `side`; 0 means full scale.
 
-    simplejpeg gives the same pixels as Pillow, but its strict mode reports scan data that ends early or is invalid,
-    even if an end marker hides this.
+    simplejpeg produces the same pixels as Pillow, but in its strict mode, it reports scan data that ends early or is
+    invalid, even if an end marker hides the problem.
     """
     color = {"L": "GRAY", "CMYK": "CMYK"}.get(source.mode, "RGB")
     scale = {"min_height": side, "min_width": side, "min_factor": 1} if side else {}
@@ -218,7 +221,7 @@ def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
 
 
 def _strict_samples(data: bytes, color: str, **scale: int) -> Pixels | None:
-    """Decode a JPEG; None if it is unusual but not damaged, such as by odd sampling factors or unknown markers."""
+    """Decode a JPEG; None if it isn't damaged but unusual, such as with odd sampling factors or unknown markers."""
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, color, strict=True, **scale))
     except ValueError as error:
@@ -248,7 +251,7 @@ def _decode(source: ImageFile.ImageFile, kind: str) -> Pixels:
 
 
 def _white_is_zero(source: ImageFile.ImageFile) -> bool:
-    """Return whether TIFF's PhotometricInterpretation is 0, which Pillow handles for 8 bits but not for 16."""
+    """Return whether a TIFF's PhotometricInterpretation is 0, which Pillow supports for 8 bits but not for 16."""
     tag = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION
     return isinstance(source, TiffImagePlugin.TiffImageFile) and source.tag_v2.get(tag) == 0
 
@@ -256,8 +259,8 @@ def _white_is_zero(source: ImageFile.ImageFile) -> bool:
 def check_strips(source: TiffImagePlugin.TiffImageFile, data: bytes) -> None:
     """Check that a TIFF lists all of its strips or tiles, that the data contains them, and that they are intact.
 
-    Decoders leave the pixels of strips that aren't listed black, fill those of incomplete JPEG strips, and ignore the
-    checksum of deflate. Other compressions are not checked.
+    These checks are necessary because decoders draw strips that aren't listed in black, fill in the pixels of
+    incomplete JPEG strips, and ignore deflate's checksum. Strips with other compressions are not checked.
     """
     tags = source.tag_v2
     try:
@@ -317,7 +320,7 @@ def _upright_size(source: ImageFile.ImageFile) -> tuple[int, int]:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Rotate stored pixels by the EXIF orientation (EXIF 2.3, table 6): transpose, then mirror."""
+    """Turn stored pixels upright according to the EXIF orientation (EXIF 2.3, table 6): transpose, then mirror."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in {3, 4, 7, 8}:
@@ -328,7 +331,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _guarded(step: Callable[[], T], kind: str) -> T:
-    """Run a decoding step; any exception becomes a verdict if this process can decode control images."""
+    """Run a decoding step; an exception becomes a verdict if this process can decode control images."""
     try:
         return step()
     except (MemoryError, ImportError, RejectedError):
@@ -367,7 +370,7 @@ def _check_control(pixels: Pixels) -> None:
 
 
 def clean_message(message: str) -> str:
-    """Return a decoder's message as one short line without object addresses, so it is the same on every machine."""
+    """Shorten a decoder's message to one line without object addresses, so that it is the same on every machine."""
     return re.sub(r"<[^>]*0x[0-9a-f]+>", "it", " ".join(message.split()))[:120] or "no message"
 
 

@@ -38,7 +38,7 @@ class IngestConfig(BaseModel):
 
 
 ANY_SIZE = IngestConfig(min_short_side=1)
-"""Limits for an image that a user names directly: no minimum size."""
+"""Limits for an image that a user names directly; there is no minimum size."""
 
 
 def formats_of(identity: Mapping[str, Any]) -> tuple[str, ...]:

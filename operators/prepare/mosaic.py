@@ -1,7 +1,7 @@
 """Irreversible redaction of parts of a photograph with a coarse, smoothed mosaic inside an outline.
 
 The outline may be surrounded by a band in which the mosaic blends smoothly into the image. The band lies outside the
-outline, so pixels inside depend only on mosaics.
+outline, so pixels inside the outline depend only on mosaics.
 """
 
 import math
@@ -21,13 +21,13 @@ Floats = NDArray[np.float64]
 CELLS = 5
 """Mosaic cells along a region's longer side.
 
-Among 3 to 8 cells, square or not, smoothed by interpolation or a Gaussian, this is the setting at which neither MTCNN
-nor OpenCV's Haar cascade detected a face again at any of several sizes.
+We compared 3 to 8 cells, square or not, smoothed by interpolation or by a Gaussian. This was the setting at which
+neither MTCNN nor OpenCV's Haar cascade detected a face again at any of several sizes.
 """
 FACE_EXPANSION = 1.6
 """Size of a face's ellipse relative to its box.
 
-It exceeds sqrt(2), so the box's corners lie inside; the ellipse has 2.01 times the box's area.
+It exceeds sqrt(2), so the box's corners lie inside the ellipse, whose area is 2.01 times that of the box.
 """
 WHOLE = 256
 """Weight of a mosaic that hides the image completely; weights in the band are lower."""
@@ -40,7 +40,8 @@ class ImagePatch:
     """A part of an image: the pixels of `mask` (h, w) bool in the window whose top left corner is (x, y).
 
     `weight`, (h, w) uint16 in 256ths, is the mosaic's weight: 256 in the mask, less in the band, and 0 elsewhere.
-    It is None if there is no band. The window is the tightest one around mask and band, and is inside the image.
+    It is None if there is no band. The window is the smallest one that contains the mask and the band, and it is inside
+    the image.
     """
 
     x: int
@@ -71,8 +72,9 @@ def _tight(x: int, y: int, mask: Bools, weight: NDArray[np.uint16] | None = None
 def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> ImagePatch | None:
     """Return the ellipse around `box` (x0, y0, x1, y1), `FACE_EXPANSION` times its size, clipped to `shape` (h, w).
 
-    The box is rounded to whole pixels first, so that a detector's last bits don't move the border. `band` is the width
-    of the band around the ellipse as a share of its half axes. Returns None if the ellipse is outside the image.
+    The box is first rounded to whole pixels, so that the last bits of a detector's result don't move the border. `band`
+    is the width of the band around the ellipse as a share of its half axes. Returns None if the ellipse is outside the
+    image.
     """
     x0, y0, x1, y1 = (round(v) for v in box)
     center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2
@@ -94,10 +96,11 @@ def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> 
 
 
 def _weights(mask: Bools, around: Bools, distances: Floats) -> NDArray[np.uint16]:
-    """Return a mosaic's weights in 256ths, (h, w): 256 in `mask`, falling smoothly in the band `around` it.
+    """Return a mosaic's weights in 256ths, (h, w): 256 in `mask`, decreasing smoothly in the band `around` it.
 
-    `distances` are those of the band's pixels from the mask's border, in band widths. The weights are computed with
-    only sums, products, quotients, and square roots, each rounded by IEEE 754, so they are the same on every CPU.
+    `distances` contains the distance of each of the band's pixels from the mask's border, in band widths. The weights
+    are computed only with sums, products, quotients, and square roots, each rounded according to IEEE 754, so they are
+    the same on every CPU.
     """
     left = np.clip(1 - distances, 0, 1)
     weights = mask.astype(np.uint16) * np.uint16(WHOLE)
@@ -111,7 +114,7 @@ def polygon(
     """Return the convex hull of `points` (x, y), grown on every side by `margin` times its shorter side, clipped.
 
     Points are first rounded to whole pixels and clamped to a range larger than any image. `band` is the width of the
-    band around the hull as a share of its growth. None if the hull is outside the image of `shape` (h, w).
+    band around the hull as a share of its growth. Returns None if the hull is outside the image of `shape` (h, w).
     """
     corners = np.array([[round(min(max(v, -_FAR), _FAR)) for v in point] for point in points], np.int32)
     (_, sides, _) = cv2.minAreaRect(corners)
@@ -179,8 +182,8 @@ def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
 def redact_patches(image: Pixels, patches: Iterable[ImagePatch]) -> Pixels:
     """Return a copy of `image` (H, W, 3) uint8 with a smoothed mosaic in every patch; other pixels are unchanged.
 
-    Each mosaic is made from its patch's whole window in the original image, not from an earlier patch's result. Bands
-    come first, so every pixel in a mask comes from a mosaic; where masks overlap, the last one wins.
+    Each mosaic is made from its patch's whole window in the original image, not from an earlier patch's result. All
+    bands are drawn first, so every pixel in a mask comes from a mosaic. Where masks overlap, the last one wins.
     """
     result = image.copy()
     covers = []

@@ -30,7 +30,7 @@ _FIELDS = (
 def onnx_network(path: Path, threads: int | None) -> Network:
     """Load the plate network as a function that runs on the CPU, regardless of torch's device.
 
-    It keeps the memory of the largest input allocated, which saves a third of the time.
+    The memory that the largest input needed stays allocated, which saves a third of the time.
     """
     session = _session(str(path), threads)
 
@@ -67,7 +67,7 @@ def detector_network(path: Path, threads: int | None) -> OnnxNetwork:
 
 
 def _session(model: str | bytes, threads: int | None) -> Any:
-    """Return onnxruntime's session for a file's path or content; content can't refer to other files."""
+    """Return onnxruntime's session for a file, given by its path or as content, which can't refer to other files."""
     import onnxruntime
 
     if threads is None:

@@ -1,7 +1,7 @@
 """Search of an image in several orientations, because photographs without EXIF may be sideways or upside down.
 
-The upright image is searched at full size. In the other orientations, the image is first searched at half size, which
-costs a fraction. An orientation is searched at full size only if that finds something new.
+The upright image is searched at full size. In each other orientation, the image is first searched at half size, which
+takes only a fraction of the time. It is then searched at full size only if the first search found something new.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ ORIENTATIONS: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
 
 _TURNED_KINDS: frozenset[Kind] = frozenset({"face"})
 _TURNED_SCORE = 0.9
-"""Minimum score of mtcnn in a turned image. With 0.7, it saw a face in an upside-down dog."""
+"""Minimum score of mtcnn in a turned image. With 0.7, it detected a face in an upside-down dog."""
 _SAME_IOU = 0.5
-"""IoU from which a turned detection repeats one in another orientation."""
+"""Minimum IoU at which a turned detection counts as a repetition of one in another orientation."""
 
 
 def search_orientations(
@@ -31,8 +31,8 @@ def search_orientations(
 ) -> list[Detection]:
     """Search `image`, (H, W, 3) uint8 RGB, upright and in each of `orientations`; plates only upright.
 
-    Boxes and corners are in pixels of the upright image: upright detections first, then those of the other orientations
-    that don't repeat them, the best score's orientation first. Raises the detector's errors.
+    Boxes and corners are in pixels of the upright image. Upright detections come first, followed by detections in other
+    orientations that don't repeat them; the orientation with the best score comes first. Raises the detector's errors.
     """
     found = list(detector.detect(image))
     turned = [angle for angle in orientations if angle and detector.kind in _TURNED_KINDS]
@@ -53,9 +53,10 @@ def search_orientations(
 def search_likewise(
     detector: Detector, image: Pixels, hits: Sequence[Detection], known: Sequence[Detection]
 ) -> list[Detection]:
-    """Search `image`, (H, W, 3) uint8 RGB, in full size in the turned orientations in which the detector made `hits`.
+    """Search `image`, (H, W, 3) uint8 RGB, at full size in the turned orientations in which the detector made `hits`.
 
-    Returns what doesn't repeat `known`, which are in pixels of `image`. Raises the detector's errors.
+    Returns the detections that don't repeat one of `known`, which are in pixels of `image`. Raises the detector's
+    errors.
     """
     found: list[Detection] = []
     own = (hit for hit in hits if (hit.kind, hit.source) == (detector.kind, detector.name))
@@ -67,7 +68,7 @@ def search_likewise(
 
 
 def _is_new(candidate: Detection, detector: Detector, known: Sequence[Detection]) -> bool:
-    """Return whether a turned detection counts and repeats none of the known ones."""
+    """Return whether a turned detection counts and doesn't repeat a known one."""
     least = _TURNED_SCORE if detector.name.startswith("mtcnn") else 0.0  # others only return what counts
     return candidate.score >= least and all(iou(candidate.box, each.box) < _SAME_IOU for each in known)
 

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from segmint.model.detectors.detection import Detector
 
 _SEARCH_LIMITS = 3
-"""Time limit of the search, and of each round of redaction and last look, in multiples of `ingest.timeout_s`."""
+"""Time limit for the search, and for each round of redaction and last look, in multiples of `ingest.timeout_s`."""
 
 SEARCH_TRIES = 3
 """Maximum number of tries for an image whose searches get no reply; after that, its row has a fault."""
@@ -84,7 +84,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class PrepareResources:
-    """Resources of this stage on a machine; they affect no result except which images run out of memory."""
+    """Resources of this stage on a machine; they don't affect results, except that an image may run out of memory."""
 
     children: int = 1  # processes that decode, each about 0.6 GB before its first image
     read_threads: int = 4  # images read ahead; each takes at most ingest.max_bytes
@@ -137,9 +137,9 @@ def prepare_image(
 ) -> PreparedImage:
     """Decode, downscale, redact, and encode one image, until a last look finds nothing that must be redacted.
 
-    It is redacted at the size of the largest image that leaves this stage. Decoding may take `timeout_s` seconds, and
-    the search and each round `_SEARCH_LIMITS` times that and `wait_s`; otherwise, SIGALRM kills this process. Raises
-    `RefusedError` with the stage `ingest`, `deidentify`, or `release`.
+    The image is redacted at the size of the largest image that leaves this stage. Decoding may take `timeout_s`
+    seconds; the search and each round may take `_SEARCH_LIMITS` times that plus `wait_s`. If one of them takes longer,
+    SIGALRM kills this process. Raises `RefusedError` with the stage `ingest`, `deidentify`, or `release`.
     """
     decoding = Deadline(timeout_s)
     searching = Deadline(None if timeout_s is None else _SEARCH_LIMITS * timeout_s + wait_s)
@@ -193,11 +193,11 @@ def build_worker(
 ) -> Worker[PreparedImage]:
     """Build `prepare_image` with its detectors, for a child process; `assets` is a folder that mirrors their weights.
 
-    `detectors_at` is the socket of the process that runs the detectors; if None, the child runs them itself.
-
-    Raises `AssetError` if a detector file, which is executable code, does not have the hash that `config` expects.
-
+    `detectors_at` is the socket of the process that runs the detectors; if it is None, the child runs them itself.
     torch and OpenCV use one thread each, because the number of threads changes the last bits of sums.
+
+    Raises `AssetError` if a detector file doesn't have the hash that `config` expects, because such files are
+    executable code.
     """
     import cv2
 
@@ -234,8 +234,9 @@ def detector_settings(config: PrepareConfig, storage: Storage, assets: str | Non
 class Prepare:
     """Ray Data actor that maps a table of normalized rows to the same rows, prepared or rejected.
 
-    Threads read images and check hashes; child processes do the rest. `catalog_uri` is the source catalog's URI, which
-    determines the URIs that its rows may use. Rows whose source is in `taken`, the tombstones' names, are rejected.
+    Threads read images and check hashes; child processes do everything else. `catalog_uri` is the source catalog's URI,
+    which determines the URIs that its rows may use. `taken` contains the tombstones' names; rows whose source is among
+    them are rejected.
     """
 
     def __init__(
@@ -328,7 +329,7 @@ class Prepare:
         return digest, self._search_and_prepare(data)
 
     def _search_and_prepare(self, data: bytes) -> PreparedImage:
-        """Prepare an image in a child; if the detector process did not reply, make sure that it runs and retry."""
+        """Prepare an image in a child; if the detector process doesn't reply, make sure that it runs, and retry."""
         if self._detectors is None:
             return self._children.run(data)
         for _ in range(SEARCH_TRIES - 1):
@@ -353,7 +354,7 @@ def _columns(prepared: PreparedImage) -> Row:
 
 
 CURATED = "refused in the catalog"
-"""Detail of a row that the catalog rejects without giving one."""
+"""Detail of a row that the catalog rejects without stating a detail."""
 
 
 @dataclass(frozen=True)

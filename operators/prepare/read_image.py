@@ -17,11 +17,11 @@ from segmint.infra.uris import LOCAL, UriNotAllowedError, relative_to, scheme
 from segmint.operators.rows import Row
 
 ROUNDS = 2
-"""Rounds of attempts that must fail, each while the store responds, before an object counts as unreadable. One is not
-enough, because an outage may end between an attempt and the check of the store."""
+"""Number of rounds of attempts that must fail, each while the store responds, before an object counts as unreadable. A
+single round isn't enough, because an outage may end between an attempt and the check of the store."""
 
 MOST_READS = 4
-"""Maximum reads of an image whose bytes would be rejected, until two in a row return the same bytes."""
+"""Maximum number of reads of an image whose bytes would be rejected, until two consecutive reads are identical."""
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class ImageReader:
         raise RejectedError(Reason.UNREADABLE_OBJECT, "reading it fails again and again, while its store answers")
 
     def use(self, row: Row, function: Callable[[bytes], T], refusal: type[RejectedError] = RejectedError) -> T:
-        """Return `function(data)` for the object's bytes; reread the object before accepting a `refusal`.
+        """Return `function(data)` for the object's bytes; before accepting a `refusal`, read the object again.
 
         Raises the errors of `read`, and `StorageFaultError` if all `MOST_READS` reads return different bytes.
         """

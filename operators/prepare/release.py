@@ -51,9 +51,10 @@ class ReleasedImage:
 def release(image: Pixels, config: ReleaseConfig) -> ReleasedImage:
     """Downscale (H, W, 3) uint8 RGB so that its short side is at most `short_side`, and encode it as JPEG.
 
-    Never upscales. Uses Pillow's Lanczos filter over all pixels instead of the faster two-step reduction. It is sharp,
-    free of aliasing, and the same on every machine because it uses fixed-point arithmetic. Chroma is subsampled 4:2:0.
-    Raises `RejectedError` (`too_large`) if a side is too long for a JPEG.
+    The image is never upscaled. The function applies Pillow's Lanczos filter to all pixels instead of the faster
+    two-step reduction. The result is sharp, free of aliasing, and the same on every machine, because the filter uses
+    fixed-point arithmetic. Chroma is subsampled 4:2:0. Raises `RejectedError` (`too_large`) if a side is too long for a
+    JPEG.
     """
     width, height = released_size(image.shape[1], image.shape[0], config.short_side)
     picture = Image.fromarray(image)
@@ -64,7 +65,7 @@ def release(image: Pixels, config: ReleaseConfig) -> ReleasedImage:
 
 
 def release_header(width: int, height: int, quality: int) -> bytes:
-    """Return the bytes of a released JPEG before its image data, which depend only on its size and quality."""
+    """Return the bytes that precede a released JPEG's image data; they depend only on its size and quality."""
     blank = _blank(quality)
     size = blank.index(_FRAME) + len(_FRAME)
     return blank[:size] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + blank[size + 4 :]
@@ -86,10 +87,10 @@ def released_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def original_size(width: int, height: int, released: tuple[int, int], crops: CropLayers) -> tuple[int, int] | None:
-    """Return the width and height of the original that crops are cut from, the smallest that the last layer needs.
+    """Return the width and height of the original from which crops are cut: the smallest that the last layer needs.
 
-    Returns None if the released image, of size `released`, is fine enough. The result is never larger than the source
-    of `width` x `height` pixels.
+    Returns None if the resolution of the released image, whose size is `released`, is sufficient. The result is never
+    larger than the source, which has `width` x `height` pixels.
     """
     high, wide = enough_for_crops((released[1], released[0]), crops.layers, crops.overlap_ratio)
     if wide <= released[0] or (width, height) == released:
@@ -108,7 +109,7 @@ def largest_size(width: int, height: int, short_side: int, crops: CropLayers | N
 
 
 def resized(image: Pixels, size: tuple[int, int]) -> Pixels:
-    """Downscale (H, W, 3) uint8 RGB to `size` (width, height) like `release`; the same array if it already fits."""
+    """Downscale (H, W, 3) uint8 RGB to `size` (width, height) like `release`; return the same array if it fits."""
     if (image.shape[1], image.shape[0]) == size:
         return image
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))

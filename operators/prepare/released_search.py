@@ -1,8 +1,8 @@
-"""Search of a released image, as the build's last look and the audit do it: on the JPEG that is written.
+"""Search of a released image, for the build's last look and for the audit: both search the JPEG that is written.
 
 A detection counts as redacted if a region in the image's row covers most of it and the pixels there are those of a
-mosaic. The second condition is measured because a row may list a region that was never redacted: a mosaic of few cells,
-fitted to its pixels, leaves much of them unexplained.
+mosaic. The pixels are checked because a row may list a region that was never redacted. In that case, a mosaic with few
+cells can't be fitted closely to the pixels.
 """
 
 import math
@@ -25,13 +25,13 @@ from segmint.operators.rows import Row
 COVERED = 0.75
 """Share of a detection that a region must cover.
 
-A lower share would accept a face next to a redacted one. Full coverage is not required, because a detector may take a
-mosaic for a face slightly larger than the region.
+With a lower share, a face next to a redacted one would be accepted. Full coverage is not required, because a detector
+may see a face in the mosaic that is slightly larger than the region.
 """
 ROUGHNESS = 4.0
 """Maximum gray-level difference (RMS) of pixels from the mosaic that fits them best, allowing for JPEG errors."""
 LEAST_RESIDUAL = 0.01
-"""Share of the image that a detection must exceed to remain. Smaller ones are redacted, which costs little."""
+"""Share of the image that a detection must exceed to remain. Smaller ones are redacted, because that costs little."""
 MOST_RESIDUAL = 3
 """Maximum number of recorded detections that may remain in an image."""
 SAME_RESIDUAL_IOU = 0.5
@@ -45,7 +45,7 @@ Bools = NDArray[np.bool_]
 ROUNDS = 3
 """Maximum number of times that an image is redacted again after a look."""
 SOURCE_SCORE, SOURCE_IOU = 0.2, 0.3
-"""Minimum score and IoU at which a detection in the source confirms one in the released image."""
+"""Minimum score and minimum IoU at which a detection in the source confirms one in the released image."""
 
 _MARGIN = 1.0  # of the window in the source on each side, as a share of the detection's longer side
 _LEAST_MARGIN = 48  # pixels of the released image
@@ -55,8 +55,8 @@ _LEAST_MARGIN = 48  # pixels of the released image
 class ReleasedDetection:
     """A detection in a released image, and the box (x, y, w, h) of whole pixels that would be redacted for it.
 
-    `may_remain` is true if redaction itself may have made it: it touches a redacted region that its pixels show, and
-    covers more than `LEAST_RESIDUAL` of the image.
+    `may_remain` is true if the redaction itself may have caused the detection: it touches a region that is visibly
+    redacted, and covers more than `LEAST_RESIDUAL` of the image.
     """
 
     found: Detection
@@ -73,7 +73,7 @@ class ReleasedDetection:
         return self.x, self.y, self.x + self.w, self.y + self.h
 
     def is_same(self, known: Mapping[str, Any]) -> bool:
-        """Return whether a value of `residual_detections` records it; null sides, as in a damaged table, do not."""
+        """Return whether a value of `residual_detections` records this detection; False if a side is null (damaged)."""
         if known["kind"] != self.found.kind or any(known[side] is None for side in "xywh"):
             return False
         x, y, w, h = (known[side] for side in "xywh")
@@ -106,7 +106,7 @@ def search_released(
 class _Region:
     """A redacted region in pixels of the released image, and the cells of its mosaic.
 
-    Its band, `band_x` wide at the left and right and `band_y` at the top and bottom, is not pure mosaic.
+    The region's band is not pure mosaic. It is `band_x` wide at the left and right, and `band_y` at the top and bottom.
     """
 
     x: float
@@ -147,8 +147,8 @@ class _Region:
     def roughness(self, x: Floats, y: Floats, gray: Floats) -> float:
         """Return how far the pixels at (x, y) deviate from this region's best-fitting mosaic, in gray levels (RMS).
 
-        The mosaic is linear between the centers of its cells, so the best-fitting cell values solve a least-squares
-        problem. The result is infinite if there are too few pixels.
+        The mosaic is linear between the centers of its cells, so the best-fitting cell values are the solution of a
+        least-squares problem. The result is infinite if there are too few pixels.
         """
         across = _hats((x - self.x) / self.w * self.columns - 0.5, self.columns)
         down = _hats((y - self.y) / self.h * self.rows - 0.5, self.rows)
@@ -192,7 +192,7 @@ def _is_redacted(detection: Detection, gray: Pixels, regions: Sequence[_Region])
 
 
 def _pixels_of(detection: Detection, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return evenly spaced pixels of a detection: in the ellipse inside a face's box, or in a plate's quad."""
+    """Return evenly spaced pixels of a detection: in the ellipse inside a face's box, or in a plate's quadrilateral."""
     x0, y0, x1, y1 = detection.box
     left, right = max(int(np.floor(x0)), 0), min(int(np.ceil(x1)), width)
     top, bottom = max(int(np.floor(y0)), 0), min(int(np.ceil(y1)), height)
@@ -230,7 +230,7 @@ class ResidualDetection(Region):
 
 @dataclass(frozen=True)
 class LastLook:
-    """Result of a look: what to redact, in pixels of the image before redaction, and otherwise, what may remain."""
+    """Result of a look: detections to redact, in pixels of the image before redaction, and those that may remain."""
 
     to_redact: tuple[Detection, ...]
     residual: tuple[ResidualDetection, ...]
@@ -242,9 +242,9 @@ def last_look(
     """Search the JPEG that will be released, and decide about everything that is found outside redacted regions.
 
     `row` contains the sizes and regions of `segmint.operators.schemas.IMAGES`; `source`, (H, W, 3) uint8 RGB, is the
-    image before redaction at any size. Redaction and JPEG compression create patterns that detectors take for faces.
-    Redacting until nothing is found would change much more of the image, so large patterns that are absent from the
-    source may remain. They are recorded. Raises the exceptions of `CheckedDetector`.
+    image before redaction at any size. Redaction and JPEG compression create patterns that detectors mistake for faces.
+    If the image were redacted until nothing is found, much more of it would change. Therefore, large patterns that are
+    absent from the source may remain, and they are recorded. Raises the exceptions of `CheckedDetector`.
     """
     if not detectors:
         return LastLook((), ())
@@ -267,10 +267,10 @@ def last_look(
 
 
 def _is_in_source(found: Detection, source: Pixels, size: tuple[int, int], detector: Detector) -> bool:
-    """Return whether the detector finds something similar, even at a low score, at the same place of the source.
+    """Return whether the detector finds something similar at the same place of the source, even with a low score.
 
-    `found` is in pixels of the released image of `size` (width, height). Only a window of the source is searched, at
-    the released image's scale and in the orientation in which it was found.
+    `found` is in pixels of the released image, whose size is `size` (width, height). Only a window of the source is
+    searched, at the released image's scale and in the orientation in which the detection was found.
     """
     across, down = source.shape[1] / size[0], source.shape[0] / size[1]
     x0, y0, x1, y1 = found.box
