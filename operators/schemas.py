@@ -73,7 +73,7 @@ PREPARED = with_fields(
         pa.field("original", pa.large_binary()),  # the de-identified source as JPEG, if crops need it
     ],
 )
-"""Rows after `prepare`: those of the normalized catalog with the released image or a verdict."""
+"""Rows after `prepare`: rows of the normalized catalog, each with the released image or a verdict."""
 
 MASK = pa.struct(
     [
@@ -91,10 +91,11 @@ MASK = pa.struct(
         pa.field("output", pa.int8()),  # which of the decoder's three outputs it is, 0 to 2; null: unknown
     ]
 )
-"""Type of a mask: the keys of SA-1B's annotations except the id, which follows from its position, and `output`."""
+"""Type of a mask: `output`, and the keys of SA-1B's annotations except the id, which follows from its position."""
 
 MASKS_PER_IMAGE_LIMIT = 10_000
-"""Factor in annotation ids: image id times this, plus the mask's index. Below 2^53 for up to 900 billion images."""
+"""Factor in annotation ids: an id is the image id times this, plus the mask's index. For up to 900 billion images, all
+ids are below 2^53."""
 
 FUNNEL_STEPS = (
     "predicted",
@@ -121,7 +122,7 @@ SEGMENTED = with_fields(
     [pa.field("masks", pa.list_(MASK)), pa.field("funnel", FUNNEL)],
     without=frozenset({"original"}),
 )
-"""Rows after `segment`: those of `prepare` without the original, with the masks and their funnel."""
+"""Rows after `segment`: rows of `prepare` without the original image, but with the masks and their funnel."""
 
 MASK_STATISTICS = [
     pa.field("relative_size", pa.float64()),  # sqrt(mask area / image area), 0 to 1
@@ -153,7 +154,7 @@ SOURCES = (AUTOMATIC, "assisted", "corrected", "manual", "imported")
 """Possible sources of a mask."""
 
 PERSON = "person"
-"""`label_source` of a label that an annotator set, and of a mask without a label from which an annotator removed it."""
+"""`label_source` of a label that an annotator set, and of a mask from which an annotator removed the label."""
 
 IMPORT = "import"
 """`label_source` of a label that an imported file contained."""
@@ -200,7 +201,7 @@ DESCRIBED_MASK = pa.struct([*MASK, *MASK_STATISTICS, *MASK_ORIGIN, MASK_INDEX])
 """Type of a mask with its statistics and origin."""
 
 ANNOTATION_STAGE = "annotation_stage"
-"""Name of `images`' column `stage` in rows, because their own `stage` belongs to the verdict."""
+"""Name in rows of the column `stage` of `images`, because the rows' own `stage` belongs to the verdict."""
 
 _ANNOTATION = [
     # The annotator's submission that was merged into the image
@@ -220,7 +221,7 @@ DESCRIBED = with_fields(
         *(field.with_name(ANNOTATION_STAGE) if field.name == "stage" else field for field in _ANNOTATION),
     ],
 )
-"""Rows after `describe`: those of `segment` with statistics of masks and image; null in a rejected row."""
+"""Rows after `describe`: rows of `segment` with statistics of the masks and the image; null in a rejected row."""
 
 _IDENTITY = [
     pa.field("ordinal", pa.int64(), nullable=False),  # the row's position in the normalized catalog

@@ -17,7 +17,7 @@ class RedactionArtifacts:
     def dropped(self, row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Return an image's columns `masks` and `funnel` without artifacts; `row` has the keys of `PREPARED`.
 
-        The IoU equals the `redaction_iou` with which the mask would be written.
+        The IoU that is compared is equal to the `redaction_iou` that would be written for the mask.
         """
         masks = columns["masks"]
         if self.iou is None or not row["regions"] or not masks:

@@ -20,8 +20,8 @@ from segmint.model.automatic.settings import MaskSettings, Profile
 from segmint.operators.prepare.release import CropLayers
 
 ARTIFACT_IOU = 0.8
-"""Minimum IoU with a redacted region at which profile `sa1b` drops a mask. A mask along either edge of the region's
-band has about this IoU with the outline halfway through it."""
+"""Minimum IoU with a redacted region at which profile `sa1b` drops a mask. A mask that follows either edge of the
+region's band has about this IoU with the outline halfway through the band."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 

@@ -13,9 +13,9 @@ from segmint.model.sam.sam import Sam
 
 
 def cpu_kernels(device_type: str, dot: bool = False) -> Kernels | None:
-    """Return the CPU kernels for a model on "cpu", and None elsewhere and where torch must do without.
+    """Return the CPU kernels for a model on "cpu"; None for other devices, or if the kernels aren't available.
 
-    In the latter case, the reason is logged once per process. With `dot`, they draw in bf16.
+    If they aren't available, the reason is logged once per process. With `dot`, the kernels draw in bf16.
     """
     if device_type != "cpu":
         return None
@@ -38,7 +38,7 @@ def refuse_slow_bf16(compute: Compute) -> None:
 
 
 def slow_bf16(why: str) -> str:
-    """Return the message that refuses bf16 on a CPU; `why` there are no kernels for it."""
+    """Return the message that refuses bf16 on a CPU; `why` is the reason why there are no kernels for it."""
     return (
         "precision bf16 on a CPU needs the CPU kernels and AVX512_BF16 instructions. Without them, it would be slower "
         f"than fp32 with kernels: {why}. Otherwise, use precision fp32"
@@ -48,10 +48,11 @@ def slow_bf16(why: str) -> str:
 def load_model(weights: Path, compute: Compute) -> Sam:
     """Load a checkpoint's model onto a resolved device; sets up torch in this process.
 
-    In bf16 on a GPU, the weights themselves are bf16. Positional encodings, scores, and masks stay in fp32, and so does
-    MobileSAM's image encoder, whose rounding would change more masks than everything else and save only 2 % of the
-    time. In bf16 on a CPU, all weights are fp32, and the CPU kernels draw in bf16; see `Sam.draws_in_bf16`. Raises
-    `UsageError` if the file is not a SAM checkpoint, or if a CPU lacks these kernels.
+    On a GPU, bf16 means that the weights themselves are bf16. Positional encodings, scores, and masks stay in fp32.
+    MobileSAM's image encoder also does, because its rounding would change more masks than everything else and save only
+    2 % of the time. On a CPU, bf16 means that all weights are fp32 and the CPU kernels draw in bf16; see
+    `Sam.draws_in_bf16`. Raises `UsageError` if the file is not a SAM checkpoint, or if there are no such kernels for
+    the CPU.
     """
     refuse_slow_bf16(compute)
     apply_compute(compute)

@@ -25,10 +25,10 @@ CPU_ONLY = frozenset({"cpu", "kernels"})
 """Fields that only the numerics of a CPU record; masks from a GPU hardly depend on the host's CPU."""
 
 ADDED: Mapping[str, str] = {}
-"""Fields added after a version of segmint was released, each with the value that all versions before it computed with.
+"""Fields that were added after a release of segmint, each with the value that all earlier versions used.
 
-If a dataset's numerics lack such a field, a version without it began the dataset, so this value applies to all of its
-shards. The fingerprint doesn't change, because it covers only the recorded fields. Any other missing field is refused.
+If a dataset's numerics lack such a field, an earlier version started the dataset, so this value applies to all of its
+shards. The fingerprint doesn't change, because it covers only the recorded fields. Any other missing field is an error.
 """
 
 
@@ -111,18 +111,18 @@ class Numerics:
         return fingerprint(self.to_dict())
 
     def differences(self, other: "Numerics") -> str:
-        """Return a list of the fields that both have with different values, for a message; empty if none differ."""
+        """Return, for a message, the fields that are in both with different values; empty if none differ."""
         ours, theirs = ({**each.to_dict(), **{name: getattr(each, name) for name in ADDED}} for each in (self, other))
         differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
         return ", ".join(f"{key} {ours[key]!r} instead of {theirs[key]!r}" for key in differing)
 
 
 def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Numerics:
-    """Return the numerics that a dataset is begun with, with `auto` resolved for the device.
+    """Return the numerics for a new dataset, with `auto` resolved for the device.
 
-    `compute` contains the resolved device, precision, and threads of `model`. Raises `UsageError` if a chunk has more
-    points than the device can take, if the kernels asked for are not there, for bf16 on a CPU without kernels, or for
-    several images per batch on a CPU or with crops.
+    `compute` contains the resolved device, precision, and threads of `model`. Raises `UsageError` if a chunk contains
+    more points than the device supports, if the requested kernels are missing, if bf16 is requested on a CPU without
+    kernels, or if a batch contains several images on a CPU or with crops.
     """
     from segmint.model.sam.batch_encoder import CUDA_BATCH
 
@@ -173,7 +173,7 @@ def observe_numerics(
 ) -> Numerics:
     """Return the numerics of this process for a resolved device, precision, and number of threads.
 
-    `kernels` are the CPU kernels asked for. They are recorded if this process has them, otherwise torch's.
+    `kernels` names the requested CPU kernels. If this process has them, they are recorded; otherwise, torch's are.
     """
     import torch
     from PIL import features
@@ -229,7 +229,7 @@ def _of_gpu(compute: Compute, points_per_chunk: int) -> dict[str, Any]:
 
 
 def _triton() -> str:
-    """Return Triton's version, and a note if `TRITON_DEFAULT_FP_FUSION` or another variable switches off FP fusion."""
+    """Return Triton's version, and a note if `TRITON_DEFAULT_FP_FUSION` or another variable disables FP fusion."""
     if find_spec("triton") is None:
         return "none"
     found, knobs = str(import_module("triton").__version__), import_module("triton").knobs.language

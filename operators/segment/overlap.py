@@ -1,7 +1,7 @@
 """Three overlapping stages of work per item: threads decode, one thread owns the device, threads finish.
 
-The device always has its next item while others are decoded and finished. The number of items in and between the stages
-is bounded, and so is their memory.
+While other items are being decoded and finished, the next item is always ready for the device. The number of items in
+and between the stages is bounded, and so is their memory.
 """
 
 import queue
@@ -25,7 +25,7 @@ WAITING = 2
 
 @dataclass(frozen=True)
 class HostThreads:
-    """Threads besides the one that owns the device; without any, the caller's thread runs all stages in turn."""
+    """Threads besides the one that owns the device; if there are none, the caller's thread runs one stage at a time."""
 
     decoders: int = 0
     finishers: int = 0
@@ -40,8 +40,8 @@ class HostThreads:
     def of(cls, device: str, num_cpus: float = 2, images_per_batch: int = 1) -> "HostThreads":
         """Return the threads for a device: none on a CPU, which is busy anyway; two pools of `num_cpus` on a GPU.
 
-        Each pool has at least two threads, because decoding an image may take longer than the device needs for it. A
-        batch of images fits between the stages.
+        Each pool has at least two threads, because decoding an image may take longer than processing it on the device.
+        The number of items between the stages is large enough for a batch of images.
         """
         if not device.startswith("cuda"):
             return cls()
@@ -55,13 +55,14 @@ class HostThreads:
 
     @property
     def together(self) -> int:
-        """Number of items that start together: one without threads, else half of those before the device."""
+        """Number of items that start together: one if there are no threads, else half of those before the device."""
         return max(1, min(self.decoders, (self.decoders + self.waiting) // 2))
 
     def calls(self, items_per_call: int) -> int:
         """Return how many calls of `items_per_call` items must run concurrently to keep the first stage supplied.
 
-        While the items of earlier calls are in the stages, one call submits its items and another one is ready.
+        While the items of earlier calls are in the stages, one call is submitting its items and another one is waiting
+        to do so.
         """
         return 2 + -(-self.items // items_per_call) if self.decoders else 1
 
@@ -80,9 +81,10 @@ class StageSeconds:
 class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
     """Pipeline of items through `decode(item)`, `compute(item, decoded)`, and `finish(item, computed)`.
 
-    One thread makes all calls of `compute`, in the order in which items are decoded. Any number of threads may submit
-    items. If there are threads, `compute_many`, if given, replaces `compute`: it maps a stream of items with their
-    decoded values, in which None means that no item is ready yet, to values or exceptions in the same order.
+    One thread makes all calls of `compute`, in the order in which items finish decoding. Any number of threads may
+    submit items. With threads, `compute_many` replaces `compute` if it is given. It receives a stream of items with
+    their decoded values, in which None means that no item is ready yet, and yields values or exceptions in the same
+    order.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
     def take_room(self, items: int) -> None:
         """Wait until there is room for these items, at most `HostThreads.together`, and take it. One thread at a time.
 
-        Then call `start` for each of them, or `give_room`.
+        Afterward, call either `start` or `give_room` for each item.
         """
         for _ in range(items):
             self._room_before.acquire()
@@ -133,7 +135,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         return result
 
     def on_device(self, function: Callable[[], Value]) -> Value:
-        """Call a function in the thread that owns the device, after the already decoded items; return its result."""
+        """Call a function in the thread that owns the device, after all items decoded so far; return its result."""
         return self._device.submit(function).result()
 
     def seconds(self) -> StageSeconds:
@@ -159,7 +161,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
     def _compute_stream(
         self, compute_many: Callable[[Iterator[tuple[Item, Decoded] | None]], Iterator[Computed | BaseException]]
     ) -> None:
-        """Compute decoded items until none is left; another call may have computed those that this one is for."""
+        """Compute decoded items until none are left; an earlier call may already have computed this call's items."""
         begun: deque[tuple[Item, Future[Result]]] = deque()
 
         def stream() -> Iterator[tuple[Item, Decoded] | None]:

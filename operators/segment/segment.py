@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 
 
 SWITCH_INTERVAL_S = 1e-4
-"""Seconds after which a thread of an overlapped actor releases the GIL if another wants it. With Python's default of 5
-ms, the thread that owns the device couldn't launch anything for that long whenever another one takes the lock."""
+"""Seconds after which a thread of an actor with overlapping stages releases the GIL if another thread wants it. With
+Python's default of 5 ms, the thread that owns the device couldn't launch anything for 5 ms whenever another thread took
+the lock."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class SegmentSettings:
 
 
 class MixedNumericsError(UsageError):
-    """This machine would produce other bits than those that the dataset was begun with."""
+    """This machine would produce different bits than the machine that started the dataset."""
 
 
 def mask_columns(generated: "GeneratedMasks") -> dict[str, Any]:
@@ -87,7 +88,7 @@ def mask_row(record: "MaskRecord") -> dict[str, Any]:
 
 
 def compiler_cache() -> Path:
-    """Return the folder in which torch's compiler keeps its results: `TORCHINDUCTOR_CACHE_DIR` or its own default."""
+    """Return the folder in which torch's compiler keeps its results: `TORCHINDUCTOR_CACHE_DIR` or torch's default."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir())
@@ -97,8 +98,8 @@ def compiler_cache() -> Path:
 def first_alone(folder: Path, name: str) -> Iterator[None]:
     """Run the block in one process of this machine before all others that pass the same folder and name.
 
-    The first process compiles into a cache in the folder, and the others wait and then find its results. If it fails or
-    dies, the next one is first.
+    The first process compiles into a cache in the folder; the others wait and then find its results. If the first
+    process fails or dies, another one takes its place.
     """
     import fcntl  # only Linux has this module, and only GPU builds need it
 
@@ -117,7 +118,7 @@ def first_alone(folder: Path, name: str) -> Iterator[None]:
 def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     """Load the model onto its device, with torch set up for the dataset's numerics.
 
-    Raises `MixedNumericsError` if this process cannot produce the bits that the dataset was begun with.
+    Raises `MixedNumericsError` if this process can't produce the same bits as the one that started the dataset.
     """
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.device import CaptureError
@@ -161,7 +162,7 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
 
 
 def check_numerics(settings: SegmentSettings) -> None:
-    """Raise `MixedNumericsError` if this process cannot produce the bits that the dataset was begun with."""
+    """Raise `MixedNumericsError` if this process can't produce the same bits as the one that started the dataset."""
     wanted = settings.numerics
     here = observe_numerics(
         wanted.compute,
@@ -186,7 +187,7 @@ def _weights(settings: SegmentSettings) -> Path:
 
 
 def decode_row(row: Row) -> tuple[Pixels, Pixels | None]:
-    """Decode a prepared row's released image and, if it has one, the original that crops are cut from."""
+    """Decode a prepared row's released image and, if the row has one, the original from which crops are cut."""
     return decode_jpeg(row["release"]), None if row["original"] is None else decode_jpeg(row["original"])
 
 
@@ -203,7 +204,7 @@ def find_frugally(generator: "MaskGenerator", image: Pixels, original: Pixels | 
 
 
 def pinned(pixels: Pixels) -> Pixels:
-    """Return pixels in pinned memory, from which a GPU copies them beside its kernels."""
+    """Return pixels in pinned memory, from which a GPU can copy them while its kernels run."""
     import torch
 
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).pin_memory().numpy()
@@ -219,12 +220,14 @@ def check_count(masks: int) -> None:
 class Segment:
     """Ray Data actor that maps a table of prepared rows to the same rows with masks.
 
-    On a GPU, threads decode images, one thread owns the device, and threads finish masks. The device starts with the
-    next image before it ends one, so it need not wait for the host; up to `HostThreads.calls` calls may overlap. On a
-    CPU, the caller's thread does everything.
-    With a `ledger`, each row is recorded before it is processed, and with `measures_peak` first the peak of the actor's
-    device. This process then ends if an image takes over `timeout_s` seconds to decode, compute, or finish, if memory
-    runs out, or if the GPU breaks, because it is unfit for more rows. `threads` default to those for the device.
+    On a GPU, threads decode images, one thread owns the device, and threads finish masks. The device starts the next
+    image before it has finished the current one, so it doesn't have to wait for the host; up to `HostThreads.calls`
+    calls may overlap. On a CPU, the caller's thread does everything.
+
+    With a `ledger`, each row is recorded before it is processed. With `measures_peak`, the peak of the actor's device
+    is measured and recorded first. The process ends if an image takes over `timeout_s` seconds to decode, compute, or finish, if
+    memory runs out, or if the GPU breaks, because it can't process more rows then. `threads` defaults to the threads
+    for the device.
     """
 
     def __init__(
@@ -277,7 +280,7 @@ class Segment:
         return carried(table, gather(done, "segment", SEGMENTED))
 
     def _submit(self, rows: list[Row], entry: "BlockEntry | None") -> list["Future[Row] | None"]:
-        """Start the live rows; return a future for each. The ledger gets one call for those that start together."""
+        """Start the live rows; return a future for each. Rows that start together are recorded by a single call."""
         started: list[Future[Row] | None] = [None] * len(rows)
         live = [place for place, row in enumerate(rows) if is_live(row)]
         for first in range(0, len(live), self._together):
@@ -363,7 +366,7 @@ class Segment:
 
     @contextmanager
     def _watched(self, task: "_SegmentTask", *, owns_device: bool = False) -> Iterator[None]:
-        """Run one stage of a row within its deadline; end this process if an error shows that it is unfit for more."""
+        """Run one stage of a row within its deadline; end this process if an error shows that it can't process more."""
         try:
             with self._deadline.running():
                 yield
@@ -392,16 +395,16 @@ _Decoded = tuple["_SegmentTask", tuple[Pixels, Pixels | None]]
 
 
 class _SegmentTask(NamedTuple):
-    """A row on its way through the stages; `entry` is its block's entry if there is a ledger."""
+    """A row that is passing through the stages; `entry` is its block's entry if there is a ledger."""
 
     row: Row
     entry: "BlockEntry | None"
 
 
 def _begin(tasks: "list[tuple[int, _SegmentTask]]") -> "Iterator[tuple[int, _SegmentTask, Exception | None]]":
-    """Record rows that start together; yield each one's place, and the error if it doesn't start.
+    """Record rows that start together; yield the position of each, and the error if it doesn't start.
 
-    Rows that must run alone come last, and each of them waits until no other row is in flight in this process.
+    Rows that must run alone come last, and each of them waits until no other row is being processed in this process.
     """
     entry = tasks[0][1].entry
     if entry is None:

@@ -1,4 +1,4 @@
-"""Trial of a suspect, an image that was in flight when a worker died, in a separate worker after a control image."""
+"""Trial of a suspect (an image that a worker was processing when it died) in a new worker, after a control image."""
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from segmint.operators.segment.segment import SegmentSettings, decode_row, find_
 
 
 class SegmentAlone:
-    """Actor in which the driver tries a suspect, to observe how it ends."""
+    """Actor in which the driver segments a suspect image, to see whether the process survives."""
 
     def __init__(self, settings: SegmentSettings, timeout_s: float) -> None:
         """Load the model. An image that takes over `timeout_s` seconds in a stage ends the process."""
