@@ -225,9 +225,9 @@ class Segment:
     calls may overlap. On a CPU, the caller's thread does everything.
 
     With a `ledger`, each row is recorded before it is processed. With `measures_peak`, the peak of the actor's device
-    is measured and recorded first. The process ends if an image takes over `timeout_s` seconds to decode, compute, or finish, if
-    memory runs out, or if the GPU breaks, because it can't process more rows then. `threads` defaults to the threads
-    for the device.
+    is measured and recorded first. The process ends if an image takes over `timeout_s` seconds to decode, compute, or
+    finish, if memory runs out, or if the GPU breaks, because it can't process more rows then. `threads` defaults to the
+    threads for the device.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Reads a committed shard back into the rows that it was built from, so that corrections can rebuild it.
+"""Reader that converts a committed shard back to the rows that it was built from, so that corrections can rebuild it.
 
-`segmint.operators.shards.files.build_shard_files` turns unchanged rows back into exactly the bytes that were read.
+From unchanged rows, `segmint.operators.shards.files.build_shard_files` builds exactly the bytes that were read.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ _MASK_IDENTITY = ("ordinal", "id", "image_id", "annotation_id")
 def read_table(data: bytes, kind: str, stages: Sequence[StageColumn] | None = None) -> pa.Table:
     """Read a table of a shard from its file's bytes; raises `DamagedDatasetError` for invalid Parquet or columns.
 
-    `stages` are the columns of custom stages that it must have. If it's None, it may have any, for callers that don't
-    use them.
+    `stages` lists the columns of custom stages that the table must contain. If it is None, the table may contain any
+    such columns, for callers that don't use them.
     """
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()
@@ -49,7 +49,7 @@ def read_table(data: bytes, kind: str, stages: Sequence[StageColumn] | None = No
 
 
 def _with_any_stages(found: pa.Schema, kind: str) -> pa.Schema:
-    """Return a table's own columns, and after them those that its file has for custom stages."""
+    """Return a table's own columns, followed by the columns of custom stages in its file."""
     stages = [field for field in found if field.name.startswith(STAGE_PREFIX) and pa.types.is_struct(field.type)]
     return pa.schema([*SCHEMAS[kind], *(stages if kind != "rejects" else ())])
 
@@ -62,11 +62,12 @@ def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:
 def read_committed_rows(dataset: Location, commit: Commit, stages: Sequence[StageColumn] = ()) -> list[Row]:
     """Return the accepted and rejected rows of a committed shard in ordinal order, with the columns of `DESCRIBED`.
 
-    Images and masks also have the columns of the custom stages in `stages`, which must be those of the dataset.
+    Images and masks also have the columns of the custom stages in `stages`, which must be the dataset's stages.
 
-    Columns that a shard's files do not store are null: the catalog's `redistributable`, `valid_until`, `sha256`, and
-    `duplicate_of`. `release` is empty in a dataset without images. The whole shard is held in memory. Raises
-    `DamagedDatasetError`, which names the file, if one is missing, differs from the commit, or contradicts the others.
+    Columns that a shard's files don't store are null: the catalog's `redistributable`, `valid_until`, `sha256`, and
+    `duplicate_of`. `release` is empty in a dataset without images. The whole shard is kept in memory. Raises
+    `DamagedDatasetError`, which names the file, if a file is missing, differs from the commit, or contradicts the other
+    files.
     """
     rows = {kind: read_table(read_file(dataset, commit.file(kind)), kind, stages).to_pylist() for kind in SCHEMAS}
     tar = commit.file("shards")
@@ -80,7 +81,7 @@ def read_committed_rows(dataset: Location, commit: Commit, stages: Sequence[Stag
 def rows_of(
     dataset: Location, commit: Commit, ordinals: Iterable[int], kinds: Iterable[str] = tuple(SCHEMAS)
 ) -> list[Row]:
-    """Return the rows of these images like `read_committed_rows`, but only from these tables and without JPEGs.
+    """Return the rows of these images like `read_committed_rows`, but read only these tables, and no JPEGs.
 
     Raises `DamagedDatasetError` if a table is missing or damaged.
     """

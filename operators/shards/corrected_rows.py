@@ -20,10 +20,10 @@ from segmint.operators.similar.hashes import jpeg_hashes
 def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) -> Row:
     """Return a described row with these boxes of its released image redacted and recorded in its region columns.
 
-    The released JPEG is decoded, redacted, and encoded like a release; only the redaction measures of its masks change.
-    Boxes that are already among the row's regions are skipped, so the operation is idempotent: if no box remains, or
-    the image has been rejected or taken down, the same object is returned. The boxes must be inside the image. Raises
-    `DamagedDatasetError` if the JPEG cannot be decoded.
+    The released JPEG is decoded, redacted, and encoded again, as in the release step. Of its masks, only the redaction
+    measures change. Boxes that are already among the row's regions are skipped, so the operation is idempotent: if no
+    boxes remain, or the image was rejected or taken down, the same object is returned. The boxes must be inside the
+    image. Raises `DamagedDatasetError` if the JPEG can't be decoded.
     """
     if not wanted or row.get("reason") is not None:
         return row
@@ -53,7 +53,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
 def _measured(row: Row) -> list[Row]:
     """Return a row's masks with their redaction measures recomputed for its regions.
 
-    If any run lengths are damaged, all masks stay unchanged: damage must not keep a region from being redacted.
+    If any run lengths are damaged, all masks stay unchanged, because damage must not prevent a redaction.
     """
     try:
         shares, ious = redaction_columns(row, [mask["segmentation"]["counts"] for mask in row["masks"]])

@@ -1,4 +1,4 @@
-"""Near copies of removed pictures among committed images, by perceptual hash. They are listed, never refused."""
+"""Near copies of removed pictures among committed images, by perceptual hash. They are listed, but never refused."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from segmint.operators.similar.hashes import FRAME, HASHES, NO_HASH
 from segmint.operators.similar.near import Hashes
 
 BITS = 4
-"""Maximum number of bits, of 64, in which a hash of a near copy differs from one of the removed picture."""
+"""Maximum number of bits (of 64) in which a hash of a near copy differs from a hash of the removed picture."""
 
 _COLUMNS = ["ordinal", "image_id", "hashes"]
 _APART = 65  # more bits than a hash has
@@ -50,9 +50,10 @@ class NearCopy(NamedTuple):
 
 @dataclass(frozen=True)
 class WantedPictures:
-    """Pictures whose near copies are wanted: numbers and tombstones of each, and (R, 9) uint64 hashes.
+    """Pictures whose near copies are wanted: the number and tombstone of each, and (R, 9) uint64 hashes.
 
-    `others` are pairs of an image's number and a tombstone whose pictures it doesn't show, as a person decided.
+    `others` contains pairs of an image's number and a tombstone if a person decided that the image doesn't show the
+    tombstone's pictures.
     """
 
     ids: tuple[int, ...]
@@ -62,7 +63,7 @@ class WantedPictures:
 
 
 def wanted_pictures(dataset: Location, only: Collection[int] | None = None) -> WantedPictures:
-    """Return the pictures that were taken down from a dataset, or `only` those with these numbers."""
+    """Return the pictures that were taken down from a dataset; `only` limits them to these numbers."""
     shards = read_fingerprints(dataset).values()
     known = {id: each.views() for id, each in by_image(shards).items()}
     found = [
@@ -77,7 +78,7 @@ def wanted_pictures(dataset: Location, only: Collection[int] | None = None) -> W
 
 
 def pictures_at(dataset: Location, commits: Iterable[Commit], ordinals: Collection[int]) -> WantedPictures:
-    """Return committed images, which are not taken down yet, as wanted pictures."""
+    """Return committed images, which have not been taken down yet, as wanted pictures."""
     wanted = np.sort(np.fromiter(ordinals, np.int64, len(ordinals)))
     own = (commit for commit in commits if np.diff(np.searchsorted(wanted, commit.ordinals))[0])
     read = [_read(dataset, commit, pa.array(wanted)) for commit in own]
@@ -88,8 +89,8 @@ def pictures_at(dataset: Location, commits: Iterable[Commit], ordinals: Collecti
 def near_copies(dataset: Location, commits: Iterable[Commit], wanted: WantedPictures) -> Iterator[NearCopy]:
     """Yield the images of these commits that look like a wanted picture, each with the nearest one, in order.
 
-    Two images look alike if the hash of one's frame differs from any hash of the other in at most `BITS` bits. Reads
-    three columns of the tables of images. Raises `DamagedDatasetError` if one can't be read.
+    Two images look alike if the hash of one image's frame differs in at most `BITS` bits from any hash of the other.
+    This reads only three columns of the tables of images. Raises `DamagedDatasetError` if a table can't be read.
     """
     if not wanted.ids:
         return
@@ -106,9 +107,10 @@ def near_copies(dataset: Location, commits: Iterable[Commit], wanted: WantedPict
 
 
 def distances(one: Hashes, other: Hashes) -> NDArray[np.uint8]:
-    """Return (N, R) uint8: the fewest bits between the frame of one image and any view of the other, or 65 if unknown.
+    """Return the distances of images in bits, (N, R) uint8, or 65 if unknown.
 
-    `one` (N, 9) and `other` (R, 9) are from `view_hashes`. Two crops, or two turned frames, are not compared.
+    The distance is the smallest one between the frame of one image and any view of the other. `one` (N, 9) and `other`
+    (R, 9) are from `view_hashes`. Two crops, or two turned frames, are not compared with each other.
     """
     found = np.full((len(one), len(other)), _APART, np.uint8)
     for low in range(0, len(other), _BLOCK):
@@ -127,7 +129,7 @@ _NONE: Hashes = np.empty((0, HASHES), np.uint64)
 def _read(
     dataset: Location, commit: Commit, ordinals: pa.Array | None = None
 ) -> tuple[NDArray[np.int64], list[str], Hashes]:
-    """Return ordinals, image_ids, and (N, 9) hashes of a shard's images that have hashes; only of these ordinals."""
+    """Return the ordinals, image_ids, and (N, 9) hashes of a shard's images with hashes, limited to these ordinals."""
     file = dataset / commit.file("images").path
     try:
         with file.open() as stream:

@@ -1,17 +1,18 @@
-"""Puts and commits a shard's files, and deletes the files of a writer that lost the race.
+"""Steps that put and commit a shard's files, and delete the files of a writer that lost the race.
 
-The order of these steps keeps a writer safe from other writers and from every process that deletes files:
+The order of these steps protects a writer from other writers and from every process that deletes files:
 
-1. `reserve` puts the reservation, which lists the files' names, if absent. From then on nobody else deletes them.
+1. `reserve` puts a reservation, which lists the files' names, if absent. From then on, no other process deletes these
+   files.
 2. `put_files` puts the files.
-3. `put_commit` puts the commit if absent, then checks that all files exist. It restores a file that another process has
-   deleted, which is possible if that process listed the reservations before step 1 and then paused. Finally, it checks
-   for a higher generation: if one exists, a later correction had already removed this commit's predecessor, so the
-   writer has lost.
+3. `put_commit` puts the commit if absent, then checks that all files exist. If another process has deleted a file, it
+   restores the file. This can happen if that process listed the reservations before step 1 and then paused. Finally,
+   `put_commit` checks for a higher generation. If there is one, a later correction had already removed this commit's
+   predecessor, so the writer has lost.
 4. A writer that won applies the tombstones and catalog amendments. A writer that lost deletes its files
    (`delete_unnamed`).
-5. The writer deletes the reservation. A remaining reservation shows that its writer died, and the next build or
-   correction finishes its work.
+5. The writer deletes the reservation. If a reservation remains, its writer died, and the next build or correction
+   finishes its work.
 """
 
 import hashlib
@@ -58,7 +59,7 @@ def _named(kind: str, shard: int, data: bytes) -> tuple[FileEntry, bytes]:
 
 
 def reserve(dataset: Location, commit: Commit) -> Location:
-    """Reserve a commit's file names before the files are put; return the reservation for its writer to delete."""
+    """Reserve a commit's file names before the files are put; return the reservation, which the writer must delete."""
     reservation = Reservation(commit.shard, commit.generation, tuple(entry.path for entry in commit.files))
     file = reservation.location(dataset)
     file.put_if_absent(reservation.to_json())
@@ -93,11 +94,12 @@ def put_again(
     *,
     after_commit: Callable[[], object] = lambda: None,
 ) -> bool:
-    """Put missing or damaged files of the latest commit again; return whether it is still the latest afterwards.
+    """Put missing or damaged files of the latest commit again; return whether it is still the latest afterward.
 
-    If not, files put here that the newer commit doesn't name are deleted, including older versions. Other commands
-    delete this reservation because its generation is committed, so if it is missing, the commit may be gone, too. If
-    the commit is still the latest, `after_commit` is called before the reservation is deleted.
+    If it isn't, the files put here are deleted, including older versions, unless the newer commit names them. Other
+    commands may delete this reservation, because its generation is already committed. So if the reservation is missing,
+    the commit may be gone, too. If the commit is still the latest, `after_commit` is called before the reservation is
+    deleted.
     """
     pairs = list(files)
     reservation = Reservation(commit.shard, commit.generation, tuple(entry.path for entry, _ in pairs))
@@ -142,7 +144,7 @@ def remove(file: Location, *, purge: bool) -> None:
 
 
 class LostRaceError(UnfinishedError):
-    """Another writer committed the same generation of a shard with other content; this writer's files were deleted."""
+    """Another writer committed this generation of a shard with different content; this writer's files were deleted."""
 
 
 def replace_shard(
@@ -156,10 +158,11 @@ def replace_shard(
 ) -> Commit:
     """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; remove nothing yet.
 
-    The fingerprint of the numerics is kept because no masks are recomputed. With `only`, the rows are those of this
-    table, as many as before, and only its file is put, since the tar of JPEGs can be gigabytes. `after_commit` is
-    called after the commit. Raises `LostRaceError` if another writer has committed this generation with other content,
-    or a higher one; with `purge`, older versions of this writer's files are also deleted.
+    The fingerprint of the numerics is kept because no masks are recomputed. With `only`, the rows are those of one
+    table, whose number of rows must not change. In this case, only that table's file is put, because the tar of JPEGs
+    can take gigabytes. `after_commit` is called after the commit. Raises `LostRaceError` if another writer has
+    committed this generation with different content, or a higher one. This writer's files are then deleted, and with
+    `purge`, so are their older versions.
     """
     if only is not None:
         table = _named(only, old.shard, shard_table_bytes(rows, shard_schemas(dataset.stages)[only]))
@@ -188,7 +191,7 @@ def replace_shard(
 
 
 def check_purge(dataset: Location) -> None:
-    """Check that a dataset's store can delete files and their older versions, before anything is changed.
+    """Check, before anything is changed, that a dataset's store can delete files and their older versions.
 
     Raises `UsageError` if a folder of the dataset is a link or the store does not list versions, and
     `StorageFaultError` if access to the versions is denied.
@@ -204,11 +207,11 @@ def check_purge(dataset: Location) -> None:
 
 
 def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
-    """Purge everything of these shards except the latest commits, the files that they name, and reserved files.
+    """Purge all files of these shards except the latest commits, the files that they name, and reserved files.
 
     This removes files of older generations and of dead writers, temporary files, and the older versions of all these
-    and of previously deleted files; the older commits go last. In a shard without a commit, everything that no build
-    reserves is removed. Returns the shards without a commit in which reserved files were kept.
+    files and of files that were deleted earlier. Older commits are removed last. If a shard has no commit, everything
+    that isn't reserved by a build is removed. Returns the shards without a commit in which reserved files were kept.
     """
     wanted = set(shards)
     files: dict[int, list[str]] = {}

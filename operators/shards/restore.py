@@ -1,7 +1,7 @@
-"""Restores damaged files of a committed shard to exactly the bytes that the commit names, or not at all.
+"""Restoration of damaged files of a committed shard to exactly the bytes that the commit names, or not at all.
 
-A file can be restored from the rest of the shard, because its tables and tar share some data, or from a rebuild of the
-shard from the catalog. Either way, its SHA-256 must match.
+A file can be restored from the rest of the shard, because the shard's tables and tar share some data, or by rebuilding
+the shard from the catalog. In both cases, its SHA-256 must match.
 """
 
 import hashlib
@@ -79,9 +79,10 @@ def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
 def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[Damage]) -> bool:
     """Restore a shard's damaged files from its other files; return whether that was possible.
 
-    The tar's JSON contains the masks, and the tables contain the JSON's data. JPEGs exist only in the tar, so they are
-    taken from the readable part of a damaged one; rows of images exist in no other file. Raises `DamagedDatasetError`
-    if another command replaced the generation in the meantime; the caller should then check the new one.
+    The JSON files in the tar contain the masks, and the tables contain the data of these JSON files. JPEGs exist only
+    in the tar, so they are taken from the readable part of a damaged tar. The rows of images can't be restored, because
+    no other file contains them. Raises `DamagedDatasetError` if another command replaced the generation in the
+    meantime; the caller should then check the new one.
     """
     damaged = {damage.kind for damage in damages}
     try:
@@ -99,7 +100,8 @@ def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[
 def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage]) -> str:
     """Return a sentence about annotators' work that is lost with damaged files; empty if none is known to be lost.
 
-    Labels, prompts, and other annotation data exist only in the masks table, so nothing else can restore them.
+    Labels, prompts, and other annotation data exist only in the masks table, so they can't be restored from another
+    file.
     """
     lost = [damage.entry.path for damage in damages if damage.kind == "masks"]
     if not lost:
@@ -123,7 +125,7 @@ def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage
 def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
     """Restore the damaged files of a committed shard from its rebuilt rows; arguments as in `write_shard`.
 
-    If a rebuilt file differs from the bytes that the commit names, the result is `on_hold` and nothing is changed. If
+    If a rebuilt file differs from the bytes that the commit names, the result is `on_hold`, and nothing is changed. If
     another command replaces the generation in the meantime, the next generation is checked instead.
     """
     table = shard_table(task, cuts, *blocks)
@@ -220,10 +222,10 @@ def _members_of_rest(tar: Location) -> dict[str, bytes]:
 def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     """Return an image's rows of `masks` from its JSON, with recomputed statistics.
 
-    A mask with scores is assumed to be a build's, numbered as in the JSON because others may have been deleted. Only
-    its label may come from a submission. A mask without scores is assumed to come from a submission, whose columns
-    `said` contains by run lengths. Columns that annotators set in any other way exist in no other file, so the
-    resulting table has another hash.
+    A mask with scores is assumed to come from a build. It keeps its number from the JSON, because other masks may have
+    been deleted, and only its label may come from a submission. A mask without scores is assumed to come from a
+    submission; `said` contains the columns of submitted masks, keyed by run lengths. If annotators set columns in any
+    other way, no other file contains their values, so the hash of the resulting table doesn't match.
     """
     document = json.loads(members[annotation_name(image["id"])])
     annotations = document["annotations"]
@@ -248,9 +250,9 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, 
 def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, Sequence[str]]) -> Commit:
     """Rebuild a damaged commit from the shard's data files; `found` maps folders to their paths.
 
-    `damaged` is the commit with its known fields: shard, generation, ordinals, and numerics. There must be exactly one
-    file of each kind, and rebuilding the four files from their rows must give the same bytes; otherwise raises
-    `DamagedDatasetError` with the reason.
+    `damaged` is the commit with the fields that are known: shard, generation, ordinals, and numerics. There must be
+    exactly one file of each kind, and rebuilding the four files from their rows must produce the same bytes. Otherwise,
+    raises `DamagedDatasetError` with the reason.
     """
     wrong = {kind: list(found.get(kind, ())) for kind in DATA_KINDS if len(found.get(kind, ())) != 1}
     if wrong:
@@ -282,7 +284,7 @@ def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, S
 def put_commit_again(dataset: Location, commit: Commit, damaged: bytes) -> None:
     """Replace a commit's damaged bytes with the rebuilt commit.
 
-    Raises `DamagedDatasetError` if another command has replaced the commit; the one put here is then deleted.
+    Raises `DamagedDatasetError` if another command has replaced the commit; the commit put here is then deleted.
     """
     log = CommitLog(dataset)
     file = log.location(commit.shard, commit.generation)

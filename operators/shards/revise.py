@@ -1,10 +1,10 @@
 """Revisions of committed shards, through which every correction and build changes committed data.
 
-A revision is a pure function from a shard's rows to its next rows. It is applied to the latest generation, committed as
-the next one, and reapplied to the new latest generation if another writer won the race. After its commit, every writer
-reads the tombstones and applies them to the shard. Because a takedown puts its tombstone before it lists the commits,
-the two can't miss each other. In the same way, a writer of rows from the catalog checks whether the catalog was amended
-in the meantime.
+A revision is a pure function from a shard's rows to its next rows. It is applied to the latest generation, and the
+result is committed as the next one. If another writer wins the race, the revision is applied again to the new latest
+generation. After its commit, every writer reads the tombstones and applies them to the shard. Because a takedown puts
+its tombstone before it lists the commits, at least one of the two notices the other. In the same way, a writer of rows
+from the catalog checks whether the catalog was amended in the meantime.
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -45,7 +45,7 @@ It returns unchanged rows as the same objects, may be called several times, and 
 """
 
 ATTEMPTS = 100
-"""Maximum number of races that a revision loses to other writers before it gives up."""
+"""Number of races lost to other writers after which a revision gives up."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,14 @@ def revise_shard(
 ) -> ShardRevision | None:
     """Commit the next generation of a shard if the change affects any row; None if the shard is not committed.
 
-    With `only`, `change` receives the rows of this table (keys of `IMAGES` or `MASKS`). Only that table is read and
-    put, and all other files stay, so the change must not touch columns that they also contain. `needed` can skip the
-    change without reading all rows. `after_commit` is called once a new generation is committed. Before that,
-    fingerprints of all JPEGs that change or go are put. Nothing is removed, except the files of lost attempts (with
-    `purge`, including their older versions). Raises `DamagedDatasetError` if a file of the latest generation cannot be
-    read, and `LostRaceError` after `ATTEMPTS` lost races.
+    With `only`, `change` receives the rows of a single table (keys of `IMAGES` or `MASKS`). Only that table is read and
+    put, and all other files stay, so the change must not affect columns that those files also contain. `needed` can
+    skip the change without reading all rows.
+
+    Before the commit, fingerprints of all JPEGs that change or disappear are put. After it, `after_commit` is called.
+    Nothing is removed, except the files of lost attempts (with `purge`, including their older versions). Raises
+    `DamagedDatasetError` if a file of the latest generation can't be read, and `LostRaceError` after `ATTEMPTS` lost
+    races.
     """
     lost = 0
 
@@ -109,7 +111,7 @@ def revise_shard(
 
 
 def _former(rows: Sequence[Row], after: Sequence[Row]) -> dict[int, Fingerprint]:
-    """Return the fingerprint of each image whose JPEG changes or goes, by number."""
+    """Return the fingerprint of each image whose JPEG changes or disappears, keyed by number."""
     return {
         row["id"]: fingerprint_of(row, gone=new["release_sha256"] is None)
         for row, new in zip(rows, after, strict=True)
@@ -118,7 +120,7 @@ def _former(rows: Sequence[Row], after: Sequence[Row]) -> dict[int, Fingerprint]
 
 
 def fingerprint_of(row: Row, *, gone: bool) -> Fingerprint:
-    """Return the fingerprint of a released image: of its JPEG, and if it is `gone` also of its pixels."""
+    """Return the fingerprint of a released image: of its JPEG and, if the image is `gone`, of its pixels."""
     jpeg = Fingerprint(released=(row["release_sha256"],))
     hashes = np.array(row["hashes"] or [], ">u8").tobytes().hex()
     return jpeg.model_copy(update={"pixels": row["pixels_sha256"], "hashes": hashes}) if gone else jpeg
@@ -141,7 +143,7 @@ def with_latest_commit(dataset: Location, shard: int, use: Callable[[Commit], Re
 
 
 def with_generation(dataset: Location, shard: int, use: Callable[[int], Result]) -> Result | None:
-    """Return `use(generation)` for the latest generation; retry if it finds damage and there is a newer generation.
+    """Return `use(generation)` for the latest generation; if it finds damage but a newer generation exists, retry.
 
     None if the shard is not committed.
     """
@@ -160,7 +162,8 @@ def with_generation(dataset: Location, shard: int, use: Callable[[int], Result])
 def apply_tombstones(dataset: DatasetHandle, shard: int) -> ShardRevision | None:
     """Apply the tombstones to a committed shard and remove replaced files; None if there are no tombstones.
 
-    Reads only tables if there is nothing to do. Idempotent, so repeating it after a crash completes it.
+    If there is nothing to do, only tables are read. The operation is idempotent, so repeating it after a crash
+    completes it.
     """
     taken = dataset.taken()
     if taken is None:
@@ -179,9 +182,10 @@ def apply_tombstones(dataset: DatasetHandle, shard: int) -> ShardRevision | None
 def apply_catalog(dataset: DatasetHandle, shard: int, since: int) -> ShardRevision | None:
     """Update the images of a committed shard to the catalog's current values, and remove replaced files.
 
-    An amendment puts its part of the catalog before it lists the commits, so the two can't miss each other. The commit
-    made here is followed by the same check, so the last of several amendments always wins. None if the manifest has no
-    newer generation than `since`. Idempotent, so repeating it after a crash completes it.
+    An amendment puts its part of the catalog before it lists the commits, so it and this function can't both miss the
+    other's change. The commit made here is followed by the same check, so the last of several amendments always wins.
+    Returns None if the manifest has no newer generation than `since`. The operation is idempotent, so repeating it
+    after a crash completes it.
     """
     now = dataset.manifest_generation()
     if now <= since:
@@ -238,7 +242,7 @@ def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[
 
 
 def names_removed(dataset: Location, commit: Commit, taken: Removals) -> bool:
-    """Return whether a shard contains an image that tombstones name, or data of a row whose ordinal they name."""
+    """Return whether a shard contains an image that a tombstone names, or data of a row whose ordinal one names."""
     own = taken.of_ordinals(*commit.ordinals)
     if own:
         rejects = read_table(read_file(dataset, commit.file("rejects")), "rejects").to_pylist()
@@ -252,7 +256,7 @@ def names_removed(dataset: Location, commit: Commit, taken: Removals) -> bool:
 
 
 STAGE = "catalog"
-"""Stage recorded for a row that was taken down, because later builds find the row blank in the catalog."""
+"""Stage that is recorded for a taken-down row. It is the stage that rejects the blank catalog row in later builds."""
 
 
 def take_down(row: Row) -> Row:
@@ -273,8 +277,8 @@ def take_down(row: Row) -> Row:
 def without_removed(row: Row, taken: Removals) -> Row:
     """Return a row with tombstones applied: blank if they name its ordinal, rejected if they name its picture.
 
-    A row with the same picture under another ordinal keeps its names, as in the catalog, until the next takedown. If
-    the tombstones do not apply to the row, the same object is returned.
+    A row with the same picture but another ordinal keeps its image_id and URI, as in the catalog, until the next
+    takedown. If the tombstones don't apply to the row, the same object is returned.
     """
     if row["ordinal"] in taken.images:
         return row if is_removed(row) and row["image_id"] == BLANK else take_down(row)
@@ -297,7 +301,7 @@ def as_cataloged(row: Row, source: Mapping[str, Any] | None) -> Row:
     """Return an accepted row with the amendable values of `source`, the catalog's row for its ordinal.
 
     The same object is returned if the values are already equal, if the row was rejected, or if the catalog's row no
-    longer describes this image: then a takedown has blanked it and will remove the image.
+    longer describes this image. In the last case, a takedown has blanked the catalog's row and will remove the image.
     """
     if row.get("reason") is not None or source is None or source["image_id"] != row["image_id"]:
         return row

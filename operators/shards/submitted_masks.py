@@ -22,9 +22,10 @@ def is_prompted(mask: SubmittedMask) -> bool:
 
 
 def made_in(mask: SubmittedMask, submissions: Sequence[Submission]) -> Submission:
-    """Return the submission that first contained a mask of the last one; `submissions` are an assignment's, in order.
+    """Return the submission that first contained a mask of the last one.
 
-    Each submission repeats the earlier masks, so this goes back as long as pixels, prompts, and source are the same.
+    `submissions` contains the submissions of an assignment, in order. Each submission repeats the masks of earlier
+    ones, so this function goes back as long as the mask's pixels, prompts, and source are the same.
     """
     *earlier, maker = submissions
     for submission in reversed(earlier):
@@ -36,9 +37,10 @@ def made_in(mask: SubmittedMask, submissions: Sequence[Submission]) -> Submissio
 
 
 def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict[str, Any]:
-    """Return the columns of a mask, except label and parent; `submissions` are an assignment's, in order.
+    """Return the columns of a mask, except its label and parent.
 
-    The annotator and the model are those of the submission that first contained the mask.
+    `submissions` contains the submissions of an assignment, in order. The annotator and the model come from the
+    submission that first contained the mask.
     """
     maker = made_in(mask, submissions)
     return {
@@ -51,7 +53,7 @@ def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict
 
 
 def label_columns(mask: SubmittedMask) -> dict[str, Any]:
-    """Return the columns of the label that a submission contains for a mask. An empty label is one that was removed."""
+    """Return the label columns that a submission specifies for a mask; an empty label means that it was removed."""
     return {"label": mask.label or None, "label_score": None, "label_source": None if mask.label is None else PERSON}
 
 

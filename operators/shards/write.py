@@ -1,8 +1,8 @@
 """Write and commit one shard, or replace its rejected rows: the only code that adds data to a dataset.
 
-If a writer dies, it leaves files that no commit names, which readers never see. If two writers write the same shard,
-they either put the same bytes under the same names, or one loses the race for the commit and deletes its files that no
-commit names. docs/guarantees.md lists the invariants.
+If a writer dies, it leaves files that no commit names, and readers never see such files. If two writers write the same
+shard, they either put the same bytes under the same names, or one of them loses the race for the commit and deletes
+those of its files that no commit names. docs/guarantees.md lists the invariants.
 """
 
 from collections import Counter
@@ -23,10 +23,10 @@ from segmint.operators.shards.put import LostRaceError, delete_unnamed, named_fi
 from segmint.operators.shards.revise import apply_later_changes, finish_dead_writers, is_removed, revise_shard
 
 MIN_ROWS_FOR_RATIO = 100
-"""Minimum rows of a shard for `max_reject_ratio` to apply."""
+"""Minimum number of rows in a shard for `max_reject_ratio` to apply."""
 
 MOST_FAULTED = 4
-"""Maximum number of faulted rows to report; more in one shard point to an outage, not to these rows."""
+"""Maximum number of faulted rows to report. If a shard contains more, the likely cause is an outage, not these rows."""
 
 _VERDICT = ("stage", "reason", "detail")
 
@@ -48,9 +48,9 @@ class ShardTask:
 class ShardResult:
     """Result of writing a shard: committed (by this or another writer), on hold for a reason, or unchanged.
 
-    A committed shard that did not need to be replaced counts as unchanged. `faulted` lists the ordinals of
-    the rows that keep the shard on hold, if they are few. `drawn` is the number of masks that the model drew for the
-    rows, 0 if another writer committed them.
+    A committed shard that did not need to be replaced counts as unchanged. `faulted` lists the ordinals of the rows
+    that keep the shard on hold, unless there are too many. `drawn` is the number of masks that the model drew for the
+    rows, or 0 if another writer committed them.
     """
 
     shard: int
@@ -62,13 +62,13 @@ class ShardResult:
 
 
 class WrongRowsError(SegmintError):
-    """A writer received rows that are not its shard's. This is a bug; nothing was written."""
+    """A writer received rows of another shard. This is a bug; nothing was written."""
 
 
 def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
     """Write shard `task.shard` from slices `[start, stop)` of the blocks, in stream order, and commit it.
 
-    1. Check for an existing commit. If another writer has put it, only finish what dead writers left undone.
+    1. Check for an existing commit. If another writer has put one, only finish the work of dead writers.
     2. Join the shard's rows. Put the shard on hold if rows have no verdict or too many were rejected for one reason.
     3. Build the four files in memory; their names contain their hashes.
     4. Reserve the names and put the files.
@@ -161,15 +161,17 @@ def faulted_ordinals(table: pa.Table) -> tuple[int, ...]:
 
 
 def _faulted(table: pa.Table) -> pa.Table:
-    """Return the rows with faults, limited to a few columns because others may contain a photograph's bytes."""
+    """Return the rows with faults, limited to a few columns, because other columns may contain a photograph's bytes."""
     return table.select(["ordinal", "image_id", "uri", "fault"]).filter(pc.is_valid(table.column("fault")))
 
 
 def hold_reason(table: pa.Table, max_reject_ratio: float) -> str:
     """Return why a shard must not be committed yet, or an empty string.
 
-    A row with a fault has no verdict. In a shard of at least `MIN_ROWS_FOR_RATIO` rows, if more than `max_reject_ratio`
-    share one reason outside `DELIBERATE_REASONS`, that counts as an outage until someone raises the ratio.
+    A shard can't be committed if a row has a fault, because such a row has no verdict. In a shard with at least
+    `MIN_ROWS_FOR_RATIO` rows, it also counts as an outage if a share of more than `max_reject_ratio` was rejected for
+    the same reason and that reason isn't in `DELIBERATE_REASONS`. The shard then stays on hold until someone raises the
+    ratio.
     """
     reason = faults(table)
     if reason:
@@ -207,10 +209,11 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
     All other rows are read back from the committed files and keep their bytes.
 
-    The result counts only these rows. It is `unchanged`, and nothing is written, if each row was rejected again with
-    the same verdict, or if another command has changed one of these rows in the meantime: only rejected rows that were
-    not taken down are replaced. Other changes by other commands are kept. If a row has a fault, the shard stays as it
-    is, and the result is `on_hold`. Raises `WrongRowsError` if the rows are not those of the task or were not rejected.
+    The result counts only the retried rows. It is `unchanged`, and nothing is written, if each row was rejected again
+    with the same verdict. The same applies if another command has changed one of these rows in the meantime, because
+    only rejected rows that were not taken down are replaced. All other changes by other commands are kept. If a row has
+    a fault, the shard stays as it is, and the result is `on_hold`. Raises `WrongRowsError` if the rows are not those of
+    the task or were not rejected.
     """
     table = pa.concat_tables(
         [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
@@ -257,7 +260,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
 
 class _SupersededError(Exception):
-    """Another command has changed the rows that were to be replaced, so its result stays."""
+    """Another command has already changed the rows that were to be replaced, so its result is kept."""
 
 
 def _same(current: Row | None, again: Row) -> bool:
