@@ -256,7 +256,7 @@ def names_removed(dataset: Location, commit: Commit, taken: Removals) -> bool:
 
 
 STAGE = "catalog"
-"""Stage that is recorded for a taken-down row. It is the stage that rejects the blank catalog row in later builds."""
+"""Stage that is recorded for a taken-down row, because its row in the catalog is blank when later builds read it."""
 
 
 def take_down(row: Row) -> Row:

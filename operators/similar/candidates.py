@@ -1,4 +1,4 @@
-"""Pairs of views with near hashes, as a table of hash values and their entries."""
+"""Pairs of views with similar hashes, stored as a table of hash values and their entries."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from segmint.operators.similar.near import Hashes, Positions, near_pairs
 from segmint.operators.similar.partitions import Partitions, append, borders, mapped, mapped_zeros, sampled
 
 _MANY = 64
-"""Maximum number of pairs that a value's entries may form with those of near values to be listed one by one."""
+"""Maximum number of pairs that a value's entries may form with those of near values if they are listed individually."""
 
 _MOST_WAITING = 1 << 24  # pairs of near values that are not yet sorted into listed ones and crowds
 _LEAST_LISTED = 1 << 24  # pairs of entries that may always be listed, however few values there are
@@ -28,12 +28,13 @@ NO_CROWD = -1
 
 @dataclass(frozen=True)
 class SimilarHashes:
-    """Hashes that several rows share or that are near another row's hash, and which of them are near each other.
+    """Hashes that several rows share or that are near another row's hash, and the pairs that are near each other.
 
-    An entry is `row * VIEWS + view`. `entries[starts[i] : starts[i + 1]]` have the hash `values[i]`. `pairs` (n, 2) are
-    indices of near values, or of the same value twice, in order of their rows; each has few pairs of entries. Values
-    with many pairs belong to crowds, whose members are near each other directly or through other members. `crowds[i]`
-    is the number of the value's crowd, or `NO_CROWD`.
+    An entry is `row * VIEWS + view`. The entries `entries[starts[i] : starts[i + 1]]` have the hash `values[i]`.
+    `pairs` (n, 2) contains the indices of two near values, or the same index twice, in the order of their rows; each
+    stands for a small number of pairs of entries. Values with many pairs belong to a crowd instead. The members of a
+    crowd are near each other, either directly or through other members. `crowds[i]` is the number of the value's crowd,
+    or `NO_CROWD`.
     """
 
     values: Hashes
@@ -65,17 +66,20 @@ class SimilarHashes:
 
 
 def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
-    """Return whether entries have different rows and aren't both mirrored; if both are, their frames are also near."""
+    """Return whether entries have different rows and aren't both mirrored.
+
+    Pairs of mirrored entries can be skipped, because if two mirrored views are near, their frames are near, too.
+    """
     mirrored: NDArray[np.bool_] = (one % VIEWS == MIRROR) & (other % VIEWS == MIRROR)
     between: NDArray[np.bool_] = (one // VIEWS != other // VIEWS) & ~mirrored
     return between
 
 
 def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) -> SimilarHashes:
-    """Find near hashes among those, (N, 6) uint64, of the views of the `wanted` rows, (N,) bool.
+    """Find near hashes among the hashes, (N, 6) uint64, of the `wanted` rows, (N,) bool.
 
-    Raises the errors of `near_pairs`. Memory is bounded by the number of near hashes, regardless of how many pairs they
-    form; the table of all hashes is in temporary files.
+    Raises the errors of `near_pairs`. Memory use is bounded by the number of near hashes, regardless of how many pairs
+    they form, because the table of all hashes is kept in temporary files.
     """
     with ScratchFolder() as name:
         folder = Path(name)
@@ -94,7 +98,7 @@ def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) ->
 
 
 def _write_table(hashes: Hashes, wanted: NDArray[np.bool_], folder: Path) -> None:
-    """Write the distinct hashes, ascending, all entries in this order, and where each hash's entries start and end."""
+    """Write the distinct hashes, ascending, all entries in the same order, and the bounds of each hash's entries."""
     parts = Partitions(folder, borders(sampled(hashes).reshape(-1), hashes.size), [np.uint64, np.int64])
     for low in range(0, len(hashes), _ROWS):
         chunk = np.where(wanted[low : low + _ROWS, None], hashes[low : low + _ROWS], np.uint64(NO_HASH))
@@ -116,11 +120,11 @@ def _write_table(hashes: Hashes, wanted: NDArray[np.bool_], folder: Path) -> Non
 
 
 class _Sorter:
-    """Sorts pairs of near values, as they arrive, into listed pairs and crowds.
+    """Sorter of pairs of near values, as they arrive, into listed pairs and crowds.
 
     A pair is listed if neither value has more than `_MANY` pairs of entries with its near values. For any other pair,
-    only the fact that its values belong to one crowd is kept. If more than two pairs of entries per value would be
-    listed, the limit is halved, which does not change the result.
+    only the fact that the two values belong to one crowd is stored. If more than two pairs of entries per value would
+    be listed, the limit is halved, which does not change the result.
     """
 
     def __init__(self, starts: Positions) -> None:
@@ -138,14 +142,14 @@ class _Sorter:
         self._steps = mapped_zeros(values, np.int32 if values < 1 << 31 else np.int64)
 
     def add(self, one: Positions, other: Positions) -> None:
-        """Add pairs of indices of near values, or of one value twice; each pair is added once."""
+        """Add pairs of indices of near values, or of the same value twice; each pair must be added only once."""
         self._waiting.append(np.stack([one, other], axis=1))
         self._number += len(one)
         if self._number > _MOST_WAITING:
             self._sort()
 
     def candidates(self, values: Hashes, entries: Positions) -> SimilarHashes:
-        """Return the added pairs, with only the values that occur in pairs."""
+        """Return the added pairs; values that don't occur in any pair are removed."""
         self._sort()
         pairs = np.concatenate(self._listed)
         used = self._crowded.copy()

@@ -31,10 +31,11 @@ Mask = NDArray[np.bool_]
 
 
 class SimilarRows:
-    """Finder of similar rows of later `rank` for each row. Rows are similar if a view of each is near and confirmed.
+    """Finder of similar rows with a later `rank` for each row.
 
-    Rows that are `apart`, (N,) bool, have similar rows but are never listed for others. If few rows share a hash, all
-    pairs are confirmed at the start; see `CrowdedHashes` for the others.
+    Two rows are similar if they have two views whose hashes are near and whose similarity is confirmed. For rows that
+    are `apart`, (N,) bool, similar rows are listed, but they are never listed as similar to others. If few rows share a
+    hash, all of their pairs are confirmed at the start; see `CrowdedHashes` for other hashes.
     """
 
     def __init__(
@@ -81,10 +82,11 @@ class SimilarRows:
 
 
 class CrowdedHashes:
-    """Rows with a hash that very many others share or are near to.
+    """Rows whose hash is equal or near to the hashes of very many other rows.
 
-    A row is compared with its crowds only when it is requested. Rows that are copies by then are excluded, so time
-    grows with the numbers of rows and of kept rows. Memory is about 200 bytes per view. `apart` is as in `SimilarRows`.
+    A row is compared with its crowds only when it is requested. Rows that have become copies by then are excluded, so
+    the time grows with the number of rows and the number of kept rows. Each view takes about 200 bytes of memory.
+    `apart` has the same meaning as in `SimilarRows`.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class CrowdedHashes:
         return np.setdiff1d(found, known)
 
     def _compare(self, crowd: int, row: int, free: Mask, known: Positions) -> None:
-        """Find the rows similar to a row and to the next ones of its crowd, except the `known` rows."""
+        """Find the rows that are similar to a row or to the next rows of its crowd, except the `known` rows."""
         members = self._members[crowd]
         rows = self._rows[members]
         members = members[free[rows] & (self._rank[rows] >= self._rank[row])]  # the others are never requested again
@@ -158,7 +160,7 @@ class CrowdedHashes:
         self._centers[crowd] = 1 if len(ones) * _COVERED > len(targets) else min(4 * number, _MOST_CENTERS)
 
     def _candidates(self, centers: Positions, targets: Positions) -> tuple[Positions, Positions]:
-        """Return pairs of centers and later targets with near hashes whose sketches allow them to be similar."""
+        """Return pairs of centers and later targets with near hashes, unless their sketches show that they differ."""
         sample = (each[:: len(each) // _SAMPLE + 1] for each in (centers, targets))
         if self._near(*np.ix_(*sample)).mean() > _DENSE:
             products = self._sketches[centers].astype(np.float32) @ self._sketches[targets].astype(np.float32).T
@@ -198,9 +200,10 @@ NONE = -1
 class ImageRows:
     """Data about the images of N rows.
 
-    `sources` (N, 2) uint64 are the first 16 bytes of each image's SHA-256, or 0 if unknown. `hashes` (N, 6) uint64 are
-    from `ImageHashes.views`, or 0 if missing. `pixels` (N,) int64 are the sources' pixel counts. `allowed` (N,) bool is
-    true if the license is, and `opted_out` (N,) bool if the owner forbids the image's use.
+    `sources` (N, 2) uint64 contains the first 16 bytes of each image's SHA-256, or 0 if unknown. `hashes` (N, 6) uint64
+    come from `ImageHashes.views` and are 0 if missing. `pixels` (N,) int64 contains the number of pixels of each
+    source. `allowed` (N,) bool is true if the license is allowed, and `opted_out` (N,) bool is true if the owner
+    forbids the use of the image.
     """
 
     sources: NDArray[np.uint64]
@@ -220,9 +223,9 @@ class ImageRows:
 
 @dataclass(frozen=True)
 class DuplicateMap:
-    """Copies among N rows: the kept row that each is a copy of (-1 if none), and whether both have the same bytes.
+    """Copies among N rows: the kept row of which each is a copy (-1 if none), and whether both have the same bytes.
 
-    A copy with other bytes is a near-duplicate of the kept row.
+    A copy with different bytes is a near-duplicate of the kept row.
     """
 
     kept: Positions
@@ -234,11 +237,13 @@ def find_copies(
 ) -> DuplicateMap:
     """Find the rows that are copies of others.
 
-    Rows with equal bytes are one image, which is opted out if any of them is. Images are processed in this order:
-    opted-out ones first, then those with an allowed license, those with more pixels, and lower rows. Each image that is
-    not yet a copy is kept, and later images similar to it become its copies, so every copy is similar to the kept image
-    itself and never only to another copy. Images are similar if the hashes of two views differ in at most `distance`
-    bits and the correlation of the views' thumbnails meets `thresholds`.
+    Rows with equal bytes count as one image, which is opted out if any of them is. Images are processed in an order
+    given by four criteria, the first of which counts most: opted-out images come before others, images with an allowed
+    license before those without one, images with more pixels before those with fewer, and lower rows before higher
+    ones. Each image that is not yet a copy is kept, and later images that are similar to it become its copies. So every
+    copy is similar to the kept image itself, and never only to another copy. Two images are similar if the hashes of
+    two of their views differ in at most `distance` bits and the correlation of these views' thumbnails meets
+    `thresholds`.
 
     An opted-out image is kept even if it is similar to another one. So each row that has the bytes of an opted-out
     image, or is similar to one, is a copy of an opted-out row or is opted out itself. To reject all copies of opted-out
@@ -268,7 +273,7 @@ def find_copies(
 
 
 def first_of_equal_bytes(sources: NDArray[np.uint64], order: Positions) -> Positions:
-    """Return, for each row, the first row by `order` with its bytes; itself if its bytes are unknown."""
+    """Return, for each row, the first row in `order` that has the same bytes; the row itself if they are unknown."""
     first = np.empty_like(order)
     with ScratchFolder() as folder:
         lowest = borders(sampled(sources)[:, 0], 2 * len(order))
@@ -289,11 +294,12 @@ def first_of_equal_bytes(sources: NDArray[np.uint64], order: Positions) -> Posit
 
 
 def find_groups(hashes: Hashes, thumbnails: Thumbnails, same: Positions, distance: int = DISTANCE) -> Positions:
-    """Number the groups of N images: (N,) int64, equal for images that are linked by a chain of similar ones.
+    """Number the groups of N images, (N,) int64; images have the same number if a chain of similar images links them.
 
-    `hashes` (N, 6) uint64 are `ImageHashes.views`, 0 if missing; `same` (N,) int64 is equal for images that are known
-    to be the same, such as those with the same bytes. Similarity is defined as in `find_copies`. There, copies are all
-    similar to one image; here, any two similar images are in one group, so that groups are disjoint.
+    `hashes` (N, 6) uint64 come from `ImageHashes.views` and are 0 if missing. `same` (N,) int64 has equal values for
+    images that are known to be the same, such as those with the same bytes. Similarity is defined as in `find_copies`.
+    There, all copies are similar to one image; here, any two similar images are in the same group, so that groups are
+    disjoint.
     """
     count = len(hashes)
     _, first, known = np.unique(same, return_index=True, return_inverse=True)

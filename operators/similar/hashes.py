@@ -1,6 +1,6 @@
-"""Perceptual hashes of several views of an image, computed with integers only, and the thumbnail that confirms matches.
+"""Perceptual hashes of several views of an image, computed only with integers, and the thumbnail that confirms matches.
 
-The bits depend only on the gray values: not on the machine, the number of threads, or the version of a library.
+The bits depend only on the gray values, and not on the machine, the number of threads, or the version of a library.
 """
 
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ _GRID = 256  # cells per side of the grid that views are cut from
 _MARGINS = (0, 4, 8, 13, 32)  # cells that the frame and each crop leave out at every edge
 
 KEPT = (*(1 - 2 * margin / _GRID for margin in _MARGINS), 1.0)
-"""Share of width and height that each of the `VIEWS` keeps around the frame's center. If an image was cropped by a few
-percent, a crop of one version nearly equals the frame or a crop of the other. The smallest crop excludes a caption
-drawn over an edge."""
+"""Share of the width and height that each of the `VIEWS` keeps around the frame's center. If an image was cropped by a
+few percent, a crop of one version is nearly equal to the frame or a crop of the other version. The smallest crop
+excludes a caption that is drawn over an edge."""
 
 _LEVEL = 256  # steps of a gray level
 _FLAT = 2 * _LEVEL
-"""Standard deviation, in steps, below which a view has no hash, because only encoder noise remains."""
+"""Standard deviation, in steps, below which a view gets no hash, because it contains only encoder noise."""
 
 _LOW = 8  # frequencies per side that a hash compares
 _COSINES = (  # round(16384 * cos(pi * m / 64)), m = 0 to 32
@@ -72,7 +72,7 @@ def image_hashes(pixels: NDArray[np.uint8], *, mirror: bool) -> ImageHashes:
 
 
 def jpeg_hashes(jpeg: bytes) -> NDArray[np.uint64]:
-    """Hash the luminance of a JPEG, as `view_hashes`. Raises ValueError if it does not decode to its end."""
+    """Hash the luminance of a JPEG like `view_hashes`. Raises ValueError if the JPEG doesn't decode to its end."""
     return view_hashes(simplejpeg.decode_jpeg(jpeg, colorspace="GRAY")[..., 0])
 
 
@@ -86,10 +86,11 @@ def luma(pixels: NDArray[np.uint8]) -> Gray:
 def view_hashes(gray: Gray) -> NDArray[np.uint64]:
     """Return the `HASHES` of an image, (9,) uint64, from its gray values, (H, W) uint8.
 
-    The frame is averaged to 256 x 256 cells, each view of these to 32 x 32, in exact areas and 1/256 gray level. A hash
-    is pHash: for each of the 8 x 8 lowest frequencies of the view's cosine transform (DCT-II, with cosines in
-    16,384ths), row by row from the highest bit, whether it exceeds the lower median of all 64. Equal ones don't.
-    Turning a picture permutes its frequencies and changes their signs, so the turned frames need no further transform.
+    The frame is averaged to 256 x 256 cells, and each view of these cells to 32 x 32, in exact areas and in steps of
+    1/256 gray level. A hash is a pHash: a bit for each of the 8 x 8 lowest frequencies of the view's cosine transform
+    (DCT-II, with cosines in 16,384ths), row by row from the highest bit. A bit is set if the frequency's value exceeds
+    the lower median of all 64 values. Turning a picture permutes its frequencies and changes their signs, so the turned
+    frames need no further transform.
     """
     grid = _averages(gray, _GRID, _LEVEL)
     spectra = [_spectrum(grid[margin : _GRID - margin, margin : _GRID - margin]) for margin in _MARGINS]

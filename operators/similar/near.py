@@ -11,7 +11,7 @@ from segmint.operators.similar import partitions
 from segmint.operators.similar.partitions import Partitions, borders, sampled
 
 MOST_BITS = 4
-"""Maximum distance that is supported; more bands have shorter keys and take more rounds."""
+"""Maximum supported distance. A larger distance would need more bands, with shorter keys and more rounds."""
 
 _BITS = 64
 _CHUNK = 1 << 20  # sorted hashes that are compared at a time
@@ -29,14 +29,15 @@ Band = tuple[int, int]  # the lowest bit, and the one after the highest
 def near_pairs(distinct: Hashes, distance: int, folder: Path | None = None) -> Iterator[tuple[Positions, Positions]]:
     """Yield each pair of hashes at most `distance` bits apart once, in chunks of positions (lower, higher).
 
-    `distinct` is ascending, without repetitions. The bits are cut into `distance + 2` bands, of which two near hashes
-    share at least two. For each choice of two bands, the hashes are sorted by these bits, and those with the same key
-    are compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"). Many hashes with one key are cut
-    into bands again by the bits in which they vary, so that a large block of near hashes does not take quadratic time.
-    Only a copy of `distinct` and one chunk are in memory. With a `folder`, the copy is in files there, and only a part
-    of it is in memory; `distinct` may then be mapped into memory from a file.
+    `distinct` must be ascending, without repetitions. The bits are cut into `distance + 2` bands. Two near hashes are
+    equal in at least two of them. So for each choice of two bands, the hashes are sorted by the bits of these bands,
+    and hashes with the same key are compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"). If many
+    hashes have the same key, they are cut into bands again by the bits in which they vary, so that a large block of
+    near hashes doesn't take quadratic time.
 
-    Raises ValueError for a distance that is not 0 to `MOST_BITS`, or hashes that are not ascending.
+    Memory holds only a copy of `distinct` and one chunk. With a `folder`, the copy is in files there, and only a part
+    of it is in memory; `distinct` may then be mapped into memory from a file. Raises ValueError for a distance that is
+    not 0 to `MOST_BITS`, or hashes that are not ascending.
     """
     if not 0 <= distance <= MOST_BITS:
         raise ValueError(f"hashes at most {distance} bits apart: expected a distance of 0 to {MOST_BITS}")
@@ -56,7 +57,7 @@ def _places_of(values: Hashes, distinct: Hashes) -> Positions:
 
 
 def _near_values(values: Hashes, distance: int, depth: int, folder: Path | None = None) -> Pairs:
-    """Yield chunks of different hashes that are near, each pair once."""
+    """Yield chunks of pairs of different hashes that are near each other, each pair once."""
     if len(values) <= _FEW or not depth:
         yield from _all_with_all(values, distance)
         return
@@ -96,7 +97,7 @@ def _sorted(values: Hashes, order: Sequence[Band], shift: int, folder: Path | No
 def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int, differ: Sequence[np.uint64]) -> Pairs:
     """Yield near pairs of sorted hashes whose bits from `shift` on are equal.
 
-    Large groups with one key are skipped if their hashes do not vary in all of the masks `differ`.
+    A large group with the same key is skipped if its hashes don't vary in each of the masks `differ`.
     """
     start = 0
     while start < len(keyed):
@@ -168,7 +169,7 @@ def _places(order: Sequence[Band]) -> list[Band]:
 
 
 def _moved(values: Hashes, moves: Iterable[tuple[Band, Band]]) -> Hashes:
-    """Return a copy of the hashes in which the bits of each first band are those of the second."""
+    """Return a copy of the hashes in which, for each pair of bands, the second band's bits are moved to the first."""
     found = np.zeros_like(values)
     shifts = [(_mask(band), target[0] - band[0]) for band, target in moves]
     for start in range(0, len(values), _CHUNK):

@@ -1,4 +1,4 @@
-"""Tables that are larger than memory, in files: split into ranges of a key, or mapped into memory.
+"""Tables that are larger than memory, stored in files that are split into ranges of a key or mapped into memory.
 
 Mapped pages belong to the file, so the kernel writes them back and drops them if memory is short.
 """
@@ -29,7 +29,7 @@ def sampled(keys: Column) -> Column:
 
 
 class Partitions:
-    """Rows of a few columns in files, split by `borders` of the first column. Rows keep their order within a part."""
+    """Rows of a few columns in files, split at `borders` of the first column. Within a part, rows keep their order."""
 
     def __init__(self, folder: Path, borders: Column, dtypes: Sequence[DTypeLike]) -> None:
         self._borders = borders
@@ -67,7 +67,7 @@ def append(path: Path, values: Column) -> None:
 
 
 def mapped(path: Path, dtype: DTypeLike) -> Column:
-    """Return the values in a file, mapped into memory; none if it doesn't exist."""
+    """Return the values in a file, mapped into memory; an empty array if the file doesn't exist."""
     return np.asarray(np.memmap(path, dtype, "r")) if path.exists() else np.empty(0, dtype)
 
 

@@ -1,7 +1,7 @@
 """CLIP from a local folder, as transformers' `save_pretrained` writes it: embeddings of texts and of image crops.
 
-CLIP paper: Radford et al. 2021, arXiv 2103.00020. transformers is imported only when a CLIP is loaded. It reads
-safetensors files only, runs no code from the folder, and doesn't use the network.
+CLIP paper: Radford et al. 2021, arXiv 2103.00020. transformers is imported only when a CLIP is loaded. It reads only
+safetensors files, runs no code from the folder, and doesn't use the network.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 
 @dataclass(frozen=True)
 class ClipFolder:
-    """Folder of a CLIP whose files are there. `sha256` covers all files that determine its embeddings."""
+    """Folder with all files of a CLIP. `sha256` covers the files that determine its embeddings."""
 
     path: Path
     sha256: str
@@ -39,7 +39,7 @@ class ClipFolder:
     def open(cls, path: Path) -> Self:
         """Check and hash a folder's files without importing transformers.
 
-        Raises `UsageError` for missing packages or files, and for another model than CLIP.
+        Raises `UsageError` for missing packages or files, and for a model other than CLIP.
         """
         missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
         if missing:
@@ -109,7 +109,7 @@ class Clip:
     """
 
     def __init__(self, model: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]) -> None:
-        """`model` is a `CLIPModel` with the attention "eager", `tokenizer` a `tokenizers.Tokenizer`."""
+        """`model` is a `CLIPModel` with the attention "eager", and `tokenizer` is a `tokenizers.Tokenizer`."""
         text, vision = model.config.text_config, model.config.vision_config
         self.side, self.patch, self.dimension = vision.image_size, vision.patch_size, model.config.projection_dim
         self.logit_scale = float(model.logit_scale.detach().exp())
@@ -120,7 +120,7 @@ class Clip:
         tokenizer.enable_truncation(text.max_position_embeddings)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return the embeddings of texts, each computed alone, so that they don't depend on the other ones.
+        """Return the embeddings of texts; each text is embedded separately, so that it doesn't depend on the others.
 
         Raises `UsageError` if the tokenizer doesn't end a text with the token whose state is CLIP's embedding.
         """
@@ -135,10 +135,10 @@ class Clip:
         return torch.cat(found) if found else torch.zeros(0, self.dimension, device=self._device)
 
     def embed_crops(self, crops: Tensor, pixels: Tensor) -> Tensor:
-        """Return the embeddings of some pixels (N, side, side) bool of crops (N, 3, side, side), uint8 RGB.
+        """Return the embeddings of selected pixels (N, side, side) bool of crops (N, 3, side, side), uint8 RGB.
 
-        The class token of the last layer attends only to itself and to patches that contain one of the pixels (SAM
-        paper, appendix D.5).
+        In the last layer, the class token attends only to itself and to patches that contain at least one of the
+        selected pixels (SAM paper, appendix D.5).
         """
         values = (crops.to(self._device).float() / 255 - self._mean) / self._std
         shown = F.max_pool2d(pixels.to(self._device)[:, None].float(), self.patch).flatten(1) > 0

@@ -32,15 +32,17 @@ Scores = Callable[[Tensor, Tensor], Tensor]
 
 
 class MaskLabels:
-    """Custom stage that gives each mask without a label the vocabulary's text that fits it best.
+    """Custom stage that labels each mask without a label with the best matching text of a vocabulary.
 
     The model sees a square crop around the mask, whose side is 1.5 times that of the mask's box. In CLIP's last layer,
     the class token attends only to itself and to patches that touch the mask. The score is the text's probability among
-    the vocabulary. Labels of people and imports are never changed, and labels of other models or vocabularies are.
+    all texts of the vocabulary. The stage replaces labels from other models or vocabularies, but never labels from
+    people or imports.
 
-    A TorchScript module takes crops (B, 3, 224, 224), float32 RGB from 0 to 1 without further normalization, and the
-    pixels of their masks (B, 224, 224), bool. It returns scores (B, N), float32 and finite, for the N texts of the
-    vocabulary in order. The highest score wins, and is stored as it is.
+    Instead of CLIP, the model can be a TorchScript module. It takes crops (B, 3, 224, 224), float32 RGB from 0 to 1
+    without further normalization, and the pixels of their masks (B, 224, 224), bool. It returns finite float32 scores
+    (B, N) for the N texts of the vocabulary, in order. The text with the highest score becomes the label, and the score
+    is stored unchanged.
     """
 
     name = "label"
@@ -65,7 +67,7 @@ class MaskLabels:
     def __init__(self, model: str, vocabulary: Sequence[str], device: str = "cpu") -> None:
         """Load the folder of a CLIP, or a TorchScript file, onto a torch device.
 
-        Raises `UsageError` if it can't be loaded, or doesn't return a score per label.
+        Raises `UsageError` if the model can't be loaded or doesn't return a score for each label.
         """
         self._vocabulary = list(vocabulary)
         self._source = f"{MODEL}{self.version(model, vocabulary)}"
@@ -79,7 +81,7 @@ class MaskLabels:
             self._scores = _scores_of_module(Path(model), len(self._vocabulary), device)
 
     def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
-        """Return the rows with labels of the masks that may get one."""
+        """Return the rows with labels added to the masks that may be labeled."""
         return [row.with_mask_values(self._labeled(row)) for row in rows]
 
     def _labeled(self, row: StageRow) -> list[Mapping[str, Any] | None]:
@@ -98,7 +100,7 @@ class MaskLabels:
 
 
 def _scores_of_clip(clip: Clip, vocabulary: Sequence[str]) -> Scores:
-    """Return a function that scores crops by the vocabulary's probabilities."""
+    """Return a function that scores crops by the probabilities of the vocabulary's texts."""
     texts = clip.embed_texts([PROMPT.format(label) for label in vocabulary])
     texts = texts / texts.norm(dim=1, keepdim=True)
 
@@ -111,7 +113,7 @@ def _scores_of_clip(clip: Clip, vocabulary: Sequence[str]) -> Scores:
 
 
 def _scores_of_module(path: Path, labels: int, device: str) -> Scores:
-    """Return a function that scores crops by a TorchScript module, after a trial with a gray crop."""
+    """Return a function that scores crops with a TorchScript module, after trying the module on a gray crop."""
     try:
         module: Any = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:

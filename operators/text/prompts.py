@@ -19,7 +19,7 @@ class TextPrompts:
     """Embedder of texts as prompts, from a CLIP and a projection (D to 256) that was trained with it and a SAM."""
 
     def __init__(self, clip: Clip, projection: nn.Linear, clip_sha256: str | None = None) -> None:
-        """`clip_sha256`, which stays an attribute, is that of the CLIP's folder.
+        """`clip_sha256` is the hash of the CLIP's folder; it remains available as an attribute.
 
         Raises `UsageError` if the projection doesn't turn embeddings of this CLIP into SAM's tokens.
         """
@@ -37,8 +37,8 @@ class TextPrompts:
     def load(cls, clip: str | Path, projection: str | Path, device: str = "cpu", sam_sha256: str | None = None) -> Self:
         """Load a CLIP's folder and a projection's file onto a device.
 
-        Raises `UsageError` if one of them can't be used, or if the projection was trained with another CLIP, or, with
-        `sam_sha256`, with other weights of SAM.
+        Raises `UsageError` if one of them can't be used, or if the projection was trained with another CLIP. If
+        `sam_sha256` is given, also raises it if the projection was trained with other weights of SAM.
         """
         folder = ClipFolder.open(Path(clip))
         linear, lineage = load_projection(projection)
@@ -56,7 +56,7 @@ class TextPrompts:
 
 
 def save_projection(path: str | Path, projection: nn.Linear, lineage: Mapping[str, Any]) -> None:
-    """Write a projection with its lineage, JSON values with the `clip_sha256` of its `ClipFolder` and `sam_sha256`."""
+    """Write a projection with its lineage: JSON values, including `sam_sha256` and the `clip_sha256` of its CLIP."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in projection.state_dict().items()}
@@ -64,7 +64,7 @@ def save_projection(path: str | Path, projection: nn.Linear, lineage: Mapping[st
 
 
 def load_projection(path: str | Path) -> tuple[nn.Linear, Mapping[str, Any]]:
-    """Return the projection of a file and its lineage. Raises `UsageError` if `save_projection` didn't write it."""
+    """Read a projection and its lineage from a file. Raises `UsageError` if `save_projection` didn't write the file."""
     from safetensors import safe_open
 
     try:
