@@ -58,7 +58,7 @@ def suggest_identifier(text: str) -> str | None:
         return known[wanted]
     longest = max(map(len, known))
     if len(wanted) > longest and 2 * longest < _SIMILAR * (longest + len(wanted)):
-        return None  # too long to be similar to any, which difflib would only find out slowly
+        return None  # too long to be similar to any identifier; difflib would be slow to notice that
     # The newest version of a family, since "CC-BY" means CC-BY-4.0 more often than CC-BY-1.0.
     family = sorted(key for key in known if key.startswith(wanted) and _VERSION.fullmatch(key, len(wanted)))
     if family:

@@ -246,7 +246,7 @@ class _Caption:
             return None
         inside = self._is_inside(mention)
         if mention.name == "georgia":
-            return None  # the country or the state, which only a preceding city tells apart
+            return None  # the country or the state; only a preceding city distinguishes them
         if certain is not None:
             if mention.name in _UNCERTAIN:
                 said = self._is_surely_inside(mention) or self._ends_a_chain(mention)

@@ -147,8 +147,8 @@ def share_interval(successes: ArrayLike, trials: ArrayLike) -> Interval | None:
     """Return the interval of a share of masks from each image's number of successes and of masks, both (I,).
 
     This is Wilson's interval with Student's t for the effective number of masks: the number of masks divided by the
-    design effect (Kish 1965), which is 1 if an image's masks are independent. Images without masks are ignored. There
-    is no interval if there are fewer than `LEAST_IMAGES` other images or `LEAST_EFFECTIVE` effective ones.
+    design effect (Kish 1965), which is 1 if an image's masks are independent. Images without masks are ignored. If
+    there are fewer than `LEAST_IMAGES` other images or `LEAST_EFFECTIVE` effective ones, the share has no interval.
 
     Two corrections keep the coverage at the right level for shares near 0 and 1. First, if f images contain a mask in
     the minority, the design effect moves by 1 / 2^f toward its value for images whose masks are all alike. Second, if a

@@ -88,7 +88,7 @@ MASK = pa.struct(
         pa.field("stability_score", pa.float64()),  # IoU of the masks at two thresholds
         pa.field("crop_box", pa.list_(pa.float64())),  # [x, y, w, h] of the crop that the mask was made from
         pa.field("point_coords", pa.list_(pa.list_(pa.float64()))),  # the prompt: [[x, y]]
-        pa.field("output", pa.int8()),  # which of the decoder's three outputs it is, 0 to 2; null: unknown
+        pa.field("output", pa.int8()),  # index (0 to 2) of the decoder's output that produced it; null: unknown
     ]
 )
 """Type of a mask: `output`, and the keys of SA-1B's annotations except the id, which follows from its position."""

@@ -44,7 +44,7 @@ class RemovedImage(Frozen):
     image_id: str
     uri: str
     sha256: str | None  # of the source's bytes, if a build read them
-    shared: bool = False  # a row that stays has its image_id, URI, bytes, or pixels, so they keep no other row out
+    shared: bool = False  # a remaining row has the same image_id, URI, bytes, or pixels, so these exclude no other row
 
 
 class TakedownRequest(Frozen):
@@ -53,7 +53,7 @@ class TakedownRequest(Frozen):
     ids: tuple[str, ...] | None = None
     license: str | None = None
     provider: str | None = None
-    with_copies: bool = False  # by license or provider: also images with the same bytes or pixels from other ones
+    with_copies: bool = False  # for a license or provider: also other images with the same bytes or pixels
     with_similar: bool = False  # also images that look like these
     fingerprints: bool = True  # whether hashes that recognize copies of the images are stored
 

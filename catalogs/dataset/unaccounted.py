@@ -139,7 +139,7 @@ def _judge_ours(
     newest = {commit.shard: commit for commit in log.latest_commits()}
     kept = reserved_paths(dataset, {shard: commit.generation for shard, commit in newest.items()}, limit)
     kept |= parts_in_use(dataset, limit)
-    latest_time = datetime.now(UTC) + timedelta(hours=1)  # later ones are not those of writers
+    latest_time = datetime.now(UTC) + timedelta(hours=1)  # no writer's file has a later time
     manifest = load_manifest(dataset)
     named = {part.path for part in manifest.catalog}
     shards = {data.shard for path in files if (data := parse_data_path(path)) is not None}.difference(doubtful)

@@ -24,13 +24,13 @@ FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out"
 SHOWN = 20
 """Maximum number of changes listed; all are counted."""
 
-# Rows with the same image_id and uri are joined once, as the first of them, because a catalog may repeat a row often.
+# Of the rows with the same image_id and uri, only the first is joined, because a catalog may repeat a row often.
 _HEADS = """
 CREATE TEMP TABLE heads AS SELECT image_id, uri, min(ordinal) AS row FROM read_parquet($asked) GROUP BY image_id, uri
 """
 
-# An image is matched with the rows of its image_id. A row that was rejected as a duplicate is matched with those of the
-# same uri, so that the corrected catalog includes it, and the image is not matched with these.
+# An image is matched with the rows of its image_id. If a row was rejected as a duplicate, rows that also have its uri
+# are matched with that row instead of the image, so that the corrected catalog includes it.
 _NAMED = """
 CREATE TEMP TABLE named AS
 WITH pinned AS (SELECT ordinal, image_id, uri, duplicate_of FROM read_parquet($part)),

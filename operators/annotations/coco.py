@@ -59,7 +59,7 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
     its image's, is listed and skipped. Labels are the names of categories. Two images with the same name stay separate.
     If images share an id, it is unknown which of them a mask belongs to.
     """
-    # Its contours go through the centers of the outermost pixels, COCO's polygons around them.
+    # The converter's contours go through the centers of the outermost pixels; COCO's polygons go around these pixels.
     info = document.get("info")
     contours = isinstance(info, dict) and info.get("contributor") == _CONVERTER
     labels = _labels(document.get("categories"))

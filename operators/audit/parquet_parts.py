@@ -22,7 +22,7 @@ _WRITER = re.compile(rb"parquet-cpp-arrow version \d{1,3}\.\d{1,3}\.\d{1,3}")
 _UNREADABLE = (pa.ArrowException, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 _SHORT = 8  # bytes of the longest number in statistics; versions of pyarrow differ in the sign of zero
 _LAST_FIELD = 20  # highest number of a field in which another version of pyarrow may write a number
-_FEW = 16  # items of a list of which this pyarrow writes fewer
+_FEW = 16  # accepted items of a list, even if this version of pyarrow writes fewer
 
 
 class ParquetCheck(NamedTuple):

@@ -73,7 +73,7 @@ class CurateTask:
     folder: Location  # of the parts
     assets: str | None = None
     memory_limit: int | None = 4 * 2**30  # bytes that one image may use in its child
-    again: frozenset[int] = frozenset()  # ordinals of parts on which a child died; at the next death, no features
+    again: frozenset[int] = frozenset()  # ordinals of parts in which a child died; after another death, no features
 
 
 def part_name(first: int, suspect: bool = False) -> str:

@@ -93,7 +93,7 @@ class AveragePrecision:
                 known[rows] += ~np.isnan(scores)
         with np.errstate(invalid="ignore"):
             means = sums / known
-        differences = means[:, 1:] - means[:, :1]  # none of one model
+        differences = means[:, 1:] - means[:, :1]  # empty for one model
         flat: Floats = np.concatenate([means, differences], axis=1).reshape(len(selected), -1)
         return flat
 

@@ -309,7 +309,7 @@ def _uses(store: Any) -> Iterator[tuple[str, str]]:
         assertions = _mapping(manifests[label]).get("assertions")
         for assertion in assertions if isinstance(assertions, list) else []:
             name, content = str(_mapping(assertion).get("label")), _mapping(_mapping(assertion).get("data"))
-            # A second assertion of a kind has a number after its label, a newer one its version.
+            # The label of a second assertion of the same kind ends with a number, that of a newer one with its version.
             if name.startswith(_TRAINING_MINING):
                 yield from _entries(content)
             if name.startswith(_JSON_LD):

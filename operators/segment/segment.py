@@ -130,7 +130,7 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     check_numerics(settings)
     numerics = settings.numerics
     compiled, on_cpu = numerics.encoder == "compiled", numerics.device == "cpu"
-    # A CPU computes in fp32, except for kernels that draw in bf16, which a mixed dataset may lack here.
+    # A CPU computes in fp32, except in kernels that draw in bf16. With mixed numerics, these may be missing here.
     predictor = Predictor(
         load_model(weights, replace(numerics.compute, precision="fp32") if on_cpu else numerics.compute),
         compile_encoder="default" if compiled else None,
@@ -138,8 +138,8 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
         kernels=kernels_named(numerics.kernels),
     )
     generator = MaskGenerator(predictor, settings.masks, numerics.crops_per_batch)
-    # Compile and capture graphs now: this takes minutes and must not count towards the first image's time limit.
-    # Kernels that this GPU can't run then end the actor here instead of failing an image.
+    # Compile and capture graphs now, because this takes minutes and must not count toward the first image's time limit.
+    # If this GPU can't run the kernels, the actor ends here, and no image is blamed.
     if compiled or numerics.device == "cuda":
         nothing = np.zeros((64, 64, 3), np.uint8)
         try:
