@@ -74,7 +74,7 @@ class ShardFingerprints(Frozen):
         return json_with_digest(self.model_dump(mode="json"))
 
     def joined(self, images: Mapping[int, Fingerprint]) -> "ShardFingerprints":
-        """Return these with the hashes of more images."""
+        """Return a copy with the hashes of more images."""
         known = self.images
         joined = {**known, **{id: known.get(id, Fingerprint()).joined(new) for id, new in images.items()}}
         return self.model_copy(update={"images": dict(sorted(joined.items()))})

@@ -29,7 +29,7 @@ OTHER_CACHES = (
     "caches in other folders and on other machines were not looked at: a reader or a training run deletes the outdated "
     "files when it next opens this dataset with such a cache"
 )
-"""Line that follows those of `forget_dataset`."""
+"""Line to print after those of `forget_dataset`."""
 
 EMBEDDINGS, SCANS = "embeddings", "scans"
 

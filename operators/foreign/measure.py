@@ -29,7 +29,7 @@ IMAGES_PER_SHARD_LIMIT = 10_000_000
 _SCHEMAS = {"images": IMAGES, "masks": MASKS, "jpegs": JPEGS}
 _JSON_BYTES = 256 << 20
 _HEAD = 64 << 10
-"""Bytes in which most JPEGs' frames begin."""
+"""Number of bytes within which the frame header of most JPEGs begins."""
 _AT_ONCE = 16
 
 

@@ -47,7 +47,7 @@ class Numerics:
     crops_per_batch: int  # crops, or images without crops, that are encoded together; the last batch is padded
     threads: int  # torch's threads in one segment actor
     weights_sha256: str
-    segmint: str  # the last version that changed a bit
+    segmint: str  # the last version that changed any bit of the results
     torch: str
     torchvision: str  # this, facenet_pytorch, and onnxruntime: "none" if their detectors are not used
     numpy: str

@@ -70,7 +70,7 @@ class SimilarRows:
             within = ~self._apart[other // VIEWS]
             one, other = one[within], other[within]
             pairs = one // VIEWS * count + other // VIEWS
-            while len(pairs):  # one pair of views for each two rows at a time
+            while len(pairs):  # one pair of views per pair of rows at a time
                 _, first, which = np.unique(pairs, return_index=True, return_inverse=True)
                 similar = self._confirmer.similar(one[first], other[first])
                 found.append(pairs[first[similar]])
