@@ -22,7 +22,7 @@ LEAST_IMAGES = 10
 
 LEAST_EFFECTIVE = 5
 """Minimum effective number of images (Kish 1965): the square of the number of masks, divided by the sum of the squares
-of each image's number. It isn't reached if one image contains half of the masks. If an image contained 95 % of them,
+of each image's number. If one image contains half of the masks, this minimum isn't met. If it contained 95 % of them,
 intervals of means would contain the true value in 2 % of cases instead of 95 %."""
 
 RESAMPLES = 10_000

@@ -25,7 +25,7 @@ class ShardLabels:
     """Labels of a shard's masks; a mask with a label takes 24 bytes of memory, and any other mask takes none."""
 
     def __init__(self, table: pa.Table) -> None:
-        """Keep the labels of a table that contains only masks with labels, and `annotation_id` and `MASK_LABEL`."""
+        """Keep the labels in a table of masks with labels; its columns are `annotation_id` and `MASK_LABEL`."""
         table = table.sort_by("annotation_id")
         self._ids = table.column("annotation_id").to_numpy()
         self._scores = table.column("label_score").to_numpy()

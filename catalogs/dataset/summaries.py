@@ -128,8 +128,8 @@ def sum_listing(
 def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
     """Save the sums of each full block of these commits that has no summary yet.
 
-    A long build calls this while it runs, so that a status command at the same time has to read only a few commits one
-    by one. Failures to read or save are logged, and the next call tries again.
+    A long build calls this function while it runs, so that `status` has to read only a few commits one by one. Failures
+    to read or save are logged, and the next call tries again.
     """
     full = [members for _, members in blocks_of(held) if len(members) == SUMMARY_SHARDS]
     if not full:

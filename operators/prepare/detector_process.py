@@ -54,7 +54,7 @@ WAITS_S = 12.5 * WAIT_S
 and some searches of windows in the source."""
 
 MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
-"""Numbers of deaths and of seconds: the window ends if a process dies more often than this within this time."""
+"""The window ends if a process dies more than this many times within this many seconds."""
 
 _SEARCH_S = 30.0
 _START_S = 600.0

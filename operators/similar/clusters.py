@@ -33,9 +33,9 @@ Mask = NDArray[np.bool_]
 class SimilarRows:
     """Finder of similar rows with a later `rank` for each row.
 
-    Two rows are similar if they have two views whose hashes are near and whose similarity is confirmed. For rows that
-    are `apart`, (N,) bool, similar rows are listed, but they are never listed as similar to others. If few rows share a
-    hash, all of their pairs are confirmed at the start; see `CrowdedHashes` for other hashes.
+    Two rows are similar if a view of one and a view of the other have near hashes and are confirmed to show the same
+    content. A row that is `apart`, (N,) bool, has similar rows, but is never listed as similar to another row. If few
+    rows share a hash, all of their pairs are confirmed at the start; see `CrowdedHashes` for other hashes.
     """
 
     def __init__(
