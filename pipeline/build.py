@@ -66,10 +66,10 @@ MOST_STALLED_WINDOWS = 3
 """Number of consecutive windows without a new commit after which a run ends unfinished, if the stores respond."""
 
 BARREN_SHARDS = 200
-"""Number of shards put on hold, without another result between them, after which a window ends early."""
+"""Number of consecutive results that put a shard on hold, after which a window ends early."""
 
 RETRY_SLOTS_S = 100.0
-"""Seconds of work, at the last known rate, between two chances for shards on hold to run again in the same window."""
+"""Seconds of work, at the last known rate, after which shards on hold get another chance to run in the same window."""
 
 
 def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
@@ -136,10 +136,11 @@ def build(
     grow: bool = False,
     retry_rejected: Collection[str] = (),
 ) -> Accounting:
-    """Build a dataset like `run_build`, from a configuration or its file, with `stages` after those that it contains.
+    """Build a dataset from a configuration or its file, with `stages` appended to the configuration's stages.
 
-    A custom stage is a class or function of a module that workers can import, or a `StageConfig`, which can also set
-    its position, arguments, and resources. Raises the errors of `load_config` and `run_build`.
+    Each of `stages` is a class or function of a module that workers can import, or a `StageConfig`, which can also set
+    the stage's position, arguments, and resources. The build runs as in `run_build`. Raises the errors of `load_config`
+    and `run_build`.
     """
     config = load_config(config) if isinstance(config, str) else config
     try:
@@ -172,7 +173,7 @@ def run_build(
     started = time.monotonic()
     log = get_logger("build")
     dataset = open_or_create(config, Storage(config.storage), grow=grow)
-    # From here on there is work to lose, so wait for outages.
+    # From here on, a failure would lose work, so wait until outages are over.
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
     dataset = replace(dataset, location=Location(storage, config.output))
     others = [config.output, *([config.assets] if config.assets else [])]
@@ -202,7 +203,7 @@ def run_build(
             stages = lay_out_for_growth(config, dataset, cluster, request, missing.rows + refused.rows)
             if stages.gpus.idle:
                 log.warning("GPUs of other kinds are idle", used=stages.gpus.name, idle=stages.gpus.idle_text)
-            if cluster.local:  # on a cluster, each actor checks itself
+            if cluster.local:  # on a cluster, each actor runs this check
                 check_numerics(stages.segment)
                 check_detectors(stages)
             stages = start_detectors(stages)
@@ -241,7 +242,7 @@ class _OuterLoop:
     run: RunRecord
     meter: CeilingMeter
     request: NodeRequest
-    resized: bool = False  # whether the number of nodes ended the last window
+    resized: bool = False  # whether the last window ended because the number of nodes changed
 
     def go_through(self, work: BuildWork, rate: float | None = None) -> Counter[str]:
         """Process the remaining shards of `work` and return the summed counts of the shards that succeeded.
@@ -256,7 +257,7 @@ class _OuterLoop:
         while work.left and stalled < MOST_STALLED_WINDOWS:
             window = work.left[: size.shards]
             done: set[int] = set()
-            if not self.cluster.local:  # even if all nodes are there, because some may be lost
+            if not self.cluster.local:  # even if no node is missing now, because some may be lost later
                 self.request.ask(self.stages.bundles(work.rows))
             began, finished, barren, self.resized = time.monotonic(), list[float](), 0, False
             try:
@@ -289,7 +290,7 @@ class _OuterLoop:
                             self.quarantine.end_window()
                         watch.moved()
             except (ray.exceptions.RayError, SegmintError, OSError) as error:
-                check_stopping()  # the error may be the result of an interrupt
+                check_stopping()  # an interrupt may have caused the error
                 refused = refusal(error)
                 if refused is not None:
                     raise StageContractError(refused) from error
@@ -301,7 +302,7 @@ class _OuterLoop:
             run.on_hold |= trials.on_hold
             unfinished = work.settle(window, done)
             run.settled(window, work.left)
-            # A verdict from a trial is progress like a commit: its shard is retried at once.
+            # A trial's verdict counts as progress, as a commit does, because the row's shard can be retried at once.
             if unfinished < len(window) or trials.verdicts or self.resized:
                 stalled = 0
             elif not self.outages.wait_out(work.left):
@@ -317,7 +318,7 @@ class _OuterLoop:
 
     @contextmanager
     def _measured(self, watch: type[StageWatch]) -> Iterator[None]:
-        """Add the busy time of each stage in a window to the run's loads, however the window ends."""
+        """Add the busy time of each stage in a window to the run's loads, no matter how the window ends."""
         began = time.monotonic()
         try:
             yield
@@ -336,8 +337,8 @@ def run_rows(
 ) -> Iterator[ShardResult]:
     """Run one Ray Data execution over a window's rows and yield the result of `write` for each shard.
 
-    `quarantine`, if given, keeps the ledger of rows that kill a worker. Then shards on hold run again after about
-    `retry_rows` rows, and the window may end early.
+    If `quarantine` is given, it keeps a ledger of the rows that kill a worker. In that case, shards on hold run again
+    after about `retry_rows` rows, and the window may end early.
     """
     if not taken.source.num_rows:
         return
@@ -357,8 +358,8 @@ def run_rows(
 def iter_blocks(dataset: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
     """Execute `dataset`; yield a reference to each block with its number of rows, in order.
 
-    The driver never fetches a block. Ray 2.59 and 2.60 have the same iterator and entries; before allowing another
-    version in pyproject.toml, run the tests marked `ray` with it.
+    The driver never fetches a block. The iterator is internal to Ray, and it works the same way in Ray 2.59 and 2.60.
+    Before you allow another version in pyproject.toml, run the tests marked `ray` with that version.
     """
     for bundle in dataset.iter_internal_ref_bundles():
         for entry in bundle.blocks:

@@ -90,8 +90,9 @@ def inspect_images(
 ) -> InspectionRun:
     """Inspect the images in the missing parts of the normalized catalog; return what was read.
 
-    `catalog` is a local file. Failures are retried, including images on which a child process died. If it dies again,
-    the image gets no features. Raises `UnfinishedError` if a store or Ray fails and parts are missing in the end.
+    `catalog` is a local file. Failures are retried, including images on which a child process died. If a child process
+    dies on the same image again, the image gets no features. Raises `UnfinishedError` if a store or Ray fails and parts
+    are missing in the end.
     """
     looked = InspectionRun()
     missing = looked.missing(task.folder, rows)
@@ -112,7 +113,7 @@ def inspect_images(
                 try:
                     _inspect_window(task, source, window, cluster, progress, looked)
                 except ray.exceptions.RayError as error:
-                    check_stopping()  # the error may be the result of an interrupt
+                    check_stopping()  # an interrupt may have caused the error
                     looked.faults[window[0]] = f"Ray failed: {last_line(error)}"
             task = replace(task, again=frozenset(looked.died))
             missing = looked.missing(task.folder, rows)
@@ -165,9 +166,10 @@ def _inspect_window(
 
 
 def _tables(source: NormalizedRows, window: Sequence[int]) -> Iterator[object]:
-    """Yield the rows of each part. The missing parts of a large catalog may be far apart, so only their rows are kept.
+    """Yield the rows of each part.
 
-    Each row group is read once.
+    Only the rows of the missing parts are kept, because these parts may be far apart in a large catalog. Each row group
+    is read once.
     """
     rows = source.take(np.concatenate([np.arange(first, first + PART_ROWS) for first in window]))
     for place in range(len(window)):
@@ -218,10 +220,10 @@ class CurationResult:
 def run_curate(config: Config, catalog: str, output: str, *, distributions: str | None = None) -> CurationResult:
     """Write the catalog, with the rejections of `config.curate`, to `output`; return the findings.
 
-    A killed run resumes with the images that it has not inspected, and produces the same bytes. If `distributions` is
-    given, the run only plots the measures' distributions into that file. A later run that writes the output reads no
-    image again. Raises `UsageError` before anything starts if the catalog, the output, or a scorer is invalid, and
-    `UnfinishedError` if some images cannot be read now.
+    After a run is killed, the next one resumes with the images that weren't inspected yet, and produces the same bytes.
+    If `distributions` is given, the run only plots the distributions of the measures into that file. A later run that
+    writes the output doesn't read any image again. Raises `UsageError` before anything starts if the catalog, the
+    output, or a scorer is invalid, and `UnfinishedError` if some images cannot be read at the moment.
     """
     curate = config.curate
     catalog, output = absolute(catalog), absolute(output)
@@ -253,7 +255,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
                 return _drawn(Location(storage, absolute(distributions)), folder, features, curate, source, looked)
             with NormalizedRows(rows_file) as rows:
                 decision = decide(rows, normalized.path, folder, features, curate, config.license.policy(policy_date))
-        except NotFoundError as error:  # another run for the same output finished and removed all parts
+        except NotFoundError as error:  # another run with the same output has finished and removed all parts
             if distributions is None and _is_written(target, whole):
                 return CurationResult(catalog, output, normalized.rows, written=False)
             raise UnfinishedError(

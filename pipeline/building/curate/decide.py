@@ -115,9 +115,10 @@ def decide(
 ) -> CurationDecision:
     """Decide which rows to reject, in this order: opted out, unfit, duplicate of a kept row.
 
-    Among duplicates, a fit image with an allowed license is kept, preferably the one with the most pixels, then the
-    first. If no image qualifies, no row is marked as a duplicate, because a build rejects them all anyway. Rows that
-    the catalog already rejects are left unchanged, but duplicates of rows that it rejects as opted out are rejected.
+    Among duplicates, one fit image with an allowed license is kept: the one with the most pixels, or the first of them
+    if several have that size. If no image qualifies, no row is marked as a duplicate, because a build rejects them all
+    anyway. Rows that the catalog already rejects are left unchanged. If the catalog rejects a row as opted out, the
+    duplicates of that row are rejected too.
 
     An opt-out applies to all rows with the same bytes, URI, or image_id. Unread rows are compared by the SHA-256 in the
     catalog. `normalized` is the local catalog file, and `folder` contains the parts.
@@ -209,7 +210,7 @@ class _LicenseJudge:
 
 
 def _unfit(values: Mapping[str, NDArray[np.float64]], limits: Limits) -> Iterator[tuple[int, str]]:
-    """Yield each row that exceeds a limit, with a description of the first limit that it exceeds."""
+    """Yield each row that violates a limit, with a description of the first limit that it violates."""
     seen: set[int] = set()
     for name, (least, most) in limits.items():
         for limit, sign, words in ((least, 1, "under the least"), (most, -1, "over the most")):
@@ -239,7 +240,7 @@ def _attributions(catalog: NormalizedRows, copies: Mapping[int, Sequence[int]]) 
 
 
 def _joined(own: str | None, others: Sequence[str], kept: int) -> str:
-    """Join credits up to the size limit. If some are left over, say where the catalog lists them."""
+    """Join credits up to the size limit. If some don't fit, add a note that says where the catalog lists them."""
     lengths = np.cumsum([len(text) for text in others])
     number = int(np.searchsorted(lengths, MOST_CREDITED, "right"))
     credits = [own] if own else []

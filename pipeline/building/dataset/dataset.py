@@ -120,7 +120,7 @@ class BuildDataset:
                 parts = newer  # a correction replaced a part and removed the old one
 
     def shard_task(self, config: Config, span: ShardSpan, handle: DatasetHandle | None = None) -> ShardTask:
-        """Return the task of a shard's writer. `handle` saves making the same one for every shard."""
+        """Return the task of a shard's writer. Pass `handle` to avoid creating the same handle for every shard."""
         return ShardTask(
             shard=span.shard,
             start=span.start,
@@ -131,14 +131,14 @@ class BuildDataset:
         )
 
     def handle(self, config: Config) -> DatasetHandle:
-        """Return a handle for writers. It waits out outages, and records the manifest generation of the rows."""
+        """Return a handle for writers. It waits during outages, and records the manifest generation of the rows."""
         storage = Storage(config.storage, outage_s=config.outage_timeout_s)
         return DatasetHandle.of(
             Location(storage, self.location.uri), LatestManifest(self.manifest, self.generation), config.catalog
         )
 
     def check_whole(self, shards: range) -> None:
-        """Raise `DamagedDatasetError` for damaged records of takedowns, missing or empty files, or a foreign commit."""
+        """Raise `DamagedDatasetError` for damaged takedown records, missing or empty files, or a foreign commit."""
         read_removals(self.location)
         log = CommitLog(self.location)
         problems = [f"{path}: no such file, or an empty one" for path in missing_files(self.location, shards)]
@@ -158,8 +158,9 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     """Open the dataset at `config.output`, creating it if it does not exist.
 
     With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError` if the dataset was created with
-    another configuration or from another catalog, and lists the differing keys or rows. Also raises it if a detector
-    lacks a package or a custom stage is invalid, and for a new dataset if a detector file fails on a blank image.
+    another configuration or from another catalog, and lists the differing keys or rows. Also raises it if a package
+    that a detector needs isn't installed, if a custom stage is invalid, or, for a new dataset, if a detector file fails
+    on a blank image.
     """
     config.deidentify.require_packages()
     config.load_stages()
@@ -186,8 +187,8 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
 def name_weights(config: Config, begun: DatasetManifest | None, device: Callable[[Config], str]) -> Config:
     """Return the configuration with `model.weights: auto` replaced by a name.
 
-    The name is that of the dataset's weights or, for a new dataset (`begun` is None), of those that suit the kind of
-    device that `device` returns. Raises `UsageError` if the dataset's weights are not a published file.
+    An existing dataset keeps the name of its weights. For a new dataset (`begun` is None), the name depends on the kind
+    of device that `device` returns. Raises `UsageError` if the dataset's weights are not a published file.
     """
     if config.model.weights != AUTO:
         return config
@@ -362,7 +363,7 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
         get_logger("build").info("grown", dataset=config.output, rows=part.rows, first_shard=first_shard)
         return LatestManifest(grown, generation + 1)
     winner = load_latest_manifest(output)
-    if len(winner.manifest.catalog) == len(manifest.catalog):  # another command corrected a part; nothing has grown
+    if len(winner.manifest.catalog) == len(manifest.catalog):  # another command corrected a part, but nobody added rows
         return fit_catalog(config, storage, winner, grow=grow)
     try:
         return fit_catalog(config, storage, winner, grow=False)

@@ -1,4 +1,4 @@
-"""Numerics of a new dataset, resolved on a machine of the kind that will compute it.
+"""Numerics of a new dataset, resolved on the kind of machine that will compute its masks.
 
 Ray is imported only when needed, because a plan runs without it.
 """
@@ -31,12 +31,14 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
 
     `weights` is this machine's copy of the checkpoint.
 
-    A cluster's driver runs on a head node, which seldom has a GPU. If `model.device` is cuda and this process has no
-    GPU, a task on a GPU node resolves the numerics. On a cluster, `auto` means cuda if the cluster has GPUs, and cpu
-    otherwise. The same applies to `deidentify.device`. On CPUs, a cluster uses the CPU kernels if this machine and all
-    nodes for segment actors have them. Raises `UsageError` if the cluster does not have the device either, if none
-    becomes free within `stall_timeout`, if the node lacks a package that the bundled detectors need, or if a node lacks
-    the kernels that `model.kernels` or bf16 needs.
+    The driver of a cluster runs on a head node, which seldom has a GPU. If `model.device` is cuda and this process has
+    no GPU, a task on a GPU node resolves the numerics. On a cluster, `auto` means cuda if the cluster has GPUs, and cpu
+    otherwise. The same applies to `deidentify.device`. If the masks are computed on CPUs, a cluster uses the CPU
+    kernels only if they are available on this machine and on all nodes for segment actors.
+
+    Raises `UsageError` if neither this machine nor the cluster has the device, if no device becomes free within
+    `stall_timeout`, if the node lacks a package that the bundled detectors need, or if a node lacks the kernels that
+    `model.kernels` or bf16 needs.
     """
     numerics = _of_masks(config, weights)
     versions = {name: getattr(numerics, name.replace("-", "_"), "") for name in sorted(config.deidentify.packages)}
@@ -122,7 +124,7 @@ def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
 
 
 def _on_nodes(config: Config, model: ModelConfig, weights_sha256: str) -> Numerics:
-    """Resolve the numerics here, with CPU kernels only if the cluster's nodes have them, too."""
+    """Resolve the numerics here, and use the CPU kernels only if the cluster's nodes have them too."""
     from segmint.operators.segment.models import slow_bf16
 
     numerics = _resolve(model, config.masks, weights_sha256)
@@ -143,10 +145,10 @@ def _on_nodes(config: Config, model: ModelConfig, weights_sha256: str) -> Numeri
 
 
 def _nodes_without_kernels(config: Config, dot: bool) -> dict[str, str]:
-    """Return for each node that has room for a segment actor, but no CPU kernels, why it has none.
+    """Return the nodes that have room for a segment actor but lack the CPU kernels, each with the reason.
 
-    With `dot`, the kernels must draw in bf16. Skips nodes that have left the cluster since. A node that doesn't respond
-    within `stall_timeout` has no kernels.
+    With `dot`, the kernels must also be able to draw in bf16. Nodes that have left the cluster in the meantime are
+    skipped. A node that doesn't respond within `stall_timeout` counts as lacking the kernels.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
@@ -210,8 +212,9 @@ def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, clust
 def _kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
     """Return the kind of GPU to request from Ray, or None for any kind.
 
-    Also returns None if Ray names no kinds. Raises `UsageError` if chance would decide between a named kind and unnamed
-    GPUs, because a dataset that was created on unnamed GPUs could not request them again.
+    Also returns None if Ray doesn't name the kind of any GPU. Raises `UsageError` if Ray names only some of the
+    cluster's GPUs, because chance would then pick the GPU, and a dataset created on an unnamed one could not request it
+    again.
     """
     from segmint.infra.ray_session import NAME_GPUS
 
@@ -245,7 +248,7 @@ class _GpuQuestion:
 
 
 def _ask(asked: _GpuQuestion, timeout_s: float, gpus: float, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function on a GPU node of the connected cluster, which has `gpus` GPUs."""
+    """Call a function on a GPU node of the connected cluster. `gpus` is the number of the cluster's GPUs."""
     import ray
     import ray.exceptions
 

@@ -33,7 +33,7 @@ from segmint.pipeline.building.execution.ceiling import Ceiling
 from segmint.pipeline.building.status.totals import total
 
 MOSTLY = 0.5
-"""Minimum busy share of a stage that limits a run. Below it, the run mostly starts up or waits."""
+"""Minimum busy share of a stage that limits a run. If all stages are below it, the run mostly starts up or waits."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StageLoads:
     def add(self, seconds: float, workers: Mapping[str, int], busy: Mapping[str, float]) -> None:
         """Add a window that took `seconds`. `workers` and `busy` map each stage to its workers and their busy seconds.
 
-        Stages that are in `busy` but not in `workers` are ignored.
+        Stages that occur only in `busy` are ignored.
         """
         for stage, count in workers.items():
             self._busy[stage] = self._busy.get(stage, 0.0) + busy.get(stage, 0.0)
@@ -164,7 +164,7 @@ class Accounting:
     seconds: float = 0.0  # of the whole run, including the startup of Ray and the model
     ceiling: Ceiling | None = None  # None if the run had nothing to do or measured nothing
     stages: Sequence[StageLoad] = ()  # load of the stages in this run
-    similar: Sequence[str] = ()  # images that this run committed and that look like removed pictures
+    similar: Sequence[str] = ()  # images that look like removed pictures, among those that this run committed
     version: VersionName | None = None  # the dataset at the end of the run
 
     @property
@@ -263,7 +263,7 @@ class Accounting:
 
 
 def record_end(dataset: BuildDataset, accounting: Accounting, on_hold: Mapping[int, str]) -> Accounting:
-    """At the end of a run, write a version and, if the dataset is complete, the index. Return the new accounting.
+    """Write a version at the end of a run, and the index if the dataset is complete. Return the new accounting.
 
     `on_hold` contains the reasons for missing shards. Raises `UnfinishedError` if work remains for another run. Raises
     `NotRecordedError`, which contains the accounting, if a storage fault or damage prevented only the record.

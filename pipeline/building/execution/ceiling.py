@@ -1,7 +1,7 @@
-"""Ceiling of a run: the images per second that its devices would produce if only matrix products took time.
+"""Ceiling of a run: the images per second that its devices would produce if they spent time only on matrix products.
 
-A run is rated by its images per second, from its first second to its last, as a share of the ceiling. The work per
-image is the number of operations that the model's algebra needs (`segmint.model.cost`), and the peak is measured
+A run's rating is its images per second, averaged over the whole run, as a share of the ceiling. The work per image is
+the number of operations that the model's algebra needs (`segmint.model.cost`), and the peak is measured
 (`segmint.infra.peak`). Slow code lowers neither number, so the share never exceeds 1. docs/metric.md has the formula.
 """
 
@@ -79,7 +79,7 @@ class CeilingMeter:
         self._most_actors = 0
 
     def note_window(self, peaks: Sequence[float], pool: "ActorPool") -> None:
-        """Record the peaks that the actors of a window's pool measured. Each window has new ones on the same devices.
+        """Record the peaks that the actors of a window's pool measured. Each window has new actors on the same devices.
 
         A pool may replace actors, and a cluster without an autoscaler may have more nodes in later windows.
         """

@@ -1,7 +1,7 @@
 """Handling of outages in a build's driver, which detects stores that do not respond and waits for them.
 
-Workers wait on their own (`segmint.infra.storage.outages`) but log on their own machines. So the driver checks the
-stores whenever there is no progress, and logs what the run waits for.
+Each worker waits for its store by itself (`segmint.infra.storage.outages`), but logs only on its own machine. So
+whenever there is no progress, the driver checks the stores and logs which ones the run is waiting for.
 """
 
 import time
@@ -18,10 +18,10 @@ from segmint.infra.uris import UriNotAllowedError, relative_to, store_name
 from segmint.infra.wording import counted
 
 MOST_STORES = 16
-"""Maximum number of stores to check: the first ones among a sample of a window's images."""
+"""Maximum number of stores to check. They are the first ones that occur in a sample of the window's images."""
 
 SAMPLE_ROWS = 64
-"""Number of a window's rows whose URIs are read to find its stores."""
+"""Number of rows in the sample of a window whose URIs are read to find its stores."""
 
 
 class Outages:

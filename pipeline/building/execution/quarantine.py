@@ -1,11 +1,12 @@
 """Trials of rows that keep their shards on hold: images that kill their worker, and persistent faults.
 
-The ledger identifies the images that kill the worker of the segment stage or of a custom stage. A suspect is rejected
-if it does so again. A verdict needs two deaths in trials, each in a fresh worker that has just processed a control
-image, on a node that is alive afterward. If the control image fails, the machine is at fault and no image is rejected.
+The ledger shows which image was being processed when a worker of the segment stage or of a custom stage died. Such an
+image is a suspect, and it is rejected only if it kills more workers. This takes two deaths in trials. Each trial runs
+in a fresh worker that has just processed a control image, and the death counts only if the node is alive afterward. If
+the control image fails, the machine is at fault and no image is rejected.
 
-A row with a fault in three attempts also gets a trial, once per run. Either it gets its verdict there, or the run
-reports which row fails and why.
+A row that has had a fault in three attempts also gets a trial, once per run. The trial either produces a verdict, or
+the run reports that the row fails and why.
 """
 
 import functools
@@ -54,8 +55,8 @@ RETRY_WAIT_S = 200.0
 """Seconds after which a shard that was put on hold may run again in the same window."""
 
 MOST_RUNS = FAULTY_ATTEMPTS
-"""Maximum number of times that a shard runs in one window. A fault that is still there needs a trial or more time, and
-without a limit, the shards that have one would leave no time for the others."""
+"""Maximum number of times that a shard runs in one window. If a fault persists after that many runs, it needs a trial
+or more time. Without a limit, shards with such faults would use up the time of all others."""
 
 PROBE_S = 60.0
 """Seconds within which a node must prove that it is alive."""
@@ -66,11 +67,11 @@ class UndecidedError(SegmintError):
 
 
 class ControlFailedError(UndecidedError):
-    """A worker cannot segment the control image, or no worker prepares a row in time, so the machines are at fault."""
+    """The machines are at fault: a worker cannot segment the control image, or no worker prepares a row in time."""
 
 
 class NodeDiedError(SegmintError):
-    """A suspect's worker died with its node or couldn't be reached, so the suspect may not be at fault."""
+    """The suspect may not be at fault, because its worker died together with the node or couldn't be reached."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,13 @@ class Quarantine:
         self._ledger: RowLedger | None = None
         self.ended = False  # whether `end_window` ended the last window
         self._died_with_others: set[int] = set()  # the ledger's numbers of rows that ran with others in a dead worker
-        self._attempts: Counter[int] = Counter()  # in which a row's fault put its shard on hold, by ordinal
+        self._attempts: Counter[int] = Counter()  # attempts in which a row's fault put its shard on hold, by ordinal
         self._faulted: dict[int, None] = {}  # rows in the last window, in order
         self._held: Counter[int] = Counter()  # times that a shard was put on hold in the last window
         self._alone: dict[int, str] = {}  # trial result of a row with a fault, by ordinal
 
     def note(self, result: ShardResult) -> int:
-        """Record the rows whose faults put a shard of the current window on hold, and have it run again soon.
+        """Record the rows whose faults put a shard of the current window on hold, and let the shard run again soon.
 
         A shard runs at most `MOST_RUNS` times in a window. Returns how many rows will run again.
         """
@@ -117,7 +118,7 @@ class Quarantine:
     def open_window(self, rows: RowSource, retry_rows: int | None = None) -> tuple[RowSource, RowLedger]:
         """Return a window's rows and its ledger. If verdicts on suspects are known, the rows have verdict columns.
 
-        About every `retry_rows` rows, shards that were put on hold meanwhile run again.
+        About every `retry_rows` rows, the shards that were put on hold since the last time run again.
         """
         self._rows, self._faulted, self._held, self.ended = rows, {}, Counter(), False
         self._ledger = RowLedger(alone=[row for row in self._died_with_others if row % STAGE_ROWS in rows])
@@ -183,7 +184,7 @@ class Quarantine:
         return Trials(verdicts, on_hold)
 
     def _try_persistent(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Run one trial for each row that has had faults in `FAULTY_ATTEMPTS` attempts, until the machines fail."""
+        """Run one trial for each row that has had faults in `FAULTY_ATTEMPTS` attempts. Stop if the machines fail."""
         unfinished = sorted((span.start, span.stop) for span in spans)
         waiting = [
             row
@@ -336,7 +337,7 @@ class Quarantine:
             node = self._start(worker, trial.control)
             began = time.monotonic()
             try:
-                # The worker enforces its own deadline. This one bounds the wait for a worker that fails to.
+                # The worker enforces its own deadline. This timeout applies if the worker fails to do so.
                 has_memory = ray.get(worker.has_memory_for.remote(trial.row), timeout=3 * timeout_s + PROBE_S)
             except (
                 ray.exceptions.RayActorError,
@@ -405,7 +406,7 @@ def apply_alone(
     for step in steps:
         table = step()(table)
         control = table.slice(1)
-        for field in VERDICT:  # a stage's verdict must not keep the control image from the next one
+        for field in VERDICT:  # even if a stage gives the control image a verdict, the next stage must process it
             at = control.schema.get_field_index(field.name)
             control = control.set_column(at, field, pa.nulls(1, field.type))
         table = pa.concat_tables([table.slice(0, 1), control])

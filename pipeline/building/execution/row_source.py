@@ -32,14 +32,14 @@ READ_ROWS = 4096
 """Maximum number of rows per read task. Ray Data cuts them into blocks."""
 
 FEWEST_READ_ROWS = 512
-"""Number of rows that a read task may always have, because it decodes a whole row group."""
+"""Number of rows that a read task may contain in any case, because it has to decode a whole row group anyway."""
 
 READ_CPUS = 0.25
 """Logical CPUs of a read task. Must differ from those of the actors, or Ray would fuse the stages."""
 
 WAITING_PER_ACTOR = 4
-"""Number of blocks per segment actor that may wait for an operator, before the one before it gets no more input. Few
-rows are read in advance, so that a shard on hold runs again soon."""
+"""Number of blocks per segment actor that may wait for an operator. If more are waiting, the preceding operator gets no
+input. The number is small, so that few rows are read in advance and a shard on hold runs again soon."""
 
 FEWEST_WAITING, MOST_WAITING = 8, 256
 """Limits of that number for a whole pool."""
@@ -64,7 +64,7 @@ class ShardRows:
 
 
 class RowSource(Datasource):  # type: ignore[misc]
-    """Rows of a window in the order of its shards, for Ray Data. Shards on hold can run again between two others.
+    """Rows of a window in the order of its shards, for Ray Data. Shards on hold can run again between two other shards.
 
     With `known`, the rows have verdict columns: those in `known`, by ordinal, and empty ones for all other rows.
     """
@@ -77,7 +77,7 @@ class RowSource(Datasource):  # type: ignore[misc]
         ledger: RowLedger | None = None,
         retry_rows: int | None = None,
     ) -> None:
-        """With a `ledger`, the window can be ended early, and has a slot for shards on hold every `retry_rows` rows."""
+        """Add slots for shards on hold every `retry_rows` rows, and allow an early end, if there is a `ledger`."""
         super().__init__()
         self._dataset = dataset
         self._shards = shards
@@ -92,7 +92,7 @@ class RowSource(Datasource):  # type: ignore[misc]
         return RowSource(self._dataset, self._shards, known, ledger, retry_rows)
 
     def stream(self) -> Iterator[ShardSpan]:
-        """Yield the shards, with their numbers of rows, in the order of Ray Data's output. Some of them run again."""
+        """Yield the shards, with their numbers of rows, in the order of Ray Data's output. Some occur again."""
         for each in self._plan()[1]:
             if isinstance(each, ShardRows):
                 yield ShardSpan(each.shard, 0, each.rows)
@@ -153,7 +153,7 @@ class RowSource(Datasource):  # type: ignore[misc]
         ]
 
     def _plan(self) -> tuple[list[list[Run] | None], list[ShardRows | int]]:
-        """Return the runs of each read, None for a retry slot, and the order of the shards and of the slots' numbers.
+        """Return the runs of each read, with None for a retry slot, and the order of shards and slot numbers.
 
         A slot lies between two shards.
         """
@@ -249,10 +249,10 @@ _EMPTY: dict[str, pa.Table] = {}  # by the catalog's parts, whose names contain 
 
 
 class WaitingBlocks(BackpressurePolicy):  # type: ignore[misc]
-    """Policy that gives an operator no input while too many blocks wait for the next one.
+    """Policy that stops the input of an operator while too many blocks are waiting for the next operator.
 
-    Each waiting block takes several kilobytes of the driver's memory. One task of a reading operator makes many blocks,
-    so these tasks run one at a time. Not a public API of Ray; a test checks that Ray calls it.
+    Each waiting block takes several kilobytes of the driver's memory. A single read task produces many blocks, so read
+    tasks run one at a time. The policy isn't part of Ray's public API; a test checks that Ray calls it.
     """
 
     def can_add_input(self, op: Any) -> bool:

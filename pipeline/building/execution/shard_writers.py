@@ -1,4 +1,4 @@
-"""Shard writers as Ray tasks. A few run at a time, on slices of a stream of blocks, which is cut at shard borders."""
+"""Shard writers as Ray tasks. A few run at a time, each on one shard's slices of the stream of blocks."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -62,9 +62,10 @@ def cut_at_borders(
 class ShardWriters:
     """Shard writers, of which at most `limit` are in flight. This limits the blocks in the object store.
 
-    Ray retries a writer that dies with its node, but not one that raises: its error ends the window. While waiting for
-    a writer, `check` is called every `LOOK_S` seconds, and raises if the wait takes too long. Without it, the wait
-    might never end: blocks can be lost with a node, and Ray waits forever for a node that could recompute them.
+    Ray retries a writer if its node dies, but not if the writer raises an error, which ends the window. While waiting
+    for a writer, this class calls `check` every `LOOK_S` seconds, and `check` raises if the wait takes too long.
+    Without it, the wait might never end: if blocks are lost with a node, Ray waits forever for another node that could
+    recompute them.
     """
 
     def __init__(self, limit: int, check: Callable[[], None], write: ShardWriter = write_shard) -> None:
@@ -74,7 +75,7 @@ class ShardWriters:
         self._in_flight: list[Any] = []
 
     def submit(self, task: ShardTask, cuts: list[BlockSlice]) -> Iterator[ShardResult]:
-        """Start the writer of one shard as soon as there is room; yield the results that arrive meanwhile."""
+        """Start a shard's writer once fewer than `limit` are in flight; yield the results that arrive until then."""
         yield from self._finished()
         while len(self._in_flight) >= self._limit:
             yield self._next()
@@ -90,7 +91,8 @@ class ShardWriters:
     def close(self) -> None:
         """Wait `LOOK_S` seconds for the writers in flight, then cancel the rest. Does nothing after `drain`.
 
-        If a window ends early, a writer may wait for lost blocks, which Ray would recompute during the next window.
+        This is needed if a window ends early while a writer waits for lost blocks: Ray would recompute them during the
+        next window.
         """
         if self._in_flight:
             _, late = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=LOOK_S)

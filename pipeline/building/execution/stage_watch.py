@@ -30,15 +30,15 @@ STORES_EVERY_S = 20.0
 class StalledError(SegmintError):
     """No row left any stage for too long while the stores responded.
 
-    The window ends, and the rest is retried on the remaining nodes.
+    The window ends, and the next one retries its unfinished shards on the remaining nodes.
     """
 
 
 class StageWatch(ExecutionCallback):  # type: ignore[misc]
     """Callback that updates the bars at each step of an execution and ends a stalled execution.
 
-    Ray Data creates the instance, so the state is on the class. The hook is not public, so the range of Ray versions is
-    limited, and a test checks that the hook is called.
+    Ray Data creates the instance, so the state is stored on the class. The hook isn't part of Ray's public API, so the
+    range of Ray versions is limited, and a test checks that Ray calls it.
     """
 
     progress: ClassVar[Progress | None] = None
@@ -54,9 +54,9 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
     outage: ClassVar[Callable[[], object]] = lambda: False
     last_look: ClassVar[float] = 0.0  # of the nodes
     nodes: ClassVar[frozenset[str]] = frozenset()  # at the window's start
-    resized: ClassVar[Callable[[], None] | None] = None  # called once when their number has doubled or halved
+    resized: ClassVar[Callable[[], None] | None] = None  # called once when the number of nodes has doubled or halved
     grows: ClassVar[bool] = False  # whether the pools use nodes that join, so that a doubled number doesn't matter
-    node_lost: ClassVar[float] = math.inf  # when the loss of one of them was noticed
+    node_lost: ClassVar[float] = math.inf  # time at which the loss of a node was noticed
 
     @classmethod
     def moved(cls) -> None:
@@ -66,7 +66,7 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
 
     @classmethod
     def expect(cls, rows: int) -> None:
-        """Raise the totals of the bars by rows that pass the stages in this window, or pass them again."""
+        """Increase the bars' totals by the number of rows that pass the stages in this window, or pass them again."""
         cls.rows += rows
         for stage, done in cls.rows_before.items():
             if cls.progress is not None:
@@ -88,9 +88,10 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
 
     @classmethod
     def check(cls) -> None:
-        """Raise `StalledError` after `stall_timeout` seconds without progress, or `LOST_NODE_WAIT_S` if a node is lost.
+        """Raise `StalledError` if there is no progress for too long.
 
-        An outage of a store resets the time.
+        The limit is `stall_timeout` seconds, or `LOST_NODE_WAIT_S` if a node is lost. An outage of a store resets the
+        time.
         """
         now = time.monotonic()
         if now - cls.last_look > NODES_EVERY_S:
@@ -134,16 +135,17 @@ def watched(
 ) -> Iterator[type[StageWatch]]:
     """Watch one window of `rows` rows, and set up Ray Data's context for it.
 
-    The bars continue from the earlier windows. Yields the watch; call its `moved` after each shard. `stall_timeout` is
-    in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called when nothing progresses, and
-    returns whether a store doesn't respond. `stages` maps parts of operator names to bar names. `resized` is called
-    once when the number of nodes has halved, or has doubled and the pools don't grow (`grows`) with it.
+    The bars continue from the earlier windows. Yields the watch. Call its `moved` method after each shard.
+    `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called when there
+    is no progress, and returns whether a store doesn't respond. `stages` maps parts of operator names to bar names.
+    `resized` is called once when the number of nodes has halved. It is also called when the number has doubled, unless
+    the pools grow with it (`grows`).
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Ray's own timeout misses a pool whose node died, and mistakes a slow image for a dead actor.
+    # Ray's own timeout doesn't notice a pool whose node died, and it mistakes a slow image for a dead actor.
     context.execution_no_progress_timeout_s = -1
     context.custom_execution_callback_classes = [StageWatch]
     StageWatch.stages, StageWatch.rows = stages, 0

@@ -28,7 +28,7 @@ FIRST_WINDOW_S = 600.0
 """Seconds that the first window takes at the expected rate."""
 
 WINDOW_S = 3600.0
-"""Seconds that each later window takes at the measured rate. Its actors start once, which takes a minute or two."""
+"""Planned seconds of each window after the first. Starting a window's actors takes a minute or two."""
 
 MOST_BLOCKS = 40_000
 """Maximum number of blocks per window. Each finished block takes several kilobytes of the driver's memory."""
@@ -38,10 +38,10 @@ UNKNOWN_RATE_SHARDS = 200
 
 
 class WindowSize:
-    """Number of shards in the next window: `window_shards`, or with `auto` the number that a time allows."""
+    """Number of shards in the next window: `window_shards` or, with `auto`, the number that its planned time allows."""
 
     def __init__(self, wanted: Literal["auto"] | int, rate: float | None = None, most: int | None = None) -> None:
-        """Start with the expected rate in shards per second, or None. `most` is the largest `auto`."""
+        """Start with the expected rate in shards per second, or None. `most` is the maximum for `auto`."""
         self._auto = wanted == "auto"
         self._most = most or UNKNOWN_RATE_SHARDS
         self.shards = min(UNKNOWN_RATE_SHARDS, self._most) if wanted == "auto" else wanted
@@ -50,9 +50,10 @@ class WindowSize:
             self._fit(rate, FIRST_WINDOW_S)
 
     def note(self, finished: Sequence[float], seconds: float) -> None:
-        """Adapt to a window that took `seconds` and finished a shard at each of these times, in seconds.
+        """Adapt to a window that took `seconds`. `finished` contains the time of each finished shard, in seconds.
 
-        With several shards, the time until the first one doesn't count, because the actors start in it.
+        If the window finished several shards, the time until the first one doesn't count, because it includes the start
+        of the actors.
         """
         if len(finished) >= STEADY_SHARDS and finished[-1] > finished[0]:
             self._fit((len(finished) - 1) / (finished[-1] - finished[0]), WINDOW_S)
@@ -70,7 +71,7 @@ class WindowSize:
 
 
 STEADY_SHARDS = 10
-"""Number of finished shards from which a window's rate is measured without its start."""
+"""Minimum number of finished shards for measuring a window's rate without its start."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class MissingShards:
 
     @property
     def rows(self) -> int:
-        """Number of rows of full shards, although the last one may have fewer."""
+        """Number of rows, as if all shards were full; the last one may have fewer."""
         return len(self.left) * self._config.images_per_shard
 
     def read(self, window: list[int]) -> WindowRows:
@@ -128,7 +129,7 @@ class MissingShards:
         return shard_rows(self._config, self._dataset, [shard for shard in window if shard not in committed])
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """Look up the window's other shards, because another build may write them too.
+        """Look up which of the window's other shards are committed, because another build may have written them.
 
         On S3, the number of requests depends on the window, not on the number of commits.
         """
@@ -178,7 +179,7 @@ class RejectedRows:
         return sum(self._rows[shard] for shard in self.left)
 
     def read(self, window: list[int]) -> WindowRows:
-        """Return only the rejected rows. Of a shard that was replaced since the start, the newer generation is read."""
+        """Return only the rejected rows. If a shard was replaced since the start, read its newer generation."""
         shards: list[ShardRows] = []
         tasks: dict[int, RetryTask] = {}
         handle = self._dataset.handle(self._config)

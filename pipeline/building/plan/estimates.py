@@ -52,8 +52,8 @@ class Extrapolation:
     def total(self, values: Floats) -> Estimate:
         """Estimate the total of a quantity over all rows. `values` contains its value for each sampled row.
 
-        For few or equal rows, which have no interval, the ends extrapolate the lowest and the highest value. The
-        interval does not allow for rows that are unlike all sampled ones.
+        If there are too few rows for an interval, or all values are equal, the ends extrapolate the lowest and the
+        highest value. The interval doesn't account for rows that are unlike all sampled ones.
         """
         total = float(values.mean()) * self._rows
         if self._sampled >= self._rows:

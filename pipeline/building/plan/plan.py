@@ -59,13 +59,13 @@ from segmint.pipeline.config.advice import detector_advice
 from segmint.pipeline.config.config import Config, as_pinned, identity
 
 DEFAULT_SHARE = 0.5
-"""Share of the ceiling assumed if nothing is measured and `--share` is not given; that of MobileSAM on a CPU's kernels.
+"""Assumed share of the ceiling without a measurement or `--share`: that of MobileSAM with the CPU kernels.
 
 One thread reached 0.53 to 0.59 (docs/metric.md), and concurrent actors slow each other down.
 """
 
 DRAWN_PER_POINT = 2.0
-"""Masks per point, of three, that are assumed to pass the threshold of predicted IoU if no sample counts them."""
+"""Assumed number of masks per point, out of three, above the threshold of predicted IoU if no sample counts them."""
 
 CHECKED_ROWS = 100_000
 """Maximum number of rows to check, from the start of the catalog. The limit keeps a plan to a few seconds."""
@@ -151,7 +151,8 @@ def find_remaining(
 ) -> RemainingShards:
     """Return the requested shards that are not committed.
 
-    Their rows are counted in the dataset's catalog. Without a dataset (`manifest` is None), there are `catalog_rows`.
+    Their rows are counted in the dataset's catalog. If there is no dataset yet (`manifest` is None), the number of rows
+    is `catalog_rows`.
     """
     size = config.images_per_shard
     parts = [(0, catalog_rows)] if manifest is None else [(part.first_shard, part.rows) for part in manifest.catalog]

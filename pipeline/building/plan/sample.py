@@ -137,7 +137,7 @@ def run_sample(
 
 
 class _MeteredStorage(Storage):
-    """Storage that measures reads since the last reset. In a child process, it is a plain storage."""
+    """Storage that measures reads since the last reset. In a child process, it doesn't measure anything."""
 
     def __init__(self, options: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(options)

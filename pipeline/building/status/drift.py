@@ -1,4 +1,4 @@
-"""Drift check: compares the last shards with those before them by a simple, robust measure.
+"""Drift check: compares the last shards with those before them, using a simple, robust measure.
 
 Four numbers are compared: masks, faces, and plates per image, and the share of rejected rows. For masks and rejected
 rows, the earlier value is exact. Faces and plates are not in commits, so they are read from the `images` tables of the
@@ -78,7 +78,8 @@ class Drift:
 def last_and_sample(built: Sequence[int], committed: Sequence[int]) -> tuple[list[int], list[int]] | None:
     """Choose the last shards and a sample of the earlier ones, or return None if there are too few shards.
 
-    `built` contains the shards with a known time, in order of time. `committed` contains all of them by number.
+    `built` contains the shards whose build time is known, in order of that time. `committed` contains all shards, in
+    order of their numbers.
     """
     count = min(LAST_SHARDS, len(committed) // 4, len(built))
     if len(committed) < LEAST_SHARDS or not count:

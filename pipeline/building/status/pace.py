@@ -66,8 +66,8 @@ def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
     """Return the time at which a build first committed each shard, in order of time. Unknown times are omitted.
 
     `listed` contains the files of all commits, in order. A correction removes the previous commit, and with it the
-    time. But builds commit in order. So if the nearest uncorrected shards on both sides were committed one after the
-    other, the shards between them get evenly spaced times.
+    time. However, builds commit in order. So if the nearest uncorrected shards before and after a corrected one were
+    committed one after the other, the shards between them get evenly spaced times.
     """
     times: dict[int, datetime] = {}
     before: ListedCommit | None = None  # the last one that was not corrected

@@ -34,7 +34,7 @@ class People:
 
     @property
     def seconds_per_mask(self) -> float | None:
-        """Annotators' active seconds per mask. Masks without a recorded time are left out; None if no mask has one."""
+        """Annotators' active seconds per mask. Masks without a recorded time don't count; None if none has one."""
         return self.seconds / self.timed if self.timed else None
 
     def __add__(self, other: "People") -> "People":

@@ -1,7 +1,7 @@
 """Contents of a dataset by its commits: the numbers that accounting and `segmint status` share.
 
-Because builds commit in order, missing shards below a committed one are on hold. The reason is not stored in the
-dataset, only in the memory and the log of the run. Gaps identify the shards.
+Because builds commit in order, missing shards below a committed one are on hold. The dataset doesn't store the reason,
+which only the run's memory and log contain. The shards themselves can be found as gaps between committed shards.
 """
 
 from collections.abc import Container, Mapping, Sequence
