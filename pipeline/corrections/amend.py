@@ -132,14 +132,16 @@ def amend(
 ) -> AmendResult:
     """Update the `AMENDABLE` columns of images from `catalog`, which identifies them by image_id.
 
-    A missing value leaves the dataset's value unchanged. With `clear`, it removes the value if the catalog contains the
-    column. `reason` is recorded (default: the catalog's name and SHA-256). The other arguments are as in `correct`.
+    If `catalog` lacks a value, the dataset's value stays unchanged. With `clear`, the value is removed instead,
+    provided that `catalog` contains the column. `reason` is recorded (default: the catalog's name and SHA-256). The
+    other arguments are as in `correct`.
 
-    First, the amended parts of the catalog are put, together with the manifest generation that names them, so that
-    builds, growth, and repairs use the new values. Then each shard's next generation is committed. Any later amendment
-    completes an interrupted one. Before anything is changed, raises `UsageError` for a catalog that cannot be read,
-    matches no row of the dataset, contradicts itself, or differs in a column of `FIXED`. Also raises it for a store
-    whose older versions cannot be removed.
+    First, `amend` writes the amended parts of the catalog, together with the manifest generation that names them, so
+    that builds, growth, and repairs use the new values. Then it commits the next generation of each shard. If it is
+    interrupted, any later amendment completes it.
+
+    Before anything is changed, raises `UsageError` if the catalog cannot be read, doesn't match any row of the dataset,
+    contradicts itself, or differs in a column of `FIXED`, or if the store's older versions cannot be removed.
     """
     if reason is not None and not reason.strip():
         raise UsageError("--reason is empty. Give a reason, or omit the option.")

@@ -20,10 +20,10 @@ from segmint.operators.shards.files import annotation_id, counts_of, mask_index
 
 @dataclass(frozen=True)
 class NewMask:
-    """An annotated mask. `counts` are canonical compressed run lengths; `said` contains its `MASK_ORIGIN` columns.
+    """Annotated mask. `counts` are its canonical compressed run lengths; `said` contains its `MASK_ORIGIN` columns.
 
-    Without a `label`, it inherits its parent's, unless the label is empty, which means that a person removed it.
-    `by_model` means that a model set the label, so it doesn't confirm an equal one.
+    If `label` is None, the mask inherits its parent's label. An empty `label` means that a person removed the label.
+    `by_model` means that a model set the label, so the label doesn't confirm an equal one.
     """
 
     counts: str
@@ -70,7 +70,7 @@ def is_of_build(mask: Row) -> bool:
 
 
 def changed_masks(row: Row, masks: Sequence[Row]) -> Row:
-    """Return the columns `masks` and `statistics` of an image whose masks become these, with their containers.
+    """Return the columns `masks` and `statistics` of an image that gets these masks, with their containers.
 
     Every correction that adds or removes masks of an image calls this, because the columns depend on all of them.
     """
@@ -87,7 +87,8 @@ def described_masks(
     """Return rows of new masks (keys of `DESCRIBED_MASK`), numbered from `first`.
 
     `parents` maps the run lengths of a new mask to the mask that it replaces. `said` contains default columns for all
-    new masks. A mask without a source is `corrected` if a build made its parent. Otherwise it inherits the parent's.
+    new masks. If a mask has no source, its source becomes `corrected` if a build made its parent. Otherwise, the mask
+    inherits its parent's source.
     """
     height, width = row["height"], row["width"]
     counts = [mask.counts for mask in new]

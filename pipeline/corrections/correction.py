@@ -1,10 +1,10 @@
 """Common procedure of all corrections: plan, prepare, revise the shards, clean up, and record a version.
 
 A correction is a class with five methods, which `correct` calls. It changes committed shards only by a revision: a set
-of shards, and a pure function on their rows. `segmint.operators.shards.revise` lets builds and other corrections run at
-the same time. It handles reservations, races, and tombstones for one shard. `segmint.operators.shards.put` removes the
-former files. This module applies a revision to all its shards, then removes or rebuilds everything else that showed the
-former rows. Repeating the call completes a correction that was killed.
+of shards, and a pure function on their rows. `segmint.operators.shards.revise` handles the reservations, races, and
+tombstones of one shard, so builds and other corrections can run at the same time. `segmint.operators.shards.put`
+removes the former files. This module applies a revision to all its shards, then removes or rebuilds everything else
+that showed the former rows. Repeating the call completes a correction that was killed.
 """
 
 from collections.abc import Callable, Iterable, Set
@@ -130,7 +130,7 @@ def correct(
     nothing to do or to complete, nothing is touched and `confirm` is not called. Before anything is changed, raises the
     errors of `plan`, and those of a damaged tombstone or a store whose older versions cannot be removed.
     """
-    read_tombstones(dataset.location)  # a damaged one hides what must not come back
+    read_tombstones(dataset.location)  # raises for a damaged tombstone, which could hide images that must not come back
     plan = correction.plan(dataset)
     if plan.is_done:
         return correction.result(dataset, plan, RevisionOutcome({}), name_now(dataset.location))

@@ -1,7 +1,7 @@
 """Revision that updates committed images to the catalog's credits, for `segmint amend` and `segmint repair`.
 
 Before an amendment changes the catalog, it lists the shards to change in a file in `reservations/`. It deletes that
-file when it ends. So the next amendment can complete an interrupted one, or detect that nothing remains to be done.
+file when it is done. From this file, the next amendment can tell whether an interrupted one left work to complete.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -70,7 +70,7 @@ def shards_of(amendments: Mapping[str, frozenset[int]]) -> frozenset[int]:
 def credit(dataset: Location, generation: int, shards: Collection[int]) -> Revision:
     """Return a revision that updates the credits of the shards' images from the catalog.
 
-    The catalog is that of the manifest's `generation`, or of a later one.
+    The catalog is that of manifest generation `generation` or of a later one.
     """
     change = cataloged(dataset)
     return Revision(

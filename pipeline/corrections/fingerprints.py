@@ -44,7 +44,7 @@ def forget(
 def tell_apart(
     dataset: Location, name: str, tombstone: str, reason: str, now: datetime | None = None
 ) -> FingerprintChange:
-    """Record that an image, by its image_id or number, shows none of the pictures that a tombstone's file names.
+    """Record that an image, given by its image_id or number, isn't one of the pictures that a tombstone's file names.
 
     Raises `UsageError` if there is no such image or tombstone, or the reason is blank, and the errors of `correct`.
     """
@@ -58,7 +58,7 @@ def tell_apart(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Plan of a change in a shard, and the decision to record, if it is one."""
+    """Plan of a change in a shard, and the decision to record, if there is one."""
 
     shard: int
     listed: FingerprintChange
@@ -69,7 +69,7 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Change(Correction[_Plan, FingerprintChange]):
-    """The `Correction` that changes fingerprints and no shard. Without a decision, it removes those of an image."""
+    """The `Correction` that changes fingerprints but no shards. Without a decision, it removes an image's."""
 
     name: str
     decision: OtherPicture | None = None
@@ -110,7 +110,7 @@ class _Change(Correction[_Plan, FingerprintChange]):
         return FingerprintChange(plan.listed.dataset, plan.listed.name, plan.listed.image, plan.listed.what, version)
 
     def _recognized(self, dataset: DatasetHandle) -> int:
-        """Return the number of the image with fingerprints that has the name."""
+        """Return the number of the image that has this name and has fingerprints."""
         removed = [image for tombstone in read_tombstones(dataset.location) for image in tombstone.images]
         wanted = possible_ids(self.name)
         named = {each.id for each in removed if not wanted.isdisjoint((each.image_id, each.id))}

@@ -28,7 +28,7 @@ SHOWN = 20
 
 _WORKED_ON = "annotated in this dataset since, so nothing is copied"
 DECIDED = ("taken down", "refused by the build", "returned to the annotator", _WORKED_ON)
-"""Reasons to skip an image that were decided before. For any other reason, the image couldn't be processed."""
+"""Reasons to skip an image that follow from earlier decisions. Any other reason means that it couldn't be processed."""
 
 NOT_BUILT = "not built yet"
 """Reason why images of shards without a commit are skipped."""
@@ -72,7 +72,7 @@ class RevisionList:
         return self.images
 
     def example_lines(self) -> list[str]:
-        """Return the examples as lines, and a last one for those that are left out."""
+        """Return the examples as lines, and a last line for those that are left out."""
         more = [f"  and {self.more_examples:,} more"] if self.more_examples else []
         return [*(f"  {example}" for example in self.examples), *more]
 
@@ -83,7 +83,7 @@ class RevisionList:
         return f", in {counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}"
 
     def counted_masks(self, *kinds: str) -> str:
-        """Return the number of masks of each kind as text, for all kinds by default. Without masks, it is empty."""
+        """Return the number of masks of each kind as text, for all kinds by default, or "" without masks."""
         return listed(f"{self.masks[kind]:,} {kind}" for kind in kinds or self.masks if self.masks[kind])
 
     def reason(self) -> str:
@@ -255,7 +255,7 @@ class MaskCorrection(Correction[RevisionPlan[L], R]):
 
 
 def is_unfinished(dataset: DatasetHandle, shards: Set[int]) -> bool:
-    """Return whether a correction of these shards was interrupted and left reservations, former commits, or no version.
+    """Return whether an interrupted correction of these shards left reservations or former commits, or lacks a version.
 
     Other shards may have changed since, and a build may reserve shards that are not committed yet.
     """

@@ -1,8 +1,8 @@
 """`--prove` of takedowns and redactions: search for an image in all files that a dataset references.
 
-A takedown's image is searched for by its names and numbers, and by its fingerprints: the SHA-256 of its pixels and
-released JPEGs anywhere, and its perceptual hashes among the committed images. A redacted image is searched for by the
-SHA-256 of its JPEGs from before only.
+For an image that was taken down, the search looks for its names and numbers, and for its fingerprints: the SHA-256 of
+its pixels and released JPEGs in all files, and its perceptual hashes among the committed images. For a redacted image,
+it only looks for the SHA-256 of the JPEGs from before the redaction.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class ImageProof:
     """Locations that were searched for an image, and those where it was found."""
 
     dataset: str
-    images: tuple[str, ...]  # each with its names, if tombstones name it
+    images: tuple[str, ...]  # each with its names, if tombstones contain them
     reasons: tuple[str, ...]  # of the tombstones
     versions_before: tuple[str, ...]  # digests named by the tombstones
     hashes: int  # number of SHA-256 of pixels and JPEGs that were searched for
@@ -84,9 +84,9 @@ def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
     """Search for a removed image, by its image_id or number, in all files that the dataset references.
 
     Searches every committed file, the catalog, the names of all other files (including older versions in a bucket),
-    files that are not segmint's, the report, and the recorded outputs. `at` names where outputs are now, each as
-    NAME=URI with the place in its note as the name. Changes nothing. Raises `UsageError` for an image that no tombstone
-    names or a place without a note, and `DamagedDatasetError` for files that cannot be read.
+    files that are not segmint's, the report, and the recorded outputs. Each item of `at` gives the current place of an
+    output as NAME=URI, in which NAME is the place in the output's note. Changes nothing. Raises `UsageError` for an
+    image that no tombstone names or a place without a note, and `DamagedDatasetError` for files that cannot be read.
     """
     manifest = load_manifest(dataset)
     tombstones = [
@@ -127,7 +127,7 @@ def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
 
 
 def prove_redaction(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
-    """Search for an image's JPEGs from before its redactions, like `prove`.
+    """Search for an image's JPEGs from before its redactions, as `prove` does.
 
     Raises `UsageError` if `name` is not the image_id or number of an image, or no redaction of it is recorded.
     """
@@ -222,7 +222,7 @@ class _Search:
             (self.found if found else self.not_checked).append(line)
 
     def look_below(self, place: Location, own: str = "") -> set[str]:
-        """Search a file, or those below a folder except `own` and the dataset itself; return their names below it."""
+        """Search a file, or a folder's files except `own` and the dataset; return their paths inside the folder."""
         if place.exists():
             self.add(search_file(place, str(place), place.name, self.wanted))
             return {""}
@@ -257,7 +257,7 @@ class _Search:
     def look_at(self, notes: Sequence[OutputNote], uris: Sequence[str]) -> None:
         """Search an output. `notes` are those of its location, and `uris` other places that the user names.
 
-        An empty place counts as checked only if it is the noted one, and beside the dataset or named by the user.
+        An empty place counts as checked only if the note names it, and it is beside the dataset or the user named it.
         """
         note, advice = notes[-1], f"pass --at '{notes[0].place}=URI'"
         near = (str(place) for each in notes if (place := each.location(self.dataset)) is not None)
@@ -337,7 +337,7 @@ def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> 
 
 
 def _holds_output(place: Location, notes: Sequence[OutputNote]) -> bool:
-    """Return whether a file that one of the notes names is at a place with the same bytes, for exports their list."""
+    """Return whether a place contains a file (for exports, their list) with the bytes that one of the notes names."""
     if place.exists():
         return place.sha256() in {sha256 for note in notes for sha256 in note.files.values()}
     listed = {note.listed for note in notes if note.listed}
@@ -346,7 +346,7 @@ def _holds_output(place: Location, notes: Sequence[OutputNote]) -> bool:
 
 
 def _missing(place: Location, names: Collection[str]) -> list[str]:
-    """Return a line about the files that an export's list names and that are not among these."""
+    """Return a line about the files that an export's list names but that are missing here."""
     count, first = 0, ""
     with (place / FILES_LIST).open() as rows:
         next(rows)

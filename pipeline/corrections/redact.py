@@ -100,8 +100,8 @@ def redact(
 ) -> RedactResult:
     """Redact the regions that the file `regions` lists in a dataset's images. The other arguments are as in `correct`.
 
-    Before anything is changed, raises `UsageError` for an invalid file, an image that does not exist, a box outside its
-    image, a dataset without images, or a store whose older versions cannot be removed.
+    Before anything is changed, raises `UsageError` if the file is invalid, an image does not exist, a box is outside
+    its image, the dataset has no images, or the store's older versions cannot be removed.
     """
     return correct(DatasetHandle.open(dataset), _Redaction(regions), confirm, resources=resources)
 

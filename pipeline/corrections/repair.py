@@ -1,7 +1,7 @@
 """`segmint repair`: restore damaged files of a dataset to exactly the bytes that its commits name.
 
-Shards are inspected and repaired in their latest generation. If another command replaces it meanwhile, both continue
-with the next one.
+Shards are inspected and repaired in their latest generation. If another command replaces a shard in the meantime,
+inspection and repair continue with the next generation.
 """
 
 import re
@@ -105,12 +105,14 @@ class RepairResult:
 def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RAY_FROM_SHARDS) -> RepairResult:
     """Check a dataset, and restore commits and data files that are missing or damaged.
 
-    Data files are restored from the rest of the shard if possible. Otherwise they are rebuilt from the catalog if
-    `config`, the build's configuration, is given. A file is put only if it has exactly the SHA-256 that the commit
+    Data files are restored from the rest of the shard if possible. Otherwise, they are rebuilt from the catalog if
+    `config`, the build's configuration, is given. A file is written only if it has exactly the SHA-256 that the commit
     names. A commit is rebuilt if the shard's data files are intact and prove its contents. Existing tombstones are
-    applied to restored shards. Images get the catalog's credits in case an amendment was interrupted. Ray inspects and
-    repairs `ray_from` or more shards. Raises `UsageError` if there is no dataset or the configuration belongs to
-    another one. Damage elsewhere is only listed: manifests, catalog, tombstones, versions, and submissions.
+    applied to restored shards. Images get the catalog's credits in case an amendment was interrupted. Damage to
+    manifests, the catalog, tombstones, versions, or submissions is only listed.
+
+    If there are `ray_from` or more shards, Ray inspects and repairs them. Raises `UsageError` if there is no dataset or
+    the configuration belongs to another one.
     """
     committed = CommitLog(dataset).committed()  # before the manifest, so that it covers all of these shards
     try:
@@ -210,7 +212,7 @@ def _each(
     ray_from: int,
     threads: int = 1,
 ) -> Iterator[Result]:
-    """Yield `correct_one(shard)` for each shard, in order: in threads, or by Ray for `ray_from` or more shards."""
+    """Yield `correct_one(shard)` for each shard, in order: from threads, or from Ray for `ray_from` or more shards."""
     if len(shards) >= ray_from and find_spec("ray") is not None:
         from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
 
@@ -308,7 +310,7 @@ class _CommitRecord:
 
 
 class _DamageError(DamagedDatasetError):
-    """Damage that counts only for the latest generation. Otherwise another command may be removing the files."""
+    """Damage that only counts in the latest generation, because a command may be removing the files of others."""
 
 
 class _UnrepairableError(DamagedDatasetError):
@@ -392,10 +394,10 @@ def _damages(task: RepairTask, held: _CommitRecord) -> list[Damage]:
 
 
 def _other_machine(finding: Finding, manifest: DatasetManifest) -> bool:
-    """Return whether a finding shows the numerics of another machine (`allow_mixed_numerics`) rather than damaged text.
+    """Return whether a finding comes from another machine's numerics (`allow_mixed_numerics`) rather than damaged text.
 
-    Fingerprints of two machines share only a few digits by chance. A damaged fingerprint differs in one digit. The same
-    goes for two values of `build_sha256`.
+    The fingerprints of two machines share only a few digits, by chance, whereas a damaged fingerprint differs in only
+    one digit. The same is true for two values of `build_sha256`.
     """
     wanted = {Code.OTHER_NUMERICS: manifest.numerics_fingerprint, Code.OTHER_BUILD: manifest.build_sha256}
     known = wanted.get(finding.code)
@@ -437,7 +439,7 @@ def _remake(task: RepairTask, held: _CommitRecord) -> str:
 
 
 def _numerics(data: bytes, known: frozenset[str]) -> str:
-    """Return the numerics of a damaged commit: its own if other commits share them, or else the only known numerics."""
+    """Return a damaged commit's numerics: its own if other commits have the same, or else the only known numerics."""
     said = _NUMERICS.search(data)
     if said is not None and said[1].decode() in known:
         return said[1].decode()
@@ -453,8 +455,9 @@ def _numerics(data: bytes, known: frozenset[str]) -> str:
 def _data_files(dataset: Location, held: _CommitRecord) -> Mapping[str, list[str]]:
     """Return the paths of data files that may belong to a damaged commit, by folder.
 
-    A file belongs to it if the commit's bytes contain the first digits of its SHA-256, which occur in the path and in
-    the hash after it. If the commit cannot be parsed, files that no running or dead command has reserved also count.
+    A file belongs to the commit if the commit's bytes contain the first digits of the file's SHA-256. They occur in the
+    path and in the hash after the path. If the commit cannot be parsed, files that no running or dead command has
+    reserved also count.
     """
     reserved = reserved_paths(dataset, {held.shard: held.generation})
     found: dict[str, list[str]] = {}

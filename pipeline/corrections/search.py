@@ -49,7 +49,7 @@ _UNREADABLE = (
 
 
 class Trace(NamedTuple):
-    """A place where the image is, or, if not `found`, one that couldn't be checked."""
+    """Place that contains the image or, if `found` is false, that couldn't be checked."""
 
     found: bool
     line: str
@@ -57,14 +57,14 @@ class Trace(NamedTuple):
 
 @dataclass(frozen=True)
 class WantedImage:
-    """Names and numbers of taken-down images, and the SHA-256 of JPEGs and pixels. Without images, only JPEGs count."""
+    """Names and numbers of taken-down images, and the SHA-256 of JPEGs and pixels. Only JPEGs count without images."""
 
     images: tuple[RemovedImage, ...] = ()
     jpegs: frozenset[str] = frozenset()
 
     @cached_property
     def _words(self) -> tuple[bytes, ...]:
-        """Names as they appear in text, JSON, HTML, and URLs. Omits those with only digits or very few letters."""
+        """Names as they appear in text, JSON, HTML, and URLs. Omits names with only digits or very few letters."""
         words = {word for each in self.images for word in (each.image_id, each.uri, each.sha256) if word}
         long = {image_stem(image.id) for image in self.images} | {w for w in words if not SHORT_NAME.fullmatch(w)}
         escaped = {form for word in long for form in (json.dumps(word)[1:-1], html.escape(word), quote(word))}
@@ -123,7 +123,7 @@ def search_file(file: Location, where: str, path: str, wanted: WantedImage) -> l
 
 
 def _search(stream: BinaryIO, where: str, wanted: WantedImage, archives: int = 0) -> Iterator[Trace]:
-    """Yield the traces in a seekable stream, which is in so many archives."""
+    """Yield the traces in a seekable stream, which is nested in this number of archives."""
     head = stream.read(512)
     stream.seek(0)
     kind = (match.lastgroup or "") if (match := _KIND.match(head)) else ""
@@ -156,7 +156,7 @@ def _in_tar(stream: BinaryIO, where: str, wanted: WantedImage, archives: int) ->
             yield Trace(True, name)
         elif is_plain_file(member) and member.size <= MOST_MEMBER_BYTES:
             yield from _search(io.BytesIO(reader.read(member)), name, wanted, archives)
-        elif not (member.isdir() or member.islnk()):  # a hard link's file is another member
+        elif not (member.isdir() or member.islnk()):  # the file of a hard link is a member itself
             yield Trace(False, f"{name}: a link, a special or sparse file, or over {MOST_MEMBER_BYTES >> 20} MiB")
     stream.seek(end)
     if any(piece.strip(b"\0") for piece in iter(lambda: stream.read(_PIECE), b"")):
@@ -192,7 +192,7 @@ def _in_parquet(stream: BinaryIO, where: str, wanted: WantedImage) -> Iterator[T
 
 
 def _values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the plain values in a row, with the names of their columns, with dots in nested ones."""
+    """Yield the plain values in a row, with the names of their columns; the names of nested columns contain dots."""
     if isinstance(value, dict):
         for key, each in value.items():
             yield from _values(f"{name}.{key}" if name else str(key), each)

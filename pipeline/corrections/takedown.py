@@ -126,11 +126,11 @@ def takedown(
 ) -> TakedownResult:
     """Remove images from a dataset; a request by id includes all other rows with the same image or name.
 
-    `catalog_uri` is as in `list_takedown`; the other arguments are as in `correct`. The tombstone is put first. Then
-    the images' annotations are removed, their rows in the catalog are blanked, each shard's next generation is
+    `catalog_uri` is as in `list_takedown`; the other arguments are as in `correct`. The tombstone is written first.
+    Then the images' annotations are removed, their rows in the catalog are blanked, each shard's next generation is
     committed, and everything older is removed. Every call also completes earlier takedowns. Before anything is changed,
-    raises `UsageError` for names that are not in the dataset or a store whose older versions cannot be removed, and
-    `DamagedDatasetError` if a shard cannot be read.
+    raises `UsageError` if the request contains names that are not in the dataset or the store's older versions cannot
+    be removed, and `DamagedDatasetError` if a shard cannot be read.
     """
     return correct(DatasetHandle.open(dataset, catalog_uri), _Takedown(request, reason, now), confirm, now, resources)
 
@@ -228,9 +228,9 @@ class _Takedown:
 
 
 def _recognize(dataset: DatasetHandle) -> None:
-    """Put the fingerprints of taken-down images, as committed now, and remove those that aren't wanted.
+    """Write the fingerprints of taken-down images, as committed now, and remove unwanted ones.
 
-    Revisions put them, too. Here, they are put before the commits are listed again, so that no build misses them.
+    Revisions write them too. Here, they are written before the commits are listed again, so that no build misses them.
     """
     known = read_fingerprints(dataset.location)
     per_shard = dataset.manifest().images_per_shard
@@ -276,7 +276,7 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> None:
             return
         counted = {name: count for name, count in sorted(licenses.items()) if count}
         blank = put_parts(dataset, latest, new, licenses=counted)
-    if blank is None:  # a growing build or another correction won the race, so blank its parts
+    if blank is None:  # a growing build or another correction was first, so blank its parts
         _blank_catalog(dataset, ordinals)
 
 

@@ -217,7 +217,7 @@ def _requested(earlier: Sequence[Tombstone], request: TakedownRequest) -> set[in
 
 
 def _similar(dataset: Location, commits: Sequence[Commit], own: Images, requested: Set[int]) -> Iterator[NearCopy]:
-    """Yield committed images that look like the images `own`, or like those `requested` that are already removed."""
+    """Yield committed images that look like the images `own`, or like the already removed images `requested`."""
     here, gone = pictures_at(dataset, commits, own), wanted_pictures(dataset, requested)
     hashes = np.concatenate([here.hashes, gone.hashes])
     pictures = WantedPictures((*here.ids, *gone.ids), (*here.tombstones, *gone.tombstones), hashes, gone.others)
@@ -229,7 +229,7 @@ def _without(images: Images, *others: Images) -> Images:
 
 
 def _measured(images: Iterable[RemovedImage], known: Mapping[int, frozenset[str]]) -> Measured:
-    """Return the measured SHA-256 of removed images, with those of their fingerprints, `known` by number."""
+    """Return the measured SHA-256 of removed images, and those in their fingerprints, which `known` has by number."""
     own = {image.ordinal: known.get(image.id, frozenset()) | {image.sha256 or ""} - {""} for image in images}
     return {ordinal: digests for ordinal, digests in own.items() if digests}
 
@@ -250,7 +250,7 @@ def _check(selection: Selection, taken: Images, request: TakedownRequest, earlie
 
 
 def _refused_by_source(dataset: Location, commits: Iterable[Commit]) -> list[int]:
-    """Return the ordinals of rows that were rejected because a tombstone names their source, but still have names."""
+    """Return the ordinals of rows that a tombstone's source caused to be rejected, but that still have names."""
     found: list[int] = []
     for commit in commits:
         if commit.counts.get(f"{REJECTED}{Reason.TAKEN_DOWN}"):

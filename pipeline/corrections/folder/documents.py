@@ -1,4 +1,4 @@
-"""JSON files of a folder's masks: read into rows of masks, and edited without losing what others wrote into them."""
+"""JSON files of a folder's masks, which are read into rows and edited without losing what others wrote into them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class BadFileError(UsageError):
 
 @dataclass(frozen=True)
 class MasksDocument:
-    """JSON file of a photograph's masks: its content, (height, width) in pixels, and the rows of its masks.
+    """JSON file of a photograph's masks: its content, its (height, width) in pixels, and the rows of its masks.
 
     The rows have the keys of `MASK` with canonical run lengths, and the columns of their label and source.
     """
@@ -40,7 +40,7 @@ class MasksDocument:
 
 
 def photograph_of(data: bytes) -> str | None:
-    """Return the file name in SA-1B's JSON of an image, empty if it has none; None for the JSON of other tools."""
+    """Return the file name in an image's SA-1B JSON, "" if the JSON lacks it, or None for the JSON of other tools."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -53,7 +53,7 @@ def photograph_of(data: bytes) -> str | None:
 def read_masks(data: bytes, where: str, sha256: str) -> MasksDocument:
     """Read a JSON file with the hexadecimal `sha256`.
 
-    Raises `BadFileError`, which names the file, `where`, if any of its masks can't be read.
+    Raises `BadFileError` if any of its masks can't be read. The error names the file as `where`.
     """
     parse = cache(json.loads)
     image = read_json(data, where, parse=parse)
@@ -96,9 +96,10 @@ def _origin(annotation: Mapping[str, Any], row: Row, sha256: str) -> Row:
 
 
 def edit_document(value: Mapping[str, Any], masks: Sequence[Row]) -> bytes:
-    """Return the bytes of a JSON file whose masks become these (keys of `DESCRIBED_MASK`).
+    """Return the bytes of a JSON file after its masks are replaced by these (keys of `DESCRIBED_MASK`).
 
-    Annotations whose pixels stay, and all other keys, are kept as they are, in their order. New masks get new ids.
+    Annotations whose pixels don't change are kept as they are and in their order, as are all other keys. New masks get
+    new ids.
     """
     size = (value["image"]["height"], value["image"]["width"])
     before = list(value["annotations"])
@@ -124,7 +125,7 @@ def edit_document(value: Mapping[str, Any], masks: Sequence[Row]) -> bytes:
     gone = set(ids).difference(each["id"] for each in annotations if type(each.get("id")) is int)
     for key in LEVELS.values():
         old = value.get(key)
-        if not isinstance(old, list) or len(old) != len(before):  # another program's
+        if not isinstance(old, list) or len(old) != len(before):  # written by another program
             continue
         values = [None if place is None else old[place] for place in kept]
         edited[key] = [None if key != "outputs" and type(each) is int and each in gone else each for each in values]
@@ -139,7 +140,7 @@ def new_document(task: PhotographTask, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _values(value: Mapping[str, Any], key: str, count: int) -> list[Any]:
-    """Return a list with a value for each of `count` annotations; only nulls if there is no such list."""
+    """Return a list with one value for each of `count` annotations; all values are null if there is no such list."""
     found = value.get(key)
     return found if isinstance(found, list) and len(found) == count else [None] * count
 

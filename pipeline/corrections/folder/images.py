@@ -28,7 +28,7 @@ _JSON = ".json"
 def is_photograph_folder(name: str, *, pairs: bool = True) -> bool:
     """Return whether a path is a local folder that directly contains photographs, and not a dataset.
 
-    With `pairs` False, a folder with pairs such as `a.jpg` and `a.json`, which is SA-1B-style data, only counts if it
+    SA-1B-style data, such as a folder with the pair `a.jpg` and `a.json`, only counts if `pairs` is True or the folder
     has a working dataset.
     """
     # Methods of `Path` raise the errors of a path that is too long, or in an unreadable folder.
@@ -44,10 +44,10 @@ def is_photograph_folder(name: str, *, pairs: bool = True) -> bool:
 
 
 def find_images(folder: str) -> tuple[dict[str, PhotographTask], list[str]]:
-    """Return the photographs directly in a local folder by their names, and a line for each file that is skipped.
+    """Return the photographs directly in a local folder, by name, and a line for each skipped file.
 
     Their JSON files are those of `segmint masks` (`a.masks.json`) or, if there is none, SA-1B's (`a.json`). Temporary
-    files next to them, which killed runs left, are deleted. Raises `UsageError` if there are no photographs.
+    files that killed runs left next to them are deleted. Raises `UsageError` if there are no photographs.
     """
     storage = Storage()
     found = find_photographs(storage, [folder], recursive=False)
@@ -71,7 +71,7 @@ def find_images(folder: str) -> tuple[dict[str, PhotographTask], list[str]]:
 
 
 def _other_document(storage: Storage, task: PhotographTask, names: set[str], stems: Mapping[str, int]) -> str:
-    """Return SA-1B's JSON of a photograph, or its usual name if there is none or it may be another photograph's."""
+    """Return a photograph's SA-1B JSON, or its usual name if the file is missing or may be another photograph's."""
     own = base_name(task.image.name)
     is_alone = stems[PurePosixPath(own).stem] == 1
     path = str(local_path(task.image.name))

@@ -1,9 +1,9 @@
 """Working dataset of a folder of photographs: imports their JSON files, and writes corrected masks back into them.
 
-The JSON files hold the masks; the dataset is only a copy to correct, which can be deleted at any time. Each photograph
-is a shard, so an import that was killed resumes after the last photograph. For each one, a small file records the JSON
-content that segmint read or wrote. It is put before the JSON is replaced, so a JSON with other content was changed by
-someone else, even if segmint was killed in between.
+The JSON files hold the masks. The dataset is only a working copy, which can be deleted at any time. Each photograph is
+a shard, so an import that was killed resumes after the last photograph. For each photograph, a small file records the
+JSON content that segmint last read or wrote. segmint writes this record before it replaces the JSON. So if a JSON's
+content isn't in the record, someone else changed the JSON, even if segmint was killed in between.
 """
 
 import hashlib
@@ -74,7 +74,7 @@ from segmint.pipeline.masks.images import is_local
 from segmint.pipeline.masks.outputs import PhotographTask
 
 WORKING = ".segmint"
-"""Name of the hidden folder next to the photographs, with the working dataset and the state of their files."""
+"""Name of the hidden folder next to the photographs that contains the working dataset and the state of their files."""
 
 _SHORT_SIDE = ReleaseConfig().short_side
 _OF_WORK = ("source", "annotator", "seconds", "prompts", "model", "origin")
@@ -89,8 +89,9 @@ class FolderInUseError(UsageError):
 class _FileState:
     """Record of a photograph's files, as segmint last read or wrote them.
 
-    `photograph` is its size in bytes and modification time, `sums` the SHA-256 of JSON contents that segmint read or
-    wrote (empty: no file), `submissions` the number of merged submissions, and `problem` why it can't be used.
+    `photograph` is the photograph's size in bytes and its modification time. `sums` contains the SHA-256 of each JSON
+    content that segmint read or wrote, or an empty string if there was no file. `submissions` is the number of merged
+    submissions, and `problem` is the reason why the photograph can't be used.
     """
 
     photograph: tuple[int, int] | None
@@ -138,10 +139,10 @@ class WorkingDataset:
         return len(self._images)
 
     def update(self, name: str) -> list[str]:
-        """Bring the dataset up to date with the photographs and JSON files, and write back what a killed run left.
+        """Bring the dataset up to date with the photographs and JSON files, and write back what a killed run didn't.
 
-        `name` is that of a new dataset. Returns a line for each photograph that can't be used, which names the file and
-        the reason; the others are imported.
+        `name` is the name of a new dataset. Photographs that can't be used aren't imported; for each of them, the
+        result has a line with the file's name and the reason.
         """
         numbers = self._numbers()
         new = [image for image in self._images if image not in numbers]
@@ -166,7 +167,7 @@ class WorkingDataset:
         """Import an image's JSON again if someone else changed it. Raises `BadFileError` if it can't be used."""
         ordinal = image - 1
         with self._lock:
-            if ordinal not in self._names:  # a page may ask for an image that never was, or is gone
+            if ordinal not in self._names:  # a page may ask for an image that never existed or is gone
                 return
             state = self._state(ordinal)
             if state is None or self._read(ordinal)[1] not in state.sums:
@@ -222,7 +223,8 @@ class WorkingDataset:
     ) -> str | None:
         """Import a photograph and its JSON if they have changed; otherwise write and merge its new submissions.
 
-        Returns why it can't be used, or None. Such a photograph is rejected, unless `is_strict` or it can't be read.
+        Returns the reason if the photograph can't be used, or None. If there is a reason, the photograph is rejected,
+        unless `is_strict` is set or the file can't be read.
         """
         image = self._image(ordinal)
         try:
@@ -309,10 +311,10 @@ class WorkingDataset:
         return dict(described)
 
     def _commit(self, handle: DatasetHandle, ordinal: int, row: Row, *, is_new: bool = False) -> None:
-        """Commit a row as its shard's first or next generation. A later one keeps the record of the merged submission.
+        """Commit a row as its shard's first or next generation.
 
-        Its masks are those of the JSON, so submissions to earlier masks count as merged. Those that an annotator made
-        keep who made them, and how.
+        A later generation keeps the record of the merged submission. Its masks come from the JSON, so submissions to
+        earlier masks count as merged. Masks that an annotator made keep the record of who made them and how.
         """
         row = {**dict.fromkeys(DESCRIBED.names), **row}
         if is_new:
@@ -323,7 +325,7 @@ class WorkingDataset:
         def change(_: Commit, rows: Sequence[Row]) -> list[Row]:
             if row["reason"] is not None:
                 return [row]
-            before = rows[0] if rows[0]["reason"] is None else row  # a rejected row keeps no record
+            before = rows[0] if rows[0]["reason"] is None else row  # a rejected row doesn't keep the record
             submissions = self._submissions(before, submissions_of(self.location, ordinal))
             before = merge_submission(before, submissions).row if submissions else before
             drawn = {counts_of(mask): mask for mask in before["masks"] if mask["annotator"] is not None}
@@ -348,7 +350,7 @@ class WorkingDataset:
             self._replaced.clear()
 
     def _settle(self, handle: DatasetHandle, ordinal: int, submissions: int) -> None:
-        """Write an image's submissions into its JSON, unless a former run did, and merge them into the dataset."""
+        """Write an image's submissions into its JSON, unless an earlier run did so, and merge them into the dataset."""
 
         def change(_: Commit, rows: Sequence[Row]) -> list[Row]:
             found = self._submissions(rows[0], submissions_of(self.location, ordinal))
@@ -366,7 +368,7 @@ class WorkingDataset:
         return {"ordinal": ordinal, "id": ordinal + 1, "image_id": name, "uri": self._images[name].image.name}
 
     def _submissions(self, row: Row, names: Sequence[SubmissionName]) -> list[Submission]:
-        """Return the submissions of the assignment to merge, in order; none if they are merged or can't be read."""
+        """Return the assignment's unmerged submissions, in order; none if they are already merged or can't be read."""
         last = submission_to_merge(row, names)
         try:
             own = [name for name in names if last is not None and name.assignment == last.assignment]
@@ -399,7 +401,7 @@ class WorkingDataset:
         size = row["height"], row["width"]
         before = new_document(image, size) if data is None else json.loads(data)
         edited = edit_document(before, row["masks"])
-        if data is not None and json.loads(edited) == before:  # the spaces may differ
+        if data is not None and json.loads(edited) == before:  # the white space may differ
             edited = data
         state = replace(state, sums=(hashlib.sha256(edited).hexdigest(),))
         if edited != data:
@@ -455,7 +457,7 @@ def _manifest(name: str) -> DatasetManifest:
 
 
 def _frame_of(document: MasksDocument, photograph: tuple[int, int], image: PhotographTask) -> tuple[int, int]:
-    """Return (width, height) of the masks. Raises `BadFileError` if it isn't the photograph's, or one scaled down."""
+    """Return (width, height) of the masks. Raises `BadFileError` unless it is the photograph's or a scaled-down one."""
     height, width = document.size
     scaled = released_size(*photograph, min(document.size))
     if abs(scaled[0] - width) > 1 or abs(scaled[1] - height) > 1:
@@ -467,7 +469,7 @@ def _frame_of(document: MasksDocument, photograph: tuple[int, int], image: Photo
 
 
 def _status(photograph: str) -> tuple[int, int] | None:
-    """Return the size in bytes and the modification time of a local photograph; None for another or a missing one."""
+    """Return the size in bytes and the modification time of a photograph, or None if it isn't local or is missing."""
     try:
         status = local_path(photograph).stat() if is_local(photograph) else None
     except OSError:

@@ -42,7 +42,7 @@ SizeOf = Callable[[str], tuple[int, int] | None]
 
 
 def detect_format(where: Location) -> ImportFormat:
-    """Return the format of a file or folder, judging by its content. Reading stops at the first characteristic key.
+    """Return the format of a file or folder, based on its content. Reading stops at the first characteristic key.
 
     Raises `UsageError` if nothing exists there, or if the content is inconclusive.
     """

@@ -76,19 +76,21 @@ class ImportedRow:
     corrected: int = 0
     added: int = 0
     deleted: int = 0
-    empty: int = 0  # masks without a pixel, which are left out
+    empty: int = 0  # masks without pixels, which are left out
     repeated: int = 0  # repeated masks in the file
 
 
 def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRow:
     """Merge a file's masks for an image into its described row (keys of `DESCRIBED`).
 
-    Masks that are equal pixel for pixel are kept, and get the file's label if it has one. A label that a model set
-    becomes the file's if both are equal, unless a model also set the file's. Only an annotated mask that is carried
-    from another dataset replaces an equal automatic one. With `REPLACE`, the other masks are paired by
-    annotation id, then by IoU. The new mask replaces the old one, and is `corrected` if a build made the old one. The
-    remaining old masks are deleted. Mask numbers are never reused. Raises `DamagedDatasetError` if the row's masks or
-    its `next_mask` are damaged.
+    If a mask in the file equals an existing mask pixel for pixel, the existing mask is kept, and gets the file's label
+    if there is one. If a model set the existing label and the file's label is equal, the label counts as the file's,
+    unless a model also set the file's label. An equal automatic mask is only replaced by an annotated mask that is
+    carried over from another dataset.
+
+    With `REPLACE`, the other masks are paired by annotation id, then by IoU. The new mask of a pair replaces the old
+    one, and its source is `corrected` if a build made the old one. The remaining old masks are deleted. Mask numbers
+    are never reused. Raises `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
     """
     if row["reason"] is not None:
         return ImportedRow(row, SkipReason.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else SkipReason.REFUSED)
@@ -152,7 +154,7 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
 
 
 def _label_of(mask: NewMask) -> dict[str, Any]:
-    """Return the columns of a mask's label, which another dataset may have from elsewhere than a file."""
+    """Return the columns of a mask's label. In another dataset, the label may not come from a file."""
     return {"label": mask.label or None, "label_score": None, "label_source": IMPORT} | {
         name: mask.said[name] for name in MASK_LABEL if name in mask.said
     }
@@ -192,7 +194,7 @@ def _annotation(row: Row, answer: ImageImport, settings: ImportSettings) -> Row:
     """Return the columns that record the file and the annotator behind an image's masks."""
     if settings.origin is None:
         return {name: value for name, value in answer.of_image.items() if value is not None}
-    # The last submission still counts as merged, whatever an import does to its masks.
+    # The last submission still counts as merged, regardless of what an import does to its masks.
     merged = row["submission"] or {}
     said = {"assignment": merged.get("assignment"), "n": merged.get("n"), "sha256": settings.origin["sha256"]}
     named: Row = {} if settings.annotator is None else {"annotator": settings.annotator}

@@ -168,9 +168,9 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         )
 
     def _ids_hold(self, image: AnnotatedImage, number: int | None) -> bool:
-        """Return whether the ids of an image's masks may be the dataset's, rather than a tool's new numbers.
+        """Return whether the ids of an image's masks may be the dataset's ids, rather than new numbers from a tool.
 
-        They are not if the file's images are found by names without numbers.
+        They can't be the dataset's ids if the file's images are found by names without numbers.
         """
         homes = {mask.id // MASKS_PER_IMAGE_LIMIT for mask in image.masks if mask.id is not None}
         return number is not None and not any(0 < home <= self._rows for home in homes - {number})

@@ -1,7 +1,7 @@
 """Merge of an annotator's submission into an image's row, as a pure function.
 
-Masks that a submission replaces or deletes are compared with the image's current masks. So the parts of a submission to
-an earlier state that still fit are merged.
+The merge compares the masks that a submission replaces or deletes with the image's current masks. So if a submission
+refers to an earlier state of the image, the parts of it that still fit are merged.
 """
 
 from collections.abc import Sequence
@@ -48,8 +48,8 @@ class SubmissionRow:
     added: int = 0
     deleted: int = 0
     unfit: int = 0  # submitted changes whose parent mask was changed or removed
-    superseded: int = 0  # unmerged earlier submissions to other states with content that the merged one lacks
-    not_merged: tuple[str, ...] = ()  # these masks, deletions, and submissions with the reason, and repeated masks
+    superseded: int = 0  # unmerged earlier submissions to other states, with content that the merged one lacks
+    not_merged: tuple[str, ...] = ()  # texts on these parts with the reason, and on repeated masks
 
     @property
     def changes_masks(self) -> bool:
@@ -60,8 +60,8 @@ class SubmissionRow:
 def submission_to_merge(row: Row, names: Sequence[SubmissionName]) -> SubmissionName | None:
     """Return the submission to merge into an image's described row, or None if it is already merged.
 
-    It is the last one of the assignment that was merged before, or of the lowest assignment if none was. The other
-    assignment only serves to measure agreement.
+    This is the last submission of the assignment that was merged before, or of the lowest assignment if neither was.
+    The other assignment is only used to measure agreement.
     """
     assignment = assignment_to_merge(row["submission"], (name.assignment for name in names))
     last = max((name for name in names if name.assignment == assignment), default=None)
@@ -76,13 +76,14 @@ def unchanged_row(row: Row) -> MergeSkipReason | None:
 
 
 def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionRow:
-    """Merge the last of `submissions`, one assignment's submissions in order, into an image's described row.
+    """Merge the last of an assignment's `submissions`, which are in order, into an image's described row.
 
-    Masks that the submission neither replaces nor deletes are kept, as are masks whose replacement is equal pixel for
-    pixel, with the replacement's label if it has one. A mask that a merged submission to the same state drew and
-    labeled loses the label if it no longer has one. New masks and deletions are left out if their parent mask was
-    changed or removed in the meantime. A submission to the same state as the last merged one supersedes that one.
-    Raises `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
+    Masks that the submission neither replaces nor deletes are kept. A mask is also kept if its replacement is equal
+    pixel for pixel; it then gets the replacement's label if there is one. If an earlier merged submission to the same
+    state drew and labeled a mask, and this submission has no label for that mask, the mask loses its label. New masks
+    and deletions are left out if their parent mask was changed or removed in the meantime. A submission to the same
+    state as the last merged one supersedes it. Raises `DamagedDatasetError` if the row's masks or its `next_mask` are
+    damaged.
     """
     submission = submissions[-1]
     left = unchanged_row(row)
@@ -161,7 +162,7 @@ def _words(submission: Submission) -> set[str | int]:
 
 
 def _relabeled(row: Row, mask: SubmittedMask | None) -> Row:
-    """Return a mask that stays, with the label of its submitted mask, which is None if the person removed theirs."""
+    """Return a mask that stays, with the submitted mask's label, which is None if the person removed their label."""
     if mask is None or (mask.label is None and row["label_source"] != PERSON):
         return row
     return {**row, **label_columns(mask)}

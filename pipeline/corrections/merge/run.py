@@ -44,7 +44,7 @@ COUNTED = ("same", "corrected", "added", "deleted", "unfit")
 """Outcomes of masks, as `SubmissionRow` counts them."""
 
 NAMED = 5
-"""Maximum number of parts that aren't merged, and are named in the version's record."""
+"""Maximum number of unmerged parts that the version's record names."""
 
 _THREADS = 16
 
@@ -58,8 +58,8 @@ class MergeCounts(RevisionCounts):
 
     unchanged: int = 0  # of these, confirmed without changing a mask
     merged: int = 0  # images whose last submission is already merged
-    superseded: int = 0  # with unmerged content in an earlier submission to another state
-    uncompared: int = 0  # whose other assignment has a submission that is neither merged nor compared
+    superseded: int = 0  # images with unmerged content in an earlier submission to another state
+    uncompared: int = 0  # images whose other assignment has a submission that is neither merged nor compared
 
     def count(self, image: int, merged: SubmissionRow) -> None:
         """Count an image, given its number."""
@@ -86,7 +86,7 @@ class MergeList(RevisionList):
     """List of the changes that a merge would make.
 
     `masks` counts submitted masks by outcome: already in the image (`same`), replacing a mask (`corrected`), or new
-    (`added`). It also counts masks that are `deleted`, and parts of submissions that no longer fit (`unfit`).
+    (`added`). It also counts deleted masks (`deleted`) and parts of submissions that no longer fit (`unfit`).
     """
 
     would_change = "submissions for {} of {} would be merged"
@@ -203,7 +203,7 @@ class _Merge(MaskCorrection[MergeList, MergeResult]):
         tally = MergeCounts()
         looked = look_at_shards(location, by_shard.items(), tally, partial(_count, change))
         if self.forget_taken and (taken := removed_images(read_tombstones(location)).keys() & names.keys()):
-            purge_of_images(location, taken)  # left by a server that died before it checked the tombstones
+            purge_of_images(location, taken)  # a server that died before it checked the tombstones may have left these
         of_submissions = {"submitted": len(names), "unchanged": tally.unchanged, "merged": tally.merged}
         of_submissions |= {"superseded": tally.superseded, "uncompared": tally.uncompared}
         shards = frozenset(by_shard)
@@ -263,7 +263,7 @@ def _count_unmerged(dataset: Location, row: Row, names: Names) -> int | None:
 
 
 def _read(dataset: Location, wanted: Names) -> dict[int, list[Submission] | SubmissionError]:
-    """Read each image's submissions, or an error if its last one is unreadable. Skip others that are unreadable."""
+    """Read each image's submissions, or an error if the last one is unreadable. Other unreadable ones are skipped."""
 
     def read(ordinal: int) -> tuple[int, list[Submission] | SubmissionError]:
         try:
