@@ -42,7 +42,7 @@ class AuditOptions:
     """Options of a full audit."""
 
     sample: int = 100
-    """Number of images whose JPEG and masks are decoded to pixels, and whose masks are compared with each other."""
+    """Number of images whose JPEG and masks are decoded to pixels and whose masks are compared with each other."""
     privacy_sample: int | None = 20
     """Number of images that the detectors search, spread evenly; None searches all of them."""
     attributions: Location | None = None
@@ -66,7 +66,7 @@ class AuditOptions:
     now: datetime | None = None
     """Time of the audit; None uses the local clock."""
     ray_from: int = RAY_FROM_MASKS
-    """Number of masks from which Ray audits the shards, as set in `build.resources` or else locally."""
+    """Minimum number of masks for an audit with Ray, which runs as `build.resources` specifies, or else locally."""
 
     def targets(self) -> dict[str, Location]:
         """Return the locations of the requested output files, by option."""
@@ -80,11 +80,11 @@ class AuditOptions:
 
 
 def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> AuditReport:
-    """Audit a dataset, or as much as possible of SA-1B-style data that segmint did not write.
+    """Audit a dataset, or as much as possible of SA-1B-style data that segmint didn't write.
 
-    Tars are read once, and tables a second time for the statistics. The only change to the dataset is a note for each
-    output file that is written elsewhere. Raises `UsageError` if there is no data of either kind, or for an invalid
-    option before anything is read. Storage errors propagate.
+    Tars are read once, and tables twice, because the statistics read them again. The only change to the dataset is a
+    note about each output file that is written elsewhere. Raises `UsageError` if there is no data of either kind, or,
+    before anything is read, if an option is invalid. Storage errors propagate.
     """
     if options.attributions is not None:
         check_ending(str(options.attributions))
@@ -210,7 +210,7 @@ def _statistics(
 
 
 def _taken(dataset: Location) -> Collection[int]:
-    """Return the ordinals of removed images, or nothing if a tombstone is damaged, which is already a finding."""
+    """Return the ordinals of removed images, or nothing if a tombstone is damaged, which has its own finding."""
     try:
         return removed_images(read_tombstones(dataset)).keys()
     except DamagedDatasetError:

@@ -1,4 +1,4 @@
-"""Audit of the bytes of tables and JSON files, which must be those that segmint writes for their rows and fields."""
+"""Audit of the bytes of tables and JSON files, which must be those that segmint would write for the same contents."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ from segmint.pipeline.quality.audit.result import CheckedCounts
 
 
 class BytesAsked(NamedTuple):
-    """Bytes to compare on request: the ends of all JPEGs' image data, and every byte of tables."""
+    """Bytes that are compared on request: the ends of all JPEGs' image data, and every byte of tables."""
 
     all_bytes: bool = False
     byte_for_byte: bool = False
@@ -37,7 +37,7 @@ NO_MORE = BytesAsked()
 
 _FOLDERS = (OUTPUTS, RESERVATIONS, SUMMARIES, VERSIONS)
 _THREADS = 16
-_HASHED = re.compile(f"{OUTPUTS}|{RESERVATIONS}|{SUMMARIES}/leaves")  # whose names are of their content
+_HASHED = re.compile(f"{OUTPUTS}|{RESERVATIONS}|{SUMMARIES}/leaves")  # whose names contain the hash of their content
 _SHA256 = '"[0-9a-f]{64}"'
 _KEY = "U1NIU0lHAAAAAQAAADMAAAALc3NoLWVkMjU1MTkAAAAg"  # what the signatures of all Ed25519 keys begin with
 _FORMS = {
@@ -50,7 +50,7 @@ _FORMS = {
     "-----END SSH SIGNATURE-----\n",
     "": "(?s:.*)",
 }
-"""Patterns of files by the beginnings of their paths, the first of which counts."""
+"""Patterns of files, by the beginning of their paths. If several beginnings match, the first one counts."""
 
 
 def check_catalog_part(file: Location, sha256: str) -> ParquetCheck:
@@ -61,7 +61,7 @@ def check_catalog_part(file: Location, sha256: str) -> ParquetCheck:
 
 
 def judge_table(check: ParquetCheck, place: FindingLocation, *, strict: bool) -> tuple[list[Finding], CheckedCounts]:
-    """Return the findings in a table's bytes and the counts of what was compared; `strict` as `--byte-for-byte`."""
+    """Return the findings in a table's bytes and the counts of what was compared; `strict` is `--byte-for-byte`."""
     problem = check.problem or ("other bytes" if strict and not (check.alike or check.by_other) else None)
     if problem is not None:
         return [place.finding(Code.NOT_CANONICAL, "what pyarrow writes for the rows", problem)], CheckedCounts()
@@ -70,14 +70,14 @@ def judge_table(check: ParquetCheck, place: FindingLocation, *, strict: bool) ->
 
 
 def other_writers(checked: CheckedCounts) -> tuple[str, ...]:
-    """Return a line about tables of another pyarrow, whose bytes cannot be compared."""
+    """Return a line about tables from another version of pyarrow, whose bytes cannot be compared."""
     tables = counted(checked.tables_by_others, "Parquet file")
     line = f"{tables} written by another version of pyarrow: the structure was checked, but not every byte"
     return (line,) if checked.tables_by_others else ()
 
 
 def notes_on_bytes(checked: CheckedCounts) -> Iterator[str]:
-    """Yield a note on each kind of bytes that was not compared with those of this pyarrow."""
+    """Yield a note on each kind of bytes that wasn't compared with what this version of pyarrow writes."""
     if checked.tables_unlike:
         yield (
             f"{counted(checked.tables_unlike, 'Parquet file')} with other bytes than this pyarrow writes for the rows, "
@@ -90,12 +90,12 @@ def notes_on_bytes(checked: CheckedCounts) -> Iterator[str]:
 
 
 def audit_canonical_json(dataset: Location, known: Sequence[str] | None = None) -> Iterator[Finding]:
-    """Check that small files are canonical and contain what their names say: notes, reservations, and others.
+    """Check that notes, reservations, and other small files are canonical, and that their content fits their names.
 
-    `known` has the paths that `list_doubtful` found; by default, the folders are listed.
+    `known` contains the paths that `list_doubtful` found. Without it, the folders are listed.
 
     Commits, versions, `shards.json`, tombstones, fingerprints, submissions, and ratings are checked where they are
-    read. A file that is gone by now is skipped, as are invalid manifests, which other findings report.
+    read. Files that no longer exist are skipped, as are invalid manifests, which other findings report.
     """
     if known is None:
         known = [entry.name for entry in dataset.list()]
@@ -119,7 +119,7 @@ def audit_canonical_json(dataset: Location, known: Sequence[str] | None = None) 
 
 
 def _is_own(path: str, data: bytes) -> bool:
-    """Return whether a file has the form that segmint writes, and the name that its content has."""
+    """Return whether a file has the form that segmint writes, and the name that belongs to its content."""
     form = re.fullmatch(next(form for start, form in _FORMS.items() if path.startswith(start)).encode(), data)
     if path.startswith(VERSIONS):
         return form is not None and path[-20:-4] == hashlib.sha256(base64.b64decode(form[1])[33:65]).hexdigest()[:16]

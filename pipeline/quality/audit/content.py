@@ -71,9 +71,9 @@ def audit_licenses(
 ) -> Iterator[Finding]:
     """Yield the license findings of the rows `images`, and add the rows to `counts`.
 
-    Each image is judged by the catalog row of its ordinal, because that row was licensed; another check reports rows of
-    `images` that differ. If the catalog part is damaged, `catalog` is None, and dates and redistribution are not
-    judged.
+    Each image is judged by the catalog row with its ordinal, because the license applies to that row. Another check
+    reports rows of `images` that differ from the catalog. If the catalog part is damaged, `catalog` is None, and dates
+    and redistribution aren't checked.
     """
     for row in images:
         counts.licenses[row["license"]] += 1
@@ -109,7 +109,7 @@ class ShardContent:
 
 @dataclass(frozen=True)
 class ContentChecker:
-    """Rules and detectors with which one process checks shards; thread-safe."""
+    """Rules and detectors that one process uses to check shards. Thread-safe."""
 
     rules: LicenseRules | None
     searcher: Searcher | None
@@ -179,8 +179,9 @@ class ShardContentCheck:
 class ContentAudit:
     """Licenses, privacy, and near-duplicates of all shards.
 
-    Memory holds 40 bytes per image and the detections. `privacy_sample` images are searched, or all if it is None;
-    `pictures` is the folder or prefix for crops of detections. Other processes use `plan`, this one uses `looks`.
+    Memory holds 40 bytes per image and the detections. `privacy_sample` images are searched, or all if it is None.
+    `pictures` is the folder or prefix for crops of detections. This process uses `looks`, and other processes use
+    `plan`.
     """
 
     def __init__(self, plan: ContentPlan, privacy_sample: int | None, pictures: Location | None = None) -> None:

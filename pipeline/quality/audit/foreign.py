@@ -43,7 +43,7 @@ _LONGEST_NAME = 100
 
 @dataclass
 class ForeignSearch:
-    """Search for faces and plates that counts every detection, because the redacted regions are unknown.
+    """Search for faces and plates in data with unknown redacted regions, so every detection counts.
 
     At most `most` images are searched, spread evenly (None: all). Detections are written to `regions`, and crops of
     them to the folder `pictures`.
@@ -93,10 +93,10 @@ def audit_foreign(
     *,
     skipped: bool = False,
 ) -> AuditReport:
-    """Audit SA-1B-style data, whose masks were measured when its tables were opened.
+    """Audit SA-1B-style data. Its masks were already measured when its tables were opened.
 
-    Each JPEG is read once. Such data names neither licenses nor detectors, so licenses are not checked, and privacy
-    only with `search`. `skipped` means that no privacy check was requested.
+    Each JPEG is read once. Such data doesn't name any licenses or detectors, so licenses aren't checked, and privacy is
+    only checked with `search`. `skipped` means that no privacy check was requested.
     """
     (counts,) = tables.query(_SIZES).to_pylist()
     findings = FindingCollector()
@@ -138,7 +138,7 @@ def _audit_pictures(
     search: ForeignSearch | None,
     privacy: PrivacySummary | None,
 ) -> Duplicates:
-    """Decode every JPEG and find near-duplicates, with 16 bytes per image in memory.
+    """Decode every JPEG and find near-duplicates, using 16 bytes of memory per image.
 
     Images that `search` selects are searched, and the results are added to `privacy`.
     """

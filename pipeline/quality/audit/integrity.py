@@ -121,12 +121,12 @@ def audit_committed_state(
 
 
 def _is_replaced(dataset: Location, shard: int, generation: int) -> bool:
-    """Return whether a shard has a higher generation, so that a correction may have removed the files of this one."""
+    """Return whether a shard has a higher generation, so a correction may have removed this generation's files."""
     return max(CommitLog(dataset).generations_of(shard), default=0) > generation
 
 
 def _audit_latest(dataset: Location, manifest: DatasetManifest, held: list[tuple[int, int]]) -> Iterator[AuditedCommit]:
-    """Audit the latest commits; of shards that are replaced meanwhile, audit the newer generation."""
+    """Audit the latest commits. If a shard is replaced in the meantime, audit its newer generation."""
     while held:
         waiting = {shard for shard, _ in held}
         for audited in audit_commits(dataset, manifest, held):
@@ -159,9 +159,9 @@ def _audit_named(
 
 
 RAY_FROM_MASKS = 1_000_000
-"""Number of masks from which Ray audits a dataset; smaller ones are audited in threads of this process.
+"""Minimum number of masks for an audit with Ray. Smaller datasets are audited in threads of this process.
 
-Ray takes about ten seconds to start, in which one process audits half a million masks.
+Ray takes about ten seconds to start. In that time, one process audits half a million masks.
 """
 
 
@@ -176,14 +176,17 @@ def audit_integrity(
 ) -> AuditReport:
     """Read every file of a dataset once and report problems, without changing anything.
 
-    `sample` images, spread evenly, have their JPEG and masks decoded to pixels; the others are measured without
-    decoding. `asked` compares more bytes. Unnamed files are judged as old or recent by `now`, which defaults to the
-    local clock. `content` runs further checks on the data while it is in memory. With at least `ray_from` masks, Ray
-    audits the shards as `resources` specify; if Ray is not installed, threads do so after a warning, and the report is
-    the same. Memory holds a few shards and all file names. Raises `UsageError` if there is no dataset, and
-    `UnfinishedError` if Ray fails or a correction replaces the catalog meanwhile. Storage errors propagate.
+    The JPEG and masks of `sample` images, spread evenly, are decoded to pixels; the other images are measured without
+    decoding. `asked` selects more bytes to compare. Whether an unnamed file is old or recent depends on `now`, which
+    defaults to the local clock. `content` runs further checks on the data while it is in memory. With at least
+    `ray_from` masks, Ray audits the shards as `resources` specify. If Ray isn't installed, this process logs a warning
+    and uses threads instead, and the report is the same. Memory holds a few shards and all file names.
+
+    Raises `UsageError` if there is no dataset, and `UnfinishedError` if Ray fails or a correction replaces the catalog
+    in the meantime. Storage errors propagate.
     """
-    # List files before commits, and commits before the manifest, so that files named in between count as named.
+    # List files before commits, and commits before the manifest, so that files that become named in between count as
+    # named.
     known = list[str]()
     listed = list_doubtful(dataset, known)
     generations = CommitLog(dataset).generations()
@@ -286,7 +289,7 @@ def audit_records(
 
 
 def _near_removed(dataset: Location, shards: Collection[int]) -> list[str]:
-    """Return a note on the committed images that look like pictures that were taken down, if there are any."""
+    """Return a note on committed images that look like pictures that were taken down, if there are any."""
     try:
         pictures = wanted_pictures(dataset)
         commits = CommitLog(dataset).read_all(only=shards) if pictures.ids else ()

@@ -74,7 +74,7 @@ class SearchResult:
 
 
 class Searcher:
-    """Detectors that search released images one at a time; thread-safe.
+    """Detectors that search released images one at a time. Thread-safe.
 
     Detectors run on one thread, as in a build, because the number of threads affects the last bits of sums.
     """
@@ -122,7 +122,7 @@ class Searcher:
         return SearchResult(tuple(found), pictures, tuple(failures), is_searched=bool(searched))
 
     def _pictures(self, image: Pixels, left: Sequence[RemainingDetection]) -> dict[str, bytes]:
-        """Return a crop of each region; if the audit has its own detectors, the regions in the crops are blurred."""
+        """Return a crop of each region. If the audit has its own detectors, the regions are blurred in the crops."""
         shown = cutouts(image, left) if self.given else (picture(image, each) for each in left)
         names = [f"{image_stem(each.id)}_{index}_{each.kind}.jpg" for index, each in enumerate(left, 1)]
         return dict(zip(names, shown, strict=True))
@@ -144,7 +144,8 @@ class SearchPlan:
     def searcher(self) -> Searcher:
         """Load the detectors. Raises the exceptions of `find_detectors`.
 
-        If the audit was given detectors, those of the build that are unavailable on this machine are skipped instead.
+        If the audit was given detectors, the build's detectors that are unavailable on this machine are skipped
+        instead.
         """
         known: tuple[Detector, ...] = ()
         missing: tuple[UnsearchedImages, ...] = ()
@@ -256,7 +257,7 @@ class PrivacySummary:
                 yield DetectorAgreement(kind, detectors, counts[detectors])
 
     def gaps(self, images: int, sampled: int) -> Iterator[UnsearchedImages]:
-        """Yield the unsearched images out of `images`, of which `sampled` were to be searched."""
+        """Yield the unsearched images out of `images`, of which `sampled` were selected for the search."""
         if not images:
             yield UnsearchedImages("no_image", 0, 0)
             return
@@ -304,7 +305,7 @@ def recorded_orientations(manifest: DatasetManifest) -> tuple[int, ...]:
 def _available_detectors(
     manifest: DatasetManifest, build: Config | None, storage: Storage, device: str
 ) -> tuple[tuple[Detector, ...], tuple[UnsearchedImages, ...]]:
-    """Return the build's detectors that are available on this machine, and what the others leave unsearched."""
+    """Return the build's detectors that are available on this machine, and what isn't searched without the others."""
     found: list[Detector] = []
     missing = []
     recorded = _recorded(manifest)
@@ -318,7 +319,7 @@ def _available_detectors(
 
 
 def _recorded(manifest: DatasetManifest) -> dict[str, Any]:
-    """Return the manifest's `deidentify` configuration, in which `detector` is the hash if it was a file."""
+    """Return the manifest's `deidentify` configuration, in which `detector` is a hash if the detector was a file."""
     try:
         recorded = dict(manifest.config["deidentify"])
         for kind in _PARTS:

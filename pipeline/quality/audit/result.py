@@ -79,7 +79,8 @@ class DetectorCounts:
 class UnredactedRegion(DetectedRegion):
     """Remaining detection, with the shard of its image and the detectors that agree on it.
 
-    If several found it, detector and score are those of the first. The box encloses all regions that they would redact.
+    If several detectors found it, the detector and score are those of the first one. The box encloses all regions that
+    they would redact.
     """
 
     shard: int
@@ -149,8 +150,8 @@ class Duplicates:
 class AuditReport:
     """Result of an audit.
 
-    The areas `licenses`, `privacy`, `duplicates`, and `statistics` are None if they are unknown, and always with the
-    scope `integrity`.
+    The areas `licenses`, `privacy`, `duplicates`, and `statistics` are None if they are unknown. With the scope
+    `integrity`, they are always None.
     """
 
     dataset: str
@@ -173,7 +174,7 @@ class AuditReport:
     duplicates: Duplicates | None = None
     statistics: Statistics | None = None
     unsearched: tuple[UnsearchedImages, ...] = ()
-    unfinished: tuple[str, ...] = ()  # parts that were asked for, but not made
+    unfinished: tuple[str, ...] = ()  # requested parts that were not made
 
     @property
     def images_searched(self) -> int:

@@ -55,7 +55,7 @@ def to_json(report: AuditReport) -> str:
 def from_json(data: str | bytes, where: str) -> AuditReport:
     """Parse the JSON that `to_json` wrote.
 
-    Raises `UsageError`, which names the source `where`, for anything else.
+    Raises `UsageError`, which names the source `where`, if the text is anything else.
     """
     try:
         value = json.loads(data)

@@ -101,7 +101,7 @@ class ShardAudit:
     ) -> None:
         """Set up the audit. `catalog` maps ordinals to catalog rows, or is None if the catalog part is damaged.
 
-        `look` adds checks beyond integrity; `names` are the names in all tombstones of the dataset.
+        `look` adds checks beyond integrity. `names` contains the names in all tombstones of the dataset.
         """
         self._dataset = dataset
         self._plan = plan
@@ -241,7 +241,7 @@ class ShardAudit:
             self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
             self._compared = False
             if look is not None:
-                look.found.hashes.clear()  # those of JPEGs that aren't the committed ones
+                look.found.hashes.clear()  # hashes of JPEGs that aren't the committed ones
                 look.found.searches.clear()
             return
         self._findings.extend(inside)

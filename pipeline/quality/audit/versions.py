@@ -29,8 +29,8 @@ class AuditedVersion:
 def audit_version(dataset: Location) -> AuditedVersion:
     """Compare a dataset with its latest recorded version, without relying on `summaries/`.
 
-    Files that builds and corrections added or replaced yield a note, because both record a version when they end. Any
-    other difference is a finding.
+    If builds or corrections have added or replaced files, the result is only a note, because both record a version when
+    they end. Any other difference is a finding.
     """
     history = read_history(dataset)
     findings = list(history.problems)

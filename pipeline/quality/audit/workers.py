@@ -43,7 +43,7 @@ class CatalogWindow:
         self._parts.remove(part)
 
     def read(self, start: int, stop: int) -> dict[int, Row] | None:
-        """Return a shard's rows for ordinals [start, stop), by ordinal, or None if their catalog part is skipped."""
+        """Return a shard's catalog rows [start, stop), by ordinal, or None if their catalog part is skipped."""
         for part in self._parts:
             first = part.first_shard * self._images_per_shard
             if first <= start < first + part.rows:

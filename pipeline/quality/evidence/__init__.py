@@ -1,1 +1,1 @@
-"""`segmint audit --evidence`: an audit's record that others can verify without segmint."""
+"""`segmint audit --evidence`: a record of an audit that others can verify without segmint."""

@@ -60,7 +60,7 @@ class Evidence:
 
 
 def check_target(dataset: Location, folder: Location) -> None:
-    """Raise `UsageError` if this dataset cannot have evidence or the folder is unsuitable, without reading much."""
+    """Raise `UsageError` if the dataset or the folder is unsuitable for evidence, without reading much data."""
     require_published(load_latest_manifest(dataset).manifest, dataset, "audited with --evidence")
     if is_below(folder.uri, dataset.uri):
         raise UsageError(f"--evidence: {folder} is inside the dataset {dataset}. Choose a place outside")
@@ -71,7 +71,7 @@ def check_target(dataset: Location, folder: Location) -> None:
 def write_evidence(
     dataset: Location, report: AuditReport, options: AuditOptions, folder: Location, study: PrivacyScore | None = None
 ) -> Evidence:
-    """Write the evidence of an audit of the whole dataset, and of a privacy study of it, to `folder`.
+    """Write the evidence of an audit of the whole dataset, and of its privacy study, to `folder`.
 
     Raises `UsageError` if the dataset has changed since the audit, or if another run writes to the folder.
     """
@@ -138,7 +138,7 @@ def write_evidence(
 def _detector_files(manifest: DatasetManifest, report: AuditReport) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each detector of the build or the audit by name, with the SHA-256 of its files as installed here.
 
-    A custom detector of the build is only a SHA-256 in the manifest and has no file here.
+    A custom detector of the build has no file here, because the manifest only contains its SHA-256.
     """
     config = manifest.config.get("deidentify") or {}
     names = [(config.get(kind) or {}).get("detector") for kind in ("faces", "plates")]
@@ -171,7 +171,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def render_evidence(evidence: Mapping[str, Any], report: AuditReport, study: PrivacyScore | None) -> str:
-    """Return the HTML page with the contents of `evidence.json` and the audit as `segmint audit` prints it."""
+    """Return the HTML page with the contents of `evidence.json` and the output that `segmint audit` prints."""
     return _TEMPLATES.get_template("evidence.html.j2").render(
         evidence=evidence,
         sentences={code.value: sentence for code, sentence in SENTENCES.items()},

@@ -53,8 +53,8 @@ def sign_version(
     """Sign a recorded version, by default the latest one, with the private key in a PEM file.
 
     The latest version is signed only if the dataset still matches it, its files have the committed sizes, and the
-    catalog's parts have their hashes. `ask` returns the passphrase of an encrypted key. Raises `UsageError` for an
-    unsuitable key, a missing version, or a dataset that has changed or isn't for publication.
+    catalog's parts have the recorded hashes. `ask` returns the passphrase of an encrypted key. Raises `UsageError` for
+    an unsuitable key, a missing version, or a dataset that has changed or isn't for publication.
     """
     require_published(load_manifest(dataset), dataset, "signed")
     key = read_private_key(key_file, ask)
@@ -85,7 +85,7 @@ def sign_version(
 
 
 def signature_problem(dataset: Location, version: Version | None, key: bytes) -> tuple[str | None, str | None]:
-    """Return the problem with a key's signature of a version, if any, and why it couldn't be checked, if so."""
+    """Return the problem with a key's signature of a version, if any, and the reason if it couldn't be checked."""
     identity = check.key_id(key)
     if version is None:
         return f"no intact version is recorded that key {identity} could have signed", None
@@ -107,7 +107,7 @@ def signature_path(number: int, identity: str) -> str:
 
 
 def signers(dataset: Location, number: int) -> list[str]:
-    """Return the ids of the keys in the names of a version's signatures, which are not checked."""
+    """Return the key ids in the file names of a version's signatures. The signatures aren't checked."""
     matches = (SIGNATURE_NAME.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
     return sorted(match[2] for match in matches if match is not None and int(match[1]) == number)
 

@@ -107,7 +107,7 @@ def _files_in(folder: Location) -> tuple[set[str], list[str]]:
 
 
 def _check_dataset(dataset: Location, done: check.EvidenceCheck) -> None:
-    """Read the files that the digest covers, and collect those that it does not."""
+    """Read the files that the digest covers, and collect the files that it doesn't cover."""
 
     def open_file(path: str) -> BinaryIO:
         return _found(path, (dataset / path).open)

@@ -21,7 +21,7 @@ _SPECIAL = re.compile(r"[\\`*_\[\]|~$#!]")
 
 
 def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, charts: Charts) -> str:
-    """Return the card. All text from the data is escaped, so it cannot become Markdown or HTML."""
+    """Return the card. All text from the data is escaped, so it can't be interpreted as Markdown or HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         finalize=escaped,

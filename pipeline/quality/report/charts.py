@@ -1,4 +1,4 @@
-"""Plots of a report: the statistics and the paper's figures as values to draw."""
+"""Plots of a report: the statistics and the paper's figures, as values to draw."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Charts:
 
 
 def charts_of(statistics: Statistics) -> Charts:
-    """Return the plots of the statistics, without those of unknown values."""
+    """Return the plots of the statistics, except for unknown values."""
     scores = (
         histogram(_up_to_1(statistics.predicted_iou), "Predicted IoU", "predicted IoU; above 1 counts as 1", _MASKS),
         histogram(statistics.stability_score, "Stability score", "stability score", _MASKS),
@@ -82,9 +82,9 @@ def charts_of(statistics: Statistics) -> Charts:
 
 
 def ranked(counted: Iterable[tuple[str | None, int]], label: str, shown: int, value: str = "Images") -> Bars | None:
-    """Return counts by name as bars, most frequent first, with those beyond `shown` in one bar.
+    """Return counts by name as bars, most frequent first. Names beyond the first `shown` share one bar.
 
-    Returns None if there is no name.
+    Returns None if there are no names.
     """
     known = sorted((row for row in counted if row[1]), key=lambda row: (-row[1], str(row[0])))
     if not any(name for name, _ in known):
@@ -106,7 +106,7 @@ def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | N
 
 
 def _with_paper(groups: Sequence[GroupImages], label: str) -> Bars | None:
-    """Return bars for regions or income levels with the paper's shares."""
+    """Return bars for regions or income levels, with the paper's shares."""
     if not any(group.images for group in groups):
         return None
     bars = [Bar(group.name, group.share, _with_share(group.images, group.share), group.paper_share) for group in groups]
@@ -138,7 +138,7 @@ def _funnel(steps: Sequence[FunnelStep]) -> Bars | None:
 
 
 def _up_to_1(scores: Histogram) -> Histogram:
-    """Return a histogram whose last bin ends at 1 and includes higher scores, which no IoU can have."""
+    """Return a histogram whose last bin ends at 1 and includes higher scores, because an IoU can't exceed 1."""
     if scores.counts is None:
         return scores
     last = sum(edge < 1 - 1e-9 for edge in scores.edges)

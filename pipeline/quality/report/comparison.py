@@ -32,7 +32,7 @@ class ComparisonCharts:
 
 
 def measure_comparison(tables: DatasetTables, statistics: Statistics, other: Location) -> DatasetComparison:
-    """Compare the dataset of `tables` and `statistics` with the one at `other`, whose masks are read for this.
+    """Compare the dataset of `tables` and `statistics` with the dataset at `other`, whose masks this function reads.
 
     Raises `UsageError` if there is no dataset at `other`, and `DamagedDatasetError` if one of its files is unreadable.
     """

@@ -59,7 +59,7 @@ _KINDS = {"images": "One row per image.", "masks": "One row per mask.", "rejects
 def croissant_json(facts: Facts, root: str) -> bytes:
     """Return the description of a segmint dataset; `root` is the path or URI from its folder to the dataset.
 
-    Raises `ValueError` for a dataset that segmint did not write, because only commits contain the hashes.
+    Raises `ValueError` if segmint didn't write the dataset, because only commits contain the hashes.
     """
     manifest, version = facts.manifest, facts.version
     if manifest is None or version is None:

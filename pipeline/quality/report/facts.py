@@ -23,7 +23,7 @@ _ANNOTATED = "SELECT count(*) FROM images WHERE submission IS NOT NULL OR annota
 
 @dataclass(frozen=True)
 class CreditFact:
-    """License, provider, and attribution of a number of images, each None if missing."""
+    """License, provider, and attribution that a number of images share. Each is None if it is missing."""
 
     license: str | None
     provider: str | None
@@ -108,7 +108,7 @@ class Facts:
     labeled_by_models: int = 0  # those whose label a model set
     annotated: int = 0  # images whose masks people reviewed, changed, or deleted
     agreement: AnnotatorAgreement | None = None  # of two people on the same images
-    study: PrivacyScore | None = None  # misses of detectors that people found, if the report was given a study
+    study: PrivacyScore | None = None  # people's findings of what detectors missed, if the report was given a study
     ratings: Ratings | None = None  # human ratings of masks
 
     @property

@@ -1,4 +1,4 @@
-"""Page of a report: an audit and statistics as the sentences, tables, and plots of an HTML template."""
+"""Page of a report: an HTML template with the sentences, tables, and plots of an audit and its statistics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class ReportImages:
 
 @dataclass(frozen=True)
 class VerdictLine:
-    """Line of the verdict: what was found, and what was and wasn't checked; `state` is `good`, `bad`, or empty."""
+    """Line of the verdict: the findings, and what was and wasn't checked. `state` is `good`, `bad`, or empty."""
 
     name: str
     anchor: str
@@ -336,7 +336,7 @@ def _masks_text(facts: Facts) -> str:
 
 
 def _privacy_word(privacy: PrivacyResult | None) -> str:
-    """Return the number of detections, without claiming that none remain."""
+    """Return the number of detections in words that don't claim that none remain."""
     if privacy is None or not is_searched(privacy):
         return NOT_AUDITED
     names = listed(detector.name for detector in privacy.detectors)

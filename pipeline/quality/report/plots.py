@@ -129,7 +129,7 @@ class StepHistogram:
 
 @dataclass(frozen=True)
 class Cell:
-    """Adjacent cells of one shade as a rectangle in a frame of `HeatMap.bins` cells per side."""
+    """Rectangle of adjacent cells with the same shade, in a frame of `HeatMap.bins` cells per side."""
 
     x: int
     y: int
@@ -210,8 +210,8 @@ def _rounded_up(value: float) -> float:
 def _ratio_ticks(edges: Sequence[float]) -> list[float] | None:
     """Return ticks for edges that grow by a constant factor from below 1 to above 1, or None for other edges.
 
-    Ticks are powers of two or, if those are too many, 1, 3, 10, 30, and so on with their inverses. In that case, the
-    ends are ticks as well if they are powers of two.
+    Ticks are powers of two or, if there would be too many, 1, 3, 10, 30, and so on, with their inverses. In that case,
+    the ends are also ticks if they are powers of two.
     """
     low, high = edges[0], edges[-1]
     if not 0 < low < 1 < high:

@@ -111,13 +111,13 @@ def write_report(
 ) -> Report:
     """Audit a dataset, or read the audit in the file `audited`, and write its report.
 
-    `study` is a file with the score of a privacy study of the dataset to show. `other` is a dataset or an SA-1B-style
-    folder whose masks the report compares with this one's. The report goes to the folder or prefix `output`, by default
-    `report/` in the dataset, and is deterministic for a dataset and audit.
+    `study` is a file with the score of the dataset's privacy study, which the report shows. `other` is a dataset or an
+    SA-1B-style folder whose masks the report compares with this dataset's. The report is written to the folder or
+    prefix `output`, by default `report/` in the dataset. The same dataset and audit always give the same report.
 
-    Raises `UsageError` if there is no dataset, audit or study are of another dataset, foreign data comes without an
-    `output`, `output` is elsewhere in the dataset, or the dataset isn't for publication. Raises `DamagedDatasetError`
-    if commits or tombstones are unreadable.
+    Raises `UsageError` if there is no dataset, if the audit or the study is of another dataset, if `output` is missing
+    for foreign data or is elsewhere in the dataset, or if the dataset isn't for publication. Raises
+    `DamagedDatasetError` if commits or tombstones are unreadable.
     """
     if output is None and not is_dataset(dataset):
         raise UsageError(
@@ -188,7 +188,7 @@ def _audited(
 
 
 def statistics_of(audit: AuditReport, where: str, tables: DatasetTables, sample: int) -> Statistics:
-    """Return the audit's statistics, or compute them if it has none.
+    """Return the audit's statistics, or compute them if the audit doesn't contain any.
 
     `where` names the audit in errors. Raises `UsageError` if the audit counted other images or masks than `tables`.
     """
@@ -217,7 +217,7 @@ def path_to_dataset(folder: str, dataset_uri: str) -> str:
 def _pictures(
     tables: DatasetTables, storage: Storage, facts: Facts, audit: AuditReport, statistics: Statistics
 ) -> ReportImages:
-    """Draw the page's images: findings, outliers, and a sample, skipping images with remaining detections."""
+    """Draw the page's images: findings, outliers, and a sample. Images with remaining detections are skipped."""
     if not facts.with_images:
         return ReportImages(why="This dataset has only annotations, so there are no images to show.")
     if audit.privacy is not None and audit.privacy.found_total > len(audit.privacy.found):

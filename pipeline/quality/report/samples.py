@@ -1,4 +1,4 @@
-"""Images of a report: a deterministic choice, scaled down, with their masks drawn."""
+"""Images of a report, which are chosen deterministically, scaled down, and shown with their masks."""
 
 import base64
 import io
@@ -38,7 +38,7 @@ Read = bytes | str
 
 @dataclass(frozen=True)
 class ReportImage:
-    """Image of a report; `jpeg` is scaled down with its masks drawn, or None if it cannot be shown."""
+    """Image of a report. `jpeg` is the scaled-down image with its masks, or None if it can't be shown."""
 
     id: int
     image_id: str | None
@@ -82,7 +82,7 @@ def choose_images(tables: DatasetTables, wanted: int, without: Iterable[int] = (
 def draw_pictures(
     tables: DatasetTables, storage: Storage, commits: Sequence[Commit], ids: Sequence[int]
 ) -> list[ReportImage]:
-    """Draw these images in order from committed, released pixels, skipping missing ids.
+    """Draw these images in order, from committed released pixels. Missing ids are skipped.
 
     Foreign JPEGs are decoded and drawn in a child process, because they may crash it.
     """
@@ -100,9 +100,9 @@ def draw_pictures(
 
 
 def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
-    """Return an image with its masks drawn as JPEG, at most `LONG_SIDE` pixels long.
+    """Return an image with its masks drawn, as a JPEG whose sides are at most `LONG_SIDE` pixels long.
 
-    Raises `OSError` or `ValueError` if it is not an image, is too large, or has masks of a different size.
+    Raises `OSError` or `ValueError` if the data is not an image, the image is too large, or a mask has another size.
     """
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
         for mask in masks:
@@ -148,7 +148,7 @@ def _own(
 
 
 def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[int, Read]]:
-    """Yield the JPEGs of images from their shard's tar, which is read up to the last of them."""
+    """Yield the JPEGs of images from their shard's tar. Reading stops after the last of them."""
     wanted = {image_name(id): id for id in ids}
     problem = "not in its shard's tar"
     try:

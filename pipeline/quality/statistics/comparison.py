@@ -1,7 +1,7 @@
 """Comparison of two datasets by masks per image, sizes, centers, and concavity at equal sizes (SAM paper, section 5).
 
 Larger masks are more concave, so two datasets whose masks differ in size also differ in concavity. The paper controls
-for size by sampling from binned mask sizes. This comparison uses all masks instead, and gives each bin of sizes the
+for size by drawing samples from bins of mask size. This comparison uses all masks instead, and gives each size bin the
 same weight in both datasets.
 """
 
@@ -94,7 +94,7 @@ class DatasetMeasures:
 
 
 def concavity_by_size(connection: duckdb.DuckDBPyConnection) -> dict[int, SizeStratum]:
-    """Return the masks of each stratum in the view `masks` by the stratum's index in `SIZES`.
+    """Return the masks of each stratum in the view `masks`, by the stratum's index in `SIZES`.
 
     Masks without a positive relative size or without a concavity are skipped.
     """
@@ -117,8 +117,8 @@ def concavity_by_size(connection: duckdb.DuckDBPyConnection) -> dict[int, SizeSt
 def compare(ours: DatasetMeasures, theirs: DatasetMeasures) -> DatasetComparison:
     """Compare two datasets.
 
-    The weight of a stratum is the mean of its shares of the two datasets' masks, among the strata with at least
-    `LEAST_MASKS` masks in each dataset.
+    The weight of a stratum is the mean of its two shares, one of each dataset's masks. Only strata with at least
+    `LEAST_MASKS` masks in each dataset count.
     """
     ours_at, theirs_at = at_same_sizes(ours.strata, theirs.strata)
     return DatasetComparison(LEAST_MASKS, SIZES.edges, SHARES.edges, _side(ours, ours_at), _side(theirs, theirs_at))

@@ -8,9 +8,10 @@ from typing import Any, overload
 
 @dataclass(frozen=True)
 class Bins:
-    """`count` equal bins from `low` to `high` over the values of an SQL expression, or over their base-2 logarithm.
+    """Sequence of `count` equal bins from `low` to `high`, for an SQL expression's values or their base-2 logarithms.
 
-    A bin includes its lower edge, and the last one also its upper edge. Values outside count in the first or last bin.
+    Each bin includes its lower edge, and the last bin also includes its upper edge. Values outside the range count in
+    the first or last bin.
     """
 
     low: float
@@ -46,5 +47,5 @@ def rounded(value: float) -> float: ...
 @overload
 def rounded(value: float | None) -> float | None: ...
 def rounded(value: float | None) -> float | None:
-    """Round a mean for reports, because its last digits depend on the order in which threads add."""
+    """Round a mean for reports, because its last digits depend on the order in which threads add numbers."""
     return None if value is None else round(value, 9)

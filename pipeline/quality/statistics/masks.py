@@ -1,4 +1,4 @@
-"""Statistics of all masks, from two passes over the columns that the build wrote (SAM paper, section 5)."""
+"""Statistics of all masks, computed in two passes over the columns that the build wrote (SAM paper, section 5)."""
 
 from typing import Any
 
@@ -86,7 +86,7 @@ def masks_by_source(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def masks_by_label(connection: duckdb.DuckDBPyConnection) -> tuple[LabelMasks, ...]:
-    """Return the number of masks per label in the view `masks`, most frequent first, or nothing if none has one."""
+    """Return the number of masks per label in the view `masks`, most frequent first, or nothing without labels."""
     query = "SELECT label, count(*) AS masks FROM masks GROUP BY label ORDER BY masks DESC, label NULLS FIRST"
     rows = read_query(connection, query).to_pylist()
     return tuple(LabelMasks(**row) for row in rows) if any(row["label"] is not None for row in rows) else ()
@@ -127,7 +127,7 @@ def _means() -> str:
 
 
 def _histograms() -> str:
-    """Return the query for histograms, which is separate because DuckDB 2.0 would hold whole columns for both."""
+    """Return the query for histograms. It is a separate query because DuckDB 2.0 would hold whole columns for both."""
     place = Bins(0, 1, CENTERS)
     return f"""
         SELECT
@@ -142,7 +142,7 @@ def _histograms() -> str:
 
 
 def _rows() -> str:
-    """Return the query for masks with their index in `SIZES` and with null in place of non-finite numbers."""
+    """Return the query for masks, with their index in `SIZES` and with nulls in place of non-finite numbers."""
     numbers = ", ".join(f"CASE WHEN isfinite({name}) THEN {name} END AS {name}" for name in _NUMBERS)
     return f"""
         SELECT *, CASE WHEN relative_size < {SMALL} THEN 0 WHEN relative_size < {LARGE} THEN 1 ELSE 2 END AS size

@@ -23,7 +23,7 @@ from segmint.operators.foreign.measure import MeasuredShard, measure_shard
 from segmint.operators.schemas import SCHEMAS
 
 ALONE_S = 10.0
-"""Seconds for which this process measures foreign data alone, so small folders do not wait for workers to start."""
+"""Seconds before this process starts workers to measure foreign data, so small folders don't have to wait for them."""
 
 _DUPLICATES = 10_000
 """Maximum number of repeated ids in the findings."""
@@ -38,7 +38,7 @@ def open_tables(
 ) -> DatasetTables:
     """Open the tables of a dataset as the views `images`, `masks`, and `rejects`.
 
-    A segmint dataset's committed Parquet files are read in place, without the shards in `leave_out`. Other data is
+    A segmint dataset's committed Parquet files are read in place, except for the shards in `leave_out`. Other data is
     first measured into Parquet files below `scratch`, which are deleted with the tables; `foreign.findings` lists its
     problems. Raises `UsageError` if there is no data of either kind.
     """
@@ -81,14 +81,14 @@ def _open_foreign(data: Location, memory_limit: str, folder: ScratchFolder, alon
 
 
 def _convention(boxes: dict[BoxConvention, FindingCollector]) -> BoxConvention | None:
-    """Return the box convention that most boxes of all data fit, because a single mask can fit either by accident."""
+    """Return the box convention that most boxes of all data fit, because a single mask can fit either one by chance."""
     if not any(found.total for found in boxes.values()):
         return None
     return max(boxes, key=lambda name: boxes[name].total)
 
 
 def _measured(data: Location, folder: Path, alone_s: float) -> Generator[MeasuredShard, None, None]:
-    """Yield the shards in order, measured in this process at first, then a few ahead by one process per core."""
+    """Yield the shards in order. This process measures the first ones; later, one process per core works ahead."""
     started = time.monotonic()
     shards = find_shards(data)
     for shard in shards:

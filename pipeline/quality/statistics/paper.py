@@ -1,6 +1,6 @@
-"""Figures that the Segment Anything paper (arXiv 2304.02643) reports for SA-1B.
+"""Numbers that the Segment Anything paper (arXiv 2304.02643) reports for SA-1B.
 
-This module only contains numbers that the paper states; its curves show more.
+This module only contains numbers that the paper states explicitly. Its curves show more.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class PaperCleanup:
 
 @dataclass(frozen=True)
 class PaperGroup:
-    """Region or income level (table 1).
+    """Row of table 1: a region or an income level.
 
-    Counts of its countries, images, and masks in SA-1B, rounded as in the paper, and its shares of the images of SA-1B,
-    COCO, and Open Images.
+    Contains the counts of its countries, images, and masks in SA-1B, rounded as in the paper, and its shares of the
+    images of SA-1B, COCO, and Open Images.
     """
 
     name: str
@@ -59,7 +59,7 @@ class PaperThresholds:
 
 @dataclass(frozen=True)
 class PaperQuality:
-    """Shares of masks whose IoU before and after professional correction exceeds two thresholds (section 5)."""
+    """Shares of masks whose IoU with their professionally corrected version exceeds two thresholds (section 5)."""
 
     images: int
     over_90_iou: float
@@ -71,8 +71,8 @@ class PaperQuality:
 class PaperRatings:
     """Human ratings of single masks from 1 to 10 (section 7.1, appendix E).
 
-    `means` are the minimum and maximum over seven datasets' means, for masks that SAM made from one point. `deviation`
-    is the mean standard deviation of the ratings of five raters, and `seconds` is the mean time per rating.
+    `means` contains the minimum and maximum of seven datasets' means, for masks that SAM made from one point.
+    `deviation` is the mean standard deviation of the ratings of five raters, and `seconds` is the mean time per rating.
     """
 
     means: tuple[int, int]

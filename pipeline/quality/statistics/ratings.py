@@ -61,8 +61,8 @@ class RaterAgreement:
 class Ratings:
     """Summary of all ratings of current masks.
 
-    `raters` is the number of people, and `seconds` the median time per rating. `outdated` counts ratings of masks that
-    were since deleted or replaced. Raters' names are left out because reports are published.
+    `raters` is the number of people, and `seconds` is the median time per rating. `outdated` counts ratings of masks
+    that have since been deleted or replaced. Raters' names are left out because reports are published.
     """
 
     sources: tuple[SourceRatings, ...]
@@ -116,7 +116,7 @@ def summarize(masks: Sequence[RatedMask], outdated: int = 0, unreadable: int = 0
 
 
 def _rated_masks(tables: DatasetTables, ratings: Sequence[Rating]) -> Iterator[RatedMask]:
-    """Yield the masks that are unchanged since they were rated, by id."""
+    """Yield the masks that haven't changed since they were rated, by id."""
     ordered = sorted(ratings, key=lambda rating: (rating.mask, rating.rater))
     grouped = [(mask, tuple(group)) for mask, group in groupby(ordered, lambda rating: rating.mask)]
     for start in range(0, len(grouped), _AT_ONCE):

@@ -22,7 +22,7 @@ METRICS = (
 """Columns of the table `image_numbers`, with one value per image."""
 
 DRIFT_Z = 5.0
-"""Minimum distance of a shard's mean from the others, in standard deviations, to be reported."""
+"""Distance of a shard's mean from the others, in standard deviations, at which the shard is reported."""
 
 LEAST_IMAGES = 30
 """Minimum number of images to judge a shard, or the images of a dataset, because means of few images are not normal."""
@@ -30,7 +30,7 @@ LEAST_IMAGES = 30
 LEAST_SHARDS = 3
 
 FENCES = 3.0
-"""Number of interquartile ranges beyond the quartiles from which an image is an outlier (Tukey's "far out")."""
+"""Distance beyond the quartiles at which an image is an outlier, in interquartile ranges (Tukey's "far out")."""
 
 OUTLIERS = 5
 """Maximum number of images reported per metric and side."""
@@ -49,7 +49,7 @@ def drift(connection: duckdb.DuckDBPyConnection) -> tuple[DriftedShard, ...]:
 
 
 def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[DriftedShard]:
-    """Return the shards with a large robust z, which scales a deviation by the between-shard spread and sampling error.
+    """Return the shards with a large robust z: their deviation relative to the between-shard spread and sampling error.
 
     The between-shard spread is the part of the median absolute deviation of the means that exceeds the error of a
     typical mean. So neither small shards nor a catalog whose shards naturally differ raise a false alarm.
@@ -61,7 +61,7 @@ def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[DriftedSha
     within = median(row[f"var_{metric}"] for row in judged)
     spread = _NORMAL * median(abs(row[f"mean_{metric}"] - center) for row in judged)
     between = max(0.0, spread**2 - within / median(row[f"n_{metric}"] for row in judged))
-    least = (1e-6 * center) ** 2 + 1e-18  # without any variation, the last digits must not count as drift
+    least = (1e-6 * center) ** 2 + 1e-18  # without any variation, a difference in the last digits isn't drift
     found = []
     for row in judged:
         mean = row[f"mean_{metric}"]

@@ -75,7 +75,7 @@ def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
 
 
 def masks_per_image(images_by_masks: Mapping[int, int]) -> MasksPerImage:
-    """Return the mean, the median, and the paper's bins from the number of images per number of masks."""
+    """Return the mean, the median, and the paper's bins, given the number of images per number of masks."""
     images = sum(images_by_masks.values())
     total = sum(masks * count for masks, count in images_by_masks.items())
     bins = tuple(
@@ -89,8 +89,8 @@ def masks_per_image(images_by_masks: Mapping[int, int]) -> MasksPerImage:
 def geography(images_and_masks: Mapping[str | None, tuple[int, int]]) -> Geography:
     """Return images and masks by country, by the paper's regions, and by income level, with the paper's shares.
 
-    Shares are relative to the images whose country has a region or an income level. A country that is missing in
-    `segmint.catalogs.countries` is listed but counts in neither.
+    Shares are relative to the images whose country has a region or an income level. A country that is missing from
+    `segmint.catalogs.countries` is listed, but doesn't count in any region or income level.
     """
     unknown = images_and_masks.get(None, (0, 0))[0]
     known = {code: counts for code, counts in images_and_masks.items() if code is not None}
@@ -154,7 +154,7 @@ def _groups(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, A
 
 
 def _ranked(groups: Mapping[str, list[dict[str, Any]]], name: str) -> list[tuple[str | None, int]]:
-    """Return images by license or provider, most frequent first (None: without one), or nothing if all are None."""
+    """Return images by license or provider (None: without one), most frequent first, or nothing if all are None."""
     rows = sorted(groups[name], key=lambda row: (-row["images"], row[name] or ""))
     if all(row[name] is None for row in rows):
         return []
@@ -218,7 +218,7 @@ def _median(images_by_value: Mapping[int, int], images: int) -> float | None:
 
 
 THRESHOLD = 0.9
-"""Pixel IoU from which two masks are near-duplicates; the paper's NMS compares boxes, at 0.7."""
+"""Minimum pixel IoU of near-duplicate masks. For comparison, the paper's NMS compares boxes, at 0.7."""
 
 _MOST_SHARDS = 32
 """Maximum number of shards in the sample, because reading a little of every shard means reading all of them."""
@@ -257,7 +257,7 @@ def _add_shard(connection: duckdb.DuckDBPyConnection, shard: int, quota: int, su
         sums.masks += len(masks)
         size = masks[0]["size"]
         if not size or None in size or any(mask["size"] != size for mask in masks):
-            continue  # reported by the audit as a finding
+            continue  # the audit reports it as a finding
         pairs = near_duplicates((size[0], size[1]), [mask["counts"] or "" for mask in masks], THRESHOLD)
         sums.pairs += len(pairs)
         for pair in pairs[: _EXAMPLES - len(sums.examples)]:

@@ -60,7 +60,7 @@ class HugeMasks:
 
 @dataclass(frozen=True)
 class MaskLevels:
-    """Number of masks from each of the decoder's three outputs, and of masks that another mask contains."""
+    """Number of masks from each of the decoder's three outputs, and number of masks that another mask contains."""
 
     outputs: tuple[int, int, int]
     contained: int
@@ -117,7 +117,7 @@ class FunnelStep:
 
 @dataclass(frozen=True)
 class Cleanup:
-    """Masks that cleanup changed or removed, and their shares (0 to 1) of the masks before it.
+    """Masks that cleanup changed or removed, and their shares (0 to 1) of the masks before cleanup.
 
     `holes` and `islands` count the masks in `cleaned` that had a small hole or island. `artifacts` counts the masks
     that were dropped because they trace a redacted region.

@@ -1,4 +1,4 @@
-"""Corrected masks of a study from COCO JSON, Label Studio, or Label Studio's converter, paired with the drawn masks.
+"""Corrected masks of a study, from COCO JSON, Label Studio, or Label Studio's converter, paired with the drawn masks.
 
 A drawn mask is one that the study's sample contains.
 """
@@ -19,7 +19,7 @@ from segmint.operators.annotations.pairs import best_matches, iou
 
 @dataclass(frozen=True)
 class StudyMask:
-    """Mask with its annotation id, or None if a tool lost it; `rle` is compressed, for pycocotools."""
+    """Mask with its annotation id, which is None if a tool lost it. `rle` is compressed, for pycocotools."""
 
     id: int | None
     rle: dict[str, Any]
@@ -46,7 +46,7 @@ class ImagePairs:
 def ids_hold(drawn: Mapping[int, Sequence[StudyMask]], corrected: Mapping[int, Sequence[StudyMask]]) -> bool:
     """Return whether the returned ids match the drawn ones, image by image.
 
-    A tool that renumbers annotations gives some of them the id of another image's mask; in that case, ids are not used.
+    If a tool renumbers annotations, some of them get the id of another image's mask. In that case, ids aren't used.
     """
     image_of = {mask.id: image for image, masks in drawn.items() for mask in masks}
     known = ((image_of.get(mask.id), image) for image, masks in corrected.items() for mask in masks)
@@ -156,8 +156,8 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Correct
 def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Size]) -> Corrections:
     """Read the brush strokes of Label Studio's JSON or JSON_MIN.
 
-    For each task, the latest annotation that was not canceled counts; without one, the image is not returned. Raises
-    `KeyError` or `TypeError` if these are not tasks.
+    For each task, the latest annotation that wasn't canceled counts. Without one, the image counts as not returned.
+    Raises `KeyError` or `TypeError` if these are not tasks.
     """
     found = Corrections(sizes)
     for task in label_studio.read_tasks(tasks, found.size_of):

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class StudyKind(StrEnum):
-    """Subject of a study: masks, faces and plates that were not redacted, or people's ratings of models' masks."""
+    """Subject of a study: masks, unredacted faces and plates, or people's ratings of models' masks."""
 
     MASKS = "masks"
     PRIVACY = "privacy"
@@ -12,6 +12,6 @@ class StudyKind(StrEnum):
 
 
 IMAGES = {StudyKind.MASKS: 500, StudyKind.PRIVACY: 3000, StudyKind.RATINGS: 500}
-"""Default number of images: the SAM paper's 500, and enough to bound the miss rate by 0.1 % if nothing is found.
+"""Default number of images: 500 as in the SAM paper, and enough to bound the miss rate by 0.1 % if no misses are found.
 
 For ratings, it is the number of true masks."""

@@ -1,6 +1,7 @@
-"""Study of ratings: people rate models' masks of the same objects and the ground truth itself, without knowing which.
+"""Study of ratings: people rate the ground truth and models' masks of the same objects without knowing which is which.
 
-SAM paper, section 7.1 and appendix E: one mask at a time, in random order, without masks under 24 x 24 pixels.
+As in the SAM paper (section 7.1 and appendix E), raters see one mask at a time, in random order, and masks smaller than
+24 x 24 pixels are left out.
 """
 
 import json
@@ -58,7 +59,7 @@ class RatedObject:
 
 @dataclass(frozen=True)
 class RatingStudy:
-    """Objects of a study; `names` are the ground truth and the models, in the order of the objects' `counts`."""
+    """Objects of a study. `names` contains the ground truth and the models, in the order of the objects' `counts`."""
 
     folder: Location
     names: tuple[str, ...]
@@ -89,8 +90,8 @@ def sample_ratings(
 ) -> RatingStudy:
     """Draw `count` true masks of at least `LEAST_AREA` pixels that all models predicted, and write them to `output`.
 
-    `predictions` are files of COCO results with `annotation_id`, of which results after more than one click are
-    ignored. Raises `UsageError` for other files or files of the same name, without such a mask, and if `output` already
+    `predictions` are files of COCO results with `annotation_id`. Results after more than one click are ignored. Raises
+    `UsageError` for other files, for files with the same name, if there is no such mask, and if `output` already
     contains a study.
     """
     if not predictions:
@@ -123,7 +124,7 @@ def sample_ratings(
 
 
 def load_ratings(folder: Location) -> RatingStudy:
-    """Read a study of ratings. Raises `UsageError` if there is none, or if it is damaged."""
+    """Read a study of ratings. Raises `UsageError` if it doesn't exist or is damaged."""
     manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
     try:
         objects = [RatedObject(each["image"], each["mask"], tuple(each["counts"])) for each in manifest["objects"]]
@@ -136,11 +137,11 @@ def load_ratings(folder: Location) -> RatingStudy:
 
 @dataclass(frozen=True)
 class MeanRating:
-    """Mean over objects, each averaged over its raters; or a difference of two such means.
+    """Mean over objects, each averaged over its raters, or a difference of two such means.
 
-    `by_mask` is the 99 % interval of Student's t over masks, as in the paper, and `by_image` a 95 % interval by image.
-    For a difference, `p` is the paired t-test's, and `p_by_image` flips the signs of whole images' differences; `holm`
-    and `holm_by_image` correct them over all differences.
+    `by_mask` is the 99 % interval of Student's t over masks, as in the paper. `by_image` is a 95 % interval by image.
+    For a difference, `p` comes from the paired t-test, and `p_by_image` from a test that flips the signs of whole
+    images' differences. `holm` and `holm_by_image` are these values after Holm's correction over all differences.
     """
 
     name: str
@@ -168,7 +169,7 @@ class MeanRating:
 
 @dataclass(frozen=True)
 class RatingScore:
-    """Result of a study of ratings over masks with a rating of each variant: means, and paired differences."""
+    """Result of a study of ratings: means and paired differences over the masks of which each variant was rated."""
 
     masks: int
     images: int
@@ -239,10 +240,10 @@ def score_ratings(folder: Location) -> RatingScore:
 
 
 def masks_for(difference: float, deviation: float, power: float, confidence: float = CONFIDENCE) -> int:
-    """Return the least number of masks with which a paired t-test finds a difference with probability `power`.
+    """Return the smallest number of masks with which a paired t-test finds a difference with probability `power`.
 
     `deviation` is the standard deviation of the masks' differences. The test is two-sided at 1 - `confidence`; its
-    power comes from the noncentral t distribution. Masks count as independent, such as one per image.
+    power comes from the noncentral t distribution. Masks are assumed to be independent, for example one per image.
     """
     from scipy.stats import nct, t
 
@@ -258,7 +259,7 @@ def masks_for(difference: float, deviation: float, power: float, confidence: flo
 
 
 def _mean(name: str, values: NDArray[np.float64], images: NDArray[np.int64], limits: Interval) -> MeanRating:
-    """Return the mean of the values of masks; if they can be negative, p tests that it is 0."""
+    """Return the mean of the masks' values. If they can be negative, p tests the hypothesis that the mean is 0."""
     from scipy.stats import ttest_1samp
 
     by_mask: Interval | None = None

@@ -53,7 +53,8 @@ PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou
 class ThresholdShare:
     """Pairs whose IoU exceeds `threshold`, with the 95 % interval by image, or None for too few `images`.
 
-    `of_all` counts deleted masks as failures, over pairs and deleted `masks`. `paper` is SA-1B's share.
+    `of_all` is the share among all `masks`, which are the pairs and the deleted masks. A deleted mask counts as a
+    failure. `paper` is SA-1B's share.
     """
 
     threshold: float
@@ -98,10 +99,11 @@ class Study:
 class StudyScore:
     """Outcome of the drawn masks.
 
-    `drawn` = `by_id` + `by_iou` + `deleted` + `unread` + `unanswered_masks`, where the corrections of `unread` masks
-    are unreadable. `added` masks do not correct a drawn mask. `unreadable` lists a reason for each unreadable returned
-    mask. `superseded` results and `foreign` images are ignored. `polygons` counts masks returned as polygons, which
-    lose holes. `shares` is empty without pairs. `version` is the dataset's version from which the sample was drawn.
+    `drawn` = `by_id` + `by_iou` + `deleted` + `unread` + `unanswered_masks`. `unread` counts masks whose corrections
+    are unreadable, and `added` counts masks that don't correct a drawn mask. `unreadable` lists a reason for each
+    unreadable returned mask. `superseded` results and `foreign` images are ignored. `polygons` counts masks that were
+    returned as polygons, which lose holes. `shares` is empty if there are no pairs. `version` is the dataset's version
+    from which the sample was drawn.
     """
 
     images: int
@@ -156,8 +158,8 @@ class StudyScore:
 def score_study(folder: Location, corrected: Location | None) -> StudyScore:
     """Compare a study's masks with their corrections from a COCO or Label Studio file or a dataset's submissions.
 
-    Raises `UsageError` if there is no study, its masks are not those that were drawn, or the corrected file is missing
-    or in an unknown format.
+    Raises `UsageError` if there is no study, if its masks aren't the ones that were drawn, or if the corrected file is
+    missing or in an unknown format.
     """
     study = load_study(folder)
     if corrected is not None and manifest_generations(corrected):
@@ -282,7 +284,7 @@ def _first_byte(stream: BinaryIO) -> bytes:
 _THREADS = 16
 
 State = list[tuple[int | None, str]]
-"""Masks of an image as drawn id, or None for an added mask, and current run lengths."""
+"""Masks of an image, each as the drawn mask's id (None for an added mask) and its current run lengths."""
 
 
 def read_submitted(
@@ -291,8 +293,8 @@ def read_submitted(
     """Read the corrections from submissions for a study's images, whose masks are `drawn` by image id.
 
     The corrections are an image's current masks, with unmerged submissions applied by `fit_submission` as in a merge.
-    An image whose submission was returned has none. Each mask has the id of the drawn mask from which it was made, if
-    there is one.
+    If an image's submission was returned to the annotator, the image has no corrections. Each mask has the id of the
+    drawn mask from which it was made, if there is one.
     """
     images = sorted(sizes)
     listed = map_ahead(lambda image: submissions_of(dataset, image - 1), images, _THREADS, 4 * _THREADS, "submissions")
@@ -334,7 +336,7 @@ def read_submitted(
 def follow(drawn: Container[int], row: Row, answers: Sequence[Submission]) -> State:
     """Return an image's masks: those of its described `row` after applying an assignment's submissions, in order.
 
-    `drawn` contains ids of masks. If several masks were made from one of them, the first one is its correction.
+    `drawn` contains ids of masks. If several masks were made from the same drawn mask, the first one is its correction.
     """
     masks = {annotation_id(row["id"], mask_index(mask, place)): mask for place, mask in enumerate(row["masks"])}
     fit = None

@@ -37,7 +37,7 @@ _CREDITS = ("attribution", "provider", "source_url", "country")
 _PIXELS = ("source_sha256", "source_width", "source_height", "width", "height")
 
 # Sum hashes, because the order and ids of masks don't matter, and two equal masks must not cancel out. Columns that
-# follow from the redacted regions are left out, because the regions are compared separately.
+# depend on the redacted regions are left out, because the regions are compared separately.
 _MASKS = """
 SELECT image_id, count(*) AS masks, sum(hash(segmentation, bbox, area, predicted_iou, stability_score, crop_box,
        point_coords, output, label, label_score, label_source, source, annotator, seconds, prompts, origin,
@@ -225,7 +225,7 @@ def _take_files(commit: Commit | None, dataset: Location, totals: _SideTotals) -
 
 
 def _same_catalog(one: DatasetManifest, other: DatasetManifest) -> bool:
-    """Return whether ordinals refer to the same images in both: equal first catalog parts and shard sizes."""
+    """Return whether ordinals refer to the same images in both, judging by the first catalog parts and shard sizes."""
     first, second = one.catalog[:1], other.catalog[:1]
     sources = [part.source_sha256 for part in (*first, *second)]
     return len(set(sources)) == 1 and one.images_per_shard == other.images_per_shard

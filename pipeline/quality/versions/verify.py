@@ -80,7 +80,7 @@ class VerifyResult:
     checked_key: str | None  # id of the key whose signature was checked
     left_out: str | None = None  # what was not read, because an earlier version was asked for
     compared_with: tuple[str, ...] = ("the dataset's own records only",)  # or a pinned digest and a key's signature
-    not_checked: tuple[str, ...] = ()  # although the command line asked for it
+    not_checked: tuple[str, ...] = ()  # although the command line requested it
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result for JSON."""
@@ -113,7 +113,7 @@ class _VerifyState:
     files: int = 0
     bytes: int = 0
     listed: dict[str, ObjectInfo] = field(default_factory=dict)  # files that nothing read so far names
-    known: list[str] = field(default_factory=list)  # the other files but commits
+    known: list[str] = field(default_factory=list)  # all other files except commits
     notes: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     changing: bool = False  # files were added within a day that the latest version doesn't contain
@@ -137,8 +137,8 @@ def verify_dataset(
     """Read all files of a dataset and compare them with a recorded version, by default the latest one.
 
     `wanted` is a version's number or the start of its digest; a full digest pins the current content, recorded or not.
-    `key` is a file with the public key that must have signed the version. With `require_pinned`, comparing the dataset
-    with only its own records is not enough. The cached sums in `summaries/` are not trusted. Memory holds a few files
+    `key` is a file with the public key that must have signed the version. With `require_pinned`, it isn't enough to
+    compare the dataset with its own records. The cached sums in `summaries/` are not trusted. Memory holds a few files
     and the names of all commits. Raises `UsageError` if the dataset, the version, or a usable key is missing.
     """
     pin = FULL_DIGEST.fullmatch(str(wanted))
@@ -231,7 +231,7 @@ def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
 
 
 def _is_changing(dataset: Location, version: Version, now: Snapshot, held: Sequence[ListedCommit]) -> bool:
-    """Return whether a running command, or one that ended within a day, added files that `version` doesn't contain."""
+    """Return whether a command that runs or ended within a day has added files that `version` doesn't contain."""
     times = {commit_path(*commit.key): commit.modified for commit in held}
     times |= {entry.name: entry.modified for entry in dataset.list()}
     for folder in (TOMBSTONES, FINGERPRINTS):
@@ -261,7 +261,7 @@ def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetMani
 
 
 def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
-    """Add a problem for each file that segmint or another program left in the dataset, and notes on harmless ones."""
+    """Add a problem for each file that segmint or another program left in the dataset, and notes on harmless files."""
     found = judge_doubtful(reading.dataset, reading.listed, datetime.now(UTC) - GRACE, doubtful)
     findings = (*audit_canonical_json(reading.dataset, reading.known), *found.findings)
     reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in findings]
@@ -328,7 +328,7 @@ def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, lat
 
 
 def _read_shard(dataset: Location, shard: int, generation: int) -> _VerifyState:
-    """Read a commit and the files that it names. The result has the commit, with all files, if it is intact."""
+    """Read a commit and the files that it names. If it is intact, the result contains the commit with all files."""
     path, read = commit_path(shard, generation), _VerifyState(dataset)
     try:
         data = (dataset / path).read()

@@ -13,7 +13,7 @@
 /images/{id}.jpg, /thumbnails/{id}.jpg
 ```
 
-URLs only identify images by id, so no part of a URL becomes a path. The server listens on 127.0.0.1 until it is
+URLs identify images only by id, so no part of a URL becomes a path. The server listens on 127.0.0.1 until it is
 interrupted.
 """
 
@@ -89,9 +89,9 @@ class Viewer:
         return {**about, **self.summary, "findings_elsewhere": self.findings.elsewhere}
 
     def images(self, filters: Filters, after: int | None) -> dict[str, Any]:
-        """Return a page of images; the first page includes the total, and `next` is None on the last page.
+        """Return a page of images. The first page includes the total, and `next` is None on the last page.
 
-        Images whose shard has changed only have their id.
+        If an image's shard has changed, the page only contains the image's id.
         """
         rows = self.index.page(filters, after, PAGE)
         shards = self.index.shards(row["id"] for row in rows)
@@ -103,7 +103,7 @@ class Viewer:
     def rejects(self, reason: str | None, after: int | None) -> dict[str, Any]:
         """Return a page of rejected rows; the first page includes the numbers by reason.
 
-        Rows whose shard has changed only have their id.
+        If a row's shard has changed, the page only contains the row's id.
         """
         rows = self.index.rejects(reason, after or 0)
         changed = self.pictures.changed(row["shard"] for row in rows)

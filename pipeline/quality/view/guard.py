@@ -1,4 +1,4 @@
-"""Access control of a viewer: read-only, local, and limited to browsers that opened a one-time URL.
+"""Access control of a viewer, which is read-only, local, and limited to browsers that opened a one-time URL.
 
 Requests with another Host header are rejected to prevent DNS rebinding.
 """
@@ -26,7 +26,7 @@ Stop <code>segmint view</code> with Ctrl-C and start it again.</p>
 
 
 class SessionKeys(OneTimeKeys):
-    """One-time keys and sessions of a viewer that listens on `port`, all of one person without a name."""
+    """One-time keys and sessions of a viewer that listens on `port`. All of them belong to the same unnamed person."""
 
     def __init__(self, port: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Images of a viewer: JPEGs from the tars of shards, and their thumbnails, in bounded memory."""
+"""Images of a viewer: JPEGs from the tars of shards, and their thumbnails, with bounded memory."""
 
 import io
 import threading
@@ -24,7 +24,7 @@ THUMBNAIL_SIDE = 480
 """Length in pixels of a thumbnail's longer side: twice the size in the grid, for high-density screens."""
 
 LOOK_S = 2.0
-"""Seconds before a shard is checked again, and so how long a viewer may show what a takedown or redaction removed."""
+"""Seconds before a shard is checked again. Until then, a viewer may show what a takedown or redaction removed."""
 
 _LOOKS = 16  # concurrent checks of shards
 _THUMBNAIL_BYTES = 64 << 20
@@ -36,7 +36,7 @@ V = TypeVar("V")
 
 
 class ShardChangedError(NoImageError):
-    """Error for images of a shard that was replaced since the viewer was opened; they are no longer shown."""
+    """Error for images of a shard that was replaced after the viewer was opened, which are no longer shown."""
 
 
 class JpegSource(Protocol):
@@ -112,7 +112,7 @@ class ShardImages:
     def check(self, place: ImageAddress, *, anew: bool = False) -> None:
         """Raise `ShardChangedError` if the generation of the image's shard has changed or is gone.
 
-        This lists the store once per shard; the result is valid for `look_s` seconds unless `anew` is set.
+        Lists the store once per shard. The result is valid for `look_s` seconds, unless `anew` is set.
         """
         if self._has_changed(place.shard, anew):
             self._indexes.drop(lambda shard: shard == place.shard)

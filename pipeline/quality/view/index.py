@@ -1,4 +1,4 @@
-"""On-disk index of a viewer's images with their findings, and filters and sort orders as values and their SQL."""
+"""On-disk index of a viewer's images with their findings, and the filters and sort orders as values and as SQL."""
 
 import math
 import threading
@@ -16,13 +16,13 @@ from segmint.pipeline.quality.statistics.values import Statistics
 from segmint.pipeline.serving.images import HIGHEST_ID, ImagePlaces
 
 CHOICES = ("country", "license", "provider")
-"""Columns to filter by one value, or by a missing value (`unknown`)."""
+"""Columns that can be filtered by one value, or by a missing value (`unknown`)."""
 
 RANGES = ("masks", "coverage", "predicted_iou", "stability", "megapixels")
 """Columns to filter by an inclusive minimum and maximum."""
 
 SORTS = ("id", *RANGES)
-"""Columns to sort by; images without a value come last, and ties are in order of ids."""
+"""Columns to sort by. Images without a value come last, and images with equal values are in order of their ids."""
 
 _SHOWN = 60  # characters of an invalid value that the response repeats
 
@@ -193,7 +193,7 @@ def order(filters: Filters, *, backward: bool = False) -> str:
 def beyond(filters: Filters, image: int, value: float | None, *, backward: bool = False) -> Sql:
     """Return the SQL condition for images after or before one with the given value in the sort column.
 
-    Pages start after the last id of the previous one instead of at an offset, so they all cost the same.
+    Each page starts after the last id of the previous page instead of at an offset, so all pages cost the same.
     """
     operator = "<" if filters.descending != backward else ">"
     if filters.sort == "id":
@@ -260,7 +260,7 @@ class ImageIndex(ImagePlaces):
         return int(count)
 
     def page(self, filters: Filters, after: int | None = None, limit: int = PAGE) -> list[Row]:
-        """Return the first images that match the filters, in order, or the first ones after the image `after`.
+        """Return the first images that match the filters, in order, or the first matching ones after the image `after`.
 
         Raises `UnknownImageError` if the image `after` does not exist.
         """
@@ -296,7 +296,7 @@ class ImageIndex(ImagePlaces):
         return [dict(zip(_REJECTED, row, strict=True)) for row in self._rows(sql, [min(after, HIGHEST_ID), *values])]
 
     def _load_rejects(self) -> None:
-        """Copy the rejected rows into the index, once, because few people ask for them."""
+        """Copy the rejected rows into the index when they are first requested, because few people ask for them."""
         with self._lock:
             if not self._has_rejects:
                 self._copy(self._tables, "rejects", f"SELECT {', '.join(_REJECTED)} FROM rejects")

@@ -52,10 +52,10 @@ class MissedCounts:
 class PrivacyScore:
     """Misses that people found in released images of a dataset.
 
-    `images` were drawn from a `population`, and `answered` of them were reviewed. `missed` has an entry for each kind
-    and, at the end, one for `any`. `foreign` images are ignored, but marks from `further` reviews of an image count.
-    `version` is the dataset's version from which the sample was drawn, and `config_sha256` the hash of its
-    configuration.
+    `images` images were drawn from a `population`, and `answered` of them were reviewed. `missed` has an entry for each
+    kind, and a last one for `any`. Foreign images, which `foreign` counts, are ignored. If an image was reviewed again,
+    which `further` counts, the marks of all its reviews count. `version` is the dataset's version from which the sample
+    was drawn, and `config_sha256` the hash of its configuration.
     """
 
     name: str
@@ -172,7 +172,7 @@ def read_score(file: Location) -> PrivacyScore:
 
 
 def check_sampled(score: PrivacyScore, where: str, dataset: Location) -> PrivacyScore:
-    """Return a score if its sample was drawn from the current or a recorded version of a dataset.
+    """Return a score if its sample was drawn from the current version or a recorded version of a dataset.
 
     Otherwise, raises `UsageError`, which names the score's source `where`.
     """
@@ -298,8 +298,8 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Marks:
 def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Size]) -> Marks:
     """Read the rectangles of Label Studio's JSON or JSON_MIN.
 
-    All annotations of a task that were not canceled count; a task without one is not reviewed. Raises `KeyError` or
-    `TypeError` if these are not tasks.
+    All annotations of a task that weren't canceled count. A task without any counts as not reviewed. Raises `KeyError`
+    or `TypeError` if these are not tasks.
     """
     marks = Marks(sizes)
     for task in tasks:
