@@ -1,10 +1,10 @@
 """Access control of the annotation server: the annotator behind each browser, and the requests that may write.
 
-As in the viewer, each of an annotator's URLs opens one browser, once. The key in a URL is exchanged for a cookie, and
-the cookie's session belongs to one annotator, under whose name the browser's work is saved. A write needs more than the
-cookie: a header that another site's form can't send, an origin of this server, and the name that its page was opened
-with. A browser has one cookie. If another annotator's URL is opened in it, requests from the earlier annotator's pages
-are rejected, so none of their work is saved under the other name.
+As in the viewer, each of an annotator's URLs opens one browser, once. The server exchanges the key in a URL for a
+cookie. The cookie's session belongs to one annotator, and the browser's work is saved under that annotator's name. A
+write needs more than the cookie: a header that another site's form can't send, an origin of this server, and the name
+that the page was opened with. A browser has only one cookie. If another annotator's URL is opened in the same browser,
+the server rejects requests from the earlier annotator's pages, so none of their work is saved under the wrong name.
 """
 
 import unicodedata
@@ -25,7 +25,7 @@ HEADER = "x-segmint"
 """Header that every write must send with the value 1."""
 
 WHO = "x-segmint-annotator"
-"""Header with the name that a page was opened with, in percent-encoded UTF-8; every write must send it."""
+"""Header with the name that a page was opened with, in percent-encoded UTF-8. Every write must send it."""
 
 MOST_ANNOTATORS = 1000
 

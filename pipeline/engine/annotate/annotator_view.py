@@ -81,8 +81,8 @@ class AnnotatorView:
         self.kept = ImageMemory(self.source, holders, self._pass_over)
         self._over = self.queue.merged > 0  # images to skip when leasing, by rank
         self._gone: set[int] = set()
-        self._merged: dict[int, int] = {}  # assignments of images that a merge has changed, as far as known
-        self._skipped: set[tuple[str, int]] = set()  # annotators, and returned images that they get last
+        self._merged: dict[int, int] = {}  # assignments of images that a merge is known to have changed
+        self._skipped: set[tuple[str, int]] = set()  # annotators, each with a returned image that they get last
         for image in self.board.answered():
             self._note(image)
 
@@ -91,7 +91,7 @@ class AnnotatorView:
         self._looks.shutdown()
 
     def next(self, annotator: str, after: int | None) -> dict[str, Any]:
-        """Lease the next image of the queue to an annotator. Without `after`, prefer one that they already leased."""
+        """Lease the next image of the queue to an annotator. Without `after`, prefer one that they have leased."""
         mine = [slot for slot in self.leases.of(annotator) if slot[0] != after]
         if after is not None:
             self.leases.release(after, annotator)
@@ -171,7 +171,7 @@ class AnnotatorView:
             try:
                 found = look.result()
             except ImageGoneError:
-                self.kept.forget(image)  # drops the logits of the concurrent prediction
+                self.kept.forget(image)  # drops the concurrent prediction's logits
                 raise
             if found.jpeg_sha256 == known.jpeg_sha256:
                 return prediction
@@ -290,7 +290,7 @@ class AnnotatorView:
         return ConflictError(text, winner=None if winner is None else winner.model_dump(mode="json"), base=found.base)
 
     def _returned(self, annotator: str, after: int | None, *, skipped: bool = False) -> tuple[int, int] | None:
-        """Return an image that was returned to the annotator, who skipped it or didn't, with its assignment."""
+        """Return an image that was returned to the annotator, with its assignment. They may have skipped it or not."""
         for image in self.board.returned_to(annotator):
             is_skipped = (annotator, image) in self._skipped
             if self.queue.rank(image) is None or image == after or is_skipped != skipped:

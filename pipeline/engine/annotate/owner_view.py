@@ -1,4 +1,4 @@
-"""View of the owner, who leads the annotators, without HTTP: a table of all images, their submissions, and returns."""
+"""Server-side view of the owner, who leads the annotators: a table of all images, their submissions, and returns."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ from segmint.pipeline.engine.annotate.source import ConflictError
 OPEN, STARTED, SUBMITTED, RETURNED, MERGED = STATES = "open", "in progress", "submitted", "returned", "merged"
 FLAGGED = "flagged"
 ROWS = 100  # in a part of the table
-LEAST = 10  # submissions below which the time left isn't estimated
+LEAST = 10  # minimum number of submissions to estimate the remaining time
 
 _SAVED_AGAIN = "this image was saved again in the meantime. Look at the new submission first"
 
@@ -68,8 +68,8 @@ class OwnerView:
     def give_back(self, image: int, assignment: int, body: Any) -> dict[str, Any]:
         """Return submission `n` of an assignment to its annotator with a `comment`; see `submission` for the response.
 
-        Raises `UsageError` for an invalid comment or without a submission, and `ConflictError` if it isn't the
-        last one, if it was merged, or if it was already returned with another comment.
+        Raises `UsageError` if the comment is invalid or there is no submission. Raises `ConflictError` if the
+        submission isn't the last one, was merged, or was already returned with another comment.
         """
         n, comment = field(body, "n", int), field(body, "comment", str)
         found, last = self.view.source.read(image), self._last(image, assignment)
@@ -86,7 +86,7 @@ class OwnerView:
             raise UsageError(f"this comment can't be used: {wrong_fields(error)}") from error
         if not put_return(self.view.dataset, returned):
             other = read_return(self.view.dataset, returned.name)
-            if (other.by, other.comment) != (self.owner, comment):  # else the first response was lost
+            if (other.by, other.comment) != (self.owner, comment):  # otherwise, the first response was lost
                 raise ConflictError(f"{other.by} has already returned this submission: {other.comment}")
         if self._last(image, assignment).name.n != n:
             raise ConflictError(_SAVED_AGAIN)
@@ -121,7 +121,7 @@ class OwnerView:
         return SUBMITTED if rank is None or last.name.n > self.view.queue.merged[rank] else MERGED
 
     def _counts(self, waiting: NDArray[np.bool_]) -> dict[str, Any]:
-        """Return counts of submissions, and of the assignments that need one, with the mean seconds of those so far."""
+        """Return the number of submissions, their mean seconds, and the number of assignments that still need one."""
         queue, board = self.view.queue, self.view.board
         ranks = {image: rank for image in board.answered() if (rank := queue.rank(image)) is not None}
         last = [(image, each) for image in ranks for each in board.assignments(image).values()]

@@ -189,9 +189,10 @@ class ProgressBoard:
         return "open" if merged_assignment(found.row.get("submission")) is None else "merged"
 
     def only_assignment(self, found: OpenImage) -> int | None:
-        """Return the one assignment that remains after a merge has changed the image, or None if no merge has.
+        """Return the only assignment that remains after a merge has changed the image, or None if no merge changed it.
 
-        Later work builds on the merged masks and is merged as well. A second annotator would no longer be independent.
+        Later work builds on the merged masks and is merged as well, so a second annotator would no longer be
+        independent.
         """
         merged = found.row.get("submission")
         assignment = merged_assignment(merged)
@@ -202,9 +203,9 @@ class ProgressBoard:
         return None if unchanged else assignment
 
     def progress(self, annotators: Iterable[str], counts: Callable[[int], bool] = lambda _: True) -> dict[str, Any]:
-        """Return the numbers of submitted images and masks, also by annotator, and the agreement of double assignments.
+        """Return the numbers of submitted images and masks, in total and by annotator, and the annotators' agreement.
 
-        Only images whose ids satisfy `counts` are included.
+        The agreement is measured on images with two assignments. Only images whose ids satisfy `counts` are included.
         """
         with self._lock:
             of_images = [dict(assignments) for ordinal, assignments in self._done.items() if counts(ordinal + 1)]

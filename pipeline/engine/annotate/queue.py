@@ -1,4 +1,4 @@
-"""Queue of an annotation session: the images to annotate, their order, and the ones with two assignments."""
+"""Queue of an annotation session: the images to annotate, their order, and which of them have two assignments."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ class Queue:
         return 2 if rank is not None and self.twice[rank] else 1
 
     def after(self, image: int | None, is_open: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> Iterator[int]:
-        """Yield the open images after `image` (None: from the first), then those before it.
+        """Yield the open images after `image` (None: from the first one), then those before it.
 
         `is_open` is called with many ranks at a time.
         """

@@ -1,4 +1,4 @@
-"""Requests of the annotators' pages: size-limited bodies, handlers in threads, errors as JSON, and shared routes."""
+"""Requests of the annotators' pages: size limits for bodies, handlers in threads, errors as JSON, and shared routes."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ def reads(path: str, answer: Callable[[Request], Any]) -> Route:
 
 
 def _response(value: Any) -> Response:
-    """Return a response with a JSON value, or without content for None; other responses stay."""
+    """Return a response with a JSON value, or an empty one for None. Return an existing response unchanged."""
     if isinstance(value, Response):
         return value
     return Response(status_code=204) if value is None else json_response(value)
@@ -57,9 +57,10 @@ def _response(value: Any) -> Response:
 class RequestBodies:
     """Reader of the bodies of an application's write requests, in bounded memory.
 
-    Each endpoint has a limit. At most `at_once` bodies over 1 MiB are read and processed at a time, because JSON takes
-    many times its size in memory; the others wait. A body is rejected if nothing arrives for `patience_s` seconds. It
-    is also rejected if it falls that far behind a rate of `slowest` bytes per second, so that it can't block others.
+    Each endpoint has a limit. At most `at_once` bodies over 1 MiB are read and processed at a time, because parsed JSON
+    takes many times its size in memory. The others wait. A body is rejected if nothing arrives for `patience_s`
+    seconds. It is also rejected if it falls that far behind a rate of `slowest` bytes per second, so that a slow body
+    can't block others.
     """
 
     def __init__(self, at_once: int = 2, patience_s: float = 30.0, slowest: float = 40_000.0) -> None:
@@ -72,7 +73,7 @@ class RequestBodies:
     ) -> Route:
         """Return the route of a write endpoint, which parses a JSON body of at most `most` bytes.
 
-        It runs `answer` in a thread, and responds as `reads` does.
+        The route runs `answer` in a thread, and responds as in `reads`.
         """
 
         async def run(request: Request) -> Response:
@@ -116,8 +117,8 @@ class RequestBodies:
 def _parsed(body: bytes) -> Any:
     """Return a body's JSON, or {} for an empty body.
 
-    Raises `UsageError` for invalid JSON, for NaN and infinities, for unpaired surrogates, and for more values than any
-    submission contains.
+    Raises `UsageError` if the body isn't valid JSON, or contains NaN, infinities, unpaired surrogates, or more values
+    than any submission does.
     """
 
     def refuse(text: str) -> float:

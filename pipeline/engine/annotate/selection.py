@@ -30,7 +30,7 @@ def check_selection(tables: DatasetTables, text: str) -> str:
         raise UsageError(f"--select {text!r}: expected a condition, {_EXAMPLE}")
     with tables.connection.cursor() as cursor:
         try:
-            # The text is parsed between SELECT and FROM, so that it can only be an expression.
+            # The text is parsed between SELECT and FROM, where it can only be an expression.
             found = cursor.execute("SELECT json_serialize_sql($1)", [f"SELECT ({text}\n) FROM images"]).fetchone()
             parsed = json.loads(found[0]) if found else {}
             _check(parsed, text)

@@ -42,7 +42,7 @@ TEXTS = 64
 
 @dataclass(frozen=True)
 class AnnotateOptions:
-    """Options of an annotation session. `weights` defaults to those that built the dataset, if they can be found."""
+    """Options of an annotation session. The default of `weights` is the dataset's weights, if they can be found."""
 
     queue: QueueOptions = field(default_factory=QueueOptions)
     stage: str = "assisted"
@@ -50,7 +50,7 @@ class AnnotateOptions:
     device: str = "auto"
     detector: str | None = None  # TorchScript file that detects objects, for prefills
     files: MaskFiles | None = None  # to which saved masks are also written
-    text: tuple[str, str] | None = None  # the folder of a CLIP and the file of a projection, for texts as prompts
+    text: tuple[str, str] | None = None  # the folder of a CLIP and the file of a projection, for text prompts
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class ServedView:
 
 @contextmanager
 def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedView]:
-    """Open a dataset for its annotators; scratch files are deleted at the end.
+    """Open a dataset for its annotators. Scratch files are deleted at the end.
 
-    Raises `UsageError` if there is no segmint dataset, if it has no images, for weights that aren't SAM's, and the
-    errors of `make_queue` and `TextPrompts.load`.
+    Raises `UsageError` if there is no segmint dataset, if it has no images, or if the weights aren't SAM's. Also raises
+    the errors of `make_queue` and `TextPrompts.load`.
     """
     manifest = load_manifest(dataset)
     check_images(dataset, manifest)

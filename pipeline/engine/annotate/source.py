@@ -1,8 +1,8 @@
-"""Source of the images to annotate, which follows the dataset's commits as they arrive, and memory of their data.
+"""Source of the images to annotate, which follows new commits of the dataset, and memory for data about the images.
 
-Embeddings, logits for later clicks, and prefilled masks are derived from a committed JPEG and carry its SHA-256. None
-of them outlives its image. After a redaction, data with another hash is dropped. After a takedown, all data of the
-image is dropped: at once if an annotator works on it, and within `CHECK_S` seconds for all other images.
+Embeddings, logits for later clicks, and prefilled masks are derived from a committed JPEG and stored with its SHA-256.
+None of them outlives its image. After a redaction, data with another hash is dropped. After a takedown, all data of the
+image is dropped: immediately if an annotator is working on the image, and otherwise within `CHECK_S` seconds.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ class NotReadyError(SegmintError):
 
 
 class ConflictError(SegmintError):
-    """Error for a write that conflicts with what the store contains, which the JSON values `details` describe."""
+    """Error for a write that conflicts with the store's content, which the JSON values `details` describe."""
 
     def __init__(self, text: str, **details: Any) -> None:
         super().__init__(text)
@@ -161,7 +161,7 @@ class ImageSource:
         return max(self._log.generations_of(shard), default=0)
 
     def taken(self, images: Iterable[int]) -> list[int]:
-        """Return those of the images that were taken down. Lists the store once."""
+        """Return the images among these that were taken down. Lists the store once."""
         taken = removed_images(read_tombstones(self._dataset))
         return [image for image in images if self._places.place(image).ordinal in taken]
 

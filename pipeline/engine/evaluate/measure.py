@@ -27,7 +27,7 @@ HEAD = [
 
 
 class PartlyMeasuredError(ValueError):
-    """Error if a model returns no prediction. `rows` are those of all models, with the lowest scores for this one."""
+    """Error if a model returns no prediction. `rows` contains all models' rows, with the lowest scores for it."""
 
     def __init__(self, message: str, rows: list[Row]) -> None:
         """Store the reason and the rows."""
@@ -52,8 +52,8 @@ class Measure(Protocol):
     def rows(self, models: Sequence["Model"], image: TruthImage) -> list[Row]:
         """Measure one or two models on an image, and return rows without the columns of `HEAD`.
 
-        Raises ValueError for an image that can't be measured, which is listed as skipped. Raises `PartlyMeasuredError`
-        for one that is listed as well, but counts.
+        Raises ValueError if the image can't be measured; the image is then listed as skipped. Raises
+        `PartlyMeasuredError` if the image should be listed too, but counts in the scores.
         """
 
 
@@ -70,7 +70,7 @@ class EvaluatedWeights:
         return cls(absolute_name(name_or_path), sha256_of(resolve(name_or_path)))
 
     def find(self) -> Path:
-        """Return the file's path on this machine. Raises `UsageError` if its hash isn't that of the first machine's."""
+        """Return the file's path on this machine. Raises `UsageError` if the first machine's file has another hash."""
         path = resolve(self.name)
         found = sha256_of(path)
         if found != self.sha256:
@@ -89,7 +89,7 @@ class EvaluatedWeights:
 
 @dataclass(frozen=True)
 class PredictedResult:
-    """Mask that another model predicted, with the category, true mask, and number of clicks that it is for, if any."""
+    """Mask that another model predicted, with its category, true mask, and number of clicks, if they are known."""
 
     rle: CocoRle
     score: float | None = None
@@ -100,7 +100,7 @@ class PredictedResult:
 
 @dataclass(frozen=True)
 class Predictions(EvaluatedWeights):
-    """Results of another model in place of weights, by image in their order; keys are file names with `by_name`."""
+    """Results of another model in place of weights, by image and in order. With `by_name`, keys are file names."""
 
     by_image: Mapping[str, Sequence[PredictedResult]] = field(default_factory=dict)
     by_name: bool = False

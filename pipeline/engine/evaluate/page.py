@@ -125,7 +125,7 @@ def _facts(facts: Mapping[str, Any]) -> str:
 class Table:
     """Table of scores: `heads` of the columns after the `first`, and a name and cells for each row.
 
-    The page shows the `note` below the table; `compared` if it compares two models.
+    The page shows the `note` below the table. `compared` is true if the table compares two models.
     """
 
     title: str
@@ -137,7 +137,7 @@ class Table:
 
 
 class ComparedScore(NamedTuple):
-    """Score of two models: a cell for each, the second minus the first, and its test's p after Holm's correction."""
+    """Score of two models: a cell for each, the difference (second minus first), and its p after Holm's correction."""
 
     name: str
     cells: Sequence[Cell]
@@ -190,7 +190,7 @@ def _text(text: str) -> str:
 
 @dataclass(frozen=True)
 class FiguresPage:
-    """Contents of a page. `tiles` are the scores at the top; `score` names the score that `lowest` lists."""
+    """Contents of a page. `tiles` are the scores at the top. `score` names the score that `lowest` lists."""
 
     eyebrow: str
     lead: str
@@ -202,7 +202,7 @@ class FiguresPage:
     charts: Sequence[Curves] = ()
 
     def put(self, output: OutputFolder, answer: Mapping[str, Any], subject: EvaluationSubject, lowest: Lowest) -> None:
-        """Write the page, its tables, and the JSON answer, if the output is wanted."""
+        """Write the page, its tables, and the JSON answer if there is an output folder."""
         if output.wanted:
             output.put(answer, self.render(subject, lowest), markdown(subject, self.tables))
 

@@ -1,7 +1,8 @@
-"""Reader of another model's predictions, which are measured in place of weights.
+"""Reader of another model's predictions, which are evaluated in place of weights.
 
-Masks come from a JSON list of COCO results. For clicks, each result also names the true mask (`annotation_id`) and the
-number of clicks after which it was predicted (`clicks`); the first of several results after a click is the choice.
+Masks come from a JSON list of COCO results. For an evaluation by clicks, each result also names the true mask
+(`annotation_id`) and the number of clicks after which it was predicted (`clicks`). If there are several results after a
+click, the first one is the model's choice.
 """
 
 import hashlib
@@ -31,8 +32,8 @@ def read_predictions(
 ) -> tuple[Predictions, ...]:
     """Read files of COCO results. Image ids are those of the ground truth file, or of a segmint dataset's export.
 
-    Raises `UsageError` for several truths, and for a file in another format or an entry without the `required` keys,
-    which it names.
+    Raises `UsageError` if there are several truths, if a file is in another format, or if an entry lacks one of the
+    `required` keys. The error names the file or entry.
     """
     if files and len(truths) > 1:
         raise UsageError(f"--predictions takes only one dataset or file, but {len(truths)} were given")
@@ -40,7 +41,7 @@ def read_predictions(
 
 
 def check_matched(models: Sequence[EvaluatedWeights], matched: ArrayLike, keys: str = "image_id") -> None:
-    """Raise `UsageError` for predictions of no evaluated image, or of no mask of `keys`, by `matched` (M,) bool."""
+    """Raise `UsageError` if a model's predictions, by `matched` (M,) bool, belong to no evaluated image or mask."""
     for model, is_matched in zip(models, np.asarray(matched), strict=False):
         if isinstance(model, Predictions) and not is_matched:
             raise UsageError(

@@ -113,7 +113,7 @@ def p_value(p: float | None) -> str:
 
 
 def verdict(difference: float | None, interval: Interval | None, p: float | None, images: int) -> str:
-    """Return the verdict of a test on the second model, by its corrected p, or why there is none."""
+    """Return the verdict of a test on the second model, based on its corrected p, or the reason why there is none."""
     if difference is None or p is None:
         return "not tested"
     if images < LEAST_IMAGES:

@@ -1,4 +1,4 @@
-"""Execution of a measure over its truths, in this process or in Ray actors, with results in the order of the truths."""
+"""Execution of a measure over its truths, in this process or in Ray actors. Results are in the order of the truths."""
 
 import math
 import pickle
@@ -42,7 +42,7 @@ from segmint.pipeline.engine.evaluate.truth import (
 )
 
 RAY_IMAGES = 500
-"""Number of images from which a run uses Ray actors, unless the user decides otherwise."""
+"""Minimum number of images for which a run uses Ray actors, unless the user decides otherwise."""
 
 WINDOW_PARTS = 2_000
 """Maximum number of parts per Ray Data execution, and therefore in the driver's memory."""
@@ -117,7 +117,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         self._decoders = Decoders(JpegDecoder(own=True, processes=1), JpegDecoder(own=False, processes=1))
 
     def measure(self, truth: int, part: TruthPart, done: Callable[[int], None] = lambda images: None) -> PartResult:
-        """Measure the images of a part, and call `done` with their number so far. `truth` is the index of the truth.
+        """Measure the images of a part, and call `done` with their number so far. `truth` is the truth's index.
 
         Images that can't be read or measured are listed and don't stop the run.
         """
@@ -192,14 +192,14 @@ def _with_head(image: TruthImage, rows: Sequence[Row]) -> list[Row]:
 
 
 def _is_lost_device(error: Exception) -> bool:
-    """Return whether a GPU failed for another reason than lack of memory, which makes it unusable in this process."""
+    """Return whether a GPU failed for a reason other than lack of memory, so that this process can't use it anymore."""
     import torch
 
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 class EvaluateParts:
-    """Ray Data actor that takes pickled parts and returns a pickled `PartResult` or error for each."""
+    """Ray Data actor that receives pickled parts, and returns a pickled `PartResult` or error for each part."""
 
     def __init__(self, task: EvaluateTask, names: Sequence[str]) -> None:
         self._task = task
@@ -228,7 +228,7 @@ class EvaluateParts:
 def _by_ray(
     task: EvaluateTask, names: Sequence[str], parts: Sequence[_NumberedPart], resources: ResourcesConfig
 ) -> Iterator[PartResult]:
-    import ray.data  # before the session, which quiets the logger that this import sets up
+    import ray.data  # import it before the session, which quiets the logger that this import sets up
     import ray.exceptions
 
     from segmint.infra.ray_session import ray_session
@@ -245,7 +245,7 @@ def _by_ray(
         workers = gpus or actors_that_fit(
             cluster.most_workers, sum(weights.find().stat().st_size for weights in loaded(task))
         )
-        # Otherwise the number of threads would follow from the actor's CPUs in Ray. A GPU actor takes one GPU.
+        # Otherwise, the number of threads would depend on the actor's CPUs in Ray. A GPU actor takes one GPU.
         task = replace(task, device="cuda", threads=1) if gpus else replace(task, device="cpu", threads=1)
         progress.stage("evaluate", sum(part.images for _, part in parts))
         done = 0

@@ -21,9 +21,10 @@ MOST_WEIGHTS = 2
 class TruthOptions:
     """Choice of the ground truth.
 
-    `images` are the image folders of truths that aren't datasets: one for all, or one for each in order. `chosen`
-    applies to datasets, and `ignore` (values that aren't masks) to label maps. `only` lists image ids by dataset, as
-    named by the user; other images of such a dataset are skipped. `empty` includes images of COCO files without masks.
+    `images` contains the image folders of truths that aren't datasets: one folder for all, or one for each in order.
+    `chosen` applies to datasets, and `ignore` (values that aren't masks) applies to label maps. `only` lists image ids
+    by dataset, under the user's name for it; other images of such a dataset are skipped. With `empty`, images without
+    masks in COCO files are included.
     """
 
     targets: tuple[str, ...]
@@ -46,9 +47,9 @@ class ModelOptions:
     run: RunOptions = field(default_factory=RunOptions)
 
     def task(self, measure: Measure, predictions: Sequence[Predictions] = ()) -> EvaluateTask:
-        """Resolve the weights, which `predictions` follow.
+        """Resolve the weights, and append `predictions` to them.
 
-        Raises `UsageError` for more than two in all, and `AssetError` if weights don't exist.
+        Raises `UsageError` if there are more than two in total, and `AssetError` if weights don't exist.
         """
         given = len(self.weights) + len(self.predictions)
         if not 1 <= given <= MOST_WEIGHTS:

@@ -1,4 +1,4 @@
-"""`segmint evaluate text`: IoU of masks for texts, points, and both with the masks that people made and labeled."""
+"""`segmint evaluate text`: compare masks for texts, points, and both with the masks that people made and labeled."""
 
 import hashlib
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class TextMeasure:
         _texts(self.clip, self.projection, self.sam_sha256, "cpu")
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
-        """Predict a mask for each prompt. Masks without a label, or with a model's, are left out."""
+        """Predict a mask for each prompt. Masks without a label, or with a label from a model, are left out."""
         masks = [mask for mask in image.masks if mask.label and not is_of_model(mask.label_source)]
         if not masks:
             return []
@@ -79,7 +79,7 @@ class TextMeasure:
 
 
 def _folded(label: str) -> str:
-    """Return a label without what CLIP's tokenizers ignore, its case and repeated spaces."""
+    """Return a label without its case and repeated spaces, which CLIP's tokenizers ignore."""
     return " ".join(label.split()).casefold()
 
 
@@ -127,8 +127,8 @@ class TextResult:
 def evaluate_text(options: EvaluateOptions, clip: str, projection: str, seed: int, storage: Storage) -> TextResult:
     """Measure the prompts on datasets.
 
-    Raises `UsageError` for other truths, without two labels, or if the files don't fit together, and
-    `NothingMeasuredError` without masks that a person labeled.
+    Raises `UsageError` if a truth isn't a dataset, if there are fewer than two labels, or if the files don't fit
+    together. Raises `NothingMeasuredError` if there are no masks that a person labeled.
     """
     truths = open_truths(options.truth, storage)
     labels = dict[str, str]()  # by their folded text

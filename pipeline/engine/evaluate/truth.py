@@ -33,8 +33,8 @@ class SkippedTruth(NamedTuple):
 class TruthMask:
     """Ground-truth mask, in the frame of its image.
 
-    `id` is the annotation's id, or its index in the file if it has none. `source` is one of SOURCES in
-    `segmint.operators.schemas`, and `label_source` is as there; both are None outside datasets. A `crowd` covers a
+    `id` is the annotation's id, or its index in the file if it has no id. `source` is one of SOURCES in
+    `segmint.operators.schemas`, which also defines `label_source`. Both are None outside datasets. A `crowd` covers a
     group of objects. `category` and `stated_area` come from a COCO file, if present.
     """
 
@@ -54,10 +54,11 @@ class TruthImage:
     """Image with its ground-truth masks, all nonempty and of the image's size.
 
     `truth` is the number of its dataset or file in the command, and `image_id` is unique within it. `pixels` (H, W, 3)
-    uint8 RGB are in the frame of the masks. `label_map` (H, W) int64 exists if the truth is label maps, with 0 for the
-    background; its values in `ignore` are neither mask nor background. `skipped` contains a line for each skipped mask.
-    `columns` are the image's values by column name, for groups. `checked` are the ids of the categories that were
-    checked in an image of an LVIS file, and `not_exhaustive` those of which only some objects have masks.
+    uint8 RGB are in the frame of the masks. `label_map` (H, W) int64 exists if the truth consists of label maps. In it,
+    0 is the background, and the values in `ignore` are neither mask nor background. `skipped` contains a line for each
+    skipped mask. `columns` contains the image's values by column name, for groups. For an image of an LVIS file,
+    `checked` contains the ids of the categories that were checked in it, and `not_exhaustive` the ids of the categories
+    of which only some objects have masks.
     """
 
     truth: int
@@ -87,7 +88,7 @@ class Decoders(NamedTuple):
 
 @dataclass(frozen=True)
 class PendingImage:
-    """Image that isn't read or decoded yet; `load` may run in a thread and raises `UnreadableTruthError`."""
+    """Image that hasn't been read or decoded yet. `load` may run in a thread and raises `UnreadableTruthError`."""
 
     image_id: str
     name: str
@@ -113,10 +114,10 @@ class TruthPart(Protocol):
 class Truth:
     """Dataset or file that an evaluation uses as ground truth.
 
-    `name` is the user's name for it, without credentials; `kind` is its kind, and `facts` are its digests and choices.
-    `dataset` is the location of a segmint dataset. `frequencies` maps an LVIS file's category ids to their frequency:
-    r, c, or f. `categories` are the category ids of a COCO file's masks. With `federated`, a file lists the categories
-    that were checked in each image.
+    `name` is the user's name for it, without credentials. `kind` is its kind, and `facts` contains its digests and
+    choices. `dataset` is the location of a segmint dataset. `frequencies` maps an LVIS file's category ids to their
+    frequency: r, c, or f. `categories` are the category ids of a COCO file's masks. With `federated`, the file lists
+    the categories that were checked in each image.
     """
 
     name: str

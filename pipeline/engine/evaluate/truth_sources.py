@@ -1,6 +1,7 @@
 """Ground truth from a segmint dataset, a COCO file, or a folder of label maps.
 
-A dataset has one part per shard, and its pixels are the released ones. The others come with a folder of images.
+A dataset has one part per shard, and its pixels are the released ones. The other two kinds come with a folder of
+images.
 """
 
 import hashlib
@@ -74,7 +75,7 @@ SOURCES_OF: Mapping[TruthSelection, tuple[str, ...]] = {
 
 
 def decode_upright(data: bytes) -> Pixels:
-    """Decode an untrusted image to upright (H, W, 3) uint8 RGB, like a build does. Raises `RejectedError`."""
+    """Decode an untrusted image to upright (H, W, 3) uint8 RGB, as a build does. Raises `RejectedError`."""
     return ingest(data, ANY_SIZE).image
 
 
@@ -152,10 +153,10 @@ class LabelMapsPart:
 
 
 def open_coco_truth(file: Location, folder: Location, number: int, empty: bool = False) -> Truth:
-    """Plan the evaluation of a COCO file with its images in `folder`; `number` is its index among the truths.
+    """Plan the evaluation of a COCO file with its images in `folder`. `number` is its index among the truths.
 
-    Images without masks are evaluated only if `empty` is set; any detection in them is wrong. Raises `UsageError` if
-    the file isn't COCO or has no masks.
+    Images without masks are only evaluated if `empty` is set, because any detection in them is wrong. Raises
+    `UsageError` if the file isn't COCO or has no masks.
     """
     try:
         data = file.read()
@@ -189,9 +190,9 @@ def open_coco_truth(file: Location, folder: Location, number: int, empty: bool =
 
 
 def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore: Sequence[int] = ()) -> Truth:
-    """Plan the evaluation of the label maps in `maps`, each for the image with the same stem in `folder`.
+    """Plan the evaluation of the label maps in `maps`. Each belongs to the image in `folder` with the same stem.
 
-    `ignore` are values other than 0 that aren't masks. Raises `UsageError` if no map matches an image.
+    `ignore` contains values other than 0 that aren't masks. Raises `UsageError` if no map matches an image.
     """
     labels = _names(maps, ENDINGS)
     if not labels:
@@ -275,7 +276,7 @@ class _MaskColumns:
 
 @dataclass(frozen=True)
 class ShardTruthPart:
-    """Images of a shard with masks from the chosen sources. If `only` isn't None, other image ids are skipped."""
+    """Images of a shard, with masks from the chosen sources. If `only` isn't None, other image ids are skipped."""
 
     dataset: Location
     truth: int
@@ -337,7 +338,7 @@ def open_dataset_truth(
 ) -> Truth:
     """Plan the evaluation of a dataset. `number` is its index among the truths; `only` restricts it to these image ids.
 
-    Only shards with chosen masks become parts, so the masks tables are read, but no images. `columns` are the image
+    Only shards with chosen masks become parts, so this reads the masks tables, but no images. `columns` are the image
     columns to keep. Raises `UsageError` if there is no dataset, no such mask, no pixels, or no such column.
     """
     dataset = Dataset.open(location)

@@ -27,7 +27,7 @@ from segmint.pipeline.engine.train.evaluation import Evaluation
 CHECKPOINTS = "checkpoints"
 
 _IN_FLIGHT = timedelta(days=1)
-"""Time that a state may exist without its JSON, by the store's clock."""
+"""Time for which a state may exist without its JSON, by the store's clock."""
 
 _JSON = re.compile(r"step-(\d{6,})\.json", re.ASCII)
 _STATE = re.compile(r"step-(\d{6,})-[0-9a-f]{12}\.pt", re.ASCII)
@@ -79,7 +79,7 @@ def put_checkpoint(folder: Location, state: Mapping[str, Any], **fields: Any) ->
 
 
 def list_checkpoints(folder: Location) -> list[Checkpoint]:
-    """Read the JSONs of all checkpoints, sorted by step; an unusable one is logged as a warning."""
+    """Read the JSONs of all checkpoints, sorted by step. Log a warning for each unusable one."""
     found = []
     for entry in folder.list():
         if _JSON.fullmatch(entry.name):
@@ -113,8 +113,8 @@ def load_newest(
 ) -> tuple[Checkpoint | None, set[int]]:
     """Load the last usable checkpoint of a run and return it, or None if there is none.
 
-    `load` receives its state and raises ValueError or KeyError if it belongs to another model. Also returns the steps
-    of the unusable checkpoints, which the run will replace.
+    `load` receives the checkpoint's state, and raises ValueError or KeyError if the state belongs to another model.
+    Also returns the steps of the unusable checkpoints, which the run will replace.
     """
     found = [each for each in list_checkpoints(folder) if each.run == run]
     unusable = list_steps(folder) - {each.step for each in found}

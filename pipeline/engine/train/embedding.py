@@ -44,7 +44,7 @@ class FrozenEncoder:
         features = self._predictor.embed(read.pixels).features.float()
         if self._cache is not None:
             self._cache.put(*self._key(read.image), features)
-        return features.clone()  # because it was made in inference mode
+        return features.clone()  # clone it, because it was computed in inference mode
 
     def _key(self, image: int) -> tuple[str, bytes]:
         shard = self._images.shards[int(self._images.shard[image])]
@@ -85,7 +85,7 @@ def encoder_in_training(
 ) -> Iterator[Tensor]:
     """Yield the embeddings (B, 256, 64, 64) of an encoder in training, with drop path of probability `chance`.
 
-    Leave the context after the backward pass.
+    Leave the context only after the backward pass.
     """
     with ExitStack() as contexts:
         contexts.enter_context(drop_path(sam.image_encoder, chance, seed, step, [read.slot for read in reads]))

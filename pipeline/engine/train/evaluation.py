@@ -1,6 +1,6 @@
-"""Evaluation on held-out images: mean IoU at one click, of the model's choice and of the best of three masks.
+"""Evaluation on held-out images: mean IoU after one click, for the model's choice and for the best of three masks.
 
-The click is the point farthest from the mask's border; masks and IoUs are measured at the losses' square resolution.
+The click is the point farthest from the mask's border. Masks and IoUs are measured at the losses' square resolution.
 `segmint evaluate` measures in the image's frame, at more clicks, and with confidence intervals.
 """
 
@@ -36,7 +36,7 @@ _GAP = 8  # pixels between the two halves of an overlay
 
 
 class Evaluation(Frozen):
-    """Scores after a step: mean IoU at one click, of the mask that the model chooses and of the best of its three."""
+    """Scores after a step: mean IoU after one click, for the mask that the model chooses and the best of its three."""
 
     step: int
     images: int
@@ -68,7 +68,7 @@ class ClickPredictions:
 def evaluate(
     sam: Sam, reads: Sequence[TrainingImage], embed: Callable[[TrainingImage], Tensor], step: int, world: WorkerRank
 ) -> Evaluation:
-    """Evaluate the model on held-out images. Every worker passes its part of them and gets the same result."""
+    """Evaluate the model on held-out images. Every worker passes its share of the images, and gets the same result."""
     sums = torch.zeros(4, dtype=torch.float64)
     for read in reads:
         targets = read.masks.targets
@@ -90,7 +90,7 @@ def evaluate(
 
 @torch.no_grad()
 def one_click(sam: Sam, features: Tensor, masks: TrainingMasks) -> ClickPredictions:
-    """Predict three masks for the center of each of an image's masks; `features` has shape (1, 256, 64, 64)."""
+    """Predict three masks for a click on each mask's center; `features` has shape (1, 256, 64, 64)."""
     device = features.device
     clicks = [center_click(target.numpy()) for target in masks.targets]
     centers = torch.tensor([(click.x + 0.5, click.y + 0.5) for click in clicks], dtype=torch.float64)
@@ -109,7 +109,7 @@ def one_click(sam: Sam, features: Tensor, masks: TrainingMasks) -> ClickPredicti
 
 
 def draw_sample(sam: Sam, pixels: NDArray[np.uint8], masks: TrainingMasks, features: Tensor) -> bytes:
-    """Return a PNG with an image's masks on the left, and on the right the predictions at one click each.
+    """Return a PNG with an image's masks on the left, and the predictions after one click each on the right.
 
     `pixels` (h, w, 3) RGB are the encoder's input without its padding.
     """

@@ -1,7 +1,7 @@
 """`segmint train --task objects`: a one-class detector, trained on the boxes of a dataset's masks.
 
 Images and masks are chosen, drawn, and read as for SAM, at SAM's input size. A killed run resumes from its checkpoint.
-The outputs are `objects-<hash>.pt`, TorchScript that follows the detectors' contract, and `objects.json`.
+The outputs are `objects-<hash>.pt`, a TorchScript file that follows the detectors' contract, and `objects.json`.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ from segmint.pipeline.engine.train.trainer import TrainingError
 OBJECTS = "objects.json"
 
 _MOST_MASKS = 1 << 16
-"""Mask limit that keeps every mask of an image, because the detector would learn an omitted box as background."""
+"""Limit above any image's number of masks, because the detector would learn an omitted box as background."""
 
 _SCRATCH = hashlib.sha256(b"").hexdigest()
 """Hash that replaces the hash of the backbone's weights when training starts from scratch."""

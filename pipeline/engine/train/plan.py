@@ -23,7 +23,7 @@ from segmint.pipeline.engine.train.run import cache_location, find_weights, refu
 from segmint.pipeline.engine.train.settings import TrainConfig
 
 DEFAULT_SHARE = 0.3
-"""Share of the peak assumed without `--share`. No training has been timed on a GPU."""
+"""Share of the peak that is assumed without `--share`. No training has been timed on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TrainPlanOptions:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Work, memory, and time of a run that takes all steps with as many masks as the configuration allows."""
+    """Work, memory, and time of a run that takes all steps, with as many masks as the configuration allows."""
 
     config: TrainConfig
     architecture: Architecture
@@ -81,7 +81,7 @@ class TrainPlan:
 
     @property
     def embedded(self) -> float:
-        """Number of embeddings by a frozen encoder: one per image, and one per draw of an image that isn't cached."""
+        """Number of embeddings by a frozen encoder: one per image, or one per draw for images that aren't cached."""
         draws = self.config.steps * self.config.batch.images
         cached = min(self.images, self.config.cache.gb * 1e9 // BYTES) / self.images
         return 0 if self.cost.image_bytes else min(draws, cached * self.images + (1 - cached) * draws)
@@ -96,7 +96,7 @@ class TrainPlan:
 
     @property
     def device_hours(self) -> float:
-        """Hours of all devices for all steps and embeddings, with those in which they wait for one another."""
+        """Hours of all devices for all steps and embeddings, including the time in which they wait for one another."""
         waiting = self.devices * self.images_per_device / self.config.batch.images
         flop = self.step_flop * self.config.steps + self.embedded * self.cost.encode_flop
         return waiting * flop / (self.peak * self.options.share) / 3600
@@ -156,10 +156,10 @@ class TrainPlan:
 
 
 def plan_train(config: TrainConfig, options: TrainPlanOptions) -> TrainPlan:
-    """Check a configuration like `run_train`, and count its cost. Writes nothing to the output or the datasets.
+    """Check a configuration as `run_train` does, and count its cost. Writes nothing to the output or the datasets.
 
-    Raises `UsageError` for a configuration that doesn't fit the weights, the CLIP, or the datasets, and for more GPUs
-    than images per step.
+    Raises `UsageError` if the configuration doesn't fit the weights, the CLIP, or the datasets, or if there are more
+    GPUs than images per step.
     """
     storage = Storage(config.storage)
     found = find_weights(config, storage)

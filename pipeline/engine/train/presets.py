@@ -18,7 +18,7 @@ from segmint.model.training.recipe import (
 from segmint.pipeline.engine.train.settings import TrainConfig
 
 _LONG, _SELDOM = 10_000, 1000
-"""Number of steps that makes a preset long, and a long preset's interval of evaluations, overlays, and checkpoints."""
+"""Minimum number of steps of a long preset, and a long preset's interval of evaluations, overlays, and checkpoints."""
 
 
 def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:

@@ -104,8 +104,8 @@ class TrainingResult:
 def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     """Train or resume; `say` prints the lines of steps and evaluations.
 
-    Raises `UsageError` for a configuration that doesn't fit the weights, the datasets, or an existing run in the
-    output, `DamagedDatasetError` for an unreadable shard, `TrainingError` if losses aren't finite, and
+    Raises `UsageError` if the configuration doesn't fit the weights, the datasets, or an existing run in the output.
+    Raises `DamagedDatasetError` for an unreadable shard, `TrainingError` if losses aren't finite, and
     `StorageFaultError` if writing fails.
     """
     storage = Storage(config.storage)
@@ -113,7 +113,7 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     found = find_weights(config, storage)
     config, weights, architecture = found.config, found.file, found.architecture
     resources = config.resources
-    if resources.workers == 1:  # several workers resolve theirs on their machines
+    if resources.workers == 1:  # several workers resolve their numerics on their own machines
         compute = resolve_compute(resources.device, config.precision, resources.threads)
         warn_of_slow_bf16(compute)
     cache = cache_location(config, output)
@@ -172,7 +172,7 @@ def find_weights(config: TrainConfig, storage: Storage) -> FoundWeights:
 
 
 def check_layers(config: TrainConfig, layers: int) -> None:
-    """Raise `UsageError` if the preset or `decoder_layers` expects another decoder than that of the weights."""
+    """Raise `UsageError` if the preset or `decoder_layers` expects another decoder than the weights have."""
     if "decoder_layers" in config.model_fields_set and layers != config.decoder_layers:
         by = " by preset: mask-making" if config.preset == "mask-making" else ""
         raise UsageError(
@@ -184,7 +184,7 @@ def check_layers(config: TrainConfig, layers: int) -> None:
 def find_encoder(config: TrainConfig, storage: Storage) -> tuple[TrainConfig, Path, Architecture]:
     """Return the configuration with its preset, and the file of `encoder_weights` with its architecture.
 
-    Raises `UsageError` if other weights are set as well or the encoder is frozen, and `SamWeightsError`.
+    Raises `UsageError` if other weights are set as well or the encoder is frozen, and raises `SamWeightsError`.
     """
     if "weights" in config.model_fields_set:
         raise UsageError("weights and encoder_weights are both set: expected one of them")
@@ -199,7 +199,7 @@ def find_encoder(config: TrainConfig, storage: Storage) -> tuple[TrainConfig, Pa
 def begin_with_encoder(
     config: TrainConfig, encoder: Path, output: Location, storage: Storage
 ) -> tuple[TrainConfig, Path]:
-    """Write a SAM with this encoder to the output, and return it as the parent, `weights`, and as a local file.
+    """Write a SAM with this encoder to the output. Return it as the parent, `weights`, and as a local file.
 
     The encoder's hash replaces its path, which only one machine may know. A resumed run finds the file that its first
     start wrote. Raises `UsageError` for unusable weights.
@@ -227,7 +227,7 @@ def refuse_places(datasets: Sequence[TrainingDataset], output: Location, cache: 
 
 
 def note_places(datasets: Sequence[TrainingDataset], output: Location, cache: Location, run: TrainingRunRecord) -> None:
-    """Record output and cache in the datasets for takedowns, before any data derived from images is written."""
+    """Record the output and the cache in the datasets for takedowns, before any data derived from images is written."""
     for dataset in datasets:
         note_output(dataset.location, "train", output, {RUN: run.sha256})
         if not cache.uri.startswith(output.uri + "/"):

@@ -1,4 +1,4 @@
-"""One process of a training run, from the images found in the datasets to the final record: its loop and its logs."""
+"""Process of a training run, from finding the images in the datasets to the final record, with its loop and logs."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -172,17 +172,17 @@ def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], ho
 
 
 def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """Return the trained weights' evaluation with the best mean IoU at one click, the first in a tie, or None."""
+    """Return the first evaluation of trained weights with the best mean IoU after one click, or None."""
     return max((each for each in evaluations if each.step > 0), key=lambda each: each.one_click, default=None)
 
 
 def ranked(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Sort the evaluations of trained weights by mean IoU at one click, best first."""
+    """Sort the evaluations of trained weights by mean IoU after one click, best first."""
     return sorted((each for each in evaluations if each.step > 0), key=lambda each: -each.one_click)
 
 
 def is_over(evaluations: Sequence[Evaluation], patience: int | None) -> bool:
-    """Return whether at least `patience` evaluations after the best one brought no improvement."""
+    """Return whether at least `patience` evaluations have passed since the best one."""
     best = best_of(evaluations)
     if patience is None or best is None:
         return False
@@ -207,7 +207,7 @@ def held_out_of(images: int, evaluations: Sequence[Evaluation], best: Evaluation
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Images found in a run's datasets: the `held` mask (N,) bool of held-out ones, and each dataset's contents."""
+    """Images found in a run's datasets, a mask `held` (N,) bool of held-out images, and each dataset's contents."""
 
     images: TrainingImages
     held: NDArray[np.bool_]
@@ -236,7 +236,7 @@ class TrainingSession:
     numerics: list[dict[str, Any]] = field(default_factory=list)
 
     def find(self) -> TrainingInputs:
-        """Find the images of the datasets, split them, and pin the run once they prove usable.
+        """Find the images of the datasets, split them, and pin the run once they turn out to be usable.
 
         Raises the errors of `find_images`, `pin_run`, and `pin_images`, and `UsageError` if all images are held out.
         """
@@ -377,14 +377,15 @@ class TrainingSession:
     def _load_best(
         self, trainer: Trainer, ended: LoopEnd, evaluations: Sequence[Evaluation]
     ) -> tuple[Evaluation | None, list[dict[str, Any]]]:
-        """Load the weights of the best evaluation with a usable checkpoint. Also return the better ones without.
+        """Load the weights of the best evaluation with a usable checkpoint. Also return better ones without one.
 
-        Returns None as the evaluation if there is none; the trainer then keeps the weights of the last step.
+        If no evaluation has a usable checkpoint, the returned evaluation is None, and the trainer keeps the weights of
+        the last step.
         """
         folder = self.output / CHECKPOINTS
         passed_over: list[dict[str, Any]] = []
         kept = {each.step: each for each in list_checkpoints(folder) if each.run == self.run.fingerprint}
-        # A projection's run keeps its last step, because the evaluations don't measure texts.
+        # A run that trains a projection keeps its last step, because the evaluations don't measure texts.
         for evaluation in ranked(evaluations) if self.config.text.clip is None else evaluations[-1:]:
             step = evaluation.step
             if step == ended.step:
@@ -403,9 +404,10 @@ class TrainingSession:
     def _opened_cache(
         self, images: TrainingImages, found: dict[str, DatasetContents], encoder: str
     ) -> EmbeddingCache | None:
-        """Purge entries that the datasets no longer contain and open the cache; return None if nothing is cached.
+        """Purge entries that the datasets no longer contain, and open the cache. Return None if nothing is cached.
 
-        Embeddings are keyed by the hash of `encoder` only, so weights trained with a frozen encoder share them.
+        Embeddings are keyed only by the hash of `encoder`, so weights that were trained with a frozen encoder share
+        them.
         """
         world, most = self.world, self.config.cache.gb * 1e9
         key = cache_key(encoder, self.compute)
@@ -443,7 +445,7 @@ class TrainingSession:
         return chosen.step, list(chosen.evaluations)
 
     def _recall(self, checkpoint: Checkpoint, reader: TrainingImageReader) -> None:
-        """Restore the skipped items of earlier starts. Of two counts for a reason, the larger one applies."""
+        """Restore the skipped items of earlier starts. If there are two counts for a reason, the larger one applies."""
         reader.recall(checkpoint.listed)
         for reason, number in checkpoint.skipped.items():
             self.skipped.counts[reason] = max(self.skipped.counts[reason], number)
@@ -470,7 +472,7 @@ class TrainingSession:
         prune(folder, {*steps[: -self.config.checkpoints.keep]} - ({best.step} if best is not None else set()))
 
     def _numerics(self) -> dict[str, Any]:
-        """Return the settings and versions that determine the last bits."""
+        """Return the settings and versions that determine the last bits of results."""
         import torch
 
         compute = self.compute

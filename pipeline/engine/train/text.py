@@ -31,7 +31,7 @@ def load_clip(config: TrainConfig, run: TrainingRunRecord, device: str) -> Clip 
 
 
 def add_projection(sam: Sam, clip: Clip, seed: int) -> None:
-    """Give the prompt encoder a projection with random weights, whose tokens are as large as SAM's learned ones."""
+    """Give the prompt encoder a projection with random weights. Its tokens are as large as SAM's learned ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projection = nn.Linear(clip.dimension, EMBEDDING_CHANNELS)

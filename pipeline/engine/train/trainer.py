@@ -1,4 +1,4 @@
-"""One training step: read the draws, sum gradients over images and workers, and update the weights."""
+"""Training step that reads the draws, sums gradients over images and workers, and updates the weights."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,8 @@ class StepResult:
     """Result of a step, over all workers.
 
     Losses are means over the masks and iterations. IoUs compare the predicted masks with the targets at the first and
-    the last iteration. `clicks` are those of this worker's images, by slot. A step without masks does nothing.
+    the last iteration. `clicks` contains the clicks on this worker's images, by slot. A step without masks does
+    nothing.
     """
 
     step: int
@@ -82,7 +83,7 @@ class Trainer:
     ) -> None:
         """Set up the optimizer and the step settings; `encoder` is None if the image encoder is trained.
 
-        With `clip`, a projection of its embeddings is trained as well, and the reader must embed crops.
+        With `clip`, a projection of CLIP's embeddings is trained as well, and the reader must embed crops.
         """
         self.sam = sam
         if clip is not None:
@@ -104,7 +105,7 @@ class Trainer:
         self._trained = {name: weight for name, weight in sam.named_parameters() if weight.requires_grad}
 
     def step(self, step: int, recorded: Mapping[int, Clicks] | None = None) -> StepResult:
-        """Take a step, counted from 1; `recorded` clicks by slot replace the drawn ones.
+        """Take a step, counted from 1. `recorded` clicks, by slot, replace the drawn ones.
 
         Raises `TrainingError` if the losses or the gradients aren't finite; the weights then stay as before the step.
         """
@@ -151,7 +152,7 @@ class Trainer:
         return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in self._trained.items()}
 
     def state(self) -> dict[str, Any]:
-        """Return weights and optimizer state, all that the next step depends on besides its number."""
+        """Return the weights and the optimizer's state, which the next step depends on besides its number."""
         return {"weights": self.weights(), "optimizer": self._optimizer.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -178,7 +179,7 @@ class Trainer:
             self._threads.shutdown(cancel_futures=True)
 
     def _read(self, step: int) -> list[TrainingImage]:
-        """Read this worker's images of a step, and prefetch those of the next one."""
+        """Read this worker's images of a step, and prefetch the images of the next step."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(1, "read-ahead")
         ahead, self._ahead = self._ahead, None
@@ -196,7 +197,7 @@ class Trainer:
     def _backward(
         self, reads: Sequence[TrainingImage], step: int, masks: int, recorded: Sequence[Clicks] | None
     ) -> StepLosses:
-        """Add the gradients of some of a step's images; here `step` is counted from 0."""
+        """Add the gradients of some of a step's images. Here, `step` is counted from 0."""
         keys, recipe, batch = self._config, self._recipe, self._config.batch
         images = [read.masks for read in reads]
         reduced = torch.autocast(self._compute.kind, torch.bfloat16, enabled=self._compute.precision == "bf16")

@@ -18,8 +18,9 @@ def _alone(values: Tensor) -> Tensor:
 class WorkerRank:
     """Worker `rank` of `size`, with rank `local_rank` on its machine.
 
-    `add` returns the sum of a tensor over all workers and may modify the tensor; `gather` returns the pickled values of
-    all workers by rank. Both are collective and block: all workers must make the same calls in the same order.
+    `add` returns the sum of a tensor over all workers, and may modify the tensor. `gather` returns the pickled values
+    of all workers by rank. Both are blocking collective operations, so all workers must make the same calls in the same
+    order.
     """
 
     rank: int = 0

@@ -16,7 +16,7 @@ LEAST_IOU = 0.98
 def clean_mask(mask: Rle) -> Rle:
     """Return a nonempty mask without its small specks and holes, or the mask itself if that would change it too much.
 
-    If all pieces are small, the largest stays.
+    If all pieces are small, the largest one stays.
     """
     pixels = decode(mask)
     cleaned = clean_patch(MaskPatch.pack(pixels, box_of(pixels)), mask.size, LEAST_PIXELS, keep_largest=True).patch

@@ -25,7 +25,7 @@ from segmint.pipeline.engine.annotate.clicks.prompts import ClickPrompt, MaskPar
 HANDLES = 128
 """Maximum number of predictions whose logits are kept, up to 768 KiB each."""
 
-_SHARE = 1e-3  # clipping of a pixel's share before the logit of a mask prompt
+_SHARE = 1e-3  # limit for a pixel's share before it becomes the logit of a mask prompt
 _DRAWERS = 2  # threads, mostly in NumPy
 
 

@@ -5,10 +5,11 @@ the mask's border have to be computed:
 
 1. *Banded.* Bands of rows are computed in turn and thresholded in a core's cache. A mask's runs start and end where
    pixels differ from those above, so no complete mask is held in memory.
-2. *Solid.* A pixel is a weighted mean of the logits it touches. If all are over +1, it is in the masks at -1, 0, and
-   +1. If none is over -1, it is in none of them. Such columns of a band aren't computed.
-3. *Exact.* A different summation order could flip a pixel whose logit is almost 0. The row of such a pixel is
-   computed as the predictor does it (`ExactRows`). If there are many, the whole mask is.
+2. *Solid.* A pixel is a weighted mean of the logits that it touches. If all of these logits are over +1, the pixel is
+   in the masks at -1, 0, and +1. If none of them is over -1, the pixel isn't in any of the three masks. Columns of a
+   band that consist of such pixels aren't computed.
+3. *Exact.* A different summation order could flip a pixel whose logit is almost 0. The row of such a pixel is computed
+   exactly as the predictor would (`ExactRows`). If there are many such pixels, the whole mask is.
 """
 
 import math
@@ -30,15 +31,16 @@ from segmint.model.sam.predictor import Embedding, Predictor
 
 STABILITY_OFFSET = 1.0
 
-# Relative rounding difference of the weighted means: float32's unit roundoff times the operations of both orders.
+# Relative rounding difference of the weighted means: float32's unit roundoff times the number of operations in both
+# orders.
 _DIFFERENCE = 32 * 2.0**-24
 _SOLID = STABILITY_OFFSET * (1 + 2.0**-10)  # logits over this exceed the offset after any rounding
 
 _MOST_DOUBTS = 64  # pixels of a band with logits near 0
 _COLUMNS = 64
 _PIXELS = 1 << 18
-_PRODUCT = 1 << 18  # multiplications; for more, BLAS would wake other threads, which takes longer than they save
-_GAP = 64  # solid columns to compute rather than splitting a span
+_PRODUCT = 1 << 18  # multiplications; beyond that, BLAS would wake other threads, which takes longer than they save
+_GAP = 64  # solid columns; a span is only split at wider gaps
 
 _TRIED = 12  # rows
 _UNITS = 32
@@ -105,7 +107,7 @@ class _ColumnRuns:
         height = self._frame[0]
         if self._above is not None:
             self._note(np.flatnonzero(self._above), self._next)
-        # Columns are numbered with one extra row, so that the end of one isn't the start of the next.
+        # Columns are numbered as if they had an extra row, so that the end of one isn't the start of the next.
         places = np.sort(np.concatenate([np.zeros(0, np.int64), *self._found]))
         column, row = np.divmod(places, height + 1)
         positions = column * height + row
@@ -167,7 +169,7 @@ def _stability(inner: int, outer: int) -> float:
 
 
 def _solid(logits: NDArray[np.float32], touches: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return the pixel columns that touch only logits over the offset, and those that touch only logits below -offset.
+    """Return the pixel columns that only touch logits over the offset, and those that only touch logits below -offset.
 
     `logits` are (n, 256). `touches` (width, 2) contains the start and end of the logits that each column touches.
     """
@@ -202,7 +204,7 @@ def _spans(wanted: NDArray[np.bool_], most: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Step:
-    """Interpolation step: for each new row, the given rows before and after it, and the weight of the latter."""
+    """Interpolation step: for each new row, the given rows before and after it, and the weight of the row after it."""
 
     before: NDArray[np.int64]
     after: NDArray[np.int64]
@@ -235,9 +237,10 @@ class _Step:
 class ExactRows:
     """Single rows of upscaled logits for one image size, bit for bit as `Predictor.upscale` computes them.
 
-    torch always computes a row of a bilinear interpolation in the same way, from two rows and a weight. Interpolating a
-    single row at a scale that leads to the same weight thus gives the same bits. Some weights can't be reached this
-    way, and small images use another kernel. Therefore, each size is tried first and may have no `ExactRows`.
+    torch always computes a row of a bilinear interpolation in the same way, from two rows and a weight. So
+    interpolating a single row at a scale that results in the same weight gives the same bits. Some weights can't be
+    reached this way, and small images use a different kernel. Therefore, each size is tried first, and for some sizes
+    there are no `ExactRows`.
     """
 
     side: int

@@ -1,4 +1,4 @@
-"""In-memory image embeddings, computed only from released pixels, and prefetched for annotators when idle."""
+"""In-memory image embeddings, which are only computed from released pixels and prefetched for annotators when idle."""
 
 import itertools
 import queue
@@ -53,12 +53,12 @@ class _EmbeddingJob:
 
 
 class Embeddings:
-    """Image embeddings, computed in one thread; the last `kept` stay in memory. A context manager; thread-safe.
+    """Image embeddings, computed in one thread. The last `kept` of them stay in memory. A context manager; thread-safe.
 
-    The embeddings that annotators need next are prefetched and evicted last. Every annotator's first one is prefetched
-    before anyone's second one. `kept` also bounds the prefetch requests of all annotators together; the oldest requests
-    are dropped. `read` returns an image's committed state. The same thread calls `made` with each embedding and its
-    pixels (H, W, 3) uint8 RGB. Nothing is written to disk.
+    The embeddings that annotators need next are prefetched, and evicted last. Prefetching takes turns: every
+    annotator's first embedding comes before anyone's second one. `kept` also bounds the prefetch requests of all
+    annotators together; the oldest requests are dropped. `read` returns an image's committed state. The same thread
+    calls `made` with each embedding and its pixels (H, W, 3) uint8 RGB. Nothing is written to disk.
     """
 
     def __init__(

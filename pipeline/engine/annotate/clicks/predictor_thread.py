@@ -1,8 +1,9 @@
-"""The server's model, run by one thread, which gives clicks priority even while an image is encoded.
+"""The server's model, run by one thread that gives priority to clicks, even while an image is being encoded.
 
-torch keeps a team of threads for each thread that computes. As soon as a process's teams have more threads than there
-are cores, waiting threads sleep at once (libgomp), and waking them for each of a prompt's many small steps takes as
-long as the steps do. A single team's threads stay awake for the time set by `GOMP_SPINCOUNT`.
+torch keeps a team of threads for each thread that computes. As soon as the teams of a process have more threads than
+there are cores, libgomp puts waiting threads to sleep immediately. Waking them for each of a prompt's many small steps
+takes as long as the steps themselves. If there is only one team, its threads stay awake for the time that
+`GOMP_SPINCOUNT` sets.
 """
 
 import itertools
@@ -90,7 +91,7 @@ class PredictorThread(Predictor, AbstractContextManager["PredictorThread"]):
                 return
 
     def _let_one_pass(self) -> None:
-        """Do only one urgent job, if any is due, so that an image finishes no matter how many clicks arrive."""
+        """Run at most one urgent job, so that the encoding of an image finishes no matter how many clicks arrive."""
         if threading.current_thread() is self._thread and self._jobs.queue and self._jobs.queue[0].urgency == _URGENT:
             _answer(self._jobs.get())
 

@@ -1,8 +1,8 @@
 """Prefilled masks for images of the semi-automatic stage (SAM paper, Section 4).
 
-A one-class detector finds boxes of objects in the released image. Each box prompts the model, and its confident masks
-are prefilled, so that annotators only add the rest. A mask is confident if the dataset's build would keep it: it passes
-the thresholds of predicted IoU and stability, and NMS by box doesn't suppress it.
+A one-class detector finds boxes of objects in the released image. Each box is a prompt for the model, whose confident
+masks are prefilled, so annotators only have to add the rest. A mask is confident if the dataset's build would keep it:
+it passes the thresholds of predicted IoU and stability, and NMS by box doesn't suppress it.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -36,7 +36,7 @@ from segmint.pipeline.engine.annotate.recent_images import RecentImages
 from segmint.pipeline.engine.annotate.source import OpenImage
 
 SAME_IOU = 0.7
-"""IoU above which a mask counts as a duplicate of one in the dataset."""
+"""IoU above which a mask counts as a duplicate of a mask in the dataset."""
 
 MOST_BOXES = 300
 """Maximum number of boxes per image that prompt the model, best first."""
@@ -82,7 +82,7 @@ def prefill(
 ) -> list[PrefilledMask]:
     """Return the confident masks for boxes (x0, y0, x1, y1), sorted by descending predicted IoU.
 
-    Each box prompts the model for a single mask. `there` contains the compressed run lengths of the image's existing
+    The model predicts a single mask for each box. `there` contains the compressed run lengths of the image's existing
     masks. `settings` are the mask settings of the dataset's build.
     """
     height, width = embedding.frame_size
@@ -174,7 +174,7 @@ class PrefillCache:
         self._made: RecentImages[_ImagePrefill] = RecentImages(kept)
 
     def make(self, image: OpenImage, pixels: NDArray[np.uint8], embedding: Embedding) -> None:
-        """Compute an image's masks; if the detector fails, the image gets none and a warning is logged."""
+        """Compute an image's masks. If the detector fails, log a warning; the image then gets no masks."""
         try:
             boxes = self._finder.boxes(pixels)
         except DetectorFailedError as error:

@@ -1,6 +1,6 @@
 """Server-side rater view, without HTTP: shows single masks, saves ratings, and withdraws them.
 
-Equal numbers of masks per source are drawn at random. A mask is identified by its index in the rater's order, from 0,
+The same number of masks per source is drawn at random. A mask is identified by its index in the rater's order, from 0,
 because its annotation id would reveal whether a person made it.
 """
 
@@ -142,7 +142,7 @@ class RaterView:
     ) -> None:
         """Read the existing ratings. Raises `StorageFaultError` if the store fails.
 
-        `roots` are where each variant's ratings are: the dataset, or a study's folders.
+        `roots` contains the location of each variant's ratings: the dataset, or a study's folders.
         """
         self._roots = roots
         self._versions = {} if study is None else {each.mask: each.counts for each in study.objects}
@@ -181,7 +181,7 @@ class RaterView:
         return {"item": None, **self.progress(rater)}
 
     def show(self, rater: str, item: int) -> dict[str, Any]:
-        """Return a mask, without anything that reveals its source.
+        """Return a mask without anything that reveals its source.
 
         Raises `UsageError` for an index outside the order, and `ImageGoneError` if the mask no longer exists.
         """
@@ -290,7 +290,7 @@ class RaterView:
 
 @contextmanager
 def open_rater_view(dataset: Location, options: SampleOptions, study: RatingStudy | None = None) -> Iterator[RaterView]:
-    """Draw the masks to rate, or take those of a study, and open their images; deletes scratch files at the end.
+    """Draw the masks to rate, or use those of a study, and open their images. Deletes scratch files at the end.
 
     Raises `UsageError` if there is no segmint dataset or it has no images, and the errors of `draw_sample`.
     """

@@ -1,4 +1,4 @@
-"""Edge detection as a measure: a row for each image and weights, with counts at each threshold."""
+"""Edge detection as a measure, with a row of counts at each threshold for each image and set of weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -67,7 +67,7 @@ class AnnotatedImages:
 
 
 def find_annotated_images(location: Location) -> AnnotatedImages:
-    """Read the masks tables. Shards with unreadable tables are skipped, because an evaluation lists them."""
+    """Read the masks tables. Shards with unreadable tables are skipped here, because the evaluation lists them."""
     dataset = Dataset.open(location)
     found = AnnotatedImages()
 
@@ -136,7 +136,7 @@ def evaluate_gate(options: GateOptions, storage: Storage) -> GateResult:
 
 
 def _refuse_twice(option: str, names: Sequence[str]) -> None:
-    """Raise `UsageError` for a name that is given twice, because its images would count twice."""
+    """Raise `UsageError` if a name is given twice, because its images would count twice."""
     places: dict[str, str] = {}
     for name in names:
         first = places.setdefault(absolute(name), name)
@@ -146,7 +146,7 @@ def _refuse_twice(option: str, names: Sequence[str]) -> None:
 
 @dataclass
 class _GateDataset:
-    """Dataset among the truths or guard sets, with its untrained images and its annotated masks."""
+    """Dataset among the truths or guard sets, with its annotated masks and the images not used for training."""
 
     untrained: UntrainedImages
     people: AnnotatedImages | None = None
@@ -209,7 +209,7 @@ class _GateJudge:
         self._tally.add(result.table)
 
     def judge(self) -> GateJudgment:
-        """Evaluate the guard sets and judge all results; a second call returns the same judgment."""
+        """Evaluate the guard sets and judge all results. A second call returns the same judgment."""
         if self._judged is None:
             seed = self._options.points.settings.seed
             favoring = self._tally.scores([Role.FAVORS_FIRST]).masks

@@ -39,9 +39,9 @@ _PUBLISHED = frozenset(asset.sha256 for asset in ASSETS.values())
 class Lineage:
     """Training history of weights: the rounds that trained them or their ancestors.
 
-    `known` is False for foreign weights without a `training.json`, and if the lineage starts with such weights. `share`
-    is the smallest held-out share of all rounds: None without rounds, 0 if a round's share isn't known. `begun` are the
-    weights that the first round started from, a link without datasets.
+    `known` is False for foreign weights without a `training.json`, and for lineages that start with such weights.
+    `share` is the smallest held-out share of all rounds. It is None if there are no rounds, and 0 if a round's share
+    isn't known. `begun` describes the weights that the first round started from, as a link without datasets.
     """
 
     weights: EvaluatedWeights
@@ -134,11 +134,11 @@ def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
 
 @dataclass(frozen=True)
 class UntrainedImages:
-    """Images of a dataset that no weights were trained on; `ids` is None for all of them.
+    """Images of a dataset that no weights were trained on. `ids` is None if that is true of all images.
 
-    `trained` contains the images that were trained on, those that are similar to one, and those for which this isn't
-    known. `why` explains the selection. `groups` maps the file name of each readable image to a number that similar
-    images of the command share. `skipped` are the unreadable images and shards.
+    `trained` contains the images that were trained on, the images that are similar to one of those, and the images for
+    which this isn't known. `why` explains the selection. `groups` maps the file name of each readable image to a number
+    that it shares with similar images of the command. `skipped` lists the unreadable images and shards.
     """
 
     ids: frozenset[int] | None
@@ -148,7 +148,7 @@ class UntrainedImages:
     skipped: tuple[str, ...] = ()
 
     def of(self, images: Collection[int]) -> frozenset[int]:
-        """Return those of the images that none of the weights were trained on."""
+        """Return the images among these that none of the weights were trained on."""
         return frozenset(images) if self.ids is None else self.ids & frozenset(images)
 
 
@@ -193,11 +193,14 @@ def untrained_images(
     """Find the images in each target dataset that none of the weights were trained on.
 
     Weights count as trained on a dataset if their lineage names it or one of its versions, or if the dataset records
-    them. The same applies to a dataset that was built with weights of the lineage, or whose own lineage shares datasets
-    with it, because annotated masks are carried over. The images of such a dataset are split as in training, with the
-    smallest share of all rounds. In other datasets, the images that aren't similar to a trained one count. If a dataset
-    was trained on together with one that isn't in `targets`, none of its images count, because they may be similar to
-    the other one's. Raises `DamagedDatasetError` if a shard of a dataset that was trained on can't be read.
+    them. They also count as trained on it if it was built with weights of the lineage, or if its own lineage and theirs
+    have datasets in common, because annotated masks are carried over from one dataset to the next.
+
+    The images of such a dataset are split as in training, with the smallest share of all rounds, and only the held-out
+    images count as untrained. In all other datasets, the images that aren't similar to a trained image count. If a
+    dataset was trained on together with another one that isn't in `targets`, none of its images count, because they may
+    be similar to images of the other one. Raises `DamagedDatasetError` if a shard of a dataset that was trained on
+    can't be read.
     """
     if not targets:
         return {}
@@ -261,7 +264,7 @@ def untrained_images(
 
 
 def _missing(lineages: Sequence[Lineage], known: Collection[_DatasetHistory]) -> list[str]:
-    """Return the names of the datasets that aren't in `known`, from rounds that trained on several datasets."""
+    """Return the names of datasets that aren't in `known`, from the rounds that trained on several datasets."""
     several = [each.datasets for lineage in lineages for each in lineage.rounds if len(each.datasets) > 1]
     return sorted(
         {each.name for datasets in several for each in datasets if not any(one.is_one(each) for one in known)}

@@ -44,10 +44,10 @@ class JudgedImages:
 class GateJudgment:
     """Verdict on whether the second weights may replace the first, with its basis.
 
-    `assisted_by` counts assisted masks by model: "first", "second", or "others". `corrected_separately` counts masks
-    that are reported with them, because they were corrected from a prediction that favors the second weights.
-    `favoring_first` counts independent masks that were corrected from predictions of the first weights or their
-    ancestors. `guard_skipped` lists the items of the guard sets that weren't measured.
+    `assisted_by` counts assisted masks by model: "first", "second", or "others". `corrected_separately` counts
+    corrected masks that are reported together with the assisted ones, because the prediction that was corrected favors
+    the second weights. `favoring_first` counts independent masks that were corrected from predictions of the first
+    weights or their ancestors. `guard_skipped` lists the items of the guard sets that weren't measured.
     """
 
     verdict: GateVerdict

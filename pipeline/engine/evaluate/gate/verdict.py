@@ -1,4 +1,4 @@
-"""Verdict of a gate: scores of two sets of weights, summed by image and mask role, compared, and judged.
+"""Verdict of a gate, which sums the scores of two sets of weights by image and mask role, and compares them.
 
 docs/decisions/0027-the-gate.md gives the reasons for the rules.
 """
@@ -19,7 +19,7 @@ from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
 from segmint.pipeline.engine.evaluate.result import BETTER, NO_DIFFERENCE, WORSE, percent
 
 DECIDES = "iou_1"
-"""Measure of the truth that decides: the mean IoU at one click."""
+"""Measure that decides on the truth: the mean IoU after one click."""
 
 GUARDED = ("oracle_1", "iou_3")
 """Measures of a guard set that decide."""
@@ -30,7 +30,7 @@ MEASURES = ("iou_1", "oracle_1", "iou_3")
 NAMES = {"iou_1": "one click", "oracle_1": "best of three", "iou_3": "three clicks"}
 
 GUARD_LIMIT = -0.01
-"""Limit for guard sets: a set counts as worse if its whole interval is below this value."""
+"""Limit for guard sets. The second weights count as worse on a set if its whole interval is below this value."""
 
 ASSISTED = "assisted"
 """The `source` of masks that a person made by prompting a model."""
@@ -58,8 +58,9 @@ def role_of(source: str | None) -> Role:
 def role_of_corrected(model: str, first: Lineage, second: Lineage) -> Role:
     """Return the role of a corrected mask by the SHA-256 of the model that made it.
 
-    A common ancestor favors the first weights if the second weights descend from the first. Otherwise, it isn't known
-    which of the two are closer to it, so the mask is reported separately, like one that favors the second weights.
+    A mask from a common ancestor favors the first weights if the second weights descend from the first. Otherwise, it
+    isn't known which of the two sets is closer to the ancestor, so the mask is reported separately, like a mask that
+    favors the second weights.
     """
     if model in first.hashes and (first.weights.sha256 in second.hashes or model not in second.hashes):
         return Role.FAVORS_FIRST
@@ -105,7 +106,7 @@ class ScoreSums:
             self._counts[key] = self._counts.get(key, 0) + (weights == 0)
 
     def scores(self, roles: Sequence[Role], truth: int | None = None) -> ImageScores:
-        """Return the scores of masks with these roles, of one truth or all; similar images count as one unit."""
+        """Return the scores of masks with these roles, in one truth or all. Similar images count as one unit."""
         keys = [key for key in self._sums if key[2] in roles and truth in (None, key[0])]
         sums = np.array([self._sums[key] for key in keys]).reshape(len(keys), 2, len(self.measures))
         counts = np.array([self._counts[key] for key in keys], np.float64)
@@ -128,8 +129,9 @@ class GateVerdict(StrEnum):
 class MeanComparison:
     """Means of a measure over the same masks, and their difference (second minus first), as fractions.
 
-    Similar `images` count as one. The 95 % interval is that of the difference. It is None with fewer than
-    `LEAST_IMAGES` images, if only a few of them have a different difference, or if one has most masks.
+    Similar images count as one of the `images`. The 95 % interval is that of the difference. It is None if there are
+    fewer than `LEAST_IMAGES` images, if the difference varies in only a few of them, or if one image contains most of
+    the masks.
     """
 
     measure: str
@@ -198,9 +200,10 @@ def decide(
     guards: Sequence[GuardComparison],
     unfavored: Sequence[MeanComparison] | None = None,
 ) -> tuple[GateVerdict, tuple[str, ...]]:
-    """Return the verdict and its reasons; `truth` contains the comparisons over independent masks, if any.
+    """Return the verdict and its reasons. `truth` contains the comparisons over independent masks, if there are any.
 
-    `unfavored` contains those without the masks that favor the first weights; None if there are no such masks.
+    `unfavored` contains the same comparisons without the masks that favor the first weights, or None if there are no
+    such masks.
     """
     worse = [
         f"on the guard set {guard.name}, the mean IoU ({NAMES[each.measure]}) changes by {percent_points(each)}: the "

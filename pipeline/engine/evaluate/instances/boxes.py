@@ -34,7 +34,7 @@ class ImageBoxes:
     categories: NDArray[np.int64]
 
     def best(self, most: int) -> "ImageBoxes":
-        """Return the `most` boxes per category with the highest scores. COCO's evaluation uses no others."""
+        """Return the `most` boxes per category with the highest scores, because COCO's evaluation only uses these."""
         if self.scores is None:
             return self
         kept: list[int] = []
@@ -45,7 +45,7 @@ class ImageBoxes:
         return ImageBoxes(self.boxes[kept], self.scores[kept], self.categories[kept])
 
     def best_of_all(self, most: int) -> "ImageBoxes":
-        """Return the `most` boxes with the highest scores, over all categories, as LVIS's evaluation."""
+        """Return the `most` boxes with the highest scores, over all categories, as LVIS's evaluation does."""
         if self.scores is None:
             return self
         kept = np.sort(np.argsort(-self.scores, kind="stable")[:most])
@@ -83,7 +83,7 @@ class BoxesByImage:
 
 
 def boxes_of_results(predictions: Sequence[Predictions]) -> BoxesByImage:
-    """Return the scores and categories of masks that take no boxes, with empty boxes."""
+    """Return empty boxes with the scores and categories of masks that were predicted without boxes."""
     first = predictions[0]
     categories = (each.category for file in predictions for results in file.by_image.values() for each in results)
     by_image = {
@@ -113,8 +113,8 @@ def no_category_error(boxes: BoxesByImage) -> UsageError:
 def read_boxes(file: Location, of_dataset: bool) -> BoxesByImage:
     """Read a file of COCO results. With `of_dataset`, its image ids are those of a segmint dataset's export.
 
-    Raises `UsageError`, which names the entry, for a file in another format, boxes without a width or height, and
-    scores or categories that only some boxes have.
+    Raises `UsageError`, which names the entry, if the file is in another format, a box has no width or height, or only
+    some boxes have a score or a category.
     """
     entries, sha256 = read_entries("--boxes", file, _EXPECTED)
     checked = [_checked(entry, f"--boxes {file}, entry {number}") for number, entry in enumerate(entries, start=1)]

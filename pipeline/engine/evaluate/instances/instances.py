@@ -1,6 +1,6 @@
 """`segmint evaluate instances`: instance segmentation from boxes, scored against ground truth.
 
-A detector's boxes, which have scores, give AP; boxes without scores give mIoU.
+Boxes with scores, as from a detector, result in an AP. Boxes without scores result in an mIoU.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,7 +52,7 @@ SHOWN = {
     f"ar_{MOST}": f"AR@{MOST}",
     f"ar_{MOST_LVIS}": f"AR@{MOST_LVIS}",
 }
-"""Scores of boxes with scores to show, with their names; those of frequencies are only LVIS's."""
+"""Scores to show if the boxes have scores, with their names. Only LVIS has scores by frequency."""
 
 Estimate = tuple[float | None, Interval | None]
 """Score, or a difference of scores, and its interval."""
@@ -60,7 +60,7 @@ Estimate = tuple[float | None, Interval | None]
 
 @dataclass(frozen=True)
 class InstancesSettings:
-    """Settings for making masks from `boxes`, None for those of the truth; without weights, nothing is `prompted`."""
+    """Settings for making masks from `boxes` (None: those of the truth). Without weights, `prompted` is false."""
 
     refine: bool
     boxes: BoxesByImage | None
@@ -224,7 +224,7 @@ class MatchesByCategory:
             ps = dict(zip(names, last, strict=True))
         shown = {name: f"{text} ({masks[name]:,})" for name, text in SHOWN.items() if name in masks}
         by_category = list(precision.by_category())
-        known = sum(each > 0 for _, each, _ in by_category)  # without a true mask, a category has no AP
+        known = sum(each > 0 for _, each, _ in by_category)  # a category without true masks has no AP
         over = f"over {known} categories" if categories else "without categories"
         return InstancesResult(
             subject,
@@ -288,8 +288,9 @@ def evaluate_instances(
 ) -> InstancesResult:
     """Make a mask from each box, compare it with the truth, and write the results to the output, if any.
 
-    Boxes with scores give AP. Boxes without scores give mIoU, as do the truth's boxes, which are used without a file.
-    Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
+    Boxes with scores result in an AP. Boxes without scores result in an mIoU, as do the truth's own boxes, which are
+    used if there is no file. Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be
+    evaluated.
     """
     truths = open_truths(options.truth, storage)
     boxes = None if boxes_file is None else boxes_for(truths, Location(storage, boxes_file))
@@ -325,7 +326,7 @@ def evaluate_instances(
 
 
 def boxes_for(truths: Sequence[Truth], file: Location) -> BoxesByImage:
-    """Read the boxes for a truth. Raises `UsageError` for several truths, or if no category has a true mask."""
+    """Read the boxes for a truth. Raises `UsageError` for several truths, or without a category that has true masks."""
     if len(truths) > 1:
         raise UsageError(f"--boxes takes only one dataset or file, but {len(truths)} were given")
     return checked_boxes(truths, read_boxes(file, truths[0].kind == DATASET))

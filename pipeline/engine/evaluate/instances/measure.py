@@ -1,4 +1,4 @@
-"""Masks from boxes as a measure: matches for AP if the boxes have scores, otherwise the IoU of each mask."""
+"""Masks from boxes as a measure: matches for the AP if the boxes have scores, otherwise the IoU of each mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,8 +102,8 @@ def matches_of(row: Row) -> ImageMatches:
 class OverlapMeasure:
     """Masks from boxes, with their IoU with the truth: a row for each true mask except crowds.
 
-    Without `boxes`, each true mask's box is the prompt for it. Otherwise, each true mask is paired with at most one
-    mask of the same category from the file's boxes, so that the sum of IoUs is maximal.
+    Without `boxes`, the prompt for a true mask is its own box. Otherwise, each true mask is paired with at most one
+    mask of the same category that was made from the file's boxes. The pairs maximize the sum of IoUs.
     """
 
     boxes: BoxesByImage | None = None
@@ -165,7 +165,7 @@ class OverlapMeasure:
 def _segment(
     models: Sequence[Model], image: TruthImage, prompts: ImageBoxes, refine: bool
 ) -> list[Sequence[PredictedResult]]:
-    """Return the masks for the boxes from each model, with the boxes' scores and categories, and those predicted."""
+    """Return each model's masks for the boxes, with the boxes' scores and categories, and the predicted scores."""
     scores = [None] * len(prompts.boxes) if prompts.scores is None else prompts.scores.tolist()
     found: list[Sequence[PredictedResult]] = []
     if not len(prompts.boxes):  # no model needs an embedding

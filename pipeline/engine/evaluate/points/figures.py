@@ -66,7 +66,8 @@ class GroupMean:
 class GroupPair:
     """First group's mean minus the second's. `p` comes from permuting labels over images; `holm` is its correction.
 
-    Holm's correction covers the pairs of one measure and weights. Both are None if nothing can be permuted.
+    Holm's correction covers the pairs of one measure and one set of weights. `p` and `holm` are None if nothing can be
+    permuted.
     """
 
     weights: int
@@ -104,8 +105,8 @@ class Means:
 def means_of(scores: ImageScores, truths: int, seed: int, resamples: int = RESAMPLES) -> Means:
     """Return the means of all measures over masks and images, for each truth and for all together.
 
-    With several truths, this includes the mean of their means over masks, for which images are resampled within each
-    truth. All weights and their differences are resampled jointly.
+    If there are several truths, the result includes the mean of their means over masks, for which images are resampled
+    within each truth. All weights and their differences are resampled jointly.
     """
     images = scores.by_image()
     numbers = [number for number in range(truths) if (images.truth == number).any()]

@@ -1,4 +1,4 @@
-"""Evaluation by clicks as a measure: a row for each mask and weights."""
+"""Evaluation by clicks as a measure, with a row for each mask and set of weights."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 _RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.binary())])
 
 DRAWN = ["truth_rle", "first_rle", "last_rle"]
-"""Columns that only the page needs and that aren't stored: the truth, and the model's first and last choice."""
+"""Columns that aren't stored because only the page needs them: the truth, and the model's first and last choice."""
 
 
 @dataclass(frozen=True)
 class PointsMeasure:
-    """Clicks on each mask except crowds. `group_by` names a column of the images, or `label` or `source` of masks."""
+    """Clicks on each mask except crowds. `group_by` is the name of an image column, or `label` or `source` of masks."""
 
     settings: PointsSettings = field(default_factory=PointsSettings)
     group_by: str | None = None
@@ -62,8 +62,8 @@ class PointsMeasure:
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Click on the image's masks with each model. Raises ValueError if there are none.
 
-        If one of two models predicts NaN, it gets scores of 0, so that a comparison doesn't lose the image, and this
-        raises `PartlyMeasuredError`. Raises ValueError if every model fails.
+        If only one of two models predicts NaN, that model gets scores of 0, so that a comparison doesn't lose the
+        image, and this function raises `PartlyMeasuredError`. If all models predict NaN, it raises ValueError.
         """
         masks = [mask for mask in image.masks if not mask.crowd]
         if not masks:
@@ -96,7 +96,7 @@ class PointsMeasure:
         return rows
 
     def _predicted(self, results: Sequence[PredictedResult], masks: Sequence[TruthMask]) -> list[MaskScores]:
-        """Return the scores of predictions after each number of clicks; the last ones count for missing later ones."""
+        """Return the scores of predictions after each number of clicks. The last ones replace missing later ones."""
         found: list[MaskScores] = []
         for mask in masks:
             blank = no_answer(mask.rle, self.settings)

@@ -1,4 +1,4 @@
-"""Page of the evaluation by clicks: curves, tables, groups, and the masks with the lowest scores."""
+"""Page of the evaluation by clicks, with curves, tables, groups, and the masks with the lowest scores."""
 
 import base64
 import io
@@ -189,7 +189,7 @@ class WorstMaskImage:
 
 
 def draw_worst(worst: Sequence[WorstMask], truths: Sequence[Truth], measures: tuple[str, str]) -> list[WorstMaskImage]:
-    """Draw the masks in their order, reading their images again; `measures` are the first and the last IoU."""
+    """Draw the masks in their order, reading their images again. `measures` names the first and the last IoU."""
     parts = [part for truth in truths for part in truth.parts]
     images: dict[tuple[int, str], TruthImage | str] = {}
     with JpegDecoder(own=True, processes=1) as own, JpegDecoder(own=False, processes=1) as foreign:

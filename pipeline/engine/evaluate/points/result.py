@@ -34,7 +34,7 @@ class Judgment(Protocol):
 
 
 class Judge(Protocol):
-    """Judge that receives an evaluation's results as they arrive and judges them at the end."""
+    """Judge that collects an evaluation's results as they arrive, and judges them at the end."""
 
     def see(self, result: PartResult) -> None:
         """Add the results of a part."""
@@ -106,7 +106,7 @@ class PointsResult:
                 yield name, [there[key] for key in keys]
 
     def scopes(self) -> list[int | None]:
-        """Return the truths that have means; None stands for all together."""
+        """Return the truths that have means. None stands for all of them together."""
         found: list[int | None] = []
         for each in self.means.scores:
             if each.truth not in found:
@@ -114,7 +114,7 @@ class PointsResult:
         return found
 
     def differences(self) -> Iterator[tuple[str, MeanDifference, float | None, str]]:
-        """Yield the differences over all masks to show, each with its name, its corrected p, and its verdict."""
+        """Yield the differences to show, over all masks, each with its name, its corrected p, and its verdict."""
         shown = [each for each in self.means.differences if each.truth is None and each.over == "masks"]
         shown = [each for each in shown if each.measure.partition("_")[0] in KINDS]
         for each, corrected in zip(shown, holm([each.p for each in shown]), strict=True):

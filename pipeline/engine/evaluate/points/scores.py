@@ -22,7 +22,8 @@ WORST = 12
 class ImageScores:
     """Sums of scores over the masks of each image, or of each image and group: U units.
 
-    `measures` names the M scores, such as `iou_1`. `counts` (U,) are numbers of masks, `sums` (U, W, M) for W weights.
+    `measures` names the M scores, such as `iou_1`. `counts` (U,) are numbers of masks, and `sums` (U, W, M) are the
+    sums of scores for W sets of weights.
     """
 
     measures: tuple[str, ...]
@@ -88,7 +89,7 @@ def collect(
     group_of: Callable[[Row], str | None],
     keep: Callable[[pa.Table], None] = lambda table: None,
 ) -> tuple[ImageScores, list[list[WorstMask]]]:
-    """Sum the rows of a run by image and group, part by part; also return the worst masks of each set of weights.
+    """Sum the rows of a run by image and group, part by part. Also returns the worst masks of each set of weights.
 
     `keep` receives the rows of each part without the columns that only the page needs. `group_of` returns the group of
     a row's mask. Rows of a mask are consecutive, one for each set of weights. The worst masks have the lowest values
@@ -110,7 +111,7 @@ def collect(
                 sums.append(np.zeros((weights, len(measures))))
             counts[place] += row["weights"] == 0
             sums[place][row["weights"]] += [row[name] for name in measures]
-            order -= 1  # among equal scores, the first is kept
+            order -= 1  # if scores are equal, the first one is kept
             found = WorstMask(-row[measures[0]], order, part, row)
             (heapq.heappush if len(heaps[row["weights"]]) < WORST else heapq.heappushpop)(heaps[row["weights"]], found)
         table = result.table.drop_columns(DRAWN)

@@ -1,4 +1,4 @@
-"""Object proposals as a measure: a row for each image, weights, and kind of category."""
+"""Object proposals as a measure, with a row for each image, set of weights, and kind of category."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ KINDS: Mapping[str, str] = {"r": "rare", "c": "common", "f": "frequent"}
 
 @dataclass(frozen=True)
 class ProposalsMeasure:
-    """Object proposals in each image, with the count of true masks among them.
+    """Object proposals in each image, with the number of true masks that they find.
 
-    `frequencies` maps each truth and category id of an LVIS file to a key of `KINDS`. Masks of each kind are also
-    counted separately, as if they were the only true ones.
+    `frequencies` maps each truth and category id of an LVIS file to a key of `KINDS`. The masks of each kind are also
+    counted separately, as if they were the only true masks.
     """
 
     points_per_side: int = 64

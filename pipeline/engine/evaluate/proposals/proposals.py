@@ -34,7 +34,7 @@ _line = partial(table_line, first=44)
 
 @dataclass(frozen=True)
 class Recall:
-    """Average recall of the first proposals up to a limit, for true masks of one kind and size range.
+    """Average recall of the first proposals, up to a limit, for true masks of one kind and size range.
 
     Without true masks, `value` is None. In a difference, it is the second weights' recall minus the first's.
     """
@@ -98,7 +98,7 @@ class ProposalsResult:
         ]
 
     def table(self, recalls: Sequence[Recall]) -> Iterator[tuple[str, list[Recall]]]:
-        """Yield the rows of a table, each kind at each limit, with a cell for each size range."""
+        """Yield the rows of a table: one for each kind and limit, with a cell for each size range."""
         for kind in dict.fromkeys(each.kind for each in recalls):
             for limit in LIMITS:
                 cells = [each for each in recalls if (each.kind, each.limit) == (kind, limit)]
@@ -161,7 +161,7 @@ class ProposalsResult:
 
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalCounts]:
-    """Return the counts of all images by kind, from the rows of `ProposalsMeasure`, consecutive for each image."""
+    """Return the counts of all images by kind, from the rows of `ProposalsMeasure`, grouped by image."""
     found: dict[str, list[list[NDArray[np.int64]]]] = {}
     truth: dict[str, list[NDArray[np.int64]]] = {}
     proposals: dict[str, list[list[int]]] = {}

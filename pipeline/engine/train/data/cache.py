@@ -3,8 +3,8 @@
 An embedding's file is `<dataset>/<weights>/<JPEG's SHA-256>.npy`; it is written atomically and ends with a checksum.
 The key is the JPEG's hash, so an embedding is never reused after a takedown or a redaction has changed its image. Files
 of images that a dataset no longer contains are deleted when a run opens the cache. Any number of processes can share a
-folder and its bound. A full cache evicts nothing: images are drawn about equally often, so evicting the least recently
-used one would evict the one needed next.
+folder and its maximum size. A full cache doesn't evict anything, because images are drawn about equally often, so the
+least recently used embedding would be the one that is needed next.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class EmbeddingCache:
     """Embeddings of one encoder and precision, in a local folder with a maximum size in bytes."""
 
     def __init__(self, folder: Location, weights: str, most_bytes: float) -> None:
-        """Open the cache; `weights` identifies the encoder: a hash of its weights, the device, and the precision."""
+        """Open the cache. `weights` identifies the encoder by a hash of its weights, the device, and the precision."""
         self._root = folder
         self._folder = folder / EMBEDDINGS
         self._room = CacheSize(folder)
@@ -109,9 +109,9 @@ class EmbeddingCache:
         return len(stale)
 
     def make_room(self, images: int) -> None:
-        """Delete other weights' embeddings until `images` embeddings of these weights fit, or as many as allowed.
+        """Delete other weights' embeddings until `images` embeddings of these weights fit, up to the limit.
 
-        If the bound was lowered, embeddings of these weights are deleted as well.
+        If the limit was lowered, embeddings of these weights are deleted as well.
         """
         sizes = recount(self._root)
         used = sum(sizes.values())

@@ -1,8 +1,8 @@
-"""Draws of images and masks for each step, derived only from keys.
+"""Draws of images and masks for each step, which depend only on keys.
 
 Any process can compute any step's draws without the earlier ones, because they depend only on the seed, the step, the
 images, and the settings. Images of a dataset are drawn in the order of a random permutation, with a new permutation for
-each pass. A dataset that is configured twice counts as two.
+each pass. A dataset that is configured twice counts as two datasets.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,10 @@ _ENTRY, _ORDER, _MASKS, _FIXED, _JITTER, _CROPS = 1, 2, 3, 4, 5, 6  # purposes o
 class StepDraw:
     """Image of a step: its row in `TrainingImages`, its masks' annotation ids, and the masks' numbers in the step.
 
-    `slot` is the image's number in the step, from 0. `jitter` is the image's scale and, as shares of what is outside,
-    the place of the crop from the top and from the left; None for the whole image. `crops` contains, for each mask, the
-    enlargement of its crop for CLIP and whether only the mask is shown; None without CLIP.
+    `slot` is the image's number in the step, from 0. `jitter` is None for the whole image. Otherwise, it contains the
+    image's scale, and the crop's distance from the top and from the left as shares of the part that is cropped away.
+    `crops` is None without CLIP. Otherwise, it contains, for each mask, the enlargement of its crop for CLIP and
+    whether only the mask is shown.
     """
 
     slot: int
@@ -63,7 +64,7 @@ class DrawSequence:
         self._seed = seed
         self._scales = jitter
         self._crops = crops
-        entries = np.unique(images.entry[trained]).tolist()  # those with images to train on
+        entries = np.unique(images.entry[trained]).tolist()  # entries with images to train on
         self._rows = {entry: np.flatnonzero(trained & (images.entry == entry)) for entry in entries}
         if not self._rows:
             raise ValueError("no images to train on")
@@ -124,7 +125,7 @@ class DrawSequence:
         return low + (high - low) * scale, top, left
 
     def _drawn_crops(self, place: int, count: int) -> list[tuple[float, bool]] | None:
-        """Draw an enlargement from 1 to 2, and in half of the cases the mask alone (SAM paper, Appendix D.5)."""
+        """Draw an enlargement from 1 to 2, and show only the mask in half of the cases (SAM paper, Appendix D.5)."""
         if not self._crops:
             return None
         drawn = uniforms(_key(self._seed, _CROPS, place), 2 * count)[0].view(count, 2).tolist()
@@ -139,8 +140,9 @@ def fixed_draws(
 ) -> list[StepDraw]:
     """Draw up to `most` of the `chosen` images, (N,) bool, with up to `masks` masks each, the same in every run.
 
-    The draw depends on the images' sources, but not on the seed or the datasets' order. `choices` are the datasets'
-    mask choices; if a source has several images, one from a dataset with only annotated masks takes precedence.
+    The draw depends on the images' sources, but not on the seed or the order of the datasets. `choices` contains the
+    mask choice of each dataset. If a source has several images, one from a dataset with only annotated masks takes
+    precedence.
     """
     rank = np.array([_PREFERRED.index(choice) for choice in choices])
     keys = [shard.dataset.key for shard in images.shards]

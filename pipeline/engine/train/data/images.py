@@ -1,6 +1,6 @@
 """In-memory table of a run's images and the masks that it may train on.
 
-An image takes about 5 kB, nearly all of it a thumbnail that is dropped after the split, plus 8 bytes per mask.
+An image takes about 5 kB, plus 8 bytes per mask. Nearly all of the 5 kB is a thumbnail that is dropped after the split.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ _MASKS = ["id", "annotation_id", "area"]
 
 @dataclass(frozen=True)
 class TrainingDataset:
-    """Dataset at the version that a run found; `digest` identifies the version."""
+    """Dataset in the version that a run found, which `digest` identifies."""
 
     location: Location
     manifest: DatasetManifest
@@ -141,7 +141,7 @@ _COLUMNS = [field.name for field in fields(TrainingImages) if field.name != "sha
 
 
 def open_datasets(config: TrainConfig, storage: Storage) -> list[TrainingDataset]:
-    """Open each configured dataset once. Raises `UsageError` for one without images or without commits."""
+    """Open each configured dataset once. Raises `UsageError` if one has no images or no commits."""
     opened = []
     for uri in dict.fromkeys(entry.uri for entry in config.datasets):
         location = Location(storage, uri)
@@ -246,7 +246,7 @@ def _tables(dataset: Location, commit: Commit) -> _ShardTables:
 
 
 def _read_columns(file: Location, columns: Sequence[str], added: str | None = None) -> pa.Table:
-    """Read columns of a table; `added` is filled with nulls if the table's format predates it."""
+    """Read columns of a table. The column `added` is filled with nulls if the table's format predates it."""
     try:
         with file.open() as stream:
             table = pq.ParquetFile(stream)

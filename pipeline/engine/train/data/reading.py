@@ -1,4 +1,4 @@
-"""Reader of drawn images, which requests the JPEG and the JSON from the shard's tar by range and decodes the masks."""
+"""Reader of drawn images, which reads the ranges of the JPEG and the JSON in the shard's tar and decodes the masks."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ class TrainingImage:
 
 @dataclass(frozen=True)
 class ImageView:
-    """Rows and columns of an image that the encoder gets, and the (height, width) that they fill of its input."""
+    """Rows and columns of an image that the encoder gets, and the (height, width) that they fill in its input."""
 
     rows: slice
     columns: slice
@@ -57,7 +57,7 @@ class ImageView:
 Kept = Callable[[int], Tensor | None]
 
 CropEmbedder = tuple[int, Callable[[Tensor, Tensor], Tensor]]
-"""Side S of CLIP's crops in pixels, and a function that returns the embeddings (N, D) of crops (N, 3, S, S) and shown
+"""Side S of CLIP's crops in pixels, and a function that returns the embeddings (N, D) for crops (N, 3, S, S) and shown
 pixels (N, S, S), as in `Clip.embed_crops`."""
 
 
@@ -113,13 +113,13 @@ class TrainingImageReader:
     def read(self, draw: StepDraw, kept: Kept = _nothing) -> TrainingImage | None:
         """Read a drawn image with its usable masks; return None if there is nothing to train on.
 
-        `kept` returns the cached embedding of a row or None; with an embedding, the pixels aren't read. Raises
+        `kept` returns the cached embedding of a row, or None. If there is an embedding, the pixels aren't read. Raises
         `StorageFaultError` if the store fails, which doesn't count against the image.
         """
         return self.take(self.prepare(draw, kept))
 
     def prepare(self, draw: StepDraw, kept: Kept = _nothing) -> DrawnImage:
-        """Read a drawn image without recording skips, which `take` does later. Callable from any thread."""
+        """Read a drawn image without recording skipped items, which `take` does later. Callable from any thread."""
         height, width = (int(side) for side in self._images.sizes[draw.image])
         view = view_of((height, width), draw.jitter)
         input_size = view.input_size
@@ -232,7 +232,7 @@ class TrainingImageReader:
                 self._skipped.listed.append(dict(line))
 
     def exchange(self, world: WorkerRank) -> None:
-        """Merge the items that the other workers skipped since the last exchange; every worker must call it."""
+        """Merge the items that the other workers skipped since the last exchange. Every worker must call this."""
         if world.size == 1:
             return
         for lines in world.gather(self._fresh):
@@ -263,7 +263,7 @@ def _box(mask: NDArray[np.bool_], input_size: tuple[int, int]) -> list[float]:
 
 
 def view_of(size: tuple[int, int], jitter: tuple[float, float, float] | None = None) -> ImageView:
-    """Return the view of an image of `size` (height, width), the whole image without `jitter`.
+    """Return the view of an image of `size` (height, width), which is the whole image without `jitter`.
 
     Large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177) makes the longer side `jitter[0]` times that of the
     encoder's input, and crops what doesn't fit. `jitter[1:]` are the crop's place as in `StepDraw`.

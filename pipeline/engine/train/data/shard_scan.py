@@ -33,9 +33,10 @@ _NAME = re.compile(r"sa_([1-9]\d{0,17})\.(jpg|json)", re.ASCII)
 class ShardScan:
     """The J JPEGs of a tar, sorted by image number.
 
-    `ids` (J,) int64; `places` (J, 4) int64, start and stop of the JPEG's bytes in the tar, and of the JSON with its
-    masks, 0 if there is none; `sha256` (J, 32) uint8 of the JPEG; `hashes` (J, 6) uint64 and `thumbnails` (J, 64, 64)
-    uint8 as in `ImageHashes`; `damage` (J,) is the reason a JPEG can't be decoded, or empty.
+    `ids` is (J,) int64. `places` (J, 4) int64 contains the start and stop of the JPEG's bytes in the tar, and of the
+    JSON with its masks (0 if there is none). `sha256` (J, 32) uint8 is the JPEG's hash. `hashes` (J, 6) uint64 and
+    `thumbnails` (J, 64, 64) uint8 are as in `ImageHashes`. `damage` (J,) is the reason why a JPEG can't be decoded, or
+    empty.
     """
 
     ids: NDArray[np.int64]
@@ -86,7 +87,7 @@ def _read(file: Location) -> ShardScan | None:
 
 
 def _scan_image(tar: Location, decoder: JpegDecoder, transient: list[str]) -> Iterator[tuple[Any, ...]]:
-    """Yield a row of `ShardScan` for each JPEG; add the names of those with transient damage to `transient`."""
+    """Yield a row of `ShardScan` for each JPEG. Add the names of JPEGs with transient damage to `transient`."""
     rows: dict[int, tuple[Any, ...]] = {}
     documents: dict[int, tuple[int, int]] = {}
     try:

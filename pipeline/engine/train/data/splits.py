@@ -1,8 +1,8 @@
-"""Split into training and held-out images, by a hash of the source; similar images are on the same side.
+"""Split into training and held-out images by a hash of the source. Similar images are on the same side.
 
 A group of similar images is held out only if the hash of *each* image qualifies. So a held-out image was also held out
-in every earlier run over fewer images with the same share, and no weights of its lineage have been trained on it or on
-a similar image. docs/decisions/0022-splits.md gives the reasons.
+in every earlier run that had the same share and fewer images, and no weights of its lineage have been trained on it or
+on a similar image. docs/decisions/0022-splits.md gives the reasons.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ def held_out(
 ) -> NDArray[np.bool_]:
     """Return which of the N images are held out, (N,) bool.
 
-    `seen` (N,) bool marks images of datasets that are trained on; None: all. Others are held out unless a similar
-    image is trained on. `groups` (N,) are those of `similar_groups`, if already known.
+    `seen` (N,) bool marks images of datasets that are trained on (None: all images). Other images are held out, unless
+    a similar image is trained on. `groups` (N,) is the result of `similar_groups`, if it is already known.
     """
     sources, same = np.unique(images.source_sha256, axis=0, return_inverse=True)
     alone = np.array([is_held_out(source.tobytes(), share) for source in sources], bool)
@@ -40,8 +40,8 @@ def held_out(
 def similar_groups(images: TrainingImages) -> NDArray[np.int64]:
     """Return the group of each of the N images, (N,); similar images share a group."""
     sources, first, same = np.unique(images.source_sha256, axis=0, return_index=True, return_inverse=True)
-    # Images of one source belong together, and so do images with one JPEG, whose source two catalogs may encode
-    # differently.
+    # Images from the same source belong together. So do images with the same JPEG, because two catalogs may encode the
+    # same source differently.
     groups = find_groups(images.hashes[first], lambda rows: images.thumbnails[first[rows]], np.arange(len(sources)))
     _, jpegs = np.unique(images.jpeg_sha256, axis=0, return_inverse=True)
     return _joined(groups[same.reshape(-1)], jpegs.reshape(-1))

@@ -1,8 +1,8 @@
 """Training with several workers: Ray Train's TorchTrainer around the loop of a single process.
 
-The command's process finds and splits the images once; each worker then reads the images of its part of every step.
-torch sums the gradients (gloo on CPUs, NCCL on GPUs). If a worker dies, Ray Train restarts all of them, and they resume
-from the run's last checkpoint; Ray's own checkpoints aren't used.
+The command's process finds and splits the images once. In every step, each worker reads its share of the images. torch
+sums the gradients (gloo on CPUs, NCCL on GPUs). If a worker dies, Ray Train restarts all of them, and they resume from
+the run's last checkpoint; Ray's own checkpoints aren't used.
 """
 
 import math
@@ -25,7 +25,7 @@ _POLL_S = 0.5
 """Seconds between polls of the workers' output and health."""
 
 _TOGETHER_S = 1800
-"""Timeout of collective operations in seconds, during which the first worker may save a checkpoint or draw overlays."""
+"""Timeout of collective operations in seconds. Meanwhile, the first worker may save a checkpoint or draw overlays."""
 
 
 def train_on_workers(session: TrainingSession) -> None:
@@ -121,7 +121,7 @@ def _fit(session: TrainingSession, found: Any, say: Say) -> None:
             except BaseException as error:  # noqa: BLE001 (raised in the command's own thread)
                 ended.error = error
 
-        # In a separate thread, because fit would handle interrupts itself and block the printing.
+        # Runs in a separate thread, because `fit` would handle interrupts itself and block the printing.
         thread = threading.Thread(target=fit, daemon=True)
         thread.start()
         while thread.is_alive():
@@ -147,7 +147,7 @@ def _print(lines: Any, say: Say) -> None:
 
     try:
         taken = ray.get(lines.take.remote())
-    except ray.exceptions.RayError:  # the run's own error follows
+    except ray.exceptions.RayError:  # the run's own error comes later
         return
     for line in taken:
         say(line)

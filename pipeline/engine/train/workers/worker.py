@@ -1,4 +1,4 @@
-"""Code that runs in a Ray Train worker, and the controller's policy for workers that ended."""
+"""Code that runs in a Ray Train worker, and the controller's policy for workers that have ended."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ from segmint.pipeline.engine.train.world import WorkerRank
 _DEAD = (WorkerHealthCheckFailedError, ray.exceptions.RayActorError)
 
 MOST_DEATHS = 3
-"""Number of deaths without a new checkpoint that ends the run, because another start would end the same way."""
+"""Number of deaths without a new checkpoint after which the run ends, because another start would fail the same way."""
 
 
 class LogLines:
@@ -115,10 +115,10 @@ class _LogStream(io.StringIO):
 
 
 class DeathPolicy(UserCallback):  # type: ignore[misc] # Ray has no types here
-    """Policy in Ray Train's controller for workers that ended; an exception raised here ends the run.
+    """Policy in Ray Train's controller for workers that have ended. An exception raised here ends the run.
 
-    A `SegmintError` would occur again, so it ends the run. After anything else, such as a kill, Ray Train restarts all
-    workers.
+    A `SegmintError` ends the run, because it would occur again. After anything else, such as a kill, Ray Train restarts
+    all workers.
     """
 
     def __init__(self, output: Location, run: str, lines: Any) -> None:
@@ -134,7 +134,7 @@ class DeathPolicy(UserCallback):  # type: ignore[misc] # Ray has no types here
         for _, error in sorted(worker_exceptions.items()):
             if isinstance(error, SegmintError):
                 raise error
-        # The others fail as well, while they wait for the one that died.
+        # The other workers fail as well, because they wait for the one that died.
         dead = {rank: error for rank, error in worker_exceptions.items() if isinstance(error, _DEAD)}
         rank, error = min((dead or worker_exceptions).items())
         why = f"worker {rank} of the training ended: {last_line(error)}"
