@@ -1,7 +1,7 @@
 """Command line: assembles the commands, one file per command in `commands/`.
 
-A command's module is imported when the command runs or shows its help. A command imports heavy modules only when it
-runs, so that help appears at once.
+A command's module is imported when the command runs or shows its help. Heavy modules are imported only when the command
+runs, so that its help appears immediately.
 """
 
 import atexit
@@ -79,14 +79,14 @@ _PACKAGES = ("torch", "torchvision", "numpy", "ray", "pyarrow", "pillow", "openc
 
 
 class Commands(typer.core.TyperGroup):
-    """Group of all commands. It imports the requested commands only, and lists them in panels without any import."""
+    """Group of all commands, which only imports the requested ones, and lists them in panels without importing any."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the command names in the order of the panels."""
         return list(_PLACES)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command, or load all of them for "Did you mean" if none has this name."""
+        """Return a command. If no command has this name, load all of them for "Did you mean"."""
         for name in [cmd_name] if cmd_name in _PLACES else _PLACES:
             if name not in self.commands:
                 self.commands[name] = _load(name)
@@ -125,18 +125,19 @@ app = typer.Typer(
 def main() -> None:
     """Run `segmint` and end the process with its exit code."""
     stop_on_signals()
-    # Threads that spin while waiting take cores from the processes they wait for: a prompt then takes twenty times as
-    # long. torch's thread library reads this variable once, when it loads.
+    # Threads that spin while they wait take cores from the processes that they wait for. A prompt then takes twenty
+    # times as long. torch's thread library reads this variable only once, when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(prog_name="segmint")
     except SystemExit as end:
-        # Arrow's threads release Python objects shortly after a read returns. If the interpreter is being finalized by
-        # then, the process dies ("terminate called without an active exception"), so end it as multiprocessing does.
+        # Arrow's threads release Python objects shortly after a read returns. If the interpreter is already being
+        # finalized then, the process dies ("terminate called without an active exception"), so end it as
+        # multiprocessing does.
         if not is_stopping():  # otherwise, threads that retry a request could hold up the end
             threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        with suppress(OSError):  # which the interpreter reports when it is finalized
+        with suppress(OSError):  # the interpreter reports it when it is finalized
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else bool(end.code))

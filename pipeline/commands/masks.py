@@ -158,7 +158,7 @@ def masks(
 
 
 def _open(planned: "MasksPlan", results: "list[ImageResult]", images: list[str]) -> None:
-    """Show the photographs that have masks in the viewer, or the whole folder if its masks are next to them."""
+    """Show the photographs that have masks in the viewer, or the whole folder if it contains the masks as well."""
     from segmint.pipeline.commands.common.folder import photographs_to_view
     from segmint.pipeline.commands.quality.view import show_dataset, show_folder
     from segmint.pipeline.corrections.folder.images import is_photograph_folder
@@ -190,7 +190,7 @@ def _check_flags(prompted: bool, settings: list[str], *, all_masks: bool, full_f
 
 
 def _split(overrides: list[str], *, automatic: bool, profile: Profile) -> tuple[list[str], list[str]]:
-    """Return the overrides of `masks:` and of `release:`. Raises `UsageError` if the frame is not a released one."""
+    """Return the overrides of `masks:` and of `release:`. Raises `UsageError` if the frame isn't a released one."""
     from segmint.pipeline.masks.options import RELEASE
 
     released = [override for override in overrides if override.strip().startswith(RELEASE)]
@@ -272,7 +272,7 @@ class _Display:
 
 
 def _left(planned: "MasksPlan", results: "list[ImageResult]") -> float | None:
-    """Estimate the remaining seconds from the photographs processed so far, or None before the first."""
+    """Estimate the remaining seconds from the photographs processed so far, or return None before the first one."""
     made = [result.seconds for result in results if result.outcome == "made"]
     waiting = planned.work.photographs - sum(result.outcome != "skipped" for result in results)
     return sum(made) / len(made) * waiting if made and waiting > 0 else None

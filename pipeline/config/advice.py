@@ -9,7 +9,7 @@ LARGE_ROWS = 10_000
 
 
 def advice(config: Config, rows: int) -> list[str]:
-    """Return a sentence for each default in use that only suits trials. Up to `LARGE_ROWS` rows need no advice."""
+    """Return a sentence for each default in use that only suits trials. Returns nothing for up to `LARGE_ROWS` rows."""
     return detector_advice(config) if rows > LARGE_ROWS else []
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a build as one frozen, typed tree, composed of the settings that the stages take.
+"""Configuration of a build as one frozen, typed tree, which contains the settings of the stages.
 
 There are three kinds of keys:
 
@@ -300,7 +300,7 @@ class Config(_ConfigModel):
     @field_validator("catalog", "output", "assets")
     @classmethod
     def _allowed_uri(cls, value: str | None) -> str | None:
-        # Actors run in other working directories than the command, so make local paths absolute here.
+        # Actors run in different working directories than the command, so make local paths absolute here.
         return None if value is None else validated(absolute)(value)
 
 
@@ -308,7 +308,7 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
     """Return the identity keys as plain JSON values, with profiles resolved. Equal datasets have equal values.
 
     `hashes` maps the name of each model or detector file in the configuration to its SHA-256. The hash replaces the
-    name, so that the same file in another place gives the same dataset.
+    name, so that the dataset is the same if the file is moved.
     """
     known = hashes or {}
     tree = config.model_dump(
@@ -365,7 +365,7 @@ def as_pinned(config: Config, begun: Mapping[str, Any]) -> Config:
 def load_config(path_or_uri: str, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply overrides such as "masks.points_per_side=16", and validate the result.
 
-    Raises one `UsageError` that lists every invalid key and value with its location.
+    Raises a single `UsageError` that lists every invalid key and value with its location.
     """
     from segmint.pipeline.config.yaml_file import load
 

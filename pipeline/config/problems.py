@@ -21,7 +21,7 @@ SHOWN = 100
 
 @dataclass(frozen=True)
 class ConfigProblem:
-    """One problem: its dotted key, its location ("build.yaml:12"), and what was expected."""
+    """Problem with a key: its dotted name, its location ("build.yaml:12"), and what was expected."""
 
     key: str
     where: str
@@ -94,11 +94,11 @@ def problems_of(error: ValidationError, document: Document, model: type[BaseMode
     found: dict[str, ConfigProblem] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] == "too_short" and detail["input"] and not detail["ctx"]["actual_length"]:
-            continue  # it has items, each reported separately
+            continue  # each of its items is reported separately
         key = _existing(detail["loc"], document.data, missing=detail["type"] == "missing")
         name = dotted(key)
         message = _message(detail, key, model) if len(found) < SHOWN else "is invalid"  # a message may take 1 ms
-        if name in found:  # the members of a union, each with its own expectation
+        if name in found:  # one of a union's members, each of which expects something else
             message = f"{found[name].message}; or {message.rpartition(': ')[2]}"
         found[name] = ConfigProblem(name, document.place(key), message)
     return list(found.values())
@@ -165,7 +165,7 @@ def _shown(value: Any) -> str:
 
 
 def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
-    """Return the prefix of pydantic's location that exists in the document. The rest are names of union members."""
+    """Return the part of pydantic's location that exists in the document. The rest are the names of union members."""
     key: list[str | int] = []
     for position, part in enumerate(loc):
         inside = (isinstance(data, Mapping) and part in data) or (

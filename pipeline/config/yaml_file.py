@@ -52,7 +52,7 @@ def _read(path_or_uri: str) -> str:
 
 
 def _read_file(path: Path) -> bytes:
-    """Return the bytes of a small regular file. Pipes and devices are not opened because they may never end."""
+    """Return the bytes of a small regular file. Pipes and devices aren't opened, because they may never end."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise UsageError(f"{path} is {kind}; expected a YAML configuration file")
@@ -102,7 +102,7 @@ def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str], list[ConfigProblem]]:
-    """Return the locations of all keys below `root`, whose key is `top`, and the problems that need no schema."""
+    """Return the locations of all keys below `root`, whose key is `top`, and the problems visible without a schema."""
     places: dict[Key, str] = {}
     wrong: list[ConfigProblem] = []
     seen: set[int] = set()
@@ -133,7 +133,7 @@ def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str]
 
 
 def _other_number(node: yaml.Node) -> str | None:
-    """Return the problem with a number that YAML 1.1 reads differently than written, or None."""
+    """Return the problem with a number that YAML 1.1 reads as a different number, or None."""
     if node.tag not in _NUMBERS:
         return None
     if ":" in node.value:

@@ -37,7 +37,7 @@ _LIMITS: Mapping[Format, tuple[Callable[[str], bool], str]] = {
 
 @dataclass(frozen=True)
 class Categories:
-    """Names of categories by their number, from 0. Masks whose label isn't a category belong to `object`."""
+    """Names of categories by their number, from 0. If a mask's label isn't a category, the mask belongs to `object`."""
 
     names: tuple[str, ...] = (OBJECT,)
 
@@ -78,9 +78,9 @@ def count_labels(dataset: Dataset) -> Counter[str]:
 def choose_categories(format: Format, labels: Mapping[str, int], vocabulary: Sequence[str] | None = None) -> Categories:
     """Return the categories of a dataset with these labels and their numbers of masks.
 
-    `object` is the first one, and the others are the vocabulary, or the labels sorted by code point. A vocabulary that
-    contains `object` determines its place. Raises `UsageError` for labels that aren't in the vocabulary, and for
-    categories that the format can't hold.
+    `object` is the first category. The others are the vocabulary, or the labels sorted by code point. If the vocabulary
+    contains `object`, it determines the place of `object`. Raises `UsageError` for labels that aren't in the
+    vocabulary, and for categories that the format can't hold.
     """
     if vocabulary is not None and (unknown := labels.keys() - {*vocabulary, OBJECT}):
         listing = some([f"{_quoted(label)} ({counted(labels[label], 'mask')})" for label in sorted(unknown)])

@@ -18,7 +18,7 @@ from segmint.model.automatic.rle import decompress
 from segmint.pipeline.export.categories import OBJECT, Categories
 
 RARE, COMMON = 10, 100
-"""Maximum number of images of a rare and of a common category in LVIS; the others are frequent."""
+"""Maximum number of images of a rare and of a common category in LVIS. All other categories are frequent."""
 
 _OPTIONAL = {"image_id": "catalog_image_id"} | {
     name: name for name in ("attribution", "provider", "source_url", "country")
@@ -33,8 +33,8 @@ def uncompressed_rle(mask: MaskAnnotation) -> dict[str, Any]:
 def coco_annotations(sample: Sample, categories: Categories, compressed: bool) -> Iterator[dict[str, Any]]:
     """Yield the annotations of an image.
 
-    `bbox` is COCO's [x, y, width, height] as floats. It counts pixels, so a single pixel has width 1. In the dataset's
-    boxes, as in SA-1B, a single pixel has width 0.
+    `bbox` is COCO's [x, y, width, height] as floats. It counts pixels, so the width of a single pixel is 1. In the
+    dataset's boxes, as in SA-1B, it is 0.
     """
     boxes = coco.toBbox([mask.rle for mask in sample.masks]).tolist() if sample.masks else []
     for mask, box in zip(sample.masks, boxes, strict=True):
@@ -97,7 +97,7 @@ class CocoWriter:
         self._images_of.update(numbers.keys())
         self._masks_of.update(numbers)
         if self._lvis:
-            # An image's masks of a category are all there if a person confirmed that no mask is missing.
+            # An image contains all masks of a category if a person confirmed that no mask is missing.
             partial = [] if row["complete"] else [number + 1 for number in sorted(numbers)]
             optional |= {"coco_url": f"images/{image_name(sample.id)}"}  # tools take the last two parts
             optional |= {"neg_category_ids": [], "not_exhaustive_category_ids": partial}
@@ -105,7 +105,7 @@ class CocoWriter:
         self._annotations.extend(coco_annotations(sample, self._categories, self._compressed))
 
     def finish(self) -> dict[str, Path]:
-        """Return the export's files by relative path; the last one completes the export."""
+        """Return the export's files by relative path. The last one completes the export."""
         head = {
             "info": {
                 "description": self._manifest.name,

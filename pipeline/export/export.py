@@ -55,7 +55,7 @@ class NotesWriter(Protocol):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Scope of an export: a range of shards [A, B), a part of them, or all, and the size of a `sample` of images.
+    """Scope of an export: a range of shards [A, B), a part of them, or all, and the number of images in a `sample`.
 
     The `vocabulary` lists the categories in order.
     """
@@ -89,10 +89,10 @@ class ExportResult:
 def export_dataset(location: Location, options: ExportOptions, output: Location) -> ExportResult:
     """Write the committed images of the dataset at `location` to the folder `output`, local or in a bucket.
 
-    Memory does not grow with the number of images; the system's temporary folder stores the JSON until it is complete.
-    Raises `UsageError` if there is no dataset, no such shard, or already an export in `output`, for labels that the
-    format or the vocabulary doesn't contain, and for Hugging Face if the dataset isn't for publication. Raises
-    `UnfinishedError` if the temporary folder is full.
+    Memory doesn't grow with the number of images, because the system's temporary folder stores the JSON until it is
+    complete. Raises `UsageError` if there is no dataset or no such shard, if `output` already contains an export, if
+    the format or the vocabulary doesn't allow a label, and for Hugging Face if the dataset isn't for publication.
+    Raises `UnfinishedError` if the temporary folder is full.
     """
     dataset = Dataset.open(location)
     if options.format is Format.HF:
@@ -140,7 +140,7 @@ def make_writer(
     with_images: bool = True,
     most: int | None = None,
 ) -> SampleWriter:
-    """Return the writer of a format. It keeps files for `output` in the folder `scratch` until they are complete.
+    """Return the writer of a format, which keeps files for `output` in the folder `scratch` until they are complete.
 
     Without `categories`, it ignores labels. `most` is the maximum number of masks per Label Studio task.
     """
@@ -182,13 +182,15 @@ def write_samples(
     with_images: bool = True,
     pictures_apart: bool = True,
 ) -> ExportResult:
-    """Write the samples' images as they arrive, then the files of the writers in order. `file` is the main file.
+    """Write the samples' images as they arrive, then the writers' files in order. `file` is the main file.
 
     `version` is the dataset version of the samples. With `pictures_apart=False`, the writers store the images
-    themselves. Each file appears only when it is complete, so an interrupted export has no main file. Files of an
-    interrupted run are kept if their bytes are the same. Raises `UsageError` at the first per-image file that exists
-    with different bytes. The writers' remaining files are all compared before any is written, and the error lists those
-    that differ. Raises the errors of `OutputFolder.complete` before the last file is written.
+    themselves. Each file appears only when it is complete, so an interrupted export has no main file. Files from an
+    interrupted run are kept if their bytes are the same.
+
+    Raises `UsageError` at the first per-image file that exists with different bytes. All other files of the writers are
+    compared before any of them is written, and the error lists those that differ. Raises the errors of
+    `OutputFolder.complete` before the last file is written.
     """
     output = folder.location
     images = masks = pictures = 0

@@ -22,7 +22,7 @@ FIELD = "masks"
 """Name of the samples' field that contains the masks."""
 
 SCHEMA_VERSION = "1.0.0"
-"""FiftyOne release whose schema the export uses; later releases migrate it when they read it."""
+"""FiftyOne release whose schema the export uses. Later releases migrate the export when they read it."""
 
 _CORE = "fiftyone.core"
 
@@ -93,7 +93,7 @@ class FiftyOneWriter:
         }
 
     def _number(self, kind: str, id: int) -> str:
-        """Return the hexadecimal id of an object of this dataset, which is the same in each export of a version."""
+        """Return the hexadecimal id of an object of this dataset, which is the same in every export of a version."""
         return hashlib.sha256(f"{self._digest}:{kind}:{id}".encode()).hexdigest()
 
     def _metadata(self) -> dict[str, Any]:
@@ -121,9 +121,9 @@ class FiftyOneWriter:
 
 
 def relative_box(box: tuple[int, int, int, int], width: int, height: int) -> list[float]:
-    """Return a pixel box (x, y, width, height) relative to the image, such that FiftyOne recovers the same pixels.
+    """Return a pixel box (x, y, width, height) relative to the image, from which FiftyOne recovers the same pixels.
 
-    FiftyOne multiplies by the image's sides and truncates, so 43 / 60 would become pixel 42.
+    FiftyOne multiplies by the image's sides and truncates the result, so 43 / 60 would become pixel 42.
     """
     x, y, w, h = (int(value) for value in box)
     (left, across), (top, down) = _relative(x, w, width), _relative(y, h, height)

@@ -20,11 +20,11 @@ FOLDERS = frozenset({"annotations", "data", "fields", "images", "labels", "masks
 
 
 class OutputFolder:
-    """A folder for files derived from a dataset. The dataset records the folder before the first file is written.
+    """Folder for files derived from a dataset. The dataset records the folder before the first file is written.
 
-    A takedown therefore names the folder, even during the export or after it was interrupted. `segmint-files.jsonl`
-    lists the files with their SHA-256. Until the export is complete, it consists of its first line, which tells whose
-    export this is. Memory grows with the number of files that an interrupted run left in the folder.
+    A takedown therefore lists the folder, even during the export or after it was interrupted. `segmint-files.jsonl`
+    lists the files with their SHA-256. Until the export is complete, this list only contains its first line, which
+    identifies the export. Memory grows with the number of files that an interrupted run left in the folder.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class OutputFolder:
         scratch: Path,
         commits: Mapping[int, int] | None = None,
     ) -> None:
-        """Record the folder in the dataset, and list its existing files. The folder `scratch` keeps the list of files.
+        """Record the folder in the dataset, and list its existing files. The list is kept in the folder `scratch`.
 
         `commits` are the generations by shard at the export's start (default: now).
 
-        Raises `UsageError`, before anything is written, for a folder with files of another export: of another dataset,
-        version, or command.
+        Raises `UsageError`, before anything is written, if the folder contains files from an export of another dataset
+        or version, or from another command.
         """
         self._dataset, self._command, self.location = dataset, command, output
         self._commits = CommitLog(dataset).committed() if commits is None else commits
@@ -65,7 +65,7 @@ class OutputFolder:
         self._folders: Counter[str] = Counter()  # number of files of this run per subfolder
 
     def wrote(self, name: str, file: Path) -> None:
-        """List a file that this run writes or finds unchanged, once, by its path relative to the folder."""
+        """List a file once that this run writes or finds unchanged, by its path relative to the folder."""
         self._left.discard(name)
         if "/" in name:
             self._folders[_top(name)] += 1
@@ -75,14 +75,14 @@ class OutputFolder:
         self._listed += 1
 
     def complete(self, name: str, file: Path) -> None:
-        """Check the folder before its last file is written, list that file, and put the list.
+        """Check the folder before its last file is written, add that file to the list, and write the list.
 
         Raises `UsageError` if a subfolder, which tools read as a whole, contains files from elsewhere, because they may
         show images that were taken down. Raises `UnfinishedError` if files were added or deleted in the meantime, or if
         a shard was replaced since the start.
         """
         if "/" in name:
-            self._folders[_top(name)] += 0  # other files there are none of this export's, either
+            self._folders[_top(name)] += 0  # other files there aren't part of this export, either
         if left := sorted(each for each in self._left - {name} if _top(each) in self._folders):
             raise UsageError(self._not_ours(left))
         others = (entry.name for entry in self.location.walk() if entry.name != name)

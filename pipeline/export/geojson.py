@@ -55,9 +55,10 @@ class GeoJsonWriter:
 
 
 def feature_of(mask: MaskAnnotation, categories: Categories) -> dict[str, Any]:
-    """Return a mask as a feature whose polygons follow its pixel edges, with x to the right and y down.
+    """Return a mask as a feature whose polygons follow the edges of its pixels, with x to the right and y down.
 
-    A mask with one part is a `Polygon`, with several parts a `MultiPolygon`; an empty one has no geometry.
+    A mask with one part becomes a `Polygon`, and a mask with several parts a `MultiPolygon`. An empty mask has no
+    geometry.
     """
     polygons = [[[*ring, ring[0]] for ring in rings] for rings in edge_polygons(mask.mask)]
     geometry: dict[str, Any] | None = {"type": "MultiPolygon", "coordinates": polygons}
@@ -91,8 +92,8 @@ _INSIDE = ((0, 0), (0, -1), (-1, -1), (-1, 0))
 def edge_polygons(mask: Mask) -> list[list[Ring]]:
     """Return the parts of a mask (height, width) bool, each as its outer ring and its holes, not closed.
 
-    Parts are 4-connected. Rings are valid in GeoJSON: outer rings turn from x to y, holes the other way, and no ring
-    touches itself. A hole may touch another ring in a corner.
+    Parts are 4-connected. Rings are valid in GeoJSON: outer rings turn from x to y, holes turn the other way, and no
+    ring touches itself. A hole may touch another ring in a corner.
     """
     if not mask.any():
         return []
@@ -115,7 +116,7 @@ def edge_polygons(mask: Mask) -> list[list[Ring]]:
 
 
 def _rings(mask: Mask) -> list[Ring]:
-    """Trace the edges with the mask on the right-hand side, corner to corner, turning right where two parts touch."""
+    """Trace the edges from corner to corner, with the mask on the right-hand side. Turn right where two parts touch."""
     padded = np.pad(mask, 1).astype(np.uint8)
     # The outgoing edges at each corner that have the mask on their right.
     corners = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]

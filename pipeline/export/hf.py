@@ -65,10 +65,10 @@ _COLUMNS = {
 
 
 class HuggingFaceWriter:
-    """Writer of rows to Parquet files in `scratch`; `add` returns each file when it is complete.
+    """Writer of rows to Parquet files in `scratch`. `add` returns each file when it is complete.
 
-    A row contains `masks`, 1-bit PNGs in the size of the image, and `objects`, which describe the same masks in the
-    same order. Without images, there is no `image` column, and without labels, there are no fields about them.
+    A row contains `masks`, which are 1-bit PNGs of the image's size, and `objects`, which describe the same masks in
+    the same order. Without images, there is no `image` column. Without labels, there are no fields about labels.
     `group_bytes` and `file_bytes` limit row groups and files.
     """
 
@@ -157,7 +157,7 @@ class HuggingFaceWriter:
             "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA}]}],
         }
         header = yaml_text(front)
-        # The name is untrusted text; as inline code it's neither Markdown nor HTML.
+        # The name is untrusted text. As inline code, it's neither Markdown nor HTML.
         name = _code(about["name"])
         facts = "\n".join(f"- {key}: `{_code(str(value))}`" for key, value in about.items() if key != "name")
         return _CARD.format(

@@ -72,8 +72,8 @@ def brush_region(mask: MaskAnnotation, categories: Categories) -> dict[str, Any]
 class TasksWriter:
     """Writer that collects tasks in a scratch file, each with its masks as a prediction.
 
-    Predictions distinguish unchecked images from images whose masks were approved. `folder` is the export's folder. An
-    image with more than `most` masks becomes several tasks.
+    As predictions, masks that nobody has checked can be distinguished from masks that were approved. `folder` is the
+    export's folder. An image with more than `most` masks becomes several tasks.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class TasksWriter:
         parts = [regions[first : first + size] for first in range(0, len(regions), size)] or [[]]
         for number, part in enumerate(parts, 1):
             prediction = {"model_version": self._model, "result": part}
-            # Label Studio assigns the ids of a split image's tasks because no unique ids are available.
+            # Label Studio assigns the ids of a split image's tasks, because there are no unique ids for them.
             whole = {"id": sample.id} if len(parts) == 1 else {}
             said = {} if len(parts) == 1 else {PART_KEY: f"{number}/{len(parts)}"}
             task = {**whole, "data": data | said | credit, "meta": self._meta, "predictions": [prediction]}

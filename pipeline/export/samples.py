@@ -10,7 +10,7 @@ from segmint.infra.progress import track
 
 
 def draw_key(seed: int, image: int) -> bytes:
-    """Return an image's draw key; the images with the lowest keys are drawn."""
+    """Return an image's draw key. The images with the lowest keys are drawn."""
     return hashlib.sha256(f"{seed}:{image}".encode()).digest()
 
 
@@ -28,7 +28,7 @@ def draw_images(dataset: Dataset, shards: Collection[int], count: int, seed: int
 
 
 def read_images(dataset: Dataset, shards: Collection[int], images: Sequence[int] | None) -> Iterator[Sample]:
-    """Yield the samples of shards in order: all, or only `images` (ascending ids). Shards without them are not read."""
+    """Yield the samples of shards in order: all, or only `images` (ascending ids). Shards without these aren't read."""
     for commit in track(dataset.commits(shards), "shards", len(shards)):
         if images is None:
             yield from dataset.shard(commit)

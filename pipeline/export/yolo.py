@@ -1,8 +1,9 @@
 """Export to YOLO segmentation labels: one text file per image, one polygon per mask, with bridges to holes and parts.
 
-A polygon is one closed path through the centers of a mask's border pixels. `cv2.fillPoly`, with which Ultralytics
-rasterizes labels, fills a path by the even-odd rule and paints the pixels on it. A bridge, passed in both directions,
-only adds the pixels on it, and bridges to holes run inside the mask and add nothing.
+A polygon is one closed path through the centers of a mask's border pixels. Ultralytics rasterizes labels with
+`cv2.fillPoly`, which fills a path by the even-odd rule and paints the pixels on the path. Because the path crosses a
+bridge in both directions, a bridge only adds its own pixels. Bridges to holes run inside the mask, so they don't add
+any.
 """
 
 import csv
@@ -25,7 +26,7 @@ from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.provenance import describe_dataset
 
 LEAST_IOU = 0.99
-"""Minimum IoU of a mask and its rasterized polygon; other masks get no label."""
+"""Minimum IoU of a mask and its rasterized polygon. Masks below it get no label."""
 
 LEFT_OUT = "left_out.csv"
 ATTRIBUTIONS = "attributions.csv"
@@ -37,7 +38,7 @@ Mask = np.ndarray[Any, Any]
 Points = np.ndarray[Any, Any]
 
 MOST_PARTS = 200
-"""Maximum number of parts to join per mask, starting with the largest. The distance of each pair must be computed."""
+"""Maximum number of parts to join per mask, largest first. It is limited because each pair's distance is computed."""
 
 _OUTER = -1
 
@@ -116,14 +117,14 @@ def label_line(path: Points, size: tuple[int, int], number: int = 0) -> str:
 
 @dataclass
 class _Ring:
-    """A contour: its points (N, 2) as pixel x and y, and the rings attached to it, by the position of their bridge."""
+    """Contour: its points (N, 2) as pixel x and y, and the rings attached to it, by the position of their bridge."""
 
     points: Points
     start: int = 0
     hanging: dict[int, list["_Ring"]] = field(default_factory=dict)
 
     def hang(self, place: int, ring: "_Ring", start: int) -> None:
-        """Attach another ring by a bridge from this ring's point `place` to that ring's point `start`."""
+        """Attach another ring with a bridge from this ring's point `place` to that ring's point `start`."""
         ring.start = start
         self.hanging.setdefault(place, []).append(ring)
 
@@ -131,8 +132,8 @@ class _Ring:
 def pixel_path(mask: Mask) -> Points:
     """Return the path of a mask (height, width) bool as points (N, 2), pixel x and y. An empty mask has none.
 
-    Parts are joined by the shortest bridges. A part with fewer pixels than its bridge is skipped, as are all except the
-    `MOST_PARTS` largest. Use `paint` to check the quality of the path.
+    Parts are joined by the shortest bridges. A part with fewer pixels than its bridge is skipped, as are all parts
+    except the `MOST_PARTS` largest. Use `paint` to check the quality of the path.
     """
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if not len(rows):
@@ -163,9 +164,9 @@ def paint(path: Points, shape: tuple[int, int]) -> Mask:
 
 
 def _hang_holes(outer: _Ring, holes: Sequence[_Ring], window: Mask) -> None:
-    """Attach each hole by a row of mask pixels that runs left from its leftmost border pixel to another ring.
+    """Attach each hole with a row of mask pixels that runs left from its leftmost border pixel to another ring.
 
-    That ring is the outer one, or a hole that starts further to the left, so the bridges form a tree.
+    The other ring is the outer one, or a hole that starts farther to the left, so the bridges form a tree.
     """
     if not holes:
         return
@@ -189,7 +190,7 @@ def _hang_holes(outer: _Ring, holes: Sequence[_Ring], window: Mask) -> None:
 
 
 def _hang_parts(parts: list[_Ring], window: Mask) -> _Ring:
-    """Join parts by the shortest bridges, starting with the largest part, and return that part."""
+    """Join parts with the shortest bridges, starting with the largest part, and return that part."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(window, connectivity=8)
     sizes = {id(part): int(stats[labels[part.points[0][1], part.points[0][0]], cv2.CC_STAT_AREA]) for part in parts}
     parts = sorted(parts, key=lambda part: -sizes[id(part)])
@@ -226,7 +227,7 @@ def _bridges(ring: _Ring, parts: Sequence[_Ring], shape: tuple[int, ...]) -> lis
 def _walk(root: _Ring) -> Points:
     """Return the points of a ring and all rings attached to it, in the order of one closed path."""
     path: list[list[int]] = []
-    # A ring, the number of its finished points, and True if only the next one is still to be passed.
+    # Each item is a ring, the number of its finished points, and True if only the next point remains.
     stack: list[tuple[_Ring, int, bool]] = [(root, 0, False)]
     while stack:
         ring, done, once = stack.pop()
@@ -238,7 +239,7 @@ def _walk(root: _Ring) -> Points:
                 break
             done += 1
             if hanging := ring.hanging.pop(place, None):
-                # Over each bridge and back to this point, then continue.
+                # Go over each bridge and back to this point, then continue.
                 stack.append((ring, done - 1, False))
                 for other in hanging:
                     stack += [(ring, done - 1, True), (other, 0, False)]

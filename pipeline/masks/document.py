@@ -67,7 +67,7 @@ class MasksFile:
 
 
 def read_document(data: bytes) -> MasksFile:
-    """Return the contents of a JSON file, with `origin` None for any file that `sa1b_document` did not write."""
+    """Return the contents of a JSON file. `origin` is None for any file that `sa1b_document` didn't write."""
     try:
         document = json.loads(data)
         made_from = document[_MADE_FROM]

@@ -58,7 +58,7 @@ class Work:
 
 
 class Stopwatch:
-    """Measurement of the speed of one photograph's masks; call it as points are decoded."""
+    """Measurement of the speed of one photograph's masks. Call it as points are decoded."""
 
     def __init__(self, work: Work, start_s: float, report: Callable[[int, int], object] | None = None) -> None:
         self._work, self._start_s, self._report = work, start_s, report
@@ -75,7 +75,7 @@ class Stopwatch:
     def record(self) -> None:
         """Save the speed for the next run's estimate. Does nothing if the cache is not writable."""
         total_s = time.monotonic() - self._began
-        # On a GPU, the first points follow several encodes, so the encodes account for all of the time.
+        # On a GPU, the first points are decoded after several encodes, so the encodes account for all of the time.
         encode_s = min(self._first_s or 0.0, total_s / self._work.encodes)
         point_s = (total_s - self._work.encodes * encode_s) / self._work.points
         speed = Speed(*(float(f"{seconds:.3g}") for seconds in (self._start_s, encode_s, point_s)))

@@ -1,4 +1,4 @@
-"""The pixels that masks are made from: the photograph's own, or those that a build would release."""
+"""Pixels from which masks are made: the photograph's own, or those that a build would release."""
 
 from dataclasses import dataclass
 
@@ -26,9 +26,9 @@ class Frame:
 def frame_of(image: Pixels, options: MasksOptions) -> Frame:
     """Return the input pixels for the masks of an upright photograph, (H, W, 3) uint8 RGB.
 
-    For photographs larger than `release.short_side`, automatic masks of the sa1b profile use the same input as a build
-    without redactions: the pixels of the released JPEG and, if the crops need more resolution, those of the original.
-    Raises `RejectedError` (`too_large`) if a side exceeds the JPEG limit.
+    For photographs larger than `release.short_side`, automatic masks of the sa1b profile have the same input as in a
+    build without redactions: the pixels of the released JPEG and, if the crops need more resolution, those of the
+    original. Raises `RejectedError` (`too_large`) if a side exceeds the JPEG limit.
     """
     crops, settings = options.masks.original_crops, options.release
     height, width = image.shape[:2]

@@ -35,10 +35,10 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Photographs:
-    """The photographs that the arguments name; `is_one` is True for a single file, as opposed to a folder or pattern.
+    """Photographs that the arguments name. `is_one` is True for a single file, as opposed to a folder or pattern.
 
-    `passed_over` lists entries of folders that were skipped although they may be photographs, and `unreadable` folders
-    that can't be listed, each with the reason.
+    `passed_over` lists skipped entries of folders that may be photographs, and `unreadable` lists folders that can't be
+    listed, each with the reason.
     """
 
     images: tuple[Photograph, ...]
@@ -51,9 +51,9 @@ def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: b
     """Return the photographs that the arguments name, without duplicates.
 
     Files and URIs keep their order; other photographs are sorted by name. A folder, or a prefix that ends with a slash,
-    stands for its photographs, at any depth with `recursive`, and a pattern such as `photos/**/*.jpg` for its matches.
-    Raises `UsageError` for missing files, and for folders and patterns without photographs, and `StorageFaultError` if
-    nothing is found because folders can't be read.
+    stands for the photographs in it, at any depth with `recursive`. A pattern such as `photos/**/*.jpg` stands for its
+    matches. Raises `UsageError` if files are missing, or if folders or patterns have no photographs. Raises
+    `StorageFaultError` if nothing is found because folders can't be read.
     """
     absent = [name for name in arguments if _is_absent(name)]
     if absent:
@@ -127,7 +127,7 @@ def _photographs_in(storage: Storage, folder: str, recursive: bool, unreadable: 
 
 
 def _walk(top: Path, recursive: bool, unreadable: list[str]) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Yield local folders with their subfolders and files, without hidden folders; list those that can't be read."""
+    """Yield local folders with their subfolders and files, without hidden folders. List those that can't be read."""
     for root, folders, files in os.walk(top, onerror=lambda error: unreadable.append(_said(error.filename))):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         if not _is_readable(root):
@@ -179,7 +179,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _of_pattern(argument: str, unreadable: list[str]) -> list[Photograph] | None:
-    """Return the matches of a pattern, placed relative to its first folder without a wildcard; None for a file name.
+    """Return the matches of a pattern, placed relative to its folder before any wildcard; None for a file name.
 
     Adds folders that may contain matches, but can't be read, to `unreadable`.
     """

@@ -27,7 +27,7 @@ Part = Literal["decoder", "encoder"]
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """Result of an export; `data` is the weights file next to `output`, or None if `output` contains the weights."""
+    """Result of an export. `data` is the weights file next to `output`, or None if `output` contains the weights."""
 
     output: str
     data: str | None
@@ -82,7 +82,7 @@ def export(weights: str, output: Location, part: Part, single_mask: bool = False
 
 
 def _describe(exported: Path, described: Path, data_name: str, metadata: dict[str, str]) -> bool:
-    """Copy a graph with `metadata` added, and return whether its weights are in a separate file, `data_name`."""
+    """Copy a graph and add `metadata`. Return whether its weights are in a separate file, `data_name`."""
     import onnx
 
     model = onnx.load(exported)

@@ -1,4 +1,4 @@
-"""Options of `segmint masks`: settings, prompts, and frame. Does not import torch, so invalid input fails fast."""
+"""Options of `segmint masks`: settings, prompts, and frame. Doesn't import torch, so invalid input fails fast."""
 
 import re
 from collections.abc import Sequence
@@ -110,7 +110,7 @@ class MasksOptions:
 def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
     """Return a profile's settings without crops, with overrides "K=V".
 
-    K is a key of `masks:`, optionally with the prefix `masks.`. Raises one `UsageError` for all invalid overrides.
+    K is a key of `masks:`, optionally with the prefix `masks.`. Raises a single `UsageError` for all invalid overrides.
     """
     document = Document({"profile": profile, "crop_n_layers": 0}, {}, "--set")
     for override in overrides:
@@ -151,8 +151,9 @@ def read_prompts(
 ) -> tuple[PhotographPrompt, ...]:
     """Return the prompts given by the options `--point`, `--box`, `--prompt`, and `--text`.
 
-    All points form one prompt, together with a single box and the text; several boxes are separate prompts.
-    Raises `UsageError` for invalid values, points combined with several boxes, and prompts with only background points.
+    All points form one prompt, together with a single box and the text. Several boxes are separate prompts. Raises
+    `UsageError` for invalid values, for points combined with several boxes, and for prompts with only background
+    points.
     """
     if prompts and (points or boxes or text):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Output files for masks: one file, a folder that keeps the tree, or next to each photograph. Does not import torch.
+"""Output files for masks: one file, a folder with the same tree, or next to each photograph. Does not import torch.
 
 A folder records the settings and weights that it was started with.
 """
@@ -29,7 +29,7 @@ _LONGEST_NAME = 255  # maximum length of a file name in bytes on Linux and macOS
 _ID_BITS = 39  # annotation ids are 10,000 times larger and must stay below 2^53
 
 RECORD = ".segmint-masks.json"
-"""Name of the record in an output folder; hidden, so that it is not mistaken for a photograph's masks."""
+"""Name of the record in an output folder. The file is hidden, so that it isn't mistaken for a photograph's masks."""
 
 _ADVICE = "Restore these settings, choose another folder, or pass --overwrite to make all masks again."
 
@@ -78,7 +78,7 @@ class Outputs:
     next_to: bool = False
 
     def candidates(self, image: Photograph) -> tuple[str, str]:
-        """Return a photograph's output without and with the photograph's extension; the second avoids collisions."""
+        """Return a photograph's output without and with the photograph's extension. The latter avoids collisions."""
         if self.folder is not None:
             base, ending = join(self.folder, image.place), _JSON
         else:
@@ -87,12 +87,14 @@ class Outputs:
 
 
 def plan_outputs(photographs: Photographs, output: str | None) -> Outputs:
-    """Return each photograph with its output: `output` if that ends with `.json`, otherwise a file in that folder.
+    """Return each photograph with its output: `output` itself if it ends with `.json`, otherwise a file in that folder.
 
-    Without `output`, the file goes next to the photograph, as `photo.masks.json`. A folder keeps the tree; a file name
-    keeps the photograph's extension if two photographs would otherwise share one file. Raises `UsageError` for several
-    photographs with one output file, for the extension of another file type, if two photographs would still share a
-    file, if a file would overwrite a photograph, and for remote photographs without `output`.
+    Without `output`, the file is written next to the photograph, as `photo.masks.json`. A folder gets the same tree as
+    the photographs. A file name keeps the photograph's extension if two photographs would otherwise share one file.
+
+    Raises `UsageError` for several photographs with one output file, for the extension of another file type, if two
+    photographs would still share a file, if a file would overwrite a photograph, and for remote photographs without
+    `output`.
     """
     images = photographs.images
     if output is None:
@@ -157,9 +159,9 @@ def _with_tasks(outputs: Outputs, images: tuple[Photograph, ...]) -> Outputs:
 
 
 def existing_files(storage: Storage, outputs: Outputs) -> set[str]:
-    """Return the existing files whose names are those of masks or overlays; looks at no others.
+    """Return the existing files whose names are those of masks or overlays. Other files aren't looked at.
 
-    Empty for a single named file, which is always overwritten.
+    The result is empty for a single named file, which is always overwritten.
     """
     if outputs.folder is None and not outputs.next_to:
         return set()
@@ -178,7 +180,7 @@ def existing_files(storage: Storage, outputs: Outputs) -> set[str]:
 
 
 def sweep_temporary(outputs: Outputs) -> None:
-    """Delete the temporary files of killed runs. A writer whose file is deleted writes it again."""
+    """Delete the temporary files of killed runs. If a live writer's file is deleted, the writer writes it again."""
     targets = [task for task in outputs.tasks if is_local(task.target)]
     folders = {local_path(task.target).parent for task in targets}
     cutouts = {local_path(task.cutouts) for task in targets if task.too_long(overlay=False, cutouts=True) is None}
@@ -190,9 +192,9 @@ def sweep_temporary(outputs: Outputs) -> None:
 def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Callable[[str], str]) -> Outputs:
     """Return the tasks, but keep file names from before a photograph with a similar name was added or removed.
 
-    Otherwise a photograph's masks would exist twice, as `x.json` and as `x.jpg.json`, or `x.json` would be taken for
-    those of another photograph. `there` contains the existing files, and `photograph_of` returns the name of the
-    photograph to which such a file belongs.
+    Otherwise, a photograph's masks would exist twice, as `x.json` and as `x.jpg.json`, or `x.json` would be mistaken
+    for the masks of another photograph. `there` contains the existing files, and `photograph_of` returns the name of
+    the photograph to which such a file belongs.
     """
     taken = {task.target for task in outputs.tasks}
     tasks = []
@@ -209,7 +211,7 @@ def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Cal
 
 
 def image_id(place: str) -> int:
-    """Return a photograph's image id, which only depends on its `place`, so it does not change as the folder grows."""
+    """Return a photograph's image id. It only depends on the `place`, so it doesn't change as the folder grows."""
     digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).digest()
     return (int.from_bytes(digest[:8], "big") >> (64 - _ID_BITS)) or 1
 
@@ -256,10 +258,10 @@ def digest_of(settings: Mapping[str, Any]) -> str:
 def open_folder(
     folder: Location, outputs: Outputs, there: Collection[str], settings: Mapping[str, Any], *, overwrite: bool
 ) -> None:
-    """Write the record of a folder that contains the files `there`, or check that its record has the same settings.
+    """Write the record of a folder that contains the files `there`, or check that its record has these settings.
 
-    With `overwrite`, the new record replaces the old one. Raises `UsageError` if the settings differ, listing the
-    differences, and if the folder contains masks without a record.
+    With `overwrite`, the new record replaces the old one. Raises `UsageError`, which lists the differences, if the
+    settings differ. Also raises it if the folder contains masks without a record.
     """
     record = folder / RECORD
     text = json.dumps({"sha256": digest_of(settings), "settings": settings}, indent=1).encode() + b"\n"

@@ -20,7 +20,7 @@ from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
 
 @dataclass(frozen=True)
 class PromptedMask:
-    """A mask with the points that prompted it: one grid point, all points of the prompt, or none for a box only."""
+    """Mask with the points that prompted it: one grid point, all points of the prompt, or none for just a box."""
 
     record: MaskRecord
     points: tuple[tuple[float, float], ...]
@@ -36,9 +36,9 @@ def automatic_masks(
 
 
 def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -> list[PromptedMask]:
-    """Return the masks for the prompts in order: the one of each prompt's three with the best predicted IoU.
+    """Return the masks for the prompts in order: for each prompt, the one of three with the best predicted IoU.
 
-    With `all_masks`, returns all three, best first.
+    With `all_masks`, all three are returned, best first.
     """
     embedding = predictor.embed(image)
     found: list[PromptedMask] = []

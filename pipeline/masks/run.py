@@ -1,7 +1,7 @@
 """Implementation of `segmint masks`: SA-1B JSON for photographs, without Ray or a dataset.
 
-`plan` catches all errors that do not require torch, which takes seconds to import. `make_masks` loads the model when
-the first photograph needs it.
+`plan` finds all errors that can be found without torch, which takes seconds to import. `make_masks` loads the model
+when the first photograph needs it.
 """
 
 import hashlib
@@ -53,9 +53,9 @@ Outcome = Literal["made", "skipped", "refused", "failed"]
 class ImageResult:
     """Result for one photograph: the output files of its masks, or the error.
 
-    `outcome` is made, skipped (its masks already existed), refused (the photograph is at fault), or failed (another
-    cause, so a retry may help). `masks` counts new or existing masks. `frame` and `source` are (width, height) in
-    pixels of the masks' frame and of the upright photograph, or None if nothing was decoded.
+    `outcome` is made, skipped (the masks already existed), refused (the photograph is at fault), or failed (there is
+    another cause, so a retry may help). `masks` counts new or existing masks. `frame` and `source` are (width, height)
+    in pixels of the masks' frame and of the upright photograph, or None if nothing was decoded.
     """
 
     image: str
@@ -72,7 +72,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class MasksPlan:
-    """The validated work of a run; nothing is written yet except for the folder's record."""
+    """Validated work of a run. Nothing has been written yet except for the folder's record."""
 
     storage: Storage
     outputs: Outputs
@@ -135,7 +135,7 @@ def _photograph_of(storage: Storage, file: str) -> str:
 
 
 class _LazyModel:
-    """The predictor, loaded on first use so that torch is not imported before."""
+    """Predictor that is loaded on first use, so that torch isn't imported earlier."""
 
     def __init__(self, plan: MasksPlan, points: Callable[[int, int], object] | None) -> None:
         self._weights, self._options, self._work = plan.weights, plan.options, plan.work
@@ -183,9 +183,9 @@ def make_masks(
 
     `points` is called as points of a photograph are decoded, with the number of decoded points and the total.
 
-    A photograph that is refused or cannot be read yields a result with its error, and the run continues. If there is
-    only one photograph, prompts outside it raise `UsageError`. Invalid checkpoints and unavailable devices also raise
-    `UsageError`, and any failed write ends the run with its exception.
+    If a photograph is refused or can't be read, its result has the error, and the run continues. Raises `UsageError`
+    for an invalid checkpoint or an unavailable device and, if there is only one photograph, for prompts outside it. If
+    a write fails, its exception ends the run.
     """
     model = _LazyModel(plan, points)
     results = []
@@ -199,7 +199,7 @@ def make_masks(
 
 @dataclass(frozen=True)
 class _PhotographFiles:
-    """The files to write for a photograph, or None, and the result to report once they are written."""
+    """Files to write for a photograph, or None, and the result to report once they are written."""
 
     result: ImageResult
     document: bytes | None = None
@@ -208,7 +208,7 @@ class _PhotographFiles:
 
 
 class _OtherFileError(SegmintError):
-    """Raised if an existing file differs from what this run would write, in which case it is left in place."""
+    """Error if an existing file differs from what this run would write. The file is left in place."""
 
 
 def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> ImageResult:
@@ -321,7 +321,7 @@ def _has_cutouts(plan: MasksPlan, task: PhotographTask, former: "MasksFile | Non
 
 
 def _cutouts(frame: "Frame", records: "Sequence[MaskRecord]", drawn_from: str) -> dict[str, bytes]:
-    """Return a PNG for each mask that isn't empty, named by its place in the JSON, from 000.png."""
+    """Return a PNG for each mask that isn't empty, named after its position in the JSON, starting with 000.png."""
     from segmint.operators.overlay import cut_out, encode_png
 
     return {
@@ -332,10 +332,11 @@ def _cutouts(frame: "Frame", records: "Sequence[MaskRecord]", drawn_from: str) -
 
 
 def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFile | None":
-    """Return the existing masks, or None if they must be made, or remade because the settings changed.
+    """Return the existing masks, or None if they must be made, or made again because the settings have changed.
 
-    Raises `_OtherFileError` if the existing file belongs to another photograph. Next to a photograph, where no folder
-    record protects against changed settings, it is also raised for masks with other settings and for foreign files.
+    Raises `_OtherFileError` if the existing file belongs to another photograph. For files next to a photograph, there
+    is no folder record that protects against changed settings, so it is also raised for masks with other settings and
+    for foreign files.
     """
     from segmint.pipeline.masks.document import read_document
 
@@ -360,7 +361,7 @@ def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFil
 def _check_ours(plan: MasksPlan, task: PhotographTask, written: "MasksFile | None") -> None:
     """Raise `_OtherFileError` if this run would replace a file that segmint did not write, such as `written`.
 
-    In a folder, which segmint started, this only concerns overlays.
+    In a folder that segmint started, this only applies to overlays.
     """
     foreign = None
     if plan.outputs.next_to and written is not None and written.origin is None:

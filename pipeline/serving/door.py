@@ -1,8 +1,8 @@
 """Access control for browsers: one-time URLs, sessions in cookies, and restrictive headers.
 
-A URL contains a key that admits one browser. On first use, it is exchanged for a cookie that scripts cannot read and
-other sites cannot send. The key is therefore worthless to another user of the machine, who may see it in the process
-list after a browser was started with it. The headers restrict the browser to the server's own scripts and resources,
+A URL contains a key that admits one browser. On first use, the key is exchanged for a cookie that scripts can't read
+and other sites can't send. Another user of the machine may see the key in the process list after a browser was started
+with it, but by then, the key is worthless. The headers restrict the browser to the server's own scripts and resources,
 and prevent framing.
 """
 
@@ -38,7 +38,7 @@ HEADERS = {
 class OneTimeKeys:
     """One-time keys and sessions of people, by their names. Thread-safe.
 
-    Both are 256 random bits, so they cannot be guessed. Each person has at most one unused key.
+    Keys and sessions are 256 random bits each, so they can't be guessed. Each person has at most one unused key.
     """
 
     def __init__(self) -> None:
@@ -73,8 +73,8 @@ class OneTimeKeys:
 class HeadersMiddleware(ABC):
     """ASGI middleware that responds to some requests itself, and adds the headers to every response.
 
-    `cookie` is the name of the session's cookie, as all ports of a host share cookies. `spent` is the page for a URL
-    that was already used.
+    `cookie` is the name of the session's cookie, which must be unique to a port, because all ports of a host share
+    cookies. `spent` is the page for a URL that was already used.
     """
 
     def __init__(self, app: ASGIApp, cookie: str, spent: str) -> None:
@@ -97,7 +97,7 @@ class HeadersMiddleware(ABC):
 
     @abstractmethod
     def _answer(self, request: Request) -> Response | None:
-        """Return the response to a refused request or to the first one with a key; None if the request may pass."""
+        """Return the response to a refused request or to the first one with a key, or None if the request may pass."""
 
     def _session(self, request: Request) -> str:
         return request.cookies.get(self._cookie, "")
@@ -105,7 +105,7 @@ class HeadersMiddleware(ABC):
     def _enter(
         self, request: Request, enter: Callable[[str], str | None], inside: bool, secure: bool = False
     ) -> Response | None:
-        """Return the response to a URL with a key, which `enter` exchanges for a session; None for other URLs."""
+        """Return the response to a URL with a key, which `enter` exchanges for a session, or None for other URLs."""
         if request.url.path != "/" or KEY not in request.query_params or request.method != "GET":
             return None
         session = enter(request.query_params[KEY])

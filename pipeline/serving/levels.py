@@ -1,7 +1,8 @@
 """Order of the decoder's outputs, which decides whether pages may call them subpart, part, and whole.
 
-SAM's three outputs are meant for a subpart, a part, and the whole object at a point, but nothing in the model orders
-them. So pages use these names only with the share of points at which outputs 0, 1, and 2 were measured to rise in area.
+SAM's three outputs are meant for a subpart, a part, and the whole object at a point, but nothing in the model puts them
+in this order. So pages use these names only together with the measured share of points at which the areas of outputs 0,
+1, and 2 increase in this order.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OutputOrder:
-    """Number of grid points, and of those where the masks of outputs 0, 1, and 2 rise in area."""
+    """Number of grid points, and number of those at which the areas of the masks from outputs 0, 1, and 2 increase."""
 
     points: int
     rising: int

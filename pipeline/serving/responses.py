@@ -1,4 +1,4 @@
-"""Responses of web applications: a page with its files, JSON, JPEGs, and errors as JSON."""
+"""Responses of web applications: pages with their files, JSON, JPEGs, and errors as JSON."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def json_response(value: Any, status: int = 200) -> Response:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a table's value for JSON; NaN and infinities, which a damaged table may contain, become null."""
+    """Convert a table's value for JSON. NaN and infinities, which a damaged table may contain, become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

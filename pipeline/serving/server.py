@@ -24,7 +24,7 @@ def run_app(app: Starlette, listener: socket.socket, address: str | None = None)
     import uvicorn
 
     if address is not None:
-        # Some browsers block until they are closed, and the server must run in the meantime.
+        # Some browsers block until they are closed, but the server must run in the meantime.
         threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
 
     server = uvicorn.Server(
@@ -56,11 +56,11 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def listen(port: int) -> socket.socket:
-    """Listen on a port of 127.0.0.1, where 0 picks a free one. Raises `UsageError` if it is taken."""
+    """Listen on a port of 127.0.0.1; port 0 picks a free one. Raises `UsageError` if the port is taken."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Accepted connections inherit the option. asyncio only sets it for sockets that it creates; without it, a
-    # response's body waits up to 40 ms until the browser has acknowledged the headers.
+    # Accepted connections inherit the option. asyncio only sets it for sockets that it creates itself. Without it, a
+    # response's body would wait up to 40 ms until the browser has acknowledged the headers.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((_HOST, port))

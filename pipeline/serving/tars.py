@@ -1,4 +1,4 @@
-"""Index of the files in a tar, built from member headers that are read by ranges, each once."""
+"""Index of the files in a tar, built from member headers, each of which is read only once, by range."""
 
 import tarfile
 import threading
@@ -19,8 +19,8 @@ ReadRange = Callable[[int, int], bytes]
 class TarIndex:
     """Positions of the files in a tar, whose headers are read lazily. Thread-safe.
 
-    If several files have the same name, the first one counts. A member that is not a plain file or that exceeds the end
-    of the tar is reported as damage.
+    If several files have the same name, the first one counts. A member that isn't a plain file, or that extends beyond
+    the end of the tar, is reported as damage.
     """
 
     def __init__(self, where: str, size: int, read_range: ReadRange) -> None:
@@ -52,7 +52,7 @@ class TarIndex:
         return self._read(start, stop)
 
     def _walk(self) -> None:
-        """Read one window and index its headers; the tar ends at the first empty block."""
+        """Read one window and index its headers. The tar ends at the first empty block."""
         start = self._next
         window = self._read(start, min(start + _WINDOW, self._size))
         while self._next + _BLOCK <= start + len(window):
@@ -86,7 +86,7 @@ class TarIndex:
 
 
 def index_tar(dataset: Location, commit: Commit) -> TarIndex:
-    """Return the index of a committed shard's tar, which is read by ranges. Raises like `Commit.file`."""
+    """Return the index of a committed shard's tar, which is read by range. Raises the errors of `Commit.file`."""
     entry = commit.file("shards")
     tar = dataset / entry.path
 

@@ -195,7 +195,7 @@ def locate(
 
 
 def _policy(build: "Configuration | None") -> "LicensePolicy | None":
-    """Return the license policy of a build that begins today, or None without a configuration."""
+    """Return the license policy of a build that starts today, or None without a configuration."""
     if build is None:
         return None
     return build.license.policy(build.license.policy_date or datetime.now(UTC).date())

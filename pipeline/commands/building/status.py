@@ -59,11 +59,12 @@ def status(
 
 
 def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> list[str]:
-    """Show the status until all datasets are complete; return what could not be read.
+    """Show the status until all datasets are complete. Return what couldn't be read.
 
-    Ctrl-C also ends it and is not an error here.
+    Ctrl-C also ends the display and isn't an error here.
 
-    On a terminal, the display updates in place, and elsewhere repeats. After the first read, faults do not end it.
+    On a terminal, the display is updated in place; elsewhere, it is printed again each time. Faults after the first
+    read don't end it.
     """
     from rich.console import Console
     from rich.live import Live

@@ -31,7 +31,7 @@ FINDINGS = 1
 FAILED = 3
 DEBUG_VARIABLE = "SEGMINT_DEBUG"
 
-# Except tab and newline. Includes the marks that reverse text direction, which can disguise a name's ending.
+# Excludes tab and newline. Includes the marks that reverse the text direction, which can disguise a name's ending.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f" + TURNING + "]")
 
 
@@ -51,11 +51,12 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             _maybe_traceback()
             print_message(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
-        except (KeyboardInterrupt, typer.Abort) as error:  # at a prompt, Ctrl-C and the end of the input abort
+        except (KeyboardInterrupt, typer.Abort) as error:  # at a prompt, Ctrl-C or the end of the input
             print_stop_line(print_message)
             raise typer.Exit(FAILED) from error
         except BrokenPipeError as error:
-            # The reader of our output is gone. Without this, Python complains again when it flushes at exit.
+            # Nobody reads our output anymore. Without this, Python would complain again when it flushes the output at
+            # exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from error
         except (typer.Exit, typer.BadParameter):
@@ -135,14 +136,14 @@ def exit_unless_clean(found: Sized, not_checked: Sized = ()) -> None:
 
 
 def print_dry_run(listed: Printable, as_json: bool) -> None:
-    """Print the list of changes that a command would make, and that it made none."""
+    """Print the list of changes that a command would make, and a line that says that it made none."""
     print_result(listed, as_json)
     if not as_json:
         print_line("Nothing was changed.")
 
 
 def print_revision(revision: Any, as_json: bool, dataset: str, config: str | None) -> None:
-    """Print a revision's result and the next command, or, in a dry run, its list, which is the `listed` of a result.
+    """Print a revision's result and the next command or, in a dry run, its list (the `listed` of a result).
 
     Exits with code 3 if something could not be checked.
     """
@@ -206,7 +207,7 @@ def confirmation(command: str, yes: bool) -> Callable[[RemovalPrompt], None] | N
 
 
 def _confirm(removal: RemovalPrompt) -> None:
-    """Show the removals and ask for their number or the dataset's name. Raises `UsageError` for other input.
+    """Show the removals and ask for their number or the dataset's name. Raises `UsageError` for any other input.
 
     Does not ask if there is nothing to remove.
     """

@@ -1,4 +1,4 @@
-"""Optional extras of the package: the extra that each command needs, and what to install if it is missing."""
+"""Optional extras of the package: which one each command needs, and what to install if it is missing."""
 
 import functools
 import importlib.util
@@ -39,7 +39,8 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
 }
 """Packages of each extra by their pip names, with the names of their modules. The lightest extra comes first.
 
-Excludes the detectors that `build` also installs: `DeidentifyConfig.packages` lists those a configuration needs."""
+Excludes the detectors, which `build` also installs. `DeidentifyConfig.packages` lists the ones that a configuration
+needs."""
 
 
 class MissingExtraError(UsageError):

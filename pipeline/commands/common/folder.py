@@ -21,7 +21,7 @@ _STOP_S = 15.0
 
 @contextmanager
 def folder_to_correct(folder: str) -> Iterator["WorkingDataset"]:
-    """Yield the working dataset of a folder, up to date with its files, which no other process may use meanwhile."""
+    """Yield the working dataset of a folder, up to date with its files. Meanwhile, no other process may use it."""
     from segmint.infra.uris import local_path
     from segmint.pipeline.corrections.folder.working import WORKING, locked
 
@@ -38,9 +38,9 @@ def folder_to_correct(folder: str) -> Iterator["WorkingDataset"]:
 
 @contextmanager
 def folder_to_view(folder: str) -> Iterator["WorkingDataset"]:
-    """Yield the working dataset of a folder, up to date unless an annotator uses it.
+    """Yield the working dataset of a folder, which is up to date unless an annotator is using it.
 
-    If the folder isn't writable, it's in a temporary folder.
+    If the folder isn't writable, the dataset is in a temporary folder.
     """
     from segmint.infra.scratch import ScratchFolder
     from segmint.infra.uris import local_path
@@ -66,7 +66,7 @@ def folder_to_view(folder: str) -> Iterator["WorkingDataset"]:
 
 @contextmanager
 def photographs_to_view(tasks: "tuple[PhotographTask, ...]") -> Iterator["WorkingDataset"]:
-    """Yield a temporary dataset of photographs and their masks, wherever these are."""
+    """Yield a temporary dataset of photographs and their masks, which may be anywhere."""
     from segmint.infra.scratch import ScratchFolder
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.corrections.folder.working import WorkingDataset
@@ -115,7 +115,7 @@ class FolderAnnotator:
         self._address = ""
 
     def start(self) -> str:
-        """Return the annotator's URL; start it if it isn't running. Raises `SegmintError` if it doesn't start."""
+        """Return the annotator's URL; start the annotator if it isn't running. Raises `SegmintError` if that fails."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)

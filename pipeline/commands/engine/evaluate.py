@@ -106,8 +106,8 @@ def read_options(
 def evaluation(**changes: Any) -> Callable[[Callable[..., Checked]], Callable[..., Checked]]:
     """Return a decorator that adds a command, which takes the options of `read_options` after its own.
 
-    `changes` are other types of these options, or None for options that the command doesn't take. The command is called
-    with the result of `read_options` and its own options.
+    `changes` contains other types for these options, or None for options that the command doesn't take. The command is
+    called with the result of `read_options`, followed by its own options.
     """
     given = inspect.signature(read_options).parameters
     common = {name: each.replace(annotation=changes.get(name, each.annotation)) for name, each in given.items()}

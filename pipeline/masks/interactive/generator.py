@@ -40,10 +40,10 @@ on a CPU."""
 
 
 def sam_of(model: Sam | Weights, device: str = "auto", precision: str = "fp32") -> Sam:
-    """Return a model ready to use, loaded from weights by name or path, or the given model itself.
+    """Return a model that is ready to use: loaded from weights by name or path, or the given model itself.
 
-    Raises `UsageError` if the weights cannot be found or the device is not available, ValueError for a device or a
-    precision given with a loaded model, which has its own, and TypeError for anything else.
+    Raises `UsageError` if the weights cannot be found or the device is not available. Raises ValueError if a device or
+    a precision is given with a loaded model, which already has both. Raises TypeError for anything else.
     """
     if isinstance(model, Sam):
         if (device, precision) != ("auto", "fp32"):
@@ -94,7 +94,7 @@ class Predictor(sam_predictor.Predictor):
         frame_sizes: Sequence[tuple[int, int] | None] | None = None,
         batch_size: int | None = None,
     ) -> list[Embedding]:
-        """Encode images in batches of `batch_size`. All of them are in memory at once."""
+        """Encode images in batches of `batch_size`. All images are in memory at once."""
         found = super().embed_many([_pixels(image) for image in images], frame_sizes, batch_size)
         return [replace(embedding, source=image) for embedding, image in zip(found, images, strict=True)]
 
@@ -108,9 +108,9 @@ class Predictor(sam_predictor.Predictor):
         multimask: bool = True,
         text: str | Sequence[str] | None = None,
     ) -> PredictedMasks:
-        """Predict masks like the base class, and draw the one with the best predicted IoU for each prompt.
+        """Predict masks like the base class, and draw the mask with the best predicted IoU for each prompt.
 
-        An image in place of its embedding is encoded first. Points without labels are foreground.
+        If you pass an image in place of its embedding, it is encoded first. Points without labels are foreground.
         """
         if not isinstance(embedding, Embedding):
             embedding = self.embed(embedding)
@@ -132,7 +132,7 @@ class Predictor(sam_predictor.Predictor):
             low_res_logits=found.low_res_logits,
             predicted_iou=found.predicted_iou,
             prompt_points=prompt_points,
-            upscale=partial(  # of `self`, it would keep the model and the embedding, and couldn't be pickled
+            upscale=partial(  # a method of `self` would keep the model and the embedding, and couldn't be pickled
                 sam_predictor.upscale,
                 geometry=self.sam.geometry,
                 input_size=embedding.input_size,
@@ -167,12 +167,13 @@ def _pixels(image: Image | Tensor) -> Tensor | Pixels:
 class MaskGenerator(base.MaskGenerator):
     """Automatic mask generator for one or many images (SAM paper, Section 4 and Appendix B).
 
-    `MaskGenerator("mobile_sam", "official", points_per_side=16)`: the model is a name, a checkpoint's path, a loaded
-    SAM, or a predictor. The settings are a profile's name (`sa1b` by default) with overrides of `MaskSettings` keys, or
-    a `MaskSettings`. A profile's name implies no crops unless `crop_n_layers` is given. `device` and `precision` apply
-    to weights that this class loads, and `crops_per_batch` is described in
-    `segmint.model.automatic.generator.MaskGenerator`. Raises the errors of `sam_of` and `MaskSettings.of`, and
-    ValueError for keys given with a `MaskSettings`.
+    Example: `MaskGenerator("mobile_sam", "official", points_per_side=16)`. The model is a name, a checkpoint's path, a
+    loaded SAM, or a predictor. The settings are a profile's name (`sa1b` by default) with overrides of `MaskSettings`
+    keys, or a `MaskSettings`. With a profile's name, there are no crops unless you pass `crop_n_layers`. `device` and
+    `precision` apply to weights that this class loads. For `crops_per_batch`, see
+    `segmint.model.automatic.generator.MaskGenerator`.
+
+    Raises the errors of `sam_of` and `MaskSettings.of`, and ValueError for keys given with a `MaskSettings`.
     """
 
     def __init__(
@@ -195,8 +196,8 @@ class MaskGenerator(base.MaskGenerator):
     def generate(self, image: Image, original: Image | None = None, *, progress: bool = False) -> ImageMasks:
         """Return the masks of one image in its frame; `progress` shows progress on standard error.
 
-        The image may be a path, a URI, a Pillow image, or an array; see `pixels_of`, and the base class for `original`.
-        Raises `ImageError` for anything else and for files that cannot be read.
+        The image may be a path, a URI, a Pillow image, or an array; see `pixels_of`. For `original`, see the base
+        class. Raises `ImageError` for anything else and for files that cannot be read.
         """
         pixels = pixels_of(image)
         with ExitStack() as stack:
@@ -212,9 +213,9 @@ class MaskGenerator(base.MaskGenerator):
     def generate_many(self, images: Iterable[Image], *, progress: bool = False) -> Iterator[ImageMasks]:
         """Yield the masks of each image in order, without stopping at invalid images.
 
-        For an image that cannot be read or does not fit into memory, the result has no masks and an `error`. `images`
-        is consumed lazily, so a generator of paths may have any length. Device errors propagate. Raises TypeError for a
-        single image, whose rows are not images.
+        If an image cannot be read or does not fit into memory, its result has an `error` and no masks. `images` is
+        consumed lazily, so a generator of paths may have any length. Device errors propagate. Raises TypeError if
+        `images` is a single image, because its rows aren't images.
         """
         if isinstance(images, (str, bytes)):
             raise TypeError(f"generate_many got a string, {images!r}: expected several images, such as a list of paths")

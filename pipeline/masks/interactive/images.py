@@ -24,15 +24,16 @@ Image: TypeAlias = str | os.PathLike[str] | PillowImage.Image | NDArray[Any]
 
 
 class ImageError(UsageError, ValueError):
-    """Raised for a value that is not an image, or an image that cannot be read."""
+    """Error for a value that isn't an image, or an image that can't be read."""
 
 
 def pixels_of(image: Image, name: str = "image") -> Pixels:
     """Return an image's pixels, (height, width, 3) uint8, in sRGB, upright, and with transparency flattened on white.
 
-    EXIF orientation and color profiles are applied: an RGB or gray JPEG, PNG, or WebP gives the same pixels as a path,
-    as a Pillow image, and in `segmint masks`. An array is returned unchanged without a copy; gray is repeated three
-    times. Raises `ImageError` with the given and expected type; `name` is the image's name in the message.
+    EXIF orientation and color profiles are applied. The pixels of an RGB or gray JPEG, PNG, or WebP are the same
+    whether you pass a path or a Pillow image, and the same as in `segmint masks`. A color array is returned unchanged,
+    without a copy; the values of a gray array are repeated three times. Raises `ImageError`, which states the given and
+    the expected type. `name` is the image's name in the message.
     """
     if isinstance(image, (str, os.PathLike)):
         return _read(os.fspath(image))

@@ -1,4 +1,4 @@
-"""Result types for the masks of one image, which plot, save, and convert themselves, and render in a notebook."""
+"""Result types for the masks of one image, with methods to plot, save, and convert them, and a view for notebooks."""
 
 import base64
 import html
@@ -33,7 +33,7 @@ _SHOWN_SIDE = 768  # longer side in pixels of an image shown in a notebook: abou
 
 @dataclass(frozen=True)
 class ImageMasks(MasksWithImage):
-    """All masks of one image in `records`, with the counts of each filter step in `funnel`.
+    """All masks of one image in `records`, with the counts after each filter step in `funnel`.
 
     The result is also a sequence of its records: it has a length, and can be iterated, indexed, and sliced.
 
@@ -74,11 +74,11 @@ class ImageMasks(MasksWithImage):
         return self.records[index]
 
     def plot(self, **options: Any) -> "Axes":
-        """Draw the image with its masks, and return matplotlib axes; `options` are those of `segmint.show`."""
+        """Draw the image with its masks, and return matplotlib axes. `options` are passed to `segmint.show`."""
         return show(self, **options)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the masks as SA-1B JSON to a name that ends in .json, or draw them over the image to a .png.
+        """Write the masks as SA-1B JSON if the name ends in .json, or draw them over the image if it ends in .png.
 
         Returns the path. Raises ValueError for any other ending, and `ImageError` if the image can't be read.
         """
@@ -92,9 +92,9 @@ class ImageMasks(MasksWithImage):
         return path
 
     def cutout(self, index: int) -> PillowImage.Image:
-        """Return the object of mask `index`: its box, in mode RGBA, transparent and black outside of the mask.
+        """Return the object of mask `index` as an RGBA image of its box, transparent and black outside the mask.
 
-        Raises IndexError if there is no such mask, ValueError if it's empty, and `ImageError` without an image.
+        Raises IndexError if there is no such mask, ValueError if the mask is empty, and `ImageError` without an image.
         """
         return PillowImage.fromarray(cut_out(self._checked_image(), self.records[index].mask))
 
@@ -173,11 +173,10 @@ class ImageMasks(MasksWithImage):
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class PredictedMasks(ImageMasks, PromptMasks):
-    """The best mask for each of B prompts in `records`, and the C masks for each of them that the model predicted.
+    """Best mask for each of B prompts in `records`, and the C masks that the model predicted for each prompt.
 
-    Attributes:
-        prompt_points: the points of each prompt, which may have none.
-        upscale: converts `low_res_logits` to logits (B, C, height, width) in the image's frame.
+    Attributes: prompt_points: the points of each prompt, of which there may be none. upscale: converts `low_res_logits`
+    to logits (B, C, height, width) in the image's frame.
     """
 
     prompt_points: Sequence[Points]

@@ -27,7 +27,7 @@ class MissingMatplotlibError(UsageError, ImportError):
 
 @dataclass(frozen=True)
 class MasksWithImage(GeneratedMasks):
-    """Masks that know the image they were made for, so that `show` needs nothing else."""
+    """Masks with the image they were made for, so that `show` doesn't need anything else."""
 
     @property
     def image(self) -> Pixels:
@@ -45,7 +45,7 @@ def show(
     title: str | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw an image with its masks, given separately, as a result of `generate` or `predict`, or as a dataset sample.
+    """Draw an image with its masks, passed separately, as a result of `generate` or `predict`, or as a dataset sample.
 
     Args:
         image: anything that `pixels_of` accepts, a result, or a `Sample`. The last two include their masks.
