@@ -1,4 +1,4 @@
-"""Deadlines that work even while native code hangs, because the kernel kills the process."""
+"""Deadlines that work even if native code hangs, because the kernel kills the process."""
 
 import atexit
 import functools
@@ -12,8 +12,9 @@ from contextlib import contextmanager
 class Deadline:
     """Timer that kills this process with SIGALRM if a piece of work takes longer than `seconds` (None: no limit).
 
-    Python can't interrupt a native function that hangs, and a watchdog thread would wait for the GIL with it. Several
-    pieces may run at once, each in its own thread. The process must not change its SIGALRM handler.
+    Python can't interrupt a native function that hangs, and a watchdog thread would have to wait for the GIL that this
+    function holds. Several pieces of work may run at once, each in its own thread. The process must not change its
+    SIGALRM handler.
     """
 
     def __init__(self, seconds: float | None) -> None:

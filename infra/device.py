@@ -81,10 +81,10 @@ def warn_of_slow_bf16(compute: Compute) -> None:
 
 
 def device_kind(compute: Compute) -> str:
-    """Return what determines a device's bits: for a CPU, the instruction set that torch uses; for a GPU, its model.
+    """Return what determines a device's bits: the instruction set that torch uses on a CPU, or the model of a GPU.
 
-    For a GPU, the string contains the name without the vendor, which only newer drivers include, and the properties by
-    which libraries select kernels: "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors".
+    For a GPU, the string contains the name without the vendor, which only newer drivers report, and the properties that
+    determine which kernels libraries select: "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors".
     """
     import torch
 
@@ -98,7 +98,8 @@ def device_kind(compute: Compute) -> str:
 def physical_cores() -> int:
     """Return the usable physical cores: the minimum of the affinity, the container's quota, and torch's count.
 
-    Call this before anything sets `OMP_NUM_THREADS` or torch's threads, which hide the machine's core count.
+    Call this before anything sets `OMP_NUM_THREADS` or torch's number of threads, because either hides the machine's
+    core count.
     """
     import torch
 
@@ -125,9 +126,9 @@ def apply_compute(compute: Compute) -> None:
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for reuse in this process; does nothing with another C library.
 
-    Each image allocates and frees thousands of matrices of up to 64 MB. glibc maps and unmaps such memory each time,
-    and the kernel's zeroing of fresh pages takes a fifth of an encoder's time. Threads share one arena, because each
-    arena would keep its own freed memory.
+    Each image allocates and frees thousands of matrices of up to 64 MB. By default, glibc maps and unmaps this memory
+    each time, and the kernel has to zero the fresh pages, which takes a fifth of an encoder's time. All threads share
+    one arena, because each arena would keep its own freed memory.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -181,8 +182,8 @@ def cpu_bits(threads: int, precision: str) -> str:
 
     The kernels that torch, oneDNN, and MKL select depend on the CPU's vendor, instruction sets, and caches, and on
     environment variables that restrict a library to older instruction sets. Kernels differ in the last bits of sums.
-    None of these libraries reports its choice, but the results reveal it. The operations run on `threads` torch threads
-    in `precision`. Takes about 0.2 s once per process.
+    None of these libraries reports which kernels it chose, but the results reveal it. The operations run on `threads`
+    torch threads in `precision`. The first call in a process takes about 0.2 s.
     """
     import torch
 
@@ -251,9 +252,9 @@ def _facts() -> dict[str, str]:
 def memory_here(root: Path = Path("/")) -> int:
     """Return the memory that this process may use, in bytes: the machine's, or the smallest limit of its cgroups.
 
-    A limit applies to all cgroups below the one that sets it, so each cgroup from the process's own one up to the root
-    counts (cgroups(7), versions 1 and 2). Slurm sets it below the root. `root` is the folder that contains `proc` and
-    `sys`.
+    A limit applies to all cgroups below the one that sets it, so every cgroup from the process's own up to the root
+    counts (cgroups(7), versions 1 and 2). Slurm sets the limit below the root. `root` is the folder that contains
+    `proc` and `sys`.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for folder, name in _memory_cgroups(root):
@@ -284,7 +285,7 @@ def _memory_cgroups(root: Path) -> Iterator[tuple[Path, str]]:
         else:
             continue
         top = root / fields[4].lstrip("/")
-        shown = Path(fields[3])  # the cgroup that is mounted at `top`; a container may see only part of the tree
+        shown = Path(fields[3])  # the cgroup mounted at `top`; a container may only see a part of the tree
         inside = Path(path) if path is not None else shown
         below = inside.relative_to(shown) if inside.is_relative_to(shown) and ".." not in inside.parts else Path()
         for part in (below, *below.parents):
@@ -304,7 +305,7 @@ def kind_here(device: str) -> str:
 
 
 def device_failure(device: str) -> str | None:
-    """Return the fault that makes a GPU unusable for this process, or None; after a fault, every call reports it."""
+    """Return the fault that makes a GPU unusable for this process, or None. After a fault, every call reports it."""
     if not device.startswith("cuda"):
         return None
     import torch

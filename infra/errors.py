@@ -16,7 +16,7 @@ class UsageError(SegmintError):
 
 
 class UnfinishedError(SegmintError):
-    """A run stopped early without losing anything and can be resumed with the same command; exit code 3."""
+    """A run stopped early without losing anything, and the same command resumes it; exit code 3."""
 
 
 def raise_problems(problems: Sequence[str], shown: int = 10) -> None:

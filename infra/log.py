@@ -1,4 +1,4 @@
-"""Structured logs on standard error: readable on a terminal, JSON lines otherwise, always without secrets."""
+"""Structured logs on standard error: readable text on a terminal, JSON lines otherwise, and never any secrets."""
 
 import re
 import sys
@@ -48,7 +48,8 @@ def configure(level: str = "info", json: bool | None = None, stream: TextIO | No
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        # Looked up on each use, because a progress bar on the terminal replaces the stream while it runs.
+        # The stream is looked up on each use, because a progress bar on the terminal replaces it while the bar is
+        # shown.
         logger_factory=lambda *_: structlog.PrintLogger(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )

@@ -1,10 +1,10 @@
 """Metrics that a run exports through Ray, each with its name, kind, and labels.
 
-Every Ray node runs an agent that collects its processes' metrics and serves them to Prometheus. The port is set by `ray
-start --metrics-export-port`; KubeRay uses 8080. There, the counter `segmint_images_written` is named
-`ray_segmint_images_written_total`. Metrics are always on: an update costs microseconds, and is dropped if no agent
-runs. Counters start at 0 in each run, as Prometheus expects after a restart. `infra/grafana/segmint.json` shows all of
-them, and `infra/grafana/alerts.yaml` watches some.
+Every Ray node runs an agent that collects the metrics of the node's processes and serves them to Prometheus. `ray start
+--metrics-export-port` sets the agent's port; KubeRay uses 8080. In Prometheus, the counter `segmint_images_written` is
+named `ray_segmint_images_written_total`. Metrics are always on, because an update takes microseconds and is dropped if
+no agent is running. Counters start at 0 in each run, as Prometheus expects after a restart.
+`infra/grafana/segmint.json` shows all of them, and `infra/grafana/alerts.yaml` watches some.
 """
 
 import os
@@ -75,7 +75,7 @@ def resident_bytes() -> int:
 
 
 class RunMetrics:
-    """Metrics of one run, recorded on its driver. They never fail a run; the first error disables them."""
+    """Metrics of one run, recorded on its driver. They never make a run fail, because the first error disables them."""
 
     def __init__(self, dataset: str) -> None:
         self._dataset = dataset
@@ -83,7 +83,7 @@ class RunMetrics:
         self._works = True
 
     def add(self, metric: Metric, value: float = 1, **labels: str) -> None:
-        """Add to a counter; values of 0 or less are ignored because a counter only grows."""
+        """Add to a counter. Values of 0 or less are ignored, because a counter only grows."""
         if value > 0:
             self._record(metric, "inc", value, labels)
 

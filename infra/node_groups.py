@@ -35,9 +35,9 @@ class NodeGroup:
 def node_groups() -> list[NodeGroup]:
     """Return the node groups of the connected cluster's autoscaler, without the head's.
 
-    Ray's autoscaler doesn't tell drivers which nodes it may add. Therefore, on KubeRay, the groups are read from the
-    RayCluster resource, and elsewhere, from the file that the head was started with, if the driver runs on the head.
-    Returns an empty list if there is no autoscaler, or if its groups are unknown.
+    Ray's autoscaler doesn't tell drivers which nodes it may add. Therefore, the groups are read from the RayCluster
+    resource on KubeRay. Elsewhere, they are read from the file that the head was started with, if the driver runs on
+    the head. Returns an empty list if there is no autoscaler, or if its groups are unknown.
     """
     try:
         config = _of_kuberay() or _of_head() or {}
@@ -109,7 +109,7 @@ def gpu_kind(resources: Mapping[str, float]) -> str:
 def with_gpu_kind(groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]]) -> list[NodeGroup]:
     """Return the groups with the kind of their GPUs, which the autoscaler often doesn't know.
 
-    If all GPUs of the live nodes of `ray.nodes()` are of one kind, so are the new ones.
+    If all GPUs of the live nodes in `ray.nodes()` are of one kind, the new ones are assumed to be of that kind.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     kinds = {gpu_kind(node) for node in alive if node.get("GPU", 0) > 0}
@@ -127,14 +127,14 @@ def with_gpu_kind(groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]
 def missing_nodes(
     bundles: Sequence[Mapping[str, float]], groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]]
 ) -> Counter[str]:
-    """Return how many nodes of each group the bundles of resources need beside the live nodes of `ray.nodes()`.
+    """Return how many nodes of each group the bundles of resources need in addition to the live nodes in `ray.nodes()`.
 
     Bundles that don't fit on all nodes that the groups can have are ignored.
     """
     open_nodes = [dict(node["Resources"]) for node in nodes if node["Alive"]]
     spare = {group.name: group.most - sum(node["Alive"] and belongs(node, group) for node in nodes) for group in groups}
     missing: Counter[str] = Counter()
-    for bundle, equal in groupby(bundles):  # all equal ones at once, because there may be thousands of them
+    for bundle, equal in groupby(bundles):  # all equal bundles at once, because there may be thousands of them
         left = len(list(equal))
         for node in open_nodes:
             left -= _place(bundle, left, node)
@@ -148,7 +148,7 @@ def missing_nodes(
 
 
 def _place(bundle: Mapping[str, float], most: int, node: dict[str, float]) -> int:
-    """Place the bundle on a node as often as it fits, at most `most` times; return how often."""
+    """Place the bundle on a node as often as it fits, but at most `most` times. Return how often it was placed."""
     needed = [(name, amount) for name, amount in bundle.items() if amount]
     count = min((most, *(int((node.get(name, 0) + 1e-6) / amount) for name, amount in needed)))
     node.update((name, node[name] - count * amount) for name, amount in needed if count)
@@ -158,14 +158,14 @@ def _place(bundle: Mapping[str, float], most: int, node: dict[str, float]) -> in
 class NodeRequest(AbstractContextManager["NodeRequest"]):
     """Request for nodes that the autoscaler adds; a context manager that withdraws it.
 
-    For each missing node, a task waits that needs all of its CPUs and GPUs. It ends as soon as it starts, and the node
-    is free for the pools. A thread adds tasks for nodes that were lost, and cancels those that aren't needed any more.
-    They end with the driver, even if it is killed.
+    For each missing node, there is a waiting task that needs all of the node's CPUs and GPUs. Once the node exists, the
+    task starts and ends immediately, so the node is free for the pools. A thread adds tasks for nodes that were lost,
+    and cancels tasks that aren't needed anymore. All tasks end with the driver, even if the driver is killed.
 
-    `ray.autoscaler.sdk.request_resources` isn't used: a cluster has one such request, which Ray Data's coordinator
-    replaces every 20 s by the sum of the requests that it knows. The coordinator also reserves existing nodes for each
-    of them, which Ray Data's executions then can't use. And if the sum exceeds what the autoscaler may add, Ray's
-    current autoscaler ignores all of it, including the parts of other jobs.
+    `ray.autoscaler.sdk.request_resources` isn't used for three reasons. A cluster has only one such request, and every
+    20 s, Ray Data's coordinator replaces it with the sum of the requests that it knows. The coordinator also reserves
+    existing nodes for each of these requests, so Ray Data's executions can't use those nodes. And if the sum exceeds
+    what the autoscaler may add, Ray's current autoscaler ignores the whole request, including the parts of other jobs.
     """
 
     def __init__(self) -> None:
@@ -211,13 +211,14 @@ class NodeRequest(AbstractContextManager["NodeRequest"]):
 
 
 def _adjust(tasks: Sequence[Any], count: int, group: NodeGroup) -> list[Any]:
-    """Start or cancel tasks for nodes of the group until `count` of them wait; return these."""
+    """Start or cancel tasks for nodes of the group until `count` tasks are waiting. Return these tasks."""
     import ray
 
     waiting = ray.wait(list(tasks), num_returns=len(tasks), timeout=0)[1] if tasks else []
     for task in waiting[count:]:
         ray.cancel(task)
     size = {"num_cpus": group.resources.get("CPU", 0), "num_gpus": group.resources.get("GPU", 0)}
-    # A function per task, because Ray requests a canceled task's resources while others of its function wait.
+    # Each task has its own function, because Ray still requests a canceled task's resources while other tasks of the
+    # same function are waiting.
     arrive = ray.remote(max_retries=0, **size)
     return [*waiting[:count], *(arrive(lambda: None).remote() for _ in range(count - len(waiting)))]

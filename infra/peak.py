@@ -16,7 +16,7 @@ MEASURE_S = 0.3
 """Duration in seconds of the trials of one measurement."""
 
 CPU_SIDE = 512
-"""Rows and columns of the matrices on a CPU: full speed on one core, finished in milliseconds, fits the cache."""
+"""Rows and columns of the matrices on a CPU, which fit the cache and take one core milliseconds at full speed."""
 
 CUDA_SIDE = 8192
 """Rows and columns of the matrices on a GPU, which smaller products don't saturate."""
@@ -25,10 +25,10 @@ CUDA_SIDE = 8192
 def measure_peak(compute: Compute) -> float:
     """Return the operations per second, two per multiply-add, of matrix products in `compute`'s precision.
 
-    On a CPU, `compute.threads` products run in parallel, one per thread, and their rates are added; both of torch's
-    libraries are tried (see `model/sam/products.py`). Each thread's fastest trial counts, because other load on the
-    machine can only slow a product down, and a ceiling that dropped with the load would make the run look better than
-    it is. Takes a fraction of a second, and restores torch's threads, random state, and TF32 settings.
+    On a CPU, `compute.threads` products run in parallel, one per thread, and their rates are added. Both of torch's
+    libraries are tried (see `model/sam/products.py`). For each thread, the fastest trial counts, because other load on
+    the machine can only slow a product down. If the ceiling dropped with the load, the run would look better than it
+    is. Takes a fraction of a second, and restores torch's threads, random state, and TF32 settings.
     """
     import torch
 
@@ -91,7 +91,7 @@ def _product_s(product: Callable[["torch.Tensor"], object], matrix: "torch.Tenso
 
 
 def _noise(compute: Compute, side: int) -> "torch.Tensor":
-    """Return a square matrix of noise; zeros use less power, and their products run faster than real ones on a GPU."""
+    """Return a square matrix of noise. On a GPU, products of zeros use less power and run faster than real ones."""
     import torch
 
     generator = torch.Generator(compute.device).manual_seed(0)

@@ -20,20 +20,20 @@ BAR_AFTER_S = 1.0
 
 
 class _Bars:
-    """State of bars in this process: whether `track` may show one, and what holds the terminal's last lines."""
+    """State of bars in this process: whether `track` may show one, and what occupies the terminal's last lines."""
 
     enabled = False
     holder: "Progress | _DelayedBar | None" = None
 
 
 def enable_bars() -> None:
-    """Let `track` show bars; commands call it, so that Python code that uses segmint as a library shows none."""
+    """Let `track` show bars. Only commands call this, so that segmint doesn't show any when used as a library."""
     _Bars.enabled = True
 
 
 @contextmanager
 def ending_bar() -> Iterator[None]:
-    """Let `track` show no bar after the block, even if an exception keeps its generator alive."""
+    """Prevent `track` from showing a bar after the block, even if an exception keeps its generator alive."""
     try:
         yield
     finally:
@@ -42,9 +42,9 @@ def ending_bar() -> Iterator[None]:
 
 
 def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items`, and show a bar of them on standard error if that is a terminal and `enable_bars` was called.
+    """Yield `items`, and show their progress on standard error if it is a terminal and `enable_bars` was called.
 
-    The bar appears after `BAR_AFTER_S`, unless there is another one, and ends if a `Progress` with bars starts.
+    The bar appears after `BAR_AFTER_S`, unless another bar is shown. It ends if a `Progress` with bars starts.
     """
     if not _Bars.enabled or _Bars.holder is not None or not sys.stderr.isatty():
         yield from items
@@ -56,7 +56,7 @@ def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T
 
 
 class _DelayedBar:
-    """Bar that a timer shows, so that it also appears while the first item takes long. Thread-safe."""
+    """Bar that a timer shows, so that it appears even if the first item takes long. Thread-safe."""
 
     def __init__(self, name: str, total: int | None) -> None:
         self._name, self._total, self._done = name, total, 0
@@ -111,8 +111,8 @@ class Progress:
         progress.update("prepare", done=120)
     ```
 
-    `stream` is standard error by default; `interval_s` is the minimum number of seconds between two plain lines; `bars`
-    None means bars if the stream is a terminal.
+    `stream` is standard error by default. `interval_s` is the minimum number of seconds between two plain lines. If
+    `bars` is None, there are bars if the stream is a terminal.
     """
 
     def __init__(self, stream: TextIO | None = None, interval_s: float = 5.0, bars: bool | None = None) -> None:

@@ -21,8 +21,8 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.stopping import reinstall_handlers, uninterrupted
 
 MIN_LOCAL_CPUS = 8
-"""Minimum number of logical CPUs of a local Ray, which gets two per core plus four if that is more. Stages need slots
-to run in parallel, and most of them wait rather than compute."""
+"""Minimum number of logical CPUs of a local Ray. It gets two per core plus four, if that is more. Stages need slots to
+run in parallel, but most of them wait rather than compute."""
 
 
 RETRIES = 16
@@ -30,8 +30,9 @@ RETRIES = 16
 
 
 _ONE_ARENA = ("MALLOC_ARENA_MAX", "1")
-"""Environment variable of workers. Ray calls actors in threads, and glibc maps memory that doesn't fit into a thread's
-64 MB arena again each time, which costs 250 MB of fresh pages per image. The main arena keeps freed memory."""
+"""Environment variable of workers. Ray calls actors in threads. If memory doesn't fit into a thread's 64 MB arena,
+glibc maps it again each time, which costs 250 MB of fresh pages per image. The main arena keeps freed memory instead.
+"""
 
 
 NAME_GPUS = f"""Name unnamed GPUs when you start their nodes: ray start --resources='{{"{GPU_KIND}NAME": 1}}'"""
@@ -83,7 +84,7 @@ def cores_here() -> int:
 
 
 def joins_cluster(address: str) -> bool:
-    """Return whether `ray_session(address)` joins a running Ray; does not import Ray."""
+    """Return whether `ray_session(address)` joins a running Ray. Doesn't import Ray."""
     ray = sys.modules.get("ray")
     return (ray is not None and ray.is_initialized()) or _target(address) != "local"
 
@@ -101,15 +102,15 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
     `object_store_memory` (bytes) only applies to a local Ray. Raises `UsageError` if the cluster can't be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's core writes its own log lines to the terminal; its log folder keeps what matters.
+    # Ray's core writes its own log lines to the terminal, but its log folder contains everything that matters.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if _target(address) == "local":
         os.environ.setdefault(*_ONE_ARENA)
-        # Otherwise Ray's control store keeps the history of up to 100,000 tasks, 4 KB each, for a dashboard.
+        # Otherwise, Ray's control store would keep the history of up to 100,000 tasks, 4 KB each, for a dashboard.
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray
 
-    # Ray Data prints the traceback of errors that it also raises.
+    # Ray Data prints the traceback of errors that it raises anyway.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # There is no other way to limit actor restarts in Ray Data; check again when the pinned Ray is upgraded.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
@@ -170,7 +171,7 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
 def _with_own_signals() -> Iterator[None]:
     """Keep the handler of SIGTERM while Ray starts or stops.
 
-    Ray replaces it, also in native code. At the end, it resets the signal before it stops its processes.
+    Ray replaces the handler, even in native code. At the end, Ray resets the signal before it stops its processes.
     """
     from ray._private import utils
     from ray._private.node import Node
@@ -214,7 +215,7 @@ dashboard."""
 
 @contextlib.contextmanager
 def _without_helpers() -> Iterator[None]:
-    """Skip the processes that a local Ray doesn't need; each takes 80 MB and one second of CPU time to start.
+    """Skip the processes that a local Ray doesn't need. Each of them takes 80 MB and one second of CPU time to start.
 
     Ray has no public option for that.
     """
@@ -263,7 +264,7 @@ def _without_statistics() -> Iterator[None]:
 
 
 def _keep_token_private() -> None:
-    """Create the auth token of a local Ray readable only by its owner; Ray would make it readable by all users.
+    """Create a local Ray's auth token such that only its owner can read it. Ray would make it readable by all users.
 
     Anyone with the token can run code in that Ray. Ray's own authentication settings in the environment take
     precedence.
@@ -317,17 +318,17 @@ def _without_native_output() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Raise `OSError` if nothing listens at host:port; Ray itself would wait for minutes."""
+    """Raise `OSError` if nothing listens at host:port, because Ray itself would wait for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _runtime_env() -> dict[str, Any] | None:
-    """Return the runtime environment of cluster workers: this checkout, or None if segmint is installed there.
+    """Return the runtime environment of cluster workers: this checkout, or None if segmint is an installed package.
 
-    Also None if `ray job submit --working-dir` started the driver: its workers already run in that folder, and Ray
-    rejects a second one.
+    Also returns None if `ray job submit --working-dir` started the driver, because its workers already run in that
+    folder, and Ray rejects a second one.
     """
     checkout = Path(__file__).resolve().parent.parent
     submitted = json.loads(os.environ.get(SUBMITTED_JOB) or "{}").get("runtime_env") or {}
@@ -346,7 +347,7 @@ def observe(*, local: bool) -> Cluster:
 
 
 def observe_growth() -> Cluster:
-    """Return the current resources of the connected cluster, and in `grown` those with its autoscaler's nodes."""
+    """Return the connected cluster's current resources, and in `grown`, those including its autoscaler's nodes."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -388,8 +389,8 @@ def _by_kind(with_gpus: Sequence[Mapping[str, float]]) -> dict[str, GpuNodes]:
 def accelerator_types(gpu: str) -> set[str]:
     """Return the names that Ray may use for a GPU of the kind that `segmint.infra.device.device_kind` returns.
 
-    Ray derives them from the driver's name of the GPU, from which `device_kind` removes the vendor, so the set contains
-    the names derived with and without it.
+    Ray derives the names from the driver's name for the GPU. `device_kind` removes the vendor from that name, so the
+    set contains the names that result with and without the vendor.
     """
     from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
@@ -415,8 +416,8 @@ def private_folder() -> Iterator[Path | None]:
     """Create a private folder for Ray and delete it on exit; yield None if `RAY_TMPDIR` names one.
 
     Ray makes its folder writable for everyone, so it is created inside a folder that only this user can enter. The
-    outer folder is in the system's temporary folder, or in /tmp if that path is too long. Folders that killed processes
-    left behind are deleted first; a live process holds a lock on its folder.
+    outer folder is in the system's temporary folder, or in /tmp if that path is too long. First, folders that killed
+    processes left behind are deleted; they can be told apart because a live process holds a lock on its folder.
     """
     if os.environ.get("RAY_TMPDIR"):
         yield None

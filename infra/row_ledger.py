@@ -1,11 +1,15 @@
 """Ledger of the rows that each worker has in flight, which identifies the rows that a worker died with.
 
-A worker may have several rows in flight. It records each row, and waits for the reply before it starts the row. The end
-of a row is recorded together with the worker's next start or with the end of the row's block. Ray runs the blocks of a
-dead worker again, so a row that starts a second time without being done was in flight when its worker died. If it was
-the only such row, it is a suspect: it is barred for the rest of the window, and the rows around it continue. If there
-were others, each of them runs again with no other row in flight in its worker, so that the next death identifies one.
-The ledger is an actor on the driver's node. This module imports only Ray, so that the actor starts without the model.
+A worker may have several rows in flight. It records each row in the ledger, and waits for the reply before it starts
+the row. The end of a row is recorded together with the next row that the worker starts, or with the end of the row's
+block.
+
+Ray runs the blocks of a dead worker again. So if a row starts a second time without having been recorded as done, it
+was in flight when its worker died. If it was the only such row, it is a suspect: it is barred for the rest of the
+window, and the rows around it continue. If there were several, each of them runs again with no other row in flight in
+its worker, so that the next death identifies a single row.
+
+The ledger is an actor on the driver's node. This module only imports Ray, so that the actor starts without the model.
 """
 
 import threading
@@ -24,15 +28,15 @@ from segmint.infra.deadline import exit_within
 from segmint.infra.errors import SegmintError
 
 MAX_DEATHS = 8
-"""Number of worker deaths within `DEATH_ROWS` rows that ends a window; the machines may be the cause, and each death
-costs a worker's start."""
+"""Number of worker deaths within `DEATH_ROWS` rows after which a window ends, because the machines may be the cause,
+and a new worker has to start after each death."""
 
 DEATH_ROWS = 10_000
 """Number of started rows within which deaths count towards `MAX_DEATHS`."""
 
 EXIT_S = 60.0
-"""Seconds after which an exiting worker is killed, because Ray's exit handler has been seen to hang forever, keeping
-its memory, in a process that had called an actor."""
+"""Seconds after which an exiting worker is killed. In a process that had called an actor, Ray's exit handler has been
+seen to hang forever and keep its memory."""
 
 TIMEOUT_S = 60.0
 """Timeout in seconds of a worker's or the driver's calls to the ledger actor."""
@@ -45,7 +49,7 @@ _ENDING = "the worker of this row is shutting down"
 
 
 class BarredRowError(SegmintError):
-    """A row that must not be processed in this window. This isn't a verdict on its image; the row's shard waits."""
+    """A row that must not be processed in this window. This isn't a verdict on its image, so the row's shard waits."""
 
 
 class DeadlyWindowError(SegmintError):
@@ -55,15 +59,15 @@ class DeadlyWindowError(SegmintError):
 class RowLedger:
     """Ledger of one window, created by the driver on its node and used from any process.
 
-    It is that of the segment stage; `of_stage` returns those of the custom stages, which share its actor. The numbers
-    of a row are its ordinal plus `STAGE_ROWS` times the number of the stage.
+    An instance belongs to the segment stage. `of_stage` returns the ledgers of the custom stages, which share its
+    actor. A row's number in a stage is its ordinal plus `STAGE_ROWS` times the number of the stage.
     """
 
     def __init__(self, alone: Iterable[int] = ()) -> None:
-        """Create the actor; `alone` are the numbers of rows that run alone from the start."""
+        """Create the actor. `alone` contains the numbers of rows that run alone from the start."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # With task events, one call per row would evict all other tasks from the last 100,000 in the cluster's control
-        # store.
+        # With task events, one call per row would evict all other tasks from the last 100,000 that the cluster's
+        # control store keeps.
         apart: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "enable_task_events": False}
         self.__setstate__((ray.remote(**apart)(_LedgerActor).remote(frozenset(alone)), 0))
 
@@ -74,7 +78,7 @@ class RowLedger:
         return ledger
 
     def __getstate__(self) -> tuple[Any, int]:
-        """Return only the actor's handle and the first number, as each process tracks its own rows in flight."""
+        """Return only the actor's handle and the first number, because each process tracks its own rows in flight."""
         return self._actor, self._first
 
     def __setstate__(self, state: tuple[Any, int]) -> None:
@@ -83,7 +87,7 @@ class RowLedger:
 
     @contextmanager
     def entry(self, spent: Callable[[], Mapping[str, float]] = dict) -> Iterator["BlockEntry"]:
-        """Process one block in this process; `spent` returns the seconds per stage so far, recorded at the end.
+        """Process one block in this process. `spent` returns the seconds per stage so far, to record at the end.
 
         Raises `DeadlyWindowError` if the window has been ended.
         """
@@ -97,7 +101,7 @@ class RowLedger:
     def suspects(self) -> list[int]:
         """Return the numbers of the rows that workers died with, on nodes that stayed alive, in the order found.
 
-        Empty if the ledger actor is gone, which means that the driver's node failed.
+        The result is empty if the ledger actor is gone, which means that the driver's node failed.
         """
         return list(self._read(self._actor.suspects))
 
@@ -109,16 +113,16 @@ class RowLedger:
         return list(self._read(self._actor.alone))
 
     def may_read(self, number: int) -> bool:
-        """Return whether a window's read may run: always, unless the window was ended before this read began."""
+        """Return whether a window's read may run, which is true unless the window was ended before the read began."""
         return bool(ray.get(self._actor.may_read.remote(number), timeout=TIMEOUT_S))
 
     def retry_slot(self, number: int) -> list["RetrySlot"]:
-        """Return the shards on hold that this read runs again; the first call decides, and later ones agree."""
+        """Return the shards on hold that this read runs again. The first call decides, and later calls agree."""
         slot: list[RetrySlot] = ray.get(self._actor.retry_slot.remote(number), timeout=TIMEOUT_S)
         return slot
 
     def retry_after(self, wait_s: float, shard: int, runs: Sequence[tuple[int, int]]) -> None:
-        """Have the first retry slot after `wait_s` seconds run a shard again, unless a row of it is barred.
+        """Let the first retry slot after `wait_s` seconds run a shard again, unless one of its rows is barred.
 
         Does not wait.
         """
@@ -154,7 +158,7 @@ class RowLedger:
 
 
 class BlockEntry:
-    """A block that this process works on. Its rows may be in flight concurrently, also with those of other blocks."""
+    """Block that this process works on. Its rows may be in flight concurrently, even with rows of other blocks."""
 
     def __init__(self, book: Any, in_flight: "_InFlight", first: int = 0) -> None:
         self._actor = book
@@ -171,8 +175,8 @@ class BlockEntry:
     def begin_together(self, ordinals: Sequence[int]) -> list["StartReply"]:
         """Record in one call that these rows start, wait for confirmation, and return the reply for each row.
 
-        Call `leave` for each row that starts when it is done. Call `begin` for a row that neither starts nor is barred,
-        because it must run alone.
+        If a row starts, call `leave` when it is done. If a row neither starts nor is barred, it must run alone, so call
+        `begin` for it.
         """
         self._in_flight.take(len(ordinals))
         replies: list[StartReply] = []
@@ -211,7 +215,7 @@ class BlockEntry:
         self._in_flight.give_back((self._number, self._first + ordinal))
 
     def excuse(self, ordinal: int, why: str) -> None:
-        """Record that this process ends for a reason other than an image. Bars this row without making it a suspect."""
+        """Record that this process ends for a reason other than an image. Bars the row without making it a suspect."""
         ray.get(self._actor.excuse.remote(self._number, self._first + ordinal, why), timeout=TIMEOUT_S)
 
     def end(self, spent: Mapping[str, float] = MappingProxyType({})) -> None:
@@ -242,7 +246,7 @@ class _InFlight:
             self._alone = alone
 
     def give_back(self, done: tuple[int, int] | None = None) -> None:
-        """Release a row; `done` is the block entry and ordinal of a row that is done."""
+        """Release a row. `done` is the block entry and ordinal if the row is done."""
         with self._changed:
             self._rows -= 1
             self._alone = False
@@ -258,7 +262,7 @@ class _InFlight:
 
 
 class StartReply(NamedTuple):
-    """Reply to a start: whether the row starts, and the reason if it is barred. If neither, it must run alone."""
+    """Reply to a start: whether the row starts, and the reason if it is barred. Otherwise, it must run alone."""
 
     starts: bool
     refused: str | None = None
@@ -325,7 +329,7 @@ class _LedgerActor:
             if self._entries.get(row) == its_entry:
                 del self._entries[row]
         earlier = self._entries.get(ordinal)
-        if earlier is not None:  # that worker died, because Ray never runs a block twice at the same time
+        if earlier is not None:  # that worker has died, because Ray never runs a block twice at the same time
             self._died(earlier, asking=entry)
         why = self._refused.get(ordinal)
         if why is None and entry not in self._workers:

@@ -1,4 +1,4 @@
-"""Temporary folders that the next process deletes if theirs is killed."""
+"""Temporary folders that the next process deletes if their own process is killed."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ _NEW_S = 60.0  # a younger folder may not be locked yet
 
 
 class ScratchFolder(tempfile.TemporaryDirectory[str]):
-    """Temporary folder in `dir` (default: the system's) that only this user can enter, locked while its process lives.
+    """Temporary folder in `dir` (default: the system's) that only this user can enter, locked while its process runs.
 
     Creating one deletes this user's folders with the same prefix whose processes have ended.
     """

@@ -1,9 +1,9 @@
-"""Clean end of a command after SIGTERM or Ctrl-C.
+"""Clean exit of a command after SIGTERM or Ctrl-C.
 
-The first signal raises `KeyboardInterrupt` in the main thread. Ray passes only that and `SystemExit` through its
-blocking calls, and libraries swallow it or turn it into other exceptions, so commands decide by `is_stopping`. A thread
-reads the signals as they arrive, even if native code keeps the main thread from handling them. It ends the process when
-the time is up or Ctrl-C is pressed again.
+The first signal raises `KeyboardInterrupt` in the main thread, because Ray only passes this exception and `SystemExit`
+through its blocking calls. Libraries may swallow it or turn it into other exceptions, so commands rely on `is_stopping`
+instead. A thread reads the signals as they arrive, even if native code keeps the main thread from handling them. This
+thread ends the process when the time is up or Ctrl-C is pressed again.
 """
 
 import os
@@ -20,7 +20,7 @@ STOP_S = 14.0
 
 EXIT_CODE = 3
 
-_AGAIN_S = 0.2  # a wrapper such as `timeout` sends one signal to the process and again to its group
+_AGAIN_S = 0.2  # a wrapper such as `timeout` sends a signal to the process and once more to its group
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OUTSIDE = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _LINE = "interrupted: finished work is kept; run the same command again to resume"
@@ -37,10 +37,10 @@ class _State:
 
 
 def stop_on_signals() -> None:
-    """Handle SIGTERM and SIGINT from now on, for a process that runs a command. Call it in the main thread.
+    """Handle SIGTERM and SIGINT from now on, for a process that runs a command. Call this in the main thread.
 
-    A signal that this process ignores stays ignored. Signals raise only inside `interruptible`. Forked children get the
-    default handlers. Does nothing on Windows.
+    If this process ignores a signal, the signal stays ignored. Signals only raise inside `interruptible`. Forked
+    children get the default handlers. Does nothing on Windows.
     """
     if _State.installed or not hasattr(os, "register_at_fork"):
         return
@@ -58,7 +58,7 @@ def stop_on_signals() -> None:
 
 
 def release_signals() -> None:
-    """Restore Python's handlers, for a server that ends by its own handlers, and for forked children."""
+    """Restore Python's handlers, for a server that exits through its own handlers, and for forked children."""
     if not _State.installed:
         return
     _State.installed = False
@@ -83,14 +83,14 @@ def is_stopping() -> bool:
 
 
 def check_stopping() -> None:
-    """Raise `KeyboardInterrupt` if this process got a signal, in case a library has swallowed the first one."""
+    """Raise `KeyboardInterrupt` if this process got a signal, in case a library has swallowed the first exception."""
     if _State.requested:
         _State.raised = True
         raise KeyboardInterrupt
 
 
 def print_stop_line(write: Callable[[str], None]) -> None:
-    """Write the line that tells the user how to resume. Doesn't return if the process ends and has written it."""
+    """Write the line that tells the user how to resume. Doesn't return if the process is already ending."""
     with _State.line:
         write(_LINE)
         _State.printed = True
@@ -126,9 +126,9 @@ def uninterrupted() -> Iterator[None]:
 
 
 def outlive_signals() -> None:
-    """Ignore SIGTERM, SIGINT, and SIGHUP in this process, whose death would be blamed on an image.
+    """Ignore SIGTERM, SIGINT, and SIGHUP in this process, because its death would be blamed on an image.
 
-    Ray ends its workers by other means. Does nothing outside the main thread, which Python requires for it.
+    Ray ends its workers by other means. Does nothing outside the main thread, because Python only allows it there.
     """
     if threading.current_thread() is threading.main_thread():
         for number in _OUTSIDE:
@@ -136,7 +136,7 @@ def outlive_signals() -> None:
 
 
 def was_stopped(exit_code: int | None) -> bool:
-    """Return whether a child's exit code says that it died of SIGTERM, SIGINT, or SIGHUP, so no image is to blame."""
+    """Return whether a child's exit code says that SIGTERM, SIGINT, or SIGHUP killed it, so no image is to blame."""
     return exit_code is not None and -exit_code in _OUTSIDE
 
 
@@ -148,7 +148,7 @@ def _interrupt(_number: int, _frame: Any) -> None:
 
 
 def _watch(reader: int) -> None:
-    """Read the numbers of arriving signals, and end the process if it takes too long or Ctrl-C is pressed again."""
+    """Read the numbers of arriving signals. End the process if it takes too long to stop or Ctrl-C is pressed again."""
     first: float | None = None
     while True:
         left = None if first is None else max(0.0, first + STOP_S - time.monotonic())
@@ -160,13 +160,13 @@ def _watch(reader: int) -> None:
                 continue
             if first is None:
                 first, _State.requested = now, True
-                signal.alarm(0)  # with which Ray's own handler, active while Ray starts, aborts after 3 seconds
+                signal.alarm(0)  # Ray's own handler, active while Ray starts, sets an alarm that aborts after 3 seconds
             elif number == signal.SIGINT and now - first > _AGAIN_S:
                 _end()
 
 
 def _end() -> None:
-    """End the process, after the line was printed; another thread has a second to complete it."""
+    """End the process after the line was printed. A thread that is printing it has a second to finish."""
     if _State.line.acquire(timeout=1.0) and not _State.printed:
         with suppress(OSError):
             os.write(_State.terminal, f"{_LINE}\n".encode())

@@ -1,4 +1,4 @@
-"""Reader of untrusted tars: yields the members in one pass, with a limit on the size of their headers.
+"""Reader of untrusted tars, which yields the members in one pass and limits the size of their headers.
 
 `tarfile` reads headers of any size, and malformed ones can raise anything from KeyError to RecursionError.
 """
@@ -30,7 +30,7 @@ class BadTarError(tarfile.TarError):
 
 
 class TarReader:
-    """Iterator over the members of a tar, in order; the stream needn't be seekable.
+    """Iterator over the members of a tar, in order. The stream needn't be seekable.
 
     A seekable stream may be repositioned between two members.
     """
@@ -74,7 +74,7 @@ def is_plain_file(member: tarfile.TarInfo) -> bool:
 
 
 class _ForwardStream:
-    """Forward-only stream with `tarfile`'s interface; at most `allowed` bytes can be read until it is set again."""
+    """Forward-only stream with `tarfile`'s interface; at most `allowed` bytes can be read until that is set again."""
 
     def __init__(self, stream: SupportsRead) -> None:
         self._stream = stream

@@ -15,12 +15,12 @@ _CONTAINER_FIRST = frozenset({"abfs", "abfss"})  # abfs://container@account cont
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
 _LONGEST = 8192  # twice Linux's longest path, eight times S3's longest key
 _BUCKET = re.compile(r"^[A-Za-z0-9._-]{3,255}$")  # all that any store accepts
-# The account is Azure's, so that no catalog can send credentials to another server.
+# Only Azure's own accounts match, so that no catalog can send credentials to another server.
 _CONTAINER = re.compile(r"^(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9](@[a-z0-9]{3,24}\.(dfs|blob)\.core\.windows\.net)?$")
 _USUAL_BUCKET = re.compile(r"^(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# A secret may contain slashes (AWS secrets do) and @, but a port followed by a slash is not a secret. Lengths are
-# bounded because the text comes from a catalog.
+# A secret may contain slashes (AWS secrets do) and @, but a port followed by a slash isn't a secret. Lengths are
+# bounded, because the text comes from a catalog.
 _PASSWORD = re.compile(r"(?<=://)[^/\s@:]{0,2000}:(?!\d{1,5}/)\S{0,2000}@")
 _USERINFO = re.compile(rf"{_PASSWORD.pattern}|(?<=://)[^/\s]{{0,2000}}@")
 _SIGNED_QUERY = re.compile(
@@ -44,7 +44,7 @@ def redact(text: str) -> str:
 
 
 def scheme(uri: str) -> str:
-    """Return a URI's scheme in lowercase, `file` for a plain path. Raises `UriNotAllowedError` for other URIs."""
+    """Return a URI's scheme in lowercase, or `file` for a plain path. Raises `UriNotAllowedError` for other URIs."""
     if not uri:
         raise UriNotAllowedError("an empty URI: expected s3://bucket/key, file:///path or a local path")
     if len(uri) > _LONGEST:
@@ -99,7 +99,7 @@ def local_path(uri: str) -> Path:
 
 
 def split_bucket(uri: str) -> tuple[str, str]:
-    """Return the bucket and key of `s3://bucket/key`; the key is taken literally and may be empty."""
+    """Return the bucket and key of `s3://bucket/key`. The key is taken literally and may be empty."""
     bucket, _, key = uri[_after_scheme(uri) :].partition("/")
     protocol = scheme(uri)
     names = _BUCKET if protocol == "s3" else _CONTAINER if protocol in AZURE else None
@@ -109,7 +109,7 @@ def split_bucket(uri: str) -> tuple[str, str]:
 
 
 def has_unusual_bucket(uri: str) -> bool:
-    """Return whether the name of an S3 URI's bucket breaks the rules of Amazon S3, as its oldest buckets' names do."""
+    """Return whether the bucket's name in an S3 URI breaks Amazon S3's rules, as the names of its oldest buckets do."""
     return uri[:5].lower() == "s3://" and not _USUAL_BUCKET.match(uri[5:].partition("/")[0])
 
 
@@ -164,7 +164,8 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     """Return the absolute URI of entry `uri` in the catalog at `catalog_uri`.
 
     - With a scheme: it must be on the allow-list (`ALLOWED_SCHEMES`) and have no user part.
-    - In a store: no part may be `..`, even percent-encoded: a store may treat it as a name, but a proxy resolves it.
+    - In a store: no part may be `..`, even percent-encoded, because a proxy resolves it even if a store treats it as a
+      name.
     - Relative: it is below the folder of the catalog's file; a part `..` is not allowed, so that a catalog can only
       reach files in its folder or below.
     - An absolute local path, or `file://`: only allowed if the catalog itself is a local file. A catalog from a bucket
@@ -209,7 +210,7 @@ def plain_form(uri: str) -> str:
 
 
 def plain_forms(uri: str, catalog_uri: str | None) -> set[str]:
-    """Return every plain form of `uri` that rows may contain, in the catalog at `catalog_uri` and in general."""
+    """Return every plain form of `uri` that rows may contain, both in the catalog at `catalog_uri` and in general."""
     found = {plain_form(uri)}
     if catalog_uri is not None and uri:
         try:

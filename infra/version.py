@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 VERSION = "0.3.0"
 
 BITS_VERSION = "0.3.0"
-"""Last version that changed any byte that a build writes; later versions continue its datasets."""
+"""Last version that changed any byte that a build writes. Later versions can continue its datasets."""
 
 NOT_INSTALLED = "none"
 """Version reported for a package that is not installed."""

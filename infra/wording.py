@@ -48,7 +48,7 @@ def share(value: float | None) -> str:
 
 
 def upper_bound(value: float) -> str:
-    """Format an upper bound of a fraction in percent, rounded up in its second digit to remain a bound: `0.11 %`."""
+    """Format an upper bound of a fraction in percent, rounded up to two digits so that it remains a bound: `0.11 %`."""
     text = f"{value * 100:.1e}"
     if float(text) < value * 100:
         digits, power = text.split("e")
@@ -71,7 +71,7 @@ def size(value: float | None) -> str:
 def duration(seconds: float | None, *, rough: bool = False) -> str:
     """Format a duration in its largest unit: `45 s`, `12 min`, `3.4 h`, `5.1 days`; None is `unknown`.
 
-    If `rough`, the number is whole, a multiple of 5 from 10 on, and at least `1 s`.
+    If `rough`, the number is whole, at least `1 s`, and from 10 on a multiple of 5.
     """
     if seconds is None:
         return UNKNOWN
@@ -96,13 +96,13 @@ def some(texts: Sequence[str], shown: int = 10) -> str:
 
 
 def not_checked_lines(items: Sequence[object], shown: int = 10) -> list[str]:
-    """Return a line for each of the first items that couldn't be checked, and a last one for the others."""
+    """Return a line for each of the first items that couldn't be checked, and a last line for the others."""
     more = [f"{len(items) - shown:,} more"] if len(items) > shown else []
     return [f"not checked: {each}" for each in [*items[:shown], *more]]
 
 
 def fit(text: str, stream: TextIO) -> str:
-    """Return `text` with long lines broken at spaces if `stream` is a terminal; words stay whole.
+    """Return `text` with long lines broken at spaces if `stream` is a terminal. Words stay whole.
 
     Elsewhere, lines stay as they are, so that programs can match them.
     """

@@ -91,9 +91,9 @@ _hashes: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal, cached while its inode, size, and times don't change."""
+    """Return a file's SHA-256 in hexadecimal, which is cached until the file's inode, size, or times change."""
     status = path.stat()
-    # The system sets the change time; unlike the modification time, users can't set it back.
+    # Only the system sets the change time. Unlike the modification time, users can't set it back.
     key = (str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _hashes:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Known weight files with their hashes, sizes, licenses, and sources; naming rules for any weight file."""
+"""Known weight files with their hashes, sizes, licenses, and sources, and naming rules for any weight file."""
 
 import importlib.util
 from dataclasses import dataclass

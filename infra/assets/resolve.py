@@ -32,7 +32,7 @@ class AssetStatus:
 
 
 def locate(name: str, cache: Path | None = None) -> Path | None:
-    """Return a verified copy of a known asset on this machine, or None; fetches nothing."""
+    """Return a verified copy of a known asset on this machine, or None. Doesn't fetch anything."""
     asset = ASSETS[name]
     for path in _local_copies(asset, cache or cache_folder()):
         if sha256_of(path) == asset.sha256:
@@ -53,10 +53,10 @@ def resolve(
 ) -> Path:
     """Return a local file for a known name, a path, or a URI.
 
-    A known name (`ASSETS`) is looked up in `mirror`, the cache, installed packages, and the web, in this order.
+    A known name (`ASSETS`) is looked up in `mirror`, the cache, installed packages, and on the web, in this order.
     `mirror` is the path or URI of a folder that contains the files under their original names. The hash of each copy is
-    verified, and a wrong file is skipped. A path is used as given; if its file name is that of a known asset, its hash
-    must match. Store URIs and `https://…#sha256=<64 digits>` are fetched into the cache. Web addresses must have a
+    verified, and a wrong file is skipped. A path is used as given, but if the file has the name of a known asset, its
+    hash must match. Store URIs and `https://…#sha256=<64 digits>` are fetched into the cache. Web addresses must have a
     hash.
 
     Raises `AssetError`, which lists the places tried, the problem with each, and possible remedies.
@@ -87,9 +87,9 @@ def resolve(
 def resolve_default(
     name: str, asked: str, key: str, mirror: str | None = None, storage: "Storage | None" = None
 ) -> Path:
-    """Return a local file for the weights `name`, which the value `asked` of `key` means.
+    """Return a local file for the weights `name`, to which the value `asked` of `key` was resolved.
 
-    Raises the errors of `resolve`. If `asked` is auto, they say so.
+    Raises the errors of `resolve`. If `asked` is auto, the error says so.
     """
     try:
         return resolve(name, mirror, storage)

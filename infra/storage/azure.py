@@ -16,7 +16,7 @@ OPTIONS = ("account_name", "endpoint_url", "anon")
 
 
 class AzureStore:
-    """Blobs in containers of the account in the URI (`abfss://container@account.dfs.…`), or else the configured one."""
+    """Blobs in containers of the account in the URI (`abfss://container@account.dfs.…`), or of the configured one."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
@@ -37,16 +37,16 @@ class AzureStore:
         return data
 
     def create(self, uri: str, data: bytes) -> None:
-        """Create a blob by one put with `If-None-Match: *`; the loser gets `BlobAlreadyExists`."""
+        """Create a blob in one put with `If-None-Match: *`. The loser of a race gets `BlobAlreadyExists`."""
         self._blob(uri).upload_blob(data)
 
     def create_file(self, uri: str, path: Path) -> None:
-        """Create a blob from a file by one put with `If-None-Match: *`."""
+        """Create a blob from a file in one put with `If-None-Match: *`."""
         with path.open("rb") as file:
             self._blob(uri).upload_blob(file)
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write a blob in one put; Azure shows it only when it is complete."""
+        """Write a blob in one put. It only becomes visible when it is complete."""
         self._blob(uri).upload_blob(data, overwrite=True)
 
     def put_file(self, uri: str, path: Path) -> None:
@@ -57,7 +57,7 @@ class AzureStore:
     def walk(
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
-        """Yield the blobs below a prefix page by page, without the blobs that stand for folders."""
+        """Yield the blobs below a prefix page by page, without the blobs that represent folders."""
         container, key = self._container(uri)
         prefix = key and f"{key.rstrip('/')}/"
         pages = container.list_blobs if recursive else container.walk_blobs
@@ -71,13 +71,13 @@ class AzureStore:
         return int(self._blob(uri).get_blob_properties().size)
 
     def delete(self, uri: str) -> None:
-        """Delete the blob and its snapshots; older versions remain (see `purge`)."""
+        """Delete the blob and its snapshots. Older versions remain (see `purge`)."""
         self._blob(uri).delete_blob("include")
 
     def purge(self, uri: str) -> None:
         """Delete the blob, its snapshots, and its older versions.
 
-        Raises `UsageError` if soft delete keeps the blob, or versions that an earlier call deleted.
+        Raises `UsageError` if soft delete keeps the blob or the versions that an earlier call deleted.
         """
         from azure.core.exceptions import ResourceNotFoundError
 
@@ -131,7 +131,7 @@ def _connect(account: str, options: Mapping[str, Any]) -> Any:
     if not account:
         raise AccessRefusedError("no storage account: set the option account_name, or AZURE_STORAGE_ACCOUNT_NAME")
     credential: Any = None if options.get("anon") else DefaultAzureCredential()
-    if credential and configured in (None, account):  # the key and the token are of one account
+    if credential and configured in (None, account):  # the key and the token belong to one account
         if key := os.environ.get("AZURE_STORAGE_ACCOUNT_KEY"):
             credential = AzureNamedKeyCredential(account, key)
         elif token := os.environ.get("AZURE_STORAGE_SAS_TOKEN"):

@@ -1,4 +1,4 @@
-"""The stores of this process, one per scheme and options, shared by threads but not across a fork."""
+"""Stores of this process, one per scheme and options, which threads share, but not forked children."""
 
 import importlib
 import json
@@ -70,7 +70,7 @@ def _make_store(protocol: str, options: dict[str, Any]) -> Store:
 
 
 def missing_package(protocol: str) -> str | None:
-    """Return why URIs of this scheme can't be read here and what to install; None if they can."""
+    """Return why URIs of this scheme can't be read here and what to install, or None if they can be read."""
     if protocol in (LOCAL, "s3"):
         return None
     try:

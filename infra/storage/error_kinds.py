@@ -37,7 +37,7 @@ _REFUSED_CODES = {
     "RequestTimeTooSkewed",
     "TokenRefreshRequired",
 }
-# The error for an archived object has the status of a refusal, but only its owner can restore it.
+# The error for an archived object has the status of a refusal, but only the object's owner can restore it.
 _PERMANENT_CODES = {"BlobArchived", "BlobImmutableDueToPolicy", "InvalidObjectState"}
 _UNAVAILABLE_CODES = {
     "RequestLimitExceeded",
@@ -112,7 +112,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def service_code(error: BaseException) -> tuple[str, int] | None:
-    """Return the error code and HTTP status behind an error, even if fsspec translated it; None if there is none."""
+    """Return the error code and HTTP status behind an error, even if fsspec translated it, or None without one."""
     for link in _chain(error):
         status = getattr(link, "status_code", None)  # Azure's; a response that is cut off keeps its 200
         if isinstance(status, int) and status >= 300:
@@ -168,7 +168,7 @@ def describe(error: BaseException) -> str:
     """Return the cause of a failure in one line, without credentials."""
     answer = service_code(error)
     told = next((str(link) for link in _chain(error) if str(link)), type(error).__name__)
-    text = " ".join(told.partition("\nRequestId:")[0].split())  # Azure repeats its XML behind that
+    text = " ".join(told.partition("\nRequestId:")[0].split())  # Azure repeats its XML after that
     if answer is not None and answer[0] not in text:
         text = f"{text} ({answer[0]})"
     elif answer is None and not isinstance(error, OSError):

@@ -8,7 +8,7 @@ class NotFoundError(SegmintError):
 
 
 class ObjectTooLargeError(SegmintError):
-    """An object exceeds the reader's size limit; none of it was kept."""
+    """An object exceeds the reader's size limit. None of it was kept."""
 
     def __init__(self, message: str, size: int = 0, limit: int = 0) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class StorageFaultError(SegmintError):
 
 
 class AccessRefusedError(StorageFaultError):
-    """The store refused our credentials or permissions; never a verdict on an object."""
+    """The store refused our credentials or permissions. This is never a verdict on an object."""
 
 
 class PassingFaultError(StorageFaultError):
@@ -29,7 +29,7 @@ class PassingFaultError(StorageFaultError):
 
 
 class UnavailableError(PassingFaultError):
-    """The store is unreachable or overloaded; never a verdict on an object."""
+    """The store is unreachable or overloaded. This is never a verdict on an object."""
 
 
 class ShortBodyError(OSError):

@@ -15,9 +15,9 @@ from segmint.infra.uris import parent, redact
 class FsspecStore:
     """Any other fsspec file system (Google Cloud Storage, HDFS).
 
-    Exclusive creation uses the implementation's `pipe_file(mode="create")`. fsspec's default checks and then writes,
-    which is a race, so a store with the default can't hold a dataset. For stores that override it,
-    `segmint.infra.storage.probe` tests the override with concurrent writers.
+    Exclusive creation uses the implementation's `pipe_file(mode="create")`. fsspec's default implementation first
+    checks and then writes, which is a race, so a store with that implementation can't hold a dataset. If a store
+    overrides it, `segmint.infra.storage.probe` tests the override with concurrent writers.
     """
 
     def __init__(self, filesystem: Any) -> None:
@@ -38,7 +38,7 @@ class FsspecStore:
         return data
 
     def create(self, uri: str, data: bytes) -> None:
-        """Create an object conditionally. Raises `UsageError` for a store that only checks before it writes."""
+        """Create an object conditionally. Raises `UsageError` if the store only checks before it writes."""
         if not self._claims_exclusive_create():
             raise UsageError(
                 f"the store of {redact(uri)} ({type(self._fs).__name__}) cannot put an object only if it is "
@@ -49,8 +49,8 @@ class FsspecStore:
     def create_file(self, uri: str, path: Path) -> None:
         """Create an object from a local file, read into memory; few implementations support conditional uploads.
 
-        A store without any condition, such as HDFS, is checked first and then written to in chunks; of two simultaneous
-        writers, the later one wins.
+        A store without conditional writes, such as HDFS, is checked first and then written to in chunks. If there are
+        two simultaneous writers, the later one wins.
         """
         if self._claims_exclusive_create():
             self.create(uri, path.read_bytes())
@@ -114,7 +114,7 @@ class FsspecStore:
         )
 
     def ping(self, uri: str) -> None:
-        """Request information about the parent folder; "absent" also counts as a response."""
+        """Request information about the parent folder. "Absent" also counts as a response."""
         with suppress(FileNotFoundError):
             self._fs.info(self._path(parent(uri)))
 
@@ -132,7 +132,7 @@ class FsspecStore:
 
 
 def _modified(info: dict[str, Any]) -> datetime:
-    """Return an object's modification time in UTC, the default time zone; `NO_TIME` if it has none."""
+    """Return an object's modification time in UTC, the default time zone, or `NO_TIME` if it has none."""
     for key in ("LastModified", "last_modified", "mtime", "updated", "created"):
         value = info.get(key)
         with suppress(ValueError, OverflowError, OSError):

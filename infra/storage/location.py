@@ -1,4 +1,4 @@
-"""A folder or object in a store, bound to the storage that reaches it."""
+"""Folder or object in a store, bound to the storage through which it is accessed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Location:
     """Folder or object in a store; `location / "name"` is a child, and `str(location)` its URI.
 
     Every method delegates to the `Storage` method of the same name and raises the same errors. Picklable like
-    `Storage`; pickling makes a local path absolute, because other processes have other current folders.
+    `Storage`. Pickling makes a local path absolute, because other processes have other current folders.
     """
 
     storage: Storage
@@ -46,7 +46,7 @@ class Location:
         return self.storage.open(self.uri)
 
     def open_ranges(self, size: int | None = None) -> BinaryIO:
-        """Open a stream in which each read is one request; `size` in bytes, if given, saves another."""
+        """Open a stream in which each read is one request. If `size` in bytes is given, it saves another request."""
         return self.storage.open_ranges(self.uri, size)
 
     def get_file(self, path: Path) -> None:
@@ -58,11 +58,11 @@ class Location:
         self.storage.put(self.uri, data)
 
     def put_if_absent(self, data: bytes) -> bool:
-        """Put the object if there is none. Return whether it now contains these bytes."""
+        """Put the object if it doesn't exist. Return whether it now contains these bytes."""
         return self.storage.put_if_absent(self.uri, data)
 
     def put_file_if_absent(self, path: Path) -> bool:
-        """Put a local file if there is no object. Return whether the object now contains its bytes."""
+        """Put a local file if the object doesn't exist. Return whether the object now contains its bytes."""
         return self.storage.put_file_if_absent(self.uri, path)
 
     def put_file(self, path: Path) -> None:
@@ -125,7 +125,7 @@ def refuse_existing(file: Location) -> None:
 
 
 def put_new_file(file: Location, path: Path) -> None:
-    """Put a local file; raise `UsageError` if a different one was put there in the meantime."""
+    """Put a local file. Raise `UsageError` if a different file was put there in the meantime."""
     if not file.put_file_if_absent(path):
         raise _taken(file)
 

@@ -20,12 +20,12 @@ ROUNDS = 2
 """Maximum number of failed rounds while the store responds; an outage may end between an attempt and the check."""
 
 BUSY_ROUNDS = 20
-"""Maximum number of failed rounds while the store reports that it is overloaded; they take several minutes."""
+"""Maximum number of failed rounds while the store reports that it is overloaded, which take several minutes."""
 
 
 @dataclass
 class _StoreGate:
-    """State of one store in this process; one thread checks the store while the others wait."""
+    """State of one store in this process. One thread checks the store while the others wait."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     given_up: bool = False  # a wait for it timed out, and it hasn't responded since
@@ -39,8 +39,8 @@ def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], 
     """Call `attempt` and return its result. While the store is down, wait up to `outage_s` seconds and try again.
 
     `attempt` does its own retries, and raises `PassingFaultError` when they are exhausted. `answers` checks the store
-    with a minimal request; `store` is its name in logs. A fault that persists while the store responds is raised, as is
-    a fault of a store that an earlier wait has given up on.
+    with a minimal request. `store` is the store's name in logs. A fault is raised if it persists while the store
+    responds, or if an earlier wait has already given up on the store.
     """
     gate = _gates.setdefault((os.getpid(), store), _StoreGate())
     rounds, end = 0, 0.0

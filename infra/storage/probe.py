@@ -1,4 +1,4 @@
-"""Probes of a store folder, which test whether it is suitable for a dataset and read its clock."""
+"""Probes of a folder in a store, which test whether it is suitable for a dataset and read the store's clock."""
 
 import threading
 import uuid
@@ -19,8 +19,8 @@ def probe(folder: Location) -> None:
     """Test every operation that a dataset needs from its store in a folder, and leave nothing behind.
 
     Writes, reads back, tries to overwrite with put-if-absent, lets several writers race for one name, lists, and
-    deletes. Raises `UsageError` if the store lets an object be replaced, `StorageFaultError` if it fails or refuses
-    access.
+    deletes. Raises `UsageError` if put-if-absent can replace an object, and `StorageFaultError` if the store fails or
+    refuses access.
     """
     name = f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
     once, raced = folder / f"{name}-once", folder / f"{name}-raced"
@@ -66,7 +66,7 @@ def _not_exclusive(file: Location) -> UsageError:
 
 
 def store_time(folder: Location) -> datetime:
-    """Return the store's current time, from an object put now. Ages are based on it, never on the local clock."""
+    """Return the store's current time, given by an object put now. Ages are based on it, never on the local clock."""
     for _ in range(_TRIES):
         name = f"{TEMPORARY_PREFIX}clock-{uuid.uuid4().hex}"
         file = folder / name

@@ -1,4 +1,4 @@
-"""Retries of store operations: verdicts are raised at once, faults retried with exponential backoff."""
+"""Retries of store operations: verdicts are raised immediately, and faults are retried with exponential backoff."""
 
 import errno
 from collections.abc import Callable
@@ -26,8 +26,8 @@ T = TypeVar("T")
 class RetryPolicy:
     """Limits on retries of a fault.
 
-    `attempts` includes the first. The wait doubles from `first_wait_s` to at most `max_wait_s` (seconds, with jitter).
-    No attempt starts after `deadline_s` seconds, which allow for several read timeouts of a store.
+    `attempts` includes the first attempt. The wait doubles from `first_wait_s` to at most `max_wait_s` (seconds, with
+    jitter). No attempt starts after `deadline_s` seconds, which leaves time for several read timeouts of a store.
     """
 
     attempts: int = 5
@@ -43,9 +43,9 @@ _REFUSED_ATTEMPTS = 2
 def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[], T]) -> T:
     """Call `attempt` and return its result, retrying according to `policy` while it raises faults.
 
-    `action` is a verb for messages ("read"). Raises `NotFoundError` immediately for an absent object, `FileExistsError`
-    if an object already exists, our own errors unchanged, and `StorageFaultError` with the URI and the cause for a
-    fault that persists.
+    `action` is a verb for messages ("read"). Raises `NotFoundError` immediately if an object is absent, and
+    `FileExistsError` if it already exists. Our own errors are raised unchanged. If a fault persists, raises
+    `StorageFaultError` with the URI and the cause.
     """
     import tenacity
 

@@ -34,11 +34,11 @@ T = TypeVar("T")
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 60
 _SLOWEST = 100_000
-"""Minimum throughput of a body in bytes per second; a slower transfer counts as stalled, even if bytes still arrive."""
+"""Minimum throughput of a body in bytes per second. A slower transfer counts as stalled, even if bytes still arrive."""
 _PING_S = 10.0
 
 PART_BYTES = 64 << 20
-"""Size in bytes of one part of a large file; larger if the file would otherwise exceed S3's limit of 10,000 parts."""
+"""Size in bytes of a large file's parts, which are larger if the file would exceed S3's limit of 10,000 parts."""
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 10_000
 _PART_POLICY = RetryPolicy()
@@ -47,7 +47,7 @@ _PART_POLICY = RetryPolicy()
 def make_filesystem(options: Mapping[str, Any]) -> Any:
     """Return a new s3fs file system with these options (keys of `OPTIONS`), not shared with other callers.
 
-    The listings cache is off because commits of other processes must be visible. Retries are off in botocore and s3fs
+    The listings cache is off, because commits of other processes must be visible. Retries in botocore and s3fs are off,
     because they would multiply with ours. Redirects aren't followed.
     """
     import s3fs
@@ -102,7 +102,7 @@ class S3Store:
         self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
 
     def create_file(self, uri: str, path: Path) -> None:
-        """Create an object by one put, or by a multipart upload for a large file, with `If-None-Match: *`."""
+        """Create an object in one put, or in a multipart upload if the file is large, with `If-None-Match: *`."""
         if path.stat().st_size <= PART_BYTES:
             self.create(uri, path.read_bytes())
         elif self._is_there(uri):  # avoid uploading gigabytes for nothing
@@ -111,23 +111,23 @@ class S3Store:
             self._put_parts(uri, path, IfNoneMatch="*")
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write an object in one put; S3 shows it only when it is complete."""
+        """Write an object in one put. It only becomes visible when it is complete."""
         bucket, key = _object(uri)
         self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data)
 
     def put_file(self, uri: str, path: Path) -> None:
-        """Write an object from a file in one put, or by a multipart upload if the file is large."""
+        """Write an object from a file in one put, or in a multipart upload if the file is large."""
         if path.stat().st_size <= PART_BYTES:
             self.put(uri, path.read_bytes())
         else:
             self._put_parts(uri, path)
 
     def _put_parts(self, uri: str, path: Path, **conditions: Any) -> None:
-        """Upload a file in parts, retrying each part separately; abort the upload on failure.
+        """Upload a file in parts, and retry each part separately. Abort the upload on failure.
 
-        The upload is completed under `conditions`. With conditions, a missing upload raises `FileExistsError`: either
-        an earlier attempt completed it or another writer's object ended it, and only comparing the bytes can
-        distinguish the two. If a part fails, aborts the upload and raises the error of `with_retries`.
+        The upload is completed under `conditions`. With conditions, a missing upload raises `FileExistsError`, because
+        either an earlier attempt completed the upload or another writer's object ended it. Only a comparison of the
+        bytes can tell which. If a part fails, aborts the upload and raises the error of `with_retries`.
         """
         bucket, key = _object(uri)
         size = path.stat().st_size
@@ -154,7 +154,7 @@ class S3Store:
                 # An earlier attempt may have completed the upload although its response was lost.
                 if not conditions and self.size(uri) != size:
                     raise
-            if conditions:  # outside the `except`, so that the S3 error isn't taken for its cause
+            if conditions:  # outside the `except`, so that the S3 error doesn't appear as the cause
                 raise FileExistsError(errno.EEXIST, "the upload is gone: an object may be there", key)
 
         try:
@@ -182,7 +182,7 @@ class S3Store:
     def walk(
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
-        """Yield the objects below a prefix page by page; each page is requested once."""
+        """Yield the objects below a prefix page by page. Each page is requested only once."""
         bucket, key = split_bucket(uri)
         prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix + beginning}
@@ -206,7 +206,7 @@ class S3Store:
         return int(answer["ContentLength"])
 
     def delete(self, uri: str) -> None:
-        """Delete the object; on a versioned bucket, older versions remain (see `purge`)."""
+        """Delete the object. In a versioned bucket, older versions remain (see `purge`)."""
         bucket, key = _object(uri)
         self._call("delete_object", Bucket=bucket, Key=key)
 
@@ -285,7 +285,7 @@ class S3Store:
         try:
             self._call("list_objects_v2", Bucket=bucket, MaxKeys=1)
         except OSError as error:
-            # Without the permission to list the bucket, the error only concerns the key.
+            # Without permission to list the bucket, the error is only about the key.
             if meaning(error) is not ErrorKind.REFUSED or (service_code(error) or ("",))[0] == "NoSuchBucket":
                 raise
 
@@ -339,8 +339,8 @@ def make_session(profile: str | None) -> Any:
 def http_without_redirects() -> type:
     """Return a subclass of aiobotocore's HTTP session that doesn't follow redirects.
 
-    A redirect would let a server send a signed request to any address, including one inside the network. botocore
-    doesn't follow redirects either: if S3 names another region, it requests that region's endpoint.
+    With redirects, a server could send a signed request to any address, including one inside the network. botocore
+    doesn't follow redirects either. If S3 names another region, botocore sends a request to that region's endpoint.
     """
     from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
 

@@ -32,11 +32,11 @@ _READ_AHEAD = 4 << 20
 class Storage:
     """Access to objects by URI, with retries. Cheap to create and pickle; thread-safe.
 
-    `options` are keyed by URI prefix, as in `{"s3://bucket": {"endpoint_url": …}}`; the longest matching prefix wins.
-    For S3 and Azure, the keys are the `OPTIONS` of `segmint.infra.storage.s3` and `azure`; for other schemes, those of
-    the fsspec implementation.
-    Credentials aren't accepted as values (`UsageError`); they come from the standard chain. After the attempts of
-    `retry`, methods wait up to `outage_s` seconds for an unreachable store; see `segmint.infra.storage.outages`.
+    `options` are keyed by URI prefix, as in `{"s3://bucket": {"endpoint_url": …}}`. The longest matching prefix wins.
+    For S3 and Azure, the keys are the `OPTIONS` of `segmint.infra.storage.s3` and `azure`. For other schemes, they are
+    those of the fsspec implementation. Credentials aren't accepted as values (`UsageError`), because they come from the
+    standard chain. After the attempts of `retry`, methods wait up to `outage_s` seconds for an unreachable store; see
+    `segmint.infra.storage.outages`.
 
     Methods that need an object raise `NotFoundError` if it is absent. Every method raises `StorageFaultError` for a
     fault that persists, and `UriNotAllowedError` for a URI that is not on the allow-list.
@@ -63,7 +63,7 @@ class Storage:
         return self._try("read", uri, lambda: store.read(uri, max_bytes))
 
     def open(self, uri: str) -> BinaryIO:
-        """Open a seekable stream of an object's bytes; each chunk is read with retries."""
+        """Open a seekable stream of an object's bytes. Each chunk is read with retries."""
         if scheme(uri) == LOCAL:
             return self._try("open", uri, lambda: open_file(uri))
         raw = _RangeReader(self._read_range, uri, self.size(uri))
@@ -72,7 +72,7 @@ class Storage:
     def open_ranges(self, uri: str, size: int | None = None) -> BinaryIO:
         """Open a stream in which each read is one request, without read-ahead, for readers that seek to known ranges.
 
-        `size` in bytes, if given, saves a request.
+        If `size` in bytes is given, it saves a request.
         """
         if scheme(uri) == LOCAL:
             return self.open(uri)
@@ -85,7 +85,7 @@ class Storage:
             LocalStore().put_stream(path, stream)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """Put an object if there is none; exactly one of several concurrent writers wins.
+        """Put an object if it doesn't exist. Exactly one of several concurrent writers wins.
 
         Returns True if the object now contains these bytes, even if another writer wrote them, or an earlier attempt
         whose response was lost. Returns False if a different object exists, which stays unchanged. Raises `UsageError`
@@ -95,10 +95,10 @@ class Storage:
         return self._create(uri, lambda: store.create(uri, data), lambda: self.read(uri, max_bytes=len(data)) == data)
 
     def put_file_if_absent(self, uri: str, path: Path) -> bool:
-        """Put a local file of any size if there is no object; it appears whole or not at all.
+        """Put a local file of any size if the object doesn't exist. The object appears as a whole or not at all.
 
-        This also works without hard links or conditional puts. There, the check and the write may be separate steps,
-        and a killed process may leave an empty or truncated file.
+        This also works in stores without hard links or conditional puts. There, however, the check and the write may be
+        separate steps, and a killed process may leave an empty or truncated file.
         """
         store = self._store(uri)
 
@@ -122,7 +122,7 @@ class Storage:
         raise StorageFaultError(f"cannot put {redact(uri)}: an object keeps appearing and disappearing there")
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write a whole object, replacing an existing one; readers see either the old or the new one."""
+        """Write a whole object, replacing an existing one. Readers see either the old or the new one."""
         store = self._store(uri)
         self._try("put", uri, lambda: store.put(uri, data))
 
@@ -136,8 +136,8 @@ class Storage:
     def list(self, uri: str, include_temporary: bool = False, beginning: str = "") -> list[ObjectInfo]:
         """Return the objects directly in a folder or prefix, sorted by name; empty if it does not exist.
 
-        `beginning` restricts the list to names that start with it, which is one short request in a bucket of any size.
-        Folders are omitted, as are temporary files of dead writers (`.tmp-…`) unless `include_temporary` is set.
+        `beginning` restricts the list to names that start with it, which takes one short request in a bucket of any
+        size. Folders are omitted, as are temporary files of dead writers (`.tmp-…`) unless `include_temporary` is set.
         """
         store = self._store(uri)
         found = self._try("list", uri, lambda: list(store.walk(uri, False, warn_of_skipped, beginning)))
@@ -148,9 +148,9 @@ class Storage:
     ) -> Iterator[ObjectInfo]:
         """Yield the objects below a folder or prefix at any depth, in the store's order.
 
-        Names are relative to `uri`. `include_temporary` includes temporary files, for sweeps. A fault in mid-listing
-        restarts the listing and skips the names already yielded, because not every store lists in name order. `on_skip`
-        is called for entries that can't be listed, such as circular links.
+        Names are relative to `uri`. `include_temporary` includes temporary files, for sweeps. If a fault interrupts the
+        listing, it starts again and skips the names that were already yielded, because not every store lists in name
+        order. `on_skip` is called for entries that can't be listed, such as circular links.
         """
         store = self._store(uri)
         given: set[str] = set()
@@ -208,7 +208,7 @@ class Storage:
         return str(path.readlink()) if path is not None and path.is_symlink() else None
 
     def links(self, uri: str) -> set[str]:
-        """Return the names of all local symbolic links below a folder, relative to it; stores have none."""
+        """Return the names of all local symbolic links below a folder, relative to it. Stores don't have any."""
         return self.versioned(uri) if scheme(uri) == LOCAL else set()
 
     def versioned(self, uri: str) -> set[str]:
@@ -252,7 +252,7 @@ class Storage:
             self._try("purge", uri, lambda: store.purge(uri))
 
     def healthy(self, uri: str) -> bool:
-        """Return whether the store responds and grants access; this quick check tells a verdict from a fault."""
+        """Return whether the store responds and grants access; this quick check tells verdicts from faults."""
         return self._ask(uri) is None
 
     def answers(self, uri: str) -> bool:

@@ -23,7 +23,7 @@ _NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLI
 
 
 NO_TIME = datetime.fromtimestamp(0, UTC)
-"""Modification time of a listed object whose store reports none; it counts as older than any age."""
+"""Modification time of a listed object if its store doesn't report one. It counts as older than any age."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -45,7 +45,7 @@ def warn_of_skipped(name: str, why: str) -> None:
 
 
 def _text(name: str) -> str:
-    """Return a printable name; file systems allow bytes that aren't UTF-8."""
+    """Return a printable name, because file systems allow bytes that aren't UTF-8."""
     return name.encode(errors="replace").decode()
 
 
@@ -122,7 +122,7 @@ class _NoLinksError(UsageError):
 
 
 class LocalStore:
-    """Local files, written so that a crash leaves either the whole file or nothing."""
+    """Local files, which are written such that a crash leaves either the whole file or nothing."""
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
         """Read the whole file, limited to its size, because some files are endless."""
@@ -152,7 +152,7 @@ class LocalStore:
         _unless_swept(lambda: self._link(path, data))
 
     def create_file(self, uri: str, path: Path) -> None:
-        """Create a file by copying in chunks; without hard links, a killed process may leave an empty one."""
+        """Create a file by copying in chunks. Without hard links, a killed process may leave an empty file."""
         target = local_path(uri)
 
         def copy() -> None:
@@ -206,7 +206,7 @@ class LocalStore:
     def walk(
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
-        """Yield the files below a folder; links to folders aren't followed, and circular links are skipped."""
+        """Yield the files below a folder. Links to folders aren't followed, and circular links are skipped."""
         root = local_path(uri)
         if root.is_dir():
             yield from _walk(root, "", recursive, on_skip, beginning)
@@ -227,7 +227,7 @@ class LocalStore:
         self.delete(uri)
 
     def versioned(self, uri: str) -> set[str]:
-        """Return the symbolic links and special files; local files have no older versions."""
+        """Return the symbolic links and special files. Local files have no older versions."""
         return set(_links(local_path(uri), ""))
 
     def ping(self, uri: str) -> None:
@@ -240,7 +240,7 @@ class LocalStore:
 
 
 def _unless_swept(put: Callable[[], None]) -> None:
-    """Put a file; retry once if its temporary file is gone, because a takedown deletes those left by dead writers."""
+    """Put a file. Retry once if its temporary file is gone, because a takedown deletes the files of dead writers."""
     try:
         put()
     except FileNotFoundError:
@@ -251,7 +251,7 @@ def _write_temporary(target: Path, source: bytes | BinaryIO) -> Path:
     _make_folder(target.parent)
     temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
-        # `tempfile` would make files readable by their user only, but these become objects that others read.
+        # `tempfile` would create files that only their user can read, but these become objects that others read.
         with temporary.open("xb") as file:
             if isinstance(source, bytes | bytearray | memoryview):
                 file.write(source)
@@ -310,7 +310,7 @@ def _links(folder: Path, prefix: str) -> Iterator[str]:
 
 def _walk(folder: Path, prefix: str, recursive: bool, on_skip: OnSkip, beginning: str = "") -> Iterator[ObjectInfo]:
     with os.scandir(folder) as found:
-        # A folder sorts as "name/", so that the order is by full names, as in a bucket.
+        # A folder is sorted as "name/", so that the order is by full names, as in a bucket.
         entries = sorted(
             (entry for entry in found if entry.name.startswith(beginning)),
             key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False),
