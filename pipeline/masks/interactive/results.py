@@ -175,8 +175,9 @@ class ImageMasks(MasksWithImage):
 class PredictedMasks(ImageMasks, PromptMasks):
     """Best mask for each of B prompts in `records`, and the C masks that the model predicted for each prompt.
 
-    Attributes: prompt_points: the points of each prompt, of which there may be none. upscale: converts `low_res_logits`
-    to logits (B, C, height, width) in the image's frame.
+    Attributes:
+        prompt_points: the points of each prompt, of which there may be none.
+        upscale: converts `low_res_logits` to logits (B, C, height, width) in the image's frame.
     """
 
     prompt_points: Sequence[Points]
