@@ -1,11 +1,11 @@
-"""Number of floating-point operations in SAM, computed from its shapes; the basis of the hardware ceiling.
+"""Number of floating-point operations in SAM, computed from its shapes, which is the basis of the hardware ceiling.
 
 Counts the multiplications and additions of matrix products, convolutions, and attentions, two operations per
-multiply-add. For the mask decoder, these are the products of the factored algebra (`sam/point_decoder.py`), which needs
-far fewer than the formulas of the SAM paper. Excludes padding, layouts, norms, activations, softmax, resizing, filters,
-and everything that only depends on the weights. An implementation of this algebra needs at least these operations, so
-none exceeds the ceiling; docs/metric.md has the formula. All counts are integers for one input with the image size and
-patch size of `SAM1`.
+multiply-add. For the mask decoder, the counted products are those of the factored algebra (`sam/point_decoder.py`),
+which needs far fewer than the formulas of the SAM paper. Padding, layouts, norms, activations, softmax, resizing,
+filters, and everything that only depends on the weights aren't counted. An implementation of this algebra needs at
+least the counted operations, so it can't exceed the ceiling. docs/metric.md has the formula. All counts are integers
+for one input with the image size and patch size of `SAM1`.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _FLOP = 2  # operations per multiply-add
 # Shapes of the decoder, as in `sam/point_decoder.py`.
 _POSITIONS = SAM1.embedding_size**2
 TOKENS = 1 + MASK_TOKENS + POINT_TOKENS
-"""Tokens of a point in SAM's decoder. SAM 2's has one more, for the object score."""
+"""Number of tokens of a point in SAM's decoder. SAM 2's decoder has one more, for the object score."""
 _USED_TOKENS = 1 + MASKS_PER_POINT
 _WIDTH = EMBEDDING_CHANNELS
 _INNER = _WIDTH // 2  # channels of an attention between tokens and image, over all heads
@@ -42,7 +42,7 @@ _FINAL = _WIDTH // 8  # channels of the upscaled image and of a mask's filter
 
 @dataclass(frozen=True)
 class ImageCost:
-    """The network's work on one image before drawing: `encodes` of its crops, and `prompts` over all of them."""
+    """The network's work on one image before drawing: `encodes` of its crops, and `prompts` in all of them."""
 
     encodes: int
     prompts: int
@@ -54,7 +54,7 @@ class ImageCost:
 
 
 def image_cost(settings: MaskSettings) -> ImageCost:
-    """Return the number of encodes and prompts for one image, where layer L has 4^L crops, each with its own grid.
+    """Return the number of encodes and prompts for one image. Layer L has 4^L crops, each with its own grid.
 
     With the settings of SA-1B (SAM paper, Appendix B), that is 21 encodes and 3,072 prompts. Tiny images may have fewer
     crops, but count as if they had all of them.
@@ -107,13 +107,13 @@ def draw_flop(points: int, masks: int, decoder_depth: int = 2, tokens: int = TOK
 def mask_flop(decoder_depth: int = 2, tokens: int = TOKENS) -> int:
     """Return the least operations per drawn mask: 1.78e8 for a depth of 2.
 
-    A run counts drawn masks but not their points, of which there are at least a third.
+    A run counts the drawn masks but not their points. There are at least a third as many points as masks.
     """
     return draw_flop(1, MASKS_PER_POINT, decoder_depth, tokens) // MASKS_PER_POINT
 
 
 def _rows(blocks: int, tokens: int) -> int:
-    """Return the number of a prompt's vectors after some blocks, without the last norm's bias, which is added."""
+    """Return the number of a prompt's vectors after some blocks, not counting the last norm's bias, which is added."""
     return blocks * _HEADS * tokens + max(0, blocks - 1)
 
 
@@ -158,7 +158,7 @@ def _cross_attention(queries: int, keys: int, width: int, inner: int) -> int:
 def _window_attention(grid: int, window: int, width: int) -> int:
     """Return the multiply-adds of self-attention over grid² tokens, each to all window² positions of its window.
 
-    The zeros that pad the last windows are keys but not queries, and their projections only depend on the weights.
+    The zeros that pad the last windows are keys but not queries, and their projections depend only on the weights.
     """
     return grid**2 * (4 * width**2 + 2 * window**2 * width)
 

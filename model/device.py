@@ -2,8 +2,8 @@
 
 A CUDA graph records a function's kernels once and replays them with a single launch. The host launches a few hundred
 thousand kernels per second at best, and a chunk of prompts needs hundreds of kernels that take microseconds each. In a
-replay they run back to back without the host. A graph reads and writes the memory that it was captured with, so inputs
-must be copied there, and outputs are valid until the next replay.
+replay, they run back to back without the host. A graph reads and writes the memory with which it was captured, so
+inputs must be copied to that memory, and outputs are only valid until the next replay.
 """
 
 import threading
@@ -58,12 +58,12 @@ class CopyStream:
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[object]:
-    """Make `device` current, because Triton launches kernels on the current device wherever the tensors are."""
+    """Make `device` current, because Triton launches kernels on the current device, no matter where the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class HostTransfer:
-    """An asynchronous copy of a device tensor to the host, which starts on creation and is awaited in `numpy`."""
+    """Asynchronous copy of a device tensor to the host, which starts on creation and which `numpy` waits for."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._host = tensor.to("cpu", non_blocking=True)

@@ -39,7 +39,7 @@ def xyxy_to_xywh(box: Box) -> Box:
 
 
 def _extremes(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first and last True along the last axis of (N, L) bool, and (0, L - 1) for rows without any."""
+    """Return the positions of the first and last True in each row of (N, L) bool; (0, L - 1) for rows without any."""
     marks = occupied.to(torch.uint8)
     first = marks.argmax(dim=1)
     last = marks.shape[1] - 1 - marks.flip(1).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Candidate masks between filters, packed so that hundreds of them from a large image fit in memory."""
+"""Candidate masks between filters, packed so that memory holds hundreds of them from a large image."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from segmint.model.automatic.rle import Rle, encode_patch, encode_runs
 
 @dataclass(frozen=True)
 class MaskPatch(ABC):
-    """A mask stored as the pixels inside its box; everything outside is background.
+    """Mask that is stored as the pixels inside its box. Everything outside is background.
 
     Attributes:
         corner: (x, y) of the top left pixel, in pixels of the frame.
@@ -27,7 +27,7 @@ class MaskPatch(ABC):
 
     @staticmethod
     def pack(mask: NDArray[np.bool_], box: Box, offset: tuple[int, int] = (0, 0)) -> "MaskPatch":
-        """Pack a mask (h, w) bool with the inclusive `box`; `offset` (x, y) is the mask's corner in the frame."""
+        """Pack a mask (h, w) bool with the inclusive `box`. `offset` (x, y) is the mask's corner in the frame."""
         x0, y0, x1, y1 = box
         window = mask[y0 : y1 + 1, x0 : x1 + 1]
         height, width = window.shape
@@ -59,7 +59,7 @@ class MaskPatch(ABC):
 
 @dataclass(frozen=True)
 class BitPatch(MaskPatch):
-    """A mask stored as one bit per pixel of its window.
+    """Mask that is stored as one bit per pixel of its window.
 
     Attributes:
         bits: ceil(height * width / 8) bytes.
@@ -84,12 +84,12 @@ class BitPatch(MaskPatch):
 
 @dataclass(frozen=True)
 class RunPatch(MaskPatch):
-    """A mask stored as the starts and ends of runs along its window's columns, as computed on an accelerator.
+    """Mask that is stored as the starts and ends of runs along its window's columns, as computed on an accelerator.
 
     Attributes:
-        changes: (2 R,) int64, increasing: the first pixel of a foreground run, the pixel after its last, and so on.
-            Columns are concatenated, each followed by one background pixel, which is where a run that reaches the
-            bottom of the window ends: pixel (x, y) of the window is x * (height + 1) + y.
+        changes: (2 R,) int64, increasing: the first pixel of a foreground run, the pixel after its last one, and so on.
+            Columns are concatenated, each followed by one background pixel, so pixel (x, y) of the window is x *
+            (height + 1) + y. A run that reaches the bottom of the window ends at that background pixel.
     """
 
     changes: NDArray[np.int64]
@@ -119,13 +119,13 @@ class RunPatch(MaskPatch):
 
 @dataclass(frozen=True)
 class CandidateMasks:
-    """N masks with the values that later steps need; all coordinates are pixels of the frame.
+    """N masks with the values that later steps need. All coordinates are pixels of the frame.
 
     Attributes:
         predicted_iou: (N,) float32.
         stability: (N,) float32.
         points: (N, 2) float64, x, y.
-        outputs: (N,) int64, which of the decoder's three outputs each mask is, 0 to 2.
+        outputs: (N,) int64, the index of each mask among the decoder's three outputs, 0 to 2.
         boxes: (N, 4) int64, x0, y0, x1, y1, ends inclusive.
         crop_boxes: (N, 4) int64, x0, y0, x1, y1, ends exclusive.
         patches: the N masks.
@@ -155,7 +155,7 @@ class CandidateMasks:
         )
 
     def with_patches(self, replaced: dict[int, MaskPatch]) -> Self:
-        """Return a copy in which the masks at some positions are replaced, and their boxes updated to match."""
+        """Return a copy in which the masks at some positions are replaced and their boxes updated."""
         boxes = self.boxes.copy()
         patches = list(self.patches)
         for index, patch in replaced.items():
@@ -165,7 +165,7 @@ class CandidateMasks:
 
 
 def concatenate(parts: Sequence[CandidateMasks]) -> CandidateMasks:
-    """Concatenate the candidates of all parts in order; without parts, the result is empty."""
+    """Concatenate the candidates of all parts in order. Without parts, the result is empty."""
     return CandidateMasks(
         np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)]),
         np.concatenate([np.zeros(0, np.float32), *(part.stability for part in parts)]),
@@ -182,7 +182,7 @@ class RawMasks:
     """The model's masks for one image, before NMS across crops and cleanup.
 
     Attributes:
-        candidates: the masks of all crops after NMS within each, crop by crop, on the host.
+        candidates: the masks of all crops after NMS within each crop, crop by crop, on the host.
         funnel: the counts up to `after_nms1`.
         frame_size: (height, width) of the image in pixels.
     """

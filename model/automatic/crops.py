@@ -16,7 +16,7 @@ PixelsT = TypeVar("PixelsT", NDArray[np.uint8], Tensor)
 
 @dataclass(frozen=True)
 class Crop:
-    """A window of the frame that is encoded separately.
+    """Window of the frame that is encoded separately.
 
     Attributes:
         layer: 0 for the full image; layer L has 2^L x 2^L crops.
@@ -48,8 +48,8 @@ def crop_points(crop: Crop, grid: NDArray[np.float64]) -> NDArray[np.float64]:
 def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> list[Crop]:
     """Return the full image, then the crops of layers 1 to `layers`, column by column (x outermost).
 
-    `frame_size` is (height, width). The formula is the reference code's, including the empty windows of tiny images:
-    the overlap in layer 1 is `overlap_ratio` of the image's short side, and it halves with each layer.
+    `frame_size` is (height, width). The formula is that of the reference code, which also gives empty windows for tiny
+    images. The overlap in layer 1 is `overlap_ratio` of the image's short side, and it halves with each further layer.
     """
     height, width = frame_size
     crops = [Crop(0, (0, 0, width, height))]
@@ -73,7 +73,7 @@ def placed_crops(frame_size: tuple[int, int], settings: MaskSettings) -> list[Cr
 
 
 def cut(crop: Crop, frame_size: tuple[int, int], pixels: PixelsT) -> PixelsT:
-    """Return the crop's pixels, (h, w, 3) uint8, as a view of an image of any resolution that shows the whole frame.
+    """Return the crop's pixels, (h, w, 3) uint8, as a view of an image that shows the whole frame at any resolution.
 
     `frame_size` is (height, width). Each axis is scaled separately, and borders are rounded to the nearest pixel of
     `pixels`. A nonempty crop yields at least one pixel.
@@ -84,7 +84,7 @@ def cut(crop: Crop, frame_size: tuple[int, int], pixels: PixelsT) -> PixelsT:
 
 
 def _scaled_span(start: int, stop: int, frame_length: int, length: int) -> tuple[int, int]:
-    # Integer arithmetic that rounds start * length / frame_length half up.
+    # Integer arithmetic that rounds start * length / frame_length, with halves rounded up.
     low = (2 * start * length + frame_length) // (2 * frame_length)
     high = (2 * stop * length + frame_length) // (2 * frame_length)
     low = min(low, length - 1)

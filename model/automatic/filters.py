@@ -21,8 +21,8 @@ def over_iou(predicted_iou: Tensor, threshold: float) -> Tensor:
 def stability_scores(logits: Tensor, offset: float) -> Tensor:
     """Return the IoU of the masks thresholded at +offset and -offset, (N,) float32 from logits (N, h, w).
 
-    It is NaN if nothing is above -offset (SAM paper, Appendix B). One mask always contains the other, so their pixel
-    counts are the intersection and the union.
+    The IoU is NaN if nothing is above -offset (SAM paper, Appendix B). One of the two masks always contains the other,
+    so their pixel counts are the intersection and the union.
     """
     inner = torch.count_nonzero(logits > offset, dim=(1, 2))
     outer = torch.count_nonzero(logits > -offset, dim=(1, 2))
@@ -49,7 +49,7 @@ def stable_of_counts(
 
 
 def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio: float) -> NDArray[np.bool_]:
-    """Return whether masks cover less than `ratio` of the whole frame, (N,) bool; 0 or less passes all.
+    """Return whether masks cover less than `ratio` of the whole frame, (N,) bool. A ratio of 0 or less passes all.
 
     `areas` (N,) int64 is in pixels of the frame of (height, width). SAM paper, Appendix B.
     """
@@ -62,8 +62,9 @@ def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio:
 def inside_crop(boxes: NDArray[np.int64], crop_box: Box, frame_size: tuple[int, int]) -> NDArray[np.bool_]:
     """Return whether boxes (N, 4) avoid all sides of the crop that aren't sides of the image, (N,) bool.
 
-    `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of the frame of (height, width), box ends inclusive, crop ends
-    exclusive. Each side is only compared with the same side, as in the reference code.
+    `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of the frame of (height, width). The ends of boxes are
+    inclusive, and those of the crop are exclusive. Each side is only compared with the same side, as in the reference
+    code.
     """
     height, width = frame_size
     near_crop = np.abs(boxes - np.array(crop_box)) <= EDGE_TOLERANCE

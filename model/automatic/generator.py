@@ -28,7 +28,7 @@ from segmint.model.sam.predictor import Embedding, Predictor
 __all__ = ["Funnel", "GeneratedMasks", "MaskGenerator", "MaskRecord", "RawMasks", "Report", "Rle"]
 
 Report = Callable[[int, int], object]
-"""Callback that receives the number of an image's points decoded so far, and their total."""
+"""Callback that receives the number of points of an image that are decoded so far, and their total."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,8 +37,8 @@ Result = TypeVar("Result")
 class MaskGenerator:
     """Generator of all masks of an image (SAM paper, Section 4 and Appendix B).
 
-    It does not resize images: masks are in the frame of the given image, and crops of the `sa1b` profile may come from
-    a larger `original` of it. Builds and `segmint masks` pass the released image and its original.
+    The generator doesn't resize images. Masks are in the frame of the given image, and in the `sa1b` profile, crops may
+    come from the image's larger `original`. Builds and `segmint masks` pass the released image and its original.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class MaskGenerator:
 
         `crops_per_batch` is the number of an image's crops that are encoded together, 1 to 64. It defaults to 1 on a
         CPU, and to 7 on CUDA if the settings have crops. A GPU with enough memory can take all 21 crops of SA-1B's
-        settings. If the settings have no crops, `find_many` encodes that many images together on CUDA. It changes the
-        last bits of the embeddings. Raises ValueError for any other number. On a CPU, the generator starts as many
-        extra threads as torch has.
+        settings. If the settings have no crops, `find_many` encodes that many images together on CUDA. The number
+        affects the last bits of the embeddings. Raises ValueError for any other number. On a CPU, the generator starts
+        as many additional threads as torch has.
         """
         self.settings = MaskSettings.sa1b() if settings is None else settings
         if crops_per_batch is None:
@@ -79,9 +79,9 @@ class MaskGenerator:
         Args:
             image: (height, width, 3) uint8 RGB. Its pixels are the frame of all coordinates and limits, and the
                 full-image masks come from it.
-            original: (any height, any width, 3) uint8 RGB of the same scene, from which the `sa1b` profile cuts
-                the crops of layers 1 and up. By default they are cut from `image`.
-            report: called as points are decoded, on a CPU after each chunk, elsewhere after each crop.
+            original: (any height, any width, 3) uint8 RGB of the same scene, from which the `sa1b` profile cuts the
+                crops of layers 1 and up. By default, they are cut from `image`.
+            report: called as points are decoded: after each chunk on a CPU, and after each crop elsewhere.
 
         Raises ValueError for arrays of another shape or dtype, and for an original if the profile isn't
         `sa1b`, the only one that uses it.
@@ -109,11 +109,12 @@ class MaskGenerator:
     ) -> Iterator[RawMasks | Exception]:
         """Yield the result of `find` for each (image, original or None), in order, without stopping at failed images.
 
-        For an image that raises, the result is its exception. On an accelerator, an image is copied and encoded while
-        the one before is decoded, with the same bits as alone. None in `images` means that no image is ready yet: with
-        it, the images that were begun are continued instead of waiting for the next one. On an accelerator, an image
-        that isn't finished `timeout_s` seconds after it begins to be copied has a TimeoutError; this is checked after
-        each crop. On a CPU, one image is processed after the other, and it is checked after each chunk of points.
+        If an image fails, its result is the exception. On an accelerator, an image is copied and encoded while the
+        previous image is decoded, and the bits are the same as for a single image. None in `images` means that no image
+        is ready yet. The generator then continues the images that it has started, instead of waiting for the next one.
+        If an image isn't finished within `timeout_s` seconds, its result is a TimeoutError. On an accelerator, the time
+        starts when the image begins to be copied, and is checked after each crop. On a CPU, images are processed one
+        after the other, and the time is checked after each chunk of points.
         """
         if self._on_device is not None:
             yield from self._stream(images, lambda: deadline(timeout_s))
@@ -136,7 +137,8 @@ class MaskGenerator:
     def finish(self, found: RawMasks) -> GeneratedMasks:
         """Return the masks for the candidates of `find`, after NMS across crops, cleanup, and run-length encoding.
 
-        Only uses the host and not torch, so another thread can run it while the device processes the next image.
+        Runs only on the host and doesn't use torch, so another thread can run it while the device processes the next
+        image.
         """
         candidates = suppress_across_crops(found.candidates, self.settings)
         written, counts = clean_up(candidates, found.frame_size, self.settings)
@@ -147,7 +149,7 @@ class MaskGenerator:
     ) -> Iterator[tuple[Crop, Embedding]]:
         """Yield each crop with its embedding, encoded in batches.
 
-        `image` and `original` are copied to a GPU once, and crops are cut there.
+        `image` and `original` are copied to a GPU once, and crops are cut on the GPU.
         """
         frame_size = (image.shape[0], image.shape[1])
         whole = self.predictor.on_device(image)
@@ -205,7 +207,7 @@ class _PointCounter:
 
 
 def suppress_across_crops(candidates: CandidateMasks, settings: MaskSettings) -> CandidateMasks:
-    """Apply NMS to the masks of all crops, preferring smaller crops; a no-op if the settings have no crops."""
+    """Apply NMS to the masks of all crops, and prefer smaller crops. Does nothing if the settings have no crops."""
     if settings.crop_n_layers == 0:
         return candidates
     x0, y0, x1, y1 = candidates.crop_boxes.T
@@ -216,10 +218,10 @@ def suppress_across_crops(candidates: CandidateMasks, settings: MaskSettings) ->
 def clean_up(
     candidates: CandidateMasks, frame_size: tuple[int, int], settings: MaskSettings
 ) -> tuple[CandidateMasks, Funnel]:
-    """Fill small holes, remove small islands, and suppress new duplicates; count from `after_nms2` to the end.
+    """Fill small holes, remove small islands, and suppress new duplicates. Count from `after_nms2` to the end.
 
-    OpenCV finds connected components in windows around the masks. Masks that cleanup left unchanged come first and win
-    over the changed ones; scores do not change.
+    OpenCV finds connected components in windows around the masks. In the suppression, masks that cleanup left unchanged
+    come first and win over the changed ones. Scores don't change.
     """
     if settings.min_mask_region_area == 0:
         return candidates, Funnel(after_nms2=len(candidates), written=len(candidates))
@@ -281,17 +283,18 @@ def _floats(box: NDArray[np.int64]) -> tuple[float, float, float, float]:
 class Workers:
     """Thread pool that maps functions over items, with single-threaded torch in each thread.
 
-    It decodes chunks of prompts in parallel on a CPU. Chunks are independent, but the operations in each are short: a
-    prompt needs hundreds of them, and torch's own threads would synchronize after each one. On two cores, this takes
-    half the time of torch's own two threads. It also makes a chunk's arithmetic, and therefore its last bits,
-    independent of the number of cores.
+    The pool decodes chunks of prompts in parallel on a CPU. Chunks are independent, but each consists of short
+    operations: a prompt needs hundreds of them, and torch's own threads would synchronize after each one. On two cores,
+    the pool takes half as long as torch's own two threads. It also makes a chunk's arithmetic, and therefore its last
+    bits, independent of the number of cores.
     """
 
     def __init__(self, threads: int) -> None:
         """Start the threads, 1 or more."""
         own = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(threads, "segmint-decode", _compute_alone)
-        # All threads must start before torch's thread count is reset: new threads inherit the process-wide count.
+        # All threads must start before torch's thread count is reset, because new threads inherit the process-wide
+        # count.
         barrier = threading.Barrier(threads)
         list(self._pool.map(lambda _: barrier.wait(), range(threads)))
         torch.set_num_threads(own)

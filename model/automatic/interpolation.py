@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Vectors interpolated at once. For fewer than 8, torch uses a kernel that rounds differently from the one for 256.
+# Number of vectors to interpolate at once. For fewer than 8, torch uses a kernel that rounds differently than the one
+# for 256.
 _VECTORS = 32
 
 
@@ -20,7 +21,7 @@ class Interpolation:
 
     Attributes:
         weights: (pixels, S) float32.
-        reached: (S, 2) int64, start and end (exclusive) of the pixels that use a logit; (pixels, 0) for none.
+        reached: (S, 2) int64, start and end (exclusive) of the pixels that use a logit; (pixels, 0) if there are none.
         touches: (pixels, 2) int64, start and end (exclusive) of the logits that a pixel uses.
     """
 
@@ -39,7 +40,7 @@ class Interpolation:
         return slice(int(spans[:, 0].min()), int(spans[:, 1].max()))
 
     def bands(self, pixels: slice, logits: Tensor, step: int, first: int = 0) -> Iterator[Tensor]:
-        """Interpolate logits (S, n) to (pixels, n), up to `step` pixels at a time; row 0 is logit `first`."""
+        """Interpolate logits (S, n) to (pixels, n), up to `step` pixels at a time. Row 0 is logit `first`."""
         for start in range(pixels.start, pixels.stop, step):
             band = slice(start, min(start + step, pixels.stop))
             touched = self.touched(band)
@@ -62,10 +63,11 @@ def interpolation(side: int, padded: int, filled: int, pixels: int) -> Interpola
 def _nonzero_weights(side: int, padded: int, filled: int, pixels: int) -> tuple[NDArray[np.int64], Tensor]:
     """Return adjacent logits that include all those a pixel uses, and their float32 weights, both (pixels, N).
 
-    Unit vectors of logits that share no pixel are interpolated as one vector. The sums only gain zeros, so the bits are
-    those of all `side` vectors at an eighth of the work.
+    Unit vectors of logits that don't share any pixel are interpolated as one vector. This only adds zeros to the sums,
+    so the bits are the same as with `side` separate vectors, at an eighth of the work.
     """
-    # A pixel lies between two padded pixels, each between two logits, so it uses no logit more than `far` away.
+    # A pixel lies between two padded pixels, each of which lies between two logits, so no logit that it uses is more
+    # than `far` away.
     far = 1 + math.ceil(side / padded)
     near = min(side, 2 * far + 4)
     count = min(side, max(_VECTORS, near))

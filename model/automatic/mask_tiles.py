@@ -1,17 +1,17 @@
-"""Counts, boxes, and pixels of masks at the crop's resolution, by torch operations on tiles of the crop.
+"""Counts, boxes, and pixels of masks at the crop's resolution, computed with torch operations on tiles of the crop.
 
 Full-size masks are never stored: each tile of logits is reduced to counts and extremes before the next one is computed,
 and only the pixels inside a mask's box are drawn. `mask_kernels.py` computes the same bits without tiles.
 
-Logits in the crop are R L C^T (see `upscaling.py`). A row of R or C has three adjacent nonzero values, its taps: a
-pixel lies between two of the encoder's 1024 pixels, and each of these between two logits, one of which they share. With
-`first` and `weights`,
+Logits in the crop are R L C^T (see `upscaling.py`). A row of R or C has three adjacent nonzero values, its taps. There
+are three because a pixel lies between two of the encoder's 1024 pixels, and each of these lies between two logits, one
+of which they share. With `first` and `weights`,
 
     logit(y, x) = sum over b of C[x, b] * (sum over a of R[y, a] * L[first_y + a, first_x + b])
 
-takes 9 multiplications and no matrix product. A pixel's bits only depend on its nine logits. They do not depend on the
-number of masks and pixels computed together, or on the implementation, as long as the sums are in this order and no
-multiplication is fused with an addition. Torch's operations and the kernels satisfy both.
+takes 9 multiplications and no matrix product. A pixel's bits only depend on its nine logits. They don't depend on how
+many masks and pixels are computed together. They don't depend on the implementation either, as long as it sums in this
+order and doesn't fuse any multiplication with an addition. Torch's operations and the kernels satisfy both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ _TILE_ELEMENTS = 1 << 25
 
 
 class Strip(NamedTuple):
-    """Columns of one mask inside its box, and the position at which they are drawn.
+    """Columns of one mask inside its box, and the position where they are drawn.
 
     Drawn columns are concatenated, each followed by one background pixel, so the strip takes `columns * (height + 1)`
     pixels from `start`.
@@ -54,8 +54,8 @@ class Taps:
     Attributes:
         first: (P,) int32, the first logit that a pixel uses.
         weights: (T, P) float32, for that logit and those after it; 0 for logits that a pixel does not use.
-        starts: (S,) int32, the first pixel that uses the logit or one after it; P for none.
-        stops: (S,) int32, the end (exclusive) of the pixels that use the logit or one before it; 0 for none.
+        starts: (S,) int32, the first pixel that uses the logit or a later one; P if there is none.
+        stops: (S,) int32, the end (exclusive) of the pixels that use the logit or an earlier one; 0 if there are none.
     """
 
     first: Tensor
@@ -99,10 +99,11 @@ def interpolate(low: Tensor, rows: Taps, columns: Taps) -> Tensor:
 
 
 def reached(low: Tensor, offset: float, rows: Taps, columns: Taps) -> Tensor:
-    """Return bounds (N, 4) int32 x0, y0, x1, y1, ends exclusive, outside which no logit of the crop is above -offset.
+    """Return bounds (N, 4) int32 x0, y0, x1, y1, ends exclusive, outside which no logit of the crop exceeds -offset.
 
-    A pixel is a mean of logits, so it is only above -offset if it uses one that is. The box of such logits therefore
-    bounds all three masks (`upscaling.py`, 1.). If all such logits are in the padding, the result is an empty box.
+    A pixel is a mean of logits, so it can only be above -offset if it uses a logit that is. The box of such logits
+    therefore bounds all three masks (`upscaling.py`, 1.). If all such logits are in the padding, the result is an empty
+    box.
     """
     x0, y0, x1, y1 = mask_boxes(low > -offset).T
     return torch.stack([columns.starts[x0], rows.starts[y0], columns.stops[x1], rows.stops[y1]], dim=1)
@@ -111,8 +112,9 @@ def reached(low: Tensor, offset: float, rows: Taps, columns: Taps) -> Tensor:
 def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
     """Return counts and boxes of the masks of logits (N, S, S) float32, without storing the masks.
 
-    The result is (N, 7) int64: the pixels above +offset, 0, and -offset, and the box x0, y0, x1, y1 of those above 0,
-    ends inclusive. It is all zeros for empty masks and masks not `wanted` (N,) bool, whose logits may be arbitrary.
+    The result is (N, 7) int64: the numbers of pixels above +offset, 0, and -offset, and the box x0, y0, x1, y1 of the
+    pixels above 0, ends inclusive. It is all zeros for empty masks and for masks that aren't `wanted` (N,) bool, whose
+    logits may be arbitrary.
     """
     step = _TILE_ELEMENTS // max(columns.pixels, low.shape[2])
     parts = [_measure(low[start:stop], rows, columns, offset) for start, stop in _spans(len(low), step)]
@@ -135,7 +137,7 @@ def _measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
 
 
 def draw(flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
-    """Draw strips of the masks of logits (N, S, S) float32 into `flat` (uint8), which they fill completely."""
+    """Draw strips of the masks of logits (N, S, S) float32 into `flat` (uint8). The strips fill it completely."""
     for strip in strips:
         x = columns.part(strip.x, strip.x + strip.columns)
         y = rows.part(strip.y, strip.y + strip.height)

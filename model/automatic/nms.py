@@ -5,28 +5,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Boxes compared in one step on a device: 64 MB per float32 matrix of pairs.
+# Number of boxes to compare in one step on a device, which takes 64 MB per float32 matrix of pairs.
 _BLOCK = 4096
 
-# Up to this many boxes, the host takes milliseconds, in which a device decodes the next crop. Running NMS on the device
-# would wait for that crop several times.
+# For up to this many boxes, the host takes milliseconds, in which the device decodes the next crop. If NMS ran on the
+# device, it would wait for that crop several times.
 _FEW = 4096
 
 
 def nms(
     boxes: NDArray[np.int64], scores: NDArray[np.float32], threshold: float, device: torch.device | None = None
 ) -> NDArray[np.int64]:
-    """Return the indices of the boxes to keep, by descending score with ties in input order.
+    """Return the indices of the boxes to keep, by descending score, with ties in input order.
 
-    A box is dropped if its IoU with a better kept box is strictly above the threshold. IoU is computed in float32 on
-    areas (x1 - x0)(y1 - y0). A box that is one pixel wide or high has area 0, and the resulting 0/0 of two such boxes
-    never exceeds a threshold, so even an identical box does not suppress it.
+    A box is dropped if its IoU with a kept box that ranks higher is strictly above the threshold. The IoU is computed
+    in float32 from areas (x1 - x0)(y1 - y0). A box that is one pixel wide or high has area 0. The IoU of two such boxes
+    is 0/0, which never exceeds a threshold, so even an identical box doesn't suppress it.
 
     Args:
         boxes: (N, 4) as x0, y0, x1, y1.
         scores: (N,).
         threshold: compared in double precision.
-        device: accelerator that processes large inputs, with the same result; None or a CPU for the host.
+        device: accelerator that processes large inputs, with the same result; None or a CPU means the host.
     """
     if device is not None and device.type != "cpu" and len(boxes) > _FEW:
         ranks = nms_on_device(torch.from_numpy(boxes).to(device), torch.from_numpy(scores).to(device), threshold)
@@ -52,10 +52,10 @@ def nms(
 def nms_on_device(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Return the result of `nms` for boxes (N, 4) and scores (N,) on their device, without one step per box.
 
-    With boxes in order, j stays if no i < j that stays overlaps it. Starting with all boxes, this rule is applied to
-    all of them in parallel until nothing changes. Box j only depends on earlier boxes, so after n rounds the first n
-    are final, and the fixed point is the greedy result. Suppression chains are short, so a few rounds are enough
-    ("Cluster-NMS", arXiv 2005.03572, Section 4.2). Larger inputs are split into blocks, and each finished block
+    With boxes in order, box j stays unless a box i < j overlaps it and stays. Starting with all boxes, this rule is
+    applied to all of them in parallel until nothing changes. Box j only depends on earlier boxes, so after n rounds the
+    first n are final, and the fixed point is the greedy result. Suppression chains are short, so a few rounds are
+    enough ("Cluster-NMS", arXiv 2005.03572, Section 4.2). Larger inputs are split into blocks, and each finished block
     suppresses boxes in later blocks.
     """
     order = torch.argsort(-scores.to(torch.float32), stable=True)

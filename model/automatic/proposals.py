@@ -63,7 +63,7 @@ class MeasuredMasks(Generic[Sketch]):
 
 
 def chunks_of(points: NDArray[np.float64], size: int) -> list[NDArray[np.float64]]:
-    """Split points (P, 2) into chunks of `size`; the last one is shorter if `size` does not divide P."""
+    """Split points (P, 2) into chunks of `size`. The last chunk is shorter if `size` doesn't divide P."""
     return [points[start : start + size] for start in range(0, len(points), size)]
 
 
@@ -73,8 +73,9 @@ def propose(
     """Decode a chunk of points, and return the masks above the IoU threshold with the total number of predicted masks.
 
     `chunk` is (1 to `points_per_chunk`, 2), x, y in pixels of the crop, and `plan` belongs to the embedding. A shorter
-    chunk is padded with its last point so that a prompt's arithmetic is the same in every chunk. Only masks above the
-    threshold are drawn, unless `use_m2m` is set: then, all are drawn, decoded again, and compared with the threshold.
+    chunk is padded with its last point, so that a prompt's arithmetic is the same in every chunk. Only masks above the
+    threshold are drawn, unless `use_m2m` is set. In that case, all masks are drawn, decoded again, and then compared
+    with the threshold.
     """
     padded = np.concatenate([chunk, np.repeat(chunk[-1:], settings.chunk_on("cpu") - len(chunk), axis=0)])
     masks = predictor.decode_points(embedding, plan, padded)
@@ -89,7 +90,7 @@ def propose(
 
 
 def _decode_again(predictor: Predictor, embedding: Embedding, found: Proposals, threshold: float) -> Proposals:
-    """Return the masks that the points and logits of masks give, if their predicted IoU is above the threshold."""
+    """Predict masks from the points and logits of masks. Return those whose predicted IoU is above the threshold."""
     points, labels = found.points[:, None], np.ones((len(found.points), 1))
     logits = found.low_res_logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[:, None]
     prompts = check_prompts(points, labels, None, logits, predictor.sam.geometry.low_res_size)
@@ -131,7 +132,7 @@ def filtered(
     """Keep the stable masks that pass the size and crop-edge filters, with the same counts as `measure`.
 
     `found.positions` indexes `predicted_iou` (N,), `points` (N, 2), which are x, y in pixels of the crop, and `outputs`
-    (N,), which of the decoder's outputs each mask is.
+    (N,), which are the masks' indices among the decoder's outputs.
     """
     boxes = found.boxes + np.array(crop.box[:2] * 2)
     under = under_max_area(found.areas, frame_size, settings.max_mask_area_ratio)
@@ -156,7 +157,7 @@ def suppress_and_draw(
     threshold: float,
     device: torch.device,
 ) -> CandidateMasks:
-    """Apply `suppress`, then draw the remaining masks; suppressed masks are never drawn."""
+    """Apply `suppress`, then draw the remaining masks. Suppressed masks are never drawn."""
     kept = suppress(parts, threshold, device)
     return to_candidates(kept, upscaling.draw(kept.sketches), crop)
 
@@ -164,9 +165,9 @@ def suppress_and_draw(
 def suppress(
     parts: Sequence[MeasuredMasks[Sketch]], threshold: float, device: torch.device | None
 ) -> MeasuredMasks[Sketch]:
-    """Apply NMS within a crop, which only needs boxes and scores; the result is sorted by descending predicted IoU.
+    """Apply NMS within a crop, which only needs boxes and scores. The result is sorted by descending predicted IoU.
 
-    `parts` are the crop's chunks in order, and `threshold` applies to box IoU. `device` is that of `nms`.
+    `parts` are the crop's chunks in order, and `threshold` applies to the IoU of boxes. `device` is as in `nms`.
     """
     boxes = np.concatenate([np.zeros((0, 4), np.int64), *(part.boxes for part in parts)])
     predicted_iou = np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)])

@@ -14,7 +14,7 @@ XYWH = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class MaskRecord:
-    """One mask with the fields of an SA-1B annotation; all coordinates are pixels of the frame.
+    """Mask with the fields of an SA-1B annotation. All coordinates are pixels of the frame.
 
     Attributes:
         segmentation: the mask over the whole frame.
@@ -24,7 +24,7 @@ class MaskRecord:
         stability_score: see `filters.stability_scores`.
         crop_box: (x, y, width, height) of the crop in which the mask was found.
         point_coords: (x, y) of the point that prompted it.
-        output: which of the decoder's three outputs it is, 0 to 2; None if it is unknown.
+        output: the mask's index among the decoder's three outputs, 0 to 2, or None if it is unknown.
     """
 
     segmentation: Rle
@@ -38,7 +38,7 @@ class MaskRecord:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """The mask's pixels, (height, width) bool, decoded on each access so that records stay small."""
+        """The mask's pixels, (height, width) bool, which are decoded on each access, so that records stay small."""
         return decode(self.segmentation)
 
     def __repr__(self) -> str:
@@ -62,27 +62,29 @@ class MaskRecord:
 
 @dataclass(frozen=True)
 class Funnel:
-    """Number of masks that remained after each step, over all crops; funnels of several images can be added.
+    """Number of masks that remained after each step, over all crops. Funnels of several images can be added.
 
-    From `predicted` to `after_nms2`, no count exceeds the one before it, and a step that is switched off repeats it.
-    `written` is `after_nms2 - removed_by_cleanup`.
+    From `predicted` to `after_nms2`, no count exceeds the previous one. If a step is switched off, its count equals the
+    previous one. `written` is `after_nms2 - removed_by_cleanup`.
 
     Attributes:
         predicted: masks that the decoder returned, three per prompt, without the padding of the last chunk.
-        over_iou: of these, with a predicted IoU above the threshold.
-        stable: of these, with a stability score of at least the threshold.
-        under_max_area: of these, smaller than the largest allowed share of the image.
-        inside_crop: of these, away from the inner edges of their crop.
-        after_nms1: of these, kept by NMS within each crop.
-        after_nms2: of these, kept by NMS across crops.
-        cleaned: of `after_nms2`, those with a small hole or island, written or not.
-        removed_by_cleanup: of `after_nms2`, dropped because all islands were small, or by the NMS after cleanup.
+        over_iou: remaining masks with a predicted IoU above the threshold.
+        stable: remaining masks with a stability score of at least the threshold.
+        under_max_area: remaining masks that are smaller than the largest allowed share of the image.
+        inside_crop: remaining masks that don't touch the inner edges of their crop.
+        after_nms1: remaining masks after NMS within each crop.
+        after_nms2: remaining masks after NMS across crops.
+        cleaned: masks of `after_nms2` with a small hole or island, whether written or not.
+        removed_by_cleanup: masks of `after_nms2` that were dropped because all islands were small, or by the NMS after
+            cleanup.
         written: masks returned.
-        holes_filled: of `after_nms2`, those with a small hole, written or not.
-        islands_removed: of `after_nms2`, those with a small island, written or not. A mask may have both; `cleaned`
-            counts it once. The official profile keeps the largest island, however small, and counts it here too.
-        redaction_artifacts: masks dropped because they trace a redacted region. The generator drops none because it
-            has no regions. Builds count them here and not in `written`.
+        holes_filled: masks of `after_nms2` with a small hole, whether written or not.
+        islands_removed: masks of `after_nms2` with a small island, whether written or not. If a mask has both,
+            `cleaned` counts it once. The official profile keeps the largest island no matter how small it is, and
+            counts it here too.
+        redaction_artifacts: masks that were dropped because they trace a redacted region. The generator doesn't drop
+            any, because it doesn't know any regions. Builds count such masks here and not in `written`.
     """
 
     predicted: int = 0

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-# A count is written in groups of five bits, lowest first. Bit 32 means that another group follows, and bit 16 in the
-# last group means that the number is negative. Adding 48 makes each group a printable ASCII character.
+# A count is written in groups of five bits, lowest bits first. The bit with value 32 means that another group follows,
+# and the bit with value 16 in the last group means that the number is negative. Adding 48 makes each group a printable
+# ASCII character.
 _BITS = 5
 _GROUPS = 13
 _MORE = 0x20
@@ -43,7 +44,7 @@ def encode(mask: NDArray[np.bool_]) -> Rle:
 
 
 def encode_patch(patch: NDArray[np.bool_], corner: tuple[int, int], size: tuple[int, int]) -> Rle:
-    """Encode a mask given by the pixels inside a window; everything outside is background.
+    """Encode a mask given by the pixels inside a window. Everything outside is background.
 
     Args:
         patch: (window height, window width) bool.
@@ -144,7 +145,7 @@ class ManyCounts(NamedTuple):
     Attributes:
         counts: (R,) run lengths of all masks, concatenated.
         ends: (N,) the end of each mask's run lengths in `counts`, where the next mask's begin.
-        damaged: (N,) True if `decompress` would raise `ValueError`; such a mask has no run lengths here.
+        damaged: (N,) True if `decompress` would raise `ValueError`. Such a mask has no run lengths here.
     """
 
     counts: Ints
@@ -159,7 +160,7 @@ def decompress_many(text: NDArray[np.uint8], ends: Ints) -> ManyCounts:
 
     Args:
         text: (B,) the UTF-8 bytes of all texts, concatenated.
-        ends: (N,) the end of each text in it, ascending, the last one B.
+        ends: (N,) the end of each text in it, ascending; the last one is B.
     """
     symbols = text - np.uint8(_ASCII)  # characters below the alphabet wrap around to above it
     sizes = np.diff(ends, prepend=0)
@@ -201,11 +202,11 @@ def _numbers(symbols: NDArray[np.uint8], first: Ints, last: Ints) -> Ints:
 
 
 def _undo_differences(values: Ints, ends: Ints) -> Ints:
-    """Return run lengths of many masks, (R,), where from each mask's fourth on, a number is a difference to two before.
+    """Return run lengths of many masks, (R,). From each mask's fourth on, a value is the difference from two before.
 
-    A mask's numbers are laid out in rows of two after one empty position, so that each is below the number that it is a
-    difference to. Column sums continue from mask to mask, so each mask subtracts the sum before it. Sums wrap around,
-    as they do for a single mask.
+    A mask's numbers are laid out in rows of two, after one empty position, so that each number is directly below the
+    one to which it is relative. Column sums continue from mask to mask, so each mask subtracts the sum of the previous
+    ones. Sums wrap around, as they do for a single mask.
     """
     sizes = np.diff(ends, prepend=0)
     starts = ends - sizes
@@ -218,7 +219,7 @@ def _undo_differences(values: Ints, ends: Ints) -> Ints:
     some = sizes > 0
     table -= np.repeat(table[first_rows[some]], rows[some], axis=0)
     counts: Ints = table.reshape(-1)[places]
-    counts[starts[some]] = values[starts[some]]  # restore the first count, which no other is a difference to
+    counts[starts[some]] = values[starts[some]]  # restore the first count, from which no other is a difference
     return counts
 
 

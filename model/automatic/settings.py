@@ -11,23 +11,23 @@ from segmint.model.sam.geometry import SAM1
 
 Profile = Literal["official", "sa1b", "sam2"]
 
-# A CPU processes the image side of a few prompts at once, so that their maps stay in its cache, and a chunk shares the
-# tokens' small products. More than 8 gain little, and each additional prompt takes another 2 MB.
+# A CPU processes the image side of a few prompts at once, so that their maps stay in its cache, and the tokens' small
+# products are shared by a chunk. More than 8 prompts gain little, and each additional prompt takes another 2 MB.
 DEFAULT_POINTS_PER_CHUNK = 8
 
-# A GPU needs many prompts at once: 256 are those of a crop of the first layer, with SA-1B's settings.
+# A GPU needs many prompts at once. With SA-1B's settings, a crop of the first layer has 256.
 CUDA_POINTS_PER_CHUNK = 256
 
-# While a chunk is drawn, a point has 2^21 numbers with `SAM1`, and kernels index 2^31. Chunks stop getting faster long
-# before.
+# While a chunk is drawn, a point has 2^21 numbers with `SAM1`, and kernels can index 2^31. Larger chunks stop being
+# faster long before that.
 MAX_POINTS_PER_CHUNK = 1023
 
 
 def small_chunk(points_per_chunk: int) -> int:
-    """Return the smaller of a GPU's two chunk sizes for up to `points_per_chunk` points; a CPU only has one size.
+    """Return the smaller of a GPU's two chunk sizes for up to `points_per_chunk` points. A CPU only has one size.
 
-    It is a quarter: with SA-1B's settings, a crop of the second layer has 64 points, and a chunk of 256 would take four
-    times as long.
+    It is a quarter of the larger one, because with SA-1B's settings, a crop of the second layer has 64 points, for
+    which a chunk of 256 would take four times as long.
     """
     return max(1, points_per_chunk // 4)
 
@@ -44,13 +44,13 @@ _OF_PROFILE: Any = _ProfileDefault()
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings:
-    """Settings for proposing and filtering masks; the profile provides defaults for all omitted keys.
+    """Settings for proposing and filtering masks. The profile provides defaults for all omitted keys.
 
     `MaskSettings(points_per_side=16)` is `MaskSettings.sa1b(points_per_side=16)`.
 
-    The profile also determines two behaviors without a key. `sa1b` cuts crops from the original image if one is given,
-    and drops a mask if all its islands are smaller than `min_mask_region_area`. The others cut crops from the image
-    itself, and keep such a mask's largest island.
+    The profile also determines two behaviors for which there is no key. `sa1b` cuts crops from the original image if
+    one is given, and drops a mask if all its islands are smaller than `min_mask_region_area`. The other profiles cut
+    crops from the image itself, and keep such a mask's largest island.
 
     Attributes:
         profile: "official" (the behavior of SAM's reference code), "sam2" (of SAM 2's), or "sa1b" (SAM paper,
@@ -68,8 +68,8 @@ class MaskSettings:
         max_mask_area_ratio: masks of at least this share of the image are dropped; 0 disables the filter.
         use_m2m: decode each mask once more, from its point and its logits, before the filters; takes 3 more prompts per
             point.
-        points_per_chunk: prompts decoded at once, at most 1,023 on CUDA; None picks a value for the device (8 on a
-            CPU, 256 on CUDA). It affects speed and memory, but also the last bits of the logits, so datasets record it.
+        points_per_chunk: prompts decoded at once, at most 1,023 on CUDA; None picks a value for the device (8 on a CPU,
+            256 on CUDA). It affects speed and memory, but also the last bits of the logits, so datasets record it.
     """
 
     profile: Profile = "sa1b"
@@ -165,7 +165,7 @@ class MaskSettings:
         return CUDA_POINTS_PER_CHUNK if device == "cuda" else DEFAULT_POINTS_PER_CHUNK
 
     def points_of_layer(self, layer: int) -> int:
-        """Return the number of points per side of the grid in a crop of this layer; layer 0 is the full image."""
+        """Return the number of points per side of the grid in a crop of this layer. Layer 0 is the full image."""
         return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
 
     def grid_of_layer(self, layer: int) -> NDArray[np.float64]:
@@ -227,10 +227,10 @@ def crop_length(length: int, per_side: int, overlap: int) -> int:
 
 
 def enough_for_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> tuple[int, int]:
-    """Return the (height, width) of the frame's image at which the last layer's crops fill the encoder's input.
+    """Return the (height, width) that the frame's image needs for the last layer's crops to fill the encoder's input.
 
     The long side of such a crop then has `SAM1.image_size` pixels or slightly more. The result is smaller than the
-    frame if its own pixels are more than enough.
+    frame if the frame's own pixels are more than enough.
     """
     height, width = frame_size
     per_side = 2**layers

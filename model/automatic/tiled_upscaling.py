@@ -1,9 +1,9 @@
 """Conversion of low-resolution logits to masks on an accelerator, without storing a full-size mask.
 
 1. *Measure first.* Filters and NMS need three counts and a box for each mask. One pass over a chunk's masks reduces
-   tiles of logits to these, and only they are copied to the host.
-2. *Draw last.* The few remaining masks are computed again, only inside their boxes, one after another in one buffer.
-   A pixel has the same bits in both passes (`mask_tiles.py`), so boxes and counts match the pixels.
+   tiles of logits to these numbers, and only these are copied to the host.
+2. *Draw last.* The few remaining masks are computed again, but only inside their boxes, one after another in one
+   buffer. A pixel has the same bits in both passes (`mask_tiles.py`), so boxes and counts match the pixels.
 3. *Copy runs, not pixels.* The starts and ends of runs are found on the device for all drawn masks at once (`changes`),
    and only these are copied to the host, in one transfer for all masks.
 """
@@ -29,8 +29,8 @@ from segmint.model.device import HostTransfer, first_line, run_to_end
 from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.predictor import Embedding, Predictor
 
-# Pixels drawn at once, one byte each, and the maximum for a single mask, because torch's operations take 4 bytes or
-# more per pixel. The low-resolution logits of masks drawn at once are copied, 256 KB each.
+# Number of pixels to draw at once, one byte each, and the maximum for a single mask, because torch's operations take 4
+# bytes or more per pixel. For masks that are drawn at once, the low-resolution logits are copied, 256 KB each.
 _DRAWN_PIXELS = 1 << 26
 _STRIP_PIXELS = 1 << 24
 _DRAWN_MASKS = 256
@@ -48,14 +48,14 @@ class MaskOperations(Protocol):
 
 @dataclass(frozen=True)
 class MaskOutline:
-    """A mask that is measured but not drawn: its logits (256, 256) on the device, and its box in the crop."""
+    """Mask that is measured but not drawn: its logits (256, 256) on the device, and its box in the crop."""
 
     logits: Tensor
     box: Box
 
 
 def upscaling_of(predictor: Predictor, embedding: Embedding) -> Upscaling[Any]:
-    """Return the fastest implementation on the embedding's device; all of them find the same masks."""
+    """Return the fastest implementation on the embedding's device. All of them find the same masks."""
     if embedding.features.device.type == "cpu":
         geometry, kernels = predictor.sam.geometry, predictor.kernels
         if kernels is not None and suits(geometry):
@@ -91,7 +91,7 @@ class TiledUpscaling:
         return run_to_end(self.draw_in_steps(sketches))
 
     def draw_in_steps(self, sketches: Sequence[MaskOutline]) -> Generator[None, None, list[MaskPatch]]:
-        """Return the patches of `draw`, with a pause between starting work on the device and waiting for it.
+        """Return the patches of `draw`, and pause between starting work on the device and waiting for it.
 
         There is a second pause if masks have more runs than expected.
         """
@@ -99,7 +99,7 @@ class TiledUpscaling:
         counts: dict[int, int] = {}
         drawn: dict[int, NDArray[np.int32]] = {}
         while missing := [group for group in range(len(groups)) if group not in drawn]:
-            # A group with more runs than reserved is drawn again with enough room.
+            # If a group has more runs than reserved, it is drawn again with enough room.
             rooms = [counts.get(group, _room(groups[group][1])) for group in missing]
             flats = [self._runs_of(sketches, *groups[group], room) for group, room in zip(missing, rooms, strict=True)]
             fetched = HostTransfer(torch.cat(flats))
@@ -153,7 +153,8 @@ def _room(strips: Sequence[Strip]) -> int:
 def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
     """Yield groups of strips to draw at once for the masks with these boxes, each with the index of its first mask.
 
-    A strip's mask is relative to that first one. A mask with a large box has several strips, even in several groups.
+    The index of a strip's mask is relative to that first mask. A mask with a large box has several strips, which may
+    even be in several groups.
     """
     first, strips, drawn = 0, list[Strip](), 0
     for mask, (x0, y0, x1, y1) in enumerate(boxes):
@@ -194,7 +195,7 @@ class KernelsWithFallback:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            # Compilers and drivers fail in many ways. If the error isn't theirs, the fallback raises it again.
+            # Compilers and drivers fail in many ways. If the error has another cause, the fallback raises it again.
             if self._operations is mask_tiles:
                 raise
             self._operations = mask_tiles
@@ -223,9 +224,9 @@ KERNELS = KernelsWithFallback()
 def changes(flat: Tensor, room: int) -> Tensor:
     """Return the positions where `flat` (N,) of 0 and 1, N under 2^31, differs from the previous one, initially 0.
 
-    Columns of masks are drawn one after another with a background pixel after each, so no run of foreground continues
-    into the next column or mask. Positions come in pairs, the start of a run and the position after its end, and one
-    search finds those of all masks.
+    Columns of masks are drawn one after another, with a background pixel after each, so no run of foreground continues
+    into the next column or mask. Positions come in pairs: the start of a run and the position after its end. One search
+    finds the positions of all masks.
 
     Returns (1 + room,) int32 on the device: the number of positions, and the first `room` of them, padded with -1. The
     host only waits when it reads the result.

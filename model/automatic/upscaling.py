@@ -1,16 +1,16 @@
 """Conversion of low-resolution logits to stable masks at the crop's resolution, each as a patch.
 
-`BorderUpscaling` and `BoxedUpscaling` are for CPUs with and without the kernels, and avoid most of the work without
-approximation; `tiled_upscaling.py` is for accelerators. For padded models, `Predictor.upscale` interpolates twice, to
-the encoder's input and then, without its padding, to the crop, and for stretched ones once. All steps are bilinear, so
-they combine into one matrix per axis, and logits in the crop are R L C^T:
+`BorderUpscaling` and `BoxedUpscaling` are for CPUs with and without the kernels. They avoid most of the work without
+approximation. `tiled_upscaling.py` is for accelerators. For padded models, `Predictor.upscale` interpolates twice: to
+the encoder's input and then, without its padding, to the crop. For stretched models, it interpolates once. All steps
+are bilinear, so they combine into one matrix per axis, and logits in the crop are R L C^T:
 
 1. *Bounded by a box.* The rows of R and C contain no negative numbers and add up to 1, so a pixel is a mean of the
    low-resolution logits that it uses. If all of these are at or below -offset, so is the pixel, and it is not in any of
-   the masks at -offset, 0, and +offset. Only pixels that use logits in the box of those above -offset need to be
-   computed, each from all of its logits. (Rounding may raise a mean by its last bit, which only matters for a mean of
-   logits that are all exactly -offset.)
-2. *Banded.* A pixel uses about three logits along an axis, so a band of pixels only needs those few.
+   the masks at -offset, 0, and +offset. Therefore, only pixels that use logits in the box of the logits above -offset
+   need to be computed, each from all of its logits. (Rounding may raise a mean by its last bit, which only matters if
+   all of its logits are exactly -offset.)
+2. *Banded.* A pixel uses about three logits along an axis, so a band of pixels only needs a few logits.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from segmint.model.kernels.cpu.library import Kernels
 from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.predictor import Embedding
 
-# Pixels thresholded at once: 512 KB of logits, which stay in a core's cache.
+# Number of pixels to threshold at once: 512 KB of logits, which stay in a core's cache.
 _BAND_PIXELS = 1 << 17
 _BAND_COLUMNS = 128
 
@@ -43,7 +43,7 @@ Sketch = TypeVar("Sketch")
 
 @dataclass(frozen=True)
 class StableMasks(Generic[Sketch]):
-    """The K stable masks of N, measured in pixels of the crop; only a few of them will be drawn.
+    """The K stable masks of N, measured in pixels of the crop. Only a few of them will be drawn.
 
     Attributes:
         positions: (K,) int64, their indices among the N.
@@ -80,13 +80,13 @@ class _Window:
     outer: int
 
     def pack(self) -> MaskPatch:
-        """Return the mask as a patch; an empty mask becomes the frame's first pixel."""
+        """Return the mask as a patch. An empty mask becomes the frame's first pixel."""
         box = box_of(self.pixels)
         return MaskPatch.pack(self.pixels, box, self.corner if self.pixels.any() else (0, 0))
 
 
 class BoxedUpscaling:
-    """Upscaling for CPUs that computes each mask inside its box only, band by band, and measures masks by drawing."""
+    """Upscaling for CPUs that computes each mask only inside its box, band by band, and measures masks by drawing."""
 
     def __init__(self, embedding: Embedding, geometry: Geometry) -> None:
         """Compute the weights for the embedding's frame; `geometry` is the model's."""
@@ -145,14 +145,15 @@ class BorderSketch:
 
 
 class BorderUpscaling:
-    """Upscaling for CPUs by the kernels of `model/kernels/cpu/border.h`, which only compute the pixels at borders.
+    """Upscaling for CPUs with the kernels of `model/kernels/cpu/border.h`, which only compute the pixels at borders.
 
     Elsewhere, all logits that a pixel uses are on the same side of the thresholds. Masks are measured first. Only those
-    left after suppression are drawn, by the same decisions, so their boxes and areas are the measured ones.
+    that remain after suppression are drawn. Drawing makes the same decisions as measuring, so their boxes and areas are
+    the measured ones.
     """
 
     def __init__(self, kernels: Kernels, embedding: Embedding, geometry: Geometry) -> None:
-        """Raises ValueError for a geometry that doesn't suit the kernels."""
+        """Raise ValueError for a geometry that doesn't suit the kernels."""
         if not suits(geometry):
             raise ValueError(f"the CPU kernels can't upscale masks of {geometry}")
         (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size

@@ -33,8 +33,8 @@ class PNetLayers(Protocol):
 def propose(layers: PNetLayers, pixels: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
     """Find the cells that P-Net classifies as faces with a probability of at least `least`.
 
-    `pixels` is one image, (1, 3, H, W) float32 in [-1, 1]. Returns rows and columns (N, 2) int64 of P-Net's output,
-    whose cells are two pixels apart, probabilities (N,), and offsets (N, 4) relative to a cell's square.
+    `pixels` is one image, (1, 3, H, W) float32 in [-1, 1]. Returns the rows and columns (N, 2) int64 in P-Net's output,
+    whose cells are two pixels apart, the probabilities (N,), and the offsets (N, 4) relative to a cell's square.
     """
     found = layers.conv2(_pooled(_prelu(layers.conv1(pixels), layers.prelu1.weight)))
     features = layers.prelu3(layers.conv3(layers.prelu2(found)))[0].permute(1, 2, 0)
@@ -53,7 +53,7 @@ def _by_cell(convolution: Any, features: Tensor) -> Tensor:
 def _prelu(features: Tensor, slopes: Tensor) -> Tensor:
     """Apply PReLU to (1, C, H, W) with `slopes` (C,) per channel.
 
-    Treats the values of a row as its channels, which on a CPU takes a fifth of the time if C is not a multiple of 8.
+    Treats the values of a row as its channels. On a CPU, this takes a fifth of the time if C isn't a multiple of 8.
     """
     _, channels, height, width = features.shape
     rows = features.permute(0, 2, 3, 1).reshape(height, width * channels)
@@ -62,15 +62,15 @@ def _prelu(features: Tensor, slopes: Tensor) -> Tensor:
 
 
 def _pooled(features: Tensor) -> Tensor:
-    """Return the maximum of each 2 x 2 block of (1, C, H, W); a last odd row or column has smaller blocks.
+    """Return the maximum of each 2 x 2 block of (1, C, H, W). A last odd row or column has smaller blocks.
 
-    Takes an eighth of the time of `max_pool2d`, which on a CPU also records the position of each maximum.
+    Takes an eighth of the time of `max_pool2d`, which also records the position of each maximum on a CPU.
     """
     return _pairs(_pairs(features, 2), 3)
 
 
 def _pairs(features: Tensor, dim: int) -> Tensor:
-    """Return the maximum of neighbors 2 k and 2 k + 1 along `dim`; a last odd one is copied."""
+    """Return the maximum of neighbors 2 k and 2 k + 1 along `dim`. A last odd value is copied."""
     even = (slice(None),) * dim + (slice(None, None, 2),)
     odd = (slice(None),) * dim + (slice(1, None, 2),)
     first, second = features[even], features[odd]
@@ -81,8 +81,9 @@ def _pairs(features: Tensor, dim: int) -> Tensor:
 
 _CELL = 12  # side in pixels of the squares that P-Net classifies, every two pixels
 _STRIDE = 2
-# Rows of P-Net's output that are computed together, so that a strip stays in a processor's cache, and candidates per
-# batch of R-Net or O-Net. A GPU uses larger parts, of at most half a gigabyte, to launch fewer kernels.
+# Number of rows of P-Net's output that are computed together, so that a strip stays in a processor's cache, and number
+# of candidates per batch of R-Net or O-Net. A GPU uses larger parts, of at most half a gigabyte, to launch fewer
+# kernels.
 _STRIP, _BATCH = 32, 256
 _CUDA_STRIP, _CUDA_BATCH = 512, 1024
 _BORDER, _GRAY = 32, 127  # padding of images smaller than a face
@@ -111,10 +112,11 @@ class Networks(Protocol):
 
 
 class CascadeDetector:
-    """MTCNN's cascade with shared work, which finds faces of at least `smallest` pixels in images of any size.
+    """MTCNN's cascade with shared work. It finds faces of at least `smallest` pixels in images of any size.
 
-    The pyramid's levels are made from the whole image, without overlapping tiles. P-Net processes a level in strips of
-    rows that fit together, so memory hardly grows with the image. R-Net and O-Net process candidates in batches.
+    The levels of the pyramid are made from the whole image, without overlapping tiles. P-Net processes a level in
+    strips of rows that fit together, so its memory hardly grows with the image. R-Net and O-Net process candidates in
+    batches.
     """
 
     kind: Kind = "face"
@@ -204,7 +206,7 @@ class CascadeDetector:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the boxes (N, 4) that are nonempty inside the image, with a network's offsets (N, 4) and scores (N,).
 
-        The network gets each of them at `side` x `side` pixels.
+        The network gets each box at `side` x `side` pixels.
         """
         height, width = sums.shape[0] - 1, sums.shape[1] - 1
         limits = torch.tensor([width, height, width, height])
@@ -232,7 +234,7 @@ class CascadeDetector:
 def _halves(image: Pixels) -> list[Pixels]:
     """Return the image, its half, its quarter, and so on, down to a side of a few pixels.
 
-    Odd last rows and columns are dropped because OpenCV averages whole 2 x 2 squares in a tenth of the time.
+    Odd last rows and columns are dropped, because OpenCV averages whole 2 x 2 squares in a tenth of the time.
     """
     found = [image]
     while min(found[-1].shape[:2]) >= 2 * _CELL:
@@ -271,7 +273,7 @@ def _averages(sums: Sums, windows: NDArray[np.int64], side: int) -> Floats:
 
 
 def _shifted(boxes: Tensor, offsets: Tensor, last: int) -> Tensor:
-    """Return boxes (N, 4) moved by `offsets` (N, 4) relative to their sides; `last` is 1 if ends are inclusive."""
+    """Return boxes (N, 4) moved by `offsets` (N, 4) relative to their sides. `last` is 1 if ends are inclusive."""
     sides = (boxes[:, 2:] - boxes[:, :2] + last).repeat(1, 2)
     return boxes + offsets * sides
 

@@ -19,11 +19,12 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Detection:
-    """One face, plate, or object.
+    """Detected face, plate, or object.
 
-    `box` is (x0, y0, x1, y1) and `quad` the four corners of a plate (None for others), in float pixels of the searched
-    image. Either may extend beyond its border. `score` is in [0, 1], and `source` is the detector's name. `orientation`
-    is the counterclockwise angle in degrees by which the image was turned when the detector searched it.
+    `box` is (x0, y0, x1, y1), and `quad` contains the four corners of a plate (None for faces and objects), both in
+    float pixels of the searched image. Either may extend beyond the image's border. `score` is in [0, 1], and `source`
+    is the detector's name. `orientation` is the counterclockwise angle in degrees by which the image was turned when
+    the detector searched it.
     """
 
     kind: Kind
@@ -92,7 +93,7 @@ def tiles(height: int, width: int, side: int, overlap: int) -> list[Tile]:
     """Return windows of at most `side` pixels per side that cover the image, rows first.
 
     Neighbors share at least `overlap` pixels, so anything smaller is entirely inside one of them. All windows have the
-    same size, no larger than needed. Raises ValueError unless 0 <= overlap < side.
+    same size, which is no larger than needed. Raises ValueError unless 0 <= overlap < side.
     """
     if not 0 <= overlap < side:
         raise ValueError(f"the overlap is {overlap} px for tiles of {side} px: expected 0 <= overlap < side")
@@ -129,9 +130,10 @@ def overlap_of_smaller(first: Box, second: Box) -> float:
 
 
 def merge(ranked: Iterable[Detection], threshold: float = 0.6) -> list[Detection]:
-    """Drop each detection whose box shares more than `threshold` of the smaller box with a higher-ranked one.
+    """Drop each detection whose box overlaps a higher-ranked one by more than `threshold` of the smaller box.
 
-    The smaller box is the reference because a face that is cut off in the next tile is inside the whole one.
+    The smaller box is the reference, because the box of a face that one tile cuts off is inside the box of the whole
+    face.
     """
     kept: list[Detection] = []
     for candidate in ranked:
@@ -221,15 +223,15 @@ def search_tiles(
 
 
 def whole_first(found: Iterable[tuple[bool, Detection]]) -> list[Detection]:
-    """Rank results of `search` for `merge`: whole before cut, then by score."""
+    """Rank results of `search` for `merge`: whole objects before cut ones, then by score."""
     return [d for _, d in sorted(found, key=lambda pair: (pair[0], -pair[1].score, pair[1].box))]
 
 
 class TiledDetector:
-    """Detector that runs another one on the whole image, and on tiles of it at original and double size.
+    """Detector that runs another one on the whole image, and on tiles of the image at original and double size.
 
     A tile is cut from the image before it is enlarged, so memory only depends on the tile size. For the search of the
-    whole image, images of more than `max_pixels` are shrunk to that. Boxes are merged in the image's frame.
+    whole image, images of more than `max_pixels` pixels are shrunk to that size. Boxes are merged in the image's frame.
     """
 
     def __init__(
@@ -241,7 +243,7 @@ class TiledDetector:
         scales: tuple[float, ...] = (1.0, 2.0),
         max_pixels: int = 32_000_000,
     ) -> None:
-        """`name` is that of the results; `tile_side` and `tile_overlap` are in pixels of the tile as searched."""
+        """`name` is the results' name. `tile_side` and `tile_overlap` are in pixels of the tile as it is searched."""
         self.name = name
         self.kind: Kind = detector.kind
         self.score = detector.score

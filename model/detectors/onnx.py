@@ -31,11 +31,11 @@ Boxes = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class OnnxNetwork:
-    """A network that searches one image.
+    """Network that searches one image.
 
-    `run` takes (1, 3, H, W) BGR in 0 to 255 of type `dtype` and returns the network's outputs: those of
-    `YUNET_OUTPUTS` if `is_yunet`, and otherwise one tensor. `size` is the only height and width that the network
-    accepts, or None if it accepts multiples of 32.
+    `run` takes (1, 3, H, W) BGR from 0 to 255 of type `dtype`, and returns the network's outputs: `YUNET_OUTPUTS` if
+    `is_yunet` is true, and otherwise one tensor. `size` is the only height and width that the network accepts, or None
+    if it accepts multiples of 32.
     """
 
     run: Callable[[Array], Sequence[Array]]
@@ -47,8 +47,8 @@ class OnnxNetwork:
 class OnnxDetector:
     """Detector that runs an ONNX network on tiles of the image at 1, 1/2, 1/4, … of its size.
 
-    A tile has the network's input size, or at most 1536 pixels per side, and is padded with black. The last size has a
-    longer side of at most 320 pixels. Overlapping boxes are merged.
+    A tile has the network's input size, or at most 1536 pixels per side, and is padded with black. The search ends at
+    the size whose longer side has at most 320 pixels. Overlapping boxes are merged.
     """
 
     def __init__(self, network: OnnxNetwork, kind: Kind, score: float | None = None, name: str = "onnx") -> None:
@@ -96,9 +96,9 @@ class OnnxDetector:
 def yunet_boxes(answers: Sequence[Array], size: tuple[int, ...]) -> Boxes:
     """Return boxes (N, 4) x0, y0, x1, y1 in pixels and scores (N,) from `YUNET_OUTPUTS` for an input of `size` (h, w).
 
-    Each stride has a row per cell, in reading order: the class and objectness scores, whose geometric mean is the
-    score, and the box's center and the logarithms of its sides relative to the cell. Raises ValueError for other
-    shapes.
+    Each stride has a row per cell, in reading order. A row contains the class and objectness scores, whose geometric
+    mean is the score, and the box's center and the logarithms of its sides, relative to the cell. Raises ValueError for
+    other shapes.
     """
     named = dict(zip(YUNET_OUTPUTS, answers, strict=True))
     boxes, scores = [], []
@@ -124,8 +124,8 @@ def yunet_boxes(answers: Sequence[Array], size: tuple[int, ...]) -> Boxes:
 def listed_boxes(answers: Sequence[Array], size: tuple[int, ...]) -> Boxes:
     """Return boxes (N, 4) and scores (N,) from one tensor, (N, C) or (1, N, C), with C of at least 5.
 
-    Its first columns are x0, y0, x1, y1 in pixels of the input, and the score; others are ignored. Raises ValueError
-    for other shapes.
+    Its first columns are x0, y0, x1, y1 in pixels of the input, and the score. Other columns are ignored. Raises
+    ValueError for other shapes.
     """
     (values,) = answers
     listed = values[0] if values.ndim == 3 and len(values) == 1 else values

@@ -1,6 +1,6 @@
 """Plate network in torch: RetinaFace (Deng et al. 2019, arXiv 1905.00641) on a MobileNet of quarter width.
 
-It is the network of the ONNX file `clp` with that file's weights, for devices that our onnxruntime does not support.
+This is the network of the ONNX file `clp`, with that file's weights, for devices that our onnxruntime doesn't support.
 Both use `shrunk`.
 """
 
@@ -27,8 +27,8 @@ _BODY = (
 _HEADS = {"BboxHead": 4, "ClassHead": 2, "LandmarkHead": 8}  # values for each of a position's two anchors
 _ANCHORS = 2
 
-# The file names its convolutions 592, 595, 598, and so on in the order of computation: weights have that number, and
-# their biases the next one. Only those of the heads have names.
+# The file names its convolutions 592, 595, 598, and so on, in the order of computation. The weights have that number,
+# and their biases the next one. Only the convolutions of the heads have real names.
 _FIRST_NUMBER, _STEP = 592, 3
 
 
@@ -147,8 +147,9 @@ class PlateNetworkOnDevice:
 def shrunk(image: Pixels, scale: float) -> Pixels:
     """Resize an image (H, W, 3) uint8 RGB by `scale` like `resized`, but shrink it in a fifth of the time.
 
-    It shrinks by torch's antialiased bilinear filter, which sums integers and is identical on every machine. MTCNN does
-    not use it because it found a false face with this filter, and a different one with the bicubic filter.
+    Images are shrunk with torch's antialiased bilinear filter, which sums integers and gives identical results on every
+    machine. MTCNN doesn't use this function, because it found a false face with this filter, and a different one with
+    the bicubic filter.
     """
     height, width = scaled_size(image.shape[0], image.shape[1], scale)
     if scale >= 1 or (height, width) == image.shape[:2]:

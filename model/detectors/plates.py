@@ -1,6 +1,6 @@
 """License plate detection by a RetinaFace-style network (Deng et al. 2019, arXiv 1905.00641) that also returns corners.
 
-The network, an ONNX session, is passed in as a function, so this package only depends on torch.
+The network, which is an ONNX session, is passed in as a function, so this package only depends on torch.
 """
 
 import functools
@@ -71,8 +71,8 @@ def anchors(height: int, width: int) -> Floats:
 def decode(loc: Floats, landms: Floats, at: Floats) -> tuple[Floats, Floats]:
     """Return boxes (N, 4) as x0, y0, x1, y1 and corners (N, 4, 2) as x, y, in pixels.
 
-    They are decoded from offsets `loc` (N, 4) and `landms` (N, 8) against the anchors `at` (N, 3), with variances of
-    0.1 for positions and 0.2 for sizes (SSD, arXiv 1512.02325).
+    They are decoded from offsets `loc` (N, 4) and `landms` (N, 8) relative to the anchors `at` (N, 3), with variances
+    of 0.1 for positions and 0.2 for sizes (SSD, arXiv 1512.02325).
     """
     center, side = at[:, :2], at[:, 2:]
     middle = center + loc[:, :2] * _CENTER_VARIANCE * side
@@ -84,13 +84,13 @@ def decode(loc: Floats, landms: Floats, at: Floats) -> tuple[Floats, Floats]:
 class PlateDetector:
     """The plate network on tiles at several scales, whose detections are combined.
 
-    The network is sensitive to scale: a plate of 160 px scored 0.1 at its original size and 0.98 at twice that, where
-    its box covered two thirds of the plate, and the other scales covered the rest. Images are therefore searched at
-    each of `scales`. Those over 1 are used only if the enlarged image has at most `enlarged_pixels`, and images of more
-    than `max_pixels` are first shrunk to that. If the enlarged image is too large and `glance` is given, windows around
-    all small boxes that scored at least `glance` are searched at `closer_scales`. A plate counts if one scale scores at
-    least `score` and another at least half of that. The result is the smallest rectangle around all of them, at any
-    angle.
+    The network is sensitive to scale. For example, a plate of 160 px scored 0.1 at its original size and 0.98 at twice
+    that size, at which its box covered two thirds of the plate; the boxes at other scales covered the rest. Images are
+    therefore searched at each of `scales`. Scales over 1 are only used if the enlarged image has at most
+    `enlarged_pixels`, and images of more than `max_pixels` are first shrunk to that size. If the enlarged image would
+    be too large and `glance` is given, windows around all small boxes that scored at least `glance` are searched at
+    `closer_scales`. A plate counts if its score is at least `score` at one scale, and at least half of that at another
+    scale. The result is the smallest rectangle around all of its boxes, at any angle.
     """
 
     kind: Kind = "plate"
@@ -111,7 +111,7 @@ class PlateDetector:
         blob: Blob = host_blob,
         resize: Resize = resized,
     ) -> None:
-        """`blob` makes the network's input from one window, or from several of one size up to `batch_pixels`.
+        """`blob` makes the network's input from one window, or from several windows of one size, up to `batch_pixels`.
 
         `resize` scales the image to each scale.
         """
@@ -187,7 +187,7 @@ def _search_around(
 ) -> Iterator[tuple[bool, Detection]]:
     """Run `find` on windows around `spots`, enlarged by `scale`; yield the pairs of `search`.
 
-    Boxes longer than half a window are skipped because they were large enough at another scale.
+    Boxes longer than half a window are skipped, because they were large enough at another scale.
     """
     height, width = image.shape[:2]
     side = round(_WINDOW / scale)
@@ -208,9 +208,9 @@ def _search_around(
 def agreed(views: Sequence[Sequence[Detection]], score: float) -> list[Detection]:
     """Combine the detections of several views of one image, best score first.
 
-    A detection of at least `score` counts if another view has a detection with any score whose box overlaps it with an
-    IoU of at least 0.3. The result has its score, and the rectangle around the corners of all detections that overlap
-    it so.
+    A detection with a score of at least `score` counts if another view has a detection, with any score, whose box
+    overlaps it with an IoU of at least 0.3. The result has the score of the former, and the rectangle around the
+    corners of all detections that overlap it in this way.
     """
     every = [(index, found) for index, view in enumerate(views) for found in view]
     seeds = merge(by_score(found for _, found in every if found.score >= score))

@@ -38,7 +38,7 @@ def _load(path: Path, device: torch.device) -> Any:
 
 
 class TorchScriptDetector:
-    """A TorchScript module that finds boxes in one BGR image, uint8.
+    """TorchScript module that finds boxes in one BGR image, uint8.
 
     First generation: the module takes the image (3, H, W) and returns boxes, labels, scores, and sizes. Boxes are (N,
     4) x0, y0, x1, y1 in pixels of that image, and scores (N,). Labels and sizes are ignored.
@@ -48,12 +48,12 @@ class TorchScriptDetector:
     are those of detectron2's `Instances`. The image is resized to a longer side of 1200 pixels. If there are several
     classes, 0 is a face and 1 a plate.
 
-    Overlapping boxes of faces and plates are merged here because such modules are exported without their final NMS.
-    Boxes of objects are not merged because objects may contain other objects.
+    Overlapping boxes of faces and plates are merged here, because such modules are exported without their final NMS.
+    Boxes of objects aren't merged, because objects may contain other objects.
     """
 
     def __init__(self, path: Path, kind: Kind, score: float | None = None, device: str = "cpu") -> None:
-        """Load the module from `path` onto `device`. Raises RuntimeError or ValueError if it is not one.
+        """Load the module from `path` onto `device`. Raises RuntimeError or ValueError if the file isn't such a module.
 
         `score` is the minimum score. It defaults to 0.9 for faces and plates and 0.5 for objects, and in the second
         generation to 0.67416 for faces and 0.74475 for plates.
@@ -99,7 +99,7 @@ class TorchScriptDetector:
         )
         if not isinstance(answer, tuple | list) or len(answer) != 1:
             raise ValueError(f"{expected}, got {type(answer).__name__}")
-        # An attribute with a leading underscore is None where the property of that name would raise.
+        # An attribute with a leading underscore is None if the property of that name would raise.
         boxes, scores, classes = (
             getattr(answer[0], f"_{name}", None) for name in ("pred_boxes", "scores", "pred_classes")
         )

@@ -18,7 +18,7 @@ ROWS = HEADS * SEATS
 CONSTANT = SEATS - 1
 """Index of the row for the constant, which no token uses."""
 
-# Prompts whose images are processed at once: half a gigabyte of float32 positions.
+# Number of prompts whose images are processed at once, which is half a gigabyte of float32 positions.
 _GROUP = 16
 
 

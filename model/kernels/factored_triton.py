@@ -1,4 +1,4 @@
-"""Triton kernels for the steps of `factored_image.py`, where each program processes a tile of a prompt's positions.
+"""Triton kernels for the steps of `factored_image.py`, in which each program processes a tile of a prompt's positions.
 
 Tensors are read in their given layout, and sums are float32. A tile's intermediate values only exist in registers and
 shared memory. Tiles are cut off at the end of the positions.

@@ -44,7 +44,7 @@ def options(kernel: str, dtype: torch.dtype) -> dict[str, int]:
 def supports(heads: int, channels: int, side: int, grid: tuple[int, int]) -> bool:
     """Return True if the kernels support `heads` heads over `channels` in squares of `side` on a map of `grid`.
 
-    A square that is the whole map needs a side that is a power of two and at least 16, a window a side up to 16.
+    If a square is the whole map, its side must be a power of two and at least 16. A window's side must be at most 16.
     """
     if channels % heads or channels // heads not in HEAD_DIMENSIONS:
         return False
@@ -95,7 +95,7 @@ def relative_attention(qkv: Tensor, padding: Tensor, rows: Tensor, columns: Tens
 
     Args:
         qkv: (B, H, W, 3C), queries, keys, and values of all heads, including their bias.
-        padding: (3C,), the bias, which provides keys and values of the tokens that pad the last windows.
+        padding: (3C,), the bias, which provides the keys and values of the tokens that pad the last windows.
         rows: (2 * side - 1, C / heads), the position table of rows.
         columns: (2 * side - 1, C / heads), the position table of columns.
         heads: number of heads; each has 64 or 80 channels.
@@ -206,7 +206,7 @@ def window_kernel(
 ):
     """Attend, as program (window and block of its queries, head, image), with a window's rows padded to PITCH.
 
-    Keys outside the map are those of the padding and are attended to; queries outside are not computed.
+    Keys outside the map are those of the padding, and are attended to. Queries outside the map aren't computed.
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
     DIMENSIONS: tl.constexpr = CORE + REST

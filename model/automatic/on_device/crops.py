@@ -1,8 +1,9 @@
-"""Mask generation of whole crops on an accelerator, in which the host waits once for numbers and once for runs.
+"""Mask generation for whole crops on an accelerator, in which the host waits once for numbers and once for runs.
 
-1. Points are uploaded, and chunks are decoded, drawn, and measured. The copy of seven counts and coordinates per mask,
-   its predicted IoU, and its `wanted` flag to the host starts.
-2. The host waits for these, filters, and applies NMS. Then the device starts to draw the remaining masks as runs.
+1. Points are uploaded, and chunks are decoded, drawn, and measured. Then the copy to the host starts: seven counts and
+   coordinates per mask, its predicted IoU, and its `wanted` flag.
+2. The host waits for this copy, filters the masks, and applies NMS. Then the device starts to draw the remaining masks
+   as runs.
 3. The host waits for the runs.
 
 Callers start another crop between two steps (`stream.py`), so the device has work while the host waits.
@@ -35,7 +36,7 @@ from segmint.model.sam.sam import Sam
 
 @dataclass(frozen=True)
 class DecodedChunk:
-    """Three masks for each of B points that are not drawn yet.
+    """Three masks for each of B points, which aren't drawn yet.
 
     Attributes:
         predicted_iou: (B, 3) float32.
@@ -72,8 +73,8 @@ def plan_image(sam: Sam, features: Tensor) -> DecodePlan:
 def decode_chunk(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float) -> DecodedChunk:
     """Decode B points.
 
-    `points` (B, 3) float64 contain x and y in pixels of the encoder's input, and 1, or 0 for points that pad the chunk.
-    `threshold` applies to predicted IoU.
+    `points` (B, 3) float64 contains x and y in pixels of the encoder's input, and 1, or 0 for points that pad the
+    chunk. `threshold` applies to predicted IoU.
     """
     labels = torch.ones_like(points[:, :1])
     sparse = sam.prompt_encoder(points[:, None, :2], labels, None, None).sparse
@@ -83,13 +84,13 @@ def decode_chunk(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float) -
 
 
 def draw_chunk(decoded: DecodedChunk) -> ChunkMasks:
-    """Draw a decoded chunk into masks that later replays do not overwrite."""
+    """Draw a decoded chunk into masks that later replays of graphs don't overwrite."""
     logits = decoded.drawing.draw(decoded.wanted)
     return ChunkMasks(logits, decoded.predicted_iou.clone(), decoded.wanted.clone())
 
 
 def suits(mask_decoder: MaskDecoder, settings: MaskSettings) -> bool:
-    """Return whether the kernels have seats for the decoder's tokens, and the settings decode each point once."""
+    """Return whether the kernels have enough seats for the decoder's tokens, and each point is decoded only once."""
     return len(mask_decoder.own_tokens) + POINT_TOKENS <= CONSTANT and not settings.use_m2m
 
 
@@ -110,9 +111,9 @@ class DeviceCrops:
     ) -> Generator[None, None, tuple[CandidateMasks, Funnel]]:
         """Find the masks of one crop's grid, in steps that must be run by the same thread.
 
-        Each step but the first one begins with a wait for the step before, and each but the last one ends with work for
-        the device. Returns the masks after NMS within the crop, best first, and the counts so far. `frame_size` is
-        (height, width).
+        Each step except the first one begins by waiting for the previous step, and each step except the last one ends
+        by giving work to the device. Returns the masks after NMS within the crop, best first, and the counts so far.
+        `frame_size` is (height, width).
         """
         settings, device = self._settings, self._predictor.sam.device
         points = crop_points(crop, settings.grid_of_layer(crop.layer))
@@ -128,7 +129,7 @@ class DeviceCrops:
         stable = stable_outlines(found[wanted, :7], [every[mask] for mask in wanted], settings.stability_score_thresh)
         measured, counts = filtered(stable, predicted_iou, points[wanted // 3], wanted % 3, crop, frame_size, settings)
         kept = suppress([measured], settings.box_nms_thresh, device)
-        del chunks, every, stable, measured  # chunks without a mask to draw need no memory from here on
+        del chunks, every, stable, measured  # chunks without masks to draw don't need memory from here on
         candidates = to_candidates(kept, (yield from upscaling.draw_in_steps(kept.sketches)), crop)
         decoded = Funnel(predicted=3 * len(points), over_iou=len(wanted))
         return candidates, decoded + counts + Funnel(after_nms1=len(candidates))
@@ -151,7 +152,7 @@ class DeviceCrops:
 
 
 def chunk_sizes(points: int, points_per_chunk: int) -> list[int]:
-    """Return the chunk sizes for a number of points: full chunks, then the smallest one that fits the remainder.
+    """Return the chunk sizes for a number of points: full chunks, then the smallest size that fits the remainder.
 
     There are only two sizes, `points_per_chunk` and its `small_chunk`, because each needs its own graph.
     """
@@ -194,7 +195,7 @@ class _Graphs:
         """Decode and draw points (B, 3) on the most recently planned image."""
         if len(points) not in self._chunks:
             held = points.clone()
-            # A graph reads the plan from fixed memory, which only a graph of the plan guarantees.
+            # A graph reads the plan from fixed memory. The plan is only there if a graph computes it, too.
             device = held.device if self._plan.is_graph else torch.device("cpu")
             decode = CapturedGraph(
                 lambda: decode_chunk(self._sam, self._planned, held, self._threshold), device, self._must_capture

@@ -1,9 +1,9 @@
-"""Decoder for single points on an accelerator: the sums of `point_decoder.py`, laid out for three kernels.
+"""Decoder for single points on an accelerator, with the sums of `point_decoder.py` laid out for three kernels.
 
 `model/kernels/factored_image.py` implements the steps that process the whole image, and defines the layout of tokens
 and rows. The rest is small and implemented here: the tokens' own attention, projections, and perceptrons, and the
-inputs of the kernels. The plan of an image differs from `point_decoder.PointPlan` in one point: a norm's statistics are
-computed from the image itself in float32, so no products of vectors are needed.
+inputs of the kernels. The plan of an image differs from `point_decoder.PointPlan` in one respect: the statistics of a
+norm are computed from the image itself in float32, so products of vectors aren't needed.
 
 Shapes: B points, T = 7 tokens in 8 seats for each of H = 8 heads of D = 16 channels, N = 64 rows, C = 256 channels, R
 rows of an image, P = 4096 positions.
@@ -25,10 +25,10 @@ from segmint.model.sam.transformer import Attention
 
 @dataclass(frozen=True)
 class ProjectedImage:
-    """The shared image after one projection of an attention.
+    """Shared image after one projection of an attention.
 
     Attributes:
-        own: (H * D, P); before the first block, including positions and bias.
+        own: (H * D, P), which includes positions and bias before the first block.
         places: (H * D, P), the projected positional encoding plus the bias; (0, P) before the first block.
         weight: (H, D, C).
     """
@@ -54,7 +54,7 @@ class SharedBlock:
     Attributes:
         view: None in the first block, where all tokens attend to one image.
         queries: the image's queries for its attention to the tokens.
-        outward: (H, D, C), from values to what they add to the image, without its mean.
+        outward: (H, D, C), maps values to what they add to the image, without its mean.
         shared: (P, C), the shared image without its mean.
     """
 
@@ -122,7 +122,7 @@ def plan_image(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mas
 
 
 def _view(attention: Attention, shared: Tensor, places: Tensor) -> AttentionView:
-    # The keys' bias adds the same value to all scores of a query.
+    # The keys' bias would add the same value to all scores of a query.
     keys = _projected(attention.k_proj.weight, None, shared, places)
     return AttentionView(keys, shared @ attention.v_proj.weight.T, split_rows(attention.v_proj.weight, HEADS))
 
@@ -196,7 +196,7 @@ class DrawArguments:
     eps: float
 
     def draw(self, wanted: Tensor) -> Tensor:
-        """Return logits (B, 3, 256, 256) float32, arbitrary for points without a mask in `wanted` (B, 3)."""
+        """Return logits (B, 3, 256, 256) float32, which are arbitrary for points without a mask in `wanted` (B, 3)."""
         logits: Tensor = draw(
             self.images.scale,
             self.images.coefficients,
@@ -254,7 +254,7 @@ def _seated(x: Tensor) -> Tensor:
 
 
 def _prior(few: Tensor, weight: Tensor, images: PointImages) -> Tensor:
-    """Return scores (B, N, R) of projected tokens (B, H, 8, D) with the images' vectors through a weight (H, D, C)."""
+    """Return scores (B, N, R) between projected tokens (B, H, 8, D) and the images' vectors, by a weight (H, D, C)."""
     if not images.vectors.shape[1]:
         return few.new_zeros(len(few), ROWS, 0)
     projected = torch.unflatten(images.vectors @ weight.flatten(0, 1).T, 2, (HEADS, -1))
@@ -262,7 +262,7 @@ def _prior(few: Tensor, weight: Tensor, images: PointImages) -> Tensor:
 
 
 def _with_bias(vectors: Tensor, bias: Tensor) -> Tensor:
-    """Return the images' vectors (B, R, C) with `bias` (C,) added to the constant, without their mean over channels."""
+    """Return the images' vectors (B, R, C), with `bias` (C,) added to the constant, minus their mean over channels."""
     vectors = vectors.clone()
     vectors[:, CONSTANT] += bias
     return vectors - vectors.mean(dim=2, keepdim=True)

@@ -1,8 +1,8 @@
-"""Mask generation for a stream of images on an accelerator, which always has another crop to work on.
+"""Mask generation for a stream of images, in which the accelerator always has another crop to work on.
 
-After a crop is started, all earlier crops of this and the images before take one step (`crops.py`). A step waits for
-what its crop gave the device in the step before, so the crop that was started in between keeps the device busy. The
-last crops of an image wait while the first crop of the next image is encoded.
+After a crop is started, all earlier crops of this image and of the previous ones take one step (`crops.py`). A step
+waits for the work that the crop's previous step gave to the device. Meanwhile, the crop that was started in between
+keeps the device busy. The last crops of an image wait while the first crop of the next image is encoded.
 """
 
 import time
@@ -32,15 +32,16 @@ ImagePair = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
 _END = object()
 
 Progress = Callable[[int], object]
-"""Callback that receives the number of points of each finished crop, and can raise to end its image."""
+"""Callback that receives the number of points of each finished crop. It can raise to end the crop's image."""
 
 
 @dataclass(eq=False)
 class _StreamImage:
-    """An image in the stream: its crops, and the masks of those that are finished.
+    """Image in the stream: its crops, and the masks of the finished ones.
 
-    `pixels` keeps the host's arrays, which may be pinned, until all copies from them are done. `bytes` are those of the
-    pixels on the device. `use` waits for the copies of image and original; None before copying and after encoding.
+    `pixels` keeps the host's arrays, which may be pinned, until all copies from them are done. `bytes` is the size of
+    the pixels on the device. `use` waits for the copies of the image and the original; it is None before they are
+    copied and after they are encoded.
     """
 
     pixels: ImagePair
@@ -68,7 +69,7 @@ class _StreamImage:
 
 @dataclass(eq=False)
 class _StreamCrop:
-    """A crop in progress on the device; `index` is its place in the image, and `steps` are None at the end."""
+    """Crop in progress on the device. `index` is its position in the image, and `steps` is None at the end."""
 
     image: _StreamImage
     index: int
@@ -110,10 +111,10 @@ class ImageStream:
         copies: CopyStream,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """Initialize with a thread's objects. Without crops, `crops_per_batch` images are encoded together.
+        """Initialize with a thread's objects. If there are no crops, `crops_per_batch` images are encoded together.
 
         `max_bytes` limits the bytes on the device for pixels and masks of unfinished images, unless a single crop and
-        its image need more. Embeddings and the work of encoding come on top.
+        its image need more. Embeddings and the encoder's working memory come on top of that.
         """
         self._predictor = predictor
         self._settings = settings
@@ -123,16 +124,16 @@ class ImageStream:
         self._copies = copies
         self._max_bytes = max_bytes
         self._begun: deque[_StreamImage] = deque()  # in order, until their results are yielded
-        self._ahead: deque[_StreamImage] = deque()  # of these, the ones that aren't encoded yet
+        self._ahead: deque[_StreamImage] = deque()  # those of them that aren't encoded yet
         self._flying: deque[_StreamCrop] = deque()  # started and unfinished crops
 
     def find(
         self, images: Iterable[ImagePair | None], progress: Callable[[], Progress]
     ) -> Iterator[RawMasks | Exception]:
-        """Yield the masks of each image in order, or the exception that ended only this image.
+        """Yield the masks of each image in order, or the exception that ended this image but not the others.
 
-        None in `images` means that no image is ready yet: the earlier ones are continued in the meantime. `progress` is
-        called when an image begins and returns its callback.
+        None in `images` means that no image is ready yet, so the earlier ones are continued in the meantime. `progress`
+        is called when an image begins, and returns the callback for that image.
         """
         for encoded in self._encoded(iter(images), progress):
             earlier = list(self._flying)
@@ -168,14 +169,14 @@ class ImageStream:
         return pixels + sum(crop.bytes for crop in self._flying) + needed <= self._max_bytes
 
     def _make_room(self, needed: int) -> None:
-        """Continue the crops in progress until `needed` more bytes fit, or none are in progress."""
+        """Continue the crops in progress until `needed` more bytes fit, or no crops are in progress."""
         while self._flying and not self._has_room(needed):
             self._step(list(self._flying))
 
     def _encoded(
         self, source: Iterator[ImagePair | None], progress: Callable[[], Progress]
     ) -> Iterator[tuple[_StreamImage, int, Embedding] | None]:
-        """Yield each image and index of a crop once its encoding has started, or None if no image is ready.
+        """Yield each crop, as its image and index, once its encoding has started, or None if no image is ready.
 
         While the last crops of a batch of images are encoded, the next images are copied.
         """
@@ -234,7 +235,7 @@ class ImageStream:
             image.use = lambda: (whole(), finer())
 
     def _encode(self, part: list[tuple[_StreamImage, int]]) -> list[tuple[_StreamImage, int, Embedding]]:
-        """Encode crops together; if this fails for several images, encode them one by one with equal bits."""
+        """Encode crops together. If this fails for several images, encode the images one by one, with equal bits."""
         part = [(image, index) for image, index in part if image.error is None]
         if not part:
             return []
@@ -256,7 +257,7 @@ class ImageStream:
 
 
 def check_pair(image: NDArray[np.uint8], original: NDArray[np.uint8] | None, settings: MaskSettings) -> None:
-    """Raise ValueError for arrays that `MaskGenerator.find` does not take."""
+    """Raise ValueError for arrays that `MaskGenerator.find` doesn't accept."""
     for name, pixels in (("image", image), ("original", original)):
         if pixels is not None and (
             pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape

@@ -1,1 +1,1 @@
-"""Kernels in C++ for the CPU: one source for several instruction sets, with the same bits from all of them."""
+"""Kernels in C++ for the CPU. One source serves several instruction sets, and all of them give the same bits."""

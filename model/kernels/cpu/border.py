@@ -1,4 +1,4 @@
-"""Counts, boxes, and pixels of masks at the crop's resolution, by the kernels of `border.h`."""
+"""Counts, boxes, and pixels of masks at the crop's resolution, computed with the kernels of `border.h`."""
 
 import ctypes
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def suits(side: int, image_size: int) -> bool:
 
 @dataclass(frozen=True)
 class MeasuredMask:
-    """A mask that is measured but not drawn: the logits that its pixels use, and its measures.
+    """Mask that is measured but not drawn: the logits that its pixels use, and its measurements.
 
     Attributes:
         logits: (rows, columns) float32, a copy of a part of the mask's low-resolution logits.
@@ -137,9 +137,9 @@ def keep(logits: Tensor, numbers: NDArray[np.int64], down: Axis, across: Axis) -
 
 
 def draw(kernels: Kernels, mask: MeasuredMask, down: Axis, across: Axis, offset: float) -> NDArray[np.bool_]:
-    """Return the mask's pixels inside its box, (height, width) bool; `offset` is that of the measurement.
+    """Return the mask's pixels inside its box, (height, width) bool. `offset` is that of the measurement.
 
-    Raises RuntimeError if they don't have the measured area, because then the kernels are broken.
+    Raises RuntimeError if their number isn't the measured area, because that means that the kernels are broken.
     """
     x0, y0, x1, y1 = mask.box.tolist()
     pixels = np.zeros((y1 - y0 + 1, x1 - x0 + 1), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""Steps of the mask decoder that visit every position of the image, by the kernel of `decoding.h`."""
+"""Steps of the mask decoder that visit every position of the image, computed with the kernel of `decoding.h`."""
 
 import ctypes
 from dataclasses import dataclass
@@ -40,9 +40,9 @@ class ImagesInBlocks:
 
     Attributes:
         scale: (B, P).
-        coefficients: (B, P / 32, R, 32). With the rows of S steps, the last step's weights are first. The rows that the
-            image had before the first step follow those of this step, and then the rows of the norms.
-        vectors: (B, n, C), those of the last n rows.
+        coefficients: (B, P / 32, R, 32). The rows begin with the weights of the S steps, the last step first. After
+            them come the rows that the image had before the first step, and then the rows of the norms.
+        vectors: (B, n, C), the vectors of the last n rows.
         values: (B, steps * H, T, D), from which the vectors are computed, the last step first.
     """
 
@@ -55,8 +55,8 @@ class ImagesInBlocks:
     def before(cls, tokens: Tensor, heads: int, steps: int, coefficients: Tensor, vectors: Tensor) -> "ImagesInBlocks":
         """Return the images before the first of S `steps`, for prompts with `tokens` (B, T, C).
 
-        They are the shared image plus `coefficients` (B, K, P) of `vectors` (K, C), with K of 0 for the shared image
-        alone. There is room for the rows of all steps.
+        They are the shared image plus `coefficients` (B, K, P) of `vectors` (K, C). K is 0 for the shared image by
+        itself. There is room for the rows of all steps.
         """
         prompts, count, _ = tokens.shape
         _, own, positions = coefficients.shape
@@ -75,16 +75,17 @@ class ImagesInBlocks:
 class SharedStep:
     """Values that all prompts on an image share in a step, in the kernel's layout; all tensors are float32.
 
-    In a step, the image attends to the tokens and is normalized, and then the tokens attend to the image.
+    In each step, the image attends to the tokens and is normalized; then the tokens attend to the image.
 
     Attributes:
         kernels: the functions to use.
-        answer_own: (P / 32, H * D, 32), queries of the shared image; in the first step, including positions and bias.
+        answer_own: (P / 32, H * D, 32), queries of the shared image, which include positions and bias in the first
+            step.
         answer_places: (P / 32, H * D, 32), queries of the positions; None in the first step.
         squares: (P,), square sums of the shared image without its mean.
         projected: (P / 32, steps * H * D, 32), from values to products with the shared image.
-        constants: (P / 32, K, 32), products of the other vectors with the shared image: those that the image had
-            before the first step, and biases of earlier norms.
+        constants: (P / 32, K, 32), products of the other vectors with the shared image. These vectors are the ones that
+            the image had before the first step, and the biases of earlier norms.
         look_own: (P / 32, H * D, 32), keys of the shared image.
         look_places: (P / 32, H * D, 32), keys of the positions.
         look_values: (P, H * D).
@@ -116,8 +117,8 @@ class SharedStep:
     ) -> "SharedStep":
         """Return a step from the projections (H, D, P) of the image and the positions.
 
-        `norm` are square sums (P,), products with the maps of values (steps * H, D, P) and with constants (K, P),
-        C, and epsilon. `look` are two projections and values (H, P, D).
+        `norm` contains the square sums (P,), the products with the maps of values (steps * H, D, P) and with constants
+        (K, P), C, and epsilon. `look` contains two projections and the values (H, P, D).
         """
         squares, projected, constants, channels, epsilon = norm
         own, places = answer
@@ -142,11 +143,11 @@ class SharedStep:
     ) -> tuple[Tensor, Tensor]:
         """Replace scale and coefficients of `images`, and return the tokens' attention to them.
 
-        `answer` are the tokens' keys (B, H, T, D), scaled, and their products (B, H * T, n) with the queries of the
-        n prior vectors. `gram` (B, N, N) are the products of the vectors before the norm, of which `images` has the
-        values. `look` are queries (B, H, Q, D), scaled, and products (B, H * Q, N + 1) with the keys of the vectors
-        after the norm. Returns weighted means of the shared image's values, (B, H, Q, D), and of the coefficients,
-        (B, H * Q, N + 1). Raises ValueError for shapes that don't fit.
+        `answer` contains the tokens' scaled keys (B, H, T, D), and their products (B, H * T, n) with the queries of the
+        n prior vectors. `gram` (B, N, N) contains the products of the vectors before the norm; `images` has their
+        values. `look` contains the scaled queries (B, H, Q, D), and their products (B, H * Q, N + 1) with the keys of
+        the vectors after the norm. Returns the weighted means of the shared image's values, (B, H, Q, D), and of the
+        coefficients, (B, H * Q, N + 1). Raises ValueError for shapes that don't fit.
         """
         keys, answer_prior = answer
         queries, look_prior = look

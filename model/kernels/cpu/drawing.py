@@ -1,4 +1,4 @@
-"""Low-resolution logits of masks from images in factors, by the kernel of `drawing.h`."""
+"""Low-resolution logits of masks from factored images, computed with the kernel of `drawing.h`."""
 
 import ctypes
 import math
@@ -45,8 +45,8 @@ class _Prompt(ctypes.Structure):
 def suits(drawn: Tensor, second: Tensor) -> bool:
     """Return whether the kernel fits a shared image after the first step and the second step's weight (out, in).
 
-    It does for an image (P, 256) and a weight (128, 64), both float32 on the CPU, if P is the square of a multiple of
-    32.
+    The kernel fits an image (P, 256) and a weight (128, 64), both float32 on the CPU, if P is the square of a multiple
+    of 32.
     """
     fits = drawn.shape[1:] == (_PARTS * _HIDDEN,) and second.shape == (_PARTS * _FINAL, _HIDDEN)
     is_float = drawn.dtype == second.dtype == torch.float32 and drawn.device.type == "cpu"
@@ -56,13 +56,13 @@ def suits(drawn: Tensor, second: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Upscaler:
-    """The output upscaling of one image in the kernel's layout, shared by all its prompts; all tensors are float32.
+    """Output upscaling of one image in the kernel's layout, which all of its prompts share. All tensors are float32.
 
     Attributes:
         kernels: the functions to use.
         shared: (P / 32, 256, 32), the shared image after the first step.
         first_added: (P / 32, 256, 32), added to the output of the first step, or None.
-        second_added: (P / 32, 512, 32), added to that of the second step, or None.
+        second_added: (P / 32, 512, 32), added to the output of the second step, or None.
         norm: (2, 64), weight and bias.
         second: (64, 128), weight of the second step, inputs first.
         second_bias: (128,).
@@ -90,9 +90,10 @@ class Upscaler:
     ) -> "Upscaler":
         """Return the upscaling of a shared image after the first step, without bias, `drawn` (P, 256).
 
-        `second` are weight (128, 64) and bias (128,) of the second step. SAM 2.1 adds maps of the image to the output
-        of both steps: `first_added` (P, 256) and `second_added` (P, 512), each with a position's pixels in the order of
-        the steps, then channels. Raises ValueError for what doesn't suit the kernel.
+        `second` contains the weight (128, 64) and the bias (128,) of the second step. SAM 2.1 adds maps of the image to
+        the output of both steps: `first_added` (P, 256) and `second_added` (P, 512). Each contains a position's pixels
+        in the order of the steps, and then the channels of each pixel. Raises ValueError for anything that doesn't suit
+        the kernel.
         """
         weight, bias = second
         if not suits(drawn, weight):
@@ -126,7 +127,7 @@ class Upscaler:
         """Draw a prompt's masks into `logits` (N, 4S, 4S), contiguous, for S x S positions.
 
         The image's factors are `scale` (P,), `coefficients` (P / 32, R, 32), and `vectors` (R, 256) after the first
-        step, and the masks' `filters` are (N, 32), with N up to 4. All are float32. Each of `threads` draws a part of
+        step. The masks' `filters` are (N, 32), with N up to 4. All are float32. Each of the `threads` draws a part of
         the image. Raises ValueError for other shapes.
         """
         rows, masks = len(vectors), len(filters)

@@ -1,8 +1,7 @@
 """Loader of the library of CPU kernels.
 
-The library is optional. `usable_kernels` returns it, or None where it can't be used; then `reason` says why in
-one line.
-Calls release the GIL, start no threads, and write only to their output.
+The library is optional. `usable_kernels` returns it, or None if it can't be used; then, `reason` says why in one line.
+Calls release the GIL, don't start any threads, and only write to their output.
 """
 
 import ctypes
@@ -17,7 +16,7 @@ LANES16 = "lanes16-1"
 """Name of the kernels' algorithm in a dataset's numerics. Every instruction set gives its bits; change it with them."""
 
 DOT = f"{LANES16}+dot"
-"""The same for kernels that draw with products of bfloat16 numbers."""
+"""Name of the algorithm for kernels that draw with products of bfloat16 numbers."""
 
 INTERFACE = 4
 """Number of the functions' interface; `library.cpp` has the same number."""
@@ -25,7 +24,7 @@ INTERFACE = 4
 _FAST = ("avx512bf16", "avx512", "avx2", "neon")
 
 WITH_DOT = ("avx512bf16", "scalar")
-"""Instruction sets whose kernels can draw in bf16; scalars emulate AVX512_BF16 for tests."""
+"""Instruction sets whose kernels can draw in bf16. The scalar ones emulate AVX512_BF16 for tests."""
 
 
 class KernelsError(RuntimeError):
@@ -58,14 +57,14 @@ class Kernels:
 def usable_kernels(dot: bool = False) -> Kernels | None:
     """Return the kernels for this CPU's best instruction set, loaded once per process; None if torch must do.
 
-    With `dot`, they draw in bfloat16, or are None if they can't.
+    With `dot`, the kernels draw in bfloat16; the result is None if they can't.
     """
     found = _kernels_or_reason(dot)
     return found if isinstance(found, Kernels) else None
 
 
 def reason(dot: bool = False) -> str | None:
-    """Return why `usable_kernels` returns None, for a message; None if there are kernels."""
+    """Return why `usable_kernels` returns None, for a message, or None if there are kernels."""
     found = _kernels_or_reason(dot)
     return None if isinstance(found, Kernels) else found
 
@@ -90,8 +89,8 @@ def load_kernels(instruction_set: str | None = None, path: Path | None = None) -
     """Load the library, by default the one of this package, and check that it was built from the sources here.
 
     An installed wheel has no sources, so only the interface is checked there. `instruction_set` defaults to the best
-    that the CPU has of those that are faster than torch. Raises `KernelsError` for a library that is missing, broken,
-    stale, or of another interface, and for a CPU without the instruction set.
+    one that the CPU has and that is faster than torch. Raises `KernelsError` if the library is missing, broken, stale,
+    or has another interface, or if the CPU lacks the instruction set.
     """
     path = path or FOLDER / LIBRARY
     if not path.exists():
