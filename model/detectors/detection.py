@@ -93,7 +93,7 @@ def tiles(height: int, width: int, side: int, overlap: int) -> list[Tile]:
     """Return windows of at most `side` pixels per side that cover the image, rows first.
 
     Neighbors share at least `overlap` pixels, so anything smaller is entirely inside one of them. All windows have the
-    same size, which is no larger than needed. Raises ValueError unless 0 <= overlap < side.
+    same size, no larger than needed. Raises ValueError unless 0 <= overlap < side.
     """
     if not 0 <= overlap < side:
         raise ValueError(f"the overlap is {overlap} px for tiles of {side} px: expected 0 <= overlap < side")

@@ -334,9 +334,9 @@ def _cutouts(frame: "Frame", records: "Sequence[MaskRecord]", drawn_from: str) -
 def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFile | None":
     """Return the existing masks, or None if they must be made, or made again because the settings have changed.
 
-    Raises `_OtherFileError` if the existing file belongs to another photograph. For files next to a photograph, there
-    is no folder record that protects against changed settings, so it is also raised for masks with other settings and
-    for foreign files.
+    Raises `_OtherFileError` if the existing file belongs to another photograph. For files next to a photograph, it is
+    also raised for masks with other settings and for foreign files, because no folder record protects against changed
+    settings.
     """
     from segmint.pipeline.masks.document import read_document
 

@@ -136,8 +136,8 @@ def watched(
     """Watch one window of `rows` rows, and set up Ray Data's context for it.
 
     The bars continue from the earlier windows. Yields the watch. Call its `moved` method after each shard.
-    `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called when there
-    is no progress, and returns whether a store doesn't respond. `stages` maps parts of operator names to bar names.
+    `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called while
+    nothing progresses, and returns whether a store doesn't respond. `stages` maps parts of operator names to bar names.
     `resized` is called once when the number of nodes has halved. It is also called when the number has doubled, unless
     the pools grow with it (`grows`).
     """
