@@ -1,7 +1,7 @@
 """ONNX graphs of SAM: the prompt encoder with the mask decoder, and the image encoder.
 
 The decoder's inputs and outputs have the same names, shapes, and meanings as in the `segment-anything` package's
-export, so our files work with programs written for it.
+export, so our files work with programs that were written for that export.
 """
 
 import warnings
@@ -23,7 +23,7 @@ OPSET = 17
 
 
 HIGH_RES = ("high_res_feats_1", "high_res_feats_0")
-"""Names of the high-resolution features: those of the second and of the first stage."""
+"""Names of the high-resolution features of the second and of the first stage."""
 
 
 class DecoderGraph(nn.Module):
@@ -46,16 +46,16 @@ class DecoderGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return mask logits (1, C, H, W), predicted IoUs (1, C), and low-resolution logits (1, C, 256, 256).
 
-        C is 4: the mask for multi-point prompts, then those for whole, part, and subpart, in no guaranteed order. With
-        `single_mask`, C is 1: the first of the four for three or more points, otherwise the one of the other three with
-        the highest predicted IoU. A box is two points, even if padding follows it.
+        C is 4: the mask for multi-point prompts, then the masks for whole, part, and subpart, in no guaranteed order.
+        With `single_mask`, C is 1: the first of the four for three or more points, otherwise the one with the highest
+        predicted IoU among the other three. A box counts as two points, even if padding follows it.
 
         All inputs are float32. `image_embeddings` is (1, 256, 64, 64). `point_coords` (1, N, 2) are (x, y) in pixels of
         the encoder's 1024x1024 input, with `point_labels` (1, N) as for `PromptEncoder.embed_labeled`: box corners are
-        points, and a prompt without a box ends in a padding point. `mask_input` (1, 1, 256, 256) are logits of an
-        earlier prediction, ignored if `has_mask_input` (1,) is 0. `orig_im_size` (2,) is the image's (H, W). `high_res`
-        are the image's high-resolution features, if the model has them. SAM 2's prompts with a box end in a padding
-        point, too.
+        points, and a prompt without a box ends in a padding point. `mask_input` (1, 1, 256, 256) contains the logits of
+        an earlier prediction, and is ignored if `has_mask_input` (1,) is 0. `orig_im_size` (2,) is the image's (H, W).
+        `high_res` are the image's high-resolution features, if the model has them. For SAM 2, prompts with a box also
+        end in a padding point.
         """
         encoder = self.sam.prompt_encoder
         dense = torch.where(has_mask_input != 0, encoder.mask_downscaling(mask_input), encoder.dense_without_mask())
@@ -92,7 +92,7 @@ class EncoderGraph(nn.Module):
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Encode an image, (h, w, 3) uint8 RGB whose longer side is 1024 pixels, as (1, 256, 64, 64).
 
-        A side over 1024 pixels is an error, even in the exported graph, because it would need padding of negative size.
+        A side over 1024 pixels is an error, even in the exported graph, because its padding would have a negative size.
         For a stretched model, the image is (1024, 1024, 3) float32 of 0 to 255, and its high-resolution features follow
         the embedding.
         """
@@ -140,7 +140,7 @@ def _export(
     outputs: Sequence[str],
     dynamic: Mapping[str, Mapping[int, str]],
 ) -> None:
-    # Without gradients, products use oneDNN operators that ONNX lacks (`products.py`).
+    # Without gradients, products would use oneDNN operators, which ONNX lacks (`products.py`).
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fixed sizes in the trace and the legacy exporter are both intended
         torch.onnx.export(

@@ -23,16 +23,16 @@ CUDA_BATCH = 7
 
 
 class CompilationError(RuntimeError):
-    """Raised if `torch.compile` fails and a compiled image encoder is required."""
+    """Error if `torch.compile` fails and a compiled image encoder is required."""
 
 
 class BatchEncoder:
-    """Runner of one SAM's image encoder; create it after the model has its device, dtype, and weights.
+    """Runner of one SAM's image encoder. Create it after the model has its device, dtype, and weights.
 
-    For MobileSAM's encoder in float32, it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`); folded
-    bfloat16 weights would be rounded twice. Otherwise, it runs the model's encoder. In bfloat16, torch's kernels still
-    compute statistics of layer norms and softmax in float32. If compilation fails, the encoder runs eagerly from then
-    on, with a RuntimeWarning; with `must_compile`, it raises `CompilationError`.
+    For MobileSAM's encoder in float32, it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`). This
+    isn't done in bfloat16, because folded weights would be rounded twice. Otherwise, it runs the model's encoder. In
+    bfloat16, torch's kernels still compute statistics of layer norms and softmax in float32. If compilation fails, the
+    encoder runs eagerly from then on, with a RuntimeWarning; with `must_compile`, it raises `CompilationError`.
     """
 
     def __init__(self, sam: Sam, compile_mode: CompileMode | None = None, must_compile: bool = False) -> None:
@@ -52,11 +52,11 @@ class BatchEncoder:
     def __call__(self, images: Sequence[Tensor], batch_size: int | None = None) -> list[tuple[Tensor, ...]]:
         """Return an embedding (1, 256, 64, 64) in the decoder's dtype for each image, in order.
 
-        If the model has high-resolution features, they follow the embedding. `images` are (h, w, 3) RGB, uint8 or
-        float of 0 to 255, on any device, with neither side larger than the encoder's input. Every batch
-        contains exactly `batch_size` images, and the last one is padded with empty images. Shapes are therefore static,
-        and an image's arithmetic only depends on `batch_size`, not on the number of images. Raises ValueError for a
-        `batch_size` below 1 or above `MAX_BATCH`.
+        If the model has high-resolution features, they follow the embedding. `images` are (h, w, 3) RGB, uint8 or float
+        of 0 to 255, on any device, with neither side larger than the encoder's input. Every batch contains exactly
+        `batch_size` images, and the last one is padded with empty images. Therefore, shapes are static, and an image's
+        arithmetic depends only on `batch_size`, not on the number of images. Raises ValueError for a `batch_size` below
+        1 or above `MAX_BATCH`.
         """
         size = default_batch_size(self.sam.device) if batch_size is None else batch_size
         if not 1 <= size <= MAX_BATCH:
@@ -69,7 +69,7 @@ class BatchEncoder:
         return embeddings
 
     def before_each_layer(self, call: Callable[[], None]) -> None:
-        """Register a callback to run before each layer, in the encoding thread; a compiled encoder ignores it."""
+        """Register a callback to run before each layer, in the encoding thread. A compiled encoder ignores it."""
         for module in self._eager.modules():
             if not any(module.children()):
                 module.register_forward_pre_hook(lambda *_: call())
@@ -109,12 +109,12 @@ class BatchEncoder:
             return encoded
         if self._mode != "reduce-overhead":
             return encoded
-        # The next replay of a CUDA graph overwrites its output.
+        # The next replay of a CUDA graph would overwrite its output.
         return tuple(maps.clone() for maps in encoded) if isinstance(encoded, tuple) else encoded.clone()
 
 
 def compile_arguments(mode: CompileMode, device: torch.device) -> dict[str, Any]:
-    """Return the arguments of `torch.compile` for a mode; on a GPU, the default mode does not select kernels by timing.
+    """Return the arguments of `torch.compile` for a mode. On a GPU, the default mode doesn't select kernels by timing.
 
     The other modes select kernels by timing, and each kernel may round differently, so two processes may differ.
     """

@@ -1,8 +1,8 @@
 """Factored images of prompts: a scaled image that all prompts share, plus a few vectors per prompt.
 
-A two-way block adds to each of the image's P = 4096 positions the result of its attention to T = 7 tokens with H = 8
-heads, and normalizes. Between prompts, the positions only differ by those 56 vectors, so no prompt needs products of
-4096 x 256 matrices. Its image is stored as
+For each of the image's P = 4096 positions, a two-way block adds the result of the position's attention to T = 7 tokens
+with H = 8 heads, and then normalizes. Between prompts, the positions only differ by those 56 vectors, so no prompt
+needs products of 4096 x 256 matrices. A prompt's image is stored as
 
     x = s X + D^T U
 
@@ -14,8 +14,8 @@ this form without approximation:
    has mean 0, C var(y) = s^2 |Y|^2 + sum of D * (2 s (U Y^T) + (U U^T) D) over the rows, and the layer norm of y is
    (s / std) (Y gamma) + (D / std)^T (U gamma) + 1^T beta, which has one more row.
 
-Products with X are also shared and computed once per image: the projections X W of each attention, and U Y^T, as U = v
-M for the few values v (H * T, 16) of a prompt and a matrix M of weights.
+Products with X are also shared and computed once per image. These are the projections X W of each attention, and U Y^T,
+because U = v M for the few values v (H * T, 16) of a prompt and a matrix M of weights.
 
 Shapes: B prompts, C = 256 channels, D = 16 channels per head, R rows (56 + 1 per block), N vectors per head.
 """
@@ -32,11 +32,12 @@ from segmint.model.sam.transformer import Attention
 
 @dataclass(frozen=True)
 class FactoredImage:
-    """The images of B prompts after one or more blocks, x = scale * X + coefficients^T vectors.
+    """Images of B prompts after one or more blocks, x = scale * X + coefficients^T vectors.
 
     Attributes:
         scale: (B, 1, P).
-        coefficients: (B, R, P); rows of attended values, starting with the last block, then a row for each norm.
+        coefficients: (B, R, P), the rows of attended values, starting with the last block, and then a row for each
+            norm.
         vectors: (B, R, C).
         values: (B, blocks * H, T, D), from which the first rows' vectors are computed, in the same order.
     """
@@ -59,7 +60,7 @@ class SharedScores:
     """Part of the scores between a few vectors and the image that all prompts share: one attention's projection.
 
     Attributes:
-        own: (H, D, P), the projected shared image; before the first block, including positions and bias.
+        own: (H, D, P), the projected shared image, which includes positions and bias before the first block.
         places: (H, D, P), the projected positional encoding plus the bias; None before the first block.
         weight: (H, D, C) of the projection.
     """
@@ -113,7 +114,7 @@ class SharedView:
     def project(self, attention: Attention, own: Tensor, mixed: Tensor) -> Tensor:
         """Return the attention's output (B, N, C) from A s X W, `own` (B, H, N, D), and A D^T U, `mixed` (B, H * N, C).
 
-        Weights of the attention are A, and the other factors are those of `attend`.
+        A contains the weights of the attention, and the other factors are those of `attend`.
         """
         values = own + torch.einsum("bhnc,hdc->bhnd", torch.unflatten(mixed, 1, own.shape[1:3]), self.weight)
         out: Tensor = attention.out_proj(join_heads(values) + attention.v_proj.bias)
@@ -170,7 +171,7 @@ class SharedNorm:
         return torch.cat([vectors, self.constants.expand(len(values), -1, -1)], dim=1)
 
     def after_norm(self, vectors: Tensor) -> Tensor:
-        """Return the vectors (B, R + 1, C) after the norm, which adds one for its bias."""
+        """Return the vectors (B, R + 1, C) after the norm, which adds a vector for its bias."""
         bias = self.norm.bias.expand(len(vectors), 1, -1)
         return torch.cat([vectors * self.norm.weight, bias], dim=1)
 

@@ -1,14 +1,14 @@
-"""Sizes of a model's input, embedding, and low-resolution masks, and how images are placed in the input."""
+"""Sizes of a model's input, embedding, and low-resolution masks, and the placement of images in the input."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Placement = Literal["padded", "stretched"]
-"""Placement of an image in the square input, which also determines how its masks get back to the frame.
+"""Placement of an image in the square input, which also determines how masks are mapped back to the frame.
 
-- `padded` (SAM): The longer side becomes the input's side, and the rest is padding on the right or at the bottom. Masks
-  are interpolated to the input, lose its padding, and are interpolated to the frame.
-- `stretched` (SAM 2): Both sides become the input's side. Masks are interpolated to the frame in one step.
+- `padded` (SAM): The longer side is resized to the input's side, and the rest is padding on the right or at the bottom.
+  Masks are interpolated to the input, the padding is removed, and then they are interpolated to the frame.
+- `stretched` (SAM 2): Both sides are resized to the input's side. Masks are interpolated to the frame in one step.
 
 Every interpolation of masks is bilinear with `align_corners=False`.
 """
@@ -45,12 +45,12 @@ class Geometry:
         return 4 * self.embedding_size
 
     def mask_axis(self, filled: int, pixels: int) -> tuple[int, int, int, int]:
-        """Return one axis of the way from low-resolution masks to the frame, as arguments of `interpolation`.
+        """Return the steps from low-resolution masks to the frame along one axis, as arguments of `interpolation`.
 
         `filled` and `pixels` are the image's sides along the axis, in the input and in the frame.
         """
         if self.placement == "stretched":
-            # Interpolation to the same size changes nothing, so only one step remains.
+            # Interpolation to the same size doesn't change anything, so only one step remains.
             return self.low_res_size, pixels, pixels, pixels
         return self.low_res_size, self.image_size, filled, pixels
 

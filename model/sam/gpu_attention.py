@@ -1,6 +1,6 @@
-"""Selection of attention kernels on a GPU, fixed by the weights' dtype because each kernel rounds differently.
+"""Selection of attention kernels on a GPU. Only the weights' dtype decides, because each kernel rounds differently.
 
-By default, `F.scaled_dot_product_attention` may use cuDNN depending on its version and the environment.
+By default, `F.scaled_dot_product_attention` may use cuDNN, depending on its version and the environment.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 AttentionKernels = Literal["triton", "flash", "efficient"]
-"""Our kernels, which support relative positions, or one of torch's two."""
+"""Our kernels, which support relative positions, or one of torch's two kinds."""
 
 _TRITON = find_spec("triton") is not None
 _HALF = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
@@ -30,8 +30,8 @@ def attention_kernels(dtype: torch.dtype) -> AttentionKernels:
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
     """Run `F.scaled_dot_product_attention`, on a GPU with the torch kernels that `attention_kernels` selects.
 
-    Where it selects ours, torch's flash attention is used. GPUs that lack a kernel use the next one in a fixed order,
-    never cuDNN's.
+    If it selects ours, torch's flash attention is used. If a GPU lacks a kernel, the next one in a fixed order is used,
+    but never cuDNN's.
     """
     if q.device.type != "cuda":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)

@@ -1,8 +1,8 @@
 """SAM 2's image encoder: Hiera (arXiv 2306.00989) with a feature pyramid (SAM 2 paper, arXiv 2408.00714, Section 4).
 
-Four stages halve the resolution and double the channels: maps of 256, 128, 64, and 32 positions per side. The third is
-the image embedding, after the fourth is added to it. The first two are the high-resolution features, which the mask
-decoder adds while it upscales the embedding.
+Four stages, each of which halves the resolution and doubles the channels, give maps of 256, 128, 64, and 32 positions
+per side. The third map becomes the image embedding after the fourth one is added to it. The first two maps are the
+high-resolution features, which the mask decoder adds while it upscales the embedding.
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ class ImageEncoderHiera(nn.Module):
     """Image encoder that maps normalized images to embeddings and high-resolution features.
 
     It includes the parts of SAM 2 that only depend on the image: the projections of the high-resolution features, and
-    the embedding of "no memory", which a still image gets in place of earlier frames.
+    the embedding of "no memory", which replaces the earlier frames for a still image.
     """
 
     high_res_channels = HIGH_RES_CHANNELS
@@ -96,7 +96,7 @@ class ImageEncoderHiera(nn.Module):
 
 
 class Hiera(nn.Module):
-    """The trunk: transformer blocks over maps whose resolution halves between stages."""
+    """Trunk of the encoder: transformer blocks over maps whose resolution halves between stages."""
 
     def __init__(self, shape: HieraShape) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Hiera(nn.Module):
         for stage, (depth, width) in enumerate(zip(shape.depths, shape.widths, strict=True)):
             for number in range(depth):
                 pools = stage > 0 and number == 0
-                # A block that pools attends within the windows of the stage before, whose positions it receives.
+                # A block that pools attends within the windows of the previous stage, whose positions it receives.
                 window = shape.windows[stage - pools] if len(blocks) not in shape.global_blocks else None
                 blocks.append(HieraBlock(width >> pools, width, shape.heads << stage, window, pools))
         self.blocks = nn.ModuleList(blocks)
@@ -147,8 +147,8 @@ class PatchEmbed(nn.Module):
 class HieraBlock(nn.Module):
     """Pre-norm transformer block with attention within windows, or over the whole map if `window` is None.
 
-    If it `pools`, it is the first block of a stage and halves the resolution: the queries are pooled before the
-    attention, and so is a projection of the block's input, to which the result is added.
+    If it `pools`, it is the first block of a stage and halves the resolution. The queries are pooled before the
+    attention. A projection of the block's input, to which the result is added, is pooled as well.
     """
 
     def __init__(self, width: int, width_out: int, heads: int, window: int | None, pools: bool) -> None:
@@ -186,7 +186,7 @@ class PooledAttention(nn.Module):
         height, width = x.shape[1:3]
         side = window or height
         # The zeros that pad the last windows are attended to like any token, as in training. Their q, k, and v are just
-        # the bias, so the product excludes them and the sum doesn't.
+        # the bias, so they are left out of the product but not of the sum.
         qkv = torch.unflatten(linear(x.flatten(0, 2), self.qkv.weight), 0, x.shape[:3])
         q, k, v = (partition_windows(qkv, side) + self.qkv.bias).chunk(3, dim=-1)
         if pools:
@@ -206,7 +206,7 @@ class FeaturePyramid(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(width, EMBEDDING_CHANNELS, kernel_size=1) for width in reversed(widths))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Return the maps of all stages but the last, (B, 256, H, W) each, from those of all stages."""
+        """Return the maps of all stages except the last one, (B, 256, H, W) each, from the maps of all stages."""
         *finer, before_last, last = (conv(map_) for conv, map_ in zip(reversed(list(self.convs)), maps, strict=True))
         added = before_last + F.interpolate(last, scale_factor=2.0, mode="nearest")
         return [*finer, added]

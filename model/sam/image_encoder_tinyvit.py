@@ -37,7 +37,7 @@ class ImageEncoderTinyViT(nn.Module):
                 AttentionStage(WIDTHS[3], DEPTHS[3], WINDOWS[2], None),
             ]
         )
-        # The checkpoint includes its ImageNet classifier; these two exist so that it loads strictly.
+        # The checkpoint includes its ImageNet classifier. These two layers exist so that the checkpoint loads strictly.
         self.norm_head = nn.LayerNorm(WIDTHS[3])
         self.head = nn.Linear(WIDTHS[3], CLASSES)
         self.neck = embedding_neck(WIDTHS[3])
@@ -51,11 +51,11 @@ class ImageEncoderTinyViT(nn.Module):
         return embedding
 
     def folded(self) -> Self:
-        """Return a copy for inference only with batch norms folded into convolutions, a fifth faster on a CPU.
+        """Return a copy with batch norms folded into convolutions, only for inference; it is a fifth faster on a CPU.
 
-        Embeddings differ by less than 1e-5. The copy stores convolution weights channels last, and its state dict's
-        names differ from those of checkpoints. Raises ValueError in training mode, where batch norms depend on the
-        batch.
+        Embeddings differ by less than 1e-5. The copy stores the weights of convolutions with channels last, and the
+        names in its state dict differ from those in checkpoints. Raises ValueError in training mode, in which batch
+        norms depend on the batch.
         """
         if self.training:
             raise ValueError("the encoder is in training mode: call .eval() before folding batch norms")
@@ -187,7 +187,7 @@ class TinyViTBlock(nn.Module):
 class WindowAttention(nn.Module):
     """Multi-head self-attention in one window, with a learned bias per |dy|, |dx|.
 
-    The norm is inside, so the zeros that pad a window are normalized too and become the norm's bias.
+    The norm is part of this layer, so the zeros that pad a window are normalized too and become the norm's bias.
     """
 
     def __init__(self, width: int, heads: int, window: int) -> None:

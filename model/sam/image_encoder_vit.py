@@ -14,8 +14,8 @@ from segmint.model.sam.products import Linear, linear
 WINDOW = 14
 NORM_EPS = 1e-6
 
-# Logits per head whose position terms are materialized at once: 1 MB in float32, one row of 64 queries on the full map.
-# On a CPU, this is twice as fast as all 4096 at once, whose terms would take 800 MB in ViT-B.
+# Number of logits per head whose position terms are materialized at once: 1 MB in float32, or one row of 64 queries on
+# the full map. On a CPU, this is twice as fast as all 4096 queries at once, whose terms would take 800 MB in ViT-B.
 BAND_ELEMENTS = 1 << 18
 
 
@@ -55,8 +55,8 @@ class ImageEncoderViT(nn.Module):
         """Encode (B, 3, S, S) as (B, 256, S / 16, S / 16)."""
         x = self.patch_embed(image) + self.pos_embed
         if x.device.type != "cpu":
-            # A convolution puts channels first, sums keep that order, and each norm and product would copy it. On a
-            # CPU, the rounding of the neck's convolution depends on the order.
+            # A convolution puts channels first and sums keep that order, so each norm and product would have to copy
+            # the map. On a CPU, the rounding of the neck's convolution depends on the order.
             x = x.contiguous()
         for block in self.blocks:
             x = block(x)
@@ -130,8 +130,8 @@ class RelativeAttention(nn.Module):
         heads = torch.unflatten(qkv.flatten(1, 2), -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads.contiguous().unbind(0)
         rows, columns = self._position_logits(q)
-        # Neither is faster everywhere: a CPU's kernel is fastest on short bands whose logits fit in the cache, and a
-        # GPU's on one call without a mask.
+        # Neither method is faster everywhere. A CPU's kernel is fastest on short bands whose logits fit in the cache,
+        # and a GPU's kernel in one call without a mask.
         attend_by = attend_in_bands if q.device.type == "cpu" else attend_with_extended_keys
         attended = torch.unflatten(join_heads(attend_by(q, k, v, rows, columns)), 1, (side, side))
         return merge_windows(attended, x.shape[1], x.shape[2])
@@ -152,7 +152,7 @@ def attend_in_bands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tens
     """Return softmax(q kᵀ / sqrt(D) + rows + columns) v, computed for a few rows of queries at a time.
 
     q, k, and v are (B, heads, side², D). `rows` and `columns` (B, heads, side², side) are the terms that the row and
-    the column of each key add to its logit. Their sum takes (band, side²) per head, never (side², side²). Bands do not
+    the column of each key add to its logit. Their sum takes (band, side²) per head, never (side², side²). Bands don't
     change the bits of the result, which is (B, heads, side², D).
     """
     side = rows.shape[-1]
@@ -177,8 +177,8 @@ def attend_with_extended_keys(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, col
 
         q·k / sqrt(D) + rows[y] + columns[x] = [q / sqrt(D), rows, columns] · [k, e(y), e(x)]
 
-    So q and k need D + 2 * side dimensions. These and v's D are padded with zeros to one multiple of 8, as the fused
-    kernels of GPUs require.
+    So q and k need D + 2 * side dimensions. These and the D dimensions of v are padded with zeros to the same multiple
+    of 8, as the fused kernels of GPUs require.
     """
     side, dimensions = rows.shape[-1], q.shape[-1]
     one_hot = torch.eye(side, dtype=k.dtype, device=k.device)

@@ -1,4 +1,4 @@
-"""Construction of SAM with random weights or from a checkpoint, whose architecture is detected."""
+"""Construction of a SAM with random weights, or from a checkpoint whose architecture is detected."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,20 +32,20 @@ SAM2_NAMES = (
     (r"(.*\.mlp)\.layers\.0\.", r"\1.lin1."),
     (r"(.*\.mlp)\.layers\.1\.", r"\1.lin2."),
 )
-"""Patterns for the beginning of names in SAM 2's checkpoints, with what replaces it in ours, in this order."""
+"""Patterns for the beginnings of names in SAM 2's checkpoints, and their replacements in our names, in this order."""
 
 SAM2_MEMORY = (
     *("maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial", "mask_downsample."),
     *("memory_attention.", "memory_encoder.", "obj_ptr_proj.", "obj_ptr_tpos_proj."),
 )
-"""Tensors, and modules with a dot, of SAM 2's checkpoints that only serve videos and aren't loaded."""
+"""Names of tensors and, with a dot, of modules in SAM 2's checkpoints that are only for videos and aren't loaded."""
 
 _DECODER_LAYER = re.compile(r"mask_decoder\.transformer\.layers\.(\d+)\.")
 _HIERA_BLOCK = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.")
 
 
 class SamWeightsError(ValueError):
-    """Raised for a file or a state dict that does not contain the weights of a SAM."""
+    """Error for a file or a state dict that doesn't contain the weights of a SAM."""
 
 
 def build_sam(architecture: Architecture, decoder_depth: int = 2) -> Sam:
@@ -85,7 +85,7 @@ def load_sam(path: str | Path, device: str | torch.device = "cpu") -> Sam:
 
 
 def inspect_checkpoint(path: str | Path) -> tuple[Architecture, int]:
-    """Return a checkpoint's architecture and mask decoder depth, only from its names and shapes.
+    """Return a checkpoint's architecture and mask decoder depth, which only depend on its names and shapes.
 
     Raises the same errors as `load_sam`.
     """
@@ -96,7 +96,7 @@ def inspect_checkpoint(path: str | Path) -> tuple[Architecture, int]:
 
 
 def read_state(path: str | Path, device: str) -> Any:
-    """Return the contents of a PyTorch checkpoint, of which only tensors are unpickled. Raises as `load_sam` does."""
+    """Return the contents of a PyTorch checkpoint. Only tensors are unpickled. Raises the errors of `load_sam`."""
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except OSError:
@@ -128,10 +128,10 @@ def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:
 
 
 def with_our_names(state: Any) -> Any:
-    """Return the state dict of a SAM 2 checkpoint under our names and without `SAM2_MEMORY`; anything else unchanged.
+    """Return a SAM 2 checkpoint's state dict with our names and without `SAM2_MEMORY`; return anything else unchanged.
 
     Such a checkpoint contains the state dict as its only item, `model`. Raises SamWeightsError if two of its tensors
-    have the same name of ours.
+    would get the same name.
     """
     inner = state["model"] if isinstance(state, Mapping) and set(state) == {"model"} else state
     if not isinstance(inner, Mapping) or not any(str(name).startswith("sam_mask_decoder.") for name in inner):
@@ -158,8 +158,8 @@ def is_memory(name: str) -> bool:
 def detect_architecture(state: Any) -> tuple[Architecture, int]:
     """Return the architecture and the mask decoder's depth of a state dict.
 
-    The encoder is identified by its position embedding's width, or by TinyViT's stages, and the depth by the decoder's
-    layers. A Hiera is identified by its number of blocks. `state` may be the content of a SAM 2 checkpoint.
+    The encoder is identified by the width of its position embedding, or by TinyViT's stages. A Hiera is identified by
+    its number of blocks. The depth follows from the decoder's layers. `state` may be the content of a SAM 2 checkpoint.
     Raises SamWeightsError if a part is missing, or if `state` is not a state dict.
     """
     state = with_our_names(state)

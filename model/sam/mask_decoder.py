@@ -41,7 +41,7 @@ class MaskDecoder(nn.Module):
     """Mask decoder with `depth` two-way blocks: 2 in the published weights, 3 in the model that made SA-1B.
 
     SAM 2's high-resolution features, (1, 64, 128, 128) and (1, 32, 256, 256), are added to the output of the steps of
-    upscaling. SAM has none.
+    upscaling. SAM has no such features.
     """
 
     def __init__(self, depth: int = 2, traits: DecoderTraits = SAM1_TRAITS) -> None:
@@ -66,16 +66,16 @@ class MaskDecoder(nn.Module):
 
     @property
     def own_tokens(self) -> Tensor:
-        """Learned tokens (5, 256) that precede those of a prompt: one for predicted IoU, and one per mask.
+        """Learned tokens (5, 256) that precede a prompt's tokens: one for predicted IoU, and one per mask.
 
-        A sixth one for the object score follows if the decoder has it. The attention doesn't depend on their order.
+        If the decoder has an object score, a sixth token for it follows. The attention doesn't depend on their order.
         """
         tokens = [self.iou_token.weight, self.mask_tokens.weight]
         return torch.cat([*tokens, self.obj_score_token.weight] if self.traits.scores_objects else tokens)
 
     @property
     def hypernetworks(self) -> list[Perceptron]:
-        """Perceptrons that turn mask tokens into mask filters, (B, 256) to (B, 32), one per token."""
+        """Perceptrons that turn mask tokens (B, 256) into mask filters (B, 32), one per token."""
         return [cast(Perceptron, mlp) for mlp in self.output_hypernetworks_mlps]
 
     @property
@@ -139,10 +139,10 @@ class MaskDecoder(nn.Module):
         return F.gelu(second(F.gelu(norm(first(image) + finer))) + finest)
 
     def with_stable_single_mask(self, logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, 4, 256, 256) and predicted IoUs (B, 4), with another first mask where it is unstable.
+        """Return logits (B, 4, 256, 256) and predicted IoUs (B, 4), with the first mask replaced where it is unstable.
 
-        That is the best of the other three, see `DecoderTraits.single_mask_stability` (reference code of SAM 2). An
-        empty mask is stable.
+        The replacement is the best of the other three, see `DecoderTraits.single_mask_stability` (reference code of SAM
+        2). An empty mask counts as stable.
         """
         if not self.traits.single_mask_stability:
             return logits, ious

@@ -7,8 +7,8 @@ approximation:
    once per image.
 2. *Factored image.* Afterwards, each point has its own image, but it only differs from the shared one by a few vectors
    (`factored_image`).
-3. *Scores first.* Predicted IoU only depends on the tokens: `decode_points` returns it before any mask is drawn, and
-   `draw_masks` draws the wanted ones.
+3. *Scores first.* Predicted IoU only depends on the tokens. So `decode_points` returns it before any mask is drawn, and
+   `draw_masks` only draws the wanted masks.
 
 Shapes: B points, T = 7 tokens (8 in SAM 2), C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions.
 Everything is in the weights' dtype except the predicted IoU and the logits, which are float32.
@@ -34,20 +34,20 @@ from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
 from segmint.model.sam.products import linear, product
 from segmint.model.sam.transformer import Attention, TwoWayBlock
 
-# The tokens are the decoder's own and those of the prompt; of a point, those of the three masks are used.
+# The tokens are the decoder's own and those of the prompt. For a point, only the tokens of the three masks are used.
 _THREE = range(1, MASK_TOKENS)
 POINT_TOKENS = 2
 """Number of prompt tokens per point: the point and its padding token ("not a point")."""
 
-# Prompts whose images a CPU processes together. One fits its caches best, but each torch operation has an overhead that
-# grows with the number of calling threads. The fastest of 1, 2, and 4.
+# Number of prompts whose images a CPU processes together. A single one fits the caches best, but each torch operation
+# has an overhead that grows with the number of calling threads. This is the fastest of 1, 2, and 4.
 GROUP = 4
 
-# Prompts that a CPU draws together: its caches fit the bands of one.
+# Number of prompts that a CPU draws together. Its caches fit the bands of one prompt.
 DRAWN = 1
 
-# Positions that a CPU draws at once: 1 MB of maps in float32, so that a step's output is still in a core's cache when
-# the next step reads it.
+# Number of positions that a CPU draws at once: 1 MB of maps in float32, so that a step's output is still in a core's
+# cache when the next step reads it.
 BAND = 1024
 
 
@@ -121,9 +121,9 @@ def plan_points(
 ) -> PointPlan:
     """Return the plan for an image embedding (1, C, 64, 64) and its positional encoding (1, C, 64, 64).
 
-    `no_mask` (1, C, 64, 64) is the dense embedding of prompts without a mask. `kernels` decode points and draw masks
-    if they suit the model and the size of its embedding. With `mask_vectors` (K, C), the plan is for
-    `decode_with_kernels`, whose prompts add weighted sums of these vectors to the image. `high_res` are the image's
+    `no_mask` (1, C, 64, 64) is the dense embedding of prompts without a mask. `kernels` decode points and draw masks if
+    they suit the model and the size of its embedding. With `mask_vectors` (K, C), the plan is for
+    `decode_with_kernels`, in which prompts add weighted sums of these vectors to the image. `high_res` are the image's
     high-resolution features, if the model has them.
     """
     image = (features + no_mask).flatten(2).transpose(1, 2)
@@ -145,7 +145,7 @@ def plan_points(
         else:
             view = _shared_view(attention, shared, places)
             scores = _shared_scores(answer.q_proj, shared, places, answer.heads)
-            # The previous norm's row, whose coefficients are 1, absorbs the bias.
+            # The row of the previous norm, whose coefficients are 1, absorbs the bias.
             constants = torch.cat([constants[:-1], constants[-1:] + answer.out_proj.bias])
         outward = split_rows(answer.out_proj.weight.T, answer.heads)
         centred, maps, constants = (
@@ -188,7 +188,7 @@ def _for_kernels(decoder: MaskDecoder, plan: PointPlan, kernels: Kernels) -> Ker
 
 
 def _later_views(plan: PointPlan) -> list[SharedView]:
-    """Return for each block the view in which the tokens attend to the image after it."""
+    """Return, for each block, the view in which the tokens attend to the image after that block."""
     return [*(cast(SharedView, block.view) for block in plan.blocks[1:]), plan.final]
 
 
@@ -247,9 +247,9 @@ def decode_with_kernels(
 ) -> tuple[Tensor, ImagesInBlocks]:
     """Return the output tokens (B, 1 + N, C), and the images, for the input tokens (B, T, C) by the CPU kernels.
 
-    The plan has kernels. Output tokens are that of the predicted IoU and those of the N `chosen` masks. `mask` are
-    coefficients (B, K, P) and vectors (K, C), whose products are added to the shared image before the first block; the
-    plan has the same vectors.
+    The plan must have kernels. The output tokens are the one for the predicted IoU and those for the N `chosen` masks.
+    `mask` contains coefficients (B, K, P) and vectors (K, C), whose products are added to the shared image before the
+    first block. The plan must have the same vectors.
     """
     kernels = cast(KernelPlan, plan.kernels)
     transformer, blocks = decoder.transformer, decoder.transformer.blocks
@@ -286,15 +286,15 @@ def decode_with_kernels(
 
 
 def used_tokens(tokens: Tensor, chosen: range = _THREE) -> Tensor:
-    """Return the tokens (B, 1 + N, C) whose output is used: predicted IoU and the N masks `chosen`."""
+    """Return the tokens (B, 1 + N, C) whose output is used: for the predicted IoU and the N masks `chosen`."""
     return torch.cat([tokens[:, :1], tokens[:, 1 + chosen.start : 1 + chosen.stop]], dim=1)
 
 
 def predicted_iou_of(decoder: MaskDecoder, token: Tensor) -> Tensor:
     """Return predicted IoUs (B, 3) float32 of the three masks from the token (B, C).
 
-    On an accelerator, the head computes in float32 for any weight dtype. Half precision has steps of 0.004 in this
-    range, which would effectively change a threshold between two of them.
+    On an accelerator, the head computes in float32 for any weight dtype. In this range, half precision has steps of
+    0.004, so a threshold between two steps would effectively change.
     """
     if token.device.type == "cpu":
         return decoder.predicted_ious(token)[:, 1:].float()
@@ -307,7 +307,7 @@ def predicted_iou_of(decoder: MaskDecoder, token: Tensor) -> Tensor:
 
 
 def _slices(length: int, step: int, device: torch.device) -> list[slice]:
-    """Split a length into steps on a CPU, for its caches, and use one step on an accelerator (none if it is 0)."""
+    """Split a length into steps on a CPU, for its caches. Use one step on an accelerator (none if the length is 0)."""
     step = step if device.type == "cpu" else max(1, length)
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
@@ -402,7 +402,7 @@ def draw_with_kernels(
 ) -> None:
     """Draw masks of the prompt with this number into `logits` (N, 256, 256) from the mask filters (N, 32).
 
-    `first` are weight (256, C) and bias (256,) of the first step of upscaling.
+    `first` contains the weight (256, C) and the bias (256,) of the first step of upscaling.
     """
     vectors = _upscaled(images.vectors[prompt], *first)
     upscaler.draw(images.scale[prompt], images.coefficients[prompt], vectors, filters, logits, threads)
@@ -434,7 +434,7 @@ def _draw(decoder: MaskDecoder, plan: PointPlan, image: FactoredImage, filters: 
 def finish_band(decoder: MaskDecoder, map_: Tensor, filters: Tensor, added: tuple[Tensor, ...] = ()) -> Tensor:
     """Return logits (B, N, 16 * positions) of a band after the first step of upscaling, (B, positions, 256).
 
-    `filters` (B, N, 32) belong to the masks. `added` are the rows of the band, see `as_parts`. Each position has 16
+    `filters` (B, N, 32) are those of the masks. `added` contains the band's rows of `as_parts`. Each position has 16
     logits; see `unfold_parts`.
     """
     _, norm, second = decoder.upscaling_steps
@@ -453,7 +453,8 @@ def finish_band(decoder: MaskDecoder, map_: Tensor, filters: Tensor, added: tupl
 def unfold_parts(parts: Tensor, side: int) -> Tensor:
     """Return logits (B, N, side, side) from those of all positions, (B, N, side * side).
 
-    The first step of upscaling maps each position to 2x2 pixels (a, b), and the second each of these to 2x2 (c, d).
+    The first step of upscaling maps each position to 2x2 pixels (a, b). The second one maps each of these to 2x2 pixels
+    (c, d).
     """
     parts = parts.view(*parts.shape[:2], side // 4, side // 4, 16)
     logits = parts.new_empty(*parts.shape[:2], side, side)
@@ -465,7 +466,7 @@ def unfold_parts(parts: Tensor, side: int) -> Tensor:
 def as_parts(high_res: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return high-resolution features (1, 64, 2S, 2S) and (1, 32, 4S, 4S) as (P, 256) and (P, 512).
 
-    Each position has its pixels in the order of the steps, see `unfold_parts`, and the channels of each pixel.
+    Each position contains its pixels in the order of the steps (see `unfold_parts`), and for each pixel, its channels.
     """
     if not high_res:
         return ()

@@ -25,7 +25,7 @@ from segmint.model.sam.sam import Sam
 
 @dataclass(frozen=True)
 class Embedding:
-    """The image embedding of one image, and the mapping from the image's pixels to it.
+    """Embedding of one image, and the mapping from the image's pixels to the embedding.
 
     `features` is (1, 256, 64, 64). `high_res` are the high-resolution features of SAM 2, (1, 64, 128, 128) and (1, 32,
     256, 256), and empty for other models. `input_size` is the (height, width) in pixels that the image occupies in the
@@ -66,19 +66,19 @@ class PromptMasks:
 class Predictor:
     """Predictor of masks for prompts from one SAM, on the device and in the dtype of its weights.
 
-    Cast, move, and load the model first, because later changes do not reach what the predictor has precomputed.
-    `compile_encoder` compiles the image encoder with `torch.compile` in that mode, on first use for each batch size.
-    This takes minutes, which pay off on a GPU, and changes the last bits. If compilation fails, a RuntimeWarning is
-    issued and the encoder runs eagerly; with `must_compile`, a `CompilationError` is raised. The same applies to CUDA
-    graphs of the decoder, with a `CaptureError`.
+    Cast, move, and load the model first, because later changes don't affect what the predictor has already computed.
+    `compile_encoder` is a mode in which `torch.compile` compiles the image encoder, on first use for each batch size.
+    This takes minutes, pays off on a GPU, and changes the last bits. If compilation fails, a RuntimeWarning is issued
+    and the encoder runs eagerly; with `must_compile`, a `CompilationError` is raised. The same applies to CUDA graphs
+    of the decoder, with a `CaptureError`.
 
-    `kernels` are the CPU kernels to use. By default, these are the ones for this CPU, if the library is there and the
+    `kernels` are the CPU kernels to use. By default, they are the kernels for this CPU, if the library exists and the
     model is on a CPU. With None, torch computes everything.
 
     `embed_texts` embeds B texts as prompts (B, 256), for example a `segmint.operators.text.prompts.TextPrompts`.
 
     Attributes:
-        kernels: those used, or None.
+        kernels: the CPU kernels that are used, or None.
         embed_texts: see above.
         must_compile: see above.
     """
@@ -104,16 +104,16 @@ class Predictor:
     def before_each_layer(self, call: Callable[[], None]) -> None:
         """Register a callback to run before each layer of the image encoder, in the encoding thread.
 
-        It is for work that must not wait for a whole image. A compiled encoder ignores it.
+        Use it for work that must not wait for a whole image. A compiled encoder ignores the callback.
         """
         self._encoder.before_each_layer(call)
 
     def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image, (H, W, 3) uint8 RGB.
 
-        `frame_size` (height, width) sets a frame for prompts and masks other than the image's pixels. Pass it if the
-        pixels are a larger or smaller version of the image that the masks are for. Raises ValueError for another shape
-        or dtype of the image, or an empty frame.
+        `frame_size` (height, width) sets a frame for prompts and masks that differs from the image's pixels. Pass it if
+        the pixels are a larger or smaller version of the image that the masks are for. Raises ValueError for another
+        shape or dtype of the image, or an empty frame.
         """
         return self.embed_many([image], [frame_size], batch_size=1)[0]
 
@@ -126,9 +126,9 @@ class Predictor:
         """Encode images in batches of `batch_size`, with the results of `embed` except for the last bits.
 
         `frame_sizes` contains a (height, width) or None per image, as in `embed`. `batch_size` (default: 1 on a CPU, 7
-        on CUDA) affects the last bits of the embeddings; the number of images does not because the last batch is
-        padded. Embeddings of one batch share its memory until all of them are freed. Raises ValueError like `embed`,
-        and if the numbers of frames and images differ or the batch size is not 1 to 64.
+        on CUDA) affects the last bits of the embeddings. The number of images doesn't, because the last batch is
+        padded. The embeddings of one batch share its memory until all of them are freed. Raises ValueError like
+        `embed`, and if the numbers of frames and images differ or the batch size is not 1 to 64.
         """
         frames = [None] * len(images) if frame_sizes is None else list(frame_sizes)
         if len(frames) != len(images):
@@ -146,8 +146,8 @@ class Predictor:
     def embed_resized(self, pixels: Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image that is already resized for the encoder, (h, w, 3) RGB of 0 to 255, uint8 or float.
 
-        The frame is that of `pixels` unless `frame_size` (height, width) is given. Raises ValueError for another shape,
-        if the longer side is not the encoder's, or for a model with another placement than `padded`.
+        The frame is that of `pixels`, unless `frame_size` (height, width) is given. Raises ValueError for another
+        shape, if the longer side is not the encoder's, or for a model with another placement than `padded`.
         """
         self.sam.geometry.expect_padded("embed_resized")
         side = self.sam.image_size
@@ -167,7 +167,7 @@ class Predictor:
 
     @staticmethod
     def checked(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """Return an image as a tensor where it is, sharing its memory. Raises ValueError like `embed`."""
+        """Return an image as a tensor on its current device, sharing its memory. Raises ValueError like `embed`."""
         return _checked_image(image)
 
     def predict(
@@ -180,15 +180,16 @@ class Predictor:
         multimask: bool = True,
         text: str | Sequence[str] | None = None,
     ) -> PromptMasks:
-        """Predict masks for B prompts at once; each prompt combines any of points, a box, a mask, and a text.
+        """Predict masks for B prompts at once. Each prompt combines any of points, a box, a mask, and a text.
 
         `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1) are in pixels of the embedding's frame.
         `labels` (B, N) are 1 for foreground, 0 for background, and -1 to pad prompts with fewer points. `masks` (B, 1,
         256, 256) are logits of an earlier prediction. A single prompt may omit the batch dimension: points (N, 2) with
         labels (N,), a box (4,), a mask (1, 256, 256), a text. With `multimask`, each prompt gets three masks (whole,
-        part, subpart), otherwise one, which is meant for prompts with the logits of the prediction they correct.
-        Without logits, the best of three is better even for several points. Raises ValueError if there is no prompt,
-        for texts without `embed_texts`, and for invalid shapes or values, with those expected.
+        part, subpart). Otherwise, it gets a single mask, which is meant for prompts with the logits of the prediction
+        that they correct. Without logits, the best of three masks is better, even for several points. Raises ValueError
+        if there is no prompt, for texts without `embed_texts`, and for invalid shapes or values; the message names the
+        expected ones.
         """
         tokens = None
         if text is not None:
@@ -235,7 +236,7 @@ class Predictor:
     def plan_prompts(self, embedding: Embedding) -> PointPlan:
         """Return the values that all prompts on one image share for the CPU kernels, kept for the last image.
 
-        `predict` does this by itself, but threads that share a predictor would each do it.
+        `predict` does this by itself, but if threads share a predictor, each of them would do it.
         """
         if self._planned is None or self._planned[0] is not embedding:
             with torch.inference_mode():
@@ -259,7 +260,7 @@ class Predictor:
     def draw_masks(self, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
         """Return low-resolution logits (N, 256, 256) float32 of the masks that are `wanted` (B, 3) bool.
 
-        `plan` must be the one that the points were decoded with.
+        `plan` must be the one with which the points were decoded.
         """
         with torch.inference_mode():
             return point_decoder.draw_masks(self.sam.mask_decoder, plan, masks, wanted)
@@ -294,7 +295,7 @@ class Predictor:
             return PromptMasks(logits.float(), ious.float())
 
     def _decode_with_kernels(self, embedding: Embedding, prompts: Prompts, chosen: range) -> PromptMasks | None:
-        """Return the masks of `_decode` by the CPU kernels, or None if they don't suit the model or the prompts."""
+        """Return the masks of `_decode` from the CPU kernels, or None if these don't suit the model or the prompts."""
         encoder, features = self.sam.prompt_encoder, embedding.features
         if self.kernels is None:
             return None

@@ -1,9 +1,10 @@
 """Preprocessing for the image encoder: resizing (for SAM as Pillow, on any device), normalization, and padding.
 
-Pillow's bilinear resize of 8-bit pixels processes rows and columns separately. A pixel of the result is a sum of pixels
-under a triangle as wide as the scale, with weights in 22-bit fixed point. It is rounded to 8 bits after each direction,
-so their order matters. Within one direction, all arithmetic is on integers, so the order of sums does not matter: torch
-computes the same bits on every device, and a GPU does not have to wait for the host.
+Pillow's bilinear resize of 8-bit pixels processes rows and columns separately. A pixel of the result is a sum of the
+pixels under a triangle whose width depends on the scale, with weights in 22-bit fixed point. The result is rounded to 8
+bits after each direction, so the order of the directions matters. Within one direction, all arithmetic is on integers,
+so the order of sums doesn't matter. Therefore, torch computes the same bits on every device, and a GPU doesn't have to
+wait for the host.
 """
 
 import functools
@@ -23,7 +24,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 def resized_size(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """Return (height, width) in pixels after the longer side becomes `long_side`; no side gets shorter than 1."""
+    """Return (height, width) in pixels after the longer side is scaled to `long_side`. No side gets shorter than 1."""
     scale = long_side / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
@@ -42,7 +43,7 @@ def resize(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
 def stretch(pixels: Tensor, side: int) -> Tensor:
     """Resize (H, W, 3) uint8 RGB to (side, side, 3) float32 of 0 to 255, on the pixels' device.
 
-    Uses torch's antialiased bilinear filter without rounding to 8 bits, like the reference code of SAM 2.
+    Uses torch's antialiased bilinear filter, without rounding to 8 bits, like the reference code of SAM 2.
     """
     planes = pixels.permute(2, 0, 1)[None].float()
     resized = F.interpolate(planes, (side, side), mode="bilinear", align_corners=False, antialias=True)
@@ -65,13 +66,13 @@ def normalized(pixels: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation, memoized because a GPU would wait for each copy."""
+    """Return mean and standard deviation, which are memoized because a GPU would wait for each copy."""
     with torch.inference_mode(False):
         return torch.tensor(PIXEL_MEAN, device=device), torch.tensor(PIXEL_STD, device=device)
 
 
 _BITS = 22
-"""Fractional bits of a weight, which leave 8 bits for a pixel and 2 of headroom in 32 bits."""
+"""Number of fractional bits of a weight, which leaves 8 bits for a pixel and 2 bits of headroom in 32 bits."""
 
 _ELEMENTS = 1 << 26
 """Maximum number of products in memory at once: 256 MB."""
@@ -85,8 +86,8 @@ def resize_on_device(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 def _columns_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
     """Return True if the installed Pillow resizes along columns first; both sizes are (height, width).
 
-    Older versions never do. Version 13 does if this removes more rows than twice the columns that the other direction
-    removes (found by testing 2,600 sizes; undocumented).
+    Older versions never do. Version 13 does so if this removes more rows than twice the number of columns that the
+    other direction removes. This isn't documented; it was found by testing 2,600 sizes.
     """
     fewer_rows, fewer_columns = size[0] - target[0], size[1] - target[1]
     return fewer_rows > 0 and fewer_rows > 2 * fewer_columns and _pillow_chooses()

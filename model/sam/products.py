@@ -2,10 +2,10 @@
 
 For float32, `torch.mm` calls MKL, which only uses half of the vector units of some CPUs (105 GFLOP/s per core on AMD
 CPUs with AVX-512, compared with 215 for oneDNN). torch uses oneDNN for convolutions, for reduced precision, and in
-`torch.compile`, whose operator is called here. Both libraries compute in float32, but sums differ in their last bits.
-oneDNN compiles a kernel for each new shape, which takes milliseconds, so these functions are meant for the few shapes
-that occur in every image. In bfloat16, both paths use oneDNN, but only this operator fuses the addition or activation.
-Gradients, `torch.compile`, and accelerators use the plain products.
+`torch.compile`, whose operator this module calls. Both libraries compute in float32, but sums differ in their last
+bits. oneDNN compiles a kernel for each new shape, which takes milliseconds, so these functions are meant for the few
+shapes that occur in every image. In bfloat16, both paths use oneDNN, but only this operator fuses the addition or
+activation. Gradients, `torch.compile`, and accelerators use the plain products.
 """
 
 import torch
@@ -18,7 +18,7 @@ _BF16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not with AVX
 
 
 def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
-    """Return a @ b for (N, K) and (K, M), or for a batch of both, added to `onto` (N, M) if given."""
+    """Return a @ b for (N, K) and (K, M), or for a batch of both. Add it to `onto` (N, M) if given."""
     if not _suits_onednn(a):
         return a @ b if onto is None else onto + a @ b
     if a.ndim == 3:
@@ -49,7 +49,7 @@ class Linear(nn.Linear):
 
 
 class GeluConv2d(nn.Module):
-    """A convolution with an exact GELU, which oneDNN fuses so that a map of 64 MB is written only once."""
+    """Convolution with an exact GELU, which oneDNN fuses, so that a map of 64 MB is written only once."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()

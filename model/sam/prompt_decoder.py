@@ -1,19 +1,20 @@
 """Mask decoder for prompts with few tokens on a CPU: the sums of `MaskDecoder` in another order.
 
 An annotator's click has 7 to 15 tokens, and the image has 4096 positions. With few tokens, it is less work to project
-the tokens' queries to the image's 256 channels than to project the image to each attention's 128. Nothing is
-approximated:
+the tokens' queries to the image's 256 channels than to project the image to the 128 channels of each attention. Nothing
+is approximated:
 
 1. *Scores.* A token's query times a position's key, q (K x), is (K^T q) x: T vectors per head instead of a map of keys,
    and likewise for the image's queries. A key's bias is the same for all positions, so the softmax over them cancels
    it.
-2. *Values.* The mean of projected values is the projected mean, so positions are averaged first. In the other
-   direction, the tokens' values go through the output projection first, and each position adds them by its weights.
+2. *Values.* The mean of projected values equals the projected mean, so positions are averaged first. In the other
+   direction, the tokens' values go through the output projection first, and then each position adds them with its
+   weights.
 3. *Layout.* The image stays channels last, so upscaling is two products without a transposition.
 
-With CPU kernels, prompts are decoded like a grid's points (`point_decoder`). A mask adds to the image a sum of 17
-vectors that are the same for every mask, because the last step of its embedding is a 1x1 convolution of 16 channels. So
-the image of a prompt with a mask is also the shared one plus a few vectors.
+With CPU kernels, prompts are decoded like a grid's points (`point_decoder`). A mask adds a weighted sum of 17 vectors
+to the image. The vectors are the same for every mask, because the last step of a mask's embedding is a 1x1 convolution
+of 16 channels. So the image of a prompt with a mask is also the shared image plus a few vectors.
 
 Shapes: T tokens, C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions, R = H * T.
 """
@@ -42,7 +43,7 @@ from segmint.model.sam.prompt_encoder import PromptEmbedding
 from segmint.model.sam.transformer import Attention, TwoWayBlock
 
 MOST_TOKENS = 16
-"""Maximum number of tokens; with more, projecting the image is less work."""
+"""Maximum number of tokens. With more of them, projecting the image is less work."""
 
 
 def suits(decoder: MaskDecoder, features: Tensor, sparse: Tensor) -> bool:
@@ -54,10 +55,10 @@ def suits(decoder: MaskDecoder, features: Tensor, sparse: Tensor) -> bool:
 def decode_with_plan(
     decoder: MaskDecoder, plan: PointPlan, sparse: Tensor, mask: tuple[Tensor, Tensor], chosen: range
 ) -> tuple[Tensor, Tensor]:
-    """Return mask logits and predicted IoUs like `decode_prompts`, by a plan with CPU kernels.
+    """Return mask logits and predicted IoUs like `decode_prompts`, but with a plan for CPU kernels.
 
-    `sparse` (B, T, C) are the prompts' tokens. `mask` are their masks as coefficients (B or 1, K, P) of vectors (K, C),
-    which the plan has, too.
+    `sparse` (B, T, C) contains the prompts' tokens. `mask` contains their masks as coefficients (B or 1, K, P) of
+    vectors (K, C), which the plan must have too.
     """
     kernels = cast(KernelPlan, plan.kernels)
     own = decoder.own_tokens
@@ -86,7 +87,7 @@ def decode_prompts(
     """Return mask logits (B, N, 256, 256) and predicted IoUs (B, N), like `MaskDecoder.decode` for the tokens `chosen`.
 
     `features` (1, C, 64, 64) is the image embedding, and `places` (P, C) its positional encoding. Prompts are decoded
-    one by one, so their number does not affect the bits.
+    one by one, so their number doesn't affect the bits.
     """
     own, added = decoder.own_tokens, as_parts(high_res)
     found = []

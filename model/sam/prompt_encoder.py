@@ -14,10 +14,10 @@ from segmint.model.sam.geometry import SAM1, Geometry
 
 @dataclass(frozen=True)
 class PromptEmbedding:
-    """The embeddings of B prompts.
+    """Embeddings of B prompts.
 
-    `sparse` (B, T, 256) contains one token per point and per corner of a box; T is 0 for prompts with only masks.
-    `dense` (B, 256, 64, 64) is added to the image embedding; without masks, it is (1, 256, 64, 64) for all prompts.
+    `sparse` (B, T, 256) contains one token per point and per corner of a box. T is 0 for prompts that only have masks.
+    `dense` (B, 256, 64, 64) is added to the image embedding. Without masks, it is (1, 256, 64, 64) for all prompts.
     """
 
     sparse: Tensor
@@ -62,11 +62,11 @@ class PromptEncoder(nn.Module):
         masks: Tensor | None,
         tokens: Tensor | None = None,
     ) -> PromptEmbedding:
-        """Embed B prompts; at least one argument must be given.
+        """Embed B prompts. At least one argument must be given.
 
         `points` (B, N, 2) as (x, y) come with `labels` (B, N): 1 for foreground, 0 for background, -1 for padding (not
-        a point). `boxes` (B, 4) are (x0, y0, x1, y1), and `masks` (B, 1, 256, 256) are logits. `tokens` (B, T, 256)
-        are embedded already. Raises ValueError if there is no prompt.
+        a point). `boxes` (B, 4) are (x0, y0, x1, y1), and `masks` (B, 1, 256, 256) are logits. `tokens` (B, T, 256) are
+        already embedded. Raises ValueError if there is no prompt.
         """
         sparse = self.embed_sparse(points, labels, boxes, masks, tokens)
         return PromptEmbedding(sparse, self.dense_without_mask() if masks is None else self.mask_downscaling(masks))
@@ -79,7 +79,7 @@ class PromptEncoder(nn.Module):
         masks: Tensor | None,
         prompt_tokens: Tensor | None = None,
     ) -> Tensor:
-        """Return the tokens (B, T, 256) of B prompts with the arguments of `forward`, and raise as it does."""
+        """Return the tokens (B, T, 256) of B prompts. The arguments and errors are those of `forward`."""
         tokens = []
         if points is not None and labels is not None:
             tokens.append(self._embed_points(points, labels))
@@ -154,8 +154,8 @@ class PromptEncoder(nn.Module):
 class PositionalEncoding(nn.Module):
     """Random Fourier features of positions (arXiv 2006.10739), always in float32.
 
-    The frequencies stay float32 if the rest of the model is cast, because at high frequencies, half precision would
-    move a point.
+    The frequencies stay float32 even if the rest of the model is cast, because half precision would move a point at
+    high frequencies.
     """
 
     positional_encoding_gaussian_matrix: Tensor
@@ -168,7 +168,7 @@ class PositionalEncoding(nn.Module):
         """Return (..., channels) float32 from (..., 2) positions as (x, y), 0 to 1 across the image."""
         x, y = (2 * positions - 1).to(torch.float32).unsqueeze(-2).unbind(-1)
         frequencies = self.positional_encoding_gaussian_matrix
-        # Written as a sum because autocast and TF32 would round a matrix product.
+        # Written as a sum, because autocast and TF32 would round a matrix product.
         angles = 2 * math.pi * (x * frequencies[0] + y * frequencies[1])
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 

@@ -19,7 +19,7 @@ class Prompts:
     """B prompts with matching shapes; omitted parts are None.
 
     `points` (B, N, 2) and `boxes` (B, 4) are float64, so scaling loses no precision. `labels` (B, N) are 1, 0, or -1,
-    and `masks` (B, 1, 256, 256) are logits. `tokens` (B, T, 256) are embedded already, such as those of texts.
+    and `masks` (B, 1, 256, 256) are logits. `tokens` (B, T, 256) are already embedded, such as those of texts.
     """
 
     points: Tensor | None
@@ -63,7 +63,7 @@ def check_prompts(
     (256, 256), where 256 is `low_res_size`.
 
     Raises ValueError, with the argument and the found and expected values, if there is no prompt, or if points lack
-    labels or vice versa. It also does for invalid shapes or labels, different batch sizes, and nonfinite numbers.
+    labels or vice versa. Also raises it for invalid shapes or labels, different batch sizes, and nonfinite numbers.
     """
     if all(part is None for part in (points, labels, boxes, masks, tokens)):
         raise ValueError("no prompt: expected points with labels, boxes, masks, or a combination")

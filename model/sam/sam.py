@@ -12,8 +12,8 @@ class Sam(nn.Module):
     """SAM's three parts under the names that its checkpoints use.
 
     `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64). If the model has
-    high-resolution features, it returns a tuple in which they follow. The prompt encoder's geometry must be the image
-    encoder's.
+    high-resolution features, it returns a tuple with the embeddings followed by these features. The prompt encoder must
+    have the same geometry as the image encoder.
 
     Attributes:
         draws_in_bf16: on a CPU, whether the CPU kernels of predictors draw masks with bf16 products. The weights are

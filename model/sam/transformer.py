@@ -1,7 +1,8 @@
-"""Two-way transformer of SAM's mask decoder, in which tokens attend to the image and the image to tokens.
+"""Two-way transformer of SAM's mask decoder, in which tokens attend to the image and the image attends to tokens.
 
 There are T tokens of 256 channels, from the decoder (predicted IoU, masks) and the prompt, and P = 4096 positions of
-the image. If the image is the same for all prompts, its batch size is 1 and broadcasts against the tokens' B.
+the image. If the image is the same for all prompts, its batch size is 1 and broadcasts against B, the batch size of the
+tokens.
 """
 
 from typing import cast
@@ -28,10 +29,10 @@ class TwoWayTransformer(nn.Module):
         return [cast(TwoWayBlock, layer) for layer in self.layers]
 
     def forward(self, image: Tensor, image_positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens (B, T, 256) and the image (B, P, 256) after they attended to each other.
+        """Return the tokens (B, T, 256) and the image (B, P, 256) after they have attended to each other.
 
-        Takes `image` (B or 1, P, 256) and `tokens` (B, T, 256). `image_positions` (1, P, 256) is added to the image's
-        queries and keys, and the input tokens to those of the tokens.
+        Takes `image` (B or 1, P, 256) and `tokens` (B, T, 256). `image_positions` (1, P, 256) is added to the queries
+        and keys of the image, and the input tokens are added to the queries and keys of the tokens.
         """
         token_positions = tokens
         for block in self.blocks:
@@ -44,8 +45,8 @@ class TwoWayTransformer(nn.Module):
 class TwoWayBlock(nn.Module):
     """Self-attention of the tokens, tokens to image, a perceptron on the tokens, and image to tokens.
 
-    Each step is added to its input and then normalized. The first block's self-attention takes the tokens without
-    positions and replaces them.
+    Each step is added to its input and then normalized. In the first block, the self-attention takes the tokens without
+    positions, and its output replaces them.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, first: bool) -> None:
@@ -102,7 +103,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(inner, width)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return (B, Q, width) from q (B, Q, width) and k, v (B, K, width); either side's batch size may be 1."""
+        """Return (B, Q, width) from q (B, Q, width) and k, v (B, K, width). The batch size of either side may be 1."""
         batch = q.shape[0] if k.shape[0] == 1 else k.shape[0]
         q, k, v = (
             split_heads(projected, self.heads).expand(batch, -1, -1, -1)

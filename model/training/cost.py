@@ -1,8 +1,8 @@
 """Cost of training, counted on tensors without data: floating-point operations, and the memory of one worker.
 
 torch counts the operations of matrix products, convolutions, and attentions, two per multiply-add, in the forward and
-the backward pass. Activations are what autograd stores, in float32, except the probabilities of attentions, which the
-fused kernels of GPUs recompute.
+the backward pass. Activations are everything that autograd stores, in float32, except for the probabilities of
+attentions, which the fused kernels of GPUs recompute.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ class TrainingCost:
 def training_cost(
     architecture: Architecture, decoder_layers: int, recipe: Recipe, recompute: bool = False
 ) -> TrainingCost:
-    """Count the cost of training with a recipe; `recompute` as in `recomputed_blocks`. Takes seconds for ViT-H."""
+    """Count the cost of training with a recipe. For `recompute`, see `recomputed_blocks`. Takes seconds for ViT-H."""
     with torch.device("meta"):
         sam = build_sam(architecture, decoder_layers)
         build_optimizer(sam, recipe)
@@ -125,7 +125,7 @@ def _decoder_cost(sam: Sam, masks: int, recipe: Recipe, features_trained: bool) 
 def _points(sampling: SamplingSettings) -> list[int]:
     """Return the number of points in each iteration; 0 stands for the first one, which predicts three masks.
 
-    A box counts like a point: both have two tokens. All pauses count as if they came last.
+    A box counts like a point, because both have two tokens. All pauses count as if they came last.
     """
     clicks = [1 + each for each in range(1, sampling.clicks + 1)]
     return [0, *clicks, *[clicks[-1]] * (sampling.iterations - 1 - len(clicks))]
@@ -144,7 +144,7 @@ def _iterate(sam: Sam, features: Tensor, masks: int, points: int, losses: LossSe
 
 
 class _Stored(TorchFunctionMode):
-    """Bytes of the tensors that autograd stores, each storage once and without weights."""
+    """Bytes of the tensors that autograd stores. Each storage counts once, and weights don't count."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class _Stored(TorchFunctionMode):
         return tensor
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count only the inputs and the output of an attention, which are all that fused kernels store."""
+        """Count only the inputs and the output of an attention, because fused kernels don't store anything else."""
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self._paused = True

@@ -1,7 +1,8 @@
 """Drop path in image encoders and dropout in the mask decoder, with keyed random numbers (see `noise.py`).
 
-Both are hooks on the modules of an unchanged model within a context, so bits and speed outside are unaffected. One
-worker and two drop the same values because the numbers depend on the image or mask, not on the batch.
+Both are hooks on the modules of an unchanged model within a context, so bits and speed outside the context aren't
+affected. One worker and two workers drop the same values, because the random numbers depend on the image or mask, not
+on the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,10 @@ from segmint.model.sam.mask_decoder import MaskDecoder
 from segmint.model.training.encoder_layers import encoder_layers
 from segmint.model.training.noise import draw_keys, random_bits, uniforms
 
-_DROP_PATH = -4  # an iteration whose keys `sampling.py` does not draw
+_DROP_PATH = -4  # an iteration whose keys `sampling.py` doesn't draw
 
 _LANES = 4
-"""Number of 16-bit lanes in a 64-bit hash, each of which decides on one element."""
+"""Number of 16-bit lanes in a 64-bit hash. Each lane decides about one element."""
 
 
 @contextmanager
@@ -25,9 +26,10 @@ def drop_path(encoder: nn.Module, rate: float, seed: int, step: int, images: Seq
     """Skip branches of the encoder's blocks at random for each of N images (stochastic depth, arXiv 1603.09382).
 
     The probability increases linearly from 0 in the first block to `rate` in the last. Kept outputs are divided by the
-    probability of being kept, so their mean is unchanged. `images` contains a number under 2^63 per image of the batch
-    that the encoder is called with, which must not depend on how a step's images are split. Raises ValueError for
-    another number of images, an encoder that is neither a ViT nor TinyViT, and a rate outside [0, 1).
+    probability of being kept, so their mean is unchanged. `images` contains a number under 2^63 for each image of the
+    batch with which the encoder is called. The number must not depend on how a step's images are split. Raises
+    ValueError for another number of images, for an encoder that is neither a ViT nor TinyViT, and for a rate outside
+    [0, 1).
     """
     _check_rate("drop_path", rate)
     with ExitStack() as hooks:
@@ -47,9 +49,9 @@ def drop_path(encoder: nn.Module, rate: float, seed: int, step: int, images: Seq
 def dropout(decoder: MaskDecoder, rate: float, keys: Tensor) -> Iterator[None]:
     """Set outputs of the decoder's attention and perceptrons to 0 with probability `rate` before they are added.
 
-    `keys` (B,) int64 has one key per prompt that the decoder is called with: those of (seed, step, mask, iteration),
-    which clicks use too. Kept outputs are divided by the probability of being kept, which is a multiple of 1/65,536.
-    Raises ValueError for another number of prompts and for a rate outside [0, 1).
+    `keys` (B,) int64 contains one key for each prompt with which the decoder is called. It is the key of (seed, step,
+    mask, iteration), which clicks use too. Kept outputs are divided by the probability of being kept, which is a
+    multiple of 1/65,536. Raises ValueError for another number of prompts and for a rate outside [0, 1).
     """
     _check_rate("dropout", rate)
     with ExitStack() as hooks:
@@ -70,7 +72,7 @@ Hook = Callable[[nn.Module, object, Tensor], Tensor]
 
 def _scales(factors: Tensor) -> Hook:
     def scale(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        # TinyViT's attention gets an image's windows, one after another.
+        # TinyViT's attention gets the windows of an image one after another.
         windows = output.shape[0] // len(factors)
         each = factors.to(output.device, output.dtype).repeat_interleave(windows)
         return output * each.reshape(-1, *[1] * (output.ndim - 1))

@@ -53,7 +53,8 @@ def _stage_layers(stage: nn.Module) -> Iterator[EncoderLayer]:
 def recomputed_blocks(encoder: nn.Module) -> Iterator[None]:
     """Recompute each block in the backward pass from its stored inputs, which saves memory but is a third slower.
 
-    Leave this context, and that of `drop_path`, after the backward pass, so that blocks are recomputed identically.
+    Leave this context, and that of `drop_path`, only after the backward pass, so that blocks are recomputed
+    identically.
     """
     blocks = [layer.block for layer in encoder_layers(encoder)]
     for block in blocks:

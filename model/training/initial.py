@@ -1,7 +1,7 @@
-"""SAM with a pretrained image encoder and other parts that are new, from which the paper's training starts.
+"""SAM with a pretrained image encoder and otherwise new parts, from which the paper's training starts.
 
-The encoder's weights are those of MAE (arXiv 2111.06377) or ViTDet (arXiv 2203.16527) in a PyTorch checkpoint, in their
-authors' names. Positions of another grid are resized, as ViTDet does.
+The encoder's weights are those of MAE (arXiv 2111.06377) or ViTDet (arXiv 2203.16527), in a PyTorch checkpoint with
+their authors' names for tensors. Positions of another grid are resized, as in ViTDet.
 """
 
 import math
@@ -26,7 +26,7 @@ def inspect_encoder(path: str | Path) -> Architecture:
 
 
 def sam_with_encoder(path: str | Path, decoder_layers: int, seed: int) -> Sam:
-    """Return a SAM with the encoder weights of a file; all other weights are drawn with the seed.
+    """Return a SAM with the encoder weights from a file. All other weights are drawn with the seed.
 
     Raises SamWeightsError if weights of the encoder are missing, have other shapes, or belong to another kind of ViT,
     and the errors of `load_sam`.
@@ -53,9 +53,9 @@ def sam_with_encoder(path: str | Path, decoder_layers: int, seed: int) -> Sam:
 
 
 def resized(name: str, given: Tensor, weight: Tensor) -> Tensor:
-    """Return positions in the shape of `weight`: absolute ones by bicubic, and relative ones by linear interpolation.
+    """Return positions in the shape of `weight`: absolute ones interpolated bicubically, relative ones linearly.
 
-    MAE's absolute positions are (1, 1 + side², C), the first of which is that of the class token.
+    MAE's absolute positions are (1, 1 + side², C). The first one is the class token's.
     """
     if name == "pos_embed" and given.ndim == 3:
         side = math.isqrt(given.shape[1])

@@ -1,7 +1,7 @@
 """Losses of SAM's training: focal and dice on masks, squared error on predicted IoU (SAM paper, Section 3, App. A).
 
-There are B prompts with C predicted masks each, in a square of side R. `valid` is True inside the image, and padding
-does not contribute to any loss. Everything is computed in float32, even under autocast.
+There are B prompts with C predicted masks each, in a square of side R. `valid` is True inside the image, because
+padding doesn't contribute to any loss. Everything is computed in float32, even under autocast.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ class PromptLosses:
 
     The scalars are sums over the prompts divided by the number of masks in the global batch. `focal`, `dice`, and
     `iou_error` are detached and unweighted, and `total` is the weighted sum to call `backward` on. `chosen` (B,) int64
-    is the index of each prompt's mask that the losses apply to, and `mask_iou` (B,) float32 its IoU with the target.
+    is the index of the mask to which each prompt's losses apply, and `mask_iou` (B,) float32 is that mask's IoU with
+    the target.
     """
 
     total: Tensor
@@ -38,7 +39,7 @@ def prompt_losses(
     settings: LossSettings,
     total_masks: int,
 ) -> PromptLosses:
-    """Return the losses of masks predicted for B prompts; only each prompt's mask with the lowest loss gets gradients.
+    """Return the losses of masks predicted for B prompts; only the mask with the lowest loss of each gets gradients.
 
     `logits` are (B, C, R, R), `predicted_iou` (B, C), `targets` (B, R, R) bool, and `valid` (R, R) bool. `total_masks`
     is the number of masks in the global batch of all workers, so that their losses add up to those of one worker with
@@ -72,7 +73,7 @@ def focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, settings: LossSet
     With p the predicted probability of a pixel's class, its loss is -alpha (1 - p)^gamma log(p). `logits` (..., R, R)
     and `targets` (..., R, R) bool broadcast, `valid` is (R, R) bool, and the result is (...).
     """
-    # log(p) of the right class without overflow: the logit's sign is flipped where the target is background.
+    # log(p) of the right class, without overflow, because the logit's sign is flipped where the target is background.
     log_p = F.logsigmoid(torch.where(targets, logits, -logits))
     loss = -log_p * (-torch.expm1(log_p)) ** settings.focal_gamma
     if settings.focal_alpha is not None:
@@ -86,8 +87,8 @@ def focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, settings: LossSet
 def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     """Return the dice loss of each mask: 1 - (2 Σ p t + 1) / (Σ p + Σ t + 1) for probabilities p and target t.
 
-    Milletari et al. 2016 (arXiv 1606.04797, Section 3) use squares in the denominator and no 1. This is the form of
-    DETR and MaskFormer, which the SAM paper follows. Shapes as for `focal_loss`.
+    Milletari et al. 2016 (arXiv 1606.04797, Section 3) use squares in the denominator and don't add 1. The form here is
+    that of DETR and MaskFormer, which the SAM paper follows. Shapes are as in `focal_loss`.
     """
     probabilities = torch.where(valid, logits.sigmoid(), 0)
     truth = (targets & valid).to(logits.dtype)

@@ -1,8 +1,8 @@
 """Keyed random numbers, which are the same for a mask on any device and in any process.
 
-They are the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014) of a key and a counter. Only integers are computed, so CPUs and GPUs get the same bits. In contrast,
-torch's generators are stateful, and their numbers depend on the device and on the number of earlier draws.
+A number is the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014), applied to a key and a counter. Only integers are computed, so CPUs and GPUs get the same bits. In
+contrast, torch's generators are stateful, and their numbers depend on the device and on the number of earlier draws.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Constants of SplitMix64 as signed 64-bit integers; torch's integers wrap around like C's unsigned ones.
+# Constants of SplitMix64 as signed 64-bit integers. torch's integers wrap around like C's unsigned ones.
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
@@ -42,8 +42,8 @@ def highest_pixels(regions: Tensor, keys: Tensor) -> Tensor:
     """Choose one pixel of each region uniformly, as the highest one in the fixed noise field of its key.
 
     `regions` is (N, H, W) bool, and `keys` (N,) int64. Returns (N,) int64 indices into the flattened H x W, -1 for
-    empty regions. If a region changes by a few pixels, its highest pixel stays the same unless it is among them, so two
-    workers whose masks differ by rounding click on the same pixel. Only pixels of the regions are computed.
+    empty regions. If a few pixels of a region change, its highest pixel stays the same unless it is one of them. So two
+    workers whose masks differ by rounding click on the same pixel. Noise is only computed for pixels of the regions.
     """
     mask, pixel = regions.flatten(1).nonzero().unbind(1)
     height = random_bits(keys.to(regions.device)[mask], pixel)
@@ -51,7 +51,7 @@ def highest_pixels(regions: Tensor, keys: Tensor) -> Tensor:
     peaks = torch.full((len(regions),), lowest, device=regions.device).scatter_reduce(0, mask, height, "amax")
     chosen = height == peaks[mask]
     found = torch.full((len(regions),), -1, device=regions.device)
-    # Reduce by amax so that two pixels of the same height, which is very unlikely among 2^64 heights, don't race.
+    # Reduce by amax, so that two pixels of the same height don't race. With 2^64 heights, this is very unlikely.
     return found.scatter_reduce(0, mask[chosen], pixel[chosen], "amax")
 
 

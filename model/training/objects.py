@@ -1,8 +1,8 @@
 """Detector of one class, "object", for the semi-automatic stage (SAM paper, Section 4), based on Faster R-CNN.
 
-It is trained on the boxes of masks of any kind, and proposes objects as prompts for the model. Its norms do not depend
-on the batch, and its samples of anchors are keyed by (seed, step, image), so one worker and two learn the same.
-torchvision provides the network and is imported where it is used.
+It is trained on the boxes of masks of any kind, and proposes objects as prompts for the model. Its norms don't depend
+on the batch, and its samples of anchors are keyed by (seed, step, image), so one worker and two workers learn the same.
+torchvision provides the network, and is only imported where it is used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _ANCHORS = -5  # an iteration whose keys nothing else draws
 
 
 class BackboneWeightsError(ValueError):
-    """Raised for a file that does not contain the weights of the backbone."""
+    """Error for a file that doesn't contain the weights of the backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class ObjectsRecipe:
 
 @dataclass(frozen=True)
 class ObjectImage:
-    """A training image: `pixels` (H, W, 3) uint8 RGB and the boxes (N, 4) float32 of all its objects.
+    """Training image: `pixels` (H, W, 3) uint8 RGB, and the boxes (N, 4) float32 of all its objects.
 
     Boxes are x0, y0, x1, y1 in pixels, ends exclusive; see `mask_boxes`. `number` is under 2^63 and unique in the
     step's global batch.
@@ -83,8 +83,8 @@ class ObjectImage:
 def build_objects_detector(recipe: ObjectsRecipe, backbone_weights: str | Path | None = None) -> nn.Module:
     """Build Faster R-CNN for one class, with a backbone from scratch or from torchvision's ImageNet weights.
 
-    From scratch, it has group norms; with weights, frozen batch norms. Raises BackboneWeightsError for a file of other
-    weights, and OSError if it cannot be read.
+    From scratch, the detector has group norms. With weights, it has frozen batch norms. Raises BackboneWeightsError for
+    a file with other weights, and OSError if the file can't be read.
     """
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection import backbone_utils as backbones
@@ -144,12 +144,12 @@ def objects_step(
 ) -> dict[str, float]:
     """Add the gradients of a step's losses to the weights' `.grad`, and return the losses by torchvision's names.
 
-    They are sums over the images divided by `total_images`, the size of the global batch, so those of all workers add
-    up. Images are processed one by one. Raises ValueError for boxes that are invalid or outside the image.
+    The losses are sums over the images divided by `total_images`, the size of the global batch, so the losses of all
+    workers add up. Images are processed one by one. Raises ValueError for boxes that are invalid or outside the image.
     """
     sums: dict[str, float] = {}
     device = next(detector.parameters()).device
-    detector.train()  # losses are only computed in this mode; no norm or dropout depends on it
+    detector.train()  # losses are only computed in this mode, and no norm or dropout depends on it
     try:
         for image in images:
             _check_boxes(image)

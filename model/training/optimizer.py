@@ -19,7 +19,7 @@ _MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rates as a function of only the step, so resuming needs no state.
+    """Learning rates as a function of only the step, so that no state is needed to resume.
 
     A group's rate after warm-up is its `initial_lr`.
     """

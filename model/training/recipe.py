@@ -78,7 +78,7 @@ class Recipe:
 
 
 def rate_factor(step: int, warmup_steps: int, decay_steps: Sequence[int]) -> float:
-    """Return the factor on learning rates that rise linearly and are divided by ten at each decay; steps start at 0."""
+    """Return the factor on learning rates that rise linearly and are divided by ten at each decay. Steps start at 0."""
     warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     return warm * 0.1 ** sum(step >= decay for decay in decay_steps)
 
@@ -126,9 +126,9 @@ MASK_MAKING: Mapping[Architecture, Recipe] = {
     )
     for name, recipe in PAPER.items()
 }
-"""Training of the model that made SA-1B: longer, and with four points and no boxes (SAM paper, Appendix B).
+"""Training of the model that made SA-1B, which is longer, and has four points and no boxes (SAM paper, Appendix B).
 
-The paper doesn't state when its rate decays; it does at the same shares of the steps as in `PAPER`.
+The paper doesn't state when its learning rate decays. Here, it decays at the same shares of the steps as in `PAPER`.
 """
 
 MASK_MAKING_LAYERS, MASK_MAKING_JITTER = 3, (0.1, 2.0)

@@ -16,7 +16,7 @@ from segmint.model.training.noise import draw_keys, highest_pixels, uniforms
 from segmint.model.training.settings import SamplingSettings
 from segmint.model.training.targets import target_boxes
 
-# Iterations whose keys are drawn for other purposes than that iteration's click.
+# Iterations whose keys are drawn for purposes other than that iteration's click.
 _KIND, _NOISE, _SCHEDULE = -1, -2, -3
 
 
@@ -24,10 +24,10 @@ _KIND, _NOISE, _SCHEDULE = -1, -2, -3
 class Clicks:
     """The prompts of N masks so far.
 
-    `boxed` (N,) bool selects the masks whose first prompt is a box, `boxes` (N, 4) float64. For the others, it is the
-    first of `points` (N, 1 + K, 2) float64 as (x, y). K clicks follow it. `labels` (N, 1 + K) int64 are 1 for
-    foreground, 0 for background, and -1 for no point, where the error region was empty. Every mask has both a box and a
-    first point.
+    `boxed` (N,) bool selects the masks whose first prompt is a box, in `boxes` (N, 4) float64. For the other masks, the
+    first prompt is the first of `points` (N, 1 + K, 2) float64 as (x, y). K clicks follow it. `labels` (N, 1 + K) int64
+    are 1 for foreground, 0 for background, and -1 if there is no point because the error region was empty. Every mask
+    has both a box and a first point.
     """
 
     boxed: Tensor
@@ -67,9 +67,9 @@ class Clicks:
 
 
 def click_schedule(seed: int, step: int, settings: SamplingSettings) -> list[bool]:
-    """Return whether each iteration after the first adds a click; it is the same for all masks of a step.
+    """Return whether each iteration after the first one adds a click, which is the same for all masks of a step.
 
-    Two do not: the one before a random click, and the last.
+    Two iterations don't: the one before a random click, and the last one.
     """
     draw = uniforms(draw_keys(seed, step, [0], _SCHEDULE), 1).item()
     pause = int(draw * settings.clicks)
@@ -79,11 +79,11 @@ def click_schedule(seed: int, step: int, settings: SamplingSettings) -> list[boo
 def first_prompts(
     targets: Tensor, input_size: tuple[int, int], seed: int, step: int, masks: Sequence[int], settings: SamplingSettings
 ) -> Clicks:
-    """Draw each mask's first prompt: a point, uniformly in the mask, or its box with noise.
+    """Draw each mask's first prompt: a point that is uniformly distributed in the mask, or the mask's box with noise.
 
-    `targets` (N, R, R) bool must not be empty, and `masks` are their N numbers in the step's global batch. The noise on
-    each coordinate is that of `SamplingSettings`. Noisy boxes are clipped to the image. Raises ValueError for an empty
-    target.
+    `targets` (N, R, R) bool must not be empty, and `masks` contains their N numbers in the step's global batch. The
+    noise on each coordinate is that of `SamplingSettings`. Noisy boxes are clipped to the image. Raises ValueError for
+    an empty target.
     """
     device = targets.device
     boxed = uniforms(draw_keys(seed, step, masks, _KIND), 1)[:, 0] < settings.box_share
@@ -133,7 +133,7 @@ def embed_clicks(
 ) -> PromptEmbedding:
     """Embed N masks' prompts with optional `masks` (N, 1, 256, 256) logits, as the prompt encoder embeds each one.
 
-    A first point with its padding token and a box with its two corners have two tokens each, so both can be batched.
+    A first point with its padding token has two tokens, as does a box with its two corners, so both can be batched.
     CLIP's `embeddings` (N, D) of length 1 replace the first prompt; the encoder then needs a `text_projection`.
     """
     follow = clicks.points.shape[1] > 1

@@ -1,4 +1,4 @@
-"""Training settings that are recorded: the losses of a prediction, and the sampling of a mask's prompts.
+"""Training settings that a run records: the losses of a prediction, and the sampling of a mask's prompts.
 
 docs/decisions/0019-losses-and-sampling.md explains which values come from the SAM paper and which are choices.
 """
@@ -24,12 +24,14 @@ class LossSettings:
         focal_weight: weight of the focal loss (SAM paper: focal to dice 20:1).
         dice_weight: weight of the dice loss.
         iou_weight: weight of the squared error of predicted IoU (SAM paper: 1).
-        focal_alpha: weight of foreground pixels in the focal loss, where background has 1 - alpha; None for no weights.
+        focal_alpha: weight of foreground pixels in the focal loss; the weight of background is 1 - alpha. None: no
+            weights.
         focal_gamma: exponent that discounts well-predicted pixels: 0, or at least 1. In between, the gradient of a
             saturated pixel is not finite.
-        focal_normalization: divisor of a mask's summed focal loss, the number of all pixels ("pixels") or of target
+        focal_normalization: divisor of a mask's summed focal loss: the number of all pixels ("pixels") or of target
             pixels ("foreground").
-        iou_supervision: whether to score the predicted IoU of only the mask with the lowest loss, or of all three.
+        iou_supervision: whether only the predicted IoU of the mask with the lowest loss is scored, or that of all
+            three.
         resolution: side of the square in which losses, IoU, and clicks are computed, 256, 512, or 1024. The
             decoder's 256 x 256 logits are interpolated to larger ones.
     """

@@ -1,8 +1,8 @@
 """Training step: the interactive iterations of a batch of masks, and their gradients.
 
 Gradients flow through the plain modules: `Sam.prompt_encoder`, `Sam.mask_decoder`, and an image encoder's `forward`.
-`Predictor`, `BatchEncoder`, and `point_decoder.py` are for inference. The model stays in evaluation mode, so
-MobileSAM's batch norms keep their statistics and an image's embedding does not depend on its batch.
+`Predictor`, `BatchEncoder`, and `point_decoder.py` are only for inference. The model stays in evaluation mode, so
+MobileSAM's batch norms keep their statistics, and an image's embedding doesn't depend on its batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,9 +27,9 @@ class TrainingMasks:
     """The N masks of one image that a step trains on; N is at least 1.
 
     `targets` (N, R, R) bool must not be empty; R is the losses' resolution (see `fit_targets`). `input_size` is the
-    (height, width) that the image fills of the encoder's input. `numbers` contains a number under 2^63 per mask, unique
-    in the step's global batch. It keys the mask's random numbers, so it must not depend on how the batch is split.
-    CLIP's `embeddings` (N, D), if any, are the first prompts, as in `embed_clicks`.
+    (height, width) that the image fills in the encoder's input. `numbers` contains a number under 2^63 for each mask,
+    which is unique in the step's global batch. It keys the mask's random numbers, so it must not depend on how the
+    batch is split. If there are CLIP `embeddings` (N, D), they are the first prompts, as in `embed_clicks`.
     """
 
     targets: Tensor
@@ -47,8 +47,8 @@ class TrainingMasks:
 class StepSettings:
     """Settings that, with the data, determine the losses of a step; they are recorded with the weights.
 
-    `seed` and `step` are the keys of its random numbers, together with the mask's number and the iteration. `dropout`
-    is that of the decoder; see `dropping.py`.
+    `seed` and `step`, together with the mask's number and the iteration, are the keys of the step's random numbers.
+    `dropout` is the decoder's; see `dropping.py`.
     """
 
     losses: LossSettings
@@ -61,8 +61,8 @@ class StepSettings:
 class StepLosses:
     """Losses of a step per iteration, (iterations,) float64 on the CPU, summed over masks as in `PromptLosses`.
 
-    Those of all workers add up to the whole batch's, and `mask_iou` is then the mean IoU of the chosen masks. `clicks`
-    are the prompts of each image's masks.
+    The losses of all workers add up to those of the whole batch, and `mask_iou` is then the mean IoU of the chosen
+    masks. `clicks` contains the prompts of each image's masks.
     """
 
     total: Tensor
@@ -85,12 +85,12 @@ def train_step(
 ) -> StepLosses:
     """Add the gradients of all iterations' summed losses to the weights' `.grad`, and return the losses.
 
-    `embeddings` (I, 256, 64, 64) of I `images` come from a frozen encoder (a cache, or `Predictor.embed`'s features),
-    or have gradients, which propagate into the encoder in a single backward pass at the end. `total_masks` is the
-    number of masks in the global batch of all workers, so their gradients must be summed, not averaged. `masks_at_once`
-    bounds memory and changes the last bits. If `recorded` clicks of an earlier step are given, they are used instead of
-    drawn ones. Call it under autocast for reduced precision. Raises ValueError for mismatched shapes, and for
-    a model whose input differs from that of `SAM1`.
+    `embeddings` (I, 256, 64, 64) of I `images` either come from a frozen encoder (a cache, or `Predictor.embed`'s
+    features), or have gradients, which propagate into the encoder in a single backward pass at the end. `total_masks`
+    is the number of masks in the global batch of all workers, so their gradients must be summed, not averaged.
+    `masks_at_once` bounds memory and changes the last bits. If `recorded` clicks of an earlier step are given, they are
+    used instead of drawn ones. For reduced precision, call this function under autocast. Raises ValueError for
+    mismatched shapes, and for a model whose input differs from that of `SAM1`.
     """
     if (sam.geometry.image_size, sam.geometry.placement) != (SAM1.image_size, SAM1.placement):
         raise ValueError(f"training supports SAM's input, padded to {SAM1.image_size} pixels, but not {sam.geometry}")
@@ -129,12 +129,12 @@ def interact(
 ) -> Iterator[tuple[PromptLosses, Clicks]]:
     """Predict the masks of one image repeatedly, with more prompts each time (SAM paper, Appendix A).
 
-    `features` (1, 256, 64, 64) is the image's embedding. Each iteration yields its losses and the prompts so far. Its
-    graph is separate from the next one's because a predicted mask is used as a prompt without gradients, like a click.
-    Call `backward` on the losses immediately to keep only one iteration in memory.
+    `features` (1, 256, 64, 64) is the image's embedding. Each iteration yields its losses and the prompts so far. The
+    graph of an iteration is separate from the next one's, because a predicted mask is used as a prompt without
+    gradients, like a click. To keep only one iteration in memory, call `backward` on the losses immediately.
 
-    The first iteration predicts three masks for the single prompt. All others predict one mask from the token for
-    multiple prompts, because they also have the previous logits of the mask with the highest predicted IoU.
+    The first iteration predicts three masks for the single prompt. All other iterations predict one mask from the token
+    for multiple prompts, because they also get the previous logits of the mask with the highest predicted IoU.
     """
     losses, sampling, device = settings.losses, settings.sampling, features.device
     valid = valid_pixels(masks.input_size, losses.resolution).to(device)

@@ -26,8 +26,8 @@ def fit_targets(masks: Tensor, input_size: tuple[int, int], resolution: int) -> 
     """Resample masks of an image to the square: (N, H, W) bool to (N, resolution, resolution) bool.
 
     A pixel belongs to the target if the mask covers at least half of the pixel's part inside the image. If a mask is so
-    thin or small that it covers half of no pixel, its most covered pixels are used, so no target is empty. Raises
-    ValueError for an empty mask, and like `valid_pixels`.
+    thin or small that it doesn't cover half of any pixel, the pixels that it covers most are used, so no target is
+    empty. Raises ValueError for an empty mask, and the errors of `valid_pixels`.
     """
     empty = ~masks.flatten(1).any(dim=1)
     if empty.any():
@@ -37,7 +37,7 @@ def fit_targets(masks: Tensor, input_size: tuple[int, int], resolution: int) -> 
         _shares(pixels, side, resolution).to(masks.device)
         for pixels, side in zip(masks.shape[1:], input_size, strict=True)
     )
-    # One by one, because as float32 the masks of a large image would take gigabytes.
+    # Process them one by one, because the masks of a large image would take gigabytes as float32.
     targets = [_most_covered(rows @ mask.to(torch.float32) @ columns.T) for mask in masks]
     return torch.stack(targets) & valid if targets else valid.new_zeros(0, resolution, resolution)
 
@@ -49,7 +49,7 @@ def target_boxes(targets: Tensor) -> Tensor:
     """
     scale = SAM1.image_size // targets.shape[-1]
     sides = []
-    for axis in (1, 2):  # `any` over the rows gives the extent in x, over the columns that in y
+    for axis in (1, 2):  # `any` over the rows gives the extent in x, and over the columns, that in y
         present = targets.any(dim=axis).to(torch.int8)
         first = present.argmax(dim=1)
         last = targets.shape[-1] - 1 - present.flip(1).argmax(dim=1)
@@ -59,7 +59,7 @@ def target_boxes(targets: Tensor) -> Tensor:
 
 
 def _most_covered(share: Tensor) -> Tensor:
-    # Shares are rounded sums, so a half may be slightly smaller.
+    # Shares are rounded sums, so a half may come out slightly smaller.
     return share >= share.max().clamp(max=0.5) * (1 - 1e-4)
 
 

@@ -2,8 +2,8 @@
 
     from segmint.compat import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 
-It produces the same masks, faster; docs/python.md lists the differences. New code should use `segmint.MaskGenerator`
-and `segmint.Predictor`, which are stateless.
+It produces the same masks, but faster. docs/python.md lists the differences. New code should use
+`segmint.MaskGenerator` and `segmint.Predictor`, which are stateless.
 """
 
 from segmint.compat.automatic_mask_generator import SamAutomaticMaskGenerator as SamAutomaticMaskGenerator

@@ -20,7 +20,7 @@ from segmint.pipeline.masks.interactive.images import Image, pixels_of
 
 @dataclass(frozen=True, kw_only=True)
 class _GridSettings(MaskSettings):
-    """Settings with any points: `grids` contains the (x, y) of each crop layer's points."""
+    """Settings with arbitrary points. `grids` contains the (x, y) of each crop layer's points."""
 
     grids: tuple[tuple[tuple[float, float], ...], ...]
 
@@ -48,10 +48,11 @@ def _checked_grid(grid: NDArray[Any]) -> tuple[tuple[float, float], ...]:
 class SamAutomaticMaskGenerator:
     """Automatic mask generator: segmint's `official` profile with the reference's argument names and defaults.
 
-    `output_mode` is `binary_mask` (bool arrays), `uncompressed_rle`, or `coco_rle`. `points_per_batch` has no effect
-    because segmint picks a batch size that suits the device. Changes to the attributes apply from the next image.
-    `point_grids` contains the points of each crop layer, (P, 2) as x and y from 0 to 1, in place of `points_per_side`.
-    Raises ValueError for both or neither of them, for an unknown `output_mode`, and for settings out of range.
+    `output_mode` is `binary_mask` (bool arrays), `uncompressed_rle`, or `coco_rle`. `points_per_batch` has no effect,
+    because segmint picks a batch size that suits the device. Changes to the attributes apply from the next image on.
+    `point_grids` contains the points of each crop layer, (P, 2) as x and y from 0 to 1, and replaces `points_per_side`.
+    Raises ValueError if both or neither of these two are given, for an unknown `output_mode`, and for settings out of
+    range.
     """
 
     def __init__(

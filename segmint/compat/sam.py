@@ -15,7 +15,7 @@ _AT_ONCE = 8  # prompts per upscaling batch; each needs 4 MiB
 
 
 class Sam(base.Sam):
-    """SAM with the reference's attributes; its submodules keep segmint's signatures."""
+    """SAM with the reference's attributes. Its submodules keep segmint's signatures."""
 
     mask_threshold = 0.0
     image_format = "RGB"
@@ -40,16 +40,16 @@ class Sam(base.Sam):
 
     @property
     def pixel_mean(self) -> Tensor:
-        """Per-channel RGB mean that images are normalized with, (3, 1, 1)."""
+        """Per-channel RGB mean for normalizing images, (3, 1, 1)."""
         return torch.tensor(PIXEL_MEAN, device=self.device).view(-1, 1, 1)
 
     @property
     def pixel_std(self) -> Tensor:
-        """Per-channel RGB standard deviation that images are normalized with, (3, 1, 1)."""
+        """Per-channel RGB standard deviation for normalizing images, (3, 1, 1)."""
         return torch.tensor(PIXEL_STD, device=self.device).view(-1, 1, 1)
 
     def predictor(self) -> Predictor:
-        """Return segmint's predictor for this model, rebuilt if weights were moved, cast, loaded, or trained since."""
+        """Return segmint's predictor for this model, and rebuild it if weights have changed or moved since."""
         state = tuple((weight.data_ptr(), weight._version) for weight in (*self.parameters(), *self.buffers()))
         if self._prepared is None or state != self._state:
             self._prepared, self._state = Predictor(self), state
@@ -58,10 +58,11 @@ class Sam(base.Sam):
     def forward(self, batched_input: Sequence[dict[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
         """Predict masks for several images, each with its own prompts.
 
-        Each image is a dictionary with `image` (3, H, W), resized by `ResizeLongestSide`; `original_size`, the (height,
-        width) before resizing; and prompts in the resized frame: `point_coords` (B, N, 2) with `point_labels` (B, N),
-        `boxes` (B, 4), `mask_inputs` (B, 1, 256, 256). Returns `masks` (B, C, height, width) bool, `iou_predictions`
-        (B, C), and `low_res_logits` (B, C, 256, 256) per image. Raises ValueError like `Predictor.predict`.
+        Each image is a dictionary. It contains `image` (3, H, W), resized by `ResizeLongestSide`, `original_size`, the
+        (height, width) before resizing, and prompts in the resized frame: `point_coords` (B, N, 2) with `point_labels`
+        (B, N), `boxes` (B, 4), and `mask_inputs` (B, 1, 256, 256). Returns `masks` (B, C, height, width) bool,
+        `iou_predictions` (B, C), and `low_res_logits` (B, C, 256, 256) per image. Raises ValueError like
+        `Predictor.predict`.
         """
         predictor = self.predictor()
         answers = []
@@ -110,7 +111,7 @@ class Sam(base.Sam):
             masks,
             multimask,
         )
-        # Clone because inference-mode tensors can't take part in training.
+        # Clone, because inference-mode tensors can't take part in training.
         return found.low_res_logits.clone(), found.predicted_iou.clone()
 
     def full_size(

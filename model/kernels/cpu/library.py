@@ -13,7 +13,7 @@ from typing import Any
 from segmint.model.kernels.cpu.build import FOLDER, INSTRUCTION_SETS, LIBRARY, hash_of, sources_of
 
 LANES16 = "lanes16-1"
-"""Name of the kernels' algorithm in a dataset's numerics. Every instruction set gives its bits; change it with them."""
+"""Name of the kernels' algorithm in a dataset's numerics, for all instruction sets. Change it if their bits change."""
 
 DOT = f"{LANES16}+dot"
 """Name of the algorithm for kernels that draw with products of bfloat16 numbers."""

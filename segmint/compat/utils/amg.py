@@ -1,4 +1,4 @@
-"""Functions on masks, boxes, and crops with the names of `segment_anything.utils.amg`, by segmint's own.
+"""Functions on masks, boxes, and crops with the names of `segment_anything.utils.amg`, implemented with segmint's own.
 
 Boxes are corners, (x0, y0, x1, y1) in pixels. Run lengths are dictionaries with `size`, [height, width], and `counts`,
 a list if they are uncompressed.
@@ -115,7 +115,7 @@ def uncrop_masks(masks: Tensor, crop_box: list[int], orig_h: int, orig_w: int) -
 def remove_small_regions(mask: NDArray[np.bool_], area_thresh: float, mode: str) -> tuple[NDArray[np.bool_], bool]:
     """Fill the holes, or remove the islands, of fewer than `area_thresh` pixels, and return True if there were any.
 
-    If all islands are small, the largest stays. Raises ValueError if `mode` is neither "holes" nor "islands".
+    If all islands are small, the largest one stays. Raises ValueError if `mode` is neither "holes" nor "islands".
     """
     if mode not in ("holes", "islands"):
         raise ValueError(f"mode is {mode!r}: expected 'holes' or 'islands'")
