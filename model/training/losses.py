@@ -39,7 +39,7 @@ def prompt_losses(
     settings: LossSettings,
     total_masks: int,
 ) -> PromptLosses:
-    """Return the losses of masks predicted for B prompts; only the mask with the lowest loss of each gets gradients.
+    """Return the losses of masks predicted for B prompts; for each, only the mask with the lowest loss gets gradients.
 
     `logits` are (B, C, R, R), `predicted_iou` (B, C), `targets` (B, R, R) bool, and `valid` (R, R) bool. `total_masks`
     is the number of masks in the global batch of all workers, so that their losses add up to those of one worker with
