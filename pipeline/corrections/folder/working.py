@@ -139,7 +139,7 @@ class WorkingDataset:
         return len(self._images)
 
     def update(self, name: str) -> list[str]:
-        """Bring the dataset up to date with the photographs and JSON files, and write back what a killed run didn't.
+        """Bring the dataset up to date with the photographs and JSON files, and finish writing for a killed run.
 
         `name` is the name of a new dataset. Photographs that can't be used aren't imported; for each of them, the
         result has a line with the file's name and the reason.
