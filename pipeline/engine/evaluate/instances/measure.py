@@ -165,7 +165,7 @@ class OverlapMeasure:
 def _segment(
     models: Sequence[Model], image: TruthImage, prompts: ImageBoxes, refine: bool
 ) -> list[Sequence[PredictedResult]]:
-    """Return each model's masks for the boxes, with the boxes' scores and categories, and the predicted scores."""
+    """Return each model's masks for the boxes, with the boxes' scores and categories, or its `Predictions`."""
     scores = [None] * len(prompts.boxes) if prompts.scores is None else prompts.scores.tolist()
     found: list[Sequence[PredictedResult]] = []
     if not len(prompts.boxes):  # no model needs an embedding
