@@ -185,7 +185,7 @@ def _check_flags(prompted: bool, settings: list[str], *, all_masks: bool, full_f
             "the photograph's own frame"
         )
     for setting in settings if prompted else ():
-        if setting.strip().removeprefix("masks.").partition("=")[0] != "stability_score_offset":
+        if setting.strip().removeprefix("masks.").partition("=")[0].strip() != "stability_score_offset":
             raise UsageError(f"{setting} has no effect on prompts, which only use stability_score_offset. Remove it")
 
 
