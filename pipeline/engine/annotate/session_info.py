@@ -18,7 +18,7 @@ class SessionInfo:
     """Facts about a session, which are shown to annotators and recorded in submissions."""
 
     name: str
-    key: str  # of the dataset, unlike its name, which drafts in the browser are kept under
+    key: str  # from `dataset_keys`; drafts in the browser are stored under it, because two datasets may share a name
     version: VersionName | None
     images: int
     stage: str
