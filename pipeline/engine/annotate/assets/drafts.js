@@ -4,8 +4,8 @@ const NAME = "segmint-annotate";
 const STORE = "drafts";
 
 /**
- * Return the key of a draft. An annotator has one per image, and the draft records the state it started from. Datasets
- * have different keys even if they have the same name.
+ * Return the key of a draft. An annotator has one per image, and the draft records the state it started from. Two
+ * datasets with the same name have different keys, unless one is a copy of the other.
  */
 export const draftKey = ({ key }, image, annotator) => JSON.stringify([key, image, annotator]);
 
