@@ -1,11 +1,9 @@
 """Countries with their region and income level, as the Segment Anything paper groups them.
 
 `countries.csv` contains the codes of ISO 3166-1 alpha-2, and XK, which the World Bank also lists. `region` is one of
-the paper's five regions. They follow the United Nations (M49), except that Asia and Oceania are merged and the Americas
+the paper's five regions: those of the United Nations (M49), except that Asia and Oceania are merged and the Americas
 are split in two. `income` is the World Bank's classification for its fiscal year 2026 (July 2025 to June 2026), with
-lower and upper middle income merged into `middle`. `income` is empty for countries that the World Bank doesn't
-classify. It classifies 216 of its 218 economies, all except Ethiopia and Venezuela. The Channel Islands are one economy
-with two codes.
+lower and upper middle income merged into `middle`. It is empty for countries that the World Bank doesn't classify.
 """
 
 import csv

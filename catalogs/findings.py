@@ -234,10 +234,7 @@ class Findings:
 
 @dataclass
 class FindingCollector:
-    """Collector that counts all findings by code and keeps the first `EXAMPLES` of each code.
-
-    Its memory is therefore bounded, regardless of the amount of damage.
-    """
+    """Collector that counts all findings by code and keeps the first `EXAMPLES` of each code, to bound its memory."""
 
     counts: dict[Code, int] = field(default_factory=dict)
     _kept: dict[Code, list[Finding]] = field(default_factory=dict)

@@ -156,8 +156,7 @@ def annotation_name(image: int) -> str:
 def part_path(part: int, sha256: str) -> str:
     """Return the path of a part of the normalized catalog, below the dataset; `sha256` is the hash of its bytes.
 
-    Like all data files, it is named by its content, so that two builds that start or extend a dataset at the same time
-    never overwrite each other's files.
+    The name contains the hash so that two builds that start or extend a dataset never overwrite each other's files.
     """
     return f"{CATALOG}/part-{part}-{sha256[:DIGEST_DIGITS]}.parquet"
 

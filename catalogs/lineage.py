@@ -47,8 +47,8 @@ class HeldOutScores(Frozen):
     """Quality of weights before and after a training run, on held-out images: mean IoUs over `masks`.
 
     `before` and `after` score the mask that the model selects for one click; the oracle scores use the best of its
-    three masks. `images` is the number of held-out images, of which `measured` were evaluated. `after` is slightly too
-    high, because it was also used to choose the training step.
+    three masks. Of the held-out `images`, `measured` were evaluated. `after` is slightly too high, because the same
+    images were used to choose the training step.
     """
 
     images: Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -118,8 +118,8 @@ class _TrainingFile(BaseModel):
 def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
     """Return the lineage of weights, named as in a configuration, from the `training.json` next to them.
 
-    Returns an empty lineage for known names and web addresses, and if there is no such file. If the file can't be read
-    or belongs to weights with a different SHA-256, it also returns an empty lineage, and logs a warning.
+    The lineage is empty for known names and web addresses, and if there is no such file. If the file can't be read, or
+    belongs to weights with a different SHA-256, the lineage is also empty, and a warning is logged.
     """
     try:
         return readable_lineage_of(weights, sha256, storage)
@@ -131,9 +131,9 @@ def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRou
 def readable_lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
     """Return the lineage of weights like `lineage_of`, but raise an error for a `training.json` that can't be read.
 
-    Training uses this function, because with an unknown lineage, the gate would treat images as held out although the
-    weights were trained on them. A file for other weights still causes only a warning. Raises `UsageError` for a
-    damaged file, and the store's errors.
+    Training uses this function. With an unknown lineage, the gate would treat images as held out although the weights
+    were trained on them. A file for other weights still causes only a warning. Raises `UsageError` for a damaged file,
+    and the store's errors.
     """
     if weights in ASSETS or is_web_address(weights):
         return ()

@@ -367,9 +367,9 @@ class LocateResult:
 def locate(catalog: Location, output: Location, country_of: Callable[[str], str | None] = country_in) -> LocateResult:
     """Write a copy of a catalog in which missing countries are filled in from captions; all else is unchanged.
 
-    The column `country_source` is `caption` for a country that was filled in. Raises `UsageError` for a catalog without
-    captions or with a column `country_source` that isn't text, and for an output that already exists or is in another
-    folder, where relative URIs would be wrong.
+    For each country that was filled in, `country_source` is `caption`. Raises `UsageError` for a catalog without
+    captions or with a column `country_source` that isn't text. Also raises it for an output that exists, or that is in
+    another folder, where relative URIs would be wrong.
     """
     refuse_existing(output)
     if parent(absolute(output.uri)) != parent(absolute(catalog.uri)):

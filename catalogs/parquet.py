@@ -27,7 +27,7 @@ PARQUET_OPTIONS: dict[str, Any] = {
 def table_bytes(table: pa.Table, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> bytes:
     """Serialize a table to a Parquet file with exactly `schema`, selecting its columns by name.
 
-    The table's chunks are combined first, because the bytes would otherwise depend on how the rows arrived.
+    The table's chunks are combined first, so that the bytes don't depend on how the rows arrived.
     """
     sink = io.BytesIO()
     exact = table.select(schema.names).cast(schema).combine_chunks()

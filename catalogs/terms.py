@@ -1,7 +1,6 @@
 """Judgment of an accepted image's terms: its license, and the attribution that the license requires.
 
-The audit applies it to a dataset's images. `segmint catalog check` and `plan` apply it to a catalog's rows before a
-build.
+The audit judges a dataset's images, and `segmint catalog check` and `plan` judge a catalog's rows before a build.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,6 @@
 """The commit log, which defines the content of a dataset: exactly the files that its latest commits name.
 
-A commit is put if absent and never changed; readers use the commit of a shard with the highest generation.
+A commit is put if absent and never changed. If a shard has several commits, readers use the highest generation.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -50,10 +50,10 @@ class FileEntry:
 class Commit:
     """One generation of one shard. It contains no time, host, or attempt, so the same work produces the same bytes.
 
-    `ordinals` is the range [a, b) of the shard. `numerics` is the fingerprint of the numerics that it was computed
-    with, and `config` is the SHA-256 of the identity keys that it was built with, as in the manifest. `counts` contains
-    sums over its rows: `rows` (which is `images` + `rejected`), `images`, `rejected`, `masks`, and one
-    `rejected:<reason>` per reason.
+    The shard's `ordinals` are the range [a, b). `numerics` is the fingerprint of the numerics that produced it, and
+    `config` is the SHA-256 of the identity keys that it was built with, as in the manifest. `counts` contains sums over
+    its rows: `rows` (which is `images` + `rejected`), `images`, `rejected`, `masks`, and one `rejected:<reason>` per
+    reason.
     """
 
     shard: int
@@ -137,8 +137,7 @@ class _ReservationFile(_StrictModel):
 class ListedCommit(NamedTuple):
     """A commit's file in a listing.
 
-    The time is the file's, because the commit itself contains none. In a copy of a dataset, it is the time at which the
-    file was copied.
+    A commit contains no time, so the time is that of the file. In a copy of a dataset, it is the time of copying.
     """
 
     shard: int
@@ -170,17 +169,15 @@ class CommitLog:
     def listed(self, shards: int | None = None, threads: int = 16) -> list[ListedCommit]:
         """Return the files of all commits, ordered by shard and generation.
 
-        If `shards` is given, only commits of shards below that number are returned, which makes it possible to list a
-        bucket in parallel.
+        `shards` limits the result to shards below that number, so that several processes can list a bucket in parallel.
         """
         found = self._listed(None if shards is None else range(0, shards, 10**_LISTED_DIGITS), threads)
         return [commit for commit in found if shards is None or commit.shard < shards]
 
     def latest_around(self, shards: Iterable[int]) -> list[ListedCommit]:
-        """Return the files of the latest commits of these shards and their neighbors, in shard order.
+        """Return the files of the latest commits of these shards and of all shards in the same thousands, in order.
 
-        Neighbors are the shards in the same thousand. In a bucket, this takes about one listing per thousand,
-        regardless of the number of other commits.
+        A bucket needs about one listing per thousand, however many other commits it contains.
         """
         thousands = sorted({shard // 10**_LISTED_DIGITS for shard in shards})
         if not thousands:
@@ -241,26 +238,23 @@ class CommitLog:
     def read_latest_of(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
         """Yield the commits of (shard, generation) pairs, in the given order; yield the newer one if one was replaced.
 
-        At most a few hundred are in memory at a time.
+        Memory use is limited to a few hundred commits.
         """
         for commit in map_ahead(lambda pair: self._read_newest(*pair), wanted, threads, _READ_AHEAD, "commits"):
             if commit is not None:
                 yield commit
 
     def read_all(self, threads: int = 16, only: Container[int] | None = None) -> Iterator[Commit]:
-        """Yield the latest commits, in shard order; if one is replaced meanwhile, yield the newer one.
+        """Yield the latest commits, or those of the shards `only`; if one is replaced, yield the newer one.
 
-        `only` limits the shards to read.
+        The commits are in shard order.
         """
         committed = self.committed().items()
         wanted = (pair for pair in committed if only is None or pair[0] in only)
         return self.read_latest_of(wanted, threads)
 
     def put(self, commit: Commit) -> bool:
-        """Put a commit if there is none for its shard and generation.
-
-        Returns True if this commit or an equal one is now there, and False if a different one is.
-        """
+        """Put a commit if its generation is free; return False if a different commit already uses it."""
         return self.location(commit.shard, commit.generation).put_if_absent(commit.to_json())
 
     def _read_newest(self, shard: int, generation: int) -> Commit | None:
@@ -279,9 +273,9 @@ class CommitLog:
 class Reservation:
     """Files that a writer puts for a generation that it is about to commit; no other process may delete them.
 
-    The writer puts the reservation before the files, and deletes it after it has committed and applied the tombstones.
-    Once this generation or a higher one is committed, the reservation no longer protects anything, because by then its
-    writer has either committed or is going to lose the race.
+    The writer puts the reservation first, then the files. It deletes the reservation after it has committed and applied
+    the tombstones. A reservation has no effect once its generation or a higher one is committed, because its writer has
+    then either committed or lost the race.
     """
 
     shard: int
@@ -309,9 +303,9 @@ class ShardState(NamedTuple):
 def read_shard_state(dataset: Location, shard: int) -> ShardState:
     """Read one shard's reservations, then its commits, because a reservation is deleted only after its commit was put.
 
-    Callers that delete a shard's files must first list the files, then call this function, and delete right after that.
-    Raises `DamagedDatasetError` for a commit that can't be read, or in which a file's hash differs from the hash in
-    the file's name. Otherwise, a single corrupted character would make the shard's own files look like leftovers.
+    To delete a shard's files, first list them, then call this function, and delete right after that. Raises
+    `DamagedDatasetError` for a commit that can't be read, or that gives a file a hash other than the one in the file's
+    name. Without that check, one corrupted character would make the shard's own files look like leftovers.
     """
     log, beginning = CommitLog(dataset), f"{shard_name(shard)}."
     while True:

@@ -1,7 +1,7 @@
 """Fingerprints: hashes by which segmint recognizes copies of removed pictures, and former JPEGs of redacted ones.
 
 `fingerprints/<shard>.g<generation>.json` contains the hashes of a shard's images. Only the highest generation counts,
-and the version digest covers it. Once an image is removed, no other file may contain its hashes.
+and the version digest covers it. After a takedown, no other file may contain the removed image's hashes.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Comparison of a source catalog with a dataset's pinned catalog: new, removed, and changed rows.
 
-As in `segmint.catalogs.source.normalize`, everything is streamed or left to DuckDB.
+All steps stream the rows or leave them to DuckDB.
 """
 
 import tempfile
@@ -112,11 +112,11 @@ def compare_catalog(
 ) -> CatalogGrowth:
     """Compare a catalog with the pinned `parts`, and write its new rows to `destination`.
 
-    A row with a pinned image_id is never new, and the order of rows doesn't matter. A pinned row is unchanged if the
-    source contains a row with the same image_id and the same values in the `PINNED` columns. New rows keep the source's
-    order, their ordinals start at `first_ordinal`, and duplicates among them are marked. A row counts as known if it
-    names a taken-down image by image_id, uri (in any form), or sha256; the source may omit such rows. `ignored` has the
-    same meaning as in `stage_catalog`. Intermediate files, about as large as both catalogs, are written next to
+    A row is new if its image_id isn't pinned, regardless of the order of rows. A pinned row is unchanged if the source
+    has a row with the same image_id and the same values in the `PINNED` columns. New rows keep the source's order, get
+    ordinals from `first_ordinal` on, and are marked if they are duplicates of each other. Rows that name a taken-down
+    image by image_id, uri (in any form), or sha256 count as known, and the source may omit them. `ignored` has the same
+    meaning as in `stage_catalog`. Intermediate files, about as large as both catalogs, are written next to
     `destination`. Raises `UsageError` for an unreadable catalog.
     """
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".growth-") as name:

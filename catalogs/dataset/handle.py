@@ -23,8 +23,8 @@ _FORMATS = ("annotations", "images")
 class DatasetHandle:
     """A dataset as its writers see it. Its pickle takes a few hundred bytes, regardless of the dataset's size.
 
-    The fields don't change after the dataset is created or the command starts. Everything that another writer may have
-    changed since then (the manifest, commits, and tombstones) is read again on each call.
+    The fields are fixed when the dataset is created or the command starts. Methods read everything that another writer
+    may have changed since then (the manifest, commits, and tombstones) again on each call.
 
     Attributes:
         location: the dataset's root.
@@ -51,8 +51,8 @@ class DatasetHandle:
     def of(cls, location: Location, latest: LatestManifest, catalog_uri: str | None = None) -> Self:
         """Return the handle of a dataset from its manifest.
 
-        Raises `UsageError` if the manifest doesn't specify how images are released, because a correction that wrongly
-        assumed that the dataset contains no images would drop its JPEGs.
+        Raises `UsageError` if the manifest doesn't say whether the dataset contains images. Without this check, a
+        correction might wrongly assume that it doesn't, and drop its JPEGs.
         """
         release = latest.manifest.config.get("release", {})
         if release.get("format") not in _FORMATS:

@@ -1,12 +1,11 @@
 """The dataset manifest `dataset.json`, in generations that are put if absent and never changed.
 
-Generation 1 is `dataset.json`, which the first build writes when it starts. When the parts of the catalog change,
-`dataset.g2.json`, `dataset.g3.json`, and so on follow, and readers use the highest generation, as with commits.
-Generations differ only in `catalog` and `licenses`; everything that determines the bytes of a shard is fixed when the
-first build starts.
+The first build writes `dataset.json`, which is generation 1, when it starts. Each change to the parts of the catalog
+adds a generation (`dataset.g2.json`, `dataset.g3.json`, …), and readers use the highest one. Generations differ only in
+`catalog` and `licenses`, because everything that determines the bytes of a shard is fixed by the first build.
 
-`id.json` next to it contains a random id. The dataset keeps this id when its manifest changes or its folder is moved,
-and no version covers the file.
+`id.json` contains a random id, which the dataset keeps when its manifest changes or its folder is moved. No version
+covers this file.
 """
 
 import hashlib
@@ -84,8 +83,8 @@ class DatasetManifest(Frozen):
 
     `config` is a tree of the configuration's identity keys. `numerics` contains everything that determines the last
     bits of the results. Licenses are judged as of `policy_date`. `lineage` is the lineage of `weights` if segmint
-    trained them; otherwise, the file omits the field. `stages` lists the columns of custom stages in the order in which
-    they appear in the tables. `published` is False for a working dataset, whose licenses and faces nobody has checked.
+    trained them; otherwise, the file omits the field. `stages` lists the columns of custom stages in the order of the
+    tables. `published` is False for a working dataset, whose licenses and faces nobody has checked.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -289,10 +288,9 @@ def name_of(manifest: DatasetManifest | None, uri: str) -> str:
 
 
 def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) -> bool:
-    """Write a generation of a dataset's manifest unless it already exists.
+    """Write a generation of a dataset's manifest unless it exists; return False if a different one does.
 
-    Returns True if the store now contains this manifest or an equal one, and False if it contains a different one. The
-    caller must put the files that the manifest names first.
+    The caller must put the files that the manifest names first.
     """
     return (dataset / manifest_name(generation)).put_if_absent(manifest.to_json())
 
@@ -309,9 +307,9 @@ def read_dataset_id(dataset: Location) -> str | None:
 def dataset_keys(dataset: Location) -> tuple[str, ...]:
     """Return the names of a dataset's folders in caches: the one to use, then one to clean up.
 
-    The first is the dataset's id. If there is no usable id, it is a hash of twelve hexadecimal digits, computed from
-    the dataset's location after links and `..` are resolved. A dataset with an id may have used that hash earlier, so
-    the folder of that name is the one to clean up.
+    The folder to use is named by the dataset's id. The other folder, which the dataset may have used before it had an
+    id, is named by twelve hexadecimal digits: a hash of the dataset's location after links and `..` are resolved.
+    Without a usable id, that one is the folder to use.
     """
     local = scheme(dataset.uri) == LOCAL
     place = fingerprint(os.path.realpath(local_path(dataset.uri)) if local else dataset.uri.rstrip("/"))
@@ -354,12 +352,12 @@ def delete_part_reservations(dataset: Location, generation: int) -> None:
 
 
 def parts_in_use(dataset: Location, since: datetime = NO_TIME) -> frozenset[str]:
-    """Return the paths of catalog parts that must not be deleted.
+    """Return the paths of catalog parts that must not be deleted: those in the manifest, and reserved ones.
 
-    These are the parts in the manifest, and those reserved for its next generation at `since` or later. Reservations
-    are read before the manifest, because a reservation is deleted only after its manifest was put. Callers that delete
-    parts must first list them, then call this function, and delete right after that. Raises `UsageError` if there is no
-    dataset, and `DamagedDatasetError` for a reservation that can't be read.
+    A reservation counts if it is for the next generation and was made at `since` or later. Reservations are read before
+    the manifest, because each is deleted only after its manifest was put. To delete parts, first list them, then call
+    this function, and delete right after that. Raises `UsageError` if there is no dataset, and `DamagedDatasetError`
+    for a reservation that can't be read.
     """
     reservations = [
         (generation, reserved_in(dataset / RESERVATIONS / entry.name))

@@ -55,7 +55,7 @@ def submitted_label(mask: Mapping[str, Any]) -> str | None:
 def may_label(mask: Mapping[str, Any], source: str) -> bool:
     """Return whether a model may set a mask's label.
 
-    It may if another model set the current label, or if the mask has no label and no person removed one.
+    A model may replace another model's label. It may also label a mask without one, unless a person removed the label.
     """
     found = mask["label_source"]
     return found != source and (is_of_model(found) or (mask["label"] is None and found is None))

@@ -1,9 +1,9 @@
 """Outputs of commands about a dataset: allowed locations, and notes of them.
 
-`outputs/<hash>.json` is a note of an output that was made from the dataset and stored elsewhere, so that a takedown can
-list it. The note contains the output's location relative to the dataset if it is nearby. Otherwise, it contains only a
-name, so that it reveals nothing about anyone's disk. An export lists its files in its own `segmint-files.jsonl`, and
-the note contains that list's hash.
+If a command stores an output outside the dataset, it adds a note, `outputs/<hash>.json`, so that a takedown can list
+the output. The note contains the output's location relative to the dataset if it is nearby. Otherwise, it contains only
+a name, to reveal nothing about anyone's disk. An export lists its files in its own `segmint-files.jsonl`, and the note
+contains that list's hash.
 """
 
 import json
@@ -77,9 +77,8 @@ def note_output(
 ) -> None:
     """Note an output in its dataset. `files` maps the main files' paths below `place` to their SHA-256.
 
-    `place` is a folder, or the output itself if it is a single file. The other arguments are the same as in
-    `OutputNote`. Outputs in the dataset's `report/` need no note. If the dataset isn't writable, a warning is logged
-    instead.
+    `place` is a folder, or the output itself if it is a single file. The other arguments are fields of `OutputNote`.
+    Outputs in the dataset's `report/` need no note. If the dataset isn't writable, a warning is logged instead.
     """
     if is_below(place.uri, dataset.uri) or not manifest_generations(dataset):
         return
@@ -103,9 +102,8 @@ def line_of(note: OutputNote) -> str:
 def shown_outputs(dataset: str, lines: Sequence[str], advice: str) -> list[str]:
     """Format the lines of `line_of` for people, with advice.
 
-    `dataset` is the path or URI of the dataset, to which the paths in the lines are relative. On a local disk, an
-    output's path is only shown if it exists; otherwise, only the output's name is shown, because the output may have
-    been moved, or the dataset may be a copy of the one for which the output was noted.
+    `dataset` is the path or URI of the dataset, to which the paths in the lines are relative. If nothing exists at a
+    local output's path, only the output's name is shown: the output may have been moved, or the dataset may be a copy.
     """
     return [f"created from this dataset, {advice}: {_shown(dataset, line)}" for line in lines]
 
@@ -126,7 +124,7 @@ def _shown(dataset: str, line: str) -> str:
 def read_notes(dataset: Location) -> list[OutputNote]:
     """Read the notes of a dataset's outputs; raises `DamagedDatasetError` for an invalid file.
 
-    If an export was noted when it started and again when it was complete, only the second note is returned.
+    A complete export has two notes, one from its start and one from its end; only the second is returned.
     """
     notes = []
     for entry in (each for each in (dataset / OUTPUTS).list() if is_known(f"{OUTPUTS}/{each.name}")):
@@ -173,7 +171,7 @@ def _root_and_path(place: Location) -> tuple[str, str]:
 def refuse_inside(dataset: Location, target: Location, option: str) -> None:
     """Raise `UsageError` if `target`, given as `option`, is in the dataset but not in its `report/`.
 
-    A takedown deletes `report/`, but if a file elsewhere in the dataset named an image, the takedown wouldn't find it.
+    A takedown deletes `report/`, but it wouldn't find an image's name in a file elsewhere in the dataset.
     """
     allowed = not is_below(target.uri, dataset.uri) or is_below(target.uri, (dataset / REPORT).uri)
     if not allowed and manifest_generations(dataset):

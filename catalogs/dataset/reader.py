@@ -48,12 +48,11 @@ class MaskAnnotation:
 
     `bbox` and `crop_box` are (x, y, width, height), and `point_coords` are the prompt's points (x, y). `counts` is the
     mask in COCO's compressed run-length encoding, and `size` is its (height, width). A mask that a person annotated may
-    have no scores and no points. `label`, `label_score`, and `label_source` come from the masks table and are None if
-    the mask has no label.
+    have no scores and no points. `label`, `label_score`, and `label_source` come from the masks table and are None
+    without a label.
 
     `output` is the index (0 to 2) of the decoder output that produced the mask, or None if it's unknown. `container` is
-    the id of the smallest mask in the image that is larger than this one and contains at least 95 % of its pixels, or
-    None if there is no such mask.
+    the id of the smallest larger mask in the image that contains at least 95 % of this mask's pixels, or None.
     """
 
     id: int
@@ -173,10 +172,11 @@ class Sample:
 
 
 class Dataset:
-    """The committed images of a dataset, ordered by ordinal; each iteration reads the commits again.
+    """The committed images of a dataset, ordered by ordinal.
 
-    An iteration doesn't include shards that are committed while it runs. If `version` is set, it yields the images of
-    that recorded version. With `verify`, a process hashes each file before it reads it for the first time.
+    Each iteration reads the commits again when it starts, and doesn't include shards that are committed later. If
+    `version` is set, it yields the images of that recorded version. With `verify`, a process hashes each file before it
+    reads it for the first time.
     """
 
     def __init__(
@@ -261,7 +261,7 @@ class Dataset:
             return {each["values"].as_py(): each["counts"].as_py() for each in column.value_counts()}
 
     def shard(self, commit: Commit, ids: Container[int] | None = None) -> Iterator[Sample]:
-        """Yield the samples of one committed shard in order by streaming its tar. `ids` limits the samples.
+        """Yield the samples of one committed shard, or only those with `ids`, in order by streaming its tar.
 
         The tar is read up to the last requested sample.
         """

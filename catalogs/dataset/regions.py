@@ -65,7 +65,8 @@ class Sighting:
 def read_regions(file: Location) -> list[WantedRegion]:
     """Read the regions of a file, in its order; columns that are not in `WantedRegion` are ignored.
 
-    Raises `UsageError` if the file has no regions or invalid content, with the row and column of up to ten problems.
+    Raises `UsageError` if the file has no regions or invalid content. The message names the row and column of up to ten
+    problems.
     """
     regions: list[WantedRegion] = []
     problems: list[str] = []

@@ -84,8 +84,8 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
     """Return exactly the requested rows, except those that were already taken down.
 
     A name is an image_id of the catalog, either as written or as a JSON string, or the number of an image in the
-    dataset. A name is ambiguous if it is the image_id of one image and the number of another. Licenses match regardless
-    of how their identifiers are spelled. The catalog is streamed.
+    dataset. If it is the image_id of one image and the number of another, it is ambiguous. Licenses match in any
+    spelling of their identifiers. The catalog is streamed.
     """
     if asked.ids is None:
         chosen = {
@@ -173,13 +173,12 @@ def with_copies(
     """Return these rows and, transitively, all rows of the same images, in order, with the SHA-256 of their bytes.
 
     Two rows belong to the same image if a build read the same bytes, decoded the same pixels, or released the same JPEG
-    for them. With `by_name`, they also do if they share the image_id or uri. With `by_name`, a row that merely states
-    the SHA-256 of these bytes in the catalog is included, too, but no further rows are found through it.
+    for them. With `by_name`, sharing the image_id or uri is enough. `by_name` also includes rows for which the catalog
+    merely states the SHA-256 of these bytes, but doesn't look for copies of those.
 
-    `tables` contains the paths of the committed tables of images, which contain these hashes, and `measured` contains
-    the hashes of earlier rows. `catalog_uri`, if known, is the URI of the source catalog; with it, a relative URI
-    matches an absolute one. The catalog and the tables are read again until no more rows are found, usually three
-    times.
+    The hashes come from `tables`, the paths of the committed tables of images, and from `measured` for earlier rows. If
+    you pass the source catalog's URI as `catalog_uri`, a relative URI matches an absolute one. The catalog and the
+    tables are read again until no more rows are found, usually three times.
     """
     found = dict(rows)
     stating: dict[int, RemovedImage] = {}

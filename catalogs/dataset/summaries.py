@@ -83,13 +83,12 @@ def sum_listing(
     """Sum the latest commits, optionally only those of the shards in `wanted` (step 1).
 
     `held` contains the files of all latest commits, in shard order. If a correction replaces a commit in the meantime,
-    its newer generation is summed. `known` maps the names of summaries to the sums of blocks that were already read.
-    `read` reads all other commits, by default from the dataset.
+    the newer one is summed. `known` maps the names of summaries to the sums of blocks that were already read. `read`
+    reads all other commits, by default from the dataset.
 
-    The sums of a block are saved in `summaries/` once the block is full. They are also saved once a later block has
-    started, because a block with a shard on hold may never be full. The file's name contains a hash of the commits'
-    files, so a summary for outdated commits is simply not found, and a new one is written. A damaged summary is
-    rewritten, too. If saving fails, the failure is only logged.
+    A block's sums are saved in `summaries/` once it is full or a later block has started, because a block with a shard
+    on hold may never be full. The file's name contains a hash of the commits' files, so a summary of outdated commits
+    is never found. A damaged summary is rewritten. If saving fails, the failure is only logged.
     """
     folder = dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
@@ -128,8 +127,8 @@ def sum_listing(
 def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
     """Save the sums of each full block of these commits that has no summary yet.
 
-    A long build calls this function while it runs, so that `status` has to read only a few commits one by one. Failures
-    to read or save are logged, and the next call tries again.
+    A long build calls this function while it runs, so that `status` has few commits to read one by one. Failures are
+    only logged, and the next call tries again.
     """
     full = [members for _, members in blocks_of(held) if len(members) == SUMMARY_SHARDS]
     if not full:
@@ -143,10 +142,9 @@ def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
 
 
 def save_block(folder: Location, block: str, name: str, data: bytes, existing: Iterable[str]) -> bool:
-    """Save data about a block of commits in `summaries/`, and delete its earlier versions.
+    """Save data about a block of commits in `summaries/`, delete its earlier versions, and return whether that worked.
 
-    `block` is the prefix of the block's file names. Returns whether it was saved; since the data can be rebuilt, a
-    fault is only logged.
+    `block` is the prefix of the block's file names. The data can be rebuilt, so a fault is only logged.
     """
     try:
         (folder / name).put(data)
@@ -187,10 +185,9 @@ def summary_name(members: Sequence[ListedCommit]) -> str:
 
 
 def files_fingerprint(members: Sequence[ListedCommit]) -> str:
-    """Return a hash of commits' files as listed.
+    """Return a hash of commits' files as listed, with their sizes and their times in seconds.
 
-    The hash covers their sizes and times in seconds, because the generations alone don't change if a dataset is deleted
-    and built again.
+    The generations alone wouldn't change if a dataset was deleted and built again.
     """
     return fingerprint([(*commit.key, commit.size, int(commit.modified.timestamp())) for commit in members])
 

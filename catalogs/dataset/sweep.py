@@ -44,12 +44,13 @@ def sweep(
     """Delete files that do not belong to a dataset; return their paths, relative to it, in order.
 
     In committed shards, this deletes replaced commits, and data files that neither the latest commit nor a reservation
-    names. A data file must be older than `grace` unless a replaced commit names it. Elsewhere, it deletes temporary
-    files, and parts of the catalog that neither the manifest nor a reservation names, if they are older than `grace`.
+    names. Such a data file must be older than `grace`, unless a replaced commit names it. Elsewhere, it deletes
+    temporary files and unused parts of the catalog (those that neither the manifest nor a reservation names) if they
+    are older than `grace`.
 
-    Files of uncommitted shards are kept at any age, because they may belong to a paused writer, or another writer may
-    be about to write the same bytes. Reservations, files with unknown names, and everything in folders that are links
-    are kept, too. `now` defaults to the time of the store's clock, which also set the files' times.
+    Files of uncommitted shards are kept at any age, because a paused writer may still need them, and another writer may
+    be about to write the same bytes. Reservations, files with unknown names, and folders that are links are left alone.
+    `now` defaults to the time of the store's clock, which also set the files' times.
     """
     found = _listed(dataset)
     found.linked.update(folder for folder in _FOLDERS if folder and (dataset / folder).link_target() is not None)
@@ -76,8 +77,7 @@ def sweep(
 def missing_files(dataset: Location, shards: Container[int]) -> list[str]:
     """Return missing and empty files: parts of the catalog, and files of these shards' latest commits (of up to 10).
 
-    Each folder is listed once, and no data file is read. If a shard has exactly one file of each kind, its commit isn't
-    read, either.
+    No data file is read. If a shard has exactly one file of each kind, not even its commit is.
     """
     found, log, missing = _listed(dataset), CommitLog(dataset), dict[int, list[str]]()
     for shard in found.doubtful_shards():

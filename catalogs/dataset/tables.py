@@ -67,9 +67,9 @@ class Foreign:
 class DatasetTables(AbstractContextManager["DatasetTables"]):
     """Context manager for the views `images`, `masks`, and `rejects` over a dataset's Parquet.
 
-    The views have the columns of docs/dataset.md and a column `shard` (int64). If `kind` is sa1b, segmint did not write
-    the data; there is then another view `jpegs` (see `segmint.catalogs.dataset.foreign`), and `foreign` is set. `query`
-    is thread-safe; to use `connection` directly, take a `cursor()` of it in each thread.
+    The views have the columns of docs/dataset.md and a column `shard` (int64). If `kind` is sa1b, the data wasn't
+    written by segmint; `foreign` is then set, and there is a view `jpegs` (see `segmint.catalogs.dataset.foreign`).
+    `query` is thread-safe; to use `connection` directly, take a `cursor()` of it in each thread.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
     def query_shard(self, shard: int, view: str, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
         """Return the result of a query of one view, restricted to the rows of one shard.
 
-        Only this shard's files are opened; the others needn't exist. Raises the errors of `query`.
+        This opens only the shard's own files. Raises the errors of `query`.
         """
         files = self._shards.get(view, {}).get(shard) or [self._empty(view, self._schemas[view])]
         with self.connection.cursor() as cursor:

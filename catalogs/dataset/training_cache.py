@@ -101,10 +101,9 @@ def purge_scans(folder: Location, dataset: str, tars: Collection[str]) -> None:
 def forget_dataset(dataset: Location) -> list[str]:
     """Delete a dataset's removed images from the caches known on this machine; return a line for each cache.
 
-    The known caches are this machine's own caches, and training caches near the dataset that one of its notes names. A
-    training cache loses all data on the dataset's images, and the next run recreates what it needs. Lines also report
-    files that can't be deleted or are in use. If `id.json` is missing, a line reports that caches can't be found
-    without it, and the file is created.
+    The known caches are the machine's own, and training caches near the dataset that one of its notes names. A training
+    cache loses all data on the dataset, and the next run recreates what it needs. Lines also report files that can't be
+    deleted or are in use. If `id.json` is missing, the caches can't be found; a line says so, and the file is created.
     """
     places = {default_cache().uri: "this machine's training cache"}
     for note in read_notes(dataset):

@@ -78,9 +78,9 @@ def unknown_files(dataset: Location) -> list[str]:
 def list_doubtful(dataset: Location, known: list[str] | None = None) -> dict[str, ObjectInfo]:
     """Return, by path, the files that only a commit or the manifest can account for, and those with unknown names.
 
-    If a shard has several commits, the result includes them. The paths of all other files, except commits, are appended
-    to `known`. A caller first calls this function, then reads the manifest and the commits, removes the files that they
-    name from the result, and passes the remaining files to `judge_doubtful`.
+    If a shard has several commits, these are included. The paths of all other files, except commits, are appended to
+    `known`. After this call, read the manifest and the commits, remove the files that they name from the result, and
+    pass the rest to `judge_doubtful`.
     """
     listed: dict[str, ObjectInfo] = {}
     before, shard = None, None  # the previous commit
@@ -102,10 +102,10 @@ def judge_doubtful(
 ) -> UnaccountedFiles:
     """Judge the files of `list_doubtful` that nothing names, after reading commits, reservations, and manifest again.
 
-    One of segmint's own files is a finding if its shard is committed and if both the file and the commit or manifest
-    that doesn't name it are older than `limit`; a running command may still need or delete newer ones. Any other file
-    is a finding if it is large, isn't text, or is in a folder of data. A link is always a finding. Files of shards in
-    `doubtful`, whose commits are unreadable, are omitted.
+    One of segmint's own files is a finding if its shard is committed, and if the file and the commit or manifest that
+    doesn't name it are both older than `limit`; a running command may still need newer ones. Any other file is a
+    finding if it is large, isn't text, or is in a folder of data. A link is always a finding. Shards in `doubtful`,
+    whose commits are unreadable, are skipped.
     """
     links = dataset.storage.links(dataset.uri)
     unnamable = {path for path in {*links, *listed} if _CONTROL.search(unquote(path))}

@@ -158,8 +158,8 @@ def amend_parts(
 ) -> Amendments:
     """Compare the rows of `stage_amendments` with the local parts of a catalog; write the parts that change.
 
-    If `asked` omits a value or leaves it blank, the value stays unchanged, except in the columns `clear`, where it is
-    removed. The bytes of an amended part depend only on its rows, so repeating an amendment produces the same file.
+    A value that `asked` omits or leaves blank stays unchanged; in the columns `clear`, it is removed. The bytes of an
+    amended part depend only on its rows, so repeating an amendment produces the same file.
     """
     found = Amendments()
     with open_database(folder) as database:

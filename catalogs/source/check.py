@@ -182,11 +182,11 @@ class CatalogFindings:
     """Result of `check`.
 
     `by_license` counts rows by identifier, in SPDX's spelling. `verdicts` contains the rows that a policy would reject
-    before any image is read, each under its first reason; without a policy, it contains only the rows that every policy
-    rejects. The licenses of `expired` rows ended before `policy_date`. `refused` contains the rows that the catalog
-    itself rejects, by `refused_reason`; since that was deliberate, they don't affect `clean`. `accepted` counts the
-    rows that are in neither `verdicts` nor `refused`. `audit` contains, by code, the findings that an audit of the
-    finished dataset would report for the accepted rows, and `notices` contains other properties of rows.
+    before any image is read, each under its first reason. Without a policy, it contains only the rows that every policy
+    rejects. The licenses of `expired` rows ended before `policy_date`. `refused` contains rows that the catalog itself
+    rejects, by `refused_reason`; this is deliberate, so they don't affect `clean`. `accepted` counts all other rows.
+    For these, `audit` contains, by code, what an audit of the finished dataset would report. `notices` contains other
+    properties of rows.
     """
 
     catalog: str

@@ -74,9 +74,9 @@ def normalize(
 ) -> NormalizedCatalog:
     """Write the catalog to the local Parquet file `destination`, as rows of `NORMALIZED`.
 
-    Rows keep the catalog's order, and no row is dropped, because verdicts come later: a missing license becomes null,
-    and a row with a repeated image_id refers to the first one. `uri` is kept as written, so the same rows produce the
-    same bytes regardless of the catalog's location and format.
+    Rows keep the catalog's order. Verdicts come later, so no row is dropped: a missing license becomes null, and a row
+    with a repeated image_id refers to the first one. `uri` is kept as written, so the same rows produce the same bytes
+    regardless of the catalog's location and format.
 
     `ignored` columns, each of which is in `ADDED`, are read as absent. Intermediate files, about as large as the
     catalog, are written next to `destination`. `memory_limit` limits DuckDB. Raises `UsageError` for a file that can't
@@ -191,9 +191,9 @@ class SortedPairs:
 def number_rows(batch: pa.RecordBatch, first: int, ignored: Collection[str] = ()) -> pa.RecordBatch:
     """Convert a batch of `SOURCE` to `STAGED`, with ordinals starting at `first`; duplicates are not marked.
 
-    `ignored` columns become null. Credentials in URLs are redacted, because these columns are published with the
-    dataset. This never makes an image unreadable, because a catalog may not contain a `uri` with credentials anyway. If
-    `license` contains a license's full text, it is shortened, because it isn't an identifier anyway.
+    `ignored` columns become null. These columns are published with the dataset, so credentials in URLs are redacted. No
+    image becomes unreadable, because a catalog may not contain a `uri` with credentials. If `license` contains a
+    license's full text, which isn't an identifier, it is shortened.
     """
     rows = batch.num_rows
     batch = _fit_to_publish(batch)

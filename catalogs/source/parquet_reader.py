@@ -36,10 +36,7 @@ def read_parquet(
 
 @contextmanager
 def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet catalog, reading only its footer.
-
-    Raises `UsageError` if it is not Parquet or its columns are not a catalog's.
-    """
+    """Open a Parquet catalog, reading only its footer; raises `UsageError` for any other file."""
     with catalog.open() as stream:
         with _damage(f"{catalog} cannot be read as Parquet"):
             # Without prebuffering and with a small buffer, a row group of any size is read in pieces.

@@ -42,9 +42,9 @@ def read_catalog(
     """Yield the rows of a catalog in order, as batches of `SOURCE`.
 
     Raises `UsageError`, which names the file, column, and row, for a missing required column, a column with a wrong
-    type, an invalid value, or a file that does not match its extension. An invalid value is first passed to
-    `on_problem`; if that returns, the value is read as absent. In the columns `own`, which may be the user's custom
-    columns, invalid values are read as absent without being reported.
+    type, an invalid value, or a file that does not match its extension. `on_problem` receives an invalid value first;
+    if it returns, the value is read as absent. Invalid values in the columns `own`, which may be the user's custom
+    columns, are read as absent without a report.
     """
 
     report = except_in(own, on_problem)

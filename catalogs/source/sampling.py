@@ -1,7 +1,4 @@
-"""Counting the rows of a source catalog, and reading an evenly spread sample without keeping the other rows.
-
-Rows are counted as in `segmint.catalogs.source.readers`, so the number is the same as in a build.
-"""
+"""Counting the rows of a source catalog, and reading an evenly spread sample without keeping the other rows."""
 
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
@@ -53,8 +50,8 @@ def read_rows_at(catalog: Location, ordinals: Sequence[int], *, ignored: Collect
     """Return the rows of the source catalog with these ordinals (from 0, ascending), as in a normalized catalog.
 
     In a Parquet file, only row groups that contain such rows are read; a text file is parsed up to the last of the
-    rows. Duplicates are not marked, because that would require reading all rows. `ignored` columns are read as absent,
-    as in `stage_catalog`. Raises `UsageError` if a row that is read is invalid.
+    rows. Duplicates are not marked, because that would require reading all rows. `ignored` has the same meaning as in
+    `stage_catalog`. Raises `UsageError` if a row that is read is invalid.
     """
     if catalog_format(catalog.uri) != "Parquet":
         return _pinned(_pick(_numbered(read_catalog(catalog, own=ignored), 0, ignored), ordinals))

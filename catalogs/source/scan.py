@@ -54,9 +54,9 @@ def scan(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row of `SOURCE` (a dictionary without absent values) for each image below `folder`, ordered by name.
 
-    `uri` is absolute in the rows; `image_id` is the name relative to the prefix. An image without a license gets a row
-    without one. `on_skip` is called for entries that a catalog can't name: circular links, and names that are not UTF-8
-    or not allowed in a URI. Raises `UsageError` for a license that is not an identifier and for an invalid sidecar.
+    `uri` is absolute in the rows; `image_id` is the name relative to the prefix. A row's license may be absent.
+    `on_skip` is called for entries that a catalog can't name: circular links, and names that are not UTF-8 or not
+    allowed in a URI. Raises `UsageError` for a license that is not an identifier and for an invalid sidecar.
     """
     base = _absolute(folder)
     common = {
@@ -91,9 +91,8 @@ def relative_rows(rows: Iterator[dict[str, Any]], catalog: Location) -> Iterator
 def check_relative(folder: Location, catalog: Location, *, absolute: bool) -> None:
     """Check, before a scan of `folder`, that the catalog can name local images without exposing their location.
 
-    A dataset publishes its catalog, and local paths often contain a person's name. Therefore, this raises `UsageError`
-    if the images are local but the catalog is in a store, and, without `absolute`, if the images are not below the
-    catalog's folder.
+    A dataset publishes its catalog, and a local path often contains a person's name. Raises `UsageError` if the images
+    are local but the catalog is in a store, and, without `absolute`, if the images are not below the catalog's folder.
     """
     if scheme(folder.uri) != LOCAL:
         return

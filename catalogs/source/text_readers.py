@@ -49,9 +49,9 @@ def open_text(file: Location) -> AbstractContextManager[BinaryIO]:
 
 
 def line_blocks(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the stream in blocks of about `BLOCK_BYTES` that end at the end of a line, without a byte-order mark.
+    """Yield the stream in blocks of about `BLOCK_BYTES` of whole lines, without a byte-order mark.
 
-    Stops at a line that is too long to be a row; in that case, the last block ends inside the line.
+    If a line is too long to be a row, the last block ends inside it.
     """
     rest = stream.read(3)
     rest = b"" if rest == b"\xef\xbb\xbf" else rest

@@ -11,9 +11,9 @@ Merged = Mapping[str, Any] | None
 
 
 def assignment_to_merge(merged: Merged, assignments: Iterable[int]) -> int | None:
-    """Return the assignment to merge for an image: the one merged before, or else the lowest with submissions.
+    """Return the assignment to merge for an image, or None if the image has no submissions.
 
-    Returns None if there are no submissions. Any other assignment only serves to measure agreement.
+    If an assignment was merged before, it stays the one to merge. Otherwise, the lowest one with submissions is merged.
     """
     before = merged_assignment(merged)
     return min(assignments, default=None) if before is None else before
@@ -36,11 +36,11 @@ def last_of_states(submissions: Iterable[Submission]) -> list[Submission]:
 
 
 def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submission, Submission] | None:
-    """Return the two submissions to compare for an image, each made without seeing the other annotator's work.
+    """Return an image's two submissions to compare, each made without seeing the other annotator's work.
 
-    Both were made for the same image state: the first one for which both assignments have submissions. Each is its
-    assignment's last submission for that state. Returns None if the assignments have no state in common. `submissions`
-    must contain all submissions for the image.
+    Both start from the same image state: the first one for which both assignments have submissions. If an assignment
+    has several for that state, its last one counts. Returns None if the assignments share no state. `submissions` must
+    contain all submissions for the image.
     """
     one, other = (
         {last.base: last for last in last_of_states(each for each in submissions if each.assignment == assignment)}
@@ -50,11 +50,11 @@ def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submissi
 
 
 def carried(submission: Submission, base: str, size: tuple[int, int], counts: Mapping[int, str]) -> Submission | None:
-    """Rebase a submission to another image state and drop what no longer applies; None if the size differs.
+    """Rebase a submission onto another image state, dropping changes that no longer apply; None if the size differs.
 
-    `counts` maps the annotation ids of the image's masks in that state to their run lengths. New masks always remain
-    valid, but a replacement or deletion only applies if the run lengths of its mask are unchanged. The time spent on
-    the image becomes 0 seconds, because the original submission already accounts for it.
+    `counts` maps the annotation ids of that state's masks to their run lengths. New masks always stay. A replacement or
+    deletion stays only if the run lengths of its mask are unchanged. The time spent becomes 0 seconds, because the
+    original submission already counts it.
     """
     if submission.size != size:
         return None

@@ -1,7 +1,4 @@
-"""Names of the files in `annotations/`, with one folder per image: `annotations/<ordinal>/<assignment>.<n>.json`.
-
-The return of a submission is beside it, in `<assignment>.<n>.return.json`.
-"""
+"""Names of the files in `annotations/`: `<ordinal>/<assignment>.<n>.json`, and `.return.json` for a return."""
 
 import re
 from collections.abc import Container, Iterable, Iterator

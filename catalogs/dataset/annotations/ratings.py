@@ -1,8 +1,8 @@
 """Ratings: annotators' scores for single masks, from 1 to 10, each stored as one immutable file.
 
-The scale is that of the SAM paper (section 7.1 and appendices E and G). The files of an image are in
-`annotations/ratings/<ordinal>/`, named `<annotation id>.<rater>.<n>.json`. `rater` is derived from the rater's name, so
-nobody can have two first ratings of a mask. A later rating supersedes an earlier one, and a rating without a score
+The scale is that of the SAM paper (section 7.1 and appendices E and G). A rating's file is
+`annotations/ratings/<ordinal>/<annotation id>.<rater>.<n>.json`. `rater` is derived from the person's name, so nobody
+can rate a mask for the first time twice. A later rating supersedes an earlier one, and a rating without a score
 retracts it.
 """
 

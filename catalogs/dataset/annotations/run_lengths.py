@@ -15,11 +15,11 @@ _Ints = NDArray[np.int64]
 
 
 def canonical_area(counts: str, size: tuple[int, int]) -> int:
-    """Return the number of pixels of a mask of `size` (height, width), given its compressed run lengths `counts`.
+    """Return the number of pixels in a mask of `size` (height, width) from its compressed run lengths `counts`.
 
-    Only the canonical encoding is accepted, so equal masks have equal counts. Raises `ValueError` if the text contains
-    a character outside the alphabet or ends early, if a number takes more groups than necessary, if a run other than
-    the first is empty, or if the runs don't fill the size.
+    Equal masks must have equal counts, so only the canonical encoding is accepted. Raises `ValueError` if the text
+    contains a character outside the alphabet or ends early, if a number takes more groups than necessary, if a run
+    after the first is empty, or if the runs don't fill the size.
     """
     runs = _numbers(counts)
     runs[1::2] = np.cumsum(runs[1::2])  # from the fourth on, a number is the difference from the run two before

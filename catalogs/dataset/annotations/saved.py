@@ -63,9 +63,9 @@ def read_saved(file: Location, most: int, problem: type[SegmintError]) -> bytes:
 def put_saved(dataset: Location, path: str, data: bytes, ordinal: int, kind: str) -> bool:
     """Write an image's file unless its name is already in use; return whether the store now contains this file.
 
-    An existing file is never changed. This function reads the tombstones after it writes the file, and a takedown lists
-    the files after it writes its tombstone, so at least one of the two notices the other. If the image was taken down,
-    the file is deleted again and `RemovedImageError` is raised. `kind` is the plural name of such files.
+    An existing file is never changed. If the image was taken down, this function deletes the file again and raises
+    `RemovedImageError`. It can't miss a concurrent takedown: it reads the tombstones after it writes the file, and a
+    takedown lists the files after it writes its tombstone. `kind` is the plural name of such files, for messages.
     """
     file = dataset / path
     won = file.put_if_absent(data)

@@ -1,12 +1,11 @@
 """Submissions: annotators' results for single images, each stored as one immutable file.
 
 Each image has assignment 0, and also assignment 1 if two annotators work on it. A submission is the complete result for
-its image, relative to its `base`: masks of the dataset that it neither replaces nor deletes are kept. A later
+its image, relative to its `base`: it keeps every mask of the dataset that it neither replaces nor deletes. A later
 submission of the same assignment supersedes an earlier one. `segmint merge` writes submissions into the tables.
 
-The owner of a server can return a submission to its annotator; the server then puts a file beside the submission. An
-assignment counts as returned while its last submission has such a file. A single put is therefore enough to return it,
-and the annotator's next submission ends that state.
+The owner of a server can return a submission to its annotator; the server then puts a file beside the submission. The
+assignment counts as returned until the annotator submits again.
 """
 
 import hashlib
@@ -121,7 +120,7 @@ Prompt = Annotated[PointPrompt | BoxPrompt | MaskPrompt | TextPrompt, Field(disc
 
 
 class SubmittedMask(_StrictRecord):
-    """A mask in a submission. `parent` is the dataset's mask that it replaces.
+    """A mask in a submission; `parent` is the dataset's mask that it replaces.
 
     If `label` is None, the mask keeps its parent's label; an empty label removes it.
     """
@@ -282,9 +281,10 @@ def read_submissions(dataset: Location, ordinal: int) -> list[Submission]:
 
 
 def read_assignment(dataset: Location, names: Sequence[SubmissionName]) -> list[Submission]:
-    """Read the submissions of an assignment, in order, skipping unreadable ones before the last.
+    """Read the submissions of an assignment, in order.
 
-    Raises `SubmissionError` if the last one is unreadable; the earlier ones only record how long people worked on what.
+    Raises `SubmissionError` if the last one is unreadable. Earlier ones only matter for the time that people worked, so
+    this function skips those that it can't read.
     """
     found = []
     *earlier, last = names
@@ -335,8 +335,8 @@ def read_returns(dataset: Location, ordinal: int | None = None) -> dict[Submissi
 def base_digest(jpeg: bytes, masks: Sequence[Mapping[str, Any]]) -> str:
     """Return the digest of the state that a submission starts from: an image's released JPEG and its masks.
 
-    The JPEG is empty in a dataset without images. The digest covers only two values of each mask, its `annotation_id`
-    and the counts of its `segmentation`; masks are ordered by id.
+    In a dataset without images, the JPEG is empty. Of each mask, the digest covers the `annotation_id` and the counts
+    of the `segmentation`, ordered by id.
     """
     pairs = sorted((int(mask["annotation_id"]), str(mask["segmentation"]["counts"])) for mask in masks)
     value = {"jpeg": hashlib.sha256(jpeg).hexdigest(), "masks": pairs}

@@ -36,8 +36,8 @@ class ReaderPosition:
 def current_rank() -> ReaderPosition:
     """Return the rank in `torch.distributed` if it is initialized, else that of `RANK` and `WORLD_SIZE`, else 0 of 1.
 
-    Raises `UsageError` for invalid variables. This includes a size without a rank, because every rank would then read
-    the same images.
+    Raises `UsageError` for invalid variables, and for a size without a rank, because every rank would then read the
+    same images.
     """
     if distributed.is_available() and distributed.is_initialized():
         return ReaderPosition(distributed.get_rank(), distributed.get_world_size())
@@ -51,7 +51,7 @@ def current_rank() -> ReaderPosition:
 class RankHere:
     """The calling process's rank, which the spawned workers of a `DataLoader` receive by pickling.
 
-    Those workers can't determine the rank themselves. Any other process that unpickles this object determines its own
+    Those workers can't determine the rank themselves. In any other process, unpickling determines that process's own
     rank.
     """
 
@@ -82,9 +82,8 @@ class Batches(IterableDataset[list[Sample]]):
     """Iterable over an epoch's batches as lists of samples; each rank gets its part of every batch.
 
     Pass it to a `DataLoader` with `batch_size=None`, whose workers share the batches. Each iteration starts at the
-    epoch and position set by `begin` and yields the rest of that epoch. Rank r of R gets the images
-    [B·r/R, B·(r+1)/R) of a batch of B. The images come from the shards that were committed when this object was
-    created.
+    epoch and position set by `begin` and yields the rest of that epoch. Rank r of R gets the images [B·r/R, B·(r+1)/R)
+    of a batch of B. Only shards that were committed when this object was created are included.
     """
 
     def __init__(
@@ -321,9 +320,9 @@ _BYTES = 31 << 20  # glibc's dynamic threshold follows blocks of up to 32 MiB
 def keep_freed_memory() -> None:
     """Make glibc keep up to 62 MiB of freed memory for the next allocations.
 
-    By default, glibc returns most of an image's memory to the kernel, which has to map and clear each page again for
-    the next image. That takes a twelfth of the decoding time. glibc's threshold follows the size of the largest block
-    that was mapped and freed, so this function maps and frees such a block without touching its pages. Settings in the
-    environment, such as `MALLOC_TRIM_THRESHOLD_`, take precedence, and other allocators aren't affected.
+    By default, glibc returns most of an image's memory to the kernel, which must map and clear the pages again for the
+    next image. That takes a twelfth of the decoding time. glibc's threshold follows the largest block that was mapped
+    and freed, so this function maps and frees such a block without touching its pages. Settings in the environment,
+    such as `MALLOC_TRIM_THRESHOLD_`, take precedence, and other allocators aren't affected.
     """
     np.empty(_BYTES, np.uint8)

@@ -1,11 +1,11 @@
 """Local cache of a store's shards, shared by all processes of a machine and limited in bytes.
 
-A copy is `<dataset>/<SHA-256>.copy`. It is written to a temporary file and then renamed, so it is either complete or
-absent. To make room, a process first deletes the least recently used copies and the leftovers of killed processes. A
-process that has a deleted copy open can continue to read it.
+A copy is `<dataset>/<SHA-256>.copy`. It is renamed from a temporary file, so it is either complete or absent. To make
+room, a process first deletes the least recently used copies and the leftovers of killed processes. A process that has a
+deleted copy open can continue to read it.
 
-Readers and corrections delete copies of shards that their dataset no longer contains (`drop_stale`). An open copy has a
-shared lock and is kept until a later call.
+Readers and corrections call `drop_stale` to delete copies of shards that their dataset no longer contains. It keeps
+copies that are open, which processes mark with a shared lock, until a later call.
 """
 
 import errno
@@ -179,11 +179,11 @@ class ShardCache:
 
 
 def drop_stale(folder: Path, dataset: Location) -> tuple[int, int]:
-    """Delete a dataset's copies in a cache's folder, except those of shards that the dataset still contains.
+    """Delete a dataset's copies in a cache's folder, except those of shards that it still contains.
 
-    A dataset also contains the shards of older versions that can still be read. Returns two numbers: that of the
-    deleted files, including those of killed processes, and that of the outdated or unfinished files that were kept
-    because a process has them open. Does not touch copies of other datasets.
+    These include the shards of older versions that can still be read. Copies of other datasets stay, too. Returns the
+    number of deleted files, including leftovers of killed processes, and the number of stale files that were kept
+    because a process has them open.
     """
     held = [copy.path for key in dataset_keys(dataset) for copy in _copies(folder / key)]
     if not held:

@@ -55,10 +55,9 @@ class Batch:
 def collate(samples: Sequence[Sample], most_masks: int | None = None) -> Batch:
     """Decode samples into a batch; a `DataLoader` with workers does this in the workers.
 
-    A mask takes one byte per pixel, so 100 masks of 1500 x 2250 pixels take 340 MB. `most_masks` limits the number of
-    masks per image; if an image has more, they are picked evenly from its list. Set it with
-    `functools.partial(collate, most_masks=32)`. Raises the errors of `Sample.image`, and ValueError if there are no
-    samples or `most_masks` is negative.
+    A mask takes one byte per pixel, so 100 masks of 1500 x 2250 pixels take 340 MB. To limit the masks per image, pass
+    `functools.partial(collate, most_masks=32)`; from a longer list, masks are picked at even intervals. Raises the
+    errors of `Sample.image`, and ValueError if there are no samples or `most_masks` is negative.
     """
     if not samples:
         raise ValueError("no samples were given: expected one or more")
@@ -93,11 +92,11 @@ def _decoded(mask: MaskAnnotation) -> np.ndarray[Any, Any]:
 
 
 class BatchLoader(DataLoader[Any]):
-    """Loader that yields one epoch of `Batches` per iteration, and counts the batches that its loop received.
+    """Loader that yields one epoch of `Batches` per iteration, and counts the batches that the training loop received.
 
-    An iteration continues where the previous one ended. After a whole epoch, it starts the next epoch; after a `break`,
-    it resumes with the next batch. Batches that workers have only prefetched aren't counted. `len` is the number of
-    batches of a whole epoch.
+    After a whole epoch, the next iteration starts the next epoch. After a `break`, it resumes with the batch that
+    follows; batches that workers had merely prefetched don't count as received. `len` is the number of batches in a
+    whole epoch.
     """
 
     def __init__(self, batches: Batches, **options: Any) -> None:
@@ -126,10 +125,10 @@ class BatchLoader(DataLoader[Any]):
         return self._counted(super().__iter__(), self._iterations)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the loop's position: the epoch, the number of its images that the loop received, and the order.
+        """Return the position of the training loop: the epoch, how many of its images were received, and the order.
 
-        After the same number of batches, the state is the same on all ranks. It can be loaded with any number of ranks
-        and workers.
+        After the same number of batches, all ranks return the same state. You can load it with any number of ranks and
+        workers.
         """
         return self._batches.state_of(self._epoch, self._samples)
 

@@ -37,8 +37,8 @@ _KNOWN = ["id", "width", "height"]
 class ImageRow(Mapping[str, Any]):
     """A row of `images` whose values are read on access; it is pickled as a dictionary.
 
-    A `DataLoader` worker pickles in a thread that drops errors, so after an error, its loop would wait forever.
-    Therefore, pickling never fails; the error is raised when the row is unpickled.
+    Pickling never fails. An error is raised when the row is unpickled instead, because a `DataLoader` worker pickles in
+    a thread that drops errors, and its loop would then wait forever.
     """
 
     def __init__(self, shard: "OpenShard", index: int) -> None:
@@ -244,7 +244,7 @@ def open_shard(
 ) -> OpenShard:
     """Open the shard `key`, which is (shard, generation). `commit` is its commit, or None if that is gone.
 
-    Raises `DamagedDatasetError`, and `UsageError` if another generation has replaced it.
+    Raises `UsageError` if another generation has replaced it, and `DamagedDatasetError`.
     """
     shard, generation = key
     try:
@@ -280,9 +280,9 @@ _VALUES = itemgetter(
 class MaskSequence(Sequence[MaskAnnotation]):
     """An image's masks; compares equal to a list of them.
 
-    Each access creates a new annotation, so keep an annotation that you need twice. A list would add a thousand objects
-    per image. Python's garbage collector would traverse them along with the process's other objects, which would take
-    half of the reading time. Sending this sequence to another process is also faster.
+    Each access creates a new annotation, so keep an annotation that you need twice. A list of annotations would add a
+    thousand objects per image, and Python's garbage collector would spend half of the reading time on them. A
+    `MaskSequence` is also faster to send to another process.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
 """Order of an epoch, a function of seed, epoch, and shards, independent of ranks, workers, and earlier reads.
 
-A shuffled epoch takes one step per shard. The shards are put in random order. Each step takes a random share of the
-images of `window` neighboring shards and mixes them. The window then advances by one shard, so a process has `window`
-shards open at a time and opens one new shard per step. The order is circular, so the first and last steps mix as many
-shards as those in between.
+To shuffle an epoch, the shards are put in random order and then mixed step by step. Each step mixes a random share of
+the images of `window` neighboring shards. Then the window advances by one shard, so a process has `window` shards open
+and opens a new one per step. The order of shards is circular, so every step mixes the same number of shards.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,8 +1,7 @@
 """A dataset for torch's `DataLoader`, whose workers and distributed ranks share the images.
 
-A share is a range of ordinals in the committed shards, and all shares have the same number of rows. A reader only opens
-the shards that its share contains, and it reads at most two of them partially, regardless of the number of shards and
-readers.
+Each reader's share is a range of ordinals in the committed shards, and all shares have the same number of rows. A
+reader opens only the shards of its share, and reads at most two of them partially.
 """
 
 import operator
@@ -48,7 +47,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
 
     Each image goes to exactly one of them. The rank comes from `torch.distributed` if it is initialized, or else from
     the variables `RANK` and `WORLD_SIZE`; without either, it is 0 of 1. The split covers the shards that were committed
-    when the dataset was opened; without workers and ranks, each iteration reads the commits again, as in `Dataset`.
+    when the dataset was opened. Without workers and ranks, each iteration reads the commits again, as in `Dataset`.
     """
 
     def __init__(
@@ -129,11 +128,11 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
     ) -> Batches:
         """Return batches for training; batch b has the same images for any number of ranks and workers.
 
-        The `global_batch` images of a batch are split among all ranks. With a `seed`, the order is shuffled by the seed
-        and the epoch, and neighbors come from different shards in `window - 1` of `window` cases; a process has
-        `window` shards open and prefetches others. An incomplete last batch of an epoch is either filled up with the
-        first images of the epoch ("pad") or dropped ("drop"). Only shards that are already committed are included; if
-        the dataset may change, open a `version` of it. Raises `UsageError` for invalid numbers and for too few images.
+        All ranks share a batch's `global_batch` images. With a `seed`, the seed and the epoch determine a shuffled
+        order, in which `window - 1` of `window` neighbors come from different shards; a process has `window` shards
+        open and prefetches others. If the last batch of an epoch is incomplete, "pad" fills it with the epoch's first
+        images, and "drop" leaves it out. Only shards that are already committed are included; if the dataset may
+        change, open a `version` of it. Raises `UsageError` for invalid numbers and for too few images.
         """
         cache = self.cache
         if cache is None and scheme(self.uri) != LOCAL:
@@ -171,18 +170,17 @@ def open_dataset(
 ) -> TorchDataset:
     """Open the dataset at `uri`, a folder or an S3 prefix, for reading; only committed shards are visible.
 
-    Iterating yields one `Sample` per image. It also works through a `torch.utils.data.DataLoader`, whose workers and
-    ranks share the images. To shuffle the images and read them in batches, use `batches`. Pass `storage` if the store
-    needs options, such as an endpoint or a profile. `version` opens the dataset as of a recorded version, given by
-    number or digest.
+    Iterating yields one `Sample` per image. In a `torch.utils.data.DataLoader`, the workers and ranks share the images.
+    To shuffle the images and read them in batches, use `batches`. Pass `storage` if the store needs options, such as an
+    endpoint or a profile. `version` opens a recorded version of the dataset, given by number or digest.
 
     With `verify`, each file is hashed before it is read for the first time. `cache` is a local folder for copies of a
     bucket's shards, which take at most `cache_bytes` in total. Several processes may share the folder. A copy is hashed
     when it is made, and again when a process first opens it. For a bucket, `batches` always uses a cache, by default in
     `SEGMINT_CACHE`.
 
-    Raises `UsageError` if there is no dataset or no such version, or if a correction removed files of that version; the
-    message names the correction.
+    Raises `UsageError` if there is no dataset or no such version, or if a correction, which the message names, removed
+    files of that version.
     """
     location = Location(storage or Storage(), uri)
     manifest, found = TorchDataset.find(location, version)

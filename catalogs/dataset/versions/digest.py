@@ -118,11 +118,10 @@ def take_snapshot(
 ) -> Snapshot:
     """Return the files that a dataset's digest covers, with their hashes, as they were at one moment.
 
-    All files are read except the catalog parts, whose hashes are in the manifest. With `use_cache`, the hashes of the
-    commits of each full block of shards may come from `summaries/`; with `save_cache`, they are saved there if
-    possible. `read`, if given, receives the latest commits and the sums of those that were read. Raises `UsageError` if
-    there is no dataset or its manifest can't be read, and `DamagedDatasetError` if commits keep disappearing while they
-    are read.
+    All files are read except the catalog parts, whose hashes are in the manifest. With `use_cache`, the hashes of a
+    full block's commits may come from `summaries/`; `save_cache` saves them there if possible. `read` receives the
+    latest commits and the sums of those that were read. Raises `UsageError` if there is no dataset or its manifest
+    can't be read, and `DamagedDatasetError` if commits keep disappearing while they are read.
     """
     why = ""
     for _ in range(_ATTEMPTS):
@@ -291,10 +290,9 @@ def _node_hash(left: bytes, right: bytes) -> bytes:
 class SnapshotComparison:
     """Differences between a snapshot and an earlier one, as paths of files.
 
-    Builds and corrections never change a manifest, commit, tombstone, or file of fingerprints. They remove files only
-    in two cases: when a higher generation of the shard replaces a commit or fingerprints, and when a later manifest no
-    longer names a part of the catalog. So `changed` and `missing` indicate damage, while `replaced` and `added` result
-    from builds and corrections.
+    Builds and corrections add such files, but never change one. They remove a file only if a higher generation replaces
+    it (commits and fingerprints), or if a later manifest no longer names it (parts of the catalog). So `changed` and
+    `missing` indicate damage, while `replaced` and `added` result from builds and corrections.
     """
 
     changed: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Recorded versions: the state of a dataset after each build and correction, in files that are put if absent.
 
-A version can be read as long as its files exist. The history consists of all recorded versions; each is checked to be
-intact and to follow the one before it.
+You can read a version as long as its files exist. `read_history` checks that each recorded version is intact and
+follows the one before it.
 """
 
 import hashlib
@@ -212,10 +212,10 @@ def name_now(dataset: Location) -> VersionName:
 def put_version(dataset: Location, command: str, reason: str | None = None, now: datetime | None = None) -> VersionName:
     """Record the current state of a dataset, at the end of a build or correction; return its name.
 
-    Nothing is recorded if the digest is unchanged or a takedown isn't finished. Nothing is recorded, either, if the
-    latest version's file is damaged, or if files of that version are missing or different, because damage must not
-    become a version. Concurrent calls each take the next free number. `command` is the command that made the change,
-    and `reason` is the user's reason for it. `now` defaults to the current time.
+    Nothing is recorded if the digest is unchanged or a takedown isn't finished. Damage must not become a version, so
+    nothing is recorded, either, if the latest version's file is damaged or its files are missing or different.
+    Concurrent calls each take the next free number. `command` made the change, for the user's `reason`. `now` defaults
+    to the current time.
     """
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     while True:
@@ -369,8 +369,7 @@ class VersionHistory:
 def read_history(dataset: Location) -> VersionHistory:
     """Read all recorded versions of a dataset, keeping only one in memory at a time.
 
-    A missing version is detected from later ones or from its signature; consecutive missing versions count as one
-    problem.
+    A later version or a signature reveals a missing one. Consecutive missing versions count as one problem.
     """
     recorded, signed = recorded_and_signed(dataset)
     numbers = set(recorded)
