@@ -1,9 +1,8 @@
 """Child processes that decode untrusted bytes, so that a crash, hang, or memory error is traced to its image.
 
-pebble manages the processes, their deadlines, and their replacement. This module ensures that a child dies with its
+pebble starts and replaces the processes and enforces their deadlines. This module ensures that a child dies with its
 parent, cannot exhaust the machine's memory, leaves no core dump (which would contain an image's bytes), and prints
-nothing while it processes an image. It also ensures that the time a child takes to start doesn't count toward an
-image's time limit.
+nothing while it processes an image. A child's start doesn't count toward an image's time limit.
 """
 
 import contextlib
@@ -37,7 +36,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 class SuspectError(RejectedError):
     """The child that processed this image died, hung, or ran out of memory.
 
-    This becomes a verdict only if it happens again in a fresh child while nothing else is running.
+    The image is only blamed if the same happens again in a fresh child while nothing else is running.
     """
 
 
@@ -53,11 +52,10 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
     """Pool of processes that build a worker once, with `factory`, and then apply it to one image's bytes at a time.
 
     `factory` must be picklable and importable in the child, where its result stays. `timeout_s` is the time limit for
-    one image and starts when a child takes the image; a worker that sets a `Deadline` for each of its steps gets
-    `more_s` more seconds. `memory_limit` is the number of bytes that an image may use in addition to the memory of an
-    idle child (on Linux; None: no limit). It is capped at half of the machine's memory or of the cgroup's limit. A
-    child is replaced after `max_tasks` images, which limits the effect of leaks in decoders. Children start
-    immediately, in the background.
+    one image and starts when a child takes the image. A worker that sets a `Deadline` for each of its steps gets
+    `more_s` more seconds. `memory_limit` is the number of bytes that an image may use in addition to an idle child's
+    memory (on Linux; None: no limit), capped at half of the memory of the machine or cgroup. A child is replaced after
+    `max_tasks` images, which limits the effect of leaks in decoders. Children start immediately, in the background.
     """
 
     def __init__(
@@ -90,9 +88,9 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
     def run(self, data: bytes) -> T:
         """Return the worker's result for one image; wait until a child is free. Thread-safe.
 
-        An image whose child died is retried once, while nothing else is running. Raises the worker's errors,
+        If the child dies, the image is retried once, while nothing else is running. Raises the worker's errors,
         `SuspectError` (`killed_worker`, `timed_out`, or `out_of_memory`) if the retry fails too, and `ChildFaultError`
-        if the fault isn't the image's, for example if a signal that stops processes killed the child.
+        if the image isn't at fault, for example if a signal that stops processes killed the child.
         """
         try:
             with self._slots:

@@ -16,11 +16,11 @@ It must be at most 255, because pycocotools 2.0.11 returns no areas for more."""
 
 
 def find_containers(size: tuple[int, int], counts: Sequence[str]) -> list[int | None]:
-    """Return the position of each mask's container among an image's N masks.
+    """Return the position of each mask's container among an image's N masks, or None for a mask without one.
 
     A mask's container is the smallest of the larger masks that contain at least `CONTAINED_SHARE` of its pixels. Of two
-    masks of equal area, the one at the lower position counts as larger, so containers never form a cycle. The result is
-    None for a mask without a container and for an empty mask.
+    masks of equal area, the one at the lower position counts as larger, so containers never form a cycle. An empty mask
+    has no container.
 
     Args:
         size: (height, width) of the image.

@@ -1,8 +1,8 @@
 """Decoder for untrusted JPEGs of datasets, with limits on memory and time.
 
-The bytes go to a child process with a memory limit and a deadline, and images over `MOST_PIXELS` are not decoded. If a
-dataset is in segmint's format, small JPEGs in the form that segmint writes are decoded in this process. This is safe
-because the memory and time that they take are proportional to their pixels, and starting a child would take longer.
+A child process with a memory limit and a deadline decodes the bytes, but no image over `MOST_PIXELS`. If a dataset is
+in segmint's format, small JPEGs in the form that segmint writes are decoded in this process. This is safe, because they
+take memory and time in proportion to their pixels, and it saves the start of a child.
 """
 
 import os
@@ -45,8 +45,8 @@ class OverLimitError(UndecodableError):
 class JpegDecoder(AbstractContextManager["JpegDecoder"]):
     """Decoder that applies functions to JPEGs. Thread-safe; child processes start when one is needed.
 
-    `own` means that the JPEGs belong to a dataset in segmint's format. All other JPEGs are decoded only in children, of
-    which there are up to `processes` (default: one per core, up to four).
+    Set `own` for the JPEGs of a dataset in segmint's format. All other JPEGs are decoded only in children, of which
+    there are up to `processes` (default: one per core, up to four).
     """
 
     def __init__(self, *, own: bool, processes: int | None = None) -> None:
@@ -94,8 +94,8 @@ def is_plain(jpeg: bytes) -> bool:
     """Return whether a JPEG's header has the form that segmint writes, with at most `PIXELS_HERE` pixels.
 
     Such a JPEG is baseline, has 8 bits per sample, and contains one or three components in a single scan. Any other
-    form, such as progressive, would make a decoder keep all coefficients in memory or decode the image once per scan. A
-    JPEG with markers that decoders may interpret differently isn't plain, either.
+    form, such as progressive, would make a decoder keep all coefficients in memory or decode the image once per scan.
+    Markers that decoders may interpret differently aren't allowed.
     """
     if jpeg[:2] != bytes([0xFF, _START]):
         return False

@@ -1,8 +1,7 @@
 """95 % confidence intervals of means, shares, and other scores over images.
 
-An image's masks resemble one another, so the units are images, not masks. There is no interval for fewer than
-`LEAST_IMAGES` images. benchmarks/evaluation/interval_coverage.py simulates how often the intervals contain the true
-value.
+The masks of an image resemble one another, so images are the units. There is no interval for fewer than `LEAST_IMAGES`
+images. benchmarks/evaluation/interval_coverage.py simulates how often the intervals contain the true value.
 """
 
 import math
@@ -53,8 +52,8 @@ def mean_intervals(
     """Return the intervals of M means over masks.
 
     Each mean is the ratio of two sums over images: `sums` (I, M) over each image's masks, and `counts` (I,), the
-    numbers of masks. `limits` are the lowest and highest possible values. Images without masks are ignored. See
-    `studentized` for the cases in which a mean has no interval.
+    numbers of masks. `limits` are the lowest and highest possible values. Images without masks are ignored.
+    `studentized` lists when a mean has no interval.
     """
     return studentized([(sums[counts > 0], counts[counts > 0])], seed, limits, resamples)
 
@@ -67,10 +66,10 @@ def studentized(
 ) -> list[Interval | None]:
     """Return studentized bootstrap intervals (Efron 1981) of M means over strata of each stratum's mean over masks.
 
-    A stratum contains the sums (I, M) and counts (I,) of its images. Its images are resampled within the stratum,
-    jointly for all M means. The intervals are widened by the squared ratio of Student's t to the normal quantile, which
-    is 1.33 for 10 images and 1.14 for 20. This is necessary because a mean of IoUs includes rare failures, and a small
-    number of images often contains none of them.
+    A stratum contains the sums (I, M) and counts (I,) of its images, which are resampled within it, jointly for all M
+    means. The intervals are widened by the squared ratio of Student's t to the normal quantile, which is 1.33 for 10
+    images and 1.14 for 20. This is necessary because a mean of IoUs includes rare failures, and a few images often
+    contain none of them.
 
     A mean has no interval if a stratum contains fewer than `LEAST_IMAGES` images or `LEAST_EFFECTIVE` effective ones,
     if all images have the same values, or if so few images differ that many resamples have no spread.
@@ -150,11 +149,10 @@ def share_interval(successes: ArrayLike, trials: ArrayLike) -> Interval | None:
     design effect (Kish 1965), which is 1 if an image's masks are independent. Images without masks are ignored. If
     there are fewer than `LEAST_IMAGES` other images or `LEAST_EFFECTIVE` effective ones, the share has no interval.
 
-    Two corrections keep the coverage at the right level for shares near 0 and 1. First, if f images contain a mask in
-    the minority, the design effect moves by 1 / 2^f toward its value for images whose masks are all alike. Second, if a
-    few images cause most of the variance, the excess of the design effect over 1 is scaled for a t distribution with
-    fewer degrees of freedom. Their number is half of Satterthwaite's, because the kurtosis of a small number of images
-    is too low.
+    Two corrections keep the coverage right for shares near 0 and 1. First, if f images contain a mask in the minority,
+    the design effect moves by 1 / 2^f toward its value for images whose masks are all alike. Second, if a few images
+    cause most of the variance, the excess of the design effect over 1 is scaled for a t distribution with fewer degrees
+    of freedom: half of Satterthwaite's, because the kurtosis of a small number of images is too low.
     """
     from scipy.special import stdtrit
 

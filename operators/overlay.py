@@ -25,8 +25,8 @@ _GOLDEN_ANGLE = 0.618033988749895  # turns: each hue is as far from all earlier 
 def draw_overlay(image: Pixels, records: Sequence[MaskRecord]) -> Pixels:
     """Return the image with every mask tinted and thinly outlined; (H, W, 3) uint8 RGB in and out.
 
-    The largest masks are drawn first, so that the masks of parts stay visible on top of those of whole objects. Colors
-    depend only on this order, so the result is deterministic.
+    The largest masks are drawn first, so the masks of parts stay visible on those of whole objects. Colors depend only
+    on this order.
     """
     canvas = image.copy()
     thickness = max(1, round(min(image.shape[:2]) / 700))
@@ -64,8 +64,8 @@ def draw_prompts(
 def cut_out(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
     """Cut out the box of a mask (H, W) bool as (h, w, 4) uint8 RGBA, with the mask as alpha.
 
-    `image` is (H, W, 3) uint8 RGB. Pixels outside of the mask are set to zero, not just made transparent. Raises
-    ValueError for an empty mask.
+    `image` is (H, W, 3) uint8 RGB. Pixels outside the mask are zero, not just transparent. Raises ValueError for an
+    empty mask.
     """
     if not mask.any():
         raise ValueError("the mask is empty: expected a mask with at least one pixel")
@@ -86,7 +86,7 @@ def distinct_color(index: int) -> tuple[int, int, int]:
 def encode_png(image: Pixels, drawn_from: str | None = None) -> bytes:
     """Encode an image, (H, W, 3) or (H, W, 4) uint8, as PNG with a text chunk that names segmint as the software.
 
-    `drawn_from` is the SHA-256 of the file whose masks the image shows; it is recorded in another text chunk.
+    Another text chunk contains `drawn_from`, the SHA-256 of the file whose masks the image shows.
     """
     buffer = io.BytesIO()
     written_by = PngInfo()

@@ -1,7 +1,7 @@
 """Decoder of photographs that users name, which decodes HEICs in a child process because they can crash the decoder.
 
-libheif, as shipped with pi-heif 1.4, crashes on a metadata box with one wrong byte. The other decoders didn't crash on
-any of tens of thousands of mutated files, so they run in this process.
+One wrong byte in a metadata box crashes libheif as shipped with pi-heif 1.4. The other decoders run in this process;
+none of them crashed on any of tens of thousands of mutated files.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Measures of the overlap between masks and the redacted regions of their image, computed only from the tables.
 
-Instead of an object, a mask may trace a redacted region: the ellipse over a face, or the box of a plate. Because these
-measures depend on a dataset's tables and not on pixels, an audit can reproduce them bit for bit.
+A mask may trace a redacted region instead of an object: the ellipse over a face, or the box of a plate. These measures
+don't need pixels, so an audit can reproduce them bit for bit.
 
 The ellipse or polygon of a detected region is surrounded by a band in which the mosaic blends into the image; the
 region's box includes this band. Masks are compared with the line halfway through the band.
@@ -91,13 +91,11 @@ def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple
     """Return the pixels of a redacted region in the released image; a narrow region may have none.
 
     For a detected face, these are the pixels whose centers lie in the ellipse inscribed in the region's box. For any
-    other region, they are the pixels that lie entirely in the box. Both shapes are shrunk by half of the band's width,
-    to the line where mosaic and image have equal weight. A manual box has no band, so the result is exactly its
-    redacted pixels. For other regions, the result differs slightly from the redacted pixels, because the tables contain
-    only boxes:
+    other region, they are the pixels entirely in the box. Both shapes are shrunk by half of the band's width, to the
+    line where mosaic and image have equal weight. A manual box has no band, so the result is exactly its redacted
+    pixels. For other regions, the result differs slightly, because the tables contain only boxes:
 
-    - If an ellipse crossed the image's border, it was clipped there. The ellipse here is inscribed in the clipped box,
-      so it is smaller.
+    - An ellipse that crossed the image's border was clipped. The ellipse in the clipped box is smaller.
     - A tilted plate was redacted as a polygon, which is smaller than its box.
     - Downscaling mixes the pixels at a region's edge with their neighbors. Such pixels are excluded if their centers
       lie outside an ellipse, or if they lie only partly in a box.

@@ -1,6 +1,6 @@
 """Permutation tests of means over images' masks, which flip the signs or exchange the labels of whole images.
 
-An image's masks resemble one another, so the units are images, not masks. Random numbers depend only on `seed`.
+The masks of an image resemble one another, so images are the units. Random numbers depend only on `seed`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,9 +19,8 @@ _EVEN = 1e-12  # relative difference attributed to rounding
 def sign_flip_p(differences: Floats, seed: Seed, resamples: int = RESAMPLES) -> list[float]:
     """Return two-sided p-values for the hypothesis that two weights don't differ, for M measures.
 
-    `differences` (I, M) contains the sum of the differences over each image's masks. Under the null hypothesis, the
-    opposite sign of an image's sum would be equally likely. For up to `EXACT_IMAGES` images, all combinations of signs
-    are tried.
+    `differences` (I, M) contains the sum of the differences over each image's masks. Under the null hypothesis, each
+    sum is as likely with the opposite sign. Up to `EXACT_IMAGES` images, all combinations of signs are tried.
     """
     images = len(differences)
     found = np.abs(differences.sum(axis=0))
@@ -47,10 +46,10 @@ def swap_p(
 ) -> list[float | None]:
     """Return two-sided p-values for the hypothesis that two models don't differ, for K differences of their scores.
 
-    The scores depend on sums over images. `values` (I, M) contains the values of each image, and `swapped` contains the
-    same values with the two models exchanged. `figures` computes the differences from sums, (R, M) to (R, K). An
-    undefined difference (NaN) has no p-value. Under the null hypothesis, exchanging the models in an image would be
-    equally likely. If an exchange leads to an undefined difference, that difference counts as large.
+    `values` (I, M) contains the values of each image, and `swapped` the same values with the two models exchanged,
+    which is equally likely under the null hypothesis. `figures` computes the differences from sums over images, (R, M)
+    to (R, K). An undefined difference (NaN) has no p-value. If an exchange makes a difference undefined, it counts as
+    large.
     """
     values, change = values.astype(np.float64), swapped.astype(np.float64) - values
     total = values.sum(axis=0)
@@ -67,9 +66,9 @@ def relabel_p(first: Floats, second: Floats, seed: Seed, resamples: int = RESAMP
     """Return two-sided p-values for the hypothesis that two groups have equal means, for M measures.
 
     The group labels are permuted over images. `first` and `second` (I, M + 1) contain one row per image: the sums of M
-    measures over the image's masks in that group and, last, the number of these masks, which may be 0. The labels of
-    images with masks in only one group are permuted among these images. In an image with masks in both groups, the two
-    groups are randomly swapped or not. Returns None if nothing can be permuted.
+    measures over the image's masks in that group and, last, the number of these masks, which may be 0. Images with
+    masks in only one group exchange their labels with each other. In an image with masks in both groups, the two groups
+    are randomly swapped or not. Returns None if nothing can be permuted.
     """
     one = (first[:, -1] > 0) != (second[:, -1] > 0)
     both = (first[:, -1] > 0) & (second[:, -1] > 0)

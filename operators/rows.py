@@ -7,7 +7,7 @@ A row is in one of three states, given by four columns that every stage carries:
 - *faulted*: `fault` describes a failure outside the image, such as an outage or a bug. This is not a verdict: the row's
   shard is not committed, the run continues with the other shards, and the next run retries this one.
 
-Later stages pass rejected and faulted rows through with nulls in the columns that they add.
+Later stages pass rejected and faulted rows through, with nulls in their own columns.
 """
 
 from collections.abc import Callable, Mapping
@@ -116,8 +116,8 @@ def _storable(text: str) -> str:
 def judged(row: Row, stage: str, process: Callable[[], Row]) -> Row:
     """Return the result of `process` for a row, or the row itself, rejected or faulted.
 
-    A `RejectedError` becomes a rejected row. Any other exception is a bug or a broken machine, never a verdict: it
-    becomes a faulted row, which affects its own shard but not the run.
+    A `RejectedError` rejects the row. Any other exception is a bug or a broken machine, never a verdict, so it faults
+    the row, which holds up its own shard but not the run.
     """
     try:
         return process()

@@ -54,10 +54,10 @@ def parse_coco(data: bytes, name: str) -> Mapping[str, Any]:
 def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None] = lambda name: None) -> AnnotatedFile:
     """Read the images and masks of a document from `parse_coco`, in its order.
 
-    `size_of` returns the (height, width) of an image by its file name, if known. That size takes precedence over the
-    one in the document; if they differ, polygons can't be read. A mask that can't be read, or whose size differs from
-    its image's, is listed and skipped. Labels are the names of categories. Two images with the same name stay separate.
-    If images share an id, it is unknown which of them a mask belongs to.
+    `size_of` returns the (height, width) of an image by its file name, if known, and overrides the size in the
+    document; if the two differ, polygons can't be read. A mask that can't be read, or whose size differs from its
+    image's, is listed and skipped. Labels are the names of categories. Two images with the same name stay separate. If
+    several images share an id, it is unknown which of them a mask belongs to.
     """
     # The converter's contours go through the centers of the outermost pixels; COCO's polygons go around these pixels.
     info = document.get("info")
@@ -163,8 +163,8 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
 def check_polygons(polygons: Sequence[Any], size: Size) -> None:
     """Check the points before pycocotools follows them, because it checks nothing and treats four numbers as a box.
 
-    Some tools write points slightly outside of the image. Points are accepted up to one side length outside of the
-    image, whose `size` is (height, width).
+    Some tools write points slightly outside of the image, so a point may be up to one side length outside. `size` is
+    the image's (height, width).
     """
     farthest = size[1], size[0]
     steps = 0.0

@@ -34,7 +34,7 @@ def read_folder(
     """Yield an image for each of a folder's SA-1B JSON files, GeoJSON files, and label maps, in the order of names.
 
     Other files are ignored. `add_to_hash` is called with each file's name and hash, and `size_of` returns the (height,
-    width) of an image by its name, if known. Anything that can't be read is listed in its image's `unreadable`.
+    width) of an image by its name, if known. An image's `unreadable` lists anything that can't be read.
     """
     names = sorted(found.name for found in folder.walk())
     if any(name.lower().endswith(GEOJSON) for name in names):
@@ -63,8 +63,8 @@ def read_json(
 ) -> AnnotatedImage:
     """Read SA-1B's JSON of one image; the image is named by `image.file_name`, or else by the name of the JSON file.
 
-    `size` is the image's (height, width), if known. Masks that can't be read are listed and skipped. A caller that also
-    needs the parsed JSON can pass a `parse` that keeps it.
+    `size` is the image's (height, width), if known. Masks that can't be read are listed and skipped. To keep the parsed
+    JSON, pass a `parse` that stores it.
     """
     try:
         document = parse(data)

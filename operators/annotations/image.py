@@ -39,8 +39,7 @@ class AnnotatedMask:
 
     `crowd` means that the mask covers a group of objects (COCO's `iscrowd`), and `polygon` means that it was drawn as
     polygons, which can't contain holes. `category` and `stated_area` are the category's id and the area in pixels that
-    the file states, if any. `label_source` is the value of the dataset's column of the same name, which exports
-    contain.
+    the file states, if any. `label_source` comes from the dataset's column of the same name, which exports contain.
     """
 
     rle: CocoRle
@@ -67,9 +66,9 @@ class AnnotatedImage:
     """Masks of one image. `name` is its file name as written in the file, and `id` is its number in the file.
 
     `size` is None if neither the file nor a mask specifies it. If `size` comes from elsewhere, `other` is the size in
-    the file. `unreadable` contains a line for each skipped mask, and `unreadable_ids` lists the ids of these masks, if
-    they have any. `saved` is the time at which the result was saved, in seconds since 1970, if known; if an image has
-    several results, the latest one counts.
+    the file. `unreadable` contains a line for each skipped mask, and `unreadable_ids` the ids of these masks, if any.
+    `saved` is the time at which the result was saved, in seconds since 1970, if known; of several results, the latest
+    counts.
 
     An LVIS file states which categories were checked. `negative` contains the ids of the categories that the image
     doesn't contain, and `not_exhaustive` the ids of those of which only some objects have masks. `negative` is None for
@@ -140,7 +139,7 @@ def encode_mask(mask: NDArray[Any]) -> CocoRle:
 def checked_rle(segmentation: Mapping[str, Any]) -> CocoRle:
     """Return COCO's run lengths, compressed or not, as compressed ones that are safe to decode.
 
-    pycocotools does not check that the runs fill the size, and reads out of bounds if they do not. Raises
+    Without this check, pycocotools would read out of bounds if the runs don't fill the size. Raises
     `UnreadableMaskError`.
     """
     size, counts = segmentation.get("size"), segmentation.get("counts")

@@ -47,9 +47,9 @@ class PairedFiles:
 def read_label_map(data: bytes, name: str, size: Size | None = None) -> NDArray[np.int64]:
     """Decode a label map, (H, W) int64, from PNG, TIFF, or NumPy's format, depending on the ending of its `name`.
 
-    `size` is its image's (height, width), if known. Raises `UnreadableMapError` if the name has another ending, or if
-    the file is damaged or contains colors, fractions, or several pages. Before anything is decoded, it also raises this
-    error if the map's size differs from the image's or exceeds `MOST_PIXELS`.
+    `size` is its image's (height, width), if known. Raises `UnreadableMapError` for any other ending, and for a file
+    that is damaged or contains colors, fractions, or several pages. A map whose size differs from the image's or
+    exceeds `MOST_PIXELS` is refused before anything is decoded.
     """
     ending = PurePosixPath(name).suffix.lower()
     if ending not in ENDINGS:

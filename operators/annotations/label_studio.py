@@ -83,10 +83,9 @@ def read_tasks(
 ) -> Iterator[TaskAnnotation]:
     """Yield the annotations of tasks.
 
-    For each task, the latest annotation that was not canceled counts; a task without such an annotation is skipped.
-    JSON_MIN contains one record per annotation, so each annotation is yielded with its time, and the caller can find
-    the latest one. `size_of` returns the (height, width) of an image by its name, if known. A mask of another size
-    isn't even decoded.
+    For each task, the latest annotation that was not canceled counts; a task without one is skipped. JSON_MIN contains
+    one record per annotation, so each is yielded with its time, and the caller can find the latest one. `size_of`
+    returns the (height, width) of an image by its name, if known. A mask of another size isn't even decoded.
 
     An image's name is its path or URL; if a task has no image, the name identifies the task. A mask's id is the id of
     its region, if that is a number. Results that are not objects or have no shape are ignored. If an image was exported

@@ -1,9 +1,9 @@
 """Codec for Label Studio's run lengths, which apply thi.ng's rle-pack format to the mask's RGBA pixels.
 
-The format is a stream of bits, starting with the highest bit of each byte. The header contains the number of values
-(32 bits), the size of a value in bits minus one (5 bits), and the sizes of four kinds of lengths in bits minus one
-(4 bits each). The rest is a sequence of records. Each record contains a bit that is 1 for a run, the kind of its length
-(2 bits), the length minus one, and then either the run's value or `length` values.
+The format is a stream of bits, starting with the highest bit of each byte. A header contains the number of values (32
+bits), the size of a value in bits minus one (5 bits), and the sizes of four kinds of lengths in bits minus one (4 bits
+each). Records follow. Each one contains a bit that is 1 for a run, the kind of its length (2 bits), the length minus
+one, and then either the run's value or `length` values.
 """
 
 import contextlib

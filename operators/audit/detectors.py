@@ -65,8 +65,8 @@ class DetectorSpec:
     def load(self, name: str, device: str, resolve: Resolve) -> Detector:
         """Load the detector onto `device` to search whole images and tiles; `name` is the source of its detections.
 
-        If the detector is a file, it is tried on a blank image. Raises `UsageError` if the file is not the pinned one,
-        can't be loaded, or violates the contract of `TorchScriptDetector` or `OnnxDetector`.
+        A detector file is tried on a blank image first. Raises `UsageError` if the file is not the pinned one, can't be
+        loaded, or violates the contract of `TorchScriptDetector` or `OnnxDetector`.
         """
         if is_detector_file(self.detector):
             return TiledDetector(self._load_file(device, resolve), name)
@@ -121,8 +121,8 @@ def try_detector_files(config: DeidentifyConfig, resolve: Resolve) -> None:
 def distinct_names(given: tuple[DetectorSpec, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:
     """Return a name for each detector that is unique within its kind.
 
-    `taken` contains the kinds and names of the build's detectors. A detector with the same name as one of them gets a
-    suffix to distinguish it, because it also searches tiles. Raises `UsageError` if two detectors have the same name.
+    `taken` contains the kinds and names of the build's detectors. If a detector has the same name as one of them, it
+    gets a suffix, because the audit also searches tiles. Raises `UsageError` if two detectors have the same name.
     """
     names = tuple(f"{each.name} on tiles" if (each.kind, each.name) in taken else each.name for each in given)
     known: dict[tuple[str, str], DetectorSpec] = {}

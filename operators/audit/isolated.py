@@ -34,10 +34,7 @@ class NotLoadedError(DetectorFailedError, ValueError):
 
 
 class IsolatedDetector:
-    """A detector of `load_detector_file` that runs in a child process with a deadline.
-
-    Thread-safe. torch uses one thread in the child.
-    """
+    """A detector of `load_detector_file` in a child process with one torch thread and a deadline. Thread-safe."""
 
     def __init__(
         self,

@@ -39,9 +39,9 @@ _THREADS = 16
 
 
 def audit_submissions(dataset: Location, rows: Sequence[range], taken: Collection[int]) -> Iterator[Finding]:
-    """Yield findings in `annotations/`: unreadable submissions, those for unknown images, and files of `taken` images.
+    """Yield findings in `annotations/`: unreadable submissions or returns, unknown images, and files of `taken` images.
 
-    Returns of submissions are checked, too. `rows` contains the ranges of the dataset's ordinals.
+    `rows` contains the ranges of the dataset's ordinals.
     """
     names = []
     for path in sorted(f"{ANNOTATIONS}/{entry.name}" for entry in (dataset / ANNOTATIONS).walk()):
@@ -85,9 +85,9 @@ def audit_merged_submission(
 ) -> Iterator[Finding]:
     """Yield findings unless an image's merged submission exists and the dataset contains its data.
 
-    `masks` contains the image's rows of `masks/*.parquet`; `images` and `place` are the locations for findings in the
-    image's row and in its masks' rows. If masks were imported later, the row still contains the submission's number,
-    but names the imported file; the submission must exist even then.
+    `masks` contains the image's rows of `masks/*.parquet`. Findings name `images` as the location of the image's row,
+    and `place` as that of its masks' rows. After an import of masks, the row names the imported file, but still
+    contains the submission's number, so the submission must still exist.
     """
     if merged_assignment(row["submission"]) is None or row["submission"]["n"] is None:
         return
@@ -208,8 +208,8 @@ _AT_ONCE = 2_000  # ratings whose masks are requested in one query
 def audit_ratings(tables: DatasetTables, taken: Collection[int]) -> Iterator[Finding]:
     """Yield findings in `annotations/ratings/`: files that are not ratings, and ratings of masks that never existed.
 
-    A rated mask may later be replaced or deleted, but its number always stays under the image's `next_mask`. `taken`
-    contains the ordinals of removed images, whose remaining files are reported by `audit_submissions`.
+    A rated mask may have been replaced or deleted since, but its number always stays under the image's `next_mask`.
+    `taken` contains the ordinals of removed images, whose remaining files `audit_submissions` reports.
     """
     names = [name for name in list_ratings(tables.location) if name.ordinal not in taken]
     for start in range(0, len(names), _AT_ONCE):

@@ -67,8 +67,7 @@ def audit_tar(
 
     `masks_of` returns the mask rows of an ordinal. `decode` contains the ids of the JPEGs that `decoder` decodes.
     `quality` is the release's JPEG quality, if known, which determines the bytes around the image data. `look` yields
-    more findings for JPEGs that are intact and have the size that their row states. Checking stops at the first
-    unexpected member.
+    more findings for intact JPEGs of the right size. Checking stops at the first unexpected member.
     """
     position, padding, same = 0, b"", True  # as if segmint had written all members so far
     try:

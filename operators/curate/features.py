@@ -1,8 +1,8 @@
 """Features of a catalog's images for curation, computed in parts that cover fixed ranges of rows.
 
-A part's content doesn't depend on the time, host, or attempt. It is put if absent and never changed, so an interrupted
-run resumes with the missing parts. If a child dies, hangs, or runs out of memory on an image, the machine may be to
-blame. A part with such a verdict is therefore stored under a different name, and only the run that put it reads it.
+A part's content doesn't depend on the time, host, or attempt, and it is put if absent and never changed. So an
+interrupted run resumes with the missing parts. If a child dies, hangs, or runs out of memory on an image, the machine
+may be to blame. A part with such a verdict therefore gets a different name, and only the run that put it reads it.
 """
 
 import functools
@@ -84,9 +84,8 @@ def part_name(first: int, suspect: bool = False) -> str:
 def is_skipped(row: Row, opt_outs: bool) -> bool:
     """Return whether a row's image need not be read: the catalog rejects it, or an earlier row has the same image_id.
 
-    Images that the catalog marks as opted out are read, because their copies count as opted out, too. If `opt_outs` is
-    enabled, all images are read, because the metadata of any image may forbid training, and the catalog may contain
-    copies of that image.
+    Images that the catalog marks as opted out are read, because their copies count as opted out. With `opt_outs`, all
+    images are read, because any image's metadata may forbid training, and the catalog may contain copies of that image.
     """
     reason = row.get("refused_reason")
     if opt_outs or row.get("opt_out") or reason == Reason.OPTED_OUT:
@@ -97,9 +96,9 @@ def is_skipped(row: Row, opt_outs: bool) -> bool:
 class InspectImages:
     """Ray Data actor that maps the rows of one part to a row of `DONE` and puts the part.
 
-    Threads read the images, and a child process decodes them. A row that can't be read or decoded has no features. If
-    there is a fault, or the child dies on an image for the first time, that is not a verdict: the part isn't put, and
-    the next round retries it.
+    Threads read the images, and a child process decodes them. A row that can't be read or decoded has no features. A
+    fault, or the first time that the child dies on an image, is not a verdict: the part isn't put, and the next round
+    retries it.
     """
 
     def __init__(self, task: CurateTask) -> None:

@@ -1,7 +1,7 @@
 """Classical measures of an image's fitness for a dataset: focus, exposure, and flatness.
 
-All measures are computed from integer counts after the image is reduced to a fixed scale, so they depend neither on its
-resolution nor on the machine.
+All measures are computed from integer counts on the image at a fixed scale, so they depend neither on its resolution
+nor on the machine.
 """
 
 import math

@@ -39,7 +39,7 @@ Result = StageRow | Reject | Exception
 class CustomStage:
     """Ray Data actor that maps a table to the same rows with a stage's column, labels, and verdicts.
 
-    Without a `ledger`, it processes the rows of a trial and raises errors. With a `ledger`, the process ends if a batch
+    Without a `ledger`, it processes a trial's rows and raises errors. With a `ledger`, the process ends if a batch
     takes over `timeout_s` seconds per row, if memory runs out, or if the GPU breaks.
     """
 
@@ -168,9 +168,9 @@ def stage_rows(table: pa.Table) -> dict[int, StageRow]:
 def with_results(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> pa.Table:
     """Return a table with a stage's column, labels, and verdicts added.
 
-    `results` contains the results for the table's live rows, keyed by position. A row whose values don't fit the
-    declared types is faulted. Raises `StageContractError` if the stage sets values that it doesn't declare, or if the
-    number of values differs from the number of masks.
+    `results` maps positions of the table's live rows to their results. A row whose values don't fit the declared types
+    is faulted. Raises `StageContractError` if the stage sets values that it doesn't declare, or if the number of values
+    differs from the number of masks.
     """
     try:
         return _joined(table, spec, results)

@@ -35,9 +35,8 @@ class DeepestPixel(NamedTuple):
 def deepest_pixel(region: Bools, without: Sequence[Click] = ()) -> DeepestPixel | None:
     """Return the pixel farthest from the region's boundary; of several, the topmost, then the leftmost.
 
-    The distance is the Euclidean distance to the nearest pixel outside the region. Pixels outside the image count as
-    outside the region. Pixels in `without` belong to the region, but are not returned. Returns None if no pixel
-    remains.
+    The distance is the Euclidean distance to the nearest pixel outside the region or the image. Pixels in `without`
+    belong to the region, but are not returned. Returns None if no pixel remains.
     """
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     if not rows.size:
@@ -79,9 +78,9 @@ def random_click(mask: Bools, seed: int, number: int) -> Click:
 def next_click(predicted: Bools, truth: Bools, before: Sequence[Click]) -> Click | None:
     """Return the next click: the deepest pixel in the part that a prediction misses, or in the part that it adds.
 
-    Of the two parts, the click goes to the one whose deepest pixel is farther from the boundary; if both are equally
-    far, it goes to the part that the prediction adds. Pixels that were clicked `before` are excluded. Returns None if
-    there is no error to click on.
+    The click goes to the part whose deepest pixel is farther from the boundary or, if both are equally far, to the part
+    that the prediction adds. Pixels that were clicked `before` are excluded. Returns None if there is no error to click
+    on.
     """
     missing = deepest_pixel(truth & ~predicted, before)
     too_much = deepest_pixel(predicted & ~truth, before)

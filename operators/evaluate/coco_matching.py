@@ -1,7 +1,7 @@
 """COCO's own evaluation of predicted masks against ground truth, one image at a time.
 
-`COCOeval` reads whole datasets and keeps all matches as float64 arrays. This module calls its functions image by image,
-so that it only has to keep counts, or one bit per match, for each image. The metrics are the same.
+`COCOeval` reads whole datasets and keeps all matches as float64 arrays. Calling its functions image by image gives the
+same metrics, but requires only counts, or one bit per match, to be kept.
 """
 
 from collections.abc import Sequence
@@ -91,8 +91,7 @@ def recall_counts(truth: Sequence[TrueMask], found: Sequence[PredictedMask], lim
     """Count the ground-truth masks that an image's best predictions find, up to each of the ascending `limits`.
 
     The result equals that of `COCOeval` with `useCats=0` and `maxDets=limits`. The matching is a Python loop over all
-    pairs, so predictions whose IoU with every true mask is below all thresholds are excluded from it; they can't affect
-    the result.
+    pairs, so it skips predictions whose IoU with every true mask is below all thresholds; they can't affect the result.
     """
     ranked = sorted(found, key=lambda mask: -mask.score)[: limits[-1]]
     overlap = _overlaps(truth, ranked)

@@ -86,8 +86,8 @@ def count_edges(
 ) -> EdgeCounts:
     """Match an edge map at each threshold with the thinned boundaries of each annotator.
 
-    `cuts` contains the thresholds, ascending, (K,), and `tolerance` is a share of the diagonal. Neither found nor true
-    pixels count where `ignored`, (height, width) bool, is true.
+    `cuts` contains the thresholds, ascending, (K,), and `tolerance` is a share of the diagonal. Found and true pixels
+    don't count where `ignored`, (height, width) bool, is true.
     """
     if ignored is not None:
         edges, truths = np.where(ignored, np.float32(0), edges), [truth & ~ignored for truth in truths]
@@ -128,9 +128,9 @@ def _count_at(found: Edges, truths: Sequence[Edges], pixels: float) -> tuple[int
 def find_edges(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -> EdgeMap:
     """Return the edges of an image, in its frame.
 
-    The masks from a grid of points are not filtered, except by NMS. The strength of an edge at a pixel is the largest
-    Sobel gradient of the probabilities (the sigmoid of the logits) of any mask for which the pixel is just outside the
-    mask. The result is normalized, then thinned by `suppress`.
+    Masks come from a grid of points and are not filtered, except by NMS. A pixel's edge strength is the largest Sobel
+    gradient of the probabilities (the sigmoid of the logits) of any mask that the pixel is just outside of. The result
+    is normalized, then thinned by `suppress`.
     """
     strength = np.zeros(embedding.frame_size, dtype=np.float32)
     across, down = np.zeros_like(strength), np.zeros_like(strength)
@@ -252,10 +252,10 @@ def at_best_thresholds(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def scores_of_sums(sums: Curve, at_best: Curve, cuts: Curve) -> EdgeScores:
-    """Compute the scores from two sums over images, with counts in the order of `EdgeCounts`.
+    """Compute the scores from two sums of images' counts, in the order of `EdgeCounts`.
 
-    The first sum, (4, K), is over the images' counts at each threshold; the second, (4,), is over their counts at each
-    image's best threshold.
+    The first sum, (4, K), contains the counts at each threshold; the second, (4,), contains those at each image's best
+    threshold.
     """
     precision, recall = _precision_recall(sums)
     ods, ods_threshold = _best(cuts, precision, recall)

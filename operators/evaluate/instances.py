@@ -29,9 +29,9 @@ def segment_boxes(
 ) -> list[BoxMask]:
     """Return the mask of each box, (N, 4) as x0, y0, x1, y1 in pixels of the embedding's frame.
 
-    The model draws three masks for each box, of which the one with the highest predicted IoU is used. With `refine`,
-    that mask's logits and the box become a second prompt, as in the paper. For this prompt, the model draws a single
-    mask, as it does for several prompts in training.
+    The model draws three masks for each box, and the one with the highest predicted IoU is used. With `refine`, the
+    model then gets that mask's logits and the box as a second prompt, as in the paper, and draws a single mask for
+    them, as it does for several prompts in training.
     """
     found: list[BoxMask] = []
     for start in range(0, len(boxes), _AT_ONCE):
@@ -51,9 +51,9 @@ def segment_boxes(
 
 
 def boxes_of(masks: Sequence[CocoRle]) -> NDArray[np.float64]:
-    """Return the boxes of masks as (N, 4): x0, y0, x1, y1 are the coordinates of the outermost pixels.
+    """Return the boxes of masks as (N, 4): x0, y0, x1, y1 of the outermost pixels, as in training.
 
-    Training uses the same convention. Raises ValueError for an empty mask.
+    Raises ValueError for an empty mask.
     """
     x, y, width, height = np.array([coco.toBbox(rle) for rle in masks], dtype=np.float64).reshape(-1, 4).T
     if not width.all():
@@ -70,7 +70,7 @@ def iou_in_order(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> NDArray[
 def iou_assigned(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> NDArray[np.float64]:
     """Return the IoU of each true mask with the predicted mask assigned to it, (N,); 0 for unassigned masks.
 
-    Each predicted mask is assigned to at most one true mask, so that the sum of IoUs is maximal.
+    The one-to-one assignment maximizes the sum of IoUs.
     """
     result = np.zeros(len(truth))
     if truth and found:

@@ -37,9 +37,9 @@ class MaskScores:
     """Scores of one mask after each number of clicks in the settings.
 
     `iou` is the IoU of the mask that the model selects, `oracle` is that of the best of its three masks, and
-    `predicted` is the model's estimate for the selected mask. If there are fewer `clicks` than requested, nothing was
-    left to click on, and the last scores are repeated. `first` and `last` are the masks that the model selects after
-    the first and the last click.
+    `predicted` is the model's estimate for the selected mask. If nothing is left to click on, there are fewer `clicks`
+    than requested, and the last scores are repeated. `first` and `last` are the masks that the model selects after the
+    first and the last click.
     """
 
     iou: tuple[float, ...]
@@ -60,8 +60,8 @@ def click_masks(
     """Click on each mask of an image up to the largest number of clicks, and return its scores.
 
     `truths` contains nonempty masks in the embedding's frame, and `numbers` (each under 2^63) determine their random
-    clicks. Each click is decoded together with the logits of the mask that the model selected before. Raises ValueError
-    for an empty mask, and `NoNumberError` if the weights produce numbers that are not finite.
+    clicks. With each click, the decoder also gets the logits of the mask that the model selected before. Raises
+    ValueError for an empty mask, and `NoNumberError` if the weights produce numbers that are not finite.
     """
     scores: list[MaskScores] = []
     at_once = MASKS_AT_ONCE[embedding.features.device.type != "cpu"]

@@ -32,9 +32,9 @@ class ForeignImage:
     """Contents of an image's JSON; `size` is (height, width), None if unknown.
 
     `masks` contains rows with the keys of `MASK` and `annotation_id` (None if absent). Areas and boxes are measured; a
-    box extends from the first to the last pixel. Masks whose encoding can't be read are excluded. The data may use one
-    of two conventions for boxes, which is only known later. `boxes` contains, for each convention, the findings to
-    report for boxes in that convention if the data turns out to use the other one.
+    box extends from the first to the last pixel. Masks whose encoding can't be read are excluded. The data may use
+    either of two conventions for boxes, and only the whole dataset shows which. `boxes` contains the findings about
+    each convention's boxes, to report if the data turns out to use the other one.
     """
 
     number: int
@@ -49,8 +49,8 @@ class ForeignImage:
 def read_foreign(document: Any, size: tuple[int, int] | None, place: FindingLocation, number: int) -> ForeignImage:
     """Measure the masks in the parsed JSON of one image; `size` (height, width) is that of its JPEG, if known.
 
-    `number` is used as the image's id if the JSON contains none; findings refer to the image by its id. Raises
-    ValueError with the reason if the value isn't such JSON at all.
+    Findings refer to the image by its id; if the JSON contains none, `number` is used. Raises ValueError with the
+    reason if the value isn't such JSON at all.
     """
     header, annotations = (document.get("image"), document.get("annotations")) if isinstance(document, dict) else (0, 0)
     if not isinstance(header, dict) or not isinstance(annotations, list):

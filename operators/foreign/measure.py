@@ -79,8 +79,7 @@ class _ImageState:
 def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> MeasuredShard:
     """Measure a shard, and write its tables into `folder`.
 
-    Memory holds the masks of a few images, one row group, and the names of images of which only the JPEG or only the
-    JSON has been read so far.
+    Memory holds the masks of a few images, one row group, and the names of images whose JPEG or JSON is still to come.
     """
     measured = MeasuredShard(shard.shard)
     with ExitStack() as stack:

@@ -49,7 +49,7 @@ class Metadata:
 def find_metadata(data: bytes) -> Metadata:
     """Return the metadata of a JPEG, PNG, WebP, TIFF, GIF, HEIC, or AVIF, up to the first damage in its container.
 
-    The packets themselves may be damaged. BMP supports neither kind of metadata.
+    The packets may themselves be damaged. BMP supports neither kind of metadata.
     """
     if data[4:8] == b"ftyp":
         return _collect("image/avif" if data[8:12] in (b"avif", b"avis") else "image/heic", _in_boxes(data))

@@ -152,8 +152,8 @@ def xmp_values(packet: bytes) -> list[tuple[str, str]]:
     """Return the fields of `RULES` in a packet, each with its value, in order.
 
     A property is found anywhere in the packet and in each of RDF's forms: as an attribute, an element's text, a
-    resource, or items of a list. Invalid characters and bytes around the XML are ignored. If a packet can't be parsed
-    or exceeds the limits, it is enough that it contains the words of an opt-out.
+    resource, or items of a list. Invalid characters and bytes around the XML are ignored. In a packet that can't be
+    parsed or exceeds the limits, the words of an opt-out are enough.
     """
     for word in ("DataMining", "reservation"):
         if (at := packet.find(word.encode("utf-16-le"))) >= 0:  # big-endian text begins one byte earlier
@@ -271,9 +271,8 @@ class C2paMissingError(SegmintError):
 def c2pa_values(data: bytes, mime: str) -> list[tuple[str, str]]:
     """Return the entries of an image's training-mining assertions with their `use`, and the fields of its metadata.
 
-    The active manifest comes first, followed by the manifests of the ingredients that the image was made from. If the
-    active manifest can't be read, it is enough that the image's bytes contain the words of an opt-out. Raises
-    `C2paMissingError`.
+    The active manifest comes first, followed by the manifests of the image's ingredients. If the active manifest can't
+    be read, the words of an opt-out in the image's bytes are enough. Raises `C2paMissingError`.
     """
     library, context = _library()
     try:

@@ -38,8 +38,8 @@ def to_srgb(image: Image.Image, icc: bytes | None) -> Pixels:
     """Return an image as (H, W, 3) uint8 RGB: sRGB, opaque on white.
 
     - An embedded profile is applied with relative colorimetry and black-point compensation. A profile that has no
-      effect, cannot be read, or is for another color space is ignored. The samples are then interpreted as sRGB, as in
-      browsers, because a broken profile provides no information about the pixels.
+      effect, cannot be read, or is for another color space is ignored, and the samples are interpreted as sRGB, as in
+      browsers.
     - CMYK without a profile is converted by Pillow's formula, R = (255 − C)·(255 − K)/255.
     - 16-bit gray is divided by 257 and rounded, so the full range is scaled, not clipped.
 

@@ -209,8 +209,8 @@ def _png_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
 def without_large_metadata(data: bytes) -> tuple[bytes, bytes | None]:
     """Return a PNG without its profile and without texts of over a megabyte, and the profile.
 
-    Pillow would reject such a PNG otherwise. A chunk that unpacks to more than `_MOST_METADATA` is a bomb; it isn't
-    removed, so the PNG is rejected. `data` must have passed `check_whole`.
+    Pillow would reject such a PNG. A chunk that unpacks to more than `_MOST_METADATA` is a bomb; it stays, so that
+    Pillow rejects the PNG. `data` must have passed `check_whole`.
     """
     view = memoryview(data)
     kept: list[bytes | memoryview] = [_PNG_SIGNATURE]

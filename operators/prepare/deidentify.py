@@ -202,8 +202,8 @@ class Region:
 def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) -> ImagePatch | None:
     """Return the pixels to redact for a detection in an image of `shape` (h, w).
 
-    For a face, this is an ellipse. For a plate, it is the polygon of its corners, or its box if there are no corners or
-    they do not match the box. Without `band`, the mosaic ends at the outline.
+    A face gets an ellipse. A plate gets the polygon of its corners, or its box if there are no corners or they do not
+    match the box. Without `band`, the mosaic ends at the outline.
     """
     if detection.kind == "face":
         return ellipse(detection.box, shape, FACE_BAND if band else 0.0)
@@ -218,8 +218,8 @@ def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) 
 def deidentify(image: Pixels, found: Sequence[Detection]) -> tuple[Pixels, list[Region]]:
     """Redact detections in `image`, (H, W, 3) uint8 RGB, upright; boxes and corners are in its pixels.
 
-    Returns a redacted copy and its regions, in the order of the detections. Detections outside the image have no
-    region. Pixels outside the regions are unchanged.
+    Returns a redacted copy and its regions, in the order of the detections. Detections outside the image add no region.
+    Pixels outside the regions are unchanged.
     """
     patches, regions = [], []
     for each in found:
@@ -318,11 +318,11 @@ def build_detectors(
     """Build the detectors that `config` requests: faces first, then plates; nothing for `none`.
 
     torch runs the detectors on `device`. `resolve` finds weights by name or path (default:
-    `segmint.infra.assets.resolve`). `threads` sets the number of threads of the plate network, which has a separate
-    thread pool (default: torch's number of threads). `load_file` loads detectors that are files (default:
-    `load_detector_file`). On a GPU, the plate network always runs in torch. With `torch_plates`, it also does on a CPU;
-    its outputs differ by less than 1e-4. In a new process, this function takes about a second, mostly for imports.
-    Raises `UsageError` if a file is missing or is not a detector.
+    `segmint.infra.assets.resolve`). The plate network has a separate pool of `threads` threads (default: torch's number
+    of threads). `load_file` loads detectors that are files (default: `load_detector_file`). On a GPU, the plate network
+    always runs in torch. `torch_plates` makes it run in torch on a CPU; its outputs differ by less than 1e-4. In a new
+    process, this function takes about a second, mostly for imports. Raises `UsageError` if a file is missing or is not
+    a detector.
     """
     load = load_file or partial(load_detector_file, threads=threads)
     found: list[Detector] = []

@@ -1,6 +1,6 @@
 """Process that runs a node's detectors on its GPU and searches images for the sandboxed children.
 
-All children of the node share one CUDA context and one copy of the networks. If a search misses its deadline, the
+All children of the node share its CUDA context and its copy of the networks. If a search misses its deadline, the
 process ends, and its `DetectorProcess` starts another one.
 """
 

@@ -1,9 +1,8 @@
 """Protocol between image-decoding children and the detector process: a Unix socket and anonymous shared memory.
 
-A request consists of a header and the descriptor of a sealed memfd that contains the pixels. A reply consists of a
-header, the detector's name, and plain numbers. Neither side unpickles anything, because children decode untrusted
-bytes. A memfd isn't a file, so nothing remains regardless of how a process ends, and a container's 64 MB limit for
-/dev/shm doesn't apply.
+A request consists of a header and the descriptor of a sealed memfd with the pixels. A reply consists of a header, the
+detector's name, and plain numbers. Neither side unpickles anything, because children decode untrusted bytes. A memfd
+isn't a file, so nothing remains after a process ends, and a container's 64 MB limit for /dev/shm doesn't apply.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Ingest: decodes untrusted bytes to upright sRGB pixels, or rejects them with an exact reason.
 
-Size and format are read from the header before any pixel is decoded, and an image is decoded entirely or not at all.
-The details of verdicts only quote the header, never pixels or metadata.
+The header gives size and format before any pixel is decoded, and an image is decoded entirely or not at all. A
+verdict's details quote only the header, never pixels or metadata.
 """
 
 import contextlib
@@ -93,8 +93,7 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
 def pixels_sha256(image: Pixels) -> str:
     """Return the SHA-256 of a decoded image, (H, W, 3) uint8 RGB: of its size, pixels, and the decoders' versions.
 
-    The versions are included because other decoders may produce different pixels. So images that were decoded by
-    different versions never have the same digest.
+    Other decoders may produce different pixels, so images that different versions decoded never have the same digest.
     """
     digest = hashlib.sha256(f"{image.shape[1]}x{image.shape[0]} {_decoders()}\n".encode())
     digest.update(np.ascontiguousarray(image).data)
@@ -259,8 +258,8 @@ def _white_is_zero(source: ImageFile.ImageFile) -> bool:
 def check_strips(source: TiffImagePlugin.TiffImageFile, data: bytes) -> None:
     """Check that a TIFF lists all of its strips or tiles, that the data contains them, and that they are intact.
 
-    These checks are necessary because decoders draw strips that aren't listed in black, fill in the pixels of
-    incomplete JPEG strips, and ignore deflate's checksum. Strips with other compressions are not checked.
+    Decoders don't: they draw strips that aren't listed in black, fill in the pixels of incomplete JPEG strips, and
+    ignore deflate's checksum. Strips with other compressions are not checked.
     """
     tags = source.tag_v2
     try:

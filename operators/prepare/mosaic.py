@@ -1,7 +1,7 @@
 """Irreversible redaction of parts of a photograph with a coarse, smoothed mosaic inside an outline.
 
-The outline may be surrounded by a band in which the mosaic blends smoothly into the image. The band lies outside the
-outline, so pixels inside the outline depend only on mosaics.
+A band may surround the outline, in which the mosaic blends smoothly into the image. Pixels inside the outline depend
+only on mosaics.
 """
 
 import math
@@ -39,9 +39,8 @@ _FAR = 1 << 20  # pixels; OpenCV draws with 32 bits, and a detector file may ret
 class ImagePatch:
     """A part of an image: the pixels of `mask` (h, w) bool in the window whose top left corner is (x, y).
 
-    `weight`, (h, w) uint16 in 256ths, is the mosaic's weight: 256 in the mask, less in the band, and 0 elsewhere.
-    It is None if there is no band. The window is the smallest one that contains the mask and the band, and it is inside
-    the image.
+    `weight`, (h, w) uint16 in 256ths, is the mosaic's weight: 256 in the mask, less in the band, and 0 elsewhere. It is
+    None without a band. The window is the smallest one around the mask and the band, and is inside the image.
     """
 
     x: int
@@ -172,7 +171,7 @@ def mosaic_size(width: int, height: int, cells: int = CELLS) -> tuple[int, int]:
 def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
     """Reduce `window`, (h, w, 3) uint8, to at most `cells` x `cells` mean colors, then interpolate to its size.
 
-    The result depends only on those means. A cell is at least two pixels on each side if the window is.
+    A cell is at least two pixels on each side if the window is.
     """
     height, width = window.shape[:2]
     means = cv2.resize(window, mosaic_size(width, height, cells), interpolation=cv2.INTER_AREA)
@@ -182,8 +181,8 @@ def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
 def redact_patches(image: Pixels, patches: Iterable[ImagePatch]) -> Pixels:
     """Return a copy of `image` (H, W, 3) uint8 with a smoothed mosaic in every patch; other pixels are unchanged.
 
-    Each mosaic is made from its patch's whole window in the original image, not from an earlier patch's result. All
-    bands are drawn first, so every pixel in a mask comes from a mosaic. Where masks overlap, the last one wins.
+    Each mosaic is computed from the original pixels of its patch's whole window. All bands are drawn before the masks,
+    so every pixel in a mask comes from a mosaic. Where masks overlap, the last one wins.
     """
     result = image.copy()
     covers = []

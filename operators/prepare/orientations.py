@@ -1,7 +1,7 @@
 """Search of an image in several orientations, because photographs without EXIF may be sideways or upside down.
 
-The upright image is searched at full size. In each other orientation, the image is first searched at half size, which
-takes only a fraction of the time. It is then searched at full size only if the first search found something new.
+The upright image is searched at full size. Every other orientation is first searched at half size, which takes a
+fraction of the time, and at full size only if that finds something new.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,9 @@ def search_orientations(
 ) -> list[Detection]:
     """Search `image`, (H, W, 3) uint8 RGB, upright and in each of `orientations`; plates only upright.
 
-    Boxes and corners are in pixels of the upright image. Upright detections come first, followed by detections in other
-    orientations that don't repeat them; the orientation with the best score comes first. Raises the detector's errors.
+    Boxes and corners are in pixels of the upright image. Upright detections come first. Detections in other
+    orientations follow, unless they repeat one, starting with the orientation that has the best score. Raises the
+    detector's errors.
     """
     found = list(detector.detect(image))
     turned = [angle for angle in orientations if angle and detector.kind in _TURNED_KINDS]

@@ -234,9 +234,9 @@ def detector_settings(config: PrepareConfig, storage: Storage, assets: str | Non
 class Prepare:
     """Ray Data actor that maps a table of normalized rows to the same rows, prepared or rejected.
 
-    Threads read images and check hashes; child processes do everything else. `catalog_uri` is the source catalog's URI,
-    which determines the URIs that its rows may use. `taken` contains the tombstones' names; rows whose source is among
-    them are rejected.
+    Threads read images and check hashes; child processes do everything else. The source catalog's `catalog_uri`
+    determines which URIs its rows may use. `taken` contains the tombstones' names; rows whose source is among them are
+    rejected.
     """
 
     def __init__(

@@ -51,10 +51,9 @@ class ReleasedImage:
 def release(image: Pixels, config: ReleaseConfig) -> ReleasedImage:
     """Downscale (H, W, 3) uint8 RGB so that its short side is at most `short_side`, and encode it as JPEG.
 
-    The image is never upscaled. The function applies Pillow's Lanczos filter to all pixels instead of the faster
-    two-step reduction. The result is sharp, free of aliasing, and the same on every machine, because the filter uses
-    fixed-point arithmetic. Chroma is subsampled 4:2:0. Raises `RejectedError` (`too_large`) if a side is too long for a
-    JPEG.
+    The image is never upscaled. Pillow's Lanczos filter runs on all pixels, without the faster two-step reduction. The
+    result is sharp, free of aliasing, and the same on every machine, because the filter uses fixed-point arithmetic.
+    Chroma is subsampled 4:2:0. Raises `RejectedError` (`too_large`) if a side is too long for a JPEG.
     """
     width, height = released_size(image.shape[1], image.shape[0], config.short_side)
     picture = Image.fromarray(image)
@@ -89,8 +88,8 @@ def released_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 def original_size(width: int, height: int, released: tuple[int, int], crops: CropLayers) -> tuple[int, int] | None:
     """Return the width and height of the original from which crops are cut: the smallest that the last layer needs.
 
-    Returns None if the resolution of the released image, whose size is `released`, is sufficient. The result is never
-    larger than the source, which has `width` x `height` pixels.
+    Returns None if the released image, of size `released`, is large enough. The result never exceeds the source's
+    `width` x `height` pixels.
     """
     high, wide = enough_for_crops((released[1], released[0]), crops.layers, crops.overlap_ratio)
     if wide <= released[0] or (width, height) == released:

@@ -1,8 +1,8 @@
 """Search of a released image, for the build's last look and for the audit: both search the JPEG that is written.
 
-A detection counts as redacted if a region in the image's row covers most of it and the pixels there are those of a
-mosaic. The pixels are checked because a row may list a region that was never redacted. In that case, a mosaic with few
-cells can't be fitted closely to the pixels.
+A detection counts as redacted if a region in the image's row covers most of it and its pixels fit a mosaic. The pixels
+are checked because a row may list a region that was never redacted: a mosaic with few cells doesn't closely fit such
+pixels.
 """
 
 import math
@@ -242,9 +242,9 @@ def last_look(
     """Search the JPEG that will be released, and decide about everything that is found outside redacted regions.
 
     `row` contains the sizes and regions of `segmint.operators.schemas.IMAGES`; `source`, (H, W, 3) uint8 RGB, is the
-    image before redaction at any size. Redaction and JPEG compression create patterns that detectors mistake for faces.
-    If the image were redacted until nothing is found, much more of it would change. Therefore, large patterns that are
-    absent from the source may remain, and they are recorded. Raises the exceptions of `CheckedDetector`.
+    image before redaction at any size. Redaction and JPEG compression create patterns that detectors mistake for faces,
+    and redacting these as well would change much more of the image. So large patterns that are absent from the source
+    may remain, and they are recorded. Raises the exceptions of `CheckedDetector`.
     """
     if not detectors:
         return LastLook((), ())

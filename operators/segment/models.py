@@ -15,7 +15,7 @@ from segmint.model.sam.sam import Sam
 def cpu_kernels(device_type: str, dot: bool = False) -> Kernels | None:
     """Return the CPU kernels for a model on "cpu"; None for other devices, or if the kernels aren't available.
 
-    If they aren't available, the reason is logged once per process. With `dot`, the kernels draw in bf16.
+    Each process logs once why they aren't available. With `dot`, the kernels draw in bf16.
     """
     if device_type != "cpu":
         return None
@@ -48,9 +48,9 @@ def slow_bf16(why: str) -> str:
 def load_model(weights: Path, compute: Compute) -> Sam:
     """Load a checkpoint's model onto a resolved device; sets up torch in this process.
 
-    On a GPU, bf16 means that the weights themselves are bf16. Positional encodings, scores, and masks stay in fp32.
-    MobileSAM's image encoder also does, because its rounding would change more masks than everything else and save only
-    2 % of the time. On a CPU, bf16 means that all weights are fp32 and the CPU kernels draw in bf16; see
+    On a GPU, bf16 means that the weights themselves are bf16, but positional encodings, scores, and masks stay in fp32.
+    So does MobileSAM's image encoder, because its rounding would change more masks than everything else and save only 2
+    % of the time. On a CPU, bf16 means that all weights are fp32 and the CPU kernels draw in bf16; see
     `Sam.draws_in_bf16`. Raises `UsageError` if the file is not a SAM checkpoint, or if there are no such kernels for
     the CPU.
     """

@@ -1,7 +1,7 @@
 """Three overlapping stages of work per item: threads decode, one thread owns the device, threads finish.
 
-While other items are being decoded and finished, the next item is always ready for the device. The number of items in
-and between the stages is bounded, and so is their memory.
+While the device works on one item, other items are decoded and finished, so the next item is always ready. The number
+of items in and between the stages is bounded, and so is their memory.
 """
 
 import queue
@@ -40,8 +40,8 @@ class HostThreads:
     def of(cls, device: str, num_cpus: float = 2, images_per_batch: int = 1) -> "HostThreads":
         """Return the threads for a device: none on a CPU, which is busy anyway; two pools of `num_cpus` on a GPU.
 
-        Each pool has at least two threads, because decoding an image may take longer than processing it on the device.
-        The number of items between the stages is large enough for a batch of images.
+        Each pool has at least two threads, because an image may take longer to decode than to process on the device.
+        Between the stages, there is room for a batch of images.
         """
         if not device.startswith("cuda"):
             return cls()
@@ -61,8 +61,7 @@ class HostThreads:
     def calls(self, items_per_call: int) -> int:
         """Return how many calls of `items_per_call` items must run concurrently to keep the first stage supplied.
 
-        While the items of earlier calls are in the stages, one call is submitting its items and another one is waiting
-        to do so.
+        While earlier calls' items are in the stages, one call submits its items and another waits to do so.
         """
         return 2 + -(-self.items // items_per_call) if self.decoders else 1
 
@@ -82,9 +81,8 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
     """Pipeline of items through `decode(item)`, `compute(item, decoded)`, and `finish(item, computed)`.
 
     One thread makes all calls of `compute`, in the order in which items finish decoding. Any number of threads may
-    submit items. With threads, `compute_many` replaces `compute` if it is given. It receives a stream of items with
-    their decoded values, in which None means that no item is ready yet, and yields values or exceptions in the same
-    order.
+    submit items. With threads, `compute_many` replaces `compute` if given. It receives a stream of items with their
+    decoded values, where None means that no item is ready yet, and yields values or exceptions in the same order.
     """
 
     def __init__(

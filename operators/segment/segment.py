@@ -98,8 +98,8 @@ def compiler_cache() -> Path:
 def first_alone(folder: Path, name: str) -> Iterator[None]:
     """Run the block in one process of this machine before all others that pass the same folder and name.
 
-    The first process compiles into a cache in the folder; the others wait and then find its results. If the first
-    process fails or dies, another one takes its place.
+    The first process compiles into a cache in the folder; the others wait, then find its results. If the first one
+    fails or dies, another takes its place.
     """
     import fcntl  # only Linux has this module, and only GPU builds need it
 
@@ -118,7 +118,7 @@ def first_alone(folder: Path, name: str) -> Iterator[None]:
 def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     """Load the model onto its device, with torch set up for the dataset's numerics.
 
-    Raises `MixedNumericsError` if this process can't produce the same bits as the one that started the dataset.
+    Raises `MixedNumericsError` if this process can't produce the same bits as the process that started the dataset.
     """
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.device import CaptureError
@@ -221,8 +221,8 @@ class Segment:
     """Ray Data actor that maps a table of prepared rows to the same rows with masks.
 
     On a GPU, threads decode images, one thread owns the device, and threads finish masks. The device starts the next
-    image before it has finished the current one, so it doesn't have to wait for the host; up to `HostThreads.calls`
-    calls may overlap. On a CPU, the caller's thread does everything.
+    image before it has finished the current one, so it never waits for the host; up to `HostThreads.calls` calls may
+    overlap. On a CPU, the caller's thread does everything.
 
     With a `ledger`, each row is recorded before it is processed. With `measures_peak`, the peak of the actor's device
     is measured and recorded first. The process ends if an image takes over `timeout_s` seconds to decode, compute, or

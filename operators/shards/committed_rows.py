@@ -1,6 +1,6 @@
 """Reader that converts a committed shard back to the rows that it was built from, so that corrections can rebuild it.
 
-From unchanged rows, `segmint.operators.shards.files.build_shard_files` builds exactly the bytes that were read.
+If the rows are unchanged, `segmint.operators.shards.files.build_shard_files` rebuilds exactly the same bytes.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ _MASK_IDENTITY = ("ordinal", "id", "image_id", "annotation_id")
 def read_table(data: bytes, kind: str, stages: Sequence[StageColumn] | None = None) -> pa.Table:
     """Read a table of a shard from its file's bytes; raises `DamagedDatasetError` for invalid Parquet or columns.
 
-    `stages` lists the columns of custom stages that the table must contain. If it is None, the table may contain any
-    such columns, for callers that don't use them.
+    The table must contain the columns of the custom stages in `stages`. Pass None if you don't use any; the table may
+    then contain any such columns.
     """
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()
@@ -62,12 +62,10 @@ def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:
 def read_committed_rows(dataset: Location, commit: Commit, stages: Sequence[StageColumn] = ()) -> list[Row]:
     """Return the accepted and rejected rows of a committed shard in ordinal order, with the columns of `DESCRIBED`.
 
-    Images and masks also have the columns of the custom stages in `stages`, which must be the dataset's stages.
-
-    Columns that a shard's files don't store are null: the catalog's `redistributable`, `valid_until`, `sha256`, and
-    `duplicate_of`. `release` is empty in a dataset without images. The whole shard is kept in memory. Raises
-    `DamagedDatasetError`, which names the file, if a file is missing, differs from the commit, or contradicts the other
-    files.
+    Images and masks also have the columns of the custom stages in `stages`, which must be the dataset's stages. Columns
+    that a shard doesn't store are null: the catalog's `redistributable`, `valid_until`, `sha256`, and `duplicate_of`.
+    `release` is empty in a dataset without images. The whole shard is kept in memory. Raises `DamagedDatasetError`,
+    which names the file, if a file is missing, differs from the commit, or contradicts the other files.
     """
     rows = {kind: read_table(read_file(dataset, commit.file(kind)), kind, stages).to_pylist() for kind in SCHEMAS}
     tar = commit.file("shards")

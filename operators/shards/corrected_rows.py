@@ -20,8 +20,8 @@ from segmint.operators.similar.hashes import jpeg_hashes
 def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) -> Row:
     """Return a described row with these boxes of its released image redacted and recorded in its region columns.
 
-    The released JPEG is decoded, redacted, and encoded again, as in the release step. Of its masks, only the redaction
-    measures change. Boxes that are already among the row's regions are skipped, so the operation is idempotent: if no
+    The released JPEG is decoded, redacted, and encoded again, as in the release step. In its masks, only the redaction
+    measures change. Boxes that are already among the row's regions are skipped, so the operation is idempotent. If no
     boxes remain, or the image was rejected or taken down, the same object is returned. The boxes must be inside the
     image. Raises `DamagedDatasetError` if the JPEG can't be decoded.
     """

@@ -36,9 +36,9 @@ def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks
     """Return an image's JSON in the format of SA-1B's published files: fixed key order, compact, ASCII.
 
     `size` is (height, width) in pixels. Each mask has the keys of `MASK` and may have an `index`, which sets its id.
-    The annotations contain only the keys of SA-1B. If any mask has an `output` or a `container`, the document also
-    contains a list `outputs` or `containers` with the values of all masks, so that readers and repairs don't need the
-    masks table.
+    The annotations contain only the keys of SA-1B. If any mask has an `output` or a `container`, the document contains
+    a list `outputs` or `containers` with the values of all masks, so that readers and repairs don't need the masks
+    table.
     """
     annotations = [
         {
@@ -83,8 +83,8 @@ def counts_of(mask: Mapping[str, Any]) -> str:
 def build_shard_files(rows: Iterable[Row], *, with_images: bool, stages: Sequence[StageColumn] = ()) -> ShardFiles:
     """Build the files of one shard from its rows, ordered by ordinal; the counts include rejected rows.
 
-    With `with_images`, the tar also contains the released JPEGs, each before its annotations. `stages` lists the
-    columns of custom stages, which the images' rows and the masks in them contain under the columns' names.
+    With `with_images`, each image's released JPEG precedes its annotations in the tar. `stages` lists the columns of
+    custom stages; the images' rows and the masks in them contain these columns by name.
     """
     schemas = shard_schemas(stages)
     tar = io.BytesIO()

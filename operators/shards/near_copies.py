@@ -52,8 +52,7 @@ class NearCopy(NamedTuple):
 class WantedPictures:
     """Pictures whose near copies are wanted: the number and tombstone of each, and (R, 9) uint64 hashes.
 
-    `others` contains pairs of an image's number and a tombstone if a person decided that the image doesn't show the
-    tombstone's pictures.
+    If a person decided that an image doesn't show a tombstone's pictures, `others` contains the pair of them.
     """
 
     ids: tuple[int, ...]
@@ -90,7 +89,7 @@ def near_copies(dataset: Location, commits: Iterable[Commit], wanted: WantedPict
     """Yield the images of these commits that look like a wanted picture, each with the nearest one, in order.
 
     Two images look alike if the hash of one image's frame differs in at most `BITS` bits from any hash of the other.
-    This reads only three columns of the tables of images. Raises `DamagedDatasetError` if a table can't be read.
+    Only three columns of the images tables are read. Raises `DamagedDatasetError` if a table can't be read.
     """
     if not wanted.ids:
         return
@@ -109,8 +108,8 @@ def near_copies(dataset: Location, commits: Iterable[Commit], wanted: WantedPict
 def distances(one: Hashes, other: Hashes) -> NDArray[np.uint8]:
     """Return the distances of images in bits, (N, R) uint8, or 65 if unknown.
 
-    The distance is the smallest one between the frame of one image and any view of the other. `one` (N, 9) and `other`
-    (R, 9) are from `view_hashes`. Two crops, or two turned frames, are not compared with each other.
+    A distance is the smallest one between the frame of one image and any view of the other. `one` (N, 9) and `other`
+    (R, 9) are from `view_hashes`. Two crops, or two turned frames, are never compared.
     """
     found = np.full((len(one), len(other)), _APART, np.uint8)
     for low in range(0, len(other), _BLOCK):

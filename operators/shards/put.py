@@ -5,10 +5,10 @@ The order of these steps protects a writer from other writers and from every pro
 1. `reserve` puts a reservation, which lists the files' names, if absent. From then on, no other process deletes these
    files.
 2. `put_files` puts the files.
-3. `put_commit` puts the commit if absent, then checks that all files exist. If another process has deleted a file, it
-   restores the file. This can happen if that process listed the reservations before step 1 and then paused. Finally,
-   `put_commit` checks for a higher generation. If there is one, a later correction had already removed this commit's
-   predecessor, so the writer has lost.
+3. `put_commit` puts the commit if absent, then checks that all files exist. It restores a file that another process
+   has deleted, which can happen if that process listed the reservations before step 1 and then paused. Finally, it
+   checks for a higher generation. If there is one, a later correction had already removed this commit's predecessor,
+   so the writer has lost.
 4. A writer that won applies the tombstones and catalog amendments. A writer that lost deletes its files
    (`delete_unnamed`).
 5. The writer deletes the reservation. If a reservation remains, its writer died, and the next build or correction
@@ -96,10 +96,9 @@ def put_again(
 ) -> bool:
     """Put missing or damaged files of the latest commit again; return whether it is still the latest afterward.
 
-    If it isn't, the files put here are deleted, including older versions, unless the newer commit names them. Other
-    commands may delete this reservation, because its generation is already committed. So if the reservation is missing,
-    the commit may be gone, too. If the commit is still the latest, `after_commit` is called before the reservation is
-    deleted.
+    If it isn't, the files put here are deleted, including older versions, unless the newer commit names them. The
+    commit may also be gone if this call's reservation is, because other commands may delete a reservation for a
+    committed generation. If the commit is still the latest, `after_commit` is called before the reservation is deleted.
     """
     pairs = list(files)
     reservation = Reservation(commit.shard, commit.generation, tuple(entry.path for entry, _ in pairs))
@@ -124,7 +123,7 @@ def put_again(
 
 
 def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, purge: bool = False) -> None:
-    """Delete the files of a writer that lost, except files that the latest commit names or that others reserve.
+    """Delete the files of a writer that lost, unless the latest commit names them or another writer reserves them.
 
     Deletes nothing from a shard without a commit.
     """
@@ -158,11 +157,11 @@ def replace_shard(
 ) -> Commit:
     """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; remove nothing yet.
 
-    The fingerprint of the numerics is kept because no masks are recomputed. With `only`, the rows are those of one
-    table, whose number of rows must not change. In this case, only that table's file is put, because the tar of JPEGs
-    can take gigabytes. `after_commit` is called after the commit. Raises `LostRaceError` if another writer has
-    committed this generation with different content, or a higher one. This writer's files are then deleted, and with
-    `purge`, so are their older versions.
+    The fingerprint of the numerics stays, because no masks are recomputed. With `only`, the rows are those of one
+    table, whose number of rows must not change. Then only that table's file is put, because the tar of JPEGs can take
+    gigabytes. `after_commit` is called after the commit. Raises `LostRaceError` if another writer has committed this
+    generation with different content, or a higher one; this writer's files are then deleted and, with `purge`, their
+    older versions.
     """
     if only is not None:
         table = _named(only, old.shard, shard_table_bytes(rows, shard_schemas(dataset.stages)[only]))
@@ -209,9 +208,9 @@ def check_purge(dataset: Location) -> None:
 def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
     """Purge all files of these shards except the latest commits, the files that they name, and reserved files.
 
-    This removes files of older generations and of dead writers, temporary files, and the older versions of all these
-    files and of files that were deleted earlier. Older commits are removed last. If a shard has no commit, everything
-    that isn't reserved by a build is removed. Returns the shards without a commit in which reserved files were kept.
+    This removes files of older generations and of dead writers, temporary files, and all older versions, including
+    those of files that were deleted earlier. Older commits are removed last. In a shard without a commit, everything
+    that no build reserves is removed. Returns the shards without a commit in which reserved files were kept.
     """
     wanted = set(shards)
     files: dict[int, list[str]] = {}

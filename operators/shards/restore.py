@@ -1,7 +1,7 @@
 """Restoration of damaged files of a committed shard to exactly the bytes that the commit names, or not at all.
 
-A file can be restored from the rest of the shard, because the shard's tables and tar share some data, or by rebuilding
-the shard from the catalog. In both cases, its SHA-256 must match.
+A file can be restored from the shard's other files, because its tables and tar share some data, or by rebuilding the
+shard from the catalog. Either way, its SHA-256 must match.
 """
 
 import hashlib
@@ -79,10 +79,10 @@ def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
 def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[Damage]) -> bool:
     """Restore a shard's damaged files from its other files; return whether that was possible.
 
-    The JSON files in the tar contain the masks, and the tables contain the data of these JSON files. JPEGs exist only
-    in the tar, so they are taken from the readable part of a damaged tar. The rows of images can't be restored, because
-    no other file contains them. Raises `DamagedDatasetError` if another command replaced the generation in the
-    meantime; the caller should then check the new one.
+    The tar's JSON files contain the masks, and the tables contain the data of these JSON files. JPEGs exist only in the
+    tar, so they are taken from the readable part of a damaged tar. No other file contains the rows of images, so these
+    can't be restored. Raises `DamagedDatasetError` if another command has replaced the generation; the caller should
+    then check the new one.
     """
     damaged = {damage.kind for damage in damages}
     try:
@@ -100,8 +100,7 @@ def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[
 def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage]) -> str:
     """Return a sentence about annotators' work that is lost with damaged files; empty if none is known to be lost.
 
-    Labels, prompts, and other annotation data exist only in the masks table, so they can't be restored from another
-    file.
+    Only the masks table contains labels, prompts, and other annotation data, so no other file can restore them.
     """
     lost = [damage.entry.path for damage in damages if damage.kind == "masks"]
     if not lost:
@@ -125,8 +124,8 @@ def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage
 def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
     """Restore the damaged files of a committed shard from its rebuilt rows; arguments as in `write_shard`.
 
-    If a rebuilt file differs from the bytes that the commit names, the result is `on_hold`, and nothing is changed. If
-    another command replaces the generation in the meantime, the next generation is checked instead.
+    If a rebuilt file differs from the bytes that the commit names, the result is `on_hold`, and nothing changes. If
+    another command replaces the generation in the meantime, the next one is checked instead.
     """
     table = shard_table(task, cuts, *blocks)
     fault = faults(table)
@@ -250,9 +249,9 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, 
 def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, Sequence[str]]) -> Commit:
     """Rebuild a damaged commit from the shard's data files; `found` maps folders to their paths.
 
-    `damaged` is the commit with the fields that are known: shard, generation, ordinals, and numerics. There must be
-    exactly one file of each kind, and rebuilding the four files from their rows must produce the same bytes. Otherwise,
-    raises `DamagedDatasetError` with the reason.
+    `damaged` contains the commit's known fields: shard, generation, ordinals, and numerics. Raises
+    `DamagedDatasetError`, with the reason, unless there is exactly one file of each kind and the same bytes result when
+    the four files are rebuilt from their rows.
     """
     wrong = {kind: list(found.get(kind, ())) for kind in DATA_KINDS if len(found.get(kind, ())) != 1}
     if wrong:

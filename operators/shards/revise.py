@@ -2,9 +2,9 @@
 
 A revision is a pure function from a shard's rows to its next rows. It is applied to the latest generation, and the
 result is committed as the next one. If another writer wins the race, the revision is applied again to the new latest
-generation. After its commit, every writer reads the tombstones and applies them to the shard. Because a takedown puts
-its tombstone before it lists the commits, at least one of the two notices the other. In the same way, a writer of rows
-from the catalog checks whether the catalog was amended in the meantime.
+generation. After its commit, every writer reads the tombstones and applies them to the shard. A takedown puts its
+tombstone before it lists the commits, so at least one of the two notices the other. A writer of rows from the catalog
+checks for amendments of the catalog in the same way.
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -127,10 +127,7 @@ def fingerprint_of(row: Row, *, gone: bool) -> Fingerprint:
 
 
 def with_latest_commit(dataset: Location, shard: int, use: Callable[[Commit], Result]) -> Result | None:
-    """Return `use(commit)` for the latest commit; retry if its files were removed while they were read.
-
-    None if the shard is not committed.
-    """
+    """Return `use(commit)` for the latest commit; None if there is none. Retries if a commit's files are removed."""
     log = CommitLog(dataset)
 
     def read(generation: int) -> Result:
@@ -162,8 +159,7 @@ def with_generation(dataset: Location, shard: int, use: Callable[[int], Result])
 def apply_tombstones(dataset: DatasetHandle, shard: int) -> ShardRevision | None:
     """Apply the tombstones to a committed shard and remove replaced files; None if there are no tombstones.
 
-    If there is nothing to do, only tables are read. The operation is idempotent, so repeating it after a crash
-    completes it.
+    Only tables are read unless a tombstone applies. After a crash, repeating the call completes the work.
     """
     taken = dataset.taken()
     if taken is None:
@@ -183,9 +179,9 @@ def apply_catalog(dataset: DatasetHandle, shard: int, since: int) -> ShardRevisi
     """Update the images of a committed shard to the catalog's current values, and remove replaced files.
 
     An amendment puts its part of the catalog before it lists the commits, so it and this function can't both miss the
-    other's change. The commit made here is followed by the same check, so the last of several amendments always wins.
-    Returns None if the manifest has no newer generation than `since`. The operation is idempotent, so repeating it
-    after a crash completes it.
+    other's change. This function checks again after its own commit, so the last of several amendments always wins.
+    Returns None if the manifest has no newer generation than `since`. After a crash, repeating the call completes the
+    work.
     """
     now = dataset.manifest_generation()
     if now <= since:
@@ -205,9 +201,9 @@ def apply_catalog(dataset: DatasetHandle, shard: int, since: int) -> ShardRevisi
 def apply_later_changes(dataset: DatasetHandle, shard: int, *, since: int | None = None) -> bool:
     """Call `apply_tombstones` and `apply_catalog` for a shard, right after its commit or its files were written.
 
-    This applies the takedowns and catalog changes that the writer of the shard may have missed. `since` must not be
-    later than the manifest generation whose catalog the rows were read from; it defaults to the handle's
-    `catalog_generation`. Returns whether the shard changed.
+    The writer of the shard may have missed these takedowns and catalog changes. `since` must not be later than the
+    manifest generation whose catalog the rows were read from; it defaults to the handle's `catalog_generation`. Returns
+    whether the shard changed.
     """
     applied = apply_tombstones(dataset, shard)
     amended = apply_catalog(dataset, shard, dataset.catalog_generation if since is None else since)
@@ -217,9 +213,9 @@ def apply_later_changes(dataset: DatasetHandle, shard: int, *, since: int | None
 def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[int]:
     """Finish the work of writers that died after committing these shards; return the shards that changed.
 
-    If a writer dies this way, its reservation remains. This function applies the tombstones and the catalog to the
-    shard and then deletes the reservation. It also deletes reservations of catalog parts if their writer lost the race
-    for the manifest, or died after writing the manifest.
+    Such a writer leaves its reservation. This function applies the tombstones and the catalog to the shard, then
+    deletes the reservation. It also deletes reservations of catalog parts if their writer lost the race for the
+    manifest, or died after writing the manifest.
     """
     committed = dataset.commits.committed()
     left: dict[int, list[str]] = {}
@@ -278,7 +274,7 @@ def without_removed(row: Row, taken: Removals) -> Row:
     """Return a row with tombstones applied: blank if they name its ordinal, rejected if they name its picture.
 
     A row with the same picture but another ordinal keeps its image_id and URI, as in the catalog, until the next
-    takedown. If the tombstones don't apply to the row, the same object is returned.
+    takedown. If no tombstone applies to the row, the same object is returned.
     """
     if row["ordinal"] in taken.images:
         return row if is_removed(row) and row["image_id"] == BLANK else take_down(row)
@@ -300,8 +296,8 @@ _KEPT_GROUPS = 3
 def as_cataloged(row: Row, source: Mapping[str, Any] | None) -> Row:
     """Return an accepted row with the amendable values of `source`, the catalog's row for its ordinal.
 
-    The same object is returned if the values are already equal, if the row was rejected, or if the catalog's row no
-    longer describes this image. In the last case, a takedown has blanked the catalog's row and will remove the image.
+    The same object is returned if the values are equal already, if the row was rejected, or if a takedown has blanked
+    the catalog's row and is about to remove the image.
     """
     if row.get("reason") is not None or source is None or source["image_id"] != row["image_id"]:
         return row
@@ -323,8 +319,8 @@ def cataloged(dataset: Location) -> Callable[[Commit, Sequence[Row]], Sequence[R
 class CatalogRows:
     """Reader of rows of the latest catalog. Thread-safe; pickled without its cache.
 
-    Each read loads whole row groups, and shards are usually read in order, so the last few row groups are cached. The
-    cache can't become stale, because a part of the catalog is never changed in place: its new version has a new path.
+    Each read loads whole row groups. The last few are cached, because shards are usually read in order. The cache can't
+    become stale, because a part of the catalog is never changed in place: its new version has a new path.
     """
 
     def __init__(self, dataset: Location) -> None:

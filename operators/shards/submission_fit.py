@@ -28,11 +28,10 @@ class SubmissionFit:
 def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], merged: Merged) -> SubmissionFit:
     """Determine which parts of an assignment's last submission still apply to an image.
 
-    `masks` contains the image's mask rows by annotation id, `submissions` contains all submissions of the assignment,
-    in order, and `merged` is the `submission` column of the image's row. Masks that the last submission neither
-    replaces nor deletes are kept, as are masks whose replacement is identical pixel for pixel. If the submission was
-    made for the same state as the last merged one, it supersedes that one, so masks that only the earlier submission
-    added are removed.
+    `masks` contains the image's mask rows by annotation id, `submissions` all submissions of the assignment, in order,
+    and `merged` the `submission` column of the image's row. Masks that the last submission neither replaces nor deletes
+    stay, as do masks whose replacement is identical pixel for pixel. If it was made for the same state as the last
+    merged submission, it supersedes that submission, whose added masks are removed unless they are repeated.
     """
     submission = submissions[-1]
     former = merged_before(submissions, merged)

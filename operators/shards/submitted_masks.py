@@ -24,8 +24,8 @@ def is_prompted(mask: SubmittedMask) -> bool:
 def made_in(mask: SubmittedMask, submissions: Sequence[Submission]) -> Submission:
     """Return the submission that first contained a mask of the last one.
 
-    `submissions` contains the submissions of an assignment, in order. Each submission repeats the masks of earlier
-    ones, so this function goes back as long as the mask's pixels, prompts, and source are the same.
+    Each of an assignment's `submissions`, which are in order, repeats the masks of earlier ones. This function goes
+    back as long as the mask's pixels, prompts, and source are the same.
     """
     *earlier, maker = submissions
     for submission in reversed(earlier):
@@ -39,8 +39,7 @@ def made_in(mask: SubmittedMask, submissions: Sequence[Submission]) -> Submissio
 def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict[str, Any]:
     """Return the columns of a mask, except its label and parent.
 
-    `submissions` contains the submissions of an assignment, in order. The annotator and the model come from the
-    submission that first contained the mask.
+    The annotator and the model come from the first of an assignment's `submissions` (in order) that contained the mask.
     """
     maker = made_in(mask, submissions)
     return {

@@ -1,8 +1,8 @@
 """Write and commit one shard, or replace its rejected rows: the only code that adds data to a dataset.
 
 If a writer dies, it leaves files that no commit names, and readers never see such files. If two writers write the same
-shard, they either put the same bytes under the same names, or one of them loses the race for the commit and deletes
-those of its files that no commit names. docs/guarantees.md lists the invariants.
+shard, they put the same bytes under the same names, or one of them loses the race for the commit and deletes its files
+that no commit names. docs/guarantees.md lists the invariants.
 """
 
 from collections import Counter
@@ -168,10 +168,9 @@ def _faulted(table: pa.Table) -> pa.Table:
 def hold_reason(table: pa.Table, max_reject_ratio: float) -> str:
     """Return why a shard must not be committed yet, or an empty string.
 
-    A shard can't be committed if a row has a fault, because such a row has no verdict. In a shard with at least
-    `MIN_ROWS_FOR_RATIO` rows, it also counts as an outage if a share of more than `max_reject_ratio` was rejected for
-    the same reason and that reason isn't in `DELIBERATE_REASONS`. The shard then stays on hold until someone raises the
-    ratio.
+    A row with a fault holds its shard, because such a row has no verdict. So does an apparent outage: a shard of at
+    least `MIN_ROWS_FOR_RATIO` rows in which a share of more than `max_reject_ratio` was rejected for the same reason,
+    which isn't in `DELIBERATE_REASONS`. The shard then stays on hold until someone raises the ratio.
     """
     reason = faults(table)
     if reason:
@@ -209,11 +208,11 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
     All other rows are read back from the committed files and keep their bytes.
 
-    The result counts only the retried rows. It is `unchanged`, and nothing is written, if each row was rejected again
-    with the same verdict. The same applies if another command has changed one of these rows in the meantime, because
-    only rejected rows that were not taken down are replaced. All other changes by other commands are kept. If a row has
-    a fault, the shard stays as it is, and the result is `on_hold`. Raises `WrongRowsError` if the rows are not those of
-    the task or were not rejected.
+    The result counts only the retried rows. If each of them was rejected again with the same verdict, the result is
+    `unchanged`, and nothing is written. The same applies if another command has changed one of these rows in the
+    meantime, because only rejected rows that were not taken down are replaced. Other commands' changes to all other
+    rows are kept. If a row has a fault, the shard stays as it is, and the result is `on_hold`. Raises `WrongRowsError`
+    if the rows are not those of the task or were not rejected.
     """
     table = pa.concat_tables(
         [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]

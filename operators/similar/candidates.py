@@ -32,9 +32,8 @@ class SimilarHashes:
 
     An entry is `row * VIEWS + view`. The entries `entries[starts[i] : starts[i + 1]]` have the hash `values[i]`.
     `pairs` (n, 2) contains the indices of two near values, or the same index twice, in the order of their rows; each
-    stands for a small number of pairs of entries. Values with many pairs belong to a crowd instead. The members of a
-    crowd are near each other, either directly or through other members. `crowds[i]` is the number of the value's crowd,
-    or `NO_CROWD`.
+    represents a few pairs of entries. A value with many pairs belongs to a crowd instead, whose members are near each
+    other, directly or through other members. `crowds[i]` is the number of the value's crowd, or `NO_CROWD`.
     """
 
     values: Hashes
@@ -68,7 +67,7 @@ class SimilarHashes:
 def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
     """Return whether entries have different rows and aren't both mirrored.
 
-    Pairs of mirrored entries can be skipped, because if two mirrored views are near, their frames are near, too.
+    If two mirrored views are near, their frames are near as well, so such pairs can be skipped.
     """
     mirrored: NDArray[np.bool_] = (one % VIEWS == MIRROR) & (other % VIEWS == MIRROR)
     between: NDArray[np.bool_] = (one // VIEWS != other // VIEWS) & ~mirrored
@@ -78,8 +77,8 @@ def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
 def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) -> SimilarHashes:
     """Find near hashes among the hashes, (N, 6) uint64, of the `wanted` rows, (N,) bool.
 
-    Raises the errors of `near_pairs`. Memory use is bounded by the number of near hashes, regardless of how many pairs
-    they form, because the table of all hashes is kept in temporary files.
+    Temporary files hold the table of all hashes, so memory depends only on the number of near hashes, not on how many
+    pairs they form. Raises the errors of `near_pairs`.
     """
     with ScratchFolder() as name:
         folder = Path(name)

@@ -34,8 +34,8 @@ class SimilarRows:
     """Finder of similar rows with a later `rank` for each row.
 
     Two rows are similar if a view of one and a view of the other have near hashes and are confirmed to show the same
-    content. A row that is `apart`, (N,) bool, has similar rows, but is never listed as similar to another row. If few
-    rows share a hash, all of their pairs are confirmed at the start; see `CrowdedHashes` for other hashes.
+    content. A row that is `apart`, (N,) bool, has similar rows, but is never listed as another row's. If few rows share
+    a hash, all of their pairs are confirmed at the start; see `CrowdedHashes` for other hashes.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class SimilarRows:
 class CrowdedHashes:
     """Rows whose hash is equal or near to the hashes of very many other rows.
 
-    A row is compared with its crowds only when it is requested. Rows that have become copies by then are excluded, so
-    the time grows with the number of rows and the number of kept rows. Each view takes about 200 bytes of memory.
-    `apart` has the same meaning as in `SimilarRows`.
+    A row is compared with its crowds only on request, and not with rows that have become copies by then. So the time
+    grows with the number of rows and the number of kept rows. Each view takes about 200 bytes of memory. `apart` has
+    the same meaning as in `SimilarRows`.
     """
 
     def __init__(
@@ -237,10 +237,9 @@ def find_copies(
 ) -> DuplicateMap:
     """Find the rows that are copies of others.
 
-    Rows with equal bytes count as one image, which is opted out if any of them is. Images are processed in an order
-    given by four criteria, the first of which counts most: opted-out images come before others, images with an allowed
-    license before those without one, images with more pixels before those with fewer, and lower rows before higher
-    ones. Each image that is not yet a copy is kept, and later images that are similar to it become its copies. So every
+    Rows with equal bytes count as one image, which is opted out if any of them is. Images are processed in order of
+    four criteria: opted-out images first, then images with an allowed license, then those with more pixels, then lower
+    rows. Each image that is not yet a copy is kept, and later images that are similar to it become its copies. So every
     copy is similar to the kept image itself, and never only to another copy. Two images are similar if the hashes of
     two of their views differ in at most `distance` bits and the correlation of these views' thumbnails meets
     `thresholds`.
@@ -297,9 +296,8 @@ def find_groups(hashes: Hashes, thumbnails: Thumbnails, same: Positions, distanc
     """Number the groups of N images, (N,) int64; images have the same number if a chain of similar images links them.
 
     `hashes` (N, 6) uint64 come from `ImageHashes.views` and are 0 if missing. `same` (N,) int64 has equal values for
-    images that are known to be the same, such as those with the same bytes. Similarity is defined as in `find_copies`.
-    There, all copies are similar to one image; here, any two similar images are in the same group, so that groups are
-    disjoint.
+    images that are known to be the same, such as those with the same bytes. Similarity is defined as in `find_copies`,
+    but any two similar images share a group here, so groups are disjoint.
     """
     count = len(hashes)
     _, first, known = np.unique(same, return_index=True, return_inverse=True)

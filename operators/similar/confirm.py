@@ -41,9 +41,9 @@ _AT_ONCE = 4096
 def normalized_views(thumbnails: NDArray[np.uint8], views: Positions) -> Views:
     """Cut a view out of each of N thumbnails, (N, 64, 64) gray, as (N, 1024) vectors of mean 0 and length 1.
 
-    `views` (N,) contains indices in `KEPT`. The dot product of two such vectors is the correlation of the views'
-    32 x 32 pixels, -1 to 1, which does not depend on brightness or contrast. A view with a single gray level becomes a
-    vector of zeros.
+    `views` (N,) contains indices in `KEPT`. The dot product of two vectors is the correlation of the views' 32 x 32
+    pixels, -1 to 1, which brightness and contrast don't affect. A view with a single gray level becomes a vector of
+    zeros.
     """
     found = np.empty((len(thumbnails), SIDE, SIDE), np.float32)
     for view in np.unique(views).tolist():
@@ -57,7 +57,7 @@ def normalized_views(thumbnails: NDArray[np.uint8], views: Positions) -> Views:
 def same_view(one: Views, other: Views, thresholds: Thresholds = THRESHOLDS) -> NDArray[np.bool_]:
     """Return whether N pairs of views from `normalized_views` match, both as a whole and in their middles.
 
-    The whole views aren't enough, because two plain images that share only a caption correlate as a whole.
+    As a whole, two plain images would match even if they share only a caption.
     """
     same: NDArray[np.bool_] = np.einsum("ij,ij->i", one, other) >= thresholds.whole
     same &= np.einsum("ij,ij->i", _middles(one), _middles(other)) >= thresholds.middle
@@ -101,8 +101,8 @@ class Confirmer:
     def sketches(self, entries: Positions) -> NDArray[np.float16]:
         """Return (N, 65) vectors whose dot products are upper bounds of the views' correlations, up to rounding.
 
-        A vector contains the view's pixels, mean-pooled to 8 x 8 and scaled so that this is a projection, and the
-        length of the remainder.
+        The first 64 numbers are the view's pixels, mean-pooled to 8 x 8 and scaled so that this is a projection. The
+        last one is the length of the remainder.
         """
         pixels = SIDE // _POOLED
         found = np.empty((len(entries), _POOLED * _POOLED + 1), np.float16)

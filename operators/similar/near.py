@@ -29,11 +29,11 @@ Band = tuple[int, int]  # the lowest bit, and the one after the highest
 def near_pairs(distinct: Hashes, distance: int, folder: Path | None = None) -> Iterator[tuple[Positions, Positions]]:
     """Yield each pair of hashes at most `distance` bits apart once, in chunks of positions (lower, higher).
 
-    `distinct` must be ascending, without repetitions. The bits are cut into `distance + 2` bands. Two near hashes are
-    equal in at least two of them. So for each choice of two bands, the hashes are sorted by the bits of these bands,
-    and hashes with the same key are compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"). If many
-    hashes have the same key, they are cut into bands again by the bits in which they vary, so that a large block of
-    near hashes doesn't take quadratic time.
+    `distinct` must be ascending, without repetitions. The bits are cut into `distance + 2` bands, at least two of which
+    are equal in two near hashes. So for each choice of two bands, the hashes are sorted by their bits, and hashes with
+    the same key are compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"). If many hashes have the
+    same key, they are cut into bands again by the bits in which they vary, so that a large block of near hashes doesn't
+    take quadratic time.
 
     Memory holds only a copy of `distinct` and one chunk. With a `folder`, the copy is in files there, and only a part
     of it is in memory; `distinct` may then be mapped into memory from a file. Raises ValueError for a distance that is

@@ -1,6 +1,6 @@
 """Tables that are larger than memory, stored in files that are split into ranges of a key or mapped into memory.
 
-Mapped pages belong to the file, so the kernel writes them back and drops them if memory is short.
+If memory is short, the kernel writes mapped pages back to the file and drops them.
 """
 
 from collections.abc import Iterator, Sequence

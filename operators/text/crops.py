@@ -26,7 +26,7 @@ def crop_mask(image: Pixels, mask: Row, side: int) -> tuple[Pixels, NDArray[np.b
 
     The crop is a square around the center of the mask's box, whose side is `MARGIN` times the box's longer side.
     Outside the image (H, W, 3), the crop has CLIP's mean color. A pixel of the crop belongs to the mask if it covers
-    any of the mask's pixels. For an empty mask, the crop around its box is returned, without pixels of the mask.
+    any of the mask's pixels; for an empty mask, no pixel does.
     """
     pixels = decode(Rle((image.shape[0], image.shape[1]), mask["segmentation"]["counts"]))
     return _crop(image, pixels, mask["bbox"], side, MARGIN)
@@ -37,8 +37,8 @@ def training_crop(
 ) -> tuple[Pixels, NDArray[np.bool_]]:
     """Return the crop of `crop_mask` for a mask (H, W) bool, and the pixels for `Clip.embed_crops`.
 
-    If `alone` is true, only the mask is shown: the pixels are those of the mask, and all others have CLIP's mean color.
-    Otherwise, they are all pixels of the crop (SAM paper, appendix D.5).
+    If `alone` is true, these are the mask's pixels, and all others have CLIP's mean color. Otherwise, these are all
+    pixels of the crop (SAM paper, appendix D.5).
     """
     crop, shown = _crop(image, mask, xyxy_to_xywh(box_of(mask)), side, margin)
     if not alone:
