@@ -12,7 +12,7 @@ from contextlib import contextmanager
 class Deadline:
     """Timer that kills this process with SIGALRM if a piece of work takes longer than `seconds` (None: no limit).
 
-    Python can't interrupt a native function that hangs, and a watchdog thread would have to wait for the GIL that this
+    Python can't interrupt a native function that hangs, and a watchdog thread would wait for the GIL that such a
     function holds. Several pieces of work may run at once, each in its own thread. The process must not change its
     SIGALRM handler.
     """
@@ -49,6 +49,6 @@ class Deadline:
 def exit_within(seconds: float) -> None:
     """Let SIGALRM kill this process if it is still running `seconds` after it starts to exit.
 
-    Native exit handlers may wait forever. Python exit handlers that are registered later run before this one.
+    Native exit handlers may wait forever. Only Python exit handlers that are registered later run first.
     """
     atexit.register(signal.setitimer, signal.ITIMER_REAL, seconds)

@@ -83,8 +83,8 @@ def warn_of_slow_bf16(compute: Compute) -> None:
 def device_kind(compute: Compute) -> str:
     """Return what determines a device's bits: the instruction set that torch uses on a CPU, or the model of a GPU.
 
-    For a GPU, the string contains the name without the vendor, which only newer drivers report, and the properties that
-    determine which kernels libraries select: "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors".
+    For a GPU, the string contains its name without the vendor, which only newer drivers report, and the properties by
+    which libraries select kernels: "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors".
     """
     import torch
 
@@ -98,8 +98,8 @@ def device_kind(compute: Compute) -> str:
 def physical_cores() -> int:
     """Return the usable physical cores: the minimum of the affinity, the container's quota, and torch's count.
 
-    Call this before anything sets `OMP_NUM_THREADS` or torch's number of threads, because either hides the machine's
-    core count.
+    Call this before anything sets `OMP_NUM_THREADS` or torch's number of threads, because both hide the machine's
+    cores.
     """
     import torch
 
@@ -128,7 +128,7 @@ def keep_freed_memory() -> None:
 
     Each image allocates and frees thousands of matrices of up to 64 MB. By default, glibc maps and unmaps this memory
     each time, and the kernel has to zero the fresh pages, which takes a fifth of an encoder's time. All threads share
-    one arena, because each arena would keep its own freed memory.
+    one arena, because each arena would keep separate freed memory.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -180,10 +180,10 @@ def _cgroup_quota() -> int | None:
 def cpu_bits(threads: int, precision: str) -> str:
     """Return the CPU's vendor and a hash of the results of small model operations: "GenuineIntel, 5f0e12ab34cd".
 
-    The kernels that torch, oneDNN, and MKL select depend on the CPU's vendor, instruction sets, and caches, and on
-    environment variables that restrict a library to older instruction sets. Kernels differ in the last bits of sums.
-    None of these libraries reports which kernels it chose, but the results reveal it. The operations run on `threads`
-    torch threads in `precision`. The first call in a process takes about 0.2 s.
+    torch, oneDNN, and MKL select kernels by the CPU's vendor, instruction sets, and caches, and by environment
+    variables that restrict a library to older instruction sets. They don't report their choice, but kernels differ in
+    the last bits of sums, so the results reveal it. The operations run on `threads` torch threads in `precision`. The
+    first call in a process takes about 0.2 s.
     """
     import torch
 
@@ -252,9 +252,8 @@ def _facts() -> dict[str, str]:
 def memory_here(root: Path = Path("/")) -> int:
     """Return the memory that this process may use, in bytes: the machine's, or the smallest limit of its cgroups.
 
-    A limit applies to all cgroups below the one that sets it, so every cgroup from the process's own up to the root
-    counts (cgroups(7), versions 1 and 2). Slurm sets the limit below the root. `root` is the folder that contains
-    `proc` and `sys`.
+    A cgroup's limit applies to all cgroups below it (cgroups(7), versions 1 and 2), so every cgroup from the process's
+    own up to the root counts; Slurm sets the limit below the root. `root` is the folder that contains `proc` and `sys`.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for folder, name in _memory_cgroups(root):

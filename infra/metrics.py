@@ -1,6 +1,6 @@
 """Metrics that a run exports through Ray, each with its name, kind, and labels.
 
-Every Ray node runs an agent that collects the metrics of the node's processes and serves them to Prometheus. `ray start
+An agent on every Ray node collects the metrics of the node's processes and serves them to Prometheus. `ray start
 --metrics-export-port` sets the agent's port; KubeRay uses 8080. In Prometheus, the counter `segmint_images_written` is
 named `ray_segmint_images_written_total`. Metrics are always on, because an update takes microseconds and is dropped if
 no agent is running. Counters start at 0 in each run, as Prometheus expects after a restart.

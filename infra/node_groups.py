@@ -35,9 +35,9 @@ class NodeGroup:
 def node_groups() -> list[NodeGroup]:
     """Return the node groups of the connected cluster's autoscaler, without the head's.
 
-    Ray's autoscaler doesn't tell drivers which nodes it may add. Therefore, the groups are read from the RayCluster
-    resource on KubeRay. Elsewhere, they are read from the file that the head was started with, if the driver runs on
-    the head. Returns an empty list if there is no autoscaler, or if its groups are unknown.
+    Ray's autoscaler doesn't tell drivers which nodes it may add. So on KubeRay, the groups are read from the RayCluster
+    resource. Elsewhere, they are read from the file that the head was started with, if the driver runs on the head.
+    Returns an empty list if there is no autoscaler, or if its groups are unknown.
     """
     try:
         config = _of_kuberay() or _of_head() or {}
@@ -109,7 +109,7 @@ def gpu_kind(resources: Mapping[str, float]) -> str:
 def with_gpu_kind(groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]]) -> list[NodeGroup]:
     """Return the groups with the kind of their GPUs, which the autoscaler often doesn't know.
 
-    If all GPUs of the live nodes in `ray.nodes()` are of one kind, the new ones are assumed to be of that kind.
+    If the live nodes in `ray.nodes()` have one kind of GPU, new nodes are assumed to have the same.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     kinds = {gpu_kind(node) for node in alive if node.get("GPU", 0) > 0}
@@ -158,9 +158,9 @@ def _place(bundle: Mapping[str, float], most: int, node: dict[str, float]) -> in
 class NodeRequest(AbstractContextManager["NodeRequest"]):
     """Request for nodes that the autoscaler adds; a context manager that withdraws it.
 
-    For each missing node, there is a waiting task that needs all of the node's CPUs and GPUs. Once the node exists, the
-    task starts and ends immediately, so the node is free for the pools. A thread adds tasks for nodes that were lost,
-    and cancels tasks that aren't needed anymore. All tasks end with the driver, even if the driver is killed.
+    For each missing node, a task waits that needs all of the node's CPUs and GPUs. Once the node exists, the task
+    starts and ends immediately, so the node is free for the pools. A thread adds tasks for nodes that were lost, and
+    cancels tasks that aren't needed anymore. All tasks end with the driver, even if the driver is killed.
 
     `ray.autoscaler.sdk.request_resources` isn't used for three reasons. A cluster has only one such request, and every
     20 s, Ray Data's coordinator replaces it with the sum of the requests that it knows. The coordinator also reserves
@@ -174,9 +174,7 @@ class NodeRequest(AbstractContextManager["NodeRequest"]):
         self._thread: threading.Thread | None = None
 
     def ask(self, bundles: Sequence[Mapping[str, float]]) -> None:
-        """Request nodes on which these bundles of resources fit together, instead of those requested before.
-
-        Does nothing if there are no node groups.
+        """Request nodes on which all of these bundles fit, in place of earlier ones; does nothing without node groups.
         """
         self._bundles = [dict(bundle) for bundle in bundles]
         self._changed.set()

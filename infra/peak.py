@@ -26,9 +26,9 @@ def measure_peak(compute: Compute) -> float:
     """Return the operations per second, two per multiply-add, of matrix products in `compute`'s precision.
 
     On a CPU, `compute.threads` products run in parallel, one per thread, and their rates are added. Both of torch's
-    libraries are tried (see `model/sam/products.py`). For each thread, the fastest trial counts, because other load on
-    the machine can only slow a product down. If the ceiling dropped with the load, the run would look better than it
-    is. Takes a fraction of a second, and restores torch's threads, random state, and TF32 settings.
+    libraries are tried (see `model/sam/products.py`). Each thread's fastest trial counts, because other load on the
+    machine can only slow a product down, and a lower ceiling would make the run look better than it is. Takes a
+    fraction of a second, and restores torch's threads, random state, and TF32 settings.
     """
     import torch
 

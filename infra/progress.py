@@ -111,7 +111,7 @@ class Progress:
         progress.update("prepare", done=120)
     ```
 
-    `stream` is standard error by default. `interval_s` is the minimum number of seconds between two plain lines. If
+    `stream` is standard error by default. Without bars, lines are printed at least `interval_s` seconds apart. If
     `bars` is None, there are bars if the stream is a terminal.
     """
 

@@ -416,8 +416,8 @@ def private_folder() -> Iterator[Path | None]:
     """Create a private folder for Ray and delete it on exit; yield None if `RAY_TMPDIR` names one.
 
     Ray makes its folder writable for everyone, so it is created inside a folder that only this user can enter. The
-    outer folder is in the system's temporary folder, or in /tmp if that path is too long. First, folders that killed
-    processes left behind are deleted; they can be told apart because a live process holds a lock on its folder.
+    outer folder is in the system's temporary folder, or in /tmp if that path is too long. First, folders of killed
+    processes are deleted: their lock is free, whereas a live process holds the lock on its folder.
     """
     if os.environ.get("RAY_TMPDIR"):
         yield None

@@ -1,8 +1,7 @@
 """Ledger of the rows that each worker has in flight, which identifies the rows that a worker died with.
 
 A worker may have several rows in flight. It records each row in the ledger, and waits for the reply before it starts
-the row. The end of a row is recorded together with the next row that the worker starts, or with the end of the row's
-block.
+the row. The end of a row is recorded together with the next row's start, or with the end of the row's block.
 
 Ray runs the blocks of a dead worker again. So if a row starts a second time without having been recorded as done, it
 was in flight when its worker died. If it was the only such row, it is a suspect: it is barred for the rest of the
@@ -60,7 +59,7 @@ class RowLedger:
     """Ledger of one window, created by the driver on its node and used from any process.
 
     An instance belongs to the segment stage. `of_stage` returns the ledgers of the custom stages, which share its
-    actor. A row's number in a stage is its ordinal plus `STAGE_ROWS` times the number of the stage.
+    actor. In these, a row's number is its ordinal plus `STAGE_ROWS` times the number of the stage.
     """
 
     def __init__(self, alone: Iterable[int] = ()) -> None:
@@ -106,7 +105,7 @@ class RowLedger:
         return list(self._read(self._actor.suspects))
 
     def alone(self) -> list[int]:
-        """Return the numbers of the rows that run alone: those given, and those in flight together when a worker died.
+        """Return the rows that run alone: those given, and rows that were in flight together when a worker died.
 
         Empty if the ledger actor is gone.
         """
@@ -140,7 +139,7 @@ class RowLedger:
         return dict(self._read(self._actor.spent))
 
     def report_peak(self, flop_per_s: float) -> None:
-        """Record the peak of this actor's device, and wait for confirmation. Of a restarted actor, the last one counts.
+        """Record the peak of this actor's device, and wait for confirmation. If an actor restarts, its last report counts.
 
         If the ledger actor is gone, the report is lost, because a missing metric never fails a run.
         """
@@ -175,8 +174,8 @@ class BlockEntry:
     def begin_together(self, ordinals: Sequence[int]) -> list["StartReply"]:
         """Record in one call that these rows start, wait for confirmation, and return the reply for each row.
 
-        If a row starts, call `leave` when it is done. If a row neither starts nor is barred, it must run alone, so call
-        `begin` for it.
+        Call `leave` when a row that starts is done. If a row neither starts nor is barred, it must run alone: call
+        `begin`.
         """
         self._in_flight.take(len(ordinals))
         replies: list[StartReply] = []
@@ -194,7 +193,7 @@ class BlockEntry:
         """Record that a row starts, and wait for confirmation. Call `leave` when the row is done.
 
         A row that runs alone waits until no other row is in flight in this process, and other rows wait for it. Raises
-        `BarredRowError` for a row that a worker died with, or that broke its device, in this window.
+        `BarredRowError` for a row with which a worker died, or that broke its device, in this window.
         """
         for alone in (False, True):
             self._in_flight.take(alone=alone)

@@ -1,9 +1,9 @@
 """Clean exit of a command after SIGTERM or Ctrl-C.
 
 The first signal raises `KeyboardInterrupt` in the main thread, because Ray only passes this exception and `SystemExit`
-through its blocking calls. Libraries may swallow it or turn it into other exceptions, so commands rely on `is_stopping`
-instead. A thread reads the signals as they arrive, even if native code keeps the main thread from handling them. This
-thread ends the process when the time is up or Ctrl-C is pressed again.
+through its blocking calls. Libraries may swallow it or turn it into other exceptions, so commands check `is_stopping`
+instead. A thread reads the signals, even while native code blocks the main thread. It ends the process when the time is
+up or Ctrl-C is pressed again.
 """
 
 import os

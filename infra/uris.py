@@ -166,8 +166,8 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     - With a scheme: it must be on the allow-list (`ALLOWED_SCHEMES`) and have no user part.
     - In a store: no part may be `..`, even percent-encoded, because a proxy resolves it even if a store treats it as a
       name.
-    - Relative: it is below the folder of the catalog's file; a part `..` is not allowed, so that a catalog can only
-      reach files in its folder or below.
+    - Relative: it is below the folder of the catalog's file. A part `..` is not allowed, so a catalog can't reach files
+      outside its folder.
     - An absolute local path, or `file://`: only allowed if the catalog itself is a local file. A catalog from a bucket
       must not read files of the machine that builds from it.
 

@@ -13,8 +13,8 @@ from segmint.infra.storage.storage import Storage
 class StorageFiles(AbstractFileSystem):  # type: ignore[misc]
     """Read-only file system of the URIs of one scheme, with the options and retries of a `Storage`.
 
-    Nothing is listed, and a pattern only matches itself. `sizes` maps URIs to bytes; each entry saves a request.
-    Objects must not change while they are read.
+    It lists nothing, and a pattern only matches itself. `sizes` maps URIs to bytes; each entry saves a request. Objects
+    must not change while they are read.
     """
 
     cachable = False

@@ -15,9 +15,9 @@ from segmint.infra.uris import parent, redact
 class FsspecStore:
     """Any other fsspec file system (Google Cloud Storage, HDFS).
 
-    Exclusive creation uses the implementation's `pipe_file(mode="create")`. fsspec's default implementation first
-    checks and then writes, which is a race, so a store with that implementation can't hold a dataset. If a store
-    overrides it, `segmint.infra.storage.probe` tests the override with concurrent writers.
+    To create an object exclusively, this calls `pipe_file(mode="create")`. fsspec's default implementation first checks
+    and then writes, which is a race, so a store with that implementation can't hold a dataset. If a store overrides it,
+    `segmint.infra.storage.probe` tests the override with concurrent writers.
     """
 
     def __init__(self, filesystem: Any) -> None:
@@ -49,8 +49,8 @@ class FsspecStore:
     def create_file(self, uri: str, path: Path) -> None:
         """Create an object from a local file, read into memory; few implementations support conditional uploads.
 
-        A store without conditional writes, such as HDFS, is checked first and then written to in chunks. If there are
-        two simultaneous writers, the later one wins.
+        A store without conditional writes, such as HDFS, is checked first and then written to in chunks. Of two
+        simultaneous writers, the later one wins.
         """
         if self._claims_exclusive_create():
             self.create(uri, path.read_bytes())

@@ -16,7 +16,7 @@ class Location:
     """Folder or object in a store; `location / "name"` is a child, and `str(location)` its URI.
 
     Every method delegates to the `Storage` method of the same name and raises the same errors. Picklable like
-    `Storage`. Pickling makes a local path absolute, because other processes have other current folders.
+    `Storage`. A pickled local path is absolute, because other processes have other current folders.
     """
 
     storage: Storage

@@ -39,8 +39,8 @@ def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], 
     """Call `attempt` and return its result. While the store is down, wait up to `outage_s` seconds and try again.
 
     `attempt` does its own retries, and raises `PassingFaultError` when they are exhausted. `answers` checks the store
-    with a minimal request. `store` is the store's name in logs. A fault is raised if it persists while the store
-    responds, or if an earlier wait has already given up on the store.
+    with a minimal request, and logs name it `store`. The fault is raised if the store responds but the fault persists,
+    or if an earlier wait has already given up on the store.
     """
     gate = _gates.setdefault((os.getpid(), store), _StoreGate())
     rounds, end = 0, 0.0

@@ -310,8 +310,8 @@ async def _within(seconds: float, exchange: Awaitable[T]) -> T:
 def make_session(profile: str | None) -> Any:
     """Return an aiobotocore session for the named profile of the AWS configuration files, or for the default one.
 
-    Listing pages contain up to 1,000 objects. botocore's parser needs 0.1 ms for each timestamp, and spends most of the
-    remaining time on unused fields, so this session parses only each object's name, size, and time.
+    Listing pages contain up to 1,000 objects. botocore's parser needs 0.1 ms for each timestamp, and then parses unused
+    fields, so this session parses only each object's name, size, and time.
     """
     from aiobotocore.parsers import AioResponseParserFactory, AioRestXMLParser  # type: ignore[import-untyped]
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
@@ -339,8 +339,8 @@ def make_session(profile: str | None) -> Any:
 def http_without_redirects() -> type:
     """Return a subclass of aiobotocore's HTTP session that doesn't follow redirects.
 
-    With redirects, a server could send a signed request to any address, including one inside the network. botocore
-    doesn't follow redirects either. If S3 names another region, botocore sends a request to that region's endpoint.
+    By a redirect, a server could send a signed request to any address, including one inside the network. botocore
+    doesn't follow redirects, either. If S3 names another region, botocore sends a request to that region's endpoint.
     """
     from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
 

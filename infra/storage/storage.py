@@ -34,8 +34,8 @@ class Storage:
 
     `options` are keyed by URI prefix, as in `{"s3://bucket": {"endpoint_url": …}}`. The longest matching prefix wins.
     For S3 and Azure, the keys are the `OPTIONS` of `segmint.infra.storage.s3` and `azure`. For other schemes, they are
-    those of the fsspec implementation. Credentials aren't accepted as values (`UsageError`), because they come from the
-    standard chain. After the attempts of `retry`, methods wait up to `outage_s` seconds for an unreachable store; see
+    those of the fsspec implementation. Credentials come from the standard chain and aren't accepted as values
+    (`UsageError`). After the attempts of `retry`, methods wait up to `outage_s` seconds for an unreachable store; see
     `segmint.infra.storage.outages`.
 
     Methods that need an object raise `NotFoundError` if it is absent. Every method raises `StorageFaultError` for a
@@ -87,9 +87,9 @@ class Storage:
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         """Put an object if it doesn't exist. Exactly one of several concurrent writers wins.
 
-        Returns True if the object now contains these bytes, even if another writer wrote them, or an earlier attempt
-        whose response was lost. Returns False if a different object exists, which stays unchanged. Raises `UsageError`
-        if the store supports neither hard links nor conditional puts.
+        Returns True if the object now contains these bytes, even if they come from another writer, or from an earlier
+        attempt whose response was lost. Returns False if a different object exists, which stays unchanged. Raises
+        `UsageError` if the store supports neither hard links nor conditional puts.
         """
         store = self._store(uri)
         return self._create(uri, lambda: store.create(uri, data), lambda: self.read(uri, max_bytes=len(data)) == data)
@@ -149,8 +149,8 @@ class Storage:
         """Yield the objects below a folder or prefix at any depth, in the store's order.
 
         Names are relative to `uri`. `include_temporary` includes temporary files, for sweeps. If a fault interrupts the
-        listing, it starts again and skips the names that were already yielded, because not every store lists in name
-        order. `on_skip` is called for entries that can't be listed, such as circular links.
+        listing, it starts again and skips names that were already yielded, because not every store lists in name order.
+        `on_skip` is called for entries that can't be listed, such as circular links.
         """
         store = self._store(uri)
         given: set[str] = set()
@@ -231,7 +231,7 @@ class Storage:
     def walk_ever(self, uri: str) -> tuple[str, ...]:
         """Return the sorted names of everything removable below a folder or prefix, including temporary objects.
 
-        Names are relative to `uri`. They include deleted objects whose older versions the bucket keeps, and local
+        Names are relative to `uri`. They include deleted objects of which the bucket keeps older versions, and local
         links, which aren't followed. Raises `UsageError` for a store that can't list versions.
         """
         return tuple(sorted(self.versioned(uri) | {entry.name for entry in self.walk(uri, include_temporary=True)}))
