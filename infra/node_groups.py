@@ -174,8 +174,7 @@ class NodeRequest(AbstractContextManager["NodeRequest"]):
         self._thread: threading.Thread | None = None
 
     def ask(self, bundles: Sequence[Mapping[str, float]]) -> None:
-        """Request nodes on which all of these bundles fit, in place of earlier ones; does nothing without node groups.
-        """
+        """Request nodes on which all of these bundles fit, in place of earlier ones; a no-op without node groups."""
         self._bundles = [dict(bundle) for bundle in bundles]
         self._changed.set()
         if self._thread is None and (groups := node_groups()):

@@ -139,7 +139,7 @@ class RowLedger:
         return dict(self._read(self._actor.spent))
 
     def report_peak(self, flop_per_s: float) -> None:
-        """Record the peak of this actor's device, and wait for confirmation. If an actor restarts, its last report counts.
+        """Record the peak of this actor's device, and wait for confirmation; a restarted actor's last report counts.
 
         If the ledger actor is gone, the report is lost, because a missing metric never fails a run.
         """
