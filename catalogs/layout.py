@@ -225,10 +225,7 @@ def parse_reservation_name(name: str) -> tuple[int, int] | None:
 
 
 def part_reservation_name(generation: int, digest: str) -> str:
-    """Return the file name of the reservation of catalog parts for a generation of the manifest.
-
-    `digest` is that of the parts' paths.
-    """
+    """Return the name of a manifest generation's reservation of catalog parts; `digest` is that of their paths."""
     return f"dataset.g{generation}-{digest}.json"
 
 

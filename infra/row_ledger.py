@@ -121,10 +121,7 @@ class RowLedger:
         return slot
 
     def retry_after(self, wait_s: float, shard: int, runs: Sequence[tuple[int, int]]) -> None:
-        """Let the first retry slot after `wait_s` seconds run a shard again, unless one of its rows is barred.
-
-        Does not wait.
-        """
+        """Let the first retry slot after `wait_s` seconds run a shard again unless a row is barred. Returns at once."""
         self._actor.retry_after.remote(wait_s, shard, tuple(runs))
 
     def stop_reading(self) -> None:

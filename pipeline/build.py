@@ -75,8 +75,8 @@ RETRY_SLOTS_S = 100.0
 def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
     """Turn catalog rows into described rows. Returns every row, in order, accepted or with a rejection reason.
 
-    The stages exchange only encoded bytes, and never those of an original. A custom stage follows the built-in one that
-    its configuration names.
+    The stages exchange encoded bytes, never those of an original. A custom stage follows the built-in one that its
+    configuration names.
     """
     blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
     # With GPUs, Ray requires a batch size. Use the block size, so that a call gets the same rows either way.
@@ -163,10 +163,11 @@ def run_build(
 
     `shards` limits the run to the shards `[first, last)`, or to a part of all shards. With `grow`, new rows of the
     catalog become new shards. Rows of committed shards that were rejected for a reason in `retry_rejected` before this
-    run are retried. Raises `UsageError` before anything starts if the configuration, the catalog, or the dataset does
-    not fit. Raises `UnfinishedError` if work remains for another run, or its subclass `NotRecordedError` if only the
-    final record could not be written, and `StageContractError` if a custom stage breaks its rules. Committed work is
-    never lost.
+    run are retried. Committed work is never lost.
+
+    Raises `UsageError` before anything starts if the configuration, the catalog, or the dataset does not fit. Raises
+    `UnfinishedError` if work remains for another run, or its subclass `NotRecordedError` if only the final record could
+    not be written, and `StageContractError` if a custom stage breaks its rules.
     """
     retry_rejected = [retry_rejected] if isinstance(retry_rejected, str) else retry_rejected
     check_reasons(retry_rejected, custom=bool(config.stages))
@@ -337,8 +338,8 @@ def run_rows(
 ) -> Iterator[ShardResult]:
     """Run one Ray Data execution over a window's rows and yield the result of `write` for each shard.
 
-    If `quarantine` is given, it keeps a ledger of the rows that kill a worker. In that case, shards on hold run again
-    after about `retry_rows` rows, and the window may end early.
+    A `quarantine` keeps a ledger of the rows that kill a worker. With it, shards on hold run again after about
+    `retry_rows` rows, and the window may end early.
     """
     if not taken.source.num_rows:
         return
@@ -358,8 +359,8 @@ def run_rows(
 def iter_blocks(dataset: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
     """Execute `dataset`; yield a reference to each block with its number of rows, in order.
 
-    The driver never fetches a block. The iterator is internal to Ray, and it works the same way in Ray 2.59 and 2.60.
-    Before you allow another version in pyproject.toml, run the tests marked `ray` with that version.
+    The driver never fetches a block. The iterator is internal to Ray, and works the same way in Ray 2.59 and 2.60.
+    Before you allow another version in pyproject.toml, run the tests marked `ray` with it.
     """
     for bundle in dataset.iter_internal_ref_bundles():
         for entry in bundle.blocks:

@@ -30,10 +30,7 @@ class StageContractError(UsageError):
 
 
 class Reject(Exception):
-    """Verdict of a stage on one image, whose row is rejected with this reason.
-
-    A stage can return it in place of the row, or raise it.
-    """
+    """Verdict of a stage, returned in place of a row or raised: the row is rejected with this reason."""
 
     def __init__(self, reason: str, detail: str) -> None:
         """`reason` is a word such as `blurry`: up to 63 lowercase letters, digits, and underscores.

@@ -51,10 +51,7 @@ def segment_boxes(
 
 
 def boxes_of(masks: Sequence[CocoRle]) -> NDArray[np.float64]:
-    """Return the boxes of masks as (N, 4): x0, y0, x1, y1 of the outermost pixels, as in training.
-
-    Raises ValueError for an empty mask.
-    """
+    """Return masks' boxes (N, 4): x0, y0, x1, y1 of the outermost pixels; raises ValueError for an empty mask."""
     x, y, width, height = np.array([coco.toBbox(rle) for rle in masks], dtype=np.float64).reshape(-1, 4).T
     if not width.all():
         raise ValueError(f"mask {int(np.argmin(width))} is empty: expected masks of one pixel or more")

@@ -86,10 +86,7 @@ def _session(model: str | bytes, threads: int | None) -> Any:
 
 
 def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Return the float32 arrays that an ONNX file stores inline, keyed by name.
-
-    Raises `ValueError` if the file is not ONNX.
-    """
+    """Return the float32 arrays stored inline in an ONNX file, by name; raises `ValueError` for other files."""
     from google.protobuf.message import DecodeError
 
     model = _model_class()()

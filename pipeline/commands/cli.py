@@ -1,7 +1,7 @@
 """Command line: assembles the commands, one file per command in `commands/`.
 
-A command's module is imported when the command runs or shows its help. Heavy modules are imported only when the command
-runs, so that its help appears immediately.
+A command's module is imported when the command runs or shows its help. Heavy modules are imported only when it runs, so
+that the help appears immediately.
 """
 
 import atexit

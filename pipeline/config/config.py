@@ -307,8 +307,8 @@ class Config(_ConfigModel):
 def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the identity keys as plain JSON values, with profiles resolved. Equal datasets have equal values.
 
-    `hashes` maps the name of each model or detector file in the configuration to its SHA-256. The hash replaces the
-    name, so that the dataset is the same if the file is moved.
+    `hashes` maps each model or detector file in the configuration to its SHA-256, which replaces the file's name, so
+    that moving the file doesn't change the dataset.
     """
     known = hashes or {}
     tree = config.model_dump(

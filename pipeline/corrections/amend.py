@@ -132,9 +132,8 @@ def amend(
 ) -> AmendResult:
     """Update the `AMENDABLE` columns of images from `catalog`, which identifies them by image_id.
 
-    If `catalog` lacks a value, the dataset's value stays unchanged. With `clear`, the value is removed instead,
-    provided that `catalog` contains the column. `reason` is recorded (default: the catalog's name and SHA-256). The
-    other arguments are as in `correct`.
+    A value that `catalog` lacks stays unchanged. With `clear`, it is removed instead if `catalog` contains the column.
+    `reason` is recorded (default: the catalog's name and SHA-256). The other arguments are as in `correct`.
 
     First, `amend` writes the amended parts of the catalog, together with the manifest generation that names them, so
     that builds, growth, and repairs use the new values. Then it commits the next generation of each shard. If it is

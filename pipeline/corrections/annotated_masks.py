@@ -72,7 +72,7 @@ def is_of_build(mask: Row) -> bool:
 def changed_masks(row: Row, masks: Sequence[Row]) -> Row:
     """Return the columns `masks` and `statistics` of an image that gets these masks, with their containers.
 
-    Every correction that adds or removes masks of an image calls this, because the columns depend on all of them.
+    Both columns depend on all masks, so every correction that adds or removes masks calls this.
     """
     ids = [annotation_id(row["id"], mask_index(mask, position)) for position, mask in enumerate(masks)]
     contained = [
@@ -87,8 +87,8 @@ def described_masks(
     """Return rows of new masks (keys of `DESCRIBED_MASK`), numbered from `first`.
 
     `parents` maps the run lengths of a new mask to the mask that it replaces. `said` contains default columns for all
-    new masks. If a mask has no source, its source becomes `corrected` if a build made its parent. Otherwise, the mask
-    inherits its parent's source.
+    new masks. If a mask has no source, its source becomes `corrected` if a build made its parent, and otherwise the
+    parent's.
     """
     height, width = row["height"], row["width"]
     counts = [mask.counts for mask in new]

@@ -211,7 +211,7 @@ def rewrite_index(dataset: DatasetHandle) -> None:
 
 
 def remove_report(dataset: Location) -> list[str]:
-    """Remove the dataset's report and its older versions. It may show corrected content, and can be regenerated.
+    """Remove the dataset's report, which may show corrected content, and its older versions.
 
     Links are removed without following them, so their targets remain. Returns them as "report/pages -> target".
     """

@@ -1,7 +1,7 @@
 """Revision that updates committed images to the catalog's credits, for `segmint amend` and `segmint repair`.
 
-Before an amendment changes the catalog, it lists the shards to change in a file in `reservations/`. It deletes that
-file when it is done. From this file, the next amendment can tell whether an interrupted one left work to complete.
+Before an amendment changes the catalog, it puts a list of the shards to change in `reservations/`, and deletes it at
+the end. A remaining list tells the next amendment that an interrupted one left work.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -38,8 +38,8 @@ def begin_amendment(dataset: Location, generation: int, shards: Iterable[int]) -
 def unfinished_amendments(dataset: Location, latest: LatestManifest) -> dict[str, frozenset[int]]:
     """Return the shards of interrupted or running amendments, by the names of their lists.
 
-    Skips amendments for a manifest that is newer than `latest`, because they have not changed the catalog yet. A list
-    that cannot be read counts as all shards.
+    Amendments for a manifest that is newer than `latest` are skipped, because they have not changed the catalog yet. A
+    list that cannot be read counts as all shards.
     """
     found = {}
     for entry in (dataset / RESERVATIONS).list():

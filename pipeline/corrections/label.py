@@ -68,8 +68,8 @@ def label(
 ) -> LabelResult:
     """Label masks with a model, or remove all labels that models set.
 
-    `stage` must behave like `MaskLabels`, because this function doesn't check its results; None removes the labels. A
-    mask gets a label only if it has none or if another model set the one it has, so repeating the call completes an
+    `stage` must behave like `MaskLabels`, because this function doesn't check its results; None removes the labels.
+    Only masks without a label, or with one from another model, get a label, so repeating the call completes an
     interrupted one. If a masks table contained no labels of models before, removing them restores its original bytes.
     The other arguments are as in `correct`. Raises `UsageError` for a dataset without images, and `StageContractError`
     if a worker can't start the same stage.

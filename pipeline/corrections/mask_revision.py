@@ -134,7 +134,7 @@ def look_at_shards(
 ) -> tuple[tuple[int, ...], dict[int, int]]:
     """Add a revision's planned changes to `total`. `shards` yields each shard with the ordinals of its images.
 
-    `count` returns the counts for a shard. Returns the shards that change, and the other built shards with the
+    `count` returns the counts for a shard. Returns the shards that change, and for the other built shards, the
     generation that was inspected.
     """
 

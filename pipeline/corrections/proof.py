@@ -1,8 +1,8 @@
 """`--prove` of takedowns and redactions: search for an image in all files that a dataset references.
 
-For an image that was taken down, the search looks for its names and numbers, and for its fingerprints: the SHA-256 of
-its pixels and released JPEGs in all files, and its perceptual hashes among the committed images. For a redacted image,
-it only looks for the SHA-256 of the JPEGs from before the redaction.
+After a takedown, the search looks for the image's names, numbers, and fingerprints: the SHA-256 of its pixels and
+released JPEGs in all files, and its perceptual hashes among the committed images. After a redaction, it only looks for
+the SHA-256 of the JPEGs from before.
 """
 
 import hashlib
@@ -84,9 +84,9 @@ def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
     """Search for a removed image, by its image_id or number, in all files that the dataset references.
 
     Searches every committed file, the catalog, the names of all other files (including older versions in a bucket),
-    files that are not segmint's, the report, and the recorded outputs. Each item of `at` gives the current place of an
-    output as NAME=URI, in which NAME is the place in the output's note. Changes nothing. Raises `UsageError` for an
-    image that no tombstone names or a place without a note, and `DamagedDatasetError` for files that cannot be read.
+    files that are not segmint's, the report, and the recorded outputs. If an output has moved, an item NAME=URI of `at`
+    gives its current place; NAME is the place in the output's note. Changes nothing. Raises `UsageError` for an image
+    that no tombstone names or a place without a note, and `DamagedDatasetError` for files that cannot be read.
     """
     manifest = load_manifest(dataset)
     tombstones = [

@@ -1,7 +1,6 @@
 """`segmint repair`: restore damaged files of a dataset to exactly the bytes that its commits name.
 
-Shards are inspected and repaired in their latest generation. If another command replaces a shard in the meantime,
-inspection and repair continue with the next generation.
+If another command replaces a shard in the meantime, inspection and repair continue with its next generation.
 """
 
 import re
@@ -111,8 +110,8 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     applied to restored shards. Images get the catalog's credits in case an amendment was interrupted. Damage to
     manifests, the catalog, tombstones, versions, or submissions is only listed.
 
-    If there are `ray_from` or more shards, Ray inspects and repairs them. Raises `UsageError` if there is no dataset or
-    the configuration belongs to another one.
+    Ray inspects and repairs `ray_from` or more shards. Raises `UsageError` if there is no dataset or the configuration
+    belongs to another one.
     """
     committed = CommitLog(dataset).committed()  # before the manifest, so that it covers all of these shards
     try:

@@ -126,11 +126,12 @@ def takedown(
 ) -> TakedownResult:
     """Remove images from a dataset; a request by id includes all other rows with the same image or name.
 
-    `catalog_uri` is as in `list_takedown`; the other arguments are as in `correct`. The tombstone is written first.
-    Then the images' annotations are removed, their rows in the catalog are blanked, each shard's next generation is
-    committed, and everything older is removed. Every call also completes earlier takedowns. Before anything is changed,
-    raises `UsageError` if the request contains names that are not in the dataset or the store's older versions cannot
-    be removed, and `DamagedDatasetError` if a shard cannot be read.
+    First, the tombstone is written. Then the images' annotations are removed, their rows in the catalog are blanked,
+    each shard's next generation is committed, and everything older is removed. Every call also completes earlier
+    takedowns. `catalog_uri` is as in `list_takedown`; the other arguments are as in `correct`.
+
+    Before anything is changed, raises `UsageError` if the request contains names that are not in the dataset or the
+    store's older versions cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
     """
     return correct(DatasetHandle.open(dataset, catalog_uri), _Takedown(request, reason, now), confirm, now, resources)
 
@@ -292,7 +293,7 @@ class BlankedPart:
 def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> BlankedPart:
     """Copy the local part `part` to `destination`, and blank all columns except ordinal and id in the given rows.
 
-    Row positions do not change. The bytes depend only on the rows, so blanking the same rows gives the same bytes.
+    Rows keep their positions. The bytes depend only on the rows, so blanking the same rows again changes nothing.
     """
     wanted = pa.array(sorted(ordinals), pa.int64())
     licenses: Counter[str | None] = Counter()

@@ -133,8 +133,8 @@ def list_takedown(
 ) -> TakedownList:
     """List the rows that a takedown would remove. Rows removed earlier are included only if they came back.
 
-    `catalog_uri` is the URI of the source catalog, if known. It is used to compare relative with absolute URIs. Raises
-    `UsageError` for names that are not in the dataset, and `DamagedDatasetError` if a table cannot be read.
+    If `catalog_uri`, the source catalog's URI, is known, relative URIs match absolute ones. Raises `UsageError` for
+    names that are not in the dataset, and `DamagedDatasetError` if a table cannot be read.
     """
     if not reason.strip():
         raise UsageError("--reason is empty: expected a reason for the tombstone")

@@ -89,10 +89,10 @@ class ExportResult:
 def export_dataset(location: Location, options: ExportOptions, output: Location) -> ExportResult:
     """Write the committed images of the dataset at `location` to the folder `output`, local or in a bucket.
 
-    Memory doesn't grow with the number of images, because the system's temporary folder stores the JSON until it is
-    complete. Raises `UsageError` if there is no dataset or no such shard, if `output` already contains an export, if
-    the format or the vocabulary doesn't allow a label, and for Hugging Face if the dataset isn't for publication.
-    Raises `UnfinishedError` if the temporary folder is full.
+    The system's temporary folder stores the JSON until it is complete, so memory doesn't grow with the number of
+    images. Raises `UsageError` if there is no dataset or no such shard, if `output` already contains an export, if the
+    format or the vocabulary doesn't allow a label, and for Hugging Face if the dataset isn't for publication. Raises
+    `UnfinishedError` if the temporary folder is full.
     """
     dataset = Dataset.open(location)
     if options.format is Format.HF:
@@ -142,7 +142,7 @@ def make_writer(
 ) -> SampleWriter:
     """Return the writer of a format, which keeps files for `output` in the folder `scratch` until they are complete.
 
-    Without `categories`, it ignores labels. `most` is the maximum number of masks per Label Studio task.
+    Without `categories`, the writer ignores labels. `most` is the maximum number of masks per Label Studio task.
     """
     match format:
         case Format.LABEL_STUDIO:
@@ -185,8 +185,8 @@ def write_samples(
     """Write the samples' images as they arrive, then the writers' files in order. `file` is the main file.
 
     `version` is the dataset version of the samples. With `pictures_apart=False`, the writers store the images
-    themselves. Each file appears only when it is complete, so an interrupted export has no main file. Files from an
-    interrupted run are kept if their bytes are the same.
+    themselves. Each file appears only when it is complete, so an interrupted export has no main file. A rerun keeps
+    files that have the same bytes.
 
     Raises `UsageError` at the first per-image file that exists with different bytes. All other files of the writers are
     compared before any of them is written, and the error lists those that differ. Raises the errors of

@@ -22,9 +22,9 @@ FOLDERS = frozenset({"annotations", "data", "fields", "images", "labels", "masks
 class OutputFolder:
     """Folder for files derived from a dataset. The dataset records the folder before the first file is written.
 
-    A takedown therefore lists the folder, even during the export or after it was interrupted. `segmint-files.jsonl`
-    lists the files with their SHA-256. Until the export is complete, this list only contains its first line, which
-    identifies the export. Memory grows with the number of files that an interrupted run left in the folder.
+    A takedown therefore lists the folder even if the export is running or was interrupted. `segmint-files.jsonl` lists
+    the files with their SHA-256; until the export is complete, it only contains its first line, which identifies the
+    export. Memory grows with the number of files that an interrupted run left in the folder.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class OutputFolder:
     def complete(self, name: str, file: Path) -> None:
         """Check the folder before its last file is written, add that file to the list, and write the list.
 
-        Raises `UsageError` if a subfolder, which tools read as a whole, contains files from elsewhere, because they may
+        Raises `UsageError` if a subfolder that tools read as a whole contains files from elsewhere, because these may
         show images that were taken down. Raises `UnfinishedError` if files were added or deleted in the meantime, or if
         a shard was replaced since the start.
         """

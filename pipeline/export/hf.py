@@ -67,9 +67,9 @@ _COLUMNS = {
 class HuggingFaceWriter:
     """Writer of rows to Parquet files in `scratch`. `add` returns each file when it is complete.
 
-    A row contains `masks`, which are 1-bit PNGs of the image's size, and `objects`, which describe the same masks in
-    the same order. Without images, there is no `image` column. Without labels, there are no fields about labels.
-    `group_bytes` and `file_bytes` limit row groups and files.
+    A row contains `masks`, which are 1-bit PNGs of the image's size, and `objects`, which describe them in the same
+    order. Without images, there is no `image` column. Without labels, there are no fields about labels. `group_bytes`
+    and `file_bytes` limit row groups and files.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ def brush_region(mask: MaskAnnotation, categories: Categories) -> dict[str, Any]
 class TasksWriter:
     """Writer that collects tasks in a scratch file, each with its masks as a prediction.
 
-    As predictions, masks that nobody has checked can be distinguished from masks that were approved. `folder` is the
+    Masks that nobody has checked are predictions, so they differ from masks that were approved. `folder` is the
     export's folder. An image with more than `most` masks becomes several tasks.
     """
 

@@ -1,9 +1,8 @@
 """Export to YOLO segmentation labels: one text file per image, one polygon per mask, with bridges to holes and parts.
 
 A polygon is one closed path through the centers of a mask's border pixels. Ultralytics rasterizes labels with
-`cv2.fillPoly`, which fills a path by the even-odd rule and paints the pixels on the path. Because the path crosses a
-bridge in both directions, a bridge only adds its own pixels. Bridges to holes run inside the mask, so they don't add
-any.
+`cv2.fillPoly`, which fills a path by the even-odd rule and paints the pixels on the path. The path crosses a bridge in
+both directions, so a bridge adds only its own pixels. Bridges to holes run inside the mask and add none.
 """
 
 import csv
@@ -132,8 +131,8 @@ class _Ring:
 def pixel_path(mask: Mask) -> Points:
     """Return the path of a mask (height, width) bool as points (N, 2), pixel x and y. An empty mask has none.
 
-    Parts are joined by the shortest bridges. A part with fewer pixels than its bridge is skipped, as are all parts
-    except the `MOST_PARTS` largest. Use `paint` to check the quality of the path.
+    The shortest bridges join the parts. A part with fewer pixels than its bridge is skipped, as are all parts except
+    the `MOST_PARTS` largest. Use `paint` to check the path.
     """
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if not len(rows):

@@ -26,7 +26,7 @@ class Frame:
 def frame_of(image: Pixels, options: MasksOptions) -> Frame:
     """Return the input pixels for the masks of an upright photograph, (H, W, 3) uint8 RGB.
 
-    For photographs larger than `release.short_side`, automatic masks of the sa1b profile have the same input as in a
+    For photographs larger than `release.short_side`, the sa1b profile's automatic masks have the same input as in a
     build without redactions: the pixels of the released JPEG and, if the crops need more resolution, those of the
     original. Raises `RejectedError` (`too_large`) if a side exceeds the JPEG limit.
     """

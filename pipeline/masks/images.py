@@ -37,7 +37,7 @@ class Photograph:
 class Photographs:
     """Photographs that the arguments name. `is_one` is True for a single file, as opposed to a folder or pattern.
 
-    `passed_over` lists skipped entries of folders that may be photographs, and `unreadable` lists folders that can't be
+    `passed_over` lists skipped entries of folders that may be photographs, and `unreadable` the folders that can't be
     listed, each with the reason.
     """
 
@@ -51,9 +51,9 @@ def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: b
     """Return the photographs that the arguments name, without duplicates.
 
     Files and URIs keep their order; other photographs are sorted by name. A folder, or a prefix that ends with a slash,
-    stands for the photographs in it, at any depth with `recursive`. A pattern such as `photos/**/*.jpg` stands for its
-    matches. Raises `UsageError` if files are missing, or if folders or patterns have no photographs. Raises
-    `StorageFaultError` if nothing is found because folders can't be read.
+    means the photographs in it, at any depth with `recursive`. A pattern such as `photos/**/*.jpg` means its matches.
+    Raises `UsageError` if files are missing, or if folders or patterns have no photographs. Raises `StorageFaultError`
+    if nothing is found because folders can't be read.
     """
     absent = [name for name in arguments if _is_absent(name)]
     if absent:

@@ -161,7 +161,7 @@ def _with_tasks(outputs: Outputs, images: tuple[Photograph, ...]) -> Outputs:
 def existing_files(storage: Storage, outputs: Outputs) -> set[str]:
     """Return the existing files whose names are those of masks or overlays. Other files aren't looked at.
 
-    The result is empty for a single named file, which is always overwritten.
+    A single named file is always overwritten, so the result is then empty.
     """
     if outputs.folder is None and not outputs.next_to:
         return set()
@@ -192,9 +192,9 @@ def sweep_temporary(outputs: Outputs) -> None:
 def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Callable[[str], str]) -> Outputs:
     """Return the tasks, but keep file names from before a photograph with a similar name was added or removed.
 
-    Otherwise, a photograph's masks would exist twice, as `x.json` and as `x.jpg.json`, or `x.json` would be mistaken
-    for the masks of another photograph. `there` contains the existing files, and `photograph_of` returns the name of
-    the photograph to which such a file belongs.
+    Otherwise, a photograph's masks would exist twice, as `x.json` and `x.jpg.json`, or `x.json` would be mistaken for
+    another photograph's. `there` contains the existing files, and `photograph_of` returns the name of such a file's
+    photograph.
     """
     taken = {task.target for task in outputs.tasks}
     tasks = []
@@ -260,8 +260,8 @@ def open_folder(
 ) -> None:
     """Write the record of a folder that contains the files `there`, or check that its record has these settings.
 
-    With `overwrite`, the new record replaces the old one. Raises `UsageError`, which lists the differences, if the
-    settings differ. Also raises it if the folder contains masks without a record.
+    With `overwrite`, the new record replaces the old one. Raises `UsageError` if the settings differ (the message lists
+    the differences) or if the folder contains masks without a record.
     """
     record = folder / RECORD
     text = json.dumps({"sha256": digest_of(settings), "settings": settings}, indent=1).encode() + b"\n"

@@ -1,7 +1,7 @@
 """Implementation of `segmint masks`: SA-1B JSON for photographs, without Ray or a dataset.
 
-`plan` finds all errors that can be found without torch, which takes seconds to import. `make_masks` loads the model
-when the first photograph needs it.
+`plan` finds all errors that don't require torch, which takes seconds to import. `make_masks` loads the model when the
+first photograph needs it.
 """
 
 import hashlib
@@ -53,9 +53,9 @@ Outcome = Literal["made", "skipped", "refused", "failed"]
 class ImageResult:
     """Result for one photograph: the output files of its masks, or the error.
 
-    `outcome` is made, skipped (the masks already existed), refused (the photograph is at fault), or failed (there is
-    another cause, so a retry may help). `masks` counts new or existing masks. `frame` and `source` are (width, height)
-    in pixels of the masks' frame and of the upright photograph, or None if nothing was decoded.
+    `outcome` is made, skipped (the masks already existed), refused (the photograph is at fault), or failed (for another
+    cause, so a retry may help). `masks` counts new or existing masks. `frame` and `source` are (width, height) in
+    pixels of the masks' frame and of the upright photograph, or None if nothing was decoded.
     """
 
     image: str
@@ -100,9 +100,9 @@ def plan(
 ) -> MasksPlan:
     """Find the photographs and their outputs, and open the output folder.
 
-    Imports torch only for auto weights, to check a GPU that this machine seems to have.
+    Imports torch only for auto weights, to check a GPU that this machine seems to have. Resolving the weights may take
+    minutes, so `announce` is called with the work before that.
 
-    `announce` is called with the work as soon as it is known, before the weights are resolved, which may take minutes.
     Raises `UsageError` for inconsistent arguments, missing files, weights that cannot be found, and a folder that was
     started with other settings.
     """
@@ -181,7 +181,7 @@ def make_masks(
 ) -> list[ImageResult]:
     """Write the masks of each photograph that has none yet, and call `report` with each result.
 
-    `points` is called as points of a photograph are decoded, with the number of decoded points and the total.
+    While a photograph's points are decoded, `points` is called with the number of decoded points and the total.
 
     If a photograph is refused or can't be read, its result has the error, and the run continues. Raises `UsageError`
     for an invalid checkpoint or an unavailable device and, if there is only one photograph, for prompts outside it. If

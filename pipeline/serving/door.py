@@ -1,9 +1,9 @@
 """Access control for browsers: one-time URLs, sessions in cookies, and restrictive headers.
 
-A URL contains a key that admits one browser. On first use, the key is exchanged for a cookie that scripts can't read
-and other sites can't send. Another user of the machine may see the key in the process list after a browser was started
-with it, but by then, the key is worthless. The headers restrict the browser to the server's own scripts and resources,
-and prevent framing.
+A URL contains a key that admits one browser. On first use, the server exchanges the key for a cookie that scripts can't
+read and other sites can't send. If a browser was started with the URL, another user of the machine may see the key in
+the process list, but by then, it is worthless. The headers restrict the browser to the server's own scripts and
+resources, and prevent framing.
 """
 
 import secrets
@@ -73,8 +73,8 @@ class OneTimeKeys:
 class HeadersMiddleware(ABC):
     """ASGI middleware that responds to some requests itself, and adds the headers to every response.
 
-    `cookie` is the name of the session's cookie, which must be unique to a port, because all ports of a host share
-    cookies. `spent` is the page for a URL that was already used.
+    `cookie` is the name of the session's cookie. All ports of a host share cookies, so the name must be unique to a
+    port. `spent` is the page for a URL that was already used.
     """
 
     def __init__(self, app: ASGIApp, cookie: str, spent: str) -> None:

@@ -37,9 +37,9 @@ class ImageAddress(NamedTuple):
 class ImagePlaces:
     """Index of a dataset's images by id. Thread-safe, because each call has its own cursor.
 
-    The tables of images are streamed once into a DuckDB file in `folder`, which takes about 40 bytes and a name per
-    image. A dataset of a million images has thousands of Parquet files, which are too many to open for each lookup.
-    `rows` is the SQL query whose rows are loaded. Subclasses that search by other criteria select more columns.
+    A dataset of a million images has thousands of Parquet files, too many to open for each lookup. So the tables of
+    images are streamed once into a DuckDB file in `folder`, which takes about 40 bytes and a name per image. `rows` is
+    the SQL query whose rows are loaded. Subclasses that search by other criteria select more columns.
     """
 
     def __init__(self, tables: DatasetTables, folder: Path, rows: str = _PLACES) -> None:

@@ -19,8 +19,8 @@ ReadRange = Callable[[int, int], bytes]
 class TarIndex:
     """Positions of the files in a tar, whose headers are read lazily. Thread-safe.
 
-    If several files have the same name, the first one counts. A member that isn't a plain file, or that extends beyond
-    the end of the tar, is reported as damage.
+    The first of several files with the same name counts. A member that isn't a plain file, or that extends beyond the
+    end of the tar, is damage.
     """
 
     def __init__(self, where: str, size: int, read_range: ReadRange) -> None:

@@ -140,10 +140,7 @@ def take_snapshot(
 
 
 def manifest_leaves(dataset: Location) -> tuple[list[VersionLeaf], bytes]:
-    """Return a leaf for each generation of the manifest, and the bytes of the latest one.
-
-    Raises `UsageError` if there is none.
-    """
+    """Return a leaf per generation of the manifest, and the latest one's bytes; raises `UsageError` without any."""
     numbers = manifest_generations(dataset)
     if not numbers:
         raise no_manifest(dataset)

@@ -316,9 +316,9 @@ def manifest_of(dataset: Location, version: Version) -> DatasetManifest:
 
 
 def read_commits(dataset: Location, version: Version, only: Container[int] | None = None) -> Iterator[Commit]:
-    """Yield the commits of a version in shard order; `only` selects shards.
+    """Yield a version's commits in shard order; raises `DamagedDatasetError` if one is gone or was changed.
 
-    Raises `DamagedDatasetError` if one is gone or was changed.
+    `only` selects shards.
     """
 
     def read(entry: tuple[int, int, str]) -> Commit:

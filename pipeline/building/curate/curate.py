@@ -90,9 +90,9 @@ def inspect_images(
 ) -> InspectionRun:
     """Inspect the images in the missing parts of the normalized catalog; return what was read.
 
-    `catalog` is a local file. Failures are retried, including images on which a child process died. If a child process
-    dies on the same image again, the image gets no features. Raises `UnfinishedError` if a store or Ray fails and parts
-    are missing in the end.
+    `catalog` is a local file. Failures are retried, including images on which a child process died. If that happens
+    again, the image gets no features. Raises `UnfinishedError` if a store or Ray fails and parts are missing in the
+    end.
     """
     looked = InspectionRun()
     missing = looked.missing(task.folder, rows)
@@ -220,10 +220,10 @@ class CurationResult:
 def run_curate(config: Config, catalog: str, output: str, *, distributions: str | None = None) -> CurationResult:
     """Write the catalog, with the rejections of `config.curate`, to `output`; return the findings.
 
-    After a run is killed, the next one resumes with the images that weren't inspected yet, and produces the same bytes.
-    If `distributions` is given, the run only plots the distributions of the measures into that file. A later run that
-    writes the output doesn't read any image again. Raises `UsageError` before anything starts if the catalog, the
-    output, or a scorer is invalid, and `UnfinishedError` if some images cannot be read at the moment.
+    If a run is killed, the next one inspects only the remaining images, and produces the same bytes. With
+    `distributions`, the run only plots the distributions of the measures into that file, and a later run that writes
+    the output doesn't read any image again. Raises `UsageError` before anything starts if the catalog, the output, or a
+    scorer is invalid, and `UnfinishedError` if some images cannot be read at the moment.
     """
     curate = config.curate
     catalog, output = absolute(catalog), absolute(output)
@@ -384,10 +384,7 @@ def _pinned_date(folder: Location, given: date | None) -> date:
 
 
 def write_curated(catalog: WholeCatalog, destination: Path, decision: CurationDecision, digest: str) -> None:
-    """Write the catalog with all its rows and columns, plus the rejections.
-
-    Raises `UsageError` for columns that would exhaust the memory.
-    """
+    """Write the whole catalog plus the rejections; raises `UsageError` for columns that would exhaust the memory."""
     added = ["refused_reason", "refused_detail", *(["attribution"] if decision.attributions else [])]
     fields = {field.name: field for field in [*catalog.schema, *(SOURCE.field(name) for name in added)]}
     names = [*(name for name in SOURCE.names if name in fields), *(name for name in fields if name not in SOURCE.names)]

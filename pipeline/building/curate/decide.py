@@ -115,10 +115,9 @@ def decide(
 ) -> CurationDecision:
     """Decide which rows to reject, in this order: opted out, unfit, duplicate of a kept row.
 
-    Among duplicates, one fit image with an allowed license is kept: the one with the most pixels, or the first of them
-    if several have that size. If no image qualifies, no row is marked as a duplicate, because a build rejects them all
-    anyway. Rows that the catalog already rejects are left unchanged. If the catalog rejects a row as opted out, the
-    duplicates of that row are rejected too.
+    Among duplicates, one fit image with an allowed license is kept: the one with the most pixels or, of several, the
+    first. If no image qualifies, a build rejects them all anyway, so no row is marked as a duplicate. Rows that the
+    catalog already rejects stay unchanged, but if it rejects one as opted out, that row's duplicates are rejected too.
 
     An opt-out applies to all rows with the same bytes, URI, or image_id. Unread rows are compared by the SHA-256 in the
     catalog. `normalized` is the local catalog file, and `folder` contains the parts.

@@ -1,8 +1,7 @@
 """Numbers of segment actors, and of threads per actor, on a machine that computes masks on its CPU.
 
 Single-threaded actors use the cores best, because the threads of one process wait for Python's lock and for each other.
-So there is one actor per core if there is enough memory. If there are fewer actors than cores, each actor runs several
-threads.
+So each core gets an actor if there is enough memory. Otherwise, each actor runs several threads.
 """
 
 from segmint.infra.device import memory_here

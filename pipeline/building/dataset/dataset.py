@@ -157,10 +157,10 @@ class BuildDataset:
 def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> BuildDataset:
     """Open the dataset at `config.output`, creating it if it does not exist.
 
-    With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError` if the dataset was created with
-    another configuration or from another catalog, and lists the differing keys or rows. Also raises it if a package
-    that a detector needs isn't installed, if a custom stage is invalid, or, for a new dataset, if a detector file fails
-    on a blank image.
+    With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError`, which lists the differing keys
+    or rows, if the dataset was created with another configuration or from another catalog. Also raises it if a
+    detector's package isn't installed, if a custom stage is invalid, or, for a new dataset, if a detector file fails on
+    a blank image.
     """
     config.deidentify.require_packages()
     config.load_stages()
@@ -323,9 +323,9 @@ def _hashes(config: Config, storage: Storage, weights: Path) -> dict[str, str]:
 def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, grow: bool) -> LatestManifest:
     """Compare the dataset's catalog with `config.catalog`, add new rows if `grow` is set, and return the manifest.
 
-    The source is compared by its bytes first, and by rows only if the bytes differ. New rows become a separate part. If
-    several builds race to grow a dataset, one wins. The others continue with its manifest if their catalog is the same.
-    Raises `UsageError` if a pinned row is missing or has changed, or if there are new rows and `grow` is false.
+    The sources are compared by rows only if their bytes differ. New rows become a separate part. If several builds race
+    to grow a dataset, one wins; the others continue with its manifest if they have the same catalog. Raises
+    `UsageError` if a pinned row is missing or has changed, or if there are new rows and `grow` is false.
     """
     manifest, generation = latest
     output = Location(storage, config.output)

@@ -31,10 +31,10 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
 
     `weights` is this machine's copy of the checkpoint.
 
-    The driver of a cluster runs on a head node, which seldom has a GPU. If `model.device` is cuda and this process has
-    no GPU, a task on a GPU node resolves the numerics. On a cluster, `auto` means cuda if the cluster has GPUs, and cpu
-    otherwise. The same applies to `deidentify.device`. If the masks are computed on CPUs, a cluster uses the CPU
-    kernels only if they are available on this machine and on all nodes for segment actors.
+    A cluster's driver runs on a head node, which seldom has a GPU. So if `model.device` is cuda and this process has no
+    GPU, a task on a GPU node resolves the numerics. On a cluster, `auto` means cuda if the cluster has GPUs, and cpu
+    otherwise. The same applies to `deidentify.device`. If CPUs compute the masks, a cluster uses the CPU kernels only
+    if this machine and all nodes for segment actors have them.
 
     Raises `UsageError` if neither this machine nor the cluster has the device, if no device becomes free within
     `stall_timeout`, if the node lacks a package that the bundled detectors need, or if a node lacks the kernels that

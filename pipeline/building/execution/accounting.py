@@ -1,6 +1,6 @@
 """Accounting of a run: `in = written + rejected by reason`, and the work that remains.
 
-Also contains the record of a run in progress, and the load of each stage, which shows what limited the run.
+This file also defines the record of a run in progress, and the load of each stage, which shows what limited the run.
 """
 
 from collections import Counter

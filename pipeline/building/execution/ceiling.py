@@ -1,8 +1,8 @@
 """Ceiling of a run: the images per second that its devices would produce if they spent time only on matrix products.
 
-A run's rating is its images per second, averaged over the whole run, as a share of the ceiling. The work per image is
-the number of operations that the model's algebra needs (`segmint.model.cost`), and the peak is measured
-(`segmint.infra.peak`). Slow code lowers neither number, so the share never exceeds 1. docs/metric.md has the formula.
+A run's rating is its images per second, averaged over the whole run, as a share of the ceiling. The ceiling is the
+measured peak (`segmint.infra.peak`) divided by the operations that the model's algebra needs per image
+(`segmint.model.cost`). Slow code lowers neither number, so the share never exceeds 1. docs/metric.md has the formula.
 """
 
 import statistics
@@ -64,8 +64,8 @@ class Ceiling:
 class CeilingMeter:
     """Meter that measures the peak once per run, when this disturbs the run least.
 
-    For a local Ray on a CPU, the driver measures on construction, before Ray's processes start and interfere. Otherwise
-    each segment actor measures its own device when it starts, and reports the result.
+    For a local Ray on a CPU, the driver measures on construction, before Ray's processes start and interfere.
+    Otherwise, each segment actor measures its device when it starts.
     """
 
     def __init__(self, config: Config, dataset: BuildDataset) -> None:

@@ -1,6 +1,6 @@
 """Handling of outages in a build's driver, which detects stores that do not respond and waits for them.
 
-Each worker waits for its store by itself (`segmint.infra.storage.outages`), but logs only on its own machine. So
+Workers wait for their stores by themselves (`segmint.infra.storage.outages`), but log only on their own machines. So
 whenever there is no progress, the driver checks the stores and logs which ones the run is waiting for.
 """
 

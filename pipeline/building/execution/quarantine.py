@@ -1,12 +1,12 @@
 """Trials of rows that keep their shards on hold: images that kill their worker, and persistent faults.
 
 The ledger shows which image was being processed when a worker of the segment stage or of a custom stage died. Such an
-image is a suspect, and it is rejected only if it kills more workers. This takes two deaths in trials. Each trial runs
-in a fresh worker that has just processed a control image, and the death counts only if the node is alive afterward. If
-the control image fails, the machine is at fault and no image is rejected.
+image is a suspect. It is only rejected after it kills two more workers in trials. Each trial runs in a fresh worker
+that has just processed a control image, and the death counts only if the node is alive afterward. If the control image
+fails, the machine is at fault and no image is rejected.
 
-A row that has had a fault in three attempts also gets a trial, once per run. The trial either produces a verdict, or
-the run reports that the row fails and why.
+After a fault in three attempts, a row gets a trial, once per run. Either the trial produces a verdict, or the run
+reports that the row fails and why.
 """
 
 import functools
@@ -139,10 +139,7 @@ class Quarantine:
         return self._ledger.peaks() if self._ledger is not None else []
 
     def run_trials(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Run the trials of a window's suspects and persistent faults, after the window ended.
-
-        `spans` are the window's unfinished shards.
-        """
+        """Run the trials of a window's suspects and persistent faults; `spans` are the window's unfinished shards."""
         suspects, persistent = self.try_suspects(spans), self._try_persistent(spans)
         return Trials(suspects.verdicts + persistent.verdicts, suspects.on_hold | persistent.on_hold)
 

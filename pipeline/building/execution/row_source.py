@@ -120,10 +120,7 @@ class RowSource(Datasource):  # type: ignore[misc]
         return uris
 
     def to_dataset(self, rows_per_block: int, actors: int) -> ray.data.Dataset:
-        """Return the rows in blocks for a pool of `actors`.
-
-        Call this inside `watched`, because Ray Data copies its context here.
-        """
+        """Return the rows in blocks for `actors` actors; call this inside `watched`, whose context Ray Data copies."""
         waiting = max(FEWEST_WAITING, min(MOST_WAITING, WAITING_PER_ACTOR * actors))
         context = ray.data.DataContext.get_current()
         context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, WaitingBlocks])

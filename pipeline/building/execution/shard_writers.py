@@ -35,8 +35,8 @@ def cut_at_borders(
 ) -> Iterator[tuple[ShardSpan, list[BlockSlice]]]:
     """Yield each shard with its slices as soon as its last row has arrived.
 
-    `blocks` yields references, each with its number of rows. `spans` yields the shards in the same order as the stream.
-    Raises `StreamLengthError` if the stream ends early or continues after the last shard.
+    `blocks` yields references, each with its number of rows. `spans` yields the shards in the stream's order. Raises
+    `StreamLengthError` if the stream ends early or continues after the last shard.
     """
     waiting = iter(spans)
     span = next(waiting, None)
@@ -63,9 +63,8 @@ class ShardWriters:
     """Shard writers, of which at most `limit` are in flight. This limits the blocks in the object store.
 
     Ray retries a writer if its node dies, but not if the writer raises an error, which ends the window. While waiting
-    for a writer, this class calls `check` every `LOOK_S` seconds, and `check` raises if the wait takes too long.
-    Without it, the wait might never end: if blocks are lost with a node, Ray waits forever for another node that could
-    recompute them.
+    for a writer, this class calls `check` every `LOOK_S` seconds, which raises if the wait takes too long. Otherwise,
+    it might never end: if blocks are lost with a node, Ray waits forever for another node to recompute them.
     """
 
     def __init__(self, limit: int, check: Callable[[], None], write: ShardWriter = write_shard) -> None:
@@ -91,8 +90,8 @@ class ShardWriters:
     def close(self) -> None:
         """Wait `LOOK_S` seconds for the writers in flight, then cancel the rest. Does nothing after `drain`.
 
-        This is needed if a window ends early while a writer waits for lost blocks: Ray would recompute them during the
-        next window.
+        If a window ends early while a writer waits for lost blocks, Ray would otherwise recompute them in the next
+        window.
         """
         if self._in_flight:
             _, late = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=LOOK_S)

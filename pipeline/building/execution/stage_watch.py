@@ -37,8 +37,8 @@ class StalledError(SegmintError):
 class StageWatch(ExecutionCallback):  # type: ignore[misc]
     """Callback that updates the bars at each step of an execution and ends a stalled execution.
 
-    Ray Data creates the instance, so the state is stored on the class. The hook isn't part of Ray's public API, so the
-    range of Ray versions is limited, and a test checks that Ray calls it.
+    Ray Data creates the instance, so the class stores the state. The hook isn't part of Ray's public API, so the range
+    of Ray versions is limited, and a test checks that Ray calls it.
     """
 
     progress: ClassVar[Progress | None] = None
@@ -88,10 +88,9 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
 
     @classmethod
     def check(cls) -> None:
-        """Raise `StalledError` if there is no progress for too long.
+        """Raise `StalledError` if there is no progress for too long, not counting outages of stores.
 
-        The limit is `stall_timeout` seconds, or `LOST_NODE_WAIT_S` if a node is lost. An outage of a store resets the
-        time.
+        The limit is `stall_timeout` seconds, or `LOST_NODE_WAIT_S` if a node is lost.
         """
         now = time.monotonic()
         if now - cls.last_look > NODES_EVERY_S:
@@ -135,11 +134,11 @@ def watched(
 ) -> Iterator[type[StageWatch]]:
     """Watch one window of `rows` rows, and set up Ray Data's context for it.
 
-    The bars continue from the earlier windows. Yields the watch. Call its `moved` method after each shard.
+    Yields the watch; call its `moved` method after each shard. The bars continue from the earlier windows.
     `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called while
     nothing progresses, and returns whether a store doesn't respond. `stages` maps parts of operator names to bar names.
-    `resized` is called once when the number of nodes has halved. It is also called when the number has doubled, unless
-    the pools grow with it (`grows`).
+    `resized` is called once when the number of nodes has halved, or when it has doubled, unless the pools grow with it
+    (`grows`).
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True

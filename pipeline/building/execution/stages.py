@@ -245,9 +245,8 @@ class Stages:
     def bundles(self, rows: int) -> list[dict[str, float]]:
         """Return the resources to request from the autoscaler: those of the workers, a reader, and the writers.
 
-        The number of workers is that of the largest pools, or less if `rows` rows make too few blocks to keep all of
-        them busy. Only custom stages on GPUs always get the workers of their largest pool, because a layout reserves
-        their GPUs.
+        The workers are those of the largest pools, or fewer if `rows` rows make too few blocks to keep them all busy. A
+        layout reserves GPUs for all workers of custom stages on GPUs, so these are always requested.
         """
         blocks = math.ceil(rows / self.rows_per_block)
 
@@ -273,8 +272,8 @@ class Stages:
     def workers(self) -> dict[str, int]:
         """Return the number of workers of each stage whose load is measured.
 
-        If segment actors run their steps in parallel threads, each step counts as a stage with the name that it has in
-        `StageSeconds`, and each of its threads counts as a worker.
+        If segment actors run their steps in parallel threads, each step counts as a stage, named as in `StageSeconds`,
+        and each of its threads as a worker.
         """
         actors, threads = self.segment_pool.largest, self.segment_threads
         inside = (
@@ -299,9 +298,9 @@ def _resources(pool: ActorPool) -> dict[str, float]:
 def lay_out(config: Config, dataset: BuildDataset, cluster: Cluster) -> Stages:
     """Size the actor pools for a cluster.
 
-    If the cluster can grow, `auto` pools reach from the current nodes to all that the autoscaler may run. Raises
-    `UsageError`, which states the numbers, if the smallest pools, one reader, and one writer do not fit on those
-    either, and `TooFewNodesError` if they fit on those, but not on the current nodes.
+    If the cluster can grow, `auto` pools range from the current nodes to all that the autoscaler may run. If the
+    smallest pools, one reader, and one writer don't fit on the latter, raises `UsageError`, which states the numbers.
+    If they merely don't fit on the current nodes, raises `TooFewNodesError`.
     """
     if cluster.grown is None:
         return _fit(config, dataset, cluster)
@@ -320,7 +319,7 @@ def lay_out(config: Config, dataset: BuildDataset, cluster: Cluster) -> Stages:
 def lay_out_for_growth(
     config: Config, dataset: BuildDataset, cluster: Cluster, request: NodeRequest, rows: int
 ) -> Stages:
-    """Lay out the stages. Requests nodes for `rows` rows if the smallest pools don't fit on the current nodes.
+    """Lay out the stages. If the smallest pools don't fit on the current nodes, request nodes for `rows` rows.
 
     Waits up to `resources.wait_for_nodes` for them. Raises `UnfinishedError` if they don't arrive, and `UsageError` as
     `lay_out` does.

@@ -52,8 +52,7 @@ class WindowSize:
     def note(self, finished: Sequence[float], seconds: float) -> None:
         """Adapt to a window that took `seconds`. `finished` contains the time of each finished shard, in seconds.
 
-        If the window finished several shards, the time until the first one doesn't count, because it includes the start
-        of the actors.
+        If there are several, the time until the first one doesn't count, because it includes the start of the actors.
         """
         if len(finished) >= STEADY_SHARDS and finished[-1] > finished[0]:
             self._fit((len(finished) - 1) / (finished[-1] - finished[0]), WINDOW_S)
@@ -131,7 +130,7 @@ class MissingShards:
     def settle(self, window: list[int], done: Collection[int]) -> int:
         """Look up which of the window's other shards are committed, because another build may have written them.
 
-        On S3, the number of requests depends on the window, not on the number of commits.
+        On S3, this takes requests in proportion to the window, not to all commits.
         """
         held = self._commits.latest_around(window)
         save_full_blocks(self._dataset.location, held)

@@ -1,6 +1,6 @@
 """Estimates of the CPU time outside `segment` if no sample measures it, and of the cores that keep a GPU busy.
 
-Also estimates `segmint catalog curate`, which reads every image of the catalog once, at a reduced scale.
+`segmint catalog curate`, which reads every image once at a reduced scale, is estimated as well.
 """
 
 import math

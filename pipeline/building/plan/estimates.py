@@ -40,7 +40,7 @@ def column(values: Sequence[float]) -> Floats:
 
 
 class Extrapolation:
-    """Extrapolation from the rows of a sample to all rows, with 95 % confidence intervals.
+    """Extrapolation from a sample's rows to all rows, with 95 % confidence intervals.
 
     If every row was sampled, there is nothing to extrapolate.
     """
@@ -52,7 +52,7 @@ class Extrapolation:
     def total(self, values: Floats) -> Estimate:
         """Estimate the total of a quantity over all rows. `values` contains its value for each sampled row.
 
-        If there are too few rows for an interval, or all values are equal, the ends extrapolate the lowest and the
+        If there are too few rows for an interval, or all values are equal, its ends extrapolate the lowest and the
         highest value. The interval doesn't account for rows that are unlike all sampled ones.
         """
         total = float(values.mean()) * self._rows

@@ -1,7 +1,7 @@
 """Estimate of a build's cost and output before it runs: `segmint plan`.
 
-Rows are counted in the catalog. Work per image is the operation count of `segmint.model.cost`. Time comes from that
-work at an assumed share of the hardware's ceiling or, better, from a sample of real rows.
+The catalog gives the number of rows, and `segmint.model.cost` the operations per image. Their time is estimated from an
+assumed share of the hardware's ceiling or, better, measured on a sample of real rows.
 """
 
 import math
@@ -151,8 +151,7 @@ def find_remaining(
 ) -> RemainingShards:
     """Return the requested shards that are not committed.
 
-    Their rows are counted in the dataset's catalog. If there is no dataset yet (`manifest` is None), the number of rows
-    is `catalog_rows`.
+    The dataset's catalog gives their rows. If there is no dataset yet (`manifest` is None), there are `catalog_rows`.
     """
     size = config.images_per_shard
     parts = [(0, catalog_rows)] if manifest is None else [(part.first_shard, part.rows) for part in manifest.catalog]
@@ -374,7 +373,7 @@ def _notes(
 def find_ceiling(
     config: Config, options: PlanOptions, manifest: DatasetManifest | None, storage: Storage
 ) -> tuple[Ceiling, Compute | None]:
-    """Return the ceiling of the devices to plan for. If this machine is one of them, also return its `Compute`.
+    """Return the ceiling of the devices to plan for and, if this machine is one of them, its `Compute`.
 
     Pinned values take precedence over the configuration. Raises `UsageError` for options that do not fit the device.
     """

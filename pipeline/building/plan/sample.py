@@ -1,7 +1,7 @@
 """Sample for a plan: a few catalog rows go through the real stages, one after another, without Ray.
 
-The stages are the callables that Ray Data runs in a build. As in a build, originals exist only in this process and in
-the child process that decodes them. Shards are written to a temporary folder and removed.
+The stages are the callables of a build. As in a build, originals exist only in this process and in the child process
+that decodes them. Shards are written to a temporary folder and removed.
 """
 
 import time

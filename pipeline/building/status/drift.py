@@ -1,9 +1,9 @@
 """Drift check: compares the last shards with those before them, using a simple, robust measure.
 
-Four numbers are compared: masks, faces, and plates per image, and the share of rejected rows. For masks and rejected
-rows, the earlier value is exact. Faces and plates are not in commits, so they are read from the `images` tables of the
-last shards and of a sample spread evenly over the earlier ones. A number is unusual if it differs by more than three
-standard errors, estimated from its variation between shards.
+Four numbers are compared: masks, faces, and plates per image, and the share of rejected rows. Commits contain the masks
+and rejected rows, so all earlier shards count. Faces and plates are read from the `images` tables of the last shards
+and of a sample spread evenly over the earlier ones. A number is unusual if it differs by more than three standard
+errors, estimated from its variation between shards.
 """
 
 import statistics
@@ -76,10 +76,10 @@ class Drift:
 
 
 def last_and_sample(built: Sequence[int], committed: Sequence[int]) -> tuple[list[int], list[int]] | None:
-    """Choose the last shards and a sample of the earlier ones, or return None if there are too few shards.
+    """Choose the last shards and a sample of the earlier ones; return None if there are too few shards.
 
-    `built` contains the shards whose build time is known, in order of that time. `committed` contains all shards, in
-    order of their numbers.
+    `built` contains the shards with known build times, in order of time, and `committed` all shards, in order of
+    number.
     """
     count = min(LAST_SHARDS, len(committed) // 4, len(built))
     if len(committed) < LEAST_SHARDS or not count:

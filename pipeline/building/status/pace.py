@@ -66,8 +66,8 @@ def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
     """Return the time at which a build first committed each shard, in order of time. Unknown times are omitted.
 
     `listed` contains the files of all commits, in order. A correction removes the previous commit, and with it the
-    time. However, builds commit in order. So if the nearest uncorrected shards before and after a corrected one were
-    committed one after the other, the shards between them get evenly spaced times.
+    time. However, builds commit in order. So if the nearest uncorrected shards before and after were committed one
+    after the other, the corrected shards between them get evenly spaced times.
     """
     times: dict[int, datetime] = {}
     before: ListedCommit | None = None  # the last one that was not corrected
@@ -91,7 +91,7 @@ def last_commits(first: Mapping[int, datetime]) -> LastCommits | None:
     """Choose the commits of the hour up to the latest commit. `first` maps each shard to its time, in order of time.
 
     Returns `LEAST_COMMITS` to `MOST_COMMITS` commits, not counting the one at which the time starts. Returns None if
-    there are fewer, or if their times are equal.
+    there are fewer, or if they have the same time.
     """
     shards = list(first)[-MOST_COMMITS - 1 :]
     if len(shards) <= LEAST_COMMITS:

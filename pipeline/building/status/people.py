@@ -1,6 +1,6 @@
 """Counts of annotated masks for `segmint status`, from the tables of shards that changed since their build.
 
-A build's own commits, of generation 1, contain only automatic masks. Annotated masks arrive in later generations.
+A build commits generation 1, which contains only automatic masks. Annotated masks come in later generations.
 """
 
 from collections import Counter

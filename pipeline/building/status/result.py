@@ -260,8 +260,8 @@ class StatusTable:
     def lineages(self) -> list[int]:
         """Lineage number of each dataset, from 1. Datasets with the same number have weights derived from each other.
 
-        The first lineage is the longest chain of weights, with all datasets whose weights are on it. The next lineage
-        is the longest chain of the remaining datasets. Ties go to the dataset that was given first.
+        The first lineage is the longest chain of weights, with all datasets whose weights are on it. Next is the
+        longest chain of the remaining datasets, and so on. Ties go to the dataset that was given first.
         """
         chains = [row.chain for row in self.rows]
         numbers = [0] * len(chains)

@@ -27,7 +27,7 @@ _KEPT = 4000
 class StatusReader:
     """Reader of a dataset's status that caches immutable data between reads.
 
-    Like a build, it saves the sums of blocks of commits in `summaries/` if it has write access. It writes nothing else.
+    It only writes sums of blocks of commits to `summaries/`, like a build, if it has write access.
     """
 
     def __init__(self, dataset: Location, prices: Prices) -> None:

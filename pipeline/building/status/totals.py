@@ -1,7 +1,7 @@
 """Contents of a dataset by its commits: the numbers that accounting and `segmint status` share.
 
-Because builds commit in order, missing shards below a committed one are on hold. The dataset doesn't store the reason,
-which only the run's memory and log contain. The shards themselves can be found as gaps between committed shards.
+Because builds commit in order, a missing shard below a committed one is on hold. The dataset doesn't store the reason,
+which only the run's memory and log contain.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -35,10 +35,7 @@ def total(
     wanted: range,
     read: ReadCommits | None = None,
 ) -> Totals:
-    """Sum the commits of the shards in `wanted`, a range with step 1. `held` lists the latest commits.
-
-    `read` is as in `sum_listing`.
-    """
+    """Sum the commits of the shards in `wanted`, a range with step 1; `held` and `read` are as in `sum_listing`."""
     sums = sum_listing(dataset, held, read=read, wanted=wanted)
     committed = {commit.shard for commit in held}
     missing = [shard for shard in wanted if shard not in committed]

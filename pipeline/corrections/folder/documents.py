@@ -98,8 +98,7 @@ def _origin(annotation: Mapping[str, Any], row: Row, sha256: str) -> Row:
 def edit_document(value: Mapping[str, Any], masks: Sequence[Row]) -> bytes:
     """Return the bytes of a JSON file after its masks are replaced by these (keys of `DESCRIBED_MASK`).
 
-    Annotations whose pixels don't change are kept as they are and in their order, as are all other keys. New masks get
-    new ids.
+    Annotations with unchanged pixels keep their content and order; all other keys stay. New masks get new ids.
     """
     size = (value["image"]["height"], value["image"]["width"])
     before = list(value["annotations"])

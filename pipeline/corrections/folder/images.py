@@ -28,8 +28,7 @@ _JSON = ".json"
 def is_photograph_folder(name: str, *, pairs: bool = True) -> bool:
     """Return whether a path is a local folder that directly contains photographs, and not a dataset.
 
-    SA-1B-style data, such as a folder with the pair `a.jpg` and `a.json`, only counts if `pairs` is True or the folder
-    has a working dataset.
+    SA-1B-style data (pairs of `a.jpg` and `a.json`) only counts if `pairs` is True or the folder has a working dataset.
     """
     # Methods of `Path` raise the errors of a path that is too long, or in an unreadable folder.
     if not is_local(name) or not os.path.isdir(local_path(name)) or is_dataset(Location(Storage(), name)):  # noqa: PTH112
@@ -46,8 +45,8 @@ def is_photograph_folder(name: str, *, pairs: bool = True) -> bool:
 def find_images(folder: str) -> tuple[dict[str, PhotographTask], list[str]]:
     """Return the photographs directly in a local folder, by name, and a line for each skipped file.
 
-    Their JSON files are those of `segmint masks` (`a.masks.json`) or, if there is none, SA-1B's (`a.json`). Temporary
-    files that killed runs left next to them are deleted. Raises `UsageError` if there are no photographs.
+    A photograph's JSON is that of `segmint masks` (`a.masks.json`) or, without one, SA-1B's (`a.json`). Temporary files
+    of killed runs are deleted. Raises `UsageError` if there are no photographs.
     """
     storage = Storage()
     found = find_photographs(storage, [folder], recursive=False)

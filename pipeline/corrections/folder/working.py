@@ -1,9 +1,9 @@
 """Working dataset of a folder of photographs: imports their JSON files, and writes corrected masks back into them.
 
-The JSON files hold the masks. The dataset is only a working copy, which can be deleted at any time. Each photograph is
+The JSON files hold the masks. The dataset is only a working copy, which you can delete at any time. Each photograph is
 a shard, so an import that was killed resumes after the last photograph. For each photograph, a small file records the
-JSON content that segmint last read or wrote. segmint writes this record before it replaces the JSON. So if a JSON's
-content isn't in the record, someone else changed the JSON, even if segmint was killed in between.
+JSON content that segmint last read or wrote, and is written before the JSON is replaced. So if a JSON's content isn't
+recorded, someone else changed the JSON, even if segmint was killed in between.
 """
 
 import hashlib
@@ -141,8 +141,8 @@ class WorkingDataset:
     def update(self, name: str) -> list[str]:
         """Bring the dataset up to date with the photographs and JSON files, and finish writing for a killed run.
 
-        `name` is the name of a new dataset. Photographs that can't be used aren't imported; for each of them, the
-        result has a line with the file's name and the reason.
+        `name` is the name of a new dataset. The result has a line, with name and reason, for each photograph that can't
+        be imported.
         """
         numbers = self._numbers()
         new = [image for image in self._images if image not in numbers]

@@ -74,7 +74,7 @@ def detect_format(where: Location) -> ImportFormat:
 def stage_file(where: Location, format: ImportFormat, stage: MaskStaging, size_of: SizeOf) -> str:
     """Read a file or folder into a stage; return its SHA-256.
 
-    A folder and Label Studio tasks are read image by image. A COCO document is held in memory as a whole. Raises
+    A folder and Label Studio tasks are read image by image; a COCO document is held in memory as a whole. Raises
     `UsageError` if it contains nothing in this format.
     """
     try:

@@ -269,8 +269,8 @@ def _count(
 def sizes_of(dataset: Location, manifest: DatasetManifest, match: MatchMode) -> Callable[[str], tuple[int, int] | None]:
     """Return a function that maps an image's name to its (height, width) in the dataset, or to None if it is unknown.
 
-    Only names with a number are looked up. Each shard's table is read once, in any order of names. The function keeps
-    the sizes of these shards' images in memory, 8 bytes each.
+    Only names with a number are looked up, in any order. The function reads each shard's table once and keeps its
+    images' sizes in memory, 8 bytes each.
     """
     per_shard = manifest.images_per_shard
 
@@ -326,10 +326,10 @@ class _AnnotatedImage(NamedTuple):
 def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage: MaskStaging) -> dict[str, int]:
     """Stage the annotated masks of `source` for `into`; return the number of masks left out, by reason.
 
-    `begun` is the manifest of `source`. An image's masks are staged for every image of `into` that has the same source
-    bytes. If a prompted mask doesn't name its model, the model of `source` is recorded, because otherwise `into` would
-    attribute the mask to its own model. The function reads `source` twice and the images of `into` once, shard by
-    shard, so its memory only grows with the number of source hashes of annotated images.
+    `begun` is the manifest of `source`. An image's masks are staged for every image of `into` with the same source
+    bytes. If a prompted mask doesn't name its model, the model of `source` is recorded, because `into` would attribute
+    the mask to its own model. The function reads `source` twice and the images of `into` once, shard by shard, so its
+    memory only grows with the number of source hashes of annotated images.
     """
     homes = _homes(into, frozenset(found.row["source_sha256"] for found in _annotated(source)))
     left: Counter[str] = Counter()

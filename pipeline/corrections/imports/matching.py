@@ -28,7 +28,7 @@ def find_homes(
 ) -> None:
     """Create two tables: `found` with the outcome of each entry, and `chosen` with the ordinals of selected entries.
 
-    If several entries are for one image, the one saved last is selected, or the first one if none has a time.
+    If several entries are for one image, the last saved one is selected or, without times, the first.
     """
     for name in ("answers", "masks"):
         path = quoted(str(folder / f"read-{name}.parquet"))

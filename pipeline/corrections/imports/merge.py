@@ -84,9 +84,9 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     """Merge a file's masks for an image into its described row (keys of `DESCRIBED`).
 
     If a mask in the file equals an existing mask pixel for pixel, the existing mask is kept, and gets the file's label
-    if there is one. If a model set the existing label and the file's label is equal, the label counts as the file's,
-    unless a model also set the file's label. An equal automatic mask is only replaced by an annotated mask that is
-    carried over from another dataset.
+    if there is one. If a model set the existing label and the file contains an equal label that no model set, the label
+    counts as the file's. An equal automatic mask is only replaced by an annotated mask that is carried over from
+    another dataset.
 
     With `REPLACE`, the other masks are paired by annotation id, then by IoU. The new mask of a pair replaces the old
     one, and its source is `corrected` if a build made the old one. The remaining old masks are deleted. Mask numbers

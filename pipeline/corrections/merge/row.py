@@ -1,7 +1,7 @@
 """Merge of an annotator's submission into an image's row, as a pure function.
 
-The merge compares the masks that a submission replaces or deletes with the image's current masks. So if a submission
-refers to an earlier state of the image, the parts of it that still fit are merged.
+A submission may refer to an earlier state of the image. The merge compares the masks that it replaces or deletes with
+the image's current masks, so the parts that still fit are merged.
 """
 
 from collections.abc import Sequence
@@ -60,8 +60,8 @@ class SubmissionRow:
 def submission_to_merge(row: Row, names: Sequence[SubmissionName]) -> SubmissionName | None:
     """Return the submission to merge into an image's described row, or None if it is already merged.
 
-    This is the last submission of the assignment that was merged before, or of the lowest assignment if neither was.
-    The other assignment is only used to measure agreement.
+    This is the last submission of the assignment that was merged before or, if neither was, of the lowest assignment.
+    The other assignment only serves to measure agreement.
     """
     assignment = assignment_to_merge(row["submission"], (name.assignment for name in names))
     last = max((name for name in names if name.assignment == assignment), default=None)
@@ -78,11 +78,11 @@ def unchanged_row(row: Row) -> MergeSkipReason | None:
 def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionRow:
     """Merge the last of an assignment's `submissions`, which are in order, into an image's described row.
 
-    Masks that the submission neither replaces nor deletes are kept. A mask is also kept if its replacement is equal
-    pixel for pixel; it then gets the replacement's label if there is one. If an earlier merged submission to the same
-    state drew and labeled a mask, and this submission has no label for that mask, the mask loses its label. New masks
-    and deletions are left out if their parent mask was changed or removed in the meantime. A submission to the same
-    state as the last merged one supersedes it. Raises `DamagedDatasetError` if the row's masks or its `next_mask` are
+    Masks that the submission neither replaces nor deletes stay. So does a mask whose replacement is equal pixel for
+    pixel; it then gets the replacement's label if there is one. If an earlier merged submission to the same state drew
+    and labeled a mask, and this submission has no label for that mask, the mask loses its label. New masks and
+    deletions are left out if their parent mask was changed or removed in the meantime. A submission to the same state
+    as the last merged one supersedes it. Raises `DamagedDatasetError` if the row's masks or its `next_mask` are
     damaged.
     """
     submission = submissions[-1]

@@ -1,10 +1,10 @@
 """Access control of the annotation server: the annotator behind each browser, and the requests that may write.
 
-As in the viewer, each of an annotator's URLs opens one browser, once. The server exchanges the key in a URL for a
-cookie. The cookie's session belongs to one annotator, and the browser's work is saved under that annotator's name. A
-write needs more than the cookie: a header that another site's form can't send, an origin of this server, and the name
-that the page was opened with. A browser has only one cookie. If another annotator's URL is opened in the same browser,
-the server rejects requests from the earlier annotator's pages, so none of their work is saved under the wrong name.
+As in the viewer, each of an annotator's URLs opens one browser, once: the server exchanges the URL's key for a cookie.
+The cookie's session belongs to one annotator, whose name goes on the browser's work. A write needs more than the
+cookie: a header that another site's form can't send, an origin of this server, and the name that the page was opened
+with. A browser has only one cookie. If another annotator's URL is opened in the same browser, the server therefore
+rejects requests from the earlier annotator's pages, so their work is never saved under the wrong name.
 """
 
 import unicodedata
@@ -68,7 +68,7 @@ class ServerOrigin:
 def check_name(text: str) -> str:
     """Return the name of an annotator unchanged if it is valid.
 
-    Raises `UsageError` for a name that submissions can't contain, or that changes the direction of the text around it.
+    Raises `UsageError` for a name that submissions can't contain, or that changes the direction of nearby text.
     """
     try:
         name = TypeAdapter(Annotator).validate_python(text)
@@ -99,8 +99,7 @@ def parse_origin(text: str) -> ServerOrigin:
 class Team(OneTimeKeys):
     """Annotators of a server that listens on `port`, with their one-time keys and their sessions. Thread-safe.
 
-    The first annotator owns the server and may create URLs for others. `origin` is the origin of a proxy, if there is
-    one.
+    The first annotator owns the server and may create URLs for others. `origin` is a proxy's origin, if there is one.
     """
 
     def __init__(self, port: int, annotators: list[str], origin: ServerOrigin | None = None) -> None:

@@ -123,10 +123,7 @@ class AnnotatorView:
             return ~self._over
 
     def open(self, image: int, annotator: str) -> dict[str, Any]:
-        """Return an image with its masks and the last submission of the annotator's assignment.
-
-        Raises the errors of `ImageSource.read`.
-        """
+        """Return an image, its masks, and the assignment's last submission; raises the errors of `ImageSource.read`."""
         if self.files is not None:
             self.files.refresh(image)
         found = self._read(image)
@@ -159,7 +156,7 @@ class AnnotatorView:
     def predict(self, image: int, annotator: str, body: Any) -> Prediction:
         """Return the masks for a prompt. Raises `UsageError` for an invalid prompt, and the same errors as `embed`.
 
-        The model predicts on the image's last known state while the store is checked. If the image was taken down or
+        While the store is checked, the model predicts on the image's last known state. If the image was taken down or
         its pixels have changed, that prediction is discarded.
         """
         self.embeddings.clicked()

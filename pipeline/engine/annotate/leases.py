@@ -1,6 +1,6 @@
 """Leases of images to annotators, so that two people don't start the same image.
 
-A lease only avoids duplicate work. Submissions are stored in a way that keeps them safe even without leases.
+They only avoid duplicate work; submissions are safe even without leases.
 """
 
 import threading

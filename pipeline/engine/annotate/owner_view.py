@@ -37,7 +37,7 @@ class OwnerView:
     def table(self, asked: Mapping[str, str]) -> dict[str, Any]:
         """Return the part of the table that starts at the rank `start` in the queue, and counts of the whole table.
 
-        `asked` can also contain `show`, a state or `flagged`, and `person`, an annotator. Without them, it shows all.
+        `asked` can limit the part: `show` is a state or `flagged`, and `person` is an annotator.
         """
         show, person, start = asked.get("show"), asked.get("person"), asked.get("start", "0")
         if show not in (None, FLAGGED, *STATES) or not (start.isascii() and start.isdecimal() and len(start) < 16):
@@ -68,8 +68,8 @@ class OwnerView:
     def give_back(self, image: int, assignment: int, body: Any) -> dict[str, Any]:
         """Return submission `n` of an assignment to its annotator with a `comment`; see `submission` for the response.
 
-        Raises `UsageError` if the comment is invalid or there is no submission. Raises `ConflictError` if the
-        submission isn't the last one, was merged, or was already returned with another comment.
+        Raises `UsageError` if the comment is invalid or there is no submission, and `ConflictError` if the submission
+        isn't the last one, was merged, or was already returned with another comment.
         """
         n, comment = field(body, "n", int), field(body, "comment", str)
         found, last = self.view.source.read(image), self._last(image, assignment)

@@ -70,7 +70,7 @@ class LatestSubmission:
 class ProgressBoard:
     """Last submission of each assignment of each image. Thread-safe.
 
-    The board is read once at the start, and again for an image when it is leased, because other servers may write too.
+    All images are read at the start, and each one again when it is leased, because other servers may write too.
     """
 
     def __init__(self, dataset: Location) -> None:
@@ -191,8 +191,7 @@ class ProgressBoard:
     def only_assignment(self, found: OpenImage) -> int | None:
         """Return the only assignment that remains after a merge has changed the image, or None if no merge changed it.
 
-        Later work builds on the merged masks and is merged as well, so a second annotator would no longer be
-        independent.
+        Later work builds on the merged masks, so a second annotator would no longer be independent.
         """
         merged = found.row.get("submission")
         assignment = merged_assignment(merged)
@@ -205,7 +204,7 @@ class ProgressBoard:
     def progress(self, annotators: Iterable[str], counts: Callable[[int], bool] = lambda _: True) -> dict[str, Any]:
         """Return the numbers of submitted images and masks, in total and by annotator, and the annotators' agreement.
 
-        The agreement is measured on images with two assignments. Only images whose ids satisfy `counts` are included.
+        Images with two assignments determine the agreement. Only images whose ids satisfy `counts` are included.
         """
         with self._lock:
             of_images = [dict(assignments) for ordinal, assignments in self._done.items() if counts(ordinal + 1)]

@@ -79,7 +79,7 @@ class Queue:
     def after(self, image: int | None, is_open: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> Iterator[int]:
         """Yield the open images after `image` (None: from the first one), then those before it.
 
-        `is_open` is called with many ranks at a time.
+        Each call of `is_open` gets many ranks.
         """
         rank = None if image is None else self.rank(image)
         first = 0 if rank is None else rank + 1

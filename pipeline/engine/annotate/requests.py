@@ -57,10 +57,9 @@ def _response(value: Any) -> Response:
 class RequestBodies:
     """Reader of the bodies of an application's write requests, in bounded memory.
 
-    Each endpoint has a limit. At most `at_once` bodies over 1 MiB are read and processed at a time, because parsed JSON
-    takes many times its size in memory. The others wait. A body is rejected if nothing arrives for `patience_s`
-    seconds. It is also rejected if it falls that far behind a rate of `slowest` bytes per second, so that a slow body
-    can't block others.
+    Each endpoint has a limit. Parsed JSON takes many times its size in memory, so at most `at_once` bodies over 1 MiB
+    are read and processed at a time; the others wait. A body is rejected if nothing arrives for `patience_s` seconds,
+    or if it falls that far behind a rate of `slowest` bytes per second, so that it can't block others.
     """
 
     def __init__(self, at_once: int = 2, patience_s: float = 30.0, slowest: float = 40_000.0) -> None:

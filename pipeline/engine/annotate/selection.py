@@ -22,7 +22,7 @@ _EXAMPLE = "as in --select 'masks < 10' or --select \"country = 'FR' AND faces =
 
 
 def check_selection(tables: DatasetTables, text: str) -> str:
-    """Return a condition if it is safe to embed in a query of `images`. Raises `UsageError` if it isn't.
+    """Return a condition if it is safe to embed in a query of `images`; raises `UsageError` if it isn't.
 
     A safe condition is a boolean expression of columns, constants, operators, and plain functions, without queries.
     """

@@ -65,8 +65,8 @@ class ServedView:
 def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedView]:
     """Open a dataset for its annotators. Scratch files are deleted at the end.
 
-    Raises `UsageError` if there is no segmint dataset, if it has no images, or if the weights aren't SAM's. Also raises
-    the errors of `make_queue` and `TextPrompts.load`.
+    Raises `UsageError` if there is no segmint dataset, if it has no images, or if the weights aren't SAM's, and the
+    errors of `make_queue` and `TextPrompts.load`.
     """
     manifest = load_manifest(dataset)
     check_images(dataset, manifest)

@@ -1,8 +1,8 @@
 """Source of the images to annotate, which follows new commits of the dataset, and memory for data about the images.
 
 Embeddings, logits for later clicks, and prefilled masks are derived from a committed JPEG and stored with its SHA-256.
-None of them outlives its image. After a redaction, data with another hash is dropped. After a takedown, all data of the
-image is dropped: immediately if an annotator is working on the image, and otherwise within `CHECK_S` seconds.
+A redaction changes that hash, so older data is dropped. After a takedown, all data of the image is dropped: immediately
+if an annotator is working on the image, and otherwise within `CHECK_S` seconds.
 """
 
 import hashlib
@@ -114,8 +114,8 @@ class ImageSource:
     def read(self, image: int) -> OpenImage:
         """Return an image's current state.
 
-        Raises `UnknownImageError` if the dataset had no such image at the start, `ImageGoneError` if it no longer has
-        it, and `NoImageError` if the image has no JPEG.
+        Raises `UnknownImageError` if the dataset had no such image at the start, `ImageGoneError` if the image is gone,
+        and `NoImageError` if it has no JPEG.
         """
         place = self._places.place(image)
         if place.ordinal in removed_images(read_tombstones(self._dataset)):

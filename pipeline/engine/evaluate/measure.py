@@ -52,8 +52,8 @@ class Measure(Protocol):
     def rows(self, models: Sequence["Model"], image: TruthImage) -> list[Row]:
         """Measure one or two models on an image, and return rows without the columns of `HEAD`.
 
-        Raises ValueError if the image can't be measured; the image is then listed as skipped. Raises
-        `PartlyMeasuredError` if the image should be listed too, but counts in the scores.
+        Raises ValueError if the image can't be measured; it is then listed as skipped. Raises `PartlyMeasuredError` if
+        the image should be listed but still counts in the scores.
         """
 
 

@@ -22,8 +22,8 @@ RESULTS, ANSWER, PAGE, TABLES = "results.parquet", "evaluation.json", "index.htm
 class OutputFolder(AbstractContextManager["OutputFolder"]):
     """Collector that writes rows to a local file and stores all files at the end; a context manager.
 
-    Without a `folder`, nothing is written. Raises `UsageError` if one of the files exists, or if the folder is inside a
-    dataset among the `truths`, because a takedown wouldn't find it there.
+    Without a `folder`, nothing is written. Raises `UsageError` if one of the files exists, or if the folder is inside
+    one of the `truths` that is a dataset, because a takedown wouldn't find it there.
     """
 
     def __init__(self, folder: Location | None, truths: Sequence[Truth], schema: pa.Schema) -> None:
@@ -56,7 +56,7 @@ class OutputFolder(AbstractContextManager["OutputFolder"]):
             self._writer.add(table.cast(self._schema).combine_chunks().to_batches())
 
     def put(self, answer: Mapping[str, Any], page: str, tables: str | None = None) -> None:
-        """Record the files in each dataset among the truths, then store them, the JSON result last.
+        """Note the files in each dataset among the truths, then store them, the JSON result last.
 
         `tables` contains the tables as Markdown, or None if nothing could be evaluated.
         """

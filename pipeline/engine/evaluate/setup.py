@@ -22,9 +22,9 @@ class TruthOptions:
     """Choice of the ground truth.
 
     `images` contains the image folders of truths that aren't datasets: one folder for all, or one for each in order.
-    `chosen` applies to datasets, and `ignore` (values that aren't masks) applies to label maps. `only` lists image ids
-    by dataset, under the user's name for it; other images of such a dataset are skipped. With `empty`, images without
-    masks in COCO files are included.
+    `chosen` applies to datasets, and `ignore` (values that aren't masks) to label maps. `only` lists image ids by
+    dataset, under the user's name for it; its other images are skipped. With `empty`, images without masks in COCO
+    files are included.
     """
 
     targets: tuple[str, ...]

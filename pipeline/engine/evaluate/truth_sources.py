@@ -1,7 +1,6 @@
 """Ground truth from a segmint dataset, a COCO file, or a folder of label maps.
 
-A dataset has one part per shard, and its pixels are the released ones. The other two kinds come with a folder of
-images.
+A dataset has one part per shard and contains its pixels. The other two kinds come with a folder of images.
 """
 
 import hashlib

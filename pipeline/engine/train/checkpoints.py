@@ -1,7 +1,7 @@
 """Checkpoints of a training run: a state file named by its hash, and a small JSON file that is written last.
 
 In `checkpoints/`, `step-000050-<hash>.pt` contains the trained weights and the optimizer's state, and
-`step-000050.json` contains its hash and the evaluations so far. A `.pt` that no JSON names doesn't count.
+`step-000050.json` contains its hash and the evaluations so far. A `.pt` only counts if a JSON names it.
 """
 
 import json
@@ -54,7 +54,7 @@ class Checkpoint(Frozen):
 def put_checkpoint(folder: Location, state: Mapping[str, Any], **fields: Any) -> Checkpoint:
     """Write a state and then the JSON with these fields; return the JSON's contents.
 
-    Raises `UnfinishedError` if another checkpoint of this step exists, because another run writes to the same folder.
+    Raises `UnfinishedError` if this step already has a different checkpoint, from another run in the same folder.
     """
     with ScratchFolder() as name:
         path = Path(name) / "checkpoint.pt"  # a fixed name, because torch stores it in the file
@@ -113,8 +113,8 @@ def load_newest(
 ) -> tuple[Checkpoint | None, set[int]]:
     """Load the last usable checkpoint of a run and return it, or None if there is none.
 
-    `load` receives the checkpoint's state, and raises ValueError or KeyError if the state belongs to another model.
-    Also returns the steps of the unusable checkpoints, which the run will replace.
+    `load` receives the checkpoint's state, and raises ValueError or KeyError if it belongs to another model. Also
+    returns the steps of the unusable checkpoints, which the run will replace.
     """
     found = [each for each in list_checkpoints(folder) if each.run == run]
     unusable = list_steps(folder) - {each.step for each in found}

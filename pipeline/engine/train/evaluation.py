@@ -1,7 +1,7 @@
 """Evaluation on held-out images: mean IoU after one click, for the model's choice and for the best of three masks.
 
-The click is the point farthest from the mask's border. Masks and IoUs are measured at the losses' square resolution.
-`segmint evaluate` measures in the image's frame, at more clicks, and with confidence intervals.
+The click is the point farthest from the mask's border. Masks and IoUs are measured in the losses' square. `segmint
+evaluate` measures in the image's frame, at more clicks, and with confidence intervals.
 """
 
 from collections.abc import Callable, Sequence
@@ -146,7 +146,7 @@ def _tinted(pixels: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.u
 class HeldOutSample:
     """Fixed sample of images and masks for every evaluation, divided among the workers.
 
-    With a frozen encoder, their embeddings stay in memory, 4 MB each.
+    If the encoder is frozen, their embeddings stay in memory, 4 MB each.
     """
 
     def __init__(

@@ -145,10 +145,7 @@ def start_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord 
 
 
 def pin_images(output: Location, found: InputsRecord) -> None:
-    """Write `images.json`, or check that the existing one is the same.
-
-    Raises `UsageError` if the run started with other images or masks.
-    """
+    """Write `images.json`, or raise `UsageError` if the run started with other images or masks."""
     file = output / IMAGES
     if file.put_if_absent(canonical_json(found.model_dump(mode="json"))):
         return

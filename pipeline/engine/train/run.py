@@ -201,8 +201,8 @@ def begin_with_encoder(
 ) -> tuple[TrainConfig, Path]:
     """Write a SAM with this encoder to the output. Return it as the parent, `weights`, and as a local file.
 
-    The encoder's hash replaces its path, which only one machine may know. A resumed run finds the file that its first
-    start wrote. Raises `UsageError` for unusable weights.
+    The encoder's hash replaces its path, which only one machine may know. A resumed run finds the file of its first
+    start. Raises `UsageError` for unusable weights.
     """
     sha256 = sha256_of(encoder)
     file = output / "initial" / f"{sha256[:12]}-{config.decoder_layers}-{config.seed}.pth"

@@ -39,7 +39,7 @@ class StepResult:
     """Result of a step, over all workers.
 
     Losses are means over the masks and iterations. IoUs compare the predicted masks with the targets at the first and
-    the last iteration. `clicks` contains the clicks on this worker's images, by slot. A step without masks does
+    the last iteration. `clicks` contains the clicks on this worker's images, by slot. A step without masks changes
     nothing.
     """
 

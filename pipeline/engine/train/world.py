@@ -19,7 +19,7 @@ class WorkerRank:
     """Worker `rank` of `size`, with rank `local_rank` on its machine.
 
     `add` returns the sum of a tensor over all workers, and may modify the tensor. `gather` returns the pickled values
-    of all workers by rank. Both are blocking collective operations, so all workers must make the same calls in the same
+    of all workers by rank. Both block until all workers have called them, so all must make the same calls in the same
     order.
     """
 

@@ -42,8 +42,8 @@ on a CPU."""
 def sam_of(model: Sam | Weights, device: str = "auto", precision: str = "fp32") -> Sam:
     """Return a model that is ready to use: loaded from weights by name or path, or the given model itself.
 
-    Raises `UsageError` if the weights cannot be found or the device is not available. Raises ValueError if a device or
-    a precision is given with a loaded model, which already has both. Raises TypeError for anything else.
+    Raises `UsageError` if the weights cannot be found or the device is not available. A loaded model already has a
+    device and a precision, so raises ValueError if one is given for it. Raises TypeError for anything else.
     """
     if isinstance(model, Sam):
         if (device, precision) != ("auto", "fp32"):
@@ -215,7 +215,7 @@ class MaskGenerator(base.MaskGenerator):
 
         If an image cannot be read or does not fit into memory, its result has an `error` and no masks. `images` is
         consumed lazily, so a generator of paths may have any length. Device errors propagate. Raises TypeError if
-        `images` is a single image, because its rows aren't images.
+        `images` is a single image.
         """
         if isinstance(images, (str, bytes)):
             raise TypeError(f"generate_many got a string, {images!r}: expected several images, such as a list of paths")

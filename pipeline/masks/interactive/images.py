@@ -30,10 +30,10 @@ class ImageError(UsageError, ValueError):
 def pixels_of(image: Image, name: str = "image") -> Pixels:
     """Return an image's pixels, (height, width, 3) uint8, in sRGB, upright, and with transparency flattened on white.
 
-    EXIF orientation and color profiles are applied. The pixels of an RGB or gray JPEG, PNG, or WebP are the same
-    whether you pass a path or a Pillow image, and the same as in `segmint masks`. A color array is returned unchanged,
-    without a copy; the values of a gray array are repeated three times. Raises `ImageError`, which states the given and
-    the expected type. `name` is the image's name in the message.
+    EXIF orientation and color profiles are applied. An RGB or gray JPEG, PNG, or WebP has the same pixels whether you
+    pass a path or a Pillow image, or run `segmint masks`. A color array is returned unchanged, without a copy; the
+    values of a gray array are repeated three times. Raises `ImageError`, which states the given and the expected type.
+    `name` is the image's name in the message.
     """
     if isinstance(image, (str, os.PathLike)):
         return _read(os.fspath(image))

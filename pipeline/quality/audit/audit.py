@@ -82,9 +82,9 @@ class AuditOptions:
 def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> AuditReport:
     """Audit a dataset, or as much as possible of SA-1B-style data that segmint didn't write.
 
-    Tars are read once, and tables twice, because the statistics read them again. The only change to the dataset is a
-    note about each output file that is written elsewhere. Raises `UsageError` if there is no data of either kind, or,
-    before anything is read, if an option is invalid. Storage errors propagate.
+    Tars are read once, and tables twice, because the statistics read them again. The dataset changes only by a note for
+    each output file that is written elsewhere. Raises `UsageError` if there is no data of either kind, or, before
+    anything is read, if an option is invalid. Storage errors propagate.
     """
     if options.attributions is not None:
         check_ending(str(options.attributions))

@@ -92,10 +92,9 @@ def notes_on_bytes(checked: CheckedCounts) -> Iterator[str]:
 def audit_canonical_json(dataset: Location, known: Sequence[str] | None = None) -> Iterator[Finding]:
     """Check that notes, reservations, and other small files are canonical, and that their content fits their names.
 
-    `known` contains the paths that `list_doubtful` found. Without it, the folders are listed.
-
-    Commits, versions, `shards.json`, tombstones, fingerprints, submissions, and ratings are checked where they are
-    read. Files that no longer exist are skipped, as are invalid manifests, which other findings report.
+    `known` contains the paths that `list_doubtful` found. Without it, the folders are listed. Commits, versions,
+    `shards.json`, tombstones, fingerprints, submissions, and ratings are checked where they are read. Files that no
+    longer exist are skipped, as are invalid manifests, which other findings report.
     """
     if known is None:
         known = [entry.name for entry in dataset.list()]

@@ -71,9 +71,9 @@ def audit_licenses(
 ) -> Iterator[Finding]:
     """Yield the license findings of the rows `images`, and add the rows to `counts`.
 
-    Each image is judged by the catalog row with its ordinal, because the license applies to that row. Another check
-    reports rows of `images` that differ from the catalog. If the catalog part is damaged, `catalog` is None, and dates
-    and redistribution aren't checked.
+    Each image is judged by the catalog row with its ordinal, to which the license applies. Another check reports rows
+    of `images` that differ from the catalog. If the catalog part is damaged, `catalog` is None, and dates and
+    redistribution aren't checked.
     """
     for row in images:
         counts.licenses[row["license"]] += 1
@@ -180,7 +180,7 @@ class ContentAudit:
     """Licenses, privacy, and near-duplicates of all shards.
 
     Memory holds 40 bytes per image and the detections. `privacy_sample` images are searched, or all if it is None.
-    `pictures` is the folder or prefix for crops of detections. This process uses `looks`, and other processes use
+    Crops of detections go to the folder or prefix `pictures`. This process uses `looks`, and other processes use
     `plan`.
     """
 

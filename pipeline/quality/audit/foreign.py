@@ -95,7 +95,7 @@ def audit_foreign(
 ) -> AuditReport:
     """Audit SA-1B-style data. Its masks were already measured when its tables were opened.
 
-    Each JPEG is read once. Such data doesn't name any licenses or detectors, so licenses aren't checked, and privacy is
+    Each JPEG is read once. Such data names no licenses and no detectors, so licenses aren't checked, and privacy is
     only checked with `search`. `skipped` means that no privacy check was requested.
     """
     (counts,) = tables.query(_SIZES).to_pylist()

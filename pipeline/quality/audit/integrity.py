@@ -177,10 +177,10 @@ def audit_integrity(
     """Read every file of a dataset once and report problems, without changing anything.
 
     The JPEG and masks of `sample` images, spread evenly, are decoded to pixels; the other images are measured without
-    decoding. `asked` selects more bytes to compare. Whether an unnamed file is old or recent depends on `now`, which
-    defaults to the local clock. `content` runs further checks on the data while it is in memory. With at least
-    `ray_from` masks, Ray audits the shards as `resources` specify. If Ray isn't installed, this process logs a warning
-    and uses threads instead, and the report is the same. Memory holds a few shards and all file names.
+    decoding. `asked` selects more bytes to compare. An unnamed file is old or recent relative to `now`, by default the
+    local clock's time. `content` runs further checks on the data while it is in memory. With at least `ray_from` masks,
+    Ray audits the shards as `resources` specify. Without Ray, this process logs a warning and uses threads, and the
+    report is the same. Memory holds a few shards and all file names.
 
     Raises `UsageError` if there is no dataset, and `UnfinishedError` if Ray fails or a correction replaces the catalog
     in the meantime. Storage errors propagate.

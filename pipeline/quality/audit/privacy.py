@@ -68,7 +68,7 @@ class SearchResult:
     def findings(self, place: FindingLocation, image: str | None = None) -> list[Finding]:
         """Return a finding for each remaining detection.
 
-        In data that segmint did not write, the redacted regions are unknown, and `image` names the image.
+        For data that segmint did not write, whose redacted regions are unknown, each finding names the `image`.
         """
         return [_finding(found, place, image) for found in self.found if not found.is_explained]
 
@@ -76,7 +76,7 @@ class SearchResult:
 class Searcher:
     """Detectors that search released images one at a time. Thread-safe.
 
-    Detectors run on one thread, as in a build, because the number of threads affects the last bits of sums.
+    They run on one thread, as in a build, because the number of threads affects the last bits of sums.
     """
 
     def __init__(
@@ -144,8 +144,7 @@ class SearchPlan:
     def searcher(self) -> Searcher:
         """Load the detectors. Raises the exceptions of `find_detectors`.
 
-        If the audit was given detectors, the build's detectors that are unavailable on this machine are skipped
-        instead.
+        If the user names detectors for the audit, the build's detectors are skipped if this machine lacks them.
         """
         known: tuple[Detector, ...] = ()
         missing: tuple[UnsearchedImages, ...] = ()

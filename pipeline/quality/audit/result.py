@@ -77,10 +77,9 @@ class DetectorCounts:
 
 @dataclass(frozen=True)
 class UnredactedRegion(DetectedRegion):
-    """Remaining detection, with the shard of its image and the detectors that agree on it.
+    """Detection that a build left unredacted, with the image's shard and all detectors that found it.
 
-    If several detectors found it, the detector and score are those of the first one. The box encloses all regions that
-    they would redact.
+    The detector and the score are those of the first one. The box encloses the regions that all of them would redact.
     """
 
     shard: int

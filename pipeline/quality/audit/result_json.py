@@ -53,10 +53,7 @@ def to_json(report: AuditReport) -> str:
 
 
 def from_json(data: str | bytes, where: str) -> AuditReport:
-    """Parse the JSON that `to_json` wrote.
-
-    Raises `UsageError`, which names the source `where`, if the text is anything else.
-    """
+    """Parse the JSON that `to_json` wrote; raises `UsageError`, which names the source `where`, for any other text."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
 """Audit of the four files of one shard, each read once.
 
-The comparisons are in `operators/audit/`: `masks.py` for areas, boxes, scores, crops, and points, `rows.py` for tables,
-and `tar.py` for JPEGs and JSONs.
+`operators/audit/` contains the comparisons: `masks.py` for areas, boxes, scores, crops, and points, `rows.py` for
+tables, and `tar.py` for JPEGs and JSONs.
 """
 
 import hashlib

@@ -29,8 +29,8 @@ class AuditedVersion:
 def audit_version(dataset: Location) -> AuditedVersion:
     """Compare a dataset with its latest recorded version, without relying on `summaries/`.
 
-    If builds or corrections have added or replaced files, the result is only a note, because both record a version when
-    they end. Any other difference is a finding.
+    Builds and corrections record a version when they end, so files that they have added or replaced since are only a
+    note. Any other difference is a finding.
     """
     history = read_history(dataset)
     findings = list(history.problems)
@@ -67,8 +67,7 @@ def audit_index(
 def check_same_version(audit: AuditReport, where: str, dataset: Location) -> str | None:
     """Return a warning if an audit does not name the version that it checked.
 
-    `where` names the audit. Raises `UsageError` with both digests if the audit is of a different version of the
-    dataset.
+    `where` names the audit. If the audit is of another version of the dataset, raises `UsageError` with both digests.
     """
     if audit.kind != "segmint":
         return None

@@ -82,10 +82,7 @@ def charts_of(statistics: Statistics) -> Charts:
 
 
 def ranked(counted: Iterable[tuple[str | None, int]], label: str, shown: int, value: str = "Images") -> Bars | None:
-    """Return counts by name as bars, most frequent first. Names beyond the first `shown` share one bar.
-
-    Returns None if there are no names.
-    """
+    """Return counts by name as bars, most frequent first; None without names. Names after `shown` share one bar."""
     known = sorted((row for row in counted if row[1]), key=lambda row: (-row[1], str(row[0])))
     if not any(name for name, _ in known):
         return None

@@ -89,10 +89,7 @@ def render_page(
     pictures: ReportImages,
     beside: DatasetComparison | None = None,
 ) -> str:
-    """Return the page as one HTML file without scripts or external resources.
-
-    `beside` is an optional comparison with another dataset.
-    """
+    """Return the page as one HTML file without scripts or external resources; `beside` is an optional comparison."""
     groups = {area: groups_of(audit.findings, area) for area in AREAS}
     return (
         document_templates(ASSETS)

@@ -111,9 +111,9 @@ def write_report(
 ) -> Report:
     """Audit a dataset, or read the audit in the file `audited`, and write its report.
 
-    `study` is a file with the score of the dataset's privacy study, which the report shows. `other` is a dataset or an
-    SA-1B-style folder whose masks the report compares with this dataset's. The report is written to the folder or
-    prefix `output`, by default `report/` in the dataset. The same dataset and audit always give the same report.
+    The report shows the score of the dataset's privacy study from the file `study`, and compares the masks with those
+    of `other`, a dataset or an SA-1B-style folder. It is written to the folder or prefix `output`, by default `report/`
+    in the dataset. The same dataset and audit always give the same report.
 
     Raises `UsageError` if there is no dataset, if the audit or the study is of another dataset, if `output` is missing
     for foreign data or is elsewhere in the dataset, or if the dataset isn't for publication. Raises

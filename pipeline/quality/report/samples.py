@@ -62,8 +62,7 @@ def choose_images(tables: DatasetTables, wanted: int, without: Iterable[int] = (
     """Return the ids of up to `wanted` images, in order of their number of masks.
 
     Images are drawn round-robin from the strata of masks per image, and by a hash of the id within a stratum, so the
-    choice depends only on the dataset and not on the order of its rows. Ids in `without` are skipped, as are foreign
-    images without a JPEG.
+    order of the rows doesn't affect the choice. Ids in `without` are skipped, as are foreign images without a JPEG.
     """
     if not wanted:
         return []
@@ -84,7 +83,7 @@ def draw_pictures(
 ) -> list[ReportImage]:
     """Draw these images in order, from committed released pixels. Missing ids are skipped.
 
-    Foreign JPEGs are decoded and drawn in a child process, because they may crash it.
+    A child process decodes and draws foreign JPEGs, because they may crash it.
     """
     if not ids:
         return []

@@ -1,8 +1,8 @@
 """Comparison of two datasets by masks per image, sizes, centers, and concavity at equal sizes (SAM paper, section 5).
 
-Larger masks are more concave, so two datasets whose masks differ in size also differ in concavity. The paper controls
-for size by drawing samples from bins of mask size. This comparison uses all masks instead, and gives each size bin the
-same weight in both datasets.
+Larger masks are more concave, so datasets that differ in mask size also differ in concavity. The paper controls for
+size by drawing samples from bins of mask size. This comparison uses all masks instead, and gives each size bin the same
+weight in both datasets.
 """
 
 from collections.abc import Mapping
@@ -43,8 +43,8 @@ class SizeStratum:
 class ConcavityAtSizes:
     """Concavity of one dataset's masks at the sizes that both datasets contain.
 
-    `shares` are per bin of concavity. `share_of_masks` is the fraction of the dataset's masks whose size is in both
-    datasets. All shares are 0 to 1. If no size is in both, `mean` is None and `shares` is empty.
+    `shares` are per bin of concavity. `share_of_masks` is the fraction of the dataset's masks that have such a size.
+    All shares are 0 to 1. If no size is in both, `mean` is None and `shares` is empty.
     """
 
     mean: float | None
@@ -117,8 +117,8 @@ def concavity_by_size(connection: duckdb.DuckDBPyConnection) -> dict[int, SizeSt
 def compare(ours: DatasetMeasures, theirs: DatasetMeasures) -> DatasetComparison:
     """Compare two datasets.
 
-    The weight of a stratum is the mean of its two shares, one of each dataset's masks. Only strata with at least
-    `LEAST_MASKS` masks in each dataset count.
+    A stratum's weight is the mean of its share of one dataset's masks and its share of the other's. Only strata with at
+    least `LEAST_MASKS` masks in each dataset count.
     """
     ours_at, theirs_at = at_same_sizes(ours.strata, theirs.strata)
     return DatasetComparison(LEAST_MASKS, SIZES.edges, SHARES.edges, _side(ours, ours_at), _side(theirs, theirs_at))

@@ -1,7 +1,4 @@
-"""Numbers that the Segment Anything paper (arXiv 2304.02643) reports for SA-1B.
-
-This module only contains numbers that the paper states explicitly. Its curves show more.
-"""
+"""Numbers that the Segment Anything paper (arXiv 2304.02643) states for SA-1B; curves aren't read off."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,6 @@
-"""Human ratings of a dataset's masks from 1 to 10, summarized by mask source.
+"""Human ratings of a dataset's masks from 1 to 10, summarized by mask source (SAM paper, section 7.1, appendix E).
 
-See SAM paper, section 7.1 and appendix E. Ratings of masks that were deleted or replaced are not counted. Only the last
-rating of each mask by each rater counts.
+A rater's last rating of a mask counts. Ratings of masks that were deleted or replaced don't count.
 """
 
 from collections.abc import Iterator, Sequence

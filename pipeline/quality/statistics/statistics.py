@@ -89,8 +89,8 @@ def masks_per_image(images_by_masks: Mapping[int, int]) -> MasksPerImage:
 def geography(images_and_masks: Mapping[str | None, tuple[int, int]]) -> Geography:
     """Return images and masks by country, by the paper's regions, and by income level, with the paper's shares.
 
-    Shares are relative to the images whose country has a region or an income level. A country that is missing from
-    `segmint.catalogs.countries` is listed, but doesn't count in any region or income level.
+    Shares are relative to the images whose country has a region or an income level. A country that
+    `segmint.catalogs.countries` lacks is listed, but counts in no region or income level.
     """
     unknown = images_and_masks.get(None, (0, 0))[0]
     known = {code: counts for code, counts in images_and_masks.items() if code is not None}

@@ -166,10 +166,7 @@ class CountryImages:
 
 @dataclass(frozen=True)
 class GroupImages:
-    """Images of a region or income level, and its share in the paper; shares are 0 to 1.
-
-    `countries` counts the countries with images.
-    """
+    """Images of a region or income level, its countries with images, and its share in the paper; shares are 0 to 1."""
 
     name: str
     images: int

@@ -1,8 +1,7 @@
 """Agreement of two people who annotated the same image independently: the IoU of their masks of an object.
 
-The SAM paper (section 5) reports 0.85 to 0.91 between annotators. The comparison uses the last submissions of
-assignments 0 and 1 for the first state that both people annotated, because after a merge, one person may see the
-other's masks.
+The SAM paper (section 5) reports 0.85 to 0.91 between annotators. After a merge, one person may see the other's masks.
+So only the last submissions of assignments 0 and 1 for the first state that both people annotated are compared.
 """
 
 from collections.abc import Iterable, Sequence
@@ -42,7 +41,7 @@ class AnnotatorAgreement:
 def agreement(one: Submission, other: Submission) -> tuple[float, ...]:
     """Return the IoU of each pair of masks that two people drew of one object in an image.
 
-    Masks of the dataset that both people left unchanged don't count, nor do untouched prefills (`is_untouched`). Masks
+    Neither masks of the dataset that both people left unchanged nor untouched prefills (`is_untouched`) count. Masks
     are paired one to one, best pair first. Pairs below `SAME_OBJECT_IOU` count as different objects.
     """
     ours, theirs = (

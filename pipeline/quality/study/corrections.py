@@ -1,6 +1,6 @@
 """Corrected masks of a study, from COCO JSON, Label Studio, or Label Studio's converter, paired with the drawn masks.
 
-A drawn mask is one that the study's sample contains.
+"Drawn" masks are those in the study's sample.
 """
 
 import math
@@ -46,7 +46,7 @@ class ImagePairs:
 def ids_hold(drawn: Mapping[int, Sequence[StudyMask]], corrected: Mapping[int, Sequence[StudyMask]]) -> bool:
     """Return whether the returned ids match the drawn ones, image by image.
 
-    If a tool renumbers annotations, some of them get the id of another image's mask. In that case, ids aren't used.
+    If a tool renumbers annotations, some get the id of another image's mask. Ids aren't used then.
     """
     image_of = {mask.id: image for image, masks in drawn.items() for mask in masks}
     known = ((image_of.get(mask.id), image) for image, masks in corrected.items() for mask in masks)

@@ -163,8 +163,8 @@ def stratum_of(masks: int, country: str | None) -> ImageStratum:
 def allocate(population: Mapping[ImageStratum, int], count: int, seed: int) -> dict[ImageStratum, int]:
     """Return the number of images to draw per stratum, `count` in total. The seed decides how shares are rounded.
 
-    This is systematic sampling: it goes through all images, sorted by stratum, in equal steps from a start that depends
-    on the seed. Rounding to the nearest integer would never draw from small strata.
+    This is systematic sampling: the images, sorted by stratum, are visited in equal steps from a start that depends on
+    the seed. Rounding to the nearest integer would never draw from small strata.
     """
     total = sum(population.values())
     count = min(count, total)

@@ -102,8 +102,8 @@ class StudyScore:
     `drawn` = `by_id` + `by_iou` + `deleted` + `unread` + `unanswered_masks`. `unread` counts masks whose corrections
     are unreadable, and `added` counts masks that don't correct a drawn mask. `unreadable` lists a reason for each
     unreadable returned mask. `superseded` results and `foreign` images are ignored. `polygons` counts masks that were
-    returned as polygons, which lose holes. `shares` is empty if there are no pairs. `version` is the dataset's version
-    from which the sample was drawn.
+    returned as polygons, which lose holes. `shares` is empty without pairs. `version` is the dataset's version from
+    which the sample was drawn.
     """
 
     images: int
@@ -292,9 +292,9 @@ def read_submitted(
 ) -> Corrections:
     """Read the corrections from submissions for a study's images, whose masks are `drawn` by image id.
 
-    The corrections are an image's current masks, with unmerged submissions applied by `fit_submission` as in a merge.
-    If an image's submission was returned to the annotator, the image has no corrections. Each mask has the id of the
-    drawn mask from which it was made, if there is one.
+    These are an image's current masks, with unmerged submissions applied by `fit_submission` as in a merge. If the
+    image's submission was returned to the annotator, there are no corrections. Each mask has the id of the drawn mask
+    from which it was made, if there is one.
     """
     images = sorted(sizes)
     listed = map_ahead(lambda image: submissions_of(dataset, image - 1), images, _THREADS, 4 * _THREADS, "submissions")
@@ -336,7 +336,7 @@ def read_submitted(
 def follow(drawn: Container[int], row: Row, answers: Sequence[Submission]) -> State:
     """Return an image's masks: those of its described `row` after applying an assignment's submissions, in order.
 
-    `drawn` contains ids of masks. If several masks were made from the same drawn mask, the first one is its correction.
+    `drawn` contains ids of masks. Of several masks made from the same drawn mask, the first is its correction.
     """
     masks = {annotation_id(row["id"], mask_index(mask, place)): mask for place, mask in enumerate(row["masks"])}
     fit = None

@@ -137,9 +137,9 @@ def verify_dataset(
     """Read all files of a dataset and compare them with a recorded version, by default the latest one.
 
     `wanted` is a version's number or the start of its digest; a full digest pins the current content, recorded or not.
-    `key` is a file with the public key that must have signed the version. With `require_pinned`, it isn't enough to
-    compare the dataset with its own records. The cached sums in `summaries/` are not trusted. Memory holds a few files
-    and the names of all commits. Raises `UsageError` if the dataset, the version, or a usable key is missing.
+    `key` is a file with the public key that must have signed the version. With `require_pinned`, comparing the dataset
+    with its own records isn't enough. The cached sums in `summaries/` are not trusted. Memory holds a few files and the
+    names of all commits. Raises `UsageError` if the dataset, the version, or a usable key is missing.
     """
     pin = FULL_DIGEST.fullmatch(str(wanted))
     public_key = None if key is None else read_public_key(key)

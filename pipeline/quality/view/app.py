@@ -114,7 +114,7 @@ class Viewer:
         return page if after is not None else {**page, "reasons": self.index.reasons()}
 
     def image(self, image: int) -> dict[str, Any]:
-        """Return all columns of an image and of its masks, with the image's findings.
+        """Return an image's row, the rows of its masks, and its findings, with all columns.
 
         Raises `UnknownImageError` if there is no such image, and `ShardChangedError` if its shard has changed.
         """
@@ -227,7 +227,7 @@ def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Vi
 
 
 def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; `on_ready` is called with the URL as soon as it works.
+    """Serve until SIGINT or SIGTERM. Once the server responds, `on_ready` is called with the URL.
 
     Port 0 selects a free port. Raises `UsageError` if the port is taken.
     """

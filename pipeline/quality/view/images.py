@@ -45,7 +45,7 @@ class JpegSource(Protocol):
     def check(self, place: ImageAddress, *, anew: bool = False) -> None:
         """Raise `ShardChangedError` if the image's shard changed since the viewer was opened.
 
-        With `anew`, check the store even if the last check was recent.
+        A recent check is enough unless `anew` is set.
         """
 
     def changed(self, shards: Iterable[int]) -> set[int]:
@@ -97,7 +97,7 @@ class WeightedCache(Generic[K, V]):
 class ShardImages:
     """JPEGs of a segmint dataset, read by range from the tars that its commits named when the viewer was opened.
 
-    `generations` are those of its shards at that time; the default is the latest commits.
+    `generations` are the shards' generations at that time, by default those of the latest commits.
     """
 
     def __init__(self, dataset: Location, generations: Mapping[int, int] | None = None, look_s: float = LOOK_S) -> None:
@@ -200,8 +200,8 @@ class Thumbnails:
     def jpeg(self, place: ImageAddress) -> bytes:
         """Return an image's thumbnail as JPEG.
 
-        Raises `NoImageError` if the image is missing, cannot be decoded, or its shard has changed. All
-        thumbnails of a changed shard are dropped from the cache.
+        Raises `NoImageError` if the image is missing, cannot be decoded, or its shard has changed. In the last case,
+        the cache drops all of the shard's thumbnails.
         """
         try:
             self._pictures.check(place)

@@ -193,7 +193,7 @@ def order(filters: Filters, *, backward: bool = False) -> str:
 def beyond(filters: Filters, image: int, value: float | None, *, backward: bool = False) -> Sql:
     """Return the SQL condition for images after or before one with the given value in the sort column.
 
-    Each page starts after the last id of the previous page instead of at an offset, so all pages cost the same.
+    A page starts after the previous page's last id, not at an offset, so all pages cost the same.
     """
     operator = "<" if filters.descending != backward else ">"
     if filters.sort == "id":
@@ -270,10 +270,7 @@ class ImageIndex(ImagePlaces):
         return [{**image, "findings": len(self.findings(image["id"]))} for image in images]
 
     def neighbors(self, filters: Filters, image: int) -> tuple[int | None, int | None]:
-        """Return the ids of the images before and after one in the filters' order.
-
-        Raises `UnknownImageError` if there is no such image.
-        """
+        """Return the ids before and after `image` under the filters; raises `UnknownImageError` if it isn't there."""
         before = self._ordered("id", filters, image, 1, backward=True)
         after = self._ordered("id", filters, image, 1)
         return (before[0][0] if before else None), (after[0][0] if after else None)

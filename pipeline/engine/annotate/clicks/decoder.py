@@ -70,9 +70,9 @@ class _PreviousLogits:
 class Decoder(AbstractContextManager["Decoder"]):
     """Decoder of prompts. A context manager; thread-safe.
 
-    A single prompt (one point, a box, or a text) produces three masks. A correction produces the model's single mask,
-    computed from the earlier prediction's logits. Several prompts at once, without an earlier prediction, produce the
-    best of three masks (see decision 25).
+    A single prompt (one point, a box, or a text) produces three masks. A correction produces a single mask, for which
+    the model also gets the earlier prediction's logits. Several prompts at once, without an earlier prediction, produce
+    the best of three masks (see decision 25).
     """
 
     def __init__(self, predictor: PredictorThread, handles: int = HANDLES) -> None:
@@ -88,8 +88,8 @@ class Decoder(AbstractContextManager["Decoder"]):
     def predict(self, annotator: str, embedded: ImageEmbedding, prompt: ClickPrompt) -> Prediction:
         """Return the masks for a prompt.
 
-        The prompt's handle is ignored if it is unknown, or if its logits were computed from other pixels. In that case,
-        the prediction's `handle_lost` is set.
+        If the prompt's handle is unknown, or its logits belong to other pixels, the handle is ignored and the
+        prediction's `handle_lost` is set.
         """
         embedding = embedded.embedding
         before = self._logits_of(prompt.after, embedded, annotator)

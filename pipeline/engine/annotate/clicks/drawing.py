@@ -237,10 +237,10 @@ class _Step:
 class ExactRows:
     """Single rows of upscaled logits for one image size, bit for bit as `Predictor.upscale` computes them.
 
-    torch always computes a row of a bilinear interpolation in the same way, from two rows and a weight. So
-    interpolating a single row at a scale that results in the same weight gives the same bits. Some weights can't be
-    reached this way, and small images use a different kernel. Therefore, each size is tried first, and for some sizes
-    there are no `ExactRows`.
+    torch computes a row of a bilinear interpolation from two rows and a weight, always in the same way. A single row
+    therefore gets the same bits if it is interpolated at a scale that results in the same weight. Some weights can't be
+    reached this way, and small images use a different kernel. So each size is tried first, and some sizes have no
+    `ExactRows`.
     """
 
     side: int

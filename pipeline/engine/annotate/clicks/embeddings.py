@@ -101,8 +101,8 @@ class Embeddings:
     def get(self, image: OpenImage) -> ImageEmbedding:
         """Return the embedding of an image's current state, computing it if necessary.
 
-        Raises `NoImageError` if the JPEG can't be decoded, and `NotReadyError` after `patience_s` seconds. The
-        computation continues in that case and serves all requests for the image.
+        Raises `NoImageError` if the JPEG can't be decoded. Raises `NotReadyError` after `patience_s` seconds; the
+        computation continues and serves all requests for the image.
         """
         known = self.known(image.place.id)
         if known is not None and known.jpeg_sha256 == image.jpeg_sha256:

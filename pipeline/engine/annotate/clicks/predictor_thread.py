@@ -1,9 +1,8 @@
 """The server's model, run by one thread that gives priority to clicks, even while an image is being encoded.
 
-torch keeps a team of threads for each thread that computes. As soon as the teams of a process have more threads than
-there are cores, libgomp puts waiting threads to sleep immediately. Waking them for each of a prompt's many small steps
-takes as long as the steps themselves. If there is only one team, its threads stay awake for the time that
-`GOMP_SPINCOUNT` sets.
+torch keeps a team of threads for each thread that computes. Once a process's teams have more threads than there are
+cores, libgomp puts waiting threads to sleep immediately, and waking them for each of a prompt's many small steps takes
+as long as the steps themselves. With only one team, its threads stay awake for the time that `GOMP_SPINCOUNT` sets.
 """
 
 import itertools

@@ -1,8 +1,8 @@
 """Prefilled masks for images of the semi-automatic stage (SAM paper, Section 4).
 
-A one-class detector finds boxes of objects in the released image. Each box is a prompt for the model, whose confident
-masks are prefilled, so annotators only have to add the rest. A mask is confident if the dataset's build would keep it:
-it passes the thresholds of predicted IoU and stability, and NMS by box doesn't suppress it.
+A one-class detector finds boxes of objects in the released image. The model makes a mask for each box, and the
+confident masks are prefilled, so annotators only have to add the rest. A mask is confident if the dataset's build would
+keep it: it passes the thresholds of predicted IoU and stability, and NMS by box doesn't suppress it.
 """
 
 from collections.abc import Collection, Iterator, Sequence

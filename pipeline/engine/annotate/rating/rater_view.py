@@ -1,7 +1,7 @@
 """Server-side rater view, without HTTP: shows single masks, saves ratings, and withdraws them.
 
-The same number of masks per source is drawn at random. A mask is identified by its index in the rater's order, from 0,
-because its annotation id would reveal whether a person made it.
+The same number of masks per source is drawn at random. A rater's page identifies a mask by its index in the rater's
+order, from 0, because an annotation id would reveal whether a person made the mask.
 """
 
 import hashlib

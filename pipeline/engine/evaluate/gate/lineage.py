@@ -40,8 +40,8 @@ class Lineage:
     """Training history of weights: the rounds that trained them or their ancestors.
 
     `known` is False for foreign weights without a `training.json`, and for lineages that start with such weights.
-    `share` is the smallest held-out share of all rounds. It is None if there are no rounds, and 0 if a round's share
-    isn't known. `begun` describes the weights that the first round started from, as a link without datasets.
+    `share` is the smallest held-out share of all rounds: None without rounds, and 0 if a round's share isn't known.
+    `begun` describes the weights that the first round started from, as a link without datasets.
     """
 
     weights: EvaluatedWeights
@@ -59,7 +59,7 @@ class Lineage:
     def ancestors(self) -> frozenset[str]:
         """SHA-256 of the lineage's earlier weights, whose datasets may contain masks of training images.
 
-        Published weights are excluded because they built many datasets but weren't trained on any of them.
+        Published weights are excluded: they built many datasets but weren't trained on any of them.
         """
         return frozenset(each.weights for each in (*self.begun, *self.rounds)) - _PUBLISHED
 
@@ -136,9 +136,9 @@ def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
 class UntrainedImages:
     """Images of a dataset that no weights were trained on. `ids` is None if that is true of all images.
 
-    `trained` contains the images that were trained on, the images that are similar to one of those, and the images for
-    which this isn't known. `why` explains the selection. `groups` maps the file name of each readable image to a number
-    that it shares with similar images of the command. `skipped` lists the unreadable images and shards.
+    `trained` contains the images that were trained on, images similar to one of those, and images for which this isn't
+    known. `why` explains the selection. `groups` maps the file name of each readable image to a number that it shares
+    with similar images of the command. `skipped` lists the unreadable images and shards.
     """
 
     ids: frozenset[int] | None
@@ -192,15 +192,14 @@ def untrained_images(
 ) -> dict[str, UntrainedImages]:
     """Find the images in each target dataset that none of the weights were trained on.
 
-    Weights count as trained on a dataset if their lineage names it or one of its versions, or if the dataset records
-    them. They also count as trained on it if it was built with weights of the lineage, or if its own lineage and theirs
-    have datasets in common, because annotated masks are carried over from one dataset to the next.
+    Weights count as trained on a dataset if their lineage names it or one of its versions, if the dataset records them,
+    or if weights of their lineage built it. They also count if its lineage and theirs share datasets, because annotated
+    masks are carried over from one dataset to the next.
 
-    The images of such a dataset are split as in training, with the smallest share of all rounds, and only the held-out
-    images count as untrained. In all other datasets, the images that aren't similar to a trained image count. If a
-    dataset was trained on together with another one that isn't in `targets`, none of its images count, because they may
-    be similar to images of the other one. Raises `DamagedDatasetError` if a shard of a dataset that was trained on
-    can't be read.
+    Such a dataset is split as in training, with the smallest share of all rounds, and only the held-out images count as
+    untrained. In all other datasets, the images that aren't similar to a trained image count. If a dataset was trained
+    on together with another one that isn't in `targets`, none of its images count, because they may be similar to
+    images of the other one. Raises `DamagedDatasetError` if a shard of a dataset that was trained on can't be read.
     """
     if not targets:
         return {}

@@ -45,7 +45,7 @@ class GateJudgment:
     """Verdict on whether the second weights may replace the first, with its basis.
 
     `assisted_by` counts assisted masks by model: "first", "second", or "others". `corrected_separately` counts
-    corrected masks that are reported together with the assisted ones, because the prediction that was corrected favors
+    corrected masks that are reported with the assisted ones, because they were corrected from predictions that favor
     the second weights. `favoring_first` counts independent masks that were corrected from predictions of the first
     weights or their ancestors. `guard_skipped` lists the items of the guard sets that weren't measured.
     """

@@ -58,9 +58,9 @@ def role_of(source: str | None) -> Role:
 def role_of_corrected(model: str, first: Lineage, second: Lineage) -> Role:
     """Return the role of a corrected mask by the SHA-256 of the model that made it.
 
-    A mask from a common ancestor favors the first weights if the second weights descend from the first. Otherwise, it
-    isn't known which of the two sets is closer to the ancestor, so the mask is reported separately, like a mask that
-    favors the second weights.
+    A mask from a common ancestor favors the first weights if the second descend from the first. Otherwise, it isn't
+    known which of the two is closer to the ancestor, so the mask is reported separately, like one that favors the
+    second weights.
     """
     if model in first.hashes and (first.weights.sha256 in second.hashes or model not in second.hashes):
         return Role.FAVORS_FIRST
@@ -129,9 +129,8 @@ class GateVerdict(StrEnum):
 class MeanComparison:
     """Means of a measure over the same masks, and their difference (second minus first), as fractions.
 
-    Similar images count as one of the `images`. The 95 % interval is that of the difference. It is None if there are
-    fewer than `LEAST_IMAGES` images, if the difference varies in only a few of them, or if one image contains most of
-    the masks.
+    Similar images count as one of the `images`. The 95 % interval is that of the difference. It is None for fewer than
+    `LEAST_IMAGES` images, if only a few of them differ, or if one image contains most of the masks.
     """
 
     measure: str

@@ -1,6 +1,6 @@
 """`segmint evaluate instances`: instance segmentation from boxes, scored against ground truth.
 
-Boxes with scores, as from a detector, result in an AP. Boxes without scores result in an mIoU.
+The result is an AP if the boxes have scores, as from a detector, and otherwise an mIoU.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -189,9 +189,9 @@ class MatchesByCategory:
         return sum(int(matches.truth[0]) for images in self.by_category[0].values() for _, matches in images)
 
     def check(self, boxes: BoxesByImage, models: Sequence[EvaluatedWeights] = ()) -> None:
-        """Raise `UsageError` if no box belongs to an evaluated image, or none to a category with true masks.
+        """Raise `UsageError` unless a box belongs to an evaluated image, and a box to a category with true masks.
 
-        Also raises it if none of a model's predictions belongs to an evaluated image.
+        Each model must also have a prediction in an evaluated image.
         """
         images = self.by_category[0].values()
         found = [any(len(each.scores) for of in home.values() for _, each in of) for home in self.by_category]
@@ -288,8 +288,8 @@ def evaluate_instances(
 ) -> InstancesResult:
     """Make a mask from each box, compare it with the truth, and write the results to the output, if any.
 
-    Boxes with scores result in an AP. Boxes without scores result in an mIoU, as do the truth's own boxes, which are
-    used if there is no file. Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be
+    The result is an AP if the boxes have scores, and otherwise an mIoU. Without a file, the truth's own boxes are used,
+    which have no scores. Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be
     evaluated.
     """
     truths = open_truths(options.truth, storage)

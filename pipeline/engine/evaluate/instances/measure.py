@@ -102,8 +102,8 @@ def matches_of(row: Row) -> ImageMatches:
 class OverlapMeasure:
     """Masks from boxes, with their IoU with the truth: a row for each true mask except crowds.
 
-    Without `boxes`, the prompt for a true mask is its own box. Otherwise, each true mask is paired with at most one
-    mask of the same category that was made from the file's boxes. The pairs maximize the sum of IoUs.
+    Without `boxes`, each true mask's own box is its prompt. Otherwise, each true mask is paired with at most one mask
+    of the same category that was made from the file's boxes. The pairs maximize the sum of IoUs.
     """
 
     boxes: BoxesByImage | None = None

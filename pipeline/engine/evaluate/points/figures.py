@@ -36,7 +36,7 @@ class MeanScore:
 class MeanDifference:
     """Mean of the second weights minus that of the first, over the same masks or images.
 
-    `p` tests for no difference by flipping the signs of all differences of an image. It is only computed over masks.
+    `p` tests for no difference by flipping the signs of all differences of an image, only for means over masks.
     """
 
     measure: str
@@ -105,8 +105,8 @@ class Means:
 def means_of(scores: ImageScores, truths: int, seed: int, resamples: int = RESAMPLES) -> Means:
     """Return the means of all measures over masks and images, for each truth and for all together.
 
-    If there are several truths, the result includes the mean of their means over masks, for which images are resampled
-    within each truth. All weights and their differences are resampled jointly.
+    With several truths, this includes the mean of their means over masks, whose intervals resample images within each
+    truth. All weights and their differences are resampled jointly.
     """
     images = scores.by_image()
     numbers = [number for number in range(truths) if (images.truth == number).any()]
@@ -131,10 +131,7 @@ def means_of(scores: ImageScores, truths: int, seed: int, resamples: int = RESAM
 def groups_of(
     scores: ImageScores, measures: tuple[str, ...], seed: int, resamples: int = RESAMPLES
 ) -> tuple[tuple[GroupMean, ...], tuple[GroupPair, ...]]:
-    """Return the means of some measures over each group's masks, and the tests of each pair of groups.
-
-    Masks without a group are skipped.
-    """
+    """Return the means of some measures over each group's masks, and each pair's tests; skips masks without a group."""
     names = sorted({group for group in scores.group if group is not None})
     columns = [scores.column(measure) for measure in measures]
     labels = np.array([group if group is not None else "" for group in scores.group], dtype=object)

@@ -62,8 +62,8 @@ class PointsMeasure:
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Click on the image's masks with each model. Raises ValueError if there are none.
 
-        If only one of two models predicts NaN, that model gets scores of 0, so that a comparison doesn't lose the
-        image, and this function raises `PartlyMeasuredError`. If all models predict NaN, it raises ValueError.
+        If only one of two models predicts NaN, it gets scores of 0, so that a comparison doesn't lose the image, and
+        `PartlyMeasuredError` is raised. If all models predict NaN, ValueError is raised.
         """
         masks = [mask for mask in image.masks if not mask.crowd]
         if not masks:

@@ -25,8 +25,8 @@ KINDS: Mapping[str, str] = {"r": "rare", "c": "common", "f": "frequent"}
 class ProposalsMeasure:
     """Object proposals in each image, with the number of true masks that they find.
 
-    `frequencies` maps each truth and category id of an LVIS file to a key of `KINDS`. The masks of each kind are also
-    counted separately, as if they were the only true masks.
+    `frequencies` maps each truth and category id of an LVIS file to a key of `KINDS`. Each kind's masks are counted
+    once more as if they were the only true masks.
     """
 
     points_per_side: int = 64

@@ -1,10 +1,10 @@
 """Size-bounded cache of a frozen encoder's image embeddings on a local disk.
 
 An embedding's file is `<dataset>/<weights>/<JPEG's SHA-256>.npy`; it is written atomically and ends with a checksum.
-The key is the JPEG's hash, so an embedding is never reused after a takedown or a redaction has changed its image. Files
-of images that a dataset no longer contains are deleted when a run opens the cache. Any number of processes can share a
-folder and its maximum size. A full cache doesn't evict anything, because images are drawn about equally often, so the
-least recently used embedding would be the one that is needed next.
+The JPEG's hash is the key, so an embedding is never reused after a takedown or redaction has changed its image. When a
+run opens the cache, it deletes files of images that a dataset no longer contains. Any number of processes can share a
+folder and its maximum size. A full cache doesn't evict anything: images are drawn about equally often, so the least
+recently used embedding would be the one that is needed next.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Draws of images and masks for each step, which depend only on keys.
 
-Any process can compute any step's draws without the earlier ones, because they depend only on the seed, the step, the
-images, and the settings. Images of a dataset are drawn in the order of a random permutation, with a new permutation for
-each pass. A dataset that is configured twice counts as two datasets.
+A step's draws depend only on the seed, the step, the images, and the settings, so any process can compute them without
+the earlier ones. A dataset's images are drawn in the order of a random permutation, with a new one for each pass. A
+dataset that is configured twice counts as two datasets.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ class StepDraw:
 
     `slot` is the image's number in the step, from 0. `jitter` is None for the whole image. Otherwise, it contains the
     image's scale, and the crop's distance from the top and from the left as shares of the part that is cropped away.
-    `crops` is None without CLIP. Otherwise, it contains, for each mask, the enlargement of its crop for CLIP and
-    whether only the mask is shown.
+    Without CLIP, `crops` is None. With CLIP, it contains how much each mask's crop is enlarged and whether only the
+    mask is shown.
     """
 
     slot: int
@@ -141,7 +141,7 @@ def fixed_draws(
     """Draw up to `most` of the `chosen` images, (N,) bool, with up to `masks` masks each, the same in every run.
 
     The draw depends on the images' sources, but not on the seed or the order of the datasets. `choices` contains the
-    mask choice of each dataset. If a source has several images, one from a dataset with only annotated masks takes
+    mask choice of each dataset. Of several images of a source, one from a dataset with only annotated masks takes
     precedence.
     """
     rank = np.array([_PREFERRED.index(choice) for choice in choices])

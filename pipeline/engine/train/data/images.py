@@ -1,6 +1,6 @@
 """In-memory table of a run's images and the masks that it may train on.
 
-An image takes about 5 kB, plus 8 bytes per mask. Nearly all of the 5 kB is a thumbnail that is dropped after the split.
+An image takes about 5 kB, plus 8 bytes per mask. Nearly all of that is a thumbnail, which is dropped after the split.
 """
 
 import hashlib
@@ -179,9 +179,9 @@ def find_images(
 ) -> tuple[TrainingImages, dict[str, DatasetContents]]:
     """Scan the images of the datasets' committed shards and choose the masks to train on.
 
-    `kept` is the folder of shard scans from earlier runs. Returns the images, and each dataset's contents by its key.
-    Unusable items are added to `skipped`. An unreadable shard raises `DamagedDatasetError` or is skipped, depending on
-    `bad_shards`. Raises `NoImagesError` if no image remains.
+    Returns the images, and each dataset's contents by its key. `kept` is the folder of shard scans from earlier runs.
+    Unusable items are added to `skipped`. With an unreadable shard, `bad_shards` decides between skipping it and
+    raising `DamagedDatasetError`. Raises `NoImagesError` if no image remains.
     """
     shards: list[Shard] = []
     parts: list[tuple[Any, ...]] = []

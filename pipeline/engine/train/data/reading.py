@@ -113,7 +113,7 @@ class TrainingImageReader:
     def read(self, draw: StepDraw, kept: Kept = _nothing) -> TrainingImage | None:
         """Read a drawn image with its usable masks; return None if there is nothing to train on.
 
-        `kept` returns the cached embedding of a row, or None. If there is an embedding, the pixels aren't read. Raises
+        `kept` returns the cached embedding of a row, or None; with an embedding, no pixels are read. Raises
         `StorageFaultError` if the store fails, which doesn't count against the image.
         """
         return self.take(self.prepare(draw, kept))
@@ -265,8 +265,8 @@ def _box(mask: NDArray[np.bool_], input_size: tuple[int, int]) -> list[float]:
 def view_of(size: tuple[int, int], jitter: tuple[float, float, float] | None = None) -> ImageView:
     """Return the view of an image of `size` (height, width), which is the whole image without `jitter`.
 
-    Large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177) makes the longer side `jitter[0]` times that of the
-    encoder's input, and crops what doesn't fit. `jitter[1:]` are the crop's place as in `StepDraw`.
+    Large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177) makes the longer side `jitter[0]` times as long as the
+    encoder's input, and crops what doesn't fit. `jitter[1:]` is the crop's position, as in `StepDraw`.
     """
     if jitter is None:
         return ImageView(slice(None), slice(None), resized_size(*size, SAM1.image_size))

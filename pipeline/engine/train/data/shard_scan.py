@@ -1,7 +1,7 @@
 """Scan of a shard's images: their byte ranges in the tar, their hashes, and whether they can be decoded.
 
-A shard's scan is cached in a file named by the tar's hash, so a corrected shard, which is a new tar, is scanned again.
-The files contain thumbnails, so the rules for cached embeddings apply to them; see `cache.py`.
+A scan is cached in a file named by the tar's hash. A corrected shard is a new tar, so it is scanned again. The files
+contain thumbnails, so the rules for cached embeddings apply; see `cache.py`.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class ShardScan:
 def scan_shard(dataset: Location, tar: FileEntry, kept: Location | None, decoder: JpegDecoder) -> ShardScan:
     """Return the scan of a tar from the folder `kept`, or scan the tar and store the result there.
 
-    The result isn't stored if a JPEG exceeded the limits of memory or time, so that the next run tries again. Raises
+    If a JPEG exceeded the limits of memory or time, the result isn't stored, so the next run tries again. Raises
     `DamagedDatasetError` for an unreadable tar.
     """
     file = None if kept is None else kept / f"{tar.sha256}.npz"

@@ -1,8 +1,8 @@
 """Split into training and held-out images by a hash of the source. Similar images are on the same side.
 
-A group of similar images is held out only if the hash of *each* image qualifies. So a held-out image was also held out
-in every earlier run that had the same share and fewer images, and no weights of its lineage have been trained on it or
-on a similar image. docs/decisions/0022-splits.md gives the reasons.
+A group of similar images is held out only if the hash of *each* image qualifies. An earlier run with the same share and
+fewer images therefore held out the same image, so no weights of the lineage were trained on it or on a similar one.
+docs/decisions/0022-splits.md gives the reasons.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def held_out(
     """Return which of the N images are held out, (N,) bool.
 
     `seen` (N,) bool marks images of datasets that are trained on (None: all images). Other images are held out, unless
-    a similar image is trained on. `groups` (N,) is the result of `similar_groups`, if it is already known.
+    a similar image is trained on. Pass the result of `similar_groups` as `groups` (N,) if you have it.
     """
     sources, same = np.unique(images.source_sha256, axis=0, return_inverse=True)
     alone = np.array([is_held_out(source.tobytes(), share) for source in sources], bool)

@@ -1,8 +1,8 @@
 """Training with several workers: Ray Train's TorchTrainer around the loop of a single process.
 
-The command's process finds and splits the images once. In every step, each worker reads its share of the images. torch
-sums the gradients (gloo on CPUs, NCCL on GPUs). If a worker dies, Ray Train restarts all of them, and they resume from
-the run's last checkpoint; Ray's own checkpoints aren't used.
+The command's process finds and splits the images once. In each step, every worker reads its share of the images, and
+torch sums the gradients (gloo on CPUs, NCCL on GPUs). If a worker dies, Ray Train restarts all of them, and they resume
+from the run's last checkpoint; Ray's own checkpoints aren't used.
 """
 
 import math

@@ -65,9 +65,9 @@ class PrivacySample:
 def sample_privacy(location: Location, count: int, seed: int, output: Location) -> PrivacySample:
     """Draw `count` released images, or all if there are fewer, and write them to the folder `output`.
 
-    Every image has the same probability of being drawn, with or without masks. The sample is deterministic for a
-    dataset, count, and seed. `manifest.json` is written last. Raises `UsageError` if there is no dataset or it has no
-    released image, or if `output` already contains a study.
+    All images are equally likely, with or without masks. The sample is deterministic for a dataset, count, and seed.
+    `manifest.json` is written last. Raises `UsageError` if there is no dataset or it has no released image, or if
+    `output` already contains a study.
     """
     dataset = Dataset.open(location)
     file = output / MANIFEST

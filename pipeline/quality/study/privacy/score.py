@@ -53,9 +53,9 @@ class PrivacyScore:
     """Misses that people found in released images of a dataset.
 
     `images` images were drawn from a `population`, and `answered` of them were reviewed. `missed` has an entry for each
-    kind, and a last one for `any`. Foreign images, which `foreign` counts, are ignored. If an image was reviewed again,
-    which `further` counts, the marks of all its reviews count. `version` is the dataset's version from which the sample
-    was drawn, and `config_sha256` the hash of its configuration.
+    kind, and a last one for `any`. Foreign images, which `foreign` counts, are ignored. `further` counts repeated
+    reviews of an image; the marks of all reviews count. `version` is the dataset's version from which the sample was
+    drawn, and `config_sha256` the hash of its configuration.
     """
 
     name: str
@@ -204,9 +204,9 @@ class Mark:
 class Marks:
     """Marked boxes. An image that someone reviewed has a key in `found`, even without any marks.
 
-    If an image was reviewed several times, all marks count, because one sighting is enough. `unreadable` lists the
-    reason for each unreadable mark, and `doubtful` their images. `foreign` counts images that were not drawn, and
-    `further` the repeated reviews of an image.
+    One sighting is enough, so all marks of an image's reviews count. `unreadable` lists the reason for each unreadable
+    mark, and `doubtful` their images. `foreign` counts images that were not drawn, and `further` the repeated reviews
+    of an image.
     """
 
     sizes: Mapping[int, Size]  # of the drawn images, by id
