@@ -1,6 +1,6 @@
 """Number of floating-point operations in SAM, computed from its shapes, which is the basis of the hardware ceiling.
 
-Counts the multiplications and additions of matrix products, convolutions, and attentions, two operations per
+The counts cover the multiplications and additions of matrix products, convolutions, and attentions, two operations per
 multiply-add. For the mask decoder, the counted products are those of the factored algebra (`sam/point_decoder.py`),
 which needs far fewer than the formulas of the SAM paper. Padding, layouts, norms, activations, softmax, resizing,
 filters, and everything that only depends on the weights aren't counted. An implementation of this algebra needs at
@@ -56,8 +56,8 @@ class ImageCost:
 def image_cost(settings: MaskSettings) -> ImageCost:
     """Return the number of encodes and prompts for one image. Layer L has 4^L crops, each with its own grid.
 
-    With the settings of SA-1B (SAM paper, Appendix B), that is 21 encodes and 3,072 prompts. Tiny images may have fewer
-    crops, but count as if they had all of them.
+    SA-1B's settings (SAM paper, Appendix B) need 21 encodes and 3,072 prompts. Tiny images count as if they had all
+    crops.
     """
     return ImageCost(settings.encodes, settings.points)
 
@@ -107,7 +107,7 @@ def draw_flop(points: int, masks: int, decoder_depth: int = 2, tokens: int = TOK
 def mask_flop(decoder_depth: int = 2, tokens: int = TOKENS) -> int:
     """Return the least operations per drawn mask: 1.78e8 for a depth of 2.
 
-    A run counts the drawn masks but not their points. There are at least a third as many points as masks.
+    A run counts its drawn masks but not their points, of which there are at least a third as many.
     """
     return draw_flop(1, MASKS_PER_POINT, decoder_depth, tokens) // MASKS_PER_POINT
 

@@ -1,9 +1,9 @@
 """Utilities that keep a GPU busy: asynchronous copies, CUDA graphs, and per-thread objects.
 
-A CUDA graph records a function's kernels once and replays them with a single launch. The host launches a few hundred
-thousand kernels per second at best, and a chunk of prompts needs hundreds of kernels that take microseconds each. In a
-replay, they run back to back without the host. A graph reads and writes the memory with which it was captured, so
-inputs must be copied to that memory, and outputs are only valid until the next replay.
+The host launches a few hundred thousand kernels per second at best, and a chunk of prompts needs hundreds of kernels
+that take microseconds each. A CUDA graph records a function's kernels once and replays them back to back with a single
+launch. A graph reads and writes the memory with which it was captured, so inputs must be copied to that memory, and
+outputs are only valid until the next replay.
 """
 
 import threading
@@ -138,9 +138,9 @@ class CapturedGraph(Generic[Output]):
 
 
 class PerThread(Generic[Output]):
-    """One object per thread, because a graph must be replayed by the thread that captured it.
+    """One object per thread, such as a graph, which only the thread that captured it may replay.
 
-    Libraries keep a handle and a workspace per thread, and a graph uses those of the thread in which it was captured.
+    Libraries keep a handle and a workspace per thread, and a graph uses those of its thread.
     """
 
     def __init__(self) -> None:

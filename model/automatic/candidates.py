@@ -15,7 +15,7 @@ from segmint.model.automatic.rle import Rle, encode_patch, encode_runs
 
 @dataclass(frozen=True)
 class MaskPatch(ABC):
-    """Mask that is stored as the pixels inside its box. Everything outside is background.
+    """Mask that is stored as the pixels inside its box; everything outside is background.
 
     Attributes:
         corner: (x, y) of the top left pixel, in pixels of the frame.

@@ -42,10 +42,10 @@ class CleanedPatch(NamedTuple):
 def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, keep_largest: bool) -> CleanedPatch:
     """Return the result of `clean` for a mask in the frame of (height, width).
 
-    Only computes a window around the patch. On each side of the window that isn't a side of the frame, a margin of
-    background separates that side from the patch. The margin is one connected piece of at least `min_area` pixels.
-    Therefore, background that continues beyond that side doesn't count as a small hole, just as in the whole frame. The
-    window starts at even pixels, because OpenCV orders its labels by squares of 2x2.
+    Only a window around the patch is computed. On each side that isn't a side of the frame, the window includes a
+    margin of background, one connected piece of at least `min_area` pixels. Background that continues beyond the window
+    therefore doesn't count as a small hole. The window starts at even pixels, because OpenCV orders its labels by
+    squares of 2x2.
     """
     (x, y), (height, width) = patch.corner, patch.shape
     across, down = -(-min_area // height), -(-min_area // width)
@@ -62,9 +62,9 @@ def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, ke
 def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> CleanedMask:
     """Fill holes of fewer than `min_area` pixels, then remove islands of fewer than `min_area` pixels.
 
-    Background that is enclosed by the mask and the image's border counts as a hole. If all islands are small,
-    `keep_largest` keeps the largest one (the first in OpenCV's label order). Without `keep_largest`, the mask is
-    dropped, as in SA-1B (SAM paper, Appendix B). Empty masks are also dropped.
+    Background that the mask and the image's border enclose counts as a hole. If all islands are small, `keep_largest`
+    keeps the largest one (the first in OpenCV's label order). Without `keep_largest`, the mask is dropped, as in SA-1B
+    (SAM paper, Appendix B). Empty masks are dropped in any case.
     """
     filled, holes = fill_holes(mask, min_area)
     kept, islands = remove_islands(filled, min_area, keep_largest)

@@ -48,8 +48,9 @@ def crop_points(crop: Crop, grid: NDArray[np.float64]) -> NDArray[np.float64]:
 def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> list[Crop]:
     """Return the full image, then the crops of layers 1 to `layers`, column by column (x outermost).
 
-    `frame_size` is (height, width). The formula is that of the reference code, which also gives empty windows for tiny
-    images. The overlap in layer 1 is `overlap_ratio` of the image's short side, and it halves with each further layer.
+    `frame_size` is (height, width). In layer 1, crops overlap by `overlap_ratio` of the image's short side; the overlap
+    halves with each further layer. As in the reference code, whose formula this is, some windows of tiny images are
+    empty.
     """
     height, width = frame_size
     crops = [Crop(0, (0, 0, width, height))]
@@ -76,7 +77,7 @@ def cut(crop: Crop, frame_size: tuple[int, int], pixels: PixelsT) -> PixelsT:
     """Return the crop's pixels, (h, w, 3) uint8, as a view of an image that shows the whole frame at any resolution.
 
     `frame_size` is (height, width). Each axis is scaled separately, and borders are rounded to the nearest pixel of
-    `pixels`. A nonempty crop yields at least one pixel.
+    `pixels`. A nonempty crop has at least one pixel.
     """
     x0, x1 = _scaled_span(crop.box[0], crop.box[2], frame_size[1], pixels.shape[1])
     y0, y1 = _scaled_span(crop.box[1], crop.box[3], frame_size[0], pixels.shape[0])

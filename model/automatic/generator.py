@@ -37,8 +37,8 @@ Result = TypeVar("Result")
 class MaskGenerator:
     """Generator of all masks of an image (SAM paper, Section 4 and Appendix B).
 
-    The generator doesn't resize images. Masks are in the frame of the given image, and in the `sa1b` profile, crops may
-    come from the image's larger `original`. Builds and `segmint masks` pass the released image and its original.
+    Masks are in the frame of the given image, which isn't resized. The `sa1b` profile may cut crops from a larger
+    `original` of the image. Builds and `segmint masks` pass the released image and its original.
     """
 
     def __init__(
@@ -109,12 +109,12 @@ class MaskGenerator:
     ) -> Iterator[RawMasks | Exception]:
         """Yield the result of `find` for each (image, original or None), in order, without stopping at failed images.
 
-        If an image fails, its result is the exception. On an accelerator, an image is copied and encoded while the
-        previous image is decoded, and the bits are the same as for a single image. None in `images` means that no image
-        is ready yet. The generator then continues the images that it has started, instead of waiting for the next one.
-        If an image isn't finished within `timeout_s` seconds, its result is a TimeoutError. On an accelerator, the time
-        starts when the image begins to be copied, and is checked after each crop. On a CPU, images are processed one
-        after the other, and the time is checked after each chunk of points.
+        If an image fails, its result is the exception. On an accelerator, the next image is copied and encoded while
+        the previous one is decoded, with the same bits as for a single image. None in `images` means that no image is
+        ready yet, and the generator continues the images that it has started. If an image takes more than `timeout_s`
+        seconds, its result is a TimeoutError. On an accelerator, the time starts when the image begins to be copied,
+        and is checked after each crop. On a CPU, images are processed one after the other, and the time is checked
+        after each chunk of points.
         """
         if self._on_device is not None:
             yield from self._stream(images, lambda: deadline(timeout_s))
@@ -137,8 +137,7 @@ class MaskGenerator:
     def finish(self, found: RawMasks) -> GeneratedMasks:
         """Return the masks for the candidates of `find`, after NMS across crops, cleanup, and run-length encoding.
 
-        Runs only on the host and doesn't use torch, so another thread can run it while the device processes the next
-        image.
+        This doesn't use torch or the device, so another thread can run it while the device processes the next image.
         """
         candidates = suppress_across_crops(found.candidates, self.settings)
         written, counts = clean_up(candidates, found.frame_size, self.settings)
@@ -220,8 +219,7 @@ def clean_up(
 ) -> tuple[CandidateMasks, Funnel]:
     """Fill small holes, remove small islands, and suppress new duplicates. Count from `after_nms2` to the end.
 
-    OpenCV finds connected components in windows around the masks. In the suppression, masks that cleanup left unchanged
-    come first and win over the changed ones. Scores don't change.
+    In the suppression, masks that cleanup left unchanged win over changed ones. Scores don't change.
     """
     if settings.min_mask_region_area == 0:
         return candidates, Funnel(after_nms2=len(candidates), written=len(candidates))
@@ -283,10 +281,9 @@ def _floats(box: NDArray[np.int64]) -> tuple[float, float, float, float]:
 class Workers:
     """Thread pool that maps functions over items, with single-threaded torch in each thread.
 
-    The pool decodes chunks of prompts in parallel on a CPU. Chunks are independent, but each consists of short
-    operations: a prompt needs hundreds of them, and torch's own threads would synchronize after each one. On two cores,
-    the pool takes half as long as torch's own two threads. It also makes a chunk's arithmetic, and therefore its last
-    bits, independent of the number of cores.
+    On a CPU, the pool decodes chunks of prompts in parallel. A prompt needs hundreds of short operations, and torch's
+    own threads would synchronize after each one; on two cores, the pool takes half as long as they do. Each chunk's
+    arithmetic, and therefore its last bits, is also independent of the number of cores.
     """
 
     def __init__(self, threads: int) -> None:

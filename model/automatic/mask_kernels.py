@@ -1,9 +1,9 @@
 """Triton kernels for `mask_tiles.py`, in which logits at the crop's resolution only exist in registers.
 
-Each program processes a tile of one mask. It computes each pixel's logit from nine low-resolution logits, which stay in
-the first-level cache, compares the logit with the thresholds, and keeps counts and extremes. It writes seven numbers
-per tile (`measure`) or the pixels inside a mask's box (`draw`). Tiles outside `taps.reached` are skipped. Sums are in
-the order of `taps.interpolate`, and multiplications are not fused with additions, so all bits match torch's operations.
+Each program processes a tile of one mask. It computes each pixel's logit from nine low-resolution logits in the
+first-level cache, compares it with the thresholds, and keeps counts and extremes. It writes seven numbers per tile
+(`measure`) or the pixels inside a mask's box (`draw`). Tiles outside `taps.reached` are skipped. Sums are in the order
+of `taps.interpolate`, and multiplications are not fused with additions, so all bits match torch's operations.
 """
 
 from collections.abc import Sequence

@@ -101,9 +101,8 @@ def interpolate(low: Tensor, rows: Taps, columns: Taps) -> Tensor:
 def reached(low: Tensor, offset: float, rows: Taps, columns: Taps) -> Tensor:
     """Return bounds (N, 4) int32 x0, y0, x1, y1, ends exclusive, outside which no logit of the crop exceeds -offset.
 
-    A pixel is a mean of logits, so it can only be above -offset if it uses a logit that is. The box of such logits
-    therefore bounds all three masks (`upscaling.py`, 1.). If all such logits are in the padding, the result is an empty
-    box.
+    A pixel is a mean of logits, so it can only be above -offset if one of them is. The box of these logits therefore
+    bounds all three masks (`upscaling.py`, 1.). It is empty if all of them are in the padding.
     """
     x0, y0, x1, y1 = mask_boxes(low > -offset).T
     return torch.stack([columns.starts[x0], rows.starts[y0], columns.stops[x1], rows.stops[y1]], dim=1)
@@ -113,8 +112,8 @@ def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tenso
     """Return counts and boxes of the masks of logits (N, S, S) float32, without storing the masks.
 
     The result is (N, 7) int64: the numbers of pixels above +offset, 0, and -offset, and the box x0, y0, x1, y1 of the
-    pixels above 0, ends inclusive. It is all zeros for empty masks and for masks that aren't `wanted` (N,) bool, whose
-    logits may be arbitrary.
+    pixels above 0, ends inclusive. Empty masks get all zeros, as do masks that aren't `wanted` (N,) bool, whose logits
+    may be arbitrary.
     """
     step = _TILE_ELEMENTS // max(columns.pixels, low.shape[2])
     parts = [_measure(low[start:stop], rows, columns, offset) for start, stop in _spans(len(low), step)]

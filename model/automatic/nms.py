@@ -53,10 +53,10 @@ def nms_on_device(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Return the result of `nms` for boxes (N, 4) and scores (N,) on their device, without one step per box.
 
     With boxes in order, box j stays unless a box i < j overlaps it and stays. Starting with all boxes, this rule is
-    applied to all of them in parallel until nothing changes. Box j only depends on earlier boxes, so after n rounds the
-    first n are final, and the fixed point is the greedy result. Suppression chains are short, so a few rounds are
-    enough ("Cluster-NMS", arXiv 2005.03572, Section 4.2). Larger inputs are split into blocks, and each finished block
-    suppresses boxes in later blocks.
+    applied to all of them in parallel until nothing changes. Box j only depends on earlier boxes, so the first n are
+    final after n rounds, and the fixed point is the greedy result. A few rounds are enough, because chains of
+    suppression are short ("Cluster-NMS", arXiv 2005.03572, Section 4.2). Larger inputs are split into blocks, and each
+    finished block suppresses boxes in later blocks.
     """
     order = torch.argsort(-scores.to(torch.float32), stable=True)
     blocks = torch.split(boxes.to(torch.float32)[order], _BLOCK)

@@ -74,8 +74,7 @@ def propose(
 
     `chunk` is (1 to `points_per_chunk`, 2), x, y in pixels of the crop, and `plan` belongs to the embedding. A shorter
     chunk is padded with its last point, so that a prompt's arithmetic is the same in every chunk. Only masks above the
-    threshold are drawn, unless `use_m2m` is set. In that case, all masks are drawn, decoded again, and then compared
-    with the threshold.
+    threshold are drawn. With `use_m2m`, all masks are drawn, decoded again, and then compared with the threshold.
     """
     padded = np.concatenate([chunk, np.repeat(chunk[-1:], settings.chunk_on("cpu") - len(chunk), axis=0)])
     masks = predictor.decode_points(embedding, plan, padded)

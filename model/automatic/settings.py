@@ -26,8 +26,8 @@ MAX_POINTS_PER_CHUNK = 1023
 def small_chunk(points_per_chunk: int) -> int:
     """Return the smaller of a GPU's two chunk sizes for up to `points_per_chunk` points. A CPU only has one size.
 
-    It is a quarter of the larger one, because with SA-1B's settings, a crop of the second layer has 64 points, for
-    which a chunk of 256 would take four times as long.
+    It is a quarter of the larger one: with SA-1B's settings, a crop of the second layer has 64 points, for which a
+    chunk of 256 would take four times as long.
     """
     return max(1, points_per_chunk // 4)
 
@@ -229,8 +229,8 @@ def crop_length(length: int, per_side: int, overlap: int) -> int:
 def enough_for_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> tuple[int, int]:
     """Return the (height, width) that the frame's image needs for the last layer's crops to fill the encoder's input.
 
-    The long side of such a crop then has `SAM1.image_size` pixels or slightly more. The result is smaller than the
-    frame if the frame's own pixels are more than enough.
+    The long side of such a crop then has `SAM1.image_size` pixels or slightly more. The result may be smaller than the
+    frame.
     """
     height, width = frame_size
     per_side = 2**layers

@@ -93,7 +93,7 @@ class TiledUpscaling:
     def draw_in_steps(self, sketches: Sequence[MaskOutline]) -> Generator[None, None, list[MaskPatch]]:
         """Return the patches of `draw`, and pause between starting work on the device and waiting for it.
 
-        There is a second pause if masks have more runs than expected.
+        If masks have more runs than expected, it pauses twice.
         """
         groups = list(strips_of([sketch.box for sketch in sketches]))
         counts: dict[int, int] = {}
@@ -153,8 +153,8 @@ def _room(strips: Sequence[Strip]) -> int:
 def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
     """Yield groups of strips to draw at once for the masks with these boxes, each with the index of its first mask.
 
-    The index of a strip's mask is relative to that first mask. A mask with a large box has several strips, which may
-    even be in several groups.
+    A strip's mask is counted from that first mask. A mask with a large box has several strips, possibly in several
+    groups.
     """
     first, strips, drawn = 0, list[Strip](), 0
     for mask, (x0, y0, x1, y1) in enumerate(boxes):
@@ -224,9 +224,9 @@ KERNELS = KernelsWithFallback()
 def changes(flat: Tensor, room: int) -> Tensor:
     """Return the positions where `flat` (N,) of 0 and 1, N under 2^31, differs from the previous one, initially 0.
 
-    Columns of masks are drawn one after another, with a background pixel after each, so no run of foreground continues
-    into the next column or mask. Positions come in pairs: the start of a run and the position after its end. One search
-    finds the positions of all masks.
+    Positions come in pairs: the start of a run and the position after its end. Each column of a mask is followed by a
+    background pixel, so no run of foreground continues into the next column or mask, and one search finds the positions
+    of all masks.
 
     Returns (1 + room,) int32 on the device: the number of positions, and the first `room` of them, padded with -1. The
     host only waits when it reads the result.

@@ -147,9 +147,9 @@ class BorderSketch:
 class BorderUpscaling:
     """Upscaling for CPUs with the kernels of `model/kernels/cpu/border.h`, which only compute the pixels at borders.
 
-    Elsewhere, all logits that a pixel uses are on the same side of the thresholds. Masks are measured first. Only those
-    that remain after suppression are drawn. Drawing makes the same decisions as measuring, so their boxes and areas are
-    the measured ones.
+    Elsewhere, all logits that a pixel uses are on the same side of the thresholds. Masks are measured first, and only
+    those that remain after suppression are drawn. Both steps decide alike, so drawn masks have the measured boxes and
+    areas.
     """
 
     def __init__(self, kernels: Kernels, embedding: Embedding, geometry: Geometry) -> None:

@@ -115,8 +115,7 @@ class CascadeDetector:
     """MTCNN's cascade with shared work. It finds faces of at least `smallest` pixels in images of any size.
 
     The levels of the pyramid are made from the whole image, without overlapping tiles. P-Net processes a level in
-    strips of rows that fit together, so its memory hardly grows with the image. R-Net and O-Net process candidates in
-    batches.
+    strips of rows, so its memory hardly grows with the image. R-Net and O-Net process candidates in batches.
     """
 
     kind: Kind = "face"

@@ -23,8 +23,8 @@ class Detection:
 
     `box` is (x0, y0, x1, y1), and `quad` contains the four corners of a plate (None for faces and objects), both in
     float pixels of the searched image. Either may extend beyond the image's border. `score` is in [0, 1], and `source`
-    is the detector's name. `orientation` is the counterclockwise angle in degrees by which the image was turned when
-    the detector searched it.
+    is the detector's name. `orientation` is the counterclockwise angle in degrees by which the image was turned for the
+    search.
     """
 
     kind: Kind
@@ -132,8 +132,7 @@ def overlap_of_smaller(first: Box, second: Box) -> float:
 def merge(ranked: Iterable[Detection], threshold: float = 0.6) -> list[Detection]:
     """Drop each detection whose box overlaps a higher-ranked one by more than `threshold` of the smaller box.
 
-    The smaller box is the reference, because the box of a face that one tile cuts off is inside the box of the whole
-    face.
+    If one tile cuts off a face, that box is inside the box of the whole face, so the smaller box is the reference.
     """
     kept: list[Detection] = []
     for candidate in ranked:
@@ -193,8 +192,8 @@ def search(
 ) -> list[tuple[bool, Detection]]:
     """Run `find` on every tile of the image at `scale`, which `resize` produces.
 
-    Returns pairs (cut, detection) in pixels of the image. `cut` means that the box touches a side of its tile that is
-    not a side of the image, so the next tile has a better view of the same object.
+    Returns pairs (cut, detection) in pixels of the image. `cut` means that the box touches a side of its tile inside
+    the image, so the next tile has a better view of the same object.
     """
     scaled = resize(image, scale)
     height, width = scaled.shape[:2]
@@ -230,8 +229,8 @@ def whole_first(found: Iterable[tuple[bool, Detection]]) -> list[Detection]:
 class TiledDetector:
     """Detector that runs another one on the whole image, and on tiles of the image at original and double size.
 
-    A tile is cut from the image before it is enlarged, so memory only depends on the tile size. For the search of the
-    whole image, images of more than `max_pixels` pixels are shrunk to that size. Boxes are merged in the image's frame.
+    A tile is cut from the image before it is enlarged, so memory only depends on the tile size. The whole image is
+    first shrunk to `max_pixels` pixels if it has more. Boxes are merged in the image's frame.
     """
 
     def __init__(

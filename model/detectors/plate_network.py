@@ -147,9 +147,9 @@ class PlateNetworkOnDevice:
 def shrunk(image: Pixels, scale: float) -> Pixels:
     """Resize an image (H, W, 3) uint8 RGB by `scale` like `resized`, but shrink it in a fifth of the time.
 
-    Images are shrunk with torch's antialiased bilinear filter, which sums integers and gives identical results on every
-    machine. MTCNN doesn't use this function, because it found a false face with this filter, and a different one with
-    the bicubic filter.
+    To shrink, torch's antialiased bilinear filter sums integers, so results are identical on every machine. MTCNN
+    doesn't use this function, because it found a false face with this filter, and a different one with the bicubic
+    filter.
     """
     height, width = scaled_size(image.shape[0], image.shape[1], scale)
     if scale >= 1 or (height, width) == image.shape[:2]:

@@ -84,11 +84,11 @@ def decode(loc: Floats, landms: Floats, at: Floats) -> tuple[Floats, Floats]:
 class PlateDetector:
     """The plate network on tiles at several scales, whose detections are combined.
 
-    The network is sensitive to scale. For example, a plate of 160 px scored 0.1 at its original size and 0.98 at twice
-    that size, at which its box covered two thirds of the plate; the boxes at other scales covered the rest. Images are
-    therefore searched at each of `scales`. Scales over 1 are only used if the enlarged image has at most
-    `enlarged_pixels`, and images of more than `max_pixels` are first shrunk to that size. If the enlarged image would
-    be too large and `glance` is given, windows around all small boxes that scored at least `glance` are searched at
+    The network is sensitive to scale. For example, it scored a plate of 160 px at 0.1 at its original size and at 0.98
+    at twice that size, where its box covered only two thirds of the plate; the boxes at other scales covered the rest.
+    Images are therefore searched at each of `scales`. Scales over 1 are only used if the enlarged image has at most
+    `enlarged_pixels`, and images of more than `max_pixels` are first shrunk to that size. If an enlarged image would be
+    too large and `glance` is given, windows around all small boxes that scored at least `glance` are searched at
     `closer_scales`. A plate counts if its score is at least `score` at one scale, and at least half of that at another
     scale. The result is the smallest rectangle around all of its boxes, at any angle.
     """
@@ -208,9 +208,9 @@ def _search_around(
 def agreed(views: Sequence[Sequence[Detection]], score: float) -> list[Detection]:
     """Combine the detections of several views of one image, best score first.
 
-    A detection with a score of at least `score` counts if another view has a detection, with any score, whose box
-    overlaps it with an IoU of at least 0.3. The result has the score of the former, and the rectangle around the
-    corners of all detections that overlap it in this way.
+    A detection that scores at least `score` counts if another view has a detection, with any score, whose box overlaps
+    it with an IoU of at least 0.3. It keeps its score, and its box becomes the rectangle around the corners of all
+    detections that overlap it in this way.
     """
     every = [(index, found) for index, view in enumerate(views) for found in view]
     seeds = merge(by_score(found for _, found in every if found.score >= score))

@@ -6,12 +6,12 @@ Each prompt has its own image of P positions and C channels, kept in factors (`m
 
 X is the image that all prompts share, and there are R coefficients per position and R vectors. A step is either local
 to a position (`answer`, `draw`) or a sum over positions (`look`), so one program can process a tile of positions
-completely. A prompt's coefficients are read once per step and written once per block, and nothing else of that size
+completely. It reads a prompt's coefficients once per step and writes them once per block; nothing else of that size
 exists. Products use the tensors' dtype; sums, statistics of norms, and softmax use float32. Sums have a fixed order.
 
-Each of 8 heads has 8 rows for tokens, T of which are used. The row after the first head's tokens, number `CONSTANT`,
-isn't needed for a token. From the first norm on, its coefficients are 1, for the norm's bias. A program arranges the
-rows as a matrix that is zero except for each head's own channels, so one product serves all heads.
+Each of 8 heads has 8 rows for tokens, T of which are used. Row `CONSTANT`, after the first head's tokens, is thus free.
+From the first norm on, its coefficients are 1, for the norm's bias. A program arranges the rows as a matrix that is
+zero except for each head's own channels, so one product serves all heads.
 
 Shapes: B prompts, N = 64 rows, D = 16 channels per head, W = 128 of all heads, R = 64 rows per block, newest first, C =
 256, P positions.

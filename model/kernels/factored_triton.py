@@ -1,7 +1,7 @@
 """Triton kernels for the steps of `factored_image.py`, in which each program processes a tile of a prompt's positions.
 
 Tensors are read in their given layout, and sums are float32. A tile's intermediate values only exist in registers and
-shared memory. Tiles are cut off at the end of the positions.
+shared memory. The last tile ends with the positions.
 """
 
 from collections.abc import Sequence

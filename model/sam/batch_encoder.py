@@ -29,10 +29,10 @@ class CompilationError(RuntimeError):
 class BatchEncoder:
     """Runner of one SAM's image encoder. Create it after the model has its device, dtype, and weights.
 
-    For MobileSAM's encoder in float32, it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`). This
-    isn't done in bfloat16, because folded weights would be rounded twice. Otherwise, it runs the model's encoder. In
-    bfloat16, torch's kernels still compute statistics of layer norms and softmax in float32. If compilation fails, the
-    encoder runs eagerly from then on, with a RuntimeWarning; with `must_compile`, it raises `CompilationError`.
+    For MobileSAM's encoder in float32, it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`); in
+    bfloat16, folded weights would be rounded twice. Otherwise, it runs the model's encoder. In bfloat16, torch's
+    kernels still compute statistics of layer norms and softmax in float32. If compilation fails, the encoder runs
+    eagerly from then on, with a RuntimeWarning; with `must_compile`, it raises `CompilationError`.
     """
 
     def __init__(self, sam: Sam, compile_mode: CompileMode | None = None, must_compile: bool = False) -> None:
@@ -116,7 +116,7 @@ class BatchEncoder:
 def compile_arguments(mode: CompileMode, device: torch.device) -> dict[str, Any]:
     """Return the arguments of `torch.compile` for a mode. On a GPU, the default mode doesn't select kernels by timing.
 
-    The other modes select kernels by timing, and each kernel may round differently, so two processes may differ.
+    The other modes do, so two processes may differ: each kernel may round differently.
     """
     return {"options": {"deterministic": True}} if mode == "default" and device.type == "cuda" else {"mode": mode}
 

@@ -1,6 +1,6 @@
 """Selection of attention kernels on a GPU. Only the weights' dtype decides, because each kernel rounds differently.
 
-By default, `F.scaled_dot_product_attention` may use cuDNN, depending on its version and the environment.
+Otherwise, `F.scaled_dot_product_attention` may use cuDNN, depending on its version and the environment.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,8 @@ def attention_kernels(dtype: torch.dtype) -> AttentionKernels:
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
     """Run `F.scaled_dot_product_attention`, on a GPU with the torch kernels that `attention_kernels` selects.
 
-    If it selects ours, torch's flash attention is used. If a GPU lacks a kernel, the next one in a fixed order is used,
-    but never cuDNN's.
+    If it selects ours, torch's flash attention runs. If a GPU lacks a kernel, the next in a fixed order runs, never
+    cuDNN's.
     """
     if q.device.type != "cuda":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)

@@ -1,8 +1,8 @@
 """SAM 2's image encoder: Hiera (arXiv 2306.00989) with a feature pyramid (SAM 2 paper, arXiv 2408.00714, Section 4).
 
 Four stages, each of which halves the resolution and doubles the channels, give maps of 256, 128, 64, and 32 positions
-per side. The third map becomes the image embedding after the fourth one is added to it. The first two maps are the
-high-resolution features, which the mask decoder adds while it upscales the embedding.
+per side. The image embedding is the third map plus the fourth. The first two maps are the high-resolution features,
+which the mask decoder adds while it upscales the embedding.
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ class ImageEncoderHiera(nn.Module):
     """Image encoder that maps normalized images to embeddings and high-resolution features.
 
     It includes the parts of SAM 2 that only depend on the image: the projections of the high-resolution features, and
-    the embedding of "no memory", which replaces the earlier frames for a still image.
+    the embedding of "no memory", which still images have in place of earlier frames.
     """
 
     high_res_channels = HIGH_RES_CHANNELS
@@ -147,8 +147,8 @@ class PatchEmbed(nn.Module):
 class HieraBlock(nn.Module):
     """Pre-norm transformer block with attention within windows, or over the whole map if `window` is None.
 
-    If it `pools`, it is the first block of a stage and halves the resolution. The queries are pooled before the
-    attention. A projection of the block's input, to which the result is added, is pooled as well.
+    If it `pools`, it is the first block of a stage and halves the resolution: the queries are pooled before the
+    attention, and so is a projection of the block's input, to which the result is added.
     """
 
     def __init__(self, width: int, width_out: int, heads: int, window: int | None, pools: bool) -> None:

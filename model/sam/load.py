@@ -158,9 +158,9 @@ def is_memory(name: str) -> bool:
 def detect_architecture(state: Any) -> tuple[Architecture, int]:
     """Return the architecture and the mask decoder's depth of a state dict.
 
-    The encoder is identified by the width of its position embedding, or by TinyViT's stages. A Hiera is identified by
-    its number of blocks. The depth follows from the decoder's layers. `state` may be the content of a SAM 2 checkpoint.
-    Raises SamWeightsError if a part is missing, or if `state` is not a state dict.
+    The width of the position embedding identifies a ViT, and the number of blocks a Hiera; TinyViT has different names.
+    The depth is the number of the decoder's layers. `state` may be the content of a SAM 2 checkpoint. Raises
+    SamWeightsError if a part is missing, or if `state` is not a state dict.
     """
     state = with_our_names(state)
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):

@@ -40,8 +40,8 @@ SAM2_TRAITS = DecoderTraits(True, True, 0.98, 0.05)
 class MaskDecoder(nn.Module):
     """Mask decoder with `depth` two-way blocks: 2 in the published weights, 3 in the model that made SA-1B.
 
-    SAM 2's high-resolution features, (1, 64, 128, 128) and (1, 32, 256, 256), are added to the output of the steps of
-    upscaling. SAM has no such features.
+    If there are high-resolution features (SAM 2), (1, 64, 128, 128) and (1, 32, 256, 256), they are added to the output
+    of the steps of upscaling.
     """
 
     def __init__(self, depth: int = 2, traits: DecoderTraits = SAM1_TRAITS) -> None:
@@ -68,7 +68,7 @@ class MaskDecoder(nn.Module):
     def own_tokens(self) -> Tensor:
         """Learned tokens (5, 256) that precede a prompt's tokens: one for predicted IoU, and one per mask.
 
-        If the decoder has an object score, a sixth token for it follows. The attention doesn't depend on their order.
+        If the decoder scores objects, a sixth token follows. The attention doesn't depend on the tokens' order.
         """
         tokens = [self.iou_token.weight, self.mask_tokens.weight]
         return torch.cat([*tokens, self.obj_score_token.weight] if self.traits.scores_objects else tokens)

@@ -102,7 +102,7 @@ class PointMasks:
     """Three masks for each of B points, decoded but not drawn.
 
     `predicted_iou` is (B, 3) float32. `draw_masks` draws the masks from their `tokens` (B, 3, C) and the points'
-    `images`, each of which covers some of the points, or all if CPU kernels decoded them.
+    `images`. Each of these covers some of the points, or all if CPU kernels decoded them.
     """
 
     predicted_iou: Tensor
@@ -247,7 +247,7 @@ def decode_with_kernels(
 ) -> tuple[Tensor, ImagesInBlocks]:
     """Return the output tokens (B, 1 + N, C), and the images, for the input tokens (B, T, C) by the CPU kernels.
 
-    The plan must have kernels. The output tokens are the one for the predicted IoU and those for the N `chosen` masks.
+    The plan must have kernels. The output tokens are the one for the predicted IoU, then those of the N `chosen` masks.
     `mask` contains coefficients (B, K, P) and vectors (K, C), whose products are added to the shared image before the
     first block. The plan must have the same vectors.
     """
@@ -293,8 +293,8 @@ def used_tokens(tokens: Tensor, chosen: range = _THREE) -> Tensor:
 def predicted_iou_of(decoder: MaskDecoder, token: Tensor) -> Tensor:
     """Return predicted IoUs (B, 3) float32 of the three masks from the token (B, C).
 
-    On an accelerator, the head computes in float32 for any weight dtype. In this range, half precision has steps of
-    0.004, so a threshold between two steps would effectively change.
+    On an accelerator, the head computes in float32 for any weight dtype. Half precision has steps of 0.004 in this
+    range, so a threshold between two steps would effectively change.
     """
     if token.device.type == "cpu":
         return decoder.predicted_ious(token)[:, 1:].float()

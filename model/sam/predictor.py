@@ -111,9 +111,9 @@ class Predictor:
     def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image, (H, W, 3) uint8 RGB.
 
-        `frame_size` (height, width) sets a frame for prompts and masks that differs from the image's pixels. Pass it if
-        the pixels are a larger or smaller version of the image that the masks are for. Raises ValueError for another
-        shape or dtype of the image, or an empty frame.
+        Prompts and masks are in pixels of the image. If you pass a larger or smaller version of the image that the
+        masks are for, set `frame_size` to that image's (height, width). Raises ValueError for another shape or dtype of
+        the image, or an empty frame.
         """
         return self.embed_many([image], [frame_size], batch_size=1)[0]
 
@@ -127,8 +127,8 @@ class Predictor:
 
         `frame_sizes` contains a (height, width) or None per image, as in `embed`. `batch_size` (default: 1 on a CPU, 7
         on CUDA) affects the last bits of the embeddings. The number of images doesn't, because the last batch is
-        padded. The embeddings of one batch share its memory until all of them are freed. Raises ValueError like
-        `embed`, and if the numbers of frames and images differ or the batch size is not 1 to 64.
+        padded. A batch's memory is only freed with the last of its embeddings. Raises ValueError like `embed`, and if
+        the numbers of frames and images differ or the batch size is not 1 to 64.
         """
         frames = [None] * len(images) if frame_sizes is None else list(frame_sizes)
         if len(frames) != len(images):
@@ -185,11 +185,12 @@ class Predictor:
         `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1) are in pixels of the embedding's frame.
         `labels` (B, N) are 1 for foreground, 0 for background, and -1 to pad prompts with fewer points. `masks` (B, 1,
         256, 256) are logits of an earlier prediction. A single prompt may omit the batch dimension: points (N, 2) with
-        labels (N,), a box (4,), a mask (1, 256, 256), a text. With `multimask`, each prompt gets three masks (whole,
-        part, subpart). Otherwise, it gets a single mask, which is meant for prompts with the logits of the prediction
-        that they correct. Without logits, the best of three masks is better, even for several points. Raises ValueError
-        if there is no prompt, for texts without `embed_texts`, and for invalid shapes or values; the message names the
-        expected ones.
+        labels (N,), a box (4,), a mask (1, 256, 256), a text. Raises ValueError if there is no prompt, for texts
+        without `embed_texts`, and for invalid shapes or values; the message names the expected ones.
+
+        With `multimask`, each prompt gets three masks (whole, part, subpart). Otherwise, it gets a single mask, which
+        is meant for corrections of a prediction whose logits you pass. Without logits, the best of three masks is
+        better, even for several points.
         """
         tokens = None
         if text is not None:
@@ -236,7 +237,7 @@ class Predictor:
     def plan_prompts(self, embedding: Embedding) -> PointPlan:
         """Return the values that all prompts on one image share for the CPU kernels, kept for the last image.
 
-        `predict` does this by itself, but if threads share a predictor, each of them would do it.
+        `predict` calls this itself. If threads share a predictor, call it first, or each thread does the same work.
         """
         if self._planned is None or self._planned[0] is not embedding:
             with torch.inference_mode():

@@ -1,10 +1,10 @@
 """Preprocessing for the image encoder: resizing (for SAM as Pillow, on any device), normalization, and padding.
 
-Pillow's bilinear resize of 8-bit pixels processes rows and columns separately. A pixel of the result is a sum of the
-pixels under a triangle whose width depends on the scale, with weights in 22-bit fixed point. The result is rounded to 8
-bits after each direction, so the order of the directions matters. Within one direction, all arithmetic is on integers,
-so the order of sums doesn't matter. Therefore, torch computes the same bits on every device, and a GPU doesn't have to
-wait for the host.
+Pillow's bilinear resize of 8-bit pixels processes rows and columns separately. A resized pixel is a sum of the pixels
+under a triangle whose width depends on the scale, with weights in 22-bit fixed point. Results are rounded to 8 bits
+after each direction, so the order of the directions matters. Within a direction, all arithmetic is on integers, so the
+order of sums doesn't. Therefore, torch computes the same bits on every device, and a GPU doesn't have to wait for the
+host.
 """
 
 import functools
@@ -32,8 +32,7 @@ def resized_size(height: int, width: int, long_side: int) -> tuple[int, int]:
 def resize(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
     """Resize (H, W, 3) uint8 RGB to the `resized_size` of a padded image.
 
-    Uses Pillow's antialiased bilinear filter on 8-bit pixels, on which the weights were trained. Torch's filter
-    differs.
+    The weights were trained on Pillow's antialiased bilinear filter of 8-bit pixels, which differs from torch's.
     """
     height, width = resized_size(image.shape[0], image.shape[1], long_side)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)

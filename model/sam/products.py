@@ -3,9 +3,9 @@
 For float32, `torch.mm` calls MKL, which only uses half of the vector units of some CPUs (105 GFLOP/s per core on AMD
 CPUs with AVX-512, compared with 215 for oneDNN). torch uses oneDNN for convolutions, for reduced precision, and in
 `torch.compile`, whose operator this module calls. Both libraries compute in float32, but sums differ in their last
-bits. oneDNN compiles a kernel for each new shape, which takes milliseconds, so these functions are meant for the few
-shapes that occur in every image. In bfloat16, both paths use oneDNN, but only this operator fuses the addition or
-activation. Gradients, `torch.compile`, and accelerators use the plain products.
+bits. oneDNN takes milliseconds to compile a kernel for each new shape, so these functions are meant for the few shapes
+that occur in every image. In bfloat16, both paths use oneDNN, but only this operator fuses the addition or activation.
+Gradients, `torch.compile`, and accelerators use the plain products.
 """
 
 import torch

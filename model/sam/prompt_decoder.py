@@ -14,7 +14,7 @@ is approximated:
 
 With CPU kernels, prompts are decoded like a grid's points (`point_decoder`). A mask adds a weighted sum of 17 vectors
 to the image. The vectors are the same for every mask, because the last step of a mask's embedding is a 1x1 convolution
-of 16 channels. So the image of a prompt with a mask is also the shared image plus a few vectors.
+of 16 channels. So with a mask, too, the image is the shared one plus a few vectors.
 
 Shapes: T tokens, C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions, R = H * T.
 """

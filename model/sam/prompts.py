@@ -62,8 +62,8 @@ def check_prompts(
     A single prompt may omit the batch dimension: points (N, 2) with labels (N,), a box (4,), a mask (1, 256, 256) or
     (256, 256), where 256 is `low_res_size`.
 
-    Raises ValueError, with the argument and the found and expected values, if there is no prompt, or if points lack
-    labels or vice versa. Also raises it for invalid shapes or labels, different batch sizes, and nonfinite numbers.
+    Raises ValueError, with the argument and the found and expected values, if there is no prompt, if points lack labels
+    or vice versa, and for invalid shapes or labels, different batch sizes, and nonfinite numbers.
     """
     if all(part is None for part in (points, labels, boxes, masks, tokens)):
         raise ValueError("no prompt: expected points with labels, boxes, masks, or a combination")

@@ -11,9 +11,9 @@ from segmint.model.sam.prompt_encoder import PromptEncoder
 class Sam(nn.Module):
     """SAM's three parts under the names that its checkpoints use.
 
-    `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64). If the model has
-    high-resolution features, it returns a tuple with the embeddings followed by these features. The prompt encoder must
-    have the same geometry as the image encoder.
+    `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64); if the model has
+    high-resolution features, these follow in a tuple. The prompt encoder must have the same geometry as the image
+    encoder.
 
     Attributes:
         draws_in_bf16: on a CPU, whether the CPU kernels of predictors draw masks with bf16 products. The weights are

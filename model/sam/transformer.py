@@ -1,8 +1,7 @@
 """Two-way transformer of SAM's mask decoder, in which tokens attend to the image and the image attends to tokens.
 
 There are T tokens of 256 channels, from the decoder (predicted IoU, masks) and the prompt, and P = 4096 positions of
-the image. If the image is the same for all prompts, its batch size is 1 and broadcasts against B, the batch size of the
-tokens.
+the image. An image that is the same for all B prompts has a batch size of 1 and broadcasts.
 """
 
 from typing import cast

@@ -1,8 +1,8 @@
 """Drop path in image encoders and dropout in the mask decoder, with keyed random numbers (see `noise.py`).
 
 Both are hooks on the modules of an unchanged model within a context, so bits and speed outside the context aren't
-affected. One worker and two workers drop the same values, because the random numbers depend on the image or mask, not
-on the batch.
+affected. The random numbers depend on the image or mask, not on the batch, so any number of workers drops the same
+values.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +27,8 @@ def drop_path(encoder: nn.Module, rate: float, seed: int, step: int, images: Seq
 
     The probability increases linearly from 0 in the first block to `rate` in the last. Kept outputs are divided by the
     probability of being kept, so their mean is unchanged. `images` contains a number under 2^63 for each image of the
-    batch with which the encoder is called. The number must not depend on how a step's images are split. Raises
-    ValueError for another number of images, for an encoder that is neither a ViT nor TinyViT, and for a rate outside
-    [0, 1).
+    batch with which the encoder is called; it must not depend on how a step's images are split. Raises ValueError for
+    another number of images, for an encoder that is neither a ViT nor TinyViT, and for a rate outside [0, 1).
     """
     _check_rate("drop_path", rate)
     with ExitStack() as hooks:

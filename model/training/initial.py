@@ -1,7 +1,7 @@
 """SAM with a pretrained image encoder and otherwise new parts, from which the paper's training starts.
 
-The encoder's weights are those of MAE (arXiv 2111.06377) or ViTDet (arXiv 2203.16527), in a PyTorch checkpoint with
-their authors' names for tensors. Positions of another grid are resized, as in ViTDet.
+The encoder's weights come from MAE (arXiv 2111.06377) or ViTDet (arXiv 2203.16527), in a PyTorch checkpoint with their
+authors' names for tensors. Positions of another grid are resized, as in ViTDet.
 """
 
 import math
@@ -53,9 +53,9 @@ def sam_with_encoder(path: str | Path, decoder_layers: int, seed: int) -> Sam:
 
 
 def resized(name: str, given: Tensor, weight: Tensor) -> Tensor:
-    """Return positions in the shape of `weight`: absolute ones interpolated bicubically, relative ones linearly.
+    """Resize positions to the shape of `weight`: absolute positions bicubically, relative positions linearly.
 
-    MAE's absolute positions are (1, 1 + side², C). The first one is the class token's.
+    MAE's absolute positions are (1, 1 + side², C). The first one belongs to the class token and is dropped.
     """
     if name == "pos_embed" and given.ndim == 3:
         side = math.isqrt(given.shape[1])

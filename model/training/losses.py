@@ -1,7 +1,7 @@
 """Losses of SAM's training: focal and dice on masks, squared error on predicted IoU (SAM paper, Section 3, App. A).
 
-There are B prompts with C predicted masks each, in a square of side R. `valid` is True inside the image, because
-padding doesn't contribute to any loss. Everything is computed in float32, even under autocast.
+There are B prompts with C predicted masks each, in a square of side R. `valid` is True inside the image; padding
+contributes to no loss. Everything is computed in float32, even under autocast.
 """
 
 from dataclasses import dataclass
@@ -41,9 +41,9 @@ def prompt_losses(
 ) -> PromptLosses:
     """Return the losses of masks predicted for B prompts; for each, only the mask with the lowest loss gets gradients.
 
-    `logits` are (B, C, R, R), `predicted_iou` (B, C), `targets` (B, R, R) bool, and `valid` (R, R) bool. `total_masks`
-    is the number of masks in the global batch of all workers, so that their losses add up to those of one worker with
-    the whole batch. Raises ValueError if it is less than B.
+    `logits` are (B, C, R, R), `predicted_iou` (B, C), `targets` (B, R, R) bool, and `valid` (R, R) bool. All workers
+    pass the number of masks in the global batch as `total_masks`, so that their losses add up to those of one worker
+    with the whole batch. Raises ValueError if it is less than B.
     """
     if total_masks < len(logits):
         raise ValueError(f"total_masks is {total_masks}: expected the global mask count, at least {len(logits)}")

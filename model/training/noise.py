@@ -1,8 +1,8 @@
 """Keyed random numbers, which are the same for a mask on any device and in any process.
 
 A number is the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014), applied to a key and a counter. Only integers are computed, so CPUs and GPUs get the same bits. In
-contrast, torch's generators are stateful, and their numbers depend on the device and on the number of earlier draws.
+OOPSLA 2014), applied to a key and a counter. It only needs integers, so CPUs and GPUs compute the same bits. torch's
+generators are stateful instead, and their numbers depend on the device and on earlier draws.
 """
 
 from collections.abc import Sequence
@@ -42,8 +42,8 @@ def highest_pixels(regions: Tensor, keys: Tensor) -> Tensor:
     """Choose one pixel of each region uniformly, as the highest one in the fixed noise field of its key.
 
     `regions` is (N, H, W) bool, and `keys` (N,) int64. Returns (N,) int64 indices into the flattened H x W, -1 for
-    empty regions. If a few pixels of a region change, its highest pixel stays the same unless it is one of them. So two
-    workers whose masks differ by rounding click on the same pixel. Noise is only computed for pixels of the regions.
+    empty regions. Two workers whose masks differ by rounding click on the same pixel, unless it is one of the few in
+    which they differ. Noise is only computed for pixels of the regions.
     """
     mask, pixel = regions.flatten(1).nonzero().unbind(1)
     height = random_bits(keys.to(regions.device)[mask], pixel)

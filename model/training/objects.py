@@ -1,7 +1,7 @@
 """Detector of one class, "object", for the semi-automatic stage (SAM paper, Section 4), based on Faster R-CNN.
 
-It is trained on the boxes of masks of any kind, and proposes objects as prompts for the model. Its norms don't depend
-on the batch, and its samples of anchors are keyed by (seed, step, image), so one worker and two workers learn the same.
+It learns from the boxes of masks of any kind, and proposes objects as prompts for the model. Its norms don't depend on
+the batch, and its samples of anchors are keyed by (seed, step, image), so any number of workers learns the same.
 torchvision provides the network, and is only imported where it is used.
 """
 

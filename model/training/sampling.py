@@ -24,10 +24,10 @@ _KIND, _NOISE, _SCHEDULE = -1, -2, -3
 class Clicks:
     """The prompts of N masks so far.
 
-    `boxed` (N,) bool selects the masks whose first prompt is a box, in `boxes` (N, 4) float64. For the other masks, the
-    first prompt is the first of `points` (N, 1 + K, 2) float64 as (x, y). K clicks follow it. `labels` (N, 1 + K) int64
-    are 1 for foreground, 0 for background, and -1 if there is no point because the error region was empty. Every mask
-    has both a box and a first point.
+    `boxed` (N,) bool selects the masks whose first prompt is a box, in `boxes` (N, 4) float64. The other masks start
+    with the first of `points` (N, 1 + K, 2) float64 as (x, y). K clicks follow. `labels` (N, 1 + K) int64 are 1 for
+    foreground, 0 for background, and -1 if there is no point because the error region was empty. Every mask has both a
+    box and a first point.
     """
 
     boxed: Tensor
@@ -133,8 +133,8 @@ def embed_clicks(
 ) -> PromptEmbedding:
     """Embed N masks' prompts with optional `masks` (N, 1, 256, 256) logits, as the prompt encoder embeds each one.
 
-    A first point with its padding token has two tokens, as does a box with its two corners, so both can be batched.
-    CLIP's `embeddings` (N, D) of length 1 replace the first prompt; the encoder then needs a `text_projection`.
+    A first point and its padding token make two tokens, as do a box's two corners, so both can be batched. CLIP's
+    `embeddings` (N, D) of length 1 replace the first prompt; the encoder then needs a `text_projection`.
     """
     follow = clicks.points.shape[1] > 1
     if embeddings is not None and encoder.text_projection is not None:

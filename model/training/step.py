@@ -88,9 +88,9 @@ def train_step(
     `embeddings` (I, 256, 64, 64) of I `images` either come from a frozen encoder (a cache, or `Predictor.embed`'s
     features), or have gradients, which propagate into the encoder in a single backward pass at the end. `total_masks`
     is the number of masks in the global batch of all workers, so their gradients must be summed, not averaged.
-    `masks_at_once` bounds memory and changes the last bits. If `recorded` clicks of an earlier step are given, they are
-    used instead of drawn ones. For reduced precision, call this function under autocast. Raises ValueError for
-    mismatched shapes, and for a model whose input differs from that of `SAM1`.
+    `masks_at_once` bounds memory and changes the last bits. `recorded` clicks of an earlier step replace the drawn
+    ones. For reduced precision, call this function under autocast. Raises ValueError for mismatched shapes, and for a
+    model whose input differs from that of `SAM1`.
     """
     if (sam.geometry.image_size, sam.geometry.placement) != (SAM1.image_size, SAM1.placement):
         raise ValueError(f"training supports SAM's input, padded to {SAM1.image_size} pixels, but not {sam.geometry}")
@@ -129,9 +129,9 @@ def interact(
 ) -> Iterator[tuple[PromptLosses, Clicks]]:
     """Predict the masks of one image repeatedly, with more prompts each time (SAM paper, Appendix A).
 
-    `features` (1, 256, 64, 64) is the image's embedding. Each iteration yields its losses and the prompts so far. The
-    graph of an iteration is separate from the next one's, because a predicted mask is used as a prompt without
-    gradients, like a click. To keep only one iteration in memory, call `backward` on the losses immediately.
+    `features` (1, 256, 64, 64) is the image's embedding. Each iteration yields its losses and the prompts so far. A
+    predicted mask becomes a prompt without gradients, like a click, so every iteration has a separate graph. To keep
+    only one iteration in memory, call `backward` on the losses immediately.
 
     The first iteration predicts three masks for the single prompt. All other iterations predict one mask from the token
     for multiple prompts, because they also get the previous logits of the mask with the highest predicted IoU.

@@ -25,9 +25,9 @@ def valid_pixels(input_size: tuple[int, int], resolution: int) -> Tensor:
 def fit_targets(masks: Tensor, input_size: tuple[int, int], resolution: int) -> Tensor:
     """Resample masks of an image to the square: (N, H, W) bool to (N, resolution, resolution) bool.
 
-    A pixel belongs to the target if the mask covers at least half of the pixel's part inside the image. If a mask is so
-    thin or small that it doesn't cover half of any pixel, the pixels that it covers most are used, so no target is
-    empty. Raises ValueError for an empty mask, and the errors of `valid_pixels`.
+    A pixel belongs to the target if the mask covers at least half of the pixel's part inside the image. If a thin or
+    small mask doesn't cover half of any pixel, the pixels that it covers most are used, so no target is empty. Raises
+    ValueError for an empty mask, and the errors of `valid_pixels`.
     """
     empty = ~masks.flatten(1).any(dim=1)
     if empty.any():

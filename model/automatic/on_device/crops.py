@@ -97,7 +97,7 @@ def suits(mask_decoder: MaskDecoder, settings: MaskSettings) -> bool:
 class DeviceCrops:
     """Mask finder for crops on the model's device, with CUDA graphs for an image's plan and two chunk sizes.
 
-    Each thread captures its graphs on first use, and they keep their memory. A crop's masks take 768 KB per point until
+    Each thread captures its own graphs on first use and keeps their memory. A crop's masks take 768 KB per point until
     the crop is finished.
     """
 
@@ -111,9 +111,9 @@ class DeviceCrops:
     ) -> Generator[None, None, tuple[CandidateMasks, Funnel]]:
         """Find the masks of one crop's grid, in steps that must be run by the same thread.
 
-        Each step except the first one begins by waiting for the previous step, and each step except the last one ends
-        by giving work to the device. Returns the masks after NMS within the crop, best first, and the counts so far.
-        `frame_size` is (height, width).
+        Each step after the first begins by waiting for the previous one, and each step before the last ends by giving
+        work to the device. Returns the masks after NMS within the crop, best first, and the counts so far. `frame_size`
+        is (height, width).
         """
         settings, device = self._settings, self._predictor.sam.device
         points = crop_points(crop, settings.grid_of_layer(crop.layer))
@@ -154,7 +154,7 @@ class DeviceCrops:
 def chunk_sizes(points: int, points_per_chunk: int) -> list[int]:
     """Return the chunk sizes for a number of points: full chunks, then the smallest size that fits the remainder.
 
-    There are only two sizes, `points_per_chunk` and its `small_chunk`, because each needs its own graph.
+    Each size needs a graph, so there are only two: `points_per_chunk` and its `small_chunk`.
     """
     whole, rest = divmod(points, points_per_chunk)
     small = small_chunk(points_per_chunk)

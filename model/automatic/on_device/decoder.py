@@ -1,9 +1,9 @@
 """Decoder for single points on an accelerator, with the sums of `point_decoder.py` laid out for three kernels.
 
 `model/kernels/factored_image.py` implements the steps that process the whole image, and defines the layout of tokens
-and rows. The rest is small and implemented here: the tokens' own attention, projections, and perceptrons, and the
-inputs of the kernels. The plan of an image differs from `point_decoder.PointPlan` in one respect: the statistics of a
-norm are computed from the image itself in float32, so products of vectors aren't needed.
+and rows. This file implements the small rest: the tokens' own attention, projections, and perceptrons, and the inputs
+of the kernels. Unlike `point_decoder.PointPlan`, an image's plan needs no products of vectors, because the statistics
+of a norm are computed from the image itself in float32.
 
 Shapes: B points, T = 7 tokens in 8 seats for each of H = 8 heads of D = 16 channels, N = 64 rows, C = 256 channels, R
 rows of an image, P = 4096 positions.

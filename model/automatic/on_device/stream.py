@@ -1,8 +1,8 @@
 """Mask generation for a stream of images, in which the accelerator always has another crop to work on.
 
-After a crop is started, all earlier crops of this image and of the previous ones take one step (`crops.py`). A step
-waits for the work that the crop's previous step gave to the device. Meanwhile, the crop that was started in between
-keeps the device busy. The last crops of an image wait while the first crop of the next image is encoded.
+When a crop has been started, each earlier crop of this image and of previous ones takes one step (`crops.py`). A step
+waits for the device to finish that crop's previous step, but the crop that was started in between keeps the device
+busy. The last crops of an image wait while the first crop of the next image is encoded.
 """
 
 import time
@@ -132,8 +132,8 @@ class ImageStream:
     ) -> Iterator[RawMasks | Exception]:
         """Yield the masks of each image in order, or the exception that ended this image but not the others.
 
-        None in `images` means that no image is ready yet, so the earlier ones are continued in the meantime. `progress`
-        is called when an image begins, and returns the callback for that image.
+        None in `images` means that no image is ready yet, so earlier images are continued. `progress` is called when an
+        image begins, and returns the callback for that image.
         """
         for encoded in self._encoded(iter(images), progress):
             earlier = list(self._flying)

@@ -87,7 +87,7 @@ def build(
 ) -> None:
     """Compile the sources in `folder`, for all instruction sets or `only` one, and replace the library `target`.
 
-    For another `machine` than this one, `$CXX` must be a cross compiler. The library is replaced at once, and left as
+    For a `machine` other than this one, `$CXX` must be a cross compiler. The library is replaced at once, and stays as
     it is if a `NoKernelsError` is raised.
     """
     if sys.platform != "linux":

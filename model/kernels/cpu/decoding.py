@@ -55,7 +55,7 @@ class ImagesInBlocks:
     def before(cls, tokens: Tensor, heads: int, steps: int, coefficients: Tensor, vectors: Tensor) -> "ImagesInBlocks":
         """Return the images before the first of S `steps`, for prompts with `tokens` (B, T, C).
 
-        They are the shared image plus `coefficients` (B, K, P) of `vectors` (K, C). K is 0 for the shared image by
+        These are the shared image plus `coefficients` (B, K, P) of `vectors` (K, C); K is 0 for the shared image by
         itself. There is room for the rows of all steps.
         """
         prompts, count, _ = tokens.shape

@@ -45,8 +45,7 @@ class _Prompt(ctypes.Structure):
 def suits(drawn: Tensor, second: Tensor) -> bool:
     """Return whether the kernel fits a shared image after the first step and the second step's weight (out, in).
 
-    The kernel fits an image (P, 256) and a weight (128, 64), both float32 on the CPU, if P is the square of a multiple
-    of 32.
+    It fits an image (P, 256) and a weight (128, 64), both float32 on the CPU, if P is the square of a multiple of 32.
     """
     fits = drawn.shape[1:] == (_PARTS * _HIDDEN,) and second.shape == (_PARTS * _FINAL, _HIDDEN)
     is_float = drawn.dtype == second.dtype == torch.float32 and drawn.device.type == "cpu"

@@ -1,7 +1,7 @@
 """Loader of the library of CPU kernels.
 
-The library is optional. `usable_kernels` returns it, or None if it can't be used; then, `reason` says why in one line.
-Calls release the GIL, don't start any threads, and only write to their output.
+The library is optional. If it can't be used, `usable_kernels` returns None, and `reason` says why in one line. Calls
+release the GIL, don't start any threads, and only write to their output.
 """
 
 import ctypes
