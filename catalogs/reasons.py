@@ -61,7 +61,7 @@ DELIBERATE_REASONS = LICENSE_REASONS | CURATE_REASONS | {Reason.TAKEN_DOWN}
 class RejectedError(Exception):
     """A verdict on one image. The image becomes a rejected row with this reason, and the run continues.
 
-    `detail` is a sentence that states what was found and what was expected. It is stored in the dataset, so it must not
+    `detail` is a sentence that states what was found and what was expected. The dataset stores it, so it must not
     contain image data.
     """
 

@@ -50,9 +50,9 @@ class FileEntry:
 class Commit:
     """One generation of one shard. It contains no time, host, or attempt, so the same work produces the same bytes.
 
-    The shard's `ordinals` are the range [a, b). `numerics` is the fingerprint of the numerics that produced it, and
-    `config` is the SHA-256 of the identity keys that it was built with, as in the manifest. `counts` contains sums over
-    its rows: `rows` (which is `images` + `rejected`), `images`, `rejected`, `masks`, and one `rejected:<reason>` per
+    `ordinals` is the shard's range [a, b). `numerics` is the fingerprint of the numerics that produced it, and `config`
+    is the SHA-256 of the identity keys that it was built with, as in the manifest. `counts` contains sums over its
+    rows: `rows` (which is `images` + `rejected`), `images`, `rejected`, `masks`, and one `rejected:<reason>` per
     reason.
     """
 

@@ -1,7 +1,6 @@
 """SA-1B-style data that segmint did not write: pairs of a JPEG and a JSON with the same name, in folders or tars.
 
-Names needn't start with `sa_`. Each tar is a shard, and loose files are grouped into shards in the order of their
-names.
+Names needn't start with `sa_`. Each tar is a shard, and loose files are grouped into shards in order of name.
 """
 
 from collections.abc import Iterator

@@ -5,7 +5,7 @@ adds a generation (`dataset.g2.json`, `dataset.g3.json`, …), and readers use t
 `catalog` and `licenses`, because everything that determines the bytes of a shard is fixed by the first build.
 
 `id.json` contains a random id, which the dataset keeps when its manifest changes or its folder is moved. No version
-covers this file.
+covers it.
 """
 
 import hashlib

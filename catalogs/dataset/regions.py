@@ -65,8 +65,8 @@ class Sighting:
 def read_regions(file: Location) -> list[WantedRegion]:
     """Read the regions of a file, in its order; columns that are not in `WantedRegion` are ignored.
 
-    Raises `UsageError` if the file has no regions or invalid content. The message names the row and column of up to ten
-    problems.
+    Raises `UsageError` if the file is invalid or has no regions. The message names up to ten problems by row and
+    column.
     """
     regions: list[WantedRegion] = []
     problems: list[str] = []
@@ -120,8 +120,7 @@ def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
 def write_regions(file: Location, regions: Sequence[Mapping[str, Any]]) -> None:
     """Write a file for `read_regions`. Rows have id, kind, x, y, w, h, and any other columns, such as a score.
 
-    The format is JSON Lines, or Parquet by extension. Without regions, the file is empty, and `read_regions` rejects
-    it.
+    The format is JSON Lines, or Parquet by extension. Without regions, the file is empty, which `read_regions` rejects.
     """
     if file.uri.lower().endswith(_PARQUET):
         sink = io.BytesIO()

@@ -32,8 +32,8 @@ def write_shards_index(dataset: Location, name: str, threads: int = 16) -> None:
 def index_problem(dataset: Location, name: str, commits: Sequence[Commit], *, finished: bool) -> str | None:
     """Return how a dataset's index differs from `commits`, its latest commits; None if it doesn't.
 
-    A build writes the index at its end. Until the build is known to be `finished`, the index may therefore be missing
-    or incomplete.
+    A build writes the index at its end. Unless it's known to be `finished`, the index may thus be missing or
+    incomplete.
     """
     try:
         data = (dataset / SHARDS_INDEX).read()

@@ -45,8 +45,8 @@ def sweep(
 
     In committed shards, this deletes replaced commits, and data files that neither the latest commit nor a reservation
     names. Such a data file must be older than `grace`, unless a replaced commit names it. Elsewhere, it deletes
-    temporary files and unused parts of the catalog (those that neither the manifest nor a reservation names) if they
-    are older than `grace`.
+    temporary files and parts of the catalog that neither the manifest nor a reservation names, if they are older than
+    `grace`.
 
     Files of uncommitted shards are kept at any age, because a paused writer may still need them, and another writer may
     be about to write the same bytes. Reservations, files with unknown names, and folders that are links are left alone.

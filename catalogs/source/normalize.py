@@ -100,7 +100,7 @@ def stage_catalog(
     """Write the catalog's rows, or the first `most_rows`, to a file in `folder`, as `STAGED`.
 
     Ordinals start at 0, and duplicates are not marked yet. `ignored` columns are read as absent. Returns the file and
-    its number of rows.
+    its row count.
     """
     staged = folder / "staged.parquet"
     with RowGroupWriter(staged, STAGED) as writer:

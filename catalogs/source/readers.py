@@ -1,7 +1,7 @@
 """Readers of source catalogs (Parquet, JSON Lines, or CSV) as a stream of `SOURCE` batches.
 
-At most one block of the file is in memory at a time. Row numbers in messages count rows from 1, without a header and
-without blank lines.
+At most one block of the file is in memory at a time. Row numbers in messages start at 1 and skip the header and blank
+lines.
 """
 
 from collections.abc import Callable, Collection, Iterator

@@ -2,8 +2,7 @@
 
 The scale is that of the SAM paper (section 7.1 and appendices E and G). A rating's file is
 `annotations/ratings/<ordinal>/<annotation id>.<rater>.<n>.json`. `rater` is derived from the person's name, so nobody
-can rate a mask for the first time twice. A later rating supersedes an earlier one, and a rating without a score
-retracts it.
+can rate a mask for the first time twice. A later rating supersedes an earlier one; one without a score retracts it.
 """
 
 import hashlib

@@ -36,8 +36,8 @@ class ReaderPosition:
 def current_rank() -> ReaderPosition:
     """Return the rank in `torch.distributed` if it is initialized, else that of `RANK` and `WORLD_SIZE`, else 0 of 1.
 
-    Raises `UsageError` for invalid variables, and for a size without a rank, because every rank would then read the
-    same images.
+    Raises `UsageError` for invalid variables, and for a size without a rank, with which all ranks would read the same
+    images.
     """
     if distributed.is_available() and distributed.is_initialized():
         return ReaderPosition(distributed.get_rank(), distributed.get_world_size())
@@ -51,8 +51,7 @@ def current_rank() -> ReaderPosition:
 class RankHere:
     """The calling process's rank, which the spawned workers of a `DataLoader` receive by pickling.
 
-    Those workers can't determine the rank themselves. In any other process, unpickling determines that process's own
-    rank.
+    Those workers can't determine the rank themselves. Any other process gets its own rank by unpickling.
     """
 
     def __init__(self) -> None:

@@ -69,8 +69,8 @@ class ShardCache:
         """Return the copy of a file, open for reading; fetch it if it is missing or damaged.
 
         A copy with the wrong size counts as damaged; with `check`, so does one with the wrong hash. Raises
-        `DamagedDatasetError` if the source doesn't match its commit, and `UsageError` if the file exceeds the limit or
-        the disk is full.
+        `DamagedDatasetError` if the source doesn't match its commit, and `UsageError` for a file over the limit or a
+        full disk.
         """
         with _locked(self.folder / "locks" / str(int(self.path(entry).name[:4], 16) % _STRIPES)):
             copy = self._opened(entry, check)

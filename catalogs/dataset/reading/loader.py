@@ -94,9 +94,8 @@ def _decoded(mask: MaskAnnotation) -> np.ndarray[Any, Any]:
 class BatchLoader(DataLoader[Any]):
     """Loader that yields one epoch of `Batches` per iteration, and counts the batches that the training loop received.
 
-    After a whole epoch, the next iteration starts the next epoch. After a `break`, it resumes with the batch that
-    follows; batches that workers had merely prefetched don't count as received. `len` is the number of batches in a
-    whole epoch.
+    An iteration after a whole epoch starts the next one. After a `break`, it resumes with the batch that follows;
+    batches that workers had merely prefetched don't count as received. `len` is the number of batches in an epoch.
     """
 
     def __init__(self, batches: Batches, **options: Any) -> None:
@@ -127,8 +126,7 @@ class BatchLoader(DataLoader[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the training loop: the epoch, how many of its images were received, and the order.
 
-        After the same number of batches, all ranks return the same state. You can load it with any number of ranks and
-        workers.
+        After the same number of batches, all ranks return the same state. Any number of ranks and workers can load it.
         """
         return self._batches.state_of(self._epoch, self._samples)
 

@@ -180,7 +180,7 @@ def open_dataset(
     `SEGMINT_CACHE`.
 
     Raises `UsageError` if there is no dataset or no such version, or if a correction, which the message names, removed
-    files of that version.
+    its files.
     """
     location = Location(storage or Storage(), uri)
     manifest, found = TorchDataset.find(location, version)

@@ -212,10 +212,9 @@ def name_now(dataset: Location) -> VersionName:
 def put_version(dataset: Location, command: str, reason: str | None = None, now: datetime | None = None) -> VersionName:
     """Record the current state of a dataset, at the end of a build or correction; return its name.
 
-    Nothing is recorded if the digest is unchanged or a takedown isn't finished. Damage must not become a version, so
-    nothing is recorded, either, if the latest version's file is damaged or its files are missing or different.
-    Concurrent calls each take the next free number. `command` made the change, for the user's `reason`. `now` defaults
-    to the current time.
+    Nothing is recorded if the digest is unchanged or a takedown isn't finished. To keep damage out of versions, the
+    same applies if the latest version's file is damaged, or its files are missing or different. Concurrent calls each
+    take the next free number. `command` made the change, for the user's `reason`. `now` defaults to the current time.
     """
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     while True:
