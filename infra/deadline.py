@@ -13,8 +13,7 @@ class Deadline:
     """Timer that kills this process with SIGALRM if a piece of work takes longer than `seconds` (None: no limit).
 
     Python can't interrupt a native function that hangs, and a watchdog thread would wait for the GIL that such a
-    function holds. Several pieces of work may run at once, each in its own thread. The process must not change its
-    SIGALRM handler.
+    function holds. Several may run at once, each in its own thread. The process must not change its SIGALRM handler.
     """
 
     def __init__(self, seconds: float | None) -> None:

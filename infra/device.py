@@ -98,8 +98,7 @@ def device_kind(compute: Compute) -> str:
 def physical_cores() -> int:
     """Return the usable physical cores: the minimum of the affinity, the container's quota, and torch's count.
 
-    Call this before anything sets `OMP_NUM_THREADS` or torch's number of threads, because both hide the machine's
-    cores.
+    Call this before anything sets `OMP_NUM_THREADS` or torch's number of threads, because both hide the cores.
     """
     import torch
 

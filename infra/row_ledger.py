@@ -171,8 +171,7 @@ class BlockEntry:
     def begin_together(self, ordinals: Sequence[int]) -> list["StartReply"]:
         """Record in one call that these rows start, wait for confirmation, and return the reply for each row.
 
-        Call `leave` when a row that starts is done. If a row neither starts nor is barred, it must run alone: call
-        `begin`.
+        Call `leave` when a row is done. A row that neither starts nor is barred must run alone: call `begin`.
         """
         self._in_flight.take(len(ordinals))
         replies: list[StartReply] = []

@@ -56,8 +56,7 @@ def resolve(
     A known name (`ASSETS`) is looked up in `mirror`, the cache, installed packages, and on the web, in this order.
     `mirror` is the path or URI of a folder that contains the files under their original names. The hash of each copy is
     verified, and a wrong file is skipped. A path is used as given, but if the file has the name of a known asset, its
-    hash must match. Store URIs and `https://…#sha256=<64 digits>` are fetched into the cache. Web addresses must have a
-    hash.
+    hash must match. Store URIs and `https://…#sha256=<64 digits>` are fetched into the cache; the hash is required.
 
     Raises `AssetError`, which lists the places tried, the problem with each, and possible remedies.
     """

@@ -20,7 +20,7 @@ def probe(folder: Location) -> None:
 
     Writes, reads back, tries to overwrite with put-if-absent, lets several writers race for one name, lists, and
     deletes. Raises `UsageError` if put-if-absent can replace an object, and `StorageFaultError` if the store fails or
-    refuses access.
+    refuses.
     """
     name = f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
     once, raced = folder / f"{name}-once", folder / f"{name}-raced"
