@@ -56,8 +56,7 @@ class ImageCost:
 def image_cost(settings: MaskSettings) -> ImageCost:
     """Return the number of encodes and prompts for one image. Layer L has 4^L crops, each with its own grid.
 
-    SA-1B's settings (SAM paper, Appendix B) need 21 encodes and 3,072 prompts. Tiny images count as if they had all
-    crops.
+    SA-1B's settings (SAM paper, Appendix B) need 21 encodes and 3,072 prompts. Tiny images count as having all crops.
     """
     return ImageCost(settings.encodes, settings.points)
 

@@ -49,8 +49,7 @@ def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: floa
     """Return the full image, then the crops of layers 1 to `layers`, column by column (x outermost).
 
     `frame_size` is (height, width). In layer 1, crops overlap by `overlap_ratio` of the image's short side; the overlap
-    halves with each further layer. As in the reference code, whose formula this is, some windows of tiny images are
-    empty.
+    halves with each further layer. The formula is the reference code's. Some windows of tiny images are empty.
     """
     height, width = frame_size
     crops = [Crop(0, (0, 0, width, height))]

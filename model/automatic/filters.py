@@ -62,9 +62,8 @@ def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio:
 def inside_crop(boxes: NDArray[np.int64], crop_box: Box, frame_size: tuple[int, int]) -> NDArray[np.bool_]:
     """Return whether boxes (N, 4) avoid all sides of the crop that aren't sides of the image, (N,) bool.
 
-    `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of the frame of (height, width). The ends of boxes are
-    inclusive, and those of the crop are exclusive. As in the reference code, a side is only compared with the same
-    side.
+    `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of the frame of (height, width). Boxes have inclusive ends, and
+    the crop has exclusive ones. Each side is only compared with the same side (reference code).
     """
     height, width = frame_size
     near_crop = np.abs(boxes - np.array(crop_box)) <= EDGE_TOLERANCE

@@ -112,8 +112,8 @@ def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tenso
     """Return counts and boxes of the masks of logits (N, S, S) float32, without storing the masks.
 
     The result is (N, 7) int64: the numbers of pixels above +offset, 0, and -offset, and the box x0, y0, x1, y1 of the
-    pixels above 0, ends inclusive. Empty masks get all zeros, as do masks that aren't `wanted` (N,) bool, whose logits
-    may be arbitrary.
+    pixels above 0, ends inclusive. Empty masks get zeros, as do masks that aren't `wanted` (N,) bool, whose logits are
+    arbitrary.
     """
     step = _TILE_ELEMENTS // max(columns.pixels, low.shape[2])
     parts = [_measure(low[start:stop], rows, columns, offset) for start, stop in _spans(len(low), step)]

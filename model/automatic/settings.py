@@ -229,7 +229,7 @@ def crop_length(length: int, per_side: int, overlap: int) -> int:
 def enough_for_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> tuple[int, int]:
     """Return the (height, width) that the frame's image needs for the last layer's crops to fill the encoder's input.
 
-    The long side of such a crop then has `SAM1.image_size` pixels or slightly more. The result may be smaller than the
+    The long side of such a crop then has `SAM1.image_size` pixels or slightly more. The result may be less than the
     frame.
     """
     height, width = frame_size

@@ -153,8 +153,7 @@ def _room(strips: Sequence[Strip]) -> int:
 def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
     """Yield groups of strips to draw at once for the masks with these boxes, each with the index of its first mask.
 
-    A strip's mask is counted from that first mask. A mask with a large box has several strips, possibly in several
-    groups.
+    A strip's mask is counted from it. A mask with a large box has several strips, maybe in several groups.
     """
     first, strips, drawn = 0, list[Strip](), 0
     for mask, (x0, y0, x1, y1) in enumerate(boxes):
@@ -225,8 +224,7 @@ def changes(flat: Tensor, room: int) -> Tensor:
     """Return the positions where `flat` (N,) of 0 and 1, N under 2^31, differs from the previous one, initially 0.
 
     Positions come in pairs: the start of a run and the position after its end. Each column of a mask is followed by a
-    background pixel, so no run of foreground continues into the next column or mask, and one search finds the positions
-    of all masks.
+    background pixel, so no run continues into the next column or mask, and one search finds the positions of all masks.
 
     Returns (1 + room,) int32 on the device: the number of positions, and the first `room` of them, padded with -1. The
     host only waits when it reads the result.

@@ -148,8 +148,7 @@ class BorderUpscaling:
     """Upscaling for CPUs with the kernels of `model/kernels/cpu/border.h`, which only compute the pixels at borders.
 
     Elsewhere, all logits that a pixel uses are on the same side of the thresholds. Masks are measured first, and only
-    those that remain after suppression are drawn. Both steps decide alike, so drawn masks have the measured boxes and
-    areas.
+    those that remain after suppression are drawn, with exactly the measured boxes and areas.
     """
 
     def __init__(self, kernels: Kernels, embedding: Embedding, geometry: Geometry) -> None:

@@ -23,8 +23,7 @@ class Detection:
 
     `box` is (x0, y0, x1, y1), and `quad` contains the four corners of a plate (None for faces and objects), both in
     float pixels of the searched image. Either may extend beyond the image's border. `score` is in [0, 1], and `source`
-    is the detector's name. `orientation` is the counterclockwise angle in degrees by which the image was turned for the
-    search.
+    is the detector's name. `orientation` is the counterclockwise angle in degrees of the image during the search.
     """
 
     kind: Kind

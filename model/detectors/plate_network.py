@@ -148,8 +148,7 @@ def shrunk(image: Pixels, scale: float) -> Pixels:
     """Resize an image (H, W, 3) uint8 RGB by `scale` like `resized`, but shrink it in a fifth of the time.
 
     To shrink, torch's antialiased bilinear filter sums integers, so results are identical on every machine. MTCNN
-    doesn't use this function, because it found a false face with this filter, and a different one with the bicubic
-    filter.
+    doesn't use this function, because it found a false face with this filter, and another with the bicubic one.
     """
     height, width = scaled_size(image.shape[0], image.shape[1], scale)
     if scale >= 1 or (height, width) == image.shape[:2]:

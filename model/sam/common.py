@@ -12,8 +12,7 @@ EMBEDDING_CHANNELS = 256
 def random_normal(*shape: int) -> Tensor:
     """Return standard normal numbers on torch's default device, or an empty tensor on the meta device.
 
-    On the meta device, `torch.randn` would import torch's compiler, which delays each process that loads a model by 1.5
-    s.
+    On the meta device, `torch.randn` would import torch's compiler, which delays each process with a model by 1.5 s.
     """
     values = torch.empty(shape)
     return values if values.is_meta else values.normal_()

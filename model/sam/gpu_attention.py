@@ -30,7 +30,7 @@ def attention_kernels(dtype: torch.dtype) -> AttentionKernels:
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
     """Run `F.scaled_dot_product_attention`, on a GPU with the torch kernels that `attention_kernels` selects.
 
-    If it selects ours, torch's flash attention runs. If a GPU lacks a kernel, the next in a fixed order runs, never
+    In place of ours, torch's flash attention runs. If a GPU lacks a kernel, the next in a fixed order runs, but not
     cuDNN's.
     """
     if q.device.type != "cuda":

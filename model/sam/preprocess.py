@@ -3,8 +3,7 @@
 Pillow's bilinear resize of 8-bit pixels processes rows and columns separately. A resized pixel is a sum of the pixels
 under a triangle whose width depends on the scale, with weights in 22-bit fixed point. Results are rounded to 8 bits
 after each direction, so the order of the directions matters. Within a direction, all arithmetic is on integers, so the
-order of sums doesn't. Therefore, torch computes the same bits on every device, and a GPU doesn't have to wait for the
-host.
+order of sums doesn't. So torch computes the same bits on every device, and a GPU needn't wait for the host.
 """
 
 import functools

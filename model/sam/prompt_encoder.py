@@ -154,8 +154,7 @@ class PromptEncoder(nn.Module):
 class PositionalEncoding(nn.Module):
     """Random Fourier features of positions (arXiv 2006.10739), always in float32.
 
-    The frequencies stay float32 if the rest of the model is cast; half precision would move a point at high
-    frequencies.
+    The frequencies are never cast, because half precision would move a point at high frequencies.
     """
 
     positional_encoding_gaussian_matrix: Tensor

@@ -12,8 +12,7 @@ class Sam(nn.Module):
     """SAM's three parts under the names that its checkpoints use.
 
     `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64); if the model has
-    high-resolution features, these follow in a tuple. The prompt encoder must have the same geometry as the image
-    encoder.
+    high-resolution features, these follow in a tuple. The image and prompt encoders must have the same geometry.
 
     Attributes:
         draws_in_bf16: on a CPU, whether the CPU kernels of predictors draw masks with bf16 products. The weights are

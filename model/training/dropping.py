@@ -1,8 +1,7 @@
 """Drop path in image encoders and dropout in the mask decoder, with keyed random numbers (see `noise.py`).
 
-Both are hooks on the modules of an unchanged model within a context, so bits and speed outside the context aren't
-affected. The random numbers depend on the image or mask, not on the batch, so any number of workers drops the same
-values.
+Both are hooks on the modules of an unchanged model within a context, so nothing changes outside the context. The random
+numbers depend on the image or mask, not on the batch, so the number of workers doesn't matter.
 """
 
 from collections.abc import Callable, Iterator, Sequence

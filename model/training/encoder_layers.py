@@ -53,8 +53,7 @@ def _stage_layers(stage: nn.Module) -> Iterator[EncoderLayer]:
 def recomputed_blocks(encoder: nn.Module) -> Iterator[None]:
     """Recompute each block in the backward pass from its stored inputs, which saves memory but is a third slower.
 
-    Leave this context, and that of `drop_path`, only after the backward pass, so that blocks are recomputed
-    identically.
+    Leave this context, and that of `drop_path`, only after the backward pass, or blocks may be recomputed differently.
     """
     blocks = [layer.block for layer in encoder_layers(encoder)]
     for block in blocks:
