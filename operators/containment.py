@@ -19,8 +19,8 @@ def find_containers(size: tuple[int, int], counts: Sequence[str]) -> list[int | 
     """Return the position of each mask's container among an image's N masks, or None for a mask without one.
 
     A mask's container is the smallest of the larger masks that contain at least `CONTAINED_SHARE` of its pixels. Of two
-    masks of equal area, the one at the lower position counts as larger, so containers never form a cycle. An empty mask
-    has no container.
+    equal areas, the one at the lower position counts as larger, so containers never form a cycle. An empty mask has
+    none.
 
     Args:
         size: (height, width) of the image.

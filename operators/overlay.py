@@ -25,8 +25,7 @@ _GOLDEN_ANGLE = 0.618033988749895  # turns: each hue is as far from all earlier 
 def draw_overlay(image: Pixels, records: Sequence[MaskRecord]) -> Pixels:
     """Return the image with every mask tinted and thinly outlined; (H, W, 3) uint8 RGB in and out.
 
-    The largest masks are drawn first, so the masks of parts stay visible on those of whole objects. Colors depend only
-    on this order.
+    Larger masks are drawn first, so parts stay visible on whole objects. Only this order determines the colors.
     """
     canvas = image.copy()
     thickness = max(1, round(min(image.shape[:2]) / 700))
@@ -64,8 +63,8 @@ def draw_prompts(
 def cut_out(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
     """Cut out the box of a mask (H, W) bool as (h, w, 4) uint8 RGBA, with the mask as alpha.
 
-    `image` is (H, W, 3) uint8 RGB. Pixels outside the mask are zero, not just transparent. Raises ValueError for an
-    empty mask.
+    `image` is (H, W, 3) uint8 RGB. Pixels outside the mask are zero, not only transparent. Raises ValueError for empty
+    masks.
     """
     if not mask.any():
         raise ValueError("the mask is empty: expected a mask with at least one pixel")

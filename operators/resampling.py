@@ -48,8 +48,7 @@ def swap_p(
 
     `values` (I, M) contains the values of each image, and `swapped` the same values with the two models exchanged,
     which is equally likely under the null hypothesis. `figures` computes the differences from sums over images, (R, M)
-    to (R, K). An undefined difference (NaN) has no p-value. If an exchange makes a difference undefined, it counts as
-    large.
+    to (R, K). An undefined difference (NaN) has no p-value. If an exchange leads to one, it counts as large.
     """
     values, change = values.astype(np.float64), swapped.astype(np.float64) - values
     total = values.sum(axis=0)

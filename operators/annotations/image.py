@@ -67,8 +67,7 @@ class AnnotatedImage:
 
     `size` is None if neither the file nor a mask specifies it. If `size` comes from elsewhere, `other` is the size in
     the file. `unreadable` contains a line for each skipped mask, and `unreadable_ids` the ids of these masks, if any.
-    `saved` is the time at which the result was saved, in seconds since 1970, if known; of several results, the latest
-    counts.
+    `saved` is when the result was saved, in seconds since 1970, if known; of several, the latest counts.
 
     An LVIS file states which categories were checked. `negative` contains the ids of the categories that the image
     doesn't contain, and `not_exhaustive` the ids of those of which only some objects have masks. `negative` is None for

@@ -157,8 +157,7 @@ def audit_next_mask(
     """Yield findings if masks of an annotated image, given by ascending `ids`, are not all under its `next_mask`.
 
     `next_mask` must be at least the number of masks that the build wrote, and at most `MASKS_PER_IMAGE_LIMIT`. If
-    `sources` is given, the build's masks must be numbered below `funnel.written`, and all other masks must have higher
-    numbers.
+    `sources` is given, the build's masks must be numbered below `funnel.written`, and all others above.
     """
     next_mask, written = row["next_mask"], (row["funnel"] or {}).get("written")
     if next_mask is None or not (written or 0) <= next_mask <= MASKS_PER_IMAGE_LIMIT:

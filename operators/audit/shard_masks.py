@@ -125,8 +125,7 @@ def audit_work(row: Row, masks: Sequence[Row], images: FindingLocation, place: F
     """Yield findings in the annotation columns of an image's row and the rows of its `masks`.
 
     `images` and `place` are the locations for findings in the image's row and in its masks' rows. A mask's parent must
-    be an earlier mask of the same image, but that mask may no longer exist. Hashes must be 64 lowercase hexadecimal
-    digits.
+    be an earlier mask of the image, which may no longer exist. Hashes must be 64 lowercase hexadecimal digits.
     """
     where = f"id {row['id']}"
     yield from _seconds(row["seconds"], images, where, None)

@@ -97,8 +97,7 @@ class InspectImages:
     """Ray Data actor that maps the rows of one part to a row of `DONE` and puts the part.
 
     Threads read the images, and a child process decodes them. A row that can't be read or decoded has no features. A
-    fault, or the first time that the child dies on an image, is not a verdict: the part isn't put, and the next round
-    retries it.
+    fault, or the child's first death on an image, is not a verdict: the part isn't put, and the next round retries it.
     """
 
     def __init__(self, task: CurateTask) -> None:

@@ -1,10 +1,10 @@
 """COCO's average precision and recall, and LVIS's, of one or two models over any selection of the images.
 
 The results equal those of `COCOeval` and of LVIS's federated evaluation (Gupta et al. 2019, arXiv 1908.03195).
-Intervals and tests repeat the accumulation many times, for which those implementations are too slow. In LVIS, only some
-categories were checked in each image, so a prediction counts only if its category is among the image's annotations or
-in its `neg_category_ids`. For categories in `not_exhaustive_category_ids`, unmatched predictions count as neither right
-nor wrong.
+Intervals and tests repeat the accumulation too often for those implementations. In LVIS, only some categories were
+checked in each image, so a prediction counts only if its category is among the image's annotations or in its
+`neg_category_ids`. For categories in `not_exhaustive_category_ids`, unmatched predictions count as neither right nor
+wrong.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

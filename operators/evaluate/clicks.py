@@ -79,8 +79,7 @@ def next_click(predicted: Bools, truth: Bools, before: Sequence[Click]) -> Click
     """Return the next click: the deepest pixel in the part that a prediction misses, or in the part that it adds.
 
     The click goes to the part whose deepest pixel is farther from the boundary or, if both are equally far, to the part
-    that the prediction adds. Pixels that were clicked `before` are excluded. Returns None if there is no error to click
-    on.
+    that the prediction adds. Pixels that were clicked `before` are excluded. Returns None without an error.
     """
     missing = deepest_pixel(truth & ~predicted, before)
     too_much = deepest_pixel(predicted & ~truth, before)

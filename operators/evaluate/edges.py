@@ -254,7 +254,7 @@ def at_best_thresholds(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 def scores_of_sums(sums: Curve, at_best: Curve, cuts: Curve) -> EdgeScores:
     """Compute the scores from two sums of images' counts, in the order of `EdgeCounts`.
 
-    The first sum, (4, K), contains the counts at each threshold; the second, (4,), contains those at each image's best
+    The first sum, (4, K), contains the counts at each threshold; the second, (4,), those at each image's best
     threshold.
     """
     precision, recall = _precision_recall(sums)

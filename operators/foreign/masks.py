@@ -1,7 +1,6 @@
 """Reader of the SA-1B-style JSON of one image that segmint did not write: its masks as rows, and its faults.
 
-Missing values (scores, a crop, a point, a box, an area) are not faults. They are measured if possible, and otherwise
-null.
+Missing values (scores, a crop, a point, a box, an area) are not faults. They are measured if possible, else null.
 """
 
 import math

@@ -94,8 +94,7 @@ class _DetectorConfig(BaseModel):
 class FacesConfig(_DetectorConfig):
     """Configuration of face detection.
 
-    `score` is the minimum score that counts; default 0.7 for mtcnn. For a file, see `TorchScriptDetector` and
-    `OnnxDetector`.
+    `score` is the minimum score; default 0.7 for mtcnn. For a file, see `TorchScriptDetector` and `OnnxDetector`.
     """
 
     bundled = "mtcnn"
@@ -106,8 +105,7 @@ class FacesConfig(_DetectorConfig):
 class PlatesConfig(_DetectorConfig):
     """Configuration of plate detection.
 
-    `score` is the minimum score that counts; default 0.5 for clp. For a file, see `TorchScriptDetector` and
-    `OnnxDetector`.
+    `score` is the minimum score; default 0.5 for clp. For a file, see `TorchScriptDetector` and `OnnxDetector`.
     """
 
     bundled = "clp"
@@ -300,8 +298,7 @@ LoadFile = Callable[[Path, Kind, float | None, str], Detector]
 def pinned_files(storage: Storage, assets: str | None, detector_sha256: Mapping[str, str]) -> Resolve:
     """Return a function that finds weights and files for `build_detectors`; `assets` is a folder that mirrors them.
 
-    The function raises `AssetError` if a file doesn't have its hash in `detector_sha256`, because files are executable
-    code.
+    The function raises `AssetError` if a file, which is executable code, differs from its hash in `detector_sha256`.
     """
     return lambda name: pinned(resolve(name, mirror=assets, storage=storage), detector_sha256.get(name))
 

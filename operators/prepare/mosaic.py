@@ -1,7 +1,6 @@
 """Irreversible redaction of parts of a photograph with a coarse, smoothed mosaic inside an outline.
 
-A band may surround the outline, in which the mosaic blends smoothly into the image. Pixels inside the outline depend
-only on mosaics.
+In a band around the outline, the mosaic may blend into the image. Pixels inside depend only on mosaics.
 """
 
 import math
@@ -71,9 +70,8 @@ def _tight(x: int, y: int, mask: Bools, weight: NDArray[np.uint16] | None = None
 def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> ImagePatch | None:
     """Return the ellipse around `box` (x0, y0, x1, y1), `FACE_EXPANSION` times its size, clipped to `shape` (h, w).
 
-    The box is first rounded to whole pixels, so that the last bits of a detector's result don't move the border. `band`
-    is the width of the band around the ellipse as a share of its half axes. Returns None if the ellipse is outside the
-    image.
+    The box is first rounded to whole pixels, so that a detector's last bits don't move the border. `band` is the width
+    of the band around the ellipse as a share of its half axes. Returns None for an ellipse outside the image.
     """
     x0, y0, x1, y1 = (round(v) for v in box)
     center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2

@@ -56,8 +56,7 @@ def search_likewise(
 ) -> list[Detection]:
     """Search `image`, (H, W, 3) uint8 RGB, at full size in the turned orientations in which the detector made `hits`.
 
-    Returns the detections that don't repeat one of `known`, which are in pixels of `image`. Raises the detector's
-    errors.
+    Returns the detections that don't repeat one of `known` (in pixels of `image`). Raises the detector's errors.
     """
     found: list[Detection] = []
     own = (hit for hit in hits if (hit.kind, hit.source) == (detector.kind, detector.name))

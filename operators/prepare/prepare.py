@@ -196,8 +196,7 @@ def build_worker(
     `detectors_at` is the socket of the process that runs the detectors; if it is None, the child runs them itself.
     torch and OpenCV use one thread each, because the number of threads changes the last bits of sums.
 
-    Raises `AssetError` if a detector file doesn't have the hash that `config` expects, because such files are
-    executable code.
+    Raises `AssetError` if a detector file, which is executable code, doesn't have the hash in `config`.
     """
     import cv2
 
@@ -235,7 +234,7 @@ class Prepare:
     """Ray Data actor that maps a table of normalized rows to the same rows, prepared or rejected.
 
     Threads read images and check hashes; child processes do everything else. The source catalog's `catalog_uri`
-    determines which URIs its rows may use. `taken` contains the tombstones' names; rows whose source is among them are
+    determines which URIs its rows may use. `taken` contains the tombstones' names; a row whose source has one is
     rejected.
     """
 

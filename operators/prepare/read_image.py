@@ -78,8 +78,7 @@ class ImageReader:
     def is_sure_of(self, data: bytes, row: Row) -> bool:
         """Return whether the bytes are certain: they were read from a local file or match the catalog's hash.
 
-        If a store or cache truncates a response and sets its Content-Length to match, the response looks like a whole
-        object.
+        A response that a store or cache truncated looks whole if its Content-Length matches.
         """
         if scheme(relative_to(self._catalog_uri, row["uri"])) == LOCAL:
             return True

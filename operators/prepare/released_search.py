@@ -1,8 +1,7 @@
 """Search of a released image, for the build's last look and for the audit: both search the JPEG that is written.
 
 A detection counts as redacted if a region in the image's row covers most of it and its pixels fit a mosaic. The pixels
-are checked because a row may list a region that was never redacted: a mosaic with few cells doesn't closely fit such
-pixels.
+are checked because a row may list a region that was never redacted: no mosaic with few cells fits its pixels.
 """
 
 import math

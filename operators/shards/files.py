@@ -37,8 +37,7 @@ def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks
 
     `size` is (height, width) in pixels. Each mask has the keys of `MASK` and may have an `index`, which sets its id.
     The annotations contain only the keys of SA-1B. If any mask has an `output` or a `container`, the document contains
-    a list `outputs` or `containers` with the values of all masks, so that readers and repairs don't need the masks
-    table.
+    a list `outputs` or `containers` with the values of all masks, which readers and repairs use.
     """
     annotations = [
         {

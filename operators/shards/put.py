@@ -157,11 +157,11 @@ def replace_shard(
 ) -> Commit:
     """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; remove nothing yet.
 
-    The fingerprint of the numerics stays, because no masks are recomputed. With `only`, the rows are those of one
-    table, whose number of rows must not change. Then only that table's file is put, because the tar of JPEGs can take
+    The numerics' fingerprint stays, because no masks are recomputed. With `only`, the rows are those of one table,
+    whose number of rows must not change. Then only that table's file is put, because the tar of JPEGs can take
     gigabytes. `after_commit` is called after the commit. Raises `LostRaceError` if another writer has committed this
-    generation with different content, or a higher one; this writer's files are then deleted and, with `purge`, their
-    older versions.
+    generation with different content, or a higher one; its files are then deleted and, with `purge`, their older
+    versions.
     """
     if only is not None:
         table = _named(only, old.shard, shard_table_bytes(rows, shard_schemas(dataset.stages)[only]))

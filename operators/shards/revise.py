@@ -180,8 +180,7 @@ def apply_catalog(dataset: DatasetHandle, shard: int, since: int) -> ShardRevisi
 
     An amendment puts its part of the catalog before it lists the commits, so it and this function can't both miss the
     other's change. This function checks again after its own commit, so the last of several amendments always wins.
-    Returns None if the manifest has no newer generation than `since`. After a crash, repeating the call completes the
-    work.
+    Returns None if the manifest has no newer generation than `since`. After a crash, call it again.
     """
     now = dataset.manifest_generation()
     if now <= since:

@@ -42,8 +42,7 @@ def normalized_views(thumbnails: NDArray[np.uint8], views: Positions) -> Views:
     """Cut a view out of each of N thumbnails, (N, 64, 64) gray, as (N, 1024) vectors of mean 0 and length 1.
 
     `views` (N,) contains indices in `KEPT`. The dot product of two vectors is the correlation of the views' 32 x 32
-    pixels, -1 to 1, which brightness and contrast don't affect. A view with a single gray level becomes a vector of
-    zeros.
+    pixels, -1 to 1, which brightness and contrast don't affect. A view with a single gray level becomes zeros.
     """
     found = np.empty((len(thumbnails), SIDE, SIDE), np.float32)
     for view in np.unique(views).tolist():
