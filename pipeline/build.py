@@ -75,8 +75,8 @@ RETRY_SLOTS_S = 100.0
 def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
     """Turn catalog rows into described rows. Returns every row, in order, accepted or with a rejection reason.
 
-    The stages exchange encoded bytes, never those of an original. A custom stage follows the built-in one that its
-    configuration names.
+    Stages exchange encoded bytes, never those of an original. A custom stage follows the built-in stage in its
+    configuration.
     """
     blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
     # With GPUs, Ray requires a batch size. Use the block size, so that a call gets the same rows either way.

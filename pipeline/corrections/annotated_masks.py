@@ -87,8 +87,8 @@ def described_masks(
     """Return rows of new masks (keys of `DESCRIBED_MASK`), numbered from `first`.
 
     `parents` maps the run lengths of a new mask to the mask that it replaces. `said` contains default columns for all
-    new masks. If a mask has no source, its source becomes `corrected` if a build made its parent, and otherwise the
-    parent's.
+    new masks. A mask without a source becomes `corrected` if a build made its parent, and otherwise gets the parent's
+    source.
     """
     height, width = row["height"], row["width"]
     counts = [mask.counts for mask in new]

@@ -37,9 +37,8 @@ def correct_by_ray(
 ) -> Iterator[Result]:
     """Yield `correct_one(shard)` for each shard, in order, on a cluster or a temporary local Ray.
 
-    The function is sent to other processes and machines. Raises `UnfinishedError` if a shard cannot be corrected or Ray
-    fails; repeating the correction then completes the work. Raises `StageContractError` if one of its stages breaks the
-    rules.
+    Other processes and machines run the function. Raises `UnfinishedError` if a shard cannot be corrected or Ray fails;
+    repeating the correction then completes the work. Raises `StageContractError` if a stage breaks the rules.
     """
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
         for start in range(0, len(shards), WINDOW_SHARDS):

@@ -154,7 +154,7 @@ def revise(
     """Apply a revision shard by shard, then remove the former files, including older versions.
 
     If Ray is installed and at least `ray_from` shards change, Ray revises them on `resources`. Call
-    `segmint.operators.shards.put.check_purge` first. Raises the errors of `revise_shard`, and `UnfinishedError` if Ray
+    `segmint.operators.shards.put.check_purge` first. Raises `revise_shard`'s errors, and `UnfinishedError` if Ray
     fails.
     """
 

@@ -110,8 +110,8 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     applied to restored shards. Images get the catalog's credits in case an amendment was interrupted. Damage to
     manifests, the catalog, tombstones, versions, or submissions is only listed.
 
-    Ray inspects and repairs `ray_from` or more shards. Raises `UsageError` if there is no dataset or the configuration
-    belongs to another one.
+    Ray inspects and repairs `ray_from` or more shards. Raises `UsageError` if there is no dataset or `config` is
+    another one's.
     """
     committed = CommitLog(dataset).committed()  # before the manifest, so that it covers all of these shards
     try:

@@ -193,8 +193,7 @@ def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Cal
     """Return the tasks, but keep file names from before a photograph with a similar name was added or removed.
 
     Otherwise, a photograph's masks would exist twice, as `x.json` and `x.jpg.json`, or `x.json` would be mistaken for
-    another photograph's. `there` contains the existing files, and `photograph_of` returns the name of such a file's
-    photograph.
+    another photograph's. `there` contains the existing files, and `photograph_of` the name of such a file's photograph.
     """
     taken = {task.target for task in outputs.tasks}
     tasks = []

@@ -1,8 +1,8 @@
 """Order of the decoder's outputs, which decides whether pages may call them subpart, part, and whole.
 
 SAM's three outputs are meant for a subpart, a part, and the whole object at a point, but nothing in the model puts them
-in this order. So pages use these names only next to a measurement: the share of points at which the areas of outputs 0,
-1, and 2 increase.
+in this order. So pages use these names only next to a measurement: the share of points at which their areas increase in
+order.
 """
 
 from collections.abc import Mapping

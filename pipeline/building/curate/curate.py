@@ -90,9 +90,9 @@ def inspect_images(
 ) -> InspectionRun:
     """Inspect the images in the missing parts of the normalized catalog; return what was read.
 
-    `catalog` is a local file. Failures are retried, including images on which a child process died. If that happens
-    again, the image gets no features. Raises `UnfinishedError` if a store or Ray fails and parts are missing in the
-    end.
+    `catalog` is a local file. Failures are retried, including images on which a child process died. After a second
+    death, the image gets no features. Raises `UnfinishedError` if parts are missing in the end because a store or Ray
+    fails.
     """
     looked = InspectionRun()
     missing = looked.missing(task.folder, rows)

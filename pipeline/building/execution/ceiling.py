@@ -118,8 +118,7 @@ class CeilingMeter:
 def work_of(config: Config, weights: Callable[[], Path]) -> tuple[int, int]:
     """Return the operations per image before drawing, and per drawn mask.
 
-    `weights` returns a local copy of the checkpoint, if it must be read. Raises `UsageError` if the checkpoint is not a
-    SAM checkpoint.
+    `weights` returns a local copy of the checkpoint, if it must be read. Raises `UsageError` if it is not SAM's.
     """
     architecture, depth = _model(config.model.weights, weights)
     of_image = image_cost(config.masks.settings()).flop(architecture, depth)

@@ -90,8 +90,7 @@ class ShardWriters:
     def close(self) -> None:
         """Wait `LOOK_S` seconds for the writers in flight, then cancel the rest. Does nothing after `drain`.
 
-        If a window ends early while a writer waits for lost blocks, Ray would otherwise recompute them in the next
-        window.
+        If a window ends early while a writer waits for lost blocks, Ray would otherwise recompute them later.
         """
         if self._in_flight:
             _, late = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=LOOK_S)

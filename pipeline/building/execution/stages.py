@@ -321,8 +321,8 @@ def lay_out_for_growth(
 ) -> Stages:
     """Lay out the stages. If the smallest pools don't fit on the current nodes, request nodes for `rows` rows.
 
-    Waits up to `resources.wait_for_nodes` for them. Raises `UnfinishedError` if they don't arrive, and `UsageError` as
-    `lay_out` does.
+    Waits up to `resources.wait_for_nodes` for them. Raises `UnfinishedError` if they don't arrive, and `lay_out`'s
+    `UsageError`.
     """
     deadline = time.monotonic() + config.resources.wait_for_nodes
     asked = False

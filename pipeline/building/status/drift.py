@@ -78,8 +78,7 @@ class Drift:
 def last_and_sample(built: Sequence[int], committed: Sequence[int]) -> tuple[list[int], list[int]] | None:
     """Choose the last shards and a sample of the earlier ones; return None if there are too few shards.
 
-    `built` contains the shards with known build times, in order of time, and `committed` all shards, in order of
-    number.
+    `built` contains the shards with known build times, in order of time, and `committed` all, in order of number.
     """
     count = min(LAST_SHARDS, len(committed) // 4, len(built))
     if len(committed) < LEAST_SHARDS or not count:

@@ -141,8 +141,8 @@ class WorkingDataset:
     def update(self, name: str) -> list[str]:
         """Bring the dataset up to date with the photographs and JSON files, and finish writing for a killed run.
 
-        `name` is the name of a new dataset. The result has a line, with name and reason, for each photograph that can't
-        be imported.
+        `name` is the name of a new dataset. The result has a line, with the reason, for each photograph that can't be
+        imported.
         """
         numbers = self._numbers()
         new = [image for image in self._images if image not in numbers]

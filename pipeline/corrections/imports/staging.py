@@ -1,7 +1,7 @@
 """Staging of a file's masks on the local disk, sorted by the dataset's images.
 
-A file is read once, image by image if its format allows it, into Parquet. Afterward, memory holds the masks of only one
-shard at a time.
+A file is read once, image by image if its format allows it, into Parquet. Later, memory holds only one shard's masks at
+a time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -79,11 +79,10 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
     """Merge the last of an assignment's `submissions`, which are in order, into an image's described row.
 
     Masks that the submission neither replaces nor deletes stay. So does a mask whose replacement is equal pixel for
-    pixel; it then gets the replacement's label if there is one. If an earlier merged submission to the same state drew
-    and labeled a mask, and this submission has no label for that mask, the mask loses its label. New masks and
-    deletions are left out if their parent mask was changed or removed in the meantime. A submission to the same state
-    as the last merged one supersedes it. Raises `DamagedDatasetError` if the row's masks or its `next_mask` are
-    damaged.
+    pixel; it then gets the replacement's label, if any. If an earlier merged submission to the same state drew and
+    labeled a mask, and this submission has no label for that mask, the mask loses its label. New masks and deletions
+    are left out if their parent mask was changed or removed in the meantime. A submission to the same state as the last
+    merged one supersedes it. Raises `DamagedDatasetError` for damaged masks or a damaged `next_mask`.
     """
     submission = submissions[-1]
     left = unchanged_row(row)

@@ -1,8 +1,7 @@
 """Reader of another model's predictions, which are evaluated in place of weights.
 
 Masks come from a JSON list of COCO results. For an evaluation by clicks, each result also names the true mask
-(`annotation_id`) and the number of clicks so far (`clicks`). Of several results after a click, the first is the model's
-choice.
+(`annotation_id`) and the number of clicks so far (`clicks`). Of several after a click, the first is the model's choice.
 """
 
 import hashlib

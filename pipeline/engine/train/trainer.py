@@ -38,9 +38,8 @@ class TrainingError(SegmintError):
 class StepResult:
     """Result of a step, over all workers.
 
-    Losses are means over the masks and iterations. IoUs compare the predicted masks with the targets at the first and
-    the last iteration. `clicks` contains the clicks on this worker's images, by slot. A step without masks changes
-    nothing.
+    Losses are means over the masks and iterations. IoUs compare predicted masks with targets at the first and the last
+    iteration. `clicks` contains the clicks on this worker's images, by slot. Without masks, nothing changes.
     """
 
     step: int

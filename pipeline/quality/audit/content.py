@@ -179,9 +179,8 @@ class ShardContentCheck:
 class ContentAudit:
     """Licenses, privacy, and near-duplicates of all shards.
 
-    Memory holds 40 bytes per image and the detections. `privacy_sample` images are searched, or all if it is None.
-    Crops of detections go to the folder or prefix `pictures`. This process uses `looks`, and other processes use
-    `plan`.
+    It takes 40 bytes per image plus the detections. `privacy_sample` images are searched, or all if it is None. Crops
+    of detections go to the folder or prefix `pictures`. This process uses `looks`, and others use `plan`.
     """
 
     def __init__(self, plan: ContentPlan, privacy_sample: int | None, pictures: Location | None = None) -> None:

@@ -10,8 +10,7 @@ from typing import Any, overload
 class Bins:
     """Sequence of `count` equal bins from `low` to `high`, for an SQL expression's values or their base-2 logarithms.
 
-    A bin includes its lower edge; the last one also includes its upper edge. Values outside the range count in the
-    first or last bin.
+    A bin includes its lower edge; the last one also includes its upper edge. Values outside count in the nearest bin.
     """
 
     low: float

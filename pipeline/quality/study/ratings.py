@@ -91,8 +91,7 @@ def sample_ratings(
     """Draw `count` true masks of at least `LEAST_AREA` pixels that all models predicted, and write them to `output`.
 
     `predictions` are files of COCO results with `annotation_id`. Results after more than one click are ignored. Raises
-    `UsageError` for other files, for files with the same name, if there is no such mask, and if `output` already
-    contains a study.
+    `UsageError` for other files, for files with the same name, without such a mask, and if `output` contains a study.
     """
     if not predictions:
         raise UsageError("--kind ratings needs --predictions: a file of COCO results for each model")

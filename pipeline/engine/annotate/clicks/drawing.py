@@ -239,7 +239,7 @@ class ExactRows:
 
     torch computes a row of a bilinear interpolation from two rows and a weight, always in the same way. A single row
     therefore gets the same bits if it is interpolated at a scale that results in the same weight. Some weights can't be
-    reached this way, and small images use a different kernel. So each size is tried first, and some sizes have no
+    reached this way, and small images use a different kernel. So each size is tried first, and some have no
     `ExactRows`.
     """
 

@@ -201,8 +201,8 @@ def decide(
 ) -> tuple[GateVerdict, tuple[str, ...]]:
     """Return the verdict and its reasons. `truth` contains the comparisons over independent masks, if there are any.
 
-    `unfavored` contains the same comparisons without the masks that favor the first weights, or None if there are no
-    such masks.
+    `unfavored` contains the same comparisons without the masks that favor the first weights, or None without such
+    masks.
     """
     worse = [
         f"on the guard set {guard.name}, the mean IoU ({NAMES[each.measure]}) changes by {percent_points(each)}: the "

@@ -288,9 +288,8 @@ def evaluate_instances(
 ) -> InstancesResult:
     """Make a mask from each box, compare it with the truth, and write the results to the output, if any.
 
-    The result is an AP if the boxes have scores, and otherwise an mIoU. Without a file, the truth's own boxes are used,
-    which have no scores. Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be
-    evaluated.
+    Boxes with scores result in an AP, others in an mIoU. Without a file, the truth's boxes, which have no scores, are
+    used. Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
     """
     truths = open_truths(options.truth, storage)
     boxes = None if boxes_file is None else boxes_for(truths, Location(storage, boxes_file))

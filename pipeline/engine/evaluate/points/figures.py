@@ -66,8 +66,7 @@ class GroupMean:
 class GroupPair:
     """First group's mean minus the second's. `p` comes from permuting labels over images; `holm` is its correction.
 
-    Holm's correction covers the pairs of one measure and one set of weights. `p` and `holm` are None if nothing can be
-    permuted.
+    Holm's correction covers the pairs of one measure and one set of weights. Both are None if nothing can be permuted.
     """
 
     weights: int

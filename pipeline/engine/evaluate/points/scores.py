@@ -92,8 +92,8 @@ def collect(
     """Sum the rows of a run by image and group, part by part. Also returns the worst masks of each set of weights.
 
     `keep` receives the rows of each part without the columns that only the page needs. `group_of` returns the group of
-    a row's mask. Rows of a mask are consecutive, one for each set of weights. The worst masks have the lowest values
-    of the first measure.
+    a row's mask. Rows of a mask are consecutive, one for each set of weights. The worst masks are lowest in the first
+    measure.
     """
     units: dict[tuple[int, str, str | None], int] = {}
     counts: list[float] = []

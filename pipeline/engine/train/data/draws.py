@@ -33,8 +33,7 @@ class StepDraw:
 
     `slot` is the image's number in the step, from 0. `jitter` is None for the whole image. Otherwise, it contains the
     image's scale, and the crop's distance from the top and from the left as shares of the part that is cropped away.
-    Without CLIP, `crops` is None. With CLIP, it contains how much each mask's crop is enlarged and whether only the
-    mask is shown.
+    Without CLIP, `crops` is None. With CLIP, it contains each crop's enlargement and whether only the mask is shown.
     """
 
     slot: int
@@ -141,8 +140,7 @@ def fixed_draws(
     """Draw up to `most` of the `chosen` images, (N,) bool, with up to `masks` masks each, the same in every run.
 
     The draw depends on the images' sources, but not on the seed or the order of the datasets. `choices` contains the
-    mask choice of each dataset. Of several images of a source, one from a dataset with only annotated masks takes
-    precedence.
+    mask choice of each dataset. Of a source's images, one from a dataset with only annotated masks takes precedence.
     """
     rank = np.array([_PREFERRED.index(choice) for choice in choices])
     keys = [shard.dataset.key for shard in images.shards]

@@ -117,8 +117,7 @@ class _LogStream(io.StringIO):
 class DeathPolicy(UserCallback):  # type: ignore[misc] # Ray has no types here
     """Policy in Ray Train's controller for workers that have ended. An exception raised here ends the run.
 
-    A `SegmintError` would occur again, so it ends the run. After anything else, such as a kill, Ray Train restarts all
-    workers.
+    A `SegmintError` would occur again, so it ends the run. After anything else, such as a kill, Ray Train restarts all.
     """
 
     def __init__(self, output: Location, run: str, lines: Any) -> None:

@@ -205,8 +205,7 @@ class Marks:
     """Marked boxes. An image that someone reviewed has a key in `found`, even without any marks.
 
     One sighting is enough, so all marks of an image's reviews count. `unreadable` lists the reason for each unreadable
-    mark, and `doubtful` their images. `foreign` counts images that were not drawn, and `further` the repeated reviews
-    of an image.
+    mark, and `doubtful` their images. `foreign` counts images that were not drawn, and `further` repeated reviews.
     """
 
     sizes: Mapping[int, Size]  # of the drawn images, by id
@@ -270,8 +269,8 @@ def read_marks(file: Location, sizes: Mapping[int, Size]) -> Marks:
 def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Marks:
     """Read the boxes of a COCO document, whose images are those that people reviewed.
 
-    Images are identified by file name, because tools renumber them. Raises `KeyError` or `TypeError` if the document is
-    not COCO.
+    Images are identified by file name, because tools renumber them. Raises `KeyError` or `TypeError` for other
+    documents.
     """
     marks = Marks(sizes)
     kinds = {category["id"]: category["name"] for category in document["categories"]}
