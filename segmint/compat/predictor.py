@@ -86,8 +86,7 @@ class SamPredictor:
         `point_coords` (N, 2) as (x, y) and `box` (4,) as (x0, y0, x1, y1) are in pixels of the image. `point_labels`
         (N,) are 1 for foreground, 0 for background. `mask_input` (1, 256, 256) are logits of an earlier prediction.
         Returns masks (C, height, width) bool (float32 logits with `return_logits`), predicted IoUs (C,), and
-        low-resolution logits (C, 256, 256). Raises RuntimeError without an image, and ValueError for missing or invalid
-        prompts.
+        low-resolution logits (C, 256, 256). Raises RuntimeError without an image, and ValueError without valid prompts.
         """
         size = self._sizes()[1]
         points = labels = boxes = masks = None
