@@ -154,6 +154,8 @@ def masks(
     if open_viewer:
         _open(planned, results, images)
     failed = [result for result in results if result.outcome == "failed"]
+    if not (overlay or open_viewer or failed) and any(result.outcome in ("made", "skipped") for result in results):
+        print_message("next: run the same command with --open to see the masks, or --overlay to draw them")
     exit_unless_clean([result for result in results if result.outcome == "refused"], failed)
 
 
@@ -279,7 +281,7 @@ def _left(planned: "MasksPlan", results: "list[ImageResult]") -> float | None:
 
 
 def _sum_up(planned: "MasksPlan", results: "list[ImageResult]") -> None:
-    """Print a summary: counts by outcome, photographs without masks and why, where the masks are, and the next step."""
+    """Print a summary: counts by outcome, photographs without masks and why, where the masks are, and how to retry."""
     folder, total = planned.outputs.folder, len(planned.outputs.tasks)
     outcomes = Counter(result.outcome for result in results)
     if total > 1 and results:
@@ -307,8 +309,6 @@ def _sum_up(planned: "MasksPlan", results: "list[ImageResult]") -> None:
         print_message(f"masks: {folder or 'next to the photographs'}, one SA-1B-style JSON file per photograph")
     if outcomes["failed"]:
         print_message("next: run the same command again to retry only the photographs that failed")
-    elif written and not planned.options.overlay:
-        print_message("next: run the same command with --open to see the masks, or --overlay to draw them")
 
 
 def _line(result: "ImageResult") -> str:
