@@ -114,6 +114,8 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # There is no other way to limit actor restarts in Ray Data; check again when the pinned Ray is upgraded.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    # A short run has fewer blocks than actors, and users can't set what the warning suggests.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     if ray.is_initialized():
         yield observe(local=False)
         return

@@ -357,7 +357,7 @@ def _notes(
             "pass the threshold of predicted IoU"
         )
     else:
-        notes.append("a sample does not look for duplicates; `segmint catalog check` does so in all rows")
+        notes.append("a sample doesn't look for duplicates: `segmint catalog curate` finds copies of images")
         if sample.accepted == 0:
             notes.append("the sample has no accepted rows: use a larger sample, or fix the catalog or the policy")
         if sample.device != ceiling.device:
