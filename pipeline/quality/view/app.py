@@ -123,8 +123,10 @@ class Viewer:
             masks = self._query(place, "masks", "SELECT * FROM masks WHERE ordinal = ? ORDER BY annotation_id")
         if not rows:
             raise UnknownImageError(f"image {image} no longer exists")
+        (row,) = rows.to_pylist()
+        row["hashes"] = [f"{each:016x}" for each in row["hashes"] or ()]  # JavaScript would round the numbers
         found = [asdict(finding) for finding in self.index.findings(image)]
-        return {"image": rows.to_pylist()[0], "masks": masks.to_pylist(), "findings": found}
+        return {"image": row, "masks": masks.to_pylist(), "findings": found}
 
     def masks(self, image: int) -> dict[str, Any]:
         """Return the runs of an image's masks, largest first. Raises the same exceptions as `image`."""
