@@ -23,8 +23,7 @@ def passages(path: Path) -> Iterator[Passage]:
     """The texts of a Python file, of a Markdown page, or of the comments of any other file."""
     content = path.read_text()
     if path.suffix == ".py":
-        tree = ast.parse(content)
-        found = [*_strings(tree), *_comments(_python_comments(content, tree))]
+        found = [*_strings(content), *_comments(_python_comments(content))]
     elif path.suffix == ".md":
         found = [Passage(1, _FENCED.sub(_blank, content))]
     else:
@@ -33,7 +32,8 @@ def passages(path: Path) -> Iterator[Passage]:
     return (Passage(line, _QUOTED.sub(_blank, text)) for line, text in found)
 
 
-def _strings(tree: ast.Module) -> Iterator[Passage]:
+def _strings(source: str) -> Iterator[Passage]:
+    tree = ast.parse(source)
     inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
@@ -43,35 +43,10 @@ def _strings(tree: ast.Module) -> Iterator[Passage]:
             yield Passage(node.lineno, node.value)
 
 
-def _python_comments(source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """The comments of a source by line; only strings in several lines are tokenized, which is slow."""
-    lines = source.split("\n")
-    found = set[tuple[int, str]]()
-    strings: dict[int, list[tuple[int, int]]] = {}  # their columns, in bytes, by line
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str | bytes)):
-            first, last, end = node.lineno, node.end_lineno or 0, node.end_col_offset or 0
-            for number in range(first, last + 1):
-                columns = node.col_offset if number == first else 0, end if number == last else len(source)
-                strings.setdefault(number, []).append(columns)
-            if first < last and any("#" in line for line in lines[first - 1 : last]):
-                text = [line.encode() for line in lines[first - 1 : last]]
-                text[0], text[-1] = text[0][node.col_offset :], text[-1][:end]
-                found |= _tokenized(b"(" + b"\n".join(text) + b")", first)  # a comment may be between two strings
-    for number, line in enumerate(lines, 1):
-        if "#" in line:
-            data = line.encode()
-            for place in (match.start() for match in re.finditer(b"#", data)):
-                if not any(start <= place < end for start, end in strings.get(number, ())):
-                    found.add((number, data[place + 1 :].decode()))
-                    break
-    return iter(sorted(found))
-
-
-def _tokenized(source: bytes, first: int) -> set[tuple[int, str]]:
-    """The comments of a part of a source that begins in a line."""
-    tokens = tokenize.generate_tokens(io.StringIO(source.decode()).readline)
-    return {(first - 1 + t.start[0], t.string.removeprefix("#")) for t in tokens if t.type == tokenize.COMMENT}
+def _python_comments(source: str) -> Iterator[tuple[int, str]]:
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string.removeprefix("#")
 
 
 def _comments(lines: Iterator[tuple[int, str]]) -> Iterator[Passage]:

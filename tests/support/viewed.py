@@ -116,7 +116,8 @@ def viewing(dataset: Path, audit: Path | None = None) -> Iterator[str]:
             yield access.address()
         finally:
             server.should_exit = True
-            thread.join()
+            thread.join(60)
+            assert not thread.is_alive(), "the viewer did not stop"
 
 
 class Addresses:
