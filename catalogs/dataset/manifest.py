@@ -356,8 +356,8 @@ def parts_in_use(dataset: Location, since: datetime = NO_TIME) -> frozenset[str]
 
     A reservation counts if it is for the next generation and was made at `since` or later. Reservations are read before
     the manifest, because each is deleted only after its manifest was put. To delete parts, first list them, then call
-    this function, and delete right after that. Raises `UsageError` if there is no dataset, and `DamagedDatasetError`
-    for a reservation that can't be read.
+    this function, and delete right after that. Raises `UsageError` if the dataset doesn't exist, and
+    `DamagedDatasetError` for a reservation that can't be read.
     """
     reservations = [
         (generation, reserved_in(dataset / RESERVATIONS / entry.name))

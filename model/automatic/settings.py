@@ -48,8 +48,8 @@ class MaskSettings:
 
     `MaskSettings(points_per_side=16)` is `MaskSettings.sa1b(points_per_side=16)`.
 
-    The profile also determines two behaviors for which there is no key. `sa1b` cuts crops from the original image if
-    one is given, and drops a mask if all its islands are smaller than `min_mask_region_area`. The other profiles cut
+    The profile also determines two behaviors that have no key. `sa1b` cuts crops from the original image if one is
+    given, and drops a mask if all its islands are smaller than `min_mask_region_area`. The other profiles cut
     crops from the image itself, and keep such a mask's largest island.
 
     Attributes:

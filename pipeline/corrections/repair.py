@@ -110,8 +110,8 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     applied to restored shards. Images get the catalog's credits in case an amendment was interrupted. Damage to
     manifests, the catalog, tombstones, versions, or submissions is only listed.
 
-    Ray inspects and repairs `ray_from` or more shards. Raises `UsageError` if there is no dataset or `config` is
-    another one's.
+    Ray inspects and repairs `ray_from` or more shards. Raises `UsageError` if the dataset doesn't exist or
+    `config` belongs to another dataset.
     """
     committed = CommitLog(dataset).committed()  # before the manifest, so that it covers all of these shards
     try:

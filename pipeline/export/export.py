@@ -90,7 +90,7 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     """Write the committed images of the dataset at `location` to the folder `output`, local or in a bucket.
 
     The system's temporary folder stores the JSON until it is complete, so memory doesn't grow with the number of
-    images. Raises `UsageError` if there is no dataset or no such shard, if `output` already contains an export, if the
+    images. Raises `UsageError` if the dataset or a shard doesn't exist, if `output` already contains an export, if the
     format or the vocabulary doesn't allow a label, and for Hugging Face if the dataset isn't for publication. Raises
     `UnfinishedError` if the temporary folder is full.
     """

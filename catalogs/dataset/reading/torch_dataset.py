@@ -179,8 +179,8 @@ def open_dataset(
     when it is made, and again when a process first opens it. For a bucket, `batches` always uses a cache, by default in
     `SEGMINT_CACHE`.
 
-    Raises `UsageError` if there is no dataset or no such version, or if a correction, which the message names, removed
-    its files.
+    Raises `UsageError` if the dataset or the version doesn't exist, or if a correction removed the version's files; the
+    message then names the correction.
     """
     location = Location(storage or Storage(), uri)
     manifest, found = TorchDataset.find(location, version)

@@ -120,8 +120,8 @@ def take_snapshot(
 
     All files are read except the catalog parts, whose hashes are in the manifest. With `use_cache`, the hashes of a
     full block's commits may come from `summaries/`; `save_cache` saves them there if possible. `read` receives the
-    latest commits and the sums of those that were read. Raises `UsageError` if there is no dataset or its manifest
-    can't be read, and `DamagedDatasetError` if commits keep disappearing while they are read.
+    latest commits and the sums of those that were read. Raises `UsageError` if the dataset doesn't exist or its
+    manifest can't be read, and `DamagedDatasetError` if commits keep disappearing while they are read.
     """
     why = ""
     for _ in range(_ATTEMPTS):

@@ -151,7 +151,8 @@ def find_remaining(
 ) -> RemainingShards:
     """Return the requested shards that are not committed.
 
-    The dataset's catalog gives their rows. If there is no dataset yet (`manifest` is None), there are `catalog_rows`.
+    The rows come from the dataset's catalog. If the dataset doesn't exist yet (`manifest` is None), `catalog_rows` is
+    their number.
     """
     size = config.images_per_shard
     parts = [(0, catalog_rows)] if manifest is None else [(part.first_shard, part.rows) for part in manifest.catalog]
