@@ -246,7 +246,7 @@ bench-encoder: setup
 gpu-estimate: setup
 	$(BIN)/python benchmarks/gpu/cost_model.py
 
-# What benchmarks/gpu/day.py needs on a GPU machine without network, under 60 MiB; GPU_PYTHON_VERSION is that machine's.
+# What benchmarks/gpu/day.py needs on a GPU machine without network, under 63 MiB; GPU_PYTHON_VERSION is that machine's.
 GPU_PYTHON_VERSION ?= 3.12
 gpu-bundle: setup
 	$(BIN)/python benchmarks/gpu/bundle.py --python $(GPU_PYTHON_VERSION)

@@ -86,7 +86,7 @@ def digests(run: PartRun, compiled: bool) -> dict[str, Any]:
         with torch.inference_mode():
             embedding = heavy([pixels] * 2)[0]
         synchronize(run)
-        found = {"embedding": hashed(embedding.float().cpu().numpy().tobytes())}
+        found = {"embedding": hashed_features(embedding)}
         for name, pair in pairs.items():
             records = generator.generate(*pair).records
             rows = [(one.segmentation.counts, one.bbox, one.predicted_iou, one.stability_score) for one in records]
@@ -138,15 +138,18 @@ def measure_neighbors(run: PartRun) -> dict[str, Any]:
             part = order[start : start + batch]
             with torch.inference_mode():
                 encoded = encoder([images[index].to(run.device) for index in part], batch)
-            found |= {
-                index: hashed(one.float().cpu().numpy().tobytes()) for index, one in zip(part, encoded, strict=True)
-            }
+            found |= {index: hashed_features(one) for index, one in zip(part, encoded, strict=True)}
         return found
 
     first = {index: digest for index in range(len(images)) for digest in embeddings([index]).values()}
     runs = [embeddings(torch.randperm(len(images), generator=generator).tolist()) for _ in range(2)]
     different = sorted(index for index in first if any(one[index] != first[index] for one in runs))
     return {"images": len(images), "batch": batch, "different": different, "same": not different}
+
+
+def hashed_features(features: tuple[torch.Tensor, ...]) -> str:
+    """Return a short digest of one image's features."""
+    return hashed(b"".join(one.float().cpu().numpy().tobytes() for one in features))
 
 
 def hashed(data: bytes) -> str:
@@ -160,6 +163,8 @@ def measure_agreement(run: PartRun, precision: str) -> dict[str, Any]:
     Both use MobileSAM's weights. The reference uses our image encoder, which it lacks, and otherwise its own settings
     in float32.
     """
+    if precision == "bf16" and not run.on_cuda:
+        raise NotMeasuredError("on a CPU, only the kernels draw in bf16")
     from segment_anything import SamAutomaticMaskGenerator
 
     from benchmarks.masks.generator_vs_reference import agreement

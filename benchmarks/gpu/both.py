@@ -69,7 +69,6 @@ def generator_of(
     formulas in place of kernels and graphs.
     """
     from segmint.model.automatic.generator import MaskGenerator
-    from segmint.model.automatic.on_device.crops import DeviceCrops
     from segmint.model.automatic.settings import MaskSettings
     from segmint.model.sam.predictor import Predictor
 
@@ -79,17 +78,25 @@ def generator_of(
         points_per_chunk=4 if run.quick else None,
     )
     generator = MaskGenerator(Predictor(sam), settings)
-    if not run.on_cuda:
-        generator._on_device = DeviceCrops(generator.predictor, settings)
+    use_gpu_code(generator)
     if heavy is not None:
         install(generator, heavy, features)
     return generator
 
 
+def use_gpu_code(generator: Any) -> None:
+    """Make a generator on a CPU use the GPU's code path."""
+    from segmint.model.automatic.on_device.crops import DeviceCrops
+
+    if generator._on_device is None:
+        generator._on_device = DeviceCrops(generator.predictor, generator.settings)
+
+
 def install(generator: Any, heavy: Any, features: dict[Any, Any] | None = None) -> None:
-    """Make a generator run both encoders."""
+    """Make a generator run both encoders, by the GPU's code path."""
     from segmint.model.automatic.on_device.stream import ImageStream
 
+    use_gpu_code(generator)
     both = BothEncoders(generator.predictor._encoder, heavy, {} if features is None else features)
     generator.predictor._encoder = both
 

@@ -95,6 +95,7 @@ def main() -> None:
 def run_part(part: int, device: torch.device, quick: bool, budget_s: float, folder: Path) -> PartRun:
     """Run one part, write its result, and print its verdict."""
     from benchmarks.gpu.machine import describe
+    from benchmarks.measuring import command_of, commit
 
     suffix = f"{'' if device.type == 'cuda' else f'-{device.type}'}{'-quick' if quick else ''}"
     path = folder / f"gpu_day-{part}{suffix}.json"
@@ -103,6 +104,8 @@ def run_part(part: int, device: torch.device, quick: bool, budget_s: float, fold
         "part": part,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": describe(device),
+        "command": command_of(sys.argv),
+        "commit": commit(),
         "quick": quick,
         "budget_s": budget_s,
     }

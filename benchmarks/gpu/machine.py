@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.both import BUNDLE
 from benchmarks.gpu.run import PartRun, sustained
 from benchmarks.machine import describe_machine
 
@@ -65,6 +66,8 @@ def measure_tests(run: PartRun, folder: Path) -> dict[str, Any]:
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     if run.on_cuda:
         environment["SEGMINT_TEST_NO_SKIPS"] = "1"
+    if (BUNDLE / "test-photos").is_dir():
+        environment.setdefault("SEGMINT_TEST_PHOTOS", str(BUNDLE / "test-photos"))
     log = folder / "gpu_day-tests.txt"
     code: int | str
     with log.open("w") as stream:

@@ -148,6 +148,12 @@ def bits_text(found: Found) -> Iterable[str]:
             ["bit-equal results", "across runs", "across threads", "across processes"],
             ([name, *("yes" if one[kind] else "**no**" for kind in kinds)] for name, one in repeats.items()),
         )
+    if "batch neighbors" in found:
+        one = found["batch neighbors"]
+        yield wrapped(
+            f"Of {one['images']} images encoded in batches of {one['batch']} with random neighbors, the embeddings of "
+            f"{len(one['different'])} differed from those of the same image encoded alone."
+        )
 
 
 def pipeline_text(found: Found) -> Iterable[str]:
@@ -232,10 +238,10 @@ def estimate_part(results: dict[str, Result]) -> str:
     }
     saved, peaks = gpus["H100"]["effects_ms"], result["constants"]["peak_tflops"]
     words = [
-        "**This is an estimate. Nothing has run on a GPU.** `benchmarks/gpu/cost_model.py` updates an earlier estimate "
-        "of mask generation with ViT-H in half precision, whose rates are in the columns “before”. They are input, so "
-        "the model doesn't confirm them. Ranges go from a slow to a fast end. The estimate doesn't include `prepare` "
-        "and the host pipeline.",
+        f"**This is an estimate.** {measured(results)}`benchmarks/gpu/cost_model.py` updates an earlier estimate of "
+        "mask generation with ViT-H in half precision, whose rates are in the columns “before”. They are input, so the "
+        "model doesn't confirm them. Ranges go from a slow to a fast end. The estimate doesn't include `prepare` and "
+        "the host pipeline.",
         f"With the full recipe, {percent(goal)} of the ceiling on an H100 and an H200 would be {needed['current']} "
         f"images/s. By the [current definition](metric.md), this {reached['current']}. By the former definition, "
         f"which counted plain SAM's operations, {percent(goal)} would be {needed['plain']} images/s, which "
@@ -259,6 +265,16 @@ def estimate_part(results: dict[str, Result]) -> str:
     ]
     first, *rest = map(wrapped, words)
     return "\n\n".join([first, recipes, images, *rest, parts])
+
+
+def measured(results: dict[str, Result]) -> str:
+    """Return the sentence about the measured rates, or nothing if no day on a GPU has been recorded."""
+    day = results.get("gpu_day-3")
+    if day is None:
+        return "Nothing has run on a GPU. "
+    rates = {name: day["measurements"].get(name, {}).get("find_images_s") for name in ("full recipe", "full image")}
+    known = " and ".join(f"{rate:.3g} images/s with the {name}" for name, rate in rates.items() if rate is not None)
+    return f"It is from before the first measurement (above), in which an {day['machine']['gpu']} reached {known}. "
 
 
 def ends(pair: list[float]) -> str:

@@ -17,6 +17,9 @@ Shapes: B prompts, N = 64 rows, D = 16 channels per head, W = 128 of all heads, 
 256, P positions.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,6 +27,18 @@ import torch
 from torch import Tensor
 
 from segmint.model.kernels import factored_plainly
+
+_by_formulas: ContextVar[bool] = ContextVar("_by_formulas", default=False)
+
+
+@contextmanager
+def formulas() -> Iterator[None]:
+    """Use the plain formulas on CUDA, too, in this thread while the block runs."""
+    token = _by_formulas.set(True)
+    try:
+        yield
+    finally:
+        _by_formulas.reset(token)
 
 
 def _operator(step: str) -> Any:
@@ -39,6 +54,8 @@ def _operator(step: str) -> Any:
 
 
 def _kernel(step: str, *arguments: Any) -> Any:
+    if _by_formulas.get():
+        return getattr(factored_plainly, step)(*arguments)
     from segmint.model.kernels import factored_triton
 
     return getattr(factored_triton, step)(*arguments)

@@ -19,7 +19,7 @@ from segmint.model.kernels.factored_plainly import CONSTANT, ROWS
 # and 9.0.
 _HALF = {
     "answer": {"TILE": 64, "num_warps": 8, "num_stages": 2},
-    "look": {"TILE": 32, "num_warps": 4, "num_stages": 2},
+    "look": {"TILE": 64, "num_warps": 4, "num_stages": 3},
     "draw": {"TILE": 64, "num_warps": 8, "num_stages": 1},
 }
 # Tensor cores don't multiply float32 numbers exactly, so each thread keeps factors in its registers.
@@ -80,10 +80,17 @@ def look(
     """See `factored_plainly.look`."""
     attended, mixed = torch.empty_like(queries), torch.empty_like(prior)
     tensors = _contiguous(queries, own, places, prior, scale, coefficients, values)
+    parts = {True: (attended, 1), False: (mixed, prior.shape[2] // ROWS)}
     with launching_on(queries.device):
-        look_kernel[(1 + prior.shape[2] // ROWS, len(queries))](
-            *tensors, attended, mixed, own.shape[1], MORE=prior.shape[2], **options("look", queries.dtype)
-        )
+        for shared, (found, programs) in parts.items():
+            look_kernel[(programs, len(queries))](
+                *tensors,
+                found,
+                own.shape[1],
+                MORE=prior.shape[2],
+                SHARED=shared,
+                **options("look", queries.dtype),
+            )
     return attended, mixed
 
 
@@ -144,10 +151,12 @@ def scores_of(
             k = tl.load(places + there, mask=inside[None, :], other=0.0)
             of_places = tl.dot(q, k, of_places, input_precision="ieee")
     scores = scores * s[None, :] + of_places
-    for first in range(0, MORE, 64):
-        m = tl.load(prior + row[:, None] * MORE + first + row[None, :])
+    STEP: tl.constexpr = 32 if MORE == 64 else 64  # see `draw_kernel`
+    few = tl.arange(0, STEP)
+    for first in range(0, MORE, STEP):
+        m = tl.load(prior + row[:, None] * MORE + first + few[None, :])
         d = tl.load(
-            coefficients + (first + row)[:, None] * positions + position[None, :], mask=inside[None, :], other=0.0
+            coefficients + (first + few)[:, None] * positions + position[None, :], mask=inside[None, :], other=0.0
         )
         scores = tl.dot(m, d, scores, input_precision="ieee")
     return scores
@@ -225,28 +234,28 @@ def look_kernel(
     scale,
     coefficients,
     values,
-    attended,
-    mixed,
+    found,
     positions,
     MORE: tl.constexpr,
+    SHARED: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Run `look` as program (part, prompt): part 0 sums shared values, part n the n-th 64 rows of coefficients.
+    """Run `look` as program (part, prompt): sums of shared values, or part n of the coefficients' sums, of 64 rows.
 
     The softmax is computed online (FlashAttention, arXiv 2205.14135). Each part computes all scores again because the
     sums of all parts would not fit in registers.
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
-    part = tl.program_id(0)
+    first = tl.program_id(0) * 64
     prompt = tl.program_id(1).to(tl.int64)
     row = tl.arange(0, 64)
+    column = tl.arange(0, 128 if SHARED else 64)
     kind = values.dtype.element_ty
     image = coefficients + prompt * MORE * positions
     q, m = queries + prompt * 64 * 16, prior + prompt * 64 * MORE
     top = tl.full((64,), float("-inf"), tl.float32)
     total = tl.zeros((64,), tl.float32)
-    sums = tl.zeros((64, 64), tl.float32)
-    rest = tl.zeros((64, 64), tl.float32)
+    sums = tl.zeros((64, 128 if SHARED else 64), tl.float32)
     for start in range(0, positions, TILE):
         position = start + tl.arange(0, TILE)
         inside = position < positions
@@ -258,29 +267,20 @@ def look_kernel(
         fade = tl.exp2(top - higher)
         total = total * fade + tl.sum(weights, 1)
         top = higher
-        sums = sums * fade[:, None]
-        rest = rest * fade[:, None]
-        if part == 0:
-            scaled = (weights * s[None, :]).to(kind)
-            there = values + position[:, None] * 128 + row[None, :]
-            v = tl.load(there, mask=inside[:, None], other=0.0)
-            sums = tl.dot(scaled, v, sums, input_precision="ieee")
-            v = tl.load(there + 64, mask=inside[:, None], other=0.0)
-            rest = tl.dot(scaled, v, rest, input_precision="ieee")
+        if SHARED:
+            weights = weights * s[None, :]
+            terms = values + position[:, None] * 128 + column[None, :]
         else:
-            across = image + ((part - 1) * 64 + row)[None, :] * positions + position[:, None]
-            d = tl.load(across, mask=inside[:, None], other=0.0)
-            sums = tl.dot(weights.to(kind), d, sums, input_precision="ieee")
-    found = (sums / total[:, None]).to(kind)
-    if part == 0:
+            terms = image + (first + column)[None, :] * positions + position[:, None]
+        summed = tl.load(terms, mask=inside[:, None], other=0.0)
+        sums = tl.dot(weights.to(kind), summed, sums * fade[:, None], input_precision="ieee")
+    sums = (sums / total[:, None]).to(kind)
+    if SHARED:
         # From the shared values of all heads, select each head's own.
-        place = attended + prompt * 64 * 16 + row[:, None] * 16 + (row % 16)[None, :]
-        tl.store(place, found, mask=(row // 8)[:, None] == (row // 16)[None, :])
-        found = (rest / total[:, None]).to(kind)
-        tl.store(place, found, mask=(row // 8)[:, None] == (4 + row // 16)[None, :])
+        place = found + prompt * 64 * 16 + row[:, None] * 16 + (column % 16)[None, :]
+        tl.store(place, sums, mask=(row // 8)[:, None] == (column // 16)[None, :])
     else:
-        place = mixed + prompt * 64 * MORE + row[:, None] * MORE + ((part - 1) * 64 + row)[None, :]
-        tl.store(place, found)
+        tl.store(found + prompt * 64 * MORE + row[:, None] * MORE + (first + column)[None, :], sums)
 
 
 @triton.jit
@@ -306,7 +306,11 @@ def draw_kernel(
     MORE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Run `draw` as program (tile, prompt), which skips prompts without wanted masks."""
+    """Run `draw` as program (tile, prompt), which skips prompts without wanted masks.
+
+    The rows' loop has at least two steps, because on an H200, Triton 3.6 compiled some loops of one step wrongly.
+    """
+    STEP: tl.constexpr = 32 if MORE == 64 else 64
     prompt = tl.program_id(1).to(tl.int64)
     asked = tl.load(wanted + prompt * 3) + tl.load(wanted + prompt * 3 + 1) + tl.load(wanted + prompt * 3 + 2)
     if asked > 0:
@@ -327,13 +331,12 @@ def draw_kernel(
             channel = ab * 64 + row
             first = tl.load(shared + position[:, None] * 256 + channel[None, :], mask=inside[:, None], other=0.0)
             first = first.to(tl.float32) * s[:, None]
-            for start in range(0, MORE, 64):
+            for start in range(0, MORE, STEP):
+                place = prompt * MORE + start + tl.arange(0, STEP)
                 d = tl.load(
-                    coefficients + (prompt * MORE + start + row)[None, :] * positions + position[:, None],
-                    mask=inside[:, None],
-                    other=0.0,
+                    coefficients + place[None, :] * positions + position[:, None], mask=inside[:, None], other=0.0
                 )
-                u = tl.load(vectors + (prompt * MORE + start + row)[:, None] * 256 + channel[None, :])
+                u = tl.load(vectors + place[:, None] * 256 + channel[None, :])
                 first = tl.dot(d, u, first, input_precision="ieee")
             first = first - (tl.sum(first, axis=1) / 64)[:, None]
             variance = tl.sum(first * first, axis=1) / 64

@@ -144,6 +144,7 @@ def map_kernel(
 ):
     """Attend, as program (block of queries, head, image), to one row of keys per step, with fixed column terms."""
     LOG2_E: tl.constexpr = 1.4426950408889634
+    scale = tl.cast(scale, tl.float32)  # torch's compiler passes it as float64
     DIMENSIONS: tl.constexpr = CORE + REST
     TOKENS: tl.constexpr = SIDE * SIDE
     PITCH: tl.constexpr = 3 * HEADS * DIMENSIONS
@@ -209,6 +210,7 @@ def window_kernel(
     Keys outside the map are those of the padding, and are attended to. Queries outside the map aren't computed.
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
+    scale = tl.cast(scale, tl.float32)  # torch's compiler passes it as float64
     DIMENSIONS: tl.constexpr = CORE + REST
     TOKENS: tl.constexpr = HEIGHT * WIDTH
     STEP: tl.constexpr = 3 * HEADS * DIMENSIONS

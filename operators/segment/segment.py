@@ -121,6 +121,7 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     Raises `MixedNumericsError` if this process can't produce the same bits as the process that started the dataset.
     """
     from segmint.model.automatic.generator import MaskGenerator
+    from segmint.model.automatic.on_device.crops import KernelError
     from segmint.model.device import CaptureError
     from segmint.model.sam.batch_encoder import CompilationError
     from segmint.model.sam.predictor import Predictor
@@ -157,6 +158,10 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
             raise MixedNumericsError(
                 f"this GPU decodes points in CUDA graphs, but segmint {error}. Fix this machine's driver, or set "
                 "allow_mixed_numerics: true to decode more slowly."
+            ) from error
+        except KernelError as error:
+            raise UsageError(
+                f"this GPU would generate wrong masks: {error}. Use another version of torch and Triton."
             ) from error
     return generator
 

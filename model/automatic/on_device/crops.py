@@ -27,6 +27,7 @@ from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings, small_chunk
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling, stable_outlines
 from segmint.model.device import CapturedGraph, HostTransfer, PerThread, upload
+from segmint.model.kernels.factored_image import formulas
 from segmint.model.kernels.factored_plainly import CONSTANT
 from segmint.model.sam.mask_decoder import MaskDecoder
 from segmint.model.sam.point_decoder import POINT_TOKENS
@@ -89,6 +90,31 @@ def draw_chunk(decoded: DecodedChunk) -> ChunkMasks:
     return ChunkMasks(logits, decoded.predicted_iou.clone(), decoded.wanted.clone())
 
 
+class KernelError(RuntimeError):
+    """Raised if this GPU's kernels don't compute what torch's operations do."""
+
+
+KERNEL_TOLERANCE = 0.1
+"""Maximum norm of the difference from torch's operations, as a share of theirs. Rounding to bf16 takes about 0.01."""
+
+
+def check_kernels(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float, found: DecodedChunk) -> None:
+    """Raise `KernelError` if a chunk that kernels decoded differs from torch's operations by more than rounding.
+
+    On an H200, Triton 3.6 compiled a kernel of ours so that it computed other sums without an error. Arguments are
+    those of `decode_chunk`, and `found` is its result. All masks are drawn and compared.
+    """
+    with formulas():
+        expected = decode_chunk(sam, plan, points, threshold)
+        expected_logits = expected.drawing.draw(torch.ones_like(expected.wanted))
+    logits = found.drawing.draw(torch.ones_like(found.wanted))
+    pairs = {"predicted IoU": (found.predicted_iou, expected.predicted_iou), "logits": (logits, expected_logits)}
+    for name, (one, other) in pairs.items():
+        difference = float((one - other).norm() / other.norm())
+        if not difference <= KERNEL_TOLERANCE:  # or not a number
+            raise KernelError(f"the kernels' {name} differ from those of torch's operations by {difference:.0%}")
+
+
 def suits(mask_decoder: MaskDecoder, settings: MaskSettings) -> bool:
     """Return whether the kernels have enough seats for the decoder's tokens, and each point is decoded only once."""
     return len(mask_decoder.own_tokens) + POINT_TOKENS <= CONSTANT and not settings.use_m2m
@@ -97,8 +123,8 @@ def suits(mask_decoder: MaskDecoder, settings: MaskSettings) -> bool:
 class DeviceCrops:
     """Mask finder for crops on the model's device, with CUDA graphs for an image's plan and two chunk sizes.
 
-    Each thread captures its own graphs on first use and keeps their memory. A crop's masks take 768 KB per point until
-    the crop is finished.
+    Each thread captures its own graphs on first use, compares them with torch's operations, and keeps their memory. If
+    they differ, `KernelError` is raised. A crop's masks take 768 KB per point until the crop is finished.
     """
 
     def __init__(self, predictor: Predictor, settings: MaskSettings) -> None:
@@ -201,6 +227,8 @@ class _Graphs:
                 lambda: decode_chunk(self._sam, self._planned, held, self._threshold), device, self._must_capture
             )
             self._chunks[len(points)] = held, decode
+            if decode.is_graph:
+                check_kernels(self._sam, self._planned, points, self._threshold, decode())
         held, decode = self._chunks[len(points)]
         held.copy_(points)
         return draw_chunk(decode())

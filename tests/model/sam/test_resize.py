@@ -56,17 +56,19 @@ def test_rows_at_a_time_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(resize_on_device(pixels, (128, 59)), expected)
 
 
-def test_a_pillow_that_never_takes_columns_first_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pillow_before_13_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     preprocess._pillow_chooses.cache_clear()
     resized = Image.Image.resize
 
-    def rows_first(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-        across = resized(image, (size[0], image.height), resample)
-        return resized(across, size, resample)
+    def older(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+        rows_last = image.height > 100 * image.width and size[1] < image.height
+        first = (image.width, size[1]) if rows_last else (size[0], image.height)
+        return resized(resized(image, first, resample), size, resample)
 
-    monkeypatch.setattr(Image.Image, "resize", rows_first)
+    monkeypatch.setattr(Image.Image, "resize", older)
     try:
-        check((1500, 740), "cpu")
+        for size in ((1500, 740), (5000, 3), (1200, 11), (1100, 11)):
+            check(size, "cpu")
     finally:
         preprocess._pillow_chooses.cache_clear()
 
