@@ -262,6 +262,8 @@ def no_manifest(dataset: Location) -> UsageError:
     """Return the error for a dataset whose manifest is missing, or for another folder."""
     if files := dataset_files(dataset):
         return UsageError(f"{dataset} has no {MANIFEST}, but {some(files)}. Run `segmint repair {dataset}`")
+    if dataset.name.endswith((".yaml", ".yml")):
+        return UsageError(f"{dataset} is a configuration: expected a dataset's folder, such as its `output`")
     return UsageError(f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path, or build a dataset there")
 
 

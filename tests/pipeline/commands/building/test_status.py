@@ -23,6 +23,8 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
     ):
         done = CliRunner().invoke(app, ["status", str(tmp_path), *options])
         assert (done.exit_code, said in done.stderr) == (2, True), done.output
+    done = CliRunner().invoke(app, ["status", str(tmp_path / "build.yaml")])
+    assert "build.yaml is a configuration: expected a dataset's folder" in done.stderr
 
 
 def test_json_is_one_value(tmp_path: Path) -> None:
