@@ -350,6 +350,8 @@ def _notes(
             f"the plan covers only the {remaining.pinned_rows:,} rows of the dataset; `segmint build --grow` adds "
             "the catalog's new rows"
         )
+    if not remaining.rows:
+        return notes
     if sample is None:
         size = "--megapixels" if options.megapixels else "SA-1B's average; override it with --megapixels"
         notes.append(

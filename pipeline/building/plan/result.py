@@ -75,8 +75,9 @@ class BuildPlan:
                 f"{plural(self.rows, 'row')} in {counted(self.shards, 'shard')}{committed}",
             ),
         ]
+        notes = [f"note: {note}" for note in self.notes]
         if not self.rows:
-            return [*lines, "nothing to do: all shards are committed", *self._digest_lines()]
+            return [*lines, "nothing to do: all shards are committed", *notes, *self._digest_lines()]
         if self.sample is not None:
             lines += self._sample_lines(self.sample)
         lines += [
@@ -100,7 +101,7 @@ class BuildPlan:
             lines.append(_line("cost", *_shown(self.cost, f"at {self.price:g} per {self.hours_of}-hour")))
         if self.cpu_nodes is not None:
             lines += self.cpu_nodes.lines()
-        return [*lines, *(f"note: {note}" for note in self.notes), *self._catalog_lines(), *self._digest_lines()]
+        return [*lines, *notes, *self._catalog_lines(), *self._digest_lines()]
 
     def _catalog_lines(self) -> list[str]:
         """Return lines on the first rows of the catalog: what a build would reject, and what an audit would find."""

@@ -216,6 +216,7 @@ def test_a_dataset_that_grew_is_planned_part_by_part(tmp_path: Path) -> None:
     assert make_plan(config, PlanOptions(shards=(1, 3))).rows == 1
     write_catalog(tmp_path / "c.jsonl", [*rows, {**rows[0], "image_id": "new"}])
     assert any("`segmint build --grow` adds" in note for note in make_plan(config, PlanOptions()).notes)
+    assert "`segmint build --grow` adds" in make_plan(config, PlanOptions(shards=(0, 1))).lines()[3]
 
 
 @pytest.fixture(scope="module")
