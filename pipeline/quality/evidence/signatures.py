@@ -133,6 +133,8 @@ def read_private_key(file: Location, ask: Callable[[], str] | None = None) -> "E
     from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
 
     data = _read(file)
+    if b"PUBLIC KEY" in data or data.startswith(b"ssh-"):
+        raise UsageError(f"{file} is a public key. Sign with the private key that it belongs to")
     load = load_ssh_private_key if b"OPENSSH PRIVATE KEY" in data else load_pem_private_key
     try:
         try:

@@ -153,7 +153,7 @@ def test_other_keys_are_refused(dataset: Location, tmp_path: Path) -> None:
     junk.put(b"\xff not a key")
     for key, message in [
         (rsa_private, r"is a \w*RSAPrivateKey: expected an Ed25519 key. Create one: openssl genpkey"),
-        (public, "is not a private key in PEM or OpenSSH format"),
+        (public, "is a public key. Sign with the private key"),
         (junk, "is not a private key in PEM or OpenSSH format"),
         (location_of(tmp_path / "none.pem"), "no such key"),
     ]:
