@@ -200,8 +200,8 @@ def confirmation(command: str, yes: bool) -> Callable[[RemovalPrompt], None] | N
         return None
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{command} permanently removes data and needs confirmation, but there's no terminal: check the list with "
-            "--dry-run, then pass --yes"
+            f"{command} permanently changes the dataset and needs confirmation, but there's no terminal: check the "
+            "list with --dry-run, then pass --yes"
         )
     return _confirm
 

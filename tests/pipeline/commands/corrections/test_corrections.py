@@ -75,7 +75,7 @@ def test_without_a_terminal_yes_is_needed(dataset: Path, removals: dict[str, lis
     before = digests(dataset)
     done = run(command, dataset, *removals[command])
     assert done.exit_code == 2
-    assert f"{command} permanently removes data and needs confirmation" in done.output
+    assert f"{command} permanently changes the dataset and needs confirmation" in done.output
     assert "--yes" in done.output
     assert digests(dataset) == before
 

@@ -93,7 +93,7 @@ def test_invalid_arguments_change_nothing(place: DatasetPath, vocabulary: Path, 
         (["--vocabulary", repeated, "--model", clip], "line 3: 'a' is already on line 1"),
         (["--vocabulary", vocabulary, "--model", no_weights], "contains no safetensors file"),
         (["--vocabulary", vocabulary, "--model", tmp_path / "absent"], "does not exist: expected the folder of a CLIP"),
-        (["--vocabulary", vocabulary, "--model", clip], "label permanently removes data and needs confirmation"),
+        (["--vocabulary", vocabulary, "--model", clip], "label permanently changes the dataset and needs confirmation"),
     ):
         done = run(place, *arguments)
         assert done.exit_code == 2
