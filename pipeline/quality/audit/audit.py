@@ -135,9 +135,9 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
 
 def _note(dataset: Location, option: str, target: Location) -> None:
     """Record an output file of the audit in the dataset if it was written."""
-    if option == "--pictures":
+    if option == "--pictures" and target.list():
         note_output(dataset, f"audit {option}", target, {})
-    elif target.exists():
+    elif option != "--pictures" and target.exists():
         note_output(dataset, f"audit {option}", target, {target.name: target.sha256()})
 
 

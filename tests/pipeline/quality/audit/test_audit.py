@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.outputs import read_notes
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.catalogs.layout import config_sha256
 from segmint.infra.errors import UsageError
@@ -117,7 +118,8 @@ def test_what_is_found_is_shown_and_redacted_and_then_found_no_more(dataset: Pat
 
 def test_attributions_name_every_image(dataset: Path, tmp_path: Path) -> None:
     file = tmp_path / "attributions.csv"
-    audit(dataset, attributions=location_of(file))
+    audit(dataset, attributions=location_of(file), pictures=location_of(tmp_path / "pictures"))
+    assert [note.command for note in read_notes(location_of(dataset))] == ["audit --attributions"]  # no pictures
     rows = list(csv.DictReader(file.read_text().splitlines()))
     assert [row["image"] for row in rows] == [f"sa_{id}.jpg" for id in (1, 2, 4, 5, 6, 7)]
     assert {row["license_url"] for row in rows} == {"https://creativecommons.org/publicdomain/zero/1.0/"}
