@@ -7,7 +7,9 @@ removes the former files. This module applies a revision to all its shards, then
 that showed the former rows. Repeating the call completes a correction that was killed.
 """
 
+import os
 from collections.abc import Callable, Iterable, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -26,7 +28,7 @@ from segmint.infra.progress import track
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import join
+from segmint.infra.uris import join, local_path, scheme
 from segmint.operators.shards.put import OneTable, check_purge, remove_replaced
 from segmint.operators.shards.revise import (
     Change,
@@ -224,6 +226,9 @@ def remove_report(dataset: Location) -> list[str]:
         if target is not None:
             links.append(f"{join(REPORT, name)} -> {target}")
         file.purge()
+    if scheme(report.uri) == "file":
+        with suppress(OSError):  # missing or not empty
+            os.removedirs(local_path((report / "figures").uri))
     return links
 
 
