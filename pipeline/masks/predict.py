@@ -1,7 +1,7 @@
 """Mask prediction for one photograph, automatic or for prompts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -
             point = points[0] if points else (math.nan, math.nan)
             iou, offset = float(predicted.predicted_iou[0, index]), options.masks.stability_score_offset
             record = prompted_record(logits, iou, point, offset)
-            found.append(PromptedMask(record, points))
+            found.append(PromptedMask(replace(record, output=index), points))
     return found
 
 

@@ -124,7 +124,8 @@ class Predictor(sam_predictor.Predictor):
             prompt_points.append(_points_of_prompt(prompts, number))
             first = prompt_points[-1][0] if prompt_points[-1] else (math.nan, math.nan)
             drawn = self.upscale(logits[None, best : best + 1], embedding)[0]
-            records.append(prompted_record(drawn, float(ious[best]), first, MaskSettings().stability_score_offset))
+            record = prompted_record(drawn, float(ious[best]), first, MaskSettings().stability_score_offset)
+            records.append(replace(record, output=best if multimask else None))
         return PredictedMasks(
             records=tuple(records),
             funnel=Funnel(),

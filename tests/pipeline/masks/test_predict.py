@@ -62,6 +62,7 @@ def test_a_point_a_box_and_all_masks_of_the_cup(predictor, coffee):
     assert len(ious) == 3
     assert ious == sorted(ious, reverse=True)
     assert every[0].record == by_point.record
+    assert sorted(found.record.output for found in every) == [0, 1, 2]
 
 
 def test_a_box_and_points_are_one_prompt(predictor, coffee):
