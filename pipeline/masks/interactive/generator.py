@@ -111,13 +111,16 @@ class Predictor(sam_predictor.Predictor):
         """Predict masks like the base class, and draw the mask with the best predicted IoU for each prompt.
 
         If you pass an image in place of its embedding, it is encoded first. Points without labels are foreground.
+        Raises ValueError for points outside the image, and for empty boxes or those that don't overlap it.
         """
         if not isinstance(embedding, Embedding):
             embedding = self.embed(embedding)
         if points is not None and labels is None:
             labels = np.ones(np.shape(points)[:-1])
+        prompts = None if points is None and boxes is None else check_prompts(points, labels, boxes, None)
+        if prompts is not None:
+            _check_inside(prompts, embedding.frame_size)
         found = super().predict(embedding, points, labels, boxes, masks, multimask, text)
-        prompts = None if points is None else check_prompts(points, labels, None, None)
         prompt_points, records = [], []
         for number, (logits, ious) in enumerate(zip(found.low_res_logits, found.predicted_iou, strict=True)):
             best = int(ious.argmax())
@@ -153,6 +156,19 @@ def model_name(sam: Sam) -> str:
         name = type(sam.image_encoder).__name__
     drawn = ", drawing in bfloat16" if sam.draws_in_bf16 else ""
     return f"{name} on {sam.device}, {str(sam.dtype).removeprefix('torch.')}{drawn}"
+
+
+def _check_inside(prompts: Prompts, frame_size: tuple[int, int]) -> None:
+    """Raise ValueError for points outside the frame, and for boxes that are empty or don't overlap it."""
+    height, width = frame_size
+    if prompts.points is not None and prompts.labels is not None:
+        points = prompts.points[prompts.labels >= 0]
+        if ((points < 0) | (points > points.new_tensor([width, height]))).any():
+            raise ValueError(f"points: expected x and y inside the {width} x {height} pixels of the image")
+    if prompts.boxes is not None:
+        first, last = prompts.boxes[:, :2], prompts.boxes[:, 2:]
+        if ((first >= last) | (first >= first.new_tensor([width, height])) | (last <= 0)).any():
+            raise ValueError(f"boxes: expected x0 < x1 and y0 < y1, overlapping the {width} x {height} pixels")
 
 
 def _points_of_prompt(prompts: Prompts | None, number: int) -> list[tuple[float, float]]:
