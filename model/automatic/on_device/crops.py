@@ -123,8 +123,8 @@ def suits(mask_decoder: MaskDecoder, settings: MaskSettings) -> bool:
 class DeviceCrops:
     """Mask finder for crops on the model's device, with CUDA graphs for an image's plan and two chunk sizes.
 
-    Each thread captures its own graphs on first use, compares them with torch's operations, and keeps their memory. If
-    they differ, `KernelError` is raised. A crop's masks take 768 KB per point until the crop is finished.
+    Each thread captures its own graphs on first use, compares them with torch's operations, and keeps their memory. As
+    long as they differ, `KernelError` is raised. A crop's masks take 768 KB per point until the crop is finished.
     """
 
     def __init__(self, predictor: Predictor, settings: MaskSettings) -> None:
@@ -226,9 +226,9 @@ class _Graphs:
             decode = CapturedGraph(
                 lambda: decode_chunk(self._sam, self._planned, held, self._threshold), device, self._must_capture
             )
-            self._chunks[len(points)] = held, decode
-            if decode.is_graph:
+            if points.device.type == "cuda":  # kernels run even if the capture failed
                 check_kernels(self._sam, self._planned, points, self._threshold, decode())
+            self._chunks[len(points)] = held, decode
         held, decode = self._chunks[len(points)]
         held.copy_(points)
         return draw_chunk(decode())

@@ -1,9 +1,11 @@
 """Crops on an accelerator find the masks of the CPU, start kernels by the graph, and wait twice a crop."""
 
+import contextlib
 import copy
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +17,7 @@ from segmint.model.automatic import tiled_upscaling
 from segmint.model.automatic.crops import generate_crops
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.on_device import crops
-from segmint.model.automatic.on_device.crops import DeviceCrops, chunk_sizes
+from segmint.model.automatic.on_device.crops import DeviceCrops, KernelError, chunk_sizes
 from segmint.model.automatic.on_device.stream import ImageStream
 from segmint.model.automatic.records import GeneratedMasks
 from segmint.model.automatic.rle import decode
@@ -177,6 +179,34 @@ def test_a_full_chunk_moves_few_bytes_a_prompt(
     moved = device.traffic["decode"] / 256
     # Low-resolution logits alone are 0.8 MB.
     assert 1e6 < moved <= gpu_budgets.DECODER_BYTES_A_PROMPT, counted(device)
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_chunks_are_refused_until_their_kernels_are_right(
+    captured: bool, predictor: Predictor, features: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[bool] = []
+
+    def refuse(*_: Any) -> None:
+        checked.append(True)
+        raise KernelError
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no graphs here")
+
+    monkeypatch.setattr(crops, "check_kernels", refuse)
+    settings = MaskSettings.sa1b(points_per_side=2, crop_n_layers=0, points_per_chunk=4)
+    expected = contextlib.nullcontext() if captured else pytest.warns(RuntimeWarning, match="no graphs here")
+    with PretendedCuda(computing=False) as device, torch.inference_mode(), expected:
+        if not captured:
+            monkeypatch.setattr(torch.cuda, "graph", failing)
+        there = Predictor(device.moved(copy.deepcopy(predictor.sam)))
+        embedding = Embedding(device.to_device(features), (683, 1024), (200, 300))
+        found = DeviceCrops(there, settings)
+        for _ in range(2):
+            with pytest.raises(KernelError):
+                found.start_chunks(embedding, np.zeros((4, 2)))
+    assert checked == [True, True]
 
 
 @pytest.mark.parametrize(
