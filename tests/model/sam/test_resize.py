@@ -56,13 +56,14 @@ def test_rows_at_a_time_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(resize_on_device(pixels, (128, 59)), expected)
 
 
-def test_a_pillow_before_13_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    preprocess._pillow_chooses.cache_clear()
+@pytest.mark.parametrize("version", ["12.1", "12.2"])
+def test_a_pillow_before_13_is_followed(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    preprocess._pillow_takes_columns_first.cache_clear()
     resized = Image.Image.resize
 
     def older(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-        rows_last = image.height > 100 * image.width and size[1] < image.height
-        first = (image.width, size[1]) if rows_last else (size[0], image.height)
+        tall = image.height > 100 * image.width and size[1] < image.height
+        first = (image.width, size[1]) if tall and version == "12.2" else (size[0], image.height)
         return resized(resized(image, first, resample), size, resample)
 
     monkeypatch.setattr(Image.Image, "resize", older)
@@ -70,7 +71,7 @@ def test_a_pillow_before_13_is_followed(monkeypatch: pytest.MonkeyPatch) -> None
         for size in ((1500, 740), (5000, 3), (1200, 11), (1100, 11)):
             check(size, "cpu")
     finally:
-        preprocess._pillow_chooses.cache_clear()
+        preprocess._pillow_takes_columns_first.cache_clear()
 
 
 @pytest.mark.cuda
