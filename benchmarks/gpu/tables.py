@@ -268,13 +268,16 @@ def estimate_part(results: dict[str, Result]) -> str:
 
 
 def measured(results: dict[str, Result]) -> str:
-    """Return the sentence about the measured rates, or nothing if no day on a GPU has been recorded."""
+    """Return the sentence about the measured rates, if any were recorded, or that nothing has run on a GPU."""
     day = results.get("gpu_day-3")
     if day is None:
         return "Nothing has run on a GPU. "
     rates = {name: day["measurements"].get(name, {}).get("find_images_s") for name in ("full recipe", "full image")}
     known = " and ".join(f"{rate:.3g} images/s with the {name}" for name, rate in rates.items() if rate is not None)
-    return f"It is from before the first measurement (above), in which an {day['machine']['gpu']} reached {known}. "
+    if not known:
+        return ""
+    gpu = day["machine"]["gpu"]
+    return f"It was made before the measurement above, in which an {gpu} reached {known} (find only). "
 
 
 def ends(pair: list[float]) -> str:
