@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,21 @@ def test_on_a_gpu_the_operators_are_the_kernels() -> None:
     for step in ("answer", "look", "draw"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"segmint::{step}", "CUDA")
         assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"segmint::{step}", "CPU")
+
+
+@pytest.mark.parametrize(("step", "arguments"), [("answer", answer_arguments), ("look", look_arguments)])
+def test_formulas_replace_the_kernels_in_their_block(
+    step: str, arguments: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segmint.model.kernels import factored_triton
+
+    monkeypatch.setattr(factored_triton, step, lambda *_: "the kernel")
+    given = arguments(64, 3, 1, 7)
+    with factored_image.formulas():
+        found = factored_image._kernel(step, *given)
+    for one, other in zip(found, getattr(factored_plainly, step)(*given), strict=True):
+        assert torch.equal(one, other)
+    assert factored_image._kernel(step, *given) == "the kernel"
 
 
 @pytest.mark.cuda

@@ -1,6 +1,8 @@
 """Numerics: equal ones agree, and differences are listed."""
 
+import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,8 +15,12 @@ from segmint.infra import version as infra_version
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import Compute, Precision
 from segmint.infra.errors import UsageError
+from segmint.model.automatic.on_device.crops import KernelError
+from segmint.model.device import CaptureError
 from segmint.model.kernels.cpu import library
-from segmint.operators.segment import numerics
+from segmint.model.sam.batch_encoder import CompilationError
+from segmint.model.sam.predictor import Predictor
+from segmint.operators.segment import numerics, segment
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.models import load_model
 from segmint.operators.segment.numerics import Numerics, observe_numerics, resolve_numerics
@@ -268,6 +274,28 @@ def test_the_recorded_kernels_are_those_that_compute(here: Numerics, mobile_sam_
         predictor = load_generator(SegmentSettings(MasksConfig().settings(4), str(mobile_sam_path), recorded)).predictor
         assert ("torch" if predictor.kernels is None else predictor.kernels.algorithm) == name
         assert predictor.sam.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KernelError("the kernels' logits differ"), "this GPU would generate wrong masks: the kernels' logits differ."),
+        (CaptureError("couldn't capture a graph"), "in CUDA graphs, but segmint couldn't capture a graph."),
+        (CompilationError("can't compile it"), "model.encoder compiled, but can't compile it here."),
+    ],
+)
+def test_a_worker_that_fails_while_it_warms_up_says_what_to_fix(
+    error: Exception, expected: str, here: Numerics, mobile_sam_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Predictor, "embed_many", fail)
+    monkeypatch.setattr(segment, "first_alone", lambda *_: nullcontext())
+    compiled = replace(here, encoder="compiled")
+    settings = SegmentSettings(MasksConfig().settings(4), str(mobile_sam_path), compiled, allow_mixed_numerics=True)
+    with pytest.raises(UsageError, match=re.escape(expected)):
+        load_generator(settings)
 
 
 def test_a_chunk_that_a_gpu_cannot_take_is_refused_before_the_start() -> None:
