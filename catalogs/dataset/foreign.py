@@ -1,6 +1,7 @@
 """SA-1B-style data that segmint did not write: pairs of a JPEG and a JSON with the same name, in folders or tars.
 
-Names needn't start with `sa_`. Each tar is a shard, and loose files are grouped into shards in order of name.
+The names don't have to start with `sa_`. Each tar counts as a shard. Loose files are grouped into shards of up to 1,000
+pairs, in order of name.
 """
 
 from collections.abc import Iterator
@@ -22,14 +23,14 @@ JPEGS = pa.schema(
         pa.field("size", pa.int64(), nullable=False),  # bytes
     ]
 )
-"""Schema of the view `jpegs`: the location of each image's JPEG, for images that have one."""
+"""Schema of the view `jpegs`, which contains the location of each JPEG. Images without a JPEG have no row."""
 
 _ENDINGS = {".jpg": "jpeg", ".jpeg": "jpeg", ".json": "json"}
 
 
 @dataclass(frozen=True)
 class LooseFile:
-    """A file below the data's folder: its name relative to that, and its size in bytes."""
+    """File that is not in a tar: its name relative to the data's folder, and its size in bytes."""
 
     name: str
     size: int
@@ -37,7 +38,7 @@ class LooseFile:
 
 @dataclass(frozen=True)
 class FilePair:
-    """The JPEG and the JSON with the same name; one of them may be missing."""
+    """A JPEG and a JSON with the same name. Either can be missing."""
 
     stem: str  # the name without its extension
     jpeg: LooseFile | None = None
@@ -46,7 +47,7 @@ class FilePair:
 
 @dataclass(frozen=True)
 class ForeignShard:
-    """A tar, given by its name, or pairs of loose files."""
+    """Shard of foreign data: a tar, given by its name, or pairs of loose files."""
 
     shard: int
     tar: str | None = None
@@ -54,9 +55,10 @@ class ForeignShard:
 
 
 def find_shards(folder: Location) -> Iterator[ForeignShard]:
-    """Yield the shards below a folder as they are found, numbered in that order.
+    """Yield the shards below a folder as they are found, numbered from 0.
 
-    If the listing is sorted by name, only files whose counterpart hasn't been seen yet are kept in memory.
+    Only files whose counterpart hasn't been found yet are kept in memory. In a listing that is sorted by name, these
+    are few.
     """
     shard = 0
     halves: dict[str, FilePair] = {}
@@ -86,13 +88,13 @@ def find_shards(folder: Location) -> Iterator[ForeignShard]:
 
 
 def kind_of(name: str) -> str | None:
-    """Return `jpeg` or `json` depending on the extension of a name; None for other files."""
+    """Return `jpeg` or `json`, depending on a file name's extension; None for any other file."""
     dot = name.rfind(".")
     return _ENDINGS.get(name[dot:].lower()) if dot >= 0 else None
 
 
 def read_jpeg(tables: DatasetTables, ordinal: int) -> bytes | None:
-    """Return the JPEG of an image in foreign data, unchanged; None if it has none."""
+    """Return the unchanged bytes of an image's JPEG in foreign data; None if the image has no JPEG."""
     found = tables.query('SELECT uri, "offset", size FROM jpegs WHERE ordinal = ?', [ordinal]).to_pylist()
     if not found:
         return None

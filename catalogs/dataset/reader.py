@@ -27,7 +27,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 
 _WHOLE_BYTES = 4 << 20
-"""Maximum size in bytes of a table that is read in a single request. A larger one is opened and read in parts."""
+"""Maximum size in bytes of a table that is read in a single request. Larger tables are read in parts."""
 
 HELP = (
     "`segmint audit` lists all such files. Run `segmint repair`, or copy the file again from where the dataset "
@@ -44,12 +44,12 @@ class NoPixelsError(SegmintError):
 
 @dataclass(frozen=True)
 class MaskAnnotation:
-    """One mask in SA-1B's terms; coordinates are pixels of the released image.
+    """One mask, as SA-1B describes it. Coordinates are in pixels of the released image.
 
-    `bbox` and `crop_box` are (x, y, width, height), and `point_coords` are the prompt's points (x, y). `counts` is the
-    mask in COCO's compressed run-length encoding, and `size` is its (height, width). A mask that a person annotated may
-    have no scores and no points. `label`, `label_score`, and `label_source` come from the masks table and are None
-    without a label.
+    `bbox` and `crop_box` are (x, y, width, height), and `point_coords` are the (x, y) of the prompt's points. `counts`
+    is the mask in COCO's compressed run-length encoding, and `size` is its (height, width). An annotated mask may have
+    no scores and no points. `label`, `label_score`, and `label_source` come from the masks table. They are None if the
+    mask has no label.
 
     `output` is the index (0 to 2) of the decoder output that produced the mask, or None if it's unknown. `container` is
     the id of the smallest larger mask in the image that contains at least 95 % of this mask's pixels, or None.
@@ -74,9 +74,10 @@ class MaskAnnotation:
     def from_json(
         cls, value: Mapping[str, Any], output: int | None = None, container: int | None = None
     ) -> "MaskAnnotation":
-        """Convert an entry of `annotations` in an image's JSON, plus the mask's values in `outputs` and `containers`.
+        """Convert one entry of `annotations` in an image's JSON to a mask without a label.
 
-        The JSON contains no labels.
+        `output` and `container` are the mask's values in `outputs` and `containers` of the same JSON, which contains no
+        labels.
         """
         height, width = value["segmentation"]["size"]
         x, y, w, h = value["bbox"]
@@ -105,7 +106,7 @@ class MaskAnnotation:
 
     @cached_property
     def mask(self) -> np.ndarray[Any, Any]:
-        """Pixels of the mask, (height, width) bool."""
+        """Pixels of the mask, (height, width) bool, decoded on the first access."""
         from pycocotools import mask as coco
 
         return np.asarray(coco.decode(self.rle)).astype(bool)
@@ -117,7 +118,10 @@ class MaskAnnotation:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a dataset. `row` is its row in `images/*.parquet`; `masks` have the same order as in its JSON."""
+    """One image of a dataset with its masks.
+
+    `row` is the image's row in `images/*.parquet`. `masks` are in the same order as in the image's JSON.
+    """
 
     row: Mapping[str, Any]
     masks: Sequence[MaskAnnotation]
@@ -128,7 +132,10 @@ class Sample:
         return f"Sample(id={self.id}, image_id={self.row.get('image_id')!r}, {size}, {len(self.masks)} masks)"
 
     def _repr_html_(self) -> str:
-        """Return HTML for notebooks: the released image, if any, and the `repr`. `segmint.show` also draws masks."""
+        """Return HTML for notebooks: the released image, if any, and the `repr`.
+
+        `segmint.show` also draws the masks.
+        """
         words = f"<code>{html.escape(repr(self))}</code>"
         try:
             pixels = self.image
@@ -151,8 +158,8 @@ class Sample:
     def image(self) -> np.ndarray[Any, Any]:
         """Pixels of the released image, (height, width, 3) uint8 RGB.
 
-        Raises `NoPixelsError` if there are none, `DamagedDatasetError` for a JPEG that can't be decoded or exceeds
-        `MOST_PIXELS`.
+        Raises `NoPixelsError` if the dataset contains no images. Raises `DamagedDatasetError` if the JPEG can't be
+        decoded, or has more than `MOST_PIXELS` pixels.
         """
         if self.jpeg is None:
             raise NoPixelsError(
@@ -174,9 +181,9 @@ class Sample:
 class Dataset:
     """The committed images of a dataset, ordered by ordinal.
 
-    Each iteration reads the commits again when it starts, and doesn't include shards that are committed later. If
-    `version` is set, it yields the images of that recorded version. With `verify`, a process hashes each file before it
-    reads it for the first time.
+    Each iteration lists the commits when it starts, and ignores shards that are committed later. If `version` is set,
+    iterations yield the images of that recorded version. With `verify`, a process hashes each file before it reads the
+    file for the first time.
     """
 
     def __init__(
@@ -193,14 +200,14 @@ class Dataset:
     def open(cls, location: Location, version: int | str | None = None) -> Self:
         """Open the dataset at `location` in its current state, or as of the version with this number or digest.
 
-        Raises `UsageError` if there is no dataset or no such version, and `RemovedVersionError` if a correction
+        Raises `UsageError` if the dataset or the version doesn't exist, and `RemovedVersionError` if a correction
         replaced files of the version.
         """
         return cls(location, *cls.find(location, version))
 
     @staticmethod
     def find(location: Location, version: int | str | None) -> tuple[DatasetManifest, Version | None]:
-        """Return a dataset's manifest and the requested version. Raises the errors of `open`."""
+        """Return the manifest of a dataset, and the requested version, if any. Raises the errors of `open`."""
         if version is None:
             return load_manifest(location), None
         found = find_version(location, version)
@@ -209,17 +216,20 @@ class Dataset:
 
     @property
     def uri(self) -> str:
-        """Location of the dataset, as it was opened."""
+        """Location of the dataset, as given when it was opened."""
         return self.location.uri
 
     def commits(self, only: Container[int] | None = None) -> Iterator[Commit]:
-        """Return the commits of the dataset, or of its `version` if set, in shard order. `only` limits the shards."""
+        """Return the latest commits, or those of `version` if it is set, in shard order.
+
+        `only` restricts the shards.
+        """
         if self.version is not None:
             return read_commits(self.location, self.version, only)
         return self.log.read_all(only=only)
 
     def committed(self) -> list[int]:
-        """Return the committed shards, in order."""
+        """Return the numbers of the committed shards, ascending."""
         return list(self.log.committed()) if self.version is None else [shard for shard, *_ in self.version.commits]
 
     def __iter__(self) -> Iterator[Sample]:
@@ -227,15 +237,16 @@ class Dataset:
             yield from self.shard(commit)
 
     def __len__(self) -> int:
-        """Return the number of images in the committed shards, from their commits."""
+        """Return the number of images in the committed shards, which is the sum of their commits' counts."""
         return sum(commit.counts.get("images", 0) for commit in self.commits())
 
     def table(
         self, commit: Commit, kind: str, columns: list[str] | None = None, rows: pc.Expression | None = None
     ) -> pa.Table:
-        """Read a table of the shard (`kind` is images, masks, or rejects), or only the given columns and rows of it.
+        """Read a shard's table of this `kind` (images, masks, or rejects), or only some of its columns and rows.
 
-        A row group isn't read if its statistics show that it contains none of the rows.
+        `rows` selects rows by a condition. A row group is skipped if its statistics show that none of its rows meet the
+        condition. Raises `DamagedDatasetError` if the file can't be read.
         """
         entry = commit.file(kind)
         file = self.location / entry.path
@@ -249,21 +260,21 @@ class Dataset:
             raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
 
     def labels(self, commit: Commit) -> ShardLabels:
-        """Read the labels of a shard's masks. Without labels, only the table's footer is read."""
+        """Read the labels of a shard's masks. If no mask has a label, this reads only the table's footer."""
         with self._damage_named(commit, "masks"):
             labeled = pc.field("label").is_valid()
             return ShardLabels(self.table(commit, "masks", ["annotation_id", *MASK_LABEL], labeled))
 
     def count_labels(self, commit: Commit) -> dict[str, int]:
-        """Return the number of a shard's masks with each label."""
+        """Count the masks of a shard by label."""
         with self._damage_named(commit, "masks"):
             column = self.table(commit, "masks", ["label"]).column("label").drop_null()
             return {each["values"].as_py(): each["counts"].as_py() for each in column.value_counts()}
 
     def shard(self, commit: Commit, ids: Container[int] | None = None) -> Iterator[Sample]:
-        """Yield the samples of one committed shard, or only those with `ids`, in order by streaming its tar.
+        """Yield the samples of a committed shard in order, or only the samples whose id is in `ids`.
 
-        The tar is read up to the last requested sample.
+        This streams the shard's tar up to the last requested sample.
         """
         table = self.table(commit, "images")
         missing = [name for name in ("id", "width", "height") if name not in table.column_names]
@@ -286,7 +297,11 @@ class Dataset:
 
     @contextmanager
     def _damage_named(self, commit: Commit, kind: str) -> Iterator[None]:
-        """Raise `DamagedDatasetError` for a missing column, and for invalid text, which Arrow decodes on access."""
+        """Convert errors from a table to `DamagedDatasetError`.
+
+        A `KeyError` means a missing column. A `UnicodeDecodeError` means invalid text, which Arrow decodes only on
+        access.
+        """
         try:
             yield
         except (KeyError, UnicodeDecodeError) as error:
@@ -294,7 +309,7 @@ class Dataset:
             raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
 
     def _pairs(self, entry: FileEntry) -> Iterator[tuple[bytes | None, bytes]]:
-        """Yield the JPEG (None if there is none) and JSON of each image of a tar, in its order."""
+        """Yield each image's JPEG and JSON, in the tar's order. If an image has no JPEG, its place is None."""
         tar = self.location / entry.path
         jpeg: bytes | None = None
         try:
@@ -322,21 +337,24 @@ class Dataset:
         return (self.location / entry.path).open()
 
     def _check(self, entry: FileEntry) -> None:
-        """With `verify`, hash a file on its first use; raise `DamagedDatasetError` if it doesn't match its commit."""
+        """Hash a file before its first use, if `verify` is set.
+
+        Raises `DamagedDatasetError` if the file doesn't match its commit.
+        """
         if self.verify and entry.path not in self._verified:
             check_file(self.location / entry.path, entry)
             self._verified.add(entry.path)
 
 
 def check_file(file: Location, entry: FileEntry) -> None:
-    """Raise `DamagedDatasetError` if a file of a dataset doesn't match its commit."""
+    """Hash a file of a dataset, and raise `DamagedDatasetError` if its size or hash differs from its commit."""
     found = file.size_and_sha256()
     if found != (entry.size, entry.sha256):
         raise damaged_file(file, entry, *found)
 
 
 def damaged_file(file: Location, entry: FileEntry, size: int, sha256: str) -> DamagedDatasetError:
-    """Return the error for a file whose size or hash differs from its commit's."""
+    """Return the error for a file whose size or hash differs from its commit."""
     return DamagedDatasetError(
         f"{file} is damaged: it has {size:,} bytes and SHA-256 {sha256}, but its commit says {entry.size:,} and "
         f"{entry.sha256}. {HELP}"
@@ -348,8 +366,10 @@ Numbers = Sequence[int | None]
 MasksOf = Callable[
     [Sequence[Mapping[str, Any]], tuple[int, int], LabelsById, Numbers, Numbers], Sequence[MaskAnnotation]
 ]
-"""Converter of an image's `annotations`, (height, width), labels, `outputs`, and `containers` to masks. Raises
-`KeyError`, `TypeError`, or `ValueError` for malformed annotations.
+"""Function that converts an image's annotations to masks.
+
+Its arguments are the `annotations` of the image's JSON, the image's (height, width), its labels, and the `outputs` and
+`containers` of the JSON. It raises `KeyError`, `TypeError`, or `ValueError` if the annotations are malformed.
 """
 
 
@@ -361,7 +381,10 @@ def make_sample(
     labels: ShardLabels,
     masks_of: MasksOf | None = None,
 ) -> Sample:
-    """Return a sample from an image's row and its files in a tar; raises `DamagedDatasetError` if they disagree."""
+    """Create a sample from an image's row and its files in the tar.
+
+    Raises `DamagedDatasetError` if the JSON is malformed or doesn't match the row.
+    """
     expected, of_image = (row["height"], row["width"]), labels.of_image(row["id"])
     try:
         content = _parsed(document)
@@ -390,7 +413,7 @@ def make_sample(
 
 def _labeled(masks: list[MaskAnnotation], labels: LabelsById) -> list[MaskAnnotation]:
     for mask in masks if labels else ():
-        mask.__dict__.update(zip(MASK_LABEL, labels.get(mask.id, NO_LABEL), strict=True))  # they were made here
+        mask.__dict__.update(zip(MASK_LABEL, labels.get(mask.id, NO_LABEL), strict=True))  # they were created above
     return masks
 
 
@@ -398,11 +421,11 @@ def _parsed(document: bytes) -> Any:
     try:
         return from_json(document, cache_strings="keys")  # three times as fast as `json`
     except ValueError:
-        return json.loads(document)  # accepts more, and reports what is wrong
+        return json.loads(document)  # accepts more input, and has better error messages
 
 
 def not_where_it_should_be(tar: Location, number: int) -> DamagedDatasetError:
-    """Return the error for a tar that lacks an image of the table of images, or has it in another position."""
+    """Return the error for an image that its tar doesn't contain at the position given by the images table."""
     return DamagedDatasetError(f"{tar} does not contain image {number} where it should be")
 
 

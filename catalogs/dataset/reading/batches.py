@@ -34,10 +34,11 @@ class ReaderPosition:
 
 
 def current_rank() -> ReaderPosition:
-    """Return the rank in `torch.distributed` if it is initialized, else that of `RANK` and `WORLD_SIZE`, else 0 of 1.
+    """Return this process's rank and the number of ranks.
 
-    Raises `UsageError` for invalid variables, and for a size without a rank, with which all ranks would read the same
-    images.
+    Both come from `torch.distributed` if it is initialized, and otherwise from the environment variables `RANK` and
+    `WORLD_SIZE`. Without either, the process is rank 0 of 1. Raises `UsageError` if a variable is invalid, or if
+    `WORLD_SIZE` is greater than 1 but `RANK` isn't set. In that case, all ranks would read the same images.
     """
     if distributed.is_available() and distributed.is_initialized():
         return ReaderPosition(distributed.get_rank(), distributed.get_world_size())
@@ -49,13 +50,15 @@ def current_rank() -> ReaderPosition:
 
 
 class RankHere:
-    """The calling process's rank, which the spawned workers of a `DataLoader` receive by pickling.
+    """The rank of the current process, which also works in the workers of a `DataLoader`.
 
-    Those workers can't determine the rank themselves. Any other process gets its own rank by unpickling.
+    A spawned worker can't determine its rank. Therefore, pickling this object includes the rank of the process that
+    starts the worker. Only a `DataLoader` worker uses the pickled rank. Any other process determines its own rank after
+    unpickling.
     """
 
     def __init__(self) -> None:
-        self._sent: tuple[int, ReaderPosition] | None = None  # the process id that it was sent to, and the rank
+        self._sent: tuple[int, ReaderPosition] | None = None  # id of the process that unpickled this, and the rank
 
     def find(self) -> ReaderPosition:
         """Return the rank. Raises the errors of `current_rank`."""
@@ -74,15 +77,18 @@ _FORMAT = 1
 _OPEN_SHARDS = 8  # kept by `Batches.sample`
 
 Last = Literal["pad", "drop"]
-"""Handling of an epoch's last images if they don't fill a batch: pad it with the epoch's first images, or drop them."""
+"""Treatment of an incomplete last batch: "pad" fills it with the epoch's first images, and "drop" leaves it out."""
 
 
 class Batches(IterableDataset[list[Sample]]):
-    """Iterable over an epoch's batches as lists of samples; each rank gets its part of every batch.
+    """Batches of one epoch, each a list of samples, split among ranks and `DataLoader` workers.
 
-    Pass it to a `DataLoader` with `batch_size=None`, whose workers share the batches. Each iteration starts at the
-    epoch and position set by `begin` and yields the rest of that epoch. Rank r of R gets the images [B·r/R, B·(r+1)/R)
-    of a batch of B. Only shards that were committed when this object was created are included.
+    Pass this object to a `DataLoader` with `batch_size=None`. All ranks share each batch: of a batch of B images, rank
+    r of R reads the images [B·r/R, B·(r+1)/R). The workers of a rank take turns, and each of them reads the rank's
+    entire share of a batch.
+
+    An iteration starts at the epoch and the image that `begin` set, and ends with that epoch. It only reads shards that
+    were committed when this object was created.
     """
 
     def __init__(
@@ -96,8 +102,12 @@ class Batches(IterableDataset[list[Sample]]):
         last: Last,
         cache: ShardCache | None,
     ) -> None:
-        """A `seed` of None keeps the dataset's order; see `TorchDataset.batches` for the other arguments."""
-        # A state contains these, and NumPy numbers in checkpoints don't load everywhere.
+        """Count the images in the shards of `commits`. The dataset's order is kept if `seed` is None.
+
+        `TorchDataset.batches` describes the other arguments.
+        """
+        # These numbers become part of a state. They must not be NumPy numbers, because some programs can't load a
+        # checkpoint that contains NumPy numbers.
         global_batch, window, seed = _whole(global_batch), _whole(window), None if seed is None else _whole(seed)
         if global_batch < 1 or window < 1 or (seed is not None and seed < 0):
             raise UsageError(
@@ -116,7 +126,7 @@ class Batches(IterableDataset[list[Sample]]):
             drop_stale(cache.folder, dataset.location)
         counts = ((each.shard, each.generation, each.counts.get("images", 0)) for each in commits)
         table = np.array([count for count in counts if count[2]], np.int64).reshape(-1, 3)
-        self._shards: NDArray[np.int64] = table[:, :2]  # with their generations
+        self._shards: NDArray[np.int64] = table[:, :2]  # (S, 2): shard and generation
         self._images: NDArray[np.int64] = table[:, 2]
         self.images = int(self._images.sum())
         if self.images < (global_batch if last == "drop" else 1):
@@ -125,8 +135,8 @@ class Batches(IterableDataset[list[Sample]]):
                 "smaller global_batch, last='pad', or a dataset with more"
             )
         self._rank = RankHere()
-        # In shared memory, so that persistent workers see values that are set later, and share which shards were
-        # hashed.
+        # Both tensors are in shared memory. Persistent workers thus see a start that is set later, and only one of them
+        # hashes a shard.
         self._start = _shared_zeros(2, torch.int64)
         self._checked = _shared_zeros(len(table), torch.uint8)
         self._kept: dict[int, OpenShard] = {}
@@ -141,22 +151,22 @@ class Batches(IterableDataset[list[Sample]]):
         self._checked.share_memory_()  # type: ignore[no-untyped-call]
 
     def with_own_start(self) -> "Batches":
-        """Return the same batches with an independent start of the next iteration."""
+        """Return a copy whose `begin` doesn't affect the original."""
         other = copy.copy(self)
         other._start = _shared_zeros(2, torch.int64)
         return other
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch."""
+        """Return the number of batches in a whole epoch."""
         return self.left(0)
 
     def left(self, samples: int) -> int:
-        """Return the number of batches that remain in an epoch after `samples` of its images."""
+        """Return the number of batches left in an epoch after its first `samples` images."""
         left = self.images - samples
         return left // self.global_batch if self.last == "drop" else -(-left // self.global_batch)
 
     def begin(self, epoch: int, samples: int = 0) -> None:
-        """Set the epoch of the next iteration, from 0, and the number of its images to skip."""
+        """Start the next iteration in this epoch, counted from 0, after the epoch's first `samples` images."""
         if epoch < 0 or samples < 0:
             raise UsageError(f"epoch={epoch}, samples={samples}: expected numbers of at least 0")
         self._start[0], self._start[1] = epoch, samples
@@ -169,7 +179,10 @@ class Batches(IterableDataset[list[Sample]]):
         return {"seed": self.seed, "window": window, "images": self.images, "shards": digest}
 
     def checked_position(self, state: Mapping[str, Any], **own: int) -> tuple[int, int]:
-        """Return the epoch and the samples of a state; raise `UsageError` if its order or a value of `own` differs."""
+        """Return the epoch and the number of samples that a state contains.
+
+        Raises `UsageError` if the state belongs to another order of images, or doesn't contain the values in `own`.
+        """
         own = {"format": _FORMAT, **self.order_key(), **own}
         wrong = [name for name, value in own.items() if state.get(name) != value]
         if wrong:
@@ -184,13 +197,14 @@ class Batches(IterableDataset[list[Sample]]):
         return epoch, samples
 
     def state_of(self, epoch: int, samples: int) -> dict[str, Any]:
-        """Return the state that `checked_position` accepts."""
+        """Return a state for this position, which `checked_position` accepts."""
         return {"format": _FORMAT, "epoch": epoch, "samples": samples, **self.order_key()}
 
     def sample(self, position: int) -> Sample:
-        """Return the image at a position in dataset order, from 0. Its shard stays open for the next images.
+        """Return the image at a position in dataset order, counted from 0.
 
-        Only one thread reads at a time, because opening a shard closes another one.
+        The image's shard stays open for later calls. At most 8 shards stay open, so opening one may close another.
+        Therefore, a lock allows only one thread at a time to read.
         """
         ends = np.cumsum(self._images)
         index = int(np.searchsorted(ends, position, side="right"))
@@ -219,7 +233,10 @@ class Batches(IterableDataset[list[Sample]]):
     def read(
         self, epoch: int, samples: int, rank: ReaderPosition, worker: ReaderPosition, skip: int
     ) -> Iterator[list[Sample]]:
-        """Yield a worker's batches after the first `samples` images of an epoch, except its first `skip` batches."""
+        """Yield one worker's batches of an epoch after the epoch's first `samples` images.
+
+        The worker's first `skip` of these batches are left out.
+        """
         keep_freed_memory()
         order = EpochOrder(self._images, self.seed, epoch, self.window)
         first = (rank.part * worker.parts + worker.part) / (rank.parts * worker.parts)
@@ -239,7 +256,7 @@ class Batches(IterableDataset[list[Sample]]):
             shards.close()
 
     def _places(self, samples: int, number: int, rank: ReaderPosition) -> list[int]:
-        """Return the epoch positions of a rank's part of a batch; positions past the end wrap around."""
+        """Return the epoch positions of a rank's share of a batch. Positions past the epoch's end start over at 0."""
         first = samples + number * self.global_batch
         start, stop = (self.global_batch * part // rank.parts for part in (rank.part, rank.part + 1))
         return [place % self.images for place in range(first + start, first + stop)]
@@ -270,7 +287,10 @@ class Batches(IterableDataset[list[Sample]]):
 
 
 class BatchIterator(Iterator[list[Sample]]):
-    """Iterator over a worker's batches of an epoch, with a position that torchdata's `StatefulDataLoader` saves."""
+    """Iterator over one worker's batches of an epoch.
+
+    torchdata's `StatefulDataLoader` saves its position and restores it.
+    """
 
     def __init__(
         self, batches: Batches, epoch: int, samples: int, rank: ReaderPosition, worker: ReaderPosition
@@ -285,12 +305,15 @@ class BatchIterator(Iterator[list[Sample]]):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the epoch, which is only valid for the same worker and the same number of workers."""
+        """Return the position in the epoch. It is only valid for the same worker and the same number of workers."""
         state = self._batches.state_of(self._epoch, self._samples)
         return {**state, **self._own, "worker": self._worker.part, "returned": self._returned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the batches that were returned when the state was saved. Raises `UsageError` like a loader."""
+        """Continue after the last batch that was returned before the state was saved.
+
+        Raises `UsageError` if the state belongs to another order, batch size, worker, or number of workers.
+        """
         position = self._batches.checked_position(state, **self._own, worker=self._worker.part)
         self._begin(*position, state["returned"])
 
@@ -300,7 +323,7 @@ class BatchIterator(Iterator[list[Sample]]):
 
 
 def _whole(number: int) -> int:
-    """Return a whole number as Python's `int`; raises `UsageError` for anything else."""
+    """Convert a whole number to Python's `int`; raises `UsageError` for any other value."""
     try:
         return operator.index(number)
     except TypeError as error:
@@ -319,9 +342,11 @@ _BYTES = 31 << 20  # glibc's dynamic threshold follows blocks of up to 32 MiB
 def keep_freed_memory() -> None:
     """Make glibc keep up to 62 MiB of freed memory for the next allocations.
 
-    By default, glibc returns most of an image's memory to the kernel, which must map and clear the pages again for the
-    next image. That takes a twelfth of the decoding time. glibc's threshold follows the largest block that was mapped
-    and freed, so this function maps and frees such a block without touching its pages. Settings in the environment,
-    such as `MALLOC_TRIM_THRESHOLD_`, take precedence, and other allocators aren't affected.
+    By default, glibc returns most of an image's memory to the kernel when the image is freed. For the next image, the
+    kernel must map and clear the pages again, which takes a twelfth of the decoding time. How much memory glibc keeps
+    depends on the largest block that it has mapped and freed so far. Therefore, this function maps and frees a large
+    block without touching its pages.
+
+    Settings in the environment, such as `MALLOC_TRIM_THRESHOLD_`, take precedence. Other allocators aren't affected.
     """
     np.empty(_BYTES, np.uint8)

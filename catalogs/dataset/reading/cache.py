@@ -1,11 +1,11 @@
 """Local cache of a store's shards, shared by all processes of a machine and limited in bytes.
 
-A copy is `<dataset>/<SHA-256>.copy`. It is renamed from a temporary file, so it is either complete or absent. To make
-room, a process first deletes the least recently used copies and the leftovers of killed processes. A process that has a
-deleted copy open can continue to read it.
+A copy is stored as `<dataset>/<SHA-256>.copy`. A process writes the copy to a temporary file and then renames the file,
+so a copy is always complete. If the cache is full, the process first deletes leftovers of killed processes and the
+least recently used copies. If another process has a deleted copy open, it can still read that copy.
 
-Readers and corrections call `drop_stale` to delete copies of shards that their dataset no longer contains. It keeps
-copies that are open, which processes mark with a shared lock, until a later call.
+Each process holds a shared lock on the copies that it has open. Readers and corrections call `drop_stale` to delete the
+copies of shards that their dataset no longer contains. If such a copy is open, it is kept until a later call.
 """
 
 import errno
@@ -53,7 +53,10 @@ class _CachedShard(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Copies of a dataset's shards in a local folder that datasets share, with a total of at most `most_bytes`."""
+    """Local copies of a dataset's shards, in a folder that several datasets can share.
+
+    All copies in the folder together take at most `most_bytes`.
+    """
 
     folder: Path
     dataset: str  # its key, from `dataset_keys`
@@ -66,11 +69,12 @@ class ShardCache:
         return self.folder / self.dataset / f"{entry.sha256}{_COPY}"
 
     def open(self, source: Location, entry: FileEntry, check: bool) -> BinaryIO:
-        """Return the copy of a file, open for reading; fetch it if it is missing or damaged.
+        """Open the copy of a file for reading. If the copy is missing or damaged, fetch the file first.
 
-        A copy with the wrong size counts as damaged; with `check`, so does one with the wrong hash. Raises
-        `DamagedDatasetError` if the source doesn't match its commit, and `UsageError` for a file over the limit or a
-        full disk.
+        A copy counts as damaged if its size doesn't match the commit or, with `check`, if its SHA-256 doesn't match.
+
+        Raises `DamagedDatasetError` if the source doesn't match its commit. Raises `UsageError` if the file exceeds the
+        cache's limit, if the limit is too small for all readers, or if the disk is full.
         """
         with _locked(self.folder / "locks" / str(int(self.path(entry).name[:4], 16) % _STRIPES)):
             copy = self._opened(entry, check)
@@ -87,7 +91,7 @@ class ShardCache:
         return copy
 
     def use(self, entry: FileEntry) -> bool:
-        """Mark a copy as in use; return False if it no longer exists."""
+        """Mark a copy as recently used; return False if it no longer exists."""
         try:
             os.utime(self.path(entry))
         except FileNotFoundError:
@@ -95,7 +99,7 @@ class ShardCache:
         return True
 
     def discard(self, entry: FileEntry) -> None:
-        """Delete a copy that was found damaged."""
+        """Delete a damaged copy."""
         self.path(entry).unlink(missing_ok=True)
 
     def _opened(self, entry: FileEntry, check: bool) -> BinaryIO | None:
@@ -136,7 +140,10 @@ class ShardCache:
 
     @contextmanager
     def _reserved(self, size: int) -> Iterator[Path]:
-        """Reserve space with an empty file of `size` bytes; other processes count it while this process locks it."""
+        """Reserve `size` bytes of the cache with a temporary file, and yield the file's path.
+
+        This process locks the file. Other processes therefore count the file's size, and don't delete it as a leftover.
+        """
         if size > self.most_bytes:
             raise UsageError(
                 f"the cache {self.folder} is limited to {self.most_bytes:,} bytes, but one shard has {size:,}: give it "
@@ -155,7 +162,10 @@ class ShardCache:
             yield temporary
 
     def _make_room(self, size: int) -> bool:
-        """Delete the least recently used copies until `size` bytes are free; return False if that isn't enough."""
+        """Delete leftovers and the least recently used copies until `size` bytes are free.
+
+        Returns False if that isn't enough.
+        """
         copies, total = [], 0
         for held in self._held():
             if held.path.name.startswith(TEMPORARY_PREFIX):
@@ -172,23 +182,23 @@ class ShardCache:
         return total + size <= self.most_bytes
 
     def _held(self) -> Iterator[_CachedShard]:
-        """Yield the copies of all datasets in the folder; other files are neither counted nor deleted."""
+        """Yield the copies of all datasets in the folder, and ignore all other files."""
         for folder in self.folder.iterdir():
             if _KEY.fullmatch(folder.name):
                 yield from _copies(folder)
 
 
 def drop_stale(folder: Path, dataset: Location) -> tuple[int, int]:
-    """Delete a dataset's copies in a cache's folder, except those of shards that it still contains.
+    """Delete the copies of those shards that a dataset no longer contains, from the cache in `folder`.
 
-    These include the shards of older versions that can still be read. Copies of other datasets stay, too. Returns the
-    number of deleted files, including leftovers of killed processes, and the number of stale files that were kept
-    because a process has them open.
+    A copy is kept as long as its tar exists in the dataset, even if only an older version contains that tar. Copies of
+    other datasets are also kept. Returns two numbers: deleted files, including leftovers of killed processes, and stale
+    files that were kept because a process has them open.
     """
     held = [copy.path for key in dataset_keys(dataset) for copy in _copies(folder / key)]
     if not held:
         return 0, 0
-    # Listed after the copies, so a copy that another reader makes of a new shard is kept.
+    # The dataset is listed after the copies. If a shard is committed and copied in between, its copy is kept.
     files = (parse_data_path(f"shards/{entry.name}") for entry in (dataset / "shards").list())
     current = {file.digest for file in files if file is not None}
     stale = [path for path in held if path.name[:DIGEST_DIGITS] not in current]
@@ -198,7 +208,7 @@ def drop_stale(folder: Path, dataset: Location) -> tuple[int, int]:
 
 
 def _copies(folder: Path) -> Iterator[_CachedShard]:
-    """Yield a dataset's copies and unfinished ones."""
+    """Yield the copies in a dataset's folder, including unfinished ones."""
     if folder.is_symlink() or not folder.is_dir():
         return
     with os.scandir(folder) as entries:
@@ -221,7 +231,10 @@ def _copied(source: Location, target: Path) -> tuple[int, str]:
 
 
 def _delete_unused(file: Path) -> bool:
-    """Delete a file unless a process locks it; the lock of a killed process is gone. Return whether it was deleted."""
+    """Delete a file unless a process locks it; return whether it was deleted.
+
+    A killed process no longer holds its locks.
+    """
     import fcntl
 
     try:
@@ -235,9 +248,10 @@ def _delete_unused(file: Path) -> bool:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock that excludes all other threads and processes of this machine, until the caller or its process ends.
+    """Hold an exclusive lock on a file, so that no other thread or process of this machine can hold it.
 
-    It isn't a POSIX lock, because the kernel reports false deadlocks when multithreaded processes use those.
+    The lock ends with the context or with the process. This function uses `flock` instead of POSIX locks, because the
+    kernel reports false deadlocks when multithreaded processes use POSIX locks.
     """
     try:
         import fcntl
@@ -259,4 +273,4 @@ def _locked(file: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            fcntl.flock(stream, fcntl.LOCK_UN)  # a process forked in the meantime also has the file open
+            fcntl.flock(stream, fcntl.LOCK_UN)  # because a process forked in the meantime keeps the file open

@@ -16,14 +16,14 @@ from segmint.infra.errors import UsageError
 
 @dataclass(frozen=True)
 class Batch:
-    """B images with their masks, as lists of tensors because images differ in size and in their number of masks.
+    """B images with their masks. Images differ in size and in their number of masks, so lists contain their tensors.
 
     Attributes:
         ids: (B,) int64, the images' numbers in the dataset.
         images: B tensors (3, height, width), uint8 RGB.
         masks: B tensors (masks, height, width), bool, in the order of the image's JSON.
-        annotations: the dataset's annotations of these masks: scores, boxes, points.
-        rows: each image's row of `images/*.parquet`.
+        annotations: for each image, the dataset's annotations of the same masks: scores, boxes, points.
+        rows: for each image, its row of `images/*.parquet`.
     """
 
     ids: Tensor
@@ -53,11 +53,13 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample], most_masks: int | None = None) -> Batch:
-    """Decode samples into a batch; a `DataLoader` with workers does this in the workers.
+    """Decode samples into a batch.
 
-    A mask takes one byte per pixel, so 100 masks of 1500 x 2250 pixels take 340 MB. To limit the masks per image, pass
-    `functools.partial(collate, most_masks=32)`; from a longer list, masks are picked at even intervals. Raises the
-    errors of `Sample.image`, and ValueError if there are no samples or `most_masks` is negative.
+    Pass this function to a `DataLoader` as `collate_fn` to decode in the loader's workers. A mask takes one byte per
+    pixel, so 100 masks of 1500 x 2250 pixels take 340 MB. To limit the number of masks per image, pass
+    `functools.partial(collate, most_masks=32)`. If an image has more masks, `collate` keeps masks at even intervals.
+
+    Raises `ValueError` if there are no samples or `most_masks` is negative, and the errors of `Sample.image`.
     """
     if not samples:
         raise ValueError("no samples were given: expected one or more")
@@ -87,22 +89,29 @@ def _stacked(masks: Sequence[MaskAnnotation], sample: Sample) -> Tensor:
 
 
 def _decoded(mask: MaskAnnotation) -> np.ndarray[Any, Any]:
-    """Return the mask's pixels without caching them in the annotation, because the batch keeps the annotation."""
+    """Decode a mask through a copy of its annotation.
+
+    The batch keeps the original, which would otherwise cache the pixels.
+    """
     return replace(mask).mask
 
 
 class BatchLoader(DataLoader[Any]):
-    """Loader that yields one epoch of `Batches` per iteration, and counts the batches that the training loop received.
+    """`DataLoader` that yields one epoch of `Batches` per iteration and can resume where the training loop stopped.
 
-    An iteration after a whole epoch starts the next one. After a `break`, it resumes with the batch that follows;
-    batches that workers had merely prefetched don't count as received. `len` is the number of batches in an epoch.
+    After a complete epoch, the next iteration starts a new epoch. After a `break`, the next iteration continues with
+    the batch that follows the last one that the loop received. Batches that the workers had only prefetched don't count
+    as received. `len` returns the number of batches in an epoch.
     """
 
     def __init__(self, batches: Batches, **options: Any) -> None:
-        """`options` are those of `DataLoader` except `batch_size`: `num_workers`, `collate_fn`, `pin_memory`, etc."""
+        """Pass `options`, such as `num_workers`, `collate_fn`, and `pin_memory`, to `DataLoader`.
+
+        `batch_size` isn't allowed. Raises `UsageError` for `in_order=False`.
+        """
         if not options.get("in_order", True):
             raise UsageError("in_order=False: expected True, because batches out of order cannot be counted")
-        own = batches.with_own_start()  # each loader and each rank has its own position
+        own = batches.with_own_start()  # so that loaders of the same batches don't share a position
         super().__init__(own, batch_size=None, **options)
         self._batches = own
         self._epoch, self._samples = 0, 0
@@ -118,20 +127,24 @@ class BatchLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self._iterations += 1
-        if not self._batches.left(self._samples):  # a state with another global batch may leave too few images
+        if not self._batches.left(self._samples):  # after a change of the batch size, a state may leave too few images
             self._epoch, self._samples = self._epoch + 1, 0
         self._batches.begin(self._epoch, self._samples)
         return self._counted(super().__iter__(), self._iterations)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the training loop: the epoch, how many of its images were received, and the order.
+        """Return the training loop's position: the epoch, how many of its images the loop received, and the order.
 
-        After the same number of batches, all ranks return the same state. Any number of ranks and workers can load it.
+        After the same number of batches, all ranks return the same state. To resume, you can use a different number of
+        ranks or workers.
         """
         return self._batches.state_of(self._epoch, self._samples)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state in the next iteration; raises `UsageError` if the state has another order or dataset."""
+        """Resume from a state in the next iteration.
+
+        Raises `UsageError` if the state belongs to another dataset or order.
+        """
         epoch, samples = self._batches.checked_position(state)
         self._iterations += 1
         self._epoch, self._samples = epoch, samples
@@ -142,6 +155,6 @@ class BatchLoader(DataLoader[Any]):
             samples += self._batches.global_batch
             if not self._batches.left(samples):
                 epoch, samples = epoch + 1, 0
-            if iteration == self._iterations:  # else the loop was restarted, or a state was loaded
+            if iteration == self._iterations:  # otherwise, another iteration was started, or a state was loaded
                 self._epoch, self._samples = epoch, samples
             yield batch

@@ -35,10 +35,10 @@ _KNOWN = ["id", "width", "height"]
 
 
 class ImageRow(Mapping[str, Any]):
-    """A row of `images` whose values are read on access; it is pickled as a dictionary.
+    """Row of the images table that reads each value on access, and is pickled as a dictionary.
 
-    Pickling never fails. An error is raised when the row is unpickled instead, because a `DataLoader` worker pickles in
-    a thread that drops errors, and its loop would then wait forever.
+    A `DataLoader` worker pickles rows in a thread that drops exceptions, and the training loop would then wait forever.
+    Therefore, pickling a row never raises. If a value can't be read, unpickling the row raises the error.
     """
 
     def __init__(self, shard: "OpenShard", index: int) -> None:
@@ -79,10 +79,13 @@ def _raise(error: Exception) -> NoReturn:
 
 
 class ShardTar:
-    """A shard's tar on a local disk; descriptors of cached copies stay valid when other processes delete them."""
+    """A shard's tar on the local disk: either the dataset's own file or a cached copy.
+
+    If another process deletes the cached copy, this process can still read it through the open file.
+    """
 
     def __init__(self, tar: Location, entry: FileEntry, cache: ShardCache | None, check: bool) -> None:
-        """Open the tar; with `check`, hash it first. Without a `cache`, the tar must be a local file."""
+        """Open the tar; with `check`, hash it first. If `cache` is None, the tar must be a local file."""
         self._tar, self._entry, self._cache = tar, entry, cache
         self._lock = threading.Lock()
         if cache is None and check:
@@ -90,7 +93,7 @@ class ShardTar:
         self._file: BinaryIO | None = self._open(check)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return `size` bytes from an offset, or fewer at the end of the file."""
+        """Return `size` bytes starting at `offset`, or fewer at the end of the file."""
         if self._file is None:
             self._file = self._open(check=False)
         if hasattr(os, "pread"):
@@ -100,12 +103,16 @@ class ShardTar:
             return self._file.read(size)
 
     def keep(self) -> None:
-        """Mark the copy as in use; if another process deleted it, close it to free its space, so it's fetched again."""
+        """Mark the cached copy as recently used.
+
+        If another process has deleted the copy, its space is only freed when this process closes it. In that case,
+        close the copy. The next read then fetches the shard again.
+        """
         if self._cache is not None and not self._cache.use(self._entry):
             self.close()
 
     def renew(self) -> bool:
-        """Discard a damaged copy so that it is fetched again; return False if the tar is not a copy."""
+        """Delete a damaged copy, so that the next read fetches it again. Return False if there is no cache."""
         if self._cache is None:
             return False
         self.close()
@@ -123,12 +130,12 @@ class ShardTar:
 
 
 class OpenShard:
-    """One shard of a dataset. `sample(row)` reads an image by its row, from 0; `known` contains all ids and sizes."""
+    """Open shard; `sample` reads any of its images, and `known` contains the ids and sizes of all of them."""
 
     def __init__(self, dataset: Dataset, commit: Commit, cache: ShardCache | None, check: bool) -> None:
-        """Read the table of images and the headers of the tar; with `check`, hash the tar first.
+        """Read the images' ids and sizes, and the headers of the tar; with `check`, hash the tar first.
 
-        Raises `DamagedDatasetError` for a shard that doesn't match its commit, and `NotFoundError` if it is gone.
+        Raises `DamagedDatasetError` if the shard doesn't match its commit, and `NotFoundError` if a file is gone.
         """
         entry = commit.file("shards")
         self._location = dataset.location / entry.path
@@ -149,7 +156,7 @@ class OpenShard:
 
     @cached_property
     def table(self) -> pa.Table:
-        """Table of images, read on the first access to a column other than ids and sizes."""
+        """The whole images table, which is read on the first access to a column other than the ids and sizes."""
         try:
             table = self._dataset.table(self._commit, "images")
         except DamagedDatasetError as error:
@@ -162,12 +169,15 @@ class OpenShard:
         return table
 
     def unreadable(self, reason: object) -> DamagedDatasetError:
-        """Return the error for a damaged table of images."""
+        """Return the error for a damaged images table."""
         file = self._dataset.location / self._commit.file("images").path
         return with_help(DamagedDatasetError(f"{file}: {reason}"), self._commit.shard, self._dataset)
 
     def sample(self, row: int) -> Sample:
-        """Read an image with its masks; a damaged copy is fetched again once."""
+        """Read the image in a row, counted from 0, with its masks.
+
+        If a cached copy is damaged, it is fetched again once.
+        """
         try:
             return self._read(row)
         except DamagedDatasetError:
@@ -197,17 +207,21 @@ class OpenShard:
 
 
 class OpenShards:
-    """A process's open shards: those of the current steps, and those that threads are opening in advance."""
+    """Shards that a process has open for the current steps, or that its threads are opening for later steps."""
 
     def __init__(self, open_one: Callable[[int], OpenShard], first: float) -> None:
-        """`first` (0 to 1) is the share of new shards to open last, so that processes start with different shards."""
+        """Open shards with `open_one`, in an order that differs between processes.
+
+        `first` (0 to 1) is the share of the new shards that this process opens last. It differs between processes, so
+        that they don't all fetch the same shard first.
+        """
         self._open_one = open_one
         self._first = first
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shards")
         self._shards: dict[int, Future[OpenShard]] = {}
 
     def hold(self, shards: Sequence[int], ahead: Collection[int]) -> None:
-        """Keep these shards open, start to open those `ahead`, and close all others."""
+        """Open the given shards or keep them open, start opening those in `ahead`, and close all others."""
         wanted = {*shards, *ahead}
         for shard in [shard for shard in self._shards if shard not in wanted]:
             self._close(self._shards.pop(shard))
@@ -223,7 +237,10 @@ class OpenShards:
         return self._shards[shard].result()
 
     def close(self) -> None:
-        """Close all shards, without waiting for those that are being opened."""
+        """Close all shards.
+
+        This doesn't wait for shards that are still being opened; each of them is closed once it's open.
+        """
         for future in self._shards.values():
             self._close(future)
         self._shards.clear()
@@ -242,9 +259,9 @@ class OpenShards:
 def open_shard(
     dataset: Dataset, commit: Commit | None, key: tuple[int, int], cache: ShardCache | None, check: bool
 ) -> OpenShard:
-    """Open the shard `key`, which is (shard, generation). `commit` is its commit, or None if that is gone.
+    """Open a shard, given by its `key` (shard, generation) and its `commit`, which is None if the commit is gone.
 
-    Raises `UsageError` if another generation has replaced it, and `DamagedDatasetError`.
+    Raises `UsageError` if another generation has replaced it, and `DamagedDatasetError` if it is damaged or missing.
     """
     shard, generation = key
     try:
@@ -256,7 +273,7 @@ def open_shard(
 
 
 def changed(dataset: Dataset, shard: int, generation: int) -> UsageError | None:
-    """Return the error for a shard of which a newer generation exists, or None if this one is the latest."""
+    """Return the error for a shard that a newer generation has replaced; None if `generation` is still the latest."""
     newer = max(dataset.log.generations_of(shard), default=0)
     if newer <= generation:
         return None
@@ -267,7 +284,7 @@ def changed(dataset: Dataset, shard: int, generation: int) -> UsageError | None:
 
 
 def with_help(error: DamagedDatasetError, shard: int, dataset: Dataset) -> DamagedDatasetError:
-    """Return an error for a damaged shard that includes its location and what to do."""
+    """Return a copy of the error whose message also names the shard and the dataset, and says what to do."""
     text = str(error)
     return DamagedDatasetError(f"shard {shard} of {dataset.location}: {text if HELP in text else f'{text}. {HELP}'}")
 
@@ -278,10 +295,10 @@ _VALUES = itemgetter(
 
 
 class MaskSequence(Sequence[MaskAnnotation]):
-    """An image's masks; compares equal to a list of them.
+    """Masks of one image. They are stored in columns, and compare equal to a list of the same masks.
 
-    Each access creates a new annotation, so keep an annotation that you need twice. A list of annotations would add a
-    thousand objects per image, and Python's garbage collector would spend half of the reading time on them. A
+    Each access creates a new annotation, so keep an annotation that you need twice. A list of annotations would instead
+    add a thousand objects per image. Python's garbage collector would then take half of the reading time. A
     `MaskSequence` is also faster to send to another process.
     """
 
@@ -293,9 +310,10 @@ class MaskSequence(Sequence[MaskAnnotation]):
         outputs: Numbers,
         containers: Numbers,
     ) -> None:
-        """Read the `annotations` of an image of `size` (height, width), with each mask's label, output, and container.
+        """Read the `annotations` of an image of `size` (height, width).
 
-        Raises `KeyError`, `TypeError`, or `ValueError` for values that don't match an image's JSON.
+        `labels` maps annotation ids to labels. `outputs` and `containers` contain one value per mask. Raises
+        `KeyError`, `TypeError`, or `ValueError` if the annotations aren't valid.
         """
         self._size = size
         self._labels = labels
@@ -358,13 +376,13 @@ class MaskSequence(Sequence[MaskAnnotation]):
 
 
 def _tuples(values: Sequence[Any], length: int) -> Iterator[tuple[Any, ...]]:
-    """Yield tuples of the next `length` values."""
+    """Split a flat list into tuples of `length` values each."""
     each = iter(values)
     return zip(*[each] * length, strict=True)
 
 
 def _flat(values: Sequence[Sequence[Any]], length: int) -> list[Any]:
-    """Chain lists that all have `length` items; raises `ValueError` for another length."""
+    """Concatenate lists that have exactly `length` items each; raises `ValueError` for any other length."""
     if not set(map(len, values)) <= {length}:
         raise ValueError(f"expected lists of {length} numbers")
     return list(chain.from_iterable(values))

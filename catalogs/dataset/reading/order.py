@@ -1,8 +1,9 @@
 """Order of an epoch, a function of seed, epoch, and shards, independent of ranks, workers, and earlier reads.
 
-To shuffle an epoch, the shards are put in random order and then mixed step by step. Each step mixes a random share of
-the images of `window` neighboring shards. Then the window advances by one shard, so a process has `window` shards open
-and opens a new one per step. The order of shards is circular, so every step mixes the same number of shards.
+Shuffling puts the shards in random order, and then mixes their images step by step. Each step reads a random share of
+the images in each of `window` neighboring shards, and mixes these images. Then the window moves by one shard. A process
+therefore keeps `window` shards open, and opens one new shard per step. The last shard in the order is followed by the
+first one, so every step mixes the same number of shards.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,17 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 _TURN, _SHARD, _STEP = range(3)
-"""Purposes of random numbers: ordering the shards, ordering a shard's images, and mixing the images of a step."""
+"""Purposes of a random order: to sort the shards, the images of a shard, or the mixed images of a step."""
 
 
 class EpochOrder:
-    """The images of an epoch in reading order, each as (shard, row), computed step by step.
+    """The order in which an epoch's images are read, as pairs (shard, row).
 
-    Takes 24 bytes of memory per shard of the dataset, and 8 bytes per image in the shards of the current step.
+    Steps are mixed one at a time. The order takes 24 bytes of memory per shard of the dataset, and 8 bytes per image in
+    the shards of the current step.
     """
 
     def __init__(self, images: NDArray[np.int64], seed: int | None, epoch: int, window: int) -> None:
-        """`images` (S,) contains each shard's number of images. Without a seed, the dataset's order is kept."""
+        """Compute the size of each step. `images` (S,) int64 is the number of images in each shard.
+
+        Without a seed, the order is that of the dataset.
+        """
         self._images = images
         self._seed, self._epoch = seed, epoch
         shards = len(images)
@@ -42,7 +47,7 @@ class EpochOrder:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def steps_of(self, positions: Sequence[int], more: int = 0) -> list[int]:
-        """Return the steps in which these positions are read, and `more` steps after the last of them."""
+        """Return the steps that read these positions, followed by the next `more` steps."""
         if not positions:
             return []
         found: list[int] = np.searchsorted(self._ends, positions, side="right").tolist()
@@ -50,11 +55,14 @@ class EpochOrder:
         return list(dict.fromkeys(found))
 
     def shards_of(self, steps: Iterable[int]) -> list[int]:
-        """Return the shards that steps read from."""
+        """Return the shards that these steps read, without repetition."""
         return list(dict.fromkeys(shard for step in steps for shard in self._shards_of(step)))
 
     def at(self, positions: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """Yield the (shard, row) of each position; fast if the positions are ordered by step."""
+        """Yield the (shard, row) at each position.
+
+        Positions of the same step should be adjacent, because this method mixes a step again whenever the step changes.
+        """
         for position in positions:
             if self._step < 0 or not self._begin(self._step) <= position < self._ends[self._step]:
                 self._step = int(np.searchsorted(self._ends, position, side="right"))
@@ -63,7 +71,7 @@ class EpochOrder:
             yield int(shard), int(row)
 
     def _shards_of(self, step: int) -> list[int]:
-        """Return the shards of a step; the last one is new in the window."""
+        """Return the shards in the window of a step. The last one is new."""
         turn = self._turn
         return [int(turn[(step - slot) % len(turn)]) for slot in reversed(range(self._window))]
 
@@ -71,7 +79,7 @@ class EpochOrder:
         return int(self._ends[step - 1]) if step else 0
 
     def _mix(self, step: int) -> NDArray[np.int64]:
-        """Return the (shard, row) of each image in a step, (N, 2)."""
+        """Return the (shard, row) of each image that a step reads, (N, 2) int64, in reading order."""
         shards = self._shards_of(step)
         self._rows = {shard: rows for shard, rows in self._rows.items() if shard in set(shards)}
         parts = []
@@ -92,9 +100,10 @@ class EpochOrder:
         return count * slot // self._window, count * (slot + 1) // self._window
 
     def _drawn(self, purpose: int, number: int, count: int) -> NDArray[np.int64]:
-        """Return the numbers below `count` in random order.
+        """Return the numbers from 0 to `count` - 1 in random order.
 
-        This uses the raw bits of Philox, which NumPy guarantees across versions, unlike the numbers derived from them.
+        The order is computed from the raw bits of Philox. NumPy guarantees that these bits stay the same across
+        versions, but doesn't guarantee it for other random numbers.
         """
         seeds = np.random.SeedSequence([self._seed or 0, self._epoch, purpose, number])
         drawn: NDArray[np.int64] = np.argsort(np.random.Philox(seeds).random_raw(count), kind="stable")

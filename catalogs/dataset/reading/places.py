@@ -16,18 +16,21 @@ _END = bytes(_BLOCK)
 _NONE = -1
 
 ReadRange = Callable[[int, int], bytes]
-"""Function that reads bytes of a tar from an offset: a number of bytes, or up to the end."""
+"""Function that reads a number of bytes of a tar from an offset, or fewer bytes at the end of the tar."""
 
 
 class MemberRange(NamedTuple):
-    """Offset and size in bytes of an image's files in a tar; `jpeg` is None if it has none."""
+    """Offset and size in bytes of each of an image's two files in a tar. `jpeg` is None if the image has no JPEG."""
 
     jpeg: tuple[int, int] | None
     document: tuple[int, int]
 
 
 class Places(Sequence[MemberRange]):
-    """Byte ranges of many images. It takes 32 bytes per image, because a process keeps those of its whole window."""
+    """Byte ranges of the images of a shard.
+
+    They take only 32 bytes per image, because a process keeps the ranges for all shards in its window in memory.
+    """
 
     def __init__(self) -> None:
         self._numbers = array("q")
@@ -52,9 +55,9 @@ class Places(Sequence[MemberRange]):
 
 
 def find_places(tar: Location, read: ReadRange) -> Places:
-    """Return the byte ranges of a tar's images, in the tar's order; only headers are read.
+    """Return the byte ranges of the images in a tar, in the tar's order. This reads only the headers.
 
-    Raises `DamagedDatasetError` for anything but a shard's tar.
+    Raises `DamagedDatasetError` if the file is not the tar of a shard.
     """
     try:
         found = _paired(_plain_members(read))
@@ -80,7 +83,10 @@ def _paired(members: Iterator[tuple[str, int, int]]) -> Places:
 
 
 def _plain_members(read: ReadRange) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset, and size of the members of a tar that a build wrote; ten times as fast as `tarfile`."""
+    """Yield the name, offset, and size of each file in a tar that a build wrote; ten times as fast as `tarfile`.
+
+    Raises `_OtherTarError` if the tar has any other form.
+    """
     offset = 0
     while (header := read(offset, _BLOCK)) != _END:
         name = _PLAIN.match(header)
@@ -95,7 +101,7 @@ def _plain_members(read: ReadRange) -> Iterator[tuple[str, int, int]]:
 
 
 def _any_members(tar: Location, read: ReadRange) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset, and size of the members of an untrusted tar."""
+    """Yield the name, offset, and size of each file in a tar that segmint may not have written."""
     try:
         for member in TarReader(_Ranges(read)):
             if not is_plain_file(member):

@@ -1,7 +1,8 @@
 """A dataset for torch's `DataLoader`, whose workers and distributed ranks share the images.
 
-Each reader's share is a range of ordinals in the committed shards, and all shares have the same number of rows. A
-reader opens only the shards of its share, and reads at most two of them partially.
+Each worker of each rank is a reader, and reads one contiguous share of the rows in the committed shards. The shares
+differ in size by at most one row. A reader opens only the shards that contain rows of its share, and reads at most two
+of these shards partially: the first and the last.
 """
 
 import operator
@@ -25,10 +26,10 @@ from segmint.infra.uris import LOCAL, scheme
 
 
 def share(shards: Mapping[int, tuple[int, int]], position: ReaderPosition) -> dict[int, range]:
-    """Return a reader's share: the ordinals of each of its shards.
+    """Return a reader's share of the rows: the ordinals to read from each shard.
 
-    `shards` maps the shards to split, in order, to their ordinals [start, stop). The shares of all positions are
-    disjoint, cover all rows, and differ in size by at most one row.
+    `shards` maps each shard to its ordinals [start, stop), in shard order. The shares of all readers together cover
+    every row exactly once, and differ in size by at most one row.
     """
     rows = sum(stop - start for start, stop in shards.values())
     first, last = rows * position.part // position.parts, rows * (position.part + 1) // position.parts
@@ -43,11 +44,12 @@ def share(shards: Mapping[int, tuple[int, int]], position: ReaderPosition) -> di
 
 
 class TorchDataset(Dataset, IterableDataset[Sample]):
-    """A dataset that is split among the workers of a `DataLoader` and the ranks of a distributed run.
+    """Dataset that is split among the ranks of a distributed run and the `DataLoader` workers of each rank.
 
-    Each image goes to exactly one of them. The rank comes from `torch.distributed` if it is initialized, or else from
-    the variables `RANK` and `WORLD_SIZE`; without either, it is 0 of 1. The split covers the shards that were committed
-    when the dataset was opened. Without workers and ranks, each iteration reads the commits again, as in `Dataset`.
+    Exactly one of these workers reads each image. The rank comes from `torch.distributed` if it is initialized, and
+    otherwise from the environment variables `RANK` and `WORLD_SIZE`. Without either, the process is rank 0 of 1. The
+    workers split the shards that were committed when the dataset was opened. With a single rank and without workers,
+    each iteration reads the commits again, as in `Dataset`.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         super().__init__(location, manifest, version, verify)
         self.cache = cache
         self._drop_stale()
-        known = range(manifest.shards)  # a dataset that grew since may contain more
+        known = range(manifest.shards)  # if the dataset has grown since, it may contain other shards
         self._opened = {shard: manifest.ordinals(shard) for shard in self.committed() if shard in known}
         self._rank = RankHere()
 
@@ -82,7 +84,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
             yield from self.shard(commit, _ids(taken[commit.shard]))
 
     def __len__(self) -> int:
-        """Return the number of images that all workers of this rank yield per iteration, from commits and tables."""
+        """Return the number of images that all workers of this rank together yield per iteration."""
         position = self._rank.find()
         if position.parts == 1:
             return super().__len__()
@@ -98,10 +100,10 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         return images
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one image by its position in dataset order, from 0, or from the end if it's negative.
+        """Return the image at a position in dataset order. Positions count from 0; negative ones count from the end.
 
-        Positions count the images of the shards that were committed at the first access, and are the same for all
-        workers and ranks. Raises IndexError if there is no such image.
+        A position refers to the images of the shards that were committed at the first access. It means the same image
+        in all workers and ranks. Raises `IndexError` if there is no such image.
         """
         place = operator.index(index)
         images = self._in_order.images if self._in_order is not None else 0
@@ -128,11 +130,15 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
     ) -> Batches:
         """Return batches for training; batch b has the same images for any number of ranks and workers.
 
-        All ranks share a batch's `global_batch` images. With a `seed`, the seed and the epoch determine a shuffled
-        order, in which `window - 1` of `window` neighbors come from different shards; a process has `window` shards
-        open and prefetches others. If the last batch of an epoch is incomplete, "pad" fills it with the epoch's first
-        images, and "drop" leaves it out. Only shards that are already committed are included; if the dataset may
-        change, open a `version` of it. Raises `UsageError` for invalid numbers and for too few images.
+        The ranks split the `global_batch` images of each batch among themselves. With `shuffle`, the `seed` and the
+        epoch determine a random order. To shuffle, a process keeps `window` shards open and mixes their images, while
+        it prefetches other shards. As a result, `window - 1` of `window` neighboring images come from different shards.
+
+        If the last batch of an epoch is incomplete, `last="pad"` fills it with the epoch's first images, and
+        `last="drop"` leaves it out. The batches only contain images of shards that are already committed. If the
+        dataset may change during training, open a recorded `version` of it.
+
+        Raises `UsageError` for invalid numbers, and if the dataset has too few images.
         """
         cache = self.cache
         if cache is None and scheme(self.uri) != LOCAL:
@@ -170,17 +176,18 @@ def open_dataset(
 ) -> TorchDataset:
     """Open the dataset at `uri`, a folder or an S3 prefix, for reading; only committed shards are visible.
 
-    Iterating yields one `Sample` per image. In a `torch.utils.data.DataLoader`, the workers and ranks share the images.
-    To shuffle the images and read them in batches, use `batches`. Pass `storage` if the store needs options, such as an
-    endpoint or a profile. `version` opens a recorded version of the dataset, given by number or digest.
+    Iterating yields one `Sample` per image. If you pass the dataset to a `torch.utils.data.DataLoader`, its workers and
+    the ranks of a distributed run split the images among themselves. To shuffle the images and read them in batches,
+    use `batches`. If the store needs options, such as an endpoint or a profile, pass a `storage`. To open a recorded
+    version of the dataset, pass its number or digest as `version`.
 
-    With `verify`, each file is hashed before it is read for the first time. `cache` is a local folder for copies of a
-    bucket's shards, which take at most `cache_bytes` in total. Several processes may share the folder. A copy is hashed
-    when it is made, and again when a process first opens it. For a bucket, `batches` always uses a cache, by default in
-    `SEGMINT_CACHE`.
+    With `verify`, a process hashes each file before it reads the file for the first time. `cache` is a local folder in
+    which processes keep copies of a bucket's shards. Several processes can share the folder, and all copies together
+    take at most `cache_bytes`. A process hashes a copy when it writes the copy, and again when it first opens an
+    existing one. For a bucket, `batches` always uses a cache. By default, this cache is in `SEGMINT_CACHE`.
 
-    Raises `UsageError` if the dataset or the version doesn't exist, or if a correction removed the version's files; the
-    message then names the correction.
+    Raises `UsageError` if the dataset or the version doesn't exist, or if a correction removed the version's files. In
+    the last case, the message names the correction.
     """
     location = Location(storage or Storage(), uri)
     manifest, found = TorchDataset.find(location, version)
