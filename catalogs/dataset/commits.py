@@ -1,6 +1,7 @@
 """The commit log, which defines the content of a dataset: exactly the files that its latest commits name.
 
-A commit is put if absent and never changed. If a shard has several commits, readers use the highest generation.
+A writer puts a commit only if its file is absent, and nothing changes it afterward. If a shard has several commits,
+readers use the one with the highest generation.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -39,7 +40,7 @@ _LISTED_DIGITS = 3  # of a shard's number, so that a listing returns 1,000 shard
 
 @dataclass(frozen=True)
 class FileEntry:
-    """File named by a commit: its path below the dataset, its size in bytes, and its SHA-256."""
+    """Data file that a commit names: its path below the dataset, its size in bytes, and its SHA-256."""
 
     path: str
     size: int
@@ -50,9 +51,9 @@ class FileEntry:
 class Commit:
     """One generation of one shard. It contains no time, host, or attempt, so the same work produces the same bytes.
 
-    `ordinals` is the shard's range [a, b). `numerics` is the fingerprint of the numerics that produced it, and `config`
-    is the SHA-256 of the identity keys that it was built with, as in the manifest. `counts` contains sums over its
-    rows: `rows` (which is `images` + `rejected`), `images`, `rejected`, `masks`, and one `rejected:<reason>` per
+    `ordinals` is the shard's range [start, stop). `numerics` is the fingerprint of the numerics that produced the
+    shard. `build_sha256` is the manifest's hash of the settings that it was built with. `counts` contains sums over the
+    shard's rows: `rows` (`images` + `rejected`), `images`, `rejected`, `masks`, and one `rejected:<reason>` for each
     reason.
     """
 
@@ -65,7 +66,7 @@ class Commit:
     files: tuple[FileEntry, ...]
 
     def file(self, kind: str) -> FileEntry:
-        """Return the commit's file in the folder `kind`; raises `DamagedDatasetError` if there is none."""
+        """Return the file that the commit names in the folder `kind`; raises `DamagedDatasetError` if there is none."""
         for entry in self.files:
             if entry.path.startswith(f"{kind}/"):
                 return entry
@@ -105,7 +106,7 @@ class Commit:
 
 
 class _StrictModel(BaseModel):
-    """Model without type coercion from text to numbers. Unknown fields are ignored."""
+    """Model that ignores unknown fields and doesn't convert text to numbers."""
 
     model_config = ConfigDict(strict=True, hide_input_in_errors=True)
 
@@ -117,7 +118,7 @@ class _FileEntryModel(_StrictModel):
 
 
 class _CommitFile(_StrictModel):
-    """JSON of a commit."""
+    """JSON content of a commit's file."""
 
     shard: int = Field(ge=0)
     generation: int = Field(ge=1)
@@ -129,15 +130,15 @@ class _CommitFile(_StrictModel):
 
 
 class _ReservationFile(_StrictModel):
-    """JSON of a reservation, limited to the field that other processes need."""
+    """JSON content of a reservation's file, limited to the field that other processes need."""
 
     paths: list[str]
 
 
 class ListedCommit(NamedTuple):
-    """A commit's file in a listing.
+    """A commit's file, as a listing shows it.
 
-    A commit contains no time, so the time is that of the file. In a copy of a dataset, it is the time of copying.
+    A commit contains no time, so `modified` is the time of the file. In a copy of a dataset, it is the time of copying.
     """
 
     shard: int
@@ -152,32 +153,33 @@ class ListedCommit(NamedTuple):
 
 
 class CommitLog:
-    """The commits of one dataset. Cheap to create and thread-safe."""
+    """The commits of one dataset. Instances are cheap to create and thread-safe."""
 
     def __init__(self, dataset: Location) -> None:
         self._folder = dataset / COMMITS
 
     def committed(self) -> dict[int, int]:
-        """Return each committed shard with its highest generation, in shard order, from one listing."""
+        """Return the highest generation of each committed shard, in shard order. This takes one listing."""
         generations = self.generations()
         return {shard: max(generations[shard]) for shard in sorted(generations)}
 
     def generations(self) -> dict[int, list[int]]:
-        """Return each committed shard with its generations, ascending; files with other names are ignored."""
+        """Return the generations of each committed shard, ascending. Files with other names are ignored."""
         return generations_of(entry.name for entry in self._folder.list())
 
     def listed(self, shards: int | None = None, threads: int = 16) -> list[ListedCommit]:
-        """Return the files of all commits, ordered by shard and generation.
+        """List the files of all commits, ordered by shard and generation.
 
-        `shards` limits the result to shards below that number, so that several processes can list a bucket in parallel.
+        If `shards` is given, only shards below that number are included. With this limit, the folder in a bucket is
+        listed in parallel.
         """
         found = self._listed(None if shards is None else range(0, shards, 10**_LISTED_DIGITS), threads)
         return [commit for commit in found if shards is None or commit.shard < shards]
 
     def latest_around(self, shards: Iterable[int]) -> list[ListedCommit]:
-        """Return the files of the latest commits of these shards and of all shards in the same thousands, in order.
+        """List the latest commits of these shards and of all other shards in the same thousands, in shard order.
 
-        A bucket needs about one listing per thousand, however many other commits it contains.
+        In a bucket, this takes about one listing per thousand, regardless of the total number of commits.
         """
         thousands = sorted({shard // 10**_LISTED_DIGITS for shard in shards})
         if not thousands:
@@ -188,7 +190,11 @@ class CommitLog:
         return list(latest.values())
 
     def _listed(self, firsts: Iterable[int] | None, threads: int = 16) -> list[ListedCommit]:
-        """Return the files of all commits, or, of a bucket, at least those of the thousands that begin at `firsts`."""
+        """List the files of commits, ordered by shard and generation.
+
+        In a bucket, `firsts` restricts the listing to the thousands of shards that begin with these numbers. The result
+        may also contain other shards.
+        """
         names = [""]
         if firsts is not None and scheme(self._folder.uri) in {"s3", *AZURE}:
             names = [shard_name(first)[:-_LISTED_DIGITS] for first in firsts]
@@ -200,7 +206,7 @@ class CommitLog:
         )
 
     def latest_commits(self) -> list[ListedCommit]:
-        """Return the files of the latest commits, in shard order, from one listing."""
+        """Return the files of the latest commits, in shard order. This takes one listing."""
         return list({commit.shard: commit for commit in self.listed()}.values())
 
     def location(self, shard: int, generation: int) -> Location:
@@ -208,7 +214,10 @@ class CommitLog:
         return self._folder / commit_name(shard, generation)
 
     def read(self, shard: int, generation: int) -> Commit | None:
-        """Return one commit, or None if it does not exist."""
+        """Read one commit; None if it doesn't exist.
+
+        Raises `DamagedDatasetError` if the file contains another commit.
+        """
         file = self.location(shard, generation)
         try:
             data = file.read()
@@ -227,38 +236,39 @@ class CommitLog:
         return generations_of(names).get(shard, [])
 
     def is_latest(self, shard: int, generation: int) -> bool:
-        """Return whether this generation of a shard is its latest commit."""
+        """Return whether this generation is the latest commit of the shard."""
         return self.generations_of(shard)[-1:] == [generation]
 
     def latest(self, shard: int) -> Commit | None:
-        """Return the latest commit of a shard, or None if the shard is not committed."""
+        """Read the latest commit of a shard; None if the shard isn't committed."""
         generations = self.generations_of(shard)
         return self._read_newest(shard, generations[-1]) if generations else None
 
     def read_latest_of(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
-        """Yield the commits of (shard, generation) pairs, in the given order; yield the newer one if one was replaced.
+        """Yield the commits for these (shard, generation) pairs, in the given order.
 
-        Memory use is limited to a few hundred commits.
+        If a newer commit has replaced one of them, the newer one is yielded instead. At most a few hundred commits are
+        in memory at a time.
         """
         for commit in map_ahead(lambda pair: self._read_newest(*pair), wanted, threads, _READ_AHEAD, "commits"):
             if commit is not None:
                 yield commit
 
     def read_all(self, threads: int = 16, only: Container[int] | None = None) -> Iterator[Commit]:
-        """Yield the latest commits, or those of the shards `only`; if one is replaced, yield the newer one.
+        """Yield the latest commits in shard order, or only those of the shards in `only`.
 
-        The commits are in shard order.
+        If a commit is replaced in the meantime, the newer one is yielded instead.
         """
         committed = self.committed().items()
         wanted = (pair for pair in committed if only is None or pair[0] in only)
         return self.read_latest_of(wanted, threads)
 
     def put(self, commit: Commit) -> bool:
-        """Put a commit if its generation is free; return False if a different commit already uses it."""
+        """Put a commit if its generation is free; return False if a different commit already uses the generation."""
         return self.location(commit.shard, commit.generation).put_if_absent(commit.to_json())
 
     def _read_newest(self, shard: int, generation: int) -> Commit | None:
-        """Read a listed commit, or the one that has replaced it since, so that a reader never misses its shard."""
+        """Read a listed commit. If another commit has replaced it since, read that one, so that no shard is missed."""
         commit = self.read(shard, generation)
         while commit is None:
             newer = max(self.generations_of(shard), default=generation)
@@ -271,11 +281,11 @@ class CommitLog:
 
 @dataclass(frozen=True)
 class Reservation:
-    """Files that a writer puts for a generation that it is about to commit; no other process may delete them.
+    """List of the files that a writer is about to commit as a generation. No other process may delete these files.
 
-    The writer puts the reservation first, then the files. It deletes the reservation after it has committed and applied
-    the tombstones. A reservation has no effect once its generation or a higher one is committed, because its writer has
-    then either committed or lost the race.
+    The writer puts the reservation before the files. It deletes the reservation after it has committed the generation
+    and applied the tombstones. Once the generation or a higher one is committed, the reservation has no effect: its
+    writer has either committed the files or lost the race.
     """
 
     shard: int
@@ -287,13 +297,13 @@ class Reservation:
         return canonical_json({"shard": self.shard, "generation": self.generation, "paths": sorted(self.paths)})
 
     def location(self, dataset: Location) -> Location:
-        """Return the location of the reservation's file; equal reservations share one name."""
+        """Return the location of the reservation's file. Equal reservations have the same location."""
         digest = fingerprint(sorted(self.paths))
         return dataset / RESERVATIONS / reservation_name(self.shard, self.generation, digest)
 
 
 class ShardState(NamedTuple):
-    """Files of a shard that must not be deleted, and leftovers of earlier writers."""
+    """Files and commits of a shard, divided into what must be kept and what earlier writers left."""
 
     commit: Commit | None  # the latest one
     replaced: tuple[int, ...]  # lower generations whose commits still exist
@@ -301,11 +311,14 @@ class ShardState(NamedTuple):
 
 
 def read_shard_state(dataset: Location, shard: int) -> ShardState:
-    """Read one shard's reservations, then its commits, because a reservation is deleted only after its commit was put.
+    """Read the reservations and commits of a shard, to find out which of its files may be deleted.
 
-    To delete a shard's files, first list them, then call this function, and delete right after that. Raises
-    `DamagedDatasetError` for a commit that can't be read, or that gives a file a hash other than the one in the file's
-    name. Without that check, one corrupted character would make the shard's own files look like leftovers.
+    A writer deletes its reservation only after it has put its commit. Therefore, this function reads the reservations
+    before the commits. To delete files of a shard, list them first, then call this function, and delete immediately
+    afterward.
+
+    Raises `DamagedDatasetError` if a commit can't be read, or if a hash in the commit doesn't match the name of its
+    file. Without the second check, one corrupted character would make the shard's own files look like leftovers.
     """
     log, beginning = CommitLog(dataset), f"{shard_name(shard)}."
     while True:
@@ -317,7 +330,7 @@ def read_shard_state(dataset: Location, shard: int) -> ShardState:
         generations = log.generations_of(shard)
         commit = log.read(shard, generations[-1]) if generations else None
         if generations and commit is None:
-            continue  # it was replaced in the meantime
+            continue  # another writer replaced it in the meantime
         for entry in commit.files if commit is not None else ():
             parsed_path = parse_data_path(entry.path)
             if parsed_path is None or parsed_path.shard != shard or not entry.sha256.startswith(parsed_path.digest):
@@ -332,7 +345,10 @@ def read_shard_state(dataset: Location, shard: int) -> ShardState:
 
 
 def reserved_paths(dataset: Location, committed: Mapping[int, int], since: datetime = NO_TIME) -> set[str]:
-    """Return the paths that were reserved at `since` or later for a generation above their shard's `committed` one."""
+    """Return the paths that writers have reserved at `since` or later.
+
+    `committed` maps each shard to its latest generation. A reservation counts only if its generation is higher.
+    """
     paths: set[str] = set()
     for entry in (dataset / RESERVATIONS).list():
         parsed = parse_reservation_name(entry.name)
@@ -343,17 +359,20 @@ def reserved_paths(dataset: Location, committed: Mapping[int, int], since: datet
 
 
 def reserved_in(file: Location) -> set[str]:
-    """Return a reservation's paths, or none if its file is gone. Raises `DamagedDatasetError` for an invalid file."""
+    """Return the paths that a reservation lists; an empty set if its file is gone.
+
+    Raises `DamagedDatasetError` if the file is invalid.
+    """
     try:
         return set(_ReservationFile.model_validate_json(file.read()).paths)
     except NotFoundError:
-        return set()  # its writer has committed, or lost
+        return set()  # its writer has committed, or lost the race
     except ValidationError as error:
         raise DamagedDatasetError(f"{file} is not a reservation: {wrong_fields(error)}") from error
 
 
 def generations_of(names: Iterable[str]) -> dict[int, list[int]]:
-    """Return each committed shard with its generations, ascending, from the names of the files in `commits/`."""
+    """Parse the names of files in `commits/`, and return the generations of each shard, ascending."""
     found: dict[int, list[int]] = {}
     for name in names:
         parsed = parse_commit_name(name)

@@ -1,7 +1,8 @@
 """Fingerprints: hashes by which segmint recognizes copies of removed pictures, and former JPEGs of redacted ones.
 
-`fingerprints/<shard>.g<generation>.json` contains the hashes of a shard's images. Only the highest generation counts,
-and the version digest covers it. After a takedown, no other file may contain the removed image's hashes.
+`fingerprints/<shard>.g<generation>.json` contains the hashes for the images of one shard. Only the highest generation
+of a shard counts, and the version digest covers it. After a takedown, no other file of the dataset may contain the
+hashes of a removed image.
 """
 
 import json
@@ -28,7 +29,10 @@ _READ: dict[tuple[str, int, datetime], "ShardFingerprints"] = {}  # by URI, size
 
 
 class Fingerprint(Frozen):
-    """Hashes of an image. There are none if it was removed before its JPEG was released, or if it is `forgotten`."""
+    """Hashes of an image.
+
+    It contains no hashes if the image was removed before its JPEG was released, or if the hashes are `forgotten`.
+    """
 
     released: tuple[str, ...] = ()  # SHA-256 of its former JPEGs, ascending
     pixels: str | None = Field(None, pattern=_SHA256)  # `pixels_sha256`, if it was removed
@@ -38,7 +42,7 @@ class Fingerprint(Frozen):
 
     @property
     def digests(self) -> frozenset[str]:
-        """SHA-256 that only the same picture has."""
+        """All SHA-256 hashes in the fingerprint. Only the same picture has one of them."""
         return frozenset(each for each in (*self.released, self.pixels) if each is not None)
 
     def views(self) -> NDArray[np.uint64]:
@@ -46,7 +50,11 @@ class Fingerprint(Frozen):
         return np.frombuffer(bytes.fromhex(self.hashes), ">u8").astype(np.uint64).reshape(-1, 9)
 
     def joined(self, other: "Fingerprint") -> "Fingerprint":
-        """Return the combined hashes; those of pixels and the perceptual ones are taken from `other` if it has any."""
+        """Combine two fingerprints of the same image.
+
+        The result contains the SHA-256 of all former JPEGs. `pixels` and `hashes` come from `other` if it contains
+        them. A forgotten fingerprint doesn't change.
+        """
         if self.forgotten:
             return self
         released = tuple(sorted({*self.released, *other.released}))
@@ -54,7 +62,7 @@ class Fingerprint(Frozen):
 
 
 class OtherPicture(Frozen):
-    """A person's decision that an image is not a copy of the images that a tombstone names."""
+    """A person's decision that an image is not a copy of any image that a tombstone names."""
 
     id: int = Field(ge=1)
     tombstone: str  # its file's name
@@ -63,46 +71,46 @@ class OtherPicture(Frozen):
 
 
 class ShardFingerprints(Frozen):
-    """Fingerprints of a shard's images by number, and decisions about its images."""
+    """Fingerprints of a shard's images, keyed by image number, and people's decisions about images in the shard."""
 
     schema_version: Literal[1] = 1
     images: dict[int, Fingerprint] = Field(default_factory=dict)
     others: tuple[OtherPicture, ...] = ()
 
     def to_json(self) -> bytes:
-        """Return the bytes of the file. The field `digest` covers all others."""
+        """Return the bytes of the file. Its field `digest` covers all other fields."""
         return json_with_digest(self.model_dump(mode="json"))
 
     def joined(self, images: Mapping[int, Fingerprint]) -> "ShardFingerprints":
-        """Return a copy with the hashes of more images."""
+        """Return a copy that also contains the hashes of these images."""
         known = self.images
         joined = {**known, **{id: known.get(id, Fingerprint()).joined(new) for id, new in images.items()}}
         return self.model_copy(update={"images": dict(sorted(joined.items()))})
 
     def without(self, ids: Iterable[int]) -> "ShardFingerprints":
-        """Return a copy without the hashes of the given images, which are marked as forgotten."""
+        """Return a copy in which these images have no hashes and are marked as forgotten."""
         images = {**self.images, **{id: Fingerprint(forgotten=True) for id in ids}}
         return self.model_copy(update={"images": dict(sorted(images.items()))})
 
     def with_decision(self, new: OtherPicture) -> "ShardFingerprints":
-        """Return a copy with a decision added, unless there already is one for the same image and tombstone."""
+        """Return a copy with a new decision, unless a decision for the same image and tombstone already exists."""
         known = any((each.id, each.tombstone) == (new.id, new.tombstone) for each in self.others)
         return self if known else self.model_copy(update={"others": (*self.others, new)})
 
 
 def fingerprints_path(shard: int, generation: int) -> str:
-    """Return the path of a file of fingerprints below the dataset."""
+    """Return the path of a fingerprints file below the dataset."""
     return f"{FINGERPRINTS}/{commit_name(shard, generation)}"
 
 
 def parse_fingerprints_path(path: str) -> tuple[int, int] | None:
-    """Parse the path of a file of fingerprints into shard and generation; None for any other path."""
+    """Parse the path of a fingerprints file into shard and generation; None for any other path."""
     folder, _, name = path.partition("/")
     return parse_commit_name(name) if folder == FINGERPRINTS else None
 
 
 def list_fingerprints(dataset: Location) -> dict[int, tuple[int, ObjectInfo]]:
-    """Return the latest generation of each shard's fingerprints, and its file, in shard order."""
+    """Return the latest generation of each shard's fingerprints and the entry of its file, in shard order."""
     found: dict[int, tuple[int, ObjectInfo]] = {}
     for entry in (dataset / FINGERPRINTS).list():
         parsed = parse_commit_name(entry.name)
@@ -112,9 +120,9 @@ def list_fingerprints(dataset: Location) -> dict[int, tuple[int, ObjectInfo]]:
 
 
 def read_fingerprints(dataset: Location) -> dict[int, ShardFingerprints]:
-    """Read the latest fingerprints of all shards, by shard; raises `DamagedDatasetError` for an invalid file.
+    """Read the latest fingerprints of all shards, keyed by shard; raises `DamagedDatasetError` if a file is invalid.
 
-    Every writer of a shard calls this, so the files that this process has read are cached.
+    Every writer of a shard calls this function. Therefore, the process caches the files that it has read.
     """
     while True:
         try:
@@ -124,12 +132,12 @@ def read_fingerprints(dataset: Location) -> dict[int, ShardFingerprints]:
 
 
 def by_image(shards: Iterable[ShardFingerprints]) -> dict[int, Fingerprint]:
-    """Return the fingerprints of several shards' images, by the images' numbers."""
+    """Combine the fingerprints of several shards into one dictionary, keyed by the image's number."""
     return {id: each for shard in shards for id, each in shard.images.items()}
 
 
 def damaged_fingerprints(dataset: Location) -> dict[str, str]:
-    """Return the problem, with the file's name, of the first damaged file, keyed by the folder; empty if none is."""
+    """Return the message about the first damaged file, keyed by the name of the folder; empty if no file is damaged."""
     try:
         read_fingerprints(dataset)
     except DamagedDatasetError as error:
@@ -140,11 +148,13 @@ def damaged_fingerprints(dataset: Location) -> dict[str, str]:
 def change_fingerprints(
     dataset: Location, shard: int, change: Callable[[ShardFingerprints], ShardFingerprints], *, purge: bool = False
 ) -> None:
-    """Apply `change` to a shard's fingerprints; if they differ, write the next generation and delete the replaced one.
+    """Apply `change` to a shard's fingerprints.
 
-    If another writer is faster, `change` is called again with that writer's result. With `purge`, older versions in a
-    bucket are deleted, too. Repeating the call completes one that was interrupted. Raises `DamagedDatasetError` if the
-    current fingerprints can't be read.
+    If the result differs, this function writes it as the next generation, and deletes the replaced generation. If
+    another writer was faster, it applies `change` to that writer's result. With `purge`, it also deletes older versions
+    of the files in a bucket. If a call was interrupted, repeat it to complete the change.
+
+    Raises `DamagedDatasetError` if the current fingerprints can't be read.
     """
     while True:
         generations = _generations(dataset, shard)
@@ -160,7 +170,7 @@ def change_fingerprints(
             file = dataset / fingerprints_path(shard, latest + 1)
             if not file.put_if_absent(after.to_json()):
                 continue
-            if _generations(dataset, shard)[-1] > latest + 1:  # this writer slept, and readers ignore its file
+            if _generations(dataset, shard)[-1] > latest + 1:  # this writer was too slow, and readers ignore its file
                 file.delete()
                 continue
             latest += 1
@@ -172,18 +182,27 @@ def change_fingerprints(
 
 
 def put_fingerprints(dataset: Location, shard: int, images: Mapping[int, Fingerprint]) -> None:
-    """Add hashes of a shard's images, before the images are removed or replaced. Repeating the call has no effect."""
+    """Add hashes of a shard's images.
+
+    Call this before the images are removed or replaced; a repeated call has no effect.
+    """
     if images:
         change_fingerprints(dataset, shard, lambda now: now.joined(images))
 
 
 def forget_fingerprints(dataset: Location, shard: int, ids: Iterable[int]) -> None:
-    """Remove the hashes of a shard's images for good, with all older versions. Repeating the call completes it."""
+    """Remove the hashes of these images from a shard's fingerprints for good, including all older versions of the file.
+
+    If a call was interrupted, repeat it to complete the removal.
+    """
     change_fingerprints(dataset, shard, lambda now: now.without(ids), purge=True)
 
 
 def _generations(dataset: Location, shard: int, *, ever: bool = False) -> list[int]:
-    """Return the generations of a shard's fingerprints, ascending; `ever` adds deleted ones that have old versions."""
+    """Return the generations of a shard's fingerprints, ascending.
+
+    With `ever`, this includes deleted generations of which a bucket still stores an old version.
+    """
     folder = dataset / FINGERPRINTS
     names = folder.walk_ever() if ever else (entry.name for entry in folder.list())
     return sorted(generations_of(names).get(shard, []))
@@ -200,7 +219,7 @@ def _cached(dataset: Location, entry: ObjectInfo) -> ShardFingerprints:
 
 
 def _parse(dataset: Location, name: str, data: bytes) -> ShardFingerprints:
-    """Parse a file of fingerprints, and compare every byte with its digest."""
+    """Parse a fingerprints file, and check that all of its bytes match its digest."""
     file = dataset / FINGERPRINTS / name
     how = f"Run `segmint repair {dataset}` to find all damage"
     try:

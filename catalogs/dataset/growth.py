@@ -1,6 +1,6 @@
 """Comparison of a source catalog with a dataset's pinned catalog: new, removed, and changed rows.
 
-All steps stream the rows or leave them to DuckDB.
+All steps either stream the rows or run in DuckDB.
 """
 
 import tempfile
@@ -32,10 +32,10 @@ from segmint.infra.storage.location import Location
 PINNED = tuple(
     name for name in STAGED.names if name not in ("ordinal", "id", "image_id", "duplicate_of", "refused_detail")
 )
-"""Columns that a dataset pins for an image besides its id; they must not change for a known image."""
+"""Columns that a dataset pins for each image, besides its id. Their values must not change for a known image."""
 
-# Rows are compared by their id and a hash of their other columns, which takes 8 bytes instead of hundreds. In amendable
-# columns, text of only spaces counts as no value, because an amendment doesn't copy it.
+# Rows are compared by their id and a hash of their other columns, because a hash takes 8 bytes instead of hundreds. In
+# amendable columns, a text that contains only spaces counts as no value, because an amendment doesn't copy it.
 _COMPARED = {name: given(name) if name in AMENDABLE else name for name in PINNED}
 _CONTENT = f"hash({', '.join(_COMPARED.values())})"
 
@@ -77,7 +77,7 @@ ORDER BY ordinal
 
 @dataclass(frozen=True)
 class ColumnChange:
-    """Known rows whose value in a column changed: their number and the first one. Absent values are empty."""
+    """Change of a column in known rows: the number of changed rows, and the first of them. Absent values are empty."""
 
     rows: int
     image_id: str
@@ -88,7 +88,7 @@ class ColumnChange:
 
 @dataclass(frozen=True)
 class CatalogGrowth:
-    """Differences between a source catalog and a pinned one."""
+    """Differences between a source catalog and a dataset's pinned catalog."""
 
     new: NormalizedCatalog  # rows whose image_id is not pinned; may be empty
     gone: int  # pinned rows whose image_id is no longer in the source
@@ -97,7 +97,7 @@ class CatalogGrowth:
 
     @property
     def keeps_all(self) -> bool:
-        """True if every pinned row is still in the source, unchanged."""
+        """True if the source still contains every pinned row unchanged."""
         return not self.gone and not self.changed
 
 
@@ -110,14 +110,16 @@ def compare_catalog(
     taken: Iterable[RemovedImage] = (),
     ignored: Collection[str] = (),
 ) -> CatalogGrowth:
-    """Compare a catalog with the pinned `parts`, and write its new rows to `destination`.
+    """Compare a catalog with the pinned `parts` of a dataset's catalog, and write its new rows to `destination`.
 
-    A row is new if its image_id isn't pinned, regardless of the order of rows. A pinned row is unchanged if the source
-    has a row with the same image_id and the same values in the `PINNED` columns. New rows keep the source's order, get
-    ordinals from `first_ordinal` on, and are marked if they are duplicates of each other. Rows that name a taken-down
-    image by image_id, uri (in any form), or sha256 count as known, and the source may omit them. `ignored` has the same
-    meaning as in `stage_catalog`. Intermediate files, about as large as both catalogs, are written next to
-    `destination`. Raises `UsageError` for an unreadable catalog.
+    A row is new if its image_id isn't pinned; the order of rows doesn't matter. A pinned row is unchanged if the source
+    contains a row with the same image_id and the same values in the `PINNED` columns. New rows keep the order of the
+    source, and their ordinals start at `first_ordinal`. If new rows are duplicates of each other, they are marked.
+
+    `taken` lists taken-down images. A row that names such an image by image_id, uri (in any form), or sha256 counts as
+    known. The source may omit these images. `ignored` has the same meaning as in `stage_catalog`. Intermediate files,
+    about as large as both catalogs, are written next to `destination`. Raises `UsageError` if the catalog can't be
+    read.
     """
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".growth-") as name:
         folder = Path(name)
@@ -149,7 +151,7 @@ def _changes(database: duckdb.DuckDBPyConnection, parameters: dict[str, Any]) ->
 def _without_known(
     database: duckdb.DuckDBPyConnection, parameters: dict[str, Any], staged: Path, folder: Path, taken: RemovedNames
 ) -> Path:
-    """Write the staged rows that are neither known nor taken down, renumbered from 0; return the file."""
+    """Write the staged rows that are neither known nor taken down, renumbered from 0; return the path of the file."""
     result = folder / "fresh.parquet"
     with pq.ParquetFile(staged) as file, RowGroupWriter(result, STAGED) as writer:
         known = SortedPairs(database.sql(_KNOWN, params=parameters).to_arrow_reader(MARK_ROWS))

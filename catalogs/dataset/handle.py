@@ -21,18 +21,18 @@ _FORMATS = ("annotations", "images")
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetHandle:
-    """A dataset as its writers see it. Its pickle takes a few hundred bytes, regardless of the dataset's size.
+    """Handle of a dataset for its writers. When pickled, it takes a few hundred bytes, however large the dataset is.
 
-    The fields are fixed when the dataset is created or the command starts. Methods read everything that another writer
-    may have changed since then (the manifest, commits, and tombstones) again on each call.
+    The fields are fixed when the dataset is created or the command starts. The manifest, commits, and tombstones may
+    change while the command runs, so each method reads them again.
 
     Attributes:
         location: the dataset's root.
-        with_images: whether its tars contain the released JPEGs.
-        build_sha256: the hash that its commits record; it comes from the manifest.
-        stages: columns of custom stages in its tables.
-        catalog_uri: the source catalog's URI, if known, which makes a tombstone's relative URI match an absolute one.
-        catalog_generation: the manifest's generation when the rows to write were read from the catalog, or before that.
+        with_images: whether the dataset's tars contain the released JPEGs.
+        build_sha256: the hash from the manifest that each commit records.
+        stages: columns of custom stages in the dataset's tables.
+        catalog_uri: the source catalog's URI, if known; it lets a tombstone's relative URI match an absolute one.
+        catalog_generation: the manifest's generation when the rows to write were read, or an earlier generation.
     """
 
     location: Location
@@ -44,15 +44,18 @@ class DatasetHandle:
 
     @classmethod
     def open(cls, location: Location, catalog_uri: str | None = None) -> Self:
-        """Return the handle of the dataset at `location`. Raises `UsageError` if there is none or `of` raises it."""
+        """Return the handle of the dataset at `location`.
+
+        Raises `UsageError` if there is no dataset, and the errors of `of`.
+        """
         return cls.of(location, load_latest_manifest(location), catalog_uri)
 
     @classmethod
     def of(cls, location: Location, latest: LatestManifest, catalog_uri: str | None = None) -> Self:
-        """Return the handle of a dataset from its manifest.
+        """Return the handle of a dataset, based on its manifest.
 
         Raises `UsageError` if the manifest doesn't say whether the dataset contains images. Without this check, a
-        correction might wrongly assume that it doesn't, and drop its JPEGs.
+        correction might assume that it contains none, and drop its JPEGs.
         """
         release = latest.manifest.config.get("release", {})
         if release.get("format") not in _FORMATS:
@@ -74,11 +77,11 @@ class DatasetHandle:
 
     @property
     def commits(self) -> CommitLog:
-        """The dataset's commits; each call of a method lists or reads them again."""
+        """The dataset's commits. Each method of the log lists or reads them again."""
         return CommitLog(self.location)
 
     def latest(self) -> LatestManifest:
-        """Read the latest manifest and its generation."""
+        """Read the latest manifest with its generation."""
         return load_latest_manifest(self.location)
 
     def manifest(self) -> DatasetManifest:
@@ -86,9 +89,9 @@ class DatasetHandle:
         return self.latest().manifest
 
     def manifest_generation(self) -> int:
-        """Return the highest generation of the manifest, from a listing."""
+        """List the manifests, and return the highest generation."""
         return max(manifest_generations(self.location), default=1)
 
     def taken(self) -> Removals | None:
-        """Read the tombstones; None if there are none."""
+        """Read the dataset's takedowns; None if it has no tombstones."""
         return read_removals(self.location, self.catalog_uri)

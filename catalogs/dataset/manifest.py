@@ -1,11 +1,11 @@
 """The dataset manifest `dataset.json`, in generations that are put if absent and never changed.
 
-The first build writes `dataset.json`, which is generation 1, when it starts. Each change to the parts of the catalog
-adds a generation (`dataset.g2.json`, `dataset.g3.json`, …), and readers use the highest one. Generations differ only in
-`catalog` and `licenses`, because everything that determines the bytes of a shard is fixed by the first build.
+When the first build of a dataset starts, it writes `dataset.json`, which is generation 1. Each change to the catalog's
+parts adds a generation: `dataset.g2.json`, `dataset.g3.json`, and so on. Readers use the highest one. The first build
+fixes everything that determines the bytes of a shard, so later generations differ only in `catalog` and `licenses`.
 
-`id.json` contains a random id, which the dataset keeps when its manifest changes or its folder is moved. No version
-covers it.
+`id.json` contains a random id. The dataset keeps this id when its manifest changes or its folder is moved. Versions
+don't cover `id.json`.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """Fields in which a later generation may differ from the first."""
 
 _BUILD_FIELDS = frozenset({"config_sha256", "policy_date", "weights", "images_per_shard"})
-"""Fields that determine every shard, besides its rows and the numerics."""
+"""Fields that determine the content of every shard, together with the shard's rows and the numerics."""
 
 _SECTIONS = ("license", "ingest", "deidentify", "deidentify.faces", "deidentify.plates", "release", "masks", "model")
 _ID = re.compile(rb'\{"dataset_id":"([0-9a-f]{32})"\}\n')
@@ -59,9 +59,10 @@ _LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json", re.ASCII)
 
 
 class CatalogPart(Frozen):
-    """One part of the normalized catalog; its ordinals start at `first_shard` · `images_per_shard`.
+    """One part of the normalized catalog. Its first row has the ordinal `first_shard` · `images_per_shard`.
 
-    `sha256` is the hash of the part, and `source_sha256` is the hash of the catalog file that it was made from.
+    `sha256` is the hash of this part's file. `source_sha256` is the hash of the catalog file from which the part was
+    made.
     """
 
     path: str = Field(pattern=r"\A[ -~]*\z")  # characters that every store accepts
@@ -72,19 +73,20 @@ class CatalogPart(Frozen):
 
 
 class ModelWeights(Frozen):
-    """Weights of the model that made the masks."""
+    """Weights of the model that produced the masks."""
 
     name: str
     sha256: str
 
 
 class DatasetManifest(Frozen):
-    """Content of `dataset.json`, fixed when the dataset's first build starts, except for `catalog` and `licenses`.
+    """Content of `dataset.json`. The dataset's first build fixes all fields except `catalog` and `licenses`.
 
-    `config` is a tree of the configuration's identity keys. `numerics` contains everything that determines the last
+    `config` is the tree of the configuration's identity keys. `numerics` contains everything that determines the last
     bits of the results. Licenses are judged as of `policy_date`. `lineage` is the lineage of `weights` if segmint
-    trained them; otherwise, the file omits the field. `stages` lists the columns of custom stages in the order of the
-    tables. `published` is False for a working dataset, whose licenses and faces nobody has checked.
+    trained them; otherwise, it is empty, and the file omits the field. `stages` lists the columns of custom stages in
+    the order of the tables. `published` is False for a working dataset, because nobody has checked its licenses and
+    faces.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -123,29 +125,29 @@ class DatasetManifest(Frozen):
 
     @property
     def round(self) -> int:
-        """Number of training runs behind the weights that made the masks."""
+        """Number of training runs that led to the weights of the model that produced the masks."""
         return trainings(self.lineage)
 
     @property
     def build_sha256(self) -> str:
-        """The hash that commits record of the configuration, policy date, weights, and size of the shards."""
+        """Hash of the configuration, policy date, weights, and shard size. Each commit records this hash."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json", include=set(_BUILD_FIELDS)))).hexdigest()
 
     @property
     def numerics_fingerprint(self) -> str:
-        """Fingerprint of the numerics that commits record: twelve hexadecimal digits."""
+        """Fingerprint of the numerics, twelve hexadecimal digits. Each commit records this fingerprint."""
         return fingerprint(self.numerics)
 
     @property
     def shards(self) -> int:
-        """Number of shards of the whole dataset, committed or not."""
+        """Number of shards in the dataset, committed or not."""
         if not self.catalog:
             return 0
         last = self.catalog[-1]
         return last.first_shard + -(-last.rows // self.images_per_shard)
 
     def ordinals(self, shard: int) -> tuple[int, int]:
-        """Return the ordinals [a, b) of a shard; raises `ValueError` for a shard that is not in the dataset."""
+        """Return the ordinals [start, stop) of a shard; raises `ValueError` if the dataset doesn't have the shard."""
         for part in self.catalog:
             first = part.first_shard * self.images_per_shard
             start = shard * self.images_per_shard
@@ -159,7 +161,10 @@ class DatasetManifest(Frozen):
 
     @classmethod
     def from_json(cls, data: bytes, where: str = MANIFEST) -> "DatasetManifest":
-        """Parse a manifest's file; raises `UsageError`, which names `where`, if it is invalid or of another version."""
+        """Parse a manifest's file.
+
+        Raises `UsageError`, which names `where`, if the file is invalid or has another schema version.
+        """
         try:
             value = json.loads(data)
             version = value.get("schema_version") if isinstance(value, dict) else None
@@ -195,7 +200,7 @@ class LatestManifest(NamedTuple):
 
 
 def manifest_name(generation: int) -> str:
-    """Return the name of a generation's file, directly below the dataset: `dataset.json`, then `dataset.g2.json`."""
+    """Return the file name of a generation: `dataset.json` for the first, then `dataset.g2.json`, and so on."""
     return MANIFEST if generation == 1 else f"dataset.g{generation}.json"
 
 
@@ -208,13 +213,13 @@ def parse_manifest_name(name: str) -> int | None:
 
 
 def manifest_generations(dataset: Location) -> list[int]:
-    """Return the generations of a dataset's manifest, ascending, from one listing."""
+    """Return the generations of a dataset's manifest, ascending; this lists the dataset's root once."""
     numbers = (parse_manifest_name(entry.name) for entry in dataset.list())
     return sorted(number for number in numbers if number is not None)
 
 
 def read_generation(dataset: Location, generation: int) -> DatasetManifest | None:
-    """Read one generation of a dataset's manifest; None if it does not exist."""
+    """Read one generation of a dataset's manifest; None if it doesn't exist."""
     file = dataset / manifest_name(generation)
     try:
         data = file.read()
@@ -224,7 +229,7 @@ def read_generation(dataset: Location, generation: int) -> DatasetManifest | Non
 
 
 def read_latest_manifest(dataset: Location) -> LatestManifest | None:
-    """Read the latest manifest with its generation; None if there is no dataset."""
+    """Read the latest manifest and its generation; None if there is no dataset."""
     for generation in reversed(manifest_generations(dataset)):
         manifest = read_generation(dataset, generation)
         if manifest is not None:
@@ -239,7 +244,7 @@ def read_manifest(dataset: Location) -> DatasetManifest | None:
 
 
 def load_latest_manifest(dataset: Location) -> LatestManifest:
-    """Read the latest manifest with its generation; raises `UsageError` if there is no dataset."""
+    """Read the latest manifest and its generation; raises `UsageError` if there is no dataset."""
     latest = read_latest_manifest(dataset)
     if latest is None:
         raise no_manifest(dataset)
@@ -247,7 +252,10 @@ def load_latest_manifest(dataset: Location) -> LatestManifest:
 
 
 def dataset_files(dataset: Location) -> list[str]:
-    """Return the paths of commits, data files, catalog parts, tombstones, and versions, from one listing per folder."""
+    """Return the paths of all commits, data files, catalog parts, tombstones, fingerprints, and versions.
+
+    This lists each of their folders once.
+    """
     folders = (COMMITS, CATALOG, *DATA_KINDS, "tombstones", "fingerprints", "versions")
     paths = (f"{folder}/{entry.name}" for folder in folders for entry in (dataset / folder).list())
     return [path for path in paths if is_known(path)]
@@ -259,7 +267,7 @@ def is_dataset(folder: Location) -> bool:
 
 
 def no_manifest(dataset: Location) -> UsageError:
-    """Return the error for a dataset whose manifest is missing, or for another folder."""
+    """Return the error for a folder without a manifest, which may be a damaged dataset or not a dataset at all."""
     if files := dataset_files(dataset):
         return UsageError(f"{dataset} has no {MANIFEST}, but {some(files)}. Run `segmint repair {dataset}`")
     if dataset.name.endswith((".yaml", ".yml")):
@@ -273,9 +281,9 @@ def load_manifest(dataset: Location) -> DatasetManifest:
 
 
 def require_published(manifest: DatasetManifest, dataset: Location, action: str) -> None:
-    """Raise `UsageError` if a dataset isn't for publication, because nobody has checked its licenses or faces.
+    """Raise `UsageError` if a dataset is a working dataset, because nobody has checked its licenses or faces.
 
-    `action` names the caller's action in the message, such as `signed`.
+    `action` describes the refused action in the message, such as `signed`.
     """
     if not manifest.published:
         raise UsageError(
@@ -285,14 +293,17 @@ def require_published(manifest: DatasetManifest, dataset: Location, action: str)
 
 
 def name_of(manifest: DatasetManifest | None, uri: str) -> str:
-    """Return the dataset's name from its manifest, or from its folder or prefix at `uri` if there is no manifest."""
+    """Return the dataset's name from its manifest.
+
+    Without a manifest, return the name of the folder or prefix `uri`.
+    """
     return base_name(absolute(uri)) if manifest is None else manifest.name
 
 
 def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) -> bool:
-    """Write a generation of a dataset's manifest unless it exists; return False if a different one does.
+    """Write a generation of a dataset's manifest if it doesn't exist yet; return False if a different one exists.
 
-    The caller must put the files that the manifest names first.
+    First, the caller must put the files that the manifest names.
     """
     return (dataset / manifest_name(generation)).put_if_absent(manifest.to_json())
 
@@ -307,11 +318,11 @@ def read_dataset_id(dataset: Location) -> str | None:
 
 
 def dataset_keys(dataset: Location) -> tuple[str, ...]:
-    """Return the names of a dataset's folders in caches: the one to use, then one to clean up.
+    """Return the names of a dataset's folders in caches: first the one to use, then another one to clean up.
 
-    The folder to use is named by the dataset's id. The other folder, which the dataset may have used before it had an
-    id, is named by twelve hexadecimal digits: a hash of the dataset's location after links and `..` are resolved.
-    Without a usable id, that one is the folder to use.
+    A cache uses the dataset's id as the name of the dataset's folder. Before the dataset had an id, its folder was
+    named by twelve hexadecimal digits: a hash of the dataset's location, after links and `..` are resolved. If the id
+    is missing or damaged, the latter is the only name.
     """
     local = scheme(dataset.uri) == LOCAL
     place = fingerprint(os.path.realpath(local_path(dataset.uri)) if local else dataset.uri.rstrip("/"))
@@ -320,16 +331,19 @@ def dataset_keys(dataset: Location) -> tuple[str, ...]:
 
 
 def put_dataset_id(dataset: Location) -> None:
-    """Put a random id if the dataset has no `id.json`. Of several writers at the same time, the first wins."""
+    """Write a random id to `id.json` unless the file exists.
+
+    If several writers do this at the same time, the first one wins.
+    """
     if not (dataset / DATASET_ID).exists():
         (dataset / DATASET_ID).put_if_absent(canonical_json({"dataset_id": secrets.token_hex(16)}))
 
 
 def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int, parts: Mapping[str, Path]) -> bool:
-    """Put new parts of the catalog, then the generation of the manifest that names them; return whether it won.
+    """Put new catalog parts, and then the generation of the manifest that names them; return whether this writer won.
 
-    `parts` maps paths below the dataset to local files. The parts are reserved first, so that no process deletes them
-    until this generation exists. If another writer puts this generation first, the parts are left for a sweep.
+    `parts` maps paths below the dataset to local files. A reservation protects the parts from deletion until the
+    generation exists. If another writer puts the generation first, a sweep deletes the parts later.
     """
     paths = sorted(parts)
     reservation = dataset / RESERVATIONS / part_reservation_name(generation, fingerprint(paths))
@@ -346,7 +360,10 @@ def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int
 
 
 def delete_part_reservations(dataset: Location, generation: int) -> None:
-    """Delete the reservations of parts for this generation of the manifest, which must exist, and for earlier ones."""
+    """Delete the reservations of catalog parts for this and earlier generations.
+
+    The manifest's `generation` must exist.
+    """
     for entry in (dataset / RESERVATIONS).list():
         reserved = parse_part_reservation_name(entry.name)
         if reserved is not None and reserved <= generation:
@@ -354,12 +371,14 @@ def delete_part_reservations(dataset: Location, generation: int) -> None:
 
 
 def parts_in_use(dataset: Location, since: datetime = NO_TIME) -> frozenset[str]:
-    """Return the paths of catalog parts that must not be deleted: those in the manifest, and reserved ones.
+    """Return the paths of catalog parts that must not be deleted: those that the manifest names, and reserved ones.
 
-    A reservation counts if it is for the next generation and was made at `since` or later. Reservations are read before
-    the manifest, because each is deleted only after its manifest was put. To delete parts, first list them, then call
-    this function, and delete right after that. Raises `UsageError` if the dataset doesn't exist, and
-    `DamagedDatasetError` for a reservation that can't be read.
+    A reservation counts if it is for a generation after the latest and was made at `since` or later. A writer deletes
+    its reservation only after it has put the manifest. Therefore, this function reads the reservations before the
+    manifest. To delete parts, list them first, then call this function, and delete the other parts immediately
+    afterward.
+
+    Raises `UsageError` if the dataset doesn't exist, and `DamagedDatasetError` if a reservation can't be read.
     """
     reservations = [
         (generation, reserved_in(dataset / RESERVATIONS / entry.name))

@@ -10,22 +10,25 @@ from numpy.typing import NDArray
 from segmint.catalogs.dataset.annotations.submissions import MOST_MASKS
 
 MASK_LABEL = ("label", "label_score", "label_source")
-"""Columns of the masks table and attributes of `MaskAnnotation` about a label."""
+"""Columns of the masks table about a mask's label. `MaskAnnotation` has attributes with the same names."""
 
 NO_LABEL = (None, None, None)
 
 MODEL = "model:"
-"""Beginning of the `label_source` of a label that a model set. The SHA-256 of the model follows."""
+"""Prefix of the `label_source` of a label that a model set. The SHA-256 of the model follows it."""
 
 LabelsById = Mapping[int, tuple[str | None, float | None, str | None]]
-"""Values of `MASK_LABEL` by annotation id."""
+"""Values of the columns `MASK_LABEL`, keyed by annotation id."""
 
 
 class ShardLabels:
-    """Labels of a shard's masks; a mask with a label takes 24 bytes of memory, and any other mask takes none."""
+    """Labels of the masks in a shard. Each mask with a label takes 24 bytes of memory; other masks take no memory."""
 
     def __init__(self, table: pa.Table) -> None:
-        """Keep the labels in a table of masks with labels; its columns are `annotation_id` and `MASK_LABEL`."""
+        """Keep the labels in `table`, whose columns are `annotation_id` and `MASK_LABEL`.
+
+        All rows of the table must have a label.
+        """
         table = table.sort_by("annotation_id")
         self._ids = table.column("annotation_id").to_numpy()
         self._scores = table.column("label_score").to_numpy()
@@ -42,27 +45,34 @@ class ShardLabels:
 
 
 def is_of_model(source: str | None) -> bool:
-    """Return whether a `label_source` says that a model set the label."""
+    """Return whether a model set the label with this `label_source`."""
     return source is not None and source.startswith(MODEL)
 
 
 def submitted_label(mask: Mapping[str, Any]) -> str | None:
-    """Return a mask's label as a submission contains it: empty if a person removed it, None if there was none."""
+    """Return a mask's label in the form that submissions use.
+
+    An empty text means that a person removed the label, and None means that the mask never had one.
+    """
     label: str | None = mask["label"]
     return "" if label is None and mask["label_source"] is not None else label
 
 
 def may_label(mask: Mapping[str, Any], source: str) -> bool:
-    """Return whether a model may set a mask's label.
+    """Return whether the model `source` may set a mask's label.
 
-    A model may replace another model's label. It may also label a mask without one, unless a person removed the label.
+    A model may replace the label of another model. It may also label a mask without a label, unless a person removed
+    the label.
     """
     found = mask["label_source"]
     return found != source and (is_of_model(found) or (mask["label"] is None and found is None))
 
 
 def _encoded(column: pa.ChunkedArray) -> tuple[list[str | None], NDArray[np.int32]]:
-    """Return the distinct texts of a column, and each row's position in them. A null is the last one."""
+    """Return the distinct texts in a column, and the index of each row's text among them.
+
+    The last text is None, for nulls.
+    """
     encoded = column.combine_chunks().dictionary_encode()
     words = encoded.dictionary.to_pylist()
     return [*words, None], encoded.indices.fill_null(len(words)).to_numpy()

@@ -1,9 +1,9 @@
 """Outputs of commands about a dataset: allowed locations, and notes of them.
 
-If a command stores an output outside the dataset, it adds a note, `outputs/<hash>.json`, so that a takedown can list
-the output. The note contains the output's location relative to the dataset if it is nearby. Otherwise, it contains only
-a name, to reveal nothing about anyone's disk. An export lists its files in its own `segmint-files.jsonl`, and the note
-contains that list's hash.
+A command that writes an output outside the dataset adds a note, `outputs/<hash>.json`, to the dataset. A takedown uses
+the notes to list all outputs. If the output is near the dataset, the note contains the relative path from the dataset.
+Otherwise, it contains only the output's name, so that the dataset doesn't reveal folder names of somebody's disk. An
+export lists its files in `segmint-files.jsonl` in its own folder, and its note contains the hash of that list.
 """
 
 import json
@@ -28,14 +28,14 @@ from segmint.infra.uris import LOCAL, base_name, is_below, local_path, scheme
 OUTPUTS = "outputs"
 
 FILES_LIST = "segmint-files.jsonl"
-"""List of an export's files in its folder: a line about the export, then path, size, and SHA-256 of each file."""
+"""File in an export's folder: a line about the export, then the path, size, and SHA-256 of each exported file."""
 
 _FAR = "../../../"
-"""Prefix of a relative path that is too far from the dataset; it would reveal folder names of a machine."""
+"""Prefix of the relative path of an output that is too far from the dataset. Such a path would reveal folder names."""
 
 
 class OutputNote(Frozen):
-    """A report, an export, or another file made from a dataset."""
+    """Note of a report, an export, or another output that a command created from a dataset."""
 
     schema_version: Literal[1] = 1
     command: str  # that made it, such as "export"
@@ -50,7 +50,7 @@ class OutputNote(Frozen):
 
     @property
     def name(self) -> str:
-        """Name of the note's file; the same output always has the same note."""
+        """Name of the note's file. It is a hash of the note's content, so an identical note isn't stored twice."""
         return f"{fingerprint(self.model_dump(mode='json'))}.json"
 
     def to_json(self) -> bytes:
@@ -58,7 +58,7 @@ class OutputNote(Frozen):
         return canonical_json(self.model_dump(mode="json"))
 
     def location(self, dataset: Location) -> Location | None:
-        """Return where the output was put, or None if that can't be derived from the dataset's location."""
+        """Return the output's location, or None if the note doesn't contain a path to it."""
         if self.place.partition("/")[0] != "..":
             return None
         root, here = _root_and_path(dataset)
@@ -75,10 +75,11 @@ def note_output(
     *,
     complete: bool = True,
 ) -> None:
-    """Note an output in its dataset. `files` maps the main files' paths below `place` to their SHA-256.
+    """Add a note of an output to its dataset.
 
-    `place` is a folder, or the output itself if it is a single file. The other arguments are fields of `OutputNote`.
-    Outputs in the dataset's `report/` need no note. If the dataset isn't writable, a warning is logged instead.
+    `place` is the output's folder, or the output itself if it is a single file. `files` maps the paths of the main
+    files, relative to `place`, to their SHA-256. `OutputNote` describes the other arguments. Outputs in the dataset's
+    `report/` don't need a note. If the note can't be written, only a warning is logged.
     """
     if is_below(place.uri, dataset.uri) or not manifest_generations(dataset):
         return
@@ -100,10 +101,10 @@ def line_of(note: OutputNote) -> str:
 
 
 def shown_outputs(dataset: str, lines: Sequence[str], advice: str) -> list[str]:
-    """Format the lines of `line_of` for people, with advice.
+    """Format notes, given as lines from `line_of`, for people, together with advice.
 
-    `dataset` is the path or URI of the dataset, to which the paths in the lines are relative. If nothing exists at a
-    local output's path, only the output's name is shown: the output may have been moved, or the dataset may be a copy.
+    `dataset` is the path or URI of the dataset, to which the paths in the lines are relative. If a local output isn't
+    at its path, only its name is shown, because the output may have been moved, or the dataset may be a copy.
     """
     return [f"created from this dataset, {advice}: {_shown(dataset, line)}" for line in lines]
 
@@ -122,9 +123,9 @@ def _shown(dataset: str, line: str) -> str:
 
 
 def read_notes(dataset: Location) -> list[OutputNote]:
-    """Read the notes of a dataset's outputs; raises `DamagedDatasetError` for an invalid file.
+    """Read the notes of a dataset's outputs; raises `DamagedDatasetError` if a file is invalid.
 
-    A complete export has two notes, one from its start and one from its end; only the second is returned.
+    An export adds a note when it starts and another when it is complete. If both exist, only the second is returned.
     """
     notes = []
     for entry in (each for each in (dataset / OUTPUTS).list() if is_known(f"{OUTPUTS}/{each.name}")):
@@ -138,14 +139,17 @@ def read_notes(dataset: Location) -> list[OutputNote]:
 
 
 def where_is(place: Location) -> str:
-    """Return a fingerprint of a location; a note that contains it doesn't reveal the location."""
+    """Return a fingerprint of a location, which identifies the location in a note without revealing it."""
     if scheme(place.uri) != LOCAL:
         return fingerprint(place.uri.rstrip("/"))
     return fingerprint([platform.node(), os.path.realpath(local_path(place.uri))])
 
 
 def _is_beside(dataset: Location, place: Location) -> bool:
-    """Return whether a location is on the dataset's disk or in its bucket, so either both are reachable or neither."""
+    """Return whether a location is on the dataset's disk or in its bucket.
+
+    If it is, either both can be reached or neither.
+    """
     (root, here), (other_root, there) = _root_and_path(dataset), _root_and_path(place)
     if root or other_root:
         return root == other_root
@@ -154,14 +158,14 @@ def _is_beside(dataset: Location, place: Location) -> bool:
 
 
 def _place(dataset: Location, folder: Location) -> str:
-    """Return the relative path from the dataset to a folder near it, else the folder's name."""
+    """Return the relative path from the dataset to a folder. If the folder is too far away, return only its name."""
     (root, here), (other_root, there) = _root_and_path(dataset), _root_and_path(folder)
     place = PurePosixPath(os.path.relpath(there, here)).as_posix()
     return folder.name if root != other_root or f"{place}/".startswith(_FAR) else place
 
 
 def _root_and_path(place: Location) -> tuple[str, str]:
-    """Return the bucket of a location ("" for local files), and its absolute path there, with links resolved."""
+    """Split a location into its bucket ("" for local files) and the absolute path there, with links resolved."""
     if scheme(place.uri) == LOCAL:
         return "", os.path.realpath(local_path(place.uri))
     bucket, _, key = place.uri.partition("://")[2].partition("/")
@@ -169,9 +173,9 @@ def _root_and_path(place: Location) -> tuple[str, str]:
 
 
 def refuse_inside(dataset: Location, target: Location, option: str) -> None:
-    """Raise `UsageError` if `target`, given as `option`, is in the dataset but not in its `report/`.
+    """Raise `UsageError` if `target`, given as `option`, is inside the dataset but not in its `report/`.
 
-    A takedown deletes `report/`, but it wouldn't find an image's name in a file elsewhere in the dataset.
+    A takedown deletes `report/`. In any other folder of the dataset, it wouldn't find files that name an image.
     """
     allowed = not is_below(target.uri, dataset.uri) or is_below(target.uri, (dataset / REPORT).uri)
     if not allowed and manifest_generations(dataset):

@@ -18,7 +18,7 @@ _PARQUET = ".parquet"
 
 
 class WantedRegion(BaseModel):
-    """A box to redact, in whole pixels of the **released** image, and the row of the file that requests it."""
+    """Box to redact, in whole pixels of the **released** image, as a row of a regions file requests it."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -32,13 +32,13 @@ class WantedRegion(BaseModel):
 
     @property
     def ordinal(self) -> int:
-        """The image's position in the catalog."""
+        """The ordinal of the image."""
         return self.id - 1
 
 
 @dataclass(frozen=True, slots=True)
 class DetectedRegion:
-    """A detection in a released image: a box (x, y, w, h) inside the image, in whole pixels of it."""
+    """Detection in a released image: a box (x, y, w, h) inside the image, in whole pixels of the released image."""
 
     id: int
     kind: str
@@ -50,22 +50,22 @@ class DetectedRegion:
     h: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the region as a row for `write_regions`."""
+        """Return the region as a row that `write_regions` accepts."""
         return {field.name: getattr(self, field.name) for field in fields(DetectedRegion)}
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A detector that found a region, and its score."""
+    """Detector that found a region, with its score."""
 
     detector: str
     score: float
 
 
 def read_regions(file: Location) -> list[WantedRegion]:
-    """Read the regions of a file, in its order; columns that are not in `WantedRegion` are ignored.
+    """Read the regions in a file, in the file's order. Columns that `WantedRegion` doesn't have are ignored.
 
-    Raises `UsageError` if the file is invalid or has no regions. The message names up to ten problems by row and
+    Raises `UsageError` if the file is invalid or contains no regions. The message lists up to ten problems by row and
     column.
     """
     regions: list[WantedRegion] = []
@@ -86,7 +86,7 @@ def read_regions(file: Location) -> list[WantedRegion]:
 
 
 def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each row of the file with its number from 1; in a text file, the line number."""
+    """Yield each row of a file with its number, counted from 1. In a text file, this is the line number."""
     try:
         data = file.read()
     except NotFoundError as error:
@@ -118,9 +118,11 @@ def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def write_regions(file: Location, regions: Sequence[Mapping[str, Any]]) -> None:
-    """Write a file for `read_regions`. Rows have id, kind, x, y, w, h, and any other columns, such as a score.
+    """Write a regions file that `read_regions` can read.
 
-    The format is JSON Lines, or Parquet by extension. Without regions, the file is empty, which `read_regions` rejects.
+    Each row contains id, kind, x, y, w, h, and any other columns, such as a score. The format is Parquet if the file's
+    extension is `.parquet`, and JSON Lines otherwise. Without regions, the file is empty, and `read_regions` rejects
+    it.
     """
     if file.uri.lower().endswith(_PARQUET):
         sink = io.BytesIO()

@@ -32,12 +32,12 @@ _DIGESTS = pa.schema([("ordinal", pa.int64()), *((name, pa.string()) for name in
 
 
 Measured = Mapping[int, frozenset[str]]
-"""SHA-256 of the source's bytes, the pixels, and the released JPEG of images by ordinal, as a build measured them."""
+"""SHA-256 hashes that a build measured, keyed by ordinal: of the source's bytes, the pixels, and the released JPEG."""
 
 
 @dataclass
 class Selection:
-    """Rows to take down, keyed by ordinal, names without a row, and an explanation of each ambiguous name."""
+    """Rows to take down, keyed by ordinal, names that match no row, and an explanation for each ambiguous name."""
 
     rows: dict[int, RemovedImage] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
@@ -45,7 +45,10 @@ class Selection:
 
 
 def read_ids(file: Location) -> dict[str, int]:
-    """Return the names in a text file, one per line, with their line numbers; raises `UsageError` if there are none."""
+    """Read the names in a text file, one per line, and return them with their line numbers.
+
+    Raises `UsageError` if the file doesn't exist, isn't UTF-8 text, or contains no names.
+    """
     try:
         text = file.read().decode("utf-8-sig")
     except NotFoundError as error:
@@ -62,7 +65,7 @@ def read_ids(file: Location) -> dict[str, int]:
 
 
 def exact_id(name: str) -> str | None:
-    """Return the image_id in a JSON string such as `"sa_2"`; None for other names."""
+    """Return the image_id that a JSON string such as `"sa_2"` contains; None if the name is not a JSON string."""
     try:
         return str(json.loads(name)).encode().decode() if name.startswith('"') else None
     except ValueError:
@@ -70,22 +73,22 @@ def exact_id(name: str) -> str | None:
 
 
 def number_of(name: str) -> int | None:
-    """Return the image number in `17` or `sa_17`; None for other names."""
+    """Return the number of the image in `17` or `sa_17`; None for any other name."""
     match = _NUMBER.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def possible_ids(name: str) -> set[str | int | None]:
-    """Return the image_id that a name may stand for, and the image number, or None if it can't be a number."""
+    """Return both meanings of a name: an image_id, and an image number, or None if the name can't be a number."""
     return {exact_id(name) or name, number_of(name)}
 
 
 def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownRequest) -> Selection:
-    """Return exactly the requested rows, except those that were already taken down.
+    """Return exactly the requested rows, except rows that were already taken down.
 
-    A name is an image_id of the catalog, either as written or as a JSON string, or the number of an image in the
-    dataset. If it is the image_id of one image and the number of another, it is ambiguous. Licenses match in any
-    spelling of their identifiers. The catalog is streamed.
+    A name in a request can be an image_id of the catalog, as written or as a JSON string, or the number of an image in
+    the dataset. If a name is the image_id of one image and the number of another, it is ambiguous. A license matches
+    regardless of how its identifier is spelled. This streams the catalog.
     """
     if asked.ids is None:
         chosen = {
@@ -124,7 +127,7 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
 
 
 def rows_at(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> Iterator[dict[str, Any]]:
-    """Yield the catalog's rows with these ordinals, except those that were taken down: `_COLUMNS`."""
+    """Yield the catalog's rows at these ordinals with the columns `_COLUMNS`, except rows that were taken down."""
     wanted = pa.array(sorted(ordinals), pa.int64())
     for batch in _batches(dataset, manifest) if ordinals else ():
         rows = batch.filter(pc.is_in(batch.column("ordinal"), value_set=wanted)).to_pylist()
@@ -132,13 +135,16 @@ def rows_at(dataset: Location, manifest: DatasetManifest, ordinals: Collection[i
 
 
 def rows_named(dataset: Location, manifest: DatasetManifest, names: RemovedNames) -> dict[int, RemovedImage]:
-    """Return the catalog's rows that have one of these names, by ordinal."""
+    """Return the catalog's rows that have any of these names, keyed by ordinal."""
     batches = _batches(dataset, manifest)
     return {image.ordinal: image for batch in batches for image in _images(batch, names.marks(batch))}
 
 
 def same_request(one: TakedownRequest, other: TakedownRequest) -> bool:
-    """Return whether two requests name the same rows, regardless of how they spell a license and of their copies."""
+    """Return whether two requests select the same rows by name.
+
+    The spelling of a license and other options don't matter.
+    """
     if one.license is None or other.license is None:
         return (one.ids, one.license, one.provider) == (other.ids, other.license, other.provider)
     return _license_key(one.license) == _license_key(other.license)
@@ -156,7 +162,7 @@ def _of_license_or_provider(batch: pa.RecordBatch, asked: TakedownRequest) -> pa
 
 
 def _license_key(text: str) -> str:
-    """Return a license as the policy reads it: an identifier in SPDX's spelling, any other text unchanged."""
+    """Return a license as the policy reads it: identifiers in SPDX's spelling, and any other text unchanged."""
     return canonical_identifier(text.strip()) or text.strip()
 
 
@@ -170,15 +176,16 @@ def with_copies(
     by_name: bool = True,
     measured: Measured = MappingProxyType({}),
 ) -> "SameImages":
-    """Return these rows and, transitively, all rows of the same images, in order, with the SHA-256 of their bytes.
+    """Find all rows of the same images; return them and the given rows in order, with the SHA-256 of their bytes.
 
     Two rows belong to the same image if a build read the same bytes, decoded the same pixels, or released the same JPEG
-    for them. With `by_name`, sharing the image_id or uri is enough. `by_name` also includes rows for which the catalog
-    merely states the SHA-256 of these bytes, but doesn't look for copies of those.
+    for both. With `by_name`, two rows with the same image_id or uri also belong to the same image. The search continues
+    from each row that it finds. With `by_name`, the result also includes rows for which only the catalog states the
+    SHA-256 of the same bytes, but the search doesn't continue from these.
 
-    The hashes come from `tables`, the paths of the committed tables of images, and from `measured` for earlier rows. If
-    you pass the source catalog's URI as `catalog_uri`, a relative URI matches an absolute one. The catalog and the
-    tables are read again until no more rows are found, usually three times.
+    The hashes come from `tables`, the paths of the committed images tables, and from `measured` for earlier rows. If
+    you pass the source catalog's URI as `catalog_uri`, a relative URI matches the absolute URI of the same file. This
+    function reads the catalog and the tables again until it finds no more rows, usually three times.
     """
     found = dict(rows)
     stating: dict[int, RemovedImage] = {}
@@ -214,26 +221,26 @@ def with_copies(
 
 
 class SameImages(NamedTuple):
-    """Rows of the same images by ordinal, and the SHA-256 hashes that were measured for these and earlier rows."""
+    """Result of `with_copies`: the rows by ordinal, and the SHA-256 hashes measured for these and earlier rows."""
 
     images: dict[int, RemovedImage]
     digests: Measured
 
 
 def _batches(dataset: Location, manifest: DatasetManifest) -> Iterator[pa.RecordBatch]:
-    """Yield the catalog's columns that identify an image, part by part."""
+    """Yield the catalog's rows in order, with only the columns that identify an image."""
     for part in manifest.catalog:
         with NormalizedRows(dataset / part.path) as rows:
             yield from rows.batches(_COLUMNS, _ROWS)
 
 
 def _images(batch: pa.RecordBatch, chosen: pa.BooleanArray) -> Iterator[RemovedImage]:
-    """Return the chosen rows, except those that were taken down."""
+    """Return the chosen rows as images, except rows that were already taken down."""
     return (image_of(row) for row in batch.filter(chosen).to_pylist() if not is_taken_down(row))
 
 
 def image_of(row: Mapping[str, Any]) -> RemovedImage:
-    """Return the image of a row of the catalog."""
+    """Convert a row of the catalog to an image."""
     return RemovedImage(id=row["ordinal"] + 1, **{name: row[name] for name in ("ordinal", "image_id", "uri", "sha256")})
 
 

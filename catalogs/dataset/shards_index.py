@@ -10,9 +10,9 @@ from segmint.infra.storage.location import Location
 
 
 def shards_index(name: str, commits: Iterable[Commit]) -> bytes:
-    """Return the index of these commits' tars, with each one's relative URL, number of samples, and size in bytes.
+    """Return the index of these commits' tars: the relative URL, number of samples, and size in bytes of each tar.
 
-    Tars without images are omitted, because loaders have nothing to read from them.
+    Tars without images are omitted, because a loader couldn't read anything from them.
     """
     shards = []
     for commit in commits:
@@ -24,16 +24,16 @@ def shards_index(name: str, commits: Iterable[Commit]) -> bytes:
 
 
 def write_shards_index(dataset: Location, name: str, threads: int = 16) -> None:
-    """Write the index of the latest commits, replacing an existing one."""
+    """Write the index of the latest commits; this replaces an existing index."""
     data = shards_index(name, CommitLog(dataset).read_all(threads))
     (dataset / SHARDS_INDEX).put(data)
 
 
 def index_problem(dataset: Location, name: str, commits: Sequence[Commit], *, finished: bool) -> str | None:
-    """Return how a dataset's index differs from `commits`, its latest commits; None if it doesn't.
+    """Compare a dataset's index with `commits`, its latest commits; return the first difference, or None if they match.
 
-    A build writes the index at its end. Unless it's known to be `finished`, the index may thus be missing or
-    incomplete.
+    A build writes the index at its end. Therefore, a missing or incomplete index is only a problem if the build is
+    known to be `finished`.
     """
     try:
         data = (dataset / SHARDS_INDEX).read()

@@ -18,22 +18,28 @@ from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 
 SUMMARY_SHARDS = 250
-"""Maximum number of shards in a block, which has one summary: for 40,000 shards, 160 summaries and half a block are
-read. The leaves of versions are cached by the same blocks.
+"""Maximum number of shards in a block. Each block has one summary.
+
+With 40,000 shards, summing takes 160 summaries and, on average, the commits of half a block. The cached leaves of
+versions use the same blocks.
 """
 
 PROGRESS_FROM = 2000
-"""Number of commits above which reading them one by one is announced by a log line."""
+"""Number of commits from which a log line announces that commits are read one by one."""
 
 _THREADS = 16
 
 ReadCommits = Callable[[Sequence[ListedCommit]], Iterable[Commit]]
-"""Function that yields these commits in order; if one was replaced in the meantime, it yields the newer one."""
+"""Function that yields these commits in order. If one was replaced in the meantime, it yields the newer commit."""
 
 
 @dataclass(frozen=True)
 class CommitSums:
-    """Sums over a set of commits: counts, files and their bytes, and shards by the fingerprint of their numerics."""
+    """Sums over a set of commits.
+
+    They contain the number of shards, the number of files and their bytes, the commits' counts, and the number of
+    shards per fingerprint of numerics.
+    """
 
     shards: int
     files: int
@@ -65,7 +71,7 @@ def sums_of(commit: Commit) -> CommitSums:
 
 
 def sums_in(data: bytes, shard: int, generation: int) -> CommitSums | None:
-    """Return the sums of the commit with these bytes; None if it is damaged, which reading it reports."""
+    """Return the sums of the commit with these bytes; None if it is damaged. Reading the commit reports the damage."""
     try:
         commit = Commit.from_json(data)
     except DamagedDatasetError:
@@ -80,15 +86,16 @@ def sum_listing(
     read: ReadCommits | None = None,
     wanted: range | None = None,
 ) -> CommitSums:
-    """Sum the latest commits, optionally only those of the shards in `wanted` (step 1).
+    """Sum the latest commits, or only those of the shards in `wanted`, a range with step 1.
 
-    `held` contains the files of all latest commits, in shard order. If a correction replaces a commit in the meantime,
-    the newer one is summed. `known` maps the names of summaries to the sums of blocks that were already read. `read`
-    reads all other commits, by default from the dataset.
+    `held` lists the files of all latest commits, in shard order. `known` contains the sums of blocks that were already
+    read, keyed by the names of their summaries. `read` reads all other commits; by default, they come from the dataset.
+    If a correction replaces a commit in the meantime, the newer commit is summed.
 
-    A block's sums are saved in `summaries/` once it is full or a later block has started, because a block with a shard
-    on hold may never be full. The file's name contains a hash of the commits' files, so a summary of outdated commits
-    is never found. A damaged summary is rewritten. If saving fails, the failure is only logged.
+    This function saves the sums of a block in `summaries/` once the block is full, or once a later block has started.
+    The second condition is needed because a block with a shard on hold may never become full. A summary's file name
+    contains a hash of the commits' files, so a summary of outdated commits is never found. A damaged summary is
+    rewritten. If saving fails, only a warning is logged.
     """
     folder = dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
@@ -125,10 +132,10 @@ def sum_listing(
 
 
 def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
-    """Save the sums of each full block of these commits that has no summary yet.
+    """Save the sums of each full block of these commits that doesn't have a summary yet.
 
-    A long build calls this function while it runs, so that `status` has few commits to read one by one. Failures are
-    only logged, and the next call tries again.
+    A long build calls this function while it runs, so that `status` has to read only a few commits one by one. If
+    saving fails, only a warning is logged, and the next call tries again.
     """
     full = [members for _, members in blocks_of(held) if len(members) == SUMMARY_SHARDS]
     if not full:
@@ -142,9 +149,10 @@ def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
 
 
 def save_block(folder: Location, block: str, name: str, data: bytes, existing: Iterable[str]) -> bool:
-    """Save data about a block of commits in `summaries/`, delete its earlier versions, and return whether that worked.
+    """Save data about a block of commits in `summaries/`, and delete the block's earlier files.
 
-    `block` is the prefix of the block's file names. The data can be rebuilt, so a fault is only logged.
+    `block` is the prefix of the block's file names. Returns whether this worked. The data can be rebuilt, so a fault is
+    only logged.
     """
     try:
         (folder / name).put(data)
@@ -159,12 +167,15 @@ def save_block(folder: Location, block: str, name: str, data: bytes, existing: I
 
 @cache
 def _log_once(folder: str, problem: str) -> None:
-    """Log why sums aren't saved; only once, because a build tries to save them in each window."""
+    """Log the reason why sums aren't saved.
+
+    A build tries to save them in each window, so repeated messages are dropped.
+    """
     get_logger("summaries").warning("sums of commits are not saved", folder=folder, problem=problem)
 
 
 def _sum(members: Sequence[ListedCommit], read: ReadCommits) -> tuple[CommitSums, bool]:
-    """Read and sum commits; also return whether none of them was replaced since it was listed."""
+    """Read and sum commits; also return whether all of them are still the commits that were listed."""
     listed = {member.key for member in members}
     sums, as_listed = NOTHING, 0
     for commit in read(members):
@@ -174,31 +185,31 @@ def _sum(members: Sequence[ListedCommit], read: ReadCommits) -> tuple[CommitSums
 
 
 def blocks_of(held: Iterable[ListedCommit]) -> list[tuple[int, list[ListedCommit]]]:
-    """Group commits, which are in shard order, into numbered blocks of shards, from 0."""
+    """Group commits into blocks of shards, numbered from 0. The commits must be in shard order."""
     return [(block, list(found)) for block, found in groupby(held, key=lambda commit: commit.shard // SUMMARY_SHARDS)]
 
 
 def summary_name(members: Sequence[ListedCommit]) -> str:
-    """Return the name of the summary of a block of shards, from their commits' files in order."""
+    """Return the file name of a block's summary; `members` are the files of the block's commits, in order."""
     first = members[0].shard // SUMMARY_SHARDS * SUMMARY_SHARDS
     return f"{shard_name(first)}-{files_fingerprint(members)}.json"
 
 
 def files_fingerprint(members: Sequence[ListedCommit]) -> str:
-    """Return a hash of commits' files as listed, with their sizes and their times in seconds.
+    """Return a hash of these commits' files, which covers their sizes and their times in seconds.
 
-    The generations alone wouldn't change if a dataset was deleted and built again.
+    Generations aren't enough, because they would be the same after a dataset was deleted and built again.
     """
     return fingerprint([(*commit.key, commit.size, int(commit.modified.timestamp())) for commit in members])
 
 
 def summary_json(sums: CommitSums) -> bytes:
-    """Return the bytes of a summary's file. The field `digest` covers all others."""
+    """Return the bytes of a summary's file. Its field `digest` covers all other fields."""
     return json_with_digest(vars(sums))
 
 
 def _saved(file: Location) -> CommitSums | None:
-    """Read a summary; return None for an invalid file."""
+    """Read a summary; None if its file is missing or invalid."""
     try:
         data = file.read()
         sums = _SUMS.validate_json(data, strict=True)

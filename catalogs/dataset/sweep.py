@@ -30,9 +30,11 @@ from segmint.infra.uris import join
 _FOLDERS = (*DATA_KINDS, RESERVATIONS, COMMITS, CATALOG, SUMMARIES, TOMBSTONES, FINGERPRINTS, "")
 
 GRACE = timedelta(hours=24)
-"""Age at which a file that no commit names is deleted, by the store's clock.
+"""Minimum age, by the store's clock, of a file that is deleted because no commit names it.
 
-It protects files of people and of older versions of segmint. Current writers reserve their files first."""
+The delay protects files of users and of older versions of segmint. Current writers reserve their files before they
+write them.
+"""
 
 
 def sweep(
@@ -41,16 +43,16 @@ def sweep(
     now: datetime | None = None,
     threads: int = 16,
 ) -> list[str]:
-    """Delete files that do not belong to a dataset; return their paths, relative to it, in order.
+    """Delete files that don't belong to a dataset; return their paths relative to the dataset, sorted.
 
-    In committed shards, this deletes replaced commits, and data files that neither the latest commit nor a reservation
-    names. Such a data file must be older than `grace`, unless a replaced commit names it. Elsewhere, it deletes
-    temporary files and parts of the catalog that neither the manifest nor a reservation names, if they are older than
-    `grace`.
+    In committed shards, this deletes replaced commits and the data files that only they name. It deletes other data
+    files if neither the latest commit nor a reservation names them and they are older than `grace`. Elsewhere in the
+    dataset, it deletes temporary files older than `grace`, and catalog parts older than `grace` that neither the
+    manifest nor a reservation names.
 
-    Files of uncommitted shards are kept at any age, because a paused writer may still need them, and another writer may
-    be about to write the same bytes. Reservations, files with unknown names, and folders that are links are left alone.
-    `now` defaults to the time of the store's clock, which also set the files' times.
+    This keeps all files of uncommitted shards regardless of their age. A paused writer may still need such files, and
+    another writer may be about to write the same bytes. It also keeps reservations, files with unknown names, and
+    folders that are links. `now` defaults to the time of the store's clock, because that clock set the files' times.
     """
     found = _listed(dataset)
     found.linked.update(folder for folder in _FOLDERS if folder and (dataset / folder).link_target() is not None)
@@ -75,16 +77,17 @@ def sweep(
 
 
 def missing_files(dataset: Location, shards: Container[int]) -> list[str]:
-    """Return missing and empty files: parts of the catalog, and files of these shards' latest commits (of up to 10).
+    """Return the paths of missing and empty files: catalog parts, and files of these shards' latest commits.
 
-    No data file is read. If a shard has exactly one file of each kind, not even its commit is.
+    At most 10 shards with missing files are reported. This doesn't read data files. If a shard has exactly one nonempty
+    file of each kind, this doesn't read its commit either.
     """
     found, log, missing = _listed(dataset), CommitLog(dataset), dict[int, list[str]]()
     for shard in found.doubtful_shards():
         commit = log.latest(shard) if shard in shards and len(missing) < 10 else None
         listed = {path: entry.size for path, _, entry in found.files.get(shard, [])}
         new = [entry.path for entry in commit.files if not listed.get(entry.path)] if commit is not None else []
-        # Files that exist although they aren't listed were committed after the listing.
+        # A file that exists but isn't in the listing was committed after the listing.
         absent = [path for path in new if path in listed or not (dataset / path).exists()]
         if commit is not None and absent and log.is_latest(shard, commit.generation):
             missing[shard] = absent
@@ -109,8 +112,8 @@ class _SweepListing:
     def doubtful_shards(self) -> list[int]:
         """Return the committed shards that may contain files to delete.
 
-        If a shard has one generation, no reservation, and one nonempty file of each kind, its commit isn't read,
-        because these files are assumed to be those that it names.
+        If a shard has one generation, no reservation, and one nonempty file of each kind, these files are assumed to be
+        those that its commit names. Such a shard is not doubtful, so its commit doesn't have to be read.
         """
         return [
             shard
@@ -121,7 +124,7 @@ class _SweepListing:
         ]
 
     def in_own_folder(self, path: str) -> bool:
-        """Return whether a path is in a folder of the dataset that is not a link."""
+        """Return whether a path is in a folder that isn't a link."""
         return path.partition("/")[0] not in self.linked
 
 
@@ -146,7 +149,7 @@ def _listed(dataset: Location) -> _SweepListing:
 
 
 def _sweep_shard(dataset: Location, shard: int, found: _SweepListing, limit: datetime) -> list[str]:
-    """Delete leftovers of a committed shard's earlier writers, after rereading its reservations and commits."""
+    """Delete what earlier writers left in a committed shard, after reading its reservations and commits again."""
     state = read_shard_state(dataset, shard)
     if state.commit is None:
         return []  # it was deleted in the meantime
@@ -158,7 +161,8 @@ def _sweep_shard(dataset: Location, shard: int, found: _SweepListing, limit: dat
         for path, _, entry in found.files.get(shard, [])
         if path not in state.kept and (entry.modified < limit or path in replaced_files)
     ]
-    # Last, because while a replaced commit exists, it shows which files don't belong to an active writer.
+    # Commits are deleted last. Until then, a replaced commit shows that the files that it names don't belong to an
+    # active writer.
     doomed += [commit_path(shard, generation) for generation in state.replaced]
     doomed = [path for path in doomed if found.in_own_folder(path)]
     for path in doomed:
@@ -167,12 +171,16 @@ def _sweep_shard(dataset: Location, shard: int, found: _SweepListing, limit: dat
 
 
 def _entries(dataset: Location) -> Iterator[tuple[str, ObjectInfo]]:
-    """Yield the files in the dataset's folders, listed in parallel because a store returns 1,000 names at a time."""
+    """Yield the files in the dataset's folders.
+
+    A store returns 1,000 names at a time, so the folders are listed in parallel.
+    """
 
     def listed(folder: str) -> list[ObjectInfo]:
         return (dataset / folder).list(include_temporary=True)
 
-    # Data is listed before commits and manifests, so that a file that is committed in between counts as named.
+    # Data files are listed before commits and manifests. If a file is committed in between, the listing includes its
+    # commit.
     for folders in (tuple(DATA_KINDS), _FOLDERS[len(DATA_KINDS) :]):
         listings = map_ahead(listed, folders, threads=len(folders), ahead=len(folders), name="sweep")
         for folder, entries in zip(folders, listings, strict=True):

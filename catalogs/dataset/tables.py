@@ -25,7 +25,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, local_path, scheme
 
 MEMORY_LIMIT = "2GB"
-"""Default memory limit of DuckDB, beyond which it spills to the scratch folder."""
+"""Default memory limit of DuckDB. If a query needs more, DuckDB spills to the scratch folder."""
 
 Kind = Literal["segmint", "sa1b"]
 
@@ -51,7 +51,7 @@ _SHARD = f"regexp_extract(filename, '{_NAME}', 1)::BIGINT"
 
 
 class TableFile(NamedTuple):
-    """Parquet file of a view; its name contains its shard, as in `segmint.catalogs.layout.data_path`."""
+    """Parquet file of a view. Its name contains the number of its shard, as in `segmint.catalogs.layout.data_path`."""
 
     uri: str
     size: int  # bytes
@@ -59,17 +59,18 @@ class TableFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Foreign:
-    """Information collected while measuring data that segmint did not write."""
+    """Problems found while measuring data that segmint did not write."""
 
     findings: FindingCollector = field(default_factory=FindingCollector)
 
 
 class DatasetTables(AbstractContextManager["DatasetTables"]):
-    """Context manager for the views `images`, `masks`, and `rejects` over a dataset's Parquet.
+    """Context manager that opens a dataset's Parquet as the views `images`, `masks`, and `rejects`.
 
-    The views have the columns of docs/dataset.md and a column `shard` (int64). If `kind` is sa1b, the data wasn't
-    written by segmint; `foreign` is then set, and there is a view `jpegs` (see `segmint.catalogs.dataset.foreign`).
-    `query` is thread-safe; to use `connection` directly, take a `cursor()` of it in each thread.
+    The views have the columns that docs/dataset.md describes, and a column `shard` (int64). For data that segmint
+    didn't write, `kind` is `sa1b`, `foreign` is set, and there is another view, `jpegs` (see
+    `segmint.catalogs.dataset.foreign`). `query` is thread-safe. To use `connection` directly, create a `cursor()` in
+    each thread.
     """
 
     def __init__(
@@ -81,9 +82,9 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         memory_limit: str = MEMORY_LIMIT,
         foreign: Foreign | None = None,
     ) -> None:
-        """Open the views; `schemas` and `files` are keyed by view.
+        """Create the views; the keys of `files` and `schemas` are the names of the views.
 
-        Raises `DamagedDatasetError` if a file that is opened is missing or not readable Parquet.
+        Raises `DamagedDatasetError` if a file that DuckDB opens is missing or isn't valid Parquet.
         """
         self.location = location
         self.kind: Kind = "segmint" if foreign is None else "sa1b"
@@ -108,25 +109,25 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
             raise
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
-        """Return the result of a query as an Arrow table.
+        """Run a query, and return its result as an Arrow table.
 
-        Raises `DamagedDatasetError` if a file is missing or not readable Parquet, and `StorageFaultError` if its store
+        Raises `DamagedDatasetError` if a file is missing or isn't valid Parquet, and `StorageFaultError` if the store
         fails.
         """
         with self.connection.cursor() as cursor:
             return read_query(cursor, sql, parameters)
 
     def query_shard(self, shard: int, view: str, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
-        """Return the result of a query of one view, restricted to the rows of one shard.
+        """Run a query over the rows of a single shard in one view; this opens only that shard's files.
 
-        This opens only the shard's own files. Raises the errors of `query`.
+        Raises the errors of `query`.
         """
         files = self._shards.get(view, {}).get(shard) or [self._empty(view, self._schemas[view])]
         with self.connection.cursor() as cursor:
             return read_query(cursor, f"WITH {view} AS ({_select(files)}) {sql}", parameters)
 
     def rows(self, sql: str, size: int) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a query over the views, with `size` of them in memory."""
+        """Yield the rows of a query's result, with at most `size` rows in memory at a time."""
         with self.connection.cursor() as cursor:
             for batch in cursor.sql(sql).to_arrow_reader(size):
                 yield from batch.to_pylist()
@@ -159,10 +160,10 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         return TableFile(str(path), path.stat().st_size)
 
     def _check_types(self, kind: str, schema: pa.Schema) -> None:
-        """Raise `DamagedDatasetError` for a column of plain values whose type differs from `schema`.
+        """Raise `DamagedDatasetError` if the type of a column of plain values differs from `schema`.
 
-        The first file determines the type. Values in the other files are converted to it, and if some can't be, an
-        error names them.
+        DuckDB takes the type from the first file, and converts the values in all other files to it. If a value can't be
+        converted, DuckDB's error names that file.
         """
         types = dict(self.connection.execute(f"SELECT column_name, column_type FROM (DESCRIBE {kind})").fetchall())
         wrong = [
@@ -175,16 +176,17 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
 
 
 def read_query(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
-    """Run a query like `DatasetTables.query`, on a separate connection, which may have temporary tables."""
+    """Run a query like `DatasetTables.query` on another connection, which may contain temporary tables."""
     with damage_named():
         return connection.sql(sql, params=list(parameters)).to_arrow_table()
 
 
 @contextmanager
 def damage_named() -> Iterator[None]:
-    """Convert DuckDB's errors to ours: `DamagedDatasetError` for a file that is missing or isn't valid Parquet.
+    """Convert DuckDB's errors to `DamagedDatasetError` and `StorageFaultError`.
 
-    A Parquet file with other columns counts as invalid. A store's failure becomes `StorageFaultError`.
+    `DamagedDatasetError` means that a file is missing or isn't valid Parquet, or that its columns are wrong.
+    `StorageFaultError` means that the store failed.
     """
     try:
         yield
@@ -193,7 +195,7 @@ def damage_named() -> Iterator[None]:
     except duckdb.Error as error:
         if type(error) is not duckdb.Error:
             raise
-        # Exceptions of our storage arrive like this, with their traceback as text, as do errors in decoding a footer.
+        # DuckDB raises this type for exceptions of our storage, with the traceback as text, and for damaged footers.
         text, _, _ = str(error).partition("\n\nLINE ")
         is_fault = text.startswith("Traceback") and NotFoundError.__name__ not in text
         kind = StorageFaultError if is_fault else DamagedDatasetError
@@ -209,8 +211,8 @@ def open_committed(
 ) -> DatasetTables:
     """Open the tables of a segmint dataset: exactly the files that the latest commit of each shard names.
 
-    `schemas` maps each table's folder to its schema, and `leave_out` contains shards that are known to be damaged.
-    Raises `DamagedDatasetError` for a commit that can't be read.
+    `schemas` maps the folder of each table to its schema. Shards in `leave_out`, which are known to be damaged, are
+    skipped. Raises `DamagedDatasetError` if a commit can't be read.
     """
     files: dict[str, list[TableFile]] = {kind: [] for kind in schemas}
     log = CommitLog(dataset)
@@ -223,14 +225,17 @@ def open_committed(
 
 
 def scratch_path(view: str, shard: int) -> str:
-    """Return the path of a Parquet file that no commit names, below a scratch folder; its name contains the shard."""
+    """Return the path in a scratch folder for a Parquet file that no commit names.
+
+    The file's name contains the shard.
+    """
     return f"{view}/sa_{shard_name(shard)}-{'0' * 12}.parquet"
 
 
 def _select(files: Sequence[TableFile]) -> str:
-    """Return the SQL that selects a view's rows, with their shard, from some files.
+    """Return the SQL that selects a view's rows from these files, with the number of their shard.
 
-    This turns off DuckDB's default of reading a folder such as `license=CC0` in a file's path as a column's value.
+    By default, DuckDB would turn a folder such as `license=CC0` in a file's path into a column. The SQL disables this.
     """
     paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
     source = f"read_parquet([{paths}], filename = true, hive_partitioning = false)"

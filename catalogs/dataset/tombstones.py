@@ -20,16 +20,16 @@ from segmint.infra.uris import plain_form, plain_forms
 TOMBSTONES = "tombstones"
 
 BLANK = ""
-"""`image_id` and `uri` of a taken-down image. No other row leaves them empty."""
+"""`image_id` and `uri` of a row that was taken down. These fields aren't empty in any other row."""
 
 DETAIL = "taken down after the catalog was pinned; a file in tombstones/ says why"
-"""Detail of every row that was taken down."""
+"""Detail of each row that was taken down."""
 
 SAME_SOURCE = "its URI, bytes, or pixels were taken down under another row; a file in tombstones/ says why"
 """Detail of a row that a build rejects because a tombstone names its source."""
 
 _ODD_URI = r"(?:^|[^:/])/\./|(?:^|/)\.\.?(?:/|$)|[^:]//|^/*//|/$|^[Ff][Ii][Ll][Ee]:|^[^/:]*[A-Z][^/:]*://"
-"""Pattern that matches every URI that differs from its plain form, and a few others."""
+"""Pattern that matches each URI that isn't in its plain form, and also a few others."""
 
 
 _MOST_READ = 10_000
@@ -37,7 +37,7 @@ _READ: dict[tuple[str, int, datetime], "Tombstone"] = {}  # by URI, size and tim
 
 
 class RemovedImage(Frozen):
-    """An image as the dataset identified it."""
+    """Identifiers of a taken-down image in its dataset."""
 
     ordinal: int = Field(ge=0, lt=1 << 53)
     id: int = Field(ge=1, le=1 << 53)
@@ -48,7 +48,7 @@ class RemovedImage(Frozen):
 
 
 class TakedownRequest(Frozen):
-    """A request to take images down: exactly one of `ids`, `license`, and `provider`."""
+    """Request to take down the images that exactly one of `ids`, `license`, and `provider` selects."""
 
     ids: tuple[str, ...] | None = None
     license: str | None = None
@@ -70,30 +70,33 @@ class Tombstone(Frozen):
 
     @property
     def name(self) -> str:
-        """File name, a hash of all fields except `when` and `version_before`, so that a repeated request finds it."""
+        """File name.
+
+        It is a hash of all fields except `when` and `version_before`, so a repeated request has the same name.
+        """
         value = self.model_dump(mode="json", exclude={"when", "version_before"})
         return f"{fingerprint(value)}.json"
 
     def to_json(self) -> bytes:
-        """Return the bytes of the tombstone's file. The field `digest` covers all others, including the time."""
+        """Return the bytes of the tombstone's file. Its field `digest` covers all other fields, including the time."""
         unknown = {"version_before"} if self.version_before is None else set()
         return json_with_digest(self.model_dump(mode="json", exclude=unknown))
 
 
 def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
-    """Put a tombstone unless the same takedown already has one; an existing one keeps its time."""
+    """Put a tombstone. If the same takedown already has one, that one and its time don't change."""
     (dataset / TOMBSTONES / tombstone.name).put_if_absent(tombstone.to_json())
 
 
 def list_tombstones(dataset: Location) -> list[ObjectInfo]:
-    """List the files of tombstones, without those that other programs put beside them."""
+    """List the files of tombstones, and ignore files that other programs put in their folder."""
     return [entry for entry in (dataset / TOMBSTONES).list() if entry.name.endswith(".json")]
 
 
 def read_tombstones(dataset: Location) -> list[Tombstone]:
-    """Read all tombstones of a dataset, ordered by name; raises `DamagedDatasetError` for an invalid file.
+    """Read all tombstones of a dataset, ordered by name; raises `DamagedDatasetError` if a file is invalid.
 
-    Every writer of a shard calls this, so the tombstones that this process has read are cached.
+    Every writer of a shard calls this function. Therefore, the process caches the tombstones that it has read.
     """
 
     def read(entry: ObjectInfo) -> Tombstone:
@@ -109,7 +112,7 @@ def read_tombstones(dataset: Location) -> list[Tombstone]:
 
 
 def damaged_tombstones(dataset: Location) -> dict[str, str]:
-    """Return the problem of each damaged tombstone, by its path below the dataset."""
+    """Return the problem with each damaged tombstone, keyed by its path below the dataset."""
     problems = {}
     for entry in list_tombstones(dataset):
         try:
@@ -120,7 +123,7 @@ def damaged_tombstones(dataset: Location) -> dict[str, str]:
 
 
 def _read_tombstone(dataset: Location, name: str) -> Tombstone:
-    """Read a tombstone, and compare every byte with its name and its digest."""
+    """Read a tombstone, and check that its name and its digest match all of its bytes."""
     file = dataset / TOMBSTONES / name
     how = f"Run `segmint repair {dataset}` to find all damage"
     data = file.read()
@@ -147,10 +150,11 @@ def removed_images(tombstones: Iterable[Tombstone]) -> dict[int, RemovedImage]:
 
 @dataclass(frozen=True)
 class RemovedNames:
-    """Identifiers of taken-down images; a row with any of them must not enter the dataset.
+    """Identifiers of taken-down images. A row with any of these identifiers must not enter the dataset.
 
-    `uris` contains plain forms (see `segmint.infra.uris.plain_forms`). Not every tombstone contains the SHA-256 of its
-    images' bytes. `pictures` contains the SHA-256 hashes of pixels and released JPEGs from the images' fingerprints.
+    `uris` contains plain forms (see `segmint.infra.uris.plain_forms`). `sha256` contains hashes of the sources' bytes,
+    which some tombstones lack. `pictures` contains SHA-256 hashes of pixels and released JPEGs, from the images'
+    fingerprints.
     """
 
     image_ids: frozenset[str] = frozenset()
@@ -160,7 +164,7 @@ class RemovedNames:
 
     @classmethod
     def of(cls, images: Iterable[RemovedImage], catalog_uri: str | None = None) -> "RemovedNames":
-        """Collect images' identifiers; `catalog_uri`, if known, is the source catalog's and resolves relative URIs."""
+        """Collect the identifiers of these images. `catalog_uri`, the source catalog's URI, resolves relative URIs."""
         images = list(images)
         own = [image for image in images if not image.shared]  # the image_ids of all identify rows of the source
         return cls(
@@ -170,20 +174,23 @@ class RemovedNames:
         )
 
     def names_source(self, uri: str, sha256: str | None = None) -> bool:
-        """Return whether an image's URI or the SHA-256 of its bytes is among these."""
+        """Return whether this URI, or the SHA-256 of the image's bytes, belongs to a taken-down image."""
         return sha256 in self.sha256 or (bool(self.uris) and plain_form(uri) in self.uris)
 
     def names_picture(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a released row has the URI, the source's bytes, the pixels, or the JPEG of one of these."""
+        """Return whether the URI, source bytes, pixels, or JPEG of a released row belong to a taken-down image."""
         same = row["pixels_sha256"] in self.pictures or row["release_sha256"] in self.pictures
         return same or self.names_source(row["uri"], row["source_sha256"])
 
     def any_of(self, image: RemovedImage) -> bool:
-        """Return whether an image's image_id, URI, or SHA-256 is among these."""
+        """Return whether the image_id, URI, or SHA-256 of this image belongs to a taken-down image."""
         return image.image_id in self.image_ids or self.names_source(image.uri, image.sha256)
 
     def marks(self, rows: pa.RecordBatch) -> pa.BooleanArray:
-        """Return a mask of the catalog rows with one of these identifiers; only odd URIs are normalized one by one."""
+        """Return a mask of the catalog rows that have one of these identifiers.
+
+        Comparing plain forms one by one is slow, so only URIs that match `_ODD_URI` are converted.
+        """
         uris = rows.column("uri")
         odd = pc.indices_nonzero(pc.match_substring_regex(uris, _ODD_URI))
         if self.uris and len(odd):
@@ -198,7 +205,7 @@ class RemovedNames:
 
 
 NO_NAMES = RemovedNames()
-"""Identifiers for a dataset without tombstones."""
+"""Identifiers in a dataset without tombstones."""
 
 
 @dataclass(frozen=True)
@@ -209,12 +216,12 @@ class Removals:
     names: RemovedNames
 
     def of_ordinals(self, start: int, stop: int) -> frozenset[int]:
-        """Return the ordinals in [start, stop) that were taken down."""
+        """Return the ordinals in [start, stop) whose images were taken down."""
         return frozenset(ordinal for ordinal in range(start, stop) if ordinal in self.images)
 
 
 def read_removals(dataset: Location, catalog_uri: str | None = None) -> Removals | None:
-    """Read all takedowns of a dataset; None without tombstones. `catalog_uri` is as in `RemovedNames.of`."""
+    """Read all takedowns of a dataset; None if it has no tombstones. `catalog_uri` is as in `RemovedNames.of`."""
     images = removed_images(read_tombstones(dataset))
     if not images:
         return None
@@ -224,7 +231,7 @@ def read_removals(dataset: Location, catalog_uri: str | None = None) -> Removals
 
 
 def digests_of(dataset: Location) -> dict[int, frozenset[str]]:
-    """Return the SHA-256 of the pixels and former JPEGs of images with a fingerprint, by the images' numbers."""
+    """Return the SHA-256 hashes of pixels and former JPEGs from all fingerprints, keyed by the image's number."""
     return {id: each.digests for id, each in by_image(read_fingerprints(dataset).values()).items()}
 
 
@@ -237,5 +244,5 @@ def by_shard(ordinals: Iterable[int], images_per_shard: int) -> dict[int, frozen
 
 
 def is_taken_down(row: Mapping[str, Any]) -> bool:
-    """Return whether a takedown blanked a row of the normalized catalog."""
+    """Return whether a takedown has emptied this row of the normalized catalog."""
     return bool(row["image_id"] == BLANK)

@@ -1,7 +1,7 @@
 """Training's cache of images on a machine's disk: its location, size limit, and deletion with the reader's cache.
 
-Embeddings are in `embeddings/<dataset>/<weights>/<SHA-256 of the JPEG>.npy`, and shard scans with their thumbnails are
-in `scans/<dataset>/<SHA-256 of the tar>.npz`. This file does not import torch because takedowns use it.
+The cache stores embeddings as `embeddings/<dataset>/<weights>/<SHA-256 of the JPEG>.npy`, and shard scans with their
+thumbnails as `scans/<dataset>/<SHA-256 of the tar>.npz`. Takedowns use this file, so it must not import torch.
 """
 
 import fcntl
@@ -23,13 +23,13 @@ from segmint.infra.uris import LOCAL, absolute, base_name, local_path, scheme
 from segmint.infra.wording import counted
 
 CACHE = "cache"
-"""Name of the cache folder in a local output, if the configuration doesn't name another."""
+"""Name of the cache folder in a local output. The configuration can name another folder."""
 
 OTHER_CACHES = (
     "caches in other folders and on other machines were not looked at: a reader or a training run deletes the outdated "
     "files when it next opens this dataset with such a cache"
 )
-"""Line to print after those of `forget_dataset`."""
+"""Line to print after the lines from `forget_dataset`."""
 
 EMBEDDINGS, SCANS = "embeddings", "scans"
 
@@ -41,19 +41,19 @@ _FILES = {
 
 
 def default_cache() -> Location:
-    """Return the cache for training runs whose output is not on this machine's disk."""
+    """Return the location of the cache for training runs whose output is not on this machine's disk."""
     return Location(Storage(), str(cache_folder() / "train"))
 
 
 class CacheSize:
-    """Total size in bytes of the embeddings in a folder, shared by all processes through a locked file next to it."""
+    """Total size in bytes of the embeddings in a folder. Processes share it in a locked file next to the embeddings."""
 
     def __init__(self, folder: Location) -> None:
         self._file = local_path(absolute((folder / _USED).uri))
 
     @contextmanager
     def locked(self) -> Iterator["LockedCount"]:
-        """Lock the total; no other process or thread adds or deletes embeddings in the meantime."""
+        """Lock the total. Until the lock is released, no other process or thread adds or deletes embeddings."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -64,13 +64,13 @@ class CacheSize:
 
 
 class LockedCount:
-    """Number of used bytes in an open file. If a process dies between two writes, the number is too large."""
+    """Number of used bytes, stored in an open file. If a process dies between two writes, the number is too large."""
 
     def __init__(self, file: int) -> None:
         self._file = file
 
     def get(self) -> int:
-        """Return the number of bytes; 0 if there is none."""
+        """Return the number of bytes; 0 if the file doesn't contain a number."""
         text = os.pread(self._file, 32, 0)
         return int(text) if text.strip().isdigit() else 0
 
@@ -80,9 +80,9 @@ class LockedCount:
 
 
 def recount(folder: Location) -> dict[str, int]:
-    """Recount the embeddings in a cache's folder; return the size in bytes of each file, keyed by its path.
+    """Measure the embeddings in a cache's folder again, and store the total; return each file's size in bytes by path.
 
-    Unfinished files of killed processes are included.
+    The total includes unfinished files of killed processes.
     """
     with CacheSize(folder).locked() as used:
         sizes = {entry.name: entry.size for entry in (folder / EMBEDDINGS).walk(include_temporary=True)}
@@ -91,7 +91,7 @@ def recount(folder: Location) -> dict[str, int]:
 
 
 def purge_scans(folder: Location, dataset: str, tars: Collection[str]) -> None:
-    """Delete the shard scans of the dataset with this key, except those of the tars with these SHA-256."""
+    """Delete the shard scans of the dataset with this key, except the scans of tars with these SHA-256 hashes."""
     kept = {f"{sha256}.npz" for sha256 in tars}
     for entry in (folder / SCANS / dataset).list(include_temporary=True):
         if entry.name not in kept:
@@ -99,11 +99,14 @@ def purge_scans(folder: Location, dataset: str, tars: Collection[str]) -> None:
 
 
 def forget_dataset(dataset: Location) -> list[str]:
-    """Delete a dataset's removed images from the caches known on this machine; return a line for each cache.
+    """Delete a dataset's removed images from the caches on this machine; return lines of text about them.
 
-    The known caches are the machine's own, and training caches near the dataset that one of its notes names. A training
-    cache loses all data on the dataset, and the next run recreates what it needs. Lines also report files that can't be
-    deleted or are in use. If `id.json` is missing, the caches can't be found; a line says so, and the file is created.
+    This function knows the machine's default caches, and training caches near the dataset that the dataset's notes
+    name. It deletes everything about the dataset from a training cache; the next run recreates what it needs. The lines
+    also report files that are in use or can't be deleted.
+
+    If `id.json` is missing or damaged, some caches can't be found. In that case, a line says so, and this function
+    creates `id.json`.
     """
     places = {default_cache().uri: "this machine's training cache"}
     for note in read_notes(dataset):
@@ -126,7 +129,7 @@ def forget_dataset(dataset: Location) -> list[str]:
 
 
 def _forget_shards(dataset: Location) -> list[str]:
-    """Delete outdated copies from the default cache of readers; return the lines about them."""
+    """Delete outdated copies from the default cache of readers; return lines of text about them."""
     name = "this machine's shard cache"
     try:
         deleted, used = drop_stale(cache_folder() / SHARD_CACHE, dataset)
@@ -140,7 +143,7 @@ def _forget_shards(dataset: Location) -> list[str]:
 
 
 def _forget(folder: Location, key: str) -> int:
-    """Delete a dataset's embeddings and shard scans in a cache; return the number of files."""
+    """Delete a dataset's embeddings and shard scans from a cache; return the number of deleted files."""
     count = 0
     for kind, names in _FILES.items():
         own = folder / kind / key

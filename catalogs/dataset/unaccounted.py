@@ -30,10 +30,10 @@ from segmint.infra.threads import map_ahead
 from segmint.infra.uris import base_name
 
 MOST_BYTES = 1_000_000
-"""Maximum size of a file that isn't segmint's and isn't a finding."""
+"""Maximum size in bytes of a file that segmint didn't put there and that isn't a finding."""
 
 _NAMED = (*DATA_KINDS, COMMITS, CATALOG)
-"""Folders in which a commit or the manifest must name every file."""
+"""Folders in which every file must be named by a commit or the manifest."""
 
 _THREADS = 8
 _ENDINGS = (
@@ -48,7 +48,7 @@ _TEMPORARY = re.compile(
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # in no URI
 _UNREADABLE = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # keys of a bucket whose location is another's
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
-"""Control characters, which text doesn't contain and compressed data does."""
+"""Control characters. Compressed data contains them, and text doesn't."""
 _SIGNATURES = {
     b"\xff\xd8\xff": "a JPEG image",
     b"\x89PNG": "a PNG image",
@@ -63,7 +63,7 @@ _BINARY_OF_STORES = (b"\0\0\0\1Bud1", b"crc\0")  # how .DS_Store and .crc begin
 
 @dataclass(frozen=True)
 class UnaccountedFiles:
-    """Files of a dataset that nothing names."""
+    """Files of a dataset that no commit or manifest names, divided by what they mean."""
 
     findings: tuple[Finding, ...]
     recent: tuple[str, ...]  # paths of files that a running command may still name or delete
@@ -71,16 +71,22 @@ class UnaccountedFiles:
 
 
 def unknown_files(dataset: Location) -> list[str]:
-    """Return the sorted paths of links, temporary files, and files of others outside `report/`, even older versions."""
+    """Return the sorted paths of all files outside `report/` whose names segmint doesn't use.
+
+    These are links, temporary files, and files that somebody else put there. In a bucket, this includes files of which
+    only older versions exist.
+    """
     return [path for path in dataset.walk_ever() if not path.startswith(f"{REPORT}/") and not is_known(path)]
 
 
 def list_doubtful(dataset: Location, known: list[str] | None = None) -> dict[str, ObjectInfo]:
-    """Return, by path, the files that only a commit or the manifest can account for, and those with unknown names.
+    """List the files that are only legitimate if a commit or the manifest names them, and files with unknown names.
 
-    If a shard has several commits, these are included. The paths of all other files, except commits, are appended to
-    `known`. After this call, read the manifest and the commits, remove the files that they name from the result, and
-    pass the rest to `judge_doubtful`.
+    The result is keyed by path. If a shard has several commits, it includes these commits. If `known` is given, the
+    paths of all other files except commits are appended to it.
+
+    After this call, read the manifest and the commits. Remove the files that they name from the result, and pass the
+    other files to `judge_doubtful`.
     """
     listed: dict[str, ObjectInfo] = {}
     before, shard = None, None  # the previous commit
@@ -100,12 +106,12 @@ def list_doubtful(dataset: Location, known: list[str] | None = None) -> dict[str
 def judge_doubtful(
     dataset: Location, listed: Mapping[str, ObjectInfo], limit: datetime, doubtful: Collection[int] = ()
 ) -> UnaccountedFiles:
-    """Judge the files of `list_doubtful` that nothing names, after reading commits, reservations, and manifest again.
+    """Decide which files from `list_doubtful` that nothing names are findings.
 
-    One of segmint's own files is a finding if its shard is committed, and if the file and the commit or manifest that
-    doesn't name it are both older than `limit`; a running command may still need newer ones. Any other file is a
-    finding if it is large, isn't text, or is in a folder of data. A link is always a finding. Shards in `doubtful`,
-    whose commits are unreadable, are skipped.
+    First, this reads the commits, reservations, and manifest again. A file that segmint put there is a finding if its
+    shard is committed, and if both the file and the commit or manifest that doesn't name it are older than `limit`. A
+    running command may still need newer files. Any other file is a finding if it is large, isn't text, or is in a
+    folder of data. A link is always a finding. Shards in `doubtful`, whose commits can't be read, are skipped.
     """
     links = dataset.storage.links(dataset.uri)
     unnamable = {path for path in {*links, *listed} if _CONTROL.search(unquote(path))}
@@ -134,7 +140,7 @@ def judge_doubtful(
 def _judge_ours(
     dataset: Location, files: Mapping[str, ObjectInfo], limit: datetime, doubtful: Collection[int]
 ) -> Iterator[tuple[str, Finding | None]]:
-    """Yield the paths of segmint's files that nothing names, each with a finding or, if it may be in use, None."""
+    """Yield each of segmint's files that nothing names, with a finding, or with None if the file may be in use."""
     log = CommitLog(dataset)
     newest = {commit.shard: commit for commit in log.latest_commits()}
     kept = reserved_paths(dataset, {shard: commit.generation for shard, commit in newest.items()}, limit)
@@ -174,7 +180,10 @@ def _judge_ours(
 
 
 def _suspicion(dataset: Location, path: str, size: int) -> str | None:
-    """Return the reason why a file that isn't segmint's is a finding; None for a small file of a user or a store."""
+    """Return the reason why a file that segmint didn't put there is a finding.
+
+    Returns None for a small file that belongs to a user or a store.
+    """
     name, of = base_name(path), f"of {size:,} bytes"
     if size > MOST_BYTES or _UNREADABLE.search(path):
         return f"a file {of}"

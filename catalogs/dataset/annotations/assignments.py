@@ -7,40 +7,43 @@ from typing import Any
 from segmint.catalogs.dataset.annotations.submissions import BoxPrompt, Submission, SubmittedMask
 
 Merged = Mapping[str, Any] | None
-"""Value of the column `submission` in an image's row: `assignment` and `n` of the last merged submission, or nulls."""
+"""Value of the column `submission` in an image's row.
+
+It contains the `assignment` and `n` of the last merged submission. Both are null if no submission was merged.
+"""
 
 
 def assignment_to_merge(merged: Merged, assignments: Iterable[int]) -> int | None:
-    """Return the assignment to merge for an image, or None if the image has no submissions.
+    """Return which of an image's assignments to merge, or None if the image has no submissions.
 
-    If an assignment was merged before, it stays the one to merge. Otherwise, the lowest one with submissions is merged.
+    If an assignment was merged before, this stays the same. Otherwise, it is the lowest assignment with submissions.
     """
     before = merged_assignment(merged)
     return min(assignments, default=None) if before is None else before
 
 
 def merged_assignment(merged: Merged) -> int | None:
-    """Return the assignment whose submission was merged into an image's row; None if none was."""
+    """Return the assignment whose submission was merged into an image's row; None if no submission was merged."""
     assignment = (merged or {}).get("assignment")
     return None if assignment is None else int(assignment)
 
 
 def is_merged(merged: Merged, assignment: int, n: int) -> bool:
-    """Return whether a submission of an assignment, or a later one, was merged into the image's row."""
+    """Return whether submission `n` of an assignment, or a later one, was merged into the image's row."""
     return merged_assignment(merged) == assignment and n <= ((merged or {}).get("n") or 0)
 
 
 def last_of_states(submissions: Iterable[Submission]) -> list[Submission]:
-    """Return an assignment's last submission for each state of its image; `submissions` must be in order."""
+    """Return an assignment's last submission for each state of the image. `submissions` must be in order."""
     return [list(same)[-1] for _, same in groupby(submissions, key=lambda submission: submission.base)]
 
 
 def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submission, Submission] | None:
-    """Return an image's two submissions to compare, each made without seeing the other annotator's work.
+    """Return two submissions to compare, one of each annotator, made without seeing the other annotator's work.
 
-    Both start from the same image state: the first one for which both assignments have submissions. If an assignment
-    has several for that state, its last one counts. Returns None if the assignments share no state. `submissions` must
-    contain all submissions for the image.
+    Both submissions must start from the same state of the image. If both assignments have submissions for several
+    states, this picks the first of these states. If an assignment has several submissions for that state, the last one
+    counts. Returns None if the assignments share no state. `submissions` must contain all submissions for the image.
     """
     one, other = (
         {last.base: last for last in last_of_states(each for each in submissions if each.assignment == assignment)}
@@ -50,11 +53,11 @@ def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submissi
 
 
 def carried(submission: Submission, base: str, size: tuple[int, int], counts: Mapping[int, str]) -> Submission | None:
-    """Rebase a submission onto another image state, dropping changes that no longer apply; None if the size differs.
+    """Apply a submission to another state of its image, without the changes that no longer fit.
 
-    `counts` maps the annotation ids of that state's masks to their run lengths. New masks always stay. A replacement or
-    deletion stays only if the run lengths of its mask are unchanged. The time spent becomes 0 seconds, because the
-    original submission already counts it.
+    `counts` maps the annotation ids of that state's masks to their run lengths. New masks are always kept. A
+    replacement or deletion is kept only if the run lengths of its mask haven't changed. The result has 0 seconds,
+    because the original submission already counts the time. Returns None if the image's size differs.
     """
     if submission.size != size:
         return None
@@ -72,7 +75,10 @@ def carried(submission: Submission, base: str, size: tuple[int, int], counts: Ma
 
 
 def is_untouched(mask: SubmittedMask) -> bool:
-    """Return whether a mask is an unchanged prefill from a detector's box, with no time spent or prompts added."""
+    """Return whether a mask is a prefill from a detector's box on which the annotator didn't work.
+
+    Such a mask has no seconds and no prompt except the box.
+    """
     return (
         mask.source == "assisted"
         and mask.parent is None
@@ -83,5 +89,5 @@ def is_untouched(mask: SubmittedMask) -> bool:
 
 
 def annotated_masks(submission: Submission) -> list[SubmittedMask]:
-    """Return the masks of a submission that annotators worked on, without the untouched ones."""
+    """Return the masks that the annotator worked on, without untouched prefills."""
     return [mask for mask in submission.masks if not is_untouched(mask)]

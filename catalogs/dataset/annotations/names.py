@@ -16,7 +16,7 @@ _ORDINAL = re.compile(r"0|[1-9]\d{0,15}", re.ASCII)
 
 
 class SubmissionName(NamedTuple):
-    """Components of a submission's path; ordered by image, assignment, and number."""
+    """Components of a submission's path. Names sort by image, assignment, and number."""
 
     ordinal: int
     assignment: int
@@ -39,17 +39,17 @@ def parse_submission_path(path: str) -> SubmissionName | None:
 
 
 def return_path(name: SubmissionName) -> str:
-    """Return the path of the file that returns a submission, below the dataset."""
+    """Return the path, below the dataset, of the file that returns a submission."""
     return submission_path(*name).removesuffix(".json") + _RETURN
 
 
 def parse_return_path(path: str) -> SubmissionName | None:
-    """Return the name of the submission that a file returns, given its path below the dataset; None for others."""
+    """Parse the path of a return into the name of the returned submission; None for any other path."""
     return parse_submission_path(f"{path.removesuffix(_RETURN)}.json") if path.endswith(_RETURN) else None
 
 
 def list_submissions(dataset: Location) -> Iterator[SubmissionName]:
-    """Yield the names of all submissions, in order; other files are ignored."""
+    """Yield the names of all submissions in a dataset, in order. Other files are ignored."""
     names = (parse_submission_path(f"{ANNOTATIONS}/{entry.name}") for entry in (dataset / ANNOTATIONS).walk())
     yield from sorted(name for name in names if name is not None)
 
@@ -62,7 +62,7 @@ def submissions_of(dataset: Location, ordinal: int) -> list[SubmissionName]:
 
 
 def latest_submissions(names: Iterable[SubmissionName]) -> dict[int, dict[int, SubmissionName]]:
-    """Return the last submission of each assignment, keyed by ordinal and then by assignment."""
+    """Return the last submission of each assignment, keyed first by ordinal and then by assignment."""
     last: dict[int, dict[int, SubmissionName]] = {}
     for name in sorted(names):
         last.setdefault(name.ordinal, {})[name.assignment] = name
@@ -70,7 +70,7 @@ def latest_submissions(names: Iterable[SubmissionName]) -> dict[int, dict[int, S
 
 
 def image_of(path: str) -> int | None:
-    """Return the ordinal of the image that a file in `annotations/` belongs to, by its path below the dataset."""
+    """Return the ordinal of the image to which a file in `annotations/` belongs; None for any other path."""
     folder, _, rest = path.partition("/")
     if rest.startswith(f"{RATINGS}/"):
         rest = rest.removeprefix(f"{RATINGS}/")
@@ -79,13 +79,16 @@ def image_of(path: str) -> int | None:
 
 
 def of_images(dataset: Location, ordinals: Container[int]) -> list[str]:
-    """Return the paths of all annotation files of these images, including older versions, which a takedown deletes."""
+    """Return the paths of all annotation files of these images.
+
+    Takedowns delete these files, so in a bucket, this includes files of which only older versions exist.
+    """
     paths = (f"{ANNOTATIONS}/{name}" for name in (dataset / ANNOTATIONS).walk_ever())
     return [path for path in paths if (ordinal := image_of(path)) is not None and ordinal in ordinals]
 
 
 def purge_of_images(dataset: Location, ordinals: Container[int]) -> int:
-    """Delete these images' annotation files, including older versions; return the number of files."""
+    """Delete the annotation files of these images, including older versions; return the number of files."""
     paths = of_images(dataset, ordinals)
     for path in paths:
         (dataset / path).purge()

@@ -1,8 +1,9 @@
 """Ratings: annotators' scores for single masks, from 1 to 10, each stored as one immutable file.
 
-The scale is that of the SAM paper (section 7.1 and appendices E and G). A rating's file is
-`annotations/ratings/<ordinal>/<annotation id>.<rater>.<n>.json`. `rater` is derived from the person's name, so nobody
-can rate a mask for the first time twice. A later rating supersedes an earlier one; one without a score retracts it.
+The scale comes from the SAM paper (section 7.1 and appendices E and G). The file of a rating is
+`annotations/ratings/<ordinal>/<annotation id>.<rater>.<n>.json`. `rater` is derived from the person's name, so a person
+can't have two first ratings of the same mask. A later rating replaces an earlier one. A rating without a score retracts
+the earlier ones.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ LOWEST, HIGHEST = 1, 10
 """Ends of the scale: a mask of no object at all, and a mask without a visible error."""
 
 LEAST_AREA = 24 * 24
-"""Area of the smallest mask to rate in pixels, because smaller ones are hard to judge (SAM paper, Appendix E)."""
+"""Minimum area in pixels of a mask to rate. Smaller masks are hard to judge (SAM paper, Appendix E)."""
 
 _MOST_BYTES = 4096
 _KEY_DIGITS = 12
@@ -36,11 +37,11 @@ _PATH = re.compile(
 
 
 class RatingError(SegmintError):
-    """A rating can't be used; the message names it and gives the reason."""
+    """A rating can't be used. The message names the rating and gives the reason."""
 
 
 class RatingName(NamedTuple):
-    """Components of a rating's path; ordered by image, mask, rater, and number."""
+    """Components of a rating's path. Names sort by image, mask, rater, and number."""
 
     ordinal: int
     mask: int
@@ -54,9 +55,10 @@ class RatingName(NamedTuple):
 
 
 class Rating(SavedRecord):
-    """A person's score for a mask; a `score` of None retracts an earlier rating.
+    """A person's score for a mask. If `score` is None, the rating retracts an earlier one.
 
-    Construct it with `from_json`, or from its fields, which raises pydantic's `ValidationError`.
+    Create a rating with `from_json`, or from its fields. The latter raises pydantic's `ValidationError` for invalid
+    values.
     """
 
     format: Literal["segmint rating"] = "segmint rating"
@@ -71,7 +73,7 @@ class Rating(SavedRecord):
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the rating") -> Self:
-        """Parse the bytes of a rating's file; raises `RatingError`, which starts with `where`."""
+        """Parse the bytes of a rating's file; raises `RatingError`, whose message starts with `where`."""
         return parse_saved(cls, data, lambda wrong: RatingError(f"{where} is not a rating: {wrong}"))
 
     @property
@@ -87,7 +89,7 @@ class Rating(SavedRecord):
 
 
 def rater_key(name: str) -> str:
-    """Return the key of a rater's name in paths: the first twelve digits of its SHA-256."""
+    """Return the key that identifies a rater in paths: the first twelve digits of the SHA-256 of the name."""
     return hashlib.sha256(name.encode()).hexdigest()[:_KEY_DIGITS]
 
 
@@ -105,19 +107,19 @@ def parse_rating_path(path: str) -> RatingName | None:
 
 
 def list_ratings(dataset: Location) -> list[RatingName]:
-    """Return the names of all ratings, in order; other files are ignored."""
+    """Return the names of all ratings in a dataset, in order. Other files are ignored."""
     folder = f"{ANNOTATIONS}/{RATINGS}"
     names = (parse_rating_path(f"{folder}/{entry.name}") for entry in (dataset / folder).walk())
     return sorted(name for name in names if name is not None)
 
 
 def last_ratings(names: Iterable[RatingName]) -> list[RatingName]:
-    """Return the last rating of each mask by each rater, in order."""
+    """Return each rater's last rating of each mask, in order."""
     return list({(name.mask, name.rater): name for name in sorted(names)}.values())
 
 
 def read_rating(dataset: Location, name: RatingName) -> Rating:
-    """Read a rating; raises `RatingError` if its file is missing, is unreadable, or contains another rating."""
+    """Read a rating. Raises `RatingError` if its file is missing, can't be read, or contains another rating."""
     file = dataset / name.path
     rating = Rating.from_json(read_saved(file, _MOST_BYTES, RatingError), str(file))
     if rating.name != name:
@@ -126,7 +128,7 @@ def read_rating(dataset: Location, name: RatingName) -> Rating:
 
 
 def read_ratings(dataset: Location, names: Iterable[RatingName]) -> Iterator[Rating | RatingError]:
-    """Yield these ratings in order, with the error in place of an unreadable one."""
+    """Yield these ratings in order. If a rating can't be read, the error is yielded in its place."""
 
     def read(name: RatingName) -> Rating | RatingError:
         try:
@@ -138,5 +140,5 @@ def read_ratings(dataset: Location, names: Iterable[RatingName]) -> Iterator[Rat
 
 
 def put_rating(dataset: Location, rating: Rating) -> bool:
-    """Put a rating if its number is free; see `put_saved` for the result and the errors."""
+    """Put a rating if its number is free. `put_saved` describes the result and the errors."""
     return put_saved(dataset, rating.name.path, rating.to_json(), rating.name.ordinal, "ratings")

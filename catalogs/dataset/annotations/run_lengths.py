@@ -15,14 +15,14 @@ _Ints = NDArray[np.int64]
 
 
 def canonical_area(counts: str, size: tuple[int, int]) -> int:
-    """Return the number of pixels in a mask of `size` (height, width) from its compressed run lengths `counts`.
+    """Return the number of pixels in a mask of `size` (height, width) with the compressed run lengths `counts`.
 
-    Equal masks must have equal counts, so only the canonical encoding is accepted. Raises `ValueError` if the text
-    contains a character outside the alphabet or ends early, if a number takes more groups than necessary, if a run
-    after the first is empty, or if the runs don't fill the size.
+    Equal masks must have equal counts, so only the canonical encoding is valid. Raises `ValueError` in any of these
+    cases: the text contains a character outside the alphabet or ends too early, a number takes more groups than
+    necessary, a run after the first one is empty, or the runs don't fill the size.
     """
     runs = _numbers(counts)
-    runs[1::2] = np.cumsum(runs[1::2])  # from the fourth on, a number is the difference from the run two before
+    runs[1::2] = np.cumsum(runs[1::2])  # each number from the fourth on is the difference from the run two before
     runs[2::2] = np.cumsum(runs[2::2])
     pixels = size[0] * size[1]
     if runs.min() < 0 or runs.max() > pixels or int(runs.sum()) != pixels:
@@ -46,7 +46,7 @@ def _numbers(counts: str) -> _Ints:
     if groups.max() > _MOST_GROUPS:
         raise ValueError("a number of more than 60 bits")
     long = last[groups > 1]
-    needless = np.where(symbols[long - 1] & _SIGN, _VALUE, 0)  # repeats the sign of the previous group
+    needless = np.where(symbols[long - 1] & _SIGN, _VALUE, 0)  # a group that only repeats the sign of the previous one
     if (symbols[long] & _VALUE == needless).any():
         raise ValueError("a number in more groups than it needs")
     shifts = _BITS * (np.arange(symbols.size) - np.repeat(first, groups))

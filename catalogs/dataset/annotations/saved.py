@@ -17,7 +17,7 @@ SavedAt = Annotated[str, Field(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\z")]
 
 
 class RemovedImageError(SegmintError):
-    """The image was taken down, so its new file was not kept."""
+    """The image was taken down, so a new file for it was not kept."""
 
 
 class SavedRecord(Frozen):
@@ -32,7 +32,7 @@ class SavedRecord(Frozen):
         return canonical_json(self.model_dump(mode="json"))
 
     def same_work(self, other: Self) -> bool:
-        """Return whether another record differs only in its save time, as in a retried save."""
+        """Return whether another record differs only in the time of the save, as after a retried save."""
         return self.model_copy(update={"saved_at": other.saved_at}) == other
 
 
@@ -40,7 +40,7 @@ S = TypeVar("S", bound=SavedRecord)
 
 
 def parse_saved(kind: type[S], data: bytes, problem: Callable[[str], SegmintError]) -> S:
-    """Parse the bytes of a file; raises `problem` with a description if they are invalid."""
+    """Parse the bytes of an annotation file; raises the error that `problem` creates if they are invalid."""
     try:
         saved = kind.model_validate_json(data)
     except ValidationError as error:
@@ -51,7 +51,7 @@ def parse_saved(kind: type[S], data: bytes, problem: Callable[[str], SegmintErro
 
 
 def read_saved(file: Location, most: int, problem: type[SegmintError]) -> bytes:
-    """Read a file of at most `most` bytes; raises `problem` if it is larger or missing."""
+    """Read a file of up to `most` bytes; raises `problem` if the file is larger or missing."""
     try:
         return file.read(most)
     except NotFoundError as error:
@@ -61,11 +61,12 @@ def read_saved(file: Location, most: int, problem: type[SegmintError]) -> bytes:
 
 
 def put_saved(dataset: Location, path: str, data: bytes, ordinal: int, kind: str) -> bool:
-    """Write an image's file unless its name is already in use; return whether the store now contains this file.
+    """Write an annotation file of an image if its name is free; return whether the store now contains this file.
 
-    An existing file is never changed. If the image was taken down, this function deletes the file again and raises
-    `RemovedImageError`. It can't miss a concurrent takedown: it reads the tombstones after it writes the file, and a
-    takedown lists the files after it writes its tombstone. `kind` is the plural name of such files, for messages.
+    This never changes an existing file. If the image was taken down, it deletes the new file again and raises
+    `RemovedImageError`. A takedown at the same time can't be missed: this function writes the file before it reads the
+    tombstones, and a takedown writes its tombstone before it lists the files. `kind` is the plural name of such files,
+    for messages.
     """
     file = dataset / path
     won = file.put_if_absent(data)

@@ -1,11 +1,12 @@
 """Submissions: annotators' results for single images, each stored as one immutable file.
 
-Each image has assignment 0, and also assignment 1 if two annotators work on it. A submission is the complete result for
-its image, relative to its `base`: it keeps every mask of the dataset that it neither replaces nor deletes. A later
-submission of the same assignment supersedes an earlier one. `segmint merge` writes submissions into the tables.
+Each image has assignment 0. If two annotators work on it, it also has assignment 1. A submission is the complete result
+for its image, stored as changes to the state that `base` identifies. The image's other masks, which the submission
+neither replaces nor deletes, are kept. A later submission of the same assignment replaces an earlier one. `segmint
+merge` writes submissions into the tables.
 
-The owner of a server can return a submission to its annotator; the server then puts a file beside the submission. The
-assignment counts as returned until the annotator submits again.
+The owner of a server can return a submission to its annotator. The server then puts another file next to the
+submission. The assignment counts as returned until the annotator submits again.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ MOST_BYTES = 32 << 20
 """Maximum size of a submission in bytes."""
 
 MOST_MASKS = 10_000
-"""Maximum number of masks per image; a mask's id is its image's id times this, plus the mask's number."""
+"""Maximum number of masks per image. A mask's id is the image's id times this number, plus the mask's number."""
 
 MOST_PROMPTS = 10_000
 _NAME_LENGTH = 100
@@ -47,7 +48,7 @@ _CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates
 
 
 class SubmissionError(SegmintError):
-    """A submission can't be used; the message names it and gives the reason."""
+    """A submission can't be used. The message names the submission and gives the reason."""
 
 
 def _printable(text: str) -> str:
@@ -84,7 +85,7 @@ class _StrictRecord(Frozen):
 
 
 class PointPrompt(_StrictRecord):
-    """A click, in pixels of the released image. `label` is 1 inside the object and 0 outside."""
+    """Click, in pixels of the released image. `label` is 1 inside the object and 0 outside."""
 
     kind: Literal["point"] = "point"
     x: _Pixels
@@ -93,7 +94,7 @@ class PointPrompt(_StrictRecord):
 
 
 class BoxPrompt(_StrictRecord):
-    """A box, in pixels of the released image."""
+    """Box, in pixels of the released image."""
 
     kind: Literal["box"] = "box"
     x: _Pixels
@@ -103,13 +104,13 @@ class BoxPrompt(_StrictRecord):
 
 
 class MaskPrompt(_StrictRecord):
-    """An existing mask, identified by `parent`."""
+    """Existing mask, which the submitted mask's `parent` identifies."""
 
     kind: Literal["mask"] = "mask"
 
 
 class TextPrompt(_StrictRecord):
-    """A text that names the object, and the hash of the CLIP that embedded it."""
+    """Text that names the object, and the SHA-256 of the CLIP model that embedded the text."""
 
     kind: Literal["text"] = "text"
     text: Annotated[_Label, AfterValidator(_nonempty)]
@@ -120,9 +121,9 @@ Prompt = Annotated[PointPrompt | BoxPrompt | MaskPrompt | TextPrompt, Field(disc
 
 
 class SubmittedMask(_StrictRecord):
-    """A mask in a submission; `parent` is the dataset's mask that it replaces.
+    """A mask in a submission. If it replaces a mask of the dataset, `parent` is that mask's id.
 
-    If `label` is None, the mask keeps its parent's label; an empty label removes it.
+    If `label` is None, the mask keeps the label of its parent. An empty label removes the parent's label.
     """
 
     counts: str
@@ -134,16 +135,16 @@ class SubmittedMask(_StrictRecord):
 
 
 class FormerMask(_StrictRecord):
-    """The earlier state of a dataset's mask that a submission replaces or deletes."""
+    """Earlier state of a mask in the dataset that a submission replaces or deletes."""
 
     id: _MaskId
     counts: str
 
 
 class Submission(SavedRecord):
-    """An annotator's result for an image; `size` is (height, width) in pixels of the released image.
+    """An annotator's result for an image. `size` is its (height, width) in pixels of the released image.
 
-    Construct it with `from_value` or `from_json`, whose errors describe what is wrong.
+    Create a submission with `from_value` or `from_json`, whose errors describe what is wrong.
     """
 
     format: Literal["segmint submission"] = "segmint submission"
@@ -166,14 +167,14 @@ class Submission(SavedRecord):
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the submission") -> Self:
-        """Parse the bytes of a submission's file; raises `SubmissionError`, which starts with `where`."""
+        """Parse the bytes of a submission's file; raises `SubmissionError`, whose message starts with `where`."""
         if len(data) > MOST_BYTES:
             raise SubmissionError(f"{where} has {len(data):,} bytes: expected at most {MOST_BYTES:,}")
         return parse_saved(cls, data, lambda wrong: SubmissionError(f"{where} is not a submission: {wrong}"))
 
     @classmethod
     def from_value(cls, value: Mapping[str, Any], where: str = "the submission") -> Self:
-        """Convert a JSON object to a submission; raises `SubmissionError`, which starts with `where`."""
+        """Convert a JSON object to a submission; raises `SubmissionError`, whose message starts with `where`."""
         try:
             data = canonical_json(value)
             submission = cls.model_validate_json(data)
@@ -188,7 +189,7 @@ class Submission(SavedRecord):
 
     @property
     def ordinal(self) -> int:
-        """The image's row in the catalog, from 0."""
+        """The ordinal of the image."""
         return self.image - 1
 
     @property
@@ -236,7 +237,7 @@ class Submission(SavedRecord):
 
 
 class Return(SavedRecord):
-    """Request `by` the owner of a server that an annotator revise submission `n` of an assignment."""
+    """Request that an annotator revise submission `n` of an assignment. `by` is the owner of the server."""
 
     format: Literal["segmint return"] = "segmint return"
     schema_version: Literal[1] = 1
@@ -248,7 +249,7 @@ class Return(SavedRecord):
 
     @property
     def name(self) -> SubmissionName:
-        """Name of the submission that is returned."""
+        """Name of the returned submission."""
         return SubmissionName(self.image - 1, self.assignment, self.n)
 
 
@@ -262,12 +263,15 @@ def _is_inside(prompt: Prompt, size: tuple[int, int]) -> bool:
 
 
 def put_submission(dataset: Location, submission: Submission) -> bool:
-    """Put a submission if its number is free; see `put_saved` for the result and the errors."""
+    """Put a submission if its number is free. `put_saved` describes the result and the errors."""
     return put_saved(dataset, submission.path, submission.to_json(), submission.ordinal, "submissions")
 
 
 def read_submission(dataset: Location, name: SubmissionName) -> Submission:
-    """Read a submission; raises `SubmissionError` if its file is missing, is unreadable, or contains another one."""
+    """Read a submission.
+
+    Raises `SubmissionError` if its file is missing, can't be read, or contains another submission.
+    """
     file = dataset / submission_path(*name)
     submission = Submission.from_json(read_saved(file, MOST_BYTES, SubmissionError), str(file))
     if (submission.ordinal, submission.assignment, submission.n) != tuple(name):
@@ -276,15 +280,15 @@ def read_submission(dataset: Location, name: SubmissionName) -> Submission:
 
 
 def read_submissions(dataset: Location, ordinal: int) -> list[Submission]:
-    """Read an image's submissions, ordered by assignment and number; see `read_submission` for the errors."""
+    """Read an image's submissions, ordered by assignment and number. Raises the errors of `read_submission`."""
     return [read_submission(dataset, name) for name in submissions_of(dataset, ordinal)]
 
 
 def read_assignment(dataset: Location, names: Sequence[SubmissionName]) -> list[Submission]:
     """Read the submissions of an assignment, in order.
 
-    Raises `SubmissionError` if the last one is unreadable. Earlier ones only matter for the time that people worked, so
-    this function skips those that it can't read.
+    Raises `SubmissionError` if the last submission can't be read. Earlier submissions only matter for the time that
+    people worked, so this function skips those that it can't read.
     """
     found = []
     *earlier, last = names
@@ -297,12 +301,15 @@ def read_assignment(dataset: Location, names: Sequence[SubmissionName]) -> list[
 
 
 def put_return(dataset: Location, returned: Return) -> bool:
-    """Put a return unless its submission has one; see `put_saved` for the result and the errors."""
+    """Put a return unless its submission already has one. `put_saved` describes the result and the errors."""
     return put_saved(dataset, return_path(returned.name), returned.to_json(), returned.name.ordinal, "returns")
 
 
 def read_return(dataset: Location, name: SubmissionName) -> Return:
-    """Read a submission's return; raises `SubmissionError` if it is missing, unreadable, or of another submission."""
+    """Read the return of a submission.
+
+    Raises `SubmissionError` if its file is missing, can't be read, or belongs to another submission.
+    """
     file = dataset / return_path(name)
     data = read_saved(file, _MOST_RETURN_BYTES, SubmissionError)
     returned = parse_saved(Return, data, lambda wrong: SubmissionError(f"{file} is not a return: {wrong}"))
@@ -312,7 +319,7 @@ def read_return(dataset: Location, name: SubmissionName) -> Return:
 
 
 def returned_submissions(dataset: Location, ordinal: int | None = None) -> set[SubmissionName]:
-    """List the submissions of an image, or of all images, that were returned. Damaged returns count, too."""
+    """List the returned submissions of an image, or of all images. A damaged return counts, too."""
     folder = ANNOTATIONS if ordinal is None else f"{ANNOTATIONS}/{ordinal}"
     entries = (dataset / folder).walk() if ordinal is None else (dataset / folder).list()
     names = (parse_return_path(f"{folder}/{entry.name}") for entry in entries)
@@ -320,7 +327,10 @@ def returned_submissions(dataset: Location, ordinal: int | None = None) -> set[S
 
 
 def read_returns(dataset: Location, ordinal: int | None = None) -> dict[SubmissionName, Return]:
-    """Read the returns of an image, or of all images, except unreadable ones, which the audit reports."""
+    """Read the returns for an image, or for all images.
+
+    Returns that can't be read are skipped; the audit reports them.
+    """
 
     def read(name: SubmissionName) -> Return | None:
         try:
@@ -333,10 +343,10 @@ def read_returns(dataset: Location, ordinal: int | None = None) -> dict[Submissi
 
 
 def base_digest(jpeg: bytes, masks: Sequence[Mapping[str, Any]]) -> str:
-    """Return the digest of the state that a submission starts from: an image's released JPEG and its masks.
+    """Return the digest of the state from which a submission starts: the image's released JPEG and its masks.
 
-    In a dataset without images, the JPEG is empty. Of each mask, the digest covers the `annotation_id` and the counts
-    of the `segmentation`, ordered by id.
+    In a dataset without images, `jpeg` is empty. For each mask, in order of ids, the digest covers its `annotation_id`
+    and the counts of its `segmentation`.
     """
     pairs = sorted((int(mask["annotation_id"]), str(mask["segmentation"]["counts"])) for mask in masks)
     value = {"jpeg": hashlib.sha256(jpeg).hexdigest(), "masks": pairs}

@@ -172,7 +172,7 @@ class Batches(IterableDataset[list[Sample]]):
         self._start[0], self._start[1] = epoch, samples
 
     def order_key(self) -> dict[str, Any]:
-        """Return what determines the order besides the epoch: seed, window, images, and a hash of the shards."""
+        """Return what determines the order besides the epoch: seed, window, image count, and a hash of the shards."""
         table = np.column_stack([self._shards, self._images])
         digest = hashlib.sha256(table.astype("<i8").tobytes()).hexdigest()
         window = self.window if self.seed is not None else None

@@ -96,7 +96,7 @@ class EpochOrder:
         return images
 
     def _share(self, count: NDArray[np.int64] | int, slot: int) -> tuple[Any, Any]:
-        """Return the range [start, stop) of a shard's shuffled images that the window reads from one of its slots."""
+        """Return the range [start, stop) of a shard's shuffled images that a step reads from a slot of the window."""
         return count * slot // self._window, count * (slot + 1) // self._window
 
     def _drawn(self, purpose: int, number: int, count: int) -> NDArray[np.int64]:

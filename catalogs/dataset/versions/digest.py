@@ -1,7 +1,8 @@
 """The version digest: one hash over the manifest, the catalog, the latest commits, tombstones, and fingerprints.
 
-It is the root of a Merkle tree with a leaf for each of these files: the line `<SHA-256>  <path>`, as `sha256sum` prints
-it, sorted by path. A commit names its data files with their hashes, so the digest covers every byte of a dataset.
+The digest is the root of a Merkle tree. Each of these files is a leaf, and the leaves are sorted by path. A leaf's text
+is the line `<SHA-256> <path>`, as `sha256sum` prints it. Commits contain the hashes of their data files, so the digest
+covers every byte of the dataset.
 """
 
 import hashlib
@@ -64,13 +65,13 @@ class VersionLeaf:
     sha256: str
 
     def line(self) -> str:
-        """Return the leaf's text: the output of `sha256sum` for the file, without the newline."""
+        """Return the leaf's text, which is what `sha256sum` prints for the file, without the newline."""
         return f"{self.sha256}  {self.path}"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """State of a dataset at one moment: the files that its digest covers, sorted by path."""
+    """State of a dataset at one moment, given by the files that its digest covers, sorted by path."""
 
     leaves: tuple[VersionLeaf, ...]
 
@@ -86,16 +87,16 @@ class Snapshot:
 
     @classmethod
     def of(cls, leaves: Iterable[VersionLeaf]) -> "Snapshot":
-        """Return the snapshot of these leaves, given in any order."""
+        """Create a snapshot from leaves in any order."""
         return cls(tuple(sorted(leaves)))
 
 
 @dataclass
 class SnapshotCommits:
-    """Information about the latest commits, collected while taking a snapshot."""
+    """The latest commits, as `take_snapshot` found them."""
 
-    held: Sequence[ListedCommit] = ()  # their files, in order of shards
-    sums: dict[str, CommitSums] = field(default_factory=dict)  # of each block that was read, by its summary's name
+    held: Sequence[ListedCommit] = ()  # the commits' files, in shard order
+    sums: dict[str, CommitSums] = field(default_factory=dict)  # of the blocks that were read, by summary name
 
 
 def short_digest(digest: str) -> str:
@@ -118,14 +119,17 @@ def take_snapshot(
 ) -> Snapshot:
     """Return the files that a dataset's digest covers, with their hashes, as they were at one moment.
 
-    All files are read except the catalog parts, whose hashes are in the manifest. With `use_cache`, the hashes of a
-    full block's commits may come from `summaries/`; `save_cache` saves them there if possible. `read` receives the
-    latest commits and the sums of those that were read. Raises `UsageError` if the dataset doesn't exist or its
-    manifest can't be read, and `DamagedDatasetError` if commits keep disappearing while they are read.
+    The hashes of catalog parts come from the manifest. All other files are read and hashed. With `use_cache`, the
+    hashes of a full block of commits may come from `summaries/` instead, and `save_cache` saves such hashes there if
+    possible. If `read` is given, this function stores the latest commits and the sums over the commits that it read in
+    it.
+
+    Raises `UsageError` if the dataset doesn't exist or its manifest can't be read. Raises `DamagedDatasetError` if the
+    dataset keeps changing while it is read.
     """
     why = ""
     for _ in range(_ATTEMPTS):
-        # Commits are listed once. If no other file was added during that, the result is consistent.
+        # Commits are listed only once. The result is consistent unless another file was added in the meantime.
         before = _others(dataset)
         try:
             snapshot = _take(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, read=read)
@@ -140,7 +144,10 @@ def take_snapshot(
 
 
 def manifest_leaves(dataset: Location) -> tuple[list[VersionLeaf], bytes]:
-    """Return a leaf per generation of the manifest, and the latest one's bytes; raises `UsageError` without any."""
+    """Return a leaf for each generation of the manifest, and the bytes of the latest generation.
+
+    Raises `UsageError` if there is no manifest.
+    """
     numbers = manifest_generations(dataset)
     if not numbers:
         raise no_manifest(dataset)
@@ -152,7 +159,7 @@ def manifest_leaves(dataset: Location) -> tuple[list[VersionLeaf], bytes]:
 
 
 def removal_leaves(dataset: Location) -> list[VersionLeaf]:
-    """Return a leaf for each tombstone and for the latest fingerprints of each shard."""
+    """Return a leaf for each tombstone, and for each shard's latest fingerprints."""
     return [leaf_of(path, (dataset / path).read()) for path in _removal_paths(dataset)]
 
 
@@ -163,7 +170,7 @@ def _removal_paths(dataset: Location) -> list[str]:
 
 
 def _others(dataset: Location) -> set[str]:
-    """Return the paths of all manifests, tombstones, and latest fingerprints."""
+    """Return the paths of all manifests and tombstones, and of each shard's latest fingerprints."""
     return {*map(manifest_name, manifest_generations(dataset)), *_removal_paths(dataset)}
 
 
@@ -172,12 +179,12 @@ def _is_other(path: str) -> bool:
 
 
 def leaf_of(path: str, data: bytes) -> VersionLeaf:
-    """Return the leaf of a file with these bytes."""
+    """Return the leaf for a file that contains `data`."""
     return VersionLeaf(path, hashlib.sha256(data).hexdigest())
 
 
 def drop_cached_leaves(dataset: Location, shards: Collection[int]) -> None:
-    """Delete the cached leaves of these shards' commits, after a commit's bytes were restored."""
+    """Delete the cached hashes of these shards' commits. Call this after the bytes of a commit were restored."""
     blocks = {_cache_prefix(shard // SUMMARY_SHARDS) for shard in shards}
     for entry in (dataset / SUMMARIES).list():
         if any(entry.name.startswith(block) for block in blocks):
@@ -202,7 +209,7 @@ def _take(
 def _commit_leaves(
     dataset: Location, *, use_cache: bool, save_cache: bool, threads: int, read: SnapshotCommits | None
 ) -> list[VersionLeaf]:
-    """Return a leaf for the latest commit of each shard."""
+    """Return a leaf for each shard's latest commit."""
 
     def read_leaf(pair: tuple[int, int]) -> tuple[VersionLeaf, CommitSums | None]:
         data = (dataset / commit_path(*pair)).read()
@@ -228,7 +235,7 @@ def _commit_leaves(
             name = f"{prefix}{fingerprint(hashes)}.json"
             save_cache = save_block(dataset / SUMMARIES, _cache_prefix(block), name, canonical_json(hashes), existing)
         of_each = [one for _, one in found if one is not None]
-        if read is not None and len(of_each) == len(pairs):  # else a commit is damaged, which summing it reports
+        if read is not None and len(of_each) == len(pairs):  # else summing reports the damage
             read.sums[summary_name(members)] = sum(of_each, NOTHING)
     return leaves
 
@@ -238,7 +245,10 @@ def _cache_prefix(block: int) -> str:
 
 
 def _cached(dataset: Location, existing: Sequence[str], prefix: str, count: int) -> list[str] | None:
-    """Return the cached hashes of a block; None if they are missing or don't match the hash in the file name."""
+    """Return the hashes of a block's commits from the cache.
+
+    Returns None if the file is missing, or if the hashes don't match the hash in its name.
+    """
     for name in existing:
         if not name.startswith(prefix):
             continue
@@ -261,9 +271,10 @@ def leaf_hash(data: bytes) -> bytes:
 
 
 def root_hash(leaves: Sequence[bytes]) -> bytes:
-    """Return the root hash of a tree, 32 bytes, from the hashes of its leaves; without leaves, the SHA-256 of nothing.
+    """Return the root hash (32 bytes) of the Merkle tree over these leaf hashes.
 
-    RFC 6962, section 2.1: of n > 1 leaves, the left subtree has the largest power of two that is less than n.
+    RFC 6962, section 2.1, defines the tree: if there are n > 1 leaves, the left subtree contains the largest power of
+    two that is less than n. Without leaves, the root hash is the SHA-256 of no bytes.
     """
     if not leaves:
         return hashlib.sha256().digest()
@@ -285,11 +296,11 @@ def _node_hash(left: bytes, right: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class SnapshotComparison:
-    """Differences between a snapshot and an earlier one, as paths of files.
+    """Differences between an earlier and a later snapshot of a dataset, as paths of files.
 
-    Builds and corrections add such files, but never change one. They remove a file only if a higher generation replaces
-    it (commits and fingerprints), or if a later manifest no longer names it (parts of the catalog). So `changed` and
-    `missing` indicate damage, while `replaced` and `added` result from builds and corrections.
+    Builds and corrections add such files, but never change one. They delete commits and fingerprints only when a higher
+    generation replaces them, and catalog parts only when a later manifest no longer names them. Therefore, paths in
+    `changed` and `missing` indicate damage. Paths in `replaced` and `added` result from builds and corrections.
     """
 
     changed: tuple[str, ...]
@@ -299,17 +310,17 @@ class SnapshotComparison:
 
     @property
     def damaged(self) -> bool:
-        """True if there is a difference that no build or correction causes."""
+        """True if some difference can't result from builds and corrections."""
         return bool(self.changed or self.missing)
 
     @property
     def same(self) -> bool:
-        """True if nothing differs."""
+        """True if the snapshots are equal."""
         return not (self.changed or self.missing or self.replaced or self.added)
 
 
 def compare_snapshots(before: Snapshot, now: Snapshot) -> SnapshotComparison:
-    """Compare a dataset's earlier state with its current one."""
+    """Compare a dataset's earlier snapshot with its current one."""
     was, found = before.by_path, now.by_path
     generations = _generations(now)
     grown = _manifests(now) > _manifests(before)
@@ -331,16 +342,16 @@ def _is_replaced(path: str, generations: dict[tuple[str, int], int], *, grown: b
 
 
 def _generations(snapshot: Snapshot) -> dict[tuple[str, int], int]:
-    """Return the generation of each shard's commit and fingerprints, by folder and shard."""
+    """Return the generation of each shard's commit and fingerprints, keyed by (folder, shard)."""
     return dict(parsed for leaf in snapshot.leaves if (parsed := _numbered(leaf.path)) is not None)
 
 
 def _numbered(path: str) -> tuple[tuple[str, int], int] | None:
-    """Parse the path of a commit or of fingerprints into folder and shard, and generation."""
+    """Parse the path of a commit or a fingerprints file into ((folder, shard), generation); None for any other path."""
     parsed = parse_commit_path(path) or parse_fingerprints_path(path)
     return None if parsed is None else ((path.partition("/")[0], parsed[0]), parsed[1])
 
 
 def _manifests(snapshot: Snapshot) -> int:
-    """Return the highest generation of the manifest."""
+    """Return the highest generation of the manifest in a snapshot."""
     return max((parse_manifest_name(leaf.path) or 0 for leaf in snapshot.leaves), default=0)

@@ -1,7 +1,7 @@
 """Recorded versions: the state of a dataset after each build and correction, in files that are put if absent.
 
-You can read a version as long as its files exist. `read_history` checks that each recorded version is intact and
-follows the one before it.
+A version can be read as long as the files that it lists exist. `read_history` checks that each version's file is
+intact, and that each version names the digest of the version before it.
 """
 
 import hashlib
@@ -54,9 +54,9 @@ _READ_AHEAD = 512
 class Version(Frozen):
     """Content of `versions/<number>.json`: a digest, the files that it covers, and the command that led to this state.
 
-    `files` maps the paths of manifests, catalog parts, tombstones, and fingerprints to their SHA-256; `commits` are
-    (shard, generation, SHA-256 of the commit's file). `before` is the digest of the previous version, or None.
-    `checksum` is the SHA-256 of all other fields as canonical JSON.
+    `files` maps the path of each manifest, catalog part, tombstone, and fingerprints file to its SHA-256. `commits`
+    contains (shard, generation, SHA-256) for each commit's file. `before` is the digest of the previous version, or
+    None for the first one. In the file, `checksum` is the SHA-256 of all other fields as canonical JSON.
     """
 
     schema_version: Literal[1] = 1
@@ -78,7 +78,7 @@ class Version(Frozen):
 
     @cached_property
     def snapshot(self) -> Snapshot:
-        """Files that the digest covers."""
+        """The files that the digest covers."""
         files = [VersionLeaf(path, digest) for path, digest in self.files.items()]
         commits = [VersionLeaf(commit_path(shard, number), digest) for shard, number, digest in self.commits]
         return Snapshot.of([*files, *commits])
@@ -100,9 +100,10 @@ class Version(Frozen):
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Version":
-        """Parse a version's file; raises `DamagedDatasetError`, which names `where`, if it isn't intact.
+        """Parse a version's file and check that it is intact.
 
-        The checksum must match the other fields, and the digest the files listed.
+        The checksum must match the other fields, and the digest must match the listed files. Otherwise, this raises
+        `DamagedDatasetError`, which names `where`.
         """
         try:
             value = json.loads(data)
@@ -119,7 +120,10 @@ class Version(Frozen):
 
 @dataclass(frozen=True)
 class VersionName:
-    """A dataset's state: its digest (64 hexadecimal digits), and the version's number if it is recorded."""
+    """Name of a dataset's state.
+
+    It contains the state's digest (64 hexadecimal digits) and, if a version records the state, the version's number.
+    """
 
     digest: str
     number: int | None
@@ -130,7 +134,7 @@ class VersionName:
         return f"{short_digest(self.digest)} (version {self.number})"
 
     def line(self) -> str:
-        """Return the line that commands print last."""
+        """Return the text that commands print as their last line."""
         return f"dataset digest: {self}"
 
 
@@ -145,7 +149,7 @@ def version_numbers(dataset: Location) -> list[int]:
 
 
 def recorded_and_signed(dataset: Location) -> tuple[list[int], set[int]]:
-    """Return the numbers of the recorded versions, ascending, and of those with a signature, recorded or not."""
+    """Return the numbers of all recorded versions, ascending, and those of all signed versions, recorded or not."""
     names = [entry.name for entry in (dataset / VERSIONS).list()]
     recorded = (_NAME.fullmatch(name) for name in names)
     signed = (SIGNATURE_NAME.fullmatch(name) for name in names)
@@ -153,7 +157,10 @@ def recorded_and_signed(dataset: Location) -> tuple[list[int], set[int]]:
 
 
 def read_version(dataset: Location, number: int) -> Version:
-    """Read a recorded version; raises `UsageError` if there is none, `DamagedDatasetError` if it isn't intact."""
+    """Read a recorded version.
+
+    Raises `UsageError` if the version doesn't exist, and `DamagedDatasetError` if its file isn't intact.
+    """
     file = dataset / version_path(number)
     try:
         data = file.read()
@@ -166,16 +173,16 @@ def read_version(dataset: Location, number: int) -> Version:
 
 
 def latest_version(dataset: Location) -> Version | None:
-    """Read the latest recorded version; None if there is none."""
+    """Read the latest recorded version; None if no version is recorded."""
     numbers = version_numbers(dataset)
     return read_version(dataset, numbers[-1]) if numbers else None
 
 
 def find_version(dataset: Location, wanted: int | str) -> Version:
-    """Read a version by its number, or by its full digest or at least the first six digits of it.
+    """Find a version by its number, or by the first six or more digits of its digest, and read it.
 
-    Raises `UsageError` if no version or more than one matches, and `DamagedDatasetError` if the requested version may
-    be one that isn't intact.
+    Raises `UsageError` if no version or more than one matches. If no intact version matches but some versions are
+    damaged, raises `DamagedDatasetError`, because the requested version may be one of them.
     """
     text = str(wanted)
     if text.isdecimal() and len(text) < 6:
@@ -200,7 +207,10 @@ def find_version(dataset: Location, wanted: int | str) -> Version:
 
 
 def name_now(dataset: Location) -> VersionName:
-    """Return the current digest of a dataset, with the number of the latest version if it has the same digest."""
+    """Return the digest of a dataset's current state.
+
+    If the latest version has the same digest, the name includes its number.
+    """
     digest = take_snapshot(dataset).digest
     try:
         latest = latest_version(dataset)
@@ -210,15 +220,19 @@ def name_now(dataset: Location) -> VersionName:
 
 
 def put_version(dataset: Location, command: str, reason: str | None = None, now: datetime | None = None) -> VersionName:
-    """Record the current state of a dataset, at the end of a build or correction; return its name.
+    """Record the current state of a dataset as a new version, at the end of a build or correction; return its name.
 
-    Nothing is recorded if the digest is unchanged or a takedown isn't finished. To keep damage out of versions, the
-    same applies if the latest version's file is damaged, or its files are missing or different. Concurrent calls each
-    take the next free number. `command` made the change, for the user's `reason`. `now` defaults to the current time.
+    `command` is the command that changed the dataset, `reason` is the user's reason, and `now` defaults to the current
+    time. If several processes call this function at the same time, each takes the next free number.
+
+    This function doesn't record a version if the digest hasn't changed, or if a takedown isn't finished. It also
+    records nothing if the latest version's file is damaged, or if files that the latest version lists are missing or
+    changed. Otherwise, the new version would present the damage as a regular state.
     """
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     while True:
-        # The snapshot is taken after the latest version was read, so that the last version includes all changes.
+        # The latest version is read before the snapshot is taken. If another process records a version in between, the
+        # new number is already in use. The loop then takes a new snapshot, so the last version includes all changes.
         numbers = version_numbers(dataset)
         try:
             latest = read_version(dataset, numbers[-1]) if numbers else None
@@ -254,20 +268,23 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
 
 
 def unfinished_takedowns(dataset: Location, latest: Version | None) -> list[str]:
-    """Return the paths of tombstones that the latest version doesn't list. Takedowns record a version when they end."""
+    """Return the paths of tombstones that the latest version doesn't list.
+
+    A takedown records a version at its end, so these takedowns aren't finished.
+    """
     paths = (f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset))
     return [path for path in paths if latest is None or path not in latest.files]
 
 
 def _listed(snapshot: Snapshot) -> dict[str, Any]:
-    """Return the fields `files` and `commits` of a snapshot."""
+    """Return the values of the fields `files` and `commits` for a snapshot."""
     files = {leaf.path: leaf.sha256 for leaf in snapshot.leaves if parse_commit_path(leaf.path) is None}
     commits = ((*pair, leaf.sha256) for leaf in snapshot.leaves if (pair := parse_commit_path(leaf.path)) is not None)
     return {"files": files, "commits": tuple(sorted(commits))}
 
 
 def _counts(sums: CommitSums) -> dict[str, int]:
-    """Return the sums that a version contains."""
+    """Return the counts that a version records."""
     counts = {name: sums.counts.get(name, 0) for name in ("rows", "images", "masks", "rejected")}
     return {"shards": sums.shards, "bytes": sums.bytes, **counts}
 
@@ -284,13 +301,14 @@ def _known(dataset: Location) -> str:
 
 
 class RemovedVersionError(UsageError):
-    """A recorded version can't be read anymore because a correction replaced shards of it."""
+    """A recorded version can't be read anymore, because a correction replaced some of its shards."""
 
 
 def check_readable(dataset: Location, version: Version) -> None:
-    """Raise `RemovedVersionError`, which names the responsible versions, if commits of a version were replaced.
+    """Check that all commits of a version still exist.
 
-    Raises `DamagedDatasetError` if commits are gone that nothing replaced.
+    Raises `RemovedVersionError`, which names the later versions that are responsible, if corrections replaced some of
+    the commits. Raises `DamagedDatasetError` if commits are gone although nothing replaced them.
     """
     generations = CommitLog(dataset).generations()
     gone = {shard: number for shard, number, _ in version.commits if number not in generations.get(shard, ())}
@@ -308,16 +326,16 @@ def check_readable(dataset: Location, version: Version) -> None:
 
 
 def manifest_of(dataset: Location, version: Version) -> DatasetManifest:
-    """Return the latest manifest as of a version; raises `DamagedDatasetError` if it is gone or was changed."""
+    """Return the manifest that was the latest at a version; raises `DamagedDatasetError` if it's gone or changed."""
     names = [path for path in version.files if parse_manifest_name(path) is not None]
     name = max(names, key=lambda path: parse_manifest_name(path) or 0)
     return DatasetManifest.from_json(_recorded(dataset, name, version.files[name]), f"{dataset}/{name}")
 
 
 def read_commits(dataset: Location, version: Version, only: Container[int] | None = None) -> Iterator[Commit]:
-    """Yield a version's commits in shard order; raises `DamagedDatasetError` if one is gone or was changed.
+    """Yield the commits of a version in shard order, or only those of the shards in `only`.
 
-    `only` selects shards.
+    Raises `DamagedDatasetError` if a commit is gone or was changed.
     """
 
     def read(entry: tuple[int, int, str]) -> Commit:
@@ -329,7 +347,7 @@ def read_commits(dataset: Location, version: Version, only: Container[int] | Non
 
 
 def _recorded(dataset: Location, path: str, sha256: str) -> bytes:
-    """Return the bytes of a file that a version lists."""
+    """Read a file that a version lists, and check its SHA-256."""
     try:
         data = (dataset / path).read()
     except NotFoundError as error:
@@ -340,7 +358,7 @@ def _recorded(dataset: Location, path: str, sha256: str) -> bytes:
 
 
 def _who_replaced(dataset: Location, version: Version, gone: dict[int, int]) -> Iterator[str]:
-    """Yield a line for each later version that replaced some of these shards."""
+    """Yield one line of text for each later version that replaced some of these shards."""
     waiting = dict(gone)
     known = set(version.files)
     reasons = {f"{TOMBSTONES}/{tombstone.name}": tombstone.reason for tombstone in read_tombstones(dataset)}
@@ -359,16 +377,17 @@ def _who_replaced(dataset: Location, version: Version, gone: dict[int, int]) -> 
 
 @dataclass(frozen=True)
 class VersionHistory:
-    """The latest intact version, or None, and the problems of all versions."""
+    """Result of `read_history`: the latest intact version, or None, and the problems of all versions."""
 
     latest: Version | None
     problems: tuple[Finding, ...]
 
 
 def read_history(dataset: Location) -> VersionHistory:
-    """Read all recorded versions of a dataset, keeping only one in memory at a time.
+    """Read and check all recorded versions of a dataset; only one of them is in memory at a time.
 
-    A later version or a signature reveals a missing one. Consecutive missing versions count as one problem.
+    A missing version is found because a later version or a signature exists. Consecutive missing versions are reported
+    as one problem.
     """
     recorded, signed = recorded_and_signed(dataset)
     numbers = set(recorded)
@@ -398,7 +417,7 @@ def read_history(dataset: Location) -> VersionHistory:
 
 
 def _breaks(version: Version, earlier: Version | None) -> Iterator[Finding]:
-    """Yield the problem of a version that does not follow the previous one, unless that one is unknown."""
+    """Yield a finding if a version doesn't follow the one before it. If that one is unknown, nothing can be checked."""
     if version.before is None or (earlier is None and version.number > 1):
         return
     if earlier is None:
