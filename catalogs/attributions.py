@@ -16,7 +16,7 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 
 COLUMNS = ("image", "id", "image_id", "attribution", "provider", "license", "license_url", "source_url")
-"""Columns of an attribution file; `image` is the name in the tar, `image_id` the catalog's."""
+"""Columns of an attribution file. `image` is the image's name in the tar, and `image_id` is its name in the catalog."""
 
 ATTRIBUTION_FAMILIES = (
     "CC-BY-",
@@ -29,12 +29,13 @@ ATTRIBUTION_FAMILIES = (
     "OGDL-Taiwan-",
     "OGL-",
 )
-"""Prefixes of the SPDX identifiers of licenses for works and data that require attribution."""
+"""Prefixes of SPDX identifiers. The licenses are for works and data, and require attribution."""
 
 _CREATIVE_COMMONS = re.compile(r"CC-(BY(?:-NC)?(?:-SA|-ND)?|SA)-(\d\.\d)(?:-([A-Z]+))?")
 _PUBLIC_DOMAIN = {"CC0-1.0": "zero/1.0", "CC-PDM-1.0": "mark/1.0"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&])")
-# OWASP, "CSV Injection": characters that start a formula, including full-width forms, and those that spreadsheets skip.
+# Characters that start a formula, including full-width forms, and characters that spreadsheets skip before a formula.
+# Source: OWASP, "CSV Injection".
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _CHANGES = "The images were re-encoded; large ones were scaled down, and regions of some were made unrecognizable."
 
@@ -42,13 +43,13 @@ Row = Mapping[str, Any]
 
 
 def asks_for_attribution(license: str | None) -> bool:
-    """Return whether the license with this SPDX identifier requires attribution; False for unknown `LicenseRef-…`."""
+    """Return whether the license with this SPDX identifier requires attribution. An unknown `LicenseRef-…` doesn't."""
     identifier = canonical_identifier((license or "").strip())
     return identifier is not None and identifier.startswith(ATTRIBUTION_FAMILIES)
 
 
 def license_url(license: str | None) -> str | None:
-    """Return the URL of a license's text at Creative Commons or on SPDX's list, or None for a `LicenseRef-…`."""
+    """Return the URL of a license's text at Creative Commons or in SPDX's list; None for a `LicenseRef-…`."""
     identifier = canonical_identifier((license or "").strip())
     if identifier is None or identifier.startswith("LicenseRef-"):
         return None
@@ -62,17 +63,17 @@ def license_url(license: str | None) -> str | None:
 
 
 def check_ending(uri: str) -> None:
-    """Raise `UsageError` unless the extension of an attribution file selects a known format."""
+    """Raise `UsageError` if an attribution file's extension doesn't select a format."""
     if not uri.lower().endswith(tuple(_WRITERS)):
         raise UsageError(f"expected a file name that ends in {', '.join(_WRITERS)}; got {uri!r}")
 
 
 def write_attributions(rows: Iterable[Row], destination: Location) -> int:
-    """Write a file with the author, license, and source of each image; return the number of images.
+    """Write a file that credits the author of each image, with license and source; return the number of images.
 
-    `rows` is a stream of rows of `images`, with the columns id, image_id, attribution, provider, license, and
-    source_url. The file's extension selects CSV, JSON Lines, or Markdown; any other extension raises `UsageError`. In
-    CSV, text that a spreadsheet would run as a formula is prefixed with a single quote.
+    `rows` are rows of `images` with the columns id, image_id, attribution, provider, license, and source_url. They can
+    be a stream. The file's extension selects CSV, JSON Lines, or Markdown. In CSV, a text that a spreadsheet would run
+    as a formula gets a single quote in front. Raises `UsageError` for any other extension.
     """
     check_ending(destination.uri)
     write = _WRITERS["." + destination.uri.lower().rpartition(".")[2]]
@@ -85,7 +86,10 @@ def write_attributions(rows: Iterable[Row], destination: Location) -> int:
 
 
 def write_attributions_csv(rows: Iterable[Row], file: TextIO) -> int:
-    """Write attributions as CSV to a text file opened without newline translation; return the number of rows."""
+    """Write attributions as CSV to a text file, and return the number of rows.
+
+    The file must be open without newline translation.
+    """
     return _write_csv(map(_entry, rows), file)
 
 
@@ -108,7 +112,7 @@ def _write_csv(entries: Iterable[Row], file: TextIO) -> int:
 
 
 def _cell(value: Any) -> Any:
-    """Convert a value to the text of a cell, with a leading single quote if a spreadsheet would run it as a formula."""
+    """Convert a value for a cell. If a spreadsheet would run a text as a formula, prefix it with a single quote."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
@@ -122,7 +126,7 @@ def _write_markdown(entries: Iterable[Row], file: TextIO) -> int:
 
 
 def _sentence(entry: Row) -> str:
-    """Format title, author, source, and license as Creative Commons recommends."""
+    """Format the title, author, source, and license of an image in the way that Creative Commons recommends."""
     title = _link(entry["image_id"], entry["source_url"])
     author = f" by {_plain(entry['attribution'])}" if entry["attribution"] else ""
     provider = f", from {_plain(entry['provider'])}" if entry["provider"] else ""
@@ -137,7 +141,7 @@ def _link(text: str, url: str | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escape a catalog's text for Markdown, and remove its line breaks."""
+    """Escape a text from a catalog for Markdown, and replace its line breaks with spaces."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 

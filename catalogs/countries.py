@@ -1,9 +1,10 @@
 """Countries with their region and income level, as the Segment Anything paper groups them.
 
-`countries.csv` contains the codes of ISO 3166-1 alpha-2, and XK, which the World Bank also lists. `region` is one of
-the paper's five regions: those of the United Nations (M49), except that Asia and Oceania are merged and the Americas
-are split in two. `income` is the World Bank's classification for its fiscal year 2026 (July 2025 to June 2026), with
-lower and upper middle income merged into `middle`. It is empty for countries that the World Bank doesn't classify.
+`countries.csv` contains the codes of ISO 3166-1 alpha-2, and XK, which is in the World Bank's list. `region` is one of
+the paper's five regions. These are the regions of the United Nations (M49), but with Asia and Oceania merged, and the
+Americas split in two. `income` is the World Bank's classification for its fiscal year 2026 (July 2025 to June 2026).
+`middle` stands for both lower and upper middle income. `income` is empty for countries that the World Bank doesn't
+classify.
 """
 
 import csv
@@ -16,7 +17,7 @@ INCOMES = ("high", "middle", "low")
 
 
 class Country(NamedTuple):
-    """A country; `region` is one of `REGIONS` or None, `income` one of `INCOMES` or None."""
+    """Country or territory. `region` is one of `REGIONS` or None, and `income` is one of `INCOMES` or None."""
 
     code: str
     name: str
@@ -26,7 +27,7 @@ class Country(NamedTuple):
 
 @cache
 def countries() -> dict[str, Country]:
-    """Return all countries, keyed and ordered by code."""
+    """Return all countries, keyed by code and ordered by code."""
     lines = files("segmint.catalogs").joinpath("countries.csv").read_text(encoding="utf-8").splitlines()
     rows = (Country(code, name, region or None, income or None) for code, name, region, income in csv.reader(lines[1:]))
     return {row.code: row for row in rows}

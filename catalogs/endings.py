@@ -14,4 +14,4 @@ IMAGE_ENDINGS = (
     ".jp2",
     ".gif",
 )
-"""In lowercase. Only reading a file shows whether it really is an image."""
+"""Extensions in lowercase. A file with such an extension may still turn out not to be an image."""

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 EXAMPLES = 100
-"""Maximum number of findings kept and listed per code; all are counted."""
+"""Maximum number of findings per code that are kept and listed. All findings are counted."""
 
 
 class Code(StrEnum):
-    """Short name of a problem; `SENTENCES` explains each."""
+    """Short name of a problem. `SENTENCES` explains each code."""
 
     BAD_MANIFEST = "bad_manifest"
     MISSING_CATALOG = "missing_catalog"
@@ -166,16 +166,16 @@ AREAS = {
     Code.REPEATED_SOURCE: "duplicates",
     Code.SIMILAR_IMAGE: "duplicates",
 }
-"""Area of each code outside integrity."""
+"""Areas of the codes that aren't about integrity."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem and its location.
+    """One problem in a dataset, and its location.
 
-    `file` is a path below the dataset, and `where` is a row, image, or mask in that file (empty: the whole file).
-    `shard` is None if the file belongs to no shard. `image` is the number of the affected image, and `mask` is the
-    annotation id of the affected mask; each is None if it doesn't apply or is unknown.
+    `file` is a path below the dataset. `where` names a row, image, or mask in that file, and is empty if the whole file
+    is affected. `shard` is None if the file doesn't belong to a shard. `image` is the number of the affected image, and
+    `mask` is the annotation id of the affected mask. Either is None if it is unknown or doesn't apply.
     """
 
     code: Code
@@ -196,33 +196,40 @@ class Finding:
 
 @dataclass(frozen=True)
 class FindingLocation:
-    """A file with findings and its shard, if it belongs to one; `image` as in `Finding`."""
+    """File in which findings are made, with its shard, if any. `image` is as in `Finding`."""
 
     file: str
     shard: int | None = None
     image: int | None = None
 
     def of_image(self, image: int | None) -> "FindingLocation":
-        """Return the same file, for findings about one image."""
+        """Return this location for findings about one image in the file."""
         return replace(self, image=image)
 
     def finding(
         self, code: Code, expected: object, found: object, where: str = "", *, mask: int | None = None
     ) -> Finding:
-        """Return a finding in this file; `where` names a row, image, or mask in it, `mask` is as in `Finding`."""
+        """Create a finding at this location.
+
+        `where` names a row, image, or mask in the file. `mask` is as in `Finding`.
+        """
         return Finding(code, self.file, str(expected), str(found), self.shard, where, self.image, mask)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Collected findings: the `counts` of all by code, and the first `EXAMPLES` per code in `kept`, ordered by code."""
+    """Collected findings.
+
+    `counts` contains the number of all findings by code. `kept` contains the first `EXAMPLES` findings of each code,
+    ordered by code.
+    """
 
     counts: Mapping[Code, int]
     kept: tuple[Finding, ...]
 
     @property
     def total(self) -> int:
-        """Number of findings, kept or not."""
+        """Number of all findings, including those that weren't kept."""
         return sum(self.counts.values())
 
     def __iter__(self) -> Iterator[Finding]:
@@ -234,7 +241,10 @@ class Findings:
 
 @dataclass
 class FindingCollector:
-    """Collector that counts all findings by code and keeps the first `EXAMPLES` of each code, to bound its memory."""
+    """Collector of findings.
+
+    It counts all findings by code, but keeps only the first `EXAMPLES` of each, to limit its memory.
+    """
 
     counts: dict[Code, int] = field(default_factory=dict)
     _kept: dict[Code, list[Finding]] = field(default_factory=dict)
@@ -245,7 +255,7 @@ class FindingCollector:
         self._keep(finding)
 
     def extend(self, findings: "Iterable[Finding] | FindingCollector | Findings") -> None:
-        """Add several findings, in order, or everything from another collector."""
+        """Add several findings in order, or everything that another collector contains."""
         if isinstance(findings, FindingCollector):
             findings = findings.collected()
         if not isinstance(findings, Findings):
@@ -258,12 +268,12 @@ class FindingCollector:
             self._keep(finding)
 
     def collected(self) -> Findings:
-        """Return the findings so far."""
+        """Return the findings collected so far."""
         return Findings(dict(self.counts), tuple(finding for code in Code for finding in self._kept.get(code, ())))
 
     @property
     def total(self) -> int:
-        """Number of findings so far, kept or not."""
+        """Number of findings added so far, including those that weren't kept."""
         return sum(self.counts.values())
 
     def __contains__(self, code: object) -> bool:

@@ -4,6 +4,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """Immutable record. Parsing data with an unknown field is an error."""
+    """Immutable record. Unknown fields in parsed data are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

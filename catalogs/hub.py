@@ -22,7 +22,10 @@ _SIZES = (
 
 
 def hub_licenses(names: Iterable[str]) -> dict[str, Any]:
-    """Return the card's entries for SPDX license identifiers; those that the Hub doesn't support become `other`."""
+    """Return the dataset card's entries for these SPDX identifiers.
+
+    A license that the Hub doesn't know becomes `other`.
+    """
     given = set(names)
     known = sorted({name.lower() for name in given if name.lower() in _LICENSES})
     others = sorted(name for name in given if name.lower() not in _LICENSES)
@@ -31,7 +34,7 @@ def hub_licenses(names: Iterable[str]) -> dict[str, Any]:
 
 
 def size_category(images: int) -> str:
-    """Return the Hub's size category for a number of images."""
+    """Return the Hub's size category for this number of images."""
     for limit, name in _SIZES:
         if images < limit:
             return name

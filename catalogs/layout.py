@@ -35,13 +35,16 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 SCHEMA_VERSION = 3
-"""Format version of a dataset, `schema_version` in `dataset.json`; segmint only reads and writes this one."""
+"""Format version of a dataset, which is `schema_version` in `dataset.json`.
+
+segmint reads and writes no other version.
+"""
 
 ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete", "next_mask")
-"""Columns of `images` about annotation, in order; null in rows that a build wrote, except `next_mask`."""
+"""Columns of `images` that describe annotation, in order. In rows that a build wrote, all but `next_mask` are null."""
 
 LEVELS = {"output": "outputs", "container": "containers"}
-"""Columns of `masks` that an image's JSON contains beside its annotations, with the key of the list of their values."""
+"""Columns of `masks` that an image's JSON also contains, each with the key of its list of values in the JSON."""
 
 MANIFEST = "dataset.json"
 DATASET_ID = "id.json"
@@ -51,16 +54,16 @@ COMMITS = "commits"
 RESERVATIONS = "reservations"
 SUMMARIES = "summaries"
 REPORT = "report"
-"""Folder that reports are written to."""
+"""Folder for the files of a report."""
 
 MOST_PIXELS = 250_000_000
-"""Maximum number of pixels of an image that is decoded when reading a dataset; the same as the default of ingest."""
+"""Maximum number of pixels of an image that readers of a dataset decode. It equals the default limit of ingest."""
 
 MOST_MEMBER_BYTES = 256 << 20
-"""Maximum size in bytes of a file in a tar, JPEG or JSON, that is read into memory."""
+"""Maximum size in bytes of a JPEG or JSON in a tar. Readers don't load larger ones into memory."""
 
 DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects": "parquet"}
-"""Folders of data files, with the extension of their files."""
+"""Folders of data files, and the extension of the files in each of them."""
 
 DIGEST_DIGITS = 12
 _SHOWN = 10
@@ -91,11 +94,11 @@ _KNOWN = re.compile("|".join(_NAMES), re.ASCII)
 
 
 class DamagedDatasetError(SegmintError):
-    """A file of a dataset does not match its name and its commit."""
+    """A file of a dataset doesn't match its name or its commit."""
 
 
 class DataFile(NamedTuple):
-    """Components of a data file's name."""
+    """Components of the name of a data file."""
 
     kind: str  # a key of `DATA_KINDS`
     shard: int
@@ -103,16 +106,17 @@ class DataFile(NamedTuple):
 
 
 def canonical_json(value: Any) -> bytes:
-    """Serialize to the JSON form that a dataset hashes and compares: sorted keys, compact, UTF-8, newline.
+    """Serialize a value to canonical JSON, which a dataset stores, hashes, and compares.
 
-    Raises `ValueError` for NaN and infinities, which JSON can't represent.
+    Canonical JSON has sorted keys, no spaces between tokens, UTF-8 encoding, and a newline at the end. Raises
+    `ValueError` for NaN and infinities, because JSON can't represent them.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
 
 def wrong_fields(error: "ValidationError") -> str:
-    """Return the first ten invalid fields of a file, each with the expected value."""
+    """Describe the first ten invalid fields of a file: the name of each field, and what was expected."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}" for problem in problems]
     return "; ".join([*lines[:_SHOWN], *([f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])])
@@ -124,50 +128,51 @@ def fingerprint(value: Any) -> str:
 
 
 def json_with_digest(value: Mapping[str, Any]) -> bytes:
-    """Return a value's canonical JSON with a field `digest` that covers all other fields."""
+    """Return a value's canonical JSON with another field, `digest`, which is a hash of all other fields."""
     return canonical_json({**value, "digest": fingerprint(value)})
 
 
 def is_known(path: str) -> bool:
-    """Return whether a path below the dataset is one that segmint may put, except for temporary files."""
+    """Return whether segmint uses this path below the dataset. Paths of temporary files don't count."""
     return _KNOWN.fullmatch(path) is not None
 
 
 def shard_name(shard: int) -> str:
-    """Format a shard's number for file names: six digits, more from a million on."""
+    """Format a shard's number for file names: six digits, or more for shards from a million on."""
     return f"{shard:06d}"
 
 
 def image_stem(image: int) -> str:
-    """Return the name of an image's files without the extension; `image` is its number in the dataset."""
+    """Return the name of an image's files, without the extension. `image` is the image's number in the dataset."""
     return f"sa_{image}"
 
 
 def image_name(image: int) -> str:
-    """Return the name of an image's JPEG in a tar."""
+    """Return the name of an image's JPEG in its tar."""
     return f"{image_stem(image)}.jpg"
 
 
 def annotation_name(image: int) -> str:
-    """Return the name of the JSON with an image's masks in a tar."""
+    """Return the name of an image's JSON, which contains its masks, in its tar."""
     return f"{image_stem(image)}.json"
 
 
 def part_path(part: int, sha256: str) -> str:
-    """Return the path of a part of the normalized catalog, below the dataset; `sha256` is the hash of its bytes.
+    """Return the path of a catalog part below the dataset. `sha256` is the hash of the part's bytes.
 
-    The name contains the hash so that two builds that start or extend a dataset never overwrite each other's files.
+    The path contains the hash. Therefore, two builds that start or extend a dataset at the same time never overwrite
+    each other's files.
     """
     return f"{CATALOG}/part-{part}-{sha256[:DIGEST_DIGITS]}.parquet"
 
 
 def is_part_path(path: str) -> bool:
-    """Return whether a path below the dataset is that of a part of the normalized catalog."""
+    """Return whether a path below the dataset is the path of a catalog part."""
     return _PART.fullmatch(path) is not None
 
 
 def part_number(path: str) -> int:
-    """Return the number of a part of the normalized catalog, from its path below the dataset."""
+    """Return the number of a catalog part from its path below the dataset; raises `ValueError` for any other path."""
     match = _PART.fullmatch(path)
     if match is None:
         raise ValueError(f"{path} is not part of a catalog")
@@ -175,7 +180,10 @@ def part_number(path: str) -> int:
 
 
 def data_path(kind: str, shard: int, sha256: str) -> str:
-    """Return the path of a data file below the dataset; `kind` is a key of `DATA_KINDS`, `sha256` its hash."""
+    """Return the path of a data file below the dataset.
+
+    `kind` is a key of `DATA_KINDS`, and `sha256` is the file's hash.
+    """
     return f"{kind}/sa_{shard_name(shard)}-{sha256[:DIGEST_DIGITS]}.{DATA_KINDS[kind]}"
 
 
@@ -214,7 +222,10 @@ def parse_commit_path(path: str) -> tuple[int, int] | None:
 
 
 def reservation_name(shard: int, generation: int, digest: str) -> str:
-    """Return the name of a reservation's file in `reservations/`; `digest` is that of the paths it lists."""
+    """Return the name of a reservation's file in `reservations/`.
+
+    `digest` is the fingerprint of the paths that it lists.
+    """
     return f"{shard_name(shard)}.g{generation}-{digest}.json"
 
 
@@ -225,37 +236,40 @@ def parse_reservation_name(name: str) -> tuple[int, int] | None:
 
 
 def part_reservation_name(generation: int, digest: str) -> str:
-    """Return the name of a manifest generation's reservation of catalog parts; `digest` is that of their paths."""
+    """Return the name of the file that reserves catalog parts for a generation of the manifest.
+
+    `digest` is the fingerprint of the parts' paths.
+    """
     return f"dataset.g{generation}-{digest}.json"
 
 
 def parse_part_reservation_name(name: str) -> int | None:
-    """Parse the name of a reservation of parts into the manifest's generation; None for any other name."""
+    """Parse the name of such a file, and return the generation of the manifest; None for any other name."""
     match = _PART_RESERVATION.fullmatch(name)
     return None if match is None else int(match["generation"])
 
 
 def amended_name(generation: int, digest: str) -> str:
-    """Return the file name of the list of an amendment's shards, which is in `reservations/`.
+    """Return the name of the file in `reservations/` that lists the shards that an amendment has to change.
 
-    `generation` is that of the manifest that the amendment puts.
+    `generation` is the generation of the manifest that the amendment puts.
     """
     return f"amended.g{generation}-{digest}.json"
 
 
 def parse_amended_name(name: str) -> int | None:
-    """Parse the name of the list of an amendment's shards into the manifest's generation; None for any other name."""
+    """Parse the name of such a file, and return the generation of the manifest; None for any other name."""
     match = _AMENDED.fullmatch(name)
     return None if match is None else int(match["generation"])
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:
-    """Return the hash of a configuration's identity keys, 64 hexadecimal digits."""
+    """Return the SHA-256 of a configuration's identity keys, 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(config)).hexdigest()
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the sorted dotted keys in which two configuration trees differ, including keys of only one of them."""
+    """Return the sorted dotted keys whose values differ between two configurations or exist in only one of them."""
     keys: list[str] = []
     for key in sorted({*old, *new}):
         if key not in old or key not in new:

@@ -11,7 +11,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
 
 LONGEST = 1000
-"""Maximum number of characters of a license identifier; longer text is a license's full text."""
+"""Maximum number of characters in a license identifier. A longer text is assumed to be a full license text."""
 
 _LICENSE_REF = re.compile(r"LicenseRef-[A-Za-z0-9.\-]+")
 _VERSION = re.compile(r"-v?\d+(\.\d+)*")
@@ -22,7 +22,10 @@ _REDACTED = 5000  # characters searched for credentials, enough for any that sta
 
 @lru_cache(maxsize=1)
 def spdx_identifiers() -> dict[str, str]:
-    """Return the SPDX license list of the `license-expression` package: lowercase identifier → SPDX spelling."""
+    """Return the identifiers in the SPDX license list, keyed by their lowercase form.
+
+    The list comes from the `license-expression` package. Exceptions and deprecated licenses are left out.
+    """
     from license_expression import get_license_index
 
     known: dict[str, str] = {}
@@ -36,9 +39,10 @@ def spdx_identifiers() -> dict[str, str]:
 
 
 def canonical_identifier(text: str) -> str | None:
-    """Return `text` in SPDX's spelling (matching listed identifiers in any case); None if it is not an identifier.
+    """Return an SPDX identifier in its official spelling; None if `text` is not an identifier. Case doesn't matter.
 
-    `LicenseRef-…` names a license that SPDX does not list, such as an agreement, and is returned unchanged.
+    `LicenseRef-…` is an identifier for a license that isn't in SPDX's list, such as an agreement. It is returned
+    unchanged.
     """
     if len(text) > LONGEST:
         return None
@@ -49,7 +53,7 @@ def canonical_identifier(text: str) -> str | None:
 
 @lru_cache(maxsize=1024)
 def suggest_identifier(text: str) -> str | None:
-    """Return the listed identifier most similar to `text`; None if there is none."""
+    """Return the SPDX identifier that is most similar to `text`; None if no identifier is similar."""
     if len(text) > LONGEST:
         return None
     known = spdx_identifiers()
@@ -58,8 +62,8 @@ def suggest_identifier(text: str) -> str | None:
         return known[wanted]
     longest = max(map(len, known))
     if len(wanted) > longest and 2 * longest < _SIMILAR * (longest + len(wanted)):
-        return None  # too long to be similar to any identifier; difflib would be slow to notice that
-    # The newest version of a family, since "CC-BY" means CC-BY-4.0 more often than CC-BY-1.0.
+        return None  # too long to be similar to any identifier, which difflib would only find out slowly
+    # Suggest the newest version of a family, because "CC-BY" means CC-BY-4.0 more often than CC-BY-1.0.
     family = sorted(key for key in known if key.startswith(wanted) and _VERSION.fullmatch(key, len(wanted)))
     if family:
         return known[family[-1]]
@@ -75,7 +79,7 @@ def fit_to_store(text: str) -> str:
 
 
 def validate_identifier(text: str) -> str:
-    """Return the identifier in SPDX's spelling; raises `UsageError`, with a suggestion, if it is not one."""
+    """Return an identifier in SPDX's spelling; raises `UsageError` with a suggestion if `text` is not an identifier."""
     identifier = canonical_identifier(text)
     if identifier is None:
         raise UsageError(f"{_unknown(text)}; expected an SPDX identifier such as CC-BY-4.0, or LicenseRef-…")
@@ -84,7 +88,10 @@ def validate_identifier(text: str) -> str:
 
 @dataclass(frozen=True)
 class LicensePolicy:
-    """Rules for usable images. `policy_date` is fixed when a dataset is started, so that verdicts don't change."""
+    """Rules that decide whether an image may be used, based on its license.
+
+    `policy_date` is fixed when a dataset is started, so that verdicts don't change later.
+    """
 
     allow: frozenset[str]
     require_redistributable: bool
@@ -98,11 +105,11 @@ class LicensePolicy:
         valid_until: date | None,
         opt_out: bool | None = None,
     ) -> tuple[Reason, str] | None:
-        """Return the verdict on an image and a sentence with the reason; None if it may be used.
+        """Return the reason for rejecting an image and a sentence that explains it; None if the image may be used.
 
-        An image is rejected for the first of these reasons: it has no license; its license is not allowed; its license
-        expired before `policy_date` (the last day counts as valid); redistribution is required but denied or unknown;
-        the catalog says that it was opted out.
+        The first of these reasons that applies is returned: the image has no license; its license is not allowed; its
+        license expired before `policy_date` (the last valid day still counts as valid); redistribution is required, but
+        denied or unknown; the catalog marks the image as opted out.
         """
         if license is None or not license.strip():
             return Reason.LICENSE_MISSING, "the catalog names no license for this image"

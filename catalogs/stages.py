@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from segmint.catalogs.frozen import Frozen
 
 STAGE_PREFIX = "stage_"
-"""Beginning of the name of a custom stage's column."""
+"""Prefix of the name of a custom stage's column."""
 
 _Name = Annotated[str, Field(pattern=r"\A[a-z][a-z0-9_]{0,62}\z")]
 _Type = Literal[
@@ -18,9 +18,10 @@ _Type = Literal[
 
 
 class StageField(Frozen):
-    """A value that a stage writes; all may be null.
+    """Value that a custom stage writes. Any value may be null.
 
-    `type` is the name of an Arrow type. A `list` has one field, which describes its elements; a `struct` has several.
+    `type` is the name of an Arrow type. A `list` has exactly one field, which describes its elements. A `struct` has
+    one or more fields.
     """
 
     name: _Name
@@ -29,7 +30,7 @@ class StageField(Frozen):
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """Arrow type of the value."""
+        """Arrow type of the values."""
         if self.type == "list":
             return pa.list_(self.fields[0].arrow_type)
         if self.type == "struct":
@@ -47,12 +48,12 @@ class StageField(Frozen):
 
 
 class StageColumn(StageField):
-    """The column of the stage `name`, a struct at the end of the table."""
+    """Column of the custom stage `name`: a struct at the end of the table."""
 
     table: Literal["images", "masks"]
     type: Literal["struct"] = "struct"
 
     @property
     def arrow_field(self) -> pa.Field:
-        """Arrow field of the column, whose name is `stage_<name>`."""
+        """Arrow field of the column. Its name is `stage_<name>`."""
         return pa.field(f"{STAGE_PREFIX}{self.name}", self.arrow_type)

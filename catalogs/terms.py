@@ -1,6 +1,7 @@
 """Judgment of an accepted image's terms: its license, and the attribution that the license requires.
 
-The audit judges a dataset's images, and `segmint catalog check` and `plan` judge a catalog's rows before a build.
+The audit uses this to judge the images of a dataset. Before a build, `segmint catalog check` and `plan` use it to judge
+the rows of a catalog.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ _CODES = {
 
 @dataclass(frozen=True)
 class TermsFinding:
-    """A problem with an image's terms. `since_build` is true if the license expired after the policy date."""
+    """Problem with the terms of an image. `since_build` is true if the license expired after the policy date."""
 
     code: Code
     expected: str
@@ -33,10 +34,10 @@ class TermsFinding:
 
 
 def judge_terms(row: Mapping[str, Any], policy: LicensePolicy, today: date) -> Iterator[TermsFinding]:
-    """Judge a row by the dataset's policy as of the day `today`; yield the problems.
+    """Judge a row by the dataset's policy as of the day `today`, and yield the problems.
 
-    `row` contains `license`, `redistributable`, `valid_until`, `attribution`, and optionally `opt_out`, as in the
-    normalized catalog.
+    `row` contains `license`, `redistributable`, `valid_until`, and `attribution`, and may contain `opt_out`. The values
+    are as in the normalized catalog.
     """
     terms = (row["license"], row["redistributable"], row["valid_until"], row.get("opt_out"))
     verdict = replace(policy, policy_date=today).judge(*terms)
@@ -56,6 +57,6 @@ def judge_terms(row: Mapping[str, Any], policy: LicensePolicy, today: date) -> I
 
 
 def judge_attribution(row: Mapping[str, Any]) -> Iterator[TermsFinding]:
-    """Yield a finding if the license requires attribution and the row contains none."""
+    """Yield a finding if the row has no attribution although its license requires one."""
     if asks_for_attribution(row["license"]) and not (row["attribution"] or "").strip():
         yield TermsFinding(Code.MISSING_ATTRIBUTION, f"an attribution, as {row['license']} requires", "none")

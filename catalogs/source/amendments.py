@@ -1,6 +1,7 @@
 """Corrections of a dataset's catalog from a source catalog: the credits and origins of images.
 
-Rows are matched by image_id. As in `segmint.catalogs.source.normalize`, everything is streamed or left to DuckDB.
+Rows with the same image_id belong together. As in `segmint.catalogs.source.normalize`, every step either streams the
+rows or runs in DuckDB.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,18 +20,18 @@ from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_ca
 from segmint.infra.storage.location import Location
 
 FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out")
-"""Columns that are pinned. If a source catalog contains a value in one, it must be equal to the dataset's value."""
+"""Pinned columns. If a source catalog contains a value in one of them, the value must equal the dataset's value."""
 
 SHOWN = 20
-"""Maximum number of changes listed; all are counted."""
+"""Maximum number of changes that are listed. All changes are counted."""
 
-# Of the rows with the same image_id and uri, only the first is joined, because a catalog may repeat a row often.
+# A catalog may repeat a row often. Therefore, only the first of the rows with the same image_id and uri is joined.
 _HEADS = """
 CREATE TEMP TABLE heads AS SELECT image_id, uri, min(ordinal) AS row FROM read_parquet($asked) GROUP BY image_id, uri
 """
 
-# An image is matched with the rows of its image_id. If a row was rejected as a duplicate, rows that also have its uri
-# are matched with that row instead of the image, so that the corrected catalog includes it.
+# An image matches the rows with its image_id. But if the dataset rejected a row as a duplicate, source rows with the
+# same image_id and uri match that row instead of the image. The corrected catalog thus includes the rejected row.
 _NAMED = """
 CREATE TEMP TABLE named AS
 WITH pinned AS (SELECT ordinal, image_id, uri, duplicate_of FROM read_parquet($part)),
@@ -44,7 +45,7 @@ FROM pinned JOIN heads USING (image_id, uri)
 WHERE pinned.duplicate_of IS NOT NULL
 """
 
-# The first match is used, as in a build; the others must have the same values.
+# As in a build, the first match is used. All other matches must have the same values.
 _CHOSEN = "CREATE TEMP TABLE chosen AS SELECT place, min(row) AS row FROM named GROUP BY place"
 
 # All rows of an image_id except the first are marked as its duplicates.
@@ -94,7 +95,7 @@ ANTI JOIN read_parquet($parts, union_by_name = true) pinned USING (image_id)
 
 @dataclass(frozen=True)
 class PinnedDifference:
-    """Rows that differ from pinned values in a column that is never amended; `row` is the first, counted from 1."""
+    """Rows that differ from the dataset in a pinned column. `row` is the first of them, counted from 1."""
 
     rows: int
     row: int
@@ -105,7 +106,10 @@ class PinnedDifference:
 
 @dataclass(frozen=True)
 class Contradiction:
-    """Two rows of one image with different values in an amendable column; rows count from 1, None means no value."""
+    """Two rows for the same image with different values in an amendable column.
+
+    Rows are counted from 1. None means that a row has no value.
+    """
 
     column: str
     rows: tuple[int, int]
@@ -115,7 +119,7 @@ class Contradiction:
 
 @dataclass(frozen=True)
 class AmendedValue:
-    """One corrected value; None means no value."""
+    """Correction of a single value. None means that there is no value."""
 
     image_id: str
     column: str
@@ -125,7 +129,7 @@ class AmendedValue:
 
 @dataclass
 class Amendments:
-    """Corrections to a dataset's catalog that a source catalog requests."""
+    """Corrections of a dataset's catalog that a source catalog requests."""
 
     rows: int = 0  # with another value
     values: dict[str, int] = field(default_factory=dict)  # number of changed values, by column
@@ -140,9 +144,9 @@ class Amendments:
 
 
 def stage_amendments(catalog: Location, folder: Path, *, ignored: Collection[str] = ()) -> Path:
-    """Write the rows of a source catalog to a file in `folder`, with duplicates marked.
+    """Write the rows of a source catalog to a file in `folder`, and mark duplicates; return the path of the file.
 
-    `stage_catalog` explains `ignored`. Raises the errors of `normalize`.
+    `ignored` has the same meaning as in `stage_catalog`. Raises the errors of `normalize`.
     """
     staged, _ = stage_catalog(catalog, folder, ignored=ignored)
     return write_marked(staged, folder / "asked.parquet", folder).path
@@ -156,10 +160,11 @@ def amend_parts(
     images_per_shard: int,
     clear: Collection[str] = (),
 ) -> Amendments:
-    """Compare the rows of `stage_amendments` with the local parts of a catalog; write the parts that change.
+    """Compare the rows from `stage_amendments` with the parts of a dataset's catalog, and write the parts that change.
 
-    A value that `asked` omits or leaves blank stays unchanged; in the columns `clear`, it is removed. The bytes of an
-    amended part depend only on its rows, so repeating an amendment produces the same file.
+    `parts` are local files. If `asked` omits a value or leaves it blank, the dataset's value stays. In the columns in
+    `clear`, it is removed instead. The bytes of an amended part depend only on its rows, so a repeated amendment
+    produces the same file.
     """
     found = Amendments()
     with open_database(folder) as database:
@@ -184,7 +189,7 @@ def amend_parts(
 
 
 def given(column: str) -> str:
-    """Return an SQL expression for a text column that is null for text with only spaces."""
+    """Return an SQL expression for a text column that turns text with only spaces into null."""
     return f"CASE WHEN regexp_matches({column}, '[^\\s\\pZ]') THEN {column} END"
 
 
@@ -219,7 +224,7 @@ def _write_amended(
     images_per_shard: int,
     found: Amendments,
 ) -> bool:
-    """Write a part with its corrected values; return whether there are any."""
+    """Write a part with its corrections; return whether it contains any."""
     pinned = {
         name: f"CASE WHEN chosen.row IS NULL THEN pinned.{name} END" if name in clear else f"pinned.{name}"
         for name in AMENDABLE
@@ -261,14 +266,14 @@ def _count(batch: pa.RecordBatch, amended: pa.RecordBatch, images_per_shard: int
 
 
 class _BatchSlices:
-    """A stream of record batches, taken in slices of any size."""
+    """Stream of record batches that returns slices of any length."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch] | pa.RecordBatchReader) -> None:
         self._batches = iter(batches)
         self._rest: pa.Table | None = None
 
     def take(self, rows: int) -> pa.RecordBatch:
-        """Return the next `rows` rows, which must exist."""
+        """Return the next `rows` rows. The stream must contain that many."""
         pieces = [] if self._rest is None else [self._rest]
         while sum(piece.num_rows for piece in pieces) < rows:
             pieces.append(pa.Table.from_batches([next(self._batches)]))
@@ -279,6 +284,6 @@ class _BatchSlices:
 
 
 def one_row(database: duckdb.DuckDBPyConnection, query: str, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the only row of a query."""
+    """Run a query whose result has exactly one row, and return that row."""
     (row,) = database.execute(query, dict(parameters)).fetchall()
     return tuple(row)

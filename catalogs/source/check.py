@@ -24,14 +24,14 @@ from segmint.infra.uris import UriNotAllowedError, has_unusual_bucket, relative_
 from segmint.infra.wording import counted, plural
 
 EXAMPLES = 20
-"""Maximum number of rows listed per finding; all are counted."""
+"""Maximum number of rows that are listed per finding. All rows are counted."""
 
 SHOWN_URIS = 3
-"""Maximum number of listed rows that are also named by URI, in findings that include URIs."""
+"""Maximum number of listed rows whose URI is also shown, in findings that include URIs."""
 
 
-# As in `segmint.catalogs.source.normalize`, only rows whose hash occurs twice are compared as text. A group's number is
-# its first ordinal; for URIs, it is made negative to be distinct.
+# As in `segmint.catalogs.source.normalize`, only rows whose hash occurs twice are compared as text. The number of a
+# group is the ordinal of its first row. Groups by URI use negative numbers, so that they differ from groups by SHA-256.
 _GROUPS = """
 WITH suspects AS (SELECT hash({column}) AS h FROM read_parquet($staged) WHERE {column} IS NOT NULL
                   GROUP BY h HAVING count(*) > 1),
@@ -49,14 +49,17 @@ _SAME = " UNION ALL ".join(
 
 @dataclass
 class CatalogFinding:
-    """Catalog rows with the same problem: their number, and the first of them (counted from 1, without a header)."""
+    """Catalog rows with the same problem: how many there are, and the numbers of the first ones.
+
+    Rows are counted from 1, without a header.
+    """
 
     count: int = 0
     rows: list[int] = field(default_factory=list)
     uris: list[str] = field(default_factory=list)  # of the first rows, in findings that include URIs
 
     def add(self, row: int, uri: str | None = None) -> None:
-        """Count a row, and list it if the limits allow."""
+        """Count a row. While the limits allow it, also list the row and its URI."""
         self.count += 1
         if len(self.rows) < EXAMPLES:
             self.rows.append(row)
@@ -64,14 +67,14 @@ class CatalogFinding:
             self.uris.append(uri)
 
     def named(self) -> str:
-        """Return the number of rows and the first of them, for display: `3 (rows 1, 4, 9)`."""
+        """Return the number of rows and the first row numbers as text: `3 (rows 1, 4, 9)`."""
         rows = ", ".join(str(row) for row in self.rows)
         more = ", …" if self.count > len(self.rows) else ""
         return f"{self.count:,} ({plural(self.count, 'row')} {rows}{more})"
 
 
 class Notice(StrEnum):
-    """Property of a row that is not an audit finding, but that a user may want to change before a build."""
+    """Property of a row that the audit doesn't report, but that a user may want to change before a build."""
 
     LOCAL_PATH = "local_path"
     UNUSUAL_BUCKET = "unusual_bucket"
@@ -95,7 +98,7 @@ NOTICES = {
 
 
 class Terms(NamedTuple):
-    """License terms of a row. Few combinations exist, so each is judged only once."""
+    """License terms of a row. A catalog contains few combinations of terms, so each combination is judged only once."""
 
     license: str | None
     redistributable: bool | None
@@ -106,10 +109,10 @@ class Terms(NamedTuple):
 
 @dataclass
 class CatalogOutlook:
-    """Prediction of what an audit will find, made row by row in catalog order.
+    """Prediction of an audit's findings, made from the rows of a catalog in order.
 
-    `policy` is the build's license policy, or None if it is unknown; in that case, only attributions are judged, not
-    licenses. `today` is the day of the audit.
+    `policy` is the license policy of the build. If it is None, only attributions are judged, because it isn't known
+    which licenses the policy allows. `today` is the day of the audit.
     """
 
     policy: LicensePolicy | None
@@ -122,7 +125,10 @@ class CatalogOutlook:
     def look(
         self, row: int, uri: str, terms: Terms, country: str | None, sources: tuple[int, ...], *, accepted: bool
     ) -> None:
-        """Examine a row (counted from 1); only rows of the same image file share a number in `sources`."""
+        """Add the findings and notices for a row, counted from 1.
+
+        `sources` contains group numbers. Two rows share a number only if they refer to the same image file.
+        """
         if uri.startswith("/") or uri[:5].lower() == "file:":
             self._note(Notice.LOCAL_PATH, row, uri)
         if not accepted:
@@ -145,12 +151,12 @@ class CatalogOutlook:
             self._note(Notice.UNKNOWN_COUNTRY, row, uri)
 
     def lines(self) -> Iterator[str]:
-        """Yield the findings as lines of text."""
+        """Yield a line of text for each finding."""
         for code, found in self.findings.items():
             yield f"an audit will find {code}: {found.named()}: {_begun_small(SENTENCES[code])}"
 
     def notice_lines(self) -> Iterator[str]:
-        """Yield the notices as lines of text."""
+        """Yield a line of text for each notice."""
         for notice, found in self.notices.items():
             yield f"note: {found.named()}: {NOTICES[notice]}"
 
@@ -172,7 +178,7 @@ def _begun_small(sentence: str) -> str:
 
 @dataclass
 class UnknownLicense(CatalogFinding):
-    """Rows whose license is not a known identifier, with the most similar identifier."""
+    """Rows whose license is not a known identifier, and the known identifier that is most similar."""
 
     suggestion: str | None = None
 
@@ -181,12 +187,12 @@ class UnknownLicense(CatalogFinding):
 class CatalogFindings:
     """Result of `check`.
 
-    `by_license` counts rows by identifier, in SPDX's spelling. `verdicts` contains the rows that a policy would reject
-    before any image is read, each under its first reason. Without a policy, it contains only the rows that every policy
-    rejects. The licenses of `expired` rows ended before `policy_date`. `refused` contains rows that the catalog itself
-    rejects, by `refused_reason`; this is deliberate, so they don't affect `clean`. `accepted` counts all other rows.
-    For these, `audit` contains, by code, what an audit of the finished dataset would report. `notices` contains other
-    properties of rows.
+    `by_license` counts rows by license identifier in SPDX's spelling. `verdicts` contains the rows that the policy
+    rejects before a build reads any image, by the first reason that applies. Without a policy, it contains only rows
+    that every policy rejects. `expired` contains the rows whose license ended before `policy_date`. `refused` contains
+    the rows that the catalog itself rejects, by their `refused_reason`. These rejections are deliberate, so they don't
+    affect `clean`. `accepted` is the number of all other rows. For the accepted rows, `audit` contains the findings
+    that an audit of the finished dataset would report, by code. `notices` contains other properties of rows.
     """
 
     catalog: str
@@ -210,12 +216,12 @@ class CatalogFindings:
 
     @property
     def clean(self) -> bool:
-        """True if there are no problems; notices and rows that the catalog itself rejects don't count."""
+        """True if there are no problems. Notices, and rows that the catalog itself rejects, don't count as problems."""
         findings = (self.missing_license, self.expired, self.duplicates, self.refused_uris, self.bad_values)
         return not any(f.count for f in findings) and not (self.unknown_licenses or self.verdicts or self.audit)
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the findings to JSON values, including `clean`."""
+        """Convert the findings to JSON values, and add `clean`."""
         value = asdict(self)
         del value["outlook_lines"], value["notice_lines"]
         value["policy_date"] = self.policy_date.isoformat() if self.policy_date else None
@@ -244,7 +250,10 @@ class CatalogFindings:
         return [*lines, *(f"  {problem}" for problem in self.problems), *self.outlook_lines, *self.notice_lines]
 
     def unusable_lines(self) -> list[str]:
-        """Format the rows that a build would reject, by reason and with examples; empty if there are none."""
+        """Format the rows that a build would reject as lines of text, by reason and with examples.
+
+        The result is empty if a build wouldn't reject any row.
+        """
         refused = self.rows - self.accepted
         if not refused:
             return []
@@ -266,11 +275,11 @@ def check(
     *,
     ignored: Collection[str] = (),
 ) -> CatalogFindings:
-    """Read the whole catalog, or its first `most_rows`, and report its problems; images are not read.
+    """Read a whole catalog, or its first `most_rows` rows, and return its problems. This doesn't read images.
 
-    An invalid value becomes a finding and does not stop the check; a file that is not a catalog raises `UsageError`.
-    `today` (default: today in UTC) is the day of the audit; without a policy, it also determines which licenses have
-    expired. `ignored` has the same meaning as in `stage_catalog`.
+    An invalid value becomes a finding, and the check continues. If the file is not a catalog, this raises `UsageError`.
+    `today` is the day of the audit; the default is today in UTC. Without a policy, `today` is also the day on which
+    licenses must still be valid. `ignored` has the same meaning as in `stage_catalog`.
     """
     now = today or datetime.now(UTC).date()
     policy_date = policy.policy_date if policy else now
@@ -309,10 +318,10 @@ _Terms = tuple[str | None, bool | None, date | None, bool | None]  # license, re
 
 
 class SameFiles(AbstractContextManager["SameFiles"]):
-    """Context manager that groups a staged catalog's rows by file; the group numbers are read in row order."""
+    """Context manager that finds the rows of a staged catalog that refer to the same file, in row order."""
 
     def __init__(self, staged: Path, folder: Path, memory_limit: str = "1GB") -> None:
-        """`staged` is from `stage_catalog`; DuckDB spills into a folder in `folder`."""
+        """Group the rows of `staged`, a file from `stage_catalog`. DuckDB spills into a new folder in `folder`."""
         apart = folder / "same"  # another database may spill into `folder`
         apart.mkdir()
         self._database: duckdb.DuckDBPyConnection = open_database(apart, memory_limit)
@@ -331,7 +340,7 @@ class SameFiles(AbstractContextManager["SameFiles"]):
 
 
 class _TermsJudge:
-    """Sorter of rows into findings, which judges each combination of license terms only once."""
+    """Judge that sorts rows into findings, and judges each combination of license terms only once."""
 
     def __init__(
         self,
@@ -350,7 +359,7 @@ class _TermsJudge:
         self._identifiers: dict[str, str | None] = {}
 
     def look(self, batch: pa.RecordBatch) -> None:
-        """Add staged rows, with duplicates marked; batches must come in order."""
+        """Add a batch of staged rows whose duplicates are marked. Batches must be in order."""
         names = (
             "ordinal",
             "uri",
@@ -373,7 +382,7 @@ class _TermsJudge:
             self._outlook.look(ordinal + 1, uri, terms, country, sources.get(ordinal, ()), accepted=accepted)
 
     def _look_at(self, row: int, uri: str, terms: Terms, duplicate: bool, refused: str | None) -> bool:
-        """Count a row; return whether a build accepts it, judged by its catalog entry."""
+        """Count a row; return whether a build would accept it, as far as its catalog entry shows."""
         findings = self._findings
         if terms.license is None:
             findings.missing_license.add(row)

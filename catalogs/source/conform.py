@@ -32,12 +32,12 @@ EXPECTED = {
     "uri": "a URI or a path",
     "refused_reason": f"{', '.join(sorted(CURATE_REASONS))}, or empty",
 }
-"""Valid values per column, for messages; columns that are not listed accept any text."""
+"""Description of valid values by column, for messages. All other columns accept any text."""
 
 
 @dataclass(frozen=True)
 class InvalidValue:
-    """An invalid value in a catalog. `row` counts the catalog's rows from 1, without a header."""
+    """Invalid value in a catalog. `row` is the number of its row, counted from 1 without a header."""
 
     catalog: str
     row: int
@@ -51,11 +51,11 @@ class InvalidValue:
 
 
 OnProblem = Callable[[InvalidValue], None]
-"""Callback for each problem. If it returns, the value is read as absent, and reading continues."""
+"""Callback for invalid values. If it returns, the value counts as missing, and reading continues."""
 
 
 def refuse(problem: InvalidValue) -> None:
-    """Raise `UsageError` for the first problem; the default `OnProblem`."""
+    """Raise `UsageError` for the first invalid value. This is the default `OnProblem`."""
     raise UsageError(f"{problem}. Correct the catalog; `segmint catalog check` lists every such row.")
 
 
@@ -66,7 +66,10 @@ def shown(value: object) -> str:
 
 
 def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
-    """Parse a JSON object; raises `UsageError` with the location and the expected content."""
+    """Parse a JSON object.
+
+    Raises `UsageError` with the location `where` and the `expected` content for any other text.
+    """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -77,7 +80,7 @@ def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
 
 
 def require_columns(catalog: str, names: list[str]) -> None:
-    """Raise `UsageError` if a required column is missing or a known column occurs twice."""
+    """Raise `UsageError` if a required column is missing, or if a column of `SOURCE` occurs twice."""
     for name in SOURCE.names:
         if names.count(name) > 1:
             raise UsageError(f"{catalog}: the column {name!r} occurs {names.count(name)} times")
@@ -88,9 +91,10 @@ def require_columns(catalog: str, names: list[str]) -> None:
 
 
 def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) -> list[str]:
-    """Return the columns of a typed file (Parquet) whose types `conform` accepts.
+    """Return the columns of a Parquet file that `conform` can convert, judged by their types.
 
-    Raises `UsageError` for a column of `SOURCE` with any other type, unless it is in `own`.
+    Raises `UsageError` if a column of `SOURCE` has another type. Columns in `own` with another type are left out
+    instead.
     """
     fitting = []
     for field in schema:
@@ -114,7 +118,7 @@ def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) ->
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return whether an Arrow type is text, plain or dictionary-encoded."""
+    """Return whether an Arrow type is text, either plain or dictionary-encoded."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
@@ -123,10 +127,10 @@ def is_text(kind: pa.DataType) -> bool:
 def conform(
     catalog: str, columns: Mapping[str, pa.Array], rows: int, first_row: int, on_problem: OnProblem = refuse
 ) -> pa.RecordBatch:
-    """Convert a file's columns to a batch of `SOURCE`; absent columns become null.
+    """Convert the columns of a catalog file to a batch of `SOURCE`. Missing columns become null.
 
-    Text is unchanged, except that empty values become null, spaces around a license are removed, `sha256` becomes
-    lowercase, and `country` becomes uppercase. `first_row` is the number of the batch's first row, from 1.
+    Empty values become null. `license` loses spaces around it, `sha256` becomes lowercase, and `country` becomes
+    uppercase. Other text stays the same. `first_row` is the number of the batch's first row, counted from 1.
     """
     arrays = []
     for field in SOURCE:
@@ -148,9 +152,9 @@ def conform(
 
 
 def _days(catalog: str, name: str, column: pa.Array, first_row: int, on_problem: OnProblem) -> pa.Array:
-    """Convert dates to date32, limited to the years 1 to 9999, the only ones that Python and SQL support.
+    """Convert a column of dates to date32. Only the years 1 to 9999 are valid.
 
-    Databases write infinity as a date far outside this range.
+    Python and SQL support no other years. Databases write infinity as a date far outside this range.
     """
     if pa.types.is_date64(column.type):
         milliseconds = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)

@@ -1,7 +1,7 @@
 """Small demo catalog of photographs from scikit-image and scikit-learn, with their real licenses.
 
-Four are accepted, and four others are rejected, each for a different reason. The files are copied from the installed
-packages byte for byte, except for one that is deliberately corrupted.
+A build accepts four of its rows, and rejects four others, each for a different reason. The photographs are exact copies
+of files in the installed packages, except for one that is deliberately corrupted.
 """
 
 import importlib.util
@@ -91,9 +91,9 @@ _MOTORCYCLE = _Photograph(
 
 
 def write_demo(folder: Path) -> Path:
-    """Write the demo's photographs and its catalog, `catalog.jsonl`, into `folder`; return the catalog.
+    """Write the demo's photographs and its catalog, `catalog.jsonl`, into `folder`; return the catalog's path.
 
-    The bytes are the same every time. Raises `UsageError` if scikit-image or scikit-learn is not installed.
+    Each call writes the same bytes. Raises `UsageError` if scikit-image or scikit-learn is not installed.
     """
     photos = folder / "photos"
     photos.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def _rows(photos: Path) -> Iterator[dict[str, Any]]:
 
 
 def _copied(photos: Path, photograph: _Photograph) -> dict[str, Any]:
-    """Copy the photograph's file and return its row, with keys in the order of `SOURCE`."""
+    """Copy a photograph's file, and return its catalog row with the keys in the order of `SOURCE`."""
     source = _installed(photograph.package_path)
     (photos / source.name).write_bytes(source.read_bytes())
     row: dict[str, Any] = {

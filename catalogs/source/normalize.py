@@ -1,6 +1,7 @@
 """Conversion of a source catalog to the dataset's copy, with ordinals, ids, and marked duplicates.
 
-Everything is streamed or done by DuckDB, which spills to disk, so memory use doesn't grow with the catalog.
+Every step either streams the rows or runs in DuckDB, which spills to disk. Therefore, memory use doesn't grow with the
+catalog.
 """
 
 import tempfile
@@ -29,10 +30,10 @@ from segmint.infra.uris import ALLOWED_SCHEMES, LOCAL, UriNotAllowedError, fit_t
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 MARK_ROWS = 65_536
-"""Number of rows processed together."""
+"""Number of rows that are processed together."""
 
 MOST_WAITING = 512 << 20
-"""Maximum size in bytes of the rows of one row group: 8 KB per row."""
+"""Maximum size in bytes of the rows in one row group, which is 8 KB per row."""
 
 _PUBLISHED_TEXT: dict[str, Callable[[str], str]] = {
     "uri": fit_to_keep,
@@ -46,7 +47,7 @@ _PUBLISHED_TEXT: dict[str, Callable[[str], str]] = {
 _SUSPICIOUS = "(?s)://.*[@=]"
 _OPTIONAL_STORES = f"(?i)^({'|'.join(sorted(ALLOWED_SCHEMES - {LOCAL, 's3'}))})://"
 
-# A hash takes 8 bytes and an id often 50, so only the few ids whose hash occurs twice are compared as text.
+# A hash takes 8 bytes, while an id often takes 50. Therefore, only ids whose hash occurs twice are compared as text.
 _DUPLICATES = """
 WITH suspects AS (SELECT hash(image_id) AS h FROM read_parquet($staged) GROUP BY h HAVING count(*) > 1),
      candidates AS (SELECT ordinal, image_id FROM read_parquet($staged)
@@ -58,7 +59,7 @@ SELECT ordinal, first FROM candidates JOIN firsts USING (image_id) WHERE ordinal
 
 @dataclass(frozen=True)
 class NormalizedCatalog:
-    """A normalized catalog on the local disk, with its hash."""
+    """Normalized catalog in a local file."""
 
     path: Path
     rows: int
@@ -72,15 +73,15 @@ def normalize(
     ignored: Collection[str] = (),
     memory_limit: str = "1GB",
 ) -> NormalizedCatalog:
-    """Write the catalog to the local Parquet file `destination`, as rows of `NORMALIZED`.
+    """Write a catalog to the local Parquet file `destination`, with the columns of `NORMALIZED`.
 
-    Rows keep the catalog's order. Verdicts come later, so no row is dropped: a missing license becomes null, and a row
-    with a repeated image_id refers to the first one. `uri` is kept as written, so the same rows produce the same bytes
-    regardless of the catalog's location and format.
+    The rows stay in the same order, and all of them are written, because verdicts come later. A missing license becomes
+    null. A row with a repeated image_id refers to the first row with that image_id. `uri` stays as written. Therefore,
+    the same rows produce the same bytes, regardless of the catalog's location and format.
 
-    `ignored` columns, each of which is in `ADDED`, are read as absent. Intermediate files, about as large as the
-    catalog, are written next to `destination`. `memory_limit` limits DuckDB. Raises `UsageError` for a file that can't
-    be read as a catalog.
+    Columns in `ignored`, which must be in `ADDED`, are treated as missing. Intermediate files, about as large as the
+    catalog, are written next to `destination`. `memory_limit` limits the memory of DuckDB. Raises `UsageError` if the
+    file can't be read as a catalog.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".normalize-") as name:
@@ -97,10 +98,10 @@ def stage_catalog(
     *,
     ignored: Collection[str] = (),
 ) -> tuple[Path, int]:
-    """Write the catalog's rows, or the first `most_rows`, to a file in `folder`, as `STAGED`.
+    """Write the catalog's rows, or the first `most_rows` rows, to a file in `folder` with the columns of `STAGED`.
 
-    Ordinals start at 0, and duplicates are not marked yet. `ignored` columns are read as absent. Returns the file and
-    its row count.
+    Ordinals start at 0. Duplicates are not marked yet. Columns in `ignored` are treated as missing. Returns the path of
+    the file and its number of rows.
     """
     staged = folder / "staged.parquet"
     with RowGroupWriter(staged, STAGED) as writer:
@@ -122,9 +123,9 @@ def stage_catalog(
 def write_marked(
     staged: Path, destination: Path, folder: Path, *, first_ordinal: int = 0, memory_limit: str = "1GB"
 ) -> NormalizedCatalog:
-    """Write the rows of a staged file to `destination` atomically, with duplicates marked.
+    """Mark the duplicates among the rows of a staged file, and write all rows to `destination` atomically.
 
-    Ordinals start at `first_ordinal`; intermediate files go to `folder`.
+    Ordinals start at `first_ordinal`. Intermediate files are written to `folder`.
     """
     result = folder / "result.parquet"
     schema = normalized_schema(_with_values(staged))
@@ -136,7 +137,7 @@ def write_marked(
 
 
 def _with_values(staged: Path) -> list[str]:
-    """Return the added columns in which at least one row of a staged file has a value, according to its footer."""
+    """Return the added columns in which at least one row of a staged file has a value, as its footer shows."""
     metadata = pq.read_metadata(staged)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     return [
@@ -147,7 +148,7 @@ def _with_values(staged: Path) -> list[str]:
 
 
 def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a staged file in order, with `duplicate_of` filled in; DuckDB spills into `folder`."""
+    """Yield the rows of a staged file in order, and fill in `duplicate_of`. DuckDB spills into `folder`."""
     with open_database(folder, memory_limit) as database, pq.ParquetFile(staged) as file:
         reader = database.sql(_DUPLICATES, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS)
         marks = SortedPairs(reader)
@@ -164,7 +165,7 @@ def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Ite
 
 
 class SortedPairs:
-    """A stream of batches of two int64 columns, sorted by the first, consumed in pieces."""
+    """Stream of batches with two int64 columns, sorted by the first column, that is read in pieces."""
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
         self._batches = iter(reader)
@@ -173,7 +174,7 @@ class SortedPairs:
         self._ended = False
 
     def until(self, stop: int) -> tuple[Ints, Ints]:
-        """Return the pairs with a key below `stop` that have not been returned yet."""
+        """Return the pairs whose key is below `stop` and that earlier calls haven't returned."""
         while not self._ended and (len(self._keys) == 0 or self._keys[-1] < stop):
             batch = next(self._batches, None)
             if batch is None:
@@ -189,11 +190,11 @@ class SortedPairs:
 
 
 def number_rows(batch: pa.RecordBatch, first: int, ignored: Collection[str] = ()) -> pa.RecordBatch:
-    """Convert a batch of `SOURCE` to `STAGED`, with ordinals starting at `first`; duplicates are not marked.
+    """Convert a batch of `SOURCE` to `STAGED`. Ordinals start at `first`, and duplicates are not marked.
 
-    `ignored` columns become null. These columns are published with the dataset, so credentials in URLs are redacted. No
-    image becomes unreadable, because a catalog may not contain a `uri` with credentials. If `license` contains a
-    license's full text, which isn't an identifier, it is shortened.
+    Columns in `ignored` become null. The dataset publishes these columns, so credentials in URLs are redacted. All
+    images stay readable, because a catalog must not contain a `uri` with credentials. If `license` contains the full
+    text of a license instead of an identifier, the text is shortened.
     """
     rows = batch.num_rows
     batch = _fit_to_publish(batch)
@@ -210,12 +211,12 @@ def number_rows(batch: pa.RecordBatch, first: int, ignored: Collection[str] = ()
 
 
 def _fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Redact credentials in the text columns that a batch contains, and shorten full license texts."""
+    """Redact credentials in the text columns of a batch, and shorten full license texts."""
     for name, clean in _PUBLISHED_TEXT.items():
         if name not in batch.schema.names:
             continue  # an added column
         column = batch.column(name)
-        # Few texts are suspicious, so Python processes only a few.
+        # Few texts are suspicious, so only a few pass through Python.
         suspicious = pc.match_substring_regex(column, _SUSPICIOUS)
         if name == "license":
             suspicious = pc.or_(suspicious, pc.greater(pc.utf8_length(column), LONGEST))
@@ -229,7 +230,7 @@ def _fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _refuse_unreachable(catalog: str, batch: pa.RecordBatch, first_row: int, on_problem: OnProblem) -> None:
-    """Report rows whose store needs a package that isn't installed here, because a build could never read them."""
+    """Report each row whose store needs a package that isn't installed, because a build couldn't read its image."""
     uris = batch.column("uri")
     for index in pc.indices_nonzero(pc.match_substring_regex(uris, _OPTIONAL_STORES)).to_pylist():
         uri = uris[index].as_py()
@@ -251,13 +252,13 @@ def _shifted(batch: pa.RecordBatch, by: int) -> pa.RecordBatch:
 
 
 def with_column(batch: pa.RecordBatch, name: str, values: pa.Array | Ints) -> pa.RecordBatch:
-    """Replace the values of one column in a batch of `NORMALIZED` or `STAGED`."""
+    """Return a batch of `NORMALIZED` or `STAGED` in which one column has these values."""
     arrays = [pa.array(values) if n == name else batch.column(n) for n in batch.schema.names]
     return pa.RecordBatch.from_arrays(arrays, schema=normalized_schema(batch.schema.names))
 
 
 def open_database(folder: Path, memory_limit: str = "1GB") -> duckdb.DuckDBPyConnection:
-    """Open a DuckDB that spills into `folder`; use it as a context manager."""
+    """Open a DuckDB database that spills into `folder`. Use it as a context manager."""
     database = duckdb.connect(
         config={
             "temp_directory": str(folder / "spill"),
@@ -265,5 +266,5 @@ def open_database(folder: Path, memory_limit: str = "1GB") -> duckdb.DuckDBPyCon
             "preserve_insertion_order": "false",
         }
     )
-    database.execute("SET enable_progress_bar = false")  # otherwise it is printed to standard output after two seconds
+    database.execute("SET enable_progress_bar = false")  # after two seconds, DuckDB would print it to standard output
     return database

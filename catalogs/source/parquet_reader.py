@@ -14,7 +14,7 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
 
 BATCH_ROWS = 131_072
-"""Number of rows of a Parquet catalog that are read at a time; each read copies all texts of its row group so far."""
+"""Number of rows that are read at a time. Each read copies all texts that have been read from the row group so far."""
 
 _PIECE_BYTES = 64 << 20
 
@@ -22,7 +22,7 @@ _PIECE_BYTES = 64 << 20
 def read_parquet(
     catalog: Location, on_problem: OnProblem = refuse, own: Collection[str] = ()
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a Parquet catalog in order; see `segmint.catalogs.source.readers.read_catalog`."""
+    """Yield the rows of a Parquet catalog in order, like `segmint.catalogs.source.readers.read_catalog`."""
     rows = 0
     with open_parquet(catalog) as file:
         for batch in parquet_batches(catalog.uri, file, range(file.metadata.num_row_groups), on_problem, own=own):
@@ -36,17 +36,17 @@ def read_parquet(
 
 @contextmanager
 def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet catalog, reading only its footer; raises `UsageError` for any other file."""
+    """Open a Parquet catalog and read its footer; raises `UsageError` if the file is not a Parquet catalog."""
     with catalog.open() as stream:
         with _damage(f"{catalog} cannot be read as Parquet"):
-            # Without prebuffering and with a small buffer, a row group of any size is read in pieces.
+            # A small buffer without prebuffering makes Arrow read even a large row group in pieces.
             file = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
             schema, metadata = file.schema_arrow, file.metadata
             groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
                 raise ValueError(f"its footer says {metadata.num_rows} rows, but its row groups {sum(groups)}")
         require_columns(catalog.uri, list(schema.names))
-        # Read as dictionaries, so that a long text that the file repeats with a few bytes is in memory only once.
+        # A few bytes of the file can repeat a long text many times. Dictionaries keep such a text in memory only once.
         texts = [field.name for field in schema if field.name in SOURCE.names and is_text(field.type)]
         with _damage(f"{catalog} cannot be read as Parquet"):
             file = pq.ParquetFile(
@@ -57,7 +57,7 @@ def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _damage(what: str) -> Iterator[None]:
-    """Convert Arrow's errors for a damaged file, which may be of any type, to `UsageError`."""
+    """Convert any error that Arrow raises for a damaged file to `UsageError`."""
     try:
         yield
     except SegmintError:
@@ -74,9 +74,9 @@ def parquet_batches(
     first_row: int = 1,
     own: Collection[str] = (),
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of some row groups in order, as batches of `SOURCE`; `first_row` is the number of the first.
+    """Yield the rows of some row groups in order, as batches of `SOURCE`. `first_row` is the number of the first row.
 
-    Raises `UsageError` for a column with a wrong type, except that one in `own` is read as absent.
+    Raises `UsageError` if a column has the wrong type. Columns in `own` with a wrong type count as missing instead.
     """
     row = first_row
     names = require_types(uri, file.schema_arrow, own)
@@ -94,7 +94,10 @@ def parquet_batches(
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Split a batch into slices of one row, or of at most `_PIECE_BYTES` after decoding their dictionaries."""
+    """Split a batch so that no slice exceeds `_PIECE_BYTES` when its dictionaries are decoded.
+
+    A single row can be larger.
+    """
     ends = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
         if pa.types.is_dictionary(column.type):

@@ -1,7 +1,6 @@
 """Readers of source catalogs (Parquet, JSON Lines, or CSV) as a stream of `SOURCE` batches.
 
-At most one block of the file is in memory at a time. Row numbers in messages start at 1 and skip the header and blank
-lines.
+Only one block of the file is in memory at a time. Messages count rows from 1, without the header and blank lines.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -19,7 +18,7 @@ FORMATS = {
     "JSON Lines": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
     "CSV": (".csv", ".csv.gz"),
 }
-"""Formats of a catalog, with their file extensions."""
+"""Formats of a catalog, and the file extensions of each format."""
 
 _TEXT_READERS: dict[str, Callable[[Location, OnProblem], Iterator[pa.RecordBatch]]] = {
     "JSON Lines": read_json_lines,
@@ -28,7 +27,7 @@ _TEXT_READERS: dict[str, Callable[[Location, OnProblem], Iterator[pa.RecordBatch
 
 
 def catalog_format(uri: str) -> str:
-    """Return a catalog's format by its extension, a key of `FORMATS`; raises `UsageError` for an unknown one."""
+    """Return a catalog's format, which is a key of `FORMATS`; raises `UsageError` if its extension is unknown."""
     for name, endings in FORMATS.items():
         if uri.lower().endswith(endings):
             return name
@@ -41,10 +40,10 @@ def read_catalog(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a catalog in order, as batches of `SOURCE`.
 
-    Raises `UsageError`, which names the file, column, and row, for a missing required column, a column with a wrong
-    type, an invalid value, or a file that does not match its extension. `on_problem` receives an invalid value first;
-    if it returns, the value is read as absent. Invalid values in the columns `own`, which may be the user's custom
-    columns, are read as absent without a report.
+    Raises `UsageError` if a required column is missing, if a column has the wrong type, if a value is invalid, or if
+    the file's content doesn't match its extension. The message names the file, column, and row. If you pass
+    `on_problem`, it receives each invalid value instead. If it returns, the value counts as missing. `own` contains
+    columns that may be the user's custom columns. Their invalid values always count as missing, without a report.
     """
 
     report = except_in(own, on_problem)
@@ -53,7 +52,7 @@ def read_catalog(
 
 
 def except_in(own: Collection[str], on_problem: OnProblem = refuse) -> OnProblem:
-    """Pass problems to `on_problem`, except those in the columns `own`, whose invalid values are read as absent."""
+    """Return a callback that passes problems to `on_problem`, but ignores problems in the columns in `own`."""
 
     def report(problem: InvalidValue) -> None:
         if problem.column not in own:

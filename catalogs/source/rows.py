@@ -15,7 +15,7 @@ from segmint.infra.storage.location import Location
 
 
 class NormalizedRows(AbstractContextManager["NormalizedRows"]):
-    """Context manager for an open normalized catalog; the footer is read once, row groups on demand."""
+    """Context manager for an open normalized catalog. It reads the footer once, and row groups when they are needed."""
 
     def __init__(self, file: Location) -> None:
         self._location = file
@@ -27,7 +27,7 @@ class NormalizedRows(AbstractContextManager["NormalizedRows"]):
             raise
 
     def _open(self) -> list[int]:
-        """Open the file; return the ordinal of each row group's first row, and one past the last row."""
+        """Open the file; return the ordinal of the first row in each row group, and the ordinal after the last row."""
         with self._damage():
             self._file = pq.ParquetFile(self._stream)
             self._schema = normalized_schema(self._file.schema_arrow.names)
@@ -40,7 +40,7 @@ class NormalizedRows(AbstractContextManager["NormalizedRows"]):
 
     @property
     def ordinals(self) -> tuple[int, int]:
-        """The first ordinal, and one past the last."""
+        """The first ordinal, and the ordinal after the last row."""
         return self._starts[0], self._starts[-1]
 
     @property
@@ -50,7 +50,10 @@ class NormalizedRows(AbstractContextManager["NormalizedRows"]):
         return names
 
     def read(self, start: int, stop: int) -> pa.Table:
-        """Return the rows with ordinals in [start, stop), in order; fewer if the catalog has fewer."""
+        """Return the rows with ordinals in [start, stop), in order.
+
+        Ordinals that the catalog doesn't contain are skipped.
+        """
         low, high = max(start, self._starts[0]), min(stop, self._starts[-1])
         if low >= high:
             return self._schema.empty_table()
@@ -64,9 +67,9 @@ class NormalizedRows(AbstractContextManager["NormalizedRows"]):
         return table.slice(low - self._starts[groups[0]], high - low)
 
     def take(self, ordinals: Sequence[int] | NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows with these ordinals, which must be ascending; absent ones are omitted.
+        """Return the rows with these ascending ordinals. Ordinals that the catalog doesn't contain are skipped.
 
-        `columns` restricts the columns that are read.
+        If `columns` is given, only these columns are read.
         """
         names = self._schema.names if columns is None else list(columns)
         pieces = [self._schema.empty_table().select(names)]
@@ -80,7 +83,7 @@ class NormalizedRows(AbstractContextManager["NormalizedRows"]):
         return pa.concat_tables(pieces)
 
     def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-        """Yield all rows in order, with only these columns, at most `rows` at a time."""
+        """Yield all rows in order, with only these columns, in batches of up to `rows` rows."""
         batches = self._file.iter_batches(batch_size=rows, columns=list(columns))
         while True:
             with self._damage():
@@ -96,7 +99,7 @@ class NormalizedRows(AbstractContextManager["NormalizedRows"]):
 
     @contextmanager
     def _damage(self) -> Iterator[None]:
-        """Convert Arrow's errors for a damaged file to `UsageError`."""
+        """Convert errors that Arrow raises for a damaged file to `UsageError`."""
         try:
             yield
         except (pa.ArrowException, OSError, IndexError) as error:
@@ -110,9 +113,9 @@ class NormalizedRows(AbstractContextManager["NormalizedRows"]):
 
 
 def read_rows(file: Location, start: int, stop: int) -> pa.Table:
-    """Return the rows of a normalized catalog with ordinals in [start, stop), in order, with the catalog's columns.
+    """Return the rows of a normalized catalog with ordinals in [start, stop), in order, with all of its columns.
 
-    Row groups that contain none of these rows are skipped. To read repeatedly, keep a `NormalizedRows` open.
+    Row groups without any of these rows are skipped. To read repeatedly, open a `NormalizedRows` instead.
     """
     with NormalizedRows(file) as rows:
         return rows.read(start, stop)
@@ -121,11 +124,11 @@ def read_rows(file: Location, start: int, stop: int) -> pa.Table:
 def take_rows(
     file: Location, ordinals: Sequence[int] | NDArray[np.int64], columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Return the rows of a normalized catalog with these ordinals, as `NormalizedRows.take` does."""
+    """Return the rows of a normalized catalog with these ordinals, like `NormalizedRows.take`."""
     with NormalizedRows(file) as rows:
         return rows.take(ordinals, columns)
 
 
 def joined(tables: Iterable[pa.Table]) -> pa.Table:
-    """Concatenate rows of normalized catalogs; a column that only some of them have is null in the others."""
+    """Concatenate tables of normalized rows. If some tables lack a column, it is null in their rows."""
     return pa.concat_tables(tables, promote_options="default")

@@ -18,14 +18,14 @@ COUNTED_BY = {
     "JSON Lines": "its non-blank lines",
     "CSV": "its parsed records, because a quoted value may contain line breaks",
 }
-"""The part of a catalog that `count_rows` reads, by format; the number is exact in each case."""
+"""The part of a catalog that `count_rows` reads, by format. In each format, the count is exact."""
 
 
 def count_rows(catalog: Location) -> int:
-    """Return the exact number of rows of a catalog; see `COUNTED_BY`.
+    """Return the exact number of rows in a catalog.
 
-    Only the footer of a Parquet file is read. Text is read once, block by block, and values are not checked. Raises
-    `UsageError` for a file that is not a catalog or lacks its columns.
+    For Parquet, this reads only the footer. For text, it reads the file once, in blocks, and doesn't check values.
+    Raises `UsageError` if the file is not a catalog or lacks required columns.
     """
     kind = catalog_format(catalog.uri)
     if kind == "Parquet":
@@ -38,20 +38,21 @@ def count_rows(catalog: Location) -> int:
 
 
 def spread_evenly(rows: int, wanted: int) -> list[int]:
-    """Return `wanted` of `rows` positions, ascending and distinct: the middles of equal parts.
+    """Return `wanted` ascending positions, spread evenly over `rows` rows: the middle of each of `wanted` equal parts.
 
-    The result is deterministic; it contains all positions if `wanted` is `rows` or more.
+    The result is always the same for the same arguments. If `wanted` is `rows` or more, it contains all positions.
     """
     wanted = min(rows, wanted)
     return [(2 * index + 1) * rows // (2 * wanted) for index in range(wanted)]
 
 
 def read_rows_at(catalog: Location, ordinals: Sequence[int], *, ignored: Collection[str] = ()) -> pa.Table:
-    """Return the rows of the source catalog with these ordinals (from 0, ascending), as in a normalized catalog.
+    """Return the rows of a source catalog at these ordinals, in the form of a normalized catalog.
 
-    In a Parquet file, only row groups that contain such rows are read; a text file is parsed up to the last of the
-    rows. Duplicates are not marked, because that would require reading all rows. `ignored` has the same meaning as in
-    `stage_catalog`. Raises `UsageError` if a row that is read is invalid.
+    `ordinals` start at 0 and must be ascending. In a Parquet file, this reads only the row groups that contain these
+    rows. A text file is parsed up to the last of these rows. Duplicates are not marked, because this would require
+    reading all rows. `ignored` has the same meaning as in `stage_catalog`. Raises `UsageError` if one of the rows that
+    it reads is invalid.
     """
     if catalog_format(catalog.uri) != "Parquet":
         return _pinned(_pick(_numbered(read_catalog(catalog, own=ignored), 0, ignored), ordinals))
@@ -68,12 +69,12 @@ def read_rows_at(catalog: Location, ordinals: Sequence[int], *, ignored: Collect
 
 
 def _pinned(rows: pa.Table) -> pa.Table:
-    """Return staged rows without those added columns that are null in every row."""
+    """Drop the added columns that are null in all rows."""
     return rows.select([name for name in STAGED.names if name not in ADDED.names or rows[name].null_count < len(rows)])
 
 
 def _starts(file: pq.ParquetFile) -> list[int]:
-    """Return the ordinal of each row group's first row, and one past the last row."""
+    """Return the ordinal of the first row in each row group, and the ordinal after the last row."""
     starts = [0]
     for group in range(file.metadata.num_row_groups):
         starts.append(starts[-1] + file.metadata.row_group(group).num_rows)

@@ -1,8 +1,9 @@
 """Creation of a catalog from the images below a folder or prefix, with licenses from an argument or sidecar files.
 
-A sidecar is next to its image, and its name starts with the image's: `photo.jpg.json` contains any columns of a catalog
-except `uri`; `photo.jpg.license` contains just an identifier, or REUSE's tags (`SPDX-License-Identifier`,
-`SPDX-FileCopyrightText`). Sidecars override the argument, and JSON overrides `.license`.
+A sidecar file is in the same folder as its image, and its name starts with the image's name. `photo.jpg.json` may
+contain any catalog columns except `uri`. `photo.jpg.license` contains either only a license identifier, or the tags
+that REUSE defines (`SPDX-License-Identifier`, `SPDX-FileCopyrightText`). Values in sidecars override the arguments, and
+values in JSON override those in `.license`.
 """
 
 import base64
@@ -52,11 +53,11 @@ def scan(
     threads: int = 16,
     on_skip: OnSkip = warn_of_skipped,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row of `SOURCE` (a dictionary without absent values) for each image below `folder`, ordered by name.
+    """Yield a row of `SOURCE` for each image below `folder`, ordered by name, as a dictionary without missing values.
 
-    `uri` is absolute in the rows; `image_id` is the name relative to the prefix. A row's license may be absent.
-    `on_skip` is called for entries that a catalog can't name: circular links, and names that are not UTF-8 or not
-    allowed in a URI. Raises `UsageError` for a license that is not an identifier and for an invalid sidecar.
+    `uri` is absolute, and `image_id` is the image's name relative to `folder`. A row may have no license. `on_skip` is
+    called for each entry that a catalog can't name: a circular link, or a name that isn't UTF-8 or isn't allowed in a
+    URI. Raises `UsageError` if a license is not an identifier, or a sidecar is invalid.
     """
     base = _absolute(folder)
     common = {
@@ -75,9 +76,9 @@ def _absolute(folder: Location) -> Location:
 
 
 def relative_rows(rows: Iterator[dict[str, Any]], catalog: Location) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a scan, with relative URIs for images below the catalog's folder or prefix.
+    """Yield the rows of a scan, and make URIs relative if they are below the catalog's folder or prefix.
 
-    In a store, a key that a relative URI can't express, such as one with `//`, stays absolute.
+    A relative URI can't express some keys in a store, such as a key with `//`. Their URIs stay absolute.
     """
     folder = f"{_folder(catalog).rstrip('/')}/"
     for row in rows:
@@ -89,10 +90,11 @@ def relative_rows(rows: Iterator[dict[str, Any]], catalog: Location) -> Iterator
 
 
 def check_relative(folder: Location, catalog: Location, *, absolute: bool) -> None:
-    """Check, before a scan of `folder`, that the catalog can name local images without exposing their location.
+    """Before a scan of `folder`, check that the catalog can name local images without revealing where they are.
 
     A dataset publishes its catalog, and a local path often contains a person's name. Raises `UsageError` if the images
-    are local but the catalog is in a store, and, without `absolute`, if the images are not below the catalog's folder.
+    are local but the catalog is in a store. Without `absolute`, also raises it if the images are not below the
+    catalog's folder.
     """
     if scheme(folder.uri) != LOCAL:
         return
@@ -112,16 +114,19 @@ def check_relative(folder: Location, catalog: Location, *, absolute: bool) -> No
 
 
 def _folder(catalog: Location) -> str:
-    """Return the folder or prefix of the catalog's file; a local one with links resolved, like a scan's names."""
+    """Return the folder or prefix of the catalog's file.
+
+    For a local file, links are resolved, as in the names of a scan.
+    """
     if scheme(catalog.uri) != LOCAL:
         return parent(catalog.uri)
     return str(local_path(catalog.uri).absolute().parent.resolve())
 
 
 def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.Schema = SOURCE) -> int:
-    """Write rows of `schema` as a catalog, in the format given by `file`'s extension; return their number.
+    """Write rows of `schema` as a catalog; return the number of rows. The extension of `file` determines the format.
 
-    Raises `UsageError` if a different file was put there in the meantime.
+    Raises `UsageError` if another process has put a different file there in the meantime.
     """
     kind = catalog_format(file.uri)
     if file.uri.lower().endswith(".gz"):
@@ -136,8 +141,8 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.
 
 
 def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
-    # Names are sorted, so those that start with an image's name follow it directly, and finding sidecars only requires
-    # keeping these few in memory.
+    # Names are sorted, so all names that start with an image's name follow that image directly. To find its sidecars,
+    # it is enough to keep these few images in memory.
     open_images: deque[_ScannedImage] = deque()
     for entry in base.walk(on_skip=on_skip):
         if not entry.name.lower().endswith(IMAGE_ENDINGS + _SIDECAR_ENDINGS):
@@ -159,7 +164,7 @@ def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
 
 
 def _unfit(base: Location, name: str) -> str | None:
-    """Return why a catalog can't name a file; None if it can."""
+    """Return the reason why a catalog can't name a file; None if it can."""
     try:
         (base / name).uri.encode()
         relative_to(base.uri, (base / name).uri)
@@ -227,7 +232,7 @@ def _plain(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
 
 
 def _json_value(value: Any) -> Any:
-    """Convert a value of a Parquet column for JSON: times to ISO 8601, durations to seconds, and bytes to Base64."""
+    """Convert a value of a Parquet column to JSON: times to ISO 8601, durations to seconds, and bytes to Base64."""
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, timedelta):

@@ -30,13 +30,13 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
 _MOST_COLUMNS = 10_000  # Arrow's reader uses 2 KB per column before the first row
-_LONGEST_READ_S = 60.0  # maximum wait for a block that is being read when the reader is closed
+_LONGEST_READ_S = 60.0  # maximum wait, when the reader is closed, for a block that is being read
 
 BLOCK_BYTES = 4 << 20
 """Number of bytes of a text catalog that are parsed at a time."""
 
 ROW_BYTES = 4 << 20
-"""Maximum size in bytes of one row of a text catalog. A longer one isn't from a catalog, and would fill the memory."""
+"""Maximum size in bytes of a row in a text catalog. A longer row is not from a catalog, and could fill the memory."""
 
 _SCHEMA = pa.schema([pa.field(f.name, f.type if pa.types.is_boolean(f.type) else pa.string()) for f in SOURCE])
 
@@ -44,14 +44,17 @@ _PARSED_BYTES = 1 << 20  # per thread; a block with a longer row is parsed the s
 
 
 def open_text(file: Location) -> AbstractContextManager[BinaryIO]:
-    """Open a stream of the catalog's bytes, decompressed if its name ends in `.gz`; `UsageError` for invalid gzip."""
+    """Open a stream of the catalog's bytes.
+
+    If its name ends in `.gz`, they are decompressed; invalid gzip raises `UsageError`.
+    """
     return _unpacked(file) if file.uri.lower().endswith(".gz") else file.open()
 
 
 def line_blocks(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the stream in blocks of about `BLOCK_BYTES` of whole lines, without a byte-order mark.
+    """Yield the stream without a byte-order mark, in blocks of whole lines that contain about `BLOCK_BYTES` bytes.
 
-    If a line is too long to be a row, the last block ends inside it.
+    If a line is too long for a row, reading stops within the line.
     """
     rest = stream.read(3)
     rest = b"" if rest == b"\xef\xbb\xbf" else rest
@@ -81,7 +84,7 @@ def _unpacked(file: Location) -> Iterator[BinaryIO]:
 
 
 def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a CSV catalog in order; see `segmint.catalogs.source.readers.read_catalog`."""
+    """Yield the rows of a CSV catalog in order, like `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
     with closing(csv_batches(catalog)) as batches:
         for batch in batches:
@@ -91,7 +94,10 @@ def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.R
 
 
 def csv_batches(catalog: Location, only: Container[str] = SOURCE.names) -> Generator[pa.RecordBatch, None, None]:
-    """Yield the rows of a CSV catalog as text, with only the columns in `only`; these don't affect the batch sizes."""
+    """Yield the rows of a CSV catalog as text, with only the columns in `only`.
+
+    Batch sizes don't depend on these columns.
+    """
     with open_text(catalog) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
@@ -125,7 +131,10 @@ def csv_batches(catalog: Location, only: Container[str] = SOURCE.names) -> Gener
 def _batches(
     stream: BinaryIO, names: Sequence[str], only: Container[str], bad: list[pacsv.InvalidRow]
 ) -> Generator[pa.RecordBatch, None, None]:
-    """Yield the rows of an open CSV; add a row with a wrong number of values to `bad` before raising the error."""
+    """Yield the rows of an open CSV file.
+
+    If a row has a wrong number of values, it is added to `bad` before Arrow's error is raised.
+    """
     left, returned = threading.Event(), threading.Event()
     lent = _ArrowStream(stream, bad, left)
     weakref.finalize(lent, returned.set)
@@ -148,17 +157,18 @@ def _batches(
 
 
 class _ArrowStream:
-    """Stream and handler of bad rows for Arrow's threads.
+    """Stream and handler of bad rows that Arrow's threads call.
 
-    These threads read ahead even after the last batch was taken, and a process is aborted if it exits while one of them
-    is about to enter Python. The stream and the handler share this object, so once it is deleted, the threads no longer
-    call Python.
+    Arrow's threads read ahead, even after the last batch was taken. If the process exits while such a thread is about
+    to call Python, the process is aborted. Therefore, this one object serves as both the stream and the handler. Once
+    it is deleted, Arrow's threads no longer call Python.
     """
 
     closed = False
 
     def __init__(self, stream: BinaryIO, bad: list[pacsv.InvalidRow], left: threading.Event) -> None:
-        # Not a method, because a failed method's frame would stay in the error's traceback and keep this object alive.
+        # This isn't a method. If a method failed, its frame would stay in the error's traceback and keep this object
+        # alive.
         self.read = lambda size: b"" if left.is_set() else stream.read(size)
         self._bad = bad
 
@@ -167,7 +177,7 @@ class _ArrowStream:
         return "error"
 
     def close(self) -> None:
-        """Do nothing; the caller that opened the stream closes it."""
+        """Do nothing, because the function that opened the stream also closes it."""
 
 
 def _header_lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:
@@ -180,7 +190,7 @@ def _header_lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:
 
 
 def read_json_lines(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a JSON Lines catalog in order; see `segmint.catalogs.source.readers.read_catalog`."""
+    """Yield the rows of a JSON Lines catalog in order, like `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
     for block, rows in json_blocks(catalog):
         columns = _parse_fast(block, rows)
@@ -191,9 +201,10 @@ def read_json_lines(catalog: Location, on_problem: OnProblem = refuse) -> Iterat
 
 
 def json_blocks(catalog: Location) -> Iterator[tuple[bytes, int]]:
-    """Yield a JSON Lines catalog in blocks of whole lines, each with its number of rows (nonblank lines).
+    """Yield a JSON Lines catalog in blocks of whole lines, each with its number of rows.
 
-    Raises `UsageError` if the first rows lack a required column, or a row is too long.
+    Blank lines don't count as rows. Raises `UsageError` if no row in the first block has a required column, or if a row
+    is too long.
     """
     rows = 0
     with open_text(catalog) as stream:
@@ -209,17 +220,20 @@ def json_blocks(catalog: Location) -> Iterator[tuple[bytes, int]]:
 
 
 def split_lines(block: bytes) -> list[bytes]:
-    """Split a block into its nonblank lines, one row each."""
+    """Split a block into its nonblank lines. Each of them is a row."""
     return [line for line in block.splitlines() if line.strip()]
 
 
 def _measure_lines(block: bytes) -> tuple[int, int]:
-    """Return the number of a block's nonblank lines, and the bytes of the longest, with or without its line end."""
+    """Return the number of nonblank lines in a block, and the size in bytes of the longest line.
+
+    The size may include the line end.
+    """
     if b"\r" not in block:
         data = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(data == ord("\n"))
         borders = np.concatenate([[0], ends + 1] if block.endswith(b"\n") else [[0], ends + 1, [len(block)]])
-        # If every line starts like an object, none is blank, and there is no need to split the lines.
+        # If every line starts like an object, no line is blank, so the block doesn't have to be split into lines.
         if (data[borders[:-1]] == ord("{")).all():
             return len(borders) - 1, int(np.diff(borders).max())
     lines = split_lines(block)
@@ -227,7 +241,10 @@ def _measure_lines(block: bytes) -> tuple[int, int]:
 
 
 def _require_keys(uri: str, lines: list[bytes]) -> None:
-    """Check required columns. A row may omit a key, but a key in no row of the first block is a missing column."""
+    """Check that required columns exist.
+
+    A single row may omit a key, but at least one row of the first block must have it.
+    """
     seen: dict[str, None] = {}
     for row, line in enumerate(lines, 1):
         seen |= dict.fromkeys(json_row(uri, line, row))
@@ -237,7 +254,7 @@ def _require_keys(uri: str, lines: list[bytes]) -> None:
 
 
 def _parse_fast(block: bytes, rows: int) -> dict[str, pa.Array] | None:
-    """Parse a block of whole lines into columns; None if something in it must be reported."""
+    """Parse a block of whole lines into columns; None if the block contains something to report."""
     try:
         table = pajson.read_json(
             pa.BufferReader(block),
@@ -267,7 +284,7 @@ def _parse_slowly(uri: str, lines: list[bytes], row: int, on_problem: OnProblem)
 
 
 def json_row(uri: str, line: bytes, row: int) -> dict[str, Any]:
-    """Parse a line; raises `UsageError`, with the number of its row, if it is not one JSON object."""
+    """Parse a line; raises `UsageError` with the number of the row if the line isn't exactly one JSON object."""
     return json_object(line, f"{uri}, row {row}", "one JSON object per line")
 
 

@@ -15,7 +15,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
 _ROWS = 1024
-"""Number of rows read together; columns that segmint doesn't use may be large."""
+"""Number of rows that are read together. Columns that segmint doesn't use may be large."""
 
 _TYPES = (
     (pa.string(), {str}),
@@ -23,28 +23,28 @@ _TYPES = (
     (pa.int64(), {int, object}),
     (pa.float64(), {int, float}),
 )
-"""Arrow types, and the kinds of JSON values that they represent; the first is that of a column without values."""
+"""Arrow types, each with the kinds of JSON values that it represents. A column without values gets the first type."""
 
 Batches = Iterator[pa.RecordBatch]
 
 
 class _AllColumns(Container[str]):
-    """Container of every column name."""
+    """Container that contains every column name."""
 
     def __contains__(self, name: object) -> bool:
         return True
 
 
 class WholeCatalog:
-    """A catalog with all its columns: first those of `SOURCE`, then the others in their original order.
+    """Catalog with all its columns: first the columns of `SOURCE`, then all other columns in their original order.
 
-    Columns of `SOURCE` are read as in `read_catalog`. The other columns are text if the catalog is CSV, and keep their
-    types in the other formats. In JSON Lines, a column with objects, lists, or values of several types becomes JSON
-    text, with `JSON_TEXT` as metadata.
+    Columns of `SOURCE` are read as in `read_catalog`. In CSV, the other columns are text. In the other formats, they
+    keep their types. If a JSON Lines column contains objects, lists, or values of several types, it becomes text that
+    contains JSON, and `JSON_TEXT` is its metadata.
     """
 
     def __init__(self, catalog: Location) -> None:
-        """Determine the columns, which requires reading all of a JSON Lines catalog, but only the start of the others.
+        """Find out the columns. For JSON Lines, this reads the whole catalog; for other formats, only its start.
 
         Raises `UsageError` if two columns have the same name.
         """
@@ -65,7 +65,7 @@ class WholeCatalog:
         return str(self._catalog)
 
     def batches(self) -> Batches:
-        """Yield all rows in order. Raises `UsageError` like `read_catalog`."""
+        """Yield all rows in order. Raises the errors of `read_catalog`."""
         names = [name for name in self.schema.names if name in SOURCE.names]
         others = [place for place, field in enumerate(self._raw_fields) if field.name not in SOURCE.names]
         if not others:
@@ -89,7 +89,7 @@ class WholeCatalog:
                 for name, value in row.items():
                     seen.setdefault(name, set()).add(_kind_of(value))
             self._raw_fields = [_json_field(name, kinds) for name, kinds in seen.items()]
-        # A dictionary is an encoding chosen for reading, not the column's type.
+        # `open_parquet` reads texts as dictionaries. This encoding isn't part of the column's type.
         self._raw_fields = [
             field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
             for field in self._raw_fields
@@ -126,7 +126,10 @@ class WholeCatalog:
 
 
 def _kind_of(value: Any) -> type:
-    """Return the type of a JSON value, or `object` for an integer that a double can't represent."""
+    """Return the type of a JSON value.
+
+    For integers that a double can't represent, this returns `object` if they fit into int64, and `dict` otherwise.
+    """
     if type(value) is int and abs(value) > 2**53:
         return object if abs(value) < 2**63 else dict
     return type(value)
@@ -149,7 +152,7 @@ def _typed(value: Any, field: pa.Field) -> Any:
 
 
 def _together(ones: Batches, others: Batches) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-    """Yield the same rows of two streams, in batches of the same length."""
+    """Yield the same rows from two streams, in batches of the same length."""
     other: pa.RecordBatch | None = None
     for one in ones:
         while one.num_rows:
