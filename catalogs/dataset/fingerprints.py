@@ -42,7 +42,7 @@ class Fingerprint(Frozen):
 
     @property
     def digests(self) -> frozenset[str]:
-        """All SHA-256 hashes in the fingerprint. Only the same picture has one of them."""
+        """All SHA-256 hashes in the fingerprint. An image with any of these hashes shows the same picture."""
         return frozenset(each for each in (*self.released, self.pixels) if each is not None)
 
     def views(self) -> NDArray[np.uint64]:

@@ -303,7 +303,7 @@ def name_of(manifest: DatasetManifest | None, uri: str) -> str:
 def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) -> bool:
     """Write a generation of a dataset's manifest if it doesn't exist yet; return False if a different one exists.
 
-    First, the caller must put the files that the manifest names.
+    The caller must first put the files that the manifest names.
     """
     return (dataset / manifest_name(generation)).put_if_absent(manifest.to_json())
 
@@ -322,7 +322,7 @@ def dataset_keys(dataset: Location) -> tuple[str, ...]:
 
     A cache uses the dataset's id as the name of the dataset's folder. Before the dataset had an id, its folder was
     named by twelve hexadecimal digits: a hash of the dataset's location, after links and `..` are resolved. If the id
-    is missing or damaged, the latter is the only name.
+    is missing or damaged, this function returns only the hash.
     """
     local = scheme(dataset.uri) == LOCAL
     place = fingerprint(os.path.realpath(local_path(dataset.uri)) if local else dataset.uri.rstrip("/"))

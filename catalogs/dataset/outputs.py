@@ -148,7 +148,7 @@ def where_is(place: Location) -> str:
 def _is_beside(dataset: Location, place: Location) -> bool:
     """Return whether a location is on the dataset's disk or in its bucket.
 
-    If it is, either both can be reached or neither.
+    If so, either both are reachable or neither is.
     """
     (root, here), (other_root, there) = _root_and_path(dataset), _root_and_path(place)
     if root or other_root:

@@ -309,7 +309,7 @@ class Dataset:
             raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
 
     def _pairs(self, entry: FileEntry) -> Iterator[tuple[bytes | None, bytes]]:
-        """Yield each image's JPEG and JSON, in the tar's order. If an image has no JPEG, its place is None."""
+        """Yield each image's JPEG and JSON, in the tar's order. Without released images, each JPEG is None."""
         tar = self.location / entry.path
         jpeg: bytes | None = None
         try:
@@ -413,7 +413,7 @@ def make_sample(
 
 def _labeled(masks: list[MaskAnnotation], labels: LabelsById) -> list[MaskAnnotation]:
     for mask in masks if labels else ():
-        mask.__dict__.update(zip(MASK_LABEL, labels.get(mask.id, NO_LABEL), strict=True))  # they were created above
+        mask.__dict__.update(zip(MASK_LABEL, labels.get(mask.id, NO_LABEL), strict=True))  # the class is frozen
     return masks
 
 

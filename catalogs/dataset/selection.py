@@ -37,7 +37,7 @@ Measured = Mapping[int, frozenset[str]]
 
 @dataclass
 class Selection:
-    """Rows to take down, keyed by ordinal, names that match no row, and an explanation for each ambiguous name."""
+    """Rows to take down by ordinal, names that match no row, and ambiguous names, each with an explanation."""
 
     rows: dict[int, RemovedImage] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)

@@ -55,7 +55,7 @@ class TakedownRequest(Frozen):
     provider: str | None = None
     with_copies: bool = False  # for a license or provider: also other images with the same bytes or pixels
     with_similar: bool = False  # also images that look like these
-    fingerprints: bool = True  # whether hashes that recognize copies of the images are stored
+    fingerprints: bool = True  # whether to store hashes that recognize copies of the images
 
 
 class Tombstone(Frozen):
@@ -84,7 +84,7 @@ class Tombstone(Frozen):
 
 
 def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
-    """Put a tombstone. If the same takedown already has one, that one and its time don't change."""
+    """Put a tombstone. If the same takedown already has a tombstone, that file and its time stay unchanged."""
     (dataset / TOMBSTONES / tombstone.name).put_if_absent(tombstone.to_json())
 
 
@@ -166,7 +166,7 @@ class RemovedNames:
     def of(cls, images: Iterable[RemovedImage], catalog_uri: str | None = None) -> "RemovedNames":
         """Collect the identifiers of these images. `catalog_uri`, the source catalog's URI, resolves relative URIs."""
         images = list(images)
-        own = [image for image in images if not image.shared]  # the image_ids of all identify rows of the source
+        own = [image for image in images if not image.shared]  # the image_ids of all images identify rows of the source
         return cls(
             frozenset(image.image_id for image in images),
             frozenset(form for image in own for form in plain_forms(image.uri, catalog_uri)),

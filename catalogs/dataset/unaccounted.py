@@ -45,8 +45,8 @@ _TEMPORARY = re.compile(
     rf"(?:(?:{'|'.join(_NAMED)}|annotations|fingerprints|outputs|report|reservations|summaries|tombstones|versions)/"
     rf"(?:[a-z0-9]+/)*)?{re.escape(TEMPORARY_PREFIX)}(?:(?:probe|clock)-)?[0-9a-f]{{32}}"
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # in no URI
-_UNREADABLE = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # keys of a bucket whose location is another's
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # a URI contains no control characters
+_UNREADABLE = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # keys with empty segments, `.`, or `..`, which can't be read
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 """Control characters. Compressed data contains them, and text doesn't."""
 _SIGNATURES = {
@@ -58,12 +58,12 @@ _SIGNATURES = {
     b"PAR1": "a Parquet file",
 }
 _OF_STORES = re.compile(r"\.DS_Store|\.gitattributes|\..*\.crc|_SUCCESS", re.ASCII | re.DOTALL)
-_BINARY_OF_STORES = (b"\0\0\0\1Bud1", b"crc\0")  # how .DS_Store and .crc begin
+_BINARY_OF_STORES = (b"\0\0\0\1Bud1", b"crc\0")  # the first bytes of .DS_Store and .crc files
 
 
 @dataclass(frozen=True)
 class UnaccountedFiles:
-    """Files of a dataset that no commit or manifest names, divided by what they mean."""
+    """Files of a dataset that no commit or manifest names: findings, files that may be in use, and harmless files."""
 
     findings: tuple[Finding, ...]
     recent: tuple[str, ...]  # paths of files that a running command may still name or delete
@@ -90,7 +90,7 @@ def list_doubtful(dataset: Location, known: list[str] | None = None) -> dict[str
     """
     listed: dict[str, ObjectInfo] = {}
     before, shard = None, None  # the previous commit
-    for entry in dataset.walk(include_temporary=True, on_skip=lambda *_: None):  # a circular link is a link
+    for entry in dataset.walk(include_temporary=True, on_skip=lambda *_: None):  # a circular link is judged as a link
         commit = parse_commit_path(entry.name)
         if commit is None and (entry.name.partition("/")[0] in _NAMED or not is_known(entry.name)):
             listed[entry.name] = entry
@@ -106,7 +106,7 @@ def list_doubtful(dataset: Location, known: list[str] | None = None) -> dict[str
 def judge_doubtful(
     dataset: Location, listed: Mapping[str, ObjectInfo], limit: datetime, doubtful: Collection[int] = ()
 ) -> UnaccountedFiles:
-    """Decide which files from `list_doubtful` that nothing names are findings.
+    """Decide which of the files from `list_doubtful` are findings, after the named files were removed from them.
 
     First, this reads the commits, reservations, and manifest again. A file that segmint put there is a finding if its
     shard is committed, and if both the file and the commit or manifest that doesn't name it are older than `limit`. A
@@ -167,7 +167,8 @@ def _judge_ours(
             continue
         changed = latest.modified if latest is not None else manifested if is_part_path(path) else entry.modified
         if commit is not None and latest is not None:
-            # A correction replaces older commits, so one that is newer than its replacement was copied here.
+            # A correction only replaces older commits. If a commit is newer than its replacement, somebody copied it
+            # here.
             at_work = entry.modified <= changed >= limit
             code, expected = Code.REPLACED_GENERATION, f"only generation {latest.generation}"
         else:

@@ -131,13 +131,13 @@ class AmendedValue:
 class Amendments:
     """Corrections of a dataset's catalog that a source catalog requests."""
 
-    rows: int = 0  # with another value
+    rows: int = 0  # number of rows with a changed value
     values: dict[str, int] = field(default_factory=dict)  # number of changed values, by column
-    examples: list[AmendedValue] = field(default_factory=list)  # the first `SHOWN`
+    examples: list[AmendedValue] = field(default_factory=list)  # the first `SHOWN` changes
     matched: int = 0  # rows of the dataset that the source catalog names
-    shards: set[int] = field(default_factory=set)  # with a changed row
+    shards: set[int] = field(default_factory=set)  # shards that contain a changed row
     unknown: int = 0  # rows of the source catalog that don't match a row of the dataset
-    first_unknown: str | None = None  # image_id of the first of them
+    first_unknown: str | None = None  # image_id of the first of these rows
     different: dict[str, PinnedDifference] = field(default_factory=dict)  # by column of `FIXED`
     contradiction: Contradiction | None = None  # the first one
     parts: dict[int, Path] = field(default_factory=dict)  # amended parts on the local disk, by number

@@ -329,7 +329,7 @@ class SameFiles(AbstractContextManager["SameFiles"]):
         self._groups = SortedPairs(self._database.sql(query, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS))
 
     def until(self, stop: int) -> dict[int, tuple[int, ...]]:
-        """Return the group numbers of all rows below ordinal `stop` that have not been returned yet."""
+        """Return the group numbers of all rows below the ordinal `stop` that no earlier call returned, by ordinal."""
         found: dict[int, tuple[int, ...]] = {}
         for ordinal, number in zip(*(values.tolist() for values in self._groups.until(stop)), strict=True):
             found[ordinal] = (*found.get(ordinal, ()), number)

@@ -42,8 +42,9 @@ def read_catalog(
 
     Raises `UsageError` if a required column is missing, if a column has the wrong type, if a value is invalid, or if
     the file's content doesn't match its extension. The message names the file, column, and row. If you pass
-    `on_problem`, it receives each invalid value instead. If it returns, the value counts as missing. `own` contains
-    columns that may be the user's custom columns. Their invalid values always count as missing, without a report.
+    `on_problem`, it receives each invalid value instead. If `on_problem` returns, the value counts as missing. `own`
+    contains columns that may be the user's custom columns. Their invalid values always count as missing, without a
+    report.
     """
 
     report = except_in(own, on_problem)

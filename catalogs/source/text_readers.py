@@ -44,9 +44,9 @@ _PARSED_BYTES = 1 << 20  # per thread; a block with a longer row is parsed the s
 
 
 def open_text(file: Location) -> AbstractContextManager[BinaryIO]:
-    """Open a stream of the catalog's bytes.
+    """Open a stream of a catalog's bytes, which are decompressed if the file's name ends in `.gz`.
 
-    If its name ends in `.gz`, they are decompressed; invalid gzip raises `UsageError`.
+    Raises `UsageError` for invalid gzip.
     """
     return _unpacked(file) if file.uri.lower().endswith(".gz") else file.open()
 

@@ -44,7 +44,7 @@ class WholeCatalog:
     """
 
     def __init__(self, catalog: Location) -> None:
-        """Find out the columns. For JSON Lines, this reads the whole catalog; for other formats, only its start.
+        """Determine the columns. For JSON Lines, this reads the whole catalog; for other formats, only its start.
 
         Raises `UsageError` if two columns have the same name.
         """

@@ -16,7 +16,8 @@ It contains the `assignment` and `n` of the last merged submission. Both are nul
 def assignment_to_merge(merged: Merged, assignments: Iterable[int]) -> int | None:
     """Return which of an image's assignments to merge, or None if the image has no submissions.
 
-    If an assignment was merged before, this stays the same. Otherwise, it is the lowest assignment with submissions.
+    If an assignment was merged before, the same assignment is merged again. Otherwise, the lowest assignment with
+    submissions is merged.
     """
     before = merged_assignment(merged)
     return min(assignments, default=None) if before is None else before
@@ -39,7 +40,7 @@ def last_of_states(submissions: Iterable[Submission]) -> list[Submission]:
 
 
 def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submission, Submission] | None:
-    """Return two submissions to compare, one of each annotator, made without seeing the other annotator's work.
+    """Return one submission by each annotator, to compare two results that are independent of each other.
 
     Both submissions must start from the same state of the image. If both assignments have submissions for several
     states, this picks the first of these states. If an assignment has several submissions for that state, the last one

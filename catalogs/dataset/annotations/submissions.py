@@ -213,7 +213,7 @@ class Submission(SavedRecord):
                     area = canonical_area(mask.counts, (height, width))
                 except ValueError as error:
                     raise ValueError(f"{kind}.{place}.counts: {error}") from error
-                if not area and kind == "masks":  # those of a folder's JSON may be empty
+                if not area and kind == "masks":  # former masks from a folder's JSON may be empty
                     raise ValueError(f"{kind}.{place}.counts: a mask without pixels")
         for place, mask in enumerate(self.masks):
             for number, prompt in enumerate(mask.prompts):

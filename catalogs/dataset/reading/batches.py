@@ -135,8 +135,8 @@ class Batches(IterableDataset[list[Sample]]):
                 "smaller global_batch, last='pad', or a dataset with more"
             )
         self._rank = RankHere()
-        # Both tensors are in shared memory. Persistent workers thus see a start that is set later, and only one of them
-        # hashes a shard.
+        # Both tensors are in shared memory. Therefore, persistent workers see each new start, and only one of them has
+        # to hash a shard.
         self._start = _shared_zeros(2, torch.int64)
         self._checked = _shared_zeros(len(table), torch.uint8)
         self._kept: dict[int, OpenShard] = {}
@@ -235,7 +235,7 @@ class Batches(IterableDataset[list[Sample]]):
     ) -> Iterator[list[Sample]]:
         """Yield one worker's batches of an epoch after the epoch's first `samples` images.
 
-        The worker's first `skip` of these batches are left out.
+        This skips the first `skip` of these batches.
         """
         keep_freed_memory()
         order = EpochOrder(self._images, self.seed, epoch, self.window)

@@ -189,7 +189,7 @@ class ShardCache:
 
 
 def drop_stale(folder: Path, dataset: Location) -> tuple[int, int]:
-    """Delete the copies of those shards that a dataset no longer contains, from the cache in `folder`.
+    """Delete the copies of shards that a dataset no longer contains from the cache in `folder`.
 
     A copy is kept as long as its tar exists in the dataset, even if only an older version contains that tar. Copies of
     other datasets are also kept. Returns two numbers: deleted files, including leftovers of killed processes, and stale

@@ -16,7 +16,7 @@ from segmint.infra.errors import UsageError
 
 @dataclass(frozen=True)
 class Batch:
-    """B images with their masks. Images differ in size and in their number of masks, so lists contain their tensors.
+    """B images with their masks, in lists of tensors, because images differ in size and in their number of masks.
 
     Attributes:
         ids: (B,) int64, the images' numbers in the dataset.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _TURN, _SHARD, _STEP = range(3)
-"""Purposes of a random order: to sort the shards, the images of a shard, or the mixed images of a step."""
+"""Purposes of random numbers: to order the shards, the images of a shard, and the mixed images of a step."""
 
 
 class EpochOrder:
@@ -103,7 +103,7 @@ class EpochOrder:
         """Return the numbers from 0 to `count` - 1 in random order.
 
         The order is computed from the raw bits of Philox. NumPy guarantees that these bits stay the same across
-        versions, but doesn't guarantee it for other random numbers.
+        versions, unlike the random numbers that it derives from them.
         """
         seeds = np.random.SeedSequence([self._seed or 0, self._epoch, purpose, number])
         drawn: NDArray[np.int64] = np.argsort(np.random.Philox(seeds).random_raw(count), kind="stable")

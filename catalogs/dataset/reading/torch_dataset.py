@@ -102,8 +102,8 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Return the image at a position in dataset order. Positions count from 0; negative ones count from the end.
 
-        A position refers to the images of the shards that were committed at the first access. It means the same image
-        in all workers and ranks. Raises `IndexError` if there is no such image.
+        Positions count the images in the shards that were committed at the first access. They are the same in all
+        workers and ranks. Raises `IndexError` if there is no image at the position.
         """
         place = operator.index(index)
         images = self._in_order.images if self._in_order is not None else 0
@@ -132,7 +132,8 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
 
         The ranks split the `global_batch` images of each batch among themselves. With `shuffle`, the `seed` and the
         epoch determine a random order. To shuffle, a process keeps `window` shards open and mixes their images, while
-        it prefetches other shards. As a result, `window - 1` of `window` neighboring images come from different shards.
+        it prefetches other shards. As a result, neighboring images come from different shards in `window - 1` of
+        `window` cases.
 
         If the last batch of an epoch is incomplete, `last="pad"` fills it with the epoch's first images, and
         `last="drop"` leaves it out. The batches only contain images of shards that are already committed. If the

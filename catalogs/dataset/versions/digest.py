@@ -93,7 +93,7 @@ class Snapshot:
 
 @dataclass
 class SnapshotCommits:
-    """The latest commits, as `take_snapshot` found them."""
+    """Latest commits of a dataset and sums over them, which `take_snapshot` collects."""
 
     held: Sequence[ListedCommit] = ()  # the commits' files, in shard order
     sums: dict[str, CommitSums] = field(default_factory=dict)  # of the blocks that were read, by summary name
@@ -121,8 +121,7 @@ def take_snapshot(
 
     The hashes of catalog parts come from the manifest. All other files are read and hashed. With `use_cache`, the
     hashes of a full block of commits may come from `summaries/` instead, and `save_cache` saves such hashes there if
-    possible. If `read` is given, this function stores the latest commits and the sums over the commits that it read in
-    it.
+    possible. This function fills `read` with the latest commits, and with the sums over those that it read.
 
     Raises `UsageError` if the dataset doesn't exist or its manifest can't be read. Raises `DamagedDatasetError` if the
     dataset keeps changing while it is read.
@@ -235,7 +234,7 @@ def _commit_leaves(
             name = f"{prefix}{fingerprint(hashes)}.json"
             save_cache = save_block(dataset / SUMMARIES, _cache_prefix(block), name, canonical_json(hashes), existing)
         of_each = [one for _, one in found if one is not None]
-        if read is not None and len(of_each) == len(pairs):  # else summing reports the damage
+        if read is not None and len(of_each) == len(pairs):  # otherwise, a commit is damaged; summing reports it
             read.sums[summary_name(members)] = sum(of_each, NOTHING)
     return leaves
 

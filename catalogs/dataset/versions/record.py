@@ -207,9 +207,9 @@ def find_version(dataset: Location, wanted: int | str) -> Version:
 
 
 def name_now(dataset: Location) -> VersionName:
-    """Return the digest of a dataset's current state.
+    """Return the name of a dataset's current state.
 
-    If the latest version has the same digest, the name includes its number.
+    It includes the number of the latest version if that version has the same digest.
     """
     digest = take_snapshot(dataset).digest
     try:
@@ -326,7 +326,7 @@ def check_readable(dataset: Location, version: Version) -> None:
 
 
 def manifest_of(dataset: Location, version: Version) -> DatasetManifest:
-    """Return the manifest that was the latest at a version; raises `DamagedDatasetError` if it's gone or changed."""
+    """Return a version's latest manifest; raises `DamagedDatasetError` if its file is gone or was changed."""
     names = [path for path in version.files if parse_manifest_name(path) is not None]
     name = max(names, key=lambda path: parse_manifest_name(path) or 0)
     return DatasetManifest.from_json(_recorded(dataset, name, version.files[name]), f"{dataset}/{name}")
@@ -386,8 +386,8 @@ class VersionHistory:
 def read_history(dataset: Location) -> VersionHistory:
     """Read and check all recorded versions of a dataset; only one of them is in memory at a time.
 
-    A missing version is found because a later version or a signature exists. Consecutive missing versions are reported
-    as one problem.
+    A later version or a signature reveals that a version is missing. Consecutive missing versions are reported as one
+    problem.
     """
     recorded, signed = recorded_and_signed(dataset)
     numbers = set(recorded)
@@ -417,7 +417,7 @@ def read_history(dataset: Location) -> VersionHistory:
 
 
 def _breaks(version: Version, earlier: Version | None) -> Iterator[Finding]:
-    """Yield a finding if a version doesn't follow the one before it. If that one is unknown, nothing can be checked."""
+    """Yield a finding if a version doesn't follow the version before it, as far as that version is known."""
     if version.before is None or (earlier is None and version.number > 1):
         return
     if earlier is None:
