@@ -5,16 +5,16 @@ from segmint.operators.prepare.measured_recall import describe_recall
 from segmint.pipeline.config.config import Config
 
 LARGE_ROWS = 10_000
-"""Maximum number of rows that gets no advice."""
+"""Largest number of rows for which `advice` returns nothing."""
 
 
 def advice(config: Config, rows: int) -> list[str]:
-    """Return a sentence for each default in use that only suits trials. Returns nothing for up to `LARGE_ROWS` rows."""
+    """Return a sentence for each default in use that only suits trials, or nothing for up to `LARGE_ROWS` rows."""
     return detector_advice(config) if rows > LARGE_ROWS else []
 
 
 def detector_advice(config: Config) -> list[str]:
-    """Return a sentence about the bundled detectors if they are in use, with their measured recall."""
+    """If the configuration uses the bundled detectors, return a sentence about them with their measured recall."""
     names = [name for name in config.deidentify.detectors.values() if name in BUNDLED_DETECTORS]
     if not names:
         return []

@@ -1,18 +1,18 @@
 """Configuration of a build as one frozen, typed tree, which contains the settings of the stages.
 
-There are three kinds of keys:
+Each key is one of three kinds:
 
-- *identity*: determines the dataset's content. `dataset.json` pins these keys at the first start, and a build
-  with different values is refused. `name`, `images_per_shard`, `license`, `ingest` except its timeout,
-  `deidentify` except its device, `release`, `masks` with the profile's defaults filled in, `model.weights`, `stages`
-  except their resources.
-- *numerics*: determines the last bits of masks and scores. Resolved at the first start and pinned with the
-  identity. `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`, `model.kernels`,
-  `model.images_per_batch`, `model.threads`, `deidentify.device`.
-- *runtime*: may differ in every run. `catalog` (its contents are pinned by hash), `output`, `assets`, `curate`
-  (used before a build), `resources`, `storage`, `license.policy_date` (pinned at the first start),
-  `ingest.timeout_s`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`,
-  `window_shards`, `rows_per_block`, `allow_mixed_numerics`.
+- *identity*: keys that determine the dataset's content. The first start pins them in `dataset.json`, and later builds
+  with different values are refused. They are `name`, `images_per_shard`, `license`, `ingest` except its timeout,
+  `deidentify` except its device, `release`, `masks` with the profile's defaults filled in, `model.weights`, and
+  `stages` except their resources.
+- *numerics*: keys that determine the last bits of masks and scores. The first start resolves them and pins them
+  with the identity. They are `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`,
+  `model.kernels`, `model.images_per_batch`, `model.threads`, and `deidentify.device`.
+- *runtime*: keys that may differ in every run. They are `catalog` (its contents are pinned by hash), `output`,
+  `assets`, `curate` (used before a build), `resources`, `storage`, `license.policy_date` (pinned at the first start),
+  `ingest.timeout_s`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`, `window_shards`,
+  `rows_per_block`, and `allow_mixed_numerics`.
 """
 
 import re
@@ -90,20 +90,20 @@ DETECTORS_SHARE = 0.1
 
 
 class LicenseConfig(_ConfigModel):
-    """Licenses that images may have."""
+    """License rules for images."""
 
     allow: tuple[str, ...] = Field(min_length=1)
-    """SPDX identifiers, or `LicenseRef-…` for private agreements. Case is ignored in SPDX identifiers."""
+    """Allowed licenses: SPDX identifiers in any case, or `LicenseRef-…` for private agreements."""
     require_redistributable: bool = False
     """Accept only rows with `redistributable: true`."""
     respect_opt_out: Annotated[
         Literal["auto"] | bool, auto_or(lambda value: isinstance(value, bool), ", true, or false")
     ] = "auto"
-    """Reject images whose rights holder forbids training, according to the image's metadata or the catalog. auto: the
-    value that the dataset was created with, and true for a new dataset."""
+    """Reject an image if its metadata or the catalog says that the rights holder forbids training. auto: the value that
+    the dataset was created with, or true for a new dataset."""
     policy_date: date | None = None
-    """Day on which licenses must still be valid. Read only at the dataset's first start, which pins it. null: the day
-    of the first start, in UTC."""
+    """Date on which licenses must still be valid. The dataset's first start pins the date, and later runs ignore this
+    key. null: the date of the first start, in UTC."""
 
     @field_validator("allow")
     @classmethod
@@ -111,22 +111,23 @@ class LicenseConfig(_ConfigModel):
         return tuple(map(validated(validate_identifier), value))
 
     def policy(self, policy_date: date) -> LicensePolicy:
-        """Return the policy that judges rows. Licenses must be valid on `policy_date`."""
+        """Return the policy that checks each row's license on `policy_date`."""
         return LicensePolicy(frozenset(self.allow), self.require_redistributable, policy_date, self.respects_opt_out)
 
     @property
     def respects_opt_out(self) -> bool:
-        """`respect_opt_out`, with `auto` resolved as for a new dataset."""
+        """`respect_opt_out` as a bool. `auto` is true, as for a new dataset."""
         return True if self.respect_opt_out == "auto" else self.respect_opt_out
 
 
 class PoolConfig(_ConfigModel):
-    """Actor pool of one stage."""
+    """Actor pool of a stage."""
 
     actors: Actors = "auto"
-    """Number of actors, or `[min, max]`. auto: `segment` gets one actor per GPU. Without GPUs, it gets one per machine
-    of a cluster; on one machine, as many as fit, with `model.threads` cores for each and half the memory for all.
-    `prepare` starts with one actor and grows into the remaining cores."""
+    """Number of actors, or `[min, max]`. auto: `segment` starts one actor per GPU. On a cluster without GPUs, `segment`
+    starts one actor per machine. On a single machine without GPUs, `segment` starts as many actors as fit; each actor
+    gets `model.threads` cores, and all actors together get half of the memory. `prepare` starts with one actor and
+    grows into the remaining cores."""
     num_cpus: float = Field(default=1, gt=0)
     """Logical CPUs per actor. `prepare` and `segment` must use different values, or Ray may fuse the two stages."""
 
@@ -135,8 +136,9 @@ class PreparePoolConfig(PoolConfig):
     """Actor pool that reads, de-identifies, and encodes images."""
 
     num_gpus: Share = "auto"
-    """Share of one GPU per node for the detector process that the node's actors share, over 0 and at most 1. Used only
-    if `deidentify.device` is cuda. auto: 0.1. The actors themselves use no GPU."""
+    """Fraction of a GPU, more than 0 and at most 1, that each node reserves for its detector process. All `prepare`
+    actors of a node share this process and use no GPU themselves. Ignored unless `deidentify.device` is cuda. auto:
+    0.1."""
 
 
 class SegmentPoolConfig(PoolConfig):
@@ -144,48 +146,49 @@ class SegmentPoolConfig(PoolConfig):
 
     num_cpus: float = Field(default=2, gt=0)
     """Logical CPUs per actor. Must differ from `resources.prepare.num_cpus`, or Ray may fuse the two stages. On a GPU,
-    also the number of threads that decode images and of threads that finish masks, at least two each."""
+    the actor starts this many threads to decode images and this many to finish masks, with a minimum of two each."""
     num_gpus: Gpus = "auto"
-    """GPUs per actor; 0.5 lets two actors share one. auto: 1 if the device is cuda, less the share of a detector
+    """GPUs per actor. With 0.5, two actors share a GPU. auto: on CUDA, 1 minus the fraction reserved for a detector
     process; otherwise 0."""
     accelerator_type: str = Field(default="auto", min_length=1)
-    """Kind of GPU in a cluster with several kinds, by Ray's name for it (`H100`). auto: the kind that the dataset was
-    created with, and any kind for a new dataset."""
+    """Ray's name for the kind of GPU to use (`H100`), for clusters with several kinds. auto: the kind that the dataset
+    was created with, or any kind for a new dataset."""
     timeout_s: Seconds = Field(default=600, gt=0)
-    """Time limit for decoding one image, for computing its masks, and for finishing them, each separately. A worker
-    that exceeds a limit is killed, and its image gets a trial; if it times out there twice, the row is rejected as
-    `timed_out`. Set it above the time that the slowest image takes and below `stall_timeout`."""
+    """Time limit per image, applied separately to decoding the image, computing its masks, and finishing them. If a
+    step exceeds the limit, the worker is killed and the image is tried again in a trial. If it times out twice in the
+    trial, its row is rejected as `timed_out`. Set this above the time that the slowest image takes, but below
+    `stall_timeout`."""
 
 
 class ResourcesConfig(_ConfigModel):
-    """Ray cluster and resources that a run uses."""
+    """Ray cluster and resources for a run."""
 
     address: str = "auto"
-    """Ray cluster to use. auto: the cluster in RAY_ADDRESS, or a local Ray without that variable. local: always a local
-    Ray. Otherwise the address of a cluster."""
+    """Ray cluster to connect to. auto: the cluster in RAY_ADDRESS, or a local Ray if the variable isn't set. local:
+    always a local Ray. Any other value is the address of a cluster."""
     object_store_memory: Bytes | None = Field(default=None, ge=80_000_000)
-    """Size of the object store of a local Ray, at least 80,000,000 bytes. null: Ray decides."""
+    """Size of a local Ray's object store, at least 80,000,000 bytes. null: Ray chooses the size."""
     prepare: PreparePoolConfig = PreparePoolConfig()
     segment: SegmentPoolConfig = SegmentPoolConfig()
     writers: AutoCount = "auto"
-    """Number of shards written at the same time, each with one logical CPU. auto: one for every four segment actors, at
-    least two."""
+    """Number of shards to write concurrently. Each writer uses one logical CPU. auto: one writer per four segment
+    actors, but at least two."""
     wait_for_nodes: Seconds = Field(default=600, ge=0)
-    """Time that a build waits at its start for nodes that an autoscaler adds, if the smallest pools don't fit without
-    them. Then it ends unfinished, with exit code 3."""
+    """Time that a build waits at its start for an autoscaler to add nodes, if the smallest pools don't fit on the
+    existing nodes. If the pools still don't fit after this time, the build ends unfinished, with exit code 3."""
 
 
 class StagePoolConfig(PoolConfig):
-    """Actor pool of a custom stage; `actors: auto` is one actor."""
+    """Actor pool of a custom stage. `actors: auto` starts one actor."""
 
     num_gpus: float = Field(default=0, ge=0)
-    """GPUs per actor, which the segment actors don't get. With 0.5, two actors share a GPU."""
+    """GPUs per actor, subtracted from the GPUs for segment actors. With 0.5, two actors share a GPU."""
     timeout_s: Seconds = Field(default=600, gt=0)
-    """Time limit for one image, as in `resources.segment`. A batch may take as much for each of its images."""
+    """Time limit per image, as in `resources.segment`. A batch may take this long for each of its images."""
 
 
 def _dotted_name(value: Any) -> Any:
-    """Return the dotted name of a class or function, which workers import; other values unchanged."""
+    """Return the dotted name by which workers import a class or function. Return any other value unchanged."""
     if not callable(value):
         return value
     module, name = value.__module__, getattr(value, "__qualname__", None)
@@ -200,20 +203,20 @@ Position = Literal["prepare", "segment", "describe"]
 
 
 class StageConfig(_ConfigModel):
-    """A custom stage: code of yours that judges images or adds columns."""
+    """Custom stage: your own code, which accepts or rejects images or adds columns."""
 
     stage: Annotated[str, BeforeValidator(_dotted_name), Field(pattern=r"^\w+(\.\w+)+$")]
     """Dotted name of a class or function, such as `blur.Blur`. Its module must be importable on every node."""
     after: Position = "describe"
-    """Built-in stage that it follows. Several stages after the same one run in the order of the list."""
+    """Built-in stage after which this stage runs. Custom stages that name the same built-in stage run in list order."""
     arguments: dict[str, JsonValue] = {}
-    """Arguments of the class or function. The dataset stores them, so they must not contain secrets."""
+    """Arguments to pass to the class or function. The dataset stores them, so never include secrets."""
     batch_size: AutoCount = "auto"
-    """Maximum number of images per call. auto: as many as a block contains, see `rows_per_block`."""
+    """Maximum number of images per call. auto: the number of images in a block; see `rows_per_block`."""
     resources: StagePoolConfig = StagePoolConfig()
 
     def load(self) -> StageSpec:
-        """Import the stage and return what it declares. Raises `UsageError` if that is invalid."""
+        """Import the stage and return its specification. Raises `UsageError` if the specification is invalid."""
         spec = load_stage(self.stage, self.arguments)
         if spec.sets_masks and self.after != "describe":
             raise UsageError(f"the stage {self.stage} sets columns of masks: it must come after describe")
@@ -233,17 +236,19 @@ def _plain_name(value: str) -> str:
 
 
 class Config(_ConfigModel):
-    """Configuration of a build. The module docstring lists which keys are identity, numerics, and runtime."""
+    """Configuration of a build. The module docstring sorts the keys into identity, numerics, and runtime."""
 
     name: Annotated[str, AfterValidator(_plain_name)]
-    """Name of the dataset: at most 100 letters, digits, dots, hyphens, and underscores, a letter or digit first."""
+    """Name of the dataset: up to 100 letters, digits, dots, hyphens, and underscores, starting with a letter or
+    digit."""
     catalog: str = Field(min_length=1)
-    """Path or URI of the source catalog. The ending selects the format: Parquet, JSON Lines, or CSV. The file may move,
-    because its contents are pinned at the first start. New rows need `--grow`."""
+    """Path or URI of the source catalog. The file extension selects the format: Parquet, JSON Lines, or CSV. You can
+    move the file, because the first start pins its contents rather than its path. To add new rows, pass `--grow`."""
     output: str = Field(min_length=1)
-    """Path or URI of the dataset's folder, on a file system with hard links or in a bucket with conditional puts."""
+    """Path or URI of the dataset's folder. A local file system must support hard links; a bucket must support
+    conditional puts."""
     images_per_shard: int = Field(default=500, ge=1, le=100_000)
-    """Catalog rows per shard, 1 to 100,000. A shard is written, committed, and lost as a unit."""
+    """Catalog rows per shard, 1 to 100,000. A shard is always written, committed, and lost as a whole."""
     license: LicenseConfig
     ingest: IngestConfig = IngestConfig()
     deidentify: DeidentifyConfig = DeidentifyConfig()
@@ -251,46 +256,49 @@ class Config(_ConfigModel):
     masks: MasksConfig = MasksConfig()
     model: ModelConfig = ModelConfig()
     curate: CurateConfig = CurateConfig()
-    """Settings of `segmint catalog curate`, which rejects rows of a catalog before a build. A build ignores them."""
+    """Settings of `segmint catalog curate`, which filters a catalog before a build. Builds ignore them."""
     stages: tuple[StageConfig, ...] = ()
-    """Custom stages. Each one's name, in its code, must be different."""
+    """Custom stages. The names that they declare in their code must be unique."""
     resources: ResourcesConfig = ResourcesConfig()
     storage: StorageOptions = {}
-    """Storage options by URI prefix, of which the longest matching one wins: endpoint_url, profile, region, anon, … for
-    S3, and those of the fsspec implementation for other schemes. Credentials are refused."""
+    """Storage options by URI prefix; the longest matching prefix wins. For S3, the options are endpoint_url, profile,
+    region, anon, and others. For other schemes, use the options of the fsspec implementation. Credentials are
+    refused."""
     assets: str | None = None
-    """Path or URI of a folder that mirrors the known weight files under their own names. It is searched before the
-    cache, installed packages, and the web. null: no mirror."""
+    """Path or URI of a mirror: a folder that contains the known weight files under their original names. segmint
+    searches the mirror before the cache, installed packages, and the web. null: no mirror."""
     max_reject_ratio: float = Field(default=0.5, gt=0, le=1)
-    """Put a shard of 100 rows or more on hold if more than this share of its rows is rejected for one reason.
-    Deliberate rejections do not count: licenses, curation (`duplicate_image`, `unfit`, `opted_out`), and takedowns."""
+    """Maximum fraction of a shard's rows that may be rejected for the same reason. A shard that exceeds the fraction is
+    put on hold. Shards with fewer than 100 rows aren't checked. Deliberate rejections don't count: licenses, curation
+    (`duplicate_image`, `unfit`, `opted_out`), and takedowns."""
     stall_timeout: Seconds = Field(default=1800, gt=0)
-    """Time without a row leaving any stage, while the stores respond, after which a window is canceled and its
-    uncommitted shards are retried. Set it above the time that a stage takes for `rows_per_block` images."""
+    """Maximum time during which no row leaves any stage although the stores respond. After this time, the window is
+    canceled and its uncommitted shards are retried. Set this above the time that a stage takes for `rows_per_block`
+    images."""
     outage_timeout_s: Seconds = Field(default=1800, ge=0)
-    """Time that the driver and the workers wait for a store that does not respond. Then the run ends unfinished, with
-    exit code 3. 0: do not wait."""
+    """Time that the driver and the workers wait for a store that doesn't respond. After this time, the run ends
+    unfinished, with exit code 3. 0: don't wait."""
     window_shards: AutoCount = "auto"
-    """Shards per window, which is one Ray Data execution. auto: about an hour's work, and ten minutes' at first."""
+    """Shards per window. Each window is one Ray Data execution. auto: about ten minutes of work at first, then about an
+    hour."""
     rows_per_block: AutoCount = "auto"
-    """Maximum number of rows per block, the batch that travels between stages. Small datasets use fewer. auto: 128 on
-    GPUs without crops, else 16."""
+    """Maximum number of rows per block. Stages pass rows to each other in blocks. Small datasets use smaller blocks.
+    auto: 128 on GPUs without crops, otherwise 16."""
     retry_wait_s: Seconds = Field(default=5, ge=0)
-    """Wait before retrying shards on hold when no other shards remain. Doubles with each stalled window."""
+    """Wait before retrying shards on hold if no other shards remain. The wait doubles with each stalled window."""
     allow_mixed_numerics: bool = False
-    """Allow workers to compute with numerics that differ from those of the dataset, which changes the last bits of
-    masks."""
+    """Let workers compute with numerics other than the dataset's. The last bits of masks then differ."""
 
     @property
     def detectors_share(self) -> float:
-        """Share of a GPU for the detector process of each node, or 0 if detectors run on CPUs."""
+        """Fraction of a GPU that each node reserves for its detector process, or 0 if detectors run on CPUs."""
         if self.deidentify.device == "cpu" or not self.deidentify.detectors:
             return 0.0
         wanted = self.resources.prepare.num_gpus
         return DETECTORS_SHARE if wanted == "auto" else float(wanted)
 
     def load_stages(self) -> list[StageSpec]:
-        """Import the custom stages, in order. Raises `UsageError` if one is invalid, or if two have the same name."""
+        """Import the custom stages in list order. Raises `UsageError` for an invalid stage or a duplicate name."""
         specs = [each.load() for each in self.stages]
         for place, spec in enumerate(specs):
             if spec.name in [other.name for other in specs[:place]]:
@@ -307,8 +315,8 @@ class Config(_ConfigModel):
 def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the identity keys as plain JSON values, with profiles resolved. Equal datasets have equal values.
 
-    `hashes` maps each model or detector file in the configuration to its SHA-256, which replaces the file's name, so
-    that moving the file doesn't change the dataset.
+    `hashes` maps the name of each model or detector file to its SHA-256. The result contains the hash instead of the
+    name, so moving a file doesn't change the dataset's identity.
     """
     known = hashes or {}
     tree = config.model_dump(
@@ -339,11 +347,11 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
 
 
 def as_pinned(config: Config, begun: Mapping[str, Any]) -> Config:
-    """Return the configuration with each `auto` of an identity key replaced by the dataset's pinned value.
+    """Replace each `auto` among the identity keys with the value that the dataset pinned, and return the configuration.
 
-    These keys are `license.respect_opt_out`, `ingest.formats`, `masks.drop_redaction_artifacts`, and `model.weights`,
-    which remains `auto` if the dataset's weights are not known by name. Raises `UsageError` if the dataset uses formats
-    that this version does not support.
+    The affected keys are `license.respect_opt_out`, `ingest.formats`, `masks.drop_redaction_artifacts`, and
+    `model.weights`. If the dataset's weights have no known name, `model.weights` remains `auto`. Raises `UsageError` if
+    this version doesn't support one of the dataset's formats.
     """
     license, masks, read = config.license, config.masks, config.ingest
     if license.respect_opt_out == "auto":

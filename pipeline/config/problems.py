@@ -21,7 +21,7 @@ SHOWN = 100
 
 @dataclass(frozen=True)
 class ConfigProblem:
-    """Problem with a key: its dotted name, its location ("build.yaml:12"), and what was expected."""
+    """Problem with a key: its dotted name, its location ("build.yaml:12"), and the expected value."""
 
     key: str
     where: str
@@ -37,14 +37,17 @@ class Document:
     source: str
 
     def place(self, key: Key) -> str:
-        """Return the location of a key, or of its nearest enclosing key if it is absent."""
+        """Return the location of a key. If the key is absent, return the location of its nearest enclosing key."""
         while key and key not in self.places:
             key = key[:-1]
         return self.places.get(key, self.source)
 
 
 def dotted(key: Key) -> str:
-    """Format a key as for `--set`, such as masks.points_per_side. Parts with dots are quoted; items look like [0]."""
+    """Format a key as for `--set`, such as masks.points_per_side.
+
+    Quote parts that contain dots; format indexes as [0].
+    """
     text = ""
     for part in key:
         if isinstance(part, int):
@@ -94,11 +97,11 @@ def problems_of(error: ValidationError, document: Document, model: type[BaseMode
     found: dict[str, ConfigProblem] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] == "too_short" and detail["input"] and not detail["ctx"]["actual_length"]:
-            continue  # each of its items is reported separately
+            continue  # pydantic reports each item separately
         key = _existing(detail["loc"], document.data, missing=detail["type"] == "missing")
         name = dotted(key)
         message = _message(detail, key, model) if len(found) < SHOWN else "is invalid"  # a message may take 1 ms
-        if name in found:  # one of a union's members, each of which expects something else
+        if name in found:  # pydantic reports each member of a union; combine what they expect
             message = f"{found[name].message}; or {message.rpartition(': ')[2]}"
         found[name] = ConfigProblem(name, document.place(key), message)
     return list(found.values())
@@ -116,7 +119,7 @@ def _message(detail: Any, key: Key, model: type[BaseModel]) -> str:
 
 
 def _advice(model: type[BaseModel], key: Key, names: list[str]) -> str:
-    """Suggest what an unknown key was meant to be."""
+    """Suggest the key that the user probably meant by an unknown key."""
     name = str(key[-1])
     above = [part for part in model.model_fields if name in _fields(model, (part,))]
     if above:  # such as a key uncommented in the template without its parent
@@ -165,7 +168,7 @@ def _shown(value: Any) -> str:
 
 
 def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
-    """Return the part of pydantic's location that exists in the document. The rest are the names of union members."""
+    """Return the part of pydantic's location that exists in the document. Drop the names of union members."""
     key: list[str | int] = []
     for position, part in enumerate(loc):
         inside = (isinstance(data, Mapping) and part in data) or (

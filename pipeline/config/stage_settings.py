@@ -9,18 +9,18 @@ from segmint.pipeline.config.config import Config, as_pinned
 
 
 def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]:
-    """Return the SHA-256 that the dataset pins for each detector file, keyed by its name in the configuration."""
+    """Return the pinned SHA-256 of each detector file, keyed by the file's name in the configuration."""
     pinned = manifest.config["deidentify"]
     return {file: pinned[kind]["detector"] for kind, file in config.deidentify.detector_files.items()}
 
 
 def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> PrepareConfig:
-    """Return the settings of `prepare` for the dataset of `manifest`, or for a new dataset if it is None.
+    """Return the settings of `prepare` for the dataset of `manifest`, or for a new dataset if `manifest` is None.
 
-    `prepare` keeps the originals if crops are cut from them.
+    If the mask settings cut crops from the originals, `prepare` keeps the originals.
     """
     detector_sha256 = {} if manifest is None else detector_hashes(config, manifest)
-    # The GPU that the dataset's detectors run on, or "" for CPUs.
+    # Name of the GPU that the dataset's detectors must run on, or "" for CPUs.
     recorded = "" if manifest is None or config.allow_mixed_numerics else Numerics.recorded(manifest.numerics).detectors
     config = config if manifest is None else as_pinned(config, manifest.config)
     return PrepareConfig(
@@ -36,7 +36,7 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
 
 
 def segment_settings(config: Config, numerics: Numerics, manifest: DatasetManifest | None = None) -> SegmentSettings:
-    """Return the settings of a segment actor for the dataset of `manifest`, or for a new dataset if it is None."""
+    """Return a segment actor's settings for the dataset of `manifest`, or for a new dataset if `manifest` is None."""
     config = config if manifest is None else as_pinned(config, manifest.config)
     return SegmentSettings(
         masks=config.masks.settings(numerics.points_per_chunk),

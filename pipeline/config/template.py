@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TemplateStart:
-    """Values that a new configuration sets. All other keys are commented out with their defaults."""
+    """Initial values of a new configuration. The template lists all other keys as comments with their defaults."""
 
     name: str = "my-dataset"
     catalog: str = "catalog.parquet"

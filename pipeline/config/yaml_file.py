@@ -52,7 +52,7 @@ def _read(path_or_uri: str) -> str:
 
 
 def _read_file(path: Path) -> bytes:
-    """Return the bytes of a small regular file. Pipes and devices aren't opened, because they may never end."""
+    """Return the bytes of a small regular file. Pipes and devices are refused, because reading them may never end."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise UsageError(f"{path} is {kind}; expected a YAML configuration file")
@@ -89,7 +89,7 @@ def parse_yaml(text: str, source: str) -> Document:
 
 
 def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count the values below a node, with aliases expanded. A node that contains itself counts once."""
+    """Count the values below a node, with aliases expanded. Count a node that contains itself once."""
     if id(node) not in known:
         known[id(node)] = 1
         parts: list[yaml.Node] = []
@@ -102,7 +102,10 @@ def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str], list[ConfigProblem]]:
-    """Return the locations of all keys below `root`, whose key is `top`, and the problems visible without a schema."""
+    """Return the locations of all keys below `root`, and the problems that don't require a schema.
+
+    `top` is the root's key.
+    """
     places: dict[Key, str] = {}
     wrong: list[ConfigProblem] = []
     seen: set[int] = set()
@@ -133,7 +136,7 @@ def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str]
 
 
 def _other_number(node: yaml.Node) -> str | None:
-    """Return the problem with a number that YAML 1.1 reads as a different number, or None."""
+    """Return the problem with a number that YAML 1.1 would misread, such as 0500 as octal, or None."""
     if node.tag not in _NUMBERS:
         return None
     if ":" in node.value:
@@ -144,7 +147,7 @@ def _other_number(node: yaml.Node) -> str | None:
 
 
 def apply_override(document: Document, override: str) -> None:
-    """Set one key of the document, as in "masks.points_per_side=16". Parts with dots go in double quotes.
+    """Set one key of the document, as in "masks.points_per_side=16". Put parts that contain dots in double quotes.
 
     Raises `UsageError` if the override is malformed.
     """
@@ -203,7 +206,7 @@ def _line(where: str) -> int:
 
 
 def _storage_options(document: Document) -> Iterator[ConfigProblem]:
-    """Remove options that the storage rejects, such as credentials, and yield a problem for each."""
+    """Remove options that `Storage` rejects, such as credentials, and yield a problem for each."""
     storage = document.data.get("storage")
     for prefix, options in list(storage.items()) if isinstance(storage, dict) else ():
         for name in list(options) if isinstance(options, dict) else ():
@@ -216,7 +219,10 @@ def _storage_options(document: Document) -> Iterator[ConfigProblem]:
 
 
 def _booleans_for_numbers(document: Document, model: type[BaseModel]) -> Iterator[ConfigProblem]:
-    """Remove each true or false in place of a number, and yield a problem. Pydantic would read them as 1 and 0."""
+    """Remove each boolean where a number belongs, and yield a problem.
+
+    Pydantic would accept true as 1 and false as 0.
+    """
     for tree, key in list(_leaves(document.data)):
         value = tree[key[-1]]
         annotations = plain_types(model, key) if isinstance(value, bool) else set()
