@@ -2,7 +2,8 @@
 
     catalog -> prepare (ingest, de-identify, release) -> segment -> describe -> shards -> write and commit
 
-`build_rows` defines the flow of rows, and `run_build` the loop around it. A build resumes from what is committed.
+`build_rows` defines the flow, and `run_build` runs it in a loop. A build that was interrupted resumes after the last
+committed shards.
 """
 
 import time
@@ -63,23 +64,23 @@ from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config, Position, StageConfig, load_config
 
 MOST_STALLED_WINDOWS = 3
-"""Number of consecutive windows without a new commit after which a run ends unfinished, if the stores respond."""
+"""A run ends unfinished after this many consecutive windows without progress, not counting outages of the stores."""
 
 BARREN_SHARDS = 200
-"""Number of consecutive results that put a shard on hold, after which a window ends early."""
+"""A window ends early after this many consecutive results that put a shard on hold."""
 
 RETRY_SLOTS_S = 100.0
-"""Seconds of work, at the last known rate, after which shards on hold get another chance to run in the same window."""
+"""A window retries its shards on hold after about this many seconds of work, estimated from the last known rate."""
 
 
 def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
-    """Turn catalog rows into described rows. Returns every row, in order, accepted or with a rejection reason.
+    """Turn catalog rows into described rows. Return every row in order, either accepted or with a rejection reason.
 
-    Stages exchange encoded bytes, never those of an original. A custom stage follows the built-in stage in its
-    configuration.
+    Stages pass encoded images to each other, and never the original's bytes. Each custom stage runs directly after the
+    built-in stage that it names.
     """
     blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
-    # With GPUs, Ray requires a batch size. Use the block size, so that a call gets the same rows either way.
+    # On GPUs, Ray requires a batch size. With the block size, a call receives the same rows as on CPUs.
     on_gpus = {"batch_size": stages.rows_per_block}
     actors = {**blocks, "max_restarts": stages.retries, "max_task_retries": stages.retries}
 
@@ -138,9 +139,9 @@ def build(
 ) -> Accounting:
     """Build a dataset from a configuration or its file, with `stages` appended to the configuration's stages.
 
-    Each of `stages` is a class or function of a module that workers can import, or a `StageConfig`, which can also set
-    the stage's position, arguments, and resources. The build runs as in `run_build`. Raises the errors of `load_config`
-    and `run_build`.
+    Each item of `stages` is a class or function in a module that workers can import. To also set the position,
+    arguments, or resources of a stage, pass a `StageConfig` instead. All other arguments are passed to `run_build`.
+    Raises the errors of `load_config` and `run_build`.
     """
     config = load_config(config) if isinstance(config, str) else config
     try:
@@ -161,20 +162,20 @@ def run_build(
 ) -> Accounting:
     """Build the missing shards of the dataset at `config.output` and return the accounting of the whole dataset.
 
-    `shards` limits the run to the shards `[first, last)`, or to a part of all shards. With `grow`, new rows of the
-    catalog become new shards. Rows of committed shards that were rejected for a reason in `retry_rejected` before this
-    run are retried. Committed work is never lost.
+    `shards` limits the run to shards `[first, last)` or to a part of all shards. With `grow`, new rows of the catalog
+    become new shards. With `retry_rejected`, the run also retries rows of committed shards that earlier runs rejected
+    for one of these reasons. Committed work is never lost.
 
-    Raises `UsageError` before anything starts if the configuration, the catalog, or the dataset does not fit. Raises
-    `UnfinishedError` if work remains for another run, or its subclass `NotRecordedError` if only the final record could
-    not be written, and `StageContractError` if a custom stage breaks its rules.
+    Raises `UsageError` before any work starts if the configuration, the catalog, and the dataset don't fit together.
+    Raises `UnfinishedError` if another run is needed to finish, and its subclass `NotRecordedError` if only the final
+    record couldn't be written. Raises `StageContractError` if a custom stage violates its contract.
     """
     retry_rejected = [retry_rejected] if isinstance(retry_rejected, str) else retry_rejected
     check_reasons(retry_rejected, custom=bool(config.stages))
     started = time.monotonic()
     log = get_logger("build")
     dataset = open_or_create(config, Storage(config.storage), grow=grow)
-    # From here on, a failure would lose work, so wait until outages are over.
+    # From here on, a failure loses work, so wait for outages to end.
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
     dataset = replace(dataset, location=Location(storage, config.output))
     others = [config.output, *([config.assets] if config.assets else [])]
@@ -217,7 +218,7 @@ def run_build(
                 retried = loop.go_through(refused)
             ceiling = meter.read(cluster, stages.segment_pool)
         if retried:
-            sweep(dataset.location)  # deletes the replaced generations
+            sweep(dataset.location)  # delete the generations that the retries replaced
 
     seconds = time.monotonic() - started
     accounting = replace(
@@ -231,7 +232,7 @@ def run_build(
 
 @dataclass
 class _OuterLoop:
-    """Loop over windows until no shards remain or several windows in a row make no progress."""
+    """Loop that runs windows until no shards remain or several windows in a row make no progress."""
 
     config: Config
     dataset: BuildDataset
@@ -246,7 +247,7 @@ class _OuterLoop:
     resized: bool = False  # whether the last window ended because the number of nodes changed
 
     def go_through(self, work: BuildWork, rate: float | None = None) -> Counter[str]:
-        """Process the remaining shards of `work` and return the summed counts of the shards that succeeded.
+        """Run windows over the remaining shards of `work`, and return the total counts of the finished shards.
 
         `rate` is the expected number of shards per second, if known.
         """
@@ -258,7 +259,7 @@ class _OuterLoop:
         while work.left and stalled < MOST_STALLED_WINDOWS:
             window = work.left[: size.shards]
             done: set[int] = set()
-            if not self.cluster.local:  # even if no node is missing now, because some may be lost later
+            if not self.cluster.local:  # even if all nodes are present, because a node may be lost later
                 self.request.ask(self.stages.bundles(work.rows))
             began, finished, barren, self.resized = time.monotonic(), list[float](), 0, False
             try:
@@ -303,7 +304,7 @@ class _OuterLoop:
             run.on_hold |= trials.on_hold
             unfinished = work.settle(window, done)
             run.settled(window, work.left)
-            # A trial's verdict counts as progress, as a commit does, because the row's shard can be retried at once.
+            # A trial's verdict counts as progress, like a commit: the row's shard can be retried immediately.
             if unfinished < len(window) or trials.verdicts or self.resized:
                 stalled = 0
             elif not self.outages.wait_out(work.left):
@@ -319,7 +320,7 @@ class _OuterLoop:
 
     @contextmanager
     def _measured(self, watch: type[StageWatch]) -> Iterator[None]:
-        """Add the busy time of each stage in a window to the run's loads, no matter how the window ends."""
+        """Add each stage's busy time during a window to the run's loads, even if the window fails."""
         began = time.monotonic()
         try:
             yield
@@ -338,8 +339,8 @@ def run_rows(
 ) -> Iterator[ShardResult]:
     """Run one Ray Data execution over a window's rows and yield the result of `write` for each shard.
 
-    A `quarantine` keeps a ledger of the rows that kill a worker. With it, shards on hold run again after about
-    `retry_rows` rows, and the window may end early.
+    With a `quarantine`, a ledger records the rows that kill a worker, shards on hold run again after about `retry_rows`
+    rows, and the window may end early.
     """
     if not taken.source.num_rows:
         return
@@ -357,10 +358,10 @@ def run_rows(
 
 
 def iter_blocks(dataset: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
-    """Execute `dataset`; yield a reference to each block with its number of rows, in order.
+    """Execute `dataset` and yield each block in order, as a reference with the block's number of rows.
 
-    The driver never fetches a block. The iterator is internal to Ray, and works the same way in Ray 2.59 and 2.60.
-    Before you allow another version in pyproject.toml, run the tests marked `ray` with it.
+    The driver never fetches a block. `iter_internal_ref_bundles` is internal to Ray; it works the same way in Ray 2.59
+    and 2.60. Before you allow another version in pyproject.toml, run the tests marked `ray` with that version.
     """
     for bundle in dataset.iter_internal_ref_bundles():
         for entry in bundle.blocks:

@@ -32,20 +32,20 @@ CONFIG = {
     "masks": {"profile": "sa1b", "crop_n_layers": 0},
     "rows_per_block": 1,
 }
-"""Demo configuration without its paths. Full 32x32 grids but no crops, so that it takes only minutes."""
+"""Demo configuration without its paths. To finish within minutes, the demo uses full 32x32 grids but no crops."""
 
 CROPS_OF = "china.jpg"
-"""Photograph that is also segmented with crops: the one with the most small objects."""
+"""Photograph to also segment with crops: china.jpg, which contains the most small objects."""
 
 CROPS_SETTINGS = ("crop_n_layers=1",)
-"""Settings for `CROPS_OF`, in the notation of `segmint masks --set`. One crop layer only, to save time."""
+"""Settings for `CROPS_OF`, as for `segmint masks --set`. A single crop layer saves time."""
 
 
 def run_demo(folder: Path, say: Callable[[str], None]) -> Accounting:
     """Write a catalog and a configuration to `folder`, build the dataset, and draw its masks.
 
-    Then segment one photograph with a layer of crops. Idempotent: a second call finds everything done. `say` is called
-    with each line for the user.
+    Then segment one photograph with a layer of crops. Calls `say` with each line for the user. The function is
+    idempotent: a second call reuses all results.
     """
     folder.mkdir(parents=True, exist_ok=True)
     catalog = write_demo(folder)
@@ -72,7 +72,10 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> Accounting:
 
 
 def draw_dataset(dataset: Path, folder: Path) -> list[Path]:
-    """Draw the masks of each image of a small dataset into `folder`; return all overlays, including existing ones."""
+    """Draw the masks of each image in a small dataset, and return the paths of all overlays.
+
+    Overlays that already exist in `folder` aren't drawn again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for sample in open_dataset(str(dataset)):
@@ -85,9 +88,9 @@ def draw_dataset(dataset: Path, folder: Path) -> list[Path]:
 
 
 def show_crops(photograph: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """Segment a photograph with crops into `folder`, as `segmint masks` does, unless the results exist.
+    """Segment a photograph with crops, like `segmint masks`, and write the results to `folder` unless they exist.
 
-    Raises `SegmintError` if the photograph cannot be read or the masks cannot be written.
+    Raises `SegmintError` if the photograph can't be read or the masks can't be written.
     """
     document = folder / f"{photograph.stem}.json"
     picture = folder / f"{photograph.stem}.overlay.png"  # written after the document
@@ -106,7 +109,7 @@ def show_crops(photograph: Path, folder: Path, say: Callable[[str], None]) -> No
 
 
 def crops_command(photograph: Path, document: Path) -> str:
-    """Return the command line that makes the same masks."""
+    """Return the `segmint masks` command line that is equivalent to `show_crops`."""
     settings = [word for setting in CROPS_SETTINGS for word in ("--set", setting)]
     return shlex.join(["segmint", "masks", str(photograph), "-o", str(document), *settings, "--overlay"])
 

@@ -19,7 +19,7 @@ _MADE_FROM = "made_from"
 
 @dataclass(frozen=True)
 class MasksOrigin:
-    """Inputs of masks: SHA-256 of the photograph's bytes, of the settings with the weights, and of a text's CLIP."""
+    """SHA-256 of each input of masks: the photograph, the settings with the weights, and a text prompt's CLIP."""
 
     photograph: str
     settings: str
@@ -29,9 +29,9 @@ class MasksOrigin:
 def sa1b_document(
     image_id: int, file_name: str, size: tuple[int, int], masks: "Sequence[PromptedMask]", origin: MasksOrigin
 ) -> bytes:
-    """Return the SA-1B JSON of one image of `size` (height, width), with an additional key for its origin.
+    """Return the SA-1B JSON of an image of `size` (height, width), with an additional key for the origin.
 
-    Raises `RejectedError`, as a build does, if there are more masks than annotation ids.
+    Raises `RejectedError`, like a build, if the number of masks exceeds the number of annotation ids.
     """
     check_count(len(masks))
     rows = [mask_row(mask.record) | {"point_coords": [[float(x), float(y)] for x, y in mask.points]} for mask in masks]
@@ -43,7 +43,7 @@ def sa1b_document(
 
 @dataclass(frozen=True)
 class MasksFile:
-    """An existing JSON file; `origin` is None if this command did not write it."""
+    """Contents of an existing JSON file. `origin` is None if `segmint masks` didn't write the file."""
 
     origin: MasksOrigin | None
     annotations: Sequence[Any] = ()
@@ -67,7 +67,7 @@ class MasksFile:
 
 
 def read_document(data: bytes) -> MasksFile:
-    """Return the contents of a JSON file. `origin` is None for any file that `sa1b_document` didn't write."""
+    """Parse a JSON file. For a file that `sa1b_document` didn't write, `origin` is None."""
     try:
         document = json.loads(data)
         made_from = document[_MADE_FROM]

@@ -16,7 +16,7 @@ from segmint.pipeline.masks.images import is_local
 from segmint.pipeline.masks.options import MasksOptions
 
 SPEEDS = "masks-speeds.json"
-"""File in the user's cache with one speed per combination of weights, device, precision, and number of CPUs."""
+"""File in the user's cache that contains a speed per combination of weights, device, precision, and number of CPUs."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,19 @@ class Speed:
 
 @dataclass(frozen=True)
 class Work:
-    """The masks to make; `points` and `encodes` are per photograph."""
+    """Masks to make. `points` and `encodes` are per photograph."""
 
     options: MasksOptions
     photographs: int
 
     @property
     def encodes(self) -> int:
-        """Number of passes through the image encoder: one for the photograph, and one for each crop."""
+        """Passes through the image encoder per photograph: one for the photograph and one for each crop."""
         return 1 if self.options.prompts else self.options.masks.settings().encodes
 
     @property
     def points(self) -> int:
-        """Number of grid points of a photograph and its crops, or the number of prompts."""
+        """Number of prompts or, without prompts, of grid points in a photograph and its crops."""
         return len(self.options.prompts) or self.options.masks.settings().points
 
     def seconds(self, speed: Speed) -> float:
@@ -58,7 +58,7 @@ class Work:
 
 
 class Stopwatch:
-    """Measurement of the speed of one photograph's masks. Call it as points are decoded."""
+    """Timer that measures the speed of one photograph's masks. Call it as points are decoded."""
 
     def __init__(self, work: Work, start_s: float, report: Callable[[int, int], object] | None = None) -> None:
         self._work, self._start_s, self._report = work, start_s, report
@@ -73,9 +73,9 @@ class Stopwatch:
             self._report(done, points)
 
     def record(self) -> None:
-        """Save the speed for the next run's estimate. Does nothing if the cache is not writable."""
+        """Save the speed for the next run's estimate. Does nothing if the cache isn't writable."""
         total_s = time.monotonic() - self._began
-        # On a GPU, the first points are decoded after several encodes, so the encodes account for all of the time.
+        # On a GPU, several encodes precede the first points, so `_first_s` can exceed the time of one encode. Limit it.
         encode_s = min(self._first_s or 0.0, total_s / self._work.encodes)
         point_s = (total_s - self._work.encodes * encode_s) / self._work.points
         speed = Speed(*(float(f"{seconds:.3g}") for seconds in (self._start_s, encode_s, point_s)))

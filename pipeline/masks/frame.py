@@ -14,9 +14,9 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Frame:
-    """Input pixels of mask generation, as (H, W, 3) uint8 RGB.
+    """Input of mask generation: pixels as (H, W, 3) uint8 RGB.
 
-    `image` is the frame of all coordinates and limits. Crops are cut from `original` if it is set.
+    All coordinates and limits refer to the frame of `image`. If `original` is set, crops are cut from it.
     """
 
     image: Pixels
@@ -24,11 +24,12 @@ class Frame:
 
 
 def frame_of(image: Pixels, options: MasksOptions) -> Frame:
-    """Return the input pixels for the masks of an upright photograph, (H, W, 3) uint8 RGB.
+    """Return the input pixels for the masks of `image`, an upright photograph as (H, W, 3) uint8 RGB.
 
-    For photographs larger than `release.short_side`, the sa1b profile's automatic masks have the same input as in a
-    build without redactions: the pixels of the released JPEG and, if the crops need more resolution, those of the
-    original. Raises `RejectedError` (`too_large`) if a side exceeds the JPEG limit.
+    If a photograph's short side exceeds `release.short_side`, automatic masks of the sa1b profile use the same input as
+    a build without redactions. This input is the pixels of the released JPEG and, if the crops need a higher
+    resolution, the pixels of the original. In all other cases, the input is the photograph itself. Raises
+    `RejectedError` (`too_large`) if a side exceeds the JPEG limit.
     """
     crops, settings = options.masks.original_crops, options.release
     height, width = image.shape[:2]

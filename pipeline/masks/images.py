@@ -16,18 +16,18 @@ from segmint.infra.wording import some
 
 OVERLAY = ".overlay.png"
 NEXT_TO = ".masks"
-"""Infix between a photograph's name and the extension of files written next to it, as in `photo.masks.json`."""
+"""Infix between a photograph's name and the extension of an output next to it, as in `photo.masks.json`."""
 
 CUTOUTS = ".cutouts"
-"""Suffix of folders with the objects that were cut out of a photograph, which aren't searched for photographs."""
+"""Suffix of folders for cut-out objects. These folders aren't searched for photographs."""
 
 DRAWN = (OVERLAY, f"{NEXT_TO}.png")
-"""Suffixes of drawn masks, which are not treated as photographs."""
+"""Suffixes of drawings of masks. Such files aren't treated as photographs."""
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph's path or URI, and its relative path in the output tree, such as `street/a.jpg`."""
+    """Photograph: its path or URI, and its relative path in the output tree, such as `street/a.jpg`."""
 
     name: str
     place: str
@@ -37,8 +37,8 @@ class Photograph:
 class Photographs:
     """Photographs that the arguments name. `is_one` is True for a single file, as opposed to a folder or pattern.
 
-    `passed_over` lists skipped entries of folders that may be photographs, and `unreadable` the folders that can't be
-    listed, each with the reason.
+    `passed_over` lists skipped entries of folders that may be photographs. `unreadable` lists the folders that can't be
+    read. Both include the reason.
     """
 
     images: tuple[Photograph, ...]
@@ -50,10 +50,12 @@ class Photographs:
 def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: bool) -> Photographs:
     """Return the photographs that the arguments name, without duplicates.
 
-    Files and URIs keep their order; other photographs are sorted by name. A folder, or a prefix that ends with a slash,
-    means the photographs in it, at any depth with `recursive`. A pattern such as `photos/**/*.jpg` means its matches.
-    Raises `UsageError` if files are missing, or if folders or patterns have no photographs. Raises `StorageFaultError`
-    if nothing is found because folders can't be read.
+    Files and URIs keep their order; all other photographs are sorted by name. A folder, or a prefix that ends with a
+    slash, selects the photographs in it, and with `recursive` also the photographs in its subfolders. A pattern such as
+    `photos/**/*.jpg` selects its matches.
+
+    Raises `UsageError` if files are missing, or if folders or patterns contain no photographs. Raises
+    `StorageFaultError` if nothing is found because folders can't be read.
     """
     absent = [name for name in arguments if _is_absent(name)]
     if absent:
@@ -127,7 +129,10 @@ def _photographs_in(storage: Storage, folder: str, recursive: bool, unreadable: 
 
 
 def _walk(top: Path, recursive: bool, unreadable: list[str]) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Yield local folders with their subfolders and files, without hidden folders. List those that can't be read."""
+    """Yield each local folder with its subfolders and files.
+
+    Skip hidden folders, and add unreadable ones to `unreadable`.
+    """
     for root, folders, files in os.walk(top, onerror=lambda error: unreadable.append(_said(error.filename))):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         if not _is_readable(root):
@@ -179,14 +184,15 @@ def _is_hidden(name: str) -> bool:
 
 
 def _of_pattern(argument: str, unreadable: list[str]) -> list[Photograph] | None:
-    """Return the matches of a pattern, placed relative to its folder before any wildcard; None for a file name.
+    """Return the photographs that match a pattern, or None if the argument is a file name or a URI.
 
-    Adds folders that may contain matches, but can't be read, to `unreadable`.
+    Places are relative to the last folder before a wildcard. Folders that may contain matches but can't be read are
+    added to `unreadable`.
     """
     if not is_local(argument) or os.path.isfile(local_path(argument)):  # noqa: PTH113 (as in `_is_folder`)
         return None
     steps = local_path(argument).parts
-    steps = (*steps, "*") if steps[-1] == "**" else steps  # before Python 3.13, a trailing `**` only matched folders
+    steps = (*steps, "*") if steps[-1] == "**" else steps  # before Python 3.13, a trailing `**` matches only folders
     fixed = next((index for index, step in enumerate(steps) if glob.has_magic(step)), len(steps) - 1)
     root, rest = Path(*steps[:fixed]), str(Path(*steps[fixed:]))
     try:

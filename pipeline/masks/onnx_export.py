@@ -19,7 +19,7 @@ from segmint.operators.segment.models import load_model
 DATA_ENDING = ".data"
 
 MAX_FILE_BYTES = 2_000_000_000
-"""Maximum size of an ONNX file; the format's limit is 2 GiB. Only ViT-H's image encoder is larger."""
+"""Maximum size of an ONNX file, below the format's limit of 2 GiB. Only ViT-H's image encoder exceeds this size."""
 
 
 Part = Literal["decoder", "encoder"]
@@ -44,10 +44,10 @@ class OnnxExport:
 
 
 def export(weights: str, output: Location, part: Part, single_mask: bool = False) -> OnnxExport:
-    """Write a part of the SAM of `weights`, which is a known name, a path, or a URI, as ONNX.
+    """Write a part of the SAM in `weights` as ONNX. `weights` is a known name, a path, or a URI.
 
     With `single_mask`, the decoder returns one mask. Raises `UsageError` if `output` exists or is a folder, or if the
-    weights do not belong to a SAM.
+    weights don't belong to a SAM.
     """
     if output.uri.endswith("/") or (scheme(output.uri) == LOCAL and local_path(output.uri).is_dir()):
         raise UsageError(f"-o {output} is a folder: expected a file, such as {output / 'decoder.onnx'}")
@@ -55,7 +55,7 @@ def export(weights: str, output: Location, part: Part, single_mask: bool = False
     for file in (output, data):
         refuse_existing(file)
     path = resolve(weights, storage=output.storage)
-    # Tracing parameters with gradients keeps all activations in memory.
+    # While parameters require gradients, tracing keeps all activations in memory.
     sam = load_model(path, resolve_compute("cpu", "fp32")).requires_grad_(False)
     architecture, depth = inspect_checkpoint(path)
     metadata = {
@@ -82,7 +82,7 @@ def export(weights: str, output: Location, part: Part, single_mask: bool = False
 
 
 def _describe(exported: Path, described: Path, data_name: str, metadata: dict[str, str]) -> bool:
-    """Copy a graph and add `metadata`. Return whether its weights are in a separate file, `data_name`."""
+    """Copy a graph and add `metadata`. Return whether the copy's weights are in a separate file, `data_name`."""
     import onnx
 
     model = onnx.load(exported)

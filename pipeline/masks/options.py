@@ -26,7 +26,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class PhotographPrompt:
-    """A prompt for one mask: points, a box, a text, or a combination."""
+    """Prompt for one mask: points, a box, a text, or a combination."""
 
     points: tuple[Point, ...] = ()
     box: Box | None = None
@@ -40,7 +40,7 @@ class PhotographPrompt:
 
 @dataclass(frozen=True)
 class TextModel:
-    """The folder of a CLIP and the file of a projection, with a SHA-256 for each."""
+    """Files of a text prompt's model: a CLIP folder and a projection, with their SHA-256 in this order."""
 
     clip: str
     projection: str
@@ -48,9 +48,9 @@ class TextModel:
 
 
 def find_text_model(text: str | None, clip: str | None, projection: str | None) -> TextModel | None:
-    """Return the files for a text prompt, or None without a text.
+    """Return the model files for a text prompt, or None if no option for text prompts is set.
 
-    Raises `UsageError` if one is missing, can't be used, or was given without a text.
+    Raises `UsageError` if one of the options is missing, or if a file can't be used.
     """
     if text is None and clip is None and projection is None:
         return None
@@ -66,7 +66,7 @@ def find_text_model(text: str | None, clip: str | None, projection: str | None) 
 
 @dataclass(frozen=True)
 class MasksOptions:
-    """Mask settings: the automatic generator's settings or prompts, the weights, and the device."""
+    """Options of a run: the automatic generator's settings or prompts, the weights, and the device."""
 
     masks: MasksConfig = field(default_factory=MasksConfig)
     prompts: tuple[PhotographPrompt, ...] = ()  # one mask each; empty means automatic masks
@@ -76,7 +76,7 @@ class MasksOptions:
     precision: str = "fp32"
     overlay: bool = False
     cutouts: bool = False
-    release: ReleaseConfig = field(default_factory=ReleaseConfig)  # the frame of the sa1b profile's masks
+    release: ReleaseConfig = field(default_factory=ReleaseConfig)  # released frame, for masks with the sa1b profile
     text: TextModel | None = None  # required by prompts with a text
     full_frame: bool = False  # use the photograph's own frame, and cut crops from its pixels
 
@@ -88,7 +88,7 @@ class MasksOptions:
     def settings(self) -> dict[str, Any]:
         """Return the settings that determine a photograph's masks, except for the weights, as JSON values.
 
-        Excludes the device, which only affects the last bits of floating-point results.
+        The device isn't included, because it only affects the last bits of floating-point results.
         """
         if self.prompts:
             offset = self.masks.stability_score_offset
@@ -108,7 +108,7 @@ class MasksOptions:
 
 
 def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
-    """Return a profile's settings without crops, with overrides "K=V".
+    """Return a profile's settings without crops, changed by the overrides "K=V".
 
     K is a key of `masks:`, optionally with the prefix `masks.`. Raises a single `UsageError` for all invalid overrides.
     """
@@ -125,7 +125,7 @@ def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
 
 
 def release_config(overrides: Sequence[str]) -> ReleaseConfig:
-    """Return the settings of the released frame with overrides "release.K=V" of `short_side` and `jpeg_quality`.
+    """Return the settings of the released frame, changed by overrides "release.K=V" of `short_side` and `jpeg_quality`.
 
     Raises a single `UsageError` that lists all invalid keys and values.
     """
@@ -149,11 +149,11 @@ def check_device(device: str) -> None:
 def read_prompts(
     points: Sequence[str], boxes: Sequence[str], prompts: Sequence[str], text: str | None = None
 ) -> tuple[PhotographPrompt, ...]:
-    """Return the prompts given by the options `--point`, `--box`, `--prompt`, and `--text`.
+    """Parse the options `--point`, `--box`, `--prompt`, and `--text`, and return the prompts.
 
-    All points form one prompt, together with a single box and the text. Several boxes are separate prompts. Raises
-    `UsageError` for invalid values, for points combined with several boxes, and for prompts with only background
-    points.
+    All points, a single box, and the text together form one prompt. Several boxes are separate prompts. Raises
+    `UsageError` for invalid values, for points or a text combined with several boxes, and for prompts that consist only
+    of background points.
     """
     if prompts and (points or boxes or text):
         raise UsageError(
@@ -184,7 +184,7 @@ def _check_foreground(prompt: PhotographPrompt) -> None:
 
 
 def parse_prompt(text: str) -> PhotographPrompt:
-    """Parse "box:X,Y,W,H point:X,Y[,LABEL] …" with at most one box. Raises `UsageError` for anything else."""
+    """Parse "box:X,Y,W,H point:X,Y[,LABEL] …" with at most one box. Raises `UsageError` for any other text."""
     points: list[Point] = []
     box: Box | None = None
     for word in text.split():
@@ -206,7 +206,7 @@ def parse_prompt(text: str) -> PhotographPrompt:
 
 
 def parse_point(text: str) -> Point:
-    """Parse "X,Y" or "X,Y,LABEL". Raises `UsageError` for anything else."""
+    """Parse "X,Y" or "X,Y,LABEL". Raises `UsageError` for any other text."""
     numbers = _numbers(text)
     if len(numbers) not in (2, 3) or (len(numbers) == 3 and numbers[2] not in (0, 1)):
         raise UsageError(f"--point {text!r}: expected X,Y or X,Y,LABEL in pixels; LABEL is 1 (foreground) or 0")
@@ -214,7 +214,7 @@ def parse_point(text: str) -> Point:
 
 
 def parse_box(text: str) -> Box:
-    """Parse "X,Y,W,H". Raises `UsageError` for anything else."""
+    """Parse "X,Y,W,H". Raises `UsageError` for any other text."""
     numbers = _numbers(text)
     if len(numbers) != 4 or numbers[2] <= 0 or numbers[3] <= 0:
         raise UsageError(f"--box {text!r}: expected X,Y,W,H in pixels, with positive width and height")
@@ -229,11 +229,11 @@ def _numbers(text: str) -> list[float]:
 
 
 class PromptOutsideError(UsageError):
-    """Raised for a prompt that lies outside a photograph."""
+    """Error for a prompt outside a photograph."""
 
 
 def check_prompts(prompts: Sequence[PhotographPrompt], image: str, height: int, width: int) -> None:
-    """Raise `PromptOutsideError` for a point outside the image, or a box that does not overlap it."""
+    """Raise `PromptOutsideError` for a point outside the image or a box that doesn't overlap the image."""
     for prompt in prompts:
         for point in prompt.points:
             if not (0 <= point[0] <= width and 0 <= point[1] <= height):

@@ -1,6 +1,6 @@
 """Output files for masks: one file, a folder with the same tree, or next to each photograph. Does not import torch.
 
-A folder records the settings and weights that it was started with.
+An output folder records the settings and weights of its first run.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _LONGEST_NAME = 255  # maximum length of a file name in bytes on Linux and macOS
 _ID_BITS = 39  # annotation ids are 10,000 times larger and must stay below 2^53
 
 RECORD = ".segmint-masks.json"
-"""Name of the record in an output folder. The file is hidden, so that it isn't mistaken for a photograph's masks."""
+"""Name of the record in an output folder. The name is hidden, so that nobody mistakes the record for masks."""
 
 _ADVICE = "Restore these settings, choose another folder, or pass --overwrite to make all masks again."
 
@@ -41,7 +41,7 @@ def _overlay_of(target: str) -> str:
 
 @dataclass(frozen=True)
 class PhotographTask:
-    """A photograph, the output file for its masks, and its image id in the JSON."""
+    """Photograph with the output file for its masks and its image id in the JSON."""
 
     image: Photograph
     target: str
@@ -49,19 +49,19 @@ class PhotographTask:
 
     @property
     def overlay(self) -> str:
-        """Output file for the drawn masks."""
+        """Output file for the drawing of the masks."""
         return _overlay_of(self.target)
 
     @property
     def cutouts(self) -> str:
-        """Output folder for the objects that are cut out."""
+        """Output folder for the cut-out objects."""
         stem, photograph = self.target.removesuffix(_JSON), PurePosixPath(self.image.name)
         if base_name(stem) in (photograph.name, photograph.stem):  # else a.jpg and a.masks.jpg would share a folder
             return stem + CUTOUTS
         return stem.removesuffix(NEXT_TO) + CUTOUTS
 
     def too_long(self, overlay: bool, cutouts: bool = False) -> str | None:
-        """Return an error message if an output's local file name is too long for the file system, otherwise None."""
+        """Return an error message if the local file system can't store an output's file name, or None."""
         longest = max(self.target, self.overlay if overlay else "", self.cutouts if cutouts else "", key=len)
         size = len(os.fsencode(base_name(longest))) if is_local(longest) else 0
         if size <= _LONGEST_NAME:
@@ -71,14 +71,20 @@ class PhotographTask:
 
 @dataclass(frozen=True)
 class Outputs:
-    """All tasks and their output folder, which is None for a single named file or files next to the photographs."""
+    """All tasks and their output folder.
+
+    The folder is None for a single named file or files next to the photographs.
+    """
 
     tasks: tuple[PhotographTask, ...]
     folder: str | None
     next_to: bool = False
 
     def candidates(self, image: Photograph) -> tuple[str, str]:
-        """Return a photograph's output without and with the photograph's extension. The latter avoids collisions."""
+        """Return two possible output files of a photograph, without and with the photograph's extension.
+
+        The file with the extension avoids a collision between photographs such as a.jpg and a.png.
+        """
         if self.folder is not None:
             base, ending = join(self.folder, image.place), _JSON
         else:
@@ -87,14 +93,15 @@ class Outputs:
 
 
 def plan_outputs(photographs: Photographs, output: str | None) -> Outputs:
-    """Return each photograph with its output: `output` itself if it ends with `.json`, otherwise a file in that folder.
+    """Assign an output file to each photograph and return the tasks.
 
-    Without `output`, the file is written next to the photograph, as `photo.masks.json`. A folder gets the same tree as
-    the photographs. A file name keeps the photograph's extension if two photographs would otherwise share one file.
+    If `output` ends with `.json`, it's the file for a single photograph. Any other `output` is a folder, which gets the
+    same tree as the photographs. Without `output`, each file is written next to its photograph, as `photo.masks.json`.
+    If two photographs would share a file, their file names keep the photographs' extensions.
 
-    Raises `UsageError` for several photographs with one output file, for the extension of another file type, if two
-    photographs would still share a file, if a file would overwrite a photograph, and for remote photographs without
-    `output`.
+    Raises `UsageError` in these cases: several photographs with one output file, the extension of another file type,
+    two photographs that would share a file even with their extensions, a file that would overwrite a photograph, and
+    remote photographs without `output`.
     """
     images = photographs.images
     if output is None:
@@ -132,7 +139,7 @@ def _is_file(output: str) -> bool:
 
 
 def check_writable(outputs: Outputs) -> None:
-    """Raise `UsageError` for local folders that cannot be created or written, before any masks are made."""
+    """Raise `UsageError` for local folders that can't be created or written, before any masks are made."""
     targets = [task.target for task in outputs.tasks] if outputs.folder is None else [join(outputs.folder, "x")]
     for folder in {local_path(target).parent: None for target in targets if is_local(target)}:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -149,19 +156,19 @@ def _with_tasks(outputs: Outputs, images: tuple[Photograph, ...]) -> Outputs:
         clearer = [
             outputs.candidates(image)[1] if alike[target] > 1 else target
             for image, target in zip(images, targets, strict=True)
-        ]  # x.jpg and x.png collide, and the longer name may in turn collide with that of x.jpg.tif
+        ]  # x.jpg and x.png collide, and the longer name x.jpg.json may in turn collide with the name for x.jpg.tif
         if clearer == targets:
             break
         targets = clearer
-    # Next to a photograph, the id must not depend on the folder or pattern that named it.
+    # Next to a photograph, the id must not depend on the folder or pattern that the user passed.
     ids = [image_id(base_name(image.name) if outputs.next_to else image.place) for image in images]
     return replace(outputs, tasks=tuple(map(PhotographTask, images, targets, ids)))
 
 
 def existing_files(storage: Storage, outputs: Outputs) -> set[str]:
-    """Return the existing files whose names are those of masks or overlays. Other files aren't looked at.
+    """Return the existing files that have the name of a mask file or an overlay.
 
-    A single named file is always overwritten, so the result is then empty.
+    A single named file is always overwritten, so the result is empty in this case.
     """
     if outputs.folder is None and not outputs.next_to:
         return set()
@@ -180,7 +187,7 @@ def existing_files(storage: Storage, outputs: Outputs) -> set[str]:
 
 
 def sweep_temporary(outputs: Outputs) -> None:
-    """Delete the temporary files of killed runs. If a live writer's file is deleted, the writer writes it again."""
+    """Delete the temporary files of killed runs. If a live writer loses its file, the writer writes it again."""
     targets = [task for task in outputs.tasks if is_local(task.target)]
     folders = {local_path(task.target).parent for task in targets}
     cutouts = {local_path(task.cutouts) for task in targets if task.too_long(overlay=False, cutouts=True) is None}
@@ -190,10 +197,11 @@ def sweep_temporary(outputs: Outputs) -> None:
 
 
 def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Callable[[str], str]) -> Outputs:
-    """Return the tasks, but keep file names from before a photograph with a similar name was added or removed.
+    """Return the tasks with the file names of earlier runs, even if similarly named photographs were added or removed.
 
-    Otherwise, a photograph's masks would exist twice, as `x.json` and `x.jpg.json`, or `x.json` would be mistaken for
-    another photograph's. `there` contains the existing files, and `photograph_of` the name of such a file's photograph.
+    With new names, a photograph's masks could exist twice, as `x.json` and `x.jpg.json`, or the masks in `x.json` could
+    be assigned to the wrong photograph. `there` contains the existing files. `photograph_of` returns the name of the
+    photograph that an existing file was made for.
     """
     taken = {task.target for task in outputs.tasks}
     tasks = []
@@ -210,7 +218,7 @@ def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Cal
 
 
 def image_id(place: str) -> int:
-    """Return a photograph's image id. It only depends on the `place`, so it doesn't change as the folder grows."""
+    """Return a photograph's image id. The id depends only on `place`, so it doesn't change as the folder grows."""
     digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).digest()
     return (int.from_bytes(digest[:8], "big") >> (64 - _ID_BITS)) or 1
 
@@ -245,22 +253,22 @@ def _identity(name: str) -> str:
 
 
 def settings_of(options: MasksOptions, weights_sha256: str) -> dict[str, Any]:
-    """Return everything that determines masks, as JSON values: the settings and the weights' digest."""
+    """Return all settings that determine the masks, including the weights' SHA-256, as JSON values."""
     return {"weights_sha256": weights_sha256, **options.settings()}
 
 
 def digest_of(settings: Mapping[str, Any]) -> str:
-    """Return the SHA-256 that identifies settings with weights."""
+    """Return the SHA-256 that identifies a combination of settings and weights."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def open_folder(
     folder: Location, outputs: Outputs, there: Collection[str], settings: Mapping[str, Any], *, overwrite: bool
 ) -> None:
-    """Write the record of a folder that contains the files `there`, or check that its record has these settings.
+    """Write the record of an output folder, or check that the existing record contains the same settings.
 
-    With `overwrite`, the new record replaces the old one. Raises `UsageError` if the settings differ (the message lists
-    the differences) or if the folder contains masks without a record.
+    `there` contains the folder's existing files. With `overwrite`, the new record replaces the old one. Raises
+    `UsageError` if the settings differ, with a list of the differences, or if the folder contains masks but no record.
     """
     record = folder / RECORD
     text = json.dumps({"sha256": digest_of(settings), "settings": settings}, indent=1).encode() + b"\n"
@@ -279,7 +287,7 @@ def open_folder(
         with TemporaryDirectory() as temporary:
             file = Path(temporary, RECORD)
             file.write_bytes(text)
-            is_ours = record.put_file_if_absent(file)  # unlike bytes, works without hard links
+            is_ours = record.put_file_if_absent(file)  # unlike a put of bytes, this works without hard links
         if not is_ours:
             _check_settings(folder, record.read(), settings)
 

@@ -20,7 +20,7 @@ from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
 
 @dataclass(frozen=True)
 class PromptedMask:
-    """Mask with the points that prompted it: one grid point, all points of the prompt, or none for just a box."""
+    """Mask with the points that prompted it: one grid point, all points of a prompt, or no points for just a box."""
 
     record: MaskRecord
     points: tuple[tuple[float, float], ...]
@@ -29,16 +29,17 @@ class PromptedMask:
 def automatic_masks(
     predictor: Predictor, frame: Frame, config: MasksConfig, report: Report | None = None
 ) -> list[PromptedMask]:
-    """Return all masks of an image in its frame. `report` is called as points are decoded."""
+    """Return all masks of an image in its frame. Calls `report` as points are decoded."""
     generator = MaskGenerator(predictor, config.settings())
     records = generator.finish(generator.find(frame.image, frame.original, report)).records
     return [PromptedMask(record, (record.point_coords,)) for record in records]
 
 
 def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -> list[PromptedMask]:
-    """Return the masks for the prompts in order: for each prompt, the one of three with the best predicted IoU.
+    """Return the masks for the prompts, in order.
 
-    With `all_masks`, all three are returned, best first.
+    The model predicts three masks per prompt. The result contains the mask with the best predicted IoU, or with
+    `all_masks` all three, best first.
     """
     embedding = predictor.embed(image)
     found: list[PromptedMask] = []
@@ -67,7 +68,7 @@ def _arguments(prompt: PhotographPrompt) -> dict[str, Any]:
 
 
 def prompted_record(logits: Tensor, iou: float, point: tuple[float, float], offset: float) -> MaskRecord:
-    """Return the mask of logits (1, height, width). `offset` is the one of the stability score, in logits."""
+    """Return a record of the mask in logits (1, height, width). `offset` is the stability score's offset in logits."""
     stability = float(stability_scores(logits, offset)[0])
     mask = (logits[0] > 0).cpu().numpy()
     height, width = mask.shape

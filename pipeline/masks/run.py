@@ -1,7 +1,7 @@
 """Implementation of `segmint masks`: SA-1B JSON for photographs, without Ray or a dataset.
 
-`plan` finds all errors that don't require torch, which takes seconds to import. `make_masks` loads the model when the
-first photograph needs it.
+Importing torch takes seconds, so `plan` first finds every error that doesn't require torch. `make_masks` loads the
+model when the first photograph needs it.
 """
 
 import hashlib
@@ -53,9 +53,9 @@ Outcome = Literal["made", "skipped", "refused", "failed"]
 class ImageResult:
     """Result for one photograph: the output files of its masks, or the error.
 
-    `outcome` is made, skipped (the masks already existed), refused (the photograph is at fault), or failed (for another
-    cause, so a retry may help). `masks` counts new or existing masks. `frame` and `source` are (width, height) in
-    pixels of the masks' frame and of the upright photograph, or None if nothing was decoded.
+    `outcome` is made, skipped (the masks already existed), refused (the photograph is at fault), or failed (any other
+    cause, so a retry may help). `masks` is the number of new or existing masks. `frame` and `source` are the (width,
+    height) in pixels of the masks' frame and of the upright photograph, or None if the photograph wasn't decoded.
     """
 
     image: str
@@ -72,20 +72,20 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class MasksPlan:
-    """Validated work of a run. Nothing has been written yet except for the folder's record."""
+    """Validated work of a run. Until the run starts, only the folder's record has been written."""
 
     storage: Storage
     outputs: Outputs
     options: MasksOptions
     weights: Path
     settings_sha256: str
-    there: frozenset[str]  # existing masks and overlays in the folder or next to the photographs
+    there: frozenset[str]  # masks and overlays that already exist in the folder or next to the photographs
     overwrite: bool
     photographs: Photographs
     work: Work  # the masks that don't exist yet
 
     def waits(self, task: PhotographTask) -> bool:
-        """Return whether a photograph's masks need to be made because they do not exist or all are overwritten."""
+        """Return whether a photograph's masks must be made, because they are missing or all masks are overwritten."""
         return self.overwrite or task.target not in self.there
 
 
@@ -98,13 +98,13 @@ def plan(
     overwrite: bool = False,
     announce: Callable[[Work], object] = lambda _: None,
 ) -> MasksPlan:
-    """Find the photographs and their outputs, and open the output folder.
+    """Find the photographs and their outputs, open the output folder, and return the validated work.
 
-    Imports torch only for auto weights, to check a GPU that this machine seems to have. Resolving the weights may take
-    minutes, so `announce` is called with the work before that.
+    Imports torch only for auto weights on a machine that seems to have a GPU, to check that GPU. Resolving the weights
+    may take minutes, so `plan` first passes the work to `announce`.
 
-    Raises `UsageError` for inconsistent arguments, missing files, weights that cannot be found, and a folder that was
-    started with other settings.
+    Raises `UsageError` for inconsistent arguments, for missing files, if the weights can't be found, and for a folder
+    that was started with other settings.
     """
     storage = Storage()
     check_device(options.device)
@@ -135,7 +135,7 @@ def _photograph_of(storage: Storage, file: str) -> str:
 
 
 class _LazyModel:
-    """Predictor that is loaded on first use, so that torch isn't imported earlier."""
+    """Predictor that loads on first use, which also delays the import of torch."""
 
     def __init__(self, plan: MasksPlan, points: Callable[[int, int], object] | None) -> None:
         self._weights, self._options, self._work = plan.weights, plan.options, plan.work
@@ -144,7 +144,7 @@ class _LazyModel:
         self._start_s = 0.0
 
     def load(self) -> "Predictor":
-        """Return the predictor. Raises `UsageError` if the file is not a checkpoint or the device is not available."""
+        """Return the predictor. Raises `UsageError` if the file isn't a checkpoint or the device isn't available."""
         if self._predictor is None:
             began = time.monotonic()
             from segmint.infra.device import resolve_compute
@@ -164,7 +164,7 @@ class _LazyModel:
         return self._predictor
 
     def masks(self, frame: "Frame") -> "list[PromptedMask]":
-        """Return the masks of a frame, either all of them or those of the prompts."""
+        """Return the masks for the prompts, or all masks of the frame if there are no prompts."""
         from segmint.pipeline.masks.predict import automatic_masks, prompted_masks
 
         if self._options.prompts:
@@ -179,13 +179,13 @@ class _LazyModel:
 def make_masks(
     plan: MasksPlan, report: Callable[[ImageResult], None], points: Callable[[int, int], object] | None = None
 ) -> list[ImageResult]:
-    """Write the masks of each photograph that has none yet, and call `report` with each result.
+    """Write the missing masks of each photograph, and call `report` with each result.
 
     While a photograph's points are decoded, `points` is called with the number of decoded points and the total.
 
-    If a photograph is refused or can't be read, its result has the error, and the run continues. Raises `UsageError`
-    for an invalid checkpoint or an unavailable device and, if there is only one photograph, for prompts outside it. If
-    a write fails, its exception ends the run.
+    If a photograph is refused or can't be read, its result contains the error, and the run continues. Raises
+    `UsageError` for an invalid checkpoint or an unavailable device. If there is only one photograph, a prompt outside
+    it also raises `UsageError`. If a write fails, its exception ends the run.
     """
     model = _LazyModel(plan, points)
     results = []
@@ -199,7 +199,7 @@ def make_masks(
 
 @dataclass(frozen=True)
 class _PhotographFiles:
-    """Files to write for a photograph, or None, and the result to report once they are written."""
+    """Files to write for a photograph, and the result to report afterward. None marks a file that isn't written."""
 
     result: ImageResult
     document: bytes | None = None
@@ -208,7 +208,7 @@ class _PhotographFiles:
 
 
 class _OtherFileError(SegmintError):
-    """Error if an existing file differs from what this run would write. The file is left in place."""
+    """Error for an existing file that doesn't belong to this run and must not be replaced."""
 
 
 def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> ImageResult:
@@ -290,7 +290,10 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
 
 
 def _beginning_of(plan: MasksPlan, overlay: str) -> bytes:
-    """Return the first bytes of an existing overlay, which contain its text chunks, or nothing."""
+    """Return the first bytes of an existing overlay, including its text chunks.
+
+    Return b"" if the overlay doesn't exist.
+    """
     if overlay not in plan.there:
         return b""
     with suppress(NotFoundError), plan.storage.open_ranges(overlay) as stream:
@@ -301,7 +304,7 @@ def _beginning_of(plan: MasksPlan, overlay: str) -> bytes:
 def _has_cutouts(plan: MasksPlan, task: PhotographTask, former: "MasksFile | None") -> bool:
     """Return whether all cutouts of the existing masks exist.
 
-    Raises `_OtherFileError` for files in their folder that segmint did not write.
+    Raises `_OtherFileError` if the cutouts' folder contains a file that segmint didn't write.
     """
     from segmint.operators.overlay import is_drawn_from, is_ours
 
@@ -321,7 +324,7 @@ def _has_cutouts(plan: MasksPlan, task: PhotographTask, former: "MasksFile | Non
 
 
 def _cutouts(frame: "Frame", records: "Sequence[MaskRecord]", drawn_from: str) -> dict[str, bytes]:
-    """Return a PNG for each mask that isn't empty, named after its position in the JSON, starting with 000.png."""
+    """Return a PNG for each nonempty mask. The name is the mask's position in the JSON, starting with 000.png."""
     from segmint.operators.overlay import cut_out, encode_png
 
     return {
@@ -332,11 +335,11 @@ def _cutouts(frame: "Frame", records: "Sequence[MaskRecord]", drawn_from: str) -
 
 
 def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFile | None":
-    """Return the existing masks, or None if they must be made, or made again because the settings have changed.
+    """Return the existing masks of a photograph, or None if this run must make them.
 
-    Raises `_OtherFileError` if the existing file belongs to another photograph. For files next to a photograph, it is
-    also raised for masks with other settings and for foreign files, because no folder record protects against changed
-    settings.
+    In a folder, masks with other settings are made again, because the folder's record already protects against changed
+    settings. Files next to photographs have no such record, so masks with other settings and foreign files raise
+    `_OtherFileError` there. A file that belongs to another photograph always raises `_OtherFileError`.
     """
     from segmint.pipeline.masks.document import read_document
 
@@ -359,9 +362,9 @@ def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFil
 
 
 def _check_ours(plan: MasksPlan, task: PhotographTask, written: "MasksFile | None") -> None:
-    """Raise `_OtherFileError` if this run would replace a file that segmint did not write, such as `written`.
+    """Raise `_OtherFileError` if this run would replace a file that segmint didn't write, such as `written`.
 
-    In a folder that segmint started, this only applies to overlays.
+    In a folder that segmint started, only overlays are checked.
     """
     foreign = None
     if plan.outputs.next_to and written is not None and written.origin is None:

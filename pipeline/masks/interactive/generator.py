@@ -35,15 +35,16 @@ from segmint.pipeline.masks.predict import prompted_record
 _LINE_S = 2.0  # seconds between progress lines without a terminal, as in a notebook
 
 Weights: TypeAlias = str | os.PathLike[str]
-"""Name of weights (mobile_sam, vit_b, vit_l, vit_h), or a checkpoint's path or URI. auto: vit_h on a GPU, mobile_sam
-on a CPU."""
+"""Name of weights (mobile_sam, vit_b, vit_l, vit_h), or the path or URI of a checkpoint. auto: vit_h on a GPU,
+mobile_sam on a CPU."""
 
 
 def sam_of(model: Sam | Weights, device: str = "auto", precision: str = "fp32") -> Sam:
-    """Return a model that is ready to use: loaded from weights by name or path, or the given model itself.
+    """Return a loaded SAM unchanged, or load one from weights by name, path, or URI.
 
-    Raises `UsageError` if the weights cannot be found or the device is not available. A loaded model already has a
-    device and a precision, so raises ValueError if one is given for it. Raises TypeError for anything else.
+    A loaded model already has a device and a precision, so passing either of them with it raises ValueError. Raises
+    `UsageError` if the weights can't be found or the device isn't available, and TypeError for any other type of
+    `model`.
     """
     if isinstance(model, Sam):
         if (device, precision) != ("auto", "fp32"):
@@ -63,11 +64,11 @@ def sam_of(model: Sam | Weights, device: str = "auto", precision: str = "fp32") 
 
 
 class Predictor(sam_predictor.Predictor):
-    """Predictor of masks for prompts, from a SAM given as a model, a name, or a checkpoint's path.
+    """Predictor of masks for prompts. Its SAM is a loaded model, the name of weights, or the path of a checkpoint.
 
     `device` (auto, cpu, cuda, cuda:N) and `precision` (fp32, bf16, auto) apply to weights that this class loads.
-    Methods accept a path, a URI, a Pillow image, or an array as an image. For everything else, see
-    `segmint.model.sam.predictor.Predictor`.
+    Wherever a method takes an image, you can pass a path, a URI, a Pillow image, or an array. All other behavior is
+    described in `segmint.model.sam.predictor.Predictor`.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Predictor(sam_predictor.Predictor):
         super().__init__(model, compile_encoder, must_compile, kernels, embed_texts)
 
     def embed(self, image: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
-        """Encode an image of any type that `pixels_of` accepts; see the base class for `frame_size`."""
+        """Encode an image of any type that `pixels_of` accepts. The base class describes `frame_size`."""
         return self.embed_many([image], [frame_size], 1)[0]
 
     def embed_many(
@@ -94,7 +95,7 @@ class Predictor(sam_predictor.Predictor):
         frame_sizes: Sequence[tuple[int, int] | None] | None = None,
         batch_size: int | None = None,
     ) -> list[Embedding]:
-        """Encode images in batches of `batch_size`. All images are in memory at once."""
+        """Encode images in batches of `batch_size`. All images are decoded into memory first."""
         found = super().embed_many([_pixels(image) for image in images], frame_sizes, batch_size)
         return [replace(embedding, source=image) for embedding, image in zip(found, images, strict=True)]
 
@@ -110,7 +111,8 @@ class Predictor(sam_predictor.Predictor):
     ) -> PredictedMasks:
         """Predict masks like the base class, and draw the mask with the best predicted IoU for each prompt.
 
-        If you pass an image in place of its embedding, it is encoded first. Points without labels are foreground.
+        If you pass an image instead of an embedding, the image is encoded first. If you pass points without labels,
+        they are foreground points.
         Raises ValueError for points outside the image, and for empty boxes or those that don't overlap it.
         """
         if not isinstance(embedding, Embedding):
@@ -184,13 +186,14 @@ def _pixels(image: Image | Tensor) -> Tensor | Pixels:
 class MaskGenerator(base.MaskGenerator):
     """Automatic mask generator for one or many images (SAM paper, Section 4 and Appendix B).
 
-    Example: `MaskGenerator("mobile_sam", "official", points_per_side=16)`. The model is a name, a checkpoint's path, a
-    loaded SAM, or a predictor. The settings are a profile's name (`sa1b` by default) with overrides of `MaskSettings`
-    keys, or a `MaskSettings`. With a profile's name, there are no crops unless you pass `crop_n_layers`. `device` and
-    `precision` apply to weights that this class loads. For `crops_per_batch`, see
-    `segmint.model.automatic.generator.MaskGenerator`.
+    Example: `MaskGenerator("mobile_sam", "official", points_per_side=16)`.
 
-    Raises the errors of `sam_of` and `MaskSettings.of`, and ValueError for keys given with a `MaskSettings`.
+    Pass the model as the name of weights, a checkpoint's path, a loaded SAM, or a predictor. Pass the settings as a
+    `MaskSettings`, or as a profile's name (`sa1b` by default) with keys of `MaskSettings` to override. With a profile's
+    name, the generator uses no crops unless you pass `crop_n_layers`. `device` and `precision` apply to weights that
+    this class loads. `segmint.model.automatic.generator.MaskGenerator` describes `crops_per_batch`.
+
+    Raises the errors of `sam_of` and `MaskSettings.of`, and ValueError if keys are combined with a `MaskSettings`.
     """
 
     def __init__(
@@ -203,7 +206,7 @@ class MaskGenerator(base.MaskGenerator):
         precision: str = "fp32",
         **keys: Any,
     ) -> None:
-        settings = _settings(settings, keys)  # validated before a model is loaded
+        settings = _settings(settings, keys)  # validate before loading a model, which is slow
         if not isinstance(predictor, sam_predictor.Predictor):
             predictor = Predictor(predictor, device=device, precision=precision)
         elif (device, precision) != ("auto", "fp32"):
@@ -211,10 +214,10 @@ class MaskGenerator(base.MaskGenerator):
         super().__init__(predictor, settings, crops_per_batch)
 
     def generate(self, image: Image, original: Image | None = None, *, progress: bool = False) -> ImageMasks:
-        """Return the masks of one image in its frame; `progress` shows progress on standard error.
+        """Return the masks of one image, in the image's frame. With `progress`, report progress on standard error.
 
-        The image may be a path, a URI, a Pillow image, or an array; see `pixels_of`. For `original`, see the base
-        class. Raises `ImageError` for anything else and for files that cannot be read.
+        The image may be a path, a URI, a Pillow image, or an array; see `pixels_of`. The base class describes
+        `original`. Raises `ImageError` for any other type and for files that can't be read.
         """
         pixels = pixels_of(image)
         with ExitStack() as stack:
@@ -228,10 +231,10 @@ class MaskGenerator(base.MaskGenerator):
         return ImageMasks(generated.records, generated.funnel, image)
 
     def generate_many(self, images: Iterable[Image], *, progress: bool = False) -> Iterator[ImageMasks]:
-        """Yield the masks of each image in order, without stopping at invalid images.
+        """Yield the masks of each image in order. Invalid images don't stop the generator.
 
-        If an image cannot be read or does not fit into memory, its result has an `error` and no masks. `images` is
-        consumed lazily, so a generator of paths may have any length. Device errors propagate. Raises TypeError if
+        If an image can't be read or doesn't fit into memory, its result contains an `error` instead of masks. `images`
+        is consumed lazily, so a generator of paths can have any length. Device errors propagate. Raises TypeError if
         `images` is a single image.
         """
         if isinstance(images, (str, bytes)):
@@ -258,7 +261,7 @@ class MaskGenerator(base.MaskGenerator):
                 yield result
 
     def find(self, image: Image, original: Image | None = None, report: Report | None = None) -> RawMasks:
-        """Find masks like the base class, for any type of image."""
+        """Find masks like the base class, for an image of any type that `pixels_of` accepts."""
         return super().find(pixels_of(image), None if original is None else pixels_of(original, "original"), report)
 
     def __repr__(self) -> str:

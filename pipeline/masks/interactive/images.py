@@ -20,20 +20,22 @@ from segmint.operators.prepare.ingest_config import ANY_SIZE
 Pixels = NDArray[np.uint8]
 
 Image: TypeAlias = str | os.PathLike[str] | PillowImage.Image | NDArray[Any]
-"""A path or URI, a Pillow image, or an array (height, width, 3) uint8 RGB or (height, width) uint8 grayscale."""
+"""Path, URI, Pillow image, or array: (height, width, 3) uint8 RGB or (height, width) uint8 grayscale."""
 
 
 class ImageError(UsageError, ValueError):
-    """Error for a value that isn't an image, or an image that can't be read."""
+    """Error for a value that isn't an image, or for an image that can't be read."""
 
 
 def pixels_of(image: Image, name: str = "image") -> Pixels:
-    """Return an image's pixels, (height, width, 3) uint8, in sRGB, upright, and with transparency flattened on white.
+    """Return an image's pixels, (height, width, 3) uint8, upright in sRGB, with transparency flattened on white.
 
-    EXIF orientation and color profiles are applied. An RGB or gray JPEG, PNG, or WebP has the same pixels whether you
-    pass a path or a Pillow image, or run `segmint masks`. A color array is returned unchanged, without a copy; the
-    values of a gray array are repeated three times. Raises `ImageError`, which states the given and the expected type.
-    `name` is the image's name in the message.
+    For files and Pillow images, applies the EXIF orientation and the color profile. For an RGB or gray JPEG, PNG, or
+    WebP, you get the same pixels from a path, a Pillow image, and `segmint masks`. A color array is returned unchanged,
+    without a copy. The values of a gray array are repeated three times.
+
+    Raises `ImageError`, whose message states the given and the expected type. `name` is the image's name in the
+    message.
     """
     if isinstance(image, (str, os.PathLike)):
         return _read(os.fspath(image))
@@ -45,7 +47,7 @@ def pixels_of(image: Image, name: str = "image") -> Pixels:
 
 
 def describe(image: Any) -> str:
-    """Return a short description of an image argument: its path, or its type and size."""
+    """Describe an image argument by its path, or by its type and size."""
     if isinstance(image, (str, os.PathLike)):
         return os.fspath(image)
     if isinstance(image, PillowImage.Image):

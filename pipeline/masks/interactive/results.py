@@ -33,14 +33,14 @@ _SHOWN_SIDE = 768  # longer side in pixels of an image shown in a notebook: abou
 
 @dataclass(frozen=True)
 class ImageMasks(MasksWithImage):
-    """All masks of one image in `records`, with the counts after each filter step in `funnel`.
+    """All masks of one image in `records`, and the number of masks left after each filter step in `funnel`.
 
     The result is also a sequence of its records: it has a length, and can be iterated, indexed, and sliced.
 
     Attributes:
-        source: the image as it was given, or None if it's unknown; paths stay paths, so that results for many images
-            are small.
-        error: the reason why there are no masks, or None if the image could be read. Only `generate_many` sets it.
+        source: the image as you passed it, or None if it's unknown. A path remains a path, so that the results for many
+            images need little memory.
+        error: the reason why the image couldn't be read, or None. Only `generate_many` sets it.
     """
 
     source: Image | None = field(compare=False, repr=False)
@@ -48,7 +48,10 @@ class ImageMasks(MasksWithImage):
 
     @property
     def image(self) -> Pixels:
-        """The image's pixels, (height, width, 3) uint8 RGB, read again from a path. Raises `ImageError`."""
+        """Pixels of the image, (height, width, 3) uint8 RGB.
+
+        A path is read on each access. Raises `ImageError` on failure.
+        """
         if self.error is not None:
             raise ImageError(self.error)
         if self.source is None:
@@ -57,7 +60,7 @@ class ImageMasks(MasksWithImage):
 
     @property
     def masks(self) -> NDArray[np.bool_]:
-        """The pixels of all masks, (N, height, width) bool, decoded on each access."""
+        """Pixels of all masks, (N, height, width) bool, decoded on each access."""
         return np.stack([record.mask for record in self]) if len(self) else np.zeros((0, *self._size()), bool)
 
     def __len__(self) -> int:
@@ -74,13 +77,14 @@ class ImageMasks(MasksWithImage):
         return self.records[index]
 
     def plot(self, **options: Any) -> "Axes":
-        """Draw the image with its masks, and return matplotlib axes. `options` are passed to `segmint.show`."""
+        """Draw the image with its masks and return the matplotlib axes. Passes `options` to `segmint.show`."""
         return show(self, **options)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the masks as SA-1B JSON if the name ends in .json, or draw them over the image if it ends in .png.
+        """Write SA-1B JSON if the name ends in .json, or a drawing of the masks over the image if it ends in .png.
 
-        Returns the path. Raises ValueError for any other ending, and `ImageError` if the image can't be read.
+        Returns the path. Raises ValueError for any other extension, and `ImageError` if the image is needed but can't
+        be read.
         """
         path = Path(path).expanduser()
         if path.suffix.lower() == ".json":
@@ -92,14 +96,15 @@ class ImageMasks(MasksWithImage):
         return path
 
     def cutout(self, index: int) -> PillowImage.Image:
-        """Return the object of mask `index` as an RGBA image of its box, transparent and black outside the mask.
+        """Cut out the object of mask `index` as an RGBA image of its box.
 
-        Raises IndexError if there is no such mask, ValueError if the mask is empty, and `ImageError` without an image.
+        Pixels outside the mask are transparent black. Raises IndexError if the mask doesn't exist, ValueError if it is
+        empty, and `ImageError` if the image can't be read.
         """
         return PillowImage.fromarray(cut_out(self._checked_image(), self.records[index].mask))
 
     def to_supervision(self) -> Any:
-        """Return the masks as `supervision.Detections` of class 0, with the predicted IoU as the confidence.
+        """Convert the masks to `supervision.Detections` of class 0, with the predicted IoU as the confidence.
 
         `data` contains `stability_score`, (N,) float64. Raises ImportError if supervision isn't installed.
         """
@@ -173,11 +178,11 @@ class ImageMasks(MasksWithImage):
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class PredictedMasks(ImageMasks, PromptMasks):
-    """Best mask for each of B prompts in `records`, and the C masks that the model predicted for each prompt.
+    """Masks predicted for B prompts: the best mask for each prompt in `records`, and all C masks in `all_masks`.
 
     Attributes:
-        prompt_points: the points of each prompt, of which there may be none.
-        upscale: converts `low_res_logits` to logits (B, C, height, width) in the image's frame.
+        prompt_points: the points of each prompt; empty for a prompt without points.
+        upscale: function that converts `low_res_logits` to logits (B, C, height, width) in the image's frame.
     """
 
     prompt_points: Sequence[Points]
@@ -185,7 +190,7 @@ class PredictedMasks(ImageMasks, PromptMasks):
 
     @property
     def all_masks(self) -> NDArray[np.bool_]:
-        """The pixels of all C masks for each prompt, (B, C, height, width) bool, computed on each access."""
+        """Pixels of all C masks for each prompt, (B, C, height, width) bool, computed on each access."""
         parts = [(self.upscale(part[None]) > 0).cpu().numpy() for part in self.low_res_logits]
         found: NDArray[np.bool_] = np.concatenate(parts) if parts else np.zeros((0, 0, *self._size()), bool)
         return found

@@ -22,12 +22,12 @@ _INCHES = 9.0  # longer side of the figure
 
 
 class MissingMatplotlibError(UsageError, ImportError):
-    """Raised if `show` is called without matplotlib installed."""
+    """Error for a call of `show` without matplotlib installed."""
 
 
 @dataclass(frozen=True)
 class MasksWithImage(GeneratedMasks):
-    """Masks with the image they were made for, so that `show` doesn't need anything else."""
+    """Masks together with their image. `show` can draw them without further input."""
 
     @property
     def image(self) -> Pixels:
@@ -45,21 +45,23 @@ def show(
     title: str | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw an image with its masks, passed separately, as a result of `generate` or `predict`, or as a dataset sample.
+    """Draw an image with its masks and return the matplotlib axes.
+
+    A result of `generate` or `predict`, or a `Sample` of a dataset, already includes its masks.
 
     Args:
-        image: anything that `pixels_of` accepts, a result, or a `Sample`. The last two include their masks.
+        image: anything that `pixels_of` accepts, a result, or a `Sample`.
         records: one or more masks of the image's size: records of a generator, masks of a dataset, bool arrays
             (height, width) or (N, height, width), or dictionaries with a `segmentation`.
-        points: prompts (N, 2) as (x, y), foreground in green, background in red.
-        labels: (N,), 1 for foreground, 0 for background, -1 for points not to draw; by default all are foreground.
-        boxes: prompts (B, 4) or (4,) as (x0, y0, x1, y1), drawn in white.
-        title: the title; by default the number of masks.
-        ax: the axes to draw on; by default those of a new figure.
+        points: point prompts (N, 2) as (x, y). Foreground points are green, and background points are red.
+        labels: (N,), 1 for foreground, 0 for background, and -1 for points not to draw. By default, all are foreground.
+        boxes: box prompts (B, 4) or (4,) as (x0, y0, x1, y1), drawn in white.
+        title: title of the plot; by default the number of masks.
+        ax: axes to draw on; by default the axes of a new figure.
 
-    Returns the axes. A notebook displays their figure automatically; a script calls `matplotlib.pyplot.show()` or
-    `ax.figure.savefig(...)`. Raises `MissingMatplotlibError` without matplotlib, and ValueError for masks and prompts
-    of an unsupported type or size.
+    A notebook displays the figure automatically. In a script, call `matplotlib.pyplot.show()` or
+    `ax.figure.savefig(...)`. Raises `MissingMatplotlibError` without matplotlib, and ValueError for masks or prompts of
+    an unsupported type or size.
     """
     try:
         from matplotlib import pyplot
@@ -86,9 +88,10 @@ def show(
 
 
 def records_of(masks: Any, size: tuple[int, int]) -> list[MaskRecord]:
-    """Return masks of any type that `show` accepts as records, in which only segmentation and area are set.
+    """Convert masks of any type that `show` accepts to records. Only segmentation and area are set.
 
-    Raises ValueError for masks of another type, or of a size other than (height, width).
+    Records are returned unchanged. Raises ValueError if a mask has another type, or a size other than `size` (height,
+    width).
     """
     if isinstance(masks, GeneratedMasks):
         masks = masks.records
