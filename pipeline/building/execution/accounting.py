@@ -1,6 +1,7 @@
 """Accounting of a run: `in = written + rejected by reason`, and the work that remains.
 
-This file also defines the record of a run in progress, and the load of each stage, which shows what limited the run.
+This file also defines the record of a run in progress, and the load of each stage, which shows which stage limited the
+run.
 """
 
 from collections import Counter
@@ -33,12 +34,12 @@ from segmint.pipeline.building.execution.ceiling import Ceiling
 from segmint.pipeline.building.status.totals import total
 
 MOSTLY = 0.5
-"""Minimum busy share of a stage that limits a run. If all stages are below it, the run mostly starts up or waits."""
+"""Minimum busy fraction of the stage that limits a run. If no stage reaches it, the run mostly starts up or waits."""
 
 
 @dataclass(frozen=True)
 class StageLoad:
-    """Busy and total worker time of one stage."""
+    """Busy time and total time of a stage's workers."""
 
     stage: str
     busy_s: float  # sum over the stage's workers
@@ -46,7 +47,7 @@ class StageLoad:
 
     @property
     def share(self) -> float:
-        """Busy share, 0 to 1. It may slightly exceed 1 because other processes measure it."""
+        """Busy fraction, 0 to 1. It may slightly exceed 1, because other processes measure the busy time."""
         return self.busy_s / self.worker_s if self.worker_s else 0.0
 
 
@@ -60,7 +61,7 @@ class StageLoads:
     def add(self, seconds: float, workers: Mapping[str, int], busy: Mapping[str, float]) -> None:
         """Add a window that took `seconds`. `workers` and `busy` map each stage to its workers and their busy seconds.
 
-        Stages that occur only in `busy` are ignored.
+        Stages that only occur in `busy` are ignored.
         """
         for stage, count in workers.items():
             self._busy[stage] = self._busy.get(stage, 0.0) + busy.get(stage, 0.0)
@@ -72,7 +73,7 @@ class StageLoads:
 
 
 def loads_line(loads: Sequence[StageLoad]) -> str:
-    """Return a line with the load of each stage, and the stage that limited the run. `loads` must not be empty."""
+    """Return a line with the load of each stage and the stage that limited the run. `loads` must not be empty."""
     shares = ", ".join(f"{load.stage} {100 * load.share:.0f} %" for load in loads)
     most = max(loads, key=lambda load: load.share)
     verdict = f"{most.stage} limited this run" if most.share >= MOSTLY else "no stage was busy most of the time"
@@ -117,7 +118,7 @@ class RunRecord:
                 self.metrics.add(ROWS_REJECTED, count, reason=name.removeprefix(REJECTED))
 
     def settled(self, window: Collection[int], left: Collection[int]) -> None:
-        """Remove a window's shards from `on_hold`, except for those in `left`. Called however the window ended."""
+        """Remove a window's shards from `on_hold`, except for those in `left`. Call this even if the window failed."""
         for shard in set(window) - set(left):
             self.on_hold.pop(shard, None)
         self._measure()
@@ -136,7 +137,7 @@ class RunRecord:
 
 
 class NotRecordedError(UnfinishedError):
-    """All requested work is committed, but a storage fault prevented recording it at the end of the run."""
+    """Error if all requested work is committed, but a storage fault prevented the final record of the run."""
 
     def __init__(self, accounting: "Accounting", message: str) -> None:
         super().__init__(message)
@@ -174,21 +175,21 @@ class Accounting:
 
     @property
     def images_per_s(self) -> float:
-        """Images that this run wrote per second of the whole run. Rejected rows do not count."""
+        """Images that this run wrote per second of its whole duration. Rejected rows don't count."""
         return self.built_images / self.seconds if self.seconds else 0.0
 
     @property
     def masks_per_s(self) -> float:
-        """Masks that this run wrote per second of the whole run."""
+        """Masks that this run wrote per second of its whole duration."""
         return self.built_masks / self.seconds if self.seconds else 0.0
 
     @property
     def share_of_ceiling(self) -> float | None:
-        """Share of the hardware's ceiling that the run reached. It is the same for images and masks."""
+        """Fraction of the hardware's ceiling that the run reached. Images and masks have the same fraction."""
         return self.images_per_s / self.ceiling.images_per_s if self.ceiling else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the accounting for JSON: all fields, the rates, and the shares of the ceiling and of the stages."""
+        """Return the accounting for JSON: all fields, the rates, and the fractions of the ceiling and of the stages."""
         return {
             **asdict(self),
             "stages": [{**asdict(load), "share": load.share} for load in self.stages],
@@ -245,7 +246,7 @@ class Accounting:
         ]
 
     def unfinished_message(self, on_hold: Mapping[int, str]) -> str:
-        """Return a message that explains why shards are missing or were not retried, and what to do."""
+        """Return a message that explains why shards are missing or weren't retried, and how to continue."""
         parts = []
         if self.missing:
             parts.append(
@@ -263,10 +264,11 @@ class Accounting:
 
 
 def record_end(dataset: BuildDataset, accounting: Accounting, on_hold: Mapping[int, str]) -> Accounting:
-    """Write a version at the end of a run, and the index if the dataset is complete. Return the new accounting.
+    """Write a version at the end of a run, and the index if the dataset is complete. Return the updated accounting.
 
-    `on_hold` contains the reasons for missing shards. Raises `UnfinishedError` if work remains for another run. Raises
-    `NotRecordedError`, which contains the accounting, if a storage fault or damage prevented only the record.
+    `on_hold` contains the reasons for missing shards. Raises `UnfinishedError` if work remains for another run. If all
+    work is done but a storage fault or damage prevents the record, raises `NotRecordedError`, which contains the
+    accounting.
     """
     fault: Exception | None = None
     try:
@@ -302,7 +304,7 @@ def account(
 ) -> Accounting:
     """Sum the commits of the shards in `wanted`. `run` is the record of this run, which took `seconds`.
 
-    The masks that the run drew count in `ceiling`.
+    If `ceiling` is given, it is adjusted for the masks that the run drew per image.
     """
     log = CommitLog(dataset.location)
     totals = total(dataset.location, dataset.manifest, log.latest_commits(), wanted)

@@ -1,8 +1,9 @@
 """Ceiling of a run: the images per second that its devices would produce if they spent time only on matrix products.
 
-A run's rating is its images per second, averaged over the whole run, as a share of the ceiling. The ceiling is the
-measured peak (`segmint.infra.peak`) divided by the operations that the model's algebra needs per image
-(`segmint.model.cost`). Slow code lowers neither number, so the share never exceeds 1. docs/metric.md has the formula.
+The ceiling is the measured peak (`segmint.infra.peak`) divided by the number of operations that the model's algebra
+needs per image (`segmint.model.cost`). A run is rated by its images per second, averaged over the whole run, as a
+fraction of the ceiling. Slow code affects neither the peak nor the number of operations, so the fraction never exceeds
+1. See docs/metric.md for the formula.
 """
 
 import statistics
@@ -19,19 +20,19 @@ from segmint.model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, in
 from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.config.config import Config, as_pinned
 
-if TYPE_CHECKING:  # it imports Ray, which a plan does not need
+if TYPE_CHECKING:  # this module imports Ray, which a plan doesn't need
     from segmint.pipeline.building.execution.stages import ActorPool
 
 GPU_FLOP_PER_S = 3e14
-"""Assumed peak of a GPU in FLOP/s until its actors have measured it: between an L4 and an H100."""
+"""Assumed peak of a GPU in FLOP/s, until its actors measure it. The value lies between an L4 and an H100."""
 
 REACHED = 0.5
-"""Assumed share of the ceiling that a run reaches."""
+"""Assumed fraction of the ceiling that a run reaches."""
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Maximum throughput of a run's devices for the model's arithmetic, and the numbers behind it."""
+    """Maximum throughput of a run's devices for the model's arithmetic, and the numbers that determine it."""
 
     device: str  # "cpu" or "cuda"
     device_kind: str  # instruction set that torch uses on the CPU, or name of the GPU
@@ -41,15 +42,15 @@ class Ceiling:
     flop_per_s: float  # of one device, measured
     flop_per_image: int  # of the network, for all crops and prompts of one image, before masks are drawn
     flop_per_mask: int  # least operations per drawn mask
-    drawn_per_image: float = 0.0  # masks above the predicted-IoU threshold, which are only known after decoding
+    drawn_per_image: float = 0.0  # masks above the predicted-IoU threshold; only known after decoding
 
     @property
     def images_per_s(self) -> float:
-        """Images per second of all devices together."""
+        """Images per second for all devices together."""
         return self.devices * self.flop_per_s / (self.flop_per_image + self.drawn_per_image * self.flop_per_mask)
 
     def drawing(self, masks: float) -> "Ceiling":
-        """Return the ceiling for images of which `masks` masks are drawn on average."""
+        """Return the ceiling for an average of `masks` drawn masks per image."""
         return replace(self, drawn_per_image=masks)
 
     @property
@@ -62,14 +63,14 @@ class Ceiling:
 
 
 class CeilingMeter:
-    """Meter that measures the peak once per run, when this disturbs the run least.
+    """Meter that measures the devices' peak once per run, at the time when the measurement disturbs the run least.
 
-    For a local Ray on a CPU, the driver measures on construction, before Ray's processes start and interfere.
-    Otherwise, each segment actor measures its device when it starts.
+    Under a local Ray on a CPU, the driver measures the peak in the constructor, before Ray's processes start and
+    interfere. Otherwise, each segment actor measures its device when it starts.
     """
 
     def __init__(self, config: Config, dataset: BuildDataset) -> None:
-        """Raise `UsageError` if the weights are not SAM weights."""
+        """Measure the peak of a CPU. Raises `UsageError` if the weights aren't SAM weights."""
         self._numerics = dataset.numerics
         self._flop_per_image, self._flop_per_mask = work_of(
             as_pinned(config, dataset.manifest.config), lambda: dataset.weights
@@ -79,9 +80,10 @@ class CeilingMeter:
         self._most_actors = 0
 
     def note_window(self, peaks: Sequence[float], pool: "ActorPool") -> None:
-        """Record the peaks that the actors of a window's pool measured. Each window has new actors on the same devices.
+        """Record the peaks that a window's segment actors measured. Each window starts new actors on the same devices.
 
-        A pool may replace actors, and a cluster without an autoscaler may have more nodes in later windows.
+        `peaks` can contain more entries than the pool has actors, because a pool may replace actors. In a cluster
+        without an autoscaler, later windows may run on more nodes.
         """
         self._peaks += peaks
         self._most_actors = max(self._most_actors, min(len(peaks), pool.largest))
@@ -94,7 +96,7 @@ class CeilingMeter:
     def read(self, cluster: Cluster, pool: "ActorPool") -> Ceiling | None:
         """Return the ceiling of the pool's devices, or None if no actor started. All devices count as equal.
 
-        Actors that share one machine's cores count as fewer devices if the cores are too few for all their threads.
+        If one machine has too few cores for all threads of its actors, the actors count as fewer devices.
         """
         numerics, peaks = self._numerics, self._peaks
         if cluster.local and self._here is not None:
@@ -116,9 +118,10 @@ class CeilingMeter:
 
 
 def work_of(config: Config, weights: Callable[[], Path]) -> tuple[int, int]:
-    """Return the operations per image before drawing, and per drawn mask.
+    """Return the number of operations per image before masks are drawn, and per drawn mask.
 
-    `weights` returns a local copy of the checkpoint, if it must be read. Raises `UsageError` if it is not SAM's.
+    `weights` returns a local copy of the checkpoint. It's only called if the checkpoint must be read. Raises
+    `UsageError` if the checkpoint doesn't belong to a SAM.
     """
     architecture, depth = _model(config.model.weights, weights)
     of_image = image_cost(config.masks.settings()).flop(architecture, depth)
@@ -126,7 +129,7 @@ def work_of(config: Config, weights: Callable[[], Path]) -> tuple[int, int]:
 
 
 def _model(name: str, weights: Callable[[], Path]) -> tuple[Architecture, int]:
-    """Return the architecture and decoder depth of the weights. Known names do not need the file."""
+    """Return the architecture and decoder depth of the weights. For known names, the file isn't read."""
     if name == "mobile_sam" or name in VIT_SHAPES:
         return name, 2  # type: ignore[return-value]
     try:

@@ -17,17 +17,17 @@ from segmint.operators.prepare.prepare import detector_settings
 from segmint.pipeline.building.execution.stages import DETECTOR_CPUS, NodeDetectors, Stages
 
 _RESTARTS = 3
-"""Maximum restarts of the actor. They are rarely needed, because the actor restarts its process itself."""
+"""Maximum number of restarts of the actor. Restarts are rare, because the actor restarts its process itself."""
 
 
 class _DetectorActor:
-    """Actor that owns a node's detector process, which dies with it."""
+    """Actor that owns a node's detector process. When the actor dies, the process ends."""
 
     def __init__(self, settings: DetectorSettings, address: str) -> None:
         self._process = DetectorProcess(settings, address)
 
     def ready(self) -> None:
-        """See `DetectorProcess.ready`."""
+        """Wait until the process accepts connections; see `DetectorProcess.ready`."""
         self._process.ready()
 
 
@@ -39,9 +39,10 @@ def check_detectors(stages: Stages) -> None:
 
 
 def start_detectors(stages: Stages, before: Stages | None = None) -> Stages:
-    """Start a detector process on each GPU node; return the stages with `prepare` restricted to these nodes.
+    """Start a detector process on each GPU node. Return the stages with `prepare` restricted to these nodes.
 
-    Returns the stages unchanged if detectors run on CPUs. Nodes that are still alive keep processes from `before`.
+    If detectors run on CPUs, returns the stages unchanged. Nodes that are still alive keep their processes from
+    `before`.
     """
     if not stages.detectors_share:
         return stages

@@ -1,7 +1,8 @@
 """Handling of outages in a build's driver, which detects stores that do not respond and waits for them.
 
-Workers wait for their stores by themselves (`segmint.infra.storage.outages`), but log only on their own machines. So
-whenever there is no progress, the driver checks the stores and logs which ones the run is waiting for.
+Workers wait for their stores by themselves (`segmint.infra.storage.outages`), but they only log on their own machines.
+So that the user knows why a run waits, the driver also checks the stores whenever there is no progress, and logs the
+stores that don't respond.
 """
 
 import time
@@ -18,14 +19,14 @@ from segmint.infra.uris import UriNotAllowedError, relative_to, store_name
 from segmint.infra.wording import counted
 
 MOST_STORES = 16
-"""Maximum number of stores to check. They are the first ones that occur in a sample of the window's images."""
+"""Maximum number of stores to check. The first stores in a sample of the window's images are used."""
 
 SAMPLE_ROWS = 64
-"""Number of rows in the sample of a window whose URIs are read to find its stores."""
+"""Number of rows whose URIs are read to find a window's stores."""
 
 
 class Outages:
-    """Stores that a build needs: those of the catalog, of the URIs in `others`, and of the window's images."""
+    """Stores that a build needs, for the catalog, the URIs in `others`, and the window's images."""
 
     def __init__(self, storage: Storage, catalog: str, others: Iterable[str], timeout_s: float) -> None:
         self._storage = storage
@@ -37,7 +38,7 @@ class Outages:
         self._told = -TELL_EVERY_S
 
     def expect(self, uris: Callable[[], Iterable[str]]) -> None:
-        """Set the function that reads URIs of a window's images, as written in the catalog. The first check calls it.
+        """Set the function that reads URIs of a window's images as written in the catalog. The first check calls it.
 
         While the function raises a storage fault, only the other stores are checked.
         """
@@ -64,7 +65,7 @@ class Outages:
             self._examples, self._uris = examples, None
 
     def silent(self) -> list[str]:
-        """Return the stores that do not respond, and log them once a minute. Each check takes at most ten seconds."""
+        """Return the stores that don't respond, and log them once a minute. Each check takes at most ten seconds."""
         self._read_examples()
         names, uris = list(self._examples), list(self._examples.values())
         with ThreadPoolExecutor(len(uris), thread_name_prefix="outages") as pool:
@@ -78,9 +79,10 @@ class Outages:
         return found
 
     def wait_out(self, missing: Sequence[int]) -> bool:
-        """Wait until all stores respond; return whether any did not. For use after a window with missing shards.
+        """Wait until all stores respond, and return whether any store was silent at first.
 
-        Raises `UnfinishedError` if a store does not respond within the timeout.
+        Call this after a window with missing shards. Raises `UnfinishedError` if a store doesn't respond within the
+        timeout.
         """
         if not self.silent():
             return False
@@ -101,7 +103,7 @@ class Outages:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Turn a storage fault that ends a run into an `UnfinishedError`, which tells the user that nothing is lost."""
+    """Convert a storage fault that ends a run to an `UnfinishedError`, which tells the user that nothing is lost."""
     try:
         yield
     except StorageFaultError as fault:

@@ -1,12 +1,12 @@
 """Trials of rows that keep their shards on hold: images that kill their worker, and persistent faults.
 
-The ledger shows which image was being processed when a worker of the segment stage or of a custom stage died. Such an
-image is a suspect. It is only rejected after it kills two more workers in trials. Each trial runs in a fresh worker
-that has just processed a control image, and the death counts only if the node is alive afterward. If the control image
-fails, the machine is at fault and no image is rejected.
+When a worker of the segment stage or a custom stage dies, the ledger shows which image the worker was processing. This
+image becomes a suspect. A suspect is only rejected after it kills two more workers in trials. Each trial starts a fresh
+worker, which first processes a control image. The worker's death only counts if its node is still alive afterward. If
+the worker fails on the control image, the machine is at fault and no image is rejected.
 
-After a fault in three attempts, a row gets a trial, once per run. Either the trial produces a verdict, or the run
-reports that the row fails and why.
+A row that causes a fault in three attempts gets one trial per run. The trial either produces a verdict, or the run
+reports the row and the cause of its fault.
 """
 
 import functools
@@ -43,67 +43,68 @@ DEATHS = 2
 """Number of deaths in trials after which a suspect is rejected."""
 
 TRIES = 4
-"""Maximum number of trials of a suspect after one window. A trial whose node dies does not count as a death."""
+"""Maximum number of trials of a suspect after one window. If a trial's node dies, the trial doesn't count as a
+death."""
 
 FAULTY_ATTEMPTS = 3
-"""Number of attempts with a fault after which a row gets a trial."""
+"""Number of faulty attempts after which a row gets a trial."""
 
 MOST_SINGLE_TRIALS = 8
-"""Maximum number of suspects, and of rows with faults, that get a trial after one window."""
+"""Maximum number of suspects that get a trial after one window. The same limit applies to rows with faults."""
 
 RETRY_WAIT_S = 200.0
-"""Seconds after which a shard that was put on hold may run again in the same window."""
+"""Seconds that a shard on hold waits before it may run again in the same window."""
 
 MOST_RUNS = FAULTY_ATTEMPTS
-"""Maximum number of times that a shard runs in one window. If a fault persists after that many runs, it needs a trial
-or more time. Without a limit, shards with such faults would use up the time of all others."""
+"""Maximum number of times that a shard runs in one window. A fault that persists after this many runs needs a trial or
+more time. Without the limit, shards with persistent faults would use up the time of all other shards."""
 
 PROBE_S = 60.0
-"""Seconds within which a node must prove that it is alive."""
+"""Time limit in seconds for a node to prove that it is alive."""
 
 
 class UndecidedError(SegmintError):
-    """There is no verdict on a suspect yet, so its shard waits."""
+    """Error if a trial produced no verdict on a suspect, so its shard must wait."""
 
 
 class ControlFailedError(UndecidedError):
-    """The machines are at fault: a worker cannot segment the control image, or no worker prepares a row in time."""
+    """Error if the machines are at fault: a worker fails on the control image, or no worker prepares a row in time."""
 
 
 class NodeDiedError(SegmintError):
-    """The suspect may not be at fault, because its worker died together with the node or couldn't be reached."""
+    """Error if a worker died together with its node or couldn't be reached, so the suspect may not be at fault."""
 
 
 @dataclass(frozen=True)
 class Trials:
     """Results of a window's trials."""
 
-    verdicts: int  # rows that got a verdict or passed a trial after a fault; their shards need not wait
-    on_hold: dict[int, str]  # reason why a row has no verdict, by shard
+    verdicts: int  # rows with a verdict, or that passed a trial after a fault; their shards needn't wait
+    on_hold: dict[int, str]  # why one of the shard's rows has no verdict, by shard
 
 
 class Quarantine:
-    """Suspects of a run and their verdicts, kept by the driver until their shards are committed."""
+    """Suspects of a run and the verdicts on them. The driver keeps both until the suspects' shards are committed."""
 
     def __init__(self, stages: Stages, start_timeout_s: float) -> None:
-        """Prepare for trials. A separate worker must be placed and ready within `start_timeout_s` seconds."""
+        """Prepare for trials. Each trial's worker must be placed and ready within `start_timeout_s` seconds."""
         self.stages = stages  # as laid out for the current nodes
         self._start_timeout_s = start_timeout_s
         self._known: dict[int, Row] = {}  # verdict columns by ordinal; a fault while undecided
-        self._killed: dict[int, int] = {}  # number of the stage whose worker a suspect killed, by ordinal
+        self._killed: dict[int, int] = {}  # number of the stage whose worker died, by the suspect's ordinal
         self._rows: RowSource | None = None  # of the last window
         self._ledger: RowLedger | None = None
         self.ended = False  # whether `end_window` ended the last window
-        self._died_with_others: set[int] = set()  # the ledger's numbers of rows that ran with others in a dead worker
+        self._died_with_others: set[int] = set()  # ledger's numbers of rows whose dead worker also ran others
         self._attempts: Counter[int] = Counter()  # attempts in which a row's fault put its shard on hold, by ordinal
         self._faulted: dict[int, None] = {}  # rows in the last window, in order
         self._held: Counter[int] = Counter()  # times that a shard was put on hold in the last window
         self._alone: dict[int, str] = {}  # trial result of a row with a fault, by ordinal
 
     def note(self, result: ShardResult) -> int:
-        """Record the rows whose faults put a shard of the current window on hold, and let the shard run again soon.
+        """Record the rows whose faults put a shard on hold, and schedule the shard to run again in the current window.
 
-        A shard runs at most `MOST_RUNS` times in a window. Returns how many rows will run again.
+        A shard runs at most `MOST_RUNS` times in a window. Returns the number of rows that will run again.
         """
         self._faulted |= dict.fromkeys(result.faulted)
         self._attempts.update(result.faulted)
@@ -116,37 +117,37 @@ class Quarantine:
         return 0
 
     def open_window(self, rows: RowSource, retry_rows: int | None = None) -> tuple[RowSource, RowLedger]:
-        """Return a window's rows and its ledger. If verdicts on suspects are known, the rows have verdict columns.
+        """Return a window's rows and its ledger. If there are verdicts on suspects, the rows include verdict columns.
 
-        About every `retry_rows` rows, the shards that were put on hold since the last time run again.
+        About every `retry_rows` rows, the window runs all shards again that were put on hold since the last retry.
         """
         self._rows, self._faulted, self._held, self.ended = rows, {}, Counter(), False
         self._ledger = RowLedger(alone=[row for row in self._died_with_others if row % STAGE_ROWS in rows])
         return rows.opened(dict(self._known) or None, self._ledger, retry_rows), self._ledger
 
     def end_window(self) -> None:
-        """End the open window after the rows that were read. Does nothing if no window is open."""
+        """End the open window after the rows that were already read. Does nothing if no window is open."""
         if self._ledger is not None:
             self._ledger.stop_reading()
             self.ended = True
 
     def spent(self) -> dict[str, float]:
-        """Return the busy seconds, in the open window, of the stages that overlap inside segment actors."""
+        """Return the busy seconds in the open window, by stage, for the stages that overlap inside segment actors."""
         return self._ledger.spent() if self._ledger is not None else {}
 
     def peaks(self) -> list[float]:
-        """Return the peaks, in FLOP/s, of the devices of the open window's segment actors."""
+        """Return the peak FLOP/s that each segment actor of the open window measured on its device."""
         return self._ledger.peaks() if self._ledger is not None else []
 
     def run_trials(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Run the trials of a window's suspects and persistent faults; `spans` are the window's unfinished shards."""
+        """Run the trials of a window's suspects and persistent faults. `spans` are the window's unfinished shards."""
         suspects, persistent = self.try_suspects(spans), self._try_persistent(spans)
         return Trials(suspects.verdicts + persistent.verdicts, suspects.on_hold | persistent.on_hold)
 
     def try_suspects(self, spans: Sequence[ShardSpan]) -> Trials:
         """Run the trials of the last window's suspects, one after another.
 
-        If the machines are at fault, the trials end until the next window.
+        If the machines turn out to be at fault, no more trials run until the next window has ended.
         """
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
@@ -166,7 +167,7 @@ class Quarantine:
                 prepared = self._prepare(ordinal)
                 verdict = None if prepared is None else self._segment_singly(ordinal, prepared, number)
             except UndecidedError as error:
-                del self._known[ordinal]  # the next trials begin with another one
+                del self._known[ordinal]  # move the suspect to the end, so that the next trials start elsewhere
                 self._known[ordinal] = faulted({}, stage, error)
                 on_hold |= _of_its_shard(spans, ordinal, str(error))
                 if isinstance(error, ControlFailedError):
@@ -181,7 +182,10 @@ class Quarantine:
         return Trials(verdicts, on_hold)
 
     def _try_persistent(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Run one trial for each row that has had faults in `FAULTY_ATTEMPTS` attempts. Stop if the machines fail."""
+        """Run one trial for each row that had faults in `FAULTY_ATTEMPTS` attempts.
+
+        Stop if the machines are at fault.
+        """
         unfinished = sorted((span.start, span.stop) for span in spans)
         waiting = [
             row
@@ -226,7 +230,7 @@ class Quarantine:
         return self._rows.read_row(ordinal)
 
     def _judge_singly(self, ordinal: int) -> Row | None:
-        """Return the verdict on a row with a fault, or None if it passes. Raises `UndecidedError`."""
+        """Return the verdict on a row with a fault, or None if the row passes. Raises `UndecidedError`."""
         prepared, verdict = self._prepare_singly(ordinal)
         if verdict["fault"] is not None:
             raise UndecidedError(verdict["fault"])
@@ -265,9 +269,10 @@ class Quarantine:
         raise UndecidedError(f"row {ordinal} killed its worker, and too many nodes died during its trials")
 
     def _through(self, prepared: Any, until: CustomPool | None = None) -> tuple[Any, Any, Row]:
-        """Apply all stages, or those before `until`, to a prepared row and the control image in a fresh worker.
+        """Run a prepared row and the control image through all stages, or the stages before `until`, in a fresh worker.
 
-        Returns references to the tables of the row and of the control image, and the row's `VERDICT` columns.
+        Returns a reference to the row's table, a reference to the control image's table, and the row's `VERDICT`
+        columns.
         """
         stages = self.stages
         built_in = {"prepare": functools.partial(Segment, stages.segment), "segment": lambda: describe_table}
@@ -323,7 +328,10 @@ class Quarantine:
             raise UndecidedError(last_line(error)) from error
 
     def _try_alone(self, trial: "_Trial") -> Reason | None:
-        """Try a suspect in a fresh worker; return why it dies, or None. Raises `UndecidedError` and `NodeDiedError`."""
+        """Try a suspect in a fresh worker. Return the reason why the worker dies, or None if it survives.
+
+        Raises `UndecidedError` and `NodeDiedError`.
+        """
         pool, timeout_s = trial.pool, trial.timeout_s
         kind = self.stages.gpus.name if pool.num_gpus else None
         worker_class = ray.remote(
@@ -356,7 +364,7 @@ class Quarantine:
             ray.kill(worker)
 
     def _start(self, worker: Any, control: Any) -> str:
-        """Have a worker process the control image; return its node. Raises `ControlFailedError`."""
+        """Let a worker process the control image, and return the worker's node. Raises `ControlFailedError`."""
         advice = (
             "an image killed its worker, and a new worker failed on a control image, so no image is rejected for it: "
             "check the memory and GPUs of the machines"
@@ -372,7 +380,7 @@ class Quarantine:
 
 @dataclass(frozen=True)
 class _Trial:
-    """Worker of a trial, and the references to what it processes."""
+    """Worker of a trial, with references to the suspect and the control image."""
 
     worker: Any
     arguments: tuple[Any, ...]
@@ -397,13 +405,13 @@ def apply_alone(
 ) -> tuple[pa.Table, pa.Table, Row]:
     """Apply stages to one prepared row and the control image in a Ray task.
 
-    Returns the row's table, the control image's, and the row's `VERDICT` columns.
+    Returns the row's table, the control image's table, and the row's `VERDICT` columns.
     """
     table = pa.concat_tables([prepared, control_table()])
     for step in steps:
         table = step()(table)
         control = table.slice(1)
-        for field in VERDICT:  # even if a stage gives the control image a verdict, the next stage must process it
+        for field in VERDICT:  # clear the control image's verdict, so that the next stage processes it in any case
             at = control.schema.get_field_index(field.name)
             control = control.set_column(at, field, pa.nulls(1, field.type))
         table = pa.concat_tables([table.slice(0, 1), control])
@@ -412,7 +420,7 @@ def apply_alone(
 
 
 def prepare_alone(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, Row]:
-    """Prepare one row in a Ray task, with the arguments of `Prepare`; return its table and its `VERDICT` columns."""
+    """Prepare one row in a Ray task, with the arguments of `Prepare`. Return its table and its `VERDICT` columns."""
     prepare = Prepare(*arguments)
     try:
         prepared = prepare(rows)
@@ -423,7 +431,7 @@ def prepare_alone(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table,
 
 
 def _is_inside(ordinal: int, ranges: Sequence[tuple[int, int]]) -> bool:
-    """Return whether one of the ranges `[start, stop)`, which are in order, contains an ordinal."""
+    """Return whether an ordinal lies in one of the ranges `[start, stop)`. The ranges must be in ascending order."""
     at = bisect_right(ranges, (ordinal, sys.maxsize)) - 1
     return at >= 0 and ordinal < ranges[at][1]
 
@@ -433,7 +441,10 @@ def _of_its_shard(spans: Sequence[ShardSpan], ordinal: int, why: str) -> dict[in
 
 
 def _answers(node: str) -> bool:
-    """Return whether a node still runs tasks. Ray may notice the death of a node later than that of its workers."""
+    """Return whether a node still runs tasks.
+
+    Ray may report a dead worker before it notices that the whole node died.
+    """
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     probe = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(lambda: None)
     try:
@@ -444,7 +455,7 @@ def _answers(node: str) -> bool:
 
 
 def _has_died(worker: Any) -> bool:
-    """Return whether a worker that couldn't be reached is dead. Ray may learn of its death a little later."""
+    """Return whether an unreachable worker is dead. Ray may take a while to learn of its death."""
     try:
         ray.get(worker.node.remote(), timeout=PROBE_S)
     except ray.exceptions.ActorDiedError:

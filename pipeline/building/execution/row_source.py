@@ -1,6 +1,6 @@
 """Catalog rows of a window, which Ray Data reads in tasks, and a limit on the blocks that wait between its operators.
 
-The driver holds ranges of ordinals instead of rows.
+The driver only stores ranges of ordinals, never rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,24 +25,24 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
 from segmint.operators.schemas import VERDICT
 
-if TYPE_CHECKING:  # each worker imports this module with Ray Data's context, and not all of them read the catalog
+if TYPE_CHECKING:  # each worker imports this module with Ray Data's context, even if it never reads the catalog
     from segmint.pipeline.building.dataset.dataset import BuildDataset
 
 READ_ROWS = 4096
-"""Maximum number of rows per read task. Ray Data cuts them into blocks."""
+"""Maximum number of rows per read task. Ray Data cuts the rows into blocks."""
 
 FEWEST_READ_ROWS = 512
-"""Number of rows that a read task may contain in any case, because it has to decode a whole row group anyway."""
+"""A read task may always contain this many rows, because it must decode a whole row group anyway."""
 
 READ_CPUS = 0.25
-"""Logical CPUs of a read task. Must differ from those of the actors, or Ray would fuse the stages."""
+"""Logical CPUs per read task. Must differ from the actors' CPUs, or Ray would fuse the stages."""
 
 WAITING_PER_ACTOR = 4
-"""Number of blocks per segment actor that may wait for an operator. If more are waiting, the preceding operator gets no
-input. The number is small, so that few rows are read in advance and a shard on hold runs again soon."""
+"""Maximum number of blocks, per segment actor, that wait for an operator. Beyond this number, the preceding operator
+receives no input. The number is small so that few rows are read in advance and shards on hold run again soon."""
 
 FEWEST_WAITING, MOST_WAITING = 8, 256
-"""Limits of that number for a whole pool."""
+"""Lower and upper limit of the number of waiting blocks for a whole pool."""
 
 _WAITING_KEY = "segmint.waiting_blocks"
 
@@ -52,7 +52,7 @@ Run = tuple[int, int]
 
 @dataclass(frozen=True)
 class ShardRows:
-    """Rows of one shard that a window processes: all of them, or those to retry, as ascending runs of ordinals."""
+    """Rows of one shard that a window processes, as ascending runs of ordinals: all rows, or only the rows to retry."""
 
     shard: int
     runs: tuple[Run, ...]
@@ -64,9 +64,10 @@ class ShardRows:
 
 
 class RowSource(Datasource):  # type: ignore[misc]
-    """Rows of a window in the order of its shards, for Ray Data. Shards on hold can run again between two other shards.
+    """Rows of a window for Ray Data, in shard order. In slots between shards, shards on hold can run again.
 
-    With `known`, the rows have verdict columns: those in `known`, by ordinal, and empty ones for all other rows.
+    With `known`, the rows include verdict columns. `known` contains verdicts by ordinal; all other rows have empty
+    verdicts.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class RowSource(Datasource):  # type: ignore[misc]
         ledger: RowLedger | None = None,
         retry_rows: int | None = None,
     ) -> None:
-        """Add slots for shards on hold every `retry_rows` rows, and allow an early end, if there is a `ledger`."""
+        """With a `ledger`, allow the window to end early, and add a slot for shards on hold every `retry_rows` rows."""
         super().__init__()
         self._dataset = dataset
         self._shards = shards
@@ -92,7 +93,10 @@ class RowSource(Datasource):  # type: ignore[misc]
         return RowSource(self._dataset, self._shards, known, ledger, retry_rows)
 
     def stream(self) -> Iterator[ShardSpan]:
-        """Yield the shards, with their numbers of rows, in the order of Ray Data's output. Some occur again."""
+        """Yield the shards and their row counts in the order of Ray Data's output.
+
+        Shards that run again occur again.
+        """
         for each in self._plan()[1]:
             if isinstance(each, ShardRows):
                 yield ShardSpan(each.shard, 0, each.rows)
@@ -101,18 +105,18 @@ class RowSource(Datasource):  # type: ignore[misc]
                     yield ShardSpan(shard, 0, count_rows(runs))
 
     def runs_of_shard(self, shard: int) -> tuple[Run, ...]:
-        """Return the rows of one of the shards."""
+        """Return the runs of a shard's rows."""
         return next(each.runs for each in self._shards if each.shard == shard)
 
     def __contains__(self, ordinal: int) -> bool:
         return any(start <= ordinal < stop for each in self._shards for start, stop in each.runs)
 
     def read_row(self, ordinal: int) -> pa.Table:
-        """Read one row, without verdict columns. It may belong to another window."""
+        """Read one row without verdict columns. The row may belong to another window."""
         return self._dataset.read_runs([(ordinal, ordinal + 1)])
 
     def sample_uris(self, rows: int, storage: Storage) -> list[str]:
-        """Read with `storage` the URIs of at most `rows` rows, which are evenly spread over the shards."""
+        """Read the URIs of up to `rows` rows, spread evenly over the shards. Read the catalog with `storage`."""
         chosen = self._shards[:: max(1, -(-len(self._shards) // rows))]
         runs = [(each.runs[0][0], each.runs[0][0] + 1) for each in chosen]
         dataset = replace(self._dataset, location=Location(storage, self._dataset.location.uri))
@@ -120,12 +124,15 @@ class RowSource(Datasource):  # type: ignore[misc]
         return uris
 
     def to_dataset(self, rows_per_block: int, actors: int) -> ray.data.Dataset:
-        """Return the rows in blocks for `actors` actors; call this inside `watched`, whose context Ray Data copies."""
+        """Return the rows in blocks for `actors` actors.
+
+        Call this inside `watched`, because Ray Data copies its context.
+        """
         waiting = max(FEWEST_WAITING, min(MOST_WAITING, WAITING_PER_ACTOR * actors))
         context = ray.data.DataContext.get_current()
         context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, WaitingBlocks])
         context.set_config(_WAITING_KEY, waiting)
-        # Whole blocks, so that only the last one is smaller.
+        # Read a multiple of the block size, so that only the last block is smaller.
         blocks_per_read = min(max(waiting, FEWEST_READ_ROWS // rows_per_block), READ_ROWS // rows_per_block)
         self._read_rows = rows_per_block * max(1, blocks_per_read)
         blocks = ray.data.read_datasource(self, num_cpus=READ_CPUS, override_num_blocks=max(1, len(self._plan()[0])))
@@ -136,11 +143,11 @@ class RowSource(Datasource):  # type: ignore[misc]
         return "CatalogRows"
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Return None, because the size is not known."""
+        """Return None, because the size is unknown."""
         return None
 
     def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
-        """Return the tasks that read the rows, in order."""
+        """Return the read tasks in row order."""
         return [
             ReadTask(
                 partial(_read_blocks, self._dataset, runs, _within(self._known, runs), self._ledger, number),
@@ -152,7 +159,7 @@ class RowSource(Datasource):  # type: ignore[misc]
     def _plan(self) -> tuple[list[list[Run] | None], list[ShardRows | int]]:
         """Return the runs of each read, with None for a retry slot, and the order of shards and slot numbers.
 
-        A slot lies between two shards.
+        Each slot lies between two shards.
         """
         reads: list[list[Run] | None] = []
         order: list[ShardRows | int] = []
@@ -170,7 +177,7 @@ class RowSource(Datasource):  # type: ignore[misc]
         return [*reads, *self._cut(pending)], order
 
     def _cut(self, runs: Sequence[Run]) -> list[list[Run]]:
-        """Return runs as lists of at most `READ_ROWS` rows."""
+        """Split runs into lists of at most `READ_ROWS` rows."""
         reads: list[list[Run]] = []
         room = 0
         for start, stop in _merged(runs):
@@ -186,17 +193,17 @@ class RowSource(Datasource):  # type: ignore[misc]
 
 
 def runs_of(ordinals: Sequence[int]) -> tuple[Run, ...]:
-    """Return ascending ordinals as runs."""
+    """Convert ascending ordinals to runs."""
     return tuple(_merged((ordinal, ordinal + 1) for ordinal in ordinals))
 
 
 def count_rows(runs: Iterable[Run]) -> int:
-    """Return the number of rows in runs."""
+    """Count the rows in runs."""
     return sum(stop - start for start, stop in runs)
 
 
 def _merged(runs: Iterable[Run]) -> list[Run]:
-    """Return the runs, with adjacent ones joined."""
+    """Join adjacent runs."""
     found: list[Run] = []
     for start, stop in runs:
         if found and found[-1][1] == start:
@@ -206,7 +213,7 @@ def _merged(runs: Iterable[Run]) -> list[Run]:
 
 
 def _within(known: Mapping[int, Row] | None, runs: Sequence[Run] | None) -> Mapping[int, Row] | None:
-    """Return the part of `known` for a read's rows; all of it for a retry slot, whose rows are not known yet."""
+    """Return the part of `known` for a read's rows. For a retry slot, whose rows aren't known yet, return all of it."""
     if known is None or runs is None:
         return known
     return {ordinal: row for ordinal, row in known.items() if any(start <= ordinal < stop for start, stop in runs)}
@@ -219,7 +226,7 @@ def _read_blocks(
     ledger: RowLedger | None,
     number: int,
 ) -> Iterator[pa.Table]:
-    """Yield the rows of one read: those of `runs`, or of the shards in the retry slot with this number."""
+    """Yield the rows of one read: the rows of `runs`, or of the shards in retry slot `number` if `runs` is None."""
     if ledger is not None:
         if runs is None:
             runs = [run for each in ledger.retry_slot(number) for run in each.runs]
@@ -235,7 +242,10 @@ def _read_blocks(
 
 
 def _no_rows(dataset: "BuildDataset") -> pa.Table:
-    """Return an empty table with the catalog's columns. Ended windows have thousands of reads without rows."""
+    """Return an empty table with the catalog's columns.
+
+    Cached, because a window that ends early has thousands of empty reads.
+    """
     key = "".join(part.path for part in dataset.manifest.catalog)
     if key not in _EMPTY:
         _EMPTY[key] = dataset.read_runs([])
@@ -246,10 +256,10 @@ _EMPTY: dict[str, pa.Table] = {}  # by the catalog's parts, whose names contain 
 
 
 class WaitingBlocks(BackpressurePolicy):  # type: ignore[misc]
-    """Policy that stops the input of an operator while too many blocks are waiting for the next operator.
+    """Policy that stops an operator's input while too many blocks wait for the next operator.
 
-    Each waiting block takes several kilobytes of the driver's memory. A single read task produces many blocks, so read
-    tasks run one at a time. The policy isn't part of Ray's public API; a test checks that Ray calls it.
+    Each waiting block takes several kilobytes of the driver's memory. Read tasks run one at a time, because each task
+    produces many blocks. The policy isn't part of Ray's public API; a test checks that Ray calls it.
     """
 
     def can_add_input(self, op: Any) -> bool:
@@ -259,7 +269,7 @@ class WaitingBlocks(BackpressurePolicy):  # type: ignore[misc]
             return False
         followers = [self._topology[follower] for follower in op.output_dependencies]
         if reads:
-            # Their rows are one block until they are cut. What remains of a block then waits for the next one's rows.
+            # A read's rows stay one block until Ray Data cuts them. The remainder then waits for the next read's rows.
             return not any(queue.num_blocks for state in followers for queue in state.input_queues)
         most = self._data_context.get_config(_WAITING_KEY, MOST_WAITING)
         return all(state.total_enqueued_input_blocks() < most for state in followers)

@@ -11,7 +11,8 @@ from segmint.infra.errors import SegmintError
 from segmint.operators.shards.write import ShardResult, ShardTask, write_shard
 
 ShardWriter = Callable[..., ShardResult]
-"""Function that writes one shard: `segmint.operators.shards.write.write_shard`, or one with the same arguments."""
+"""Function that writes one shard: `segmint.operators.shards.write.write_shard`, or a function with the same
+arguments."""
 
 LOOK_S = 5.0
 """Seconds between checks while waiting for a writer. Also the grace period for writers if a window ends early."""
@@ -19,7 +20,7 @@ LOOK_S = 5.0
 
 @dataclass(frozen=True)
 class BlockSlice:
-    """Rows `[start, stop)` of one block. `block` is a reference, whose data never reaches the driver."""
+    """Rows `[start, stop)` of a block. `block` is a reference; the driver never fetches its data."""
 
     block: Any
     start: int
@@ -27,15 +28,15 @@ class BlockSlice:
 
 
 class StreamLengthError(SegmintError):
-    """The stream of blocks has more or fewer rows than its shards need. This is a bug, and the shard is not written."""
+    """Error if the stream has more or fewer rows than its shards need. This is a bug, so the shard isn't written."""
 
 
 def cut_at_borders(
     blocks: Iterable[tuple[Any, int]], spans: Iterable[ShardSpan]
 ) -> Iterator[tuple[ShardSpan, list[BlockSlice]]]:
-    """Yield each shard with its slices as soon as its last row has arrived.
+    """Yield each shard with its slices as soon as the shard's last row has arrived.
 
-    `blocks` yields references, each with its number of rows. `spans` yields the shards in the stream's order. Raises
+    `blocks` yields references to blocks with their row counts. `spans` yields the shards in the stream's order. Raises
     `StreamLengthError` if the stream ends early or continues after the last shard.
     """
     waiting = iter(spans)
@@ -60,11 +61,13 @@ def cut_at_borders(
 
 
 class ShardWriters:
-    """Shard writers, of which at most `limit` are in flight. This limits the blocks in the object store.
+    """Shard writers, at most `limit` at a time. The limit also bounds the number of blocks in the object store.
 
-    Ray retries a writer if its node dies, but not if the writer raises an error, which ends the window. While waiting
-    for a writer, this class calls `check` every `LOOK_S` seconds, which raises if the wait takes too long. Otherwise,
-    it might never end: if blocks are lost with a node, Ray waits forever for another node to recompute them.
+    If a writer's node dies, Ray retries the writer. If a writer raises an error, Ray doesn't retry it, and the window
+    ends.
+
+    If blocks are lost with a node, Ray waits forever for another node to recompute them. Therefore, while this class
+    waits for a writer, it calls `check` every `LOOK_S` seconds. `check` raises an error if the wait takes too long.
     """
 
     def __init__(self, limit: int, check: Callable[[], None], write: ShardWriter = write_shard) -> None:
@@ -74,7 +77,7 @@ class ShardWriters:
         self._in_flight: list[Any] = []
 
     def submit(self, task: ShardTask, cuts: list[BlockSlice]) -> Iterator[ShardResult]:
-        """Start a shard's writer once fewer than `limit` are in flight; yield the results that arrive until then."""
+        """Start a shard's writer once fewer than `limit` are running. Yield the results that arrive in the meantime."""
         yield from self._finished()
         while len(self._in_flight) >= self._limit:
             yield self._next()
@@ -83,14 +86,15 @@ class ShardWriters:
         )
 
     def drain(self) -> Iterator[ShardResult]:
-        """Wait for all writers in flight; yield their results."""
+        """Wait for all running writers and yield their results."""
         while self._in_flight:
             yield self._next()
 
     def close(self) -> None:
-        """Wait `LOOK_S` seconds for the writers in flight, then cancel the rest. Does nothing after `drain`.
+        """Wait up to `LOOK_S` seconds for the running writers, then cancel the rest. Does nothing after `drain`.
 
-        If a window ends early while a writer waits for lost blocks, Ray would otherwise recompute them later.
+        If a window ends early, a writer may still be waiting for lost blocks, which Ray would recompute later.
+        Canceling the writer prevents this.
         """
         if self._in_flight:
             _, late = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=LOOK_S)

@@ -15,65 +15,66 @@ from segmint.infra.progress import Progress
 from segmint.infra.ray_session import alive_nodes
 
 STAGES = {"Prepare": "prepare", "Segment": "segment", "(describe": "describe"}
-"""Stages of a build, by a part of their operator's name in Ray Data."""
+"""Stages of a build, keyed by a part of their operator's name in Ray Data."""
 
 LOST_NODE_WAIT_S = 120.0
-"""Seconds without progress after which a window ends if a node was lost. Work pinned to it may wait forever."""
+"""Seconds without progress after which a window ends if a node was lost. Work that is pinned to the node may wait
+forever."""
 
 NODES_EVERY_S = 10.0
 """Seconds between checks of the nodes."""
 
 STORES_EVERY_S = 20.0
-"""Seconds between checks of the stores while no row leaves a stage."""
+"""Seconds between checks of the stores while no row leaves any stage."""
 
 
 class StalledError(SegmintError):
-    """No row left any stage for too long while the stores responded.
+    """Error if no row left any stage for too long although the stores responded.
 
-    The window ends, and the next one retries its unfinished shards on the remaining nodes.
+    The window ends, and the next window retries the unfinished shards on the remaining nodes.
     """
 
 
 class StageWatch(ExecutionCallback):  # type: ignore[misc]
-    """Callback that updates the bars at each step of an execution and ends a stalled execution.
+    """Callback that updates the bars at each step of an execution and ends the execution if it stalls.
 
-    Ray Data creates the instance, so the class stores the state. The hook isn't part of Ray's public API, so the range
-    of Ray versions is limited, and a test checks that Ray calls it.
+    Ray Data creates the instance, so the state is in class variables. The callback isn't part of Ray's public API.
+    Therefore, segmint limits the range of Ray versions, and a test checks that Ray calls the callback.
     """
 
     progress: ClassVar[Progress | None] = None
     stages: ClassVar[Mapping[str, str]] = STAGES
     metrics: ClassVar[RunMetrics | None] = None
     stall_timeout: ClassVar[float] = math.inf
-    rows: ClassVar[int] = 0  # of this window, including those that run again
-    rows_before: ClassVar[dict[str, int]] = {}  # of earlier windows, by stage
+    rows: ClassVar[int] = 0  # number of rows in this window, including rows that run again
+    rows_before: ClassVar[dict[str, int]] = {}  # rows of earlier windows, by stage
     rows_seen: ClassVar[dict[str, int]] = {}
     seconds_seen: ClassVar[dict[str, float]] = {}
     last_move: ClassVar[float] = 0.0
-    next_look: ClassVar[float] = 0.0  # of the stores
+    next_look: ClassVar[float] = 0.0  # time of the next check of the stores
     outage: ClassVar[Callable[[], object]] = lambda: False
-    last_look: ClassVar[float] = 0.0  # of the nodes
+    last_look: ClassVar[float] = 0.0  # time of the last check of the nodes
     nodes: ClassVar[frozenset[str]] = frozenset()  # at the window's start
     resized: ClassVar[Callable[[], None] | None] = None  # called once when the number of nodes has doubled or halved
-    grows: ClassVar[bool] = False  # whether the pools use nodes that join, so that a doubled number doesn't matter
+    grows: ClassVar[bool] = False  # True: the pools use nodes that join, so doubling doesn't end the window
     node_lost: ClassVar[float] = math.inf  # time at which the loss of a node was noticed
 
     @classmethod
     def moved(cls) -> None:
-        """Reset the time without progress."""
+        """Record progress, which restarts the stall timeout."""
         cls.last_move = time.monotonic()
         cls.next_look = cls.last_move + min(STORES_EVERY_S, cls.stall_timeout)
 
     @classmethod
     def expect(cls, rows: int) -> None:
-        """Increase the bars' totals by the number of rows that pass the stages in this window, or pass them again."""
+        """Add `rows` to the bars' totals. Rows that run again in this window count again."""
         cls.rows += rows
         for stage, done in cls.rows_before.items():
             if cls.progress is not None:
                 cls.progress.stage(stage, done + cls.rows)
 
     def on_execution_step(self, executor: Any) -> None:
-        """Read how many rows have left each stage. Raises `StalledError`, which ends the execution."""
+        """Count the rows that have left each stage. Raises `StalledError`, which ends the execution."""
         if self.progress is None:
             return
         for operator in executor._topology:
@@ -88,9 +89,9 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
 
     @classmethod
     def check(cls) -> None:
-        """Raise `StalledError` if there is no progress for too long, not counting outages of stores.
+        """Raise `StalledError` if there has been no progress for too long, not counting outages of stores.
 
-        The limit is `stall_timeout` seconds, or `LOST_NODE_WAIT_S` if a node is lost.
+        The limit is `stall_timeout` seconds, or `LOST_NODE_WAIT_S` after a node was lost.
         """
         now = time.monotonic()
         if now - cls.last_look > NODES_EVERY_S:
@@ -132,13 +133,14 @@ def watched(
     resized: Callable[[], None] | None = None,
     grows: bool = False,
 ) -> Iterator[type[StageWatch]]:
-    """Watch one window of `rows` rows, and set up Ray Data's context for it.
+    """Watch one window of `rows` rows, and set up Ray Data's context for the window.
 
-    Yields the watch; call its `moved` method after each shard. The bars continue from the earlier windows.
-    `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called while
-    nothing progresses, and returns whether a store doesn't respond. `stages` maps parts of operator names to bar names.
-    `resized` is called once when the number of nodes has halved, or when it has doubled, unless the pools grow with it
-    (`grows`).
+    Yields the watch; call its `moved` method after each shard. The bars continue from earlier windows.
+
+    `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called while there
+    is no progress, and returns a true value if a store doesn't respond. `stages` maps parts of operator names to bar
+    names. `resized` is called once, when the number of nodes has halved or doubled. If `grows` is set, the pools use
+    additional nodes anyway, so doubling doesn't trigger the call.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True

@@ -40,9 +40,9 @@ from segmint.pipeline.config.stage_settings import prepare_config, segment_setti
 
 @dataclass(frozen=True)
 class NodeDetectors:
-    """`DetectorHost` that connects to the detector process on the node where it is used."""
+    """`DetectorHost` that connects each actor to the detector process on the actor's own node."""
 
-    holders: Mapping[str, tuple[Any, str]]  # by node: the actor, and the socket name of its process
+    holders: Mapping[str, tuple[Any, str]]  # actor and socket name of the detector process, by node
 
     @property
     def address(self) -> str:
@@ -50,7 +50,7 @@ class NodeDetectors:
         return self._here()[1]
 
     def ready(self) -> None:
-        """Wait until this node's process listens. Raises `DetectorsGoneError`."""
+        """Wait until this node's detector process accepts connections. Raises `DetectorsGoneError`."""
         try:
             ray.get(self._here()[0].ready.remote())
         except ray.exceptions.RayActorError as error:
@@ -71,7 +71,7 @@ class NodeDetectors:
 class GpuKind:
     """Kind of GPU that workers request from Ray."""
 
-    name: str | None = None  # Ray's name for it, such as `H100`; None: any kind
+    name: str | None = None  # Ray's name for the kind, such as `H100`; None: any kind
     idle: Mapping[str, GpuNodes] = field(default_factory=dict)  # the other kinds, by name
 
     @property
@@ -89,8 +89,9 @@ def in_words(kinds: Mapping[str, GpuNodes]) -> str:
 def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> GpuKind:
     """Return the kind of GPU to request: `resources.segment.accelerator_type`, or the kind in the dataset's numerics.
 
-    Returns any kind if no GPU is used, if Ray names no kinds, with `allow_mixed_numerics`, or if the cluster has a
-    single kind and none is configured. Raises `UsageError`, which lists the cluster's kinds, if none of them fits.
+    Returns any kind in four cases: the build uses no GPU, Ray doesn't name the kinds, `allow_mixed_numerics` is set, or
+    the cluster has a single kind and the configuration names none. If no kind fits, raises `UsageError`, which lists
+    the cluster's kinds.
     """
     gpu = numerics.device_kind if numerics.device == "cuda" else numerics.detectors
     wanted, kinds = config.resources.segment.accelerator_type, cluster.gpu_kinds
@@ -98,7 +99,7 @@ def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> GpuKind
         return GpuKind()
     unnamed = f". {NAME_GPUS}" if cluster.has_unnamed_gpus else ""
     if wanted == "auto":
-        if len(kinds) < 2:  # autoscalers can't tell which nodes to add for a kind; each actor checks its own GPU
+        if len(kinds) < 2:  # autoscalers can't add nodes by kind; instead, each actor checks its own GPU
             return GpuKind()
         fitting = sorted(accelerator_types(gpu) & kinds.keys())
         if not fitting:
@@ -117,7 +118,7 @@ def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> GpuKind
 
 
 def only_kind(cluster: Cluster, kind: GpuKind) -> Cluster:
-    """Return the cluster with only the GPUs of this kind. The other nodes keep their CPUs."""
+    """Return the cluster with only the GPUs of this kind. Nodes with other GPUs still count with their CPUs."""
     if kind.name is None:
         return cluster
     of = cluster.gpu_kinds[kind.name]
@@ -125,7 +126,7 @@ def only_kind(cluster: Cluster, kind: GpuKind) -> Cluster:
 
 
 DETECTOR_CPUS = 1
-"""CPUs of a node's detector process, which resizes images for its GPU."""
+"""CPUs of a node's detector process, which resizes images before they go to the GPU."""
 
 _ROUNDING = 1e-6  # for shares of a GPU
 
@@ -136,33 +137,35 @@ FEWEST_WRITERS = 2
 """Minimum number of shard writers with `resources.writers: auto`."""
 
 ACTORS_PER_WRITER = 4
-"""Segment actors per shard writer. A writer takes 1.6 s of CPU for 500 images of 550 kB, and at 100 MB/s 2.8 s for
-their upload, so it keeps up with 110 images/s. A GPU computes at most 27 images/s."""
+"""Segment actors per shard writer. For 500 images of 550 kB, a writer takes 1.6 s of CPU time and, at 100 MB/s, 2.8 s
+to upload. It therefore keeps up with 110 images/s, while a GPU computes at most 27 images/s."""
 
 ROWS_PER_BLOCK = 16
-"""Default rows per block: 5 s of a fast GPU's work with all crops."""
+"""Default number of rows per block. A fast GPU takes 5 s for this many rows with all crops."""
 
 FULL_IMAGE_ROWS = 128
-"""Default rows per block on GPUs without crops: 5 s of a fast GPU's work."""
+"""Default number of rows per block on GPUs without crops. A fast GPU takes 5 s for this many rows."""
 
 BYTES_PER_PIXEL = 0.27
-"""Bytes per pixel of a large released JPEG, twice the mean of SA-1B's. Ray Data splits blocks over its target size."""
+"""Bytes per pixel of a large released JPEG, which is twice SA-1B's mean. Ray Data splits blocks that exceed its target
+size."""
 
 ASPECT = 1.5
-"""Assumed long side of an image, as a multiple of its short side."""
+"""Assumed aspect ratio of an image, long side to short side."""
 
 _MOST_BUNDLES = 1000
-"""Maximum number of bundles for `prepare` in a request. In larger clusters, a bundle has room for several actors."""
+"""Maximum number of `prepare` bundles in a request. In larger clusters, each bundle has room for several actors."""
 
 BLOCKS_PER_GPU = 12
-"""Number of blocks for which another GPU is requested: a minute of a fast one's work. Its node's start takes longer."""
+"""Number of blocks per requested GPU. A fast GPU takes a minute for this many blocks, and starting its node takes
+longer."""
 
 _ASK_S = 2.0
-"""Seconds between two looks at the nodes while a build waits for them."""
+"""Seconds between checks of the nodes while a build waits for more of them."""
 
 
 class TooFewNodesError(UsageError):
-    """The smallest pools don't fit on the current nodes, but they will on those that the autoscaler may add."""
+    """Error if the smallest pools don't fit on the current nodes but will fit once the autoscaler adds nodes."""
 
     def __init__(self, message: str, stages: "Stages") -> None:
         super().__init__(message)
@@ -171,7 +174,7 @@ class TooFewNodesError(UsageError):
 
 @dataclass(frozen=True)
 class ActorPool:
-    """Pool of `smallest` to `largest` actors for one stage. The numbers of logical CPUs and GPUs are per actor."""
+    """Pool of `smallest` to `largest` actors for a stage. `num_cpus` and `num_gpus` are logical units per actor."""
 
     smallest: int
     largest: int
@@ -180,11 +183,11 @@ class ActorPool:
     calls_at_once: int
 
     def within(self, actors: int) -> int:
-        """Return the number of actors of this pool that is closest to `actors`."""
+        """Return the pool size that is closest to `actors`."""
         return max(self.smallest, min(self.largest, actors))
 
     def strategy(self) -> ActorPoolStrategy:
-        """Return the pool for Ray Data."""
+        """Return the pool in Ray Data's notation."""
         return ActorPoolStrategy(
             min_size=self.smallest,
             max_size=self.largest,
@@ -196,7 +199,7 @@ class ActorPool:
 
 @dataclass(frozen=True)
 class CustomPool:
-    """A custom stage and its actors."""
+    """Actor pool of a custom stage."""
 
     number: int  # from 1, which identifies the stage in the ledger
     spec: StageSpec
@@ -206,18 +209,18 @@ class CustomPool:
     timeout_s: float  # for one image
 
     def actor(self) -> type[CustomStage]:
-        """Return the class of its actors, by whose name Ray and the progress bars call it."""
+        """Return the actors' class, named after the stage. Ray and the progress bars show this name."""
         return type(self.spec.label, (CustomStage,), {})
 
     def arguments(self, ledger: RowLedger | None) -> tuple[Any, ...]:
-        """Return the arguments of its actors."""
+        """Return the arguments for constructing an actor."""
         own = None if ledger is None else ledger.of_stage(self.number)
         return self.spec, self.batch_size, self.timeout_s, own, self.pool.num_gpus > 0
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Layout of one run."""
+    """Layout of the stages for one run."""
 
     prepare_arguments: tuple[Any, ...]  # of `segmint.operators.prepare.prepare.Prepare`
     prepare_pool: ActorPool
@@ -229,24 +232,25 @@ class Stages:
     describe_num_cpus: float = DESCRIBE_CPUS
     writers: int = FEWEST_WRITERS
     retries: int = RETRIES
-    measures_peak: bool = False  # whether each segment actor measures its device's peak; otherwise, the driver does
+    measures_peak: bool = False  # True: each segment actor measures its device's peak; False: the driver measures it
     detectors_share: float = 0.0  # of a GPU, for each node's detector process; 0: `prepare` runs detectors on CPUs
-    detectors: NodeDetectors | None = None  # the processes, once they are started
+    detectors: NodeDetectors | None = None  # None until the processes start
     gpus: GpuKind = field(default_factory=GpuKind)  # the kind of GPU that workers request
     prepare_nodes: Mapping[str, str] = field(default_factory=dict)  # Ray label selector of nodes; empty: all
     custom: tuple[CustomPool, ...] = ()  # custom stages, in the order of the configuration
-    grows: bool = False  # whether the pools reach to nodes that the autoscaler may add
+    grows: bool = False  # True: the pools also use nodes that the autoscaler adds later
 
     @property
     def prepare_call(self) -> tuple[Any, ...]:
-        """All arguments of `Prepare` in an actor."""
+        """All arguments for constructing `Prepare` in an actor."""
         return self.prepare_arguments if self.detectors is None else (*self.prepare_arguments, self.detectors)
 
     def bundles(self, rows: int) -> list[dict[str, float]]:
-        """Return the resources to request from the autoscaler: those of the workers, a reader, and the writers.
+        """Return the resources to request from the autoscaler, for the workers, a reader, and the writers.
 
-        The workers are those of the largest pools, or fewer if `rows` rows make too few blocks to keep them all busy. A
-        layout reserves GPUs for all workers of custom stages on GPUs, so these are always requested.
+        The request covers the largest pools, or smaller ones if `rows` rows make too few blocks to keep the largest
+        pools busy. Custom stages on GPUs always get their largest pools, because the layout reserves GPUs for all of
+        their workers.
         """
         blocks = math.ceil(rows / self.rows_per_block)
 
@@ -270,10 +274,10 @@ class Stages:
         ]
 
     def workers(self) -> dict[str, int]:
-        """Return the number of workers of each stage whose load is measured.
+        """Return the number of workers per stage, for each stage whose load is measured.
 
-        If segment actors run their steps in parallel threads, each step counts as a stage, named as in `StageSeconds`,
-        and each of its threads as a worker.
+        If segment actors run their steps in parallel threads, each step counts as a stage with the name from
+        `StageSeconds`, and each thread of the step counts as a worker.
         """
         actors, threads = self.segment_pool.largest, self.segment_threads
         inside = (
@@ -286,10 +290,10 @@ class Stages:
 
 
 def _resources(pool: ActorPool) -> dict[str, float]:
-    """Return an actor's resources for a request, with its share of a GPU rounded up so that shares fill whole GPUs.
+    """Return the resources of one actor for a request. Round its fraction of a GPU up to 1 / (actors per GPU).
 
-    For example, Ray places only one actor with 0.75 GPUs on a GPU, so a node has room for fewer actors than its number
-    of GPUs divided by 0.75.
+    Ray places only whole actors on a GPU. For example, only one actor with 0.75 GPUs fits on a GPU, so a request for
+    0.75 GPUs per actor would ask for too few GPUs.
     """
     gpus = 1.0 / int(1.0 / pool.num_gpus + _ROUNDING) if 0 < pool.num_gpus < 1 else pool.num_gpus
     return {name: amount for name, amount in (("CPU", pool.num_cpus), ("GPU", gpus)) if amount}
@@ -298,9 +302,9 @@ def _resources(pool: ActorPool) -> dict[str, float]:
 def lay_out(config: Config, dataset: BuildDataset, cluster: Cluster) -> Stages:
     """Size the actor pools for a cluster.
 
-    If the cluster can grow, `auto` pools range from the current nodes to all that the autoscaler may run. If the
-    smallest pools, one reader, and one writer don't fit on the latter, raises `UsageError`, which states the numbers.
-    If they merely don't fit on the current nodes, raises `TooFewNodesError`.
+    If the cluster can grow, `auto` pools range from the current nodes to all nodes that the autoscaler may run. Raises
+    `UsageError`, which states the numbers, if the smallest pools, one reader, and one writer don't fit even on all
+    nodes that the autoscaler may run. Raises `TooFewNodesError` if they only don't fit on the current nodes.
     """
     if cluster.grown is None:
         return _fit(config, dataset, cluster)
@@ -321,8 +325,8 @@ def lay_out_for_growth(
 ) -> Stages:
     """Lay out the stages. If the smallest pools don't fit on the current nodes, request nodes for `rows` rows.
 
-    Waits up to `resources.wait_for_nodes` for them. Raises `UnfinishedError` if they don't arrive, and `lay_out`'s
-    `UsageError`.
+    Waits up to `resources.wait_for_nodes` for the requested nodes, and raises `UnfinishedError` if too few arrive. Also
+    raises the `UsageError` of `lay_out`.
     """
     deadline = time.monotonic() + config.resources.wait_for_nodes
     asked = False
@@ -344,7 +348,10 @@ def lay_out_for_growth(
 
 
 def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool = False) -> Stages:
-    """Size the pools for these nodes. If the cluster grows to them, an `auto` pool starts with one actor."""
+    """Size the pools for these nodes.
+
+    With `grows`, the cluster will grow to them, so `auto` pools start with one actor.
+    """
     resources = config.resources
     on_gpu = dataset.numerics.device == "cuda"
     kind = choose_kind(config, dataset.numerics, cluster)
@@ -406,7 +413,10 @@ def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool
 
 
 def _rows_per_block(config: Config, *, on_gpu: bool) -> int:
-    """Return the maximum number of rows per block. `auto` is about 5 s of a GPU's work, if their JPEGs fit a block."""
+    """Return the maximum number of rows per block.
+
+    `auto` is 5 s of work for a GPU, limited so that the JPEGs fit in a block.
+    """
     if config.rows_per_block != "auto":
         return config.rows_per_block
     if not on_gpu or config.masks.settings().crop_n_layers:
@@ -424,7 +434,10 @@ def _gpus_each(config: Config, *, on_gpu: bool) -> float:
 
 
 def _gpu_actors(gpus_each: float, share: float, detectors: int, cluster: Cluster) -> int:
-    """Return the number of segment actors on a cluster's GPUs, `detectors` of which also run a detector process."""
+    """Return the number of segment actors that fit on a cluster's GPUs.
+
+    `detectors` GPUs also run a detector process.
+    """
     if not detectors:
         return max(1, int(cluster.gpus // gpus_each))
     others = cluster.gpus - detectors
@@ -439,7 +452,10 @@ def _gpu_actors(gpus_each: float, share: float, detectors: int, cluster: Cluster
 
 
 def lay_out_again(config: Config, dataset: BuildDataset, cluster: Cluster, stages: Stages) -> Stages:
-    """Return the layout for the cluster's current nodes. Keep the old one if they are too few, as others may join."""
+    """Return the layout for the cluster's current nodes.
+
+    If they are too few, keep the old layout, because nodes may join.
+    """
     if cluster.local:
         return stages
     try:
@@ -451,7 +467,7 @@ def lay_out_again(config: Config, dataset: BuildDataset, cluster: Cluster, stage
 def _cpu_actors(dataset: BuildDataset, cluster: Cluster) -> int:
     """Return the number of segment actors on CPUs: one per machine of a cluster, or as many as fit under a local Ray.
 
-    Under a local Ray, there are never more actors than the dataset has rows.
+    Under a local Ray, the number of actors never exceeds the number of rows in the dataset.
     """
     if not cluster.local:
         return max(1, cluster.nodes)
@@ -466,7 +482,10 @@ def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> A
 
 
 def _custom_pools(config: Config, dataset: BuildDataset) -> tuple[CustomPool, ...]:
-    """Return the pools of custom stages. Raises `UsageError` if a stage's code has changed since the build started."""
+    """Return the pools of the custom stages.
+
+    Raises `UsageError` if a stage's code has changed since the build started.
+    """
     pools = []
     begun = dataset.manifest.config.get("stages", {})
     for number, (each, spec) in enumerate(zip(config.stages, config.load_stages(), strict=True), start=1):

@@ -25,23 +25,26 @@ from segmint.pipeline.config.config import Config
 _THREADS = 16
 
 FIRST_WINDOW_S = 600.0
-"""Seconds that the first window takes at the expected rate."""
+"""Planned duration of the first window in seconds, at the expected rate."""
 
 WINDOW_S = 3600.0
-"""Planned seconds of each window after the first. Starting a window's actors takes a minute or two."""
+"""Planned duration of each later window in seconds. Starting a window's actors takes a minute or two."""
 
 MOST_BLOCKS = 40_000
 """Maximum number of blocks per window. Each finished block takes several kilobytes of the driver's memory."""
 
 UNKNOWN_RATE_SHARDS = 200
-"""Number of shards in a window before any rate is known."""
+"""Number of shards in a window while no rate is known."""
 
 
 class WindowSize:
-    """Number of shards in the next window: `window_shards` or, with `auto`, the number that its planned time allows."""
+    """Number of shards in the next window: `window_shards` or, with `auto`, as many as fit in the planned duration."""
 
     def __init__(self, wanted: Literal["auto"] | int, rate: float | None = None, most: int | None = None) -> None:
-        """Start with the expected rate in shards per second, or None. `most` is the maximum for `auto`."""
+        """Start with the expected rate in shards per second, or None if it's unknown.
+
+        `most` is the maximum for `auto`.
+        """
         self._auto = wanted == "auto"
         self._most = most or UNKNOWN_RATE_SHARDS
         self.shards = min(UNKNOWN_RATE_SHARDS, self._most) if wanted == "auto" else wanted
@@ -50,9 +53,9 @@ class WindowSize:
             self._fit(rate, FIRST_WINDOW_S)
 
     def note(self, finished: Sequence[float], seconds: float) -> None:
-        """Adapt to a window that took `seconds`. `finished` contains the time of each finished shard, in seconds.
+        """Adapt to a window that took `seconds`. `finished` contains the time in seconds at which each shard finished.
 
-        If there are several, the time until the first one doesn't count, because it includes the start of the actors.
+        If enough shards finished, only the time after the first shard counts, because the actors start before it.
         """
         if len(finished) >= STEADY_SHARDS and finished[-1] > finished[0]:
             self._fit((len(finished) - 1) / (finished[-1] - finished[0]), WINDOW_S)
@@ -60,7 +63,7 @@ class WindowSize:
             self._fit(len(finished) / seconds, WINDOW_S)
 
     def shards_in(self, seconds: float) -> float:
-        """Return how many shards a build finishes in a time, at the last known rate."""
+        """Return the number of shards that a build finishes in `seconds` at the last known rate."""
         return self._rate * seconds
 
     def _fit(self, rate: float, seconds: float) -> None:
@@ -70,12 +73,12 @@ class WindowSize:
 
 
 STEADY_SHARDS = 10
-"""Minimum number of finished shards for measuring a window's rate without its start."""
+"""Minimum number of finished shards at which the time before the first shard is excluded from a window's rate."""
 
 
 @dataclass(frozen=True)
 class WindowRows:
-    """Rows of a window, shard by shard, and the task of each shard's writer."""
+    """Rows of a window, grouped by shard, and a writer task for each shard."""
 
     source: RowSource
     tasks: Mapping[int, Any]  # by shard
@@ -85,28 +88,32 @@ class BuildWork(Protocol):
     """Shards that a run has to process, window by window."""
 
     left: list[int]
-    """Remaining shards, in the order of work."""
+    """Remaining shards in processing order."""
 
     @property
     def rows(self) -> int:
-        """Number of rows in the remaining shards to process, at most."""
+        """Upper bound of the number of rows to process in the remaining shards."""
 
     @property
     def write(self) -> ShardWriter:
-        """Writer of a shard, which runs as a Ray task."""
+        """Function that writes a shard in a Ray task."""
 
     def read(self, window: list[int]) -> WindowRows:
-        """Return the rows of some shards, without reading them. Shards without rows to process are omitted."""
+        """Return the rows of the window's shards as ordinals, without reading them.
+
+        Omit shards without rows to process.
+        """
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """Update `left` after a window; return how many of its shards remain. `done` contains those that succeeded.
+        """Update `left` after a window, and return how many of the window's shards remain.
 
-        Shards on hold move to the end, because the cause may be a temporary outage.
+        `done` contains the successful shards. Shards on hold move to the end of `left`, because a temporary outage may
+        be the cause.
         """
 
 
 class MissingShards:
-    """Shards without a commit. A shard is done once the list of commits contains it."""
+    """Shards without a commit. A shard is done once the commit log contains it."""
 
     write = staticmethod(write_shard)
 
@@ -119,18 +126,18 @@ class MissingShards:
 
     @property
     def rows(self) -> int:
-        """Number of rows, as if all shards were full; the last one may have fewer."""
+        """Number of rows if all shards were full. The last shard may contain fewer."""
         return len(self.left) * self._config.images_per_shard
 
     def read(self, window: list[int]) -> WindowRows:
-        """Return all rows of the shards, except for those that another build has committed since the start."""
+        """Return all rows of the window's shards. Omit shards that another build has committed since the start."""
         committed = {commit.shard for commit in self._commits.latest_around(window)}
         return shard_rows(self._config, self._dataset, [shard for shard in window if shard not in committed])
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """Look up which of the window's other shards are committed, because another build may have written them.
+        """Update `left`, and count shards as done that another build has committed in the meantime.
 
-        On S3, this takes requests in proportion to the window, not to all commits.
+        On S3, the number of requests depends on the size of the window, not on the number of commits.
         """
         held = self._commits.latest_around(window)
         save_full_blocks(self._dataset.location, held)
@@ -142,12 +149,12 @@ class MissingShards:
 
 
 class RejectedRows:
-    """Committed shards with rows that were rejected for certain reasons. These rows are retried once."""
+    """Committed shards with rows that were rejected for certain reasons. Each row is retried once per run."""
 
     write = staticmethod(retry_shard)
 
     def __init__(self, config: Config, dataset: BuildDataset, wanted: range, reasons: Collection[str]) -> None:
-        """Find the shards. Raises `UsageError` for a reason that no custom stage can have given so far."""
+        """Find the shards. Raises `UsageError` for a custom reason that no stage can have given so far."""
         self._config = config
         self._dataset = dataset
         self._reasons = sorted(map(str, reasons))
@@ -164,7 +171,7 @@ class RejectedRows:
                 self._generations[commit.shard], self._rows[commit.shard] = commit.generation, rows
         self.left = list(self._generations)
         unknown = [each for each in self._reasons if is_custom_reason(each) and f"{REJECTED}{each}" not in found]
-        # Shards that are missing, or that a correction or an earlier retry replaced, may have had the reason.
+        # A shard may have had the reason if it's missing, or if a correction or an earlier retry replaced it.
         if unknown and wanted == dataset.shards() and all(committed.get(shard) == 1 for shard in wanted):
             known = sorted(filter(is_custom_reason, (name.removeprefix(REJECTED) for name in found)))
             raise UsageError(
@@ -174,11 +181,11 @@ class RejectedRows:
 
     @property
     def rows(self) -> int:
-        """Number of rows that were rejected when this run started."""
+        """Number of rows to retry, counted when this run started."""
         return sum(self._rows[shard] for shard in self.left)
 
     def read(self, window: list[int]) -> WindowRows:
-        """Return only the rejected rows. If a shard was replaced since the start, read its newer generation."""
+        """Return only the rejected rows. If a shard was replaced since the start, use its newer generation."""
         shards: list[ShardRows] = []
         tasks: dict[int, RetryTask] = {}
         handle = self._dataset.handle(self._config)
@@ -193,7 +200,7 @@ class RejectedRows:
         return WindowRows(RowSource(self._dataset, shards), tasks)
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """Update `left`. A row that was rejected again is done, so it is not retried twice in a run."""
+        """Update `left`. A row that was rejected again counts as done, so a run doesn't retry it twice."""
         waiting = [shard for shard in window if shard not in done and shard in self._generations]
         committed = {commit.shard for commit in self._commits.latest_around(waiting)}
         unfinished = [shard for shard in waiting if shard in committed]
@@ -223,7 +230,7 @@ class RejectedRows:
 
 
 def shard_rows(config: Config, dataset: BuildDataset, window: list[int]) -> WindowRows:
-    """Return all rows of some shards, with the tasks that write them."""
+    """Return all rows of the window's shards, with the tasks that write the shards."""
     spans = dataset.spans(window)
     handle = dataset.handle(config)
     tasks = {span.shard: dataset.shard_task(config, span, handle) for span in spans}
