@@ -50,7 +50,7 @@ from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.config.config import Config, ResourcesConfig
 
 FEATURES_VERSION = 4
-"""Version of the inspection's results. A run does not resume from parts of another version."""
+"""Version of the inspection's results. A run doesn't reuse parts with another version."""
 
 _LIBRARIES = (
     "numpy", "opencv-python-headless", "pillow", "simplejpeg", "scipy", "c2pa-python", "pyarrow",
@@ -59,28 +59,28 @@ _KEY = b"segmint.curate"
 _ALONE = re.compile(r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)").pattern  # a URI that doesn't depend on its catalog's folder
 
 WINDOW_PARTS = 512
-"""Number of parts in one Ray Data execution. The driver keeps the rows of all of them in memory."""
+"""Number of parts per Ray Data execution. The driver keeps the rows of all these parts in memory."""
 
 MOST_STALLED_ROUNDS = 3
-"""Consecutive rounds without a new part after which a run ends unfinished."""
+"""A run ends unfinished after this many consecutive rounds without a new part."""
 
 STAGES = {"InspectImages": "look"}
-"""Name that the progress bar shows, by a part of the operator's name in Ray Data."""
+"""Name of the stage in the progress bar, keyed by a part of its operator's name in Ray Data."""
 
 
 @dataclass
 class InspectionRun:
-    """Parts and bytes that a run read, and its failures."""
+    """Parts and bytes that a run has read, and the failures so far."""
 
     parts: int = 0
     bytes: int = 0
     seconds: float = 0.0
     faults: dict[int, str] = field(default_factory=dict)  # by the first ordinal of the part
-    suspects: set[int] = field(default_factory=set)  # parts valid only for this run; the next run retries them
+    suspects: set[int] = field(default_factory=set)  # parts that only this run uses; the next run retries them
     died: set[int] = field(default_factory=set)  # parts not written because the child process died on an image
 
     def missing(self, folder: Location, rows: int) -> list[int]:
-        """Return the first ordinals of the parts that are missing from the folder."""
+        """Return the first ordinal of each part that is missing from the folder."""
         there = {entry.name for entry in folder.list()} | {part_name(first) for first in self.suspects}
         return [first for first in range(0, rows, PART_ROWS) if part_name(first) not in there]
 
@@ -88,11 +88,11 @@ class InspectionRun:
 def inspect_images(
     task: CurateTask, catalog: Location, rows: int, resources: ResourcesConfig, retry_wait_s: float
 ) -> InspectionRun:
-    """Inspect the images in the missing parts of the normalized catalog; return what was read.
+    """Inspect the images in the missing parts of the normalized catalog, and return the run's record.
 
-    `catalog` is a local file. Failures are retried, including images on which a child process died. After a second
-    death, the image gets no features. Raises `UnfinishedError` if parts are missing in the end because a store or Ray
-    fails.
+    `catalog` is a local file. Failures are retried, including images on which a child process died. If a child process
+    dies on the same image again, the image gets no features. Raises `UnfinishedError` if parts are still missing at the
+    end because a store or Ray fails.
     """
     looked = InspectionRun()
     missing = looked.missing(task.folder, rows)
@@ -166,10 +166,10 @@ def _inspect_window(
 
 
 def _tables(source: NormalizedRows, window: Sequence[int]) -> Iterator[object]:
-    """Yield the rows of each part.
+    """Yield the rows of each part in the window.
 
-    Only the rows of the missing parts are kept, because these parts may be far apart in a large catalog. Each row group
-    is read once.
+    In a large catalog, the window's parts may be far apart. Therefore, only their own rows are kept in memory, and each
+    row group is read once.
     """
     rows = source.take(np.concatenate([np.arange(first, first + PART_ROWS) for first in window]))
     for place in range(len(window)):
@@ -178,7 +178,7 @@ def _tables(source: NormalizedRows, window: Sequence[int]) -> Iterator[object]:
 
 @dataclass(frozen=True)
 class CurationResult:
-    """Findings and actions of a curation."""
+    """Result of a curation: the rejections, and the files that it wrote."""
 
     catalog: str
     output: str
@@ -218,12 +218,14 @@ class CurationResult:
 
 @resumable()
 def run_curate(config: Config, catalog: str, output: str, *, distributions: str | None = None) -> CurationResult:
-    """Write the catalog, with the rejections of `config.curate`, to `output`; return the findings.
+    """Write the catalog with the rejections of `config.curate` to `output`, and return the result.
 
-    If a run is killed, the next one inspects only the remaining images, and produces the same bytes. With
-    `distributions`, the run only plots the distributions of the measures into that file, and a later run that writes
-    the output doesn't read any image again. Raises `UsageError` before anything starts if the catalog, the output, or a
-    scorer is invalid, and `UnfinishedError` if some images cannot be read at the moment.
+    If a run is killed, the next run only inspects the remaining images and produces the same bytes. With
+    `distributions`, the run inspects the images and only plots the distributions of their measures to that file. A
+    later run that writes the output then reads no image again.
+
+    Raises `UsageError` before any work starts if the catalog, the output, or a scorer is invalid, and `UnfinishedError`
+    if some images can't be read at the moment.
     """
     curate = config.curate
     catalog, output = absolute(catalog), absolute(output)
@@ -313,7 +315,7 @@ def _check_output(source: Location, target: Location) -> None:
 
 
 def _check_rows(source: Location, target: Location, normalized: NormalizedCatalog) -> None:
-    """Raise `UsageError` for a catalog without rows, or with URIs that would resolve differently at the target."""
+    """Raise `UsageError` if the catalog has no rows, or if a URI would resolve to another file at the target."""
     if normalized.rows == 0:
         raise UsageError(f"the catalog {source} has no rows")
     if parent(source.uri) == parent(target.uri):
@@ -357,7 +359,7 @@ def _digest(value: Any) -> str:
 
 
 def _is_written(target: Location, digest: str) -> bool:
-    """Return whether this run's output exists. Raises `UsageError` if the target holds another output."""
+    """Return whether this run's output already exists. Raises `UsageError` if the target contains another output."""
     if not target.exists():
         return False
     with suppress(pa.ArrowException), target.open() as stream:
@@ -384,7 +386,7 @@ def _pinned_date(folder: Location, given: date | None) -> date:
 
 
 def write_curated(catalog: WholeCatalog, destination: Path, decision: CurationDecision, digest: str) -> None:
-    """Write the whole catalog plus the rejections; raises `UsageError` for columns that would exhaust the memory."""
+    """Write the whole catalog with the rejections. Raises `UsageError` for columns that would exhaust the memory."""
     added = ["refused_reason", "refused_detail", *(["attribution"] if decision.attributions else [])]
     fields = {field.name: field for field in [*catalog.schema, *(SOURCE.field(name) for name in added)]}
     names = [*(name for name in SOURCE.names if name in fields), *(name for name in fields if name not in SOURCE.names)]
@@ -401,7 +403,7 @@ def write_curated(catalog: WholeCatalog, destination: Path, decision: CurationDe
 
 
 def _columns(batch: pa.RecordBatch, first: int, schema: pa.Schema, decision: CurationDecision) -> Iterator[pa.Array]:
-    """Yield the columns of a batch, with the decisions applied. `first` is the ordinal of its first row."""
+    """Yield the columns of a batch with the decisions applied. `first` is the ordinal of the batch's first row."""
     ordinals = range(first, first + batch.num_rows)
     refused = {o: decision.refused[o] for o in ordinals if o in decision.refused}
     changes: dict[str, dict[int, str]] = {

@@ -30,7 +30,7 @@ from segmint.operators.similar.hashes import VIEWS
 from segmint.operators.similar.partitions import mapped_zeros
 
 Limit = tuple[float | None, float | None]
-"""Minimum and maximum allowed value; None: no limit."""
+"""Minimum and maximum allowed value, or None for no limit."""
 
 Limits = Mapping[str, Limit]
 
@@ -38,7 +38,8 @@ CATALOG_OPT_OUT = "the catalog says that the rights holder has opted this image 
 """Detail of a row whose `opt_out` is true."""
 
 MOST_CREDITED = 8192
-"""Maximum characters of duplicates' attributions that are added to the kept row's. Any others are only counted."""
+"""Maximum number of characters of duplicates' attributions to append to the kept row's attribution. Attributions beyond
+the limit are only counted."""
 
 _THREADS = 8
 _TERMS = ("license", "redistributable", "valid_until")
@@ -58,7 +59,7 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class CurationDecision:
-    """Rejected rows by ordinal, and the extended attributions of kept rows with duplicates."""
+    """Rejected rows by ordinal, and the extended attributions of rows that are kept in place of their duplicates."""
 
     refused: Mapping[int, tuple[Reason, str]]
     attributions: Mapping[int, str]
@@ -70,7 +71,7 @@ class CurationDecision:
 
 
 def read_features(folder: Location, rows: int, config: CurateConfig) -> ImageFeatures:
-    """Read the parts of all rows, without thumbnails."""
+    """Read the features of all rows, without thumbnails."""
     names = [*MEASURES, *(scorer.name for scorer in config.scorers)]
     opt_outs: dict[int, str] = {}
     unread: Counter[str] = Counter()
@@ -115,9 +116,10 @@ def decide(
 ) -> CurationDecision:
     """Decide which rows to reject, in this order: opted out, unfit, duplicate of a kept row.
 
-    Among duplicates, one fit image with an allowed license is kept: the one with the most pixels or, of several, the
-    first. If no image qualifies, a build rejects them all anyway, so no row is marked as a duplicate. Rows that the
-    catalog already rejects stay unchanged, but if it rejects one as opted out, that row's duplicates are rejected too.
+    Among duplicates, `decide` keeps one image that is fit and has an allowed license: the image with the most pixels,
+    or the first of several with equally many. If no image of a group qualifies, no row is marked as a duplicate,
+    because a build rejects all of them anyway. Rows that the catalog already rejects stay unchanged. However, if the
+    catalog rejects a row as opted out, its duplicates are rejected as well.
 
     An opt-out applies to all rows with the same bytes, URI, or image_id. Unread rows are compared by the SHA-256 in the
     catalog. `normalized` is the local catalog file, and `folder` contains the parts.
@@ -145,7 +147,7 @@ def decide(
             settled |= {int(o) for o, reason in zip(ordinals, reasons, strict=True) if reason is not None}
             opted_out[[o for o, r in zip(ordinals, reasons, strict=True) if r == Reason.OPTED_OUT]] = True
     opted_out[list(out)] = True
-    inert = first_ids != np.arange(rows)  # never kept: already rejected, or a repeated image_id
+    inert = first_ids != np.arange(rows)  # rows that are never kept: already rejected, or with a repeated image_id
     inert[list(settled)] = True
     same: dict[str, NDArray[np.int64]] = {}
     if opted_out.any():
@@ -185,7 +187,7 @@ _WANTED = ("ordinal", *_TERMS, "sha256", "duplicate_of", "opt_out", "refused_rea
 
 
 def _where(used: NDArray[np.bool_], values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return a copy of (N, n) values in a temporary file, with zeros for the rows that aren't `used`, (N,)."""
+    """Copy (N, n) values to a temporary file. Rows that aren't `used`, shape (N,), are set to zero."""
     found = mapped_zeros(values.shape, values.dtype)
     for low in range(0, len(used), _ROWS):
         found[low : low + _ROWS] = values[low : low + _ROWS] * used[low : low + _ROWS, None]
@@ -209,7 +211,7 @@ class _LicenseJudge:
 
 
 def _unfit(values: Mapping[str, NDArray[np.float64]], limits: Limits) -> Iterator[tuple[int, str]]:
-    """Yield each row that violates a limit, with a description of the first limit that it violates."""
+    """Yield each row that violates a limit, with a description of the first violation."""
     seen: set[int] = set()
     for name, (least, most) in limits.items():
         for limit, sign, words in ((least, 1, "under the least"), (most, -1, "over the most")):
@@ -251,7 +253,7 @@ def _joined(own: str | None, others: Sequence[str], kept: int) -> str:
 
 
 def read_thumbnails(folder: Location, ordinals: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return the thumbnails of the rows `ordinals`, (n, 64, 64) gray. The ordinals must be ascending and unique."""
+    """Return the thumbnails of the rows `ordinals`, (n, 64, 64) gray. `ordinals` must be ascending and unique."""
     found = np.zeros((len(ordinals), 64, 64), np.uint8)
     wanted = np.unique(ordinals // PART_ROWS * PART_ROWS).tolist()
     for first, table in _parts(folder, wanted, ["thumbnail"]):
@@ -282,7 +284,7 @@ def _lists(table: pa.Table, name: str) -> NDArray[Any]:
 
 
 Firsts = NDArray[np.int64]
-"""Array (N,) that maps each of N rows to the first row that shows the same image, which may be the row itself."""
+"""Array (N,) that maps each row to the first row with the same image, which may be the row itself."""
 
 _ROWS = 65_536  # rows to search at once
 
@@ -300,9 +302,10 @@ def same_uris(normalized: Path, rows: int) -> Firsts:
 
 
 def spread(opted_out: NDArray[np.bool_], same: Mapping[str, Firsts]) -> dict[int, str]:
-    """Mark all rows that share an image with an opted-out row, in place; return the reasons by row.
+    """Mark all rows that share an image with an opted-out row, in place. Return the reason for each newly marked row.
 
-    `opted_out` has shape (N,). `same` maps a property, as named in the reasons, to its `Firsts`. Marks are transitive.
+    `opted_out` has the shape (N,). `same` maps the name of a property, as it appears in the reasons, to the property's
+    `Firsts`. Marks are transitive.
     """
     rows = len(opted_out)
     found: dict[int, str] = {}

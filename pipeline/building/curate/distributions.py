@@ -14,17 +14,17 @@ from segmint.operators.curate.fitness import MEASURES
 from segmint.pipeline.building.curate.decide import ImageFeatures, Limits, read_thumbnails
 
 FORMATS = ("png", "svg", "pdf")
-"""File formats of distributions, by ending."""
+"""File formats of distributions, by file extension."""
 
 PERCENTILES = (0.1, 1, 5, 25, 50, 75, 95, 99, 99.9)
-"""Percentiles that are labeled and shown with an example image's thumbnail."""
+"""Percentiles to label and to illustrate with an example image's thumbnail."""
 
 _BINS = 60
 _BLUE, _VERMILION, _GRAY = "#0b5a9c", "#a8480b", "#8a9098"  # color-blind safe (Okabe and Ito)
 
 
 def ending(name: str) -> str:
-    """Return the format of a distributions file. Raises `UsageError` for an unknown ending."""
+    """Return the format of a distributions file. Raises `UsageError` for an unknown extension."""
     found = name.lower().rpartition(".")[2]
     if found not in FORMATS:
         raise UsageError(f"{name}: expected a name that ends in one of {', '.join(FORMATS)}")
@@ -32,9 +32,9 @@ def ending(name: str) -> str:
 
 
 def draw(features: ImageFeatures, folder: Location, limits: Limits, name: str) -> bytes:
-    """Draw a histogram of each measure and scorer, with example images at its percentiles; return the file.
+    """Draw a histogram of each measure and scorer, with example images at its percentiles, and return the file's bytes.
 
-    `limits` contains the configured limits, which are drawn with the share of images beyond them.
+    `limits` contains the configured limits. Each histogram marks its limits and the fraction of images beyond them.
     """
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -96,7 +96,7 @@ def _draw_examples(axes: Any, values: NDArray[np.float64], folder: Location) -> 
 
 
 def _at_percentiles(values: NDArray[np.float64]) -> list[tuple[float, int]]:
-    """Return each percentile with the row that has its value. Rows without a value are skipped."""
+    """Return each percentile with the row whose value is at this percentile. Skip rows without a value."""
     rows = np.flatnonzero(np.isfinite(values))
     order = rows[np.argsort(values[rows], kind="stable")]
     return [(percentile, int(order[round((len(order) - 1) * percentile / 100)])) for percentile in PERCENTILES]

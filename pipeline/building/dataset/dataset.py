@@ -67,7 +67,7 @@ from segmint.pipeline.config.config import Config, as_pinned, identity
 
 @dataclass(frozen=True)
 class BuildDataset:
-    """A dataset with its manifest, as a build uses it."""
+    """Dataset with its manifest, for use by a build."""
 
     location: Location
     manifest: DatasetManifest
@@ -76,7 +76,7 @@ class BuildDataset:
 
     @property
     def numerics(self) -> Numerics:
-        """Numerics that determine the bits of this dataset."""
+        """Numerics that determine the exact bits of this dataset."""
         return Numerics.recorded(self.manifest.numerics)
 
     @property
@@ -97,9 +97,9 @@ class BuildDataset:
         return [self.span(shard) for shard in shards]
 
     def read_runs(self, runs: Sequence[tuple[int, int]], columns: Sequence[str] | None = None) -> pa.Table:
-        """Read the catalog rows with the ordinals `[start, stop)` of each run, in the order given.
+        """Read the catalog rows of several runs of ordinals `[start, stop)`, in the order of `runs`.
 
-        `columns` restricts the columns that are read. Opens each part of the catalog once.
+        If `columns` is given, only these columns are read. Each part of the catalog is opened once.
         """
         ordinals = np.concatenate([np.arange(0), *(np.arange(start, stop) for start, stop in runs)])
         order = np.argsort(ordinals, kind="stable")
@@ -120,7 +120,7 @@ class BuildDataset:
                 parts = newer  # a correction replaced a part and removed the old one
 
     def shard_task(self, config: Config, span: ShardSpan, handle: DatasetHandle | None = None) -> ShardTask:
-        """Return the task of a shard's writer. Pass `handle` to avoid creating the same handle for every shard."""
+        """Return a shard's writer task. To avoid creating the same handle for every shard, pass `handle`."""
         return ShardTask(
             shard=span.shard,
             start=span.start,
@@ -131,7 +131,10 @@ class BuildDataset:
         )
 
     def handle(self, config: Config) -> DatasetHandle:
-        """Return a handle for writers. It waits during outages, and records the manifest generation of the rows."""
+        """Return a handle for writers.
+
+        The handle waits during outages and records the manifest generation of the rows.
+        """
         storage = Storage(config.storage, outage_s=config.outage_timeout_s)
         return DatasetHandle.of(
             Location(storage, self.location.uri), LatestManifest(self.manifest, self.generation), config.catalog
@@ -155,12 +158,12 @@ class BuildDataset:
 
 
 def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> BuildDataset:
-    """Open the dataset at `config.output`, creating it if it does not exist.
+    """Open the dataset at `config.output`. If the dataset doesn't exist, create it.
 
-    With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError`, which lists the differing keys
-    or rows, if the dataset was created with another configuration or from another catalog. Also raises it if a
-    detector's package isn't installed, if a custom stage is invalid, or, for a new dataset, if a detector file fails on
-    a blank image.
+    With `grow`, new rows of the catalog are added to the dataset. If the dataset was created with another configuration
+    or from another catalog, raises `UsageError`, which lists the keys or rows that differ. Also raises `UsageError` if
+    a detector's package isn't installed or a custom stage is invalid. Before creating a dataset, each detector file is
+    tried on a blank image, and a failure raises `UsageError`.
     """
     config.deidentify.require_packages()
     config.load_stages()
@@ -187,8 +190,8 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
 def name_weights(config: Config, begun: DatasetManifest | None, device: Callable[[Config], str]) -> Config:
     """Return the configuration with `model.weights: auto` replaced by a name.
 
-    An existing dataset keeps the name of its weights. For a new dataset (`begun` is None), the name depends on the kind
-    of device that `device` returns. Raises `UsageError` if the dataset's weights are not a published file.
+    An existing dataset keeps the name of its weights. For a new dataset (`begun` is None), the kind of device that
+    `device` returns determines the name. Raises `UsageError` if the dataset's weights aren't a published file.
     """
     if config.model.weights != AUTO:
         return config
@@ -202,7 +205,7 @@ def name_weights(config: Config, begun: DatasetManifest | None, device: Callable
 
 
 def require_catalog(config: Config, storage: Storage) -> None:
-    """Raise `UsageError` if the catalog does not exist."""
+    """Raise `UsageError` if the catalog doesn't exist."""
     if not storage.exists(config.catalog):
         raise UsageError(f"the catalog {config.catalog!r} does not exist: expected Parquet, JSON Lines, or CSV")
 
@@ -214,7 +217,7 @@ def require_rows(config: Config, rows: int) -> None:
 
 
 def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
-    """Raise `UsageError`, which lists the differing keys, if a dataset has another identity or other numerics."""
+    """Raise `UsageError` if a dataset's identity or numerics differ from `config`, and list the keys that differ."""
     _check_identity(config, storage, begun, weights)
     _check_numerics(config, Numerics.recorded(begun.numerics))
 
@@ -222,14 +225,14 @@ def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, 
 def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
     """Pin the catalog, configuration, and numerics. If two drivers race, both use the winner's manifest.
 
-    Raises `DamagedDatasetError` if `output` contains files of a dataset without a manifest.
+    Raises `DamagedDatasetError` if `output` contains files of a dataset but no manifest.
     """
     source = Location(output.storage, config.catalog)
     with ScratchFolder() as folder:
         catalog = normalize(source, Path(folder) / "part.parquet", ignored=ignored_columns(identity(config)))
         require_rows(config, catalog.rows)
         path = part_path(0, catalog.sha256)
-        remains = [each for each in dataset_files(output) if each != path]  # an interrupted start leaves `path`
+        remains = [each for each in dataset_files(output) if each != path]  # an interrupted start may leave `path`
         latest = read_latest_manifest(output)
         if latest is not None:
             return latest  # another driver was faster
@@ -323,9 +326,10 @@ def _hashes(config: Config, storage: Storage, weights: Path) -> dict[str, str]:
 def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, grow: bool) -> LatestManifest:
     """Compare the dataset's catalog with `config.catalog`, add new rows if `grow` is set, and return the manifest.
 
-    The sources are compared by rows only if their bytes differ. New rows become a separate part. If several builds race
-    to grow a dataset, one wins; the others continue with its manifest if they have the same catalog. Raises
-    `UsageError` if a pinned row is missing or has changed, or if there are new rows and `grow` is false.
+    The rows are only compared if the bytes of the sources differ. New rows become a separate part of the catalog. If
+    several builds race to grow a dataset, one build wins. The others continue with the winner's manifest if they have
+    the same catalog. Raises `UsageError` if a pinned row is missing or has changed, or if there are new rows and `grow`
+    is false.
     """
     manifest, generation = latest
     output = Location(storage, config.output)
@@ -374,7 +378,7 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
 def ignored_columns(identity: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns of a source catalog that a dataset with this identity ignores.
 
-    With `license.respect_opt_out` false, the catalog may use the name `opt_out` for an unrelated column.
+    If `license.respect_opt_out` is false, the catalog may contain an unrelated column named `opt_out`.
     """
     return () if identity.get("license", {}).get("respect_opt_out") else ("opt_out",)
 
@@ -387,7 +391,7 @@ def catalog_part(path: str, catalog: NormalizedCatalog, source: str, first_shard
 
 
 def count_licenses(path: Path) -> dict[str, int]:
-    """Count the rows of a local normalized catalog by license. Rows without a license count as `missing`."""
+    """Count the rows of a local normalized catalog by license. Count rows without a license as `missing`."""
     counts: Counter[str] = Counter()
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["license"]):
@@ -397,7 +401,7 @@ def count_licenses(path: Path) -> dict[str, int]:
 
 
 def _why_another(config: Config, manifest: DatasetManifest, growth: CatalogGrowth) -> str:
-    """Describe the rows that are gone or changed, and the possible fixes."""
+    """Describe the rows that are missing or have changed, and how to fix them."""
     rows = sum(part.rows for part in manifest.catalog)
     differences = []
     if growth.gone:

@@ -1,6 +1,6 @@
 """Numerics of a new dataset, resolved on the kind of machine that will compute its masks.
 
-Ray is imported only when needed, because a plan runs without it.
+Plans run without Ray, so functions import Ray only when they need it.
 """
 
 import time
@@ -31,13 +31,13 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
 
     `weights` is this machine's copy of the checkpoint.
 
-    A cluster's driver runs on a head node, which seldom has a GPU. So if `model.device` is cuda and this process has no
-    GPU, a task on a GPU node resolves the numerics. On a cluster, `auto` means cuda if the cluster has GPUs, and cpu
-    otherwise. The same applies to `deidentify.device`. If CPUs compute the masks, a cluster uses the CPU kernels only
-    if this machine and all nodes for segment actors have them.
+    A cluster's driver runs on a head node, which seldom has a GPU. If `model.device` is cuda and this process has no
+    GPU, a task on a GPU node therefore resolves the numerics. On a cluster, `auto` means cuda if the cluster has GPUs,
+    and cpu otherwise. The same rules apply to `deidentify.device`. If CPUs compute the masks, the dataset uses the CPU
+    kernels only if this machine and all nodes for segment actors have them.
 
-    Raises `UsageError` if neither this machine nor the cluster has the device, if no device becomes free within
-    `stall_timeout`, if the node lacks a package that the bundled detectors need, or if a node lacks the kernels that
+    Raises `UsageError` in these cases: neither this machine nor the cluster has the device, no device becomes free
+    within `stall_timeout`, the node lacks a package that the bundled detectors need, or a node lacks the kernels that
     `model.kernels` or bf16 needs.
     """
     numerics = _of_masks(config, weights)
@@ -52,7 +52,7 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
 
 
 def first_device(config: Config) -> str:
-    """Return the kind of device that computes the masks of a new dataset, "cuda" or "cpu", as `first_numerics` does."""
+    """Return the kind of device for a new dataset's masks, "cuda" or "cpu", by the rules of `first_numerics`."""
     from segmint.infra.ray_session import joins_cluster, ray_session
 
     if config.model.device != "auto":
@@ -75,7 +75,7 @@ def _of_masks(config: Config, weights: Path) -> Numerics:
 
 
 def _of_detectors(config: Config) -> str:
-    """Resolve the detectors' numerics on this machine or, on a cluster if this machine has no GPU, on a GPU node."""
+    """Resolve the detectors' numerics on this machine, or on a GPU node of a cluster if this machine has no GPU."""
     from segmint.infra.ray_session import joins_cluster, ray_session
 
     device = config.deidentify.device
@@ -91,9 +91,9 @@ def _of_detectors(config: Config) -> str:
 
 
 def compute_here(model: ModelConfig, weights_bytes: int) -> Compute:
-    """Resolve `model` on this machine. On a CPU, the actors share its cores.
+    """Resolve `model` on this machine. On a CPU, divide the machine's cores among the actors.
 
-    `weights_bytes` is the size of the checkpoint. Raises `UsageError` if this machine does not have the device.
+    `weights_bytes` is the size of the checkpoint. Raises `UsageError` if this machine doesn't have the device.
     """
     compute = resolve_compute(model.device, model.precision, model.threads)
     if model.threads != "auto" or compute.kind != "cpu":
@@ -124,7 +124,7 @@ def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
 
 
 def _on_nodes(config: Config, model: ModelConfig, weights_sha256: str) -> Numerics:
-    """Resolve the numerics here, and use the CPU kernels only if the cluster's nodes have them too."""
+    """Resolve the numerics on this machine. Use the CPU kernels only if the cluster's nodes have them as well."""
     from segmint.operators.segment.models import slow_bf16
 
     numerics = _resolve(model, config.masks, weights_sha256)
@@ -147,8 +147,8 @@ def _on_nodes(config: Config, model: ModelConfig, weights_sha256: str) -> Numeri
 def _nodes_without_kernels(config: Config, dot: bool) -> dict[str, str]:
     """Return the nodes that have room for a segment actor but lack the CPU kernels, each with the reason.
 
-    With `dot`, the kernels must also be able to draw in bf16. Nodes that have left the cluster in the meantime are
-    skipped. A node that doesn't respond within `stall_timeout` counts as lacking the kernels.
+    With `dot`, the kernels must support drawing in bf16. A node that doesn't respond within `stall_timeout` counts as
+    lacking the kernels. Nodes that have left the cluster in the meantime are skipped.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
@@ -183,7 +183,7 @@ def _nodes_without_kernels(config: Config, dot: bool) -> dict[str, str]:
 
 
 def _counts_on_gpus(config: Config, cluster: "Cluster") -> bool:
-    """Return whether segment actors use GPUs: those of the connected cluster, or those that its autoscaler may add."""
+    """Return whether segment actors will use GPUs of the connected cluster or GPUs that its autoscaler may add."""
     from segmint.infra.ray_session import observe_growth
 
     wanted = config.resources.segment.num_gpus
@@ -212,9 +212,9 @@ def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, clust
 def _kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
     """Return the kind of GPU to request from Ray, or None for any kind.
 
-    Also returns None if Ray doesn't name the kind of any GPU. Raises `UsageError` if Ray names only some of the
-    cluster's GPUs, because chance would then pick the GPU, and a dataset created on an unnamed one could not request it
-    again.
+    If Ray names the kind of none of the cluster's GPUs, returns None. If Ray names the kind of only some GPUs, raises
+    `UsageError`: Ray would pick a GPU at random, and if the dataset were created on an unnamed GPU, later builds
+    couldn't request this kind again.
     """
     from segmint.infra.ray_session import NAME_GPUS
 
@@ -232,7 +232,7 @@ def _kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
 
 @dataclass(frozen=True)
 class _GpuQuestion:
-    """A key that selects a GPU, its value, and the resources of the task that inspects the GPU."""
+    """Key that selects a GPU, the key's value, and the resources of the task that inspects the GPU."""
 
     key: str
     value: str
@@ -248,7 +248,7 @@ class _GpuQuestion:
 
 
 def _ask(asked: _GpuQuestion, timeout_s: float, gpus: float, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function on a GPU node of the connected cluster. `gpus` is the number of the cluster's GPUs."""
+    """Call a function on a GPU node of the connected cluster. `gpus` is the cluster's number of GPUs."""
     import ray
     import ray.exceptions
 

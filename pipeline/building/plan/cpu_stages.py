@@ -1,6 +1,6 @@
 """Estimates of the CPU time outside `segment` if no sample measures it, and of the cores that keep a GPU busy.
 
-`segmint catalog curate`, which reads every image once at a reduced scale, is estimated as well.
+This file also estimates `segmint catalog curate`, which reads every image once at a reduced scale.
 """
 
 import math
@@ -16,7 +16,7 @@ MEGAPIXELS = 16.3
 """Default size of an original: SA-1B's average, 3300 x 4950 (SAM paper, Section 5)."""
 
 SIZES = (0.5, 2.0, 8.0, 16.0, 50.0)
-"""Sizes of the originals for which `CPU_S` was recorded, in megapixels."""
+"""Sizes in megapixels of the originals with which `CPU_S` was measured."""
 
 CPU_S = {
     "faces": (0.19, 0.51, 1.25, 1.22, 1.17),
@@ -26,8 +26,8 @@ CPU_S = {
 }
 """CPU seconds of `prepare` per image, with the bundled detectors, one last look, and the original kept for crops.
 
-`turned` is the search for faces in three more orientations. Measured by `make bench-prepare` on one core of an AMD
-EPYC. Another CPU took twice as long."""
+`turned` is the search for faces in three more orientations. `make bench-prepare` measured the values on one core of an
+AMD EPYC. Another CPU took twice as long."""
 
 CURATION_CPU_S = (0.015, 0.018, 0.028, 0.037, 0.056)
 """CPU seconds to curate one JPEG of each size in `SIZES`, without scorers, on one core of an AMD EPYC."""
@@ -35,7 +35,7 @@ CURATION_CPU_S = (0.015, 0.018, 0.028, 0.037, 0.056)
 
 @dataclass(frozen=True)
 class CpuStages:
-    """CPU seconds per image in all stages except `segment`, and the cores that a GPU needs for them."""
+    """CPU seconds per image in all stages except `segment`, and the number of cores that these stages need per GPU."""
 
     seconds_an_image: float
     measured: bool  # by a sample; otherwise from recorded figures
@@ -44,14 +44,15 @@ class CpuStages:
 
     @property
     def source(self) -> str:
-        """Origin of the seconds, as text."""
+        """Origin of the CPU seconds, as text."""
         return "measured in the sample" if self.measured else "recorded on another CPU, not measured here"
 
 
 def recorded_seconds(config: DeidentifyConfig, megapixels: float) -> float:
     """Return the recorded CPU seconds of `prepare` for an original of `megapixels` megapixels.
 
-    A detector file counts like the bundled detector, because its cost is unknown. Detectors on a GPU do not count.
+    The cost of a custom detector file is unknown, so it counts like the bundled detector. Detectors on a GPU don't
+    count.
     """
     shares = dict.fromkeys(("the rest", *(config.detectors if config.device == "cpu" else ())), 1.0)
     if "faces" in shares:
@@ -62,7 +63,7 @@ def recorded_seconds(config: DeidentifyConfig, megapixels: float) -> float:
 
 
 def compare(seconds: float, segment_seconds: float, *, measured: bool, on_gpu: bool) -> CpuStages:
-    """Compare the CPU seconds per image of the other stages with those of `segment` on one GPU or one core."""
+    """Compare the CPU seconds per image of the other stages with the seconds of `segment` on one GPU or one core."""
     if not on_gpu:
         return CpuStages(seconds, measured, None, "prepare" if seconds > segment_seconds else "segment")
     cores = math.ceil(seconds / segment_seconds) if segment_seconds else 1
@@ -71,7 +72,7 @@ def compare(seconds: float, segment_seconds: float, *, measured: bool, on_gpu: b
 
 @dataclass(frozen=True)
 class CpuNodes:
-    """CPU nodes that keep GPUs busy whose own nodes have too few cores, and what the build costs without them."""
+    """CPU nodes that support GPU nodes with too few cores, and the cost of a build with and without them."""
 
     own_cores: int  # per GPU, on the GPU nodes
     more_cores: int  # per GPU, on CPU nodes
@@ -92,9 +93,10 @@ class CpuNodes:
 
 
 def price_nodes(stages: CpuStages, gpu_hours: float, own_cores: int, price: float | None) -> CpuNodes | None:
-    """Price CPU nodes beside GPU nodes with `own_cores` cores per GPU; None on a CPU or without a price per core-hour.
+    """Price the CPU nodes that GPU nodes with `own_cores` cores per GPU need. Returns None on a CPU or without a price.
 
-    `gpu_hours` are those of GPUs that never wait. The CPU nodes run as long as the GPUs compute.
+    `gpu_hours` is the time of GPUs that never wait. The CPU nodes run as long as the GPUs compute. `price` is per
+    core-hour.
     """
     if stages.cores_a_gpu is None or price is None:
         return None
@@ -104,12 +106,12 @@ def price_nodes(stages: CpuStages, gpu_hours: float, own_cores: int, price: floa
 
 
 GPU_START_S = 60.0
-"""Assumed seconds for an actor on a GPU to load its model, compile, and capture graphs. It hasn't been measured."""
+"""Assumed seconds for an actor on a GPU to load its model, compile, and capture graphs. This value wasn't measured."""
 
 
 @dataclass(frozen=True)
 class ActorStarts:
-    """Starts of segment actors: each window of a build starts them all again."""
+    """Starts of segment actors. Each window of a build starts all actors again."""
 
     windows: int
     starts: int
@@ -127,9 +129,10 @@ class ActorStarts:
 
 
 def count_starts(shards: int, window_shards: object, hours: float, devices: int, seconds: float | None) -> ActorStarts:
-    """Count the starts of an actor on each GPU or core in the windows of a build that takes `hours` without them.
+    """Count the actor starts on all GPUs or cores, over the windows of a build that takes `hours` without the starts.
 
-    `window_shards` is a number, or auto for windows of an hour. `seconds` is None if no start was measured.
+    `window_shards` is a number, or auto for windows of an hour. `seconds` is the time of one start, or None if it
+    wasn't measured.
     """
     windows = min(shards, math.ceil(shards / window_shards if isinstance(window_shards, int) else max(1.0, hours)))
     each = GPU_START_S if seconds is None else seconds
@@ -138,7 +141,7 @@ def count_starts(shards: int, window_shards: object, hours: float, devices: int,
 
 @dataclass(frozen=True)
 class Curation:
-    """Cost of inspecting all images of a catalog."""
+    """Estimated cost of inspecting all images of a catalog."""
 
     rows: int
     seconds_an_image: float  # of one core, recorded on another machine
@@ -157,6 +160,6 @@ class Curation:
 
 
 def price_curation(rows: int, megapixels: float, scorers: int, an_image: Estimate | None) -> Curation:
-    """Estimate the cost of curating `rows` rows. `an_image` is the bytes per image, if a sample measured them."""
+    """Estimate the cost of curating `rows` rows. `an_image` is the bytes per image, or None without a sample."""
     seconds = float(np.interp(megapixels, SIZES, CURATION_CPU_S)) * max(1.0, megapixels / SIZES[-1])
     return Curation(rows, seconds, rows * seconds / 3600, None if an_image is None else an_image.scaled(rows), scorers)

@@ -10,7 +10,7 @@ from segmint.operators.intervals import Floats, mean_intervals, wilson
 
 @dataclass(frozen=True)
 class Estimate:
-    """A total with its 95 % confidence interval from a sample. Both ends equal `value` if nothing was extrapolated."""
+    """Estimated total with its 95 % confidence interval. If nothing was extrapolated, both ends equal `value`."""
 
     value: float
     low: float
@@ -21,7 +21,7 @@ class Estimate:
         return Estimate(self.value * factor, self.low * factor, self.high * factor)
 
     def plus(self, other: "Estimate") -> "Estimate":
-        """Return the sum of two estimates, at most one of which has an interval."""
+        """Return the sum of two estimates. At most one of them may have an interval."""
         return Estimate(self.value + other.value, self.low + other.low, self.high + other.high)
 
     def shifted(self, more: float) -> "Estimate":
@@ -35,14 +35,14 @@ def exactly(value: float) -> Estimate:
 
 
 def column(values: Sequence[float]) -> Floats:
-    """Return one number per sampled row, shape (rows,)."""
+    """Convert one number per sampled row to an array of shape (rows,)."""
     return np.asarray(values, np.float64)
 
 
 class Extrapolation:
-    """Extrapolation from a sample's rows to all rows, with 95 % confidence intervals.
+    """Extrapolation from sampled rows to all rows, with 95 % confidence intervals.
 
-    If every row was sampled, there is nothing to extrapolate.
+    If every row was sampled, the totals are exact.
     """
 
     def __init__(self, rows: int, sampled: int) -> None:
@@ -50,10 +50,10 @@ class Extrapolation:
         self._sampled = sampled
 
     def total(self, values: Floats) -> Estimate:
-        """Estimate the total of a quantity over all rows. `values` contains its value for each sampled row.
+        """Estimate the total of a quantity over all rows. `values` contains the quantity for each sampled row.
 
-        If there are too few rows for an interval, or all values are equal, its ends extrapolate the lowest and the
-        highest value. The interval doesn't account for rows that are unlike all sampled ones.
+        If there are too few rows for an interval, or all values are equal, the ends are extrapolated from the lowest
+        and the highest value. The interval doesn't account for rows that are unlike all sampled rows.
         """
         total = float(values.mean()) * self._rows
         if self._sampled >= self._rows:
@@ -63,9 +63,9 @@ class Extrapolation:
         return Estimate(total, low * self._rows, high * self._rows)
 
     def count(self, fits: Floats) -> Estimate:
-        """Estimate how many of all rows fit. `fits` contains 1 or 0 for each sampled row.
+        """Estimate the number of rows with a property. `fits` contains 1 or 0 for each sampled row.
 
-        The interval is Wilson's (1927), which allows for rejected rows even if the sample contains none.
+        The interval is Wilson's (1927). Even if the sample contains no rejected row, this interval allows for some.
         """
         total = float(fits.mean()) * self._rows
         if self._sampled >= self._rows:

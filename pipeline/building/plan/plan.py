@@ -1,7 +1,8 @@
 """Estimate of a build's cost and output before it runs: `segmint plan`.
 
-The catalog gives the number of rows, and `segmint.model.cost` the operations per image. Their time is estimated from an
-assumed share of the hardware's ceiling or, better, measured on a sample of real rows.
+The catalog contains the number of rows, and `segmint.model.cost` computes the operations per image. Without a sample,
+the time of these operations follows from an assumed fraction of the hardware's ceiling. With a sample, the time is
+measured on real rows, which is more accurate.
 """
 
 import math
@@ -59,16 +60,15 @@ from segmint.pipeline.config.advice import detector_advice
 from segmint.pipeline.config.config import Config, as_pinned, identity
 
 DEFAULT_SHARE = 0.5
-"""Assumed share of the ceiling without a measurement or `--share`: that of MobileSAM with the CPU kernels.
+"""Assumed fraction of the ceiling without a measurement or `--share`, suited to MobileSAM with the CPU kernels.
 
-One thread reached 0.53 to 0.59 (docs/metric.md), and concurrent actors slow each other down.
-"""
+One thread reached 0.53 to 0.59 (docs/metric.md). The value is lower because concurrent actors slow each other down."""
 
 DRAWN_PER_POINT = 2.0
-"""Assumed number of masks per point, out of three, above the threshold of predicted IoU if no sample counts them."""
+"""Assumed number of masks per point, out of three, above the predicted-IoU threshold. Used if no sample counts them."""
 
 CHECKED_ROWS = 100_000
-"""Maximum number of rows to check, from the start of the catalog. The limit keeps a plan to a few seconds."""
+"""Maximum number of catalog rows to check, from the start. The limit keeps a plan to a few seconds."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class ShardRun:
-    """Shards of one part of the catalog. All are full except the last one of the part."""
+    """Shards of one part of the catalog. All shards are full except for the last shard of the part."""
 
     shards: Sequence[int]  # ascending
     rows: int
@@ -133,7 +133,10 @@ class RemainingShards:
         return sum(piece.rows for piece in self.pieces)
 
     def ordinal(self, position: int) -> int:
-        """Return the ordinal of the row at `position` among the rows to build. Raises `IndexError` beyond the last."""
+        """Return the ordinal of the row at `position` among the rows to build.
+
+        Raises `IndexError` after the last row.
+        """
         for piece in self.pieces:
             if position < piece.rows:
                 shard, row = divmod(position, self.images_per_shard)
@@ -149,10 +152,10 @@ def find_remaining(
     catalog_rows: int,
     manifest: DatasetManifest | None,
 ) -> RemainingShards:
-    """Return the requested shards that are not committed.
+    """Return the requested shards that aren't committed.
 
-    The rows come from the dataset's catalog. If the dataset doesn't exist yet (`manifest` is None), `catalog_rows` is
-    their number.
+    The rows come from the dataset's catalog. If the dataset doesn't exist yet, `manifest` is None, and `catalog_rows`
+    is the number of rows.
     """
     size = config.images_per_shard
     parts = [(0, catalog_rows)] if manifest is None else [(part.first_shard, part.rows) for part in manifest.catalog]
@@ -170,10 +173,10 @@ def find_remaining(
 
 
 def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] = lambda _: None) -> BuildPlan:
-    """Plan the build of `config`. Writes nothing except a sample's shards, into a temporary folder.
+    """Plan the build of `config`. Writes nothing except for a sample's shards, in a temporary folder.
 
     `tell` is called with a line for each step of a sample. Raises `UsageError` for anything that `segmint build` would
-    refuse, and for options that do not fit this machine. Raises `SegmintError` if a fault leaves a row undecided.
+    refuse and for options that don't suit this machine. Raises `SegmintError` if a fault leaves a row undecided.
     """
     storage = Storage(config.storage)
     require_catalog(config, storage)
@@ -217,7 +220,7 @@ def _measure(
     compute: Compute | None,
     tell: Callable[[str], None],
 ) -> PlanSample:
-    """Measure the rows with these ordinals on this machine. `compute` is None when planning for other machines."""
+    """Measure the rows with these ordinals on this machine. `compute` is None if the plan is for other machines."""
     config.deidentify.require_packages()
     config.load_stages()
     digest = sha256_of(resolve(config.model.weights, mirror=config.assets, storage=storage))
@@ -236,7 +239,7 @@ def _policy(config: Config, manifest: DatasetManifest | None) -> LicensePolicy:
 
 
 def _rows_at(config: Config, storage: Storage, manifest: DatasetManifest | None, ordinals: Sequence[int]) -> pa.Table:
-    """Return the rows with these ordinals from the dataset's catalog, or from the source catalog without a dataset."""
+    """Return the rows with these ordinals from the dataset's catalog or, without a dataset, from the source catalog."""
     if manifest is None:
         return read_rows_at(Location(storage, config.catalog), ordinals, ignored=ignored_columns(identity(config)))
     tables = []
@@ -266,9 +269,9 @@ def _assemble(
     ceiling = ceiling.drawing(drawn)
     measured = sample is not None and options.flops is None
     on_gpu = ceiling.device == "cuda"
-    cores = 1 if on_gpu else ceiling.threads  # device-hours are counted per GPU or per core
+    cores = 1 if on_gpu else ceiling.threads  # device-hours are GPU-hours or core-hours
     images = per_row.count(accepted) if sample is not None else exactly(remaining.rows)
-    # On a CPU, one device does everything. On a GPU, the other stages run on CPUs at the same time.
+    # Without a GPU, the same CPU runs all stages. With a GPU, the other stages run on CPUs at the same time.
     busy = column([row.segment_s if on_gpu else row.seconds for row in rows])
     if measured:
         hours = per_row.total(busy * cores / 3600)
@@ -376,9 +379,9 @@ def _notes(
 def find_ceiling(
     config: Config, options: PlanOptions, manifest: DatasetManifest | None, storage: Storage
 ) -> tuple[Ceiling, Compute | None]:
-    """Return the ceiling of the devices to plan for and, if this machine is one of them, its `Compute`.
+    """Return the ceiling of the planned devices and, if this machine is one of them, its `Compute`.
 
-    Pinned values take precedence over the configuration. Raises `UsageError` for options that do not fit the device.
+    Pinned values take precedence over the configuration. Raises `UsageError` for options that don't suit the device.
     """
     work = work_of(config, lambda: resolve(config.model.weights, mirror=config.assets, storage=storage))
     pinned = manifest.numerics if manifest is not None else {}
@@ -419,7 +422,7 @@ def _devices_here(config: Config, options: PlanOptions, compute: Compute, weight
 
 
 def _weights_bytes(config: Config, storage: Storage) -> int:
-    """Return the size of the checkpoint in bytes. The file is not needed for a known name."""
+    """Return the size of the checkpoint in bytes. For a known name, the file isn't needed."""
     name = config.model.weights
     if name in ASSETS:
         return ASSETS[name].size

@@ -49,7 +49,7 @@ class BuildPlan:
 
     @property
     def hours_of(self) -> str:
-        """Device that `device_hours` counts: GPU or core."""
+        """Unit of `device_hours`: GPU or core."""
         return "GPU" if self.ceiling.device == "cuda" else "core"
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class BuildPlan:
         return [*lines, *notes, *self._catalog_lines(), *self._digest_lines()]
 
     def _catalog_lines(self) -> list[str]:
-        """Return lines on the first rows of the catalog: what a build would reject, and what an audit would find."""
+        """Return lines on the catalog's first rows: what a build would reject in them, and what an audit would find."""
         if self.checked is None:
             return []
         found = [*self.checked.unusable_lines(), *self.checked.outlook_lines]

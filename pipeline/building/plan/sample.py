@@ -1,7 +1,7 @@
 """Sample for a plan: a few catalog rows go through the real stages, one after another, without Ray.
 
-The stages are the callables of a build. As in a build, originals exist only in this process and in the child process
-that decodes them. Shards are written to a temporary folder and removed.
+The sample calls the same stage callables as a build. As in a build, originals exist only in this process and in the
+child process that decodes them. The sample writes its shards to a temporary folder, which is deleted afterward.
 """
 
 import time
@@ -34,12 +34,12 @@ from segmint.pipeline.config.config import Config
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
 
 STAGES = ("prepare", "segment", "describe", "write")
-"""Stages that are timed. `prepare` includes reading."""
+"""Stages to time. `prepare` includes reading."""
 
 
 @dataclass(frozen=True)
 class SampledRow:
-    """Cost and output of one row of the catalog. The only output of a rejected row is its row in `rejects`."""
+    """Cost and output of one catalog row. A rejected row's only output is its entry in `rejects`."""
 
     ordinal: int  # from 0
     image_id: str
@@ -66,7 +66,7 @@ class SampledRow:
 
 @dataclass(frozen=True)
 class PlanSample:
-    """Rows of a sample, and the figures that do not depend on their number."""
+    """Rows of a sample, and the figures that don't depend on the number of rows."""
 
     rows: tuple[SampledRow, ...]
     start_s: float  # seconds until model and detectors were ready
@@ -98,10 +98,11 @@ def run_sample(
     manifest: DatasetManifest | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> PlanSample:
-    """Process `rows` (`NORMALIZED`, ascending) in all stages on this machine, and measure them.
+    """Process `rows` (`NORMALIZED`, ascending) in all stages on this machine, and measure the stages.
 
-    `numerics` are this machine's, and `manifest` is that of an existing dataset. `tell` is called with a line for each
-    row. Raises `SegmintError` if an outage or a bug leaves a row undecided, and any error from loading the model.
+    `numerics` describes this machine. `manifest` belongs to the existing dataset, if any. `tell` is called with a line
+    for each row. Raises `SegmintError` if an outage or a bug leaves a row undecided, and any error from loading the
+    model.
     """
     started = time.perf_counter()
     storage = _MeteredStorage(config.storage)
@@ -137,7 +138,7 @@ def run_sample(
 
 
 class _MeteredStorage(Storage):
-    """Storage that measures reads since the last reset. In a child process, it doesn't measure anything."""
+    """Storage that measures reads since the last reset. Reads in a child process aren't measured."""
 
     def __init__(self, options: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(options)
@@ -167,7 +168,10 @@ def _timed() -> Iterator[_StopWatch]:
 
 
 def _warm_up(generator: MaskGenerator) -> None:
-    """Segment one small image. The first image sets up kernels and memory, which a build does once per actor."""
+    """Segment a small image.
+
+    The first image sets up kernels and memory, which happens only once per actor in a build.
+    """
     small = replace(generator.settings, points_per_side=2, crop_n_layers=0)
     MaskGenerator(generator.predictor, small, generator.crops_per_batch).generate(np.full((64, 64, 3), 128, np.uint8))
 
@@ -175,7 +179,7 @@ def _warm_up(generator: MaskGenerator) -> None:
 def _take_row(
     source: pa.Table, prepare: Prepare, segment: Segment, storage: _MeteredStorage, *, with_images: bool
 ) -> tuple[pa.Table, SampledRow]:
-    """Process one row in all stages except writing; return the described row and its measurements."""
+    """Process one row in all stages except for writing. Return the described row and its measurements."""
     storage.reset()
     with _timed() as preparing:
         prepared = prepare(source)
@@ -214,7 +218,10 @@ def _take_row(
 
 
 def _write(described: pa.Table, rows: list[SampledRow], *, with_images: bool) -> list[SampledRow]:
-    """Write and commit the rows as a shard in a temporary folder; return them with their share of time and bytes."""
+    """Write and commit the rows as a shard in a temporary folder.
+
+    Return the rows with their share of time and bytes.
+    """
     ordinals = list(range(len(rows)))  # the ordinals of a shard are consecutive
     for name, values in (("ordinal", ordinals), ("id", [ordinal + 1 for ordinal in ordinals])):
         index = described.schema.get_field_index(name)
@@ -241,6 +248,6 @@ def _write(described: pa.Table, rows: list[SampledRow], *, with_images: bool) ->
 
 
 def _shard_bytes(*, with_images: bool) -> int:
-    """Return the number of bytes in a shard without rows: schemas, footers, and the end of the tar."""
+    """Return the size in bytes of a shard without rows: schemas, footers, and the end of the tar."""
     files = build_shard_files([], with_images=with_images)
     return sum(map(len, (files.tar, files.images, files.masks, files.rejects)))

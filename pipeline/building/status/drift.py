@@ -1,9 +1,10 @@
 """Drift check: compares the last shards with those before them, using a simple, robust measure.
 
-Four numbers are compared: masks, faces, and plates per image, and the share of rejected rows. Commits contain the masks
-and rejected rows, so all earlier shards count. Faces and plates are read from the `images` tables of the last shards
-and of a sample spread evenly over the earlier ones. A number is unusual if it differs by more than three standard
-errors, estimated from its variation between shards.
+The check compares four numbers: masks, faces, and plates per image, and the fraction of rejected rows. The commits
+contain the masks and rejected rows, so these two numbers cover all earlier shards. Faces and plates must be read from
+the `images` tables, so these two numbers only cover a sample, spread evenly over the earlier shards. A number is
+unusual if it differs by more than three standard errors. The standard error is estimated from the variation between
+shards.
 """
 
 import statistics
@@ -15,16 +16,16 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.pipeline.building.status.totals import Totals
 
 LAST_SHARDS = 20
-"""Maximum number of shards that count as the last ones. They are at most a quarter of all shards."""
+"""Maximum number of shards that count as the last shards. At most a quarter of all shards do."""
 
 SAMPLED_SHARDS = 100
-"""Maximum number of earlier shards that are read individually."""
+"""Maximum number of earlier shards to read individually."""
 
 LEAST_SHARDS = 8
 """Minimum number of shards for a comparison."""
 
 LEAST_SAMPLED = LEAST_SHARDS - LEAST_SHARDS // 4
-"""Minimum number of earlier shards with a value. With fewer, no number is called unusual."""
+"""Minimum number of earlier shards with a value. If there are fewer, no number counts as unusual."""
 
 UNUSUAL = 3.0
 """Threshold in standard errors."""
@@ -32,7 +33,7 @@ UNUSUAL = 3.0
 
 @dataclass(frozen=True)
 class ShardNumbers:
-    """Counts of a shard. `faces` and `plates` are None if its table cannot be read."""
+    """Counts of a shard. `faces` and `plates` are None if the shard's table can't be read."""
 
     rows: int
     images: int
@@ -42,14 +43,14 @@ class ShardNumbers:
 
     @classmethod
     def of(cls, commit: Commit, faces: int | None, plates: int | None) -> "ShardNumbers":
-        """Return the counts of a commit, with the faces and plates from its `images` table."""
+        """Return the counts of a commit. `faces` and `plates` come from the commit's `images` table."""
         counts = commit.counts
         return cls(counts.get("rows", 0), counts.get("images", 0), counts.get("masks", 0), faces, plates)
 
 
 @dataclass(frozen=True)
 class DriftValue:
-    """One number in the last shards and in the earlier ones; None if unknown."""
+    """A number in the last shards and in the earlier shards, or None if unknown."""
 
     name: str
     last: float | None
@@ -58,7 +59,7 @@ class DriftValue:
 
     @property
     def unusual(self) -> bool:
-        """True if they differ by more than `UNUSUAL` standard errors."""
+        """True if the two values differ by more than `UNUSUAL` standard errors."""
         if self.last is None or self.before is None or self.error is None:
             return False
         return abs(self.last - self.before) > max(UNUSUAL * self.error, 1e-9)
@@ -66,19 +67,20 @@ class DriftValue:
 
 @dataclass(frozen=True)
 class Drift:
-    """Comparison of the last shards with the earlier ones."""
+    """Comparison of the last shards with the earlier shards."""
 
-    shards: int  # the last ones
-    before: int  # all others
-    sampled: int  # of these, read individually
+    shards: int  # number of last shards
+    before: int  # number of earlier shards
+    sampled: int  # earlier shards that were read individually
     unread: int  # shards whose `images` table could not be read
     compared: Sequence[DriftValue]
 
 
 def last_and_sample(built: Sequence[int], committed: Sequence[int]) -> tuple[list[int], list[int]] | None:
-    """Choose the last shards and a sample of the earlier ones; return None if there are too few shards.
+    """Choose the last shards and a sample of the earlier shards. Return None if there are too few shards.
 
-    `built` contains the shards with known build times, in order of time, and `committed` all, in order of number.
+    `built` contains the shards with known build times, in order of time. `committed` contains all shards in ascending
+    order.
     """
     count = min(LAST_SHARDS, len(committed) // 4, len(built))
     if len(committed) < LEAST_SHARDS or not count:
@@ -90,7 +92,7 @@ def last_and_sample(built: Sequence[int], committed: Sequence[int]) -> tuple[lis
 
 
 def compare(totals: Totals, late: Sequence[ShardNumbers], early: Sequence[ShardNumbers]) -> Drift:
-    """Compare the last shards, `late`, with `early`, a sample of the earlier ones. `totals` covers all shards."""
+    """Compare the last shards, `late`, with `early`, a sample of the earlier shards. `totals` covers all shards."""
     images = totals.written - sum(shard.images for shard in late)
     masks = totals.masks - sum(shard.masks for shard in late)
     refused = sum(totals.rejected.values()) - sum(shard.rows - shard.images for shard in late)
@@ -117,7 +119,7 @@ def _compare(
     part: Callable[[ShardNumbers], tuple[int | None, int]],
     before: float | None = None,
 ) -> DriftValue:
-    """Compare a ratio of sums. `before` is the exact earlier value, or None if only a sample is available."""
+    """Compare a ratio of sums. `before` is the ratio over all earlier shards, or None if only a sample is available."""
     pairs = [[pair for pair in map(part, shards) if pair[0] is not None and pair[1]] for shards in (late, early)]
     last, sampled = (_ratio(sum(top or 0 for top, _ in some), sum(below for _, below in some)) for some in pairs)
     each = [(top or 0) / below for top, below in pairs[1]]

@@ -14,16 +14,15 @@ LAST_HOUR = timedelta(hours=1)
 LEAST_COMMITS = 5
 """Minimum number of commits for a pace, however long they took.
 
-Parallel writers commit in bursts, so the time between a few commits says nothing about the pace.
-"""
+Parallel writers commit in bursts, so the time between a few commits doesn't indicate the pace."""
 
 MOST_COMMITS = 200
-"""Maximum number of commits for a pace. It is limited because their counts must be read."""
+"""Maximum number of commits for a pace. Reading their counts takes time, so the number is limited."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Output of the last commits, and the time that it took."""
+    """Output of the last commits, and the time in which they were made."""
 
     shards: int
     rows: int
@@ -34,12 +33,12 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """Time that they took, in seconds."""
+        """Duration in seconds."""
         return (self.last - self.since).total_seconds()
 
     @property
     def rows_per_s(self) -> float:
-        """Rows per second. Rejected rows count, because the remaining time depends on them too."""
+        """Rows per second, including rejected rows, because they affect the remaining time as well."""
         return self.rows / self.seconds
 
     @property
@@ -55,7 +54,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class LastCommits:
-    """Commits that a pace is based on."""
+    """Commits from which a pace is computed."""
 
     shards: Sequence[int]  # in order of time, without the commit at which the time starts
     since: datetime
@@ -65,13 +64,14 @@ class LastCommits:
 def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
     """Return the time at which a build first committed each shard, in order of time. Unknown times are omitted.
 
-    `listed` contains the files of all commits, in order. A correction removes the previous commit, and with it the
-    time. However, builds commit in order. So if the nearest uncorrected shards before and after were committed one
-    after the other, the corrected shards between them get evenly spaced times.
+    `listed` contains the files of all commits, in order. A correction removes the previous commit, and its time with
+    it. Such a time can often be estimated, because builds commit shards in order: if the nearest uncorrected shard
+    before was committed no later than the nearest uncorrected shard after, the corrected shards between them get evenly
+    spaced times.
     """
     times: dict[int, datetime] = {}
-    before: ListedCommit | None = None  # the last one that was not corrected
-    corrected: list[ListedCommit] = []  # since then
+    before: ListedCommit | None = None  # the last uncorrected commit
+    corrected: list[ListedCommit] = []  # corrected commits since `before`
     for _, generations in groupby(listed, key=lambda commit: commit.shard):
         first = next(generations)
         if first.generation > 1 or first.modified == NO_TIME:
@@ -88,10 +88,10 @@ def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
 
 
 def last_commits(first: Mapping[int, datetime]) -> LastCommits | None:
-    """Choose the commits of the hour up to the latest commit. `first` maps each shard to its time, in order of time.
+    """Choose the commits of the hour before the latest commit. `first` maps each shard to its time, in order of time.
 
-    Returns `LEAST_COMMITS` to `MOST_COMMITS` commits, not counting the one at which the time starts. Returns None if
-    there are fewer, or if they have the same time.
+    Returns `LEAST_COMMITS` to `MOST_COMMITS` commits, not counting the commit at which the time starts. Returns None if
+    there are fewer, or if all commits have the same time.
     """
     shards = list(first)[-MOST_COMMITS - 1 :]
     if len(shards) <= LEAST_COMMITS:
@@ -104,7 +104,7 @@ def last_commits(first: Mapping[int, datetime]) -> LastCommits | None:
 
 
 def pace_of(commits: LastCommits, sums: CommitSums) -> Pace:
-    """Return the pace of these commits from their sums."""
+    """Compute the pace of these commits from their sums."""
     counts = sums.counts
     return Pace(
         shards=len(commits.shards),

@@ -1,6 +1,6 @@
 """Counts of annotated masks for `segmint status`, from the tables of shards that changed since their build.
 
-A build commits generation 1, which contains only automatic masks. Annotated masks come in later generations.
+A build commits generation 1, which contains only automatic masks. Annotated masks are added in later generations.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from segmint.operators.schemas import AUTOMATIC
 
 @dataclass(frozen=True)
 class People:
-    """Annotated masks of some shards."""
+    """Numbers and times of annotated masks in some shards."""
 
     by_source: Mapping[str, int]
     timed: int = 0  # masks with a recorded time
@@ -29,12 +29,12 @@ class People:
 
     @property
     def masks(self) -> int:
-        """Number of masks of all sources."""
+        """Number of masks from all sources."""
         return sum(self.by_source.values())
 
     @property
     def seconds_per_mask(self) -> float | None:
-        """Annotators' active seconds per mask. Masks without a recorded time don't count; None if none has one."""
+        """Annotators' active seconds per mask with a recorded time, or None if no mask has a recorded time."""
         return self.seconds / self.timed if self.timed else None
 
     def __add__(self, other: "People") -> "People":
@@ -46,7 +46,10 @@ NOBODY = People({})
 
 
 def count_people(dataset: Dataset, commit: Commit) -> People:
-    """Count the annotated masks of a shard. A table is unread if it is damaged or a correction has replaced it."""
+    """Count the annotated masks of a shard.
+
+    If the table is damaged or a correction has replaced it, count it as unread.
+    """
     try:
         sources = dataset.table(commit, "masks", ["source"]).column("source")
         if not set(sources.unique().to_pylist()) - {AUTOMATIC, None}:
@@ -58,7 +61,7 @@ def count_people(dataset: Dataset, commit: Commit) -> People:
     times = [
         row["seconds"]
         for row in rows
-        if row["seconds"] is not None and isfinite(row["seconds"]) and not _is_untouched(row)  # those have 0 seconds
+        if row["seconds"] is not None and isfinite(row["seconds"]) and not _is_untouched(row)  # else 0 s
     ]
     return People(Counter(row["source"] for row in rows), len(times), sum(times))
 
@@ -66,7 +69,7 @@ def count_people(dataset: Dataset, commit: Commit) -> People:
 def _is_untouched(mask: Mapping[str, Any]) -> bool:
     """Return whether a mask was prefilled from a detector's box and nobody spent time on it.
 
-    Follows the rule of `assignments.is_untouched`.
+    This follows the rule of `assignments.is_untouched`.
     """
     prompts = mask["prompts"] or []
     boxed = len(prompts) == 1 and prompts[0]["kind"] == "box"

@@ -17,17 +17,17 @@ from segmint.pipeline.building.status.people import People
 from segmint.pipeline.building.status.totals import Gap, Totals
 
 SHOWN = 10
-"""Maximum number of gaps in the text form. JSON contains all."""
+"""Maximum number of gaps in the text form. JSON contains all gaps."""
 
 _FARTHEST = timedelta(days=36_500)
 
 NOTHING = "-"
-"""Cell text without a value."""
+"""Text of a cell without a value."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Cost of an hour. Raises `UsageError` for invalid numbers."""
+    """Price of an hour of computing. Raises `UsageError` for invalid numbers."""
 
     price: float | None = None  # per device-hour, as in `segmint plan`
     devices: int = 1  # number used by the build, which a dataset doesn't record
@@ -39,7 +39,7 @@ class Prices:
             raise UsageError(f"--gpus is {self.devices}: expected at least 1")
 
     def of(self, seconds: float) -> float | None:
-        """Return the price of using all devices for `seconds` seconds, or None without a price per hour."""
+        """Return the price of using all devices for `seconds` seconds, or None without an hourly price."""
         return None if self.price is None else seconds / 3600 * self.price * self.devices
 
 
@@ -68,29 +68,29 @@ class Status:
 
     @property
     def seconds_left(self) -> float | None:
-        """Remaining seconds at the pace of the last commits, or None if unknown."""
+        """Remaining seconds at the pace of the last commits, or None if the pace is unknown."""
         if self.complete:
             return 0.0
         return self.totals.missing_rows / self.pace.rows_per_s if self.pace and self.pace.rows else None
 
     @property
     def cost_left(self) -> float | None:
-        """Cost of the remaining work, or None without a price or a pace."""
+        """Cost of the remaining work, or None if the price or the pace is unknown."""
         return None if self.seconds_left is None else self.prices.of(self.seconds_left)
 
     @property
     def chain(self) -> tuple[str, ...]:
-        """SHA-256 of all weights in the lineage, from the first weights to those that made the dataset."""
+        """SHA-256 of all weights in the lineage, from the first weights to the dataset's weights."""
         return tuple(link.weights for link in self.trainings) or (self.weights.sha256,)
 
     @property
     def held_out(self) -> HeldOutScores | None:
-        """Held-out scores before and after the last training of its weights, or None if they were not measured."""
+        """Held-out scores before and after the weights' last training, or None if they weren't measured."""
         return self.trainings[-1].held_out if self.trainings else None
 
     @property
     def masks_by_source(self) -> Mapping[str, int]:
-        """Number of masks by source. Masks that no person made are automatic."""
+        """Number of masks by source. Masks without an annotator count as automatic."""
         automatic = {AUTOMATIC: self.totals.masks - self.people.masks}
         return {**dict.fromkeys(SOURCES, 0), **automatic, **self.people.by_source}
 
@@ -260,8 +260,9 @@ class StatusTable:
     def lineages(self) -> list[int]:
         """Lineage number of each dataset, from 1. Datasets with the same number have weights derived from each other.
 
-        The first lineage is the longest chain of weights, with all datasets whose weights are on it. Next is the
-        longest chain of the remaining datasets, and so on. Ties go to the dataset that was given first.
+        The first lineage is the longest chain of weights, together with all datasets whose weights are on this chain.
+        The second lineage is the longest chain of the remaining datasets, and so on. If several chains are equally
+        long, the dataset that was given first wins.
         """
         chains = [row.chain for row in self.rows]
         numbers = [0] * len(chains)
@@ -313,7 +314,10 @@ class StatusTable:
         yield "measured", [" of ".join(each) or NOTHING for each in sizes]
 
     def _lineage_lines(self) -> Iterator[str]:
-        """Yield lines on each lineage's trainings. The dataset with the longest chain of weights lists all of them."""
+        """Yield lines on the trainings of each lineage.
+
+        The dataset with the longest chain of weights lists all trainings.
+        """
         numbers = self.lineages
         for lineage in range(1, max(numbers) + 1):
             rows = [row for row, number in zip(self.rows, numbers, strict=True) if number == lineage]

@@ -21,13 +21,14 @@ from segmint.pipeline.building.status.totals import Totals, find_gaps, total
 _THREADS = 16
 
 _KEPT = 4000
-"""Number of commits to cache between reads. If the sums of blocks are saved, a read needs fewer."""
+"""Number of commits to cache between reads. If the sums of blocks are saved, a read needs fewer commits."""
 
 
 class StatusReader:
     """Reader of a dataset's status that caches immutable data between reads.
 
-    It only writes sums of blocks of commits to `summaries/`, like a build, if it has write access.
+    If it has write access, the reader saves sums of commit blocks to `summaries/`, like a build. It writes nothing
+    else.
     """
 
     def __init__(self, dataset: Location, prices: Prices) -> None:
@@ -40,12 +41,12 @@ class StatusReader:
     def read(self) -> Status:
         """Return the current status.
 
-        Raises `UsageError` if there is no dataset, and `DamagedDatasetError` for a commit that cannot be read.
+        Raises `UsageError` if there is no dataset, and `DamagedDatasetError` for a commit that can't be read.
         """
         now = datetime.now(UTC)
         manifest = load_manifest(self._dataset)
         listed = CommitLog(self._dataset).listed(manifest.shards)
-        held = {commit.shard: commit for commit in listed}  # the latest generation of each
+        held = {commit.shard: commit for commit in listed}  # the latest generation of each shard
         first = first_commits(listed)
         times = [commit.modified for commit in listed if commit.modified != NO_TIME]
         commits = list(held.values())
@@ -91,7 +92,10 @@ class StatusReader:
         return compare(totals, of_last, of_sample)
 
     def _people_of(self, manifest: DatasetManifest, held: Iterable[ListedCommit]) -> People:
-        """Count the annotated masks. Shards that have not changed since their build contain none."""
+        """Count the annotated masks.
+
+        Shards that haven't changed since their build contain none, so they aren't read.
+        """
         changed = [listed for listed in held if listed.generation > 1]
         new = self._read(listed for listed in changed if listed not in self._people)
         dataset = Dataset(self._dataset, manifest)
@@ -100,7 +104,7 @@ class StatusReader:
         return sum((self._people[listed] for listed in changed if listed in self._people), NOBODY)
 
     def _read(self, wanted: Iterable[ListedCommit]) -> dict[ListedCommit, Commit]:
-        """Read these commits, in order. If a correction has replaced one, read the newer one instead."""
+        """Read these commits in order. If a correction has replaced a commit, read the newer commit instead."""
         listed = list(wanted)
         new = {commit.shard: commit for commit in listed if commit not in self._commits}
         for commit in CommitLog(self._dataset).read_latest_of((each.key for each in new.values()), _THREADS):
@@ -112,7 +116,7 @@ class StatusReader:
 
 
 def _count(dataset: Dataset, commit: Commit) -> ShardNumbers:
-    """Return the counts of a shard. Faces and plates are None if its `images` table cannot be read."""
+    """Return the counts of a shard. If its `images` table can't be read, faces and plates are None."""
     faces: int | None = None
     plates: int | None = None
     try:

@@ -1,7 +1,7 @@
 """Contents of a dataset by its commits: the numbers that accounting and `segmint status` share.
 
-Because builds commit in order, a missing shard below a committed one is on hold. The dataset doesn't store the reason,
-which only the run's memory and log contain.
+Builds commit in order, so a missing shard below a committed shard is on hold. The dataset doesn't store the reason.
+Only the run's memory and log contain it.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -17,7 +17,7 @@ from segmint.infra.storage.location import Location
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over some shards of a dataset, from its commits only."""
+    """Sums over some shards of a dataset, computed only from its commits."""
 
     rows: int  # catalog rows of these shards, committed or not
     written: int  # images
@@ -35,7 +35,7 @@ def total(
     wanted: range,
     read: ReadCommits | None = None,
 ) -> Totals:
-    """Sum the commits of the shards in `wanted`, a range with step 1; `held` and `read` are as in `sum_listing`."""
+    """Sum the commits of the shards in `wanted`, a range with step 1. See `sum_listing` for `held` and `read`."""
     sums = sum_listing(dataset, held, read=read, wanted=wanted)
     committed = {commit.shard for commit in held}
     missing = [shard for shard in wanted if shard not in committed]
@@ -63,7 +63,7 @@ def refused_in(sums: CommitSums) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Gap:
-    """Adjacent missing shards below a committed one."""
+    """Adjacent missing shards below a committed shard."""
 
     first: int
     last: int
@@ -77,7 +77,7 @@ class Gap:
 
     @property
     def name(self) -> str:
-        """Shards as text: `17` or `40-41`."""
+        """Shard numbers as text: `17` or `40-41`."""
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
 
@@ -87,9 +87,9 @@ def find_gaps(
     committed: Container[int],
     first_commits: Mapping[int, datetime],
 ) -> list[Gap]:
-    """Return the runs of missing shards that precede a committed shard, in order. `missing` is ascending.
+    """Return the runs of missing shards that precede a committed shard, in order. `missing` must be ascending.
 
-    `first_commits` contains the known times of the shards' first commits.
+    `first_commits` contains the times of the shards' first commits, where known.
     """
     gaps = []
     first = None
