@@ -47,7 +47,7 @@ _WHY_FIXED = (
 
 @dataclass(frozen=True)
 class AmendmentList:
-    """List of the changes that an amendment would make."""
+    """Changes that an amendment would make."""
 
     dataset: str
     catalog: str
@@ -58,7 +58,7 @@ class AmendmentList:
     matched: int  # rows of the dataset that the catalog lists
     unknown: int  # rows of the catalog that match no row of the dataset
     first_unknown: str | None
-    shards: tuple[int, ...]  # with an amended row, committed or not
+    shards: tuple[int, ...]  # shards with an amended row, committed or not
     unfinished: tuple[int, ...]  # shards of interrupted or running amendments, which are completed
     outputs: tuple[str, ...]  # derived from the dataset and recorded in it
 
@@ -115,7 +115,7 @@ class AmendResult:
 
 
 def list_amendment(dataset: Location, catalog: Location, *, clear: bool = False) -> AmendmentList:
-    """List the changes that `amend` would make. Raises the errors that `amend` raises before it changes anything."""
+    """List the changes that `amend` would make. Raises the same errors as `amend` before it changes anything."""
     with ScratchFolder() as folder:
         return _Amendment(catalog, clear, Path(folder), None).plan(DatasetHandle.open(dataset)).listed
 
@@ -130,17 +130,18 @@ def amend(
     confirm: Callable[[AmendmentList], None] | None = None,
     resources: ResourcesConfig = LOCAL,
 ) -> AmendResult:
-    """Update the `AMENDABLE` columns of images from `catalog`, which identifies them by image_id.
+    """Update the `AMENDABLE` columns of images from `catalog`, which identifies the images by image_id.
 
-    A value that `catalog` lacks stays unchanged. With `clear`, it is removed instead if `catalog` contains the column.
-    `reason` is recorded (default: the catalog's name and SHA-256). The other arguments are as in `correct`.
+    If `catalog` lacks a value, the image keeps its value. With `clear`, the image loses the value instead, provided
+    that `catalog` contains the column. `reason` is recorded (default: the catalog's name and SHA-256). The other
+    arguments are as in `correct`.
 
-    First, `amend` writes the amended parts of the catalog, together with the manifest generation that names them, so
-    that builds, growth, and repairs use the new values. Then it commits the next generation of each shard. If it is
+    First, `amend` writes the amended parts of the catalog and a manifest generation that names them. From then on,
+    builds, growth, and repairs use the new values. Then `amend` commits the next generation of each shard. If it is
     interrupted, any later amendment completes it.
 
-    Before anything is changed, raises `UsageError` if the catalog cannot be read, doesn't match any row of the dataset,
-    contradicts itself, or differs in a column of `FIXED`, or if the store's older versions cannot be removed.
+    Raises `UsageError` before any change if the catalog can't be read, matches no row of the dataset, contradicts
+    itself, or differs in a column of `FIXED`, or if the store's older versions can't be removed.
     """
     if reason is not None and not reason.strip():
         raise UsageError("--reason is empty. Give a reason, or omit the option.")
@@ -152,7 +153,7 @@ def amend(
 
 @dataclass(frozen=True)
 class _AmendmentPlan:
-    """Plan of an amendment to the latest generation of the manifest."""
+    """Plan of an amendment, based on the latest generation of the manifest."""
 
     latest: LatestManifest
     found: Amendments
@@ -168,7 +169,10 @@ class _AmendmentPlan:
 
 @dataclass(frozen=True)
 class _Amendment:
-    """The `Correction` of an amendment (`segmint.pipeline.corrections.correction`). It writes into `folder`."""
+    """`Correction` that amends a dataset (`segmint.pipeline.corrections.correction`).
+
+    It writes its files to `folder`.
+    """
 
     catalog: Location
     clear: bool
@@ -202,9 +206,9 @@ class _Amendment:
         return _AmendmentPlan(latest, found, listed, self.reason, staged)
 
     def prepare(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> _AmendmentPlan:
-        """Put the amended parts and the manifest that names them.
+        """Put the amended parts and a manifest that names them.
 
-        If a growing build or another correction puts its manifest first, that manifest's parts are amended.
+        If a growing build or another correction puts its manifest first, amend the parts of that manifest instead.
         """
         staged = plan.staged
         while plan.found.parts:

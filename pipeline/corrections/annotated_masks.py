@@ -20,10 +20,10 @@ from segmint.operators.shards.files import annotation_id, counts_of, mask_index
 
 @dataclass(frozen=True)
 class NewMask:
-    """Annotated mask. `counts` are its canonical compressed run lengths; `said` contains its `MASK_ORIGIN` columns.
+    """Annotated mask. `counts` contains its canonical compressed run lengths, and `said` its `MASK_ORIGIN` columns.
 
-    If `label` is None, the mask inherits its parent's label. An empty `label` means that a person removed the label.
-    `by_model` means that a model set the label, so the label doesn't confirm an equal one.
+    If `label` is None, the mask inherits its parent's label. If `label` is empty, a person removed the label. If
+    `by_model` is set, a model chose the label, so the label doesn't confirm an equal label of another mask.
     """
 
     counts: str
@@ -34,9 +34,9 @@ class NewMask:
 
 
 def canonical_counts(counts: bytes, size: tuple[int, int]) -> str:
-    """Return compressed run lengths in segmint's canonical form, in which only the first run may be empty.
+    """Convert compressed run lengths to segmint's canonical form, in which only the first run may be empty.
 
-    Raises `ValueError` if they cannot be read.
+    Raises `ValueError` if the run lengths can't be read.
     """
     lengths = runs.decompress(counts.decode("ascii"))
     ends = np.cumsum(lengths)
@@ -47,7 +47,8 @@ def canonical_counts(counts: bytes, size: tuple[int, int]) -> str:
 def numbered_masks(row: Row) -> list[Row]:
     """Return the masks of a described row, each with its number as `index`.
 
-    Raises `DamagedDatasetError` for damaged run lengths, which pycocotools does not validate, or a damaged `next_mask`.
+    Raises `DamagedDatasetError` for a damaged `next_mask` or damaged run lengths, because pycocotools doesn't validate
+    run lengths.
     """
     size = row["height"], row["width"]
     masks = [{**mask, "index": mask_index(mask, position)} for position, mask in enumerate(row["masks"])]
@@ -65,14 +66,14 @@ def numbered_masks(row: Row) -> list[Row]:
 
 
 def is_of_build(mask: Row) -> bool:
-    """Return whether a build made a mask."""
+    """Return whether a mask comes from a build."""
     return bool(mask["source"] == AUTOMATIC)
 
 
 def changed_masks(row: Row, masks: Sequence[Row]) -> Row:
-    """Return the columns `masks` and `statistics` of an image that gets these masks, with their containers.
+    """Return the columns `masks` and `statistics` of an image for these masks. Recompute the masks' containers.
 
-    Both columns depend on all masks, so every correction that adds or removes masks calls this.
+    Both columns depend on all masks, so every correction that adds or removes masks must call this function.
     """
     ids = [annotation_id(row["id"], mask_index(mask, position)) for position, mask in enumerate(masks)]
     contained = [
@@ -86,9 +87,9 @@ def described_masks(
 ) -> list[Row]:
     """Return rows of new masks (keys of `DESCRIBED_MASK`), numbered from `first`.
 
-    `parents` maps the run lengths of a new mask to the mask that it replaces. `said` contains default columns for all
-    new masks. A mask without a source becomes `corrected` if a build made its parent, and otherwise gets the parent's
-    source.
+    `parents` maps the run lengths of a new mask to its parent, the mask that it replaces. `said` contains default
+    columns for all new masks. If a mask has no source, its parent determines the source: `corrected` if the parent
+    comes from a build, and otherwise the parent's source.
     """
     height, width = row["height"], row["width"]
     counts = [mask.counts for mask in new]

@@ -20,14 +20,14 @@ from segmint.pipeline.config.config import ResourcesConfig
 Result = TypeVar("Result")
 
 WINDOW_SHARDS = 2_000
-"""Number of shards in one Ray Data execution."""
+"""Number of shards per Ray Data execution."""
 
 STAGES = {"correct_block": "correct"}
-"""Name that the progress bar shows, by a part of the operator's name in Ray Data."""
+"""Name of the stage in the progress bar, keyed by a part of its operator's name in Ray Data."""
 
 
 def correct_block(block: pa.Table, correct_one: Callable[[int], object]) -> pa.Table:
-    """Correct the shards of a block; return the pickled results."""
+    """Correct the shards of a block and return the pickled results."""
     done = [correct_one(shard) for shard in block.column("shard").to_pylist()]
     return pa.table({"result": pa.array([pickle.dumps(each) for each in done], pa.large_binary())})
 
@@ -37,8 +37,9 @@ def correct_by_ray(
 ) -> Iterator[Result]:
     """Yield `correct_one(shard)` for each shard, in order, on a cluster or a temporary local Ray.
 
-    Other processes and machines run the function. Raises `UnfinishedError` if a shard cannot be corrected or Ray fails;
-    repeating the correction then completes the work. Raises `StageContractError` if a stage breaks the rules.
+    Ray runs the function in other processes and on other machines. Raises `UnfinishedError` if a shard can't be
+    corrected or Ray fails; repeating the correction completes the work. Raises `StageContractError` if a stage violates
+    its contract.
     """
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
         for start in range(0, len(shards), WINDOW_SHARDS):

@@ -1,10 +1,11 @@
 """Common procedure of all corrections: plan, prepare, revise the shards, clean up, and record a version.
 
-A correction is a class with five methods, which `correct` calls. It changes committed shards only by a revision: a set
-of shards, and a pure function on their rows. `segmint.operators.shards.revise` handles the reservations, races, and
-tombstones of one shard, so builds and other corrections can run at the same time. `segmint.operators.shards.put`
-removes the former files. This module applies a revision to all its shards, then removes or rebuilds everything else
-that showed the former rows. Repeating the call completes a correction that was killed.
+A correction is a class with five methods, which `correct` calls. The only way to change committed shards is a revision:
+a set of shards with a pure function on their rows. For each shard, `segmint.operators.shards.revise` handles
+reservations, races, and tombstones, so builds and other corrections can run at the same time.
+`segmint.operators.shards.put` removes the former files. This module applies a revision to all of its shards, and then
+removes or rebuilds everything else that showed the former rows. If a correction is killed, repeating the call completes
+it.
 """
 
 import os
@@ -42,21 +43,21 @@ from segmint.operators.shards.revise import (
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 
 RAY_FROM_SHARDS = 200
-"""Minimum number of shards to revise with Ray, which takes about ten seconds to start."""
+"""Minimum number of shards for which a revision uses Ray, because Ray takes about ten seconds to start."""
 
 _THREADS = 16
 
 
 @dataclass(frozen=True)
 class Revision:
-    """Shards that a correction changes, and the change."""
+    """Shards that a correction changes, and the function that changes them."""
 
     shards: Set[int]  # shards that aren't committed are only cleaned
     change: Change
-    needed: Callable[[Commit], bool] = lambda _: True  # a cheaper check than reading all rows
-    only: OneTable | None = None  # the one table that it reads and changes, or None for whole shards
-    catalog_generation: int | None = None  # minimum manifest generation whose catalog it reads
-    on_ray: bool = True  # false if only this process can make the change, for example with its GPU
+    needed: Callable[[Commit], bool] = lambda _: True  # skips shards more cheaply than by reading all rows
+    only: OneTable | None = None  # the only table that the function reads and changes, or None for whole shards
+    catalog_generation: int | None = None  # oldest manifest generation whose catalog the function may read
+    on_ray: bool = True  # False if only this process can make the change, for example because it holds the GPU
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ Read = TypeVar("Read")
 
 
 class Plan(Protocol):
-    """Plan of a correction: immutable, and valid for the state of the dataset from which it was made."""
+    """Plan of a correction. A plan is immutable and valid for the dataset's state at the time of planning."""
 
     @property
     def listed(self) -> Any:
@@ -83,7 +84,7 @@ class Plan(Protocol):
 
     @property
     def is_done(self) -> bool:
-        """True if there is nothing to change or to complete after an interruption."""
+        """True if nothing remains to be changed, or to be completed after an interruption."""
 
     @property
     def reason(self) -> str | None:
@@ -91,31 +92,31 @@ class Plan(Protocol):
 
 
 class Correction(Protocol[P, R]):
-    """Interface of a kind of correction. A new kind needs these five methods, and a row in the tests' crash matrix.
+    """Interface of a kind of correction. A new kind needs these five methods and a row in the tests' crash matrix.
 
-    Subclasses inherit a `prepare` and a `clean_up` that do nothing.
+    The default `prepare` and `clean_up` do nothing.
     """
 
     @property
     def command(self) -> str:
-        """Name of its command, which the version records."""
+        """Name of the correction's command, which the version records."""
 
     def plan(self, dataset: DatasetHandle) -> P:
         """Determine the changes without making any. Raises `UsageError` for an invalid request."""
 
     def prepare(self, dataset: DatasetHandle, plan: P) -> P:
-        """Put the files that must exist before the shards change; return the updated plan."""
+        """Put the files that must exist before the shards change, and return the updated plan."""
         return plan
 
     def revision(self, dataset: DatasetHandle, plan: P) -> Revision:
-        """Return the shards to change, and the change."""
+        """Return the shards to change and the function that changes them."""
 
     def clean_up(self, dataset: DatasetHandle, plan: P) -> None:
         """Remove files that the revised shards no longer need, before the version is recorded."""
         return
 
     def result(self, dataset: DatasetHandle, plan: P, outcome: RevisionOutcome, version: VersionName) -> R:
-        """Return the result. Called last, after the version was recorded."""
+        """Return the result. This is the last call, after the version was recorded."""
 
 
 def correct(
@@ -127,12 +128,14 @@ def correct(
 ) -> R:
     """Execute a correction and record the resulting version.
 
-    `confirm` is called with the list of planned changes, and may raise to stop. `resources` configure Ray, which runs
-    if many shards change. After an interruption at any point, repeating the call completes the work. If there is
-    nothing to do or to complete, nothing is touched and `confirm` is not called. Before anything is changed, raises the
-    errors of `plan`, and those of a damaged tombstone or a store whose older versions cannot be removed.
+    `confirm` is called with the list of planned changes; to stop the correction, raise an exception in it. `resources`
+    configures Ray, which runs if many shards change. If the correction is interrupted at any point, repeating the call
+    completes the work. If nothing remains to be done or completed, the call changes nothing and doesn't call `confirm`.
+
+    Before any change, raises the errors of `plan`, and an error for a damaged tombstone or a store whose older versions
+    can't be removed.
     """
-    read_tombstones(dataset.location)  # raises for a damaged tombstone, which could hide images that must not come back
+    read_tombstones(dataset.location)  # fail early: a damaged tombstone could hide images that must not come back
     plan = correction.plan(dataset)
     if plan.is_done:
         return correction.result(dataset, plan, RevisionOutcome({}), name_now(dataset.location))
@@ -153,10 +156,10 @@ def revise(
     resources: ResourcesConfig = LOCAL,
     ray_from: int = RAY_FROM_SHARDS,
 ) -> RevisionOutcome:
-    """Apply a revision shard by shard, then remove the former files, including older versions.
+    """Apply a revision shard by shard, and then remove the former files, including older versions.
 
-    If Ray is installed and at least `ray_from` shards change, Ray revises them on `resources`. Call
-    `segmint.operators.shards.put.check_purge` first. Raises `revise_shard`'s errors, and `UnfinishedError` if Ray
+    If Ray is installed and at least `ray_from` shards change, Ray revises the shards on `resources`. Call
+    `segmint.operators.shards.put.check_purge` first. Raises the errors of `revise_shard`, and `UnfinishedError` if Ray
     fails.
     """
 
@@ -177,7 +180,7 @@ def revise(
         for shard, revised in track(zip(shards, results, strict=True), "changed shards", len(shards))
         if revised is not None and revised.changed
     }
-    # An interrupted amendment may have left a shard that this one doesn't change.
+    # An interrupted amendment may have left behind shards that this amendment doesn't change.
     finish_dead_writers(
         dataset, revision.shards if revision.catalog_generation is None else range(dataset.manifest().shards)
     )
@@ -188,7 +191,7 @@ def revise(
 
 
 def revise_one(dataset: DatasetHandle, shard: int, revision: Revision) -> ShardRevision | None:
-    """Apply a revision to one shard. See `revise_shard`."""
+    """Apply a revision to one shard; see `revise_shard`."""
 
     def after_commit() -> None:
         if revision.catalog_generation is None:
@@ -207,15 +210,16 @@ def revise_one(dataset: DatasetHandle, shard: int, revision: Revision) -> ShardR
 
 
 def rewrite_index(dataset: DatasetHandle) -> None:
-    """Rewrite the WebDataset index, if the dataset contains one, because it names tars that were replaced."""
+    """Rewrite the WebDataset index, if there is one, because it names tars that were replaced."""
     if (dataset.location / SHARDS_INDEX).exists():
         write_shards_index(dataset.location, dataset.manifest().name)
 
 
 def remove_report(dataset: Location) -> list[str]:
-    """Remove the dataset's report, which may show corrected content, and its older versions.
+    """Remove the dataset's report and its older versions, because a report may show the former content.
 
-    Links are removed without following them, so their targets remain. Returns them as "report/pages -> target".
+    Links are removed without following them, so their targets remain. Returns each removed link as "report/pages ->
+    target".
     """
     links = []
     report = dataset / REPORT
@@ -233,7 +237,7 @@ def remove_report(dataset: Location) -> list[str]:
 
 
 def while_unchanged(dataset: DatasetHandle, read: Callable[[], Read]) -> Read:
-    """Call `read` and return its result. Retry if it failed because another command replaced the files it read."""
+    """Call `read` and return its result. If `read` fails because another command replaced its files, call it again."""
 
     def state() -> tuple[dict[int, int], list[int]]:
         return dataset.commits.committed(), manifest_generations(dataset.location)

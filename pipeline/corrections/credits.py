@@ -1,7 +1,7 @@
 """Revision that updates committed images to the catalog's credits, for `segmint amend` and `segmint repair`.
 
-Before an amendment changes the catalog, it puts a list of the shards to change in `reservations/`, and deletes it at
-the end. A remaining list tells the next amendment that an interrupted one left work.
+Before an amendment changes the catalog, it puts a list of the shards to change in `reservations/`. It deletes the list
+at the end. If a list remains, an amendment was interrupted, and the next amendment completes its work.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -24,7 +24,7 @@ _THREADS = 16
 
 
 class _AmendedShards(Frozen):
-    """Shards that an amendment has to change."""
+    """Shards that an amendment must change."""
 
     shards: tuple[int, ...]
 
@@ -36,10 +36,10 @@ def begin_amendment(dataset: Location, generation: int, shards: Iterable[int]) -
 
 
 def unfinished_amendments(dataset: Location, latest: LatestManifest) -> dict[str, frozenset[int]]:
-    """Return the shards of interrupted or running amendments, by the names of their lists.
+    """Return the shards of interrupted or running amendments, keyed by the names of their lists.
 
-    Amendments for a manifest that is newer than `latest` are skipped, because they have not changed the catalog yet. A
-    list that cannot be read counts as all shards.
+    Amendments for a manifest newer than `latest` are skipped, because they haven't changed the catalog yet. If a list
+    can't be read, all shards count as its shards.
     """
     found = {}
     for entry in (dataset / RESERVATIONS).list():
@@ -57,7 +57,7 @@ def unfinished_amendments(dataset: Location, latest: LatestManifest) -> dict[str
 
 
 def end_amendments(dataset: Location, names: Iterable[str]) -> None:
-    """Delete the lists of amendments whose shards match the catalog's credits."""
+    """Delete the lists of amendments that are complete, because their shards match the catalog's credits."""
     for name in names:
         (dataset / RESERVATIONS / name).delete()
 
@@ -70,7 +70,7 @@ def shards_of(amendments: Mapping[str, frozenset[int]]) -> frozenset[int]:
 def credit(dataset: Location, generation: int, shards: Collection[int]) -> Revision:
     """Return a revision that updates the credits of the shards' images from the catalog.
 
-    The catalog is that of manifest generation `generation` or of a later one.
+    The revision reads the catalog of manifest generation `generation` or of a later generation.
     """
     change = cataloged(dataset)
     return Revision(
@@ -83,7 +83,7 @@ def credit(dataset: Location, generation: int, shards: Collection[int]) -> Revis
 
 
 def otherwise_credited(dataset: Location, shards: Iterable[int]) -> list[int]:
-    """Return the committed shards that contain an image whose credits differ from the catalog."""
+    """Return the committed shards with an image whose credits differ from the catalog."""
     change = cataloged(dataset)
 
     def look(shard: int) -> tuple[int, bool]:

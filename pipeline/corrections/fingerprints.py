@@ -17,7 +17,7 @@ from segmint.pipeline.corrections.correction import Correction, Revision, Revisi
 
 @dataclass(frozen=True)
 class FingerprintChange:
-    """A change of an image's fingerprints, before and after it is made."""
+    """Change to an image's fingerprints, either planned or made."""
 
     dataset: str
     name: str
@@ -34,9 +34,9 @@ class FingerprintChange:
 def forget(
     dataset: Location, name: str, confirm: Callable[[FingerprintChange], None] | None = None
 ) -> FingerprintChange:
-    """Remove the fingerprints of an image, by its image_id or number, with all older versions.
+    """Remove the fingerprints of an image, including all older versions. `name` is the image's image_id or number.
 
-    Raises `UsageError` if it has none, and the errors of `correct`, whose `confirm` this is.
+    `confirm` is as in `correct`. Raises `UsageError` if the image has no fingerprints, and the errors of `correct`.
     """
     return correct(DatasetHandle.open(dataset), _Change(name), confirm)
 
@@ -44,9 +44,9 @@ def forget(
 def tell_apart(
     dataset: Location, name: str, tombstone: str, reason: str, now: datetime | None = None
 ) -> FingerprintChange:
-    """Record that an image, given by its image_id or number, isn't one of the pictures that a tombstone's file names.
+    """Record that an image isn't one of the pictures in a tombstone's file. `name` is the image's image_id or number.
 
-    Raises `UsageError` if there is no such image or tombstone, or the reason is blank, and the errors of `correct`.
+    Raises `UsageError` if the image or the tombstone doesn't exist or the reason is blank, and the errors of `correct`.
     """
     if not reason.strip():
         raise UsageError("--reason is empty: expected why the pictures are different")
@@ -58,7 +58,7 @@ def tell_apart(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Plan of a change in a shard, and the decision to record, if there is one."""
+    """Plan of a change in a shard, with the decision to record, if any."""
 
     shard: int
     listed: FingerprintChange
@@ -69,7 +69,7 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Change(Correction[_Plan, FingerprintChange]):
-    """The `Correction` that changes fingerprints but no shards. Without a decision, it removes an image's."""
+    """`Correction` that changes fingerprints but no shards. Without a decision, it removes the image's fingerprints."""
 
     name: str
     decision: OtherPicture | None = None
@@ -110,7 +110,7 @@ class _Change(Correction[_Plan, FingerprintChange]):
         return FingerprintChange(plan.listed.dataset, plan.listed.name, plan.listed.image, plan.listed.what, version)
 
     def _recognized(self, dataset: DatasetHandle) -> int:
-        """Return the number of the image that has this name and has fingerprints."""
+        """Return the number of the image that has this name and fingerprints."""
         removed = [image for tombstone in read_tombstones(dataset.location) for image in tombstone.images]
         wanted = possible_ids(self.name)
         named = {each.id for each in removed if not wanted.isdisjoint((each.image_id, each.id))}
@@ -122,7 +122,7 @@ class _Change(Correction[_Plan, FingerprintChange]):
 
 
 def _number(dataset: DatasetHandle, name: str) -> int:
-    """Return the number of an image of the catalog. Raises `UsageError` unless exactly one has this name."""
+    """Return the number of an image of the catalog. Raises `UsageError` unless exactly one image has this name."""
     selection = select_rows(dataset.location, dataset.manifest(), TakedownRequest(ids=(name,)))
     if len(selection.rows) != 1:
         raise UsageError(selection.ambiguous.get(name, f"{name!r} isn't the image_id or id of one image of {dataset}"))

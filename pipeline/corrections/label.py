@@ -1,6 +1,6 @@
 """`segmint label`: label the masks that no person has labeled, by a stage that sets labels; or remove such labels.
 
-Only the masks tables change, because the JSON in tars contains no labels.
+Labels only occur in the masks tables, not in the JSON in tars, so only these tables change.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,11 +34,11 @@ from segmint.pipeline.corrections.mask_revision import (
 
 @dataclass(frozen=True, kw_only=True)
 class LabelList(RevisionList):
-    """List of the labels that would be set, or removed. `masks` counts them, and those that are `kept`."""
+    """List of the labels that would be set or removed. `masks` counts these labels and the labels that are `kept`."""
 
     would_change = "labels of {} of {} would change"
-    labeler: str  # how it is named in the version, or "" to remove labels
-    sha256: str  # its version, or ""
+    labeler: str  # the stage's name in the version, or "" to remove labels
+    sha256: str  # the stage's version, or ""
 
     def reason(self) -> str:
         """Return the reason that the version records."""
@@ -55,7 +55,7 @@ class LabelResult(RevisionResult[LabelList]):
 
 
 def list_labels(dataset: Location, stage: StageSpec | None) -> LabelList:
-    """List the changes that `label` would make. Raises the errors that it raises before it changes anything."""
+    """List the changes that `label` would make. Raises the same errors as `label` before it changes anything."""
     return _Label(stage).plan(DatasetHandle.open(dataset)).listed
 
 
@@ -68,24 +68,25 @@ def label(
 ) -> LabelResult:
     """Label masks with a model, or remove all labels that models set.
 
-    `stage` must behave like `MaskLabels`, because this function doesn't check its results; None removes the labels.
-    Only masks without a label, or with one from another model, get a label, so repeating the call completes an
-    interrupted one. If a masks table contained no labels of models before, removing them restores its original bytes.
-    The other arguments are as in `correct`. Raises `UsageError` for a dataset without images, and `StageContractError`
-    if a worker can't start the same stage.
+    `stage` must behave like `MaskLabels`, because this function doesn't check the stage's results. If `stage` is None,
+    the labels are removed. Only masks without a label, or with a label from another model, are labeled, so repeating an
+    interrupted call completes it. If a masks table contained no labels of models before labeling, removing the labels
+    restores the table's original bytes. The other arguments are as in `correct`.
+
+    Raises `UsageError` for a dataset without images, and `StageContractError` if a worker can't start the same stage.
     """
     return correct(DatasetHandle.open(dataset), _Label(stage), confirm, now, resources)
 
 
 @dataclass(frozen=True)
 class LabelChange:
-    """Change to a shard's masks that sets the labels of a stage, or removes the labels that models set."""
+    """Change to a shard's masks: set the labels of a stage, or remove the labels that models set."""
 
     dataset: Location
     stage: StageSpec | None
 
     def __call__(self, commit: Commit, rows: Sequence[Row]) -> Sequence[Row]:
-        """Return the next rows of the masks table. Unchanged rows are the same objects."""
+        """Return the next rows of the masks table. Rows that don't change are the same objects."""
         after = list(rows)
         for place, columns in self._columns(commit, self.changing(rows)):
             after[place] = {**rows[place], **columns}
@@ -120,7 +121,7 @@ _STARTED: list[tuple[StageSpec, Any]] = []
 
 
 def _started(stage: StageSpec) -> Any:
-    """Return a stage's callable, which is built once per process."""
+    """Return a stage's callable. Each process starts a stage only once."""
     for known, call in _STARTED:
         if known == stage:
             return call
@@ -130,7 +131,7 @@ def _started(stage: StageSpec) -> Any:
 
 @dataclass(frozen=True)
 class _Label(MaskCorrection[LabelList, LabelResult]):
-    """The `Correction` of labels (`segmint.pipeline.corrections.correction`)."""
+    """`Correction` that sets or removes labels (`segmint.pipeline.corrections.correction`)."""
 
     stage: StageSpec | None
     command = "label"

@@ -24,14 +24,15 @@ from segmint.operators.shards.revise import Change, with_latest_commit
 from segmint.pipeline.corrections.correction import Correction, Revision, RevisionOutcome
 
 SHOWN = 20
-"""Maximum number of images named in messages. All are counted."""
+"""Maximum number of images that messages name. The counts include all images."""
 
 _WORKED_ON = "annotated in this dataset since, so nothing is copied"
 DECIDED = ("taken down", "refused by the build", "returned to the annotator", _WORKED_ON)
-"""Reasons to skip an image that follow from earlier decisions. Any other reason means that it couldn't be processed."""
+"""Reasons to skip an image that follow from earlier decisions. With any other reason, the image couldn't be
+processed."""
 
 NOT_BUILT = "not built yet"
-"""Reason why images of shards without a commit are skipped."""
+"""Reason to skip images whose shard isn't committed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,9 @@ class RevisionList:
     would_change: ClassVar[str] = "{} of {} would change"  # with the number of images and the dataset
     dataset: str  # its path or URI
     name: str
-    images: int  # number that change
+    images: int  # number of images that change
     masks: Mapping[str, int]  # count by outcome
-    shards: tuple[int, ...]  # that change
+    shards: tuple[int, ...]  # shards that change
     skipped_images: Mapping[str, int]  # by reason
     examples: tuple[str, ...]
     more_examples: int = 0  # number of those that are left out
@@ -72,18 +73,18 @@ class RevisionList:
         return self.images
 
     def example_lines(self) -> list[str]:
-        """Return the examples as lines, and a last line for those that are left out."""
+        """Return the examples as lines, with a last line that counts the omitted examples."""
         more = [f"  and {self.more_examples:,} more"] if self.more_examples else []
         return [*(f"  {example}" for example in self.examples), *more]
 
     def in_shards(self) -> str:
-        """Return the shards that change, as the end of a line of text."""
+        """Return the end of a line of text that lists the shards that change."""
         if not self.shards:
             return ""
         return f", in {counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}"
 
     def counted_masks(self, *kinds: str) -> str:
-        """Return the number of masks of each kind as text, for all kinds by default, or "" without masks."""
+        """Return the number of masks of each kind as text, or "" without masks. By default, include all kinds."""
         return listed(f"{self.masks[kind]:,} {kind}" for kind in kinds or self.masks if self.masks[kind])
 
     def reason(self) -> str:
@@ -97,9 +98,9 @@ A = TypeVar("A", bound=Iterable[int])
 
 @dataclass
 class RevisionCounts:
-    """Counts of the affected images and their masks by outcome."""
+    """Counts of affected images, and of their masks by outcome."""
 
-    images: int = 0  # number that change
+    images: int = 0  # number of images that change
     masks: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)  # skipped images by reason
     examples: list[str] = field(default_factory=list)
@@ -117,7 +118,7 @@ class RevisionCounts:
         self._limit_examples()
 
     def example(self, line: str) -> None:
-        """Add an example line, or only count it if there is no room."""
+        """Add an example line. If the maximum number is reached, only count the line."""
         self.examples.append(line)
         self._limit_examples()
 
@@ -134,8 +135,8 @@ def look_at_shards(
 ) -> tuple[tuple[int, ...], dict[int, int]]:
     """Add a revision's planned changes to `total`. `shards` yields each shard with the ordinals of its images.
 
-    `count` returns the counts for a shard. Returns the shards that change, and for the other built shards, the
-    generation that was inspected.
+    `count` returns the counts for one shard. Returns the shards that change. For built shards that don't change, also
+    returns the generation that was inspected.
     """
 
     def look(shard: int, wanted: A) -> tuple[C, int] | None:
@@ -159,7 +160,7 @@ def look_at_shards(
 
 @dataclass(frozen=True)
 class RevisionPlan(Generic[L]):
-    """Plan of a revision. `listed` describes it."""
+    """Plan of a revision, described by `listed`."""
 
     listed: L
     shards: Set[int]  # with images to revise
@@ -198,7 +199,7 @@ class RevisionResult(Generic[L]):
         return {**values.pop("listed"), **values}
 
     def last_lines(self) -> list[str]:
-        """Return lines with the required follow-up and the version."""
+        """Return lines on the version and the necessary next steps."""
         return [
             *shown_outputs(self.listed.dataset, self.outputs, "create it again"),
             *(f"removed only the link, check its target: {link}" for link in self.removed_links),
@@ -210,7 +211,10 @@ R = TypeVar("R", bound=RevisionResult[Any])
 
 
 class MaskCorrection(Correction[RevisionPlan[L], R]):
-    """A correction of masks. Imports, merges, and labels supply the plan and the classes of its list and result."""
+    """Base class for corrections of masks.
+
+    Imports, merges, and labels supply the plan, and classes for list and result.
+    """
 
     list_class: type[L]
     result_class: type[R]
@@ -225,7 +229,7 @@ class MaskCorrection(Correction[RevisionPlan[L], R]):
         kinds: Sequence[str],
         **more: Any,
     ) -> RevisionPlan[L]:
-        """Return the plan from the result of `look_at_shards`. `kinds` are those of the list's masks."""
+        """Return the plan from the result of `look_at_shards`. `kinds` selects the counts of masks in the list."""
         listed = self.list_class(
             dataset=str(dataset),
             images=counts.images,
@@ -240,7 +244,7 @@ class MaskCorrection(Correction[RevisionPlan[L], R]):
         return RevisionPlan(listed, shards, change, looked[1], is_done)
 
     def revision(self, dataset: DatasetHandle, plan: RevisionPlan[L]) -> Revision:
-        """Return the shards to change, and the change."""
+        """Return the shards to change and the function that changes them."""
         return Revision(
             shards=plan.shards,
             change=plan.change,
@@ -255,9 +259,11 @@ class MaskCorrection(Correction[RevisionPlan[L], R]):
 
 
 def is_unfinished(dataset: DatasetHandle, shards: Set[int]) -> bool:
-    """Return whether an interrupted correction of these shards left reservations or former commits, or lacks a version.
+    """Return whether a correction of these shards was interrupted.
 
-    Other shards may have changed since, and a build may reserve shards that are not committed yet.
+    In that case, it left reservations or former commits, or no version records its commits. Other shards are ignored,
+    because they may have changed since. Reservations for uncommitted shards are ignored as well, because they may
+    belong to a build.
     """
     names = (parse_commit_name(name) for name in (dataset.location / COMMITS).walk_ever())
     generations = [name for name in names if name is not None and name[0] in shards]

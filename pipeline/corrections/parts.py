@@ -21,10 +21,10 @@ from segmint.infra.uris import base_name
 def put_parts(
     dataset: Location, latest: LatestManifest, changed: Mapping[int, Path], **fields: Any
 ) -> LatestManifest | None:
-    """Put changed parts of the catalog, and the next manifest generation, which names them.
+    """Put changed parts of the catalog, and the next manifest generation, which names the parts.
 
-    `changed` maps part numbers to local files. `fields` are further changes to the manifest. Returns None if another
-    command put this generation first.
+    `changed` maps part numbers to local files. `fields` contains further changes to the manifest. Returns None if
+    another command put this generation first.
     """
     parts = list(latest.manifest.catalog)
     files = {}  # by path below the dataset
@@ -42,9 +42,10 @@ def put_parts(
 
 
 def remove_parts(dataset: Location) -> None:
-    """Remove the parts of the catalog that the manifest does not name, with their older versions.
+    """Remove all catalog parts that the manifest doesn't name, including their older versions.
 
-    Keeps parts that others reserve, and parts with a higher number, which belong to a build that grows the dataset.
+    Parts that other commands have reserved are kept. Parts with higher numbers than the manifest's are kept as well,
+    because they belong to a build that grows the dataset.
     """
     parts = len(load_manifest(dataset).catalog)
     names = list((dataset / CATALOG).walk_ever())

@@ -1,8 +1,8 @@
 """`--prove` of takedowns and redactions: search for an image in all files that a dataset references.
 
-After a takedown, the search looks for the image's names, numbers, and fingerprints: the SHA-256 of its pixels and
-released JPEGs in all files, and its perceptual hashes among the committed images. After a redaction, it only looks for
-the SHA-256 of the JPEGs from before.
+After a takedown, the search looks for the image's names, numbers, and fingerprints. It searches all files for the
+SHA-256 of the image's pixels and released JPEGs, and compares perceptual hashes with all committed images. After a
+redaction, it only looks for the SHA-256 of the JPEGs from before the redaction.
 """
 
 import hashlib
@@ -36,14 +36,14 @@ from segmint.pipeline.corrections.search import SHORT_NAME, Trace, WantedImage, 
 
 MOST_FILES = 1_000_000
 MOST_BYTES = 10**12
-"""Maximum number of files, and of bytes, that are searched in an output."""
+"""Maximum number of files and bytes to search in an output."""
 
 _THREADS = 16
 
 
 @dataclass(frozen=True)
 class ImageProof:
-    """Locations that were searched for an image, and those where it was found."""
+    """Places that were searched for an image, and places where the image was found."""
 
     dataset: str
     images: tuple[str, ...]  # each with its names, if tombstones contain them
@@ -81,12 +81,14 @@ class ImageProof:
 
 
 def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
-    """Search for a removed image, by its image_id or number, in all files that the dataset references.
+    """Search for a removed image in all files that the dataset references. `name` is the image's image_id or number.
 
     Searches every committed file, the catalog, the names of all other files (including older versions in a bucket),
-    files that are not segmint's, the report, and the recorded outputs. If an output has moved, an item NAME=URI of `at`
-    gives its current place; NAME is the place in the output's note. Changes nothing. Raises `UsageError` for an image
-    that no tombstone names or a place without a note, and `DamagedDatasetError` for files that cannot be read.
+    files that segmint didn't write, the report, and the recorded outputs. If an output was moved, add an item NAME=URI
+    to `at`. NAME is the place in the output's note, and URI is the current place.
+
+    Changes nothing. Raises `UsageError` for an image that no tombstone names or a place without a note, and
+    `DamagedDatasetError` for files that can't be read.
     """
     manifest = load_manifest(dataset)
     tombstones = [
@@ -127,9 +129,9 @@ def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
 
 
 def prove_redaction(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
-    """Search for an image's JPEGs from before its redactions, as `prove` does.
+    """Search for an image's JPEGs from before its redactions, in the same places as `prove`.
 
-    Raises `UsageError` if `name` is not the image_id or number of an image, or no redaction of it is recorded.
+    Raises `UsageError` if `name` isn't the image_id or number of an image, or if no redaction of the image is recorded.
     """
     manifest = load_manifest(dataset)
     selection = select_rows(dataset, manifest, TakedownRequest(ids=(name,)))
@@ -145,14 +147,14 @@ def prove_redaction(dataset: Location, name: str, at: Sequence[str] = ()) -> Ima
 
 
 def _fingerprints(dataset: Location) -> dict[int, Fingerprint]:
-    """Return the fingerprints that weren't removed, by the number of the image."""
+    """Return the fingerprints that weren't removed, keyed by image number."""
     known = by_image(read_fingerprints(dataset).values())
     return {id: each for id, each in known.items() if not each.forgotten}
 
 
 @dataclass
 class _Search:
-    """A search and its results so far."""
+    """Search for an image, with the results so far."""
 
     dataset: Location
     wanted: WantedImage
@@ -216,13 +218,16 @@ class _Search:
         )
 
     def add(self, traces: Sequence[Trace]) -> None:
-        """Add the traces of a file."""
+        """Add the traces from a file."""
         self.files += 1
         for found, line in traces:
             (self.found if found else self.not_checked).append(line)
 
     def look_below(self, place: Location, own: str = "") -> set[str]:
-        """Search a file, or a folder's files except `own` and the dataset; return their paths inside the folder."""
+        """Search a file or a folder, and return the paths of the files inside the folder.
+
+        In a folder, the file `own` and the dataset are skipped.
+        """
         if place.exists():
             self.add(search_file(place, str(place), place.name, self.wanted))
             return {""}
@@ -255,9 +260,9 @@ class _Search:
         return names
 
     def look_at(self, notes: Sequence[OutputNote], uris: Sequence[str]) -> None:
-        """Search an output. `notes` are those of its location, and `uris` other places that the user names.
+        """Search an output. `notes` are the notes about its location, and `uris` other places that the user named.
 
-        An empty place counts as checked only if the note names it, and it is beside the dataset or the user named it.
+        An empty place only counts as checked if the note names it, and if it's beside the dataset or the user named it.
         """
         note, advice = notes[-1], f"pass --at '{notes[0].place}=URI'"
         near = (str(place) for each in notes if (place := each.location(self.dataset)) is not None)
@@ -337,7 +342,7 @@ def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> 
 
 
 def _holds_output(place: Location, notes: Sequence[OutputNote]) -> bool:
-    """Return whether a place contains a file (for exports, their list) with the bytes that one of the notes names."""
+    """Return whether a place contains a file with the bytes that a note names. For exports, this file is their list."""
     if place.exists():
         return place.sha256() in {sha256 for note in notes for sha256 in note.files.values()}
     listed = {note.listed for note in notes if note.listed}
@@ -346,7 +351,7 @@ def _holds_output(place: Location, notes: Sequence[OutputNote]) -> bool:
 
 
 def _missing(place: Location, names: Collection[str]) -> list[str]:
-    """Return a line about the files that an export's list names but that are missing here."""
+    """Return a line about the files that an export's list names but that don't exist here."""
     count, first = 0, ""
     with (place / FILES_LIST).open() as rows:
         next(rows)

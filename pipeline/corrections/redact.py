@@ -28,7 +28,7 @@ from segmint.pipeline.corrections.correction import Correction, Revision, Revisi
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 
 SHOWN = 20
-"""Maximum number of images in the text form of the list. JSON contains all."""
+"""Maximum number of images in the text form of the list. JSON contains all images."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class RedactResult:
 
 @dataclass(frozen=True)
 class RedactionList:
-    """List of the changes that a redaction would make."""
+    """Changes that a redaction would make."""
 
     dataset: str
     name: str
@@ -88,7 +88,7 @@ class RedactionList:
 
 
 def list_redaction(dataset: Location, regions: Location) -> RedactionList:
-    """List the changes that `redact` would make. Raises the errors that `redact` raises before it changes anything."""
+    """List the changes that `redact` would make. Raises the same errors as `redact` before it changes anything."""
     return _Redaction(regions).plan(DatasetHandle.open(dataset)).listed
 
 
@@ -98,10 +98,11 @@ def redact(
     confirm: Callable[[RedactionList], None] | None = None,
     resources: ResourcesConfig = LOCAL,
 ) -> RedactResult:
-    """Redact the regions that the file `regions` lists in a dataset's images. The other arguments are as in `correct`.
+    """Redact the regions that the file `regions` lists, in a dataset's images.
 
-    Before anything is changed, raises `UsageError` if the file is invalid, an image does not exist, a box is outside
-    its image, the dataset has no images, or the store's older versions cannot be removed.
+    The other arguments are as in `correct`. Raises `UsageError` before any change if the file is invalid, an image
+    doesn't exist, a box is outside its image, the dataset has no images, or the store's older versions can't be
+    removed.
     """
     return correct(DatasetHandle.open(dataset), _Redaction(regions), confirm, resources=resources)
 
@@ -117,7 +118,7 @@ class _RedactionPlan:
 
 @dataclass(frozen=True)
 class _Redaction(Correction[_RedactionPlan, RedactResult]):
-    """The `Correction` of a redaction (`segmint.pipeline.corrections.correction`)."""
+    """`Correction` that redacts regions (`segmint.pipeline.corrections.correction`)."""
 
     regions: Location
     command: str = "redact"
@@ -163,7 +164,7 @@ class _Redaction(Correction[_RedactionPlan, RedactResult]):
 
 
 def release_config(manifest: DatasetManifest) -> ReleaseConfig:
-    """Return the release settings of a dataset. Raises `UsageError` if the manifest lacks them."""
+    """Return a dataset's release settings. Raises `UsageError` if the manifest lacks them."""
     try:
         return ReleaseConfig.model_validate(manifest.config.get("release"))
     except ValidationError as error:

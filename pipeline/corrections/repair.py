@@ -1,6 +1,6 @@
 """`segmint repair`: restore damaged files of a dataset to exactly the bytes that its commits name.
 
-If another command replaces a shard in the meantime, inspection and repair continue with its next generation.
+If another command replaces a shard during its inspection or repair, both continue with the shard's next generation.
 """
 
 import re
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _THREADS = 4
-"""Threads that inspect shards. Shards are repaired in memory, one after another."""
+"""Number of threads that inspect shards. Repairs run one after another, because each repair holds a shard in memory."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}|[0-9a-f]{64}")
 _NUMERICS = re.compile(rb'"numerics":"([0-9a-f]{12})"')
@@ -78,11 +78,11 @@ class RepairResult:
     shards: int = 0  # checked
     damages: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)  # paths of restored files
-    not_repaired: dict[int, str] = field(default_factory=dict)  # reasons by shard
+    not_repaired: dict[int, str] = field(default_factory=dict)  # why a shard couldn't be repaired, by shard
     records: str = "manifests, catalog, tombstones, versions, and submissions"  # checked, too
     lost: list[str] = field(default_factory=list)  # damage outside of shards, which nothing restores
     unfinished: list[str] = field(default_factory=list)  # tombstones of takedowns that didn't finish
-    credited: int = 0  # images that got the catalog's credits
+    credited: int = 0  # images that were updated to the catalog's credits
     version: VersionName | None = None  # None if something couldn't be repaired
 
     def lines(self) -> list[str]:
@@ -102,16 +102,16 @@ class RepairResult:
 
 
 def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RAY_FROM_SHARDS) -> RepairResult:
-    """Check a dataset, and restore commits and data files that are missing or damaged.
+    """Check a dataset, and restore missing or damaged commits and data files.
 
-    Data files are restored from the rest of the shard if possible. Otherwise, they are rebuilt from the catalog if
-    `config`, the build's configuration, is given. A file is written only if it has exactly the SHA-256 that the commit
-    names. A commit is rebuilt if the shard's data files are intact and prove its contents. Existing tombstones are
-    applied to restored shards. Images get the catalog's credits in case an amendment was interrupted. Damage to
-    manifests, the catalog, tombstones, versions, or submissions is only listed.
+    If possible, a data file is restored from the rest of its shard. Otherwise, if `config` contains the build's
+    configuration, the file is rebuilt from the catalog. A file is only written if it has exactly the SHA-256 that the
+    commit names. A commit is rebuilt if the shard's data files are intact and prove the commit's contents. Existing
+    tombstones are applied to restored shards. If an amendment was interrupted, the images are updated to the catalog's
+    credits. Damage to manifests, the catalog, tombstones, versions, or submissions is listed but not repaired.
 
-    Ray inspects and repairs `ray_from` or more shards. Raises `UsageError` if the dataset doesn't exist or
-    `config` belongs to another dataset.
+    If there are at least `ray_from` shards, Ray inspects and repairs them. Raises `UsageError` if the dataset doesn't
+    exist or `config` belongs to another dataset.
     """
     committed = CommitLog(dataset).committed()  # before the manifest, so that it covers all of these shards
     try:
@@ -173,7 +173,7 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
 def _complete(dataset: DatasetHandle, repaired: Mapping[int, int], result: RepairResult) -> None:
     """Finish the work of dead writers. If shards changed, remove the report and rewrite the WebDataset index.
 
-    `repaired` maps repaired shards to their former generations.
+    `repaired` maps each repaired shard to its former generation.
     """
     changed = finish_dead_writers(dataset, set(dataset.commits.committed()) - result.not_repaired.keys())
     now = dataset.commits.committed()
@@ -183,7 +183,7 @@ def _complete(dataset: DatasetHandle, repaired: Mapping[int, int], result: Repai
 
 
 def _credit(dataset: DatasetHandle, shards: Iterable[int], result: RepairResult, resources: ResourcesConfig) -> None:
-    """Complete amendments in these shards."""
+    """Complete interrupted amendments in these shards."""
     location, latest = dataset.location, dataset.latest()
     begun = unfinished_amendments(location, latest)
     try:
@@ -194,7 +194,7 @@ def _credit(dataset: DatasetHandle, shards: Iterable[int], result: RepairResult,
     except (UsageError, NotFoundError) as error:
         result.lost.append(f"the credits that an amendment changed in the catalog: {error}")
         return
-    # An amendment that died after its commits left the former files behind.
+    # If an amendment died after its commits, the former files remain.
     unfinished = frozenset[int]() if result.not_repaired else shards_of(begun)
     if wrong or unfinished:
         outcome = revise(dataset, credit(location, latest.generation, {*wrong, *unfinished}), resources)
@@ -211,7 +211,10 @@ def _each(
     ray_from: int,
     threads: int = 1,
 ) -> Iterator[Result]:
-    """Yield `correct_one(shard)` for each shard, in order: from threads, or from Ray for `ray_from` or more shards."""
+    """Yield `correct_one(shard)` for each shard in order.
+
+    Use Ray for at least `ray_from` shards, and threads for fewer.
+    """
     if len(shards) >= ray_from and find_spec("ray") is not None:
         from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
 
@@ -220,9 +223,9 @@ def _each(
 
 
 def _build_again(config: "Config", storage: Storage, shards: list[int], result: RepairResult) -> None:
-    """Rebuild shards from the catalog, as `segmint build` does, to restore their files.
+    """Rebuild shards from the catalog, like `segmint build`, to restore their files.
 
-    Restored shards are removed from `result.not_repaired`. The others get a new reason there.
+    Restored shards are removed from `result.not_repaired`. All other shards get a new reason there.
     """
     import ray.exceptions
 
@@ -266,7 +269,7 @@ def _build_again(config: "Config", storage: Storage, shards: list[int], result: 
 
 @dataclass(frozen=True)
 class RepairTask:
-    """Arguments of a shard's inspection or repair."""
+    """Arguments for the inspection or repair of a shard."""
 
     dataset: DatasetHandle
     manifest: DatasetManifest
@@ -275,7 +278,7 @@ class RepairTask:
 
 @dataclass(frozen=True)
 class ShardInspection:
-    """Result of inspecting a shard."""
+    """Result of the inspection of a shard."""
 
     shard: int
     commit: Commit | None  # None if it is damaged
@@ -284,7 +287,7 @@ class ShardInspection:
 
 @dataclass(frozen=True)
 class ShardRepair:
-    """Result of repairing a shard."""
+    """Result of the repair of a shard."""
 
     shard: int
     damages: tuple[str, ...] = ()  # one line each
@@ -295,7 +298,7 @@ class ShardRepair:
 
 @dataclass(frozen=True)
 class _CommitRecord:
-    """Latest commit of a shard: its bytes, and a text about the problems found in it, or "" if there are none."""
+    """Latest commit of a shard: its bytes, and a description of the problems found in it, or "" without problems."""
 
     shard: int
     generation: int
@@ -309,11 +312,11 @@ class _CommitRecord:
 
 
 class _DamageError(DamagedDatasetError):
-    """Damage that only counts in the latest generation, because a command may be removing the files of others."""
+    """Error for damage that only counts in the latest generation, because a command may be removing older ones."""
 
 
 class _UnrepairableError(DamagedDatasetError):
-    """Damage that cannot be repaired."""
+    """Error for damage that can't be repaired."""
 
     def __init__(self, repair: ShardRepair) -> None:
         super().__init__(repair.not_repaired)
@@ -321,7 +324,7 @@ class _UnrepairableError(DamagedDatasetError):
 
 
 def look_at(shard: int, task: RepairTask) -> ShardInspection:
-    """Check the commit of a shard, and the size and SHA-256 of every file that it names."""
+    """Check a shard's commit, and the size and SHA-256 of every file that the commit names."""
     seen: list[Commit | None] = [None]
 
     def look(generation: int) -> None:
@@ -338,7 +341,7 @@ def look_at(shard: int, task: RepairTask) -> ShardInspection:
 
 
 def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
-    """Restore the damaged files of a shard, if its other files contain enough information."""
+    """Restore a shard's damaged files if its other files contain enough information."""
 
     def attempt(generation: int) -> ShardRepair:
         held = _read_commit(task, shard, generation)
@@ -395,8 +398,8 @@ def _damages(task: RepairTask, held: _CommitRecord) -> list[Damage]:
 def _other_machine(finding: Finding, manifest: DatasetManifest) -> bool:
     """Return whether a finding comes from another machine's numerics (`allow_mixed_numerics`) rather than damaged text.
 
-    The fingerprints of two machines share only a few digits, by chance, whereas a damaged fingerprint differs in only
-    one digit. The same is true for two values of `build_sha256`.
+    The fingerprints of two machines only share a few digits by chance, but a damaged fingerprint differs in a single
+    digit. The same is true for two values of `build_sha256`.
     """
     wanted = {Code.OTHER_NUMERICS: manifest.numerics_fingerprint, Code.OTHER_BUILD: manifest.build_sha256}
     known = wanted.get(finding.code)
@@ -423,7 +426,7 @@ def _miscounted(dataset: Location, commit: Commit) -> list[str]:
 
 
 def _remake(task: RepairTask, held: _CommitRecord) -> str:
-    """Replace a damaged commit with one rebuilt from the shard's data files; return "" or why this is impossible."""
+    """Rebuild a damaged commit from the shard's data files. Return "" or the reason why this is impossible."""
     try:
         ordinals = task.manifest.ordinals(held.shard)
         fingerprint = _numerics(held.data, task.numerics | {task.manifest.numerics_fingerprint})
@@ -438,7 +441,7 @@ def _remake(task: RepairTask, held: _CommitRecord) -> str:
 
 
 def _numerics(data: bytes, known: frozenset[str]) -> str:
-    """Return a damaged commit's numerics: its own if other commits have the same, or else the only known numerics."""
+    """Return a damaged commit's numerics: its own if other commits share them, or else the only known numerics."""
     said = _NUMERICS.search(data)
     if said is not None and said[1].decode() in known:
         return said[1].decode()
@@ -454,9 +457,9 @@ def _numerics(data: bytes, known: frozenset[str]) -> str:
 def _data_files(dataset: Location, held: _CommitRecord) -> Mapping[str, list[str]]:
     """Return the paths of data files that may belong to a damaged commit, by folder.
 
-    A file belongs to the commit if the commit's bytes contain the first digits of the file's SHA-256. They occur in the
-    path and in the hash after the path. If the commit cannot be parsed, files that no running or dead command has
-    reserved also count.
+    A file belongs to the commit if the commit's bytes contain the first digits of the file's SHA-256, which occur both
+    in the file's path and in the hash after the path. If the commit can't be parsed, all files that no running or dead
+    command has reserved count as well.
     """
     reserved = reserved_paths(dataset, {held.shard: held.generation})
     found: dict[str, list[str]] = {}

@@ -49,7 +49,7 @@ _UNREADABLE = (
 
 
 class Trace(NamedTuple):
-    """Place that contains the image or, if `found` is false, that couldn't be checked."""
+    """Place that contains the image. If `found` is false, the place couldn't be checked."""
 
     found: bool
     line: str
@@ -57,14 +57,20 @@ class Trace(NamedTuple):
 
 @dataclass(frozen=True)
 class WantedImage:
-    """Names and numbers of taken-down images, and the SHA-256 of JPEGs and pixels. Only JPEGs count without images."""
+    """Names and numbers of taken-down images, and the SHA-256 of their JPEGs and pixels.
+
+    Without `images`, the search only looks for the JPEGs.
+    """
 
     images: tuple[RemovedImage, ...] = ()
     jpegs: frozenset[str] = frozenset()
 
     @cached_property
     def _words(self) -> tuple[bytes, ...]:
-        """Names as they appear in text, JSON, HTML, and URLs. Omits names with only digits or very few letters."""
+        """Names as they appear in text, JSON, HTML, and URLs.
+
+        Names with only digits or very few letters are omitted.
+        """
         words = {word for each in self.images for word in (each.image_id, each.uri, each.sha256) if word}
         long = {image_stem(image.id) for image in self.images} | {w for w in words if not SHORT_NAME.fullmatch(w)}
         escaped = {form for word in long for form in (json.dumps(word)[1:-1], html.escape(word), quote(word))}
@@ -89,13 +95,13 @@ class WantedImage:
         return bool(named or (self.images and self._numbers.search(data)))
 
     def is_named(self, path: str) -> bool:
-        """Return whether a path contains one of the names, or ends with that of a source file or of an embedding."""
+        """Return whether a path contains one of the names, or names the source file or an embedding of the image."""
         own = base_name(path).partition(".")[0] in self.jpegs
         own = own or any(base_name(path) == base_name(image.uri) for image in self.images if image.uri)
         return own or self.is_mentioned(path.encode(errors="surrogateescape"))
 
     def is_value(self, column: str, value: Any) -> bool:
-        """Return whether a value of a table is a JPEG or a number of the image, or contains one of its names."""
+        """Return whether a table's value is one of the JPEGs or numbers, or contains one of the names."""
         if isinstance(value, int):
             number = value // MASKS_PER_IMAGE_LIMIT if column in _MASK_COLUMNS else value
             return column in _MASK_COLUMNS | _IMAGE_COLUMNS and any(image.id == number for image in self.images)
@@ -107,7 +113,7 @@ class WantedImage:
 
 
 def search_file(file: Location, where: str, path: str, wanted: WantedImage) -> list[Trace]:
-    """Return the traces of the image in a file, which messages call `where`. The file is streamed.
+    """Return the traces of the image in a file. Messages call the file `where`. The file is streamed.
 
     `path` is the part of the file's path that may contain a name of the image.
     """
@@ -123,7 +129,7 @@ def search_file(file: Location, where: str, path: str, wanted: WantedImage) -> l
 
 
 def _search(stream: BinaryIO, where: str, wanted: WantedImage, archives: int = 0) -> Iterator[Trace]:
-    """Yield the traces in a seekable stream, which is nested in this number of archives."""
+    """Yield the traces in a seekable stream. `archives` is the number of archives that enclose the stream."""
     head = stream.read(512)
     stream.seek(0)
     kind = (match.lastgroup or "") if (match := _KIND.match(head)) else ""
@@ -192,7 +198,7 @@ def _in_parquet(stream: BinaryIO, where: str, wanted: WantedImage) -> Iterator[T
 
 
 def _values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the plain values in a row, with the names of their columns; the names of nested columns contain dots."""
+    """Yield the plain values in a row with their column names. The names of nested columns contain dots."""
     if isinstance(value, dict):
         for key, each in value.items():
             yield from _values(f"{name}.{key}" if name else str(key), each)

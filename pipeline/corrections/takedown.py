@@ -105,7 +105,10 @@ class TakedownResult:
 def read_request(
     ids: Location | None, license_id: str | None, provider: str | None, *, with_copies: bool = False, **options: bool
 ) -> TakedownRequest:
-    """Return the request with `options`. Raises `UsageError` unless one of id file, license, and provider is given."""
+    """Return the request with `options`.
+
+    Raises `UsageError` unless exactly one of the ID file, license, and provider is given.
+    """
     if ids is not None and with_copies:
         raise UsageError("--with-copies needs --license or --provider: --ids always includes copies")
     given = [str(value) for value in (ids, license_id, provider) if value is not None]
@@ -124,21 +127,21 @@ def takedown(
     confirm: Callable[[TakedownList], None] | None = None,
     resources: ResourcesConfig = LOCAL,
 ) -> TakedownResult:
-    """Remove images from a dataset; a request by id includes all other rows with the same image or name.
+    """Remove images from a dataset. A request by id includes all other rows with the same image or name.
 
-    First, the tombstone is written. Then the images' annotations are removed, their rows in the catalog are blanked,
-    each shard's next generation is committed, and everything older is removed. Every call also completes earlier
-    takedowns. `catalog_uri` is as in `list_takedown`; the other arguments are as in `correct`.
+    The tombstone is written first. Then the images' annotations are removed, their rows in the catalog are blanked, the
+    next generation of each shard is committed, and everything older is removed. Every call also completes earlier
+    takedowns. `catalog_uri` is as in `list_takedown`. The other arguments are as in `correct`.
 
-    Before anything is changed, raises `UsageError` if the request contains names that are not in the dataset or the
-    store's older versions cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
+    Before any change, raises `UsageError` if the request contains names that aren't in the dataset or the store's older
+    versions can't be removed, and `DamagedDatasetError` if a shard can't be read.
     """
     return correct(DatasetHandle.open(dataset, catalog_uri), _Takedown(request, reason, now), confirm, now, resources)
 
 
 @dataclass(frozen=True)
 class _TakedownPlan:
-    """Plan of a takedown. Once prepared, it includes all images that tombstones name."""
+    """Plan of a takedown. `prepare` extends it to all images that tombstones name."""
 
     listed: TakedownList
     committed: Mapping[int, int]  # generations when the list was made, by shard
@@ -152,7 +155,7 @@ class _TakedownPlan:
 
 @dataclass(frozen=True)
 class _Takedown:
-    """The `Correction` of a takedown (`segmint.pipeline.corrections.correction`)."""
+    """`Correction` that takes down images (`segmint.pipeline.corrections.correction`)."""
 
     request: TakedownRequest
     reason: str
@@ -165,7 +168,7 @@ class _Takedown:
             manifest, location = dataset.manifest(), dataset.location
             listed = list_takedown(location, manifest, self.request, self.reason, self.now, dataset.catalog_uri)
             for commit in dataset.commits.read_all(only=listed.shards):
-                for entry in commit.files:  # all that must be rewritten are read before anything is changed
+                for entry in commit.files:  # before any change, check that all files to rewrite can be read
                     read_file(location, entry)
             return _TakedownPlan(listed, committed)
 
@@ -229,9 +232,10 @@ class _Takedown:
 
 
 def _recognize(dataset: DatasetHandle) -> None:
-    """Write the fingerprints of taken-down images, as committed now, and remove unwanted ones.
+    """Write the fingerprints of taken-down images from their current commits, and remove unwanted fingerprints.
 
-    Revisions write them too. Here, they are written before the commits are listed again, so that no build misses them.
+    Revisions also write fingerprints. Here, they are written before the commits are listed again, so that no build
+    misses them.
     """
     known = read_fingerprints(dataset.location)
     per_shard = dataset.manifest().images_per_shard
@@ -250,13 +254,13 @@ def _recognize(dataset: DatasetHandle) -> None:
 
 
 def _fingerprints(dataset: Location, ordinals: Set[int], commit: Commit) -> dict[int, Fingerprint]:
-    """Return the fingerprints of these images in a commit, by number."""
+    """Return the fingerprints of these images in a commit, keyed by image number."""
     rows = read_table(read_file(dataset, commit.file("images")), "images").to_pylist()
     return {row["id"]: fingerprint_of(row, gone=True) for row in rows if row["ordinal"] in ordinals}
 
 
 def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> None:
-    """Blank these rows in the catalog, including versions that other commands put meanwhile."""
+    """Blank these rows in the catalog, including catalog versions that other commands put in the meantime."""
     latest = load_latest_manifest(dataset)
     manifest = latest.manifest
     licenses = Counter(manifest.licenses)
@@ -283,7 +287,7 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> None:
 
 @dataclass(frozen=True)
 class BlankedPart:
-    """A blanked part on the local disk."""
+    """Blanked catalog part on the local disk."""
 
     path: Path
     sha256: str  # SHA-256, 64 hexadecimal digits
@@ -291,9 +295,9 @@ class BlankedPart:
 
 
 def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> BlankedPart:
-    """Copy the local part `part` to `destination`, and blank all columns except ordinal and id in the given rows.
+    """Copy the local part `part` to `destination`. In the given rows, blank all columns except for ordinal and id.
 
-    Rows keep their positions. The bytes depend only on the rows, so blanking the same rows again changes nothing.
+    Rows keep their positions. The bytes only depend on the rows, so blanking the same rows again changes nothing.
     """
     wanted = pa.array(sorted(ordinals), pa.int64())
     licenses: Counter[str | None] = Counter()
@@ -308,7 +312,7 @@ def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> Blan
 
 
 def _blank_rows(batch: pa.RecordBatch, taken: pa.BooleanArray) -> pa.RecordBatch:
-    """Return a batch of a normalized catalog with the rows marked in `taken` blanked."""
+    """Return a batch of a normalized catalog with the rows in `taken` blanked."""
     schema = normalized_schema(batch.schema.names)
     columns = {each.name: batch.column(each.name) for each in schema}
     for each in schema:

@@ -49,7 +49,7 @@ from segmint.operators.shards.near_copies import (
 )
 
 SHOWN = 20
-"""Maximum number of rows in the text form of the list. JSON contains all."""
+"""Maximum number of rows in the text form of the list. JSON contains all rows."""
 
 KEPT = "same bytes or pixels, not removed (pass --with-copies)"
 
@@ -131,10 +131,10 @@ def list_takedown(
     now: datetime | None = None,
     catalog_uri: str | None = None,
 ) -> TakedownList:
-    """List the rows that a takedown would remove. Rows removed earlier are included only if they came back.
+    """List the rows that a takedown would remove. Rows removed earlier are only included if they came back.
 
-    If `catalog_uri`, the source catalog's URI, is known, relative URIs match absolute ones. Raises `UsageError` for
-    names that are not in the dataset, and `DamagedDatasetError` if a table cannot be read.
+    If `catalog_uri`, the URI of the source catalog, is known, relative URIs match absolute URIs. Raises `UsageError`
+    for names that aren't in the dataset, and `DamagedDatasetError` if a table can't be read.
     """
     if not reason.strip():
         raise UsageError("--reason is empty: expected a reason for the tombstone")
@@ -205,7 +205,7 @@ def list_takedown(
 
 
 def _requested(earlier: Sequence[Tombstone], request: TakedownRequest) -> set[int]:
-    """Return the numbers of the images that this request already took down."""
+    """Return the numbers of the images that this request has already taken down."""
     names = {each for name in request.ids or () for each in possible_ids(name)}
     return {
         image.id
@@ -217,7 +217,7 @@ def _requested(earlier: Sequence[Tombstone], request: TakedownRequest) -> set[in
 
 
 def _similar(dataset: Location, commits: Sequence[Commit], own: Images, requested: Set[int]) -> Iterator[NearCopy]:
-    """Yield committed images that look like the images `own`, or like the already removed images `requested`."""
+    """Yield committed images that look like the images in `own` or like the removed images in `requested`."""
     here, gone = pictures_at(dataset, commits, own), wanted_pictures(dataset, requested)
     hashes = np.concatenate([here.hashes, gone.hashes])
     pictures = WantedPictures((*here.ids, *gone.ids), (*here.tombstones, *gone.tombstones), hashes, gone.others)
@@ -229,7 +229,10 @@ def _without(images: Images, *others: Images) -> Images:
 
 
 def _measured(images: Iterable[RemovedImage], known: Mapping[int, frozenset[str]]) -> Measured:
-    """Return the measured SHA-256 of removed images, and those in their fingerprints, which `known` has by number."""
+    """Return the SHA-256 values of removed images: their own, and the values in their fingerprints.
+
+    `known` maps image numbers to the values in fingerprints.
+    """
     own = {image.ordinal: known.get(image.id, frozenset()) | {image.sha256 or ""} - {""} for image in images}
     return {ordinal: digests for ordinal, digests in own.items() if digests}
 
@@ -250,7 +253,7 @@ def _check(selection: Selection, taken: Images, request: TakedownRequest, earlie
 
 
 def _refused_by_source(dataset: Location, commits: Iterable[Commit]) -> list[int]:
-    """Return the ordinals of rows that a tombstone's source caused to be rejected, but that still have names."""
+    """Return the ordinals of rows that were rejected because of a tombstone's source but still contain names."""
     found: list[int] = []
     for commit in commits:
         if commit.counts.get(f"{REJECTED}{Reason.TAKEN_DOWN}"):
@@ -262,7 +265,7 @@ def _refused_by_source(dataset: Location, commits: Iterable[Commit]) -> list[int
 
 
 def _of_earlier(earlier: Sequence[Tombstone], returned: Images, measured: Measured, when: str) -> list[Tombstone]:
-    """Return tombstones for images that came back. Each one repeats the reason of the earlier tombstone."""
+    """Return tombstones for images that came back. Each tombstone repeats the earlier tombstone's reason."""
     left = dict(returned)
     found = []
     for number, tombstone in enumerate(earlier):

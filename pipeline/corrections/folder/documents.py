@@ -24,14 +24,17 @@ _KEYS = ("segmentation", "bbox", "area", "predicted_iou", "stability_score", "cr
 
 
 class BadFileError(UsageError):
-    """A photograph or JSON file of a folder can't be used; the message names it and gives the reason."""
+    """Error for a photograph or JSON file of a folder that can't be used.
+
+    The message states the file and the reason.
+    """
 
 
 @dataclass(frozen=True)
 class MasksDocument:
-    """JSON file of a photograph's masks: its content, its (height, width) in pixels, and the rows of its masks.
+    """JSON file of a photograph's masks: its content, its (height, width) in pixels, and a row for each mask.
 
-    The rows have the keys of `MASK` with canonical run lengths, and the columns of their label and source.
+    Each row contains the keys of `MASK` with canonical run lengths, and the columns for label and source.
     """
 
     value: Mapping[str, Any]
@@ -51,9 +54,9 @@ def photograph_of(data: bytes) -> str | None:
 
 
 def read_masks(data: bytes, where: str, sha256: str) -> MasksDocument:
-    """Read a JSON file with the hexadecimal `sha256`.
+    """Read a JSON file whose SHA-256 is `sha256` in hexadecimal digits.
 
-    Raises `BadFileError` if any of its masks can't be read. The error names the file as `where`.
+    Raises `BadFileError`, which names the file as `where`, if any mask can't be read.
     """
     parse = cache(json.loads)
     image = read_json(data, where, parse=parse)
@@ -84,7 +87,7 @@ def read_masks(data: bytes, where: str, sha256: str) -> MasksDocument:
 
 
 def _origin(annotation: Mapping[str, Any], row: Row, sha256: str) -> Row:
-    """Return the columns of a mask's label and source. Masks without a predicted IoU weren't made by a model."""
+    """Return the columns for a mask's label and source. If a mask lacks a predicted IoU, no model made it."""
     label = label_text(annotation.get("label")) or None
     made = row["predicted_iou"] is not None
     return {
@@ -96,9 +99,10 @@ def _origin(annotation: Mapping[str, Any], row: Row, sha256: str) -> Row:
 
 
 def edit_document(value: Mapping[str, Any], masks: Sequence[Row]) -> bytes:
-    """Return the bytes of a JSON file after its masks are replaced by these (keys of `DESCRIBED_MASK`).
+    """Return the bytes of a JSON file in which `masks` (keys of `DESCRIBED_MASK`) replace the existing masks.
 
-    Annotations with unchanged pixels keep their content and order; all other keys stay. New masks get new ids.
+    Annotations whose pixels don't change keep their content and order. New masks get new ids. All other keys of the
+    file stay unchanged.
     """
     size = (value["image"]["height"], value["image"]["width"])
     before = list(value["annotations"])
@@ -124,7 +128,7 @@ def edit_document(value: Mapping[str, Any], masks: Sequence[Row]) -> bytes:
     gone = set(ids).difference(each["id"] for each in annotations if type(each.get("id")) is int)
     for key in LEVELS.values():
         old = value.get(key)
-        if not isinstance(old, list) or len(old) != len(before):  # written by another program
+        if not isinstance(old, list) or len(old) != len(before):  # another program wrote this list
             continue
         values = [None if place is None else old[place] for place in kept]
         edited[key] = [None if key != "outputs" and type(each) is int and each in gone else each for each in values]
@@ -132,14 +136,17 @@ def edit_document(value: Mapping[str, Any], masks: Sequence[Row]) -> bytes:
 
 
 def new_document(task: PhotographTask, size: tuple[int, int]) -> dict[str, Any]:
-    """Return the content of a JSON file without masks, for a photograph whose masks have `size` (height, width)."""
+    """Return the content of a JSON file without masks.
+
+    `size` is the (height, width) of the photograph's future masks.
+    """
     name = base_name(task.image.name)
     image = {"image_id": task.image_id, "width": size[1], "height": size[0], "file_name": name}
     return {"image": image, "annotations": []}
 
 
 def _values(value: Mapping[str, Any], key: str, count: int) -> list[Any]:
-    """Return a list with one value for each of `count` annotations; all values are null if there is no such list."""
+    """Return the list `key`, which has `count` values, one per annotation. If it doesn't exist, all values are None."""
     found = value.get(key)
     return found if isinstance(found, list) and len(found) == count else [None] * count
 

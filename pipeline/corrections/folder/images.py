@@ -26,11 +26,12 @@ _JSON = ".json"
 
 
 def is_photograph_folder(name: str, *, pairs: bool = True) -> bool:
-    """Return whether a path is a local folder that directly contains photographs, and not a dataset.
+    """Return whether a path is a local folder that directly contains photographs and isn't a dataset.
 
-    SA-1B-style data (pairs of `a.jpg` and `a.json`) only counts if `pairs` is True or the folder has a working dataset.
+    A folder of SA-1B-style pairs (`a.jpg` and `a.json`) only counts if `pairs` is True or the folder contains a working
+    dataset.
     """
-    # Methods of `Path` raise the errors of a path that is too long, or in an unreadable folder.
+    # Unlike `os.path`, methods of `Path` raise errors for long paths and unreadable folders.
     if not is_local(name) or not os.path.isdir(local_path(name)) or is_dataset(Location(Storage(), name)):  # noqa: PTH112
         return False
     if os.path.isdir(local_path(name) / WORKING):  # noqa: PTH112
@@ -45,8 +46,8 @@ def is_photograph_folder(name: str, *, pairs: bool = True) -> bool:
 def find_images(folder: str) -> tuple[dict[str, PhotographTask], list[str]]:
     """Return the photographs directly in a local folder, by name, and a line for each skipped file.
 
-    A photograph's JSON is that of `segmint masks` (`a.masks.json`) or, without one, SA-1B's (`a.json`). Temporary files
-    of killed runs are deleted. Raises `UsageError` if there are no photographs.
+    A photograph's JSON is the output of `segmint masks` (`a.masks.json`) or, if that doesn't exist, SA-1B's (`a.json`).
+    Temporary files of killed runs are deleted. Raises `UsageError` if there are no photographs.
     """
     storage = Storage()
     found = find_photographs(storage, [folder], recursive=False)
@@ -70,7 +71,7 @@ def find_images(folder: str) -> tuple[dict[str, PhotographTask], list[str]]:
 
 
 def _other_document(storage: Storage, task: PhotographTask, names: set[str], stems: Mapping[str, int]) -> str:
-    """Return a photograph's SA-1B JSON, or its usual name if the file is missing or may be another photograph's."""
+    """Return a photograph's SA-1B JSON. If it's missing or may belong to another photograph, return the usual name."""
     own = base_name(task.image.name)
     is_alone = stems[PurePosixPath(own).stem] == 1
     path = str(local_path(task.image.name))

@@ -1,9 +1,11 @@
 """Working dataset of a folder of photographs: imports their JSON files, and writes corrected masks back into them.
 
-The JSON files hold the masks. The dataset is only a working copy, which you can delete at any time. Each photograph is
-a shard, so an import that was killed resumes after the last photograph. For each photograph, a small file records the
-JSON content that segmint last read or wrote, and is written before the JSON is replaced. So if a JSON's content isn't
-recorded, someone else changed the JSON, even if segmint was killed in between.
+The JSON files are authoritative. The dataset is only a working copy, which you can delete at any time. Each photograph
+is a shard, so if an import is killed, the next import resumes after the last finished photograph.
+
+For each photograph, a small state file records the JSON content that segmint last read or wrote. segmint updates the
+state file before it replaces the JSON. If a JSON's content isn't in the state file, another program must have changed
+the JSON, even if segmint was killed at any point.
 """
 
 import hashlib
@@ -74,7 +76,7 @@ from segmint.pipeline.masks.images import is_local
 from segmint.pipeline.masks.outputs import PhotographTask
 
 WORKING = ".segmint"
-"""Name of the hidden folder next to the photographs that contains the working dataset and the state of their files."""
+"""Name of the hidden folder next to the photographs. It contains the working dataset and the state of the files."""
 
 _SHORT_SIDE = ReleaseConfig().short_side
 _OF_WORK = ("source", "annotator", "seconds", "prompts", "model", "origin")
@@ -82,16 +84,16 @@ _OF_ANNOTATION = ("submission", "annotator", ANNOTATION_STAGE, "seconds", "compl
 
 
 class FolderInUseError(UsageError):
-    """Another process is correcting or importing the masks of the folder."""
+    """Error if another process is correcting or importing the folder's masks."""
 
 
 @dataclass(frozen=True)
 class _FileState:
-    """Record of a photograph's files, as segmint last read or wrote them.
+    """State of a photograph's files, as segmint last read or wrote them.
 
     `photograph` is the photograph's size in bytes and its modification time. `sums` contains the SHA-256 of each JSON
-    content that segmint read or wrote, or an empty string if there was no file. `submissions` is the number of merged
-    submissions, and `problem` is the reason why the photograph can't be used.
+    content that segmint read or wrote, or an empty string for a missing file. `submissions` is the number of merged
+    submissions. `problem` is the reason why the photograph can't be used.
     """
 
     photograph: tuple[int, int] | None
@@ -102,7 +104,10 @@ class _FileState:
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Lock the working folder `root`, creating it. Raises `FolderInUseError` if another process holds the lock."""
+    """Lock the working folder `root`, which is created if needed.
+
+    Raises `FolderInUseError` if another process has the lock.
+    """
     import fcntl
 
     root.mkdir(exist_ok=True)
@@ -121,9 +126,9 @@ def locked(root: Path) -> Iterator[None]:
 
 
 class WorkingDataset:
-    """Working dataset in the folder `root` of photographs with the JSON files of their masks. Thread-safe.
+    """Working dataset in the folder `root`, for photographs and the JSON files of their masks. Thread-safe.
 
-    `images` are keyed by their names in the dataset. Only one process may call the methods at a time; see `locked`.
+    `images` maps names in the dataset to photographs. Only one process at a time may call the methods; see `locked`.
     """
 
     def __init__(self, root: Path, images: Mapping[str, PhotographTask], storage: Storage) -> None:
@@ -139,10 +144,10 @@ class WorkingDataset:
         return len(self._images)
 
     def update(self, name: str) -> list[str]:
-        """Bring the dataset up to date with the photographs and JSON files, and finish writing for a killed run.
+        """Import all changed photographs and JSON files, and finish the writes of a killed run.
 
-        `name` is the name of a new dataset. The result has a line, with the reason, for each photograph that can't be
-        imported.
+        If the dataset doesn't exist, it is created with the name `name`. Returns a line with the reason for each
+        photograph that can't be imported.
         """
         numbers = self._numbers()
         new = [image for image in self._images if image not in numbers]
@@ -164,10 +169,13 @@ class WorkingDataset:
         return problems
 
     def refresh(self, image: int) -> None:
-        """Import an image's JSON again if someone else changed it. Raises `BadFileError` if it can't be used."""
+        """Import an image's JSON again if another program changed it.
+
+        Raises `BadFileError` if the JSON can't be used.
+        """
         ordinal = image - 1
         with self._lock:
-            if ordinal not in self._names:  # a page may ask for an image that never existed or is gone
+            if ordinal not in self._names:  # a page may request an image that never existed or was removed
                 return
             state = self._state(ordinal)
             if state is None or self._read(ordinal)[1] not in state.sums:
@@ -177,7 +185,7 @@ class WorkingDataset:
                 self._remove_replaced()
 
     def write(self, image: int) -> None:
-        """Write an image's masks with all submissions into its JSON file.
+        """Write an image's masks, with all submissions, to its JSON file.
 
         Raises `BadFileError` if the file has changed since `refresh`, and the errors of the storage.
         """
@@ -185,7 +193,7 @@ class WorkingDataset:
             self._write(DatasetHandle.open(self.location), image - 1)
 
     def _numbers(self) -> dict[str, int]:
-        """Return the ordinals of all photographs that the dataset ever had, by name."""
+        """Return the ordinals of all current and former photographs of the dataset, by name."""
         latest = read_latest_manifest(self.location)
         numbers: dict[str, int] = {}
         for part in () if latest is None else latest.manifest.catalog:
@@ -194,7 +202,7 @@ class WorkingDataset:
         return numbers
 
     def _grow(self, name: str, images: Sequence[str], first: int) -> None:
-        """Add photographs to the dataset's catalog, from the ordinal `first`."""
+        """Add photographs to the dataset's catalog, starting at the ordinal `first`."""
         rows = [
             {"ordinal": ordinal, "id": ordinal + 1, "image_id": image, "uri": self._images[image].image.name}
             for ordinal, image in enumerate(images, first)
@@ -221,9 +229,9 @@ class WorkingDataset:
     def _import(
         self, handle: DatasetHandle, ordinal: int, *, is_new: bool = False, is_strict: bool = False
     ) -> str | None:
-        """Import a photograph and its JSON if they have changed; otherwise write and merge its new submissions.
+        """Import a photograph and its JSON if they have changed. Otherwise, write and merge its new submissions.
 
-        Returns the reason if the photograph can't be used, or None. If there is a reason, the photograph is rejected,
+        Returns None, or the reason why the photograph can't be used. In the latter case, the photograph is rejected,
         unless `is_strict` is set or the file can't be read.
         """
         image = self._image(ordinal)
@@ -247,7 +255,7 @@ class WorkingDataset:
             problem = str(error)
         except (RejectedError, ObjectTooLargeError) as error:
             problem = f"{image.image.name}: {error}"
-        except (SegmintError, OSError) as error:  # may be readable next time
+        except (SegmintError, OSError) as error:  # the file may be readable next time
             return f"{image.image.name}: {error}"
         if problem is not None:
             if is_strict:
@@ -258,7 +266,7 @@ class WorkingDataset:
         return problem
 
     def _leave_out(self, handle: DatasetHandle, ordinal: int, name: str) -> None:
-        """Reject a photograph that is no longer in the folder; its JSON file isn't touched."""
+        """Reject a photograph that is no longer in the folder. Its JSON file isn't touched."""
         state = self._state(ordinal)
         if state is not None and state.photograph is None:
             return
@@ -268,9 +276,9 @@ class WorkingDataset:
         self._put_state(ordinal, _FileState(None, ()))
 
     def _row(self, ordinal: int, data: bytes | None, sha256: str) -> Row:
-        """Return the described row of a photograph with the masks of its JSON.
+        """Return the described row of a photograph with the masks in its JSON.
 
-        Raises `RejectedError` or `BadFileError` if it can't be used, and the errors of the storage.
+        Raises `RejectedError` or `BadFileError` if the photograph can't be used, and the errors of the storage.
         """
         image = self._image(ordinal)
         document = None if data is None else read_masks(data, image.target, sha256)
@@ -311,10 +319,11 @@ class WorkingDataset:
         return dict(described)
 
     def _commit(self, handle: DatasetHandle, ordinal: int, row: Row, *, is_new: bool = False) -> None:
-        """Commit a row as its shard's first or next generation.
+        """Commit a row as the first or next generation of its shard.
 
-        A later generation keeps the record of the merged submission. Its masks come from the JSON, so submissions to
-        earlier masks count as merged. Masks that an annotator made keep the record of who made them and how.
+        A later generation keeps the record of the merged submission. Its masks come from the JSON, so all submissions
+        to earlier masks count as merged. If an annotator made a mask, the mask keeps its record of the annotator and
+        their work.
         """
         row = {**dict.fromkeys(DESCRIBED.names), **row}
         if is_new:
@@ -325,7 +334,7 @@ class WorkingDataset:
         def change(_: Commit, rows: Sequence[Row]) -> list[Row]:
             if row["reason"] is not None:
                 return [row]
-            before = rows[0] if rows[0]["reason"] is None else row  # a rejected row doesn't keep the record
+            before = rows[0] if rows[0]["reason"] is None else row  # a rejected row loses the record
             submissions = self._submissions(before, submissions_of(self.location, ordinal))
             before = merge_submission(before, submissions).row if submissions else before
             drawn = {counts_of(mask): mask for mask in before["masks"] if mask["annotator"] is not None}
@@ -344,13 +353,16 @@ class WorkingDataset:
         self._replaced.add(ordinal)
 
     def _remove_replaced(self) -> None:
-        """Delete the files of older generations, all at once, because this lists every file of the dataset."""
+        """Delete the files of older generations.
+
+        All shards are cleaned together, because this lists every file of the dataset.
+        """
         if self._replaced:
             remove_replaced(self.location, self._replaced)
             self._replaced.clear()
 
     def _settle(self, handle: DatasetHandle, ordinal: int, submissions: int) -> None:
-        """Write an image's submissions into its JSON, unless an earlier run did so, and merge them into the dataset."""
+        """Write an image's submissions to its JSON, unless an earlier run did so, and merge them into the dataset."""
 
         def change(_: Commit, rows: Sequence[Row]) -> list[Row]:
             found = self._submissions(rows[0], submissions_of(self.location, ordinal))
@@ -368,7 +380,7 @@ class WorkingDataset:
         return {"ordinal": ordinal, "id": ordinal + 1, "image_id": name, "uri": self._images[name].image.name}
 
     def _submissions(self, row: Row, names: Sequence[SubmissionName]) -> list[Submission]:
-        """Return the assignment's unmerged submissions, in order; none if they are already merged or can't be read."""
+        """Return the assignment's unmerged submissions, in order. Returns [] if they are merged or can't be read."""
         last = submission_to_merge(row, names)
         try:
             own = [name for name in names if last is not None and name.assignment == last.assignment]
@@ -377,9 +389,9 @@ class WorkingDataset:
             return []
 
     def _write(self, handle: DatasetHandle, ordinal: int) -> _FileState:
-        """Write an image's masks with all submissions into its JSON, if they differ, by renaming a complete file.
+        """Write an image's masks, with all submissions, to its JSON. Returns the new state of the files.
 
-        Returns the new state of the files.
+        If the content differs, the JSON is replaced by renaming a complete file.
         """
         image, state = self._image(ordinal), self._state(ordinal)
         commit = handle.commits.latest(ordinal)
@@ -412,7 +424,7 @@ class WorkingDataset:
         return state
 
     def _read(self, ordinal: int) -> tuple[bytes | None, str]:
-        """Return the bytes of an image's JSON and their SHA-256, or None and an empty string if there is no file."""
+        """Return the bytes of an image's JSON and their SHA-256, or None and "" if the file doesn't exist."""
         try:
             data = self._storage.read(self._image(ordinal).target, max_bytes=ANY_SIZE.max_bytes)
         except NotFoundError:
@@ -420,7 +432,7 @@ class WorkingDataset:
         return data, hashlib.sha256(data).hexdigest()
 
     def _state(self, ordinal: int) -> _FileState | None:
-        """Return the recorded state of a photograph's files, or None if there is none or it is damaged."""
+        """Return the recorded state of a photograph's files, or None if the record is missing or damaged."""
         try:
             value: Any = json.loads((self._files / f"{ordinal}.json").read())
             status = value["photograph"]
@@ -438,7 +450,10 @@ class WorkingDataset:
 
 
 def _manifest(name: str) -> DatasetManifest:
-    """Return the manifest of a new working dataset, without its catalog. Its numerics are unknown, so it can't grow."""
+    """Return the manifest of a new working dataset, without a catalog.
+
+    Its numerics are unknown, so no build can grow it.
+    """
     weights = default_weights("cpu")
     settings: Any = {"name": "folder", "license": {"allow": ["LicenseRef-unpublished"]}, "images_per_shard": 1}
     tree = identity(Config(catalog="catalog", output="dataset", **settings))
@@ -457,7 +472,10 @@ def _manifest(name: str) -> DatasetManifest:
 
 
 def _frame_of(document: MasksDocument, photograph: tuple[int, int], image: PhotographTask) -> tuple[int, int]:
-    """Return (width, height) of the masks. Raises `BadFileError` unless it is the photograph's or a scaled-down one."""
+    """Return (width, height) of the masks.
+
+    Raises `BadFileError` unless this is the photograph's size, possibly scaled down.
+    """
     height, width = document.size
     scaled = released_size(*photograph, min(document.size))
     if abs(scaled[0] - width) > 1 or abs(scaled[1] - height) > 1:
@@ -469,7 +487,7 @@ def _frame_of(document: MasksDocument, photograph: tuple[int, int], image: Photo
 
 
 def _status(photograph: str) -> tuple[int, int] | None:
-    """Return the size in bytes and the modification time of a photograph, or None if it isn't local or is missing."""
+    """Return the size in bytes and the modification time of a photograph, or None if it's missing or isn't local."""
     try:
         status = local_path(photograph).stat() if is_local(photograph) else None
     except OSError:

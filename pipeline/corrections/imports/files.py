@@ -35,16 +35,16 @@ _OF_KEYS = {
     ("item", "annotations"): ImportFormat.LABEL_STUDIO,
     ("item", "annotation_id"): ImportFormat.LABEL_STUDIO,  # JSON_MIN
 }
-"""Formats by the location and name of the first characteristic key in a JSON document."""
+"""Formats, keyed by the location and name of the first characteristic key in a JSON document."""
 
 SizeOf = Callable[[str], tuple[int, int] | None]
 """Function that maps an image's name in the file to its (height, width) in the dataset, or to None if unknown."""
 
 
 def detect_format(where: Location) -> ImportFormat:
-    """Return the format of a file or folder, based on its content. Reading stops at the first characteristic key.
+    """Detect the format of a file or folder by its content. Reading stops at the first characteristic key.
 
-    Raises `UsageError` if nothing exists there, or if the content is inconclusive.
+    Raises `UsageError` if nothing exists at this location or the content is inconclusive.
     """
     if not where.exists():
         if manifest_generations(where):
@@ -72,10 +72,10 @@ def detect_format(where: Location) -> ImportFormat:
 
 
 def stage_file(where: Location, format: ImportFormat, stage: MaskStaging, size_of: SizeOf) -> str:
-    """Read a file or folder into a stage; return its SHA-256.
+    """Read a file or folder into a stage and return its SHA-256.
 
-    A folder and Label Studio tasks are read image by image; a COCO document is held in memory as a whole. Raises
-    `UsageError` if it contains nothing in this format.
+    A folder and Label Studio tasks are read image by image. A COCO document is held in memory as a whole. Raises
+    `UsageError` if there is nothing in this format.
     """
     try:
         if format is ImportFormat.FOLDER:
@@ -142,7 +142,7 @@ def _stage_hf(where: Location, stage: MaskStaging) -> str:
 
 @dataclass(frozen=True)
 class _HashingStream:
-    """A stream that is hashed while it is read."""
+    """Stream that hashes its data while it is read."""
 
     stream: BinaryIO
     add_to_hash: Callable[[bytes], Any]

@@ -42,7 +42,7 @@ from segmint.pipeline.corrections.mask_revision import (
 )
 
 PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)
-"""Valid values of `--mask-source`. Masks may also become `corrected` when they are compared with existing ones."""
+"""Valid values of `--mask-source`. If an imported mask replaces an existing mask, its source may become `corrected`."""
 
 COUNTED = ("same", "corrected", "added", "deleted", "empty", "repeated")
 """Outcomes of masks, as `ImportedRow` counts them."""
@@ -50,7 +50,7 @@ COUNTED = ("same", "corrected", "added", "deleted", "empty", "repeated")
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """Source and mode of an import: a file in some format, or the annotated masks of another dataset."""
+    """Source and mode of an import. The source is a file in some format, or the annotated masks of another dataset."""
 
     where: Location
     format: ImportFormat
@@ -63,16 +63,16 @@ class ImportRequest:
 
 @dataclass(frozen=True)
 class ImportChange:
-    """Change that merges a file's masks into the rows of its images in a shard.
+    """Change that merges a file's masks into the rows of a shard's images.
 
-    Runs only in processes of this machine, because the staged masks are on its disk.
+    The change only runs in processes on this machine, because the staged masks are on its disk.
     """
 
     staged: StagedMasks
     settings: ImportSettings
 
     def __call__(self, commit: Commit, rows: Sequence[Row]) -> list[Row]:
-        """Return the next rows. Unchanged rows are the same objects."""
+        """Return the next rows. Rows that don't change are the same objects."""
         answers = self.staged.answers(*commit.ordinals)
         return [
             merge(row, answers[row["ordinal"]], self.settings).row if row["ordinal"] in answers else row for row in rows
@@ -80,7 +80,7 @@ class ImportChange:
 
 
 class ImportCounts(RevisionCounts):
-    """Counts of a file's images and masks by outcome."""
+    """Counts of a file's images, and of its masks by outcome."""
 
     def count(self, row: Row, merged: ImportedRow) -> None:
         """Count an image."""
@@ -97,12 +97,12 @@ class ImportCounts(RevisionCounts):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportList(RevisionList):
-    """List of the changes that an import would make.
+    """Changes that an import would make.
 
     `masks` counts the file's masks by outcome: already in the image (`same`), replacing a mask (`corrected`), new
-    (`added`), without pixels (`empty`), or `repeated`. It also counts existing masks that are `deleted`.
-    `skipped_images` counts the file's skipped images by reason. `skipped_masks` counts another dataset's masks that fit
-    no image here.
+    (`added`), without pixels (`empty`), or `repeated`. Existing masks that would be removed count as `deleted`.
+    `skipped_images` counts the file's skipped images by reason. For an import from another dataset, `skipped_masks`
+    counts the masks that fit no image of this dataset.
     """
 
     file: str
@@ -116,7 +116,7 @@ class ImportList(RevisionList):
     first_ambiguous: str | None
     superseded: int  # repeated entries for an image in the file
     unreadable: int  # masks and entries of the file that can't be read
-    problems: tuple[str, ...]  # the first of them
+    problems: tuple[str, ...]  # the first unreadable masks and entries
 
     def lines(self) -> list[str]:
         """Return the list as lines of text."""
@@ -161,7 +161,7 @@ class ImportResult(RevisionResult[ImportList]):
 
 
 def list_import(dataset: Location, asked: ImportRequest) -> ImportList:
-    """List the changes that `import_masks` would make. Raises the errors that it raises before it changes anything."""
+    """List the changes that `import_masks` would make. Raises the same errors before any change."""
     with ScratchFolder() as folder:
         return _Import(asked, Path(folder)).plan(DatasetHandle.open(dataset)).listed
 
@@ -174,16 +174,16 @@ def import_masks(
 ) -> ImportResult:
     """Merge masks into the images of a dataset. `confirm` and `now` are as in `correct`.
 
-    Raises `UsageError` before any change for an unreadable file or a store whose older versions cannot be removed.
+    Raises `UsageError` before any change for an unreadable file or a store whose older versions can't be removed.
     """
     with ScratchFolder() as folder:
-        # The staged masks are on this machine's disk, so other machines can't share the work if there are many shards.
+        # The staged masks are on this machine's disk, so other machines can't help, even if there are many shards.
         return correct(DatasetHandle.open(dataset), _Import(asked, Path(folder)), confirm, now)
 
 
 @dataclass(frozen=True)
 class _Import(MaskCorrection[ImportList, ImportResult]):
-    """The `Correction` of an import (`segmint.pipeline.corrections.correction`). It stages masks in `folder`."""
+    """`Correction` that imports masks (`segmint.pipeline.corrections.correction`). It stages the masks in `folder`."""
 
     asked: ImportRequest
     folder: Path
@@ -267,16 +267,19 @@ def _count(
 
 
 def sizes_of(dataset: Location, manifest: DatasetManifest, match: MatchMode) -> Callable[[str], tuple[int, int] | None]:
-    """Return a function that maps an image's name to its (height, width) in the dataset, or to None if it is unknown.
+    """Return a function that maps an image's name to its (height, width) in the dataset, or to None if it's unknown.
 
-    Only names with a number are looked up, in any order. The function reads each shard's table once and keeps its
-    images' sizes in memory, 8 bytes each.
+    The function only looks up names that contain a number. It accepts names in any order, reads each shard's table
+    once, and keeps the sizes of the shard's images in memory, 8 bytes per image.
     """
     per_shard = manifest.images_per_shard
 
     @cache
     def of_shard(shard: int) -> NDArray[np.int32]:
-        """Return the height and width of each row of a shard, int32 (images_per_shard, 2), or 0 without an image."""
+        """Return the height and width of each row in a shard, int32 (images_per_shard, 2).
+
+        Rows without an image are 0.
+        """
 
         def read(commit: Commit) -> NDArray[np.int32]:
             table = read_table(read_file(dataset, commit.file("images")), "images")
@@ -309,14 +312,14 @@ _PROMPTED = ("assisted", "corrected")
 
 
 class _ReleaseKey(NamedTuple):
-    """Values that must match, besides the source, before masks are carried over."""
+    """Properties of a released image that must match, in addition to the source, before masks are carried over."""
 
     size: tuple[int, int]  # (height, width)
     regions: tuple[tuple[Any, ...], ...]
 
 
 class _AnnotatedImage(NamedTuple):
-    """An image with annotated masks."""
+    """Image with annotated masks."""
 
     release: _ReleaseKey
     row: Row  # of `IMAGES`
@@ -324,12 +327,14 @@ class _AnnotatedImage(NamedTuple):
 
 
 def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage: MaskStaging) -> dict[str, int]:
-    """Stage the annotated masks of `source` for `into`; return the number of masks left out, by reason.
+    """Stage the annotated masks of `source` for `into`, and return the number of omitted masks by reason.
 
     `begun` is the manifest of `source`. An image's masks are staged for every image of `into` with the same source
-    bytes. If a prompted mask doesn't name its model, the model of `source` is recorded, because `into` would attribute
-    the mask to its own model. The function reads `source` twice and the images of `into` once, shard by shard, so its
-    memory only grows with the number of source hashes of annotated images.
+    bytes. If a prompted mask doesn't name its model, the model of `source` is recorded. Otherwise, `into` would
+    attribute the mask to its own model.
+
+    The function reads `source` twice and the images of `into` once, shard by shard. Its memory only grows with the
+    number of annotated images that have different sources.
     """
     homes = _homes(into, frozenset(found.row["source_sha256"] for found in _annotated(source)))
     left: Counter[str] = Counter()
@@ -352,7 +357,7 @@ def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage:
 
 
 def _elsewhere(row: Row) -> Row:
-    """Return an image's row for another dataset, without its assignment and submission number."""
+    """Return an image's row for use in another dataset, without its assignment and submission number."""
     said = row["submission"]
     return row if said is None else {**row, "submission": {**said, "assignment": None, "n": None}}
 

@@ -10,7 +10,7 @@ from segmint.infra.storage.location import Location
 
 
 class MatchMode(StrEnum):
-    """Key by which a file's images are found in a dataset."""
+    """Key by which images of a file are matched with images of a dataset."""
 
     NUMBER = "number"  # `sa_<id>.jpg`
     IMAGE_ID = "image-id"  # the file name, with or without its ending, is the image_id
@@ -28,7 +28,8 @@ def find_homes(
 ) -> None:
     """Create two tables: `found` with the outcome of each entry, and `chosen` with the ordinals of selected entries.
 
-    If several entries are for one image, the last saved one is selected or, without times, the first.
+    If several entries belong to one image, the entry that was saved last is selected. Without times, the first entry is
+    selected.
     """
     for name in ("answers", "masks"):
         path = quoted(str(folder / f"read-{name}.parquet"))

@@ -1,6 +1,6 @@
 """Merge of a file's masks into an image's row, as a pure function.
 
-Masks are first compared pixel by pixel, so that importing the same masks again is idempotent.
+The merge first compares masks pixel by pixel, so importing the same masks again changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,15 @@ from segmint.pipeline.corrections.annotated_masks import (
 )
 
 SAME_OBJECT_IOU = 0.5
-"""Minimum IoU at which a mask of another dataset replaces an automatic mask."""
+"""Minimum IoU at which another dataset's mask replaces an automatic mask."""
 
 
 class ImportMode(StrEnum):
-    """Treatment of an image's existing masks."""
+    """Rule for an image's existing masks."""
 
-    REPLACE = "replace"  # masks that are not in the file are deleted
-    ADD = "add"  # all are kept
-    CARRY = "carry"  # automatic masks are replaced by annotated masks of the same object
+    REPLACE = "replace"  # delete masks that aren't in the file
+    ADD = "add"  # keep all masks
+    CARRY = "carry"  # replace automatic masks with annotated masks of the same object
 
 
 class SkipReason(StrEnum):
@@ -48,7 +48,7 @@ class SkipReason(StrEnum):
 
 @dataclass(frozen=True)
 class ImageImport:
-    """A file's masks for one image. `sizes` contains each (height, width) of the image and the masks in the file."""
+    """A file's masks for one image. `sizes` contains the (height, width) of the image and of every mask in the file."""
 
     masks: Sequence[NewMask]
     sizes: frozenset[tuple[int, int]]
@@ -61,14 +61,14 @@ class ImportSettings:
     """Settings for merging masks into rows."""
 
     mode: ImportMode
-    source: str = "imported"  # of masks that correct no other mask
+    source: str = "imported"  # source of masks that don't replace a mask
     origin: Mapping[str, Any] | None = None  # the file's SHA-256 and license
     annotator: str | None = None
 
 
 @dataclass(frozen=True)
 class ImportedRow:
-    """Next row of an image, and counts of its masks. If nothing changes, `row` is the original object."""
+    """Next row of an image, with counts of its masks. If nothing changes, `row` is the original object."""
 
     row: Row
     left: SkipReason | None = None  # reason if the image is skipped
@@ -81,16 +81,18 @@ class ImportedRow:
 
 
 def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRow:
-    """Merge a file's masks for an image into its described row (keys of `DESCRIBED`).
+    """Merge a file's masks for an image into the image's described row (keys of `DESCRIBED`).
 
-    If a mask in the file equals an existing mask pixel for pixel, the existing mask is kept, and gets the file's label
-    if there is one. If a model set the existing label and the file contains an equal label that no model set, the label
-    counts as the file's. An equal automatic mask is only replaced by an annotated mask that is carried over from
-    another dataset.
+    If a mask in the file equals an existing mask pixel for pixel, the existing mask is kept. If the file's mask has a
+    label, the existing mask gets this label. If both labels are equal, a model set the existing label, and no model set
+    the file's label, the label counts as the file's. There is one exception: an annotated mask carried over from
+    another dataset replaces an equal automatic mask.
 
     With `REPLACE`, the other masks are paired by annotation id, then by IoU. The new mask of a pair replaces the old
-    one, and its source is `corrected` if a build made the old one. The remaining old masks are deleted. Mask numbers
-    are never reused. Raises `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
+    mask, and its source becomes `corrected` if a build made the old mask. The remaining old masks are deleted. Mask
+    numbers are never reused.
+
+    Raises `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
     """
     if row["reason"] is not None:
         return ImportedRow(row, SkipReason.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else SkipReason.REFUSED)
@@ -161,7 +163,7 @@ def _label_of(mask: NewMask) -> dict[str, Any]:
 
 
 def _worked_on(row: Row, answer: ImageImport) -> bool:
-    """Return whether the row contains annotators' work other than the work that is carried over."""
+    """Return whether annotators worked on the row, not counting the work that is carried over."""
     names = ("submission", "annotator")
     said = any(row[name] is not None for name in names)
     return said and any(row[name] != answer.of_image.get(name) for name in names)
@@ -191,10 +193,10 @@ def _parents(row: Row, old: Sequence[Row], new: Sequence[NewMask], settings: Imp
 
 
 def _annotation(row: Row, answer: ImageImport, settings: ImportSettings) -> Row:
-    """Return the columns that record the file and the annotator behind an image's masks."""
+    """Return the columns that record the file and the annotator of an image's masks."""
     if settings.origin is None:
         return {name: value for name, value in answer.of_image.items() if value is not None}
-    # The last submission still counts as merged, regardless of what an import does to its masks.
+    # The last submission still counts as merged, even if an import replaces its masks.
     merged = row["submission"] or {}
     said = {"assignment": merged.get("assignment"), "n": merged.get("n"), "sha256": settings.origin["sha256"]}
     named: Row = {} if settings.annotator is None else {"annotator": settings.annotator}

@@ -1,7 +1,7 @@
 """Staging of a file's masks on the local disk, sorted by the dataset's images.
 
-A file is read once, image by image if its format allows it, into Parquet. Later, memory holds only one shard's masks at
-a time.
+Staging reads a file once into Parquet, image by image if the format allows it. Afterward, memory only holds the masks
+of one shard at a time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,13 +29,13 @@ from segmint.pipeline.export.categories import OBJECT
 _MEMORY = "1GB"
 
 SAID = ("label_score", "label_source", "source", "annotator", "seconds", "prompts", "origin", "model")
-"""Columns of another dataset's mask that are carried over, besides its label."""
+"""Columns of another dataset's masks to carry over, in addition to the label."""
 
 OF_IMAGE = ("submission", "annotator", "stage", "seconds")
-"""Columns of its image that are carried over."""
+"""Columns of another dataset's images to carry over."""
 
 _BATCH = 2_000
-"""Number of masks held in memory before they are written."""
+"""Number of masks to collect in memory before they are written."""
 
 _SIZE = [("height", pa.int32()), ("width", pa.int32())]
 
@@ -68,18 +68,18 @@ ANSWERS_READ = pa.schema(
 )
 
 SHOWN = 20
-"""Maximum number of images and masks that are named in messages. All are counted."""
+"""Maximum number of images and masks that messages name. The counts include all of them."""
 
 
 @dataclass(frozen=True)
 class StagedMasks:
-    """A file's masks, which can be looked up by the dataset's ordinals. Usable while the folder exists."""
+    """Masks of a file, which can be looked up by the dataset's ordinals. Usable while the folder exists."""
 
     folder: Path
     ordinals: tuple[tuple[int, int], ...]  # range [a, b) of each shard that has an image of the file
     shards: tuple[int, ...]
     images: int  # distinct images of the file
-    masks: int  # of these images
+    masks: int  # masks of these images
     unknown: int = 0  # images of the file that are not in the dataset
     ambiguous: int = 0  # images whose name matches several images of the dataset
     superseded: int = 0  # repeated entries for an image in the file
@@ -90,7 +90,7 @@ class StagedMasks:
     left: Mapping[str, int] = field(default_factory=dict)  # masks and images without a match in the dataset, by reason
 
     def answers(self, first: int, stop: int) -> dict[int, ImageImport]:
-        """Return the file's masks for the images with the ordinals [first, stop)."""
+        """Return the file's masks for the images with ordinals [first, stop)."""
         span = [("ordinal", ">=", first), ("ordinal", "<", stop)]
         masks: dict[int, list[NewMask]] = {}
         sizes: dict[int, set[tuple[int, int]]] = {}
@@ -115,7 +115,7 @@ class StagedMasks:
 
 
 class MaskStaging(AbstractContextManager["MaskStaging"]):
-    """Context manager that collects the masks of a file in a folder, until `finish` sorts them."""
+    """Context manager that collects the masks of a file in a folder. `finish` then sorts the masks."""
 
     def __init__(self, folder: Path, manifest: DatasetManifest, match: MatchMode = MatchMode.NUMBER) -> None:
         self._folder = folder
@@ -136,7 +136,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         self._masks.close()
 
     def add(self, image: AnnotatedImage) -> None:
-        """Add an image of a file with its masks. The label `object` of exports counts as no label."""
+        """Add an image of a file with its masks. The label `object` in exports counts as no label."""
         number = image_number(image.name) if self.match is MatchMode.NUMBER else None
         ordinal = None if number is None else number - 1
         unreadable = list(image.unreadable)
@@ -170,13 +170,13 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
     def _ids_hold(self, image: AnnotatedImage, number: int | None) -> bool:
         """Return whether the ids of an image's masks may be the dataset's ids, rather than new numbers from a tool.
 
-        They can't be the dataset's ids if the file's images are found by names without numbers.
+        If the file's images are matched by names without numbers, the ids can't be the dataset's ids.
         """
         homes = {mask.id // MASKS_PER_IMAGE_LIMIT for mask in image.masks if mask.id is not None}
         return number is not None and not any(0 < home <= self._rows for home in homes - {number})
 
     def leave_out(self, problem: str) -> None:
-        """Count a mask or an entry that cannot be read."""
+        """Count a mask or an entry that can't be read."""
         self._all_unreadable += 1
         if len(self._unreadable) < SHOWN:
             self._unreadable.append(label_text(problem) or "")
@@ -184,7 +184,10 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
     def carry(
         self, ordinal: int, size: tuple[int, int], image: Mapping[str, Any], masks: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Add another dataset's masks (rows of `MASKS`) for the image with this ordinal. `image` is its row there."""
+        """Add another dataset's masks (rows of `MASKS`) for the image with this ordinal.
+
+        `image` is the image's row in the other dataset.
+        """
         rows = []
         for mask in masks:
             said = {name: mask[name] for name in SAID}
@@ -224,7 +227,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         self._count += 1
 
     def finish(self, dataset: Location, left: Mapping[str, int] | None = None) -> StagedMasks:
-        """Find the images in the dataset and sort the masks by ordinal."""
+        """Find the images in the dataset, and sort the masks by ordinal."""
         self._answers.close()
         self._masks.close()
         with open_database(self._folder, _MEMORY) as database:
@@ -268,7 +271,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
 
 
 class ScratchWriter:
-    """Writes rows to a local Parquet file in batches."""
+    """Writer of rows to a local Parquet file, in batches."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._writer = pq.ParquetWriter(path, schema, **PARQUET_OPTIONS)
@@ -283,7 +286,7 @@ class ScratchWriter:
             self._flush()
 
     def close(self) -> None:
-        """Write the remaining rows. Idempotent."""
+        """Write the remaining rows. Further calls do nothing."""
         if self._open:
             self._flush()
             self._writer.close()

@@ -1,7 +1,7 @@
 """Merge of an annotator's submission into an image's row, as a pure function.
 
-A submission may refer to an earlier state of the image. The merge compares the masks that it replaces or deletes with
-the image's current masks, so the parts that still fit are merged.
+A submission may be based on an earlier state of the image. Therefore, the merge compares the masks that the submission
+replaces or deletes with the image's current masks, and only merges the parts that still fit.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from segmint.pipeline.corrections.annotated_masks import (
 
 
 class MergeSkipReason(StrEnum):
-    """Reason why an image with a submission is skipped."""
+    """Reason to skip an image with a submission."""
 
     TAKEN_DOWN = "taken down"
     REFUSED = "refused by the build"
@@ -39,29 +39,29 @@ class MergeSkipReason(StrEnum):
 
 @dataclass(frozen=True)
 class SubmissionRow:
-    """Next row of an image, and counts of its masks. If the image is skipped, `row` is the original object."""
+    """Next row of an image, with counts of its masks. If the image is skipped, `row` is the original object."""
 
     row: Row
     left: MergeSkipReason | None = None
     same: int = 0  # submitted masks that the image already contains, pixel for pixel
-    corrected: int = 0  # that replace a mask
+    corrected: int = 0  # submitted masks that replace a mask
     added: int = 0
     deleted: int = 0
     unfit: int = 0  # submitted changes whose parent mask was changed or removed
     superseded: int = 0  # unmerged earlier submissions to other states, with content that the merged one lacks
-    not_merged: tuple[str, ...] = ()  # texts on these parts with the reason, and on repeated masks
+    not_merged: tuple[str, ...] = ()  # a text with the reason for each unmerged part and repeated mask
 
     @property
     def changes_masks(self) -> bool:
-        """True if the image's masks change."""
+        """True if the merge changes the image's masks."""
         return bool(self.corrected or self.added or self.deleted)
 
 
 def submission_to_merge(row: Row, names: Sequence[SubmissionName]) -> SubmissionName | None:
     """Return the submission to merge into an image's described row, or None if it is already merged.
 
-    This is the last submission of the assignment that was merged before or, if neither was, of the lowest assignment.
-    The other assignment only serves to measure agreement.
+    This is always the last submission of one assignment: the assignment that was merged before or, if none was, the
+    assignment with the lowest number. The other assignment is only used to measure agreement.
     """
     assignment = assignment_to_merge(row["submission"], (name.assignment for name in names))
     last = max((name for name in names if name.assignment == assignment), default=None)
@@ -69,7 +69,7 @@ def submission_to_merge(row: Row, names: Sequence[SubmissionName]) -> Submission
 
 
 def unchanged_row(row: Row) -> MergeSkipReason | None:
-    """Return why no submission can be merged into a row, or None if one can."""
+    """Return the reason why no submission can be merged into a row, or None if a submission can be merged."""
     if row["reason"] is None:
         return None
     return MergeSkipReason.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else MergeSkipReason.REFUSED
@@ -78,11 +78,13 @@ def unchanged_row(row: Row) -> MergeSkipReason | None:
 def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionRow:
     """Merge the last of an assignment's `submissions`, which are in order, into an image's described row.
 
-    Masks that the submission neither replaces nor deletes stay. So does a mask whose replacement is equal pixel for
-    pixel; it then gets the replacement's label, if any. If an earlier merged submission to the same state drew and
-    labeled a mask, and this submission has no label for that mask, the mask loses its label. New masks and deletions
-    are left out if their parent mask was changed or removed in the meantime. A submission to the same state as the last
-    merged one supersedes it. Raises `DamagedDatasetError` for damaged masks or a damaged `next_mask`.
+    Masks that the submission neither replaces nor deletes are kept. If a replacement equals its mask pixel for pixel,
+    the mask is kept and gets the replacement's label, if any. A mask loses its label if an earlier merged submission to
+    the same state drew and labeled it, and this submission has no label for it.
+
+    If a parent mask was changed or removed in the meantime, its replacements and deletions aren't merged. A submission
+    to the same state as the last merged submission supersedes it. Raises `DamagedDatasetError` for damaged masks or a
+    damaged `next_mask`.
     """
     submission = submissions[-1]
     left = unchanged_row(row)
@@ -137,7 +139,7 @@ def seconds_of(submissions: Sequence[Submission]) -> float:
 
 
 def _superseded(row: Row, submissions: Sequence[Submission]) -> list[str]:
-    """Return a line for each state with unmerged content that the last submission does not repeat."""
+    """Return a line for each state with unmerged content that the last submission doesn't repeat."""
     waiting = [
         submission
         for submission in submissions
@@ -154,21 +156,24 @@ def _superseded(row: Row, submissions: Sequence[Submission]) -> list[str]:
 
 
 def _words(submission: Submission) -> set[str | int]:
-    """Return the content of a submission: its new masks, and the dataset's masks that it replaces or deletes."""
+    """Return a submission's content: its new masks, and the dataset's masks that it replaces or deletes."""
     return {mask.counts for mask in submission.masks} | {
         mask.id for mask in (*submission.replaced, *submission.deleted)
     }
 
 
 def _relabeled(row: Row, mask: SubmittedMask | None) -> Row:
-    """Return a mask that stays, with the submitted mask's label, which is None if the person removed their label."""
+    """Return a kept mask with the label of the submitted mask.
+
+    If the person removed their label, this label is None.
+    """
     if mask is None or (mask.label is None and row["label_source"] != PERSON):
         return row
     return {**row, **label_columns(mask)}
 
 
 def _as_it_was(row: Row, mask: FormerMask) -> Row:
-    """Return the known columns of a removed mask. It counts as automatic."""
+    """Return the known columns of a removed mask, which counts as automatic."""
     return {
         "index": mask.id - annotation_id(row["id"], 0),
         "segmentation": {"size": [row["height"], row["width"]], "counts": mask.counts},
@@ -179,7 +184,7 @@ def _as_it_was(row: Row, mask: FormerMask) -> Row:
 
 
 def _new_mask(mask: SubmittedMask, parent: Row | None, submissions: Sequence[Submission]) -> NewMask:
-    # A mask derived from an imported mask stays under the license of its file.
+    # A mask derived from an imported mask stays under the license of the imported file.
     said = {**mask_columns(mask, submissions), "origin": None if parent is None else parent["origin"]}
     if mask.source == "corrected" and parent is not None and not is_of_build(parent):
         drawn = is_prompted(mask) and parent["source"] == "manual"

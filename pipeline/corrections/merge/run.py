@@ -44,25 +44,25 @@ COUNTED = ("same", "corrected", "added", "deleted", "unfit")
 """Outcomes of masks, as `SubmissionRow` counts them."""
 
 NAMED = 5
-"""Maximum number of unmerged parts that the version's record names."""
+"""Maximum number of unmerged parts that the version's record lists."""
 
 _THREADS = 16
 
 Names = Mapping[int, Sequence[SubmissionName]]
-"""Submissions of images, by ordinal."""
+"""Submissions for images, keyed by ordinal."""
 
 
 @dataclass
 class MergeCounts(RevisionCounts):
-    """Counts of images with submissions, and of their masks, by outcome."""
+    """Counts of images with submissions, and of their masks by outcome."""
 
-    unchanged: int = 0  # of these, confirmed without changing a mask
+    unchanged: int = 0  # images that were confirmed without changing a mask
     merged: int = 0  # images whose last submission is already merged
     superseded: int = 0  # images with unmerged content in an earlier submission to another state
     uncompared: int = 0  # images whose other assignment has a submission that is neither merged nor compared
 
     def count(self, image: int, merged: SubmissionRow) -> None:
-        """Count an image, given its number."""
+        """Count the image with this number."""
         if merged.left is not None:
             self.leave(image_stem(image), merged.left.value)
             return
@@ -83,18 +83,19 @@ class MergeCounts(RevisionCounts):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeList(RevisionList):
-    """List of the changes that a merge would make.
+    """Changes that a merge would make.
 
     `masks` counts submitted masks by outcome: already in the image (`same`), replacing a mask (`corrected`), or new
-    (`added`). It also counts deleted masks (`deleted`) and parts of submissions that no longer fit (`unfit`).
+    (`added`). It also counts masks that would be removed (`deleted`) and parts of submissions that no longer fit
+    (`unfit`).
     """
 
     would_change = "submissions for {} of {} would be merged"
     submitted: int  # images with a submission
-    unchanged: int  # of those that change, confirmed without changing a mask
+    unchanged: int  # changing images that were confirmed without changing a mask
     merged: int  # images whose last submission is already merged
     superseded: int  # changing images with unmerged content in an earlier submission to another state
-    uncompared: int  # with a submission in the other assignment that is neither merged nor compared
+    uncompared: int  # images whose other assignment has a submission that is neither merged nor compared
 
     def found(self) -> list[str]:
         """Return lines on the contents of the submissions."""
@@ -116,7 +117,7 @@ class MergeList(RevisionList):
         return [*lines, *self.skipped_lines(), *self.example_lines()]
 
     def reason(self) -> str:
-        """Return the reason that the version records, with the first parts of submissions that aren't merged."""
+        """Return the reason that the version records, with the first unmerged parts of submissions."""
         said = self.counted_masks("corrected", "added", "deleted") or "no mask changed"
         more = len(self.examples[NAMED:]) + self.more_examples
         left = [*self.examples[:NAMED], *([f"{more:,} more"] if more else [])]
@@ -133,14 +134,14 @@ class MergeResult(RevisionResult[MergeList]):
 
 @dataclass(frozen=True)
 class MergeChange:
-    """Change that merges submissions into the rows of a shard. The submissions themselves do not change."""
+    """Change that merges submissions into the rows of a shard. The submissions themselves don't change."""
 
     dataset: Location
     names: Names
     returned: Collection[SubmissionName]
 
     def __call__(self, commit: Commit, rows: Sequence[Row]) -> list[Row]:
-        """Return the next rows. Unchanged rows are the same objects."""
+        """Return the next rows. Rows that don't change are the same objects."""
         wanted = {row["ordinal"]: self.to_merge(row) for row in rows}
         submissions = _read(self.dataset, {ordinal: assignment for ordinal, assignment in wanted.items() if assignment})
         return [
@@ -151,7 +152,7 @@ class MergeChange:
         ]
 
     def left(self, row: Row) -> MergeSkipReason | None:
-        """Return why a row's submissions can't be merged now, or None."""
+        """Return the reason why a row's submissions can't be merged now, or None."""
         last = submission_to_merge(row, self.names.get(row["ordinal"], ())) if row["reason"] is None else None
         return MergeSkipReason.RETURNED if last in self.returned else unchanged_row(row)
 
@@ -163,18 +164,18 @@ class MergeChange:
 
 
 def list_merge(dataset: Location) -> MergeList:
-    """List the changes that `merge_submissions` would make. Raises the errors that it raises before any change."""
+    """List the changes that `merge_submissions` would make. Raises the same errors before any change."""
     return _Merge(_names(dataset)).plan(DatasetHandle.open(dataset)).listed
 
 
 def merge_submissions(
     dataset: Location, confirm: Callable[[MergeList], None] | None = None, now: datetime | None = None
 ) -> MergeResult:
-    """Merge the last submission of each image into its row. `confirm` and `now` are as in `correct`.
+    """Merge the last submission for each image into the image's row. `confirm` and `now` are as in `correct`.
 
-    Submissions are kept, including those of a second assignment, unless their image was taken down. Raises `UsageError`
-    for a location without a dataset or a store whose older versions cannot be removed, and `DamagedDatasetError` if a
-    shard cannot be read.
+    Submissions are kept, including the submissions of a second assignment, unless their image was taken down. Raises
+    `UsageError` for a location without a dataset or a store whose older versions can't be removed, and
+    `DamagedDatasetError` if a shard can't be read.
     """
     handle = DatasetHandle.open(dataset)
     return correct(handle, _Merge(_names(dataset), forget_taken=True), confirm, now)
@@ -182,9 +183,9 @@ def merge_submissions(
 
 @dataclass(frozen=True)
 class _Merge(MaskCorrection[MergeList, MergeResult]):
-    """The `Correction` of a merge (`segmint.pipeline.corrections.correction`).
+    """`Correction` that merges submissions (`segmint.pipeline.corrections.correction`).
 
-    With `forget_taken`, making the plan also removes the submissions for images that were taken down.
+    With `forget_taken`, planning also removes the submissions for images that were taken down.
     """
 
     names: Names
@@ -244,7 +245,7 @@ def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> Merg
 
 
 def _count_unmerged(dataset: Location, row: Row, names: Names) -> int | None:
-    """Return the assignment whose last submission is neither merged nor compared with a merged one, or None."""
+    """Return the assignment whose last submission is neither merged nor compared with a merged submission, or None."""
     own = names[row["ordinal"]]
     assignment = assignment_to_merge(row["submission"], (name.assignment for name in own))
     others = [name for name in own if name.assignment != assignment]
@@ -263,7 +264,10 @@ def _count_unmerged(dataset: Location, row: Row, names: Names) -> int | None:
 
 
 def _read(dataset: Location, wanted: Names) -> dict[int, list[Submission] | SubmissionError]:
-    """Read each image's submissions, or an error if the last one is unreadable. Other unreadable ones are skipped."""
+    """Read each image's submissions. If an image's last submission is unreadable, return an error instead.
+
+    Other unreadable submissions are skipped.
+    """
 
     def read(ordinal: int) -> tuple[int, list[Submission] | SubmissionError]:
         try:
