@@ -1,7 +1,7 @@
 """Command line: assembles the commands, one file per command in `commands/`.
 
-A command's module is imported when the command runs or shows its help. Heavy modules are imported only when it runs, so
-that the help appears immediately.
+A command's module is only imported when the command runs or shows its help. Heavy modules are only imported when the
+command runs, so that help appears immediately.
 """
 
 import atexit
@@ -72,21 +72,24 @@ PANELS = {
         "train": CommandPlace("engine.train", "train", "Train SAM or an object detector, or resume a run."),
     },
 }
-"""Commands by the panel of `segmint --help` that lists them, in display order."""
+"""Commands in display order, grouped by their panel in `segmint --help`."""
 
 _PLACES = {name: place for panel in PANELS.values() for name, place in panel.items()}
 _PACKAGES = ("torch", "torchvision", "numpy", "ray", "pyarrow", "pillow", "opencv-python-headless", "duckdb")
 
 
 class Commands(typer.core.TyperGroup):
-    """Group of all commands, which only imports the requested ones, and lists them in panels without importing any."""
+    """Group of all commands.
+
+    It only imports requested commands, and lists the commands in panels without importing any.
+    """
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the command names in the order of the panels."""
         return list(_PLACES)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command. If no command has this name, load all of them for "Did you mean"."""
+        """Return a command. If no command has this name, load all commands, so that typer can suggest similar names."""
         for name in [cmd_name] if cmd_name in _PLACES else _PLACES:
             if name not in self.commands:
                 self.commands[name] = _load(name)
@@ -125,19 +128,19 @@ app = typer.Typer(
 def main() -> None:
     """Run `segmint` and end the process with its exit code."""
     stop_on_signals()
-    # Threads that spin while they wait take cores from the processes that they wait for. A prompt then takes twenty
-    # times as long. torch's thread library reads this variable only once, when it loads.
+    # Threads that spin while they wait take cores from the processes that they wait for, which makes a prompt take
+    # twenty times as long. torch's thread library reads this variable only once, when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(prog_name="segmint")
     except SystemExit as end:
         # Arrow's threads release Python objects shortly after a read returns. If the interpreter is already being
-        # finalized then, the process dies ("terminate called without an active exception"), so end it as
-        # multiprocessing does.
-        if not is_stopping():  # otherwise, threads that retry a request could hold up the end
+        # finalized at that moment, the process crashes ("terminate called without an active exception"). Therefore,
+        # end the process like multiprocessing does.
+        if not is_stopping():  # otherwise, threads that retry a request could delay the exit
             threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        with suppress(OSError):  # the interpreter reports it when it is finalized
+        with suppress(OSError):  # the interpreter reports the error when it is finalized
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else bool(end.code))

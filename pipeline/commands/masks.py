@@ -160,7 +160,7 @@ def masks(
 
 
 def _open(planned: "MasksPlan", results: "list[ImageResult]", images: list[str]) -> None:
-    """Show the photographs that have masks in the viewer, or the whole folder if it contains the masks as well."""
+    """Open the viewer for the photographs that have masks, or for the whole folder if it also contains the masks."""
     from segmint.pipeline.commands.common.folder import photographs_to_view
     from segmint.pipeline.commands.quality.view import show_dataset, show_folder
     from segmint.pipeline.corrections.folder.images import is_photograph_folder
@@ -192,7 +192,10 @@ def _check_flags(prompted: bool, settings: list[str], *, all_masks: bool, full_f
 
 
 def _split(overrides: list[str], *, automatic: bool, profile: Profile) -> tuple[list[str], list[str]]:
-    """Return the overrides of `masks:` and of `release:`. Raises `UsageError` if the frame isn't a released one."""
+    """Split overrides into those of `masks:` and of `release:`.
+
+    Raises `UsageError` if the frame isn't a released frame.
+    """
     from segmint.pipeline.masks.options import RELEASE
 
     released = [override for override in overrides if override.strip().startswith(RELEASE)]
@@ -239,7 +242,7 @@ def _run(
 
 
 class _Display:
-    """Prints a line per photograph. On a terminal, it also shows progress bars, which `stack` closes."""
+    """Display of a line per photograph and, on a terminal, of progress bars, which `stack` closes."""
 
     def __init__(self, planned: "MasksPlan", stack: ExitStack) -> None:
         self._planned, self._done, self._bars = planned, 0, None
@@ -274,14 +277,14 @@ class _Display:
 
 
 def _left(planned: "MasksPlan", results: "list[ImageResult]") -> float | None:
-    """Estimate the remaining seconds from the photographs processed so far, or return None before the first one."""
+    """Estimate the remaining seconds from the photographs processed so far. Return None before the first photograph."""
     made = [result.seconds for result in results if result.outcome == "made"]
     waiting = planned.work.photographs - sum(result.outcome != "skipped" for result in results)
     return sum(made) / len(made) * waiting if made and waiting > 0 else None
 
 
 def _sum_up(planned: "MasksPlan", results: "list[ImageResult]") -> None:
-    """Print a summary: counts by outcome, photographs without masks and why, where the masks are, and how to retry."""
+    """Print a summary: counts by outcome, errors by photograph, the location of the masks, and how to retry."""
     folder, total = planned.outputs.folder, len(planned.outputs.tasks)
     outcomes = Counter(result.outcome for result in results)
     if total > 1 and results:

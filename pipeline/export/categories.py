@@ -16,7 +16,7 @@ from segmint.infra.wording import counted, some
 from segmint.pipeline.export.formats import Format
 
 OBJECT = "object"
-"""Category of the masks without a label."""
+"""Category of masks without a label."""
 
 _THREADS = 16  # for stores, whose requests take most of the time
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -26,18 +26,19 @@ _LIMITS: Mapping[Format, tuple[Callable[[str], bool], str]] = {
         lambda name: len(name) > _LONGEST_IN_CVAT or bool(_CONTROL.search(name)),
         f"at most {_LONGEST_IN_CVAT} characters, and no line breaks or other control characters",
     ),
-    # The labeling interface is XML, in which `$name` is a value of the task's data.
+    # In the XML of a labeling interface, `$name` stands for a value of the task's data.
     Format.LABEL_STUDIO: (
         lambda name: bool(re.search(r"[\x00-\x1f\x7f\ufffe\uffff]|\$[\w\[\].{}]", name)) or name != name.strip(),
         "no control characters, no spaces at the start or end, and no $ before a word",
     ),
 }
-"""Formats that can't hold every label: a test for labels that they can't, and a description of those that they can."""
+"""Formats that can't hold every label, each with a test that detects invalid labels and a description of valid
+labels."""
 
 
 @dataclass(frozen=True)
 class Categories:
-    """Names of categories by their number, from 0. If a mask's label isn't a category, the mask belongs to `object`."""
+    """Names of categories, numbered from 0. A mask whose label isn't a category belongs to `object`."""
 
     names: tuple[str, ...] = (OBJECT,)
 
@@ -51,7 +52,7 @@ class Categories:
         return {name: number for number, name in enumerate(self.names)}
 
     def number_of(self, label: str | None) -> int:
-        """Return the number of a mask's category, from its label."""
+        """Return the number of the category for a mask's label."""
         return self._numbers.get(label or OBJECT, self._numbers[OBJECT])
 
     def name_of(self, mask: MaskAnnotation) -> str:
@@ -67,7 +68,7 @@ class Categories:
 
 
 def count_labels(dataset: Dataset) -> Counter[str]:
-    """Count the masks with each label in all shards. Memory grows only with the number of distinct labels."""
+    """Count the masks per label in all shards. Memory only grows with the number of distinct labels."""
     counts: Counter[str] = Counter()
     for of_shard in map_ahead(dataset.count_labels, dataset.commits(), _THREADS, _THREADS, "count-labels"):
         counts.update(of_shard)
@@ -76,11 +77,11 @@ def count_labels(dataset: Dataset) -> Counter[str]:
 
 
 def choose_categories(format: Format, labels: Mapping[str, int], vocabulary: Sequence[str] | None = None) -> Categories:
-    """Return the categories of a dataset with these labels and their numbers of masks.
+    """Choose the categories for a dataset. `labels` maps each label to its number of masks.
 
-    `object` is the first category. The others are the vocabulary, or the labels sorted by code point. If the vocabulary
-    contains `object`, it determines the place of `object`. Raises `UsageError` for labels that aren't in the
-    vocabulary, and for categories that the format can't hold.
+    The first category is `object`. The other categories are the names in the vocabulary or, without a vocabulary, the
+    labels sorted by code point. If the vocabulary contains `object`, `object` keeps its place there. Raises
+    `UsageError` for labels that aren't in the vocabulary, and for categories that the format can't hold.
     """
     if vocabulary is not None and (unknown := labels.keys() - {*vocabulary, OBJECT}):
         listing = some([f"{_quoted(label)} ({counted(labels[label], 'mask')})" for label in sorted(unknown)])
@@ -103,9 +104,9 @@ def read_vocabulary(file: Location) -> tuple[str, ...]:
 
 
 def parse_vocabulary(data: bytes, name: str) -> tuple[str, ...]:
-    """Return the labels of a vocabulary file with one label per line; `name` is the file's name in errors.
+    """Parse a vocabulary file with one label per line, and return the labels. Errors name the file as `name`.
 
-    Raises `UsageError`, with the number of the line, for blank lines, repeated labels, and text that isn't UTF-8.
+    Raises `UsageError` with the line number for blank lines, repeated labels, and text that isn't UTF-8.
     """
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if lines[-1] == b"":

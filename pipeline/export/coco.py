@@ -18,7 +18,7 @@ from segmint.model.automatic.rle import decompress
 from segmint.pipeline.export.categories import OBJECT, Categories
 
 RARE, COMMON = 10, 100
-"""Maximum number of images of a rare and of a common category in LVIS. All other categories are frequent."""
+"""Maximum number of images in a rare category and in a common category of LVIS. Larger categories are frequent."""
 
 _OPTIONAL = {"image_id": "catalog_image_id"} | {
     name: name for name in ("attribution", "provider", "source_url", "country")
@@ -26,15 +26,15 @@ _OPTIONAL = {"image_id": "catalog_image_id"} | {
 
 
 def uncompressed_rle(mask: MaskAnnotation) -> dict[str, Any]:
-    """Return a mask with size [height, width] and its run lengths as numbers."""
+    """Return a mask with its size [height, width] and its run lengths as numbers."""
     return {"size": list(mask.size), "counts": decompress(mask.counts).tolist()}
 
 
 def coco_annotations(sample: Sample, categories: Categories, compressed: bool) -> Iterator[dict[str, Any]]:
     """Yield the annotations of an image.
 
-    `bbox` is COCO's [x, y, width, height] as floats. It counts pixels, so a single pixel has width 1; in the dataset's
-    boxes, as in SA-1B, it has width 0.
+    `bbox` is COCO's [x, y, width, height] as floats. COCO counts pixels, so the box of a single pixel has width 1. In
+    the dataset's boxes, as in SA-1B, the same box has width 0.
     """
     boxes = coco.toBbox([mask.rle for mask in sample.masks]).tolist() if sample.masks else []
     for mask, box in zip(sample.masks, boxes, strict=True):
@@ -53,9 +53,10 @@ def coco_annotations(sample: Sample, categories: Categories, compressed: bool) -
 
 
 class CocoWriter:
-    """Writer that collects images and annotations in scratch files, and merges them at the end.
+    """Writer that collects images and annotations in scratch files and merges the files at the end.
 
-    `name` is the path of the file relative to the export's folder. With `lvis`, images and categories have LVIS's keys.
+    `name` is the path of the result relative to the export's folder. With `lvis`, images and categories contain LVIS's
+    keys.
     """
 
     def __init__(
@@ -97,15 +98,15 @@ class CocoWriter:
         self._images_of.update(numbers.keys())
         self._masks_of.update(numbers)
         if self._lvis:
-            # An image contains all masks of a category if a person confirmed that no mask is missing.
+            # The masks of a category are only exhaustive if a person confirmed that no mask of the image is missing.
             partial = [] if row["complete"] else [number + 1 for number in sorted(numbers)]
-            optional |= {"coco_url": f"images/{image_name(sample.id)}"}  # tools take the last two parts
+            optional |= {"coco_url": f"images/{image_name(sample.id)}"}  # tools use the last two parts of the path
             optional |= {"neg_category_ids": [], "not_exhaustive_category_ids": partial}
         self._images.extend([image | optional])
         self._annotations.extend(coco_annotations(sample, self._categories, self._compressed))
 
     def finish(self) -> dict[str, Path]:
-        """Return the export's files by relative path. The last one completes the export."""
+        """Return the export's files by relative path. The last file completes the export."""
         head = {
             "info": {
                 "description": self._manifest.name,
@@ -146,7 +147,7 @@ class CocoWriter:
 
 
 class JsonItems:
-    """Items of a JSON array, collected in a file, one per line."""
+    """Items of a JSON array, collected in a file with one item per line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -154,7 +155,7 @@ class JsonItems:
         path.write_text("", encoding="utf-8")
 
     def extend(self, values: Iterable[Any]) -> None:
-        """Append items. Raises `ValueError` for NaN and infinities, which JSON does not support."""
+        """Append items. Raises `ValueError` for NaN and infinities, which JSON doesn't support."""
         with self._path.open("a", encoding="utf-8") as file:
             for value in values:
                 file.write(",\n" if self.count else "")
@@ -162,7 +163,7 @@ class JsonItems:
                 self.count += 1
 
     def copy_into(self, target: TextIO) -> None:
-        """Write the array, including brackets, to an open file."""
+        """Write the array with its brackets to an open file."""
         target.write("[\n")
         with self._path.open(encoding="utf-8") as file:
             shutil.copyfileobj(file, target, 1 << 16)

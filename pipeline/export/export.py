@@ -32,32 +32,33 @@ from segmint.pipeline.export.yolo import YoloWriter
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Files = Mapping[str, Path] | Mapping[str, bytes]
-"""Contents or local paths of files, by path relative to the export's folder."""
+"""Contents or local paths of files, keyed by path relative to the export's folder."""
 
 
 class SampleWriter(Protocol):
-    """Writer of a format, which collects samples and makes the files."""
+    """Writer of a format. It collects samples and creates the files."""
 
     def add(self, sample: Sample) -> Files | None:
-        """Add an image with its masks, and return the files that it completes, by relative path."""
+        """Add an image with its masks. Return the files that are now complete, by relative path."""
 
     def finish(self) -> dict[str, Path]:
-        """Return the files by relative path; the last one completes the export."""
+        """Return the remaining files by relative path. The last file completes the export."""
 
 
 @runtime_checkable
 class NotesWriter(Protocol):
-    """A writer that reports notes about its output."""
+    """Writer with notes for the user about its output."""
 
     def notes(self) -> list[str]:
-        """Return lines for the user, after `finish`."""
+        """Return lines for the user. Call this after `finish`."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Scope of an export: a range of shards [A, B), a part of them, or all, and the number of images in a `sample`.
+    """Scope of an export.
 
-    The `vocabulary` lists the categories in order.
+    `shards` is a range of shards [A, B), a part of all shards, or None for all. `sample` is the number of images to
+    draw, or None for all. `vocabulary` lists the categories in order.
     """
 
     format: Format
@@ -89,17 +90,19 @@ class ExportResult:
 def export_dataset(location: Location, options: ExportOptions, output: Location) -> ExportResult:
     """Write the committed images of the dataset at `location` to the folder `output`, local or in a bucket.
 
-    The system's temporary folder stores the JSON until it is complete, so memory doesn't grow with the number of
-    images. Raises `UsageError` if the dataset or a shard doesn't exist, if `output` already contains an export, if the
-    format or the vocabulary doesn't allow a label, and for Hugging Face if the dataset isn't for publication. Raises
-    `UnfinishedError` if the temporary folder is full.
+    The JSON stays in the system's temporary folder until it is complete, so memory doesn't grow with the number of
+    images.
+
+    Raises `UsageError` if the dataset or a shard doesn't exist, if `output` already contains an export, or if the
+    format or the vocabulary doesn't allow a label. For Hugging Face, also raises `UsageError` if the dataset isn't for
+    publication. Raises `UnfinishedError` if the temporary folder is full.
     """
     dataset = Dataset.open(location)
     if options.format is Format.HF:
         require_published(dataset.manifest, location, "exported for Hugging Face")
     file = output / MAIN_FILES[options.format]
     refuse_existing(location, output, file)
-    commits = dataset.log.committed()  # first, because `OutputFolder` compares them with those at the end
+    commits = dataset.log.committed()  # read first, because `OutputFolder` compares them with the commits at the end
     shards = frozenset(choose_shards(dataset.manifest.shards, options.shards)) & commits.keys()
     version = name_now(location)
     categories = choose_categories(options.format, count_labels(dataset), options.vocabulary)
@@ -140,7 +143,7 @@ def make_writer(
     with_images: bool = True,
     most: int | None = None,
 ) -> SampleWriter:
-    """Return the writer of a format, which keeps files for `output` in the folder `scratch` until they are complete.
+    """Return the writer of a format. It keeps the files for `output` in the folder `scratch` until they are complete.
 
     Without `categories`, the writer ignores labels. `most` is the maximum number of masks per Label Studio task.
     """
@@ -182,15 +185,15 @@ def write_samples(
     with_images: bool = True,
     pictures_apart: bool = True,
 ) -> ExportResult:
-    """Write the samples' images as they arrive, then the writers' files in order. `file` is the main file.
+    """Write each sample's image when it arrives, and then the writers' files in order. `file` is the main file.
 
     `version` is the dataset version of the samples. With `pictures_apart=False`, the writers store the images
-    themselves. Each file appears only when it is complete, so an interrupted export has no main file. A rerun keeps
-    files that have the same bytes.
+    themselves. Each file only appears when it is complete, so an interrupted export has no main file. A rerun keeps
+    files with the same bytes.
 
-    Raises `UsageError` at the first per-image file that exists with different bytes. All other files of the writers are
-    compared before any of them is written, and the error lists those that differ. Raises the errors of
-    `OutputFolder.complete` before the last file is written.
+    Raises `UsageError` at the first per-image file that exists with different bytes. Before any of the writers' other
+    files is written, all of them are compared with existing files, and the error lists the files that differ. Raises
+    the errors of `OutputFolder.complete` before the last file is written.
     """
     output = folder.location
     images = masks = pictures = 0
@@ -221,7 +224,10 @@ def write_samples(
 
 
 def _put_part(content: bytes | Path, scratch: Path, folder: OutputFolder, name: str) -> None:
-    """Write an image, or another file that is complete before all samples are read. Scratch files are moved."""
+    """Write an image, or another file that is complete before all samples are read.
+
+    A scratch file is moved, not copied.
+    """
     if isinstance(content, Path):
         local = content
     else:

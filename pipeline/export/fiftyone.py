@@ -19,7 +19,7 @@ from segmint.pipeline.export.coco import JsonItems
 from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
 
 FIELD = "masks"
-"""Name of the samples' field that contains the masks."""
+"""Name of the field for masks in each sample."""
 
 SCHEMA_VERSION = "1.0.0"
 """FiftyOne release whose schema the export uses. Later releases migrate the export when they read it."""
@@ -28,7 +28,7 @@ _CORE = "fiftyone.core"
 
 
 class FiftyOneWriter:
-    """Writer that collects samples in a scratch file; masks go to their files image by image."""
+    """Writer that collects samples in a scratch file and returns each image's mask files immediately."""
 
     def __init__(
         self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories | None = None
@@ -40,7 +40,7 @@ class FiftyOneWriter:
         self._samples = JsonItems(scratch / "samples.part")
 
     def add(self, sample: Sample) -> dict[str, bytes]:
-        """Add an image, and return the files of its masks by relative path."""
+        """Add an image. Return the files of its masks by relative path."""
         files: dict[str, bytes] = {}
         detections = []
         boxes = coco.toBbox([mask.rle for mask in sample.masks]).astype(int) if sample.masks else ()
@@ -66,7 +66,7 @@ class FiftyOneWriter:
         return files
 
     def finish(self) -> dict[str, Path]:
-        """Return the export's files by relative path; the last one completes the export."""
+        """Return the export's files by relative path. The last file completes the export."""
         metadata, samples = self._scratch / "metadata.json", self._scratch / "samples.json"
         metadata.write_text(json.dumps(self._metadata(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         with samples.open("w", encoding="utf-8") as file:
@@ -93,7 +93,7 @@ class FiftyOneWriter:
         }
 
     def _number(self, kind: str, id: int) -> str:
-        """Return the hexadecimal id of an object of this dataset, which is the same in every export of a version."""
+        """Return the hexadecimal id of an object in this dataset. It is the same in every export of a version."""
         return hashlib.sha256(f"{self._digest}:{kind}:{id}".encode()).hexdigest()
 
     def _metadata(self) -> dict[str, Any]:
@@ -121,9 +121,10 @@ class FiftyOneWriter:
 
 
 def relative_box(box: tuple[int, int, int, int], width: int, height: int) -> list[float]:
-    """Return a pixel box (x, y, width, height) relative to the image, from which FiftyOne recovers the same pixels.
+    """Convert a pixel box (x, y, width, height) to a relative box from which FiftyOne recovers the same pixels.
 
-    FiftyOne multiplies by the image's sides and truncates the result, so 43 / 60 would become pixel 42.
+    FiftyOne multiplies by the image's sides and truncates the result. Without correction, 43 / 60 would become pixel
+    42.
     """
     x, y, w, h = (int(value) for value in box)
     (left, across), (top, down) = _relative(x, w, width), _relative(y, h, height)
@@ -139,13 +140,13 @@ def _relative(start: int, length: int, side: int) -> tuple[float, float]:
 
 
 def _at_least(pixel: int, side: int) -> float:
-    """Return `pixel` relative to `side`, rounded up if truncation would lose the pixel."""
+    """Return `pixel` relative to `side`. If truncation would lose the pixel, round up."""
     part = pixel / side
     return part if int(side * part) == pixel else float(np.nextafter(part, 1.0))
 
 
 def _png(mask: np.ndarray[Any, Any]) -> bytes:
-    """Encode pixels (height, width) bool as a PNG with 0 and 255."""
+    """Encode pixels (height, width) bool as a PNG with the values 0 and 255."""
     encoded = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(encoded, "PNG")
     return encoded.getvalue()
@@ -201,7 +202,7 @@ def _field(
     db_field: str | None = None,
     read_only: bool = False,
 ) -> dict[str, Any]:
-    """Return a field of FiftyOne's schema in the form that its exporter writes."""
+    """Return a field of FiftyOne's schema in the form that FiftyOne's exporter writes."""
     return {
         "name": name,
         "ftype": f"{_CORE}.fields.{kind}",

@@ -20,11 +20,14 @@ FOLDERS = frozenset({"annotations", "data", "fields", "images", "labels", "masks
 
 
 class OutputFolder:
-    """Folder for files derived from a dataset. The dataset records the folder before the first file is written.
+    """Folder for files derived from a dataset.
 
-    A takedown therefore lists the folder even if the export is running or was interrupted. `segmint-files.jsonl` lists
-    the files with their SHA-256; until the export is complete, it only contains its first line, which identifies the
-    export. Memory grows with the number of files that an interrupted run left in the folder.
+    The dataset records the folder before the first file is written. A takedown therefore lists the folder even if the
+    export is still running or was interrupted.
+
+    `segmint-files.jsonl` lists the files with their SHA-256. Until the export is complete, this list only contains its
+    first line, which identifies the export. Memory grows with the number of files that an interrupted run left in the
+    folder.
     """
 
     def __init__(
@@ -36,9 +39,9 @@ class OutputFolder:
         scratch: Path,
         commits: Mapping[int, int] | None = None,
     ) -> None:
-        """Record the folder in the dataset, and list its existing files. The list is kept in the folder `scratch`.
+        """Record the folder in the dataset and list its existing files. The list is kept in the folder `scratch`.
 
-        `commits` are the generations by shard at the export's start (default: now).
+        `commits` maps each shard to its generation at the start of the export (default: now).
 
         Raises `UsageError`, before anything is written, if the folder contains files from an export of another dataset
         or version, or from another command.
@@ -65,7 +68,10 @@ class OutputFolder:
         self._folders: Counter[str] = Counter()  # number of files of this run per subfolder
 
     def wrote(self, name: str, file: Path) -> None:
-        """List a file once that this run writes or finds unchanged, by its path relative to the folder."""
+        """List a file by its path relative to the folder.
+
+        Call this once for each file that this run writes or finds unchanged.
+        """
         self._left.discard(name)
         if "/" in name:
             self._folders[_top(name)] += 1
@@ -77,12 +83,12 @@ class OutputFolder:
     def complete(self, name: str, file: Path) -> None:
         """Check the folder before its last file is written, add that file to the list, and write the list.
 
-        Raises `UsageError` if a subfolder that tools read as a whole contains files from elsewhere, because these may
-        show images that were taken down. Raises `UnfinishedError` if files were added or deleted in the meantime, or if
-        a shard was replaced since the start.
+        Raises `UsageError` if a subfolder that tools read as a whole contains files from elsewhere, because these files
+        may show images that were taken down. Raises `UnfinishedError` if files were added or deleted in the meantime,
+        or if a shard was replaced since the start.
         """
         if "/" in name:
-            self._folders[_top(name)] += 0  # other files there aren't part of this export, either
+            self._folders[_top(name)] += 0  # check this subfolder for foreign files, even if it's otherwise empty
         if left := sorted(each for each in self._left - {name} if _top(each) in self._folders):
             raise UsageError(self._not_ours(left))
         others = (entry.name for entry in self.location.walk() if entry.name != name)

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Format(StrEnum):
-    """The tool or format to export to."""
+    """Tool or format to export to."""
 
     COCO = "coco"
     LVIS = "lvis"
@@ -26,4 +26,4 @@ MAIN_FILES = {
     Format.HF: "README.md",
     Format.GEOJSON: "index.json",
 }
-"""Main file of each format, which is written last and completes an export."""
+"""Main file of each format. It is written last and completes an export."""

@@ -18,7 +18,7 @@ from segmint.pipeline.export.provenance import credits_of, describe_dataset
 
 
 class GeoJsonWriter:
-    """Writer of one feature collection per image, and a list of the images."""
+    """Writer of one feature collection per image, and a list of all images."""
 
     def __init__(
         self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories | None = None
@@ -29,7 +29,7 @@ class GeoJsonWriter:
         self._images = JsonItems(scratch / "images.part")
 
     def add(self, sample: Sample) -> dict[str, bytes]:
-        """Add an image, and return the file of its masks by relative path."""
+        """Add an image. Return the file of its masks by relative path."""
         row = sample.row
         image = {"id": sample.id, "file_name": image_name(sample.id), "width": row["width"], "height": row["height"]}
         image |= credits_of(row)
@@ -44,7 +44,7 @@ class GeoJsonWriter:
         return {name: f"{text}\n".encode()}
 
     def finish(self) -> dict[str, Path]:
-        """Return the export's files by relative path; the last one completes the export."""
+        """Return the export's files by relative path. The last file completes the export."""
         name = MAIN_FILES[Format.GEOJSON]
         path = self._scratch / name
         with path.open("w", encoding="utf-8") as file:
@@ -55,10 +55,10 @@ class GeoJsonWriter:
 
 
 def feature_of(mask: MaskAnnotation, categories: Categories) -> dict[str, Any]:
-    """Return a mask as a feature whose polygons follow the edges of its pixels, with x to the right and y down.
+    """Convert a mask to a feature. Its polygons follow the edges of the pixels, with x to the right and y down.
 
-    A mask with one part becomes a `Polygon`, and a mask with several parts a `MultiPolygon`. An empty mask has no
-    geometry.
+    A mask with a single part becomes a `Polygon`. A mask with several parts becomes a `MultiPolygon`. An empty mask has
+    no geometry.
     """
     polygons = [[[*ring, ring[0]] for ring in rings] for rings in edge_polygons(mask.mask)]
     geometry: dict[str, Any] | None = {"type": "MultiPolygon", "coordinates": polygons}
@@ -81,19 +81,19 @@ def feature_of(mask: MaskAnnotation, categories: Categories) -> dict[str, Any]:
 
 Mask = np.ndarray[Any, Any]
 Ring = list[tuple[int, int]]
-"""Corners of a ring, x and y between pixels: pixel (0, 0) extends from corner (0, 0) to (1, 1)."""
+"""Corners of a ring. x and y lie between pixels: pixel (0, 0) extends from corner (0, 0) to (1, 1)."""
 
 _RIGHT, _DOWN, _LEFT, _UP = range(4)
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 _INSIDE = ((0, 0), (0, -1), (-1, -1), (-1, 0))
-"""Pixel (row, column) on the right-hand side when leaving a corner in each direction, relative to that corner."""
+"""Pixel (row, column) on the right-hand side when leaving a corner in each direction, relative to the corner."""
 
 
 def edge_polygons(mask: Mask) -> list[list[Ring]]:
-    """Return the parts of a mask (height, width) bool, each as its outer ring and its holes, not closed.
+    """Trace the parts of a mask (height, width) bool. Each part is its outer ring followed by its holes, not closed.
 
-    Parts are 4-connected. Rings are valid in GeoJSON: outer rings turn from x to y, holes turn the other way, and no
-    ring touches itself. A hole may touch another ring in a corner.
+    Parts are 4-connected. The rings are valid in GeoJSON: outer rings turn from x to y, holes turn the other way, and
+    no ring touches itself. A hole may touch another ring in a corner.
     """
     if not mask.any():
         return []
@@ -118,7 +118,7 @@ def edge_polygons(mask: Mask) -> list[list[Ring]]:
 def _rings(mask: Mask) -> list[Ring]:
     """Trace the edges from corner to corner, with the mask on the right-hand side. Turn right where two parts touch."""
     padded = np.pad(mask, 1).astype(np.uint8)
-    # The outgoing edges at each corner that have the mask on their right.
+    # Mark each corner's outgoing edges that have the mask on their right-hand side.
     corners = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     top_left, top_right, low_left, low_right = (corner.astype(bool) for corner in corners)
     leaving = np.stack(
@@ -151,7 +151,7 @@ def _rings(mask: Mask) -> list[Ring]:
         path: list[int] = []
         seen: dict[int, int] = {}
         while True:
-            if corner in seen:  # the ring touches itself, so the path in between is a separate ring
+            if corner in seen:  # the ring touches itself here, so split off the path in between as a separate ring
                 first = seen[corner]
                 rings.append([points[place] for place in path[first:]])
                 for place in path[first:]:
@@ -168,7 +168,7 @@ def _rings(mask: Mask) -> list[Ring]:
 
 
 def _area(ring: Ring) -> int:
-    """Return twice the area of a ring, positive if it turns from x to y."""
+    """Return twice the area of a ring. The result is positive if the ring turns from x to y."""
     points = np.array(ring, np.int64)
     after = np.roll(points, -1, axis=0)
     return int((points[:, 0] * after[:, 1] - after[:, 0] * points[:, 1]).sum())

@@ -22,10 +22,10 @@ from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
 
 DATA = "data/train-*.parquet"
-"""Pattern of an export's data files in its card."""
+"""Pattern for an export's data files, as written in its card."""
 
 GROUP_BYTES = 32 << 20
-"""Bytes of images and masks per row group, which bounds the memory of an export."""
+"""Bytes of images and masks per row group. This limits the memory of an export."""
 
 FILE_BYTES = 384 << 20
 """Bytes of images and masks after which a new file starts."""
@@ -67,9 +67,9 @@ _COLUMNS = {
 class HuggingFaceWriter:
     """Writer of rows to Parquet files in `scratch`. `add` returns each file when it is complete.
 
-    A row contains `masks`, which are 1-bit PNGs of the image's size, and `objects`, which describe them in the same
-    order. Without images, there is no `image` column. Without labels, there are no fields about labels. `group_bytes`
-    and `file_bytes` limit row groups and files.
+    Each row contains the lists `masks` and `objects` in the same order. `masks` are 1-bit PNGs of the image's size, and
+    `objects` describe them. Without images, there is no `image` column. Without labels, `objects` contain no fields
+    about labels. `group_bytes` limits the row groups, and `file_bytes` the files.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class HuggingFaceWriter:
         self._licenses: set[str] = set()
 
     def add(self, sample: Sample) -> dict[str, Path]:
-        """Add an image with its masks, and return the file that it completes, if any, by relative path."""
+        """Add an image with its masks. If this completes a file, return the file by relative path."""
         row = sample.row
         masks = [{"bytes": _png(mask), "path": f"{mask.id}.png"} for mask in sample.masks]
         image = None if sample.jpeg is None else {"bytes": sample.jpeg, "path": image_name(sample.id)}
@@ -113,7 +113,7 @@ class HuggingFaceWriter:
         return self._close() if self._written >= file else {}
 
     def finish(self) -> dict[str, Path]:
-        """Return the last Parquet file and the card by relative path; the card completes the export."""
+        """Return the last Parquet file and the card by relative path. The card completes the export."""
         last = self._close() if self._rows or self._writer is not None or not self._files else {}
         card = self._scratch / "README.md"
         card.write_text(self._card(), encoding="utf-8")
@@ -157,7 +157,7 @@ class HuggingFaceWriter:
             "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA}]}],
         }
         header = yaml_text(front)
-        # The name is untrusted text. As inline code, it's neither Markdown nor HTML.
+        # The name is untrusted text. Inline code prevents it from acting as Markdown or HTML.
         name = _code(about["name"])
         facts = "\n".join(f"- {key}: `{_code(str(value))}`" for key, value in about.items() if key != "name")
         return _CARD.format(
@@ -168,7 +168,7 @@ class HuggingFaceWriter:
 
 
 def schema_of(with_images: bool, categories: Categories | None = None) -> pa.Schema:
-    """Return the schema of the files, with metadata that marks images and categories for `datasets`."""
+    """Return the schema of the files. Its metadata tells `datasets` which columns are images and categories."""
     columns = {name: kind for name, kind in _COLUMNS.items() if with_images or name != "image"}
     features = {name: _feature(kind) for name, kind in columns.items()}
     if categories is not None and categories.is_labeled:
@@ -190,7 +190,7 @@ def _feature(kind: pa.DataType) -> Any:
 
 
 def _code(text: str) -> str:
-    """Return text for inline code in Markdown."""
+    """Return text that is safe as inline code in Markdown."""
     return without_turning(re.sub(r"[`\s]+", " ", text))
 
 

@@ -21,7 +21,7 @@ IMAGE_KEY = "segmint_id"
 """Key of a task's data that contains the image id."""
 
 MASKS_PER_TASK = 100
-"""Maximum masks per task, above which Label Studio's editor becomes too slow."""
+"""Maximum number of masks per task. Label Studio's editor is too slow for more masks."""
 
 _COLORS = (
     "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
@@ -50,7 +50,7 @@ def image_url(folder: str, image: int) -> str:
 
 
 def brush_region(mask: MaskAnnotation, categories: Categories) -> dict[str, Any]:
-    """Return a mask as a region of the labeling interface, with the annotation's id."""
+    """Convert a mask to a region of the labeling interface. The region's id is the annotation's id."""
     height, width = mask.size
     return {
         "id": str(mask.id),
@@ -72,8 +72,8 @@ def brush_region(mask: MaskAnnotation, categories: Categories) -> dict[str, Any]
 class TasksWriter:
     """Writer that collects tasks in a scratch file, each with its masks as a prediction.
 
-    Masks that nobody has checked are predictions, so they differ from masks that were approved. `folder` is the
-    export's folder. An image with more than `most` masks becomes several tasks.
+    Nobody has checked these masks yet. As predictions, they remain distinct from approved masks. `folder` is the
+    export's folder. If an image has more than `most` masks, it is split into several tasks.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class TasksWriter:
         parts = [regions[first : first + size] for first in range(0, len(regions), size)] or [[]]
         for number, part in enumerate(parts, 1):
             prediction = {"model_version": self._model, "result": part}
-            # Label Studio assigns the ids of a split image's tasks, because there are no unique ids for them.
+            # A split image has no unique id for each of its tasks, so let Label Studio assign the ids.
             whole = {"id": sample.id} if len(parts) == 1 else {}
             said = {} if len(parts) == 1 else {PART_KEY: f"{number}/{len(parts)}"}
             task = {**whole, "data": data | said | credit, "meta": self._meta, "predictions": [prediction]}
@@ -122,7 +122,7 @@ class TasksWriter:
         ]
 
     def finish(self) -> dict[str, Path]:
-        """Return the export's files by relative path; the last one completes the export."""
+        """Return the export's files by relative path. The last file completes the export."""
         config, path = self._scratch / LABEL_CONFIG, self._scratch / MAIN_FILES[Format.LABEL_STUDIO]
         config.write_text(labeling(self._categories), encoding="utf-8")
         with path.open("w", encoding="utf-8") as file:

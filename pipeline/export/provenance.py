@@ -8,17 +8,17 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.versions.record import VersionName
 
 CREDITS = ("image_id", "license", "license_url", "attribution", "provider", "source_url", "country")
-"""Keys of the result of `credits_of`; `image_id` is the catalog's."""
+"""Keys in the result of `credits_of`. `image_id` is the id in the catalog."""
 
 
 def credits_of(row: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return an image's catalog id, license, author, and source, with None for unknown values."""
+    """Return an image's catalog id, license, author, and source. Unknown values are None."""
     known = {**row, "license_url": license_url(row["license"])}
     return {name: known[name] for name in CREDITS}
 
 
 def describe_dataset(manifest: DatasetManifest, version: VersionName) -> dict[str, Any]:
-    """Return a dataset's name, the model that made its masks, and its version, as JSON values."""
+    """Return a dataset's name and version, and the model that made its masks, as JSON values."""
     return {
         "name": manifest.name,
         "model": manifest.weights.name,

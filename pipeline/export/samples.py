@@ -10,12 +10,12 @@ from segmint.infra.progress import track
 
 
 def draw_key(seed: int, image: int) -> bytes:
-    """Return an image's draw key. The images with the lowest keys are drawn."""
+    """Return an image's draw key. A sample consists of the images with the lowest keys."""
     return hashlib.sha256(f"{seed}:{image}".encode()).digest()
 
 
 def draw_images(dataset: Dataset, shards: Collection[int], count: int, seed: int) -> list[int]:
-    """Draw `count` images of some shards, or all if there are fewer, and return their ids in ascending order.
+    """Draw `count` images from some shards, or all images if there are fewer. Return the ids in ascending order.
 
     Memory only grows with the number of images drawn.
     """
@@ -28,7 +28,10 @@ def draw_images(dataset: Dataset, shards: Collection[int], count: int, seed: int
 
 
 def read_images(dataset: Dataset, shards: Collection[int], images: Sequence[int] | None) -> Iterator[Sample]:
-    """Yield the samples of shards in order: all, or only `images` (ascending ids). Shards without these aren't read."""
+    """Yield the samples of the shards in order: all samples, or only those with an id in `images` (ascending).
+
+    Shards without any of `images` aren't read.
+    """
     for commit in track(dataset.commits(shards), "shards", len(shards)):
         if images is None:
             yield from dataset.shard(commit)

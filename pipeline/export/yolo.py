@@ -1,8 +1,9 @@
 """Export to YOLO segmentation labels: one text file per image, one polygon per mask, with bridges to holes and parts.
 
 A polygon is one closed path through the centers of a mask's border pixels. Ultralytics rasterizes labels with
-`cv2.fillPoly`, which fills a path by the even-odd rule and paints the pixels on the path. The path crosses a bridge in
-both directions, so a bridge adds only its own pixels. Bridges to holes run inside the mask and add none.
+`cv2.fillPoly`, which fills a path by the even-odd rule and paints the pixels on the path. The path crosses each bridge
+once in both directions, so a bridge only adds its own pixels to the mask. A bridge to a hole runs inside the mask and
+therefore adds no pixels.
 """
 
 import csv
@@ -25,7 +26,7 @@ from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.provenance import describe_dataset
 
 LEAST_IOU = 0.99
-"""Minimum IoU of a mask and its rasterized polygon. Masks below it get no label."""
+"""Minimum IoU of a mask and its rasterized polygon. A mask with a lower IoU gets no label."""
 
 LEFT_OUT = "left_out.csv"
 ATTRIBUTIONS = "attributions.csv"
@@ -37,7 +38,8 @@ Mask = np.ndarray[Any, Any]
 Points = np.ndarray[Any, Any]
 
 MOST_PARTS = 200
-"""Maximum number of parts to join per mask, largest first. It is limited because each pair's distance is computed."""
+"""Maximum number of parts to join per mask, largest first. The number is limited because joining computes the distance
+between every pair of parts."""
 
 _OUTER = -1
 
@@ -58,7 +60,7 @@ class YoloWriter:
         self._missing = 0
 
     def add(self, sample: Sample) -> dict[str, bytes]:
-        """Add an image, and return its label file by relative path."""
+        """Add an image. Return its label file by relative path."""
         lines, missing = [], []
         for mask in sample.masks:
             path, reason = polygon_of(mask)
@@ -74,7 +76,7 @@ class YoloWriter:
         return {f"labels/{image_stem(sample.id)}.txt": "".join(lines).encode("ascii")}
 
     def finish(self) -> dict[str, Path]:
-        """Return the export's files by relative path; the last one completes the export."""
+        """Return the export's files by relative path. The last file completes the export."""
         credits, data = self._scratch / ATTRIBUTIONS, self._scratch / "data.yaml"
         with self._rows.open(encoding="utf-8") as rows, credits.open("w", encoding="utf-8", newline="") as file:
             write_attributions_csv(map(json.loads, rows), file)
@@ -92,7 +94,7 @@ class YoloWriter:
 
 
 def polygon_of(mask: MaskAnnotation) -> tuple[Points, str | None]:
-    """Return the path of a mask as points (N, 2), and the reason if it cannot be a label."""
+    """Return the path of a mask as points (N, 2), and the reason if the path can't be a label."""
     pixels = mask.mask
     path = pixel_path(pixels)
     if len(path) < 3 or (path.max(axis=0) == path.min(axis=0)).any():
@@ -105,9 +107,10 @@ def polygon_of(mask: MaskAnnotation) -> tuple[Points, str | None]:
 
 
 def label_line(path: Points, size: tuple[int, int], number: int = 0) -> str:
-    """Return a line of a label file: its class `number`, and points x, y relative to the image's width and height.
+    """Return a line of a label file: the class `number`, and the points x, y relative to the image's width and height.
 
-    A point is the center of its pixel, so that truncating the product to whole pixels recovers it.
+    Each point is the center of its pixel. Multiplying by the image's size and truncating the product therefore recovers
+    the pixel.
     """
     height, width = size
     values: list[Any] = [f"{(x + 0.5) / width:.6f} {(y + 0.5) / height:.6f}" for x, y in path.tolist()]
@@ -116,23 +119,26 @@ def label_line(path: Points, size: tuple[int, int], number: int = 0) -> str:
 
 @dataclass
 class _Ring:
-    """Contour: its points (N, 2) as pixel x and y, and the rings attached to it, by the position of their bridge."""
+    """Contour: its points (N, 2) as pixel x and y, and the rings attached to it.
+
+    `hanging` maps the position of a bridge on this contour to the rings at its other end.
+    """
 
     points: Points
     start: int = 0
     hanging: dict[int, list["_Ring"]] = field(default_factory=dict)
 
     def hang(self, place: int, ring: "_Ring", start: int) -> None:
-        """Attach another ring with a bridge from this ring's point `place` to that ring's point `start`."""
+        """Attach another ring, with a bridge from point `place` of this ring to point `start` of the other ring."""
         ring.start = start
         self.hanging.setdefault(place, []).append(ring)
 
 
 def pixel_path(mask: Mask) -> Points:
-    """Return the path of a mask (height, width) bool as points (N, 2), pixel x and y. An empty mask has none.
+    """Return the path of a mask (height, width) bool as points (N, 2), pixel x and y. For an empty mask, N is 0.
 
-    The shortest bridges join the parts. A part with fewer pixels than its bridge is skipped, as are all parts except
-    the `MOST_PARTS` largest. Use `paint` to check the path.
+    The shortest bridges join the parts. A part with fewer pixels than its bridge is skipped. If there are more than
+    `MOST_PARTS` parts, only the largest are used. Therefore, compare the path with the mask; see `paint`.
     """
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if not len(rows):
@@ -155,7 +161,7 @@ def pixel_path(mask: Mask) -> Points:
 
 
 def paint(path: Points, shape: tuple[int, int]) -> Mask:
-    """Return the mask (height, width) bool of a path, as Ultralytics rasterizes it."""
+    """Return the mask (height, width) bool that Ultralytics rasterizes from a path."""
     canvas = np.zeros(shape, np.uint8)
     if len(path):
         cv2.fillPoly(canvas, [path.astype(np.int32)], (1,))
@@ -163,9 +169,9 @@ def paint(path: Points, shape: tuple[int, int]) -> Mask:
 
 
 def _hang_holes(outer: _Ring, holes: Sequence[_Ring], window: Mask) -> None:
-    """Attach each hole with a row of mask pixels that runs left from its leftmost border pixel to another ring.
+    """Attach each hole by a row of mask pixels that runs left from the hole's leftmost border pixel to another ring.
 
-    The other ring is the outer one, or a hole that starts farther to the left, so the bridges form a tree.
+    The other ring is the outer ring or a hole that starts farther to the left, so the bridges form a tree.
     """
     if not holes:
         return
@@ -189,7 +195,7 @@ def _hang_holes(outer: _Ring, holes: Sequence[_Ring], window: Mask) -> None:
 
 
 def _hang_parts(parts: list[_Ring], window: Mask) -> _Ring:
-    """Join parts with the shortest bridges, starting with the largest part, and return that part."""
+    """Join the parts with the shortest bridges, starting with the largest part. Return the largest part."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(window, connectivity=8)
     sizes = {id(part): int(stats[labels[part.points[0][1], part.points[0][0]], cv2.CC_STAT_AREA]) for part in parts}
     parts = sorted(parts, key=lambda part: -sizes[id(part)])
@@ -208,7 +214,7 @@ def _hang_parts(parts: list[_Ring], window: Mask) -> _Ring:
 
 
 def _bridges(ring: _Ring, parts: Sequence[_Ring], shape: tuple[int, ...]) -> list[tuple[int, _Ring, int, int]]:
-    """Return the shortest bridge from a ring to each part: its pixels, the ring, and the positions of its two ends."""
+    """Return the shortest bridge from a ring to each part: pixel count, ring, and the positions of both ends."""
     if not parts:
         return []
     away = np.ones(shape, np.uint8)
@@ -224,9 +230,9 @@ def _bridges(ring: _Ring, parts: Sequence[_Ring], shape: tuple[int, ...]) -> lis
 
 
 def _walk(root: _Ring) -> Points:
-    """Return the points of a ring and all rings attached to it, in the order of one closed path."""
+    """Return the points of a ring and of all attached rings, in the order of one closed path."""
     path: list[list[int]] = []
-    # Each item is a ring, the number of its finished points, and True if only the next point remains.
+    # Each item contains a ring, the number of its finished points, and True if only the next point remains.
     stack: list[tuple[_Ring, int, bool]] = [(root, 0, False)]
     while stack:
         ring, done, once = stack.pop()
@@ -247,7 +253,7 @@ def _walk(root: _Ring) -> Points:
 
 
 def _simplified(path: Points) -> Points:
-    """Remove repeated points, and those in the middle of a straight run of adjacent pixels."""
+    """Remove repeated points, and points inside a straight run of adjacent pixels."""
     path = path[np.r_[True, (path[1:] != path[:-1]).any(axis=1)]]
     if len(path) > 1 and (path[0] == path[-1]).all():
         path = path[:-1]

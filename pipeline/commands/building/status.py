@@ -59,12 +59,10 @@ def status(
 
 
 def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> list[str]:
-    """Show the status until all datasets are complete. Return what couldn't be read.
+    """Show the status until all datasets are complete, and return the parts that couldn't be read.
 
-    Ctrl-C also ends the display and isn't an error here.
-
-    On a terminal, the display is updated in place; elsewhere, it is printed again each time. Faults after the first
-    read don't end it.
+    Ctrl-C also ends the display and doesn't count as an error here. A terminal shows one display, which is updated in
+    place. Any other output receives a new copy each time. Faults after the first read don't end the display.
     """
     from rich.console import Console
     from rich.live import Live

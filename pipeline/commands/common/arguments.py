@@ -48,12 +48,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def storage_of(config: str | None) -> "Storage":
-    """Return access to stores, with the storage options of a build's configuration if one is given."""
+    """Return access to stores. If a build's configuration is given, use its storage options."""
     return build_of(config)[1]
 
 
 def build_of(config: str | None) -> "tuple[Configuration | None, Storage]":
-    """Return a build's configuration, if one is given, and access to stores with its options."""
+    """Return a build's configuration, or None, and access to stores with the configuration's options."""
     from segmint.infra.storage.storage import Storage
 
     if config is None:

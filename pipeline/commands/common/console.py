@@ -31,14 +31,14 @@ FINDINGS = 1
 FAILED = 3
 DEBUG_VARIABLE = "SEGMINT_DEBUG"
 
-# Excludes tab and newline. Includes the marks that reverse the text direction, which can disguise a name's ending.
+# Excludes tab and newline. Includes the marks that reverse the text direction and so can disguise a file extension.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f" + TURNING + "]")
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn every exception of a command into a readable message and an exit code, without a traceback.
+    """Convert every exception of a command to a readable message and an exit code, without a traceback.
 
-    `segmint --debug` or the environment variable `SEGMINT_DEBUG=1` adds the traceback of an unexpected exception.
+    With `segmint --debug` or the environment variable `SEGMINT_DEBUG=1`, unexpected exceptions also print a traceback.
     """
 
     @functools.wraps(command)
@@ -55,8 +55,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             print_stop_line(print_message)
             raise typer.Exit(FAILED) from error
         except BrokenPipeError as error:
-            # Nobody reads our output anymore. Without this, Python would complain again when it flushes the output at
-            # exit.
+            # The reader of our output is gone. Without this redirection, Python would report another error when it
+            # flushes the output at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from error
         except (typer.Exit, typer.BadParameter):
@@ -85,17 +85,17 @@ def _maybe_traceback() -> None:
 
 
 def print_message(text: str) -> None:
-    """Print a message on standard error; on a terminal, long lines are broken."""
+    """Print a message on standard error. On a terminal, break long lines."""
     typer.echo(fit(printable(text), sys.stderr), err=True)
 
 
 def print_line(text: str) -> None:
-    """Print a line of the result on standard output; on a terminal, long lines are broken."""
+    """Print a line of the result on standard output. On a terminal, break long lines."""
     typer.echo(fit(printable(text), sys.stdout))
 
 
 def print_whole(text: str, *, err: bool = False) -> None:
-    """Print text whose lines must stay whole, such as JSON or a command to copy."""
+    """Print text without breaking its lines, such as JSON or a command to copy."""
     typer.echo(printable(text), err=err)
 
 
@@ -106,7 +106,7 @@ def print_json(value: Any) -> None:
 
 
 class Printable(Protocol):
-    """Result of a command: a dataclass. Its JSON form contains its fields, unless it defines `to_dict`."""
+    """Result of a command: a dataclass. Its JSON contains all fields, unless it defines `to_dict`."""
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
@@ -128,7 +128,7 @@ def json_value(result: Any) -> dict[str, Any]:
 
 
 def exit_unless_clean(found: Sized, not_checked: Sized = ()) -> None:
-    """Exit with code 1 if something was found, and with 3 if something that was asked for could not be checked."""
+    """Exit with code 1 if there are findings. Otherwise, exit with code 3 if a requested check wasn't possible."""
     if found:
         raise typer.Exit(FINDINGS)
     if not_checked:
@@ -136,16 +136,17 @@ def exit_unless_clean(found: Sized, not_checked: Sized = ()) -> None:
 
 
 def print_dry_run(listed: Printable, as_json: bool) -> None:
-    """Print the list of changes that a command would make, and a line that says that it made none."""
+    """Print the list of changes that a command would make, and a line that says that nothing was changed."""
     print_result(listed, as_json)
     if not as_json:
         print_line("Nothing was changed.")
 
 
 def print_revision(revision: Any, as_json: bool, dataset: str, config: str | None) -> None:
-    """Print a revision's result and the next command or, in a dry run, its list (the `listed` of a result).
+    """Print a revision's result and the next command. For a dry run, print the list of planned changes instead.
 
-    Exits with code 3 if something could not be checked.
+    A result has a list of changes in `listed`; anything else is such a list. Exits with code 3 if something couldn't be
+    checked.
     """
     if not hasattr(revision, "listed"):
         print_dry_run(revision, as_json)
@@ -157,13 +158,13 @@ def print_revision(revision: Any, as_json: bool, dataset: str, config: str | Non
 
 
 def print_checked(result: Printable, as_json: bool, found: Sized = (), not_checked: Sized = ()) -> None:
-    """Print the result of a check, then exit as `exit_unless_clean` does."""
+    """Print the result of a check, and then exit like `exit_unless_clean`."""
     print_result(result, as_json)
     exit_unless_clean(found, not_checked)
 
 
 def print_next(as_json: bool, *words: str, config: str | None = None) -> None:
-    """Print the command to run next, unless the output is JSON: `next: segmint audit DIR`."""
+    """Print the next command to run, such as `next: segmint audit DIR`, unless the output is JSON."""
     if not as_json:
         print_whole(
             f"next: segmint {shlex.join([*words, *(() if config is None else ('--config', config))])}", err=True
@@ -171,7 +172,7 @@ def print_next(as_json: bool, *words: str, config: str | None = None) -> None:
 
 
 def printable(text: str) -> str:
-    """Remove credentials and control characters, and escape what UTF-8 can't encode; file names may contain them."""
+    """Remove credentials and control characters, and escape surrogates from file names, which UTF-8 can't encode."""
     shown = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text))
     return shown.encode("utf-8", "backslashreplace").decode()
 
@@ -207,9 +208,9 @@ def confirmation(command: str, yes: bool) -> Callable[[RemovalPrompt], None] | N
 
 
 def _confirm(removal: RemovalPrompt) -> None:
-    """Show the removals and ask for their number or the dataset's name. Raises `UsageError` for any other input.
+    """List the removals and ask for their number or the dataset's name. If there is nothing to remove, do not ask.
 
-    Does not ask if there is nothing to remove.
+    Raises `UsageError` for any other input.
     """
     if removal.rows == 0:
         return

@@ -37,20 +37,21 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "train": {**_DETECTORS, **_BUILD, "tensorboardX": "tensorboardX"},
     "demo": {**_DETECTORS, **_BUILD, "scikit-image": "skimage", "scikit-learn": "sklearn"},
 }
-"""Packages of each extra by their pip names, with the names of their modules. The lightest extra comes first.
+"""Packages of each extra, as pip names with module names. Extras are sorted from the lightest to the heaviest.
 
-Excludes the detectors, which `build` also installs. `DeidentifyConfig.packages` lists the ones that a configuration
-needs."""
+`build` also installs the detectors, but they aren't listed here. `DeidentifyConfig.packages` lists the detector
+packages that a configuration needs."""
 
 
 class MissingExtraError(UsageError):
-    """The optional packages of a command are not installed."""
+    """Error if the optional packages of a command aren't installed."""
 
 
 def needs(extra: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a command that works only with `extra` installed. Put it below `guarded`.
+    """Decorate a command that requires the extra `extra`. Place this decorator below `guarded`.
 
-    The command raises `MissingExtraError` before it does anything. Modules are located but not imported.
+    The command raises `MissingExtraError` before it does anything else. The check locates modules without importing
+    them.
     """
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
@@ -65,7 +66,7 @@ def needs(extra: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def require(extra: str) -> None:
-    """Raise `MissingExtraError` if a package of `extra` isn't installed. Modules are located but not imported."""
+    """Raise `MissingExtraError` if a package of `extra` isn't installed. Locates modules without importing them."""
     missing = [name for name, module in EXTRAS[extra].items() if importlib.util.find_spec(module) is None]
     if missing:
         raise MissingExtraError(f"missing packages: {', '.join(missing)}. Run `pip install 'segmint[{extra}]'`.")

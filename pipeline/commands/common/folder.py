@@ -21,7 +21,10 @@ _STOP_S = 15.0
 
 @contextmanager
 def folder_to_correct(folder: str) -> Iterator["WorkingDataset"]:
-    """Yield the working dataset of a folder, up to date with its files. Meanwhile, no other process may use it."""
+    """Update a folder's working dataset from its files, and yield the dataset.
+
+    Meanwhile, no other process may use it.
+    """
     from segmint.infra.uris import local_path
     from segmint.pipeline.corrections.folder.working import WORKING, locked
 
@@ -38,9 +41,9 @@ def folder_to_correct(folder: str) -> Iterator["WorkingDataset"]:
 
 @contextmanager
 def folder_to_view(folder: str) -> Iterator["WorkingDataset"]:
-    """Yield the working dataset of a folder, which is up to date unless an annotator is using it.
+    """Yield a folder's working dataset. It's up to date unless an annotator is using it.
 
-    If the folder isn't writable, the dataset is in a temporary folder.
+    If the folder isn't writable, the dataset is created in a temporary folder.
     """
     from segmint.infra.scratch import ScratchFolder
     from segmint.infra.uris import local_path
@@ -66,7 +69,7 @@ def folder_to_view(folder: str) -> Iterator["WorkingDataset"]:
 
 @contextmanager
 def photographs_to_view(tasks: "tuple[PhotographTask, ...]") -> Iterator["WorkingDataset"]:
-    """Yield a temporary dataset of photographs and their masks, which may be anywhere."""
+    """Yield a temporary dataset of photographs and their masks. The files may be anywhere."""
     from segmint.infra.scratch import ScratchFolder
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.corrections.folder.working import WorkingDataset
@@ -106,7 +109,7 @@ def _update(working: "WorkingDataset", folder: str) -> None:
 
 
 class FolderAnnotator:
-    """Process of `segmint annotate` for a folder, which the viewer starts. Thread-safe; `stop` ends it."""
+    """Process of `segmint annotate` for a folder. The viewer starts the process, and `stop` ends it. Thread-safe."""
 
     def __init__(self, folder: str) -> None:
         self._command = [sys.executable, "-m", "segmint", "annotate", folder, "--no-browser", "--port", "0"]
@@ -115,7 +118,10 @@ class FolderAnnotator:
         self._address = ""
 
     def start(self) -> str:
-        """Return the annotator's URL; start the annotator if it isn't running. Raises `SegmintError` if that fails."""
+        """Return the annotator's URL.
+
+        Start the annotator if it isn't running, and raise `SegmintError` if that fails.
+        """
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
@@ -126,7 +132,7 @@ class FolderAnnotator:
             return self._address
 
     def stop(self) -> None:
-        """Stop the annotator if it's running, or starting."""
+        """Stop the annotator if it's starting or running."""
         if self._process is None:
             return
         self._process.terminate()

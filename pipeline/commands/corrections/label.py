@@ -52,7 +52,7 @@ def label(
         texts = list(read_vocabulary(Location(storage, vocabulary)))
         arguments: dict[str, Any] = {"model": str(Path(model).resolve()), "vocabulary": texts}
         arguments["device"] = resolve_compute(device, "fp32").device
-        MaskLabels.version(**arguments)  # raises its errors as they are
+        MaskLabels.version(**arguments)  # check the arguments here, so that the errors of `version` aren't wrapped
         stage = load_stage(f"{MaskLabels.__module__}.{MaskLabels.__name__}", arguments)
     location = Location(storage, dataset)
     if dry_run:

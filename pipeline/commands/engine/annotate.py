@@ -75,9 +75,9 @@ def annotate(
 
     Submissions are saved in the dataset, or in the JSON files of a folder. Press Ctrl-C to stop the server.
     """
-    # The many small steps of a click are faster if torch's threads spin until the next step, here for up to 0.2 ms.
-    # Spinning for longer would take cores from other processes. torch's thread library reads this variable only once,
-    # when it loads.
+    # A click consists of many small steps. They are faster if torch's threads spin until the next step, here for up to
+    # 0.2 ms. Longer spinning would take cores from other processes. torch's thread library reads this variable only
+    # once, when it loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
     from segmint.infra.errors import UsageError

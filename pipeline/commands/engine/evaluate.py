@@ -73,7 +73,7 @@ IgnoreNear = Annotated[
 LabeledDatasets = Annotated[list[str], typer.Argument(metavar="DATASET", help="Datasets with labels; paths or URIs.")]
 
 Checked = tuple[Any, Sized, Sized]
-"""Result of an evaluation, and the conditions for exit codes 1 and 3."""
+"""Result of an evaluation, with the conditions for exit codes 1 and 3."""
 
 
 def read_options(
@@ -89,7 +89,7 @@ def read_options(
     ray: OnRay = None,
     config: Config = None,
 ) -> "tuple[EvaluateOptions, Storage]":
-    """Return the options of every evaluation, and access to stores."""
+    """Return the common options of all evaluations, and access to stores."""
     from segmint.pipeline.config.config import ResourcesConfig
     from segmint.pipeline.engine.evaluate.run import RunOptions
     from segmint.pipeline.engine.evaluate.session import EvaluateOptions
@@ -104,10 +104,11 @@ def read_options(
 
 
 def evaluation(**changes: Any) -> Callable[[Callable[..., Checked]], Callable[..., Checked]]:
-    """Return a decorator that adds a command, which takes the options of `read_options` after its own.
+    """Return a decorator that adds a command.
 
-    `changes` contains other types for these options, or None for options that the command doesn't take. The command is
-    called with the result of `read_options`, followed by its own options.
+    The command takes its own options, followed by the options of `read_options`. `changes` overrides the types of the
+    options of `read_options`; None removes an option from the command. The decorated function receives the result of
+    `read_options`, followed by the command's own options.
     """
     given = inspect.signature(read_options).parameters
     common = {name: each.replace(annotation=changes.get(name, each.annotation)) for name, each in given.items()}
@@ -124,7 +125,7 @@ def evaluation(**changes: Any) -> Callable[[Callable[..., Checked]], Callable[..
 
         own = list(inspect.signature(command).parameters.values())[2:]
         parameters = [each.replace(kind=as_json.kind) for each in (*own, *common.values(), as_json)]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # from which typer makes options
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # options for typer
         app.command(command.__name__, help=inspect.getdoc(command))(run)
         return command
 
@@ -282,7 +283,7 @@ def text(
 
 
 def parse_clicks(text: str) -> tuple[int, ...]:
-    """Parse "1,3,5". Raises `UsageError` unless the numbers ascend and begin with 1."""
+    """Parse "1,3,5". Raises `UsageError` unless the numbers ascend and start at 1."""
     parts = [part.strip() for part in text.split(",")]
     numbers = [int(part) for part in parts if part.isascii() and part.isdecimal() and len(part) < 4]
     if len(numbers) != len(parts) or numbers[:1] != [1] or sorted(set(numbers)) != numbers:
