@@ -137,10 +137,10 @@ def watched(
 
     Yields the watch; call its `moved` method after each shard. The bars continue from earlier windows.
 
-    `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called while there
-    is no progress, and returns a true value if a store doesn't respond. `stages` maps parts of operator names to bar
-    names. `resized` is called once, when the number of nodes has halved or doubled. If `grows` is set, the pools use
-    additional nodes anyway, so doubling doesn't trigger the call.
+    `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called while
+    nothing progresses, and returns a true value if a store doesn't respond. `stages` maps parts of operator names to
+    bar names. `resized` is called once, when the number of nodes has halved or doubled. If `grows` is set, the pools
+    use additional nodes anyway, so doubling doesn't trigger the call.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
