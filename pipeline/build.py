@@ -244,7 +244,7 @@ class _OuterLoop:
     run: RunRecord
     meter: CeilingMeter
     request: NodeRequest
-    resized: bool = False  # whether the last window ended because the number of nodes changed
+    resized: bool = False  # True if the last window ended because the number of nodes changed
 
     def go_through(self, work: BuildWork, rate: float | None = None) -> Counter[str]:
         """Run windows over the remaining shards of `work`, and return the total counts of the finished shards.

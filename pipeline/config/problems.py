@@ -122,7 +122,7 @@ def _advice(model: type[BaseModel], key: Key, names: list[str]) -> str:
     """Suggest the key that the user probably meant by an unknown key."""
     name = str(key[-1])
     above = [part for part in model.model_fields if name in _fields(model, (part,))]
-    if above:  # such as a key uncommented in the template without its parent
+    if above:  # the user may have uncommented a key in the template, but not its parent
         return f"{name} belongs under {' or '.join(f'{part}:' for part in above)}"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
@@ -199,7 +199,7 @@ def _fields(model: type[BaseModel], key: Key) -> list[str]:
 def _owner(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
     owner: type[BaseModel] | None = model
     for part in key:
-        if isinstance(part, int):  # an item of a list; the list's key has already led to its model
+        if isinstance(part, int):  # a list index; the list's key has already selected the model of its items
             continue
         field = owner.model_fields.get(part) if owner else None
         members = _members(_item(field.annotation)) if field else []

@@ -87,8 +87,8 @@ def template(start: TemplateStart) -> str:
 
 
 def _line(key: str, value: Any) -> str:
-    import yaml  # keeps YAML out of the command line's help
+    import yaml  # imported here, so that the command line's help doesn't import YAML
 
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
-    document, _, _ = text.partition("\n...")  # YAML ends a bare value with this
+    document, _, _ = text.partition("\n...")  # YAML ends a bare value with this marker
     return f"{key}: {document.rstrip()}"

@@ -112,7 +112,7 @@ def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str]
     waiting: list[tuple[Key, yaml.Node]] = [(top, root)]
     while waiting:
         key, node = waiting.pop()
-        if id(node) in seen:  # an alias: its keys keep the locations of the original
+        if id(node) in seen:  # an alias; its keys keep the original's locations
             continue
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):

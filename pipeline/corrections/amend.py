@@ -60,7 +60,7 @@ class AmendmentList:
     first_unknown: str | None
     shards: tuple[int, ...]  # shards with an amended row, committed or not
     unfinished: tuple[int, ...]  # shards of interrupted or running amendments, which are completed
-    outputs: tuple[str, ...]  # derived from the dataset and recorded in it
+    outputs: tuple[str, ...]  # outputs recorded in the dataset
 
     def lines(self) -> list[str]:
         """Return the list as lines of text."""
@@ -88,13 +88,13 @@ class AmendResult:
     """Result of an amendment."""
 
     dataset: str
-    rows: int  # of the dataset's catalog, changed by this run
+    rows: int  # rows of the dataset's catalog that this run changed
     values: Mapping[str, int]  # count by column
     unknown: int  # rows of the catalog that match no row of the dataset
-    images: int  # changed in committed shards by this run
+    images: int  # images in committed shards that this run changed
     changed_shards: tuple[int, ...]
     version: VersionName
-    outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the former values
+    outputs: tuple[str, ...] = ()  # outputs recorded in the dataset, which may contain the former values
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
 
     def lines(self) -> list[str]:
@@ -160,7 +160,7 @@ class _AmendmentPlan:
     listed: AmendmentList
     reason: str | None
     staged: Path  # the catalog's rows
-    begun: Mapping[str, frozenset[int]] = field(default_factory=dict)  # this amendment and interrupted ones
+    begun: Mapping[str, frozenset[int]] = field(default_factory=dict)  # this amendment and interrupted amendments
 
     @property
     def is_done(self) -> bool:

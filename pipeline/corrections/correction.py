@@ -64,10 +64,10 @@ class Revision:
 class RevisionOutcome:
     """Result of a revision."""
 
-    changed: dict[int, ShardRevision]  # by shard, those with a new generation
+    changed: dict[int, ShardRevision]  # shards with a new generation
     building: tuple[int, ...] = ()  # shards without a commit, for which a build has reserved files
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
-    outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they contain the former rows
+    outputs: tuple[str, ...] = ()  # outputs recorded in the dataset, which contain the former rows
 
 
 P = TypeVar("P", bound="Plan")

@@ -39,7 +39,7 @@ NOT_BUILT = "not built yet"
 class RevisionList:
     """Base class for lists of planned changes."""
 
-    would_change: ClassVar[str] = "{} of {} would change"  # with the number of images and the dataset
+    would_change: ClassVar[str] = "{} of {} would change"  # formatted with the number of images and the dataset
     dataset: str  # its path or URI
     name: str
     images: int  # number of images that change
@@ -47,7 +47,7 @@ class RevisionList:
     shards: tuple[int, ...]  # shards that change
     skipped_images: Mapping[str, int]  # by reason
     examples: tuple[str, ...]
-    more_examples: int = 0  # number of those that are left out
+    more_examples: int = 0  # number of omitted examples
 
     def lines(self) -> list[str]:
         """Return the list as lines of text."""
@@ -104,7 +104,7 @@ class RevisionCounts:
     masks: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)  # skipped images by reason
     examples: list[str] = field(default_factory=list)
-    more_examples: int = 0  # number of those that are left out
+    more_examples: int = 0  # number of omitted examples
 
     def leave(self, name: str, why: str, detail: str | None = None) -> None:
         """Count a skipped image."""
@@ -163,7 +163,7 @@ class RevisionPlan(Generic[L]):
     """Plan of a revision, described by `listed`."""
 
     listed: L
-    shards: Set[int]  # with images to revise
+    shards: Set[int]  # shards with images to revise
     change: Change
     unchanged: Mapping[int, int]  # shards without changes, with the generation that was inspected
     is_done: bool
@@ -178,12 +178,12 @@ class RevisionPlan(Generic[L]):
 class RevisionResult(Generic[L]):
     """Result of a revision."""
 
-    nothing: ClassVar[str]  # with the dataset
-    changed: ClassVar[str] = "{} changed in {}"  # with the numbers of images and shards
+    nothing: ClassVar[str]  # formatted with the dataset
+    changed: ClassVar[str] = "{} changed in {}"  # formatted with the numbers of images and shards
     listed: L  # the planned changes
     changed_shards: tuple[int, ...]
     version: VersionName
-    outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they contain the former masks
+    outputs: tuple[str, ...] = ()  # outputs recorded in the dataset, which contain the former masks
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
 
     def lines(self) -> list[str]:

@@ -27,7 +27,7 @@ def put_parts(
     another command put this generation first.
     """
     parts = list(latest.manifest.catalog)
-    files = {}  # by path below the dataset
+    files = {}  # local files, keyed by their path in the dataset
     for number, file in changed.items():
         digest = sha256_of(file)
         path = part_path(number, digest)

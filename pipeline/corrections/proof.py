@@ -46,15 +46,15 @@ class ImageProof:
     """Places that were searched for an image, and places where the image was found."""
 
     dataset: str
-    images: tuple[str, ...]  # each with its names, if tombstones contain them
-    reasons: tuple[str, ...]  # of the tombstones
-    versions_before: tuple[str, ...]  # digests named by the tombstones
-    hashes: int  # number of SHA-256 of pixels and JPEGs that were searched for
-    shards: int  # whose four files were read
-    files: int  # of reports, outputs, and unknown ones, read in full
+    images: tuple[str, ...]  # with their names, if tombstones contain them
+    reasons: tuple[str, ...]  # reasons in the tombstones
+    versions_before: tuple[str, ...]  # digests in the tombstones
+    hashes: int  # number of SHA-256 hashes of pixels and JPEGs in the search
+    shards: int  # shards whose four files were read
+    files: int  # files that were read in full: reports, outputs, and unknown files
     found: tuple[str, ...]
     not_checked: tuple[str, ...]
-    gone: tuple[str, ...]  # outputs that are no longer where they were written, and files that are missing there
+    gone: tuple[str, ...]  # outputs that are gone from their recorded place, and missing files
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
@@ -302,7 +302,7 @@ def _in_shard(dataset: Location, wanted: WantedImage, commit: Commit) -> list[st
     own = {image.ordinal for image in wanted.images if image.ordinal in range(*commit.ordinals)}
     for kind in SCHEMAS if wanted.images else ():
         if kind == "masks" and not own:
-            continue  # masks contain no names beyond those of the images
+            continue  # masks contain no other names than the images
         entry = commit.file(kind)
         for row in read_table(read_file(dataset, entry), kind).to_pylist():
             blank = kind == "rejects" and not row["image_id"] and not row["uri"]

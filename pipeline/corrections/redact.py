@@ -38,13 +38,13 @@ class RedactResult:
     dataset: str
     regions: int  # requested
     images: int  # with these regions
-    changed_images: int  # the other images already had these regions
+    changed_images: int  # all other images already contained these regions
     changed_shards: tuple[int, ...]
     version: VersionName
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
-    outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the previous pixels
-    caches: tuple[str, ...] = ()  # caches of its images, and the files deleted there or left
-    unknown_files: tuple[str, ...] = ()  # temporary and not segmint's; they may show the previous pixels
+    outputs: tuple[str, ...] = ()  # outputs recorded in the dataset, which may contain the previous pixels
+    caches: tuple[str, ...] = ()  # caches of the images, with the files that were deleted or left there
+    unknown_files: tuple[str, ...] = ()  # temporary and foreign files, which may show the previous pixels
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
@@ -68,7 +68,7 @@ class RedactionList:
 
     dataset: str
     name: str
-    images: Mapping[int, int]  # requested regions, by the image's number
+    images: Mapping[int, int]  # number of requested regions by image number
     shards: tuple[int, ...]
 
     @property
@@ -112,7 +112,7 @@ class _RedactionPlan:
     config: ReleaseConfig
     regions: Regions
     listed: RedactionList
-    is_done: bool = False  # only the shards' rows show which regions exist already
+    is_done: bool = False  # always False, because only the shards' rows show which regions already exist
     reason: str | None = None
 
 

@@ -80,7 +80,7 @@ class RepairResult:
     repaired: list[str] = field(default_factory=list)  # paths of restored files
     not_repaired: dict[int, str] = field(default_factory=dict)  # why a shard couldn't be repaired, by shard
     records: str = "manifests, catalog, tombstones, versions, and submissions"  # checked, too
-    lost: list[str] = field(default_factory=list)  # damage outside of shards, which nothing restores
+    lost: list[str] = field(default_factory=list)  # damage outside of shards, which can't be restored
     unfinished: list[str] = field(default_factory=list)  # tombstones of takedowns that didn't finish
     credited: int = 0  # images that were updated to the catalog's credits
     version: VersionName | None = None  # None if something couldn't be repaired
@@ -113,7 +113,7 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     If there are at least `ray_from` shards, Ray inspects and repairs them. Raises `UsageError` if the dataset doesn't
     exist or `config` belongs to another dataset.
     """
-    committed = CommitLog(dataset).committed()  # before the manifest, so that it covers all of these shards
+    committed = CommitLog(dataset).committed()  # before the manifest, so that the manifest covers these shards
     try:
         latest = load_latest_manifest(dataset)
     except UsageError:
@@ -139,7 +139,7 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
         if not look.whole:
             damaged.append(look.shard)
     task = replace(task, numerics=frozenset(numerics))
-    again: dict[int, tuple[str, ...]] = {}  # files of shards that may be rebuilt
+    again: dict[int, tuple[str, ...]] = {}  # damaged files of shards that may be rebuilt
     for done in _each(partial(repair_shard, task=task), damaged, resources, ray_from):
         result.damages += done.damages
         result.repaired += done.repaired
@@ -153,7 +153,7 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
             path for shard in sorted(again) if shard not in result.not_repaired for path in again[shard]
         ]
     generation = 0
-    while generation != handle.manifest_generation():  # a correction removes the parts of an earlier generation
+    while generation != handle.manifest_generation():  # repeat if a correction removed the parts of this generation
         audit_records(dataset, pinned := handle.latest(), findings := FindingCollector())
         generation = pinned.generation
     # Reservations of unfinished amendments may be damaged.
@@ -273,7 +273,7 @@ class RepairTask:
 
     dataset: DatasetHandle
     manifest: DatasetManifest
-    numerics: frozenset[str] = field(default_factory=frozenset)  # of the intact commits
+    numerics: frozenset[str] = field(default_factory=frozenset)  # numerics of the intact commits
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ class ShardRepair:
     damages: tuple[str, ...] = ()  # one line each
     repaired: tuple[str, ...] = ()  # paths
     not_repaired: str = ""  # the reason if it couldn't be repaired
-    files: tuple[str, ...] = ()  # still damaged, but restored if the shard is rebuilt
+    files: tuple[str, ...] = ()  # damaged files that a rebuild of the shard restores
 
 
 @dataclass(frozen=True)
@@ -369,7 +369,7 @@ def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
         return with_generation(task.dataset.location, shard, attempt) or ShardRepair(shard)
     except _UnrepairableError as error:
         return error.repair
-    except DamagedDatasetError as error:  # more was damaged during the repair
+    except DamagedDatasetError as error:  # a file was damaged during the repair
         return ShardRepair(shard, not_repaired=str(error))
 
 
@@ -415,7 +415,7 @@ def _miscounted(dataset: Location, commit: Commit) -> list[str]:
             kind: read_table(read_file(dataset, commit.file(kind)), kind) for kind in ("images", "masks", "rejects")
         }
     except (DamagedDatasetError, NotFoundError):
-        return []  # reported as damage of the file
+        return []  # the damaged file is reported elsewhere
     reasons = Counter(f"{REJECTED}{reason}" for reason in tables["rejects"].column("reason").to_pylist())
     rows = {kind: table.num_rows for kind, table in tables.items()}
     total = rows["images"] + rows["rejects"]

@@ -29,8 +29,8 @@ from segmint.infra.wording import counted
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
 
 _PIECE = 4 << 20
-_OVERLAP = 8192  # over the longest name
-_ROWS = 64  # of a Parquet file in memory
+_OVERLAP = 8192  # longer than any name
+_ROWS = 64  # rows of a Parquet file to hold in memory
 SHORT_NAME = re.compile(r"\d*|.{1,3}")
 _KIND = re.compile(
     rb"(?P<tar>.{100}(?:.{157}ustar|(?:[0-7 ]{7}\0){3}))|(?P<zip>PK(?:\x03\x04|\x05\x06))|(?P<parquet>PAR1)"
@@ -86,7 +86,7 @@ class WantedImage:
     @cached_property
     def _numbers(self) -> re.Pattern[bytes]:
         numbers = "|".join(str(image.id) for image in self.images).encode()
-        region = rb'id(?="\s*:\s*\d+\s*,\s*"kind")'  # as `redact` reads them; other ids are those of masks, too
+        region = rb'id(?="\s*:\s*\d+\s*,\s*"kind")'  # in the format of `redact`; other ids may belong to masks
         return re.compile(rb'"(?:image|image_id|segmint_id|%b)"\s*:\s*(?:%b)(?![\w.])' % (region, numbers))
 
     def is_mentioned(self, data: bytes) -> bool:
@@ -162,7 +162,7 @@ def _in_tar(stream: BinaryIO, where: str, wanted: WantedImage, archives: int) ->
             yield Trace(True, name)
         elif is_plain_file(member) and member.size <= MOST_MEMBER_BYTES:
             yield from _search(io.BytesIO(reader.read(member)), name, wanted, archives)
-        elif not (member.isdir() or member.islnk()):  # the file of a hard link is a member itself
+        elif not (member.isdir() or member.islnk()):  # a hard link's file is a member as well
             yield Trace(False, f"{name}: a link, a special or sparse file, or over {MOST_MEMBER_BYTES >> 20} MiB")
     stream.seek(end)
     if any(piece.strip(b"\0") for piece in iter(lambda: stream.read(_PIECE), b"")):

@@ -62,8 +62,8 @@ class TakedownResult:
     """Result of a takedown."""
 
     dataset: str
-    rows: int  # newly named by this takedown, including duplicates
-    images: int  # removed from committed shards by this run
+    rows: int  # rows newly named by this takedown, including duplicates
+    images: int  # images that this run removed from committed shards
     changed_shards: tuple[int, ...]
     tombstones: tuple[str, ...]  # all tombstones of the dataset
     taken_down: int  # rows in all tombstones
@@ -72,11 +72,11 @@ class TakedownResult:
     building: tuple[int, ...] = ()  # shards whose files a build has put but not committed; they may show the images
     kept: tuple[str, ...] = ()  # rows with the same bytes or pixels from other providers or under other licenses
     similar: tuple[str, ...] = ()  # images that look like the removed ones
-    outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the images
-    unknown_files: tuple[str, ...] = ()  # temporary and not segmint's; they may name or show the images
+    outputs: tuple[str, ...] = ()  # outputs recorded in the dataset, which may contain the images
+    unknown_files: tuple[str, ...] = ()  # temporary and foreign files, which may name or show the images
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
-    caches: tuple[str, ...] = ()  # caches of its images, and the files deleted there or left
-    shared: int = 0  # taken-down images that rows of other providers or licenses name, too
+    caches: tuple[str, ...] = ()  # caches of the images, with the files that were deleted or left there
+    shared: int = 0  # taken-down images that rows of other providers or licenses also name
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
@@ -144,12 +144,12 @@ class _TakedownPlan:
     """Plan of a takedown. `prepare` extends it to all images that tombstones name."""
 
     listed: TakedownList
-    committed: Mapping[int, int]  # generations when the list was made, by shard
-    rows: int = 0  # for which tombstones were put
+    committed: Mapping[int, int]  # generation of each shard when the list was made
+    rows: int = 0  # rows for which tombstones were put
     tombstones: tuple[str, ...] = ()
-    images: Mapping[int, RemovedImage] = field(default_factory=dict)  # of all tombstones, by ordinal
+    images: Mapping[int, RemovedImage] = field(default_factory=dict)  # images in all tombstones, by ordinal
     answers: int = 0  # number of removed files
-    is_done: bool = False  # a takedown also completes earlier ones
+    is_done: bool = False  # always False, because a takedown also completes earlier takedowns
     reason: str | None = None  # None: the version lists tombstones, which contain the reasons
 
 
@@ -187,7 +187,7 @@ class _Takedown:
             if dataset.commits.committed() == plan.committed:
                 break
             plan = self.plan(dataset)
-        _recognize(dataset)  # in case an earlier takedown was interrupted before that
+        _recognize(dataset)  # again, in case an earlier takedown was interrupted before this step
         tombstones = read_tombstones(dataset.location)
         images = removed_images(tombstones)
         # A server that puts a submission from here on finds the tombstone.
@@ -197,7 +197,7 @@ class _Takedown:
         return replace(plan, rows=rows, tombstones=names, images=images, answers=answers)
 
     def revision(self, dataset: DatasetHandle, plan: _TakedownPlan) -> Revision:
-        taken = Removals(plan.images, NO_NAMES)  # duplicates have tombstones by now
+        taken = Removals(plan.images, NO_NAMES)  # at this point, duplicates have tombstones
         return Revision(
             shards=by_shard(plan.images, dataset.manifest().images_per_shard).keys(),
             change=lambda _, rows: [without_removed(row, taken) for row in rows],

@@ -67,11 +67,11 @@ class TakedownList:
     named: tuple[RemovedImage, ...]  # requested
     copies: tuple[RemovedImage, ...]  # other rows with the same image_id, URI, bytes, or pixels
     returned: tuple[RemovedImage, ...]  # rows of images that earlier takedowns removed
-    kept: tuple[str, ...]  # texts on rows with the same bytes or pixels from another provider or license
-    similar: tuple[str, ...]  # a text for each image that looks like one of these and stays
+    kept: tuple[str, ...]  # rows with the same bytes or pixels but another provider or license, as text
+    similar: tuple[str, ...]  # similar images that stay in the dataset, as text
     shards: tuple[int, ...]
     tombstones: tuple[Tombstone, ...]
-    outputs: tuple[str, ...]  # derived from the dataset and recorded in it
+    outputs: tuple[str, ...]  # outputs recorded in the dataset
 
     @property
     def rows(self) -> int:
@@ -139,7 +139,7 @@ def list_takedown(
     if not reason.strip():
         raise UsageError("--reason is empty: expected a reason for the tombstone")
     selection = select_rows(dataset, manifest, request)
-    earlier = read_tombstones(dataset)  # after the catalog: a row that another takedown has blanked has a tombstone
+    earlier = read_tombstones(dataset)  # after the catalog, so that rows blanked by other takedowns have tombstones
     taken = removed_images(earlier)
     _check(selection, taken, request, earlier)
     commits = list(CommitLog(dataset).read_all())

@@ -18,7 +18,7 @@ from segmint.pipeline.export.formats import Format
 OBJECT = "object"
 """Category of masks without a label."""
 
-_THREADS = 16  # for stores, whose requests take most of the time
+_THREADS = 16  # many, because requests to stores take most of the time
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LONGEST_IN_CVAT = 64
 _LIMITS: Mapping[Format, tuple[Callable[[str], bool], str]] = {

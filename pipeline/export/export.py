@@ -232,7 +232,7 @@ def _put_part(content: bytes | Path, scratch: Path, folder: OutputFolder, name: 
         local = content
     else:
         local = scratch / "part"
-        local.write_bytes(content)  # more stores support put-if-absent for files than for bytes
+        local.write_bytes(content)  # as a file, because more stores support put-if-absent for files than for bytes
     file = folder.location / name
     folder.wrote(name, local)
     if not file.put_file_if_absent(local):

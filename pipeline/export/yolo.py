@@ -244,7 +244,7 @@ def _walk(root: _Ring) -> Points:
                 break
             done += 1
             if hanging := ring.hanging.pop(place, None):
-                # Go over each bridge and back to this point, then continue.
+                # Cross each bridge, come back to this point, and then continue.
                 stack.append((ring, done - 1, False))
                 for other in hanging:
                     stack += [(ring, done - 1, True), (other, 0, False)]

@@ -210,7 +210,7 @@ def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Cal
         for file in outputs.candidates(task.image):
             is_free = file in there and file not in taken
             if is_free and task.target in there and photograph_of(task.target) == name:
-                break  # both files are this photograph's
+                break  # both files belong to this photograph
             if is_free and photograph_of(file) == name:
                 task = replace(task, target=file)
         tasks.append(task)

@@ -82,7 +82,7 @@ class MasksPlan:
     there: frozenset[str]  # masks and overlays that already exist in the folder or next to the photographs
     overwrite: bool
     photographs: Photographs
-    work: Work  # the masks that don't exist yet
+    work: Work  # masks that don't exist yet, or all masks with `overwrite`
 
     def waits(self, task: PhotographTask) -> bool:
         """Return whether a photograph's masks must be made, because they are missing or all masks are overwritten."""

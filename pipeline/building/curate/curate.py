@@ -75,9 +75,9 @@ class InspectionRun:
     parts: int = 0
     bytes: int = 0
     seconds: float = 0.0
-    faults: dict[int, str] = field(default_factory=dict)  # by the first ordinal of the part
+    faults: dict[int, str] = field(default_factory=dict)  # error by the part's first ordinal
     suspects: set[int] = field(default_factory=set)  # parts that only this run uses; the next run retries them
-    died: set[int] = field(default_factory=set)  # parts not written because the child process died on an image
+    died: set[int] = field(default_factory=set)  # parts that are missing because the child process died on an image
 
     def missing(self, folder: Location, rows: int) -> list[int]:
         """Return the first ordinal of each part that is missing from the folder."""
@@ -188,7 +188,7 @@ class CurationResult:
     unread: Mapping[str, int] = field(default_factory=dict)  # kept rows without features, by reason
     read_bytes: int = 0  # by this run
     seconds: float = 0.0  # spent inspecting images
-    drawn: str | None = None  # the file of distributions, if the run only drew them
+    drawn: str | None = None  # file of distributions, if the run drew nothing else
     written: bool = True  # true if this run wrote the output
 
     def lines(self) -> list[str]:
@@ -232,8 +232,8 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
     storage = Storage(config.storage)
     source, target = Location(storage, catalog), Location(storage, output)
     _check_output(source, target)
-    whole_catalog = WholeCatalog(source)  # validates the columns
-    load_scorers(curate.scorers, storage, config.assets)  # validates the scorers
+    whole_catalog = WholeCatalog(source)  # also validates the columns
+    load_scorers(curate.scorers, storage, config.assets)  # only to validate the scorers
     with ScratchFolder() as name:
         local = Path(name)
         source_sha256 = source.sha256()
@@ -241,7 +241,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
         _check_rows(source, target, normalized)
         look = InspectionConfig(config.ingest, curate.duplicates.mirror, curate.opt_outs, curate.scorers)
         seen = _digest(_inspection_identity(normalized, look))
-        whole = _digest([seen, source_sha256, _decision_identity(config, curate)])  # the output contains all columns
+        whole = _digest([seen, source_sha256, _decision_identity(config, curate)])  # the output has all columns
         work = Location(Storage(config.storage, outage_s=config.outage_timeout_s), f"{output}.curate")
         if distributions is None and _is_written(target, whole):
             _remove(work)
@@ -423,7 +423,7 @@ def _columns(batch: pa.RecordBatch, first: int, schema: pa.Schema, decision: Cur
 
 
 def _remove(work: Location) -> None:
-    """Remove the working folder. Leftovers are harmless."""
+    """Remove the working folder. Errors are ignored, because leftovers are harmless."""
     if scheme(work.uri) == LOCAL:
         shutil.rmtree(local_path(work.uri), ignore_errors=True)
         return

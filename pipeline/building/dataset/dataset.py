@@ -72,7 +72,7 @@ class BuildDataset:
     location: Location
     manifest: DatasetManifest
     weights: Path  # this machine's copy of the checkpoint
-    generation: int = 1  # of the manifest, or an earlier one
+    generation: int = 1  # generation of the manifest, or an earlier one
 
     @property
     def numerics(self) -> Numerics:
@@ -145,7 +145,7 @@ class BuildDataset:
         read_removals(self.location)
         log = CommitLog(self.location)
         problems = [f"{path}: no such file, or an empty one" for path in missing_files(self.location, shards)]
-        for commit in log.read_latest_of(list(log.committed().items())[:1]):  # an audit compares all of them
+        for commit in log.read_latest_of(list(log.committed().items())[:1]):  # only one; an audit compares all
             if commit.build_sha256 != self.manifest.build_sha256:
                 problems.append(f"the commit of shard {commit.shard}: its build_sha256 isn't the manifest's")
         if problems:

@@ -87,7 +87,7 @@ class RunRecord:
     metrics: RunMetrics
     built: Counter[str] = field(default_factory=Counter)
     drawn: int = 0  # masks that the model drew for the built images
-    shards: set[int] = field(default_factory=set)  # that this run committed
+    shards: set[int] = field(default_factory=set)  # shards that this run committed
     on_hold: dict[int, str] = field(default_factory=dict)  # reasons by shard
     loads: StageLoads = field(default_factory=StageLoads)
 
@@ -156,17 +156,17 @@ class Accounting:
     shards: int = 0  # requested shards that are committed
     missing: Sequence[int] = ()  # shards left for the next run
     missing_rows: int = 0
-    retried_rows: int = 0  # rejected earlier, and retried by this run
-    retried_images: int = 0  # of these, now images
+    retried_rows: int = 0  # rows that earlier runs rejected and this run retried
+    retried_images: int = 0  # retried rows that are now images
     not_retried: Sequence[int] = ()  # shards whose rejected rows could not be retried
     built_rows: int = 0  # rows that this run committed, including rejected ones
     built_images: int = 0
     built_masks: int = 0
-    seconds: float = 0.0  # of the whole run, including the startup of Ray and the model
+    seconds: float = 0.0  # duration of the whole run, including the startup of Ray and the model
     ceiling: Ceiling | None = None  # None if the run had nothing to do or measured nothing
     stages: Sequence[StageLoad] = ()  # load of the stages in this run
-    similar: Sequence[str] = ()  # images that look like removed pictures, among those that this run committed
-    version: VersionName | None = None  # the dataset at the end of the run
+    similar: Sequence[str] = ()  # images committed by this run that look like removed pictures
+    version: VersionName | None = None  # version of the dataset at the end of the run
 
     @property
     def complete(self) -> bool:

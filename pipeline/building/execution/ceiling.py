@@ -39,9 +39,9 @@ class Ceiling:
     precision: str
     threads: int  # torch threads per device
     devices: int
-    flop_per_s: float  # of one device, measured
-    flop_per_image: int  # of the network, for all crops and prompts of one image, before masks are drawn
-    flop_per_mask: int  # least operations per drawn mask
+    flop_per_s: float  # measured peak of one device
+    flop_per_image: int  # operations of the network for all crops and prompts of one image, before masks are drawn
+    flop_per_mask: int  # minimum number of operations per drawn mask
     drawn_per_image: float = 0.0  # masks above the predicted-IoU threshold; only known after decoding
 
     @property
@@ -101,7 +101,7 @@ class CeilingMeter:
         numerics, peaks = self._numerics, self._peaks
         if cluster.local and self._here is not None:
             peaks, devices = [self._here], min(pool.largest, max(1, cluster.cores // numerics.threads))
-        else:  # not all nodes of a growing cluster may have arrived
+        else:  # a growing cluster may not have all of its nodes yet
             devices = max(pool.smallest, self._most_actors)
         if not peaks:
             return None

@@ -52,13 +52,13 @@ class Outages:
         try:
             entries = uris()
         except (SegmintError, OSError):
-            return  # the dataset's own store may be out
+            return  # the dataset's own store may be unavailable
         for entry in entries:
             try:
                 uri = relative_to(self._catalog, entry)
                 name = store_name(uri)
             except UriNotAllowedError:
-                continue  # its row gets a verdict later
+                continue  # the build rejects this row later
             if len(examples) < MOST_STORES:
                 examples.setdefault(name, uri)
         if self._uris is uris:  # another thread may have begun the next window

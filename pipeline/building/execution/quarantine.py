@@ -88,17 +88,17 @@ class Quarantine:
 
     def __init__(self, stages: Stages, start_timeout_s: float) -> None:
         """Prepare for trials. Each trial's worker must be placed and ready within `start_timeout_s` seconds."""
-        self.stages = stages  # as laid out for the current nodes
+        self.stages = stages  # layout for the current nodes
         self._start_timeout_s = start_timeout_s
-        self._known: dict[int, Row] = {}  # verdict columns by ordinal; a fault while undecided
+        self._known: dict[int, Row] = {}  # verdict columns by ordinal; undecided suspects have a fault
         self._killed: dict[int, int] = {}  # number of the stage whose worker died, by the suspect's ordinal
         self._rows: RowSource | None = None  # of the last window
         self._ledger: RowLedger | None = None
-        self.ended = False  # whether `end_window` ended the last window
+        self.ended = False  # True if `end_window` ended the last window
         self._died_with_others: set[int] = set()  # ledger's numbers of rows whose dead worker also ran others
         self._attempts: Counter[int] = Counter()  # attempts in which a row's fault put its shard on hold, by ordinal
-        self._faulted: dict[int, None] = {}  # rows in the last window, in order
-        self._held: Counter[int] = Counter()  # times that a shard was put on hold in the last window
+        self._faulted: dict[int, None] = {}  # rows with faults in the last window, in order
+        self._held: Counter[int] = Counter()  # number of times that a shard was put on hold in the last window
         self._alone: dict[int, str] = {}  # trial result of a row with a fault, by ordinal
 
     def note(self, result: ShardResult) -> int:

@@ -54,7 +54,7 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
     next_look: ClassVar[float] = 0.0  # time of the next check of the stores
     outage: ClassVar[Callable[[], object]] = lambda: False
     last_look: ClassVar[float] = 0.0  # time of the last check of the nodes
-    nodes: ClassVar[frozenset[str]] = frozenset()  # at the window's start
+    nodes: ClassVar[frozenset[str]] = frozenset()  # IDs of the nodes that were alive when the window started
     resized: ClassVar[Callable[[], None] | None] = None  # called once when the number of nodes has doubled or halved
     grows: ClassVar[bool] = False  # True: the pools use nodes that join, so doubling doesn't end the window
     node_lost: ClassVar[float] = math.inf  # time at which the loss of a node was noticed

@@ -72,7 +72,7 @@ class GpuKind:
     """Kind of GPU that workers request from Ray."""
 
     name: str | None = None  # Ray's name for the kind, such as `H100`; None: any kind
-    idle: Mapping[str, GpuNodes] = field(default_factory=dict)  # the other kinds, by name
+    idle: Mapping[str, GpuNodes] = field(default_factory=dict)  # GPUs of other kinds, by the kind's name
 
     @property
     def idle_text(self) -> str:
@@ -128,7 +128,7 @@ def only_kind(cluster: Cluster, kind: GpuKind) -> Cluster:
 DETECTOR_CPUS = 1
 """CPUs of a node's detector process, which resizes images before they go to the GPU."""
 
-_ROUNDING = 1e-6  # for shares of a GPU
+_ROUNDING = 1e-6  # tolerance for fractions of a GPU
 
 DESCRIBE_CPUS = 0.5
 """Logical CPUs of the describe stage. Must differ from the actors' CPUs, or Ray would fuse the stages."""
@@ -169,7 +169,7 @@ class TooFewNodesError(UsageError):
 
     def __init__(self, message: str, stages: "Stages") -> None:
         super().__init__(message)
-        self.stages = stages  # the layout for all nodes
+        self.stages = stages  # layout for all nodes that the autoscaler may run
 
 
 @dataclass(frozen=True)
@@ -201,12 +201,12 @@ class ActorPool:
 class CustomPool:
     """Actor pool of a custom stage."""
 
-    number: int  # from 1, which identifies the stage in the ledger
+    number: int  # identifies the stage in the ledger; starts at 1
     spec: StageSpec
     after: Position
     pool: ActorPool
     batch_size: int | None
-    timeout_s: float  # for one image
+    timeout_s: float  # time limit per image
 
     def actor(self) -> type[CustomStage]:
         """Return the actors' class, named after the stage. Ray and the progress bars show this name."""
@@ -222,21 +222,21 @@ class CustomPool:
 class Stages:
     """Layout of the stages for one run."""
 
-    prepare_arguments: tuple[Any, ...]  # of `segmint.operators.prepare.prepare.Prepare`
+    prepare_arguments: tuple[Any, ...]  # arguments of `segmint.operators.prepare.prepare.Prepare`
     prepare_pool: ActorPool
     segment: SegmentSettings
     segment_pool: ActorPool
-    segment_threads: HostThreads  # of each actor
+    segment_threads: HostThreads  # threads per actor
     rows_per_block: int
-    segment_timeout_s: float  # for one image
+    segment_timeout_s: float  # time limit per image
     describe_num_cpus: float = DESCRIBE_CPUS
     writers: int = FEWEST_WRITERS
     retries: int = RETRIES
     measures_peak: bool = False  # True: each segment actor measures its device's peak; False: the driver measures it
-    detectors_share: float = 0.0  # of a GPU, for each node's detector process; 0: `prepare` runs detectors on CPUs
+    detectors_share: float = 0.0  # GPUs per detector process; 0: `prepare` runs detectors on CPUs
     detectors: NodeDetectors | None = None  # None until the processes start
-    gpus: GpuKind = field(default_factory=GpuKind)  # the kind of GPU that workers request
-    prepare_nodes: Mapping[str, str] = field(default_factory=dict)  # Ray label selector of nodes; empty: all
+    gpus: GpuKind = field(default_factory=GpuKind)  # kind of GPU that workers request
+    prepare_nodes: Mapping[str, str] = field(default_factory=dict)  # Ray label selector; empty: all nodes
     custom: tuple[CustomPool, ...] = ()  # custom stages, in the order of the configuration
     grows: bool = False  # True: the pools also use nodes that the autoscaler adds later
 

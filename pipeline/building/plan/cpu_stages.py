@@ -38,9 +38,9 @@ class CpuStages:
     """CPU seconds per image in all stages except `segment`, and the number of cores that these stages need per GPU."""
 
     seconds_an_image: float
-    measured: bool  # by a sample; otherwise from recorded figures
-    cores_a_gpu: int | None  # to keep one GPU busy; None if the device is a CPU
-    limits: str  # the slowest stage; on a GPU, if there are fewer cores per GPU than `cores_a_gpu`
+    measured: bool  # True: measured by a sample; False: recorded figures
+    cores_a_gpu: int | None  # cores that keep one GPU busy; None if the device is a CPU
+    limits: str  # slowest stage; on a GPU, it's only slowest with fewer cores per GPU than `cores_a_gpu`
 
     @property
     def source(self) -> str:
@@ -74,9 +74,9 @@ def compare(seconds: float, segment_seconds: float, *, measured: bool, on_gpu: b
 class CpuNodes:
     """CPU nodes that support GPU nodes with too few cores, and the cost of a build with and without them."""
 
-    own_cores: int  # per GPU, on the GPU nodes
-    more_cores: int  # per GPU, on CPU nodes
-    core_hours: float  # of the CPU nodes, while the GPUs compute
+    own_cores: int  # cores per GPU on the GPU nodes
+    more_cores: int  # additional cores per GPU on CPU nodes
+    core_hours: float  # core-hours of the CPU nodes while the GPUs compute
     price: float  # per core-hour
     cost: float
     starved_hours: float | None  # GPU-hours if the GPUs wait for their own cores; None if they have none
@@ -115,8 +115,8 @@ class ActorStarts:
 
     windows: int
     starts: int
-    seconds: float  # of one start
-    measured: bool  # in the sample; otherwise assumed
+    seconds: float  # duration of one start
+    measured: bool  # True: measured in the sample; False: assumed
     device_hours: float  # not included in the plan's other figures
 
     def line(self, hours_of: str) -> str:
@@ -144,10 +144,10 @@ class Curation:
     """Estimated cost of inspecting all images of a catalog."""
 
     rows: int
-    seconds_an_image: float  # of one core, recorded on another machine
+    seconds_an_image: float  # seconds of one core, recorded on another machine
     core_hours: float
-    bytes_in: Estimate | None  # unknown (None) without a sample
-    scorers: int  # their cost is unknown
+    bytes_in: Estimate | None  # None (unknown) without a sample
+    scorers: int  # number of scorers, whose cost is unknown
 
     def line(self) -> str:
         """Return the cost as a line of a plan."""

@@ -78,12 +78,12 @@ class PlanOptions:
     shards: tuple[int, int] | ShardPart | None = None
     sample: int | None = None  # rows
     gpus: int | None = None  # None: the GPUs of this machine
-    price: float | None = None  # per GPU-hour; per core-hour if the device is a CPU
-    share: float | None = None  # of the ceiling, 0 to 1; None: DEFAULT_SHARE, or measured by the sample
+    price: float | None = None  # price per GPU-hour, or per core-hour if the device is a CPU
+    share: float | None = None  # fraction of the ceiling, 0 to 1; None: DEFAULT_SHARE, or measured by the sample
     flops: float | None = None  # peak of one GPU of another machine, in operations per second
-    megapixels: float | None = None  # average original; None: SA-1B's average, or measured by the sample
-    core_price: float | None = None  # per core-hour of CPU nodes beside GPU nodes
-    cores: int = 0  # per GPU, on the GPU nodes
+    megapixels: float | None = None  # average size of the originals; None: SA-1B's, or measured by the sample
+    core_price: float | None = None  # price per core-hour of CPU nodes that support GPU nodes
+    cores: int = 0  # cores per GPU on the GPU nodes
 
     def __post_init__(self) -> None:
         checks: list[tuple[str, float | None, Callable[[float], bool], str]] = [
@@ -120,7 +120,7 @@ class RemainingShards:
     images_per_shard: int
     pieces: Sequence[ShardRun]  # one per part of the catalog, in order
     committed: int  # committed shards among the requested ones
-    pinned_rows: int | None  # of the dataset; None if it doesn't exist yet
+    pinned_rows: int | None  # rows of the dataset; None if it doesn't exist yet
 
     @property
     def shards(self) -> int:

@@ -25,24 +25,24 @@ class BuildPlan:
     shards: int
     encodes_per_image: int
     prompts_per_image: int
-    images: Estimate  # every row if no sample measures how many are rejected
+    images: Estimate  # all rows, if no sample measures the rejections
     bytes_in: Estimate | None  # unknown (None) without a sample
     bytes_out: Estimate | None
     masks: Estimate | None
     ceiling: Ceiling
     hardware: str
-    measured: bool  # true if time comes from the sample, else from the ceiling and an assumption
-    share_of_ceiling: float  # assumed, or reached by the sample
+    measured: bool  # True: the sample measured the time; False: estimated from the ceiling
+    share_of_ceiling: float  # fraction assumed, or reached by the sample
     device_hours: Estimate  # GPU-hours, or core-hours if the device is a CPU
     days: Estimate
-    cpu_core_hours: Estimate  # of all stages except segment, measured on this machine's CPU or from recorded figures
+    cpu_core_hours: Estimate  # all stages except segment, measured on this machine or from recorded figures
     cpu_stages: CpuStages
     price: float | None
     cost: Estimate | None
     sample: PlanSample | None
     notes: tuple[str, ...]
-    version: VersionName | None  # of the existing dataset; None: there is none yet
-    checked: CatalogFindings | None  # in the catalog's first rows; None: nothing remains to build
+    version: VersionName | None  # version of the dataset; None: the dataset doesn't exist yet
+    checked: CatalogFindings | None  # findings in the catalog's first rows; None: nothing remains to build
     starts: ActorStarts | None = None  # None: unknown without a sample
     cpu_nodes: CpuNodes | None = None  # None: no price per core-hour, or the device is a CPU
     curation: Curation | None = None  # None: the configuration doesn't contain `curate`

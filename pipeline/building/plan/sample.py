@@ -47,14 +47,14 @@ class SampledRow:
     read_s: float
     segment_s: float
     describe_s: float
-    write_s: float  # an equal share of its shard's time
+    write_s: float  # equal share of the time for the row's shard
     bytes_in: int  # read from storage
     released_bytes: int  # the released JPEG
     annotation_bytes: int  # its JSON
-    table_bytes: float  # an equal share of its shard's tables, tar headers, and commit
+    table_bytes: float  # equal share of the shard's tables, tar headers, and commit
     masks: int
-    drawn: int = 0  # masks above the threshold of predicted IoU
-    stage: str | None = None  # with reason and detail, if the row was rejected
+    drawn: int = 0  # masks above the predicted-IoU threshold
+    stage: str | None = None  # set with reason and detail if the row was rejected
     reason: str | None = None
     detail: str | None = None
 
@@ -70,8 +70,8 @@ class PlanSample:
 
     rows: tuple[SampledRow, ...]
     start_s: float  # seconds until model and detectors were ready
-    seconds: float  # of the whole sample, including startup
-    shard_bytes: int  # of a shard's files without any rows
+    seconds: float  # duration of the whole sample, including startup
+    shard_bytes: int  # size of a shard's files without any rows
     device: str  # "cpu" or "cuda"
     threads: int  # torch threads in `segment`
 

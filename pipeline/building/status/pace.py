@@ -28,7 +28,7 @@ class Pace:
     rows: int
     images: int
     masks: int
-    since: datetime  # time of the commit before them
+    since: datetime  # time of the commit before the counted commits
     last: datetime
 
     @property
@@ -56,7 +56,7 @@ class Pace:
 class LastCommits:
     """Commits from which a pace is computed."""
 
-    shards: Sequence[int]  # in order of time, without the commit at which the time starts
+    shards: Sequence[int]  # in order of time; the commit at `since` isn't included
     since: datetime
     last: datetime
 

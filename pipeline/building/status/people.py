@@ -24,7 +24,7 @@ class People:
 
     by_source: Mapping[str, int]
     timed: int = 0  # masks with a recorded time
-    seconds: float = 0.0  # total of these masks
+    seconds: float = 0.0  # total time of these masks
     unread: int = 0  # tables that couldn't be read
 
     @property

@@ -29,8 +29,8 @@ NOTHING = "-"
 class Prices:
     """Price of an hour of computing. Raises `UsageError` for invalid numbers."""
 
-    price: float | None = None  # per device-hour, as in `segmint plan`
-    devices: int = 1  # number used by the build, which a dataset doesn't record
+    price: float | None = None  # price per device-hour, as in `segmint plan`
+    devices: int = 1  # number of devices of the build, which a dataset doesn't record
 
     def __post_init__(self) -> None:
         if self.price is not None and not (math.isfinite(self.price) and self.price >= 0):
@@ -51,14 +51,14 @@ class Status:
     name: str
     time: datetime  # when it was read
     totals: Totals
-    last_commit: datetime | None  # of a build or a correction; None if there is none or its time is unknown
+    last_commit: datetime | None  # commit of a build or correction; None without a commit or a known time
     pace: Pace | None  # None: too few commits, or all at the same time
     prices: Prices
     gaps: Sequence[Gap]
     drift: Drift | None  # None: too few shards
-    round: int  # number of trainings that led to its weights
+    round: int  # number of trainings that led to the weights
     weights: ModelWeights
-    trainings: tuple[TrainingRound, ...]  # the lineage of its weights; empty in round 0
+    trainings: tuple[TrainingRound, ...]  # lineage of the weights; empty in round 0
     people: People
 
     @property

@@ -123,5 +123,5 @@ def _count(dataset: Dataset, commit: Commit) -> ShardNumbers:
         table = dataset.table(commit, "images", ["faces", "plates"])
         faces, plates = (sum(table.column(name).drop_null().to_pylist()) for name in ("faces", "plates"))
     except (NotFoundError, DamagedDatasetError, KeyError):
-        pass  # a correction replaced it, or it is damaged, which an audit reports
+        pass  # a correction replaced the table, or it's damaged, which an audit reports
     return ShardNumbers.of(commit, faces, plates)

@@ -106,7 +106,7 @@ class ImportList(RevisionList):
     """
 
     file: str
-    sha256: str  # of the file, or the version digest of another dataset
+    sha256: str  # SHA-256 of the file, or the version digest of another dataset
     mode: str
     named: int  # images of the dataset that the file names
     skipped_masks: Mapping[str, int]
@@ -308,7 +308,7 @@ OTHER_RELEASE = "released in another size"
 OTHER_REDACTIONS = "other redactions"
 
 _PROMPTED = ("assisted", "corrected")
-"""Sources of masks that involved a model's prediction."""
+"""Sources of masks that are based on a model's prediction."""
 
 
 class _ReleaseKey(NamedTuple):
@@ -323,7 +323,7 @@ class _AnnotatedImage(NamedTuple):
 
     release: _ReleaseKey
     row: Row  # of `IMAGES`
-    masks: list[Row]  # of `MASKS`, only annotated masks
+    masks: list[Row]  # rows of `MASKS`, only annotated masks
 
 
 def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage: MaskStaging) -> dict[str, int]:

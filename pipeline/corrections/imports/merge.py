@@ -53,7 +53,7 @@ class ImageImport:
     masks: Sequence[NewMask]
     sizes: frozenset[tuple[int, int]]
     unreadable: int = 0
-    of_image: Mapping[str, Any] = field(default_factory=dict)  # columns of the image's annotation, if carried over
+    of_image: Mapping[str, Any] = field(default_factory=dict)  # annotation columns of the image, if carried over
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ImportedRow:
     corrected: int = 0
     added: int = 0
     deleted: int = 0
-    empty: int = 0  # masks without pixels, which are left out
+    empty: int = 0  # masks without pixels, which aren't merged
     repeated: int = 0  # repeated masks in the file
 
 

@@ -76,9 +76,9 @@ class StagedMasks:
     """Masks of a file, which can be looked up by the dataset's ordinals. Usable while the folder exists."""
 
     folder: Path
-    ordinals: tuple[tuple[int, int], ...]  # range [a, b) of each shard that has an image of the file
+    ordinals: tuple[tuple[int, int], ...]  # range [a, b) of each shard with an image in the file
     shards: tuple[int, ...]
-    images: int  # distinct images of the file
+    images: int  # distinct images in the file
     masks: int  # masks of these images
     unknown: int = 0  # images of the file that are not in the dataset
     ambiguous: int = 0  # images whose name matches several images of the dataset
@@ -129,7 +129,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         self._unreadable: list[str] = []
         self._all_unreadable = 0
         self.superseded = 0
-        self.homeless = 0  # masks that may belong to any image
+        self.homeless = 0  # masks that don't identify their image
 
     def __exit__(self, *_: object) -> None:
         self._answers.close()

@@ -48,7 +48,7 @@ class SubmissionRow:
     added: int = 0
     deleted: int = 0
     unfit: int = 0  # submitted changes whose parent mask was changed or removed
-    superseded: int = 0  # unmerged earlier submissions to other states, with content that the merged one lacks
+    superseded: int = 0  # unmerged earlier submissions to other states, with content that the merged submission lacks
     not_merged: tuple[str, ...] = ()  # a text with the reason for each unmerged part and repeated mask
 
     @property
