@@ -192,10 +192,7 @@ def _check_flags(prompted: bool, settings: list[str], *, all_masks: bool, full_f
 
 
 def _split(overrides: list[str], *, automatic: bool, profile: Profile) -> tuple[list[str], list[str]]:
-    """Split overrides into those of `masks:` and of `release:`.
-
-    Raises `UsageError` if the frame isn't a released frame.
-    """
+    """Split overrides by section, `masks:` or `release:`. Raises `UsageError` if the frame isn't a released frame."""
     from segmint.pipeline.masks.options import RELEASE
 
     released = [override for override in overrides if override.strip().startswith(RELEASE)]

@@ -261,9 +261,9 @@ class MaskCorrection(Correction[RevisionPlan[L], R]):
 def is_unfinished(dataset: DatasetHandle, shards: Set[int]) -> bool:
     """Return whether a correction of these shards was interrupted.
 
-    In that case, it left reservations or former commits, or no version records its commits. Other shards are ignored,
-    because they may have changed since. Reservations for uncommitted shards are ignored as well, because they may
-    belong to a build.
+    An interrupted correction leaves reservations or former commits behind, or no version records its commits. Other
+    shards are ignored, because they may have changed since. Reservations for uncommitted shards are also ignored,
+    because they may belong to a build.
     """
     names = (parse_commit_name(name) for name in (dataset.location / COMMITS).walk_ever())
     generations = [name for name in names if name is not None and name[0] in shards]

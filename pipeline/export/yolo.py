@@ -2,7 +2,7 @@
 
 A polygon is one closed path through the centers of a mask's border pixels. Ultralytics rasterizes labels with
 `cv2.fillPoly`, which fills a path by the even-odd rule and paints the pixels on the path. The path crosses each bridge
-once in both directions, so a bridge only adds its own pixels to the mask. A bridge to a hole runs inside the mask and
+once in each direction, so a bridge only adds its own pixels to the mask. A bridge to a hole runs inside the mask and
 therefore adds no pixels.
 """
 

@@ -337,9 +337,9 @@ def _cutouts(frame: "Frame", records: "Sequence[MaskRecord]", drawn_from: str) -
 def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFile | None":
     """Return the existing masks of a photograph, or None if this run must make them.
 
-    In a folder, masks with other settings are made again, because the folder's record already protects against changed
-    settings. Files next to photographs have no such record, so masks with other settings and foreign files raise
-    `_OtherFileError` there. A file that belongs to another photograph always raises `_OtherFileError`.
+    Raises `_OtherFileError` if the existing file belongs to another photograph. In a folder, masks with other settings
+    are made again, because the folder's record already protects against changed settings. Files next to a photograph
+    have no such record, so there, masks with other settings and foreign files also raise `_OtherFileError`.
     """
     from segmint.pipeline.masks.document import read_document
 

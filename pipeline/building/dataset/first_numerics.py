@@ -212,7 +212,7 @@ def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, clust
 def _kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
     """Return the kind of GPU to request from Ray, or None for any kind.
 
-    If Ray names the kind of none of the cluster's GPUs, returns None. If Ray names the kind of only some GPUs, raises
+    If Ray names no kind of GPU in this cluster, returns None. If Ray names the kind of only some GPUs, raises
     `UsageError`: Ray would pick a GPU at random, and if the dataset were created on an unnamed GPU, later builds
     couldn't request this kind again.
     """

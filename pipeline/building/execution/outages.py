@@ -26,7 +26,10 @@ SAMPLE_ROWS = 64
 
 
 class Outages:
-    """Stores that a build needs, for the catalog, the URIs in `others`, and the window's images."""
+    """Stores that contain the catalog, the URIs in `others`, and the window's images.
+
+    A build depends on all of them.
+    """
 
     def __init__(self, storage: Storage, catalog: str, others: Iterable[str], timeout_s: float) -> None:
         self._storage = storage

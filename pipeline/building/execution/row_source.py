@@ -64,7 +64,7 @@ class ShardRows:
 
 
 class RowSource(Datasource):  # type: ignore[misc]
-    """Rows of a window for Ray Data, in shard order. In slots between shards, shards on hold can run again.
+    """Rows of a window for Ray Data, in shard order. Shards on hold can run again in slots between other shards.
 
     With `known`, the rows include verdict columns. `known` contains verdicts by ordinal; all other rows have empty
     verdicts.
@@ -213,7 +213,10 @@ def _merged(runs: Iterable[Run]) -> list[Run]:
 
 
 def _within(known: Mapping[int, Row] | None, runs: Sequence[Run] | None) -> Mapping[int, Row] | None:
-    """Return the part of `known` for a read's rows. For a retry slot, whose rows aren't known yet, return all of it."""
+    """Return the part of `known` for a read's rows.
+
+    For a retry slot, whose rows aren't known yet, return all of `known`.
+    """
     if known is None or runs is None:
         return known
     return {ordinal: row for ordinal, row in known.items() if any(start <= ordinal < stop for start, stop in runs)}

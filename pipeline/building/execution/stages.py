@@ -157,8 +157,8 @@ _MOST_BUNDLES = 1000
 """Maximum number of `prepare` bundles in a request. In larger clusters, each bundle has room for several actors."""
 
 BLOCKS_PER_GPU = 12
-"""Number of blocks per requested GPU. A fast GPU takes a minute for this many blocks, and starting its node takes
-longer."""
+"""Number of blocks per requested GPU. A fast GPU finishes this many blocks in a minute. For fewer blocks, another GPU
+isn't worthwhile, because its node takes longer to start."""
 
 _ASK_S = 2.0
 """Seconds between checks of the nodes while a build waits for more of them."""
@@ -174,7 +174,10 @@ class TooFewNodesError(UsageError):
 
 @dataclass(frozen=True)
 class ActorPool:
-    """Pool of `smallest` to `largest` actors for a stage. `num_cpus` and `num_gpus` are logical units per actor."""
+    """Pool of `smallest` to `largest` actors for a stage.
+
+    Each actor gets `num_cpus` logical CPUs and `num_gpus` GPUs.
+    """
 
     smallest: int
     largest: int

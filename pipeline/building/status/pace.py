@@ -64,10 +64,10 @@ class LastCommits:
 def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
     """Return the time at which a build first committed each shard, in order of time. Unknown times are omitted.
 
-    `listed` contains the files of all commits, in order. A correction removes the previous commit, and its time with
-    it. Such a time can often be estimated, because builds commit shards in order: if the nearest uncorrected shard
-    before was committed no later than the nearest uncorrected shard after, the corrected shards between them get evenly
-    spaced times.
+    `listed` contains the files of all commits, in order. A correction deletes a shard's previous commit, so the
+    original time is lost. Because builds commit shards in order, this function interpolates such times. It takes the
+    last uncorrected shard before the corrected shards and the first uncorrected shard after them. If the former's time
+    isn't later than the latter's, the corrected shards get evenly spaced times in between.
     """
     times: dict[int, datetime] = {}
     before: ListedCommit | None = None  # the last uncorrected commit

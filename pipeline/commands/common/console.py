@@ -145,8 +145,8 @@ def print_dry_run(listed: Printable, as_json: bool) -> None:
 def print_revision(revision: Any, as_json: bool, dataset: str, config: str | None) -> None:
     """Print a revision's result and the next command. For a dry run, print the list of planned changes instead.
 
-    A result has a list of changes in `listed`; anything else is such a list. Exits with code 3 if something couldn't be
-    checked.
+    `revision` is a result if it has the attribute `listed`, and otherwise a list. Exits with code 3 if something
+    couldn't be checked.
     """
     if not hasattr(revision, "listed"):
         print_dry_run(revision, as_json)

@@ -334,7 +334,7 @@ def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage:
     attribute the mask to its own model.
 
     The function reads `source` twice and the images of `into` once, shard by shard. Its memory only grows with the
-    number of annotated images that have different sources.
+    number of distinct source images that have annotated masks.
     """
     homes = _homes(into, frozenset(found.row["source_sha256"] for found in _annotated(source)))
     left: Counter[str] = Counter()
