@@ -147,8 +147,7 @@ FULL_IMAGE_ROWS = 128
 """Default number of rows per block on GPUs without crops. A fast GPU takes 5 s for this many rows."""
 
 BYTES_PER_PIXEL = 0.27
-"""Bytes per pixel of a large released JPEG, which is twice SA-1B's mean. Ray Data splits blocks that exceed its target
-size."""
+"""Bytes per pixel of a large released JPEG, twice SA-1B's mean. Ray Data splits blocks that exceed its target size."""
 
 ASPECT = 1.5
 """Assumed aspect ratio of an image, long side to short side."""
@@ -157,8 +156,7 @@ _MOST_BUNDLES = 1000
 """Maximum number of `prepare` bundles in a request. In larger clusters, each bundle has room for several actors."""
 
 BLOCKS_PER_GPU = 12
-"""Number of blocks per requested GPU. A fast GPU finishes this many blocks in a minute. For fewer blocks, another GPU
-isn't worthwhile, because its node takes longer to start."""
+"""Number of blocks per requested GPU: a minute of work for a fast GPU. Starting the GPU's node takes longer."""
 
 _ASK_S = 2.0
 """Seconds between checks of the nodes while a build waits for more of them."""
@@ -174,10 +172,7 @@ class TooFewNodesError(UsageError):
 
 @dataclass(frozen=True)
 class ActorPool:
-    """Pool of `smallest` to `largest` actors for a stage.
-
-    Each actor gets `num_cpus` logical CPUs and `num_gpus` GPUs.
-    """
+    """Pool of `smallest` to `largest` actors for a stage. `num_cpus` and `num_gpus` are logical numbers per actor."""
 
     smallest: int
     largest: int
@@ -252,8 +247,7 @@ class Stages:
         """Return the resources to request from the autoscaler, for the workers, a reader, and the writers.
 
         The request covers the largest pools, or smaller ones if `rows` rows make too few blocks to keep the largest
-        pools busy. Custom stages on GPUs always get their largest pools, because the layout reserves GPUs for all of
-        their workers.
+        busy. Custom stages on GPUs always get their largest pools, because the layout reserves all of their GPUs.
         """
         blocks = math.ceil(rows / self.rows_per_block)
 
@@ -351,10 +345,7 @@ def lay_out_for_growth(
 
 
 def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool = False) -> Stages:
-    """Size the pools for these nodes.
-
-    With `grows`, the cluster will grow to them, so `auto` pools start with one actor.
-    """
+    """Size the pools for these nodes. If the cluster must first grow to them, `auto` pools start with one actor."""
     resources = config.resources
     on_gpu = dataset.numerics.device == "cuda"
     kind = choose_kind(config, dataset.numerics, cluster)
@@ -416,10 +407,7 @@ def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool
 
 
 def _rows_per_block(config: Config, *, on_gpu: bool) -> int:
-    """Return the maximum number of rows per block.
-
-    `auto` is 5 s of work for a GPU, limited so that the JPEGs fit in a block.
-    """
+    """Return the maximum number of rows per block. `auto` is 5 s of GPU work, or fewer rows if the JPEGs are large."""
     if config.rows_per_block != "auto":
         return config.rows_per_block
     if not on_gpu or config.masks.settings().crop_n_layers:
@@ -437,10 +425,7 @@ def _gpus_each(config: Config, *, on_gpu: bool) -> float:
 
 
 def _gpu_actors(gpus_each: float, share: float, detectors: int, cluster: Cluster) -> int:
-    """Return the number of segment actors that fit on a cluster's GPUs.
-
-    `detectors` GPUs also run a detector process.
-    """
+    """Return the number of segment actors that fit on a cluster's GPUs. `detectors` GPUs also run a detector each."""
     if not detectors:
         return max(1, int(cluster.gpus // gpus_each))
     others = cluster.gpus - detectors
@@ -455,10 +440,7 @@ def _gpu_actors(gpus_each: float, share: float, detectors: int, cluster: Cluster
 
 
 def lay_out_again(config: Config, dataset: BuildDataset, cluster: Cluster, stages: Stages) -> Stages:
-    """Return the layout for the cluster's current nodes.
-
-    If they are too few, keep the old layout, because nodes may join.
-    """
+    """Return the layout for the current nodes, or the old layout if they are too few, because other nodes may join."""
     if cluster.local:
         return stages
     try:
@@ -485,10 +467,7 @@ def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> A
 
 
 def _custom_pools(config: Config, dataset: BuildDataset) -> tuple[CustomPool, ...]:
-    """Return the pools of the custom stages.
-
-    Raises `UsageError` if a stage's code has changed since the build started.
-    """
+    """Return the custom stages' pools. Raises `UsageError` if a stage's code has changed since the first start."""
     pools = []
     begun = dataset.manifest.config.get("stages", {})
     for number, (each, spec) in enumerate(zip(config.stages, config.load_stages(), strict=True), start=1):
