@@ -1,6 +1,7 @@
 """Irreversible redaction of parts of a photograph with a coarse, smoothed mosaic inside an outline.
 
-In a band around the outline, the mosaic may blend into the image. Pixels inside depend only on mosaics.
+An outline may be surrounded by a band in which the mosaic blends into the image. Every pixel inside an outline is
+computed from mosaics only, so no original pixel survives there.
 """
 
 import math
@@ -18,28 +19,28 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 CELLS = 5
-"""Mosaic cells along a region's longer side.
+"""Number of mosaic cells along a region's longer side.
 
-We compared 3 to 8 cells, square or not, smoothed by interpolation or by a Gaussian. This was the setting at which
-neither MTCNN nor OpenCV's Haar cascade detected a face again at any of several sizes.
+We compared 3 to 8 cells, square and not square, smoothed by interpolation and by a Gaussian. With this setting, neither
+MTCNN nor OpenCV's Haar cascade detected a face again at any of several sizes.
 """
 FACE_EXPANSION = 1.6
 """Size of a face's ellipse relative to its box.
 
-It exceeds sqrt(2), so the box's corners lie inside the ellipse, whose area is 2.01 times that of the box.
+The factor exceeds sqrt(2), so the ellipse contains the corners of the box. Its area is 2.01 times the area of the box.
 """
 WHOLE = 256
-"""Weight of a mosaic that hides the image completely; weights in the band are lower."""
+"""Weight at which the mosaic hides the image completely. Weights in the band are lower."""
 
 _FAR = 1 << 20  # pixels; OpenCV draws with 32 bits, and a detector file may return any number
 
 
 @dataclass(frozen=True)
 class ImagePatch:
-    """A part of an image: the pixels of `mask` (h, w) bool in the window whose top left corner is (x, y).
+    """Pixels to redact: `mask` (h, w) bool, in a window of the image whose top left corner is (x, y).
 
-    `weight`, (h, w) uint16 in 256ths, is the mosaic's weight: 256 in the mask, less in the band, and 0 elsewhere. It is
-    None without a band. The window is the smallest one around the mask and the band, and is inside the image.
+    `weight` (h, w) uint16 is the mosaic's weight in 256ths: 256 inside the mask, lower in the band, and 0 elsewhere. It
+    is None without a band. The window lies inside the image and fits tightly around the mask and the band.
     """
 
     x: int
@@ -70,8 +71,9 @@ def _tight(x: int, y: int, mask: Bools, weight: NDArray[np.uint16] | None = None
 def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> ImagePatch | None:
     """Return the ellipse around `box` (x0, y0, x1, y1), `FACE_EXPANSION` times its size, clipped to `shape` (h, w).
 
-    The box is first rounded to whole pixels, so that a detector's last bits don't move the border. `band` is the width
-    of the band around the ellipse as a share of its half axes. Returns None for an ellipse outside the image.
+    The box is first rounded to whole pixels, so the last bits of a detector's floats don't move the border. `band` is
+    the width of the band around the ellipse, as a share of the half axes. Returns None if the ellipse is outside the
+    image.
     """
     x0, y0, x1, y1 = (round(v) for v in box)
     center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2
@@ -93,11 +95,10 @@ def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> 
 
 
 def _weights(mask: Bools, around: Bools, distances: Floats) -> NDArray[np.uint16]:
-    """Return a mosaic's weights in 256ths, (h, w): 256 in `mask`, decreasing smoothly in the band `around` it.
+    """Return the mosaic's weights in 256ths, (h, w): 256 in `mask`, decreasing smoothly in the band `around` it.
 
-    `distances` contains the distance of each of the band's pixels from the mask's border, in band widths. The weights
-    are computed only with sums, products, quotients, and square roots, each rounded according to IEEE 754, so they are
-    the same on every CPU.
+    `distances` contains each band pixel's distance from the border of the mask, in band widths. To get the same weights
+    on every CPU, the formula only uses sums, products, quotients, and square roots, whose rounding IEEE 754 defines.
     """
     left = np.clip(1 - distances, 0, 1)
     weights = mask.astype(np.uint16) * np.uint16(WHOLE)
@@ -110,8 +111,8 @@ def polygon(
 ) -> ImagePatch | None:
     """Return the convex hull of `points` (x, y), grown on every side by `margin` times its shorter side, clipped.
 
-    Points are first rounded to whole pixels and clamped to a range larger than any image. `band` is the width of the
-    band around the hull as a share of its growth. Returns None if the hull is outside the image of `shape` (h, w).
+    The points are first rounded to whole pixels and clamped to a range that exceeds any image. `band` is the width of
+    the band around the hull, as a share of the growth. Returns None if the hull is outside the image of `shape` (h, w).
     """
     corners = np.array([[round(min(max(v, -_FAR), _FAR)) for v in point] for point in points], np.int32)
     (_, sides, _) = cv2.minAreaRect(corners)
@@ -137,7 +138,7 @@ def polygon(
 def _outside(hull: Floats, x: NDArray[np.int64], y: NDArray[np.int64]) -> Floats:
     """Return each pixel's largest signed distance outside the sides of a convex polygon, (h, w).
 
-    `hull`, (N, 2), contains the polygon's corners in order, N > 2; `x` and `y` are the window's columns and rows.
+    `hull` (N, 2) contains the corners of the polygon in order, N > 2. `x` and `y` are the window's columns and rows.
     """
     before, after = hull, np.roll(hull, -1, axis=0)
     turns = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
@@ -160,16 +161,16 @@ def rectangle(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -
 
 
 def mosaic_size(width: int, height: int, cells: int = CELLS) -> tuple[int, int]:
-    """Return the number of columns and rows of cells in the mosaic of a window of `width` x `height` pixels."""
+    """Return the number of columns and rows of the mosaic for a window of `width` x `height` pixels."""
     longest = max(height, width)
     columns, rows = (min(max(round(cells * side / longest), 1), max(side // 2, 1)) for side in (width, height))
     return columns, rows
 
 
 def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
-    """Reduce `window`, (h, w, 3) uint8, to at most `cells` x `cells` mean colors, then interpolate to its size.
+    """Reduce `window`, (h, w, 3) uint8, to at most `cells` x `cells` mean colors, then scale it back up linearly.
 
-    A cell is at least two pixels on each side if the window is.
+    Each side of a cell is at least two pixels long, unless the window is smaller.
     """
     height, width = window.shape[:2]
     means = cv2.resize(window, mosaic_size(width, height, cells), interpolation=cv2.INTER_AREA)
@@ -177,10 +178,10 @@ def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
 
 
 def redact_patches(image: Pixels, patches: Iterable[ImagePatch]) -> Pixels:
-    """Return a copy of `image` (H, W, 3) uint8 with a smoothed mosaic in every patch; other pixels are unchanged.
+    """Return a copy of `image` (H, W, 3) uint8 with a smoothed mosaic in every patch. Other pixels are unchanged.
 
-    Each mosaic is computed from the original pixels of its patch's whole window. All bands are drawn before the masks,
-    so every pixel in a mask comes from a mosaic. Where masks overlap, the last one wins.
+    Each mosaic is computed from the original pixels of its patch's whole window. All bands are drawn first, and the
+    masks on top of them, so every pixel in a mask comes from a mosaic. Where masks overlap, the last one wins.
     """
     result = image.copy()
     covers = []
@@ -196,7 +197,7 @@ def redact_patches(image: Pixels, patches: Iterable[ImagePatch]) -> Pixels:
 
 
 def _blended(cover: Pixels, picture: Pixels, weight: NDArray[np.uint16]) -> Pixels:
-    """Blend two images, (h, w, 3), by the `weight` (h, w) of the first in 256ths; rounded half up."""
+    """Blend two images, (h, w, 3), rounding half up. `weight` (h, w) is the weight of the first image in 256ths."""
     weights = np.asarray(cv2.merge([weight] * 3), np.uint16)  # five times as fast as broadcasting
     mixed = np.asarray(cover * weights + picture * (np.uint16(WHOLE) - weights) + np.uint16(WHOLE // 2), np.uint16)
     return np.asarray(mixed >> 8, np.uint8)

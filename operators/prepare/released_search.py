@@ -1,7 +1,8 @@
 """Search of a released image, for the build's last look and for the audit: both search the JPEG that is written.
 
-A detection counts as redacted if a region in the image's row covers most of it and its pixels fit a mosaic. The pixels
-are checked because a row may list a region that was never redacted: no mosaic with few cells fits its pixels.
+A detection counts as redacted under two conditions. First, a region in the image's row must cover most of the
+detection. Second, the detection's pixels must fit a mosaic. The second check matters because a row may list a region
+that was never redacted; a photograph's pixels don't fit a mosaic with few cells.
 """
 
 import math
@@ -24,17 +25,17 @@ from segmint.operators.rows import Row
 COVERED = 0.75
 """Share of a detection that a region must cover.
 
-With a lower share, a face next to a redacted one would be accepted. Full coverage is not required, because a detector
-may see a face in the mosaic that is slightly larger than the region.
+With a lower share, a face beside a redacted face would count as redacted. The share is below 1 because a detector may
+find a face in the mosaic itself, in a box slightly larger than the region.
 """
 ROUGHNESS = 4.0
-"""Maximum gray-level difference (RMS) of pixels from the mosaic that fits them best, allowing for JPEG errors."""
+"""Maximum RMS difference, in gray levels, between pixels and their best-fitting mosaic. It allows for JPEG errors."""
 LEAST_RESIDUAL = 0.01
-"""Share of the image that a detection must exceed to remain. Smaller ones are redacted, because that costs little."""
+"""Share of the image that a detection must exceed to remain. Smaller detections are redacted, which changes little."""
 MOST_RESIDUAL = 3
 """Maximum number of recorded detections that may remain in an image."""
 SAME_RESIDUAL_IOU = 0.5
-"""Minimum IoU of a detection with the recorded one."""
+"""Minimum IoU at which a detection counts as the recorded one."""
 
 _GRID = 48  # maximum sampled pixels per side of a detection
 
@@ -42,9 +43,9 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 ROUNDS = 3
-"""Maximum number of times that an image is redacted again after a look."""
+"""Maximum number of times that an image is redacted again after a last look."""
 SOURCE_SCORE, SOURCE_IOU = 0.2, 0.3
-"""Minimum score and minimum IoU at which a detection in the source confirms one in the released image."""
+"""Minimum score and IoU at which a detection in the source confirms a detection in the released image."""
 
 _MARGIN = 1.0  # of the window in the source on each side, as a share of the detection's longer side
 _LEAST_MARGIN = 48  # pixels of the released image
@@ -52,10 +53,10 @@ _LEAST_MARGIN = 48  # pixels of the released image
 
 @dataclass(frozen=True)
 class ReleasedDetection:
-    """A detection in a released image, and the box (x, y, w, h) of whole pixels that would be redacted for it.
+    """A detection in a released image, and the box (x, y, w, h), in whole pixels, that redacting it would cover.
 
-    `may_remain` is true if the redaction itself may have caused the detection: it touches a region that is visibly
-    redacted, and covers more than `LEAST_RESIDUAL` of the image.
+    `may_remain` is true if redaction itself may have caused the detection. This requires that the detection touches a
+    visibly redacted region and covers more than `LEAST_RESIDUAL` of the image.
     """
 
     found: Detection
@@ -72,7 +73,7 @@ class ReleasedDetection:
         return self.x, self.y, self.x + self.w, self.y + self.h
 
     def is_same(self, known: Mapping[str, Any]) -> bool:
-        """Return whether a value of `residual_detections` records this detection; False if a side is null (damaged)."""
+        """Return whether an entry of `residual_detections` records this detection; False if a side is null."""
         if known["kind"] != self.found.kind or any(known[side] is None for side in "xywh"):
             return False
         x, y, w, h = (known[side] for side in "xywh")
@@ -82,9 +83,9 @@ class ReleasedDetection:
 def search_released(
     row: Row, image: Pixels, detector: Detector, orientations: Sequence[int]
 ) -> list[ReleasedDetection]:
-    """Search `image`, (H, W, 3) uint8 RGB, the released image of a row of `images`, in each of `orientations`.
+    """Search a row's released image, (H, W, 3) uint8 RGB, for faces or plates in each of `orientations`.
 
-    Needs the row's sizes and regions, and raises the detector's errors.
+    `row` must contain the sizes and regions of `segmint.operators.schemas.IMAGES`. The detector's errors propagate.
     """
     height, width = image.shape[:2]
     regions = _regions(row)
@@ -103,9 +104,10 @@ def search_released(
 
 @dataclass(frozen=True)
 class _Region:
-    """A redacted region in pixels of the released image, and the cells of its mosaic.
+    """A redacted region in pixels of the released image, and the number of cells in its mosaic.
 
-    The region's band is not pure mosaic. It is `band_x` wide at the left and right, and `band_y` at the top and bottom.
+    Along the region's border runs a band in which the mosaic blends into the image. The band is `band_x` wide on the
+    left and right, and `band_y` wide at the top and bottom.
     """
 
     x: float
@@ -132,7 +134,7 @@ class _Region:
         return x < self.x + self.w and self.x < x + w and y < self.y + self.h and self.y < y + h
 
     def is_visible(self, gray: Pixels) -> bool:
-        """Return whether the pixels of the gray image (H, W) inside the band are those of a mosaic."""
+        """Return whether a mosaic is visible inside the band; `gray` (H, W) is the released image."""
         inside = self.x + self.band_x, self.y + self.band_y
         end = self.x + self.w - self.band_x, self.y + self.h - self.band_y
         whole = Detection("face" if self.kind == "face" else "plate", 1.0, (*inside, *end), None, "")
@@ -144,10 +146,10 @@ class _Region:
         return (x >= self.x + self.band_x) & (x <= right) & (y >= self.y + self.band_y) & (y <= bottom)
 
     def roughness(self, x: Floats, y: Floats, gray: Floats) -> float:
-        """Return how far the pixels at (x, y) deviate from this region's best-fitting mosaic, in gray levels (RMS).
+        """Return the RMS difference in gray levels between the pixels at (x, y) and the region's best-fitting mosaic.
 
-        The mosaic is linear between the centers of its cells, so the best-fitting cell values are the solution of a
-        least-squares problem. The result is infinite if there are too few pixels.
+        The mosaic is linear between the centers of its cells, so solving a least-squares problem finds the best-fitting
+        cell values. The result is infinite if there are fewer than two pixels per independent cell value.
         """
         across = _hats((x - self.x) / self.w * self.columns - 0.5, self.columns)
         down = _hats((y - self.y) / self.h * self.rows - 0.5, self.rows)
@@ -159,7 +161,7 @@ class _Region:
 
 
 def _regions(row: Row) -> list[_Region]:
-    """Return the regions of a row that can be located in its released image."""
+    """Return a row's regions in pixels of its released image. Regions without a known position or size are skipped."""
     if not row["source_width"] or not row["source_height"]:
         return []
     known = (region for region in row["regions"] or () if region and all(region[side] is not None for side in "xywh"))
@@ -191,7 +193,7 @@ def _is_redacted(detection: Detection, gray: Pixels, regions: Sequence[_Region])
 
 
 def _pixels_of(detection: Detection, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return evenly spaced pixels of a detection: in the ellipse inside a face's box, or in a plate's quadrilateral."""
+    """Return evenly spaced pixels in the ellipse inside a face's box, or in a plate's quadrilateral."""
     x0, y0, x1, y1 = detection.box
     left, right = max(int(np.floor(x0)), 0), min(int(np.ceil(x1)), width)
     top, bottom = max(int(np.floor(y0)), 0), min(int(np.ceil(y1)), height)
@@ -222,14 +224,18 @@ def _in_quad(x: Floats, y: Floats, detection: Detection) -> Bools:
 
 @dataclass(frozen=True)
 class ResidualDetection(Region):
-    """A detection that remains, in pixels of the **released** image; the box is the one that would be redacted."""
+    """A detection that remains, in pixels of the **released** image; redaction would have covered its box."""
 
     orientation: int
 
 
 @dataclass(frozen=True)
 class LastLook:
-    """Result of a look: detections to redact, in pixels of the image before redaction, and those that may remain."""
+    """Result of a last look at a JPEG.
+
+    `to_redact` contains detections to redact, in pixels of the image before redaction. `residual` contains detections
+    that may remain, in pixels of the released image.
+    """
 
     to_redact: tuple[Detection, ...]
     residual: tuple[ResidualDetection, ...]
@@ -238,12 +244,14 @@ class LastLook:
 def last_look(
     row: Row, jpeg: bytes, source: Pixels, detectors: Sequence[Detector], orientations: Sequence[int]
 ) -> LastLook:
-    """Search the JPEG that will be released, and decide about everything that is found outside redacted regions.
+    """Search the JPEG that is about to be released, and decide whether to redact or keep each remaining detection.
 
-    `row` contains the sizes and regions of `segmint.operators.schemas.IMAGES`; `source`, (H, W, 3) uint8 RGB, is the
-    image before redaction at any size. Redaction and JPEG compression create patterns that detectors mistake for faces,
-    and redacting these as well would change much more of the image. So large patterns that are absent from the source
-    may remain, and they are recorded. Raises the exceptions of `CheckedDetector`.
+    Redaction and JPEG compression create patterns that detectors mistake for faces, and redacting these patterns would
+    change much more of the image. So a large pattern at a redacted region may remain if the detector doesn't find it in
+    the source. At most `MOST_RESIDUAL` detections remain; they are recorded, and all others are redacted.
+
+    `row` contains the sizes and regions of `segmint.operators.schemas.IMAGES`. `source`, (H, W, 3) uint8 RGB, is the
+    image before redaction at any size. Raises the exceptions of `CheckedDetector`.
     """
     if not detectors:
         return LastLook((), ())
@@ -266,10 +274,11 @@ def last_look(
 
 
 def _is_in_source(found: Detection, source: Pixels, size: tuple[int, int], detector: Detector) -> bool:
-    """Return whether the detector finds something similar at the same place of the source, even with a low score.
+    """Return whether the detector finds something similar at the same place in the source, even with a low score.
 
-    `found` is in pixels of the released image, whose size is `size` (width, height). Only a window of the source is
-    searched, at the released image's scale and in the orientation in which the detection was found.
+    `found` is in pixels of the released image, whose size is `size` (width, height). To reproduce the conditions of
+    that detection, only a window of the source is searched, at the scale of the released image and in the detection's
+    orientation.
     """
     across, down = source.shape[1] / size[0], source.shape[0] / size[1]
     x0, y0, x1, y1 = found.box

@@ -1,18 +1,19 @@
 """Steps that put and commit a shard's files, and delete the files of a writer that lost the race.
 
-The order of these steps protects a writer from other writers and from every process that deletes files:
+Several writers may commit the same shard, and other processes may delete files at any time. The order of these steps
+protects a writer's files:
 
-1. `reserve` puts a reservation, which lists the files' names, if absent. From then on, no other process deletes these
-   files.
+1. `reserve` puts a reservation, which lists the names of the files, unless it already exists. From then on, no other
+   process deletes files with these names.
 2. `put_files` puts the files.
-3. `put_commit` puts the commit if absent, then checks that all files exist. It restores a file that another process
-   has deleted, which can happen if that process listed the reservations before step 1 and then paused. Finally, it
-   checks for a higher generation. If there is one, a later correction had already removed this commit's predecessor,
-   so the writer has lost.
-4. A writer that won applies the tombstones and catalog amendments. A writer that lost deletes its files
-   (`delete_unnamed`).
-5. The writer deletes the reservation. If a reservation remains, its writer died, and the next build or correction
-   finishes its work.
+3. `put_commit` puts the commit unless one exists, then checks that all files exist. A process that listed the
+   reservations before step 1 and then paused may have deleted some of them; `put_commit` puts these again. Finally, it
+   checks for a higher generation. If there is one, a later correction had already removed this commit's predecessor, so
+   this writer has lost.
+4. If the writer won, it applies the tombstones and catalog amendments. If it lost, it deletes its files with
+   `delete_unnamed`.
+5. The writer deletes the reservation. A reservation that remains means that its writer died, and the next build or
+   correction finishes that writer's work.
 """
 
 import hashlib
@@ -41,14 +42,14 @@ from segmint.operators.schemas import shard_schemas
 from segmint.operators.shards.files import ShardFiles, build_shard_files, shard_table_bytes
 
 NamedFiles = Sequence[tuple[FileEntry, bytes]]
-"""Files, each with its entry in the commit."""
+"""Contents of files, each with its entry in the commit."""
 
 OneTable = Literal["images", "masks"]
-"""Table that a revision can change without the shard's other files."""
+"""Table that a revision can replace without replacing the shard's other files."""
 
 
 def named_files(shard: int, files: ShardFiles) -> NamedFiles:
-    """Return a shard's four files, each with its entry in the commit; each file name contains the file's hash."""
+    """Return a shard's four files, each with its entry in the commit. Every file name contains the file's hash."""
     by_kind = {"shards": files.tar, "images": files.images, "masks": files.masks, "rejects": files.rejects}
     return [_named(kind, shard, data) for kind, data in by_kind.items()]
 
@@ -59,7 +60,7 @@ def _named(kind: str, shard: int, data: bytes) -> tuple[FileEntry, bytes]:
 
 
 def reserve(dataset: Location, commit: Commit) -> Location:
-    """Reserve a commit's file names before the files are put; return the reservation, which the writer must delete."""
+    """Reserve a commit's file names before putting the files. Return the reservation; the writer must delete it."""
     reservation = Reservation(commit.shard, commit.generation, tuple(entry.path for entry in commit.files))
     file = reservation.location(dataset)
     file.put_if_absent(reservation.to_json())
@@ -73,9 +74,9 @@ def put_files(dataset: Location, files: NamedFiles) -> None:
 
 
 def put_commit(dataset: Location, commit: Commit, files: NamedFiles) -> bool:
-    """Put a commit if absent, after its `files`; return whether it is the latest one.
+    """Put a commit unless one exists, after its `files` were put. Return whether this commit is the latest.
 
-    Returns False if another writer has committed this generation or a higher one.
+    Returns False if another writer committed the same or a higher generation.
     """
     log = CommitLog(dataset)
     if not log.put(commit):
@@ -94,11 +95,13 @@ def put_again(
     *,
     after_commit: Callable[[], object] = lambda: None,
 ) -> bool:
-    """Put missing or damaged files of the latest commit again; return whether it is still the latest afterward.
+    """Put missing or damaged files of the latest commit again. Return whether it is still the latest afterward.
 
-    If it isn't, the files put here are deleted, including older versions, unless the newer commit names them. The
-    commit may also be gone if this call's reservation is, because other commands may delete a reservation for a
-    committed generation. If the commit is still the latest, `after_commit` is called before the reservation is deleted.
+    If another writer has committed a newer generation, this function deletes the files that it put, including their
+    older versions, unless the newer commit names them. Other commands may delete the reservation, because its
+    generation is already committed. If the reservation is gone, this function puts it again and checks that the commit
+    is still the latest. If the commit is the latest at the end, `after_commit` is called before the reservation is
+    deleted.
     """
     pairs = list(files)
     reservation = Reservation(commit.shard, commit.generation, tuple(entry.path for entry, _ in pairs))
@@ -123,9 +126,9 @@ def put_again(
 
 
 def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, purge: bool = False) -> None:
-    """Delete the files of a writer that lost, unless the latest commit names them or another writer reserves them.
+    """Delete a losing writer's files, except files that the latest commit names or another writer reserves.
 
-    Deletes nothing from a shard without a commit.
+    If the shard has no commit, nothing is deleted.
     """
     state = read_shard_state(dataset, shard)
     if state.commit is not None:
@@ -135,7 +138,7 @@ def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, 
 
 
 def remove(file: Location, *, purge: bool) -> None:
-    """Delete a file; with `purge`, also delete its older versions in the bucket."""
+    """Delete a file. With `purge`, delete its older versions in the bucket as well."""
     if purge:
         file.purge()
     else:
@@ -143,7 +146,7 @@ def remove(file: Location, *, purge: bool) -> None:
 
 
 class LostRaceError(UnfinishedError):
-    """Another writer committed this generation of a shard with different content; this writer's files were deleted."""
+    """Another writer committed this generation of a shard with different content. This writer's files were deleted."""
 
 
 def replace_shard(
@@ -155,13 +158,14 @@ def replace_shard(
     purge: bool = True,
     after_commit: Callable[[], object] = lambda: None,
 ) -> Commit:
-    """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; remove nothing yet.
+    """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; keep the replaced files.
 
-    The numerics' fingerprint stays, because no masks are recomputed. With `only`, the rows are those of one table,
-    whose number of rows must not change. Then only that table's file is put, because the tar of JPEGs can take
-    gigabytes. `after_commit` is called after the commit. Raises `LostRaceError` if another writer has committed this
-    generation with different content, or a higher one; its files are then deleted and, with `purge`, their older
-    versions.
+    The commit keeps the fingerprint of the numerics, because this function doesn't compute masks. With `only`, `rows`
+    are the rows of a single table, and their number must be the same as before. Only that table's file is put then,
+    because the tar of JPEGs can take gigabytes. After the commit, `after_commit` is called.
+
+    Raises `LostRaceError` if another writer committed the same generation with different content, or a higher
+    generation. Before that, this function deletes its own files and, with `purge`, their older versions.
     """
     if only is not None:
         table = _named(only, old.shard, shard_table_bytes(rows, shard_schemas(dataset.stages)[only]))
@@ -190,10 +194,10 @@ def replace_shard(
 
 
 def check_purge(dataset: Location) -> None:
-    """Check, before anything is changed, that a dataset's store can delete files and their older versions.
+    """Check that a dataset's store can delete files and their older versions. Call this before changing anything.
 
-    Raises `UsageError` if a folder of the dataset is a link or the store does not list versions, and
-    `StorageFaultError` if access to the versions is denied.
+    Raises `UsageError` if one of the dataset's folders is a link or the store can't list versions. Raises
+    `StorageFaultError` if the store denies access to the versions.
     """
     for folder in (*DATA_KINDS, COMMITS, CATALOG, RESERVATIONS):
         (dataset / folder).refuse_link()
@@ -208,9 +212,9 @@ def check_purge(dataset: Location) -> None:
 def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
     """Purge all files of these shards except the latest commits, the files that they name, and reserved files.
 
-    This removes files of older generations and of dead writers, temporary files, and all older versions, including
-    those of files that were deleted earlier. Older commits are removed last. In a shard without a commit, everything
-    that no build reserves is removed. Returns the shards without a commit in which reserved files were kept.
+    This removes the files of older generations and of dead writers, temporary files, and all older versions, including
+    those of files that were deleted earlier. Older commits are removed last. If a shard has no commit, everything is
+    removed except files that a build reserves. Returns the shards without a commit in which such files were kept.
     """
     wanted = set(shards)
     files: dict[int, list[str]] = {}

@@ -1,10 +1,13 @@
 """Revisions of committed shards, through which every correction and build changes committed data.
 
-A revision is a pure function from a shard's rows to its next rows. It is applied to the latest generation, and the
-result is committed as the next one. If another writer wins the race, the revision is applied again to the new latest
-generation. After its commit, every writer reads the tombstones and applies them to the shard. A takedown puts its
-tombstone before it lists the commits, so at least one of the two notices the other. A writer of rows from the catalog
-checks for amendments of the catalog in the same way.
+A revision is a pure function from a shard's rows to its new rows. `revise_shard` reads the latest generation, applies
+the function, and commits the result as the next generation. If another writer commits that generation first,
+`revise_shard` applies the function again to the generation that won.
+
+Takedowns can run at the same time as other writers. To make sure that no image escapes, a takedown puts its tombstone
+before it lists the commits, and every writer reads the tombstones after its own commit. Either the takedown sees the
+new commit, or the writer sees the tombstone. Writers of rows from the catalog use the same protocol with amendments of
+the catalog.
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -39,13 +42,13 @@ from segmint.operators.shards.put import LostRaceError, OneTable, remove_replace
 Result = TypeVar("Result")
 
 Change = Callable[[Commit, Sequence[Row]], Sequence[Row]]
-"""Function that maps a commit and its rows (keys of `DESCRIBED`, in ordinal order) to the next rows.
+"""Function that maps a commit and its rows (keys of `DESCRIBED`, in ordinal order) to the new rows.
 
-It returns unchanged rows as the same objects, may be called several times, and must not modify its arguments.
+It must return the same object for an unchanged row and must not modify its arguments. It may be called several times.
 """
 
 ATTEMPTS = 100
-"""Number of races lost to other writers after which a revision gives up."""
+"""Number of lost races after which a revision gives up."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class ShardRevision:
 
     @property
     def changed(self) -> bool:
-        """True if there is a new generation."""
+        """Whether the revision committed a new generation."""
         return self.commit is not self.before
 
 
@@ -72,16 +75,16 @@ def revise_shard(
     needed: Callable[[Commit], bool] = lambda _: True,
     after_commit: Callable[[], object] = lambda: None,
 ) -> ShardRevision | None:
-    """Commit the next generation of a shard if the change affects any row; None if the shard is not committed.
+    """Apply a change to a shard and commit the result as the next generation. Return None if the shard isn't committed.
 
-    With `only`, `change` receives the rows of a single table (keys of `IMAGES` or `MASKS`). Only that table is read and
-    put, and all other files stay, so the change must not affect columns that those files also contain. `needed` can
-    skip the change without reading all rows.
+    If `change` returns every row unchanged, nothing is written. With `only`, this function reads and replaces a single
+    table, and `change` receives that table's rows (keys of `IMAGES` or `MASKS`). All other files stay, so `change` must
+    not modify columns that they store as well. If `needed` returns False for a commit, the rows aren't read at all.
 
-    Before the commit, fingerprints of all JPEGs that change or disappear are put. After it, `after_commit` is called.
-    Nothing is removed, except the files of lost attempts (with `purge`, including their older versions). Raises
-    `DamagedDatasetError` if a file of the latest generation can't be read, and `LostRaceError` after `ATTEMPTS` lost
-    races.
+    Before the commit, this function puts the fingerprints of all JPEGs that change or disappear. After the commit, it
+    calls `after_commit`. It leaves the replaced files in place. If it loses a race, it deletes the files of that
+    attempt and, with `purge`, their older versions. Raises `DamagedDatasetError` if a file of the latest generation
+    can't be read, and `LostRaceError` after `ATTEMPTS` lost races.
     """
     lost = 0
 
@@ -120,14 +123,14 @@ def _former(rows: Sequence[Row], after: Sequence[Row]) -> dict[int, Fingerprint]
 
 
 def fingerprint_of(row: Row, *, gone: bool) -> Fingerprint:
-    """Return the fingerprint of a released image: of its JPEG and, if the image is `gone`, of its pixels."""
+    """Return a released image's fingerprint. It identifies the JPEG and, if the image is `gone`, also its pixels."""
     jpeg = Fingerprint(released=(row["release_sha256"],))
     hashes = np.array(row["hashes"] or [], ">u8").tobytes().hex()
     return jpeg.model_copy(update={"pixels": row["pixels_sha256"], "hashes": hashes}) if gone else jpeg
 
 
 def with_latest_commit(dataset: Location, shard: int, use: Callable[[Commit], Result]) -> Result | None:
-    """Return `use(commit)` for the latest commit; None if there is none. Retries if a commit's files are removed."""
+    """Return `use(commit)` for the latest commit, or None without a commit; retry if its files are removed."""
     log = CommitLog(dataset)
 
     def read(generation: int) -> Result:
@@ -140,9 +143,10 @@ def with_latest_commit(dataset: Location, shard: int, use: Callable[[Commit], Re
 
 
 def with_generation(dataset: Location, shard: int, use: Callable[[int], Result]) -> Result | None:
-    """Return `use(generation)` for the latest generation; if it finds damage but a newer generation exists, retry.
+    """Return `use(generation)` for the latest generation of a shard, or None if the shard isn't committed.
 
-    None if the shard is not committed.
+    Another process may remove a generation's files while `use` reads them. So if `use` raises `DamagedDatasetError` and
+    there is a newer generation by then, this function retries with that one.
     """
     log = CommitLog(dataset)
     while True:
@@ -157,9 +161,10 @@ def with_generation(dataset: Location, shard: int, use: Callable[[int], Result])
 
 
 def apply_tombstones(dataset: DatasetHandle, shard: int) -> ShardRevision | None:
-    """Apply the tombstones to a committed shard and remove replaced files; None if there are no tombstones.
+    """Apply the tombstones to a committed shard and remove the replaced files. Return None if there are no tombstones.
 
-    Only tables are read unless a tombstone applies. After a crash, repeating the call completes the work.
+    If no tombstone applies, this reads only the tables. If the process crashes, call this function again to finish the
+    work.
     """
     taken = dataset.taken()
     if taken is None:
@@ -176,11 +181,12 @@ def apply_tombstones(dataset: DatasetHandle, shard: int) -> ShardRevision | None
 
 
 def apply_catalog(dataset: DatasetHandle, shard: int, since: int) -> ShardRevision | None:
-    """Update the images of a committed shard to the catalog's current values, and remove replaced files.
+    """Update the images of a committed shard to the catalog's current values, and remove the replaced files.
 
-    An amendment puts its part of the catalog before it lists the commits, so it and this function can't both miss the
-    other's change. This function checks again after its own commit, so the last of several amendments always wins.
-    Returns None if the manifest has no newer generation than `since`. After a crash, call it again.
+    An amendment puts its part of the catalog before it lists the commits, and this function reads the catalog after the
+    shard's commit. So at least one of them sees the other's change. After its own commit, this function checks for
+    further amendments, so the last one always wins. Returns None if the manifest's latest generation is `since` or
+    older. If the process crashes, call this function again to finish the work.
     """
     now = dataset.manifest_generation()
     if now <= since:
@@ -198,11 +204,10 @@ def apply_catalog(dataset: DatasetHandle, shard: int, since: int) -> ShardRevisi
 
 
 def apply_later_changes(dataset: DatasetHandle, shard: int, *, since: int | None = None) -> bool:
-    """Call `apply_tombstones` and `apply_catalog` for a shard, right after its commit or its files were written.
+    """Apply takedowns and catalog changes that a shard's writer may have missed. Return whether the shard changed.
 
-    The writer of the shard may have missed these takedowns and catalog changes. `since` must not be later than the
-    manifest generation whose catalog the rows were read from; it defaults to the handle's `catalog_generation`. Returns
-    whether the shard changed.
+    Call this right after the shard's commit, or after its files were written. `since` defaults to the handle's
+    `catalog_generation`. It must not be later than the manifest generation from whose catalog the writer read its rows.
     """
     applied = apply_tombstones(dataset, shard)
     amended = apply_catalog(dataset, shard, dataset.catalog_generation if since is None else since)
@@ -210,11 +215,11 @@ def apply_later_changes(dataset: DatasetHandle, shard: int, *, since: int | None
 
 
 def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[int]:
-    """Finish the work of writers that died after committing these shards; return the shards that changed.
+    """Finish the work of writers that died after committing these shards. Return the shards that changed.
 
-    Such a writer leaves its reservation. This function applies the tombstones and the catalog to the shard, then
-    deletes the reservation. It also deletes reservations of catalog parts if their writer lost the race for the
-    manifest, or died after writing the manifest.
+    A writer that died leaves its reservation behind. For each such reservation, this function applies the tombstones
+    and the catalog to the shard, then deletes the reservation. It also deletes reservations of catalog parts whose
+    writer lost the race for the manifest, or died after writing the manifest.
     """
     committed = dataset.commits.committed()
     left: dict[int, list[str]] = {}
@@ -237,7 +242,7 @@ def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[
 
 
 def names_removed(dataset: Location, commit: Commit, taken: Removals) -> bool:
-    """Return whether a shard contains an image that a tombstone names, or data of a row whose ordinal one names."""
+    """Return whether the tombstones name an image in a shard, or an ordinal whose row still contains data."""
     own = taken.of_ordinals(*commit.ordinals)
     if own:
         rejects = read_table(read_file(dataset, commit.file("rejects")), "rejects").to_pylist()
@@ -251,11 +256,11 @@ def names_removed(dataset: Location, commit: Commit, taken: Removals) -> bool:
 
 
 STAGE = "catalog"
-"""Stage that is recorded for a taken-down row, because its row in the catalog is blank when later builds read it."""
+"""Stage recorded for a taken-down row. Later builds reject it in this stage, because its catalog row is blank."""
 
 
 def take_down(row: Row) -> Row:
-    """Return the rejected row that replaces a row, identical to the one that a build makes from a blank catalog row."""
+    """Return the rejected row that replaces a row. A build creates the same row from a blank row of the catalog."""
     empty: Row = dict.fromkeys(row)
     return {
         **empty,
@@ -270,10 +275,11 @@ def take_down(row: Row) -> Row:
 
 
 def without_removed(row: Row, taken: Removals) -> Row:
-    """Return a row with tombstones applied: blank if they name its ordinal, rejected if they name its picture.
+    """Return a row with the tombstones applied.
 
-    A row with the same picture but another ordinal keeps its image_id and URI, as in the catalog, until the next
-    takedown. If no tombstone applies to the row, the same object is returned.
+    If a tombstone names the row's ordinal, the result is blank. If a tombstone only names its picture, the result is
+    rejected but keeps the row's image_id and URI until the next takedown, as in the catalog. If no tombstone applies,
+    the same object is returned.
     """
     if row["ordinal"] in taken.images:
         return row if is_removed(row) and row["image_id"] == BLANK else take_down(row)
@@ -285,7 +291,7 @@ def without_removed(row: Row, taken: Removals) -> Row:
 
 
 def is_removed(row: Row) -> bool:
-    """Return whether a row was taken down, so that only its verdict remains."""
+    """Return whether a row was taken down. Such a row contains only a verdict."""
     return bool(row["reason"] == Reason.TAKEN_DOWN)
 
 
@@ -293,10 +299,10 @@ _KEPT_GROUPS = 3
 
 
 def as_cataloged(row: Row, source: Mapping[str, Any] | None) -> Row:
-    """Return an accepted row with the amendable values of `source`, the catalog's row for its ordinal.
+    """Return an accepted row with the current values of its amendable columns from `source`, its row in the catalog.
 
-    The same object is returned if the values are equal already, if the row was rejected, or if a takedown has blanked
-    the catalog's row and is about to remove the image.
+    Returns the same object if the values are already equal or the row was rejected. It also does so if a takedown has
+    blanked the catalog's row, because that takedown is about to remove the image.
     """
     if row.get("reason") is not None or source is None or source["image_id"] != row["image_id"]:
         return row
@@ -305,7 +311,7 @@ def as_cataloged(row: Row, source: Mapping[str, Any] | None) -> Row:
 
 
 def cataloged(dataset: Location) -> Callable[[Commit, Sequence[Row]], Sequence[Row]]:
-    """Return the change of a revision that applies `as_cataloged` to all rows, using the latest catalog."""
+    """Return a change for `revise_shard` that applies `as_cataloged` to all rows, using the latest catalog."""
     catalog = CatalogRows(dataset)
 
     def change(commit: Commit, rows: Sequence[Row]) -> Sequence[Row]:
@@ -316,10 +322,10 @@ def cataloged(dataset: Location) -> Callable[[Commit, Sequence[Row]], Sequence[R
 
 
 class CatalogRows:
-    """Reader of rows of the latest catalog. Thread-safe; pickled without its cache.
+    """Reader of rows of the latest catalog. It is thread-safe and is pickled without its cache.
 
-    Each read loads whole row groups. The last few are cached, because shards are usually read in order. The cache can't
-    become stale, because a part of the catalog is never changed in place: its new version has a new path.
+    Each read loads whole row groups. Shards are usually read in order, so the reader caches the last few row groups.
+    The cache never becomes stale, because a new version of a catalog part has a new path.
     """
 
     def __init__(self, dataset: Location) -> None:
@@ -328,7 +334,7 @@ class CatalogRows:
         self._lock = Lock()
 
     def read(self, start: int, stop: int) -> dict[int, Row]:
-        """Return the rows with ordinals in [start, stop), keyed by ordinal; retry if a part is replaced meanwhile."""
+        """Return the rows with ordinals in [start, stop), keyed by ordinal. Retry if a part is replaced meanwhile."""
         while True:
             manifest = load_manifest(self._dataset)
             try:
@@ -344,7 +350,7 @@ class CatalogRows:
             return {row["ordinal"]: row for table in tables for row in table.to_pylist()}
 
     def _of_part(self, part: CatalogPart, first: int, start: int, stop: int) -> Iterator[pa.Table]:
-        """Yield the requested rows in a part whose ordinals begin at `first`."""
+        """Yield the rows of a part with ordinals in [start, stop). The part's first ordinal is `first`."""
         low, high = max(start - first, 0), min(stop - first, part.rows)
         for group in range(low // CATALOG_GROUP_ROWS, -(-high // CATALOG_GROUP_ROWS)) if low < high else ():
             begin = group * CATALOG_GROUP_ROWS

@@ -1,8 +1,8 @@
 """Write and commit one shard, or replace its rejected rows: the only code that adds data to a dataset.
 
-If a writer dies, it leaves files that no commit names, and readers never see such files. If two writers write the same
-shard, they put the same bytes under the same names, or one of them loses the race for the commit and deletes its files
-that no commit names. docs/guarantees.md lists the invariants.
+Readers only open files that a commit names, so files that a dead writer left behind are invisible to them. If two
+writers write the same shard with the same content, they put the same bytes under the same names. If their content
+differs, one of them loses the race for the commit and deletes its own files. docs/guarantees.md lists the invariants.
 """
 
 from collections import Counter
@@ -23,10 +23,10 @@ from segmint.operators.shards.put import LostRaceError, delete_unnamed, named_fi
 from segmint.operators.shards.revise import apply_later_changes, finish_dead_writers, is_removed, revise_shard
 
 MIN_ROWS_FOR_RATIO = 100
-"""Minimum number of rows in a shard for `max_reject_ratio` to apply."""
+"""Minimum number of rows that a shard needs for `max_reject_ratio` to apply."""
 
 MOST_FAULTED = 4
-"""Maximum number of faulted rows to report. If a shard contains more, the likely cause is an outage, not these rows."""
+"""Maximum number of faulted rows to report. If more rows have faults, an outage is a likelier cause than the rows."""
 
 _VERDICT = ("stage", "reason", "detail")
 
@@ -46,11 +46,12 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """Result of writing a shard: committed (by this or another writer), on hold for a reason, or unchanged.
+    """Result of writing a shard.
 
-    A committed shard that did not need to be replaced counts as unchanged. `faulted` lists the ordinals of the rows
-    that keep the shard on hold, unless there are too many. `drawn` is the number of masks that the model drew for the
-    rows, or 0 if another writer committed them.
+    The status is `committed` if this or another writer committed the shard, `on_hold` if the shard must not be
+    committed yet, and `unchanged` if a committed shard didn't need to be replaced. `detail` explains the status.
+    `faulted` lists the ordinals of the rows that keep the shard on hold, unless there are too many. `drawn` is the
+    number of masks that the model drew for the rows, or 0 if another writer committed them.
     """
 
     shard: int
@@ -62,22 +63,22 @@ class ShardResult:
 
 
 class WrongRowsError(SegmintError):
-    """A writer received rows of another shard. This is a bug; nothing was written."""
+    """A writer received rows of another shard, which indicates a bug. Nothing was written."""
 
 
 def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
     """Write shard `task.shard` from slices `[start, stop)` of the blocks, in stream order, and commit it.
 
     1. Check for an existing commit. If another writer has put one, only finish the work of dead writers.
-    2. Join the shard's rows. Put the shard on hold if rows have no verdict or too many were rejected for one reason.
-    3. Build the four files in memory; their names contain their hashes.
+    2. Join the shard's rows. If rows have no verdict, or too many were rejected for one reason, put the shard on hold.
+    3. Build the four files in memory. Their names contain their hashes.
     4. Reserve the names and put the files.
-    5. Put the commit if absent.
-    6. Apply tombstones and catalog amendments, which may have been added since the rows were made. If another writer
-       won the commit, delete the files that no commit names instead.
+    5. Put the commit unless one exists.
+    6. If this writer won, apply tombstones and catalog amendments that were added after the rows were computed. If
+       another writer won, delete the files that no commit names.
     7. Delete the reservation.
 
-    Raises `WrongRowsError` if the rows are not the shard's ordinals in order, and storage faults.
+    Raises `WrongRowsError` if the blocks don't contain exactly the shard's ordinals in order. Storage faults propagate.
     """
     dataset, location = task.dataset, task.dataset.location
     if dataset.commits.read(task.shard, task.generation) is not None:
@@ -115,7 +116,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
 
 def _committed(task: ShardTask) -> ShardResult:
-    """Return the result of a committed shard, with the counts of its latest commit."""
+    """Return the result of a committed shard, with the counts from its latest commit."""
     latest = task.dataset.commits.latest(task.shard)
     if latest is None:
         raise SegmintError(f"shard {task.shard}: its commit could be neither written nor read. Run the build again.")
@@ -123,9 +124,9 @@ def _committed(task: ShardTask) -> ShardResult:
 
 
 def shard_table(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> pa.Table:
-    """Return the rows of a shard, joined from slices `[start, stop)` of the blocks in stream order.
+    """Join a shard's rows from slices `[start, stop)` of the blocks, in stream order.
 
-    Raises `WrongRowsError` if they are not the shard's ordinals in order.
+    Raises `WrongRowsError` if the rows aren't exactly the shard's ordinals in order.
     """
     table = pa.concat_tables(
         [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
@@ -140,13 +141,13 @@ def shard_table(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
 
 def drawn_masks(table: pa.Table) -> int:
-    """Return the number of masks above the predicted-IoU threshold, which the model drew for the accepted rows."""
+    """Return the number of masks above the predicted-IoU threshold that the model drew for the accepted rows."""
     accepted = table.select(["reason", "funnel"]).filter(pc.is_null(table.column("reason")))
     return pc.sum(pc.struct_field(accepted.column("funnel"), "over_iou")).as_py() or 0
 
 
 def faults(table: pa.Table) -> str:
-    """Return a sentence that explains which rows have faults, or an empty string if none do."""
+    """Return a sentence with the number of faulted rows and the first fault, or an empty string without faults."""
     found = _faulted(table)
     if not len(found):
         return ""
@@ -155,22 +156,22 @@ def faults(table: pa.Table) -> str:
 
 
 def faulted_ordinals(table: pa.Table) -> tuple[int, ...]:
-    """Return the ordinals of rows with faults; empty if there are more than `MOST_FAULTED`."""
+    """Return the ordinals of rows with faults, or an empty tuple if there are more than `MOST_FAULTED` of them."""
     found = _faulted(table)
     return tuple(found.column("ordinal").to_pylist()) if len(found) <= MOST_FAULTED else ()
 
 
 def _faulted(table: pa.Table) -> pa.Table:
-    """Return the rows with faults, limited to a few columns, because other columns may contain a photograph's bytes."""
+    """Return the rows with faults. Most columns are dropped, because some of them contain a photograph's bytes."""
     return table.select(["ordinal", "image_id", "uri", "fault"]).filter(pc.is_valid(table.column("fault")))
 
 
 def hold_reason(table: pa.Table, max_reject_ratio: float) -> str:
-    """Return why a shard must not be committed yet, or an empty string.
+    """Return why a shard must not be committed yet, or an empty string if it can be committed.
 
-    A row with a fault holds its shard, because such a row has no verdict. So does an apparent outage: a shard of at
-    least `MIN_ROWS_FOR_RATIO` rows in which a share of more than `max_reject_ratio` was rejected for the same reason,
-    which isn't in `DELIBERATE_REASONS`. The shard then stays on hold until someone raises the ratio.
+    A row with a fault has no verdict, so it puts its shard on hold. A suspected outage does too: if the shard contains
+    at least `MIN_ROWS_FOR_RATIO` rows, and more than `max_reject_ratio` of them were rejected for the same reason, the
+    shard stays on hold until someone raises the ratio. Reasons in `DELIBERATE_REASONS` never suggest an outage.
     """
     reason = faults(table)
     if reason:
@@ -206,13 +207,15 @@ class RetryTask:
 def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
     """Replace rejected rows of a committed shard with described rows, given as slices `[start, stop)` of the blocks.
 
-    All other rows are read back from the committed files and keep their bytes.
+    All other rows are read from the committed files and written back unchanged, including changes that other commands
+    made to them in the meantime. The result counts only the retried rows:
 
-    The result counts only the retried rows. If each of them was rejected again with the same verdict, the result is
-    `unchanged`, and nothing is written. The same applies if another command has changed one of these rows in the
-    meantime, because only rejected rows that were not taken down are replaced. Other commands' changes to all other
-    rows are kept. If a row has a fault, the shard stays as it is, and the result is `on_hold`. Raises `WrongRowsError`
-    if the rows are not those of the task or were not rejected.
+    - If each retried row was rejected again with the same verdict, nothing is written, and the status is `unchanged`.
+    - If another command took down or replaced one of the retried rows in the meantime, its result is kept, nothing is
+      written, and the status is `unchanged`.
+    - If a retried row has a fault, nothing is written, and the status is `on_hold`.
+
+    Raises `WrongRowsError` if the rows aren't the task's rows, or if they weren't rejected in the task's generation.
     """
     table = pa.concat_tables(
         [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
@@ -259,17 +262,17 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
 
 class _SupersededError(Exception):
-    """Another command has already changed the rows that were to be replaced, so its result is kept."""
+    """Another command has already changed the rows that a retry was about to replace. That command's result is kept."""
 
 
 def _same(current: Row | None, again: Row) -> bool:
-    """Return whether a row already has a result: the same verdict, or the same image with the same masks."""
+    """Return whether a committed row already equals a retried row: same verdict, or same image with the same masks."""
     keys = _VERDICT if again["reason"] is not None else (*_VERDICT, "release", "masks")
     return current is not None and all(current[key] == again[key] for key in keys)
 
 
 def _counts(rows: Iterable[Row]) -> dict[str, int]:
-    """Return the counts of rows in the form that commits use."""
+    """Count rows in the format of commits."""
     counts = Counter(rows=0, images=0, masks=0, rejected=0)
     for row in rows:
         counts["rows"] += 1
