@@ -1,8 +1,8 @@
 """Child processes that decode untrusted bytes, so that a crash, hang, or memory error is traced to its image.
 
-pebble starts and replaces the processes and enforces their deadlines. This module ensures that a child dies with its
-parent, cannot exhaust the machine's memory, leaves no core dump (which would contain an image's bytes), and prints
-nothing while it processes an image. A child's start doesn't count toward an image's time limit.
+pebble starts and replaces the processes and enforces their deadlines. This module makes sure that a child dies with its
+parent, can't exhaust the machine's memory, leaves no core dump (which would contain an image's bytes), and prints
+nothing while it processes an image. The time that a child takes to start doesn't count toward an image's time limit.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 class SuspectError(RejectedError):
     """The child that processed this image died, hung, or ran out of memory.
 
-    The image is only blamed if the same happens again in a fresh child while nothing else is running.
+    The image is blamed only if the same happens again in a new child while nothing else is running.
     """
 
 
 class ChildFaultError(SegmintError):
-    """A child cannot start, or died while it had no image. No image is to blame."""
+    """A child can't start, or died while it wasn't processing an image. No image is to blame."""
 
 
 class _StoppedChildError(ChildFaultError):
@@ -49,13 +49,16 @@ class _StoppedChildError(ChildFaultError):
 
 
 class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
-    """Pool of processes that build a worker once, with `factory`, and then apply it to one image's bytes at a time.
+    """Pool of processes. Each builds a worker once, with `factory`, and then applies it to one image's bytes at a time.
 
-    `factory` must be picklable and importable in the child, where its result stays. `timeout_s` is the time limit for
-    one image and starts when a child takes the image. A worker that sets a `Deadline` for each of its steps gets
-    `more_s` more seconds. `memory_limit` is the number of bytes that an image may use in addition to an idle child's
-    memory (on Linux; None: no limit), capped at half of the memory of the machine or cgroup. A child is replaced after
-    `max_tasks` images, which limits the effect of leaks in decoders. Children start immediately, in the background.
+    - `factory` must be picklable and importable in the child. Its result stays there.
+    - `timeout_s` is the time limit for one image. It starts when a child takes the image.
+    - `more_s` extends this limit for a worker that sets a `Deadline` for each of its steps.
+    - `memory_limit` is the number of bytes that an image may use on top of an idle child's memory. It is capped at half
+      of the memory of the machine or cgroup. It applies only on Linux; None means no limit.
+    - `max_tasks` is the number of images after which a child is replaced, which limits the effect of leaks in decoders.
+
+    Children start immediately, in the background.
     """
 
     def __init__(
@@ -86,11 +89,12 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
         self._pool = self._keeper.submit(self._start).result()
 
     def run(self, data: bytes) -> T:
-        """Return the worker's result for one image; wait until a child is free. Thread-safe.
+        """Apply the worker to one image and return its result; wait until a child is free. Thread-safe.
 
-        If the child dies, the image is retried once, while nothing else is running. Raises the worker's errors,
-        `SuspectError` (`killed_worker`, `timed_out`, or `out_of_memory`) if the retry fails too, and `ChildFaultError`
-        if the image isn't at fault, for example if a signal that stops processes killed the child.
+        If the child dies, the image is retried once, while nothing else is running. The worker's errors propagate.
+        Raises `SuspectError` (`killed_worker`, `timed_out`, or `out_of_memory`) if the retry fails too. Raises
+        `ChildFaultError` if the image isn't at fault, for example if the child was killed by a signal that stops
+        processes.
         """
         try:
             with self._slots:
@@ -100,12 +104,12 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
                 return self._run(data)
 
     def wait_until_ready(self) -> None:
-        """Wait until a child has built its worker. If that fails, processing the first image raises the error."""
+        """Wait until a child has built its worker. If that fails, `run` raises the error for the first image."""
         with contextlib.suppress(pebble.ProcessExpired, BrokenExecutor):
             self._living_pool().schedule(os.getpid).result()
 
     def close(self) -> None:
-        """Stop the children; an image in progress is lost. Idempotent."""
+        """Stop the children and abandon images in progress. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -152,7 +156,7 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
         return SuspectError(Reason.TIMED_OUT, f"took longer than {limit} allows, twice")
 
     def _living_pool(self) -> pebble.ProcessPool:
-        """Return the pool, restarted if an idle child was killed, which breaks the pool."""
+        """Return the pool. If the death of an idle child has broken the pool, restart it first."""
         with self._restart_lock:
             if not self._pool.active:
                 with contextlib.suppress(Exception):
@@ -184,9 +188,9 @@ def _suspect(exit_code: int | None) -> SuspectError:
 
 
 class _BarePopen(popen_spawn_posix.Popen):
-    """A child that does not import its parent's main module.
+    """A child that doesn't import its parent's main module.
 
-    That module is Ray's in a Ray worker and the user's script otherwise; neither must run in the child.
+    In a Ray worker, the main module is Ray's, and elsewhere it is the user's script. Neither must run in the child.
     """
 
     _one_at_a_time = threading.Lock()
@@ -213,7 +217,7 @@ class _BareProcess(SpawnProcess):
 
 
 class BareContext(SpawnContext):
-    """Multiprocessing context whose processes do not import this process's main module."""
+    """Multiprocessing context whose processes don't import this process's main module."""
 
     Process = _BareProcess
 
@@ -233,7 +237,7 @@ _start_error: str | None = None
 
 
 def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None:
-    """Set up the child: make it die with its parent, build the worker, set the memory limit, and silence decoders."""
+    """Prepare the child: make it die with its parent, build the worker, limit memory, and silence decoders."""
     import resource
 
     global _worker, _start_error
@@ -250,7 +254,7 @@ def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None
 
 
 def _work(data: bytes) -> Any:
-    """Apply the worker to one image; end the process if memory runs out, because its state is then unreliable."""
+    """Apply the worker to one image. If memory runs out, end the process, because its state is unreliable then."""
     if _worker is None:
         raise ChildFaultError(f"the process that decodes images can't start: {_start_error}")
     try:
@@ -270,7 +274,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _silence() -> None:
-    """Discard this process's output, because libtiff prints up to millions of lines, one per damaged row of pixels."""
+    """Discard this process's output, because libtiff prints a line per damaged row of pixels, up to millions."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
@@ -278,7 +282,7 @@ def _silence() -> None:
 
 
 def guard_child() -> None:
-    """Make this process die with its parent and leave no core dump, because that would contain an image."""
+    """Make this process die with its parent and leave no core dump, because a core dump would contain an image."""
     import resource
 
     _die_with_parent()
@@ -286,7 +290,7 @@ def guard_child() -> None:
 
 
 def _die_with_parent() -> None:
-    """Make the kernel kill this process when its parent dies, and disable core dumps (Linux)."""
+    """Make the kernel kill this process when its parent dies, and mark the process as not dumpable (Linux)."""
     parent = multiprocessing.parent_process()
     if sys.platform != "linux" or parent is None:
         return

@@ -1,7 +1,8 @@
 """95 % confidence intervals of means, shares, and other scores over images.
 
-The masks of an image resemble one another, so images are the units. There is no interval for fewer than `LEAST_IMAGES`
-images. benchmarks/evaluation/interval_coverage.py simulates how often the intervals contain the true value.
+The masks of an image resemble one another, so all methods treat the image, not the mask, as the unit. With fewer than
+`LEAST_IMAGES` images, there is no interval. To measure how often the intervals contain the true value, run the
+simulation in benchmarks/evaluation/interval_coverage.py.
 """
 
 import math
@@ -14,18 +15,22 @@ Interval = tuple[float, float]
 Floats = NDArray[np.float64]
 
 Seed = int | Sequence[int]
-"""One nonnegative number, or several, so that the intervals and tests of an evaluation can use different seeds."""
+"""One nonnegative number or several. With several, the intervals and tests of an evaluation can use different seeds."""
 
 LEAST_IMAGES = 10
 """Minimum number of images for an interval."""
 
 LEAST_EFFECTIVE = 5
-"""Minimum effective number of images (Kish 1965): the square of the number of masks, divided by the sum of the squares
-of each image's number. If one image contains half of the masks, this minimum isn't met. If it contained 95 % of them,
-intervals of means would contain the true value in 2 % of cases instead of 95 %."""
+"""Minimum effective number of images for an interval (Kish 1965).
+
+The effective number is the square of the number of masks, divided by the sum over images of each image's squared number
+of masks. If one image contains half of all masks, the effective number is below this minimum. Without the minimum,
+intervals can be badly wrong: if one image contained 95 % of the masks, the interval of a mean would contain the true
+value in 2 % of cases instead of 95 %.
+"""
 
 RESAMPLES = 10_000
-"""Number of resamples for an interval, and of random permutations for a test."""
+"""Number of bootstrap resamples for an interval, and of random permutations for a test."""
 
 NORMAL = 1.959963984540054
 """97.5 % quantile of the standard normal distribution."""
@@ -36,7 +41,7 @@ _EVEN = 1e-12  # relative difference attributed to rounding
 
 
 def basis(images: int) -> str:
-    """Return the text to print about the intervals of a result, depending on its number of images."""
+    """Return the text that describes the intervals of a result with this number of images."""
     if images < LEAST_IMAGES:
         return f"too few images for an interval ({images}, expected {LEAST_IMAGES} or more)"
     return "with 95 % intervals by image"
@@ -51,9 +56,9 @@ def mean_intervals(
 ) -> list[Interval | None]:
     """Return the intervals of M means over masks.
 
-    Each mean is the ratio of two sums over images: `sums` (I, M) over each image's masks, and `counts` (I,), the
-    numbers of masks. `limits` are the lowest and highest possible values. Images without masks are ignored.
-    `studentized` lists when a mean has no interval.
+    Each mean is the ratio of two sums over images. `sums` (I, M) contains the sum over each image's masks, and `counts`
+    (I,) contains each image's number of masks. Images without masks are ignored. `limits` are the lowest and highest
+    possible values of a mean. For the cases in which a mean has no interval, see `studentized`.
     """
     return studentized([(sums[counts > 0], counts[counts > 0])], seed, limits, resamples)
 
@@ -64,14 +69,16 @@ def studentized(
     limits: tuple[ArrayLike, ArrayLike] = (-np.inf, np.inf),
     resamples: int = RESAMPLES,
 ) -> list[Interval | None]:
-    """Return studentized bootstrap intervals (Efron 1981) of M means over strata of each stratum's mean over masks.
+    """Return studentized bootstrap intervals (Efron 1981) of M stratified means.
 
-    A stratum contains the sums (I, M) and counts (I,) of its images, which are resampled within it, jointly for all M
-    means. The intervals are widened by the squared ratio of Student's t to the normal quantile, which is 1.33 for 10
-    images and 1.14 for 20. This is necessary because a mean of IoUs includes rare failures, and a few images often
-    contain none of them.
+    Each of the M means is the average, over strata, of the stratum's mean over masks. A stratum consists of the sums
+    (I, M) and counts (I,) of its images. Images are resampled within their stratum, jointly for all M means.
 
-    A mean has no interval if a stratum contains fewer than `LEAST_IMAGES` images or `LEAST_EFFECTIVE` effective ones,
+    A mean of IoUs includes rare failures, and a few images often contain none of them, so plain intervals would be too
+    narrow. They are widened by the squared ratio of Student's t to the normal quantile, which is 1.33 for 10 images and
+    1.14 for 20.
+
+    A mean has no interval if a stratum contains fewer than `LEAST_IMAGES` images or `LEAST_EFFECTIVE` effective images,
     if all images have the same values, or if so few images differ that many resamples have no spread.
     """
     from scipy.special import stdtrit
@@ -119,12 +126,12 @@ def figure_intervals(
     scores: int,
     resamples: int = RESAMPLES,
 ) -> tuple[list[float | None], list[Interval | None]]:
-    """Return K scores that depend on sums over images, and intervals from each image's jackknife pseudo-values.
+    """Return K scores that depend on sums over images, and their intervals from each image's jackknife pseudo-values.
 
-    `values` (I, M) contains the values of each image. `figures` computes scores from sums, (R, M) to (R, K); if a score
-    is undefined, it returns NaN, which becomes None. The first `scores` of the K values are scores between 0 and 1, and
-    the others are differences of such scores. A score has no interval if fewer than `LEAST_IMAGES` images affect it, or
-    in the cases listed for `studentized`.
+    `values` (I, M) contains the values of each image. `figures` maps sums (R, M) to scores (R, K). It returns NaN for
+    an undefined score, which becomes None here. The first `scores` of the K values are scores between 0 and 1, and the
+    rest are differences of such scores. A score has no interval if fewer than `LEAST_IMAGES` images affect it, or in
+    the cases listed for `studentized`.
     """
     values = values.astype(np.float64)
     total = values.sum(axis=0, keepdims=True)
@@ -143,16 +150,20 @@ def figure_intervals(
 
 
 def share_interval(successes: ArrayLike, trials: ArrayLike) -> Interval | None:
-    """Return the interval of a share of masks from each image's number of successes and of masks, both (I,).
+    """Return the interval of a share of masks, given each image's number of successes and number of masks, both (I,).
 
-    This is Wilson's interval with Student's t for the effective number of masks: the number of masks divided by the
-    design effect (Kish 1965), which is 1 if an image's masks are independent. Images without masks are ignored. If
-    there are fewer than `LEAST_IMAGES` other images or `LEAST_EFFECTIVE` effective ones, the share has no interval.
+    This is Wilson's interval with Student's t, applied to the effective number of masks. That number is the number of
+    masks divided by the design effect (Kish 1965), which is 1 if an image's masks are independent. Images without masks
+    are ignored. There is no interval if fewer than `LEAST_IMAGES` images with masks or `LEAST_EFFECTIVE` effective
+    images remain.
 
-    Two corrections keep the coverage right for shares near 0 and 1. First, if f images contain a mask in the minority,
-    the design effect moves by 1 / 2^f toward its value for images whose masks are all alike. Second, if a few images
-    cause most of the variance, the excess of the design effect over 1 is scaled for a t distribution with fewer degrees
-    of freedom: half of Satterthwaite's, because the kurtosis of a small number of images is too low.
+    Two corrections keep the coverage right for shares near 0 and 1:
+
+    - If f images contain a mask in the minority, the design effect moves by 1 / 2^f toward the design effect of images
+      whose masks are all alike.
+    - If a few images cause most of the variance, the excess of the design effect over 1 is scaled as for a t
+      distribution with fewer degrees of freedom. The degrees of freedom are half of Satterthwaite's, because the
+      kurtosis of a small number of images is too low.
     """
     from scipy.special import stdtrit
 
@@ -177,12 +188,12 @@ def share_interval(successes: ArrayLike, trials: ArrayLike) -> Interval | None:
 
 
 def _are_few(counts: Floats) -> bool:
-    """Return whether there are too few images for an interval, given their numbers of masks."""
+    """Return whether there are too few images for an interval; `counts` contains their numbers of masks."""
     return len(counts) < LEAST_IMAGES or bool(counts.sum() ** 2 < LEAST_EFFECTIVE * (counts**2).sum())
 
 
 def wilson(share: float, trials: float, quantile: float = NORMAL) -> Interval:
-    """Return Wilson's score interval (1927) of a proportion, which has a positive width even for shares of 0 and 1."""
+    """Return Wilson's score interval (1927) of a proportion. Its width is positive even for shares of 0 and 1."""
     center = share + quantile**2 / (2 * trials)
     spread = quantile * math.sqrt(share * (1 - share) / trials + quantile**2 / (4 * trials**2))
     scale = 1 + quantile**2 / trials
@@ -190,10 +201,10 @@ def wilson(share: float, trials: float, quantile: float = NORMAL) -> Interval:
 
 
 def at_most(successes: int, trials: int, confidence: float = 0.95) -> float:
-    """Return the one-sided upper bound of Clopper and Pearson (1934) of a proportion, exact for a binomial.
+    """Return the exact one-sided upper bound of Clopper and Pearson (1934) for a binomial proportion.
 
-    At this proportion, the probability of at most `successes` successes would be 1 - `confidence`. If there are no
-    successes, the bound is about 3 / `trials` (the rule of three).
+    If the proportion were equal to this bound, at most `successes` successes would occur with probability 1 -
+    `confidence`. Without successes, the bound is about 3 / `trials` (the rule of three).
     """
     from scipy.stats import beta
 

@@ -1,10 +1,11 @@
 """Measures of the overlap between masks and the redacted regions of their image, computed only from the tables.
 
-A mask may trace a redacted region instead of an object: the ellipse over a face, or the box of a plate. These measures
-don't need pixels, so an audit can reproduce them bit for bit.
+A mask may trace a redacted region instead of an object: for example, the ellipse over a face or the box of a plate. The
+measures in this module help to recognize such masks. They don't need pixels, so an audit can reproduce them bit for
+bit.
 
-The ellipse or polygon of a detected region is surrounded by a band in which the mosaic blends into the image; the
-region's box includes this band. Masks are compared with the line halfway through the band.
+The ellipse or polygon of a detected region is surrounded by a band in which the mosaic blends into the image. The
+region's box includes this band. The measures compare masks with the line halfway through the band.
 """
 
 import math
@@ -20,24 +21,26 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 MANUAL = "manual"
-"""Source of a region that a person requested."""
+"""`source` of a region that a person requested."""
 
 FACE_BAND = 0.25
 """Width of the band around a face's ellipse, as a share of the ellipse's half axes.
 
-With 0.15, SAM still segmented the ellipse over a face as an object; with 0.25, it did not.
+With 0.15, SAM still segmented the ellipse as an object. With 0.25, it didn't.
 """
 PLATE_MARGIN = 0.25
 """Margin around a plate's corners, as a share of the plate's height."""
 PLATE_BAND = 1.0
-"""Width of the band around a plate, as a share of that margin."""
+"""Width of the band around a plate, as a share of the margin."""
 
 _PLATE_SHARE = PLATE_MARGIN * PLATE_BAND / (1 + 2 * PLATE_MARGIN * (1 + PLATE_BAND))
-"""Width of the band as a share of the whole region's height."""
+"""Width of the band around a plate, as a share of the height of the whole region."""
 
 
 class Redactions(NamedTuple):
-    """Overlap of an image's N masks with its redacted regions; all 0 without regions, 0 for an empty mask.
+    """Overlap of an image's N masks with its redacted regions.
+
+    Both values are 0 for an empty mask, and for all masks of an image without regions.
 
     Attributes:
         share: (N,) share of the mask's pixels that are in any region, 0 to 1.
@@ -49,7 +52,7 @@ class Redactions(NamedTuple):
 
 
 class RedactionOutline(NamedTuple):
-    """Pixels of a region: those of `mask` (h, w) bool in the window whose top left corner is (x, y)."""
+    """Pixels of a region: `mask` (h, w) bool, in the window of the image whose top left corner is (x, y)."""
 
     x: int
     y: int
@@ -62,7 +65,7 @@ def redactions(
     size: tuple[int, int],
     counts: Sequence[str],
 ) -> Redactions:
-    """Compare the masks of an image with its redacted regions.
+    """Measure how much the masks of an image overlap its redacted regions.
 
     Args:
         regions: values of `segmint.operators.schemas.REGION`, in pixels of the upright source.
@@ -91,14 +94,14 @@ def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple
     """Return the pixels of a redacted region in the released image; a narrow region may have none.
 
     For a detected face, these are the pixels whose centers lie in the ellipse inscribed in the region's box. For any
-    other region, they are the pixels entirely in the box. Both shapes are shrunk by half of the band's width, to the
-    line where mosaic and image have equal weight. A manual box has no band, so the result is exactly its redacted
-    pixels. For other regions, the result differs slightly, because the tables contain only boxes:
+    other region, they are the pixels that lie entirely in the box. Both shapes are shrunk by half of the band's width,
+    to the line where mosaic and image have equal weight. A manual box has no band, so the result contains exactly the
+    redacted pixels. For other regions, the tables contain only boxes, so the result is approximate:
 
-    - An ellipse that crossed the image's border was clipped. The ellipse in the clipped box is smaller.
-    - A tilted plate was redacted as a polygon, which is smaller than its box.
-    - Downscaling mixes the pixels at a region's edge with their neighbors. Such pixels are excluded if their centers
-      lie outside an ellipse, or if they lie only partly in a box.
+    - An ellipse that crosses the image's border is clipped during redaction. The ellipse in the clipped box is smaller.
+    - A tilted plate is redacted as a polygon, which is smaller than its box.
+    - Downscaling mixes the pixels at a region's edge with their neighbors. Such a pixel is excluded if its center lies
+      outside the ellipse, or if it lies only partly in the box.
 
     `source_size` and `size` are (height, width) of the upright source and of the released image.
     """
@@ -113,9 +116,10 @@ def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple
 
 
 def band_widths(region: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the widths of the band inside a region's box, in its pixels: left and right, top and bottom.
+    """Return two widths of the band inside a region's box: at the left and right, and at the top and bottom.
 
-    The widths are slightly off for a tilted plate, and for a region that was rounded or clipped at the image's border.
+    Both are in the region's pixels. They are approximate for a tilted plate, and for a region that was rounded or
+    clipped at the image's border.
     """
     if region["source"] == MANUAL:
         return 0.0, 0.0
@@ -127,15 +131,16 @@ def band_widths(region: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _span(start: int, length: int, inset: float, source: int, released: int) -> tuple[int, int]:
-    """Return, along one axis, the range of released pixels that lie entirely in a part of the source less `inset`."""
+    """Return the range of released pixels that lie entirely in a span of the source, shrunk by `inset` at both ends."""
     first = max(math.ceil((start + inset) * released / source), 0)
     return first, max(min(math.floor((start + length - inset) * released / source), released), first)
 
 
 def _distances(start: int, length: int, inset: float, source: int, released: int) -> tuple[int, Floats]:
-    """Return the first released pixel of a box along one axis, and each pixel's distance from the box's center.
+    """Return a box's first released pixel along one axis, and each of its pixels' distance from the box's center.
 
-    The unit is the half axis of the ellipse inscribed in the box less `inset` at both ends.
+    Distances are in units of the half axis of the ellipse that is inscribed in the box after shrinking it by `inset` at
+    both ends.
     """
     first = min(max(start * released // source, 0), released)
     end = max(min(-(-(start + length) * released // source), released), first)

@@ -1,10 +1,11 @@
 """COCO's average precision and recall, and LVIS's, of one or two models over any selection of the images.
 
-The results equal those of `COCOeval` and of LVIS's federated evaluation (Gupta et al. 2019, arXiv 1908.03195).
-Intervals and tests repeat the accumulation too often for those implementations. In LVIS, only some categories were
-checked in each image, so a prediction counts only if its category is among the image's annotations or in its
-`neg_category_ids`. For categories in `not_exhaustive_category_ids`, unmatched predictions count as neither right nor
-wrong.
+Intervals and tests repeat the accumulation many times, for which `COCOeval` and LVIS's implementation are too slow. The
+results equal those of `COCOeval` and of LVIS's federated evaluation (Gupta et al. 2019, arXiv 1908.03195).
+
+In LVIS, annotators checked only some categories in each image. So a prediction counts only if its category occurs in
+the image's annotations or in its `neg_category_ids`. For categories in `not_exhaustive_category_ids`, unmatched
+predictions count as neither right nor wrong.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,33 +19,36 @@ from segmint.operators.evaluate.coco_matching import AREAS, IOU_THRESHOLDS, Imag
 from segmint.operators.intervals import Floats
 
 MOST, MOST_LVIS = 100, 300
-"""Maximum number of predictions per category and image in COCO's evaluation, and per image in LVIS's."""
+"""Maximum number of predictions: per category and image in COCO's evaluation, and per image in LVIS's."""
 
 MOST_UNITS = 500
-"""Maximum number of units for intervals and tests. A unit is an image, or a group of images if there are more."""
+"""Maximum number of units for intervals and tests.
+
+A unit is one image, unless there are more images than this; then it is a group of images.
+"""
 
 _RECALLS = np.array(Params().recThrs)
 _AT_ONCE = 1 << 22  # predictions times selections, size ranges, and thresholds
 
 Matches = Mapping[int, Sequence[tuple[str, ImageMatches]]]
-"""Matches of a model by category, each with the image's id."""
+"""A model's matches, keyed by category. Each entry consists of an image's id and the matches in that image."""
 
 Part = tuple[int, int, ImageMatches]
-"""An image's position among all images, the model, and the image's matches."""
+"""An image's position among all images, the model's number, and the image's matches."""
 
 
 class AveragePrecision:
-    """Scores of one or two models from their matches.
+    """Scores of one or two models, computed from their matches.
 
-    If `frequencies` (r, c, or f) of the categories are given, the scores are LVIS's.
+    `frequencies` maps LVIS's categories to r, c, or f. If it is given, the scores are LVIS's, and otherwise COCO's.
 
     Attributes:
         names: names of the K scores.
-        units: number U of units, in which the images are selected.
+        units: number U of units. Callers select images by unit.
     """
 
     def __init__(self, models: Sequence[Matches], frequencies: Mapping[int, str] | None = None) -> None:
-        """Sort each category's predictions once; those with equal scores are sorted by image id, as in COCO's files."""
+        """Sort each category's predictions once, by score and then by image id, as in COCO's files."""
         images = sorted({id for home in models for found in home.values() for id, _ in found}, key=_order)
         place = {id: number for number, id in enumerate(images)}
         kinds, limits = ("", (1, 10, MOST)) if frequencies is None else ("rcf", (MOST_LVIS,))
@@ -66,12 +70,12 @@ class AveragePrecision:
 
     @property
     def masks(self) -> dict[str, int]:
-        """Number of true masks from which each score is computed."""
+        """Number of true masks from which each score is computed, keyed by score."""
         masks = [each.masks for each in self._categories.values()]
         return dict(zip(self.names, np.sum(masks, axis=0).tolist(), strict=True))
 
     def by_category(self) -> Iterator[tuple[int, int, list[float | None]]]:
-        """Yield each category with its number of true masks and the models' AP, which is None without true masks."""
+        """Yield each category, its number of true masks, and each model's AP, which is None without true masks."""
         selected = np.ones((2, 1, self.units), np.bool_)
         for id, category in self._categories.items():
             found = category.scores(self._models, selected[0], ~selected[1])[0, :, 0].tolist()
@@ -80,8 +84,9 @@ class AveragePrecision:
     def figures(self, selected: Floats) -> Floats:
         """Return the scores of each model, then the second's minus the first's, for R selections: (R, 2U) to (R, N).
 
-        In each row, the first U columns are 1 for the units that count, and the other U columns are 1 for the units
-        that count with the two models exchanged. Scores without true masks are NaN.
+        Each row of `selected` describes a selection. The first U columns are 1 for units that count as they are. The
+        other U columns are 1 for units that count with the two models exchanged. Everything else is 0. Scores without
+        true masks are NaN.
         """
         plain, exchanged = np.split(selected > 0.5, 2, axis=1)
         sums, known = np.zeros((2, len(selected), self._models, len(self.names)))
@@ -100,15 +105,15 @@ class AveragePrecision:
 
 
 class _Category:
-    """The D predictions that all models made for a category, best first.
+    """The D predictions that all models made for a category, sorted from best to worst.
 
-    S of them match a true mask in at least one size range at one or more IoU thresholds.
+    S of the D predictions match a true mask in at least one size range and at one IoU threshold.
 
     Attributes:
         unit, model: (D,) int64, each prediction's unit and model.
         never: (areas, D) bool, True for predictions that match nothing and count as wrong.
         matched: (S,) int64, positions of the predictions that match.
-        rank: (S,) int64, positions of the same predictions among those of their image.
+        rank: (S,) int64, positions of the same predictions among all predictions for their image.
         right, wrong: (areas, thresholds, S) bool; both are False for an ignored prediction.
         truth: (U, areas) int64, numbers of true masks.
         chosen: (frequencies,) bool, True for the category's own frequency.
@@ -116,7 +121,7 @@ class _Category:
     """
 
     def __init__(self, parts: Sequence[Part], units: int, chosen: Sequence[bool], limits: Sequence[int]) -> None:
-        """Collect the matches of images, given in the order in which predictions with equal scores are sorted."""
+        """Collect the matches in the order of `parts`, which decides the order of predictions with equal scores."""
         places, models, images = zip(*parts, strict=True)
         self.chosen, self.limits = np.array(chosen, np.bool_), limits
         self.truth = np.zeros((units, len(AREAS)), np.int64)
@@ -135,20 +140,21 @@ class _Category:
 
     @property
     def masks(self) -> list[int]:
-        """Number of true masks behind each score."""
+        """Number of true masks from which each score is computed."""
         every, *by_area = self.truth.sum(axis=0).tolist()
         by_kind = (every * self.chosen).tolist()
         return [every, every, every, *by_area, *by_kind, *[every] * len(self.limits), *by_area]
 
     @property
     def size(self) -> int:
-        """Number of values for a selection."""
+        """Number of values that one selection takes in memory."""
         return len(AREAS) * (1 + len(self.unit) + len(IOU_THRESHOLDS) * len(self.matched))
 
     def scores(self, models: int, plain: NDArray[np.bool_], exchanged: NDArray[np.bool_]) -> Floats:
-        """Return the K scores of M models for R selections, (R, M, K); NaN if there are no true masks.
+        """Return the K scores of M models for R selections, (R, M, K), or NaN where there are no true masks.
 
-        `plain` and `exchanged`, both (R, U), select units as they are and with the two models exchanged.
+        `plain` and `exchanged`, both (R, U), select the units that count as they are, and with the two models
+        exchanged.
         """
         truth = ((plain | exchanged) @ self.truth).T
         found = []
@@ -169,12 +175,11 @@ class _Category:
 
 
 def _interpolated(right: NDArray[np.bool_], wrong: NDArray[np.int32], truth: NDArray[np.int64]) -> Floats:
-    """Return the mean interpolated precision, (A, T, R), or NaN without true masks.
+    """Return the mean interpolated precision, (A, T, R), or NaN where there are no true masks.
 
-    At each recall, the interpolated precision is the best precision at that recall or a higher one. `right` (A, T, R,
-    S) marks right predictions, `wrong` (A, T, R, S) is the number of wrong predictions so far, and `truth` (A, R) is
-    the number of true masks. Only predictions that are right need to be considered, because the precision has its
-    maxima there.
+    At each recall, the interpolated precision is the best precision at that recall or a higher one. Precision has its
+    local maxima at right predictions, so only those are considered. `right` (A, T, R, S) marks right predictions,
+    `wrong` (A, T, R, S) is the number of wrong predictions so far, and `truth` (A, R) is the number of true masks.
     """
     number = np.cumsum(right, axis=-1, dtype=np.int32)
     at = np.nonzero(right)
@@ -192,5 +197,5 @@ def _interpolated(right: NDArray[np.bool_], wrong: NDArray[np.int32], truth: NDA
 
 
 def _order(image_id: str) -> tuple[int, int, str]:
-    """Return a sort key that orders numbers by value, before names."""
+    """Return a sort key for image ids: numbers by value, then names."""
     return (0, int(image_id), "") if image_id.isdecimal() else (1, 0, image_id)

@@ -1,6 +1,7 @@
 """Edge detection from the model's masks (SAM paper, Sections 7.2 and D.2), and scores against true boundaries.
 
-The scores over images (ODS, OIS, AP, and R50) are computed from counts at each threshold, as in the BSDS benchmark.
+The scores over several images (ODS, OIS, AP, and R50) are computed from counts at each threshold, as in the BSDS
+benchmark.
 """
 
 import math
@@ -23,10 +24,10 @@ from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.evaluate.boundaries import Edges, LabelMap, count_matches, match_edges, near_numbers, thin
 
 TOLERANCE = 0.0075
-"""Maximum distance of a found edge from a true one, as a share of the image's diagonal, as in the BSDS benchmark."""
+"""Maximum distance between a found edge and a true edge, as a share of the diagonal, as in the BSDS benchmark."""
 
 THRESHOLDS = 99
-"""Number of thresholds, 0.01 to 0.99, as in the BSDS benchmark."""
+"""Number of thresholds, evenly spaced from 0.01 to 0.99, as in the BSDS benchmark."""
 
 _DRAWN = 4  # masks drawn at once, 4 bytes per pixel each
 _STEPS = 100  # between two thresholds, in the search for the best
@@ -35,27 +36,27 @@ _HALF = 0.5
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=np.uint8)
 
 EdgeMap = NDArray[np.float32]
-"""(height, width) float32 from 0 to 1, the strength of the edges."""
+"""Strength of the edges, (height, width) float32 from 0 to 1."""
 
 Curve = NDArray[Any]
 
 
 def edge_settings(points_per_side: int = 16) -> MaskSettings:
-    """Return the paper's settings: no crops, no filter by predicted IoU or stability, NMS at the usual 0.7.
+    """Return the paper's settings: no crops, no filter by predicted IoU or stability, and NMS at 0.7 as usual.
 
-    `points_per_side` sets the size of the grid of points; the paper's value, 16, produces 768 masks before NMS.
+    The grid contains `points_per_side` points per side. With the paper's value, 16, it produces 768 masks before NMS.
     """
     return MaskSettings.official(points_per_side=points_per_side, pred_iou_thresh=0.0, stability_score_thresh=0.0)
 
 
 def thresholds(count: int = THRESHOLDS) -> NDArray[np.float64]:
-    """Return evenly spaced thresholds between 0 and 1, both excluded: (count,)."""
+    """Return `count` evenly spaced thresholds between 0 and 1, both excluded, (count,)."""
     return np.linspace(1 / (count + 1), 1 - 1 / (count + 1), count).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class EdgeCounts:
-    """Numbers of an image's edge pixels at each threshold, (K,) int64 each.
+    """Numbers of an image's edge pixels at each of K thresholds, (K,) int64 each.
 
     Attributes:
         found_matched: found pixels that match a true edge of at least one annotator.
@@ -71,7 +72,7 @@ class EdgeCounts:
 
 
 def ignored_pixels(maps: Sequence[LabelMap], ignore: Collection[int], tolerance: float) -> Edges:
-    """Return the pixels that are within the tolerance of an ignored number, or adjacent to it, in any label map."""
+    """Return the pixels within the tolerance of an ignored number in any label map. Adjacent pixels always count."""
     pixels = max(_pixels(tolerance, maps[0].shape), math.sqrt(2))
     ignored: Edges = np.any([near_numbers(labels, ignore, pixels) for labels in maps], axis=0)
     return ignored
@@ -84,10 +85,10 @@ def count_edges(
     tolerance: float,
     ignored: Edges | None = None,
 ) -> EdgeCounts:
-    """Match an edge map at each threshold with the thinned boundaries of each annotator.
+    """Match an edge map with the thinned boundaries of each annotator, at each threshold.
 
-    `cuts` contains the thresholds, ascending, (K,), and `tolerance` is a share of the diagonal. Found and true pixels
-    don't count where `ignored`, (height, width) bool, is true.
+    `cuts` (K,) contains the thresholds in ascending order. `tolerance` is a share of the diagonal. Where `ignored`,
+    (height, width) bool, is true, neither found nor true pixels count.
     """
     if ignored is not None:
         edges, truths = np.where(ignored, np.float32(0), edges), [truth & ~ignored for truth in truths]
@@ -106,7 +107,7 @@ def count_edges(
 
 
 def _pixels(tolerance: float, shape: tuple[int, ...]) -> float:
-    """Return a share of the diagonal in pixels."""
+    """Convert a share of the diagonal to pixels."""
     return tolerance * math.hypot(*shape)
 
 
@@ -126,11 +127,11 @@ def _count_at(found: Edges, truths: Sequence[Edges], pixels: float) -> tuple[int
 
 @torch.inference_mode()
 def find_edges(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -> EdgeMap:
-    """Return the edges of an image, in its frame.
+    """Return the edges of an image, in the image's frame.
 
-    Masks come from a grid of points and are not filtered, except by NMS. A pixel's edge strength is the largest Sobel
-    gradient of the probabilities (the sigmoid of the logits) of any mask that the pixel is just outside of. The result
-    is normalized, then thinned by `suppress`.
+    The model draws masks for a grid of points, and only NMS filters them. Each pixel just outside a mask receives the
+    Sobel gradient of that mask's probabilities (the sigmoid of the logits); if several masks qualify, the strongest
+    gradient wins. The result is normalized, then thinned by `suppress`.
     """
     strength = np.zeros(embedding.frame_size, dtype=np.float32)
     across, down = np.zeros_like(strength), np.zeros_like(strength)
@@ -145,7 +146,7 @@ def find_edges(predictor: Predictor, embedding: Embedding, settings: MaskSetting
 
 
 def _masks(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -> torch.Tensor:
-    """Return the low-resolution logits, (N, 256, 256), of the grid's masks that remain after NMS."""
+    """Draw a mask for each point of the grid and return the low-resolution logits after NMS, (N, 256, 256)."""
     height, width = embedding.frame_size
     crop = Crop(0, (0, 0, width, height))
     upscaling, plan = upscaling_of(predictor, embedding), predictor.plan_points(embedding)
@@ -170,9 +171,10 @@ def _draw_outline(
     across: NDArray[np.float32],
     down: NDArray[np.float32],
 ) -> None:
-    """Update three maps, all (H, W), with a mask's gradient where it is stronger than those of earlier masks.
+    """Write a mask's gradient to three maps, all (H, W), where it is stronger than the gradients of earlier masks.
 
-    Only a window is processed: the mask's box, its outer boundary, and the neighbors that the filter needs.
+    Only a window is processed. It contains the mask's box, the mask's outer boundary, and the neighbors that the filter
+    needs.
     """
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     if not width:
@@ -192,8 +194,9 @@ def _draw_outline(
 def suppress(strength: EdgeMap, across: NDArray[np.float32], down: NDArray[np.float32]) -> EdgeMap:
     """Keep the pixels that are no weaker than their two neighbors along the gradient (Canny, PAMI 8(6), 1986).
 
-    `across` and `down` are the x and y components of the gradient at each pixel. The strength is interpolated between
-    pixels. If two neighbors are equally strong, one of them is kept.
+    `across` and `down` are the x and y components of the gradient at each pixel. Neighbors along the gradient usually
+    lie between pixels, so their strength is interpolated. If two neighboring pixels are equally strong, one of them is
+    kept.
     """
     y, x = np.nonzero(strength)
     right, below = across[y, x].astype(np.float64), down[y, x].astype(np.float64)
@@ -214,14 +217,14 @@ def suppress(strength: EdgeMap, across: NDArray[np.float32], down: NDArray[np.fl
 
 @dataclass(frozen=True)
 class EdgeScores:
-    """The benchmark's four metrics and the underlying curve.
+    """The benchmark's four metrics and the curve from which they are computed.
 
     Attributes:
-        ods: the best F-measure with one threshold for all images ("optimal dataset scale").
-        ods_threshold: that threshold.
-        ois: the F-measure with the best threshold of each image ("optimal image scale").
+        ods: the best F-measure with the same threshold for all images ("optimal dataset scale").
+        ods_threshold: the threshold of `ods`.
+        ois: the F-measure if each image uses its best threshold ("optimal image scale").
         ap: average precision over recalls from 0 to 1 with a defined precision; None if all recalls are equal.
-        r50: recall at half precision; None if precision is never that high.
+        r50: recall at a precision of 0.5; None if precision is never that high.
         precision, recall: (K,), at each threshold.
     """
 
@@ -235,27 +238,27 @@ class EdgeScores:
 
 
 def edge_scores(images: Sequence[EdgeCounts], cuts: NDArray[np.float64]) -> EdgeScores:
-    """Compute the scores of one or more images; `cuts` contains the thresholds of their counts, (K,), ascending."""
+    """Compute the scores over one or more images; `cuts` (K,) contains the thresholds of their counts, ascending."""
     stacked = stack(images)
     return scores_of_sums(stacked.sum(axis=0), at_best_thresholds(stacked).sum(axis=0), cuts)
 
 
 def stack(images: Sequence[EdgeCounts]) -> NDArray[np.int64]:
-    """Return the counts of I images, (I, 4, K), in the order of `EdgeCounts`."""
+    """Stack the counts of I images to (I, 4, K), in the order of the fields of `EdgeCounts`."""
     return np.array([[each.found_matched, each.found, each.true_matched, each.true] for each in images])
 
 
 def at_best_thresholds(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each image's counts at its own best threshold: (I, 4, K) to (I, 4)."""
+    """Select each image's counts at the threshold that is best for this image: (I, 4, K) to (I, 4)."""
     best = np.array([np.argmax(_f_measure(*_precision_recall(each))) for each in counts], dtype=np.int64)
     return counts[np.arange(len(counts)), :, best]
 
 
 def scores_of_sums(sums: Curve, at_best: Curve, cuts: Curve) -> EdgeScores:
-    """Compute the scores from two sums of images' counts, in the order of `EdgeCounts`.
+    """Compute the scores from two sums over images, both in the order of the fields of `EdgeCounts`.
 
-    The first sum, (4, K), contains the counts at each threshold; the second, (4,), those at each image's best
-    threshold.
+    `sums` (4, K) contains the summed counts at each threshold. `at_best` (4,) contains the sum of the counts that
+    `at_best_thresholds` selects.
     """
     precision, recall = _precision_recall(sums)
     ods, ods_threshold = _best(cuts, precision, recall)
@@ -265,7 +268,7 @@ def scores_of_sums(sums: Curve, at_best: Curve, cuts: Curve) -> EdgeScores:
 
 
 def _precision_recall(counts: NDArray[Any]) -> tuple[Curve, Curve]:
-    """Return precision and recall from counts (4, …); 0 if the denominator is 0."""
+    """Compute precision and recall from counts (4, …); both are 0 where their denominator is 0."""
     found_matched, found, true_matched, true = counts
     return found_matched / np.maximum(found, 1), true_matched / np.maximum(true, 1)
 
@@ -277,7 +280,7 @@ def _f_measure(precision: Curve, recall: Curve) -> Curve:
 
 
 def _best(cuts: Curve, precision: Curve, recall: Curve) -> tuple[float, float]:
-    """Return the best F-measure and its threshold, interpolating linearly between the points of the curve."""
+    """Return the best F-measure and its threshold, with linear interpolation between the points of the curve."""
     share = np.linspace(0, 1, _STEPS)
     if len(cuts) == 1:
         return float(_f_measure(precision, recall)[0]), float(cuts[0])

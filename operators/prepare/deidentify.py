@@ -45,16 +45,21 @@ _MTCNN_SCORE, _CLP_SCORE = 0.7, 0.5
 """Default minimum scores of the bundled detectors."""
 
 _GLANCE = 0.05
-"""Minimum score at which a spot is enlarged and searched again. With this value, 62 of 64 plates that are 11 pixels
-high are found, and all of 64 that are 12 pixels high."""
+"""Minimum score at which the plate detector enlarges a spot and searches it again.
+
+With this value, the detector finds 62 of 64 plates that are 11 pixels high, and all 64 plates that are 12 pixels high.
+"""
 _MOST_PIXELS = 100_000_000
-"""Upper bound on the pixels of an outgoing image: a JPEG's side is at most 65,500, and the default short side 1,500."""
+"""Upper bound on the number of pixels in a released image or an original.
+
+A side of a JPEG is at most 65,500 pixels long, and the short side is 1,500 pixels by default.
+"""
 
 _BATCH_PIXELS = 16 * 1536**2
-"""Number of pixels in the windows that a GPU searches together: 16 of the largest tiles."""
+"""Number of pixels that a GPU searches at once, which is the size of 16 of the largest tiles."""
 
 _CONTROL_SIZES = ((192, 256), (256, 192), (256, 256))
-"""Width and height, in pixels, of control images that every detector must be able to search."""
+"""Width and height, in pixels, of the control images. Every detector must be able to search images of these sizes."""
 
 RULE = 3
 """Version of the search and redaction rules, recorded in manifests as `deidentify.rule`."""
@@ -65,12 +70,12 @@ BUNDLED_DETECTORS = frozenset({"mtcnn", "clp"})
 
 
 def is_detector_file(name: str) -> bool:
-    """Return whether a detector is a file, named by path or URI in a configuration or by SHA-256 in a manifest."""
+    """Return whether `name` identifies a file: by path or URI in a configuration, or by SHA-256 in a manifest."""
     return name != NO_DETECTOR and name not in BUNDLED_DETECTORS
 
 
 class _DetectorConfig(BaseModel):
-    """Configuration of one kind of detector: the bundled one, `none`, or the path or URI of a file."""
+    """Configuration for one kind of detector. `detector` is the bundled detector, `none`, or a file's path or URI."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,7 +99,8 @@ class _DetectorConfig(BaseModel):
 class FacesConfig(_DetectorConfig):
     """Configuration of face detection.
 
-    `score` is the minimum score; default 0.7 for mtcnn. For a file, see `TorchScriptDetector` and `OnnxDetector`.
+    `score` is the minimum score of a detection; the default for mtcnn is 0.7. For detector files, see
+    `TorchScriptDetector` and `OnnxDetector`.
     """
 
     bundled = "mtcnn"
@@ -105,7 +111,8 @@ class FacesConfig(_DetectorConfig):
 class PlatesConfig(_DetectorConfig):
     """Configuration of plate detection.
 
-    `score` is the minimum score; default 0.5 for clp. For a file, see `TorchScriptDetector` and `OnnxDetector`.
+    `score` is the minimum score of a detection; the default for clp is 0.5. For detector files, see
+    `TorchScriptDetector` and `OnnxDetector`.
     """
 
     bundled = "clp"
@@ -119,12 +126,15 @@ class DeidentifyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: Literal["cpu", "cuda"] = "cpu"
-    """Device of the detectors: the CPU in each process that decodes images, or a GPU that one process per node shares.
-    The device changes the last bits of detections, so it belongs to the numerics."""
+    """Device that runs the detectors.
+
+    On `cpu`, each process that decodes images runs the detectors itself. On `cuda`, a single process per node runs them
+    for all of these processes. The device changes the last bits of detections, so it is part of the numerics.
+    """
     faces: FacesConfig = FacesConfig()
     plates: PlatesConfig = PlatesConfig()
     orientations: tuple[Literal[0, 90, 180, 270], ...] = ORIENTATIONS
-    """Counterclockwise angles in degrees by which images are turned to search them for faces; 0 is required."""
+    """Counterclockwise angles, in degrees, by which images are turned for the search for faces. 0 is required."""
 
     @field_validator("orientations")
     @classmethod
@@ -141,13 +151,13 @@ class DeidentifyConfig(BaseModel):
 
     @property
     def detectors(self) -> dict[str, str]:
-        """Names of the requested detectors in the configuration, keyed by kind (`faces`, `plates`)."""
+        """Names of the requested detectors, keyed by kind (`faces`, `plates`)."""
         named = {"faces": self.faces.detector, "plates": self.plates.detector}
         return {kind: name for kind, name in named.items() if name != NO_DETECTOR}
 
     @property
     def packages(self) -> frozenset[str]:
-        """PyPI names of the packages that `detectors` need, except for TorchScript files."""
+        """PyPI names of the packages that the requested detectors need, other than those for TorchScript files."""
         plates = "onnxruntime" if self.device == "cpu" else "protobuf"
         needed = {FacesConfig.bundled: {"facenet-pytorch", "torchvision"}, PlatesConfig.bundled: {plates}}
         of_files: set[str] = {"onnxruntime"} if any(map(is_onnx, self.detector_files.values())) else set()
@@ -164,20 +174,20 @@ class DeidentifyConfig(BaseModel):
 
     @property
     def detector_files(self) -> dict[str, str]:
-        """The entries of `detectors` that are files, each as a path or URI."""
+        """Requested detectors that are files: their paths or URIs, keyed by kind."""
         return {kind: name for kind, name in self.detectors.items() if is_detector_file(name)}
 
 
 class BrokenDetectorError(SegmintError):
-    """A detector also fails on control images, so no image is to blame."""
+    """A detector fails on control images as well, so no image is to blame."""
 
 
 @dataclass(frozen=True)
 class Region:
     """A redacted part of an image.
 
-    (x, y, w, h), in whole pixels and inside the image, covers every changed pixel. `score` and `source` are the
-    detector's, or 1 and `manual`.
+    The box (x, y, w, h) covers every changed pixel; it is in whole pixels and inside the image. `score` and `source`
+    come from the detector. For a region that a person requested, they are 1 and `manual`.
     """
 
     kind: str
@@ -189,7 +199,10 @@ class Region:
     source: str
 
     def scaled(self, before: tuple[int, int], after: tuple[int, int]) -> "Region":
-        """Scale the region with its image, so that it covers the same content; sizes are (width, height)."""
+        """Scale the region along with its image, rounding outward so that it covers the same content.
+
+        `before` and `after` are the image's sizes, (width, height).
+        """
         (left, right), (top, bottom) = (
             (start * to // size, -(-(start + length) * to // size))
             for start, length, size, to in zip((self.x, self.y), (self.w, self.h), before, after, strict=True)
@@ -200,8 +213,8 @@ class Region:
 def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) -> ImagePatch | None:
     """Return the pixels to redact for a detection in an image of `shape` (h, w).
 
-    A face gets an ellipse. A plate gets the polygon of its corners, or its box if there are no corners or they do not
-    match the box. Without `band`, the mosaic ends at the outline.
+    For a face, this is an ellipse. For a plate, it is the polygon of the plate's corners. If there are no corners, or
+    they don't match the box, it is the box. Without `band`, the mosaic ends at the outline.
     """
     if detection.kind == "face":
         return ellipse(detection.box, shape, FACE_BAND if band else 0.0)
@@ -214,10 +227,10 @@ def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) 
 
 
 def deidentify(image: Pixels, found: Sequence[Detection]) -> tuple[Pixels, list[Region]]:
-    """Redact detections in `image`, (H, W, 3) uint8 RGB, upright; boxes and corners are in its pixels.
+    """Redact detections in `image`, (H, W, 3) uint8 RGB, upright. Detections are in pixels of `image`.
 
-    Returns a redacted copy and its regions, in the order of the detections. Detections outside the image add no region.
-    Pixels outside the regions are unchanged.
+    Returns a redacted copy and its regions, in the order of the detections. A detection outside the image produces no
+    region. Pixels outside the regions are unchanged.
     """
     patches, regions = [], []
     for each in found:
@@ -230,30 +243,30 @@ def deidentify(image: Pixels, found: Sequence[Detection]) -> tuple[Pixels, list[
 
 
 def find(image: Pixels, detectors: Sequence[Detector]) -> list[Detection]:
-    """Return the detections in `image`, which must be upright, by detector; see `CheckedDetector`."""
+    """Search `image`, which must be upright, with each detector in turn. Raise the errors of `CheckedDetector`."""
     return [each for detector in map(CheckedDetector, detectors) for each in detector.detect(image)]
 
 
 def find_likewise(
     image: Pixels, detectors: Sequence[Detector], hits: Sequence[Detection], known: Sequence[Detection]
 ) -> list[Detection]:
-    """Return the detections in `image`, searched in the turned orientations of `hits`; see `search_likewise`."""
+    """Search `image` again in the turned orientations in which `hits` were found; see `search_likewise`."""
     checked = map(CheckedDetector, detectors)
     return [each for detector in checked for each in search_likewise(detector, image, hits, known)]
 
 
 class CheckedDetector:
-    """A detector whose failure on one image is a verdict on that image."""
+    """A detector that rejects the image if it fails on this image but works on control images."""
 
     def __init__(self, detector: Detector) -> None:
         self.kind, self.name, self.score = detector.kind, detector.name, detector.score
         self._detector = detector
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first.
+        """Search `image`, (H, W, 3) uint8 RGB. Detections are in its pixels, sorted by score from best to worst.
 
-        Raises `RejectedError` with `detector_failed` if the detector fails on this image but not on control images, and
-        `BrokenDetectorError` if it fails on both.
+        If the detector fails, it is tried on control images. Raises `RejectedError` with `detector_failed` if these
+        succeed, and `BrokenDetectorError` if they fail too.
         """
         try:
             return lenient(self._detector, self.score).detect(image)
@@ -269,7 +282,7 @@ class CheckedDetector:
 
 
 def _require_detector(detector: Detector) -> None:
-    """Raise `BrokenDetectorError` if a detector fails on control images: portrait, landscape, and square."""
+    """Raise `BrokenDetectorError` if a detector fails on a portrait, landscape, or square control image."""
     for size in _CONTROL_SIZES:
         try:
             detector.detect(np.asarray(cv2.resize(control_pixels(), size), np.uint8))
@@ -286,19 +299,20 @@ def _require_detector(detector: Detector) -> None:
 
 
 def is_short_of_memory(error: Exception) -> bool:
-    """Return whether an error, including torch's, means that the machine or GPU is out of memory: never a verdict."""
+    """Return whether an error means that the machine or GPU is out of memory. Such an error is never a verdict."""
     return is_out_of_memory(error) or "out of memory" in str(error)
 
 
 Resolve = Callable[[str], Path]
 LoadFile = Callable[[Path, Kind, float | None, str], Detector]
-"""Function that loads a detector file from its path, kind, minimum score or None, and torch device."""
+"""Function that loads a detector file, given its path, kind, minimum score (or None), and torch device."""
 
 
 def pinned_files(storage: Storage, assets: str | None, detector_sha256: Mapping[str, str]) -> Resolve:
-    """Return a function that finds weights and files for `build_detectors`; `assets` is a folder that mirrors them.
+    """Return a function that finds weights and detector files for `build_detectors`.
 
-    The function raises `AssetError` if a file, which is executable code, differs from its hash in `detector_sha256`.
+    Detector files contain executable code, so the function raises `AssetError` if a file differs from its hash in
+    `detector_sha256`. `assets` is a folder that mirrors the files.
     """
     return lambda name: pinned(resolve(name, mirror=assets, storage=storage), detector_sha256.get(name))
 
@@ -312,14 +326,17 @@ def build_detectors(
     *,
     torch_plates: bool = False,
 ) -> tuple[Detector, ...]:
-    """Build the detectors that `config` requests: faces first, then plates; nothing for `none`.
+    """Build the detectors that `config` requests: faces first, then plates.
 
-    torch runs the detectors on `device`. `resolve` finds weights by name or path (default:
-    `segmint.infra.assets.resolve`). The plate network has a separate pool of `threads` threads (default: torch's number
-    of threads). `load_file` loads detectors that are files (default: `load_detector_file`). On a GPU, the plate network
-    always runs in torch. `torch_plates` makes it run in torch on a CPU; its outputs differ by less than 1e-4. In a new
-    process, this function takes about a second, mostly for imports. Raises `UsageError` if a file is missing or is not
-    a detector.
+    - `device`: the torch device that runs the detectors.
+    - `resolve`: finds weights by name or path; `segmint.infra.assets.resolve` by default.
+    - `threads`: the size of the plate network's own thread pool; torch's number of threads by default.
+    - `load_file`: loads detectors that are files; `load_detector_file` by default.
+    - `torch_plates`: runs the plate network in torch even on a CPU; on a GPU, torch always runs it. The outputs differ
+      by less than 1e-4.
+
+    In a new process, this function takes about a second, mostly for imports. Raises `UsageError` if a file is missing
+    or isn't a detector.
     """
     load = load_file or partial(load_detector_file, threads=threads)
     found: list[Detector] = []
@@ -348,7 +365,7 @@ def _mtcnn(score: float, device: str) -> Detector:
 
 
 def _clp(score: float, path: Path, threads: int | None, torch_device: str | None) -> Detector:
-    """Build the plate detector; its network runs in torch on `torch_device`, or in onnxruntime if that is None."""
+    """Build the plate detector, with its network in torch on `torch_device`, or in onnxruntime if that is None."""
     from segmint.model.detectors.plate_network import PlateNetworkOnDevice, shrunk
 
     kept = partial(PlateDetector, score=score, tile_overlap=128, max_pixels=_MOST_PIXELS, glance=_GLANCE, resize=shrunk)

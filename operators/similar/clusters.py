@@ -31,11 +31,12 @@ Mask = NDArray[np.bool_]
 
 
 class SimilarRows:
-    """Finder of similar rows with a later `rank` for each row.
+    """Finder of each row's similar rows with a later `rank`.
 
-    Two rows are similar if a view of one and a view of the other have near hashes and are confirmed to show the same
-    content. A row that is `apart`, (N,) bool, has similar rows, but is never listed as another row's. If few rows share
-    a hash, all of their pairs are confirmed at the start; see `CrowdedHashes` for other hashes.
+    Two rows are similar if some view of one row and some view of the other have near hashes, and a comparison confirms
+    that the views show the same content. A row that is `apart`, (N,) bool, can have similar rows but never appears in
+    the result for another row. If few rows share a hash, the constructor confirms all of their pairs. For crowded
+    hashes, see `CrowdedHashes`.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class SimilarRows:
         yield from rows[np.argsort(self._rank[rows])].tolist()
 
     def after(self, row: int, free: Mask) -> Positions:
-        """Return the rows that are similar to a row, have a later rank, and are `free`, (N,) bool."""
+        """Return the rows that are similar to `row`, have a later rank, and are `free`, (N,) bool."""
         low, high = np.searchsorted(self._centers, (row, row + 1))
         listed = self._others[low:high]
         found = listed[free[listed]]
@@ -61,7 +62,7 @@ class SimilarRows:
         return np.concatenate([found, crowd]) if len(crowd) else found
 
     def _confirmed(self, candidates: SimilarHashes) -> tuple[Positions, Positions]:
-        """Return pairs of similar rows, the earlier by rank and the later, in order of the earlier row's number."""
+        """Return pairs of similar rows as (earlier by rank, later by rank), sorted by the number of the earlier row."""
         count = len(self._rank)
         found: list[Positions] = [np.empty(0, np.int64)]  # earlier row * count + later row
         for one, other in candidates.listed():
@@ -82,11 +83,11 @@ class SimilarRows:
 
 
 class CrowdedHashes:
-    """Rows whose hash is equal or near to the hashes of very many other rows.
+    """Rows whose hash is equal or near to the hashes of very many other rows. Such a group of rows is called a crowd.
 
-    A row is compared with its crowds only on request, and not with rows that have become copies by then. So the time
-    grows with the number of rows and the number of kept rows. Each view takes about 200 bytes of memory. `apart` has
-    the same meaning as in `SimilarRows`.
+    Comparing all pairs within a crowd would take quadratic time. Instead, a row is compared with its crowds only on
+    request, and only with rows that aren't copies yet. The time therefore grows with the number of rows and the number
+    of kept rows. Each view takes about 200 bytes of memory. `apart` has the same meaning as in `SimilarRows`.
     """
 
     def __init__(
@@ -115,13 +116,13 @@ class CrowdedHashes:
         self._found: dict[int, dict[int, Positions]] = {crowd: {} for crowd in self._members}
 
     def rows(self) -> Positions:
-        """Return the rows in crowds, ascending."""
+        """Return the rows that belong to a crowd, ascending."""
         return np.unique(self._rows)
 
     def after(self, row: int, free: Mask, known: Positions) -> Positions:
-        """Return the rows that are similar to a row, have a later rank, and are `free`, except the `known` ones.
+        """Return the rows that are similar to `row`, have a later rank, and are `free`, without the `known` rows.
 
-        Rows are requested by rank, and a row that is no longer free never becomes free again.
+        Call this with rows in order of rank. A row that is no longer free must not become free again.
         """
         low, high = np.searchsorted(self._rows, (row, row + 1))
         if low == high:
@@ -136,7 +137,7 @@ class CrowdedHashes:
         return np.setdiff1d(found, known)
 
     def _compare(self, crowd: int, row: int, free: Mask, known: Positions) -> None:
-        """Find the rows that are similar to a row or to the next rows of its crowd, except the `known` rows."""
+        """Find the rows that are similar to `row` or to the next rows of its crowd, without the `known` rows."""
         members = self._members[crowd]
         rows = self._rows[members]
         members = members[free[rows] & (self._rank[rows] >= self._rank[row])]  # the others are never requested again
@@ -160,7 +161,7 @@ class CrowdedHashes:
         self._centers[crowd] = 1 if len(ones) * _COVERED > len(targets) else min(4 * number, _MOST_CENTERS)
 
     def _candidates(self, centers: Positions, targets: Positions) -> tuple[Positions, Positions]:
-        """Return pairs of centers and later targets with near hashes, unless their sketches show that they differ."""
+        """Return pairs of centers and later targets with near hashes, except if their sketches prove a difference."""
         sample = (each[:: len(each) // _SAMPLE + 1] for each in (centers, targets))
         if self._near(*np.ix_(*sample)).mean() > _DENSE:
             products = self._sketches[centers].astype(np.float32) @ self._sketches[targets].astype(np.float32).T
@@ -191,7 +192,7 @@ class CrowdedHashes:
 
 
 DISTANCE = 3
-"""Maximum distance, in bits of 64, between hashes of similar views."""
+"""Maximum distance between hashes of similar views, in bits of 64."""
 
 NONE = -1
 
@@ -200,10 +201,11 @@ NONE = -1
 class ImageRows:
     """Data about the images of N rows.
 
-    `sources` (N, 2) uint64 contains the first 16 bytes of each image's SHA-256, or 0 if unknown. `hashes` (N, 6) uint64
-    come from `ImageHashes.views` and are 0 if missing. `pixels` (N,) int64 contains the number of pixels of each
-    source. `allowed` (N,) bool is true if the license is allowed, and `opted_out` (N,) bool is true if the owner
-    forbids the use of the image.
+    - `sources` (N, 2) uint64: the first 16 bytes of each image's SHA-256, or 0 if unknown.
+    - `hashes` (N, 6) uint64: each image's `ImageHashes.views`, or 0 if missing.
+    - `pixels` (N,) int64: the number of pixels in each source.
+    - `allowed` (N,) bool: whether the license is allowed.
+    - `opted_out` (N,) bool: whether the owner forbids the use of the image.
     """
 
     sources: NDArray[np.uint64]
@@ -223,9 +225,10 @@ class ImageRows:
 
 @dataclass(frozen=True)
 class DuplicateMap:
-    """Copies among N rows: the kept row of which each is a copy (-1 if none), and whether both have the same bytes.
+    """Copies among N rows.
 
-    A copy with different bytes is a near-duplicate of the kept row.
+    `kept` contains the kept row of which each row is a copy, or -1 for a row that isn't a copy. `exact` is true if both
+    have the same bytes. A copy with different bytes is a near-duplicate of the kept row.
     """
 
     kept: Positions
@@ -235,21 +238,22 @@ class DuplicateMap:
 def find_copies(
     rows: ImageRows, thumbnails: Thumbnails, distance: int = DISTANCE, thresholds: Thresholds = THRESHOLDS
 ) -> DuplicateMap:
-    """Find the rows that are copies of others.
+    """Find the rows that are copies of other rows.
 
-    Rows with equal bytes count as one image, which is opted out if any of them is. Images are processed in order of
-    four criteria: opted-out images first, then images with an allowed license, then those with more pixels, then lower
-    rows. Each image that is not yet a copy is kept, and later images that are similar to it become its copies. So every
-    copy is similar to the kept image itself, and never only to another copy. Two images are similar if the hashes of
-    two of their views differ in at most `distance` bits and the correlation of these views' thumbnails meets
-    `thresholds`.
+    Rows with equal bytes count as one image, which is opted out if any of them is. Images are processed in this order:
+    opted-out images first, then images with an allowed license, then larger images, then lower rows. If an image isn't
+    a copy yet when its turn comes, it is kept, and later images that are similar to it become its copies. As a result,
+    every copy is similar to the kept image itself, never just to another copy.
 
-    An opted-out image is kept even if it is similar to another one. So each row that has the bytes of an opted-out
-    image, or is similar to one, is a copy of an opted-out row or is opted out itself. To reject all copies of opted-out
-    rows, reject the rows whose kept row is opted out.
+    Two images are similar if the hashes of two of their views differ in at most `distance` bits and the correlation of
+    these views' thumbnails meets `thresholds`.
+
+    An opted-out image is always kept, even if it is similar to another image. So if a row has the bytes of an opted-out
+    image or is similar to one, it is either a copy of an opted-out row or opted out itself. To reject all copies of
+    opted-out rows, reject the rows whose kept row is opted out.
 
     The result depends only on the rows. `thumbnails` is called only for rows with near hashes. Raises ValueError for a
-    distance that `near_pairs` does not support.
+    distance that `near_pairs` doesn't support.
     """
     count = len(rows.pixels)
     index: Any = np.int32 if count < 1 << 31 else np.int64
@@ -272,7 +276,7 @@ def find_copies(
 
 
 def first_of_equal_bytes(sources: NDArray[np.uint64], order: Positions) -> Positions:
-    """Return, for each row, the first row in `order` that has the same bytes; the row itself if they are unknown."""
+    """Return, for each row, the first row in `order` with the same bytes, or the row itself if they are unknown."""
     first = np.empty_like(order)
     with ScratchFolder() as folder:
         lowest = borders(sampled(sources)[:, 0], 2 * len(order))
@@ -293,11 +297,11 @@ def first_of_equal_bytes(sources: NDArray[np.uint64], order: Positions) -> Posit
 
 
 def find_groups(hashes: Hashes, thumbnails: Thumbnails, same: Positions, distance: int = DISTANCE) -> Positions:
-    """Number the groups of N images, (N,) int64; images have the same number if a chain of similar images links them.
+    """Number the groups of N images, (N,) int64. Two images share a number if a chain of similar images links them.
 
-    `hashes` (N, 6) uint64 come from `ImageHashes.views` and are 0 if missing. `same` (N,) int64 has equal values for
-    images that are known to be the same, such as those with the same bytes. Similarity is defined as in `find_copies`,
-    but any two similar images share a group here, so groups are disjoint.
+    `hashes` (N, 6) uint64 contains each image's `ImageHashes.views`, or 0 if missing. `same` (N,) int64 has equal
+    values for images that are known to be the same, such as images with the same bytes. Similarity is defined as in
+    `find_copies`. Unlike there, any two similar images belong to the same group, so groups are disjoint.
     """
     count = len(hashes)
     _, first, known = np.unique(same, return_index=True, return_inverse=True)
