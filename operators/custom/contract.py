@@ -1,15 +1,15 @@
 """Interface of a custom stage: the input and output of its callable, and checks of both.
 
-A stage is a class, or a function that returns a callable. It takes the stage's arguments and has these attributes, of
-which only `name` is required:
+A stage is a class, or a function that returns a callable. The build passes the stage's arguments to it. A stage has
+these attributes, of which only `name` is required:
 
 - `name`: up to 63 lowercase letters, digits, and underscores, starting with a letter. The column is `stage_<name>`.
-- `fields`: the fields of that column, each with an Arrow type or the name of one. Without `fields`, there is no column.
-- `table`: the table that contains the column, `images` (the default) or `masks`.
+- `fields`: the fields of that column, each with an Arrow type or the type's name. Without `fields`, there is no column.
+- `table`: the table that contains the column, either `images` (the default) or `masks`.
 - `labels`: whether the stage sets labels of masks.
 - `version`: a text that changes whenever the stage's results change. Without it, the SHA-256 of the module's source
-  identifies the code. If `version` is a class method, it receives the arguments, and its text identifies them too, for
-  example by containing the hashes of their files.
+  identifies the code. If `version` is a class method, it receives the arguments, and its result must identify them as
+  well, for example by containing the hashes of files that the arguments name.
 """
 
 import re
@@ -26,18 +26,18 @@ _IMAGE = ""  # key of the decoded image among the values that were read; no colu
 
 
 class StageContractError(UsageError):
-    """A stage violates its interface. This is neither a verdict nor a row's fault, so the run ends."""
+    """A stage violates its interface. No row is to blame, so the run ends."""
 
 
 class Reject(Exception):
-    """Verdict of a stage, returned in place of a row or raised: the row is rejected with this reason."""
+    """Verdict of a stage that rejects a row. The stage returns it in place of the row, or raises it."""
 
     def __init__(self, reason: str, detail: str) -> None:
         """`reason` is a word such as `blurry`: up to 63 lowercase letters, digits, and underscores.
 
-        `detail` is a sentence that states what was found and what was expected. It is stored in the dataset, so it must
-        not contain image data. Raises `StageContractError` for a reason that segmint itself uses, and for an empty
-        detail.
+        `detail` is a sentence that states what the stage found and what it expected. The dataset stores the sentence,
+        so it must not contain image data. Raises `StageContractError` if `reason` is one of segmint's own reasons, or
+        if `detail` is empty.
         """
         super().__init__(f"{reason}: {detail}")
         if not isinstance(reason, str) or not is_custom_reason(reason):
@@ -56,16 +56,16 @@ class Reject(Exception):
 
 
 class StageRow(Mapping[str, Any]):
-    """A row as a stage sees it: the columns that the build's rows have before this stage, and the released image.
+    """Read-only row as a stage sees it: the columns that precede this stage in a build, and the released image.
 
-    It never contains the original image, and it can't be changed.
+    A row never contains the original image.
     """
 
     def __init__(self, columns: Mapping[str, Any], place: int | None = None) -> None:
-        """`columns` contains the row's values, including `ordinal`, `id`, and `release`, the released JPEG.
+        """`columns` contains the row's values, including `ordinal`, `id`, and `release`, which is the released JPEG.
 
-        If `place` is given, `columns` contains Arrow columns instead, and their values at this position are converted
-        when they are read.
+        If `place` is given, `columns` contains Arrow columns instead. The value at position `place` of a column is then
+        converted when the stage first reads it.
         """
         self._columns, self._place = columns, place
         self._read: dict[str, Any] = {}  # shared by the copies of the `with_` methods
@@ -74,7 +74,7 @@ class StageRow(Mapping[str, Any]):
 
     @property
     def image(self) -> Pixels:
-        """The released image, (H, W, 3) uint8 RGB; decoded once. Raises `ValueError` if there is none."""
+        """The released image, (H, W, 3) uint8 RGB, decoded once. Raises `ValueError` if the dataset lacks it."""
         if _IMAGE not in self._read:
             if not self["release"]:
                 raise ValueError(f"image {self['id']} isn't in the dataset, which has only annotations")
@@ -83,24 +83,24 @@ class StageRow(Mapping[str, Any]):
         return pixels
 
     def free_image(self) -> None:
-        """Free the decoded image, if any."""
+        """Release the memory of the decoded image, if any."""
         self._read.pop(_IMAGE, None)
 
     def with_values(self, **values: Any) -> Self:
-        """Return a copy of the row with values of the stage's fields, for a stage whose `table` is `images`.
+        """Return a copy of the row with values for the stage's fields. Use this if the stage's `table` is `images`.
 
-        Fields that the stage doesn't set are null.
+        Fields without a value become null.
         """
         row = copy(self)
         row.values_set = values
         return row
 
     def with_mask_values(self, values: Sequence[Mapping[str, Any] | None]) -> Self:
-        """Return a copy of the row with values for each mask, in order.
+        """Return a copy of the row with one entry per mask, in order.
 
-        The values are fields of a stage whose `table` is `masks`, and labels. A stage with `labels` may set `label`,
-        `label_score`, and `label_source`, which is `model:` followed by the SHA-256 of the weights. If a mask's entry
-        is None, the mask stays as it is.
+        An entry contains values for the fields of a stage whose `table` is `masks`, and a label if the stage sets
+        labels. A label consists of `label`, `label_score`, and `label_source`, which is `model:` followed by the
+        SHA-256 of the weights. A mask whose entry is None stays as it is.
         """
         row = copy(self)
         row.mask_values = values
@@ -121,20 +121,20 @@ class StageRow(Mapping[str, Any]):
 
 
 StageCall = Callable[[Sequence[StageRow]], Sequence[StageRow | Reject]]
-"""Callable of a stage: a batch of rows in, the same rows out in the same order, each as a row or a `Reject`.
+"""Callable of a stage. It receives a batch of rows and returns each row, or a `Reject` in its place, in the same order.
 
-The result for a row must not depend on the other rows of its batch, whose number may vary.
+The number of rows in a batch can vary, so the result for a row must not depend on the other rows.
 """
 
 
 def refusal(error: BaseException) -> str | None:
-    """Extract the message of a worker's `StageContractError`, because Ray only passes it on inside a longer text."""
+    """Return the message of a worker's `StageContractError`, which Ray embeds in a longer text; None without one."""
     found = re.findall(rf"\b{StageContractError.__name__}: (.+)", str(error))
     return found[-1] if found else None
 
 
 def call_stage(name: str, stage: StageCall, rows: Sequence[StageRow]) -> list[StageRow | Reject]:
-    """Call a stage with a batch, and check that it returns each row in order.
+    """Call a stage with a batch, and check that it returns every row in order.
 
     Raises `StageContractError`, which names the stage, if the stage drops, adds, reorders, or replaces rows. The
     stage's own errors propagate.

@@ -1,7 +1,7 @@
 """Detection of opt-outs from training in an image's metadata, according to the table `RULES`.
 
-docs/opt-outs.md contains the same table. The vocabularies are those of PLUS (`plus:DataMining`, in the IPTC Photo
-Metadata Standard since 2023.1), of the W3C community group's TDM Reservation Protocol, of C2PA 1.x, and of CAWG 1.1.
+docs/opt-outs.md contains the same table. The rules cover four vocabularies: PLUS (`plus:DataMining`, in the IPTC Photo
+Metadata Standard since 2023.1), the TDM Reservation Protocol of a W3C community group, C2PA 1.x, and CAWG 1.1.
 """
 
 import io
@@ -25,13 +25,13 @@ RESERVATION = "tdm:reservation"
 _USES = ("ai_training", "ai_generative_training", "data_mining", "ai_inference")
 
 TRAINING_MINING = tuple(f"{prefix}.{use}" for prefix in ("c2pa", "cawg") for use in _USES)
-"""Entries of the assertions `c2pa.training-mining` and `cawg.training-mining` that the two vocabularies define."""
+"""Entries that C2PA and CAWG define for their assertions `c2pa.training-mining` and `cawg.training-mining`."""
 
 _PROHIBITED = "DMI-PROHIBITED"
 
 
 class OptOutVerdict(StrEnum):
-    """Meaning of a value."""
+    """Meaning of a field's value."""
 
     ALLOWED = "allowed"
     OPTED_OUT = "opted out"
@@ -40,7 +40,7 @@ class OptOutVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class OptOutRule:
-    """A value of certain fields, and its verdict. A trailing asterisk matches all values that begin with the prefix."""
+    """Verdict on a value of certain fields. A trailing asterisk matches all values that begin with the prefix."""
 
     fields: tuple[str, ...]
     value: str
@@ -64,27 +64,27 @@ RULES = (
     OptOutRule(TRAINING_MINING, "notAllowed", OptOutVerdict.OPTED_OUT),
     OptOutRule(TRAINING_MINING, "constrained", OptOutVerdict.OPTED_OUT),
 )
-"""Rules in order: the first that matches a field and its value decides; a value that matches none is ignored."""
+"""Rules in order. The first rule that matches a field and its value decides. Values without a match are ignored."""
 
 
 @dataclass(frozen=True)
 class OptOut:
-    """A field of an image's metadata that forbids training with it, and its value, spelled as in `RULES`."""
+    """A metadata field that forbids training with its image, and the field's value. Both are spelled as in `RULES`."""
 
     field: str
     value: str
 
     @property
     def detail(self) -> str:
-        """Sentence that is stored with the verdict; it quotes only the vocabularies."""
+        """Sentence that is stored with the verdict. It contains only words of the vocabularies, no other metadata."""
         return f"the image's metadata forbids training with it: {self.field} is {self.value}"
 
 
 def rule_for(field: str, value: str) -> OptOutRule | None:
-    """Return the rule that decides on a field's value, case-insensitively; None if no rule applies.
+    """Return the rule that decides on a field's value, or None if no rule applies. Case doesn't matter.
 
     A PLUS value is a URI that ends in the term (`http://ns.useplus.org/ldf/vocab/DMI-ALLOWED`), the bare term, or the
-    label of a prohibition that tools show ("Prohibited for AI/ML training").
+    label of a prohibition that tools show to users ("Prohibited for AI/ML training").
     """
     value = value.strip()
     if field == DATA_MINING:
@@ -99,10 +99,11 @@ def _fits(value: str, wanted: str) -> bool:
 
 
 def opt_out(data: bytes) -> OptOut | None:
-    """Return the first field of an image's metadata that forbids training, in XMP and then in C2PA; None if none does.
+    """Return the first metadata field of an image that forbids training, or None. XMP is searched before C2PA.
 
-    No pixels are decoded. A single field that forbids training is enough, regardless of the other fields. Call this
-    only in a child process, because the bytes are untrusted and the C2PA library is native code. Raises
+    A single field that forbids training is enough, regardless of the other fields. No pixels are decoded.
+
+    The bytes are untrusted and the C2PA library is native code, so call this function only in a child process. Raises
     `C2paMissingError` if the image has a manifest and the library can't be loaded.
     """
     for field, value in _values(data):
@@ -113,7 +114,7 @@ def opt_out(data: bytes) -> OptOut | None:
 
 
 def refuse_opted_out(data: bytes) -> None:
-    """Raise `RejectedError` (`opted_out`) if `opt_out` finds a field."""
+    """Raise `RejectedError` (`opted_out`) if `opt_out` finds a field that forbids training."""
     found = opt_out(data)
     if found is not None:
         raise RejectedError(Reason.OPTED_OUT, found.detail)
@@ -145,15 +146,15 @@ _JUNK_BEHIND = expat.errors.codes[expat.errors.XML_ERROR_JUNK_AFTER_DOC_ELEMENT]
 
 
 class _MalformedError(Exception):
-    """The packet is not XMP, or exceeds the limits."""
+    """The packet isn't XMP, or it exceeds the limits."""
 
 
 def xmp_values(packet: bytes) -> list[tuple[str, str]]:
-    """Return the fields of `RULES` in a packet, each with its value, in order.
+    """Return each field of `RULES` that occurs in an XMP packet, with its value, in the packet's order.
 
-    A property is found anywhere in the packet and in each of RDF's forms: as an attribute, an element's text, a
-    resource, or items of a list. Invalid characters and bytes around the XML are ignored. In a packet that can't be
-    parsed or exceeds the limits, the words of an opt-out are enough.
+    This function finds a property anywhere in the packet and in each of RDF's forms: an attribute, an element's text, a
+    resource, or items of a list. It ignores invalid characters and bytes around the XML. If a packet can't be parsed or
+    exceeds the limits, and its text contains the words of an opt-out, the result includes an opt-out.
     """
     for word in ("DataMining", "reservation"):
         if (at := packet.find(word.encode("utf-16-le"))) >= 0:  # big-endian text begins one byte earlier
@@ -176,7 +177,7 @@ def xmp_values(packet: bytes) -> list[tuple[str, str]]:
 
 
 def _parse(text: str) -> tuple[list[tuple[str, str]], bool]:
-    """Return the fields in an XML document, up to its damage, and False if it is damaged."""
+    """Return the fields in an XML document, up to any damage, and whether the document is intact."""
     found = _XmpValues()
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.buffer_text = True
@@ -198,7 +199,7 @@ def _refuse_document_type(*_: object) -> None:
 
 
 class _XmpValues:
-    """Handlers for the parser, and the values that they have found."""
+    """Handlers for the XML parser, which collect values."""
 
     def __init__(self) -> None:
         self.values: list[tuple[str, str]] = []
@@ -236,9 +237,9 @@ class _XmpValues:
 
 
 def _field(name: str) -> str | None:
-    """Return the field for a property with this namespace and local name.
+    """Return the field that a property with this namespace and local name belongs to, or None.
 
-    Software spells both namespaces in several ways, for example in a different case, or with a trailing slash or hash
+    Software spells both namespaces in several ways: for example, in a different case, or with a trailing slash or hash
     sign.
     """
     namespace, _, local = name.rpartition(" ")
@@ -265,14 +266,15 @@ _NAMESPACES = {"plus": _PLUS[0], "tdm": _TDM[0]}
 
 
 class C2paMissingError(SegmintError):
-    """An image has a manifest, but the library that reads it can't be loaded, so there is no verdict on the image."""
+    """An image has a manifest, but the library that reads it can't be loaded. There is no verdict on the image."""
 
 
 def c2pa_values(data: bytes, mime: str) -> list[tuple[str, str]]:
-    """Return the entries of an image's training-mining assertions with their `use`, and the fields of its metadata.
+    """Return the entries of an image's training-mining assertions, each with its `use`, and its metadata fields.
 
     The active manifest comes first, followed by the manifests of the image's ingredients. If the active manifest can't
-    be read, the words of an opt-out in the image's bytes are enough. Raises `C2paMissingError`.
+    be read, and the image's bytes contain the words of an opt-out, the result includes an opt-out. Raises
+    `C2paMissingError`.
     """
     library, context = _library()
     try:
@@ -289,7 +291,7 @@ def c2pa_values(data: bytes, mime: str) -> list[tuple[str, str]]:
 
 @cache
 def _library() -> tuple[Any, Any]:
-    """Load the library; return it and the settings for each read."""
+    """Load the C2PA library. Return it and the context with the settings for reading."""
     try:
         import c2pa
 
@@ -316,7 +318,7 @@ def _uses(store: Any) -> Iterator[tuple[str, str]]:
 
 
 def _entries(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the entries of an assertion, which are in a map `entries`, except in CAWG's first version."""
+    """Yield the entries of an assertion. They are in a map `entries`, or at the top level in CAWG's first version."""
     for name, entry in {**content, **_mapping(content.get("entries"))}.items():
         use = _mapping(entry).get("use")
         if isinstance(use, str):
@@ -324,7 +326,7 @@ def _entries(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _properties(node: Any, context: dict[str, Any], field: str | None = None) -> Iterator[tuple[str, str]]:
-    """Yield the XMP fields that JSON-LD contains at any depth; `context` maps prefixes to namespaces."""
+    """Yield the XMP fields at any depth of a JSON-LD document. `context` maps prefixes to namespaces."""
     if isinstance(node, list):
         node = dict(enumerate(node))
     for key, value in _mapping(node).items():

@@ -20,8 +20,11 @@ from segmint.model.automatic.settings import MaskSettings, Profile
 from segmint.operators.prepare.release import CropLayers
 
 ARTIFACT_IOU = 0.8
-"""Minimum IoU with a redacted region at which profile `sa1b` drops a mask. A mask that follows either edge of the
-region's band has about this IoU with the outline halfway through the band."""
+"""Minimum IoU with a redacted region at which profile `sa1b` drops a mask.
+
+Masks are compared with the outline halfway through the region's band. A mask that follows either edge of the band has
+about this IoU with that outline.
+"""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -41,43 +44,47 @@ AutoOrCount = Annotated[
 
 
 class MasksConfig(BaseModel):
-    """Automatic mask generation. `profile` sets the defaults of all other keys; explicit keys override them.
+    """Automatic mask generation. `profile` sets the defaults of all other keys, and explicit keys override them.
 
-    The defaults shown are those of `sa1b`, from Appendix B of the SAM paper. Frame: pixels of the released image.
+    The defaults below are those of profile `sa1b`, from Appendix B of the SAM paper. Frame: pixels of the released
+    image.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     profile: Profile = "sa1b"
     points_per_side: int = Field(default=32, ge=1)
-    """Points per side of the grid on the full image."""
+    """Number of points per side of the grid on the full image."""
     crop_n_layers: int = Field(default=2, ge=0, le=6)
-    """Layers of crops: layer L cuts the image into 2^L × 2^L overlapping crops; 0 uses only the full image."""
+    """Number of crop layers. Layer L cuts the image into 2^L × 2^L overlapping crops. 0 uses only the full image."""
     crop_n_points_downscale_factor: int = Field(default=2, ge=1)
-    """The grid in layer L has points_per_side / factor^L points per side."""
+    """Factor by which the grid shrinks per layer: in layer L, it has points_per_side / factor^L points per side."""
     crop_overlap_ratio: Share = 512 / 1500
-    """Overlap of neighboring crops as a share of the short side (0.3413), halved in each further layer."""
+    """Overlap of neighboring crops in layer 1, as a share of the short side. It is halved in each further layer."""
     pred_iou_thresh: float = 0.88
-    """Keep masks whose predicted IoU is over this; 0 or less switches the filter off."""
+    """Keep only masks whose predicted IoU exceeds this value. 0 or less turns the filter off."""
     stability_score_thresh: float = 0.95
-    """Keep masks whose stability score is at least this; 0 or less switches the filter off."""
+    """Keep only masks whose stability score is at least this value. 0 or less turns the filter off."""
     stability_score_offset: float = Field(default=1.0, ge=0.0)
-    """Logit offset: the stability score compares the masks thresholded at minus and plus this."""
+    """Logit offset of the stability score, which compares the masks at the thresholds minus and plus this value."""
     box_nms_thresh: Share = 0.7
-    """Within a crop, a box is suppressed by a better one if their IoU is over this."""
+    """Within a crop, suppress a box if its IoU with a better box exceeds this value."""
     crop_nms_thresh: Share = 0.7
-    """The same between crops, preferring the more zoomed-in one."""
+    """Across crops, suppress a box if its IoU with a box from a smaller crop exceeds this value."""
     min_mask_region_area: int = Field(default=100, ge=0)
-    """Area in pixels below which islands and holes are removed; 0 switches the clean-up off."""
+    """Remove islands and fill holes smaller than this area, in pixels. 0 turns this off."""
     max_mask_area_ratio: Share = 0.95
-    """Remove masks that cover at least this share of the image; 0 switches the filter off."""
+    """Remove masks that cover at least this share of the image. 0 turns the filter off."""
     use_m2m: bool = False
-    """Decode each mask once more, from its point and its logits, before the filters."""
+    """Decode each mask a second time, from its point and its logits, before the filters."""
     drop_redaction_artifacts: Annotated[Literal["auto", "off"] | float, BeforeValidator(_auto_off_or_share)] = "auto"
-    """Drop masks whose IoU with a redacted region is at least this. auto: the value that the dataset was begun with; in
-    a new dataset, 0.8 for profile sa1b and off for others."""
+    """Drop masks whose IoU with a redacted region is at least this value.
+
+    `auto` uses the value with which the dataset was created. For a new dataset, that is 0.8 with profile sa1b, and off
+    with other profiles.
+    """
     points_per_chunk: AutoOrCount = "auto"
-    """Number of prompts that the decoder takes together; it changes the last bits, so it belongs to the numerics."""
+    """Number of prompts that the decoder processes at once. It changes the last bits, so it is part of the numerics."""
 
     @model_validator(mode="before")
     @classmethod
@@ -108,27 +115,28 @@ class MasksConfig(BaseModel):
 
     @property
     def original_crops(self) -> CropLayers | None:
-        """Crops that are cut from an original larger than the released image; None if there are none."""
+        """Crops that are cut from an original larger than the released image, or None if there are no such crops."""
         if self.profile != "sa1b" or self.crop_n_layers == 0:
             return None
         return CropLayers(self.crop_n_layers, self.crop_overlap_ratio)
 
     @property
     def artifacts(self) -> float | Literal["off"]:
-        """`drop_redaction_artifacts`, with `auto` replaced by the value for a new dataset."""
+        """Value of `drop_redaction_artifacts`. `auto` is replaced by the default of a new dataset."""
         if self.drop_redaction_artifacts != "auto":
             return self.drop_redaction_artifacts
         return ARTIFACT_IOU if self.profile == "sa1b" else "off"
 
     @property
     def artifact_iou(self) -> float | None:
-        """The same value, with None for `off`."""
+        """The value of `artifacts`, or None for `off`."""
         return None if self.artifacts == "off" else self.artifacts
 
     def settings(self, points_per_chunk: int | None = None) -> MaskSettings:
-        """Convert to the settings of `MaskGenerator`, with this value for `points_per_chunk: auto`.
+        """Convert this configuration to the settings of `MaskGenerator`.
 
-        With None, the generator chooses a value for its device.
+        `points_per_chunk` replaces `points_per_chunk: auto`. If it is None, the generator chooses a value for its
+        device.
         """
         values = self.model_dump(exclude={"drop_redaction_artifacts"})
         if self.points_per_chunk == "auto":
@@ -137,26 +145,36 @@ class MasksConfig(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """Model and compute settings; all but `weights` are resolved once and pinned as numerics."""
+    """Model and compute settings. All except `weights` are resolved once and then pinned as numerics."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weights: Annotated[
         str, AfterValidator(validated(lambda value: value if value == AUTO else absolute_name(value)))
     ] = Field(default=AUTO, min_length=1)
-    """mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint. auto: the weights that the dataset was
-    created with; for a new dataset, vit_h on a GPU and mobile_sam on a CPU."""
+    """mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint.
+
+    `auto` uses the weights with which the dataset was created. For a new dataset, these are vit_h on a GPU, and
+    mobile_sam on a CPU.
+    """
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda if available."""
+    """`auto` is cuda if it is available, otherwise cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that supports it, else fp32. On a CPU, bf16 only draws in bf16, by kernels lanes16-1."""
+    """`auto` is bf16 on a GPU that supports it, otherwise fp32. On a CPU, bf16 only affects the kernels lanes16-1."""
     encoder: Literal["auto", "eager", "compiled"] = "auto"
-    """Image encoder: eager, or compiled by `torch.compile`. auto: compiled on a GPU if Triton is installed."""
+    """Image encoder: eager, or compiled by `torch.compile`. `auto` is compiled on a GPU with Triton, else eager."""
     kernels: Literal["auto", "torch", "lanes16-1"] = "auto"
-    """Kernels that compute on a CPU where they apply: segmint's own, lanes16-1, or torch's for everything. auto:
-    lanes16-1 if the machine that begins the dataset and the nodes of its cluster have the library of CPU kernels."""
+    """Kernels that compute masks on a CPU: segmint's own, lanes16-1, wherever they apply, or torch's for everything.
+
+    `auto` is lanes16-1 if the machine that creates the dataset and the nodes of its cluster have the library of CPU
+    kernels, and torch otherwise.
+    """
     images_per_batch: int = Field(default=1, ge=1, le=64)
-    """Images that a GPU encodes together if masks.crop_n_layers is 0; an incomplete batch is padded."""
+    """Number of images that a GPU encodes together if masks.crop_n_layers is 0. An incomplete batch is padded."""
     threads: AutoOrCount = "auto"
-    """torch's threads in one segment actor. auto, on the machine that begins the dataset: each actor's share from
-    `pipeline/building/dataset/cpu_actors.py`; all its physical cores for a cluster's CPUs; 1 for a GPU."""
+    """Number of torch's threads in one segment actor.
+
+    `auto` is resolved on the machine that creates the dataset. For its own CPU, it is each actor's share from
+    `pipeline/building/dataset/cpu_actors.py`. For a cluster's CPUs, it is the number of the machine's physical cores.
+    For a GPU, it is 1.
+    """

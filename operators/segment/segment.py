@@ -42,14 +42,16 @@ if TYPE_CHECKING:
 
 
 SWITCH_INTERVAL_S = 1e-4
-"""Seconds after which a thread of an actor with overlapping stages releases the GIL if another thread wants it. With
-Python's default of 5 ms, the thread that owns the device couldn't launch anything for 5 ms whenever another thread took
-the lock."""
+"""Seconds after which a thread of a GPU actor releases the GIL if another thread waits for it.
+
+With Python's default of 5 ms, each time another thread took the GIL, the thread that owns the device couldn't launch
+kernels for 5 ms.
+"""
 
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """Everything that a segment actor needs; the same for every actor of a dataset."""
+    """Everything that a segment actor needs. All actors of a dataset use the same settings."""
 
     masks: MaskSettings
     weights: str  # as named in the configuration; each machine uses its own copy, checked by hash
@@ -61,11 +63,11 @@ class SegmentSettings:
 
 
 class MixedNumericsError(UsageError):
-    """This machine would produce different bits than the machine that started the dataset."""
+    """The masks computed on this machine would differ in some bits from the dataset's masks."""
 
 
 def mask_columns(generated: "GeneratedMasks") -> dict[str, Any]:
-    """Convert an image's masks to the columns `masks` and `funnel`."""
+    """Convert an image's masks to values of the columns `masks` and `funnel`."""
     counts = asdict(generated.funnel)
     return {
         "masks": [mask_row(record) for record in generated.records],
@@ -88,7 +90,7 @@ def mask_row(record: "MaskRecord") -> dict[str, Any]:
 
 
 def compiler_cache() -> Path:
-    """Return the folder in which torch's compiler keeps its results: `TORCHINDUCTOR_CACHE_DIR` or torch's default."""
+    """Return the cache folder of torch's compiler, which is `TORCHINDUCTOR_CACHE_DIR` or torch's default."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir())
@@ -96,10 +98,10 @@ def compiler_cache() -> Path:
 
 @contextmanager
 def first_alone(folder: Path, name: str) -> Iterator[None]:
-    """Run the block in one process of this machine before all others that pass the same folder and name.
+    """Run the block in a single process first; make other processes on this machine wait until it has finished.
 
-    The first process compiles into a cache in the folder; the others wait, then find its results. If the first one
-    fails or dies, another takes its place.
+    The first process compiles into a cache in `folder`, and the others then reuse its results. Only processes that pass
+    the same folder and name wait for each other. If the first process fails or dies, the next one takes its place.
     """
     import fcntl  # only Linux has this module, and only GPU builds need it
 
@@ -116,7 +118,7 @@ def first_alone(folder: Path, name: str) -> Iterator[None]:
 
 
 def load_generator(settings: SegmentSettings) -> "MaskGenerator":
-    """Load the model onto its device, with torch set up for the dataset's numerics.
+    """Load the model onto its device and set up torch for the dataset's numerics.
 
     Raises `MixedNumericsError` if this process can't produce the same bits as the process that started the dataset.
     """
@@ -192,12 +194,12 @@ def _weights(settings: SegmentSettings) -> Path:
 
 
 def decode_row(row: Row) -> tuple[Pixels, Pixels | None]:
-    """Decode a prepared row's released image and, if the row has one, the original from which crops are cut."""
+    """Decode a prepared row's released image, and the original from which crops are cut if the row contains it."""
     return decode_jpeg(row["release"]), None if row["original"] is None else decode_jpeg(row["original"])
 
 
 def find_frugally(generator: "MaskGenerator", image: Pixels, original: Pixels | None) -> "RawMasks":
-    """Call `generator.find`; if the GPU runs out of memory, empty the cache and retry with the same results."""
+    """Call `generator.find`. If the GPU runs out of memory, empty its cache and retry, which gives the same results."""
     import torch
 
     try:
@@ -209,14 +211,14 @@ def find_frugally(generator: "MaskGenerator", image: Pixels, original: Pixels | 
 
 
 def pinned(pixels: Pixels) -> Pixels:
-    """Return pixels in pinned memory, from which a GPU can copy them while its kernels run."""
+    """Return a copy of the pixels in pinned memory. A GPU can copy from pinned memory while its kernels run."""
     import torch
 
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).pin_memory().numpy()
 
 
 def check_count(masks: int) -> None:
-    """Raise `RejectedError` if an image has more masks than there are ids for."""
+    """Raise `RejectedError` if an image has more masks than there are mask ids."""
     if masks > MASKS_PER_IMAGE_LIMIT:
         detail = f"{masks:,} masks; there are ids for {MASKS_PER_IMAGE_LIMIT:,} masks of one image"
         raise RejectedError(Reason.TOO_MANY_MASKS, detail)
@@ -225,14 +227,17 @@ def check_count(masks: int) -> None:
 class Segment:
     """Ray Data actor that maps a table of prepared rows to the same rows with masks.
 
-    On a GPU, threads decode images, one thread owns the device, and threads finish masks. The device starts the next
-    image before it has finished the current one, so it never waits for the host; up to `HostThreads.calls` calls may
-    overlap. On a CPU, the caller's thread does everything.
+    On a GPU, the stages overlap: some threads decode images, one thread owns the device, and other threads finish
+    masks. That thread starts the next image before the device has finished the current one, so the device never waits
+    for the host. Up to `HostThreads.calls` calls may run concurrently. On a CPU, the caller's thread does everything.
 
-    With a `ledger`, each row is recorded before it is processed. With `measures_peak`, the peak of the actor's device
-    is measured and recorded first. The process ends if an image takes over `timeout_s` seconds to decode, compute, or
-    finish, if memory runs out, or if the GPU breaks, because it can't process more rows then. `threads` defaults to the
-    threads for the device.
+    - `ledger`: records each row before it is processed.
+    - `measures_peak`: measures the peak performance of the actor's device first and records it in the ledger.
+    - `timeout_s`: time limit, in seconds, for each of decoding, computing, and finishing an image.
+    - `threads`: by default, `HostThreads.of` chooses the threads for the device.
+
+    If an image exceeds the time limit, memory runs out, or the GPU breaks, this process can't handle more rows, so it
+    ends.
     """
 
     def __init__(
@@ -273,7 +278,7 @@ class Segment:
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Segment each live row; pass the others through."""
+        """Segment each live row and pass all other rows through."""
         rows = to_rows(table, "segment")
         with nullcontext() if self._ledger is None else self._ledger.entry(self._spent) as entry:
             with self._hands_over:  # one call at a time, so that the earlier one finishes first
@@ -285,7 +290,7 @@ class Segment:
         return carried(table, gather(done, "segment", SEGMENTED))
 
     def _submit(self, rows: list[Row], entry: "BlockEntry | None") -> list["Future[Row] | None"]:
-        """Start the live rows; return a future for each. Rows that start together are recorded by a single call."""
+        """Start the live rows and return a future for each. A single call records all rows that start together."""
         started: list[Future[Row] | None] = [None] * len(rows)
         live = [place for place, row in enumerate(rows) if is_live(row)]
         for first in range(0, len(live), self._together):
@@ -327,7 +332,7 @@ class Segment:
             return self._find(images)
 
     def _find_many_watched(self, stream: "Iterator[_Decoded | None]") -> "Iterator[RawMasks | BaseException]":
-        """Find the masks of a stream of images, with a deadline for each from its start to its result."""
+        """Find the masks of a stream of images. Each image has its own deadline, from its start to its result."""
         import torch
 
         begun: deque[tuple[_SegmentTask, tuple[Pixels, Pixels | None], ExitStack]] = deque()
@@ -371,7 +376,7 @@ class Segment:
 
     @contextmanager
     def _watched(self, task: "_SegmentTask", *, owns_device: bool = False) -> Iterator[None]:
-        """Run one stage of a row within its deadline; end this process if an error shows that it can't process more."""
+        """Run one stage of a row within its deadline. End this process if an error leaves it unusable."""
         try:
             with self._deadline.running():
                 yield
@@ -400,16 +405,16 @@ _Decoded = tuple["_SegmentTask", tuple[Pixels, Pixels | None]]
 
 
 class _SegmentTask(NamedTuple):
-    """A row that is passing through the stages; `entry` is its block's entry if there is a ledger."""
+    """A row on its way through the stages. `entry` is its block's entry in the ledger, or None without a ledger."""
 
     row: Row
     entry: "BlockEntry | None"
 
 
 def _begin(tasks: "list[tuple[int, _SegmentTask]]") -> "Iterator[tuple[int, _SegmentTask, Exception | None]]":
-    """Record rows that start together; yield the position of each, and the error if it doesn't start.
+    """Record rows that start together. For each, yield its position, its task, and the error if it doesn't start.
 
-    Rows that must run alone come last, and each of them waits until no other row is being processed in this process.
+    Rows that must run alone come last. Each of them waits until this process isn't working on any other row.
     """
     entry = tasks[0][1].entry
     if entry is None:

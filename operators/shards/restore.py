@@ -1,7 +1,7 @@
 """Restoration of damaged files of a committed shard to exactly the bytes that the commit names, or not at all.
 
-A file can be restored from the shard's other files, because its tables and tar share some data, or by rebuilding the
-shard from the catalog. Either way, its SHA-256 must match.
+There are two ways to restore a file: from the shard's other files, because its tables and tar share some data, or by
+rebuilding the shard from the catalog. Either way, the SHA-256 of the result must match the commit.
 """
 
 import hashlib
@@ -46,14 +46,14 @@ from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that differs from its entry in the commit."""
+    """A file that is missing, or whose size or hash differs from its entry in the commit."""
 
     entry: FileEntry
     found: str
 
     @property
     def kind(self) -> str:
-        """Folder of the file."""
+        """Name of the folder that contains the file."""
         return self.entry.path.partition("/")[0]
 
     def line(self) -> str:
@@ -62,7 +62,7 @@ class Damage:
 
 
 def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
-    """Return the files of a commit that are missing or differ in size or SHA-256; each file is streamed."""
+    """Return the files of a commit that are missing or differ in size or SHA-256. Each file is streamed."""
     found = []
     for entry in commit.files:
         file = dataset / entry.path
@@ -77,12 +77,14 @@ def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
 
 
 def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[Damage]) -> bool:
-    """Restore a shard's damaged files from its other files; return whether that was possible.
+    """Restore a shard's damaged files from its other files. Return whether that was possible.
 
-    The tar's JSON files contain the masks, and the tables contain the data of these JSON files. JPEGs exist only in the
-    tar, so they are taken from the readable part of a damaged tar. No other file contains the rows of images, so these
-    can't be restored. Raises `DamagedDatasetError` if another command has replaced the generation; the caller should
-    then check the new one.
+    Masks are stored twice: in the masks table, and in the JSON files inside the tar. So each of the two can be rebuilt
+    from the other. JPEGs exist only in the tar. If the tar is damaged, this function takes them from its readable part.
+    Rows of images exist only in the images table, so a damaged images table can't be restored.
+
+    Raises `DamagedDatasetError` if another command has replaced the generation in the meantime. The caller should then
+    check the new generation.
     """
     damaged = {damage.kind for damage in damages}
     try:
@@ -98,9 +100,9 @@ def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[
 
 
 def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage]) -> str:
-    """Return a sentence about annotators' work that is lost with damaged files; empty if none is known to be lost.
+    """Return a sentence about annotators' work that is lost with damaged files, or an empty string if none is known.
 
-    Only the masks table contains labels, prompts, and other annotation data, so no other file can restore them.
+    Labels, prompts, and other annotation data exist only in the masks table, so no other file can restore them.
     """
     lost = [damage.entry.path for damage in damages if damage.kind == "masks"]
     if not lost:
@@ -122,10 +124,10 @@ def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage
 
 
 def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
-    """Restore the damaged files of a committed shard from its rebuilt rows; arguments as in `write_shard`.
+    """Restore the damaged files of a committed shard from its rebuilt rows. The arguments are those of `write_shard`.
 
-    If a rebuilt file differs from the bytes that the commit names, the result is `on_hold`, and nothing changes. If
-    another command replaces the generation in the meantime, the next one is checked instead.
+    If a rebuilt file differs from the bytes that the commit names, nothing is written, and the result is `on_hold`. If
+    another command replaces the generation in the meantime, this function checks the next generation instead.
     """
     table = shard_table(task, cuts, *blocks)
     fault = faults(table)
@@ -156,9 +158,9 @@ def _put_back(
     files: ShardFiles,
     after_commit: Callable[[], object],
 ) -> list[str]:
-    """Put the damaged files again if all have the bytes that the commit names; otherwise return those that differ.
+    """Put the damaged files again if all rebuilt files match the commit; otherwise, describe each file that doesn't.
 
-    Raises `DamagedDatasetError` if the commit was replaced in the meantime; the files put here are then deleted again.
+    Raises `DamagedDatasetError` if the commit was replaced in the meantime. Files that were put are then deleted.
     """
     built = {entry.path.partition("/")[0]: (entry, data) for entry, data in named_files(commit.shard, files)}
     other = []
@@ -185,7 +187,7 @@ def _replaced(commit: Commit) -> DamagedDatasetError:
 
 
 def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[Row]:
-    """Return a shard's rows from its undamaged files; raises `ValueError` or `DamagedDatasetError` if some are lost."""
+    """Rebuild a shard's rows from its undamaged files; raise `ValueError` or `DamagedDatasetError` if some are lost."""
     if "images" in damaged:
         raise ValueError("no other file contains the image rows")
     if "rejects" in damaged and commit.counts.get("rejected") != 0:
@@ -208,7 +210,7 @@ def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[
 
 
 def _members_of_rest(tar: Location) -> dict[str, bytes]:
-    """Return the members of the readable part of a tar; empty if the tar is missing."""
+    """Return the members in the readable part of a tar, or an empty dictionary if the tar is missing."""
     members: dict[str, bytes] = {}
     try:
         for name, data in tar_members(tar.read()):
@@ -219,12 +221,15 @@ def _members_of_rest(tar: Location) -> dict[str, bytes]:
 
 
 def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Return an image's rows of `masks` from its JSON, with recomputed statistics.
+    """Rebuild an image's rows of `masks` from its JSON, recomputing the statistics.
 
-    A mask with scores is assumed to come from a build. It keeps its number from the JSON, because other masks may have
-    been deleted, and only its label may come from a submission. A mask without scores is assumed to come from a
-    submission; `said` contains the columns of submitted masks, keyed by run lengths. If annotators set columns in any
-    other way, no other file contains their values, so the hash of the resulting table doesn't match.
+    - A mask with scores is assumed to come from a build. It keeps its number from the JSON, because other masks may
+      have been deleted. Only its label may come from a submission.
+    - A mask without scores is assumed to come from a submission. `said` maps the run lengths of submitted masks to
+      their columns.
+
+    If annotators set columns in any other way, no other file contains their values. The hash of the rebuilt table then
+    doesn't match, so the table isn't restored.
     """
     document = json.loads(members[annotation_name(image["id"])])
     annotations = document["annotations"]
@@ -247,11 +252,11 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, 
 
 
 def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, Sequence[str]]) -> Commit:
-    """Rebuild a damaged commit from the shard's data files; `found` maps folders to their paths.
+    """Rebuild a damaged commit from the shard's data files. `found` maps folders to the paths of these files.
 
-    `damaged` contains the commit's known fields: shard, generation, ordinals, and numerics. Raises
-    `DamagedDatasetError`, with the reason, unless there is exactly one file of each kind and the same bytes result when
-    the four files are rebuilt from their rows.
+    `damaged` contains the known fields of the commit: shard, generation, ordinals, and numerics. To make sure that the
+    files belong together, this function rebuilds all four from their rows and compares the bytes. Raises
+    `DamagedDatasetError`, with the reason, if the bytes differ or if there isn't exactly one file of each kind.
     """
     wrong = {kind: list(found.get(kind, ())) for kind in DATA_KINDS if len(found.get(kind, ())) != 1}
     if wrong:
@@ -281,9 +286,9 @@ def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, S
 
 
 def put_commit_again(dataset: Location, commit: Commit, damaged: bytes) -> None:
-    """Replace a commit's damaged bytes with the rebuilt commit.
+    """Replace the damaged bytes of a commit with the rebuilt commit.
 
-    Raises `DamagedDatasetError` if another command has replaced the commit; the commit put here is then deleted.
+    Raises `DamagedDatasetError` if another command has replaced the commit. The commit that was put is then deleted.
     """
     log = CommitLog(dataset)
     file = log.location(commit.shard, commit.generation)
