@@ -1,7 +1,7 @@
 """Describe stage: statistics of each mask and image, and containers, from the masks and redacted regions.
 
-The statistics are those of section 5 of the SAM paper (figures 5-7): relative size, concavity, mask center, and masks
-per image. Everything is computed from the run-length encoding; masks are never decoded to pixels.
+The statistics come from section 5 of the SAM paper (figures 5-7): relative size, concavity, mask center, and masks per
+image. They are computed from the run-length encoding, without decoding masks to pixels.
 """
 
 import math
@@ -37,12 +37,12 @@ from segmint.operators.schemas import (
 Ints = NDArray[np.int64]
 
 _AVERAGED = ("predicted_iou", "stability_score", "relative_size", "concavity")
-"""Mask columns that are averaged per image."""
+"""Columns of masks whose mean is stored for each image."""
 
 
 @dataclass(frozen=True)
 class MaskStatistics:
-    """Statistics of one mask; the fields are explained at `MASK_STATISTICS`."""
+    """Statistics of one mask. For an explanation of the fields, see `MASK_STATISTICS`."""
 
     relative_size: float
     concavity: float
@@ -53,11 +53,11 @@ class MaskStatistics:
 
 
 def describe_mask(size: tuple[int, int], counts: str) -> MaskStatistics:
-    """Compute the statistics of one mask, given as COCO's compressed RLE of an image of `size` (height, width).
+    """Compute the statistics of one mask from COCO's compressed RLE. The image's `size` is (height, width).
 
     The convex hull is computed from the *corners* of the pixels, because a hull of their centers would be smaller than
-    the mask. An empty mask, which the generator never writes, has size 0, concavity 0, aspect ratio 1, and its center
-    in the middle of the image.
+    the mask. The generator never writes an empty mask. Such a mask would have size 0, concavity 0, aspect ratio 1, and
+    its center in the middle of the image.
     """
     height, width = size
     x, top, bottom = column_spans(height, decompress(counts))
@@ -79,9 +79,9 @@ def describe_mask(size: tuple[int, int], counts: str) -> MaskStatistics:
 
 
 def column_spans(height: int, runs: Ints) -> tuple[Ints, Ints, Ints]:
-    """Return the mask as vertical spans: column x, first row, one past the last row; three (S,) int64 arrays.
+    """Return a mask as S vertical spans: column x, first row, and one past the last row, (S,) int64 each.
 
-    A foreground run that continues from the bottom of a column into the next is split there.
+    If a foreground run continues from the bottom of one column to the top of the next, it becomes several spans.
     """
     ends = np.cumsum(runs)
     start, end = ends[0::2][: runs.size // 2], ends[1::2]
@@ -95,13 +95,13 @@ def column_spans(height: int, runs: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 def hull_area(x: Ints, top: Ints, bottom: Ints) -> float:
-    """Return the area, in pixels, of the convex hull of the spans' pixel corners (see `column_spans`)."""
+    """Return the area, in pixels, of the convex hull of the pixel corners in these spans (see `column_spans`)."""
     corners = np.stack([np.concatenate([x, x, x + 1, x + 1]), np.concatenate([top, bottom, top, bottom])], axis=1)
     return float(cv2.contourArea(cv2.convexHull(corners.astype(np.int32))))
 
 
 def coverage(size: tuple[int, int], all_counts: Sequence[str]) -> float:
-    """Return the share of an image's pixels that lie in at least one of its masks, 0 to 1."""
+    """Return the share of an image's pixels that at least one of its masks covers, 0 to 1."""
     if not all_counts:
         return 0.0
     codes = [{"size": list(size), "counts": counts.encode("ascii")} for counts in all_counts]
@@ -109,10 +109,10 @@ def coverage(size: tuple[int, int], all_counts: Sequence[str]) -> float:
 
 
 def describe_table(table: pa.Table) -> pa.Table:
-    """Add the statistics to every row that has masks; rejected and faulted rows pass through with nulls.
+    """Add the statistics to every row that has masks. Rejected and faulted rows get nulls.
 
-    Pass it to `map_batches(..., batch_format="pyarrow")`: it maps a table of SEGMENTED to one of DESCRIBED with the
-    same rows in the same order. A row that cannot be described is faulted.
+    Pass this function to `map_batches(..., batch_format="pyarrow")`. It maps a table of SEGMENTED to a table of
+    DESCRIBED with the same rows in the same order. If a row can't be described, it becomes faulted.
     """
     try:
         described = _described(table)
@@ -159,9 +159,9 @@ def _described(table: pa.Table) -> pa.Table:
 
 
 def redaction_columns(row: Mapping[str, Any], counts: Sequence[str]) -> tuple[list[float | None], list[float | None]]:
-    """Return `redacted_share` and `redaction_iou` of an image's masks; they are null if the row's `regions` is null.
+    """Return `redacted_share` and `redaction_iou` of an image's masks, or nulls if the row's `regions` is null.
 
-    `row` contains the regions and the sizes of the upright source and of the released image; `counts` contains the
+    `row` contains the regions, and the sizes of the upright source and of the released image. `counts` contains the
     compressed RLE of each mask. Raises `ValueError` if there are regions but the run lengths don't cover the image.
     """
     if row["regions"] is None:
@@ -176,10 +176,10 @@ def redaction_columns(row: Mapping[str, Any], counts: Sequence[str]) -> tuple[li
 def _containers(
     table: pa.Table, offsets: NDArray[np.int32], sizes: Sequence[Sequence[int]], counts: Sequence[str]
 ) -> list[int | None]:
-    """Return `container` of all masks in a table, with the annotation ids that a build would assign.
+    """Return the `container` of every mask in a table, as the annotation id that a build would assign to it.
 
-    Images that other tools wrote may contain more masks than a dataset allows. Their containers are null, because the
-    computation time grows with the square of the number of masks.
+    Images that other tools wrote may contain more masks than a dataset allows. Since the computation time grows with
+    the square of the number of masks, the containers of such an image are null.
     """
     found: list[int | None] = []
     for ordinal, (begin, end) in zip(table.column("ordinal").to_pylist(), pairwise(offsets), strict=True):
@@ -195,7 +195,7 @@ def _containers(
 def _origins(
     table: pa.Table, offsets: NDArray[np.int32], counts: Sequence[str], containers: list[int | None]
 ) -> list[pa.Array]:
-    """Return the `MASK_ORIGIN` columns and the index of all masks in a table; a build made all of these masks."""
+    """Return the `MASK_ORIGIN` columns and the index for all masks in a table. A build made all of these masks."""
     shares: list[float | None] = []
     ious: list[float | None] = []
     rows = table.select(["regions", "source_height", "source_width", "height", "width"]).to_pylist()
@@ -209,9 +209,9 @@ def _origins(
 
 
 def image_statistics(size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Compute the statistics of an image of `size` (height, width) from its masks' rows (keys of `DESCRIBED_MASK`).
+    """Compute an image's statistics from its `size` (height, width) and its masks' rows (keys of `DESCRIBED_MASK`).
 
-    Masks without scores, such as manual ones, are excluded from the means of scores.
+    The means of scores exclude masks without scores, such as manual masks.
     """
     counts = [mask["segmentation"]["counts"] for mask in masks]
     return _statistics(size, counts, {name: [mask[name] for mask in masks] for name in _AVERAGED})
@@ -240,7 +240,7 @@ def _contiguous(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _counters(lengths: Ints) -> Ints:
-    """Return 0, 1, … n-1 for each n in `lengths`, concatenated."""
+    """Return the numbers 0, 1, … n-1 for each n in `lengths`, concatenated."""
     total = int(lengths.sum())
     counters: Ints = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return counters

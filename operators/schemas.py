@@ -2,7 +2,7 @@
 
     NORMALIZED -> PREPARED -> SEGMENTED -> DESCRIBED -> IMAGES, MASKS, REJECTS
 
-Importing this module needs only pyarrow and pydantic, so processes that read or write shards start without the model.
+This module needs only pyarrow and pydantic, so processes that read or write shards don't load the model.
 """
 
 from collections.abc import Iterable
@@ -20,11 +20,11 @@ VERDICT = pa.schema(
         pa.field("fault", pa.string()),  # what prevented a verdict on the row, or null
     ]
 )
-"""Columns that every stage carries in addition to its own."""
+"""Columns that rows carry through every stage, after the stage's own columns."""
 
 
 def with_fields(schema: pa.Schema, fields: list[pa.Field], without: frozenset[str] = frozenset()) -> pa.Schema:
-    """Return a schema with `fields` inserted before the verdict's columns and without the columns in `without`."""
+    """Return a schema with `fields` inserted before the verdict's columns, and without the columns in `without`."""
     verdict = set(VERDICT.names)
     kept = [field for field in schema if field.name not in verdict and field.name not in without]
     return pa.schema([*kept, *fields, *VERDICT])
@@ -41,12 +41,12 @@ REGION = pa.struct(
         ("source", pa.string()),
     ]
 )
-"""Arrow type of a redacted region, one `Region`."""
+"""Arrow type of a redacted region, which is a `Region`."""
 
 RESIDUAL = pa.struct([*REGION, ("orientation", pa.int32())])
-"""Arrow type of a detection that the build's last look left in the released image, in pixels of that image.
+"""Arrow type of a detection that the last look left in the released image, in pixels of that image.
 
-`orientation` is the angle in degrees, 0, 90, 180, or 270, by which the image was turned when the detector found it.
+`orientation` is the angle in degrees (0, 90, 180, or 270) by which the image was turned when the detector found it.
 """
 
 _RELEASED = [
@@ -63,7 +63,7 @@ _RELEASED = [
     pa.field("regions", pa.list_(REGION)),  # redacted regions, in pixels of the upright source
     pa.field("residual_detections", pa.list_(RESIDUAL)),
 ]
-"""Columns of a released image without its bytes."""
+"""Columns that describe a released image, without its bytes."""
 
 PREPARED = with_fields(
     NORMALIZED,
@@ -73,7 +73,7 @@ PREPARED = with_fields(
         pa.field("original", pa.large_binary()),  # the de-identified source as JPEG, if crops need it
     ],
 )
-"""Rows after `prepare`: rows of the normalized catalog, each with the released image or a verdict."""
+"""Rows after `prepare`: rows of the normalized catalog, each with a released image or a verdict."""
 
 MASK = pa.struct(
     [
@@ -91,11 +91,13 @@ MASK = pa.struct(
         pa.field("output", pa.int8()),  # index (0 to 2) of the decoder's output that produced it; null: unknown
     ]
 )
-"""Type of a mask: `output`, and the keys of SA-1B's annotations except the id, which follows from its position."""
+"""Type of a mask: `output`, and the keys of SA-1B's annotations without the id, which follows from the position."""
 
 MASKS_PER_IMAGE_LIMIT = 10_000
-"""Factor in annotation ids: an id is the image id times this, plus the mask's index. For up to 900 billion images, all
-ids are below 2^53."""
+"""Upper bound on an image's masks. An annotation id is the image id times this number, plus the mask's index.
+
+For up to 900 billion images, all annotation ids are below 2^53.
+"""
 
 FUNNEL_STEPS = (
     "predicted",
@@ -112,17 +114,17 @@ FUNNEL_STEPS = (
     "islands_removed",
     "redaction_artifacts",
 )
-"""Counts of mask generation."""
+"""Names of the counts that mask generation records."""
 
 FUNNEL = pa.struct([pa.field(step, pa.int64()) for step in FUNNEL_STEPS])
-"""Number of masks that remained after each step of automatic mask generation (see `segmint.model.automatic`)."""
+"""Number of masks that remain after each step of automatic mask generation (see `segmint.model.automatic`)."""
 
 SEGMENTED = with_fields(
     PREPARED,
     [pa.field("masks", pa.list_(MASK)), pa.field("funnel", FUNNEL)],
     without=frozenset({"original"}),
 )
-"""Rows after `segment`: rows of `prepare` without the original image, but with the masks and their funnel."""
+"""Rows after `segment`: rows of `prepare` with the masks and the funnel, but without the original image."""
 
 MASK_STATISTICS = [
     pa.field("relative_size", pa.float64()),  # sqrt(mask area / image area), 0 to 1
@@ -148,16 +150,16 @@ STATISTICS = pa.struct(
 
 
 AUTOMATIC = "automatic"
-"""Source of masks that a build wrote."""
+"""`source` of masks that a build wrote."""
 
 SOURCES = (AUTOMATIC, "assisted", "corrected", "manual", "imported")
-"""Possible sources of a mask."""
+"""Possible values of a mask's `source`."""
 
 PERSON = "person"
-"""`label_source` of a label that an annotator set, and of a mask from which an annotator removed the label."""
+"""`label_source` of a label that an annotator set. It is also set if an annotator removed a mask's label."""
 
 IMPORT = "import"
-"""`label_source` of a label that an imported file contained."""
+"""`label_source` of a label from an imported file."""
 
 MASK_ORIGIN = [
     pa.field("label", pa.string()),  # what the mask shows; null: unknown
@@ -192,16 +194,16 @@ MASK_ORIGIN = [
     pa.field("redacted_share", pa.float64()),  # share of its pixels inside redacted regions, 0 to 1
     pa.field("redaction_iou", pa.float64()),  # highest IoU with a redacted region, 0 to 1
 ]
-"""Columns about the origin of a mask; all may be null."""
+"""Columns about the origin of a mask. All of them may be null."""
 
 MASK_INDEX = pa.field("index", pa.int32())
-"""Number of a mask within its image, which determines its id; null if it is the mask's position."""
+"""Number of a mask within its image, from which its id is computed. Null means the mask's position."""
 
 DESCRIBED_MASK = pa.struct([*MASK, *MASK_STATISTICS, *MASK_ORIGIN, MASK_INDEX])
-"""Type of a mask with its statistics and origin."""
+"""Type of a mask with its statistics, origin, and index."""
 
 ANNOTATION_STAGE = "annotation_stage"
-"""Name in rows of the column `stage` of `images`, because the rows' own `stage` belongs to the verdict."""
+"""Name in rows for the column `stage` of `images`, because in rows, `stage` belongs to the verdict."""
 
 _ANNOTATION = [
     # The annotator's submission that was merged into the image
@@ -212,7 +214,7 @@ _ANNOTATION = [
     pa.field("complete", pa.bool_()),  # true if the annotator confirmed that no mask is missing
     pa.field("next_mask", pa.int64()),  # one more than the highest number that any of its masks ever had
 ]
-"""Columns about the annotation of an image; all may be null."""
+"""Columns about the annotation of an image. All of them may be null."""
 
 DESCRIBED = with_fields(
     SEGMENTED.set(SEGMENTED.get_field_index("masks"), pa.field("masks", pa.list_(DESCRIBED_MASK))),
@@ -221,7 +223,7 @@ DESCRIBED = with_fields(
         *(field.with_name(ANNOTATION_STAGE) if field.name == "stage" else field for field in _ANNOTATION),
     ],
 )
-"""Rows after `describe`: rows of `segment` with statistics of the masks and the image; null in a rejected row."""
+"""Rows after `describe`: rows of `segment` with statistics of the masks and the image, which rejected rows lack."""
 
 _IDENTITY = [
     pa.field("ordinal", pa.int64(), nullable=False),  # the row's position in the normalized catalog
@@ -264,11 +266,11 @@ REJECTS = pa.schema(
 """`rejects/*.parquet`: one row per rejected image."""
 
 SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
-"""Tables of a shard without custom stages, keyed by folder."""
+"""Tables of a shard, keyed by folder, without the columns of custom stages."""
 
 
 def shard_schemas(stages: Iterable[StageColumn]) -> dict[str, pa.Schema]:
-    """Return the tables of a dataset's shards, keyed by folder, with the columns of its custom stages at the end."""
+    """Return the tables of a dataset's shards, keyed by folder. The columns of custom stages come last."""
     added = [(stage.table, stage.arrow_field) for stage in stages]
     return {
         kind: pa.schema([*schema, *(field for table, field in added if table == kind)])

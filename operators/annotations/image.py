@@ -15,19 +15,19 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 LONGEST_SIDE = 65_535
-"""Maximum side of an image or mask in pixels, which is also JPEG's."""
+"""Maximum side of an image or mask in pixels, which is JPEG's maximum."""
 
 
 LARGEST_ID = 2**53
-"""Maximum integer that every JSON reader represents exactly."""
+"""Largest integer up to which every JSON reader represents all integers exactly."""
 
 
 class UnreadableMaskError(ValueError):
-    """A mask cannot be read. The message gives the reason, but not the mask's id or its image's name."""
+    """A mask can't be read. The message gives the reason but doesn't name the mask or its image."""
 
 
 class CocoRle(TypedDict):
-    """A mask in the form of pycocotools: `size` [height, width], and compressed `counts` that fill it."""
+    """A mask in pycocotools' format: `size` [height, width], and compressed run lengths `counts` that fill it."""
 
     size: list[int]
     counts: bytes
@@ -35,11 +35,12 @@ class CocoRle(TypedDict):
 
 @dataclass(frozen=True)
 class AnnotatedMask:
-    """One mask of an image: its checked run lengths, and its id and label, if any.
+    """One mask of an image: its checked run lengths, and its id and label if it has them.
 
-    `crowd` means that the mask covers a group of objects (COCO's `iscrowd`), and `polygon` means that it was drawn as
-    polygons, which can't contain holes. `category` and `stated_area` are the category's id and the area in pixels that
-    the file states, if any. `label_source` comes from the dataset's column of the same name, which exports contain.
+    - `crowd`: whether the mask covers a group of objects (COCO's `iscrowd`).
+    - `polygon`: whether the mask was drawn as polygons, which can't contain holes.
+    - `category`, `stated_area`: the category's id, and the area in pixels that the file states, if any.
+    - `label_source`: the value of the dataset's column of the same name, if the file is an export of a dataset.
     """
 
     rle: CocoRle
@@ -53,25 +54,28 @@ class AnnotatedMask:
 
     @property
     def area(self) -> int:
-        """Area of the mask in pixels; 0 for an empty one."""
+        """Area of the mask in pixels; 0 for an empty mask."""
         return int(coco.area(self.rle))
 
     def pixels(self) -> NDArray[np.bool_]:
-        """Decode the mask: (height, width) bool."""
+        """Decode the mask to (height, width) bool."""
         return np.asarray(coco.decode(self.rle)).astype(bool)
 
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """Masks of one image. `name` is its file name as written in the file, and `id` is its number in the file.
+    """Masks of one image.
 
-    `size` is None if neither the file nor a mask specifies it. If `size` comes from elsewhere, `other` is the size in
-    the file. `unreadable` contains a line for each skipped mask, and `unreadable_ids` the ids of these masks, if any.
-    `saved` is when the result was saved, in seconds since 1970, if known; of several, the latest counts.
+    - `name`, `id`: the image's file name as the file spells it, and its number in the file.
+    - `size`: the image's size; None if neither the file nor a mask specifies it.
+    - `other`: the size according to the file, if `size` comes from elsewhere.
+    - `unreadable`, `unreadable_ids`: a line for each skipped mask, and the ids of skipped masks that have one.
+    - `saved`: the time at which the annotator saved the result, in seconds since 1970, if known. If there are several
+      results for an image, the latest counts.
 
-    An LVIS file states which categories were checked. `negative` contains the ids of the categories that the image
-    doesn't contain, and `not_exhaustive` the ids of those of which only some objects have masks. `negative` is None for
-    all other files.
+    An LVIS file states which categories annotators checked. `negative` contains the ids of categories that the image
+    doesn't contain. It is None for all other files. `not_exhaustive` contains the ids of categories for which only some
+    objects have masks.
     """
 
     name: str
@@ -86,13 +90,13 @@ class AnnotatedImage:
     not_exhaustive: frozenset[int] = frozenset()
 
     def check_size(self, found: Sequence[int]) -> None:
-        """Raise `UnreadableMaskError` if a mask's (height, width) differs from the image's, if that is known."""
+        """Raise `UnreadableMaskError` if the image's size is known and differs from a mask's (height, width)."""
         if self.size is not None and tuple(found) != self.size:
             height, width = found
             raise UnreadableMaskError(f"{width} x {height} pixels, but its image is {self.size[1]} x {self.size[0]}")
 
     def leave_out(self, id: int | None, why: object) -> None:
-        """List a mask that cannot be read."""
+        """Record a mask that can't be read, with the reason."""
         self.unreadable.append(f"{mask_name(id)}: {why}")
         if id is not None:
             self.unreadable_ids.append(id)
@@ -100,10 +104,11 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class AnnotatedFile:
-    """Images of a file, in its order. `unreadable` contains a line for each entry that belongs to no image.
+    """Images of a file, in the file's order.
 
-    `frequencies` maps the category ids of an LVIS file to their frequencies: r, c, or f. `homeless` is the number of
-    masks for which the file doesn't specify a valid image; they may belong to any of its images.
+    - `unreadable`: a line for each entry that doesn't belong to an image.
+    - `frequencies`: maps the category ids of an LVIS file to their frequencies: r, c, or f.
+    - `homeless`: the number of masks for which the file doesn't specify a valid image. They may belong to any image.
     """
 
     images: list[AnnotatedImage]
@@ -113,33 +118,32 @@ class AnnotatedFile:
 
 
 def id_number(value: Any) -> int | None:
-    """Return an id of a file, also from an integral float; None unless it is a number from 0 to 2^53."""
+    """Return an id from a file as an integer from 0 to 2^53, or None if it isn't one. Integral floats are accepted."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if type(value) is int and 0 <= value <= LARGEST_ID else None
 
 
 def label_text(value: Any) -> str | None:
-    """Return a label that can be written in UTF-8; None if it is not text."""
+    """Return a label in a form that UTF-8 can encode, or None if it isn't text."""
     return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
 def mask_name(id: object) -> str:
-    """Return the name by which messages refer to a mask: `mask 7`, or `mask without an id`."""
+    """Return the name of a mask for messages: `mask 7`, or `mask without an id`."""
     return "mask without an id" if id is None else f"mask {id}"
 
 
 def encode_mask(mask: NDArray[Any]) -> CocoRle:
-    """Encode a mask: (height, width) bool or uint8."""
+    """Encode a mask, (height, width) bool or uint8."""
     encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"]}
 
 
 def checked_rle(segmentation: Mapping[str, Any]) -> CocoRle:
-    """Return COCO's run lengths, compressed or not, as compressed ones that are safe to decode.
+    """Check COCO's run lengths, compressed or not. Return them compressed and safe to decode.
 
-    Without this check, pycocotools would read out of bounds if the runs don't fill the size. Raises
-    `UnreadableMaskError`.
+    If the runs didn't fill the size, pycocotools would read out of bounds. Raises `UnreadableMaskError`.
     """
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list) or len(size) != 2 or not all(_is_side(side) for side in size):
@@ -157,7 +161,7 @@ def checked_rle(segmentation: Mapping[str, Any]) -> CocoRle:
 
 
 def check_pixels(size: Size) -> None:
-    """Raise `UnreadableMaskError` if a (height, width) has more pixels than are ever decoded."""
+    """Raise `UnreadableMaskError` if a size (height, width) exceeds the maximum number of pixels for decoding."""
     if size[0] * size[1] > MOST_PIXELS:
         raise UnreadableMaskError(
             f"its size is {size[1]} x {size[0]}, {size[0] * size[1]:,} pixels: the limit is {MOST_PIXELS:,}"

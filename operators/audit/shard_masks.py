@@ -26,13 +26,16 @@ Bools = NDArray[np.bool_]
 
 
 class ShardMasks:
-    """Masks of a shard whose tables have passed `audit_identity`. Images are identified by their ordinals."""
+    """Masks of a shard, grouped by image. The shard's tables must have passed `audit_identity`.
+
+    Methods identify an image by its ordinal.
+    """
 
     def __init__(self, tables: ShardTables, limits: MaskLimits | None, artifacts: RedactionArtifacts | None) -> None:
-        """Check all masks.
+        """Run the vectorized check on all masks.
 
-        `limits` contains the score thresholds, as in `segmint.operators.audit.masks.audit_masks`, and `artifacts` has
-        the same meaning as in `segmint.operators.audit.origins.audit_origins`.
+        `limits` contains the score thresholds; see `segmint.operators.audit.masks.audit_masks`. For `artifacts`, see
+        `segmint.operators.audit.origins.audit_origins`.
         """
         self._table = tables.masks
         ordinals, owners = int_column(tables.images, "ordinal"), int_column(tables.masks, "ordinal")
@@ -50,12 +53,12 @@ class ShardMasks:
         self._worked_on = self._annotated | masks_of_work(tables.masks)
 
     def count(self, ordinal: int) -> int:
-        """Return the number of masks of an image."""
+        """Return the number of masks in an image."""
         start, stop = self._spans[ordinal]
         return int(stop - start)
 
     def sound(self, ordinal: int) -> bool:
-        """Return whether an image's masks pass `audit_masks` without decoding."""
+        """Return whether the vectorized check shows that all of an image's masks pass `audit_masks`."""
         return ordinal in self._sound
 
     def annotated(self, ordinal: int) -> bool:
@@ -63,7 +66,7 @@ class ShardMasks:
         return ordinal in self._annotated
 
     def audit_origins(self, row: Row, place: FindingLocation) -> Iterator[Finding]:
-        """Yield findings in the origins of an image's masks; `row` is its row of `images`."""
+        """Yield findings about the origins of an image's masks. `row` is the image's row of `images`."""
         start, stop = self._spans[row["ordinal"]]
         codes: list[str] | None = [text.decode(errors="replace") for text in self._columns.text(start, stop)]
         if not self.sound(row["ordinal"]) and not codes_hold(self.table_rows(row["ordinal"]), row):
@@ -74,10 +77,10 @@ class ShardMasks:
         yield from audit_origins(row, self._origins, (start, stop), codes, ids, place, self._artifacts)
 
     def audit_containers(self, row: Row, place: FindingLocation) -> Iterator[Finding]:
-        """Yield findings unless an image's containers are equal to those computed from its masks' pixels.
+        """Yield findings for masks whose container differs from the one computed from the pixels.
 
-        An image without any containers isn't checked, because its containers may be unknown. Masks that `audit_origins`
-        reports are skipped, as are images with damaged run lengths.
+        If no mask of the image has a container, they may be unknown, so the image is skipped. Images with damaged run
+        lengths and masks that `audit_origins` reports are skipped as well.
         """
         start, stop = self._spans[row["ordinal"]]
         masks, ids = self.table_rows(row["ordinal"]), self._ids[start:stop].tolist()
@@ -91,18 +94,21 @@ class ShardMasks:
                 yield place.finding(Code.BAD_CONTAINER, expected, said, f"mask {id}", mask=id)
 
     def audit_work(self, row: Row, images: FindingLocation, place: FindingLocation) -> Iterator[Finding]:
-        """Yield findings in the annotation columns of an image and its masks; see the function `audit_work`."""
+        """Yield findings about the annotation columns of an image and its masks; see the function `audit_work`."""
         if row["ordinal"] in self._worked_on:
             yield from audit_work(row, self.table_rows(row["ordinal"]), images, place)
 
     def table_rows(self, ordinal: int) -> list[Row]:
-        """Return the rows of an image's masks with all columns."""
+        """Return the rows of an image's masks, with all columns."""
         start, stop = self._spans[ordinal]
         rows: list[Row] = self._table.slice(start, stop - start).to_pylist()
         return rows
 
     def annotations(self, ordinal: int) -> Sequence[Row]:
-        """Return the rows with only the keys for `annotations_json`, which is ten times as fast for sound masks."""
+        """Return the rows of an image's masks with only the keys that `annotations_json` needs.
+
+        For an image whose masks are sound, this is ten times as fast as `table_rows`.
+        """
         span = self._spans[ordinal]
         rows = list(self._columns.rows(*span)) if self.sound(ordinal) else self.table_rows(ordinal)
         if not self.annotated(ordinal):
@@ -116,16 +122,16 @@ _OF_MASKS = ("parent", "seconds", "origin", "model")
 
 
 def masks_of_work(masks: pa.Table) -> frozenset[int]:
-    """Return the ordinals of images whose masks have a value in a column that `audit_work` checks."""
+    """Return the ordinals of images with a mask that has a value in one of the columns that `audit_work` checks."""
     said = [masks.filter(pc.is_valid(masks.column(name))).column("ordinal") for name in _OF_MASKS]
     return frozenset(ordinal for column in said for ordinal in column.to_pylist())
 
 
 def audit_work(row: Row, masks: Sequence[Row], images: FindingLocation, place: FindingLocation) -> Iterator[Finding]:
-    """Yield findings in the annotation columns of an image's row and the rows of its `masks`.
+    """Yield findings about the annotation columns of an image's row and of its `masks`' rows.
 
-    `images` and `place` are the locations for findings in the image's row and in its masks' rows. A mask's parent must
-    be an earlier mask of the image, which may no longer exist. Hashes must be 64 lowercase hexadecimal digits.
+    `images` and `place` locate findings in the image's row and in the masks' rows. A mask's parent must be an earlier
+    mask of the same image, which may have been deleted since. Hashes must be 64 lowercase hexadecimal digits.
     """
     where = f"id {row['id']}"
     yield from _seconds(row["seconds"], images, where, None)
@@ -156,19 +162,19 @@ def _hash(name: str, value: Any, place: FindingLocation, where: str, mask: int |
 
 
 _LAST_PIXEL = np.array([0.0, 0.0, 1.0, 1.0])
-"""Offset from COCO's boxes, which count pixels, to ours, which reach from the first pixel to the last."""
+"""Offset from COCO's boxes, which count pixels, to ours, which extend from the first pixel to the last."""
 
 _TEXT_AT_ONCE = 1 << 18
-"""Bytes of run lengths decoded together, so that the result stays in a core's cache."""
+"""Number of bytes of run lengths to decode at once. The result then fits in a core's cache."""
 
 _COCO_AT_ONCE = 255
-"""Number of masks that pycocotools measures together; version 2.0.11 returns no areas for more than this."""
+"""Number of masks that pycocotools measures at once. Version 2.0.11 returns no areas for more than this."""
 
 
 def sound_masks(columns: MaskColumns, sizes: Ints, limits: MaskLimits | None) -> Bools:
-    """Return which of N masks would pass `audit_masks` without decoding, (N,), so that only the others are audited.
+    """Return which of N masks are certain to pass `audit_masks`, (N,) bool. Only the others need a full audit.
 
-    `sizes`, (N, 2), contains the height and width of each mask's image. False does not imply that there is a finding.
+    `sizes`, (N, 2), contains the height and width of each mask's image. False doesn't mean that there is a finding.
     """
     sound: Bools = (columns.size == sizes).all(axis=1) & (sizes > 0).all(axis=1)
     with np.errstate(invalid="ignore", over="ignore"):  # unbounded numbers may be anything
@@ -193,7 +199,7 @@ def _scores_hold(columns: MaskColumns, limits: MaskLimits | None) -> Bools:
 
 
 def _frames_hold(columns: MaskColumns, sizes: Ints) -> Bools:
-    """Return whether crops and boxes are inside their images and points inside their crops; False for any NaN."""
+    """Return whether crops and boxes are inside their images, and points inside their crops; False for any NaN."""
     crop = columns.crop_box
     points = np.diff(columns.points_ends, prepend=0)
     hold: Bools = ((points > 0) | columns.without_points) & (crop[:, 2:] > 0).all(axis=1)
@@ -206,13 +212,13 @@ def _frames_hold(columns: MaskColumns, sizes: Ints) -> Bools:
 
 
 def _inside(boxes: Floats, sizes: Ints) -> Bools:
-    """Return whether boxes [x, y, width, height] are inside images of [height, width]."""
+    """Return whether boxes [x, y, width, height] lie inside images of size [height, width]."""
     inside = (boxes[:, :2] >= 0) & (boxes[:, :2] + boxes[:, 2:] <= sizes[:, ::-1])
     return np.asarray(inside.all(axis=1), bool)
 
 
 def _parts(ends: Ints) -> Iterator[slice]:
-    """Yield slices of about `_TEXT_AT_ONCE` bytes of run lengths, or of one larger mask; `ends` are the masks' ends."""
+    """Yield slices of about `_TEXT_AT_ONCE` bytes of run lengths, or one larger mask; `ends` are the masks' ends."""
     start = done = 0
     while start < len(ends):
         stop = max(start + 1, int(np.searchsorted(ends, done + _TEXT_AT_ONCE, side="right")))
@@ -221,7 +227,10 @@ def _parts(ends: Ints) -> Iterator[slice]:
 
 
 def _codes_hold(columns: MaskColumns, part: slice, sizes: Ints) -> Bools:
-    """Return whether run lengths can be read and cover each mask's image, with no run negative or longer than it."""
+    """Return whether each mask's run lengths can be read and cover exactly its image.
+
+    No run may be negative or longer than the image.
+    """
     begin = int(columns.counts_ends[part.start - 1]) if part.start else 0
     ends = columns.counts_ends[part] - begin
     counts, count_ends, _ = decompress_many(columns.counts[begin : begin + int(ends[-1])], ends)
@@ -236,9 +245,9 @@ def _codes_hold(columns: MaskColumns, part: slice, sizes: Ints) -> Bools:
 
 
 def _measure(columns: MaskColumns, sound: Bools) -> None:
-    """Set `sound` to false for masks whose area or box differs from what pycocotools finds.
+    """Set `sound` to false for masks whose area or box differs from pycocotools' result.
 
-    pycocotools trusts its input, so it receives only masks that are sound so far.
+    pycocotools trusts its input, so it receives only masks that have passed all checks so far.
     """
     places = np.flatnonzero(sound)
     for begin in range(0, len(places), _COCO_AT_ONCE):

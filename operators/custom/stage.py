@@ -27,20 +27,21 @@ if TYPE_CHECKING:
     from segmint.infra.row_ledger import BlockEntry, RowLedger
 
 HIDDEN = frozenset({"original", *VERDICT.names})
-"""Columns that a stage doesn't see: the verdict, and the full-size source, even though that is redacted."""
+"""Columns that a stage can't see: the verdict, and the full-size source, even though it is redacted."""
 
 _LABEL = frozenset(MASK_LABEL)
 _SOURCE = re.compile(r"model:[0-9a-f]{64}")
 
 Result = StageRow | Reject | Exception
-"""Result of a row; any other exception than `Reject` is a fault."""
+"""Result of a stage for one row. Any exception other than `Reject` is a fault."""
 
 
 class CustomStage:
     """Ray Data actor that maps a table to the same rows with a stage's column, labels, and verdicts.
 
-    Without a `ledger`, it processes a trial's rows and raises errors. With a `ledger`, the process ends if a batch
-    takes over `timeout_s` seconds per row, if memory runs out, or if the GPU breaks.
+    With a `ledger`, the actor is part of a build, and the process ends if a batch takes more than `timeout_s` seconds
+    per row, if memory runs out, or if the GPU breaks. Without a `ledger`, the stage is only tried out, and the process
+    doesn't end.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class CustomStage:
         ledger: "RowLedger | None" = None,
         on_gpu: bool = False,
     ) -> None:
-        """Start the stage. A batch contains at most `batch_size` rows; None: all rows of a block.
+        """Start the stage. A batch contains at most `batch_size` rows, or all rows of a block if that is None.
 
         Raises `StageContractError` if the stage can't start.
         """
@@ -62,7 +63,7 @@ class CustomStage:
         self._stage = spec.start()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Apply the stage to each live row; pass the others through."""
+        """Apply the stage to each live row and pass all other rows through."""
         rows = list(stage_rows(table).items())
         size = self._batch_size or max(1, len(rows))
         results: dict[int, Result] = {}
@@ -76,7 +77,7 @@ class CustomStage:
         return with_results(table, self._spec, results)
 
     def _recorded(self, batch: Mapping[int, StageRow], entry: "BlockEntry") -> dict[int, Result]:
-        """Judge a batch whose rows the ledger records; rows that must run alone come last."""
+        """Judge a batch after recording its rows in the ledger. Rows that must run alone come last."""
         from segmint.infra.row_ledger import BarredRowError
 
         results: dict[int, Result] = {}
@@ -105,7 +106,7 @@ class CustomStage:
         return results
 
     def _judge(self, rows: Sequence[StageRow], entry: "BlockEntry | None" = None) -> list[Result]:
-        """Call the stage; after an error, call it with one row at a time to find the rows at fault."""
+        """Call the stage. After an error, call it again with one row at a time to find the rows at fault."""
         try:
             with Deadline(self._timeout_s and self._timeout_s * len(rows)).running():
                 return list(call_stage(self._spec.name, self._stage, rows))
@@ -135,19 +136,19 @@ class CustomStage:
 
 
 class CustomAlone(CustomStage):
-    """Actor in which the driver runs a stage on a suspect row, to see whether the process survives."""
+    """Actor that runs a stage on a suspect row. The driver uses it to find out whether the process survives."""
 
     def node(self) -> str:
-        """Return the id of the node that this worker runs on. From now on, signals that stop processes don't end it."""
+        """Return the id of this worker's node, and make the worker ignore signals that stop processes from now on."""
         import ray
 
         outlive_signals()
         return str(ray.get_runtime_context().get_node_id())
 
     def has_memory_for(self, table: pa.Table) -> bool:
-        """Judge each live row; False if memory ran out, after which this process is unusable.
+        """Judge each live row. Return False if memory ran out; this process is unusable then.
 
-        Raises any other error of the stage that isn't a verdict.
+        Any other error of the stage that isn't a verdict propagates.
         """
         for row in stage_rows(table).values():
             (result,) = self._judge([row])
@@ -159,7 +160,7 @@ class CustomAlone(CustomStage):
 
 
 def stage_rows(table: pa.Table) -> dict[int, StageRow]:
-    """Return the live rows of a table as a stage sees them, keyed by their position in the table."""
+    """Return the live rows of a table as `StageRow`s, keyed by their position in the table."""
     live = pc.and_(pc.is_null(table.column("reason")), pc.is_null(table.column("fault"))).to_pylist()
     columns = {name: table.column(name) for name in table.column_names if name not in HIDDEN}
     return {place: StageRow(columns, place) for place, lives in enumerate(live) if lives}
@@ -168,9 +169,9 @@ def stage_rows(table: pa.Table) -> dict[int, StageRow]:
 def with_results(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> pa.Table:
     """Return a table with a stage's column, labels, and verdicts added.
 
-    `results` maps positions of the table's live rows to their results. A row whose values don't fit the declared types
-    is faulted. Raises `StageContractError` if the stage sets values that it doesn't declare, or if the number of values
-    differs from the number of masks.
+    `results` maps the positions of live rows to their results. If a row's values don't fit the declared types, the row
+    becomes faulted. Raises `StageContractError` if the stage sets values that it doesn't declare, or if the number of
+    values differs from the number of masks.
     """
     try:
         return _joined(table, spec, results)
@@ -219,7 +220,7 @@ def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> 
 def _check_declared(row: StageRow, spec: StageSpec, count: int) -> None:
     """Raise `StageContractError` if a stage set values that it doesn't declare, or labels that can't be stored.
 
-    The stage must have set values either for none of the image's masks or for all `count` of them.
+    If the stage set values for masks at all, it must have done so for all `count` masks of the image.
     """
     fields = frozenset(each.name for each in spec.column.fields) if spec.column is not None else frozenset()
     of_image, of_masks = (frozenset(), fields) if spec.sets_masks else (fields, frozenset())

@@ -1,8 +1,9 @@
 """Protocol between image-decoding children and the detector process: a Unix socket and anonymous shared memory.
 
-A request consists of a header and the descriptor of a sealed memfd with the pixels. A reply consists of a header, the
-detector's name, and plain numbers. Neither side unpickles anything, because children decode untrusted bytes. A memfd
-isn't a file, so nothing remains after a process ends, and a container's 64 MB limit for /dev/shm doesn't apply.
+A request consists of a header, and the descriptor of a sealed memfd that contains the pixels. A reply consists of a
+header, the detector's name, and plain numbers. Children decode untrusted bytes, so neither side unpickles anything.
+Unlike a file, a memfd leaves nothing behind when a process ends, and a container's 64 MB limit for /dev/shm doesn't
+apply to it.
 """
 
 import contextlib
@@ -24,10 +25,10 @@ from segmint.infra.errors import SegmintError
 from segmint.model.detectors.detection import Detection, Kind, Pixels
 
 WAIT_S = 60.0
-"""Seconds that a child waits for the reply to one search, including the time in the queue."""
+"""Seconds that a child waits for the reply to one search, including the time that the request waits in the queue."""
 
 FOUND, FAILED, SHORT_OF_MEMORY, REFUSED = range(4)
-"""Kinds of replies: detections, the detector's error, or one of the process's own errors."""
+"""Kinds of replies: detections, an error of the detector, and two errors of the detector process itself."""
 
 _KINDS: tuple[Kind, ...] = ("face", "plate")
 _MAGIC = b"sgm1"
@@ -41,7 +42,7 @@ _PEER = struct.Struct("3i")  # SO_PEERCRED: process, user, group
 
 
 class DetectorProcessError(SegmintError):
-    """The detector process sent no reply, or an unusable one. No image is to blame."""
+    """The detector process sent no reply, or an invalid one. No image is to blame."""
 
 
 class BadRequestError(SegmintError):
@@ -49,14 +50,14 @@ class BadRequestError(SegmintError):
 
 
 class FailedSearchError(RuntimeError):
-    """A detector raised an exception on an image; the message is the last line of its error."""
+    """A detector raised an exception for an image. The message is the last line of that exception's text."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Kind to search for, and the image, (height, width, 3) uint8 RGB, in the memory behind the descriptor `memory`.
+    """Kind to search for, and an image, (height, width, 3) uint8 RGB. The descriptor `memory` refers to its pixels.
 
-    `score` replaces the detector's own minimum score if it is lower.
+    If `score` is lower than the detector's own minimum score, it replaces that score.
     """
 
     kind: Kind
@@ -67,10 +68,10 @@ class Request:
 
 
 class RemoteDetector:
-    """A `Detector` whose searches run in the process that listens at the socket `address`."""
+    """A `Detector` whose searches run in another process, which listens on the socket `address`."""
 
     def __init__(self, kind: Kind, name: str, address: str, wait_s: float = WAIT_S) -> None:
-        """`name` is used until the first reply, which contains the detector's name."""
+        """`name` is used until the first reply, which states the detector's actual name."""
         self.kind: Kind = kind
         self.name = name
         self.score = 1.0  # the process applies the detector's own minimum score if it is lower
@@ -78,9 +79,9 @@ class RemoteDetector:
         self._wait_s = wait_s
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first.
+        """Search `image`, (H, W, 3) uint8 RGB. Detections are in its pixels, sorted by score from best to worst.
 
-        Raises `FailedSearchError` if the detector fails, and `DetectorProcessError` if the process does.
+        Raises `FailedSearchError` if the detector fails, and `DetectorProcessError` if the process fails.
         """
         height, width = image.shape[:2]
         try:
@@ -103,7 +104,7 @@ class RemoteDetector:
 
 @contextlib.contextmanager
 def sealed_memory(image: Pixels) -> Iterator[int]:
-    """Copy an image's pixels into memory that can no longer be changed or resized; yield its descriptor."""
+    """Copy an image's pixels to a memfd, seal it against any change, and yield its descriptor."""
     memory = os.memfd_create("segmint-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         rest = np.ascontiguousarray(image).data.cast("B")
@@ -116,13 +117,13 @@ def sealed_memory(image: Pixels) -> Iterator[int]:
 
 
 def _seals() -> int:
-    """Return the seals against shrinking, growing, and writing, which only Linux supports."""
+    """Return the seals against shrinking, growing, and writing. They exist only on Linux."""
     return fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 @contextlib.contextmanager
 def connected(address: str, wait_s: float) -> Iterator[socket.socket]:
-    """Connect to a socket of the same user in Linux's abstract namespace, which needs no files."""
+    """Connect to a socket of the same user in Linux's abstract namespace, where sockets aren't files."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(wait_s)
         connection.connect(f"\0{address}")
@@ -132,7 +133,7 @@ def connected(address: str, wait_s: float) -> Iterator[socket.socket]:
 
 
 def is_answering(address: str, wait_s: float) -> bool:
-    """Return whether a process replies at an address, or is just too busy to reply within `wait_s`."""
+    """Return whether a process replies at an address, or is just too busy to reply within `wait_s` seconds."""
     try:
         with connected(address, wait_s) as connection:
             connection.sendall(_REQUEST.pack(_MAGIC, len(_KINDS), 0, 0, 0.0))  # an invalid request, which is rejected
@@ -145,7 +146,7 @@ def is_answering(address: str, wait_s: float) -> bool:
 
 
 def listen(address: str, backlog: int) -> socket.socket:
-    """Listen at an address for `connected`; wait up to `_LEAVE_S` until a process that is ending releases it."""
+    """Listen at an address for `connected`. If a process that is ending still uses it, wait up to `_LEAVE_S`."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     last_try = time.monotonic() + _LEAVE_S
     while True:
@@ -160,14 +161,14 @@ def listen(address: str, backlog: int) -> socket.socket:
 
 
 def is_own(connection: socket.socket) -> bool:
-    """Return whether the peer is a process of this user."""
+    """Return whether the process at the other end runs as this user."""
     _, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     return bool(user == os.getuid())
 
 
 @contextlib.contextmanager
 def received_request(connection: socket.socket, max_pixels: int) -> Iterator[Request]:
-    """Yield a request of at most `max_pixels`; close its memory afterwards. Raises `BadRequestError`."""
+    """Yield a request of at most `max_pixels` and close its memory afterward. Raise `BadRequestError` if invalid."""
     header, memories, _, _ = socket.recv_fds(connection, _REQUEST.size, 1)
     try:
         header += _receive(connection, _REQUEST.size - len(header))
@@ -186,7 +187,7 @@ def received_request(connection: socket.socket, max_pixels: int) -> Iterator[Req
 
 
 def _check_memory(memory: int, size: int) -> None:
-    """Raise `BadRequestError` unless `memory` has exactly `size` bytes and is sealed, so reading never blocks."""
+    """Raise `BadRequestError` unless `memory` is sealed and has exactly `size` bytes. Reading it can't block then."""
     found = os.fstat(memory)
     try:
         seals = fcntl.fcntl(memory, fcntl.F_GET_SEALS)
@@ -197,7 +198,7 @@ def _check_memory(memory: int, size: int) -> None:
 
 
 def copied_pixels(request: Request) -> Pixels:
-    """Return a copy of a request's image in this process's memory."""
+    """Copy a request's image to this process's memory."""
     image = np.empty((request.height, request.width, 3), np.uint8)
     rest = image.data.cast("B")
     at = 0
@@ -219,7 +220,7 @@ def send_detections(connection: socket.socket, name: str, found: Sequence[Detect
 
 
 def send_error(connection: socket.socket, what: int, name: str, text: str) -> None:
-    """Send an error: `FAILED`, `SHORT_OF_MEMORY`, or `REFUSED`."""
+    """Send an error of kind `FAILED`, `SHORT_OF_MEMORY`, or `REFUSED`."""
     _send(connection, what, name, text[:_MOST_TEXT].encode(errors="replace"))
 
 
@@ -229,7 +230,7 @@ def _send(connection: socket.socket, what: int, name: str, rest: bytes) -> None:
 
 
 def _receive_reply(connection: socket.socket) -> tuple[int, str, bytes]:
-    """Return a reply's kind, the detector's name, and the rest."""
+    """Return a reply's kind, the detector's name, and the remaining bytes."""
     magic, what, name, rest = _REPLY.unpack(_receive(connection, _REPLY.size))
     if magic != _MAGIC or name > _MOST_NAME or rest > _MOST_FOUND * _COLUMNS * 8:
         raise EOFError("the reply has an unexpected format")
@@ -237,7 +238,7 @@ def _receive_reply(connection: socket.socket) -> tuple[int, str, bytes]:
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
-    """Read exactly `size` bytes; raises `EOFError` if the peer closes the connection early."""
+    """Read exactly `size` bytes. Raise `EOFError` if the peer closes the connection before that."""
     data = bytearray()
     while len(data) < size:
         piece = connection.recv(min(size - len(data), 1 << 16))

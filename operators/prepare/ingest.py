@@ -1,7 +1,7 @@
 """Ingest: decodes untrusted bytes to upright sRGB pixels, or rejects them with an exact reason.
 
-The header gives size and format before any pixel is decoded, and an image is decoded entirely or not at all. A
-verdict's details quote only the header, never pixels or metadata.
+The size and format come from the header, before any pixel is decoded. An image is decoded completely or not at all. The
+details of a verdict quote only the header, never pixels or metadata.
 """
 
 import contextlib
@@ -57,12 +57,12 @@ _LARGEST_TILE = 1 << 20  # pixels by which a tile may exceed its image
 
 
 class BrokenDecoderError(SegmintError):
-    """A decoder fails on every image in this process, so no image is to blame."""
+    """A decoder fails on every image in this process. No image is to blame."""
 
 
 @dataclass(frozen=True)
 class IngestedImage:
-    """A decoded image: `image` is (H, W, 3) uint8 RGB, sRGB, upright, and opaque."""
+    """A decoded image. `image` is (H, W, 3) uint8 RGB, sRGB, upright, and opaque."""
 
     image: Pixels
     source_width: int  # pixels of the upright source; equal to those of `image`, except at a reduced scale
@@ -70,12 +70,12 @@ class IngestedImage:
 
 
 def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> IngestedImage:
-    """Decode one image; `side` allows decoding a large JPEG at reduced scale, with no side shorter than `side` pixels.
+    """Decode one image. With `side`, a large JPEG may be decoded at reduced scale, with no side under `side` pixels.
 
     Raises `RejectedError` with `empty_object`, `not_an_image`, `unsupported_format`, `too_large` (bytes or pixels),
-    `too_small`, `animated`, `truncated`, or `corrupt`. Any other exception of a decoder also becomes `corrupt` if this
-    process can decode control images; otherwise, it becomes a `BrokenDecoderError`. `MemoryError` and `ImportError`
-    propagate.
+    `too_small`, `animated`, `truncated`, or `corrupt`. If a decoder raises any other exception, this function decodes
+    control images. If these succeed, the image is rejected as `corrupt`; otherwise, `BrokenDecoderError` is raised.
+    `MemoryError` and `ImportError` propagate.
     """
     kind = recognize(data, config.decoded)
     if len(data) > config.max_bytes:
@@ -91,9 +91,10 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
 
 
 def pixels_sha256(image: Pixels) -> str:
-    """Return the SHA-256 of a decoded image, (H, W, 3) uint8 RGB: of its size, pixels, and the decoders' versions.
+    """Return the SHA-256 of a decoded image's size, its pixels, (H, W, 3) uint8 RGB, and the decoders' versions.
 
-    Other decoders may produce different pixels, so images that different versions decoded never have the same digest.
+    Different versions of a decoder can produce different pixels. With the versions in the digest, images that were
+    decoded by different versions never share a digest.
     """
     digest = hashlib.sha256(f"{image.shape[1]}x{image.shape[0]} {_decoders()}\n".encode())
     digest.update(np.ascontiguousarray(image).data)
@@ -109,9 +110,9 @@ def _decoders() -> str:
 
 @contextlib.contextmanager
 def _only_our_limit(config: IngestConfig) -> Iterator[None]:
-    """Make Pillow reject frames over our pixel limit.
+    """Make Pillow reject frames that exceed the pixel limit in `config`.
 
-    Pillow's own limit is global, and Pillow rejects only images that exceed twice that limit. Its readers for TIFF,
+    Pillow's own limit is a global variable, and Pillow rejects only images over twice that limit. Its readers for TIFF,
     WebP, and GIF apply the limit to each frame.
     """
     before = Image.MAX_IMAGE_PIXELS
@@ -176,7 +177,7 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
 
 
 def _is_reduced(source: TiffImagePlugin.TiffImageFile) -> bool:
-    """Return whether the page is declared to be a reduced copy of another page."""
+    """Return whether the current page declares itself a reduced copy of another page."""
     kind = source.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
     if not isinstance(kind, int):
         raise RejectedError(Reason.CORRUPT, f"the TIFF's tag {_NEW_SUBFILE_TYPE} is not a whole number")
@@ -184,7 +185,7 @@ def _is_reduced(source: TiffImagePlugin.TiffImageFile) -> bool:
 
 
 def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
-    """Return whether there is another page that is not a reduced copy of the first."""
+    """Return whether the file contains another page that isn't a reduced copy of the first."""
     page = 0
     try:
         while True:
@@ -203,8 +204,8 @@ def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
 def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
     """Decode a JPEG to (H, W, 3) uint8 RGB, at the smallest scale with no side under `side`; 0 means full scale.
 
-    simplejpeg produces the same pixels as Pillow, but in its strict mode, it reports scan data that ends early or is
-    invalid, even if an end marker hides the problem.
+    Unlike Pillow, simplejpeg reports scan data that ends early or is invalid, even if an end marker hides the problem.
+    It does so in its strict mode. The pixels of the two decoders are equal.
     """
     color = {"L": "GRAY", "CMYK": "CMYK"}.get(source.mode, "RGB")
     scale = {"min_height": side, "min_width": side, "min_factor": 1} if side else {}
@@ -220,7 +221,7 @@ def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
 
 
 def _strict_samples(data: bytes, color: str, **scale: int) -> Pixels | None:
-    """Decode a JPEG; None if it isn't damaged but unusual, such as with odd sampling factors or unknown markers."""
+    """Decode a JPEG; None if it is intact but unusual, for example with odd sampling factors or unknown markers."""
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, color, strict=True, **scale))
     except ValueError as error:
@@ -256,10 +257,10 @@ def _white_is_zero(source: ImageFile.ImageFile) -> bool:
 
 
 def check_strips(source: TiffImagePlugin.TiffImageFile, data: bytes) -> None:
-    """Check that a TIFF lists all of its strips or tiles, that the data contains them, and that they are intact.
+    """Check that a TIFF lists all of its strips or tiles, and that the data contains them undamaged.
 
-    Decoders don't: they draw strips that aren't listed in black, fill in the pixels of incomplete JPEG strips, and
-    ignore deflate's checksum. Strips with other compressions are not checked.
+    Decoders don't check this. They draw unlisted strips in black, fill in the missing pixels of incomplete JPEG strips,
+    and ignore deflate's checksum. Only strips with deflate or JPEG compression are checked for damage.
     """
     tags = source.tag_v2
     try:
@@ -303,7 +304,7 @@ def check_strips(source: TiffImagePlugin.TiffImageFile, data: bytes) -> None:
 
 
 def _orientation(source: ImageFile.ImageFile) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if there is none or the metadata cannot be read."""
+    """Return the EXIF orientation, 1 to 8, or 1 if it is missing or the metadata can't be read."""
     try:
         value = source.getexif().get(ExifTags.Base.Orientation, 1)
     except MemoryError:
@@ -330,7 +331,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _guarded(step: Callable[[], T], kind: str) -> T:
-    """Run a decoding step; an exception becomes a verdict if this process can decode control images."""
+    """Run a decoding step. If it raises an exception and control images decode, turn the exception into a verdict."""
     try:
         return step()
     except (MemoryError, ImportError, RejectedError):
@@ -348,7 +349,7 @@ def _guarded(step: Callable[[], T], kind: str) -> T:
 
 @cache
 def _require_decoder(kind: str) -> None:
-    """Raise `BrokenDecoderError` if this process cannot decode a format's control images; success is memoized."""
+    """Raise `BrokenDecoderError` if this process can't decode the control images of a format. Success is cached."""
     try:
         for data in control_images(kind):
             _check_control(_read_pixels(data, kind, IngestConfig()))
@@ -369,7 +370,7 @@ def _check_control(pixels: Pixels) -> None:
 
 
 def clean_message(message: str) -> str:
-    """Shorten a decoder's message to one line without object addresses, so that it is the same on every machine."""
+    """Shorten a decoder's message to one line and remove object addresses, so that it is equal on every machine."""
     return re.sub(r"<[^>]*0x[0-9a-f]+>", "it", " ".join(message.split()))[:120] or "no message"
 
 
@@ -387,7 +388,7 @@ _READERS: dict[str, type[ImageFile.ImageFile]] = {
 
 
 def open_image(data: bytes, kind: str) -> ImageFile.ImageFile:
-    """Open an image's header; raises `RejectedError` (`truncated`) if the header needs more bytes than there are."""
+    """Open an image and read its header. Raise `RejectedError` (`truncated`) if the data ends inside the header."""
     stream = _RecordingStream(data)
     try:
         return _reader(kind)(stream)
@@ -408,7 +409,7 @@ def _reader(kind: str) -> type[ImageFile.ImageFile]:
 
 
 class _RecordingStream(io.BytesIO):
-    """Byte stream that records whether a reader requested more bytes than it has."""
+    """Byte stream that records whether a reader requested more bytes than the stream contains."""
 
     ran_out = False
 

@@ -1,6 +1,7 @@
 """Prepare stage: turns a catalog row into a released image without faces or plates, or into a verdict.
 
-The original's bytes exist only in an actor and its child process, never in the object store, a log, or a file.
+Only an actor and its child process ever hold an original's bytes. The bytes never reach Ray's object store, a log, or a
+file.
 """
 
 import contextlib
@@ -62,15 +63,15 @@ if TYPE_CHECKING:
     from segmint.model.detectors.detection import Detector
 
 _SEARCH_LIMITS = 3
-"""Time limit for the search, and for each round of redaction and last look, in multiples of `ingest.timeout_s`."""
+"""Time limit for the first search, and for each round of redaction and last look, in units of `ingest.timeout_s`."""
 
 SEARCH_TRIES = 3
-"""Maximum number of tries for an image whose searches get no reply; after that, its row has a fault."""
+"""Maximum number of attempts for an image whose searches get no reply. If all of them fail, the row is faulted."""
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Everything that determines this stage's result; each part configures one step."""
+    """Everything that determines this stage's result. Each part configures one step."""
 
     ingest: IngestConfig
     deidentify: DeidentifyConfig
@@ -84,7 +85,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class PrepareResources:
-    """Resources of this stage on a machine; they don't affect results, except that an image may run out of memory."""
+    """Resources of this stage on a machine. They don't affect results, except that an image may run out of memory."""
 
     children: int = 1  # processes that decode, each about 0.6 GB before its first image
     read_threads: int = 4  # images read ahead; each takes at most ingest.max_bytes
@@ -109,14 +110,14 @@ class PreparedImage:
 
 
 class RefusedError(RejectedError):
-    """A verdict with the stage that issued it."""
+    """A verdict, together with the stage that issued it."""
 
     def __init__(self, reason: Reason, detail: str, stage: str) -> None:
         super().__init__(reason, detail)
         self.stage = stage
 
     def __reduce__(self) -> tuple[type["RefusedError"], tuple[Reason, str, str]]:  # type: ignore[override]
-        """Support pickling, so that the verdict can cross process boundaries."""
+        """Support pickling, because the verdict crosses process boundaries."""
         return type(self), (self.reason, self.detail, self.stage)
 
 
@@ -135,11 +136,12 @@ def prepare_image(
     timeout_s: float | None = None,
     wait_s: float = 0.0,
 ) -> PreparedImage:
-    """Decode, downscale, redact, and encode one image, until a last look finds nothing that must be redacted.
+    """Decode, downscale, redact, and encode one image until a last look finds nothing that must be redacted.
 
-    The image is redacted at the size of the largest image that leaves this stage. Decoding may take `timeout_s`
-    seconds; the search and each round may take `_SEARCH_LIMITS` times that plus `wait_s`. If one of them takes longer,
-    SIGALRM kills this process. Raises `RefusedError` with the stage `ingest`, `deidentify`, or `release`.
+    The image is redacted at the size of the largest image that leaves this stage. Each step has its own time limit, and
+    SIGALRM kills this process if a step exceeds it. Decoding may take `timeout_s` seconds. The first search and each
+    round may take `_SEARCH_LIMITS` times `timeout_s`, plus `wait_s`. Raises `RefusedError` with the stage `ingest`,
+    `deidentify`, or `release`.
     """
     decoding = Deadline(timeout_s)
     searching = Deadline(None if timeout_s is None else _SEARCH_LIMITS * timeout_s + wait_s)
@@ -191,12 +193,12 @@ def prepare_image(
 def build_worker(
     config: PrepareConfig, storage: Storage, assets: str | None, detectors_at: str | None = None
 ) -> Worker[PreparedImage]:
-    """Build `prepare_image` with its detectors, for a child process; `assets` is a folder that mirrors their weights.
+    """Build `prepare_image` with its detectors, for a child process. `assets` is a folder that mirrors their weights.
 
-    `detectors_at` is the socket of the process that runs the detectors; if it is None, the child runs them itself.
-    torch and OpenCV use one thread each, because the number of threads changes the last bits of sums.
+    `detectors_at` is the socket of the process that runs the detectors. If it is None, the child runs them itself.
+    torch and OpenCV use a single thread each, because the number of threads changes the last bits of sums.
 
-    Raises `AssetError` if a detector file, which is executable code, doesn't have the hash in `config`.
+    Detector files contain executable code. Raises `AssetError` if a file's hash differs from the one in `config`.
     """
     import cv2
 
@@ -218,7 +220,7 @@ def build_worker(
 
 
 def detector_settings(config: PrepareConfig, storage: Storage, assets: str | None) -> DetectorSettings:
-    """Return the settings of the process that runs this configuration's detectors."""
+    """Return the settings for a process that runs the detectors of this configuration."""
     return DetectorSettings(
         deidentify=config.deidentify,
         device=config.device,
@@ -233,9 +235,9 @@ def detector_settings(config: PrepareConfig, storage: Storage, assets: str | Non
 class Prepare:
     """Ray Data actor that maps a table of normalized rows to the same rows, prepared or rejected.
 
-    Threads read images and check hashes; child processes do everything else. The source catalog's `catalog_uri`
-    determines which URIs its rows may use. `taken` contains the tombstones' names; a row whose source has one is
-    rejected.
+    Threads of this process read images and check hashes. Child processes do everything else. The URI of the source
+    catalog, `catalog_uri`, determines which URIs its rows may use. `taken` contains the names in tombstones, and rows
+    whose source has such a name are rejected.
     """
 
     def __init__(
@@ -249,9 +251,10 @@ class Prepare:
         taken: RemovedNames = NO_NAMES,
         detectors: DetectorHost | None = None,
     ) -> None:
-        """Start the children and wait for the detector process: `detectors`, or a new one if a GPU is used without it.
+        """Start the children, and wait until the detector process is ready.
 
-        Raises `DetectorsGoneError` if it cannot run.
+        On a GPU, the detectors run in the process `detectors`. If that is None, this actor starts its own detector
+        process. Raises `DetectorsGoneError` if the detector process can't run.
         """
         forbid_core_dumps()  # this process also holds the bytes of originals
         self._reader = ImageReader(storage, catalog_uri, config.ingest.max_bytes)
@@ -274,7 +277,7 @@ class Prepare:
             detectors.ready()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Prepare each row; return every row, in order, with exactly the columns of `PREPARED`."""
+        """Prepare each live row. Return all rows, in order, with exactly the columns of `PREPARED`."""
         return gather(list(self._threads.map(self._row, to_rows(table, "prepare"))), "prepare", PREPARED)
 
     def wait_until_ready(self) -> None:
@@ -320,7 +323,7 @@ class Prepare:
         return released
 
     def _prepare(self, row: Row, data: bytes) -> tuple[str, PreparedImage]:
-        """Return the SHA-256 of an object's bytes and the prepared image."""
+        """Return the SHA-256 of an object's bytes, and the prepared image."""
         with _stage("read"):
             digest = checked_digest(data, row["sha256"])
         with _stage("catalog"):
@@ -328,7 +331,7 @@ class Prepare:
         return digest, self._search_and_prepare(data)
 
     def _search_and_prepare(self, data: bytes) -> PreparedImage:
-        """Prepare an image in a child; if the detector process doesn't reply, make sure that it runs, and retry."""
+        """Prepare an image in a child. If the detector process doesn't reply, wait until it is ready and retry."""
         if self._detectors is None:
             return self._children.run(data)
         for _ in range(SEARCH_TRIES - 1):
@@ -353,18 +356,18 @@ def _columns(prepared: PreparedImage) -> Row:
 
 
 CURATED = "refused in the catalog"
-"""Detail of a row that the catalog rejects without stating a detail."""
+"""Detail recorded for a row that the catalog rejects without a detail."""
 
 
 @dataclass(frozen=True)
 class CatalogJudge:
-    """License and takedown checks of catalog rows."""
+    """Checks of a catalog row's license, and for takedowns and duplicate ids."""
 
     policy: LicensePolicy
     taken: RemovedNames
 
     def judge(self, row: Row) -> None:
-        """Raise `RejectedError` if license data or a duplicate rules the row out; `refuse_curated` covers curation."""
+        """Raise `RejectedError` if license data or a duplicate rules the row out. `refuse_curated` covers curation."""
         if row["duplicate_of"] is not None:
             first = row["duplicate_of"]
             raise RejectedError(Reason.DUPLICATE_ID, f"the row of ordinal {first} already has this image_id")

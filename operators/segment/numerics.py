@@ -16,19 +16,19 @@ from segmint.model.kernels.cpu.library import DOT, LANES16, kernels_named, reaso
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
-"""Fields that only the numerics of a GPU record."""
+"""Fields that are recorded only for a GPU."""
 
 DETECTORS_ONLY = frozenset({"detectors"})
-"""Fields that are recorded only if detectors run on a GPU, regardless of the model's device."""
+"""Fields that are recorded only if detectors run on a GPU, whatever the model's device is."""
 
 CPU_ONLY = frozenset({"cpu", "kernels"})
-"""Fields that only the numerics of a CPU record; masks from a GPU hardly depend on the host's CPU."""
+"""Fields that are recorded only for a CPU. Masks from a GPU hardly depend on the host's CPU."""
 
 ADDED: Mapping[str, str] = {}
-"""Fields that were added after a release of segmint, each with the value that all earlier versions used.
+"""Fields that a later version of segmint added, each with the value that all earlier versions used.
 
-If a dataset's numerics lack such a field, an earlier version started the dataset, so this value applies to all of its
-shards. The fingerprint doesn't change, because it covers only the recorded fields. Any other missing field is an error.
+If a dataset's numerics lack such a field, an earlier version created the dataset, so all of its shards used this value.
+The fingerprint covers only recorded fields and so stays the same. Any other missing field is an error.
 """
 
 
@@ -36,7 +36,7 @@ shards. The fingerprint doesn't change, because it covers only the recorded fiel
 class Numerics:
     """Everything besides the configuration that determines the last bit of a mask, a score, or a JPEG.
 
-    Two workers with equal numerics write equal files; a worker whose numerics differ from the dataset's is refused.
+    Workers with equal numerics write equal files. A worker whose numerics differ from the dataset's is rejected.
     """
 
     device: str  # "cpu" or "cuda"; Ray chooses the CUDA device
@@ -72,10 +72,10 @@ class Numerics:
 
     @classmethod
     def recorded(cls, values: Mapping[str, Any]) -> "Numerics":
-        """Return the numerics recorded in a dataset's manifest.
+        """Return the numerics that a dataset's manifest records.
 
-        Raises `UsageError` if a field is unknown to this version of segmint, or if the device's fields lack one that
-        isn't in `ADDED`.
+        Raises `UsageError` if this version of segmint doesn't know a field. Also raises it if a field for the device is
+        missing and isn't in `ADDED`.
         """
         known = {one.name: one for one in fields(cls) if one.name != "unrecorded"}
         unknown = sorted(values.keys() - known)
@@ -93,25 +93,25 @@ class Numerics:
         return cls(**values, **blank, unrecorded=missing)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recorded fields as a manifest stores them."""
+        """Return the recorded fields in the manifest's format."""
         return {key: value for key, value in asdict(self).items() if key not in {*self.unrecorded, "unrecorded"}}
 
     def with_detectors(self, kind: str) -> "Numerics":
-        """Return these numerics with the GPU that detectors run on, as named by `detector_numerics`."""
+        """Return a copy that records the GPU on which detectors run, given as `detector_numerics`."""
         return replace(self, detectors=kind, unrecorded=self.unrecorded - DETECTORS_ONLY)
 
     @property
     def compute(self) -> Compute:
-        """Device, precision, and threads, which set up a process."""
+        """Device, precision, and number of threads, for setting up a process."""
         return Compute(self.device, self.precision, self.threads)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the recorded fields, which commits contain: twelve hexadecimal digits."""
+        """Hash of the recorded fields as twelve hexadecimal digits. Every commit contains it."""
         return fingerprint(self.to_dict())
 
     def differences(self, other: "Numerics") -> str:
-        """Return, for a message, the fields that are in both with different values; empty if none differ."""
+        """Describe the fields that both numerics record with different values; empty if there are no such fields."""
         ours, theirs = ({**each.to_dict(), **{name: getattr(each, name) for name in ADDED}} for each in (self, other))
         differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
         return ", ".join(f"{key} {ours[key]!r} instead of {theirs[key]!r}" for key in differing)
@@ -120,9 +120,12 @@ class Numerics:
 def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Numerics:
     """Return the numerics for a new dataset, with `auto` resolved for the device.
 
-    `compute` contains the resolved device, precision, and threads of `model`. Raises `UsageError` if a chunk contains
-    more points than the device supports, if the requested kernels are missing, if bf16 is requested on a CPU without
-    kernels, or if a batch contains several images on a CPU or with crops.
+    `compute` contains the resolved device, precision, and threads of `model`. Raises `UsageError` in these cases:
+
+    - A chunk contains more points than the device supports.
+    - The requested kernels are missing.
+    - bf16 is requested on a CPU without kernels.
+    - A batch contains several images, but the device is a CPU or there are crops.
     """
     from segmint.model.sam.batch_encoder import CUDA_BATCH
 
@@ -173,7 +176,7 @@ def observe_numerics(
 ) -> Numerics:
     """Return the numerics of this process for a resolved device, precision, and number of threads.
 
-    `kernels` names the requested CPU kernels. If this process has them, they are recorded; otherwise, torch's are.
+    `kernels` names the requested CPU kernels. If this process doesn't have them, torch's kernels are recorded instead.
     """
     import torch
     from PIL import features
@@ -229,7 +232,7 @@ def _of_gpu(compute: Compute, points_per_chunk: int) -> dict[str, Any]:
 
 
 def _triton() -> str:
-    """Return Triton's version, and a note if `TRITON_DEFAULT_FP_FUSION` or another variable disables FP fusion."""
+    """Return Triton's version, with a note if FP fusion is off, as with `TRITON_DEFAULT_FP_FUSION=0`."""
     if find_spec("triton") is None:
         return "none"
     found, knobs = str(import_module("triton").__version__), import_module("triton").knobs.language

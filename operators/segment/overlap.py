@@ -1,7 +1,7 @@
 """Three overlapping stages of work per item: threads decode, one thread owns the device, threads finish.
 
-While the device works on one item, other items are decoded and finished, so the next item is always ready. The number
-of items in and between the stages is bounded, and so is their memory.
+While the device works on one item, other threads decode the next items and finish the previous ones, so the device
+rarely waits. The number of items in and between the stages is bounded, which bounds their memory.
 """
 
 import queue
@@ -20,27 +20,30 @@ Result = TypeVar("Result")
 Value = TypeVar("Value")
 
 WAITING = 2
-"""Maximum decoded items waiting for the device, and computed items waiting for a finisher; enough for uneven images."""
+"""Maximum number of decoded items that wait for the device, and of computed items that wait for a finisher.
+
+This is enough to compensate for images that take different amounts of time.
+"""
 
 
 @dataclass(frozen=True)
 class HostThreads:
-    """Threads besides the one that owns the device; if there are none, the caller's thread runs one stage at a time."""
+    """Threads besides the one that owns the device. With 0 threads, the caller's thread runs one stage at a time."""
 
     decoders: int = 0
     finishers: int = 0
     waiting: int = 0  # maximum items that wait for the device, and for a finisher
 
     def __post_init__(self) -> None:
-        """Raise ValueError if only one of the pools has threads or a number is negative."""
+        """Raise ValueError if a number is negative, or if only one of the two pools has threads."""
         if min(self.decoders, self.finishers, self.waiting) < 0 or (self.decoders == 0) != (self.finishers == 0):
             raise ValueError(f"{self}: expected at least one decoder and one finisher, or neither")
 
     @classmethod
     def of(cls, device: str, num_cpus: float = 2, images_per_batch: int = 1) -> "HostThreads":
-        """Return the threads for a device: none on a CPU, which is busy anyway; two pools of `num_cpus` on a GPU.
+        """Return two pools of `num_cpus` threads for a GPU, or no threads for a CPU, which is busy anyway.
 
-        Each pool has at least two threads, because an image may take longer to decode than to process on the device.
+        Each pool has at least two threads, because decoding an image may take longer than processing it on the device.
         Between the stages, there is room for a batch of images.
         """
         if not device.startswith("cuda"):
@@ -50,25 +53,25 @@ class HostThreads:
 
     @property
     def items(self) -> int:
-        """Maximum number of items in and between all stages."""
+        """Maximum number of items in all stages and between them."""
         return max(1, self.decoders + self.waiting + 1 + self.finishers + self.waiting)
 
     @property
     def together(self) -> int:
-        """Number of items that start together: one if there are no threads, else half of those before the device."""
+        """Number of items that start together: half of the items that fit before the device, or one without threads."""
         return max(1, min(self.decoders, (self.decoders + self.waiting) // 2))
 
     def calls(self, items_per_call: int) -> int:
-        """Return how many calls of `items_per_call` items must run concurrently to keep the first stage supplied.
+        """Return how many concurrent calls of `items_per_call` items keep the first stage supplied.
 
-        While earlier calls' items are in the stages, one call submits its items and another waits to do so.
+        While the items of earlier calls are in the stages, one call submits its items, and another waits for its turn.
         """
         return 2 + -(-self.items // items_per_call) if self.decoders else 1
 
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Seconds spent per stage; decoding and finishing are summed over their threads."""
+    """Seconds spent in each stage. `decode` and `finish` are sums over their threads."""
 
     decode: float = 0.0
     compute: float = 0.0
@@ -78,11 +81,12 @@ class StageSeconds:
 
 
 class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
-    """Pipeline of items through `decode(item)`, `compute(item, decoded)`, and `finish(item, computed)`.
+    """Pipeline that runs `decode(item)`, `compute(item, decoded)`, and `finish(item, computed)` for each item.
 
-    One thread makes all calls of `compute`, in the order in which items finish decoding. Any number of threads may
-    submit items. With threads, `compute_many` replaces `compute` if given. It receives a stream of items with their
-    decoded values, where None means that no item is ready yet, and yields values or exceptions in the same order.
+    Any number of threads may submit items. A single thread calls `compute`, in the order in which items finish
+    decoding. `compute_many` replaces `compute` if it is given and there are threads. It receives a stream of items with
+    their decoded values, in which None means that no item is ready yet. It yields values or exceptions in the same
+    order.
     """
 
     def __init__(
@@ -107,33 +111,33 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         self._computed_at: float | None = None  # when the device's thread was last busy
 
     def take_room(self, items: int) -> None:
-        """Wait until there is room for these items, at most `HostThreads.together`, and take it. One thread at a time.
+        """Wait until there is room for these items, then reserve it. Only one thread may call this at a time.
 
-        Afterward, call either `start` or `give_room` for each item.
+        `items` is at most `HostThreads.together`. Afterward, call either `start` or `give_room` for each item.
         """
         for _ in range(items):
             self._room_before.acquire()
 
     def give_room(self) -> None:
-        """Release the room of an item that doesn't start."""
+        """Release the room that was reserved for an item that doesn't start."""
         self._room_before.release()
 
     def submit(self, item: Item) -> "Future[Result]":
-        """Wait until there is room for an item, then start it; return a future of its result."""
+        """Wait until there is room for an item, then start it. Return a future of its result."""
         self.take_room(1)
         return self.start(item)
 
     def start(self, item: Item) -> "Future[Result]":
-        """Start an item that has room; return a future of its result.
+        """Start an item whose room is reserved. Return a future of its result.
 
-        An error in a stage becomes the result, and the item skips the remaining stages.
+        If a stage raises an exception, the future raises it, and the item skips the remaining stages.
         """
         result: Future[Result] = Future()
         self._decoders.submit(self._decode, item, result)
         return result
 
     def on_device(self, function: Callable[[], Value]) -> Value:
-        """Call a function in the thread that owns the device, after all items decoded so far; return its result."""
+        """Call a function in the thread that owns the device, after all items decoded so far, and return its result."""
         return self._device.submit(function).result()
 
     def seconds(self) -> StageSeconds:
@@ -159,7 +163,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
     def _compute_stream(
         self, compute_many: Callable[[Iterator[tuple[Item, Decoded] | None]], Iterator[Computed | BaseException]]
     ) -> None:
-        """Compute decoded items until none are left; an earlier call may already have computed this call's items."""
+        """Compute decoded items until none are left. An earlier call may already have computed this call's item."""
         begun: deque[tuple[Item, Future[Result]]] = deque()
 
         def stream() -> Iterator[tuple[Item, Decoded] | None]:
@@ -231,7 +235,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
 
 
 class _CallerPool:
-    """Replacement for a pool: the submitting thread does the work, one call at a time."""
+    """Replacement for a thread pool. The submitting thread does the work, and other threads wait."""
 
     def __init__(self) -> None:
         self._one_at_a_time = threading.Lock()

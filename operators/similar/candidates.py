@@ -15,7 +15,7 @@ from segmint.operators.similar.near import Hashes, Positions, near_pairs
 from segmint.operators.similar.partitions import Partitions, append, borders, mapped, mapped_zeros, sampled
 
 _MANY = 64
-"""Maximum number of pairs that a value's entries may form with those of near values if they are listed individually."""
+"""Maximum number of pairs that a value's entries may form with entries of near values and still be listed."""
 
 _MOST_WAITING = 1 << 24  # pairs of near values that are not yet sorted into listed ones and crowds
 _LEAST_LISTED = 1 << 24  # pairs of entries that may always be listed, however few values there are
@@ -28,12 +28,15 @@ NO_CROWD = -1
 
 @dataclass(frozen=True)
 class SimilarHashes:
-    """Hashes that several rows share or that are near another row's hash, and the pairs that are near each other.
+    """Hash values that several rows share or that are near another row's value, with the near pairs among them.
 
-    An entry is `row * VIEWS + view`. The entries `entries[starts[i] : starts[i + 1]]` have the hash `values[i]`.
-    `pairs` (n, 2) contains the indices of two near values, or the same index twice, in the order of their rows; each
-    represents a few pairs of entries. A value with many pairs belongs to a crowd instead, whose members are near each
-    other, directly or through other members. `crowds[i]` is the number of the value's crowd, or `NO_CROWD`.
+    An entry is a view of a row, numbered `row * VIEWS + view`. The entries `entries[starts[i] : starts[i + 1]]` have
+    the hash `values[i]`.
+
+    `pairs` (n, 2) lists pairs of near values by their indices, in the order of their rows. A pair may contain the same
+    index twice. Each listed pair represents only a few pairs of entries. A value with many pairs belongs to a crowd
+    instead. The members of a crowd are near each other, directly or through other members. `crowds[i]` is the number of
+    the value's crowd, or `NO_CROWD`.
     """
 
     values: Hashes
@@ -43,7 +46,7 @@ class SimilarHashes:
     crowds: Positions
 
     def listed(self) -> Iterator[tuple[Positions, Positions]]:
-        """Yield chunks of pairs of entries of different rows, for the values in `pairs`."""
+        """Yield the pairs of entries that `pairs` represents, in chunks. Their entries are in different rows."""
         counts = np.diff(self.starts)
         numbers = counts[self.pairs].prod(axis=1)
         ends = np.cumsum(numbers)
@@ -65,9 +68,9 @@ class SimilarHashes:
 
 
 def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
-    """Return whether entries have different rows and aren't both mirrored.
+    """Return whether two entries belong to different rows and aren't both mirrored.
 
-    If two mirrored views are near, their frames are near as well, so such pairs can be skipped.
+    If two mirrored views are near, their frames are near as well, so pairs of mirrored views are redundant.
     """
     mirrored: NDArray[np.bool_] = (one % VIEWS == MIRROR) & (other % VIEWS == MIRROR)
     between: NDArray[np.bool_] = (one // VIEWS != other // VIEWS) & ~mirrored
@@ -77,8 +80,8 @@ def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
 def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) -> SimilarHashes:
     """Find near hashes among the hashes, (N, 6) uint64, of the `wanted` rows, (N,) bool.
 
-    Temporary files hold the table of all hashes, so memory depends only on the number of near hashes, not on how many
-    pairs they form. Raises the errors of `near_pairs`.
+    The table of all hashes is in temporary files. Memory depends only on the number of near hashes, not on the number
+    of pairs that they form. Raises the errors of `near_pairs`.
     """
     with ScratchFolder() as name:
         folder = Path(name)
@@ -97,7 +100,7 @@ def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) ->
 
 
 def _write_table(hashes: Hashes, wanted: NDArray[np.bool_], folder: Path) -> None:
-    """Write the distinct hashes, ascending, all entries in the same order, and the bounds of each hash's entries."""
+    """Write the distinct hashes in ascending order, their entries in the same order, and the bounds of the entries."""
     parts = Partitions(folder, borders(sampled(hashes).reshape(-1), hashes.size), [np.uint64, np.int64])
     for low in range(0, len(hashes), _ROWS):
         chunk = np.where(wanted[low : low + _ROWS, None], hashes[low : low + _ROWS], np.uint64(NO_HASH))
@@ -119,11 +122,11 @@ def _write_table(hashes: Hashes, wanted: NDArray[np.bool_], folder: Path) -> Non
 
 
 class _Sorter:
-    """Sorter of pairs of near values, as they arrive, into listed pairs and crowds.
+    """Sorter that divides pairs of near values, as they arrive, into listed pairs and crowds.
 
-    A pair is listed if neither value has more than `_MANY` pairs of entries with its near values. For any other pair,
-    only the fact that the two values belong to one crowd is stored. If more than two pairs of entries per value would
-    be listed, the limit is halved, which does not change the result.
+    A pair is listed if both values have at most `_MANY` pairs of entries with their near values. For any other pair,
+    the sorter only stores that the two values belong to the same crowd. If the list would contain more than two pairs
+    of entries per value, the limit is halved. The limit doesn't affect the result.
     """
 
     def __init__(self, starts: Positions) -> None:
@@ -141,14 +144,14 @@ class _Sorter:
         self._steps = mapped_zeros(values, np.int32 if values < 1 << 31 else np.int64)
 
     def add(self, one: Positions, other: Positions) -> None:
-        """Add pairs of indices of near values, or of the same value twice; each pair must be added only once."""
+        """Add pairs of near values by their indices. Both indices of a pair may be equal. Add each pair only once."""
         self._waiting.append(np.stack([one, other], axis=1))
         self._number += len(one)
         if self._number > _MOST_WAITING:
             self._sort()
 
     def candidates(self, values: Hashes, entries: Positions) -> SimilarHashes:
-        """Return the added pairs; values that don't occur in any pair are removed."""
+        """Return the added pairs without values that occur in no pair."""
         self._sort()
         pairs = np.concatenate(self._listed)
         used = self._crowded.copy()
@@ -181,7 +184,7 @@ class _Sorter:
             self._move()
 
     def _move(self) -> None:
-        """Move the pairs of values with too many pairs of entries from the list to crowds."""
+        """Move the pairs of values with more than `_many` pairs of entries from the list to crowds."""
         for place, pairs in enumerate(self._listed):
             crowded = (self._weights[pairs] > self._many).any(axis=1)
             self._listed[place] = pairs[~crowded]
@@ -208,7 +211,7 @@ class _Sorter:
         return places
 
     def _numbers(self, pairs: Positions) -> Positions:
-        """Return the number of pairs of entries for each pair of values."""
+        """Return the number of pairs of entries that each pair of values represents."""
         one, other = pairs.T
         found: Positions = (self._starts[one + 1] - self._starts[one]) * (self._starts[other + 1] - self._starts[other])
         return found
