@@ -1,11 +1,11 @@
 """Rows that flow between stages, and helpers that process them one by one without losing any.
 
-A row is in one of three states, given by four columns that every stage carries:
+Every stage carries four columns, which put a row in one of three states:
 
-- *accepted*: `stage`, `reason`, and `fault` are null;
-- *rejected*: `stage` and `reason` name the verdict on the image, and `detail` explains it in a sentence;
-- *faulted*: `fault` describes a failure outside the image, such as an outage or a bug. This is not a verdict: the row's
-  shard is not committed, the run continues with the other shards, and the next run retries this one.
+- *accepted*: `stage`, `reason`, and `fault` are null.
+- *rejected*: there is a verdict on the image. `stage` and `reason` name it, and `detail` explains it in a sentence.
+- *faulted*: `fault` describes a failure outside the image, such as an outage or a bug. This isn't a verdict. The row's
+  shard isn't committed, the run continues with the other shards, and the next run retries this one.
 
 Later stages pass rejected and faulted rows through, with nulls in their own columns.
 """
@@ -22,7 +22,7 @@ from segmint.infra.errors import SegmintError
 from segmint.infra.uris import redact
 
 Row = dict[str, Any]
-"""A row of an Arrow table, as returned by `pa.Table.to_pylist`; its keys are those of the stage's schema."""
+"""A row of an Arrow table, as `pa.Table.to_pylist` returns it. Its keys are the columns of the stage's schema."""
 
 _VERDICT = ("stage", "reason", "detail", "fault")
 _LONGEST_FAULT = 5000  # characters of an error's message, or of a text that is searched for credentials
@@ -30,21 +30,21 @@ _LONGEST_NAME = 200
 
 
 class UnreadableValueError(SegmintError):
-    """A value of a row that Arrow supports but Python does not."""
+    """A row contains a value that Arrow supports but Python doesn't."""
 
 
 def is_live(row: Mapping[str, Any]) -> bool:
-    """Return whether the row is accepted so far, neither rejected nor faulted."""
+    """Return whether the row is accepted so far, that is, neither rejected nor faulted."""
     return row["reason"] is None and row["fault"] is None
 
 
 def rejected(row: Mapping[str, Any], stage: str, verdict: RejectedError) -> Row:
-    """Return the row with a verdict on its image."""
+    """Return a copy of the row that a verdict rejects."""
     return {**row, "stage": stage, "reason": str(verdict.reason), "detail": _storable(verdict.detail), "fault": None}
 
 
 def faulted(row: Mapping[str, Any], stage: str, error: BaseException) -> Row:
-    """Return the row with a fault, named by the error's type and message, without credentials."""
+    """Return a copy of the row with a fault: the error's type and message, without credentials."""
     fault = redact(_storable(f"{stage}: {type(error).__name__}: {str(error)[:_LONGEST_FAULT]}"))
     return {**row, "stage": None, "reason": None, "detail": None, "fault": fault}
 
@@ -56,9 +56,9 @@ def named(row: Mapping[str, Any]) -> str:
 
 
 def to_rows(table: pa.Table, stage: str) -> list[Row]:
-    """Convert a table to rows, and add the columns of a verdict if the table lacks them.
+    """Convert a table to rows. If the table lacks the columns of a verdict, add them as nulls.
 
-    If Python cannot represent a value, it becomes None and the row is faulted.
+    If Python can't represent a value, the value becomes None and the row becomes faulted.
     """
     unjudged: Row = dict.fromkeys(_VERDICT)
     try:
@@ -80,13 +80,13 @@ def _to_row(table: pa.Table, stage: str) -> Row:
 
 
 def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
-    """Convert rows to a table with exactly this schema; missing columns become null, and extra ones are dropped."""
+    """Convert rows to a table with exactly this schema. Missing columns become null, and extra columns are dropped."""
     names = schema.names
     return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows], schema=schema)
 
 
 def carried(table: pa.Table, result: pa.Table) -> pa.Table:
-    """Append the custom stages' columns in a stage's input to its result, which contains the same rows."""
+    """Append the columns of earlier custom stages from a stage's input to its result. Both must have the same rows."""
     for name in table.column_names:
         if name.startswith(STAGE_PREFIX):
             result = result.append_column(table.schema.field(name), table.column(name))
@@ -94,7 +94,7 @@ def carried(table: pa.Table, result: pa.Table) -> pa.Table:
 
 
 def gather(rows: list[Row], stage: str, schema: pa.Schema) -> pa.Table:
-    """Convert a stage's rows to its table, like `to_table`; rows that do not fit the schema are faulted."""
+    """Convert a stage's rows to a table, like `to_table`. Rows that don't fit the schema become faulted."""
     try:
         return to_table(rows, schema)
     except Exception:  # noqa: BLE001 - the row at fault is found below
@@ -109,15 +109,15 @@ def _to_one(row: Row, stage: str, schema: pa.Schema) -> pa.Table:
 
 
 def _storable(text: str) -> str:
-    """Return the text in a form that Arrow can store: lone surrogates, as in file names, become question marks."""
+    """Replace lone surrogates, which occur in file names, with question marks, because Arrow can't store them."""
     return text.encode("utf-8", "replace").decode()
 
 
 def judged(row: Row, stage: str, process: Callable[[], Row]) -> Row:
-    """Return the result of `process` for a row, or the row itself, rejected or faulted.
+    """Call `process`, and return its result. If it raises an exception, return the row, rejected or faulted.
 
-    A `RejectedError` rejects the row. Any other exception is a bug or a broken machine, never a verdict, so it faults
-    the row, which holds up its own shard but not the run.
+    A `RejectedError` rejects the row. Any other exception is a bug or a broken machine, never a verdict, so it makes
+    the row faulted. A faulted row delays only its own shard, not the run.
     """
     try:
         return process()

@@ -20,7 +20,7 @@ from segmint.operators.annotations.image import (
 from segmint.operators.annotations.label_studio_rle import decode_runs
 
 PART_KEY = "segmint_part"
-"""Key in a task's data for the part of an image's masks that it contains, such as `2/3`."""
+"""Key in a task's data that states which part of an image's masks the task contains, such as `2/3`."""
 
 _LABELS = "brushlabels"
 _PART = re.compile(r"([1-9][0-9]{0,4})/([1-9][0-9]{0,4})")
@@ -32,25 +32,25 @@ class ByteStream(Protocol):
     """A stream of bytes."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return up to `size` bytes; none at the end."""
+        """Return up to `size` bytes, or nothing at the end."""
 
 
 class TaskAnnotation(NamedTuple):
-    """The annotation that counts for a task, and the number of the task's other annotations."""
+    """The annotation that counts for a task, and the number of other annotations that it supersedes."""
 
     image: AnnotatedImage
     superseded: int
 
 
 class _TaskParts:
-    """Annotations of the tasks of an image that was exported in parts."""
+    """Annotations of an image that was exported in parts, one task per part."""
 
     def __init__(self) -> None:
         self._latest: dict[int, AnnotatedImage] = {}
         self._count = self._superseded = 0
 
     def add(self, part: int, count: int, image: AnnotatedImage, superseded: int) -> None:
-        """Add an annotation; if a part has several, the latest one counts."""
+        """Add an annotation of a part. If the part has several annotations, the latest one counts."""
         self._count = max(self._count, count)
         self._superseded += superseded
         other = self._latest.get(part)
@@ -61,7 +61,7 @@ class _TaskParts:
         self._latest[part] = image
 
     def join(self) -> TaskAnnotation:
-        """Return the image with the masks of all parts."""
+        """Combine the masks of all parts into one image."""
         images = [self._latest[part] for part in sorted(self._latest)]
         whole = AnnotatedImage(
             images[0].name,
@@ -81,16 +81,21 @@ class _TaskParts:
 def read_tasks(
     tasks: Iterable[Mapping[str, Any]], size_of: Callable[[str], Size | None] = lambda name: None
 ) -> Iterator[TaskAnnotation]:
-    """Yield the annotations of tasks.
+    """Yield the annotation that counts for each task.
 
-    For each task, the latest annotation that was not canceled counts; a task without one is skipped. JSON_MIN contains
-    one record per annotation, so each is yielded with its time, and the caller can find the latest one. `size_of`
-    returns the (height, width) of an image by its name, if known. A mask of another size isn't even decoded.
+    This is the latest annotation that wasn't canceled. A task without such an annotation is skipped. JSON_MIN contains
+    a separate record for each annotation, so each annotation is yielded with its time, and the caller must find the
+    latest.
 
-    An image's name is its path or URL; if a task has no image, the name identifies the task. A mask's id is the id of
-    its region, if that is a number. Results that are not objects or have no shape are ignored. If an image was exported
-    in parts, its tasks contain `PART_KEY`; its masks are combined and yielded at the end as a single image. A part
-    without an annotation is listed as unreadable. Raises `KeyError` or `TypeError` if the items are not tasks.
+    An image's name is its path or URL. If a task has no image, the name identifies the task. `size_of` maps an image's
+    name to its (height, width), or to None if unknown. If a mask has another size, it is listed as unreadable without
+    being decoded.
+
+    A mask's id is the id of its region if that is a number. Results that aren't objects or have no shape are ignored.
+    If an image was exported in parts, its tasks contain `PART_KEY`. The masks of all parts are combined into one image,
+    which is yielded at the end. A part without an annotation is listed as unreadable.
+
+    Raises `KeyError` or `TypeError` if the items aren't tasks.
     """
     parts: dict[str, _TaskParts] = {}
     for number, task in enumerate(tasks, 1):
@@ -121,7 +126,7 @@ def read_tasks(
 
 
 def iter_tasks(stream: ByteStream) -> Iterator[Any]:
-    """Yield the items of a JSON array one by one, because a task may take megabytes; `ValueError` if it's invalid."""
+    """Yield the items of a JSON array one by one, because a task may take megabytes. Raise `ValueError` if invalid."""
     import ijson  # type: ignore[import-untyped]
 
     class PeekedStream:
@@ -144,12 +149,12 @@ def iter_tasks(stream: ByteStream) -> Iterator[Any]:
 
 
 def answers_of(task: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
-    """Return the regions of each of a task's annotations that was not canceled, latest annotation first."""
+    """Return the regions of each of a task's annotations, latest annotation first. Canceled annotations are skipped."""
     return [regions for _, regions in _sorted(task)]
 
 
 def _sorted(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping[str, Any]]]]:
-    """Return the time and regions of each annotation of a task, the latest first; skip those without a `result`."""
+    """Return the time and regions of each annotation of a task, latest first. Skip annotations without a `result`."""
     if "annotations" not in task:  # JSON_MIN: one record per annotation, without ids
         if task.get("annotation_id") is None:
             return []
@@ -168,7 +173,7 @@ def _sorted(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping[st
 
 
 def _saved(answer: Mapping[str, Any]) -> float | None:
-    """Return the time at which an annotation was saved, in seconds since 1970; None if unknown."""
+    """Return the time at which an annotation was saved, in seconds since 1970, or None if unknown."""
     for name in ("updated_at", "created_at"):
         try:
             time = datetime.fromisoformat(str(answer.get(name)))
@@ -197,7 +202,7 @@ def _add(image: AnnotatedImage, region: Mapping[str, Any]) -> None:
 
 
 def _label(value: Mapping[str, Any]) -> str | None:
-    """Return the first label of a region; None if it has none."""
+    """Return the first label of a region, or None if the region has no label."""
     labels = value.get(_LABELS)
     return label_text(labels[0]) if isinstance(labels, list) and labels else None
 

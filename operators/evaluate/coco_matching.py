@@ -1,7 +1,7 @@
 """COCO's own evaluation of predicted masks against ground truth, one image at a time.
 
-`COCOeval` reads whole datasets and keeps all matches as float64 arrays. Calling its functions image by image gives the
-same metrics, but requires only counts, or one bit per match, to be kept.
+`COCOeval` reads whole datasets and keeps all matches as float64 arrays. This module calls its functions for one image
+at a time. The metrics are the same, but only counts, or one bit per match, stay in memory.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval, Params
 from segmint.operators.annotations.image import CocoRle
 
 AREAS = ("all", "small", "medium", "large")
-"""COCO's size ranges: a small mask has up to 32² pixels, a large one 96² or more."""
+"""COCO's size ranges. A small mask has at most 32² pixels, and a large mask at least 96²."""
 
 IOU_THRESHOLDS: tuple[float, ...] = tuple(Params().iouThrs.tolist())
 """0.5, 0.55, … 0.95."""
@@ -27,7 +27,7 @@ _KEY = (0, 0)  # the only image and the only category of an evaluation
 
 @dataclass(frozen=True)
 class TrueMask:
-    """A ground-truth mask. `area` determines its size range; a `crowd` never counts as found or missed."""
+    """A ground-truth mask. `area` determines its size range. A `crowd` never counts as found or missed."""
 
     rle: CocoRle
     area: float
@@ -36,7 +36,7 @@ class TrueMask:
 
 @dataclass(frozen=True)
 class PredictedMask:
-    """A predicted mask; those with a higher score are matched first."""
+    """A predicted mask. Masks with a higher score are matched first."""
 
     rle: CocoRle
     score: float
@@ -44,10 +44,10 @@ class PredictedMask:
 
 @dataclass(frozen=True)
 class RecallCounts:
-    """Number of ground-truth masks found in one or more images. The counts of several images can be added.
+    """Number of ground-truth masks that predictions found in one or more images. Add counts to combine images.
 
     Attributes:
-        found: (limits, areas, IoU thresholds) int64, among the first masks up to each limit.
+        found: (limits, areas, IoU thresholds) int64, found by the best predictions up to each limit.
         truth: (areas,) int64, ground-truth masks without crowds.
     """
 
@@ -55,7 +55,7 @@ class RecallCounts:
     truth: NDArray[np.int64]
 
     def __add__(self, other: "RecallCounts") -> "RecallCounts":
-        """Return the sum, count by count."""
+        """Add the counts of other images."""
         return RecallCounts(self.found + other.found, self.truth + other.truth)
 
     def average_recall(self) -> list[list[float | None]]:
@@ -68,11 +68,11 @@ class RecallCounts:
 
 @dataclass(frozen=True)
 class ImageMatches:
-    """Predicted masks of one image and category, best first, with their matches; at most 100.
+    """The best predictions, at most 100, for one image and category, best first, with their matches.
 
     Attributes:
         scores: (D,) float64.
-        bits: matched and ignored, (2, areas, IoU thresholds, D) bool, packed.
+        bits: whether each prediction is matched and whether it is ignored, (2, areas, IoU thresholds, D) bool, packed.
         truth: (areas,) int64, ground-truth masks that are not ignored.
     """
 
@@ -81,7 +81,7 @@ class ImageMatches:
     truth: NDArray[np.int64]
 
     def unpacked(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return matched and ignored, each (areas, IoU thresholds, D) bool."""
+        """Return whether each prediction is matched and whether it is ignored, (areas, IoU thresholds, D) bool each."""
         shape = (2, len(AREAS), len(IOU_THRESHOLDS), len(self.scores))
         matched, ignored = np.unpackbits(self.bits, count=int(np.prod(shape))).view(np.bool_).reshape(shape)
         return matched, ignored
@@ -90,8 +90,9 @@ class ImageMatches:
 def recall_counts(truth: Sequence[TrueMask], found: Sequence[PredictedMask], limits: Sequence[int]) -> RecallCounts:
     """Count the ground-truth masks that an image's best predictions find, up to each of the ascending `limits`.
 
-    The result equals that of `COCOeval` with `useCats=0` and `maxDets=limits`. The matching is a Python loop over all
-    pairs, so it skips predictions whose IoU with every true mask is below all thresholds; they can't affect the result.
+    The result equals that of `COCOeval` with `useCats=0` and `maxDets=limits`. `COCOeval` matches in a Python loop over
+    all pairs. To save time, this function skips predictions whose IoU with every true mask is below all thresholds,
+    because they can't affect the result.
     """
     ranked = sorted(found, key=lambda mask: -mask.score)[: limits[-1]]
     overlap = _overlaps(truth, ranked)
@@ -118,7 +119,7 @@ def match_masks(
 
 @dataclass(frozen=True)
 class _ImageEvaluation:
-    """Result of `COCOeval.evaluateImg` for each size range; arrays as in `ImageMatches`."""
+    """Results of `COCOeval.evaluateImg`, one per size range. The arrays have the shapes of `ImageMatches`."""
 
     results: list[dict[str, Any]]
 
@@ -136,7 +137,7 @@ class _ImageEvaluation:
 
 
 def _overlaps(truth: Sequence[TrueMask], found: Sequence[PredictedMask]) -> NDArray[np.float64]:
-    """Return the IoU of each pair, (found, truth); for a crowd, the share of the predicted mask that it covers."""
+    """Return the IoU of each pair, (found, truth). For a crowd, return the share of the prediction that it covers."""
     if not truth or not found:
         return np.zeros((len(found), len(truth)))
     crowds = [int(mask.crowd) for mask in truth]

@@ -19,27 +19,29 @@ from segmint.operators.evaluate.clicks import Bools, Click, center_click, next_c
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 
 MASKS_AT_ONCE = 2, 16
-"""Number of an image's masks that are decoded together, on a CPU and on other devices; it affects the last bits.
+"""Number of an image's masks that are decoded together, on a CPU and on other devices. It affects the last bits.
 
-On a CPU, decoding two at a time takes a third less time than 16, and 450 MB less memory, because each layer of a mask
-takes 4 MB, which stay in the cache.
+On a CPU, decoding 2 masks at a time is a third faster than decoding 16, and takes 450 MB less memory. The reason is
+that each layer of a mask takes 4 MB, so with 2 masks, the layers stay in the cache.
 """
 
 _SINGLE = 0  # position of the mask for unambiguous prompts; the three others follow
 
 
 class NoNumberError(ValueError):
-    """The model's weights produce numbers that are not finite."""
+    """The model's weights produce numbers that aren't finite."""
 
 
 @dataclass(frozen=True)
 class MaskScores:
     """Scores of one mask after each number of clicks in the settings.
 
-    `iou` is the IoU of the mask that the model selects, `oracle` is that of the best of its three masks, and
-    `predicted` is the model's estimate for the selected mask. If nothing is left to click on, there are fewer `clicks`
-    than requested, and the last scores are repeated. `first` and `last` are the masks that the model selects after the
-    first and the last click.
+    - `iou`: IoU of the mask that the model selects.
+    - `oracle`: IoU of the best of the model's three masks.
+    - `predicted`: the model's own estimate for the mask that it selects.
+    - `clicks`: the clicks. If nothing is left to click on, there are fewer clicks than requested, and the last scores
+      are repeated.
+    - `first`, `last`: the masks that the model selects after the first and the last click.
     """
 
     iou: tuple[float, ...]
@@ -57,11 +59,12 @@ def click_masks(
     numbers: Sequence[int],
     settings: PointsSettings,
 ) -> list[MaskScores]:
-    """Click on each mask of an image up to the largest number of clicks, and return its scores.
+    """Click on each mask of an image, up to the largest number of clicks in the settings. Return the masks' scores.
 
-    `truths` contains nonempty masks in the embedding's frame, and `numbers` (each under 2^63) determine their random
-    clicks. With each click, the decoder also gets the logits of the mask that the model selected before. Raises
-    ValueError for an empty mask, and `NoNumberError` if the weights produce numbers that are not finite.
+    `truths` contains nonempty masks in the embedding's frame. The random clicks on a mask depend on its entry in
+    `numbers`, which must be under 2^63. After the first click, the decoder also receives the logits of the mask that
+    the model selected last. Raises ValueError for an empty mask, and `NoNumberError` if the weights produce numbers
+    that aren't finite.
     """
     scores: list[MaskScores] = []
     at_once = MASKS_AT_ONCE[embedding.features.device.type != "cpu"]
@@ -76,7 +79,7 @@ def click_masks(
 
 
 def no_answer(truth: CocoRle, settings: PointsSettings) -> MaskScores:
-    """Return the scores of a mask for which the model predicted nothing: all scores are 0, without clicks."""
+    """Return the scores of a mask for which the model predicted nothing. All scores are 0, and there are no clicks."""
     height, width = truth["size"]
     blank = np.zeros((height, width), np.uint8, order="F")
     empty: CocoRle = {"size": [height, width], "counts": coco.encode(blank)["counts"]}
@@ -85,7 +88,7 @@ def no_answer(truth: CocoRle, settings: PointsSettings) -> MaskScores:
 
 
 class _TrueMask:
-    """A ground-truth mask with its inclusive box."""
+    """A ground-truth mask with its inclusive bounding box."""
 
     def __init__(self, rle: CocoRle) -> None:
         self.pixels: Bools = np.ascontiguousarray(coco.decode(rle)).view(np.bool_)
@@ -93,13 +96,13 @@ class _TrueMask:
         self.box: Box = box_of(self.pixels)
 
     def iou(self, mask: MaskPatch) -> float:
-        """Return the intersection over union with a predicted mask."""
+        """Return the IoU with a predicted mask."""
         x0, y0, x1, y1 = mask.box
         common = np.count_nonzero(mask.window() & self.pixels[y0 : y1 + 1, x0 : x1 + 1])
         return common / (mask.area + self.area - common)
 
     def next_click(self, mask: MaskPatch, before: Sequence[Click]) -> Click | None:
-        """Return the next click on a predicted mask, computed only within a box around both masks."""
+        """Return the next click for a predicted mask. Only pixels in a box around both masks are processed."""
         left, top, right, bottom = mask.box
         x0, y0 = min(self.box[0], left), min(self.box[1], top)
         x1, y1 = max(self.box[2], right), max(self.box[3], bottom)
@@ -111,7 +114,7 @@ class _TrueMask:
 
 
 class _ClickedMask:
-    """State of a mask that is being clicked on."""
+    """State of a mask during clicking."""
 
     def __init__(self, truth: CocoRle, number: int, settings: PointsSettings) -> None:
         self._truth = _TrueMask(truth)
@@ -126,9 +129,9 @@ class _ClickedMask:
         self._last: CocoRle | None = None
 
     def take(self, upscaling: Upscaling[Any], logits: Tensor, predicted: Tensor) -> None:
-        """Record the model's prediction for the clicks so far, and click again.
+        """Record the model's prediction for the clicks so far, then click again.
 
-        `logits` (4, 256, 256) and `predicted` (4,) contain the values of the single mask, then those of the three.
+        `logits` (4, 256, 256) and `predicted` (4,) start with the single mask, followed by the three masks.
         """
         if not predicted.isfinite().all():
             raise NoNumberError(
@@ -154,7 +157,7 @@ class _ClickedMask:
             self.clicks.append(click)
 
     def scores(self) -> MaskScores:
-        """Return the scores once the mask is done."""
+        """Return the scores. Call this only when `done` is true."""
         if self._first is None or self._last is None:
             raise ValueError("not all clicks on the mask were made")
         iou, oracle, predicted = zip(*self._measured, strict=True)
@@ -166,7 +169,7 @@ class _ClickedMask:
 
 
 def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_ClickedMask]) -> None:
-    """Click on several masks together; all masks that aren't done have the same number of clicks."""
+    """Click on several masks together. All masks that aren't done have received the same number of clicks."""
     upscaling = upscaling_of(predictor, embedding)
     while waiting := [mask for mask in masks if not mask.done]:
         logits = [mask.logits for mask in waiting if mask.logits is not None]
@@ -182,5 +185,5 @@ def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_ClickedM
 
 
 def _draw(upscaling: Upscaling[Any], logits: Tensor) -> list[MaskPatch]:
-    """Return masks in the embedding's frame from logits (C, 256, 256), including empty ones."""
+    """Draw masks in the embedding's frame from logits (C, 256, 256), including empty masks."""
     return upscaling.draw(upscaling.stable_masks(logits, 0.0, 0.0).sketches)

@@ -10,7 +10,7 @@ from segmint.operators.boxes import boxes
 from segmint.operators.opt_out.containers import MOST_PARTS
 
 SUPPORTED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIC")
-"""Containers that can be decoded. The verdict on any other one names it."""
+"""Containers that segmint can decode. For any other known container, the verdict states its name."""
 
 _LARGE_METADATA = 1 << 20  # longest text, in bytes, that Pillow accepts
 _MOST_METADATA = 16 << 20  # bytes; also the maximum of a JPEG's profile
@@ -58,10 +58,10 @@ _NETPBM = re.compile(rb"P[1-7][\s#]")
 
 
 def recognize(data: bytes, formats: Sequence[str] = SUPPORTED) -> str:
-    """Return the container of an object, one of `formats`; file names and content types are ignored.
+    """Return the container of an object, one of `formats`, from its bytes. File names and content types don't matter.
 
-    Raises `RejectedError`: `empty_object` if there are no bytes, `unsupported_format` for a known image format that is
-    not decoded, and `not_an_image` for anything else.
+    Raises `RejectedError` with `empty_object` if there are no bytes, `unsupported_format` for a known image format that
+    isn't decoded, and `not_an_image` for anything else.
     """
     if not data:
         raise RejectedError(Reason.EMPTY_OBJECT, "the object holds no bytes")
@@ -111,7 +111,7 @@ def _refused(data: bytes) -> str | None:
 def _boxed(data: bytes, formats: Sequence[str]) -> str | None:
     """Return AVIF or HEIC for a single image in boxes (ISO/IEC 23008-12) if `formats` includes it.
 
-    A file with the generic brand `mif1` lists its codec among the compatible brands. Sequences have other brands.
+    A file with the generic brand `mif1` states its codec among its compatible brands. Sequences have other brands.
     """
     if data[4:8] != b"ftyp":
         return None
@@ -124,7 +124,7 @@ def _boxed(data: bytes, formats: Sequence[str]) -> str | None:
 
 
 def check_whole(data: bytes, kind: str) -> None:
-    """Check the number of a container's parts, and its declared length if the format's decoder doesn't check it.
+    """Check the number of a container's parts. If the format's decoder doesn't check the declared length, check it too.
 
     Raises `RejectedError` (`truncated`, `corrupt`).
     """
@@ -141,10 +141,10 @@ def check_whole(data: bytes, kind: str) -> None:
 
 
 def _check_boxes(data: bytes, kind: str) -> None:
-    """Walk the outermost boxes (ISO/IEC 14496-12, 4.2) until both the image's metadata and its data have been found.
+    """Walk the top-level boxes (ISO/IEC 14496-12, 4.2) until both the image's metadata and its data have been found.
 
-    Raises `RejectedError` (`truncated`) if the bytes end before that. Later boxes are ignored, because phones append
-    many of them.
+    Later boxes are ignored, because phones append many of them. Raises `RejectedError` (`truncated`) if the bytes end
+    before the metadata and data have been found.
     """
     seen: set[bytes] = set()
     for name, _, stop in boxes(data):
@@ -158,7 +158,7 @@ def _check_boxes(data: bytes, kind: str) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Count the segments, fill bytes, and stray bytes before the scan, because Pillow reads them one by one."""
+    """Limit the number of segments, fill bytes, and stray bytes before the scan; Pillow reads them one by one."""
     position = 2
     for _ in range(MOST_PARTS):
         if position + 4 > len(data) or data[position : position + 2] in (b"\xff\xd9", b"\xff\xda"):
@@ -172,8 +172,8 @@ def _check_jpeg(data: bytes) -> None:
 def _check_png(data: bytes) -> None:
     """Walk a PNG's chunks to the end (PNG specification, section 5), because decoders don't check CRCs of pixel data.
 
-    Raises `RejectedError`: `truncated` if the bytes end before the end of the IEND chunk, and `corrupt` if a critical
-    chunk's CRC is wrong.
+    Raises `RejectedError` with `truncated` if the bytes end before the IEND chunk does, and with `corrupt` if the CRC
+    of a critical chunk is wrong.
     """
     view = memoryview(data)
     for kind, start, stop in _png_chunks(view):
@@ -185,7 +185,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _png_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type of each chunk and the start and end offsets of its content, up to IEND."""
+    """Yield the type of each chunk, and the start and end offsets of its content, up to IEND."""
     position, kind, count = len(_PNG_SIGNATURE), b"", 0
     while kind != b"IEND":
         count += 1
@@ -207,10 +207,10 @@ def _png_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
 
 
 def without_large_metadata(data: bytes) -> tuple[bytes, bytes | None]:
-    """Return a PNG without its profile and without texts of over a megabyte, and the profile.
+    """Return a PNG without its profile and without texts over a megabyte, and return the profile separately.
 
-    Pillow would reject such a PNG. A chunk that unpacks to more than `_MOST_METADATA` is a bomb; it stays, so that
-    Pillow rejects the PNG. `data` must have passed `check_whole`.
+    Pillow would reject the original. A chunk that unpacks to more than `_MOST_METADATA` bytes is a bomb. It stays in
+    the PNG, so that Pillow rejects it. `data` must have passed `check_whole`.
     """
     view = memoryview(data)
     kept: list[bytes | memoryview] = [_PNG_SIGNATURE]
@@ -225,7 +225,7 @@ def without_large_metadata(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _unpacked(kind: bytes, content: bytes) -> bytes | None:
-    """Return a chunk's inflated data; None if it is uncompressed, damaged, or a bomb (PNG specification, 11.3)."""
+    """Return a chunk's inflated data, or None if it is uncompressed, damaged, or a bomb (PNG specification, 11.3)."""
     _, _, rest = content.partition(b"\0")
     if kind == b"iTXt":
         if not rest.startswith(b"\1"):

@@ -1,7 +1,7 @@
 """Process that runs a node's detectors on its GPU and searches images for the sandboxed children.
 
-All children of the node share its CUDA context and its copy of the networks. If a search misses its deadline, the
-process ends, and its `DetectorProcess` starts another one.
+All children of the node share the CUDA context of this process and its copy of the networks. If a search misses its
+deadline, the process ends. `DetectorProcess` then starts another one.
 """
 
 import os
@@ -50,11 +50,13 @@ from segmint.operators.prepare.detector_socket import (
 )
 
 WAITS_S = 12.5 * WAIT_S
-"""Seconds that a step may wait in addition to its time limit. A step takes up to 7 searches for faces, 1 for plates,
-and some searches of windows in the source."""
+"""Seconds that a step may wait for replies, in addition to its time limit.
+
+A step needs up to 7 searches for faces, 1 search for plates, and some searches of windows in the source.
+"""
 
 MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
-"""The window ends if a process dies more than this many times within this many seconds."""
+"""Maximum number of deaths of a node's process within this many seconds. After one more, the window ends."""
 
 _SEARCH_S = 30.0
 _START_S = 600.0
@@ -66,18 +68,18 @@ _BROKEN_EXIT = 88
 
 
 class DetectorsGoneError(SegmintError):
-    """A node's detector process can't start or has died too often. The run stops; no image is to blame."""
+    """A node's detector process can't start, or died too often. The run stops. No image is to blame."""
 
 
 class DetectorHost(Protocol):
-    """Interface of a detector process that `Prepare` needs: its address and a health check."""
+    """Interface of a detector process as `Prepare` needs it: an address and a health check."""
 
     @property
     def address(self) -> str:
-        """Name of its socket."""
+        """Name of the socket on which the process listens."""
 
     def ready(self) -> None:
-        """Wait until it listens; start or restart it if needed. Raises `DetectorsGoneError`."""
+        """Start or restart the process if needed, and wait until it listens. Raises `DetectorsGoneError`."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,9 @@ class DetectorSettings:
 
 
 def detector_numerics(device: str) -> str:
-    """Return the device and versions that determine the bits of detections, for a dataset's numerics.
+    """Return the device and versions that determine the bits of detections, as recorded in a dataset's numerics.
 
-    Raises `UsageError` if this machine does not have the device.
+    Raises `UsageError` if this machine doesn't have the device.
     """
     import torch
 
@@ -113,7 +115,7 @@ def detector_numerics(device: str) -> str:
 
 
 def require_numerics(device: str, wanted: str) -> None:
-    """Raise `UsageError` if this machine's `detector_numerics` differ from `wanted`; an empty string allows any."""
+    """Raise `UsageError` if this machine's `detector_numerics` differ from `wanted`. An empty `wanted` allows any."""
     here = detector_numerics(device)
     if wanted and here != wanted:
         raise UsageError(
@@ -123,9 +125,9 @@ def require_numerics(device: str, wanted: str) -> None:
 
 
 def remote_detectors(config: DeidentifyConfig, address: str) -> tuple[Detector, ...]:
-    """Return clients for the detectors that `config` requests, in the process at `address`: faces, then plates.
+    """Return clients for the requested detectors, faces before plates. The process at `address` runs the detectors.
 
-    This neither starts a process nor loads anything.
+    This function doesn't start a process or load anything.
     """
     parts = (("face", config.faces), ("plate", config.plates))
     return tuple(
@@ -136,10 +138,10 @@ def remote_detectors(config: DeidentifyConfig, address: str) -> tuple[Detector, 
 
 
 class DetectorProcess:
-    """Supervisor that starts and restarts the detector process, which ends with the process that owns this object."""
+    """Supervisor that starts and restarts a detector process. The process ends along with the owner of this object."""
 
     def __init__(self, settings: DetectorSettings, address: str | None = None) -> None:
-        """Store the settings without starting anything. By default, `address` is new and unique."""
+        """Store the settings without starting anything. The default `address` is new and unique."""
         self.address = address or new_address()
         self._settings = settings
         self._process: BaseProcess | None = None
@@ -149,7 +151,7 @@ class DetectorProcess:
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="detectors")
 
     def ready(self) -> None:
-        """Wait until the process listens; start or restart it if needed. Raises `DetectorsGoneError`."""
+        """Start or restart the process if needed, and wait until it listens. Raises `DetectorsGoneError`."""
         with self._lock:
             before, self._process = self._process, None
             if before is not None:
@@ -160,7 +162,7 @@ class DetectorProcess:
             self._process = self._keeper.submit(self._start).result()
 
     def _listens(self, process: BaseProcess) -> bool:
-        """Return whether a process accepts connections; kill it if it doesn't or is about to exit."""
+        """Return whether a process accepts connections. If it doesn't, or is about to exit, kill it."""
         if process.is_alive():
             if is_answering(self.address, _REQUEST_S):
                 return True
@@ -232,7 +234,7 @@ def _how(exit_code: int | None) -> str:
 
 
 def _run(settings: DetectorSettings, address: str, sender: Connection) -> None:
-    """Build the detectors, report readiness or the error, and serve."""
+    """Build the detectors, report success or the error to the supervisor, and serve requests."""
     guard_child()
     try:
         detectors = _build(settings)
@@ -257,7 +259,7 @@ def _build(settings: DetectorSettings) -> Sequence[Detector]:
 
 
 class _Server:
-    """Server that handles each request in a thread and limits concurrent searches."""
+    """Server that handles each request in a thread and limits the number of concurrent searches."""
 
     def __init__(self, detectors: Sequence[Detector], settings: DetectorSettings) -> None:
         self._detectors = {detector.kind: detector for detector in detectors}
@@ -268,7 +270,7 @@ class _Server:
         self._turns = threading.Semaphore(_AT_ONCE)
 
     def run(self, listener: socket.socket) -> None:
-        """Serve until this process ends."""
+        """Serve requests until this process ends."""
         threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="detectors")
         while True:
             self._connections.acquire()

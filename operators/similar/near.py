@@ -11,7 +11,7 @@ from segmint.operators.similar import partitions
 from segmint.operators.similar.partitions import Partitions, borders, sampled
 
 MOST_BITS = 4
-"""Maximum supported distance. A larger distance would need more bands, with shorter keys and more rounds."""
+"""Maximum supported distance. A larger distance would need more bands, and so shorter keys and more rounds."""
 
 _BITS = 64
 _CHUNK = 1 << 20  # sorted hashes that are compared at a time
@@ -27,17 +27,19 @@ Band = tuple[int, int]  # the lowest bit, and the one after the highest
 
 
 def near_pairs(distinct: Hashes, distance: int, folder: Path | None = None) -> Iterator[tuple[Positions, Positions]]:
-    """Yield each pair of hashes at most `distance` bits apart once, in chunks of positions (lower, higher).
+    """Yield each pair of hashes at most `distance` bits apart once, as chunks of positions (lower, higher).
 
-    `distinct` must be ascending, without repetitions. The bits are cut into `distance + 2` bands, at least two of which
-    are equal in two near hashes. So for each choice of two bands, the hashes are sorted by their bits, and hashes with
-    the same key are compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"). If many hashes have the
-    same key, they are cut into bands again by the bits in which they vary, so that a large block of near hashes doesn't
-    take quadratic time.
+    `distinct` must be ascending and without repetitions.
 
-    Memory holds only a copy of `distinct` and one chunk. With a `folder`, the copy is in files there, and only a part
-    of it is in memory; `distinct` may then be mapped into memory from a file. Raises ValueError for a distance that is
-    not 0 to `MOST_BITS`, or hashes that are not ascending.
+    This is multi-index hashing (Manku et al. 2007, "Detecting near-duplicates for web crawling"). The 64 bits are cut
+    into `distance + 2` bands. Two hashes that differ in at most `distance` bits agree in at least two bands. So for
+    each choice of two bands, the hashes are sorted by the bits of these bands, which form the key, and hashes with
+    equal keys are compared. If many hashes share a key, they are cut into bands again, using the bits in which they
+    vary. Otherwise, a large block of near hashes would take quadratic time.
+
+    Memory holds only a copy of `distinct` and one chunk. With a `folder`, the copy is in files in that folder, and
+    memory holds only a part of it. `distinct` may then be mapped into memory from a file. Raises ValueError if the
+    distance isn't 0 to `MOST_BITS`, or if the hashes aren't ascending.
     """
     if not 0 <= distance <= MOST_BITS:
         raise ValueError(f"hashes at most {distance} bits apart: expected a distance of 0 to {MOST_BITS}")
@@ -57,7 +59,7 @@ def _places_of(values: Hashes, distinct: Hashes) -> Positions:
 
 
 def _near_values(values: Hashes, distance: int, depth: int, folder: Path | None = None) -> Pairs:
-    """Yield chunks of pairs of different hashes that are near each other, each pair once."""
+    """Yield each pair of different hashes that are near each other once, in chunks."""
     if len(values) <= _FEW or not depth:
         yield from _all_with_all(values, distance)
         return
@@ -79,7 +81,7 @@ def _near_values(values: Hashes, distance: int, depth: int, folder: Path | None 
 
 
 def _sorted(values: Hashes, order: Sequence[Band], shift: int, folder: Path | None) -> Iterator[Hashes]:
-    """Yield the reordered hashes in ascending parts. Hashes whose bits from `shift` on are equal are in one part."""
+    """Yield the reordered hashes in ascending parts. Hashes with equal bits from `shift` on are in the same part."""
     if folder is None or len(values) <= partitions.PART_ROWS:
         keyed = _reordered(values, order)
         keyed.sort()
@@ -95,9 +97,9 @@ def _sorted(values: Hashes, order: Sequence[Band], shift: int, folder: Path | No
 
 
 def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int, differ: Sequence[np.uint64]) -> Pairs:
-    """Yield near pairs of sorted hashes whose bits from `shift` on are equal.
+    """Yield near pairs of sorted hashes that agree in the bits from `shift` on.
 
-    A large group with the same key is skipped if its hashes don't vary in each of the masks `differ`.
+    A large group with the same key is skipped if, for some mask in `differ`, its hashes don't vary in the mask's bits.
     """
     start = 0
     while start < len(keyed):
@@ -139,7 +141,7 @@ def _all_with_all(values: Hashes, distance: int) -> Pairs:
 
 
 def _cut(values: Hashes, number: int) -> list[Band]:
-    """Cut 64 bits into `number` bands, each with an equal number of bits in which the hashes vary."""
+    """Cut 64 bits into `number` bands. Each band contains the same number of bits in which the hashes vary."""
     chunks = (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
     varying = int(np.bitwise_or.reduce([np.bitwise_or.reduce(chunk ^ values[0]) for chunk in chunks]))
     bits = [bit for bit in range(_BITS) if varying >> bit & 1]
@@ -153,23 +155,23 @@ def _mask(band: Band) -> np.uint64:
 
 
 def _reordered(values: Hashes, order: Sequence[Band]) -> Hashes:
-    """Return a copy of the hashes with the first band of `order` in the highest bits, then the second, and so on."""
+    """Return copies of the hashes with the bands in the order of `order`, starting at the highest bits."""
     return _moved(values, zip(order, _places(order), strict=True))
 
 
 def _restored(values: Hashes, order: Sequence[Band]) -> Hashes:
-    """Return the hashes from which `_reordered` made these."""
+    """Reverse `_reordered`."""
     return _moved(values, zip(_places(order), order, strict=True))
 
 
 def _places(order: Sequence[Band]) -> list[Band]:
-    """Return the bands in hashes from `_reordered`, in the same order."""
+    """Return the position that each band of `order` has in the hashes from `_reordered`."""
     ends = accumulate((low - high for low, high in order), initial=_BITS)
     return [(low, high) for high, low in pairwise(ends)]
 
 
 def _moved(values: Hashes, moves: Iterable[tuple[Band, Band]]) -> Hashes:
-    """Return a copy of the hashes in which, for each pair of bands, the second band's bits are moved to the first."""
+    """Return copies of the hashes in which the bits of each pair's second band are moved to the first band."""
     found = np.zeros_like(values)
     shifts = [(_mask(band), target[0] - band[0]) for band, target in moves]
     for start in range(0, len(values), _CHUNK):
