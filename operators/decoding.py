@@ -1,8 +1,9 @@
 """Decoder for untrusted JPEGs of datasets, with limits on memory and time.
 
-A child process with a memory limit and a deadline decodes the bytes, but no image over `MOST_PIXELS`. If a dataset is
-in segmint's format, small JPEGs in the form that segmint writes are decoded in this process. This is safe, because they
-take memory and time in proportion to their pixels, and it saves the start of a child.
+JPEGs are decoded in a child process with a memory limit and a deadline. Images over `MOST_PIXELS` aren't decoded at
+all. Starting a child takes time, so there is an exception for datasets in segmint's format: a small JPEG that looks as
+if segmint wrote it is decoded in this process. This is safe, because decoding such a JPEG takes memory and time in
+proportion to its pixels.
 """
 
 import os
@@ -22,11 +23,11 @@ from segmint.operators.child import Children, SuspectError, Worker, forbid_core_
 T = TypeVar("T")
 
 PIXELS_HERE = 32_000_000
-"""Pixels of the largest JPEG that is decoded in this process: 96 MB as RGB."""
+"""Maximum number of pixels in a JPEG that is decoded in this process, which is 96 MB as RGB."""
 
 TIMEOUT_S = 60.0
 MEMORY = 3 << 30
-"""Bytes that one image may use in the child (Linux)."""
+"""Number of bytes that one image may use in the child. Applies only on Linux."""
 
 _PROCESSES = 4
 _START, _QUANTIZATION, _BASELINE, _HUFFMAN, _RESTART, _SCAN = 0xD8, 0xDB, 0xC0, 0xC4, 0xDD, 0xDA
@@ -35,18 +36,18 @@ _SKIPPED = frozenset({_QUANTIZATION, _HUFFMAN, _RESTART, _COMMENT, *range(_APP0,
 
 
 class UndecodableError(ValueError):
-    """An image cannot be decoded, or not within the limits. The message gives the reason."""
+    """An image can't be decoded within the limits, or at all. The message gives the reason."""
 
 
 class OverLimitError(UndecodableError):
-    """Decoding an image timed out, ran out of memory, or killed its process; a retry may succeed."""
+    """Decoding an image timed out, ran out of memory, or killed its process. A retry may succeed."""
 
 
 class JpegDecoder(AbstractContextManager["JpegDecoder"]):
-    """Decoder that applies functions to JPEGs. Thread-safe; child processes start when one is needed.
+    """Decoder that applies functions to JPEGs. Thread-safe. It starts child processes only when they are needed.
 
-    Set `own` for the JPEGs of a dataset in segmint's format. All other JPEGs are decoded only in children, of which
-    there are up to `processes` (default: one per core, up to four).
+    Set `own` for the JPEGs of a dataset in segmint's format. All other JPEGs are decoded only in children. There are up
+    to `processes` children; the default is one per core, up to four.
     """
 
     def __init__(self, *, own: bool, processes: int | None = None) -> None:
@@ -57,10 +58,11 @@ class JpegDecoder(AbstractContextManager["JpegDecoder"]):
         self._closed = False
 
     def run(self, function: Callable[[bytes], T], jpeg: bytes) -> T:
-        """Return `function(jpeg)`. `function` and its result must be picklable and importable in a child.
+        """Return `function(jpeg)`. A child must be able to unpickle and import `function` and its result.
 
-        Raises `UndecodableError` if `function` raises or the image is over `MOST_PIXELS`; its subclass `OverLimitError`
-        if the child dies, runs out of memory, or times out twice; `ChildFaultError` if no child can start.
+        Raises `UndecodableError` if `function` raises or the image is over `MOST_PIXELS`. Raises its subclass
+        `OverLimitError` if the child dies, runs out of memory, or times out twice. Raises `ChildFaultError` if no child
+        can start.
         """
         if self._own and is_plain(jpeg):
             return _apply(function, jpeg)
@@ -91,10 +93,10 @@ class JpegDecoder(AbstractContextManager["JpegDecoder"]):
 
 
 def is_plain(jpeg: bytes) -> bool:
-    """Return whether a JPEG's header has the form that segmint writes, with at most `PIXELS_HERE` pixels.
+    """Return whether a JPEG's header looks as if segmint wrote it, with at most `PIXELS_HERE` pixels.
 
-    Such a JPEG is baseline, has 8 bits per sample, and contains one or three components in a single scan. Any other
-    form, such as progressive, would make a decoder keep all coefficients in memory or decode the image once per scan.
+    Such a JPEG is baseline, has 8 bits per sample, and contains one or three components in a single scan. Other kinds,
+    such as progressive JPEGs, would make a decoder keep all coefficients in memory or decode the image once per scan.
     Markers that decoders may interpret differently aren't allowed.
     """
     if jpeg[:2] != bytes([0xFF, _START]):
@@ -121,7 +123,7 @@ def is_plain(jpeg: bytes) -> bool:
 
 
 def _worker() -> Worker[Any]:
-    """Build the child's worker function."""
+    """Set up the child and return its worker function."""
     forbid_core_dumps()
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata is common, and failures raise exceptions
     return _in_child

@@ -1,6 +1,7 @@
 """Permutation tests of means over images' masks, which flip the signs or exchange the labels of whole images.
 
-The masks of an image resemble one another, so images are the units. Random numbers depend only on `seed`.
+The masks of an image resemble one another, so the tests permute images, not masks. The random numbers depend only on
+`seed`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,17 +11,18 @@ import numpy as np
 from segmint.operators.intervals import RESAMPLES, Floats, Seed
 
 EXACT_IMAGES = 12
-"""Maximum number of images for which a sign test tries all signs."""
+"""Maximum number of images for which a sign test tries every combination of signs."""
 
 _AT_ONCE = 100
 _EVEN = 1e-12  # relative difference attributed to rounding
 
 
 def sign_flip_p(differences: Floats, seed: Seed, resamples: int = RESAMPLES) -> list[float]:
-    """Return two-sided p-values for the hypothesis that two weights don't differ, for M measures.
+    """Return two-sided p-values for the hypothesis that two sets of weights don't differ, for M measures.
 
-    `differences` (I, M) contains the sum of the differences over each image's masks. Under the null hypothesis, each
-    sum is as likely with the opposite sign. Up to `EXACT_IMAGES` images, all combinations of signs are tried.
+    `differences` (I, M) contains, for each image, the sum of the differences over the image's masks. Under the null
+    hypothesis, each sum is as likely as its opposite. For up to `EXACT_IMAGES` images, the test tries all combinations
+    of signs, and otherwise random ones.
     """
     images = len(differences)
     found = np.abs(differences.sum(axis=0))
@@ -46,9 +48,10 @@ def swap_p(
 ) -> list[float | None]:
     """Return two-sided p-values for the hypothesis that two models don't differ, for K differences of their scores.
 
-    `values` (I, M) contains the values of each image, and `swapped` the same values with the two models exchanged,
-    which is equally likely under the null hypothesis. `figures` computes the differences from sums over images, (R, M)
-    to (R, K). An undefined difference (NaN) has no p-value. If an exchange leads to one, it counts as large.
+    `values` (I, M) contains the values of each image. `swapped` contains the same values with the two models exchanged,
+    which is equally likely under the null hypothesis. `figures` maps sums over images (R, M) to differences (R, K). If
+    a difference is undefined (NaN), there is no p-value. If only an exchange makes it undefined, that exchange counts
+    as a large difference.
     """
     values, change = values.astype(np.float64), swapped.astype(np.float64) - values
     total = values.sum(axis=0)
@@ -64,10 +67,10 @@ def swap_p(
 def relabel_p(first: Floats, second: Floats, seed: Seed, resamples: int = RESAMPLES) -> list[float] | None:
     """Return two-sided p-values for the hypothesis that two groups have equal means, for M measures.
 
-    The group labels are permuted over images. `first` and `second` (I, M + 1) contain one row per image: the sums of M
-    measures over the image's masks in that group and, last, the number of these masks, which may be 0. Images with
-    masks in only one group exchange their labels with each other. In an image with masks in both groups, the two groups
-    are randomly swapped or not. Returns None if nothing can be permuted.
+    `first` and `second` (I, M + 1) contain one row per image: the sums of M measures over the image's masks in that
+    group, and the number of these masks, which may be 0. The test permutes the labels of groups over images. Images
+    with masks in only one group exchange labels with each other. In an image with masks in both groups, the test
+    randomly swaps the two groups. Returns None if nothing can be permuted.
     """
     one = (first[:, -1] > 0) != (second[:, -1] > 0)
     both = (first[:, -1] > 0) & (second[:, -1] > 0)
@@ -92,7 +95,7 @@ def relabel_p(first: Floats, second: Floats, seed: Seed, resamples: int = RESAMP
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Return Holm's adjusted p-values (1979) of several tests, in the same order; None if there was no test."""
+    """Return Holm's adjusted p-values (1979) of several tests, in the same order. Entries without a test stay None."""
     tested = sorted((p, place) for place, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
     largest = 0.0
@@ -103,6 +106,6 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def _gap(first: Floats, second: Floats) -> Floats:
-    """Return the difference of two groups' means from sums with counts last, (…, M + 1) to (…, M)."""
+    """Return the difference of two groups' means, (…, M), from sums followed by the count, (…, M + 1)."""
     gap: Floats = first[..., :-1] / first[..., -1:] - second[..., :-1] / second[..., -1:]
     return gap

@@ -21,7 +21,7 @@ from segmint.operators.schemas import AUTOMATIC, IMPORT, MASKS_PER_IMAGE_LIMIT, 
 from segmint.operators.segment.artifacts import RedactionArtifacts
 
 TOLERANCE = 1e-6
-"""Maximum difference between a stored share and the recomputed one."""
+"""Maximum difference between a stored share and the recomputed share."""
 
 _ANNOTATION = ("submission", "annotator", "stage", "seconds", "complete")
 _LABELS = (*MASK_LABEL, "output")
@@ -29,7 +29,7 @@ _SIZES = ("source_height", "source_width", "height", "width")
 
 
 def annotated_images(images: pa.Table, masks: pa.Table) -> frozenset[int]:
-    """Return the ordinals of images with annotations, according to their rows or those of their masks."""
+    """Return the ordinals of images with annotations, either in their own row or in their masks' rows."""
     said = [pc.is_valid(images.column(name)) for name in _ANNOTATION]
     by_row = images.column("ordinal").to_numpy()[np.any([each.to_numpy() for each in said], axis=0)]
     return frozenset({*by_row.tolist(), *masks.column("ordinal").to_numpy()[of_people(masks)].tolist()})
@@ -37,7 +37,7 @@ def annotated_images(images: pa.Table, masks: pa.Table) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class MaskOrigins:
-    """Columns of the masks table about the origins of its N masks."""
+    """Columns of the masks table about the origins of N masks."""
 
     source: Sequence[str | None]
     share: NDArray[np.float64]  # (N,) NaN if missing
@@ -47,7 +47,7 @@ class MaskOrigins:
 
     @classmethod
     def of(cls, masks: pa.Table) -> "MaskOrigins":
-        """Return the origins in a table with the schema `MASKS`."""
+        """Read the origins from a table with the schema `MASKS`."""
         share, iou = (masks.column(name).to_numpy() for name in ("redacted_share", "redaction_iou"))
         return cls(
             masks.column("source").to_pylist(),
@@ -59,7 +59,7 @@ class MaskOrigins:
 
 
 def _bad_labels(masks: pa.Table) -> NDArray[np.bool_]:
-    """Return, for each mask, whether its columns contradict each other or docs/dataset.md."""
+    """Return, for each mask, whether its label columns contradict each other or the format in docs/dataset.md."""
 
     label, score, source, output = (masks.column(name) for name in _LABELS)
     by_model = bools(pc.match_substring_regex(source, r"\Amodel:[0-9a-f]{64}\z"))
@@ -71,14 +71,14 @@ def _bad_labels(masks: pa.Table) -> NDArray[np.bool_]:
 
 
 def bools(values: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Return a Boolean column as an array, with False for null."""
+    """Convert a Boolean column to an array, with False for null."""
     return np.asarray(pc.fill_null(values, False).to_numpy(), bool)
 
 
 def _bad_containers(masks: pa.Table) -> NDArray[np.bool_]:
-    """Return, for each mask, whether its container is invalid because it isn't a larger mask of the same image.
+    """Return, for each mask, whether its container is invalid. A container must be a larger mask of the same image.
 
-    Of two masks of equal area, the one with the lower id counts as larger.
+    If two masks have the same area, the one with the lower id counts as larger.
     """
     columns = (masks.column(name) for name in ("annotation_id", "id", "area", "container"))
     ids, images, areas, containers = (column.fill_null(-1).to_numpy() for column in columns)
@@ -100,13 +100,13 @@ def audit_origins(
     place: FindingLocation,
     artifacts: RedactionArtifacts | None,
 ) -> Iterator[Finding]:
-    """Yield findings in the origins of an image's masks.
+    """Yield findings about the origins of an image's masks.
 
-    `row` is the image's row of `images/*.parquet`, and `span` is the range [start, stop) of its masks' positions in the
-    table. `codes` contains the compressed run lengths of these masks, or is None if any of them are damaged; `ids`
-    contains their annotation ids.
-
-    `artifacts` is the build's filter of artifacts. If it is None, shares are not computed.
+    - `row`: the image's row of `images/*.parquet`.
+    - `span`: the range [start, stop) of the masks' positions in the table.
+    - `codes`: the compressed run lengths of these masks, or None if any of them are damaged.
+    - `ids`: the annotation ids of these masks.
+    - `artifacts`: the build's filter of artifacts. If it is None, shares aren't checked.
     """
     start, stop = span
     for source, id in zip(origins.source[start:stop], ids, strict=True):
@@ -154,10 +154,11 @@ def audit_origins(
 def audit_next_mask(
     row: Row, ids: Sequence[int], place: FindingLocation, sources: Sequence[str | None] | None = None
 ) -> Iterator[Finding]:
-    """Yield findings if masks of an annotated image, given by ascending `ids`, are not all under its `next_mask`.
+    """Yield findings unless the numbers of an annotated image's masks, given by ascending `ids`, are below `next_mask`.
 
-    `next_mask` must be at least the number of masks that the build wrote, and at most `MASKS_PER_IMAGE_LIMIT`. If
-    `sources` is given, the build's masks must be numbered below `funnel.written`, and all others above.
+    `next_mask` must be at least the number of masks that the build wrote and at most `MASKS_PER_IMAGE_LIMIT`. If
+    `sources` is given, the numbers of the build's masks must be below `funnel.written`, and all other numbers at least
+    that high.
     """
     next_mask, written = row["next_mask"], (row["funnel"] or {}).get("written")
     if next_mask is None or not (written or 0) <= next_mask <= MASKS_PER_IMAGE_LIMIT:
@@ -183,7 +184,7 @@ def audit_next_mask(
 
 
 def codes_hold(masks: Sequence[Row], image: Row) -> bool:
-    """Return whether the run lengths of all mask rows can be read and cover their image."""
+    """Return whether the run lengths of all masks can be read and cover their image exactly."""
     size = image["height"], image["width"]
     try:
         for mask in masks:
@@ -196,7 +197,7 @@ def codes_hold(masks: Sequence[Row], image: Row) -> bool:
 
 
 def _regions(row: Row) -> list[Any]:
-    """Return the regions of a row; raises `ValueError` if there are any and the row's sizes are invalid."""
+    """Return the regions of a row. Raise `ValueError` if there are regions but the row's sizes are invalid."""
     regions: list[Any] = row["regions"] or []
     if regions:
         sizes = [row[name] for name in _SIZES]

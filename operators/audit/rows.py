@@ -27,7 +27,7 @@ _SAME_IN_REJECTS = ("image_id", "uri")
 
 @dataclass(frozen=True)
 class ShardTables:
-    """A shard's three tables, each with the location that its findings report."""
+    """A shard's three tables. `places` contains the location to report in findings about each table."""
 
     images: pa.Table
     masks: pa.Table
@@ -36,7 +36,7 @@ class ShardTables:
 
 
 def audit_counts(tables: ShardTables, counts: Mapping[str, int]) -> Iterator[Finding]:
-    """Yield findings if the counts of rows, or of rejected rows by reason, differ between the tables and the commit."""
+    """Yield findings where the tables and the commit differ in the number of rows, or of rejected rows per reason."""
     for kind, key in (("images", "images"), ("masks", "masks"), ("rejects", "rejected")):
         rows = getattr(tables, kind).num_rows
         if rows != counts[key]:
@@ -48,9 +48,10 @@ def audit_counts(tables: ShardTables, counts: Mapping[str, int]) -> Iterator[Fin
 
 
 def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[Finding]:
-    """Yield findings unless each ordinal of the shard [a, b) occurs once, accepted or rejected, and determines all ids.
+    """Yield findings unless each ordinal in the shard's [start, stop) occurs in exactly one row, with matching ids.
 
-    The ordinals of different shards are disjoint, so ids that are derived from them are unique in the dataset.
+    The row may be accepted or rejected. The ordinals of different shards are disjoint, so ids derived from ordinals are
+    unique in the dataset.
     """
     seen: list[Ints] = []
     for kind, table in (("images", tables.images), ("rejects", tables.rejects)):
@@ -108,9 +109,9 @@ def _audit_mask_identity(tables: ShardTables) -> Iterator[Finding]:
 
 
 def _audit_mask_ids(tables: ShardTables, owners: Ints) -> Iterator[Finding]:
-    """Yield findings if masks are not numbered by their positions in their image.
+    """Yield findings if masks aren't numbered by their positions within their image.
 
-    In an annotated image, numbers may be skipped, but they must ascend and stay under `next_mask`.
+    In an annotated image, numbers may be skipped, but they must ascend and stay below `next_mask`.
     """
     first = np.searchsorted(owners, owners)
     base = (owners + 1) * MASKS_PER_IMAGE_LIMIT
@@ -132,14 +133,14 @@ def _audit_mask_ids(tables: ShardTables, owners: Ints) -> Iterator[Finding]:
 
 
 def _of_ordinal(place: FindingLocation, ordinal: int) -> FindingLocation:
-    """Return the location for findings about the image with an ordinal; the ordinal may be damaged."""
+    """Return the location for findings about the image with this ordinal, which may be damaged."""
     return place.of_image(int(ordinal) + 1 if ordinal >= 0 else None)
 
 
 def audit_mask_count(row: Row, masks: int, place: FindingLocation, *, annotated: bool = False) -> Iterator[Finding]:
     """Yield a finding if the mask counts in an image's row differ from the masks table.
 
-    In an `annotated` image, the build's counts are ignored because annotators replace, delete, and add masks.
+    Annotators replace, delete, and add masks, so the build's counts are ignored in an `annotated` image.
     """
     said = {"masks": row["masks"], "statistics.mask_count": (row["statistics"] or {}).get("mask_count")}
     if not annotated:
@@ -152,7 +153,7 @@ def audit_mask_count(row: Row, masks: int, place: FindingLocation, *, annotated:
 
 
 def audit_rejects(rejects: Sequence[Row], place: FindingLocation) -> Iterator[Finding]:
-    """Yield findings for rejected rows with an unknown reason, and for those without a stage, a detail, or names."""
+    """Yield findings for rejected rows with an unknown reason, or without a stage, a detail, an image_id, or a URI."""
     known = frozenset(Reason)
     for row in rejects:
         image, where = place.of_image(row["id"]), f"id {row['id']}"
@@ -166,10 +167,10 @@ def audit_rejects(rejects: Sequence[Row], place: FindingLocation) -> Iterator[Fi
 
 
 def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: RemovedNames) -> Iterator[Finding]:
-    """Yield findings if anything but the verdict remains of rows in `taken`, or if an image shows a removed picture.
+    """Yield findings if a row in `taken` still contains more than its verdict, or if an image shows a removed picture.
 
-    `taken` contains ordinals. `names` contains the names from all tombstones of the dataset, because the same picture
-    may occur in another row.
+    `taken` contains ordinals. The same picture may occur in another row, so `names` contains the names in all
+    tombstones of the dataset.
     """
     columns = ["ordinal", "id", "uri", "source_sha256", "pixels_sha256", "release_sha256"]
     for row in tables.images.select(columns).to_pylist():
@@ -190,7 +191,7 @@ def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: RemovedN
 
 
 def audit_catalog_names(catalog: Mapping[int, Row], names: RemovedNames, place: FindingLocation) -> Iterator[Finding]:
-    """Yield findings for rows of the catalog, keyed by ordinal, if their SHA-256 is in a tombstone."""
+    """Yield findings for rows of the catalog, keyed by ordinal, whose SHA-256 is in a tombstone."""
     for row in catalog.values():
         if row["sha256"] in names.sha256:
             expected = "no SHA-256 that a tombstone names"
@@ -198,10 +199,10 @@ def audit_catalog_names(catalog: Mapping[int, Row], names: RemovedNames, place: 
 
 
 def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Iterator[Finding]:
-    """Yield findings if rows differ from those of the catalog, which are keyed by ordinal.
+    """Yield findings where rows differ from the catalog's rows, which are keyed by ordinal.
 
-    Two accepted images never have the same `image_id`, because the catalog marks every row that repeats one, and the
-    build rejects marked rows.
+    There is no separate check for repeated `image_id`s. The catalog marks every row that repeats one, and the build
+    rejects marked rows, so two accepted images never share an `image_id`.
     """
     for kind, columns in (("images", _SAME_IN_IMAGES), ("rejects", _SAME_IN_REJECTS)):
         names = ["ordinal", "id", *columns, *(["source_sha256"] if kind == "images" else [])]
@@ -227,6 +228,6 @@ def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Itera
 
 
 def int_column(table: pa.Table, name: str) -> Ints:
-    """Return a column of whole numbers without nulls, (N,)."""
+    """Return a column of integers without nulls, (N,)."""
     values: Any = table.column(name).to_numpy()
     return np.asarray(values, dtype=np.int64)

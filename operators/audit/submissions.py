@@ -39,9 +39,9 @@ _THREADS = 16
 
 
 def audit_submissions(dataset: Location, rows: Sequence[range], taken: Collection[int]) -> Iterator[Finding]:
-    """Yield findings in `annotations/`: unreadable submissions or returns, unknown images, and files of `taken` images.
+    """Yield findings about `annotations/`: invalid submissions or returns, unknown images, and files of `taken` images.
 
-    `rows` contains the ranges of the dataset's ordinals.
+    `rows` contains the ranges of the dataset's ordinals, and `taken` the ordinals of images that were taken down.
     """
     names = []
     for path in sorted(f"{ANNOTATIONS}/{entry.name}" for entry in (dataset / ANNOTATIONS).walk()):
@@ -85,9 +85,9 @@ def audit_merged_submission(
 ) -> Iterator[Finding]:
     """Yield findings unless an image's merged submission exists and the dataset contains its data.
 
-    `masks` contains the image's rows of `masks/*.parquet`. Findings name `images` as the location of the image's row,
-    and `place` as that of its masks' rows. After an import of masks, the row names the imported file, but still
-    contains the submission's number, so the submission must still exist.
+    `masks` contains the image's rows of `masks/*.parquet`. `images` and `place` locate findings in the image's row and
+    in its masks' rows. After an import of masks, the image's row names the imported file but still contains the
+    submission's number, so the submission must still exist.
     """
     if merged_assignment(row["submission"]) is None or row["submission"]["n"] is None:
         return
@@ -115,7 +115,7 @@ def audit_merged_submission(
 
 
 def _of_image(row: Row, submissions: Sequence[Submission], *, whole: bool) -> tuple[Row, Row]:
-    """Return the expected and actual annotation columns of an image's row; `whole`: no submission is missing."""
+    """Return the expected and the actual annotation columns of an image's row. `whole`: all submissions exist."""
     submission = submissions[-1]
     expected: Row = {"sha256": submission.sha256, "annotator": submission.annotator, "stage": submission.stage}
     found: Row = {"sha256": row["submission"]["sha256"], "annotator": row["annotator"], "stage": row["stage"]}
@@ -173,7 +173,7 @@ def _audit_masks(
 
 
 def _unlike(row: Row, mask: SubmittedMask, submissions: Sequence[Submission]) -> Row:
-    """Return the columns, except those of the label, in which the last submission differs from a mask's row."""
+    """Return the columns, other than the label's, in which the last submission differs from a mask's row."""
     expected = {**mask_columns(mask, submissions), "parent": mask.parent}
     if mask.source == "corrected" and row["source"] in SOURCES:
         del expected["source"]  # it may be that of the replaced mask
@@ -181,7 +181,7 @@ def _unlike(row: Row, mask: SubmittedMask, submissions: Sequence[Submission]) ->
 
 
 def _other_label(row: Row, masks: Sequence[SubmittedMask]) -> Row:
-    """Return the columns of a label that none of the submitted masks with a row's pixels explains; otherwise empty."""
+    """Return a row's expected label columns if no submitted mask explains its label, or an empty dictionary."""
     if any(mask.label is None and mask.parent is not None for mask in masks):
         return {}  # it may be the parent's
     if masks[-1].label is None and is_of_model(row["label_source"]):
@@ -191,7 +191,7 @@ def _other_label(row: Row, masks: Sequence[SubmittedMask]) -> Row:
 
 
 def _counts(mask: Row) -> str:
-    """Return the run lengths of a mask's row, which may be damaged."""
+    """Return the run lengths in a mask's row, which may be damaged."""
     return str((mask["segmentation"] or {}).get("counts"))
 
 
@@ -206,10 +206,10 @@ _AT_ONCE = 2_000  # ratings whose masks are requested in one query
 
 
 def audit_ratings(tables: DatasetTables, taken: Collection[int]) -> Iterator[Finding]:
-    """Yield findings in `annotations/ratings/`: files that are not ratings, and ratings of masks that never existed.
+    """Yield findings about `annotations/ratings/`: files that aren't ratings, and ratings of masks that never existed.
 
-    A rated mask may have been replaced or deleted since, but its number always stays under the image's `next_mask`.
-    `taken` contains the ordinals of removed images, whose remaining files `audit_submissions` reports.
+    A rated mask may have been replaced or deleted since, but its number is always below the image's `next_mask`.
+    `taken` contains the ordinals of removed images; `audit_submissions` reports their remaining files.
     """
     names = [name for name in list_ratings(tables.location) if name.ordinal not in taken]
     for start in range(0, len(names), _AT_ONCE):
@@ -227,7 +227,7 @@ def audit_ratings(tables: DatasetTables, taken: Collection[int]) -> Iterator[Fin
 
 
 def _masks_of(tables: DatasetTables, images: Sequence[int]) -> tuple[dict[int, int], dict[int, str]]:
-    """Return the next mask numbers of these images, keyed by image, and run lengths, keyed by annotation id."""
+    """Return the next mask number of each image, keyed by image, and the run lengths, keyed by annotation id."""
     among = ", ".join(str(image) for image in images)
     known = f"SELECT id, coalesce(next_mask, {MOST_MASKS}) AS next FROM images WHERE id IN ({among})"
     rows = tables.query(known).to_pylist()

@@ -24,7 +24,7 @@ _NO_PICTURE = (Code.BAD_JPEG, Code.JPEG_SIZE)
 
 
 class HashedStream:
-    """A stream that hashes everything read from it, so that a file is read only once."""
+    """A stream that hashes everything read from it, so that the file needs to be read only once."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -39,13 +39,13 @@ class HashedStream:
         return data
 
     def take(self) -> bytes:
-        """Return everything read since the last call."""
+        """Return everything that was read since the last call."""
         data = b"".join(self._pieces)
         self._pieces.clear()
         return data
 
     def digest(self) -> str:
-        """Read the rest, and return the SHA-256 of everything as 64 hexadecimal digits."""
+        """Read the rest of the stream. Return the SHA-256 of the whole stream as 64 hexadecimal digits."""
         while self.read(_PIECE):
             self._pieces.clear()
         return self._hash.hexdigest()
@@ -63,11 +63,14 @@ def audit_tar(
     quality: int | None = None,
     look: Callable[[Row, bytes], Iterable[Finding]] | None = None,
 ) -> Iterator[Finding]:
-    """Yield findings in a tar that should contain the images of these rows of `images/*.parquet`, in the same order.
+    """Yield findings about a tar that should contain the images of these rows of `images/*.parquet`, in the same order.
 
-    `masks_of` returns the mask rows of an ordinal. `decode` contains the ids of the JPEGs that `decoder` decodes.
-    `quality` is the release's JPEG quality, if known, which determines the bytes around the image data. `look` yields
-    more findings for intact JPEGs of the right size. Checking stops at the first unexpected member.
+    - `masks_of`: returns the mask rows for an ordinal.
+    - `decode`: the ids of the JPEGs that `decoder` decodes.
+    - `quality`: the JPEG quality of the release, if known. It determines the bytes around the image data.
+    - `look`: yields more findings for intact JPEGs of the right size.
+
+    The audit stops at the first unexpected member.
     """
     position, padding, same = 0, b"", True  # as if segmint had written all members so far
     try:
@@ -118,7 +121,7 @@ def _members(archive: TarReader) -> Iterator[tuple[str, bytes]]:
 
 
 def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: FindingLocation) -> Iterator[Finding]:
-    """Yield a finding unless an image's JSON is byte-identical to the one that its image and mask rows produce."""
+    """Yield a finding unless an image's JSON is byte-identical to the JSON built from its image and mask rows."""
     name = annotation_name(row["id"])
     try:
         expected = annotations_json(row["id"], image_name(row["id"]), (row["height"], row["width"]), masks)
@@ -138,10 +141,10 @@ def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: FindingLocati
 def audit_jpeg(
     data: bytes, row: Row, place: FindingLocation, decoder: JpegDecoder | None, quality: int | None = None
 ) -> Iterator[Finding]:
-    """Yield findings unless a JPEG has the size in its row and consists only of a picture released with `quality`.
+    """Yield findings unless a JPEG has the size in its row and contains only a picture released with `quality`.
 
-    If there is a `decoder`, it decodes the JPEG completely. Otherwise, bytes after the last block of the image data
-    aren't noticed.
+    With a `decoder`, the JPEG is decoded completely. Without one, bytes after the last block of the image data go
+    unnoticed.
     """
     name, size = image_name(row["id"]), (row["width"], row["height"])
     try:
@@ -178,7 +181,7 @@ def _other_release(data: bytes, row: Row, place: FindingLocation) -> Iterator[Fi
 
 
 def _layout_problem(data: bytes, header: bytes) -> tuple[Code, str] | None:
-    """Return how a JPEG differs from `header`, then image data without markers and an end; None if it doesn't."""
+    """Return how a JPEG deviates from `header`, image data without markers, and an end marker; None if it doesn't."""
     end = data.find(_END, len(header))
     if end < 0:
         return Code.BAD_JPEG, "it ends before the picture does"
@@ -193,16 +196,16 @@ def _layout_problem(data: bytes, header: bytes) -> tuple[Code, str] | None:
 
 
 def _decoded_size(jpeg: bytes) -> tuple[int, int]:
-    """Return the (height, width) of an image that decodes completely; raises ValueError otherwise."""
+    """Decode an image completely and return its (height, width). Raise ValueError if it doesn't decode."""
     height, width = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", strict=True).shape[:2]
     return height, width
 
 
 def _whole_size(jpeg: bytes) -> tuple[int, int]:
-    """Return the (height, width) of an image that decodes completely, and only with the last byte of its image data.
+    """Return the (height, width) of an image that decodes completely and needs every byte of its image data.
 
-    The second condition matters because decoders read ahead and don't notice a few extra bytes. Raises ValueError if
-    either isn't met.
+    Decoders read ahead, so they don't notice a few extra bytes. To find these, this function removes the last byte and
+    expects decoding to fail. Raises ValueError if either condition isn't met.
     """
     size = _decoded_size(jpeg)
     scan = jpeg[: -len(_END)]

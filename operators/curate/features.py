@@ -1,8 +1,10 @@
 """Features of a catalog's images for curation, computed in parts that cover fixed ranges of rows.
 
-A part's content doesn't depend on the time, host, or attempt, and it is put if absent and never changed. So an
-interrupted run resumes with the missing parts. If a child dies, hangs, or runs out of memory on an image, the machine
-may be to blame. A part with such a verdict therefore gets a different name, and only the run that put it reads it.
+The content of a part doesn't depend on the time, the host, or the attempt. A part is put if absent and never changed,
+so an interrupted run can resume with the missing parts.
+
+There is one exception. If a child dies, hangs, or runs out of memory on an image, the machine may be to blame. A part
+with such a verdict gets a different name, and only the run that put it reads it.
 """
 
 import functools
@@ -29,7 +31,7 @@ from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.rows import Row, faulted, named, to_rows, to_table
 
 PART_ROWS = 256
-"""Rows per part; an interrupted run loses at most one part per worker."""
+"""Number of rows per part. An interrupted run loses at most one part per worker."""
 
 FEATURES = pa.schema(
     [
@@ -45,10 +47,10 @@ FEATURES = pa.schema(
         pa.field("thumbnail", pa.binary(64 * 64)),  # gray
     ]
 )
-"""Schema of a part, with one row for each row of the catalog, in order."""
+"""Schema of a part. The part contains one row for each row of the catalog, in order."""
 
 SKIPPED = "skipped"
-"""Value of `unread` if the catalog itself rejects the image, so it need not be read."""
+"""Value of `unread` for an image that the catalog itself rejects. Such an image isn't read."""
 
 DONE = pa.schema(
     [
@@ -58,14 +60,14 @@ DONE = pa.schema(
         pa.field("suspect", pa.bool_()),  # true if the child died on an image: a fault, or a part for this run only
     ]
 )
-"""Schema of the actor's result for a part."""
+"""Schema of the row that the actor returns for a part."""
 
 _THREADS_A_CHILD = 4
 
 
 @dataclass(frozen=True)
 class CurateTask:
-    """Settings of a curation for its workers."""
+    """Settings of a curation that its workers need."""
 
     config: InspectionConfig
     storage: Storage
@@ -77,15 +79,16 @@ class CurateTask:
 
 
 def part_name(first: int, suspect: bool = False) -> str:
-    """Return the name of the part that begins with this ordinal; a `suspect` part is valid only in one run."""
+    """Return the name of the part that begins with ordinal `first`. A `suspect` part is valid only in one run."""
     return f"{first:012d}{'.suspect' if suspect else ''}.parquet"
 
 
 def is_skipped(row: Row, opt_outs: bool) -> bool:
-    """Return whether a row's image need not be read: the catalog rejects it, or an earlier row has the same image_id.
+    """Return whether a row's image can stay unread: the catalog rejects it, or an earlier row has the same image_id.
 
-    Images that the catalog marks as opted out are read, because their copies count as opted out. With `opt_outs`, all
-    images are read, because any image's metadata may forbid training, and the catalog may contain copies of that image.
+    Images that the catalog marks as opted out are always read, because their copies count as opted out as well. With
+    `opt_outs`, all images are read. The metadata of any image may forbid training with it, and the catalog may contain
+    copies of that image.
     """
     reason = row.get("refused_reason")
     if opt_outs or row.get("opt_out") or reason == Reason.OPTED_OUT:
@@ -96,8 +99,9 @@ def is_skipped(row: Row, opt_outs: bool) -> bool:
 class InspectImages:
     """Ray Data actor that maps the rows of one part to a row of `DONE` and puts the part.
 
-    Threads read the images, and a child process decodes them. A row that can't be read or decoded has no features. A
-    fault, or the child's first death on an image, is not a verdict: the part isn't put, and the next round retries it.
+    Threads read the images, and a child process decodes them. A row that can't be read or decoded gets no features. A
+    fault isn't a verdict, and neither is the child's first death on an image. In both cases, the part isn't put, and
+    the next round retries it.
     """
 
     def __init__(self, task: CurateTask) -> None:
@@ -113,7 +117,7 @@ class InspectImages:
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Inspect the images of a part's rows."""
+        """Inspect the images of a part's rows and put the part."""
         first = table.column("ordinal")[0].as_py()
         row = functools.partial(self._row, again=first in self._task.again)
         rows = list(self._threads.map(row, to_rows(table, "curate")))
@@ -173,7 +177,7 @@ class InspectImages:
         }
 
     def _opt_out(self, data: bytes) -> str | None:
-        """Return how an image's metadata forbids training; uses a new child, because one has died on this image."""
+        """Return how an image's metadata forbids training. Since a child has died on this image, use a new child."""
         if not self._task.config.opt_outs:
             return None
         try:

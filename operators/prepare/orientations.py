@@ -1,7 +1,7 @@
 """Search of an image in several orientations, because photographs without EXIF may be sideways or upside down.
 
-The upright image is searched at full size. Every other orientation is first searched at half size, which takes a
-fraction of the time, and at full size only if that finds something new.
+The upright image is searched at full size. In every other orientation, the image is first searched at half size, which
+takes a fraction of the time. Only if this finds something new is the image searched at full size.
 """
 
 from collections.abc import Sequence
@@ -17,23 +17,23 @@ from segmint.model.detectors.detection import Detection, Detector, Kind, Point, 
 Pixels = NDArray[np.uint8]
 
 ORIENTATIONS: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
-"""Counterclockwise angles in degrees by which images are turned."""
+"""Counterclockwise angles, in degrees, by which images are turned."""
 
 _TURNED_KINDS: frozenset[Kind] = frozenset({"face"})
 _TURNED_SCORE = 0.9
-"""Minimum score of mtcnn in a turned image. With 0.7, it detected a face in an upside-down dog."""
+"""Minimum score of mtcnn's detections in a turned image. With 0.7, mtcnn detected a face in an upside-down dog."""
 _SAME_IOU = 0.5
-"""Minimum IoU at which a turned detection counts as a repetition of one in another orientation."""
+"""Minimum IoU at which a detection in a turned image repeats a detection in another orientation."""
 
 
 def search_orientations(
     detector: Detector, image: Pixels, orientations: Sequence[int] = ORIENTATIONS
 ) -> list[Detection]:
-    """Search `image`, (H, W, 3) uint8 RGB, upright and in each of `orientations`; plates only upright.
+    """Search `image`, (H, W, 3) uint8 RGB, upright and in each of `orientations`. Plates are searched only upright.
 
-    Boxes and corners are in pixels of the upright image. Upright detections come first. Detections in other
-    orientations follow, unless they repeat one, starting with the orientation that has the best score. Raises the
-    detector's errors.
+    Boxes and corners are in pixels of the upright image. The upright detections come first. The detections in other
+    orientations follow, unless they repeat a detection; the orientation with the best score comes first. The detector's
+    errors propagate.
     """
     found = list(detector.detect(image))
     turned = [angle for angle in orientations if angle and detector.kind in _TURNED_KINDS]
@@ -56,7 +56,8 @@ def search_likewise(
 ) -> list[Detection]:
     """Search `image`, (H, W, 3) uint8 RGB, at full size in the turned orientations in which the detector made `hits`.
 
-    Returns the detections that don't repeat one of `known` (in pixels of `image`). Raises the detector's errors.
+    Returns the detections that don't repeat one of `known`, which are in pixels of `image`. The detector's errors
+    propagate.
     """
     found: list[Detection] = []
     own = (hit for hit in hits if (hit.kind, hit.source) == (detector.kind, detector.name))
@@ -68,15 +69,15 @@ def search_likewise(
 
 
 def _is_new(candidate: Detection, detector: Detector, known: Sequence[Detection]) -> bool:
-    """Return whether a turned detection counts and doesn't repeat a known one."""
+    """Return whether a detection in a turned image has a high enough score and doesn't repeat a known detection."""
     least = _TURNED_SCORE if detector.name.startswith("mtcnn") else 0.0  # others only return what counts
     return candidate.score >= least and all(iou(candidate.box, each.box) < _SAME_IOU for each in known)
 
 
 def search_turned(detector: Detector, image: Pixels, angle: int) -> list[Detection]:
-    """Search `image`, (H, W, 3) uint8 RGB, turned counterclockwise by `angle`, a multiple of 90 degrees.
+    """Search `image`, (H, W, 3) uint8 RGB, after turning it counterclockwise by `angle`, a multiple of 90 degrees.
 
-    Boxes and corners are in pixels of `image` itself.
+    Boxes and corners are in pixels of `image` before turning.
     """
     turned = np.ascontiguousarray(np.rot90(image, angle // 90))
     size = image.shape[1], image.shape[0]
@@ -84,9 +85,10 @@ def search_turned(detector: Detector, image: Pixels, angle: int) -> list[Detecti
 
 
 def turned_back(found: Detection, angle: int, size: tuple[int, int]) -> Detection:
-    """Map a detection in an image turned counterclockwise by `angle` into the image itself, of `size` (width, height).
+    """Map a detection in an image that was turned counterclockwise by `angle` back to the unturned image.
 
-    The corners of a plate keep their order. Coordinates are those of pixels' edges, so the map is exact.
+    `size` is the unturned image's (width, height). The corners of a plate keep their order. Coordinates refer to
+    pixels' edges, so the mapping is exact.
     """
     width, height = size
 

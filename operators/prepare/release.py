@@ -18,11 +18,11 @@ Pixels = NDArray[np.uint8]
 _JPEG_SIDE_LIMIT = 65_500  # pixels; libjpeg's limit, slightly below the format's 65,535
 _ORIGINAL_QUALITY = 95
 _FRAME, _SCAN = b"\xff\xc0\x00\x11\x08", b"\xff\xda\x00\x0c\x03"
-"""Beginnings of a JPEG's frame and scan headers as `_encode` writes them."""
+"""Beginnings of the frame header and scan header in JPEGs from `_encode`."""
 
 
 class ReleaseConfig(BaseModel):
-    """Size and encoding of released images; the paper's are 1500 pixels on the short side."""
+    """Size and encoding of released images. In the paper, the short side is 1500 pixels long."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,7 +33,7 @@ class ReleaseConfig(BaseModel):
 
 @dataclass(frozen=True)
 class CropLayers:
-    """Parameters of the crops for mask generation; see `segmint.model.automatic.crops`."""
+    """Parameters of the crops for mask generation. See `segmint.model.automatic.crops`."""
 
     layers: int
     overlap_ratio: float
@@ -41,7 +41,7 @@ class CropLayers:
 
 @dataclass(frozen=True)
 class ReleasedImage:
-    """A released image: the bytes of the JPEG as written, and its size in pixels."""
+    """A released image: the JPEG's bytes and its size in pixels."""
 
     jpeg: bytes
     width: int
@@ -51,8 +51,8 @@ class ReleasedImage:
 def release(image: Pixels, config: ReleaseConfig) -> ReleasedImage:
     """Downscale (H, W, 3) uint8 RGB so that its short side is at most `short_side`, and encode it as JPEG.
 
-    The image is never upscaled. Pillow's Lanczos filter runs on all pixels, without the faster two-step reduction. The
-    result is sharp, free of aliasing, and the same on every machine, because the filter uses fixed-point arithmetic.
+    The image is never upscaled. Pillow's Lanczos filter runs on all pixels, without the faster two-step reduction, so
+    the result is sharp and free of aliasing. Its fixed-point arithmetic produces the same pixels on every machine.
     Chroma is subsampled 4:2:0. Raises `RejectedError` (`too_large`) if a side is too long for a JPEG.
     """
     width, height = released_size(image.shape[1], image.shape[0], config.short_side)
@@ -64,7 +64,7 @@ def release(image: Pixels, config: ReleaseConfig) -> ReleasedImage:
 
 
 def release_header(width: int, height: int, quality: int) -> bytes:
-    """Return the bytes that precede a released JPEG's image data; they depend only on its size and quality."""
+    """Return the bytes before a released JPEG's image data. They depend only on the image's size and quality."""
     blank = _blank(quality)
     size = blank.index(_FRAME) + len(_FRAME)
     return blank[:size] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + blank[size + 4 :]
@@ -72,13 +72,13 @@ def release_header(width: int, height: int, quality: int) -> bytes:
 
 @functools.cache
 def _blank(quality: int) -> bytes:
-    """Return a blank JPEG up to its image data."""
+    """Return the bytes of a blank JPEG up to its image data."""
     blank = _encode(Image.new("RGB", (16, 16)), quality, "4:2:0")
     return blank[: blank.rindex(_SCAN) + 14]
 
 
 def released_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Return width and height in pixels after downscaling, each rounded half up."""
+    """Return the width and height in pixels after downscaling, each rounded half up."""
     short = min(width, height)
     if short <= short_side:
         return width, height
@@ -86,10 +86,11 @@ def released_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def original_size(width: int, height: int, released: tuple[int, int], crops: CropLayers) -> tuple[int, int] | None:
-    """Return the width and height of the original from which crops are cut: the smallest that the last layer needs.
+    """Return the (width, height) of the original from which crops are cut, or None if no original is needed.
 
-    Returns None if the released image, of size `released`, is large enough. The result never exceeds the source's
-    `width` x `height` pixels.
+    This is the smallest size that the last layer of crops needs, but never more than the source's `width` x `height`
+    pixels. If the released image, of size `released`, is large enough, crops are cut from it, and no original is
+    needed.
     """
     high, wide = enough_for_crops((released[1], released[0]), crops.layers, crops.overlap_ratio)
     if wide <= released[0] or (width, height) == released:
@@ -98,7 +99,7 @@ def original_size(width: int, height: int, released: tuple[int, int], crops: Cro
 
 
 def largest_size(width: int, height: int, short_side: int, crops: CropLayers | None) -> tuple[int, int]:
-    """Return the width and height of the largest image to make: the original for crops, or the released image.
+    """Return the (width, height) of the largest image to make, which is the original for crops or the released image.
 
     `crops` is None if no crops are cut from an original.
     """
@@ -115,7 +116,7 @@ def resized(image: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def encode_original(image: Pixels) -> bytes:
-    """Encode the original that crops are cut from, (H, W, 3) uint8 RGB, as a 4:4:4 JPEG of quality 95.
+    """Encode the original from which crops are cut, (H, W, 3) uint8 RGB, as a 4:4:4 JPEG of quality 95.
 
     Raises `RejectedError` (`too_large`) if a side is too long for a JPEG.
     """

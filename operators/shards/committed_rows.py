@@ -1,6 +1,7 @@
 """Reader that converts a committed shard back to the rows that it was built from, so that corrections can rebuild it.
 
-If the rows are unchanged, `segmint.operators.shards.files.build_shard_files` rebuilds exactly the same bytes.
+If a correction leaves the rows unchanged, `segmint.operators.shards.files.build_shard_files` builds exactly the same
+bytes from them.
 """
 
 import hashlib
@@ -28,14 +29,14 @@ from segmint.operators.schemas import (
 )
 
 _MASK_IDENTITY = ("ordinal", "id", "image_id", "annotation_id")
-"""Columns of `masks` that follow from a mask's image and number."""
+"""Columns of `masks` that are computed from a mask's image and number."""
 
 
 def read_table(data: bytes, kind: str, stages: Sequence[StageColumn] | None = None) -> pa.Table:
-    """Read a table of a shard from its file's bytes; raises `DamagedDatasetError` for invalid Parquet or columns.
+    """Read a table of a shard from its file's bytes. Raise `DamagedDatasetError` for invalid Parquet or wrong columns.
 
-    The table must contain the columns of the custom stages in `stages`. Pass None if you don't use any; the table may
-    then contain any such columns.
+    The table must contain the columns of the custom stages in `stages`. With None, the table may contain any columns of
+    custom stages; pass None if you don't use these columns.
     """
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()
@@ -49,7 +50,7 @@ def read_table(data: bytes, kind: str, stages: Sequence[StageColumn] | None = No
 
 
 def _with_any_stages(found: pa.Schema, kind: str) -> pa.Schema:
-    """Return a table's own columns, followed by the columns of custom stages in its file."""
+    """Return a table's standard columns, followed by the columns of any custom stages in its file."""
     stages = [field for field in found if field.name.startswith(STAGE_PREFIX) and pa.types.is_struct(field.type)]
     return pa.schema([*SCHEMAS[kind], *(stages if kind != "rejects" else ())])
 
@@ -62,10 +63,10 @@ def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:
 def read_committed_rows(dataset: Location, commit: Commit, stages: Sequence[StageColumn] = ()) -> list[Row]:
     """Return the accepted and rejected rows of a committed shard in ordinal order, with the columns of `DESCRIBED`.
 
-    Images and masks also have the columns of the custom stages in `stages`, which must be the dataset's stages. Columns
-    that a shard doesn't store are null: the catalog's `redistributable`, `valid_until`, `sha256`, and `duplicate_of`.
-    `release` is empty in a dataset without images. The whole shard is kept in memory. Raises `DamagedDatasetError`,
-    which names the file, if a file is missing, differs from the commit, or contradicts the other files.
+    `stages` must be the dataset's custom stages; images and masks also contain their columns. Columns of the catalog
+    that a shard doesn't store are null: `redistributable`, `valid_until`, `sha256`, and `duplicate_of`. In a dataset
+    without images, `release` is empty. The whole shard is held in memory. Raises `DamagedDatasetError`, which names the
+    file, if a file is missing, differs from the commit, or contradicts the other files.
     """
     rows = {kind: read_table(read_file(dataset, commit.file(kind)), kind, stages).to_pylist() for kind in SCHEMAS}
     tar = commit.file("shards")
@@ -79,7 +80,7 @@ def read_committed_rows(dataset: Location, commit: Commit, stages: Sequence[Stag
 def rows_of(
     dataset: Location, commit: Commit, ordinals: Iterable[int], kinds: Iterable[str] = tuple(SCHEMAS)
 ) -> list[Row]:
-    """Return the rows of these images like `read_committed_rows`, but read only these tables, and no JPEGs.
+    """Return the rows of these images like `read_committed_rows`, but read only the tables in `kinds`, and no JPEGs.
 
     Raises `DamagedDatasetError` if a table is missing or damaged.
     """
@@ -92,7 +93,7 @@ def rows_of(
 
 
 def read_file(dataset: Location, entry: FileEntry) -> bytes:
-    """Return the bytes of a file that a commit names; raises `DamagedDatasetError` if they are missing or differ."""
+    """Return the bytes of a file that a commit names. Raise `DamagedDatasetError` if it is missing or differs."""
     file = dataset / entry.path
     try:
         data = file.read(max_bytes=entry.size)
@@ -109,7 +110,7 @@ def read_file(dataset: Location, entry: FileEntry) -> bytes:
 
 
 def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield names and bytes of a tar's members in order; raises `BadTarError` if it is not a tar of plain files."""
+    """Yield the name and bytes of each member of a tar, in order. Raise `BadTarError` unless all are plain files."""
     archive = TarReader(io.BytesIO(data))
     for member in archive:
         if not is_plain_file(member):
@@ -120,9 +121,9 @@ def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
 def committed_rows(
     images: Sequence[Row], masks: Sequence[Row], rejects: Sequence[Row], members: Mapping[str, bytes]
 ) -> list[Row]:
-    """Return a shard's described rows from the rows of its tables and the members of its tar by name.
+    """Return a shard's described rows from the rows of its tables and the members of its tar, keyed by name.
 
-    Raises `ValueError` if an image's JPEG is missing although the tar contains JPEGs.
+    Raises `ValueError` if the tar contains JPEGs but lacks the JPEG of one of the images.
     """
     with_images = any(name.endswith(".jpg") for name in members)
     no_mask: Row = dict.fromkeys(field.name for field in DESCRIBED_MASK)

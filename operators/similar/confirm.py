@@ -12,14 +12,17 @@ from segmint.operators.similar.hashes import KEPT, MIRROR, SIDE, THUMBNAIL, VIEW
 from segmint.operators.similar.near import Positions
 
 SIMILAR = 0.9
-"""Minimum correlation of two views that show the same content."""
+"""Minimum correlation between two views that show the same content."""
 
 SIMILAR_MIDDLE = 0.8
-"""Minimum correlation of the views' middles, without a fifth at each edge. docs/curate.md explains both choices."""
+"""Minimum correlation between the middles of two such views. The middle excludes a fifth of the view at each edge.
+
+docs/curate.md explains the choice of both minimums.
+"""
 
 
 class Thresholds(NamedTuple):
-    """Minimum correlations of two views that show the same content: of the whole views and of their middles."""
+    """Minimum correlations between two views that show the same content, for the whole views and for their middles."""
 
     whole: float = SIMILAR
     middle: float = SIMILAR_MIDDLE
@@ -28,7 +31,7 @@ class Thresholds(NamedTuple):
 THRESHOLDS = Thresholds()
 
 Thumbnails = Callable[[Positions], NDArray[np.uint8]]
-"""Function that maps the numbers of rows, distinct and ascending, to their thumbnails, (n, 64, 64) uint8."""
+"""Function that maps row numbers, distinct and ascending, to the rows' thumbnails, (n, 64, 64) uint8."""
 
 Views = NDArray[np.float32]
 
@@ -39,10 +42,11 @@ _AT_ONCE = 4096
 
 
 def normalized_views(thumbnails: NDArray[np.uint8], views: Positions) -> Views:
-    """Cut a view out of each of N thumbnails, (N, 64, 64) gray, as (N, 1024) vectors of mean 0 and length 1.
+    """Cut a view from each of N thumbnails, (N, 64, 64) gray. Return them as (N, 1024) vectors of mean 0 and length 1.
 
     `views` (N,) contains indices in `KEPT`. The dot product of two vectors is the correlation of the views' 32 x 32
-    pixels, -1 to 1, which brightness and contrast don't affect. A view with a single gray level becomes zeros.
+    pixels, from -1 to 1. Brightness and contrast don't affect it. A view with a single gray level becomes a vector of
+    zeros.
     """
     found = np.empty((len(thumbnails), SIDE, SIDE), np.float32)
     for view in np.unique(views).tolist():
@@ -56,7 +60,7 @@ def normalized_views(thumbnails: NDArray[np.uint8], views: Positions) -> Views:
 def same_view(one: Views, other: Views, thresholds: Thresholds = THRESHOLDS) -> NDArray[np.bool_]:
     """Return whether N pairs of views from `normalized_views` match, both as a whole and in their middles.
 
-    As a whole, two plain images would match even if they share only a caption.
+    Comparing only whole views isn't enough: two plain images would match because they share a caption.
     """
     same: NDArray[np.bool_] = np.einsum("ij,ij->i", one, other) >= thresholds.whole
     same &= np.einsum("ij,ij->i", _middles(one), _middles(other)) >= thresholds.middle
@@ -76,7 +80,7 @@ def _normalized(values: Views) -> Views:
 
 
 class Confirmer:
-    """Comparison of entries of a table of hashes, `row * VIEWS + view`; it reads the thumbnails that it needs."""
+    """Comparison of entries of a table of hashes, `row * VIEWS + view`. It reads the thumbnails that it needs."""
 
     def __init__(self, thumbnails: Thumbnails, thresholds: Thresholds = THRESHOLDS) -> None:
         self._thumbnails = thumbnails
@@ -100,8 +104,8 @@ class Confirmer:
     def sketches(self, entries: Positions) -> NDArray[np.float16]:
         """Return (N, 65) vectors whose dot products are upper bounds of the views' correlations, up to rounding.
 
-        The first 64 numbers are the view's pixels, mean-pooled to 8 x 8 and scaled so that this is a projection. The
-        last one is the length of the remainder.
+        The first 64 numbers are the view's pixels, mean-pooled to 8 x 8 and scaled so that pooling is a projection. The
+        last number is the length of the remainder.
         """
         pixels = SIDE // _POOLED
         found = np.empty((len(entries), _POOLED * _POOLED + 1), np.float16)
@@ -117,7 +121,7 @@ class Confirmer:
 
 @cache
 def _cutting(view: int) -> NDArray[np.float32]:
-    """Return the matrix, (32, 64), that cuts a view out of a thumbnail's rows and scales it, with Pillow's weights."""
+    """Return the matrix (32, 64) that cuts a view from a thumbnail's rows and scales it, with Pillow's weights."""
     identity = Image.fromarray(np.eye(THUMBNAIL, dtype=np.float32))
     left, _, right, _ = view_box(KEPT[view], THUMBNAIL, THUMBNAIL)
     cut = identity.resize((SIDE, THUMBNAIL), Image.Resampling.BILINEAR, box=(left, 0, right, THUMBNAIL))

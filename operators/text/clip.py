@@ -1,7 +1,7 @@
 """CLIP from a local folder, as transformers' `save_pretrained` writes it: embeddings of texts and of image crops.
 
-CLIP paper: Radford et al. 2021, arXiv 2103.00020. transformers is imported only when a CLIP is loaded. It reads only
-safetensors files, runs no code from the folder, and doesn't use the network.
+See the CLIP paper: Radford et al. 2021, arXiv 2103.00020. transformers is imported only when a CLIP is loaded. It then
+reads only safetensors files, runs no code from the folder, and doesn't use the network.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
 
 PACKAGES = ("transformers", "tokenizers", "safetensors")
-"""Packages of the extra `text`, by the names of their modules."""
+"""Modules that the packages of the extra `text` provide."""
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 _NORMALIZATION = ("preprocessor_config.json", "processor_config.json")
@@ -30,16 +30,16 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 
 @dataclass(frozen=True)
 class ClipFolder:
-    """Folder with all files of a CLIP. `sha256` covers the files that determine its embeddings."""
+    """Folder that contains all files of a CLIP. `sha256` covers the files that determine its embeddings."""
 
     path: Path
     sha256: str
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Check and hash a folder's files without importing transformers.
+        """Check and hash a folder's files, without importing transformers.
 
-        Raises `UsageError` for missing packages or files, and for a model other than CLIP.
+        Raises `UsageError` if packages or files are missing, or if the model isn't a CLIP.
         """
         missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
         if missing:
@@ -59,7 +59,7 @@ class ClipFolder:
         return cls(path, hashlib.sha256(canonical_json(hashes)).hexdigest())
 
     def load(self, device: str | torch.device = "cpu") -> "Clip":
-        """Load the model in float32. Raises `UsageError` if the files aren't those of a CLIP."""
+        """Load the model in float32. Raise `UsageError` if the files don't contain a complete CLIP."""
         from tokenizers import Tokenizer
         from transformers import CLIPModel
         from transformers.utils.logging import disable_progress_bar
@@ -102,14 +102,14 @@ class Clip:
     """A loaded CLIP. Embeddings are (N, D) float32 on its device, not normalized.
 
     Attributes:
-        side: height and width in pixels of the crops that it takes.
-        patch: height and width in pixels of a patch.
+        side: height and width, in pixels, of the crops that CLIP expects.
+        patch: height and width, in pixels, of a patch.
         dimension: D.
-        logit_scale: factor of the cosine of two embeddings in CLIP's logits.
+        logit_scale: factor by which CLIP's logits multiply the cosine of two embeddings.
     """
 
     def __init__(self, model: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]) -> None:
-        """`model` is a `CLIPModel` with the attention "eager", and `tokenizer` is a `tokenizers.Tokenizer`."""
+        """`model` is a `CLIPModel` with "eager" attention, and `tokenizer` is a `tokenizers.Tokenizer`."""
         text, vision = model.config.text_config, model.config.vision_config
         self.side, self.patch, self.dimension = vision.image_size, vision.patch_size, model.config.projection_dim
         self.logit_scale = float(model.logit_scale.detach().exp())
@@ -120,9 +120,10 @@ class Clip:
         tokenizer.enable_truncation(text.max_position_embeddings)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return the embeddings of texts; each text is embedded separately, so that it doesn't depend on the others.
+        """Return the embeddings of texts. Each text is embedded separately, so other texts don't affect the result.
 
-        Raises `UsageError` if the tokenizer doesn't end a text with the token whose state is CLIP's embedding.
+        CLIP uses the state of a text's end token as its embedding. Raises `UsageError` if the tokenizer doesn't end a
+        text with this token.
         """
         found = []
         for text in texts:
@@ -135,10 +136,10 @@ class Clip:
         return torch.cat(found) if found else torch.zeros(0, self.dimension, device=self._device)
 
     def embed_crops(self, crops: Tensor, pixels: Tensor) -> Tensor:
-        """Return the embeddings of selected pixels (N, side, side) bool of crops (N, 3, side, side), uint8 RGB.
+        """Return embeddings of the selected `pixels` (N, side, side) bool of `crops` (N, 3, side, side) uint8 RGB.
 
-        In the last layer, the class token attends only to itself and to patches that contain at least one of the
-        selected pixels (SAM paper, appendix D.5).
+        In the last layer, the class token attends only to itself and to patches that contain at least one selected
+        pixel (SAM paper, appendix D.5).
         """
         values = (crops.to(self._device).float() / 255 - self._mean) / self._std
         shown = F.max_pool2d(pixels.to(self._device)[:, None].float(), self.patch).flatten(1) > 0
@@ -160,6 +161,6 @@ class Clip:
 
 
 def _tensor(features: Any) -> Tensor:
-    """Return the embeddings of `get_text_features` or `get_image_features`, whose type depends on the version."""
+    """Return the embeddings in the result of transformers' `get_…_features`, whose type depends on the version."""
     found: Tensor = features if isinstance(features, Tensor) else features.pooler_output
     return found

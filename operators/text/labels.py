@@ -19,30 +19,33 @@ from segmint.operators.text.clip import Clip, ClipFolder
 from segmint.operators.text.crops import crop_mask
 
 PROMPT = "a photo of a {}"
-"""Text that CLIP embeds for a label (CLIP paper, section 3.1.4)."""
+"""Template of the text that CLIP embeds for a label (CLIP paper, section 3.1.4)."""
 
 TORCHSCRIPT_SIDE = 224
-"""Height and width in pixels of the crops that a TorchScript module gets."""
+"""Height and width, in pixels, of the crops that a TorchScript module receives."""
 
 _BATCH = 32
 _BITS = 2  # raise it whenever labels or scores change
 
 Scores = Callable[[Tensor, Tensor], Tensor]
-"""Scores (B, N) float32 of N labels for crops (B, 3, S, S) uint8 RGB with the pixels of their masks (B, S, S) bool."""
+"""Function that scores N labels for B crops: float32 (B, N).
+
+Its arguments are crops (B, 3, S, S) uint8 RGB and the pixels of their masks (B, S, S) bool.
+"""
 
 
 class MaskLabels:
-    """Custom stage that labels each mask without a label with the best matching text of a vocabulary.
+    """Custom stage that labels each mask with the best matching text of a vocabulary.
 
-    The model sees a square crop around the mask, whose side is 1.5 times that of the mask's box. In CLIP's last layer,
+    The model sees a square crop around the mask, with a side 1.5 times that of the mask's box. In CLIP's last layer,
     the class token attends only to itself and to patches that touch the mask. The score is the text's probability among
     all texts of the vocabulary. The stage replaces labels from other models or vocabularies, but never labels from
     people or imports.
 
-    Instead of CLIP, the model can be a TorchScript module. It takes crops (B, 3, 224, 224), float32 RGB from 0 to 1
-    without further normalization, and the pixels of their masks (B, 224, 224), bool. It returns finite float32 scores
-    (B, N) for the N texts of the vocabulary, in order. The text with the highest score becomes the label, and the score
-    is stored unchanged.
+    Instead of CLIP, the model can be a TorchScript module. It receives crops (B, 3, 224, 224), float32 RGB from 0 to 1
+    without further normalization, and the pixels of their masks (B, 224, 224), bool. It must return finite float32
+    scores (B, N) for the N texts of the vocabulary, in order. The text with the highest score becomes the label, and
+    the score is stored unchanged.
     """
 
     name = "label"
@@ -50,7 +53,7 @@ class MaskLabels:
 
     @classmethod
     def version(cls, model: str, vocabulary: Sequence[str], device: str = "cpu") -> str:
-        """Return the SHA-256 of the model's files and the vocabulary. Raises `UsageError` if they can't be used."""
+        """Return the SHA-256 of the model's files and the vocabulary. Raise `UsageError` if they can't be used."""
         path = Path(model)
         if path.is_dir():
             files = ClipFolder.open(path).sha256
@@ -65,7 +68,7 @@ class MaskLabels:
         return hashlib.sha256(canonical_json([_BITS, files, list(vocabulary)])).hexdigest()
 
     def __init__(self, model: str, vocabulary: Sequence[str], device: str = "cpu") -> None:
-        """Load the folder of a CLIP, or a TorchScript file, onto a torch device.
+        """Load CLIP from a folder, or a TorchScript module from a file, onto a torch device.
 
         Raises `UsageError` if the model can't be loaded or doesn't return a score for each label.
         """
@@ -81,7 +84,7 @@ class MaskLabels:
             self._scores = _scores_of_module(Path(model), len(self._vocabulary), device)
 
     def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
-        """Return the rows with labels added to the masks that may be labeled."""
+        """Return the rows, with labels added to all masks that may be labeled."""
         return [row.with_mask_values(self._labeled(row)) for row in rows]
 
     def _labeled(self, row: StageRow) -> list[Mapping[str, Any] | None]:
@@ -100,7 +103,7 @@ class MaskLabels:
 
 
 def _scores_of_clip(clip: Clip, vocabulary: Sequence[str]) -> Scores:
-    """Return a function that scores crops by the probabilities of the vocabulary's texts."""
+    """Return a function that scores crops with CLIP. A score is the probability of a text in the vocabulary."""
     texts = clip.embed_texts([PROMPT.format(label) for label in vocabulary])
     texts = texts / texts.norm(dim=1, keepdim=True)
 
@@ -113,7 +116,7 @@ def _scores_of_clip(clip: Clip, vocabulary: Sequence[str]) -> Scores:
 
 
 def _scores_of_module(path: Path, labels: int, device: str) -> Scores:
-    """Return a function that scores crops with a TorchScript module, after trying the module on a gray crop."""
+    """Return a function that scores crops with a TorchScript module, after trying the module on gray crops."""
     try:
         module: Any = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
