@@ -27,13 +27,16 @@ from segmint.operators.annotations.image import (
 _CONVERTER = "Label Studio Converter"
 
 LONGEST_OUTLINE = 1_000_000
-"""Maximum steps along a mask's polygons. pycocotools follows edges pixel by pixel, at about 80 bytes per pixel."""
+"""Maximum number of steps along a mask's polygons.
+
+pycocotools follows edges pixel by pixel and uses about 80 bytes per pixel.
+"""
 
 
 def parse_coco(data: bytes, name: str) -> Mapping[str, Any]:
-    """Return the document of a COCO file; `name` is the file's name in errors.
+    """Parse a COCO file. `name` is the file's name in errors.
 
-    Raises `UsageError` if it is not JSON or lacks the lists of images and annotations.
+    Raises `UsageError` if the file isn't JSON or lacks the lists of images and annotations.
     """
     expected = "expected COCO's JSON, with the lists `images` and `annotations`"
     try:
@@ -54,10 +57,12 @@ def parse_coco(data: bytes, name: str) -> Mapping[str, Any]:
 def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None] = lambda name: None) -> AnnotatedFile:
     """Read the images and masks of a document from `parse_coco`, in its order.
 
-    `size_of` returns the (height, width) of an image by its file name, if known, and overrides the size in the
-    document; if the two differ, polygons can't be read. A mask that can't be read, or whose size differs from its
-    image's, is listed and skipped. Labels are the names of categories. Two images with the same name stay separate. If
-    several images share an id, it is unknown which of them a mask belongs to.
+    `size_of` maps an image's file name to its (height, width), or to None if unknown. This size overrides the size in
+    the document. If the two differ, polygons can't be read. A mask is listed as unreadable and skipped if it can't be
+    read or its size differs from its image's. Labels are the names of categories.
+
+    Two images with the same name stay separate. If several images share an id, the image of a mask with that id is
+    unknown, so the mask is skipped.
     """
     # The converter's contours go through the centers of the outermost pixels; COCO's polygons go around these pixels.
     info = document.get("info")
@@ -109,7 +114,7 @@ def _image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage 
 
 
 def _lvis_name(url: Any) -> str | None:
-    """Return the folder and name of COCO's image, such as `val2017/000000000139.jpg`, which LVIS doesn't state."""
+    """Extract an image's folder and name, such as `val2017/000000000139.jpg`, from the URL in an LVIS file."""
     return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None
 
 
@@ -161,10 +166,10 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
 
 
 def check_polygons(polygons: Sequence[Any], size: Size) -> None:
-    """Check the points before pycocotools follows them, because it checks nothing and treats four numbers as a box.
+    """Check a mask's polygons before pycocotools follows them. Raise `UnreadableMaskError` if they are invalid.
 
-    Some tools write points slightly outside of the image, so a point may be up to one side length outside. `size` is
-    the image's (height, width).
+    pycocotools checks nothing and treats four numbers as a box. Some tools write points slightly outside the image, so
+    a point may be up to one side length outside. `size` is the image's (height, width).
     """
     farthest = size[1], size[0]
     steps = 0.0
@@ -200,7 +205,7 @@ def _frequencies(categories: Any) -> dict[int, str]:
 
 
 def _key(value: Any) -> int | str | None:
-    """Return an id in a normalized form, so that 1, 1.0, and "1" are equal; None for anything else."""
+    """Return an id in a normalized form, in which 1, 1.0, and "1" are equal, or None for anything that isn't an id."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     if isinstance(value, str):

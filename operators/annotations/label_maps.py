@@ -19,24 +19,24 @@ from segmint.operators.prepare.containers import check_whole
 from segmint.operators.prepare.ingest import check_strips
 
 ENDINGS = (".png", ".tif", ".tiff", ".npy")
-"""File name endings of label maps."""
+"""File name endings that label maps may have."""
 
 BACKGROUND = 0
 
 MOST_NUMBERS = 65_536
-"""Maximum number of distinct values in a label map, each of which is a mask: the range of 16 bits."""
+"""Maximum number of distinct values in a label map, which is the range of 16 bits. Each value is a mask."""
 
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
-"""Pillow modes with one whole number per pixel; for a palette, these are its indices."""
+"""Pillow modes with one integer per pixel. For a palette image, the integers are palette indices."""
 
 
 class UnreadableMapError(ValueError):
-    """A label map cannot be read. The message gives the reason, but not the file's name."""
+    """A label map can't be read. The message gives the reason but not the file's name."""
 
 
 @dataclass(frozen=True)
 class PairedFiles:
-    """Images and label maps paired by stem, in the images' order, and the files without a unique partner."""
+    """Images and label maps paired by stem, in the order of the images, and files without a unique partner."""
 
     pairs: list[tuple[str, str]]
     images_alone: list[str] = field(default_factory=list)
@@ -45,11 +45,11 @@ class PairedFiles:
 
 
 def read_label_map(data: bytes, name: str, size: Size | None = None) -> NDArray[np.int64]:
-    """Decode a label map, (H, W) int64, from PNG, TIFF, or NumPy's format, depending on the ending of its `name`.
+    """Decode a label map, (H, W) int64, from PNG, TIFF, or NumPy's format, depending on the ending of `name`.
 
     `size` is its image's (height, width), if known. Raises `UnreadableMapError` for any other ending, and for a file
-    that is damaged or contains colors, fractions, or several pages. A map whose size differs from the image's or
-    exceeds `MOST_PIXELS` is refused before anything is decoded.
+    that is damaged or contains colors, fractions, or several pages. If the map's size differs from the image's or
+    exceeds `MOST_PIXELS`, it is rejected before anything is decoded.
     """
     ending = PurePosixPath(name).suffix.lower()
     if ending not in ENDINGS:
@@ -58,7 +58,7 @@ def read_label_map(data: bytes, name: str, size: Size | None = None) -> NDArray[
 
 
 def _check_shape(shape: tuple[int, ...], size: Size | None) -> None:
-    """Check the shape that a file claims, before memory is allocated for it."""
+    """Check the shape that a file declares, before memory is allocated for it."""
     if len(shape) != 2 or 0 in shape or max(shape) > LONGEST_SIDE:
         raise UnreadableMapError(f"its shape is {str(shape)[:60]}: expected (height, width), one number per pixel")
     if size is not None and shape != size:
@@ -68,10 +68,10 @@ def _check_shape(shape: tuple[int, ...], size: Size | None) -> None:
 
 
 def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list[AnnotatedMask]:
-    """Return a mask for each number in a label map, (H, W) int64, ascending; its id and label are the number.
+    """Return a mask for each number in a label map, (H, W) int64, in ascending order. Its id and label are the number.
 
-    The background and the numbers in `ignore` don't become masks. Raises `UnreadableMapError` if there are more than
-    `MOST_NUMBERS` numbers.
+    The background and the numbers in `ignore` don't become masks. Raises `UnreadableMapError` if the map contains more
+    than `MOST_NUMBERS` numbers.
     """
     columns = labels.T.reshape(-1)
     changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
@@ -93,7 +93,7 @@ def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list
 
 
 def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> PairedFiles:
-    """Pair files whose names are the same without folders and endings, strictly one to one."""
+    """Pair files that have the same name without folder and ending, strictly one to one."""
     by_stem: dict[str, tuple[list[str], list[str]]] = {}
     for side, names in enumerate((images, maps)):
         for name in names:

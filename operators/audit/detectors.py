@@ -21,12 +21,12 @@ from segmint.operators.prepare.deidentify import (
 from segmint.operators.prepare.detector_files import DETECTOR_ENDINGS, DETECTOR_FILES, contract, file_format
 
 _KINDS: dict[str, tuple[Kind, str]] = {"face": ("face", FacesConfig.bundled), "plate": ("plate", PlatesConfig.bundled)}
-"""Kind and bundled detector, keyed by the kind's name."""
+"""Kind and bundled detector, keyed by the name of the kind."""
 
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """A detector, given by its kind and its name in the configuration; small enough to send to another process."""
+    """A detector, identified by its kind and its name in the configuration. Small enough to send to other processes."""
 
     kind: Kind
     detector: str  # `mtcnn`, `clp`, or the absolute path or URI of a file
@@ -34,7 +34,7 @@ class DetectorSpec:
 
     @classmethod
     def of(cls, text: str) -> "DetectorSpec":
-        """Parse a detector given as KIND=PATH; raises `UsageError` for anything else."""
+        """Parse a detector in the form KIND=PATH. Raise `UsageError` for anything else."""
         kind, _, name = text.partition("=")
         if kind in _KINDS:
             known, bundled = _KINDS[kind]
@@ -50,11 +50,11 @@ class DetectorSpec:
 
     @property
     def name(self) -> str:
-        """File name or name of the bundled detector."""
+        """File name, or name of the bundled detector."""
         return plain_name(self.detector)
 
     def pinned(self, resolve: Resolve) -> "DetectorSpec":
-        """Return a copy that includes the file's hash; raises `UsageError` if there is no such file."""
+        """Return a copy that includes the file's hash. Raise `UsageError` if the file doesn't exist."""
         if not is_detector_file(self.detector):
             return self
         try:
@@ -63,9 +63,9 @@ class DetectorSpec:
             raise UsageError(f"{self}: {error}") from error
 
     def load(self, name: str, device: str, resolve: Resolve) -> Detector:
-        """Load the detector onto `device` to search whole images and tiles; `name` is the source of its detections.
+        """Load the detector onto `device` to search whole images and tiles. Its detections have the source `name`.
 
-        A detector file is tried on a blank image first. Raises `UsageError` if the file is not the pinned one, can't be
+        A detector file is tried on a blank image first. Raises `UsageError` if the file isn't the pinned one, can't be
         loaded, or violates the contract of `TorchScriptDetector` or `OnnxDetector`.
         """
         if is_detector_file(self.detector):
@@ -98,7 +98,7 @@ class DetectorSpec:
 def try_detector_files(config: DeidentifyConfig, resolve: Resolve) -> None:
     """Try each detector file of a configuration on a blank image, in a child process.
 
-    Does nothing if detectors run on a GPU. Raises `UsageError` for a file that is missing, can't be loaded, or fails.
+    If detectors run on a GPU, this does nothing. Raises `UsageError` if a file is missing, can't be loaded, or fails.
     """
 
     def tried(path: Path, kind: Kind, score: float | None, device: str) -> Detector:
@@ -121,8 +121,9 @@ def try_detector_files(config: DeidentifyConfig, resolve: Resolve) -> None:
 def distinct_names(given: tuple[DetectorSpec, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:
     """Return a name for each detector that is unique within its kind.
 
-    `taken` contains the kinds and names of the build's detectors. If a detector has the same name as one of them, it
-    gets a suffix, because the audit also searches tiles. Raises `UsageError` if two detectors have the same name.
+    `taken` contains the kinds and names of the build's detectors. A detector with the name of one of them gets a
+    suffix, because its results differ: the audit also searches tiles. Raises `UsageError` if two detectors have the
+    same name.
     """
     names = tuple(f"{each.name} on tiles" if (each.kind, each.name) in taken else each.name for each in given)
     known: dict[tuple[str, str], DetectorSpec] = {}

@@ -13,16 +13,16 @@ from segmint.model.detectors.detection import Detection, Detector, Kind, Pixels
 from segmint.operators.child import Children, SuspectError, Worker, is_out_of_memory
 
 TIMEOUT_S = 120.0
-"""Seconds for one search of an image or tile; the first search also loads the file."""
+"""Seconds that one search of an image or tile may take. The first search also loads the file."""
 MOST_LATE = 3
-"""Number of consecutive timeouts after which the detector is not run again."""
+"""Number of consecutive timeouts after which the detector isn't run again."""
 MEMORY = 4 << 30
-"""Bytes that one search may use in the child, on a CPU (Linux)."""
+"""Number of bytes that one search on a CPU may use in the child. Applies only on Linux."""
 
 _MOST_TASKS = 10_000
 _TRIED_SIDE = 256  # pixels
 _LOAD = b""
-"""Request that loads the file and returns the score."""
+"""Request that makes the child load the file and return the minimum score."""
 
 
 class DetectorFailedError(SegmintError):
@@ -30,11 +30,11 @@ class DetectorFailedError(SegmintError):
 
 
 class NotLoadedError(DetectorFailedError, ValueError):
-    """A detector file cannot be loaded."""
+    """A detector file can't be loaded."""
 
 
 class IsolatedDetector:
-    """A detector of `load_detector_file` in a child process with one torch thread and a deadline. Thread-safe."""
+    """A detector from `load_detector_file` in a child process, with one torch thread and a deadline. Thread-safe."""
 
     def __init__(
         self,
@@ -44,9 +44,10 @@ class IsolatedDetector:
         device: str = "cpu",
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """Start the child and load the file; raises `NotLoadedError`.
+        """Start the child and load the file. Raise `NotLoadedError` if that fails.
 
-        `score` is the minimum score that counts (default: the file's), and `timeout_s` is the limit for one search.
+        `score` is the minimum score of a detection; the default is the file's own. `timeout_s` is the time limit for
+        one search.
         """
         self.kind: Kind = kind
         self.name = path.name
@@ -65,10 +66,10 @@ class IsolatedDetector:
             raise NotLoadedError(str(error)) from None
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first.
+        """Search `image`, (H, W, 3) uint8 RGB. Detections are in its pixels, sorted by score from best to worst.
 
-        Raises `DetectorFailedError` if the file raises any exception, its process dies, or it times out twice. After
-        `MOST_LATE` consecutive timeouts, the detector is not run again.
+        Raises `DetectorFailedError` if the file's code raises any exception, its process dies, or the search times out
+        twice. After `MOST_LATE` consecutive timeouts, the detector isn't run again.
         """
         found: list[Detection] = self._ask(pickle.dumps(np.ascontiguousarray(image)))
         return found
@@ -108,7 +109,7 @@ def _deaths(error: SuspectError) -> str:
 def _build(
     path: Path, kind: Kind, score: float | None, device: str
 ) -> Worker[list[Detection] | float | DetectorFailedError]:
-    """Build the child's worker. The file is loaded in a task, like each search, so that a deadline applies."""
+    """Build the child's worker. Loading the file is a task like each search, so a deadline applies to it as well."""
 
     @functools.cache
     def load() -> Detector:

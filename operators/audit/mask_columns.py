@@ -18,14 +18,14 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 _NULL = -(1 << 63)
-"""Placeholder for null in columns of integers, which an invalid value can't equal by accident."""
+"""Placeholder for null in integer columns. No invalid value can equal it by accident."""
 
 
 @dataclass(frozen=True)
 class MaskColumns:
-    """Columns of N masks, in the table's order, that `annotations_json` and `audit_masks` need.
+    """Columns of N masks that `annotations_json` and `audit_masks` need, in the table's order.
 
-    Missing values and lists of the wrong length become -1, NaN, or an empty text, which are invalid in every column.
+    Missing values and lists of the wrong length become -1, NaN, or an empty text. These are invalid in every column.
     """
 
     size: Ints  # (N, 2) height and width
@@ -47,7 +47,7 @@ class MaskColumns:
 
     @classmethod
     def of(cls, table: pa.Table) -> "MaskColumns":
-        """Return the columns of a table with the schema `MASKS`."""
+        """Read the columns from a table with the schema `MASKS`."""
         people = of_people(table)
         size, counts = _one_array(table, "segmentation").flatten()
         text, text_ends = _texts(counts.fill_null(""))
@@ -82,10 +82,10 @@ class MaskColumns:
         return [data[a:b] for a, b in pairwise([0, *ends])]
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """Yield the masks [start, stop) as rows with the keys for `annotations_json`, in the form of `to_pylist`.
+        """Yield the masks [start, stop) as rows with the keys that `annotations_json` needs, in `to_pylist` format.
 
-        The rows are only correct if no values are missing, except the scores of annotated masks;
-        `segmint.operators.audit.shard_masks` checks that first.
+        The rows are correct only if no values are missing, except scores of annotated masks.
+        `segmint.operators.audit.shard_masks` checks this first.
         """
         first = int(self.points_ends[start - 1]) if start else 0
         ends = (self.points_ends[start:stop] - first).tolist()
@@ -118,7 +118,7 @@ class MaskColumns:
 
 
 def of_people(masks: pa.Table) -> Bools:
-    """Return, for each row of a masks table, whether its source is something other than a build, (N,)."""
+    """Return, for each row of a masks table, whether the mask came from a source other than a build, (N,)."""
     if "source" not in masks.column_names:
         return np.zeros(masks.num_rows, bool)
     return np.asarray(pc.fill_null(pc.not_equal(masks.column("source"), AUTOMATIC), False).to_numpy(), bool)
@@ -136,7 +136,7 @@ def _with_nulls(numbers: Floats | Ints, missing: Bools) -> list[float | None]:
 
 
 def _one_array(table: pa.Table, name: str) -> Any:
-    """Return a column as one array; raises `ValueError` if it is too large for one (over 2 GB of text)."""
+    """Return a column as a single array. Raise `ValueError` if it is too large (over 2 GB of text)."""
     array = table.column(name).combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         if array.num_chunks > 1:
@@ -146,7 +146,7 @@ def _one_array(table: pa.Table, name: str) -> Any:
 
 
 def _texts(array: Any) -> tuple[NDArray[np.uint8], Ints]:
-    """Return the bytes of all texts in an array without nulls, and the end of each text."""
+    """Return the bytes of all texts in an array without nulls, and the position at which each text ends."""
     _, offsets, data = array.buffers()
     if not len(array):
         return np.zeros(0, np.uint8), np.zeros(0, np.int64)
@@ -156,13 +156,13 @@ def _texts(array: Any) -> tuple[NDArray[np.uint8], Ints]:
 
 
 def _flat(array: Any) -> tuple[Any, Ints]:
-    """Return the concatenated contents of an array's lists, and the end of each list; nulls are empty."""
+    """Concatenate an array's lists. Return the result and the end of each list. Nulls count as empty."""
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
     return array.flatten(), np.cumsum(lengths, dtype=np.int64)
 
 
 def _rows_of(array: Any, width: int, missing: float, kind: Any) -> NDArray[Any]:
-    """Return lists as rows, (N, width); nulls and lists of another length become rows of `missing`."""
+    """Convert lists to rows, (N, width). Nulls and lists of another length become rows filled with `missing`."""
     inner, ends = _flat(array)
     values = _values(inner, missing, kind)
     lengths = np.diff(ends, prepend=0)
@@ -175,6 +175,6 @@ def _rows_of(array: Any, width: int, missing: float, kind: Any) -> NDArray[Any]:
 
 
 def _values(array: Any, missing: float, kind: Any) -> NDArray[Any]:
-    """Return the numbers of an array, (N,), with `missing` for nulls."""
+    """Return the numbers in an array, (N,), with `missing` in place of nulls."""
     found = array if not array.null_count else array.fill_null(missing)
     return np.asarray(found.to_numpy(zero_copy_only=False), kind)

@@ -13,14 +13,17 @@ from segmint.model.automatic import rle
 from segmint.operators.schemas import AUTOMATIC
 
 PLAUSIBLE_IOU = (-0.5, 1.5)
-"""Plausible range of a predicted IoU. The model's output is unbounded; values outside this range estimate no IoU."""
+"""Plausible range of a predicted IoU.
+
+The model's output is unbounded. A value outside this range can't be an estimate of an IoU.
+"""
 
 Numbers = list[float]
 
 
 @dataclass(frozen=True)
 class MaskLimits:
-    """Thresholds that a dataset was built with; a threshold of 0 or less is switched off."""
+    """Thresholds with which a dataset was built. A threshold of 0 or less is off."""
 
     pred_iou_thresh: float
     stability_score_thresh: float
@@ -34,12 +37,12 @@ def audit_masks(
     *,
     decode: bool,
 ) -> Iterator[Finding]:
-    """Yield findings in the rows of `masks/*.parquet` of one image of `size` (height, width).
+    """Yield findings about an image's rows of `masks/*.parquet`. The image's `size` is (height, width).
 
-    Annotated masks need no scores and no point, and if they have scores, these are not compared with thresholds.
-    pycocotools measures every mask. With `decode`, each mask that has no findings so far is also decoded, and its
-    pixels are counted. Without `limits`, no scores are compared with thresholds. For each mask, only the first problem
-    with its pixels and the first problem with its scores are reported.
+    pycocotools measures every mask. With `decode`, each mask without findings so far is also decoded, and its pixels
+    are counted. Scores are compared with the thresholds in `limits`, if given. Annotated masks don't need scores or a
+    point, and their scores aren't compared with thresholds. For each mask, only the first problem with its pixels and
+    the first problem with its scores are reported.
     """
     sound: list[Mapping[str, Any]] = []
     for row in masks:
@@ -131,12 +134,12 @@ def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Fi
 
 
 def _automatic(row: Mapping[str, Any]) -> bool:
-    """Return whether a build made the mask; data that segmint did not write has no sources."""
+    """Return whether a build made the mask. Masks that segmint didn't write have no source and count as well."""
     return row.get("source") in (None, AUTOMATIC)
 
 
 def _finding(place: FindingLocation, row: Mapping[str, Any], code: Code, expected: object, found: object) -> Finding:
-    """Return a finding in the row of a mask, whose id may be invalid in data that segmint did not write."""
+    """Return a finding about a mask's row. In data that segmint didn't write, the mask's id may be invalid."""
     id = row["annotation_id"]
     return place.finding(code, expected, found, f"mask {id}", mask=id if isinstance(id, int) else None)
 
@@ -147,14 +150,14 @@ def _coco(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(value: Any, count: int) -> Numbers | None:
-    """Return `count` finite numbers, or None for anything else."""
+    """Return `count` finite numbers, or None if the value is anything else."""
     if value is None or len(value) != count or not all(v is not None and math.isfinite(v) for v in value):
         return None
     return [float(v) for v in value]
 
 
 def _inside(box: Numbers, size: tuple[int, int]) -> bool:
-    """Return whether a box [x, y, width, height] is inside an image of size (height, width)."""
+    """Return whether a box [x, y, width, height] lies inside an image of size (height, width)."""
     x, y, width, height = box
     return x >= 0 and y >= 0 and x + width <= size[1] and y + height <= size[0]
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.parquet import PARQUET_OPTIONS, table_bytes
 
 Struct = dict[int, Any]
-"""Values of a struct, keyed by field number; a list of structs is a list of dictionaries."""
+"""Values of a struct, keyed by field number. A list of structs is a list of dictionaries."""
 
 _MAGIC = b"PAR1"
 _WRITER = re.compile(rb"parquet-cpp-arrow version \d{1,3}\.\d{1,3}\.\d{1,3}")
@@ -28,8 +28,9 @@ _FEW = 16  # accepted items of a list, even if this version of pyarrow writes fe
 class ParquetCheck(NamedTuple):
     """Result of `check_parquet`.
 
-    `alike` is true if writing the rows again produces exactly these bytes. `by_other` is true if another version of
-    pyarrow wrote the file. `problem` describes the first part of the file that isn't accounted for, or is None.
+    - `alike`: whether writing the rows again produces exactly the same bytes.
+    - `by_other`: whether another version of pyarrow wrote the file.
+    - `problem`: a description of the first part of the file that the rows don't explain, or None.
     """
 
     alike: bool
@@ -38,7 +39,7 @@ class ParquetCheck(NamedTuple):
 
 
 class _HashSink(io.RawIOBase):
-    """A file that keeps only the hash of the data written to it."""
+    """A writable file that keeps only the hash of the data."""
 
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
@@ -54,9 +55,9 @@ class _HashSink(io.RawIOBase):
 def check_parquet(stream: BinaryIO, sha256: str, schema: pa.Schema, group_rows: int) -> ParquetCheck:
     """Compare a readable file with the bytes that `catalogs/parquet.py` writes for its rows.
 
-    `sha256` is the file's hash, and `group_rows` is the number of rows in each row group except the last. Only one row
-    group is in memory at a time. If the bytes differ, or another version of pyarrow wrote them, the file's structure is
-    checked instead.
+    `sha256` is the file's hash. `group_rows` is the number of rows in each row group except the last. Memory holds one
+    row group at a time. If the bytes differ, or another version of pyarrow wrote the file, its structure is checked
+    instead.
     """
     with pq.ParquetFile(stream) as file:
         by_other = file.metadata.created_by != f"parquet-cpp-arrow version {pa.cpp_version}"
@@ -81,7 +82,7 @@ def check_parquet(stream: BinaryIO, sha256: str, schema: pa.Schema, group_rows: 
 
 
 def _check_structure(stream: BinaryIO, file: pq.ParquetFile, schema: pa.Schema, *, by_other: bool) -> None:
-    """Compare each row group with one of the same rows; raises `ValueError` for parts that pyarrow would not write."""
+    """Write the rows of each row group again and compare the structure. Raise `ValueError` for unexplained parts."""
     footer, end = _read_footer(stream)
     position = len(_MAGIC)
     for index in range(max(1, file.num_row_groups)):
@@ -111,7 +112,7 @@ def _check_structure(stream: BinaryIO, file: pq.ParquetFile, schema: pa.Schema, 
 
 
 def _read_footer(stream: BinaryIO) -> tuple[Struct, int]:
-    """Return a file's footer and its position."""
+    """Return a file's footer and its byte position."""
     end = stream.seek(0, io.SEEK_END) - len(_MAGIC) - 4
     stream.seek(end)
     size = int.from_bytes(stream.read(4), "little")
@@ -128,7 +129,7 @@ def _start(column: Struct) -> int:
 
 
 def _pages(stream: BinaryIO, column: Struct, name: str) -> tuple[list[Struct], list[bytes]]:
-    """Return the headers and the decompressed pages of a column chunk; raises `ValueError` unless they fill it."""
+    """Return the headers and the decompressed pages of a column chunk. Raise `ValueError` unless they fill it."""
     stream.seek(_start(column))
     data = io.BytesIO(stream.read(column[7]))
     headers, pages = [], []
@@ -144,7 +145,7 @@ def _pages(stream: BinaryIO, column: Struct, name: str) -> tuple[list[Struct], l
 
 
 def _is_one_frame(page: bytes) -> bool:
-    """Return whether a page is one frame of Zstandard's format (RFC 8878), with nothing after it."""
+    """Return whether a page is a single frame of Zstandard's format (RFC 8878), with nothing after it."""
     flags = page[4]
     single = flags >> 5 & 1
     at = 6 - single + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
@@ -178,7 +179,7 @@ def _compare(value: Any, examples: list[Any], texts: set[bytes], name: str, *, b
 
 
 def _texts(value: Any) -> Iterator[bytes]:
-    """Yield all texts in a value."""
+    """Yield all texts in a value, at any depth."""
     if isinstance(value, bytes):
         yield value
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -186,7 +187,7 @@ def _texts(value: Any) -> Iterator[bytes]:
 
 
 def _struct(data: BinaryIO) -> Struct:
-    """Read a struct; raises `ValueError` if there is none."""
+    """Read a struct. Raise `ValueError` if the bytes aren't a struct."""
     fields: Struct = {}
     last = 0
     while head := _take(data, 1)[0]:

@@ -16,7 +16,7 @@ from segmint.operators.prepare.released_search import MOST_RESIDUAL, search_rele
 from segmint.operators.rows import Row
 
 SAME_IOU = 0.3
-"""Minimum IoU at which two detectors' boxes count as one region. A face's box may or may not include the hair."""
+"""Minimum IoU at which boxes from two detectors count as one region. A face's box may or may not include the hair."""
 
 _CONTEXT_CELLS = 8
 _MARGIN = 0.5
@@ -28,12 +28,13 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class RemainingDetection(DetectedRegion):
-    """A detection in a released image; its box covers everything that would be redacted for it.
+    """A detection in a released image. Its box covers everything that redacting it would change.
 
-    `redacted` is true if the detection is inside a redacted region. `is_residual` is true if the image's row records
-    that the build left it because the redaction itself had created it. After `merge_found`, `found_by` lists all
-    detectors that found it, and `missed_by` lists the detectors of the same kind that searched the image without
-    finding it.
+    - `redacted`: whether the detection is inside a redacted region.
+    - `is_residual`: whether the image's row records that the build left the detection, because redaction had created
+      it.
+    - `found_by`: after `merge_found`, all detectors that found it.
+    - `missed_by`: after `merge_found`, the detectors of the same kind that searched the image without finding it.
     """
 
     redacted: bool
@@ -43,19 +44,19 @@ class RemainingDetection(DetectedRegion):
 
     @property
     def is_explained(self) -> bool:
-        """True if the detection is redacted, or if the build left it deliberately."""
+        """Whether the detection is redacted, or the build left it deliberately."""
         return self.redacted or self.is_residual
 
     @property
     def sightings(self) -> tuple[Sighting, ...]:
-        """Detectors that found it, with their scores."""
+        """Detectors that found this detection, with their scores."""
         return self.found_by or (Sighting(self.detector, self.score),)
 
 
 def search_release(
     row: Row, image: Pixels, detectors: Sequence[Detector], orientations: Sequence[int] = ORIENTATIONS
 ) -> list[RemainingDetection]:
-    """Return the detections in `image`, (H, W, 3) uint8 RGB, the released image of a row of `images`."""
+    """Search a row's released image, (H, W, 3) uint8 RGB, with all detectors, and return the detections."""
     residual = [known for known in row.get("residual_detections") or () if known][:MOST_RESIDUAL]
     found = []
     for each in (each for detector in detectors for each in search_released(row, image, detector, orientations)):
@@ -70,11 +71,11 @@ def search_release(
 
 
 def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector]) -> list[RemainingDetection]:
-    """Merge detections that several detectors made at the same place of one image; explained ones are not merged.
+    """Merge detections that several detectors made at the same place in an image. Explained detections aren't merged.
 
-    Detections of one kind are merged if their boxes overlap with an IoU of at least `SAME_IOU`. The merged detection
-    has the detector and score of the first one, and its box encloses all of them. `searched` contains the detectors
-    that searched the image.
+    Two detections are at the same place if they are of the same kind and their boxes overlap with an IoU of at least
+    `SAME_IOU`. The merged detection takes the detector and score of the first one, and its box encloses all boxes.
+    `searched` contains the detectors that searched the image.
     """
     merged: list[list[RemainingDetection]] = []
     for each in found:
@@ -94,7 +95,7 @@ def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector
 
 
 def picture(image: Pixels, found: RemainingDetection) -> bytes:
-    """Return a JPEG of `image` with a detection framed in red; beyond a margin, the image becomes a coarse mosaic."""
+    """Return a JPEG of `image` with a detection framed in red. Beyond a margin, the image is a coarse mosaic."""
     height, width = image.shape[:2]
     margin = round(_MARGIN * max(found.w, found.h))
     rows = slice(max(found.y - margin, 0), min(found.y + found.h + margin, height))
@@ -107,7 +108,7 @@ def picture(image: Pixels, found: RemainingDetection) -> bytes:
 
 
 def cutouts(image: Pixels, found: Sequence[RemainingDetection]) -> Iterator[bytes]:
-    """Yield a JPEG of the area around each detection, framed in red, in which all detections are blurred."""
+    """Yield a JPEG of the area around each detection, with the detection framed in red and all detections blurred."""
     height, width = image.shape[:2]
     patches = [rectangle(each.x, each.y, each.w, each.h, (height, width)) for each in found]
     blurred = redact_patches(image, [patch for patch in patches if patch is not None])

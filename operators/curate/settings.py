@@ -13,32 +13,32 @@ class _CurateModel(BaseModel):
 
 
 class DuplicatesConfig(_CurateModel):
-    """Rejection of images that duplicate another row's image."""
+    """Rejection of images that are copies of another row's image."""
 
     enabled: bool = True
     distance: int = Field(default=3, ge=0, le=4)
-    """Maximum distance, in bits of 64, between perceptual hashes of copies; 0 compares only equal hashes."""
+    """Maximum distance between perceptual hashes of copies, in bits of 64. With 0, only equal hashes match."""
     mirror: bool = False
     """Treat mirrored images as copies."""
 
 
 class FitnessConfig(_CurateModel):
-    """Minimum and maximum of each measure in `segmint.operators.curate.fitness`; null: no limit."""
+    """Minimum and maximum of each measure in `segmint.operators.curate.fitness`. null means no limit."""
 
     min_sharpness: float | None = None
-    """Variance of the Laplacian; low if nothing is in focus."""
+    """Variance of the Laplacian. It is low if nothing is in focus."""
     min_contrast: float | None = None
     """Standard deviation of gray levels, 0 to 127.5."""
     min_entropy: float | None = None
-    """Entropy, in bits, of the histogram of gray levels, 0 to 8; low in flat images."""
+    """Entropy of the histogram of gray levels in bits, 0 to 8. It is low in flat images."""
     max_dark: float | None = None
     """Share of nearly black pixels, 0 to 1."""
     max_bright: float | None = None
     """Share of nearly white pixels, 0 to 1."""
     max_flat: float | None = None
-    """Share of pixels that equal their neighbors, 0 to 1; high in screenshots and drawings."""
+    """Share of pixels that equal their neighbors, 0 to 1. It is high in screenshots and drawings."""
     min_colors: float | None = None
-    """Number of distinct colors, of 32,768; low in drawings."""
+    """Number of distinct colors among 32,768. It is low in drawings."""
 
     def limits(self) -> dict[str, tuple[float | None, float | None]]:
         """Return the minimum and maximum of each measure."""
@@ -56,28 +56,28 @@ def _name(value: str) -> str:
 class ScorerConfig(_CurateModel):
     """A TorchScript module that scores images, for example for watermarks, text, or aesthetics.
 
-    It takes one RGB image, (3, H, W) uint8, at reduced scale, and returns one number.
+    It receives one RGB image, (3, H, W) uint8, at reduced scale, and must return one number.
     """
 
     name: Annotated[str, AfterValidator(_name)]
     file: str = Field(min_length=1)
     """Path or URI of the module."""
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    """SHA-256 of the file, in lower case; required because the file is code."""
+    """SHA-256 of the file, in lower case. It is required because the file contains executable code."""
     min: float | None = None
-    """Images with a lower score are unfit."""
+    """Images with a lower score are rejected as unfit."""
     max: float | None = None
-    """Images with a higher score are unfit."""
+    """Images with a higher score are rejected as unfit."""
 
 
 class CurateConfig(_CurateModel):
-    """Rejection rules of a curation. A runtime key, because a dataset pins the resulting catalog."""
+    """Rejection rules of a curation. They are a runtime key, because a dataset pins the resulting catalog."""
 
     duplicates: DuplicatesConfig = DuplicatesConfig()
     fitness: FitnessConfig = FitnessConfig()
     scorers: tuple[ScorerConfig, ...] = ()
     opt_outs: bool = True
-    """Reject images whose metadata or catalog entry forbids training, and all their copies."""
+    """Reject images whose metadata or catalog entry forbids training, along with all copies of these images."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -1,6 +1,6 @@
 """Boundaries of label maps, edge thinning, and one-to-one matching of edge pixels within a tolerance.
 
-Follows the BSDS benchmark (Martin, Fowlkes and Malik, PAMI 2004; Arbeláez et al., PAMI 2011).
+The functions follow the BSDS benchmark (Martin, Fowlkes and Malik, PAMI 2004; Arbeláez et al., PAMI 2011).
 """
 
 from collections.abc import Collection
@@ -12,13 +12,13 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 
 Edges = NDArray[np.bool_]
-"""(height, width) bool, true on an edge."""
+"""Edge pixels, (height, width) bool."""
 
 LabelMap = NDArray[np.int64]
-"""(height, width) int64, a number for each pixel."""
+"""A number for each pixel, (height, width) int64."""
 
 _NEIGHBORS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
-"""(dy, dx) of a pixel's neighbors in Guo and Hall's order: east first, then counterclockwise."""
+"""Offsets (dy, dx) of a pixel's neighbors in Guo and Hall's order: east first, then counterclockwise."""
 
 
 def label_boundaries(labels: LabelMap) -> Edges:
@@ -34,7 +34,7 @@ def label_boundaries(labels: LabelMap) -> Edges:
 
 
 def near_numbers(labels: LabelMap, numbers: Collection[int], distance: float) -> Edges:
-    """Return the pixels of a label map that have one of these numbers or are within `distance` pixels of one."""
+    """Return the pixels of a label map with one of these numbers, and the pixels within `distance` pixels of them."""
     there = np.isin(labels, list(numbers))
     if not there.any():
         return there
@@ -44,7 +44,7 @@ def near_numbers(labels: LabelMap, numbers: Collection[int], distance: float) ->
 def thin(edges: Edges) -> Edges:
     """Thin edges to lines of one pixel, keeping ends and connections (Guo and Hall, CACM 32(3), 1989, algorithm A1).
 
-    Equals MATLAB's `bwmorph(edges, "thin", inf)`, which the benchmark uses.
+    The result equals MATLAB's `bwmorph(edges, "thin", inf)`, which the benchmark uses.
     """
     thinned = edges.astype(np.uint8)
     while True:
@@ -57,10 +57,10 @@ def thin(edges: Edges) -> Edges:
 
 
 def match_edges(found: Edges, truth: Edges, tolerance: float) -> tuple[Edges, Edges]:
-    """Match pixels of found and true edges one to one, at most `tolerance` pixels apart.
+    """Match pixels of found edges one to one with pixels of true edges, at most `tolerance` pixels apart.
 
-    The matching contains as many pairs as possible and, among all such matchings, has the minimum total distance.
-    Returns two masks of the matched pixels, found and true, each (height, width) bool.
+    The matching contains as many pairs as possible. Among all such matchings, it has the minimum total distance.
+    Returns two masks, (height, width) bool: the found pixels and the true pixels that are matched.
     """
     count, others = int(np.count_nonzero(found)), int(np.count_nonzero(truth))
     if count > others:  # the run time grows with the first argument
@@ -78,7 +78,7 @@ def match_edges(found: Edges, truth: Edges, tolerance: float) -> tuple[Edges, Ed
 
 
 def count_matches(found: Edges, truth: Edges, tolerance: float) -> int:
-    """Return the number of pairs that `match_edges` finds. Ignoring the distances makes this many times faster."""
+    """Return the number of pairs that `match_edges` finds. This is many times faster, because it ignores distances."""
     count, others = int(np.count_nonzero(found)), int(np.count_nonzero(truth))
     if count > others:
         return count_matches(truth, found, tolerance)
@@ -90,7 +90,10 @@ def count_matches(found: Edges, truth: Edges, tolerance: float) -> int:
 def _pairs(
     found: Edges, truth: Edges, tolerance: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return all pairs of a found and a true pixel within the tolerance: their indices in row order, and distances."""
+    """Return all pairs of a found and a true pixel within the tolerance.
+
+    The pixels are indices in row order. Each pair's distance is returned as well.
+    """
     height, width = found.shape
     reach = int(tolerance)
     numbers = np.full((height + 2 * reach, width + 2 * reach), -1, dtype=np.int64)
@@ -120,7 +123,7 @@ def _marked(edges: Edges, chosen: NDArray[np.int64]) -> Edges:
 
 
 def _removable() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return, for each half of a thinning pass, whether it removes a pixel with a given code of neighbors, (256,)."""
+    """Return, for each half of a thinning pass, whether it removes a pixel, by the code of its neighbors, (256,)."""
     codes = np.arange(256)
     x = [(codes >> bit & 1).astype(bool) for bit in range(8)]  # Guo and Hall's x1 to x8, from 0
     around = [x[index % 8] for index in range(9)]

@@ -1,6 +1,6 @@
 """Simulated annotator's clicks for the SAM paper's interactive evaluation (Appendix D).
 
-Regions are (H, W) bool. Image borders count as borders of a region; see docs/decisions/0020-clicks.md.
+Regions are (H, W) bool. Image borders count as borders of a region. docs/decisions/0020-clicks.md explains why.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Bools = NDArray[np.bool_]
 
 
 class Click(NamedTuple):
-    """A click on a pixel, counted from 0; `label` is 1 for foreground and 0 for background."""
+    """A click on a pixel, with coordinates counted from 0. `label` is 1 for foreground and 0 for background."""
 
     x: int
     y: int
@@ -25,7 +25,7 @@ class Click(NamedTuple):
 
 
 class DeepestPixel(NamedTuple):
-    """Pixel of a region that is farthest from its boundary, with the distance in pixels."""
+    """The pixel of a region that is farthest from its boundary, and its distance from the boundary in pixels."""
 
     x: int
     y: int
@@ -33,10 +33,10 @@ class DeepestPixel(NamedTuple):
 
 
 def deepest_pixel(region: Bools, without: Sequence[Click] = ()) -> DeepestPixel | None:
-    """Return the pixel farthest from the region's boundary; of several, the topmost, then the leftmost.
+    """Return the pixel farthest from the region's boundary. If there are several, return the topmost, then leftmost.
 
     The distance is the Euclidean distance to the nearest pixel outside the region or the image. Pixels in `without`
-    belong to the region, but are not returned. Returns None if no pixel remains.
+    belong to the region but are never returned. Returns None if no pixel remains.
     """
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     if not rows.size:
@@ -56,7 +56,7 @@ def deepest_pixel(region: Bools, without: Sequence[Click] = ()) -> DeepestPixel 
 
 
 def center_click(mask: Bools) -> Click:
-    """Return the first click: the pixel farthest from the mask's boundary. Raises ValueError for an empty mask."""
+    """Return the first click, on the pixel farthest from the mask's boundary. Raise ValueError for an empty mask."""
     found = deepest_pixel(mask)
     if found is None:
         raise ValueError("the mask has no pixels: expected one or more")
@@ -64,7 +64,7 @@ def center_click(mask: Bools) -> Click:
 
 
 def random_click(mask: Bools, seed: int, number: int) -> Click:
-    """Return a random pixel of the mask, determined by a seed and the mask's number, each from 0 to 2^63 - 1.
+    """Return a click on a random pixel of the mask. `seed` and the mask's `number`, each 0 to 2^63 - 1, determine it.
 
     Raises ValueError for an empty mask.
     """
@@ -76,10 +76,11 @@ def random_click(mask: Bools, seed: int, number: int) -> Click:
 
 
 def next_click(predicted: Bools, truth: Bools, before: Sequence[Click]) -> Click | None:
-    """Return the next click: the deepest pixel in the part that a prediction misses, or in the part that it adds.
+    """Return the next click, on the deepest pixel that the prediction gets wrong, or None if there is no such pixel.
 
-    The click goes to the part whose deepest pixel is farther from the boundary or, if both are equally far, to the part
-    that the prediction adds. Pixels that were clicked `before` are excluded. Returns None without an error.
+    There are two kinds of errors: pixels that the prediction misses, and pixels that it adds. The click goes to the
+    kind whose deepest pixel is farther from the boundary. If both are equally far, it goes to the added pixels. Pixels
+    that were clicked `before` are excluded.
     """
     missing = deepest_pixel(truth & ~predicted, before)
     too_much = deepest_pixel(predicted & ~truth, before)

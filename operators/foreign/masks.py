@@ -1,6 +1,7 @@
 """Reader of the SA-1B-style JSON of one image that segmint did not write: its masks as rows, and its faults.
 
-Missing values (scores, a crop, a point, a box, an area) are not faults. They are measured if possible, else null.
+A missing score, crop, point, box, or area isn't a fault. If possible, the reader measures the value; otherwise, it is
+null.
 """
 
 import math
@@ -23,17 +24,18 @@ BOXES: dict[BoxConvention, str] = {
     "inclusive": "between the outermost pixels, as in SA-1B",
     "pixels": "that count pixels, as in COCO",
 }
-"""Descriptions of the box conventions."""
+"""Description of each box convention."""
 
 
 @dataclass
 class ForeignImage:
-    """Contents of an image's JSON; `size` is (height, width), None if unknown.
+    """Contents of an image's JSON.
 
-    `masks` contains rows with the keys of `MASK` and `annotation_id` (None if absent). Areas and boxes are measured; a
-    box extends from the first to the last pixel. Masks whose encoding can't be read are excluded. The data may use
-    either of two conventions for boxes, and only the whole dataset shows which. `boxes` contains the findings about
-    each convention's boxes, to report if the data turns out to use the other one.
+    - `size`: (height, width), or None if unknown.
+    - `masks`: rows with the keys of `MASK`, and `annotation_id`, which is None if absent. The reader has measured areas
+      and boxes. A box extends from the first pixel to the last. Masks whose encoding can't be read are excluded.
+    - `boxes`: findings about boxes, by convention. The data may use either of two conventions, and only the whole
+      dataset shows which. The findings for a convention are reported if the dataset uses the other one.
     """
 
     number: int
@@ -46,10 +48,10 @@ class ForeignImage:
 
 
 def read_foreign(document: Any, size: tuple[int, int] | None, place: FindingLocation, number: int) -> ForeignImage:
-    """Measure the masks in the parsed JSON of one image; `size` (height, width) is that of its JPEG, if known.
+    """Measure the masks in the parsed JSON of one image. `size` is its JPEG's (height, width), if known.
 
-    Findings refer to the image by its id; if the JSON contains none, `number` is used. Raises ValueError with the
-    reason if the value isn't such JSON at all.
+    Findings identify the image by its id in the JSON or, if there is none, by `number`. Raises ValueError, with the
+    reason, if `document` isn't such JSON at all.
     """
     header, annotations = (document.get("image"), document.get("annotations")) if isinstance(document, dict) else (0, 0)
     if not isinstance(header, dict) or not isinstance(annotations, list):
@@ -95,7 +97,7 @@ _KEPT = frozenset({"segmentation", "bbox", "area", *_SCORES, "crop_box", "point_
 
 
 def _row(annotation: Mapping[str, Any]) -> tuple[Row, str]:
-    """Return an annotation as a row, and the reason why its mask cannot be read, or an empty string."""
+    """Convert an annotation to a row. Return it with the reason why its mask can't be read, or with an empty string."""
     segmentation = annotation.get("segmentation")
     if not isinstance(segmentation, dict):
         return {}, "polygons" if isinstance(segmentation, list) else "none"
@@ -131,7 +133,7 @@ def _sound(row: Row, size: tuple[int, int]) -> bool:
 
 
 def _held(row: Row, size: tuple[int, int]) -> Row:
-    """Return the row for `audit_masks`, with missing values replaced by valid ones."""
+    """Replace missing values in a row with valid ones, so that `audit_masks` doesn't report them."""
     given: Mapping[str, Any] = row["given"]
     whole = [0.0, 0.0, float(size[1]), float(size[0])]
     crop = whole if given.get("crop_box") is None else row["crop_box"]
@@ -153,7 +155,7 @@ def _vote(image: ForeignImage, convention: BoxConvention, row: Row, place: Findi
 
 
 def _whole(value: Any) -> int | None:
-    """Return a number from 0 that fits in 63 bits; None for anything else."""
+    """Return an integer from 0 that fits in 63 bits, or None for anything else."""
     return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
@@ -162,7 +164,7 @@ def _side(value: Any) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    """Return a finite number; None for anything else."""
+    """Return a finite number, or None for anything else."""
     try:
         return value if type(value) in (int, float) and math.isfinite(value) else None
     except OverflowError:

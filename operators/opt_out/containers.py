@@ -14,10 +14,10 @@ from PIL import TiffImagePlugin
 from segmint.operators.boxes import uuids, xmp_items
 
 MOST_XMP = 16 << 20
-"""Maximum bytes of XMP that are read per image; further packets are ignored."""
+"""Maximum number of bytes of XMP to read per image. Further packets are ignored."""
 
 MOST_PARTS = 100_000
-"""Maximum number of segments or chunks that are read; an image of 250 MB has 30,000."""
+"""Maximum number of segments or chunks to read. For comparison, an image of 250 MB has 30,000."""
 
 _XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"  # then a name, the whole length, and the piece's offset
@@ -37,9 +37,11 @@ Part = tuple[Literal["xmp", "c2pa"], bytes]
 
 @dataclass(frozen=True)
 class Metadata:
-    """Metadata of an image that names a field of opt-outs, and the image's MIME type if it has a C2PA manifest.
+    """Metadata of an image that may contain an opt-out.
 
-    A packet is either XMP or a larger part of the file that contains XMP, such as EXIF.
+    `packets` contains parts of the file in which a field of opt-outs is mentioned. Each is either XMP or a larger part
+    that contains XMP, such as EXIF. `c2pa` is the image's MIME type if the image contains a C2PA manifest, and None
+    otherwise.
     """
 
     packets: tuple[bytes, ...] = ()
@@ -49,7 +51,7 @@ class Metadata:
 def find_metadata(data: bytes) -> Metadata:
     """Return the metadata of a JPEG, PNG, WebP, TIFF, GIF, HEIC, or AVIF, up to the first damage in its container.
 
-    The packets may themselves be damaged. BMP supports neither kind of metadata.
+    The packets themselves may be damaged. BMP supports neither XMP nor C2PA.
     """
     if data[4:8] == b"ftyp":
         return _collect("image/avif" if data[8:12] in (b"avif", b"avis") else "image/heic", _in_boxes(data))
@@ -73,7 +75,7 @@ def _collect(mime: str, parts: Iterator[Part]) -> Metadata:
 
 
 def _in_jpeg(data: bytes) -> Iterator[Part]:
-    """Read the segments before the scan (ITU-T T.81, B.1.1): APP11 contains C2PA, all others may contain XMP.
+    """Read the segments before the scan (ITU-T T.81, B.1.1). APP11 contains C2PA, and all others may contain XMP.
 
     XMP is in a separate APP1, in EXIF's tag 700 (APP1), or in Photoshop's resources (APP13).
     """
@@ -112,7 +114,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _in_png(data: bytes) -> Iterator[Part]:
-    """Read the chunks (PNG specification, section 5): texts of any name, and EXIF."""
+    """Read the chunks (PNG specification, section 5) that contain texts of any name or EXIF."""
     room = MOST_XMP  # for inflated texts
     for kind, content in islice(_png_chunks(data), MOST_PARTS):
         if kind == b"caBX":
@@ -148,7 +150,7 @@ def _png_packet(kind: bytes, content: bytes, room: int) -> bytes:
 
 
 def _in_webp(data: bytes) -> Iterator[Part]:
-    """Read the chunks of RIFF."""
+    """Read the RIFF chunks."""
     position = 12
     for _ in range(MOST_PARTS):
         if position + 8 > len(data):
@@ -181,7 +183,7 @@ def _in_tiff(data: bytes) -> Iterator[Part]:
 
 
 def _in_gif(data: bytes) -> Iterator[Part]:
-    """Find the application extensions. A packet is stored verbatim; the trailer after it makes readers skip it."""
+    """Find the application extensions. A packet is stored verbatim, and the trailer after it makes readers skip it."""
     if _GIF_C2PA in data:
         yield "c2pa", b""
     start = data.find(_GIF_XMP)
@@ -192,7 +194,7 @@ def _in_gif(data: bytes) -> Iterator[Part]:
 
 
 def _in_boxes(data: bytes) -> Iterator[Part]:
-    """Read the items of HEIC and AVIF, and C2PA's box (C2PA specification, A.5)."""
+    """Read the items of HEIC and AVIF, and the C2PA box (C2PA specification, A.5)."""
     if _C2PA_BOX in uuids(data):
         yield "c2pa", b""
     for packet in xmp_items(data, MOST_XMP):

@@ -28,23 +28,23 @@ MODES = frozenset(
         "I;16B",
     }
 )
-"""Pillow modes with a defined white, which can therefore be converted to 8-bit sRGB."""
+"""Pillow modes in which white is defined. Only these can be converted to 8-bit sRGB."""
 
 _STRIP_PIXELS = 2**22
 _PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
 
 def to_srgb(image: Image.Image, icc: bytes | None) -> Pixels:
-    """Return an image as (H, W, 3) uint8 RGB: sRGB, opaque on white.
+    """Convert an image to (H, W, 3) uint8 RGB: sRGB, opaque on white.
 
-    - An embedded profile is applied with relative colorimetry and black-point compensation. A profile that has no
-      effect, cannot be read, or is for another color space is ignored, and the samples are interpreted as sRGB, as in
-      browsers.
+    - An embedded profile is applied with relative colorimetry and black-point compensation. If the profile has no
+      effect, can't be read, or is for another color space, it is ignored, and the samples are interpreted as sRGB, as
+      in browsers.
     - CMYK without a profile is converted by Pillow's formula, R = (255 − C)·(255 − K)/255.
     - 16-bit gray is divided by 257 and rounded, so the full range is scaled, not clipped.
 
-    The image is converted strip by strip, because each of these steps makes a copy, and the largest images take nearly
-    a gigabyte.
+    Each of these steps makes a copy, and the largest images take nearly a gigabyte. To limit memory, the image is
+    converted strip by strip.
     """
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _STRIP_PIXELS // image.width)
@@ -77,7 +77,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Return the image without transparency and its alpha channel in mode L (None if opaque)."""
+    """Return the image without transparency, and its alpha channel in mode L, or None if it is opaque."""
     if not image.has_transparency_data:
         return image, None
     if image.mode == "La":
@@ -90,7 +90,7 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 @functools.lru_cache(maxsize=16)
 def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the transform from a profile to sRGB; None if it has no effect or cannot be used."""
+    """Return the transform from a profile to sRGB, or None if it has no effect or can't be used."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         if profile.profile.xcolor_space.strip() != _PROFILE_SPACES[mode]:
@@ -111,10 +111,10 @@ def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Return whether no color of a 17×17×17 lattice changes by more than rounding.
+    """Return whether a transform changes no color of a 17×17×17 lattice by more than rounding.
 
-    Most photographs contain one of several dozen sRGB profiles. Applying such a profile would take time and change the
-    last bits of the pixels.
+    Most photographs contain one of several dozen variants of the sRGB profile. Applying such a profile would only take
+    time and change the last bits of the pixels.
     """
     levels = np.linspace(0, 255, 17).round().astype(np.uint8)
     lattice = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(17, 289, 3)

@@ -18,12 +18,12 @@ from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT, shard_schemas
 
 ROW_GROUP_ROWS = 10_000
-"""Rows per row group of `images`, `masks`, and `rejects`."""
+"""Number of rows per row group of `images`, `masks`, and `rejects`."""
 
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """A shard's four files as bytes, and the counts of their rows."""
+    """Contents of a shard's four files, and the counts of their rows."""
 
     tar: bytes
     images: bytes
@@ -35,9 +35,9 @@ class ShardFiles:
 def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> bytes:
     """Return an image's JSON in the format of SA-1B's published files: fixed key order, compact, ASCII.
 
-    `size` is (height, width) in pixels. Each mask has the keys of `MASK` and may have an `index`, which sets its id.
-    The annotations contain only the keys of SA-1B. If any mask has an `output` or a `container`, the document contains
-    a list `outputs` or `containers` with the values of all masks, which readers and repairs use.
+    `size` is (height, width) in pixels. Each mask must contain the keys of `MASK` and may contain an `index`, which
+    determines its id. The annotations contain only SA-1B's keys. If any mask has an `output` or a `container`, the
+    document gets an additional list, `outputs` or `containers`, with the values of all masks, for readers and repairs.
     """
     annotations = [
         {
@@ -62,28 +62,28 @@ def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks
 
 
 def annotation_id(image_id: int, index: int) -> int:
-    """Return the global id of mask `index` (from 0) of an image; raises `ValueError` if the index is over the limit."""
+    """Return the global id of an image's mask `index`, counted from 0. Raise `ValueError` if it is over the limit."""
     if index >= MASKS_PER_IMAGE_LIMIT:
         raise ValueError(f"image {image_id} has more than {MASKS_PER_IMAGE_LIMIT} masks: ids would collide")
     return image_id * MASKS_PER_IMAGE_LIMIT + index
 
 
 def mask_index(mask: Mapping[str, Any], position: int) -> int:
-    """Return a mask's number within its image: its `index`, or its position if that is null."""
+    """Return a mask's number within its image, which is its `index` or, if that is null, its position."""
     index: int | None = mask.get("index")
     return position if index is None else index
 
 
 def counts_of(mask: Mapping[str, Any]) -> str:
-    """Return the run lengths of a mask's row."""
+    """Return the run lengths in a mask's row."""
     return str(mask["segmentation"]["counts"])
 
 
 def build_shard_files(rows: Iterable[Row], *, with_images: bool, stages: Sequence[StageColumn] = ()) -> ShardFiles:
-    """Build the files of one shard from its rows, ordered by ordinal; the counts include rejected rows.
+    """Build the files of one shard from its rows in ordinal order. The counts include rejected rows.
 
-    With `with_images`, each image's released JPEG precedes its annotations in the tar. `stages` lists the columns of
-    custom stages; the images' rows and the masks in them contain these columns by name.
+    With `with_images`, the tar contains each image's released JPEG before the image's annotations. `stages` lists the
+    columns of custom stages. The rows of images and their masks contain these columns by name.
     """
     schemas = shard_schemas(stages)
     tar = io.BytesIO()
@@ -120,7 +120,7 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool, stages: Sequenc
 
 
 def shard_table_bytes(rows: Iterable[Row], schema: pa.Schema) -> bytes:
-    """Return one of a shard's tables (see `shard_schemas`) as the bytes of its Parquet file."""
+    """Return the Parquet bytes of one of a shard's tables (see `shard_schemas`)."""
     return table_bytes(to_table(list(rows), schema), schema, ROW_GROUP_ROWS)
 
 
@@ -133,7 +133,7 @@ def _mask_rows(row: Row) -> list[Row]:
 
 
 def member_info(name: str, size: int) -> tarfile.TarInfo:
-    """Return the header of a tar's member with `size` bytes."""
+    """Return the tar header for a member of `size` bytes."""
     member = tarfile.TarInfo(name)
     member.size = size
     member.mtime = 0

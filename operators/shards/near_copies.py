@@ -23,7 +23,7 @@ from segmint.operators.similar.hashes import FRAME, HASHES, NO_HASH
 from segmint.operators.similar.near import Hashes
 
 BITS = 4
-"""Maximum number of bits (of 64) in which a hash of a near copy differs from a hash of the removed picture."""
+"""Maximum number of bits (of 64) in which a near copy's hash differs from a hash of the removed picture."""
 
 _COLUMNS = ["ordinal", "image_id", "hashes"]
 _APART = 65  # more bits than a hash has
@@ -42,7 +42,7 @@ class NearCopy(NamedTuple):
     bits: int  # in which their nearest hashes differ
 
     def line(self) -> str:
-        """Return the near copy as text."""
+        """Describe the near copy in one line."""
         why = f" (tombstones/{self.tombstone})" if self.tombstone else ""
         pair = f"{image_stem(self.id)} {self.image_id} looks like {image_stem(self.of)}{why}"
         return f"{pair}: {self.bits} of 64 bits differ"
@@ -50,9 +50,10 @@ class NearCopy(NamedTuple):
 
 @dataclass(frozen=True)
 class WantedPictures:
-    """Pictures whose near copies are wanted: the number and tombstone of each, and (R, 9) uint64 hashes.
+    """R pictures whose near copies are wanted: their numbers, tombstones, and hashes (R, 9) uint64.
 
-    If a person decided that an image doesn't show a tombstone's pictures, `others` contains the pair of them.
+    `others` contains pairs of an image and a tombstone. A person has decided for each pair that the image doesn't show
+    a picture of the tombstone.
     """
 
     ids: tuple[int, ...]
@@ -62,7 +63,7 @@ class WantedPictures:
 
 
 def wanted_pictures(dataset: Location, only: Collection[int] | None = None) -> WantedPictures:
-    """Return the pictures that were taken down from a dataset; `only` limits them to these numbers."""
+    """Return the pictures that were taken down from a dataset. If `only` is given, return only these numbers."""
     shards = read_fingerprints(dataset).values()
     known = {id: each.views() for id, each in by_image(shards).items()}
     found = [
@@ -77,7 +78,7 @@ def wanted_pictures(dataset: Location, only: Collection[int] | None = None) -> W
 
 
 def pictures_at(dataset: Location, commits: Iterable[Commit], ordinals: Collection[int]) -> WantedPictures:
-    """Return committed images, which have not been taken down yet, as wanted pictures."""
+    """Return images that haven't been taken down yet, given by ordinal, in the form of `WantedPictures`."""
     wanted = np.sort(np.fromiter(ordinals, np.int64, len(ordinals)))
     own = (commit for commit in commits if np.diff(np.searchsorted(wanted, commit.ordinals))[0])
     read = [_read(dataset, commit, pa.array(wanted)) for commit in own]
@@ -86,7 +87,7 @@ def pictures_at(dataset: Location, commits: Iterable[Commit], ordinals: Collecti
 
 
 def near_copies(dataset: Location, commits: Iterable[Commit], wanted: WantedPictures) -> Iterator[NearCopy]:
-    """Yield the images of these commits that look like a wanted picture, each with the nearest one, in order.
+    """Yield the images of these commits that look like a wanted picture, in order, each with the nearest picture.
 
     Two images look alike if the hash of one image's frame differs in at most `BITS` bits from any hash of the other.
     Only three columns of the images tables are read. Raises `DamagedDatasetError` if a table can't be read.
@@ -106,10 +107,10 @@ def near_copies(dataset: Location, commits: Iterable[Commit], wanted: WantedPict
 
 
 def distances(one: Hashes, other: Hashes) -> NDArray[np.uint8]:
-    """Return the distances of images in bits, (N, R) uint8, or 65 if unknown.
+    """Return the distances between N and R images in bits, (N, R) uint8, or 65 if unknown.
 
-    A distance is the smallest one between the frame of one image and any view of the other. `one` (N, 9) and `other`
-    (R, 9) are from `view_hashes`. Two crops, or two turned frames, are never compared.
+    A distance is the smallest distance between the frame of one image and any view of the other. The hashes `one` (N,
+    9) and `other` (R, 9) come from `view_hashes`. Two crops, or two turned frames, are never compared.
     """
     found = np.full((len(one), len(other)), _APART, np.uint8)
     for low in range(0, len(other), _BLOCK):
@@ -128,7 +129,10 @@ _NONE: Hashes = np.empty((0, HASHES), np.uint64)
 def _read(
     dataset: Location, commit: Commit, ordinals: pa.Array | None = None
 ) -> tuple[NDArray[np.int64], list[str], Hashes]:
-    """Return the ordinals, image_ids, and (N, 9) hashes of a shard's images with hashes, limited to these ordinals."""
+    """Return the ordinals, image_ids, and (N, 9) hashes of a shard's images that have hashes.
+
+    If `ordinals` is given, other images are left out.
+    """
     file = dataset / commit.file("images").path
     try:
         with file.open() as stream:

@@ -15,7 +15,7 @@ _OF_WORK = ("annotator", "seconds", "prompts", "model")
 
 @dataclass(frozen=True)
 class SubmissionFit:
-    """The parts of a submission that still apply to an image. Masks of the image are identified by annotation id."""
+    """The parts of a submission that still apply to an image. Annotation ids identify the image's masks."""
 
     new: Sequence[SubmittedMask]  # masks to write, without duplicates
     parents: Mapping[str, FormerMask]  # the mask that each new one replaces, keyed by the new mask's run lengths
@@ -28,10 +28,12 @@ class SubmissionFit:
 def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], merged: Merged) -> SubmissionFit:
     """Determine which parts of an assignment's last submission still apply to an image.
 
-    `masks` contains the image's mask rows by annotation id, `submissions` all submissions of the assignment, in order,
-    and `merged` the `submission` column of the image's row. Masks that the last submission neither replaces nor deletes
-    stay, as do masks whose replacement is identical pixel for pixel. If it was made for the same state as the last
-    merged submission, it supersedes that submission, whose added masks are removed unless they are repeated.
+    `masks` contains the image's mask rows by annotation id. `submissions` contains all submissions of the assignment,
+    in order. `merged` is the column `submission` of the image's row.
+
+    A mask stays if the last submission neither replaces nor deletes it, or replaces it with the same pixels. If the
+    last submission was made for the same state of the image as the last merged submission, it supersedes the merged
+    one. The masks that the merged submission added are then removed, unless the last submission contains them too.
     """
     submission = submissions[-1]
     former = merged_before(submissions, merged)
@@ -82,7 +84,7 @@ def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], 
 
 
 def merged_before(submissions: Sequence[Submission], merged: Merged) -> Submission | None:
-    """Return the last merged submission if it was made for the same state as the last submission."""
+    """Return the last merged submission, or None unless it was made for the same state as the last submission."""
     *earlier, submission = submissions
     found = [each for each in earlier if is_merged(merged, each.assignment, each.n) and each.n == (merged or {})["n"]]
     return found[-1] if found and found[-1].base == submission.base else None
@@ -91,8 +93,8 @@ def merged_before(submissions: Sequence[Submission], merged: Merged) -> Submissi
 def _made_by(former: Submission, masks: Mapping[int, Row], submissions: Sequence[Submission]) -> set[int]:
     """Return the ids of the image's masks that a submission added.
 
-    A mask is excluded if it was already in the state that the submission was made for, even if the submission contains
-    the same pixels. This applies to masks that come from submissions to earlier states, masks from a build, and masks
+    A mask was not added if the state for which the submission was made already contained it, even if the submission
+    contains the same pixels. This excludes masks from submissions to earlier states, masks from a build, and masks
     whose columns differ from the submission's.
     """
     shown: set[str] = set()
