@@ -9,9 +9,9 @@ _XMP_TYPE = b"application/rdf+xml"
 
 
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
-    """Yield each box's name and the start and end of its content, in `data` from `start` to `end`.
+    """Yield the name of each box between `start` and `end` in `data`, and the start and end of the box's content.
 
-    The declared end of a box may lie beyond the data.
+    A box may declare an end beyond the data.
     """
     end = len(data) if end is None else min(end, len(data))
     for _ in range(_MOST):
@@ -27,7 +27,7 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple
 
 
 def xmp_items(data: bytes, most: int) -> Iterator[bytes]:
-    """Yield the XMP and EXIF that the meta box lists as items (8.11.3, 8.11.6), up to `most` bytes in total."""
+    """Yield the XMP and EXIF items that the meta box lists (8.11.3, 8.11.6), up to `most` bytes in total."""
     for name, start, stop in boxes(data):
         if name == b"meta":
             inside = {kind: (begin, end) for kind, begin, end in boxes(data, start + 4, stop)}
@@ -93,5 +93,5 @@ def _whole(data: bytes, start: int, size: int) -> int:
 
 
 def uuids(data: bytes) -> Iterator[bytes]:
-    """Yield the types of the outermost `uuid` boxes."""
+    """Yield the types of the top-level `uuid` boxes."""
     return islice((data[start : start + 16] for name, start, _ in boxes(data) if name == b"uuid"), _MOST)

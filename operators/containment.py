@@ -10,17 +10,18 @@ CONTAINED_SHARE = 0.95
 """Share of a mask's pixels that its container must contain."""
 
 _AT_ONCE = 128
-"""Number of masks that are compared with all larger ones together, to bound memory.
+"""Number of masks that are compared with all larger masks at once, which bounds memory.
 
-It must be at most 255, because pycocotools 2.0.11 returns no areas for more."""
+pycocotools 2.0.11 returns no areas for more than 255 masks, so this number must not exceed 255.
+"""
 
 
 def find_containers(size: tuple[int, int], counts: Sequence[str]) -> list[int | None]:
-    """Return the position of each mask's container among an image's N masks, or None for a mask without one.
+    """Return the position of each mask's container among an image's N masks, or None for a mask without a container.
 
-    A mask's container is the smallest of the larger masks that contain at least `CONTAINED_SHARE` of its pixels. Of two
-    equal areas, the one at the lower position counts as larger, so containers never form a cycle. An empty mask has
-    none.
+    Larger masks that contain at least `CONTAINED_SHARE` of a mask's pixels are candidates, and the smallest candidate
+    is the container. If two masks have the same area, the one at the lower position counts as larger, so containers
+    never form a cycle. An empty mask has no container.
 
     Args:
         size: (height, width) of the image.
@@ -51,7 +52,7 @@ def find_containers(size: tuple[int, int], counts: Sequence[str]) -> list[int | 
 
 
 def container_ids(masks: Sequence[Mapping[str, Any]], ids: Sequence[int]) -> list[int | None]:
-    """Return `container` of the rows of an image's masks, whose annotation ids are `ids`; see `find_containers`."""
+    """Compute the column `container` of an image's masks, whose annotation ids are `ids`; see `find_containers`."""
     if not masks:
         return []
     height, width = masks[0]["segmentation"]["size"]

@@ -23,9 +23,10 @@ _GOLDEN_ANGLE = 0.618033988749895  # turns: each hue is as far from all earlier 
 
 
 def draw_overlay(image: Pixels, records: Sequence[MaskRecord]) -> Pixels:
-    """Return the image with every mask tinted and thinly outlined; (H, W, 3) uint8 RGB in and out.
+    """Return a copy of `image`, (H, W, 3) uint8 RGB, in which every mask is tinted and thinly outlined.
 
-    Larger masks are drawn first, so parts stay visible on whole objects. Only this order determines the colors.
+    Larger masks are drawn first, so parts stay visible on top of whole objects. The color of a mask depends only on its
+    place in this order.
     """
     canvas = image.copy()
     thickness = max(1, round(min(image.shape[:2]) / 700))
@@ -46,7 +47,10 @@ def draw_prompts(
     points: Sequence[tuple[float, float, int]] = (),
     boxes: Sequence[tuple[float, float, float, float]] = (),
 ) -> Pixels:
-    """Return the image with its prompts: foreground points green, background points red, boxes (x, y, w, h) white."""
+    """Return a copy of `image` with prompts drawn on it.
+
+    Foreground points are green, background points are red, and boxes (x, y, w, h) are white.
+    """
     canvas = image.copy()
     radius = max(3, round(min(image.shape[:2]) / 120))
     for x, y, width, height in boxes:
@@ -61,10 +65,10 @@ def draw_prompts(
 
 
 def cut_out(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
-    """Cut out the box of a mask (H, W) bool as (h, w, 4) uint8 RGBA, with the mask as alpha.
+    """Cut out the box of a mask, (H, W) bool, as (h, w, 4) uint8 RGBA with the mask as alpha.
 
-    `image` is (H, W, 3) uint8 RGB. Pixels outside the mask are zero, not only transparent. Raises ValueError for empty
-    masks.
+    `image` is (H, W, 3) uint8 RGB. Pixels outside the mask are set to zero, not just made transparent. Raises
+    ValueError for an empty mask.
     """
     if not mask.any():
         raise ValueError("the mask is empty: expected a mask with at least one pixel")
@@ -75,7 +79,7 @@ def cut_out(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
 
 
 def distinct_color(index: int) -> tuple[int, int, int]:
-    """Return color `index` of a fixed series in which each hue differs from the earlier ones; RGB, 0-255."""
+    """Return color `index` of a fixed series, as RGB from 0 to 255. Each hue differs from all earlier hues."""
     hue = (0.58 + index * _GOLDEN_ANGLE) % 1.0
     saturation, value = (0.85, 1.0) if index % 2 == 0 else (0.65, 0.9)
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -83,9 +87,9 @@ def distinct_color(index: int) -> tuple[int, int, int]:
 
 
 def encode_png(image: Pixels, drawn_from: str | None = None) -> bytes:
-    """Encode an image, (H, W, 3) or (H, W, 4) uint8, as PNG with a text chunk that names segmint as the software.
+    """Encode an image, (H, W, 3) or (H, W, 4) uint8, as PNG. A text chunk names segmint as the software.
 
-    Another text chunk contains `drawn_from`, the SHA-256 of the file whose masks the image shows.
+    If `drawn_from`, the SHA-256 of the file with the masks, is given, another text chunk contains it.
     """
     buffer = io.BytesIO()
     written_by = PngInfo()
@@ -97,10 +101,10 @@ def encode_png(image: Pixels, drawn_from: str | None = None) -> bytes:
 
 
 def is_ours(png: bytes) -> bool:
-    """Return whether `encode_png` wrote a file, according to the first chunk after its header."""
+    """Return whether `encode_png` wrote a PNG, judging by the first chunk after its header."""
     return "\0".join(_WRITTEN_BY).encode() in png[:64]
 
 
 def is_drawn_from(png: bytes, sha256: str) -> bool:
-    """Return whether `encode_png` drew a PNG from the file of masks with this SHA-256, judging by its first bytes."""
+    """Return whether a PNG from `encode_png` shows masks of the file with this SHA-256, judging by its first bytes."""
     return f"{_DRAWN_FROM}\0{sha256}".encode() in png[:256]

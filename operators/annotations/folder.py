@@ -31,10 +31,10 @@ _INDEX = "index.json"  # list of the images in an export to GeoJSON
 def read_folder(
     folder: Location, add_to_hash: Callable[[bytes], Any], size_of: Callable[[str], Size | None] = lambda name: None
 ) -> Iterator[AnnotatedImage]:
-    """Yield an image for each of a folder's SA-1B JSON files, GeoJSON files, and label maps, in the order of names.
+    """Yield an image for each SA-1B JSON file, GeoJSON file, and label map in a folder, sorted by file name.
 
-    Other files are ignored. `add_to_hash` is called with each file's name and hash, and `size_of` returns the (height,
-    width) of an image by its name, if known. An image's `unreadable` lists anything that can't be read.
+    Other files are ignored. `add_to_hash` is called with each file's name and hash. `size_of` maps an image's name to
+    its (height, width), or to None if unknown. An image's `unreadable` lists everything that can't be read.
     """
     names = sorted(found.name for found in folder.walk())
     if any(name.lower().endswith(GEOJSON) for name in names):
@@ -61,7 +61,7 @@ def _is_hidden(name: str) -> bool:
 def read_json(
     data: bytes, name: str, size: Size | None = None, parse: Callable[[bytes], Any] = json.loads
 ) -> AnnotatedImage:
-    """Read SA-1B's JSON of one image; the image is named by `image.file_name`, or else by the name of the JSON file.
+    """Read SA-1B's JSON of one image. Its name is `image.file_name` or, if that is missing, the name of the JSON file.
 
     `size` is the image's (height, width), if known. Masks that can't be read are listed and skipped. To keep the parsed
     JSON, pass a `parse` that stores it.
@@ -99,7 +99,7 @@ def _add(image: AnnotatedImage, annotation: Any) -> None:
 
 
 def _read_map(data: bytes, name: str, size: Size | None) -> AnnotatedImage:
-    """Read a label map without ids and labels, because its numbers are neither ids of a dataset nor names."""
+    """Read a label map. Its masks get no ids or labels, because its numbers are neither a dataset's ids nor names."""
     image = AnnotatedImage(name, None, size)
     try:
         labels = read_label_map(data, name, size)

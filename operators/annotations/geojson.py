@@ -26,10 +26,10 @@ ENDING = ".geojson"
 
 
 def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedImage:
-    """Read the features of one image; the image is named by `image.file_name`, or else by the name of the file.
+    """Read the features of one image. Its name is `image.file_name` or, if that is missing, the name of the file.
 
-    `size` is the image's (height, width), if known. Labels are the names of the features' classifications. Masks that
-    can't be read are listed and skipped.
+    `size` is the image's (height, width), if known. A mask's label is the name of its feature's classification. Masks
+    that can't be read are listed and skipped.
     """
     try:
         document = json.loads(data)
@@ -57,9 +57,9 @@ def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedI
 
 
 def fill_rings(rings: Sequence[Sequence[float]], size: Size) -> NDArray[np.bool_]:
-    """Return the pixels whose centers are inside an odd number of rings, (height, width) bool.
+    """Return the pixels whose centers lie inside an odd number of rings, (height, width) bool.
 
-    A ring is a sequence of coordinates x, y, x, y, …, in which pixel (0, 0) extends from corner (0, 0) to (1, 1).
+    A ring is a sequence of coordinates x, y, x, y, …. Pixel (0, 0) extends from corner (0, 0) to corner (1, 1).
     """
     height, width = size
     flips = np.zeros((height, width + 1), np.uint8)
@@ -100,7 +100,7 @@ def _mask(feature: Any, size: Size | None) -> CocoRle:
 
 
 def _label(classification: Any) -> str | None:
-    """Return the name of a classification; QuPath writes a class with a parent as a list of `names`."""
+    """Return the name of a classification. QuPath writes a class that has a parent as a list of `names`."""
     if not isinstance(classification, Mapping):
         return label_text(classification)
     names = classification.get("names")

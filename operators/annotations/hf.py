@@ -22,16 +22,16 @@ _COLUMNS = ["id", "image_id", "width", "height", "objects"]
 
 
 def is_data_file(name: str) -> bool:
-    """Return whether a file contains rows, judging by its path in the export's folder."""
+    """Return whether a file contains rows, judging by its path within the export's folder."""
     return name.startswith("data/") and name.endswith(".parquet")
 
 
 def read_export(
     folder: Location, add_to_hash: Callable[[bytes], Any], by_image_id: bool = False
 ) -> Iterator[AnnotatedImage]:
-    """Yield the images of an export in order, named by their `image_id`, or else like the files in tars.
+    """Yield the images of an export in order. Its images are named by `image_id` if `by_image_id`, else as in tars.
 
-    `add_to_hash` is called with each file's name and hash. Raises `UsageError` for files that aren't from an export.
+    `add_to_hash` is called with each file's name and hash. Raises `UsageError` if a file isn't part of an export.
     """
     for name in sorted(found.name for found in folder.walk() if is_data_file(found.name)):
         file = folder / name

@@ -1,9 +1,10 @@
 """Codec for Label Studio's run lengths, which apply thi.ng's rle-pack format to the mask's RGBA pixels.
 
-The format is a stream of bits, starting with the highest bit of each byte. A header contains the number of values (32
-bits), the size of a value in bits minus one (5 bits), and the sizes of four kinds of lengths in bits minus one (4 bits
-each). Records follow. Each one contains a bit that is 1 for a run, the kind of its length (2 bits), the length minus
-one, and then either the run's value or `length` values.
+The format is a stream of bits, starting with the highest bit of each byte. It begins with a header: the number of
+values (32 bits), the size of a value in bits minus one (5 bits), and the sizes in bits of four kinds of lengths, each
+minus one (4 bits each). The header is followed by records. Each record contains a bit that is 1 for a run, the kind of
+its length (2 bits), and the length minus one. After that, a run contains its value once, and any other record contains
+`length` values.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ _SETTINGS = int(f"{_VALUE_BITS - 1:05b}" + "".join(f"{bits - 1:04b}" for bits in
 
 
 def encode_runs(mask: NDArray[np.bool_]) -> list[int]:
-    """Encode a mask, (height, width) bool, to the bytes that Label Studio's `mask2rle` returns for 255 and 0."""
+    """Encode a mask, (height, width) bool, to the same bytes as Label Studio's `mask2rle` for the values 255 and 0."""
     flat = np.asarray(mask, dtype=bool).ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     lengths = np.diff(starts, append=flat.size) * _CHANNELS
@@ -46,10 +47,10 @@ def encode_runs(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def decode_runs(runs: Any, size: Size) -> NDArray[np.bool_]:
-    """Decode a mask of `size` (height, width): its pixels that are not fully transparent, bool.
+    """Decode a mask of `size` (height, width) to bool. A pixel is true unless it is fully transparent.
 
-    Values may have 1 to 32 bits, and lengths 1 to 16. Raises `UnreadableMaskError` for damaged run lengths and, before
-    decoding, if the number of pixels doesn't match `size`.
+    Values may have 1 to 32 bits, and lengths 1 to 16. Raises `UnreadableMaskError` for damaged run lengths. If the
+    number of pixels doesn't match `size`, raises it before decoding.
     """
     height, width = size
     data = _bytes(runs)

@@ -8,12 +8,12 @@ _MOST_DIGITS = 18
 
 
 def image_number(path: str) -> int | None:
-    """Return the image's id in a path or URL that ends in `sa_<id>.jpg`, even if a tool added a prefix."""
+    """Extract an image's id from a path or URL that ends in `sa_<id>.jpg`, or None. Tools may have added a prefix."""
     match = _IMAGE.search(path)
     return None if match is None or len(match[1]) > _MOST_DIGITS else int(match[1])
 
 
 def name_and_stem(path: str) -> tuple[str, str]:
-    """Return the last part of a path or URL, with and without its ending."""
+    """Return the last part of a path or URL, with and without its file name ending."""
     name = PurePosixPath(path.replace("\\", "/")).name
     return name, PurePosixPath(name).stem

@@ -6,14 +6,17 @@ from typing import Any
 from pycocotools import mask as coco
 
 Rles = Sequence[Mapping[str, Any]]
-"""Compressed masks of one size, for pycocotools."""
+"""Compressed masks of the same size, in pycocotools' format."""
 
 LEAST_IOU = 0.1
-"""Minimum IoU of masks that are paired."""
+"""Minimum IoU of two masks that `best_matches` pairs."""
 
 
 def best_matches(rows: Rles, columns: Rles) -> list[tuple[int, int, float]]:
-    """Return pairs of positions with their IoU (at least `LEAST_IOU`), best first; no position is used twice."""
+    """Pair masks greedily by IoU, which must be at least `LEAST_IOU`. Return (row, column, IoU), best first.
+
+    No mask is in more than one pair.
+    """
     matrix = iou(rows, columns)
     candidates = sorted(
         (-float(matrix[row][column]), row, column)
@@ -33,5 +36,5 @@ def best_matches(rows: Rles, columns: Rles) -> list[tuple[int, int, float]]:
 
 
 def iou(rows: Rles, columns: Rles) -> Any:
-    """Return the intersection over union of all pairs, (rows, columns) float64; empty if either input is empty."""
+    """Return the IoU of all pairs, (rows, columns) float64, or an empty result if either input is empty."""
     return coco.iou(list(rows), list(columns), [0] * len(columns))

@@ -17,14 +17,14 @@ _KNOWN = {
 
 
 def metadata_names(data: bytes) -> list[str]:
-    """Return the names of the known kinds of metadata in a JPEG, which are recognized by their first bytes."""
+    """Return the names of the kinds of metadata that a JPEG contains, recognized by their first bytes."""
     return sorted({name for beginning, name in _KNOWN.items() if beginning in data})
 
 
 def frame_size(head: bytes) -> tuple[int, int] | None:
-    """Return width and height in pixels from the first bytes of a JPEG file; None if its frame header comes later.
+    """Return the (width, height) in pixels from the first bytes of a JPEG, or None if its frame header comes later.
 
-    Raises ValueError if the bytes are not a JPEG or the image data begins without a frame.
+    Raises ValueError if the bytes aren't a JPEG, or if the image data begins without a frame.
     """
     if not head.startswith(_START):
         raise ValueError("it does not begin like a JPEG")

@@ -14,7 +14,7 @@ _AT_ONCE = 256
 
 
 class NearDuplicate(NamedTuple):
-    """Positions of two masks in the sequence, and their IoU, 0 to 1."""
+    """Positions of two masks in the sequence, and the masks' IoU, 0 to 1."""
 
     first: int
     second: int
@@ -22,9 +22,9 @@ class NearDuplicate(NamedTuple):
 
 
 def near_duplicates(size: tuple[int, int], counts: Sequence[str], threshold: float) -> list[NearDuplicate]:
-    """Return the pairs of masks whose IoU is at least `threshold`, which must be over 0, in order of position.
+    """Return the pairs of masks with an IoU of at least `threshold`, in order of position. `threshold` must be over 0.
 
-    `counts` are COCO's compressed run lengths of masks of `size` (height, width); damaged ones are skipped.
+    `counts` contains COCO's compressed run lengths of masks of `size` (height, width). Damaged run lengths are skipped.
     """
     places = [place for place, code in enumerate(counts) if _sound(size, code)]
     codes = [{"size": list(size), "counts": counts[place].encode("ascii")} for place in places]
@@ -43,8 +43,9 @@ def near_duplicates(size: tuple[int, int], counts: Sequence[str], threshold: flo
 def _candidates(areas: NDArray[Any], boxes: NDArray[Any], threshold: float) -> Iterator[tuple[int, list[int]]]:
     """Yield each mask with the later masks that may reach the threshold.
 
-    The IoU of two masks is bounded as follows: their intersection is at most as large as that of their boxes and as the
-    smaller mask, and their union is at least as large as the larger mask.
+    To rule out pairs, this function uses an upper bound of the IoU. The intersection of two masks is at most as large
+    as the intersection of their boxes, and at most as large as the smaller mask. Their union is at least as large as
+    the larger mask.
     """
     area = areas.astype(np.float64)
     start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]

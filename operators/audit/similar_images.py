@@ -8,10 +8,10 @@ from segmint.operators.similar.hashes import NO_HASH
 from segmint.operators.similar.near import Hashes, near_pairs
 
 DISTANCE = 2
-"""Maximum distance, in bits of 64, between hashes of images that look alike.
+"""Maximum distance between hashes of images that look alike, in bits of 64.
 
 Scaling an image to half its size or re-encoding it at quality 60 changes at most two bits of its hash. Half of a hash's
-bits are set, so only one in 2 · 10^15 random pairs is this close: few among 100 million images.
+bits are set, so only one in 2 · 10^15 random pairs is this close. Among 100 million images, that is a few pairs.
 """
 
 _BITS = 64
@@ -19,7 +19,7 @@ _BITS = 64
 
 @dataclass(frozen=True)
 class SimilarImage:
-    """Positions of an image and of the most similar earlier image, and the distance of their hashes in bits."""
+    """Positions of an image and of the most similar earlier image, and the distance between their hashes in bits."""
 
     index: int
     earlier: int
@@ -27,9 +27,9 @@ class SimilarImage:
 
 
 def find_alike(hashes: Hashes) -> list[SimilarImage]:
-    """Return each image whose hash is within `DISTANCE` bits of an earlier image's, in order, once.
+    """Return each image whose hash is within `DISTANCE` bits of an earlier image's hash, once, in order.
 
-    Images without a hash (`NO_HASH`) look like no other.
+    Images without a hash (`NO_HASH`) aren't compared.
     """
     distinct, first, kind = np.unique(hashes, return_index=True, return_inverse=True)
     count = len(hashes)

@@ -1,7 +1,7 @@
 """Classical measures of an image's fitness for a dataset: focus, exposure, and flatness.
 
-All measures are computed from integer counts on the image at a fixed scale, so they depend neither on its resolution
-nor on the machine.
+All measures are computed from integer counts on the image at a fixed scale. So they don't depend on the image's
+resolution or on the machine.
 """
 
 import math
@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 SIDE = 512
-"""Shorter side, in pixels, of the image that is measured; a smaller image is not enlarged."""
+"""Length in pixels of the shorter side of the image that is measured. Smaller images aren't enlarged."""
 
 MOST_PIXELS = 16 * SIDE * SIDE
-"""Maximum pixels of the image that is measured; above an aspect ratio of 16, the shorter side is less than `SIDE`."""
+"""Maximum number of pixels in the image that is measured.
+
+If the aspect ratio exceeds 16, this limit makes the shorter side shorter than `SIDE`.
+"""
 
 _DARK, _BRIGHT = 8, 247  # maximum and minimum gray level of clipped pixels; JPEG blurs the extremes
 _LEVELS = 32  # per channel, because 256 would not separate a drawing's colors from JPEG noise
@@ -34,9 +37,9 @@ MEASURES = {
 
 
 def at_scale(image: Pixels) -> Pixels:
-    """Return an image, (H, W, 3) uint8 RGB, with its shorter side reduced to `SIDE`; a smaller one is not enlarged.
+    """Return an image, (H, W, 3) uint8 RGB, with its shorter side reduced to `SIDE`. Smaller images aren't enlarged.
 
-    In both cases, the image is reduced further if it has more than `MOST_PIXELS` pixels.
+    If the result would have more than `MOST_PIXELS` pixels, it is reduced further.
     """
     height, width = image.shape[:2]
     short = min(height, width)
@@ -77,7 +80,7 @@ def measure(image: Pixels) -> dict[str, float]:
 
 
 def _variance(number: int, total: int, squares: int) -> float:
-    """Return the variance of `number` values from their sum and the sum of their squares, all integers."""
+    """Return the variance of `number` integers, given their sum and the sum of their squares."""
     return (number * squares - total * total) / (number * number)
 
 

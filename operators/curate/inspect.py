@@ -29,7 +29,11 @@ _TRIAL = (512, 640)  # pixels of the image that a module is tried with
 
 
 class Scorer:
-    """A loaded module. Raises `UsageError` if its hash is wrong or it returns no finite number for a gray image."""
+    """A loaded scorer module.
+
+    The constructor raises `UsageError` if the file's hash is wrong or the module returns no finite number for a gray
+    image.
+    """
 
     def __init__(self, config: ScorerConfig, storage: Storage, assets: str | None) -> None:
         import torch
@@ -54,7 +58,7 @@ class Scorer:
             )
 
     def score(self, image: Pixels) -> float | None:
-        """Return the score of an image, (H, W, 3) uint8 RGB; None if the module fails or returns no finite number."""
+        """Score an image, (H, W, 3) uint8 RGB. Return None if the module fails or returns no finite number."""
         import torch
 
         planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -72,7 +76,7 @@ class Scorer:
 
 
 def load_scorers(configs: Sequence[ScorerConfig], storage: Storage, assets: str | None) -> tuple[Scorer, ...]:
-    """Load all scorers of a configuration, with one thread each, because more would change the last bits of sums."""
+    """Load all scorers of a configuration. torch uses one thread, because more would change the last bits of sums."""
     if configs:  # otherwise nothing needs torch, which takes seconds to import
         import torch
 
@@ -104,19 +108,19 @@ class ImageInspection:
 
 
 class UndecodedError(RejectedError):
-    """A verdict on an image that cannot be decoded, with the opt-out in its metadata, if any."""
+    """A verdict on an image that can't be decoded. It includes the opt-out from the image's metadata, if any."""
 
     def __init__(self, reason: Reason, detail: str, opt_out: str | None) -> None:
         super().__init__(reason, detail)
         self.opt_out = opt_out
 
     def __reduce__(self) -> tuple[type["UndecodedError"], tuple[Reason, str, str | None]]:  # type: ignore[override]
-        """Support pickling, so that the verdict can cross process boundaries."""
+        """Support pickling, because the verdict crosses process boundaries."""
         return type(self), (self.reason, self.detail, self.opt_out)
 
 
 def inspect_image(data: bytes, config: InspectionConfig, scorers: Sequence[Scorer] = ()) -> ImageInspection:
-    """Inspect an image; raises `UndecodedError` if `ingest` rejects it."""
+    """Inspect an image. Raise `UndecodedError` if `ingest` rejects it."""
     reserved = read_opt_out(data) if config.opt_outs else None
     try:
         source = ingest(data, config.ingest, SIDE)
@@ -136,7 +140,7 @@ def inspect_image(data: bytes, config: InspectionConfig, scorers: Sequence[Score
 
 
 def read_opt_out(data: bytes) -> str | None:
-    """Return a sentence that states how an image's metadata forbids training; None if it doesn't."""
+    """Return a sentence that states how an image's metadata forbids training, or None if it doesn't."""
     found = opt_out(data)
     return None if found is None else found.detail
 
@@ -147,7 +151,7 @@ def build_opt_out_reader() -> Worker[str | None]:
 
 
 def build_looker(config: InspectionConfig, storage: Storage, assets: str | None) -> Worker[ImageInspection]:
-    """Build `inspect_image` with its scorers, for a child process; `assets` is a folder that mirrors their files."""
+    """Build `inspect_image` with its scorers, for a child process. `assets` is a folder that mirrors their files."""
     import cv2
 
     cv2.setNumThreads(1)

@@ -20,7 +20,7 @@ from segmint.operators.custom.contract import StageCall, StageContractError
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A custom stage with its arguments and attributes. Workers load the code again and compare `version`."""
+    """A custom stage with its arguments and attributes. Each worker loads the code again and compares `version`."""
 
     stage: str  # dotted name
     arguments: Mapping[str, Any]
@@ -32,17 +32,17 @@ class StageSpec:
 
     @property
     def label(self) -> str:
-        """Name of the stage in rejected rows, and of its column."""
+        """Name of the stage's column, which is also the stage's name in rejected rows."""
         return f"{STAGE_PREFIX}{self.name}"
 
     @property
     def sets_masks(self) -> bool:
-        """True if it sets columns of masks."""
+        """Whether the stage sets columns of masks."""
         return self.labels or (self.column is not None and self.column.table == "masks")
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that determines the results, as JSON values."""
+        """Everything that determines the stage's results, as JSON values."""
         column = None if self.column is None else self.column.model_dump(mode="json")
         arguments = {} if self.versions_arguments else {"arguments": dict(self.arguments)}
         return {"stage": self.stage, "version": self.version, "column": column, "labels": self.labels, **arguments}
@@ -50,7 +50,7 @@ class StageSpec:
     def start(self) -> StageCall:
         """Load the stage in this process and call it with its arguments.
 
-        Raises `StageContractError` if the code here differs from the build's, or if the stage can't start.
+        Raises `StageContractError` if this process finds different code than the build, or if the stage can't start.
         """
         try:
             here = load_stage(self.stage, self.arguments)
@@ -69,8 +69,8 @@ class StageSpec:
 def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
     """Import the module of a stage, given by its dotted name, and return the stage's specification.
 
-    Raises `UsageError`, which names the stage, if the module or the name doesn't exist, if the stage isn't callable
-    with these arguments, or if its attributes don't follow `segmint.operators.custom.contract`.
+    Raises `UsageError`, which names the stage, in these cases: the module or the name doesn't exist, the stage can't be
+    called with these arguments, or its attributes violate `segmint.operators.custom.contract`.
     """
     found = _find(stage)
     name, fields = getattr(found, "name", None), getattr(found, "fields", {})
@@ -115,7 +115,7 @@ def _find(stage: str) -> Callable[..., Any]:
 
 
 def _field(name: str, kind: Any) -> dict[str, Any]:
-    """Return a field of a stage's column as `StageField` describes it."""
+    """Convert a name and an Arrow type to a field of a stage's column, in the format of `StageField`."""
     kind = pa.type_for_alias(kind) if isinstance(kind, str) else kind
     if not isinstance(kind, pa.DataType):
         raise TypeError(f"{name}: expected an Arrow type or the name of one, got {kind!r}")
@@ -127,7 +127,7 @@ def _field(name: str, kind: Any) -> dict[str, Any]:
 
 
 def _source_sha256(found: Any) -> str:
-    """Return the SHA-256 of the source of a stage's module."""
+    """Return the SHA-256 of the source file of a stage's module."""
     file = getattr(sys.modules[found.__module__], "__file__", None)
     if file is None or not file.endswith(".py"):
         raise ValueError("it needs a version, because its module has no source file")

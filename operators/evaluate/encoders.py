@@ -1,6 +1,6 @@
 """Sharing of image encoders between models with equal weights, so that an image is encoded once for all of them.
 
-Fine-tuning keeps the image encoder fixed by default, so most pairs of weights share it.
+By default, fine-tuning leaves the image encoder unchanged, so most pairs of models can share it.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from segmint.model.sam.sam import Sam
 
 
 def share_equal_encoders(models: Sequence[Sam]) -> None:
-    """Replace image encoders that have the same weights, bit for bit, with the first such encoder."""
+    """Make models whose image encoders have the same weights, bit for bit, share the first such encoder."""
     for place, model in enumerate(models):
         for other in models[:place]:
             if _equal(model.image_encoder, other.image_encoder):
@@ -24,7 +24,7 @@ def share_equal_encoders(models: Sequence[Sam]) -> None:
 
 
 def embed_for_all(models: Sequence[Predictor], image: NDArray[np.uint8]) -> list[Embedding]:
-    """Embed an image, (H, W, 3) uint8 RGB, for each model; models that share an encoder share the embedding."""
+    """Embed an image, (H, W, 3) uint8 RGB, for each model. Models that share an encoder share the embedding."""
     found: dict[nn.Module, Embedding] = {}
     for model in models:
         if model.sam.image_encoder not in found:

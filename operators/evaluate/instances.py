@@ -17,7 +17,7 @@ _AT_ONCE = 8  # boxes; their full-size logits take 4 bytes per pixel each
 
 @dataclass(frozen=True)
 class BoxMask:
-    """Mask for a box, and the model's own estimate of its IoU."""
+    """Mask for a box, and the model's own estimate of the mask's IoU."""
 
     rle: CocoRle
     predicted_iou: float
@@ -27,11 +27,11 @@ class BoxMask:
 def segment_boxes(
     predictor: Predictor, embedding: Embedding, boxes: NDArray[np.float64], refine: bool = True
 ) -> list[BoxMask]:
-    """Return the mask of each box, (N, 4) as x0, y0, x1, y1 in pixels of the embedding's frame.
+    """Draw a mask for each box, (N, 4) as x0, y0, x1, y1 in pixels of the embedding's frame.
 
-    The model draws three masks for each box, and the one with the highest predicted IoU is used. With `refine`, the
-    model then gets that mask's logits and the box as a second prompt, as in the paper, and draws a single mask for
-    them, as it does for several prompts in training.
+    The model draws three masks for each box, and the mask with the highest predicted IoU wins. With `refine`, the model
+    then receives the logits of that mask along with the box, as in the paper, and draws a single mask. Drawing a single
+    mask for several prompts matches training.
     """
     found: list[BoxMask] = []
     for start in range(0, len(boxes), _AT_ONCE):
@@ -51,7 +51,7 @@ def segment_boxes(
 
 
 def boxes_of(masks: Sequence[CocoRle]) -> NDArray[np.float64]:
-    """Return masks' boxes (N, 4): x0, y0, x1, y1 of the outermost pixels; raises ValueError for an empty mask."""
+    """Return the boxes of masks, (N, 4): x0, y0, x1, y1 of the outermost pixels. Raise ValueError for an empty mask."""
     x, y, width, height = np.array([coco.toBbox(rle) for rle in masks], dtype=np.float64).reshape(-1, 4).T
     if not width.all():
         raise ValueError(f"mask {int(np.argmin(width))} is empty: expected masks of one pixel or more")
@@ -59,15 +59,15 @@ def boxes_of(masks: Sequence[CocoRle]) -> NDArray[np.float64]:
 
 
 def iou_in_order(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> NDArray[np.float64]:
-    """Return the IoU of each true mask with the predicted mask at the same position: (N,)."""
+    """Return the IoU of each true mask with the predicted mask at the same position, (N,)."""
     pairs = zip(truth, found, strict=True)
     return np.array([coco.iou([second], [first], [0])[0, 0] for first, second in pairs], dtype=np.float64)
 
 
 def iou_assigned(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> NDArray[np.float64]:
-    """Return the IoU of each true mask with the predicted mask assigned to it, (N,); 0 for unassigned masks.
+    """Assign predicted masks to true masks one to one, and return the IoU of each true mask, (N,); 0 if unassigned.
 
-    The one-to-one assignment maximizes the sum of IoUs.
+    The assignment maximizes the sum of IoUs.
     """
     result = np.zeros(len(truth))
     if truth and found:

@@ -13,9 +13,9 @@ LIMITS = (10, 100, 1000)
 
 
 def proposal_settings(points_per_side: int = 64) -> MaskSettings:
-    """Return the paper's settings: no crops, no filter by predicted IoU or stability, an NMS threshold of 0.9.
+    """Return the paper's settings: no crops, no filter by predicted IoU or stability, and NMS at 0.9.
 
-    `points_per_side` sets the size of the grid of points; the paper's value is 64.
+    The grid contains `points_per_side` points per side, 64 in the paper.
     """
     return MaskSettings.official(
         points_per_side=points_per_side, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9
@@ -23,14 +23,14 @@ def proposal_settings(points_per_side: int = 64) -> MaskSettings:
 
 
 def propose_objects(generator: MaskGenerator, image: NDArray[np.uint8]) -> list[PredictedMask]:
-    """Return the 1,000 best proposals for an image, (H, W, 3) uint8 RGB; `generator` uses `proposal_settings`."""
+    """Return the 1,000 best proposals for an image, (H, W, 3) uint8 RGB. `generator` must use `proposal_settings`."""
     return rank(generator.find(image))
 
 
 def rank(found: RawMasks) -> list[PredictedMask]:
-    """Return the 1,000 best masks, best first, by the mean of predicted IoU and stability score.
+    """Return the 1,000 best masks, ranked by the mean of predicted IoU and stability score, best first.
 
-    Empty masks are excluded, because they have no stability score and match no ground truth.
+    Empty masks are excluded, because they have no stability score and can't match the ground truth.
     """
     masks = found.candidates
     scores = (masks.predicted_iou.astype(np.float64) + masks.stability) / 2

@@ -5,14 +5,14 @@ from enum import StrEnum
 
 
 class FirstClick(StrEnum):
-    """Location of the first click."""
+    """Location of the first click on a mask."""
 
     CENTER = "center"
     RANDOM = "random"
 
 
 class SeveralClicks(StrEnum):
-    """Output that is used for two or more clicks."""
+    """Output of the model that is used after two or more clicks."""
 
     SINGLE = "single"  # the mask for unambiguous prompts
     THREE = "three"  # the one of the three with the highest predicted IoU
@@ -20,7 +20,7 @@ class SeveralClicks(StrEnum):
 
 @dataclass(frozen=True)
 class PointsSettings:
-    """Settings of clicks. `clicks` lists the numbers of clicks after which the model is measured, ascending from 1."""
+    """Settings of clicks. The model is measured after each number of clicks in `clicks`, which ascend from 1."""
 
     clicks: tuple[int, ...] = (1, 2, 3, 5, 9)
     first: FirstClick = FirstClick.CENTER

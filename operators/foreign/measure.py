@@ -24,18 +24,21 @@ from segmint.operators.schemas import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, SEGM
 from segmint.operators.shards.files import ROW_GROUP_ROWS
 
 IMAGES_PER_SHARD_LIMIT = 10_000_000
-"""Factor in ordinals: shard times this, plus the image's index, so that shards can be measured independently."""
+"""Upper bound on a shard's images. An ordinal is the shard's number times this, plus the image's index.
+
+With these ordinals, shards can be measured independently.
+"""
 
 _SCHEMAS = {"images": IMAGES, "masks": MASKS, "jpegs": JPEGS}
 _JSON_BYTES = 256 << 20
 _HEAD = 64 << 10
-"""Number of bytes within which the frame header of most JPEGs begins."""
+"""Number of bytes to read first. In most JPEGs, the frame header begins within these bytes."""
 _AT_ONCE = 16
 
 
 @dataclass
 class MeasuredShard:
-    """Result of measuring a shard: its Parquet files by table, its number of images, and its findings."""
+    """Result of measuring a shard: its Parquet files, keyed by table, its number of images, and its findings."""
 
     shard: int
     files: dict[str, TableFile] = field(default_factory=dict)
@@ -47,7 +50,10 @@ class MeasuredShard:
 
 
 class _ForeignFile(NamedTuple):
-    """A JPEG or JSON, and a function to read its bytes. `open` doesn't close the tar that contains it."""
+    """A JPEG or JSON file, possibly inside a tar.
+
+    `open` returns a stream to read it from. Closing the stream of a file inside a tar leaves the tar open.
+    """
 
     stem: str
     kind: str
@@ -65,7 +71,7 @@ class _ForeignFile(NamedTuple):
 
 @dataclass
 class _ImageState:
-    """Facts known so far about the image with a certain name."""
+    """What is known so far about the image with a certain name."""
 
     jpeg: _ForeignFile | None = None
     jpeg_size: tuple[int, int] | None = None  # (height, width)
@@ -77,9 +83,10 @@ class _ImageState:
 
 
 def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> MeasuredShard:
-    """Measure a shard, and write its tables into `folder`.
+    """Measure a shard and write its tables into `folder`.
 
-    Memory holds the masks of a few images, one row group, and the names of images whose JPEG or JSON is still to come.
+    Memory holds the masks of a few images, one row group, and the names of images whose JPEG or JSON hasn't been read
+    yet.
     """
     measured = MeasuredShard(shard.shard)
     with ExitStack() as stack:
@@ -133,7 +140,7 @@ def _measure(data: Location, shard: ForeignShard, measured: MeasuredShard, write
 
 
 def _read_json(file: _ForeignFile, image: _ImageState, measured: MeasuredShard) -> tuple[Row, list[int | None]] | None:
-    """Return an image's row for `describe`, and the ids in its JSON; None if the JSON can't be read."""
+    """Return an image's row for `describe` and the ids in its JSON, or None if the JSON can't be read."""
     try:
         if file.size > _JSON_BYTES:
             raise ValueError(f"{file.size} bytes, over {_JSON_BYTES}")
@@ -162,7 +169,7 @@ def _row(found: ForeignImage, ordinal: int, name: str) -> Row:
 
 
 def _write(waiting: list[tuple[Row, list[int | None]]], writers: dict[str, RowGroupWriter]) -> None:
-    """Describe images and masks as a build does, and write their rows."""
+    """Describe images and masks as a build would, and write their rows."""
     if not waiting:
         return
     described = describe_table(to_table([row for row, _ in waiting], SEGMENTED)).to_pylist()
@@ -199,7 +206,7 @@ def _jpeg_fault(image: _ImageState, place: FindingLocation) -> Iterator[Finding]
 
 
 def _jpeg_size(file: _ForeignFile) -> tuple[tuple[int, int] | None, ValueError | None]:
-    """Return the (height, width) of a JPEG, reading no more than needed, or the error."""
+    """Return the (height, width) of a JPEG or the error. Read no more bytes than needed."""
     try:
         size = frame_size(file.read(_HEAD)) or frame_size(file.read(file.size))
         if size is None:
@@ -210,7 +217,7 @@ def _jpeg_size(file: _ForeignFile) -> tuple[tuple[int, int] | None, ValueError |
 
 
 def _files(data: Location, shard: ForeignShard, findings: FindingCollector) -> Iterator[_ForeignFile]:
-    """Yield the JPEGs and JSONs of a shard, in its order; unreadable parts become findings."""
+    """Yield a shard's JPEG and JSON files in order. Report parts that can't be read as findings."""
     if shard.tar is not None:
         yield from _tar_files(data / shard.tar, shard.tar, shard.shard, findings)
         return
@@ -240,5 +247,5 @@ def _tar_files(tar: Location, name: str, shard: int, findings: FindingCollector)
 
 
 def _text(name: str) -> str:
-    """Return a name that tables and reports can store, because file systems and tars allow invalid UTF-8."""
+    """Replace invalid UTF-8 in a name, which file systems and tars allow, so that tables and reports can store it."""
     return name.encode(errors="replace").decode()

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 CONTROL_TOLERANCE = 8
-"""Maximum mean difference of a decoded control image from `control_pixels`, in levels of 255; JPEG is lossy."""
+"""Maximum mean difference between a decoded control image and `control_pixels`, in levels of 255.
+
+The tolerance is needed because JPEG is lossy.
+"""
 
 _ENCODINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "JPEG": ({"quality": 95}, {"quality": 95, "progressive": True}),
@@ -33,7 +36,7 @@ _HAVE_NO_PROFILE = frozenset({"BMP", "GIF"})
 
 
 def control_images(kind: str) -> list[bytes]:
-    """Encode `control_pixels` in each usual encoding of a container, with a color profile if it supports one."""
+    """Encode `control_pixels` in each common encoding of a container, with a color profile if it supports one."""
     if kind == "HEIC":
         return [base64.b64decode(_HEIC)]
     picture = Image.fromarray(control_pixels())
@@ -48,7 +51,7 @@ def control_images(kind: str) -> list[bytes]:
 
 @cache
 def control_pixels() -> NDArray[np.uint8]:
-    """Return four gray squares, (64, 64, 3) uint8 RGB, which every container can store almost exactly."""
+    """Return four gray squares, (64, 64, 3) uint8 RGB. Every container can store them almost exactly."""
     pixels = np.full((64, 64, 3), 40, np.uint8)
     pixels[:32, 32:] = 100
     pixels[32:, :32] = 160

@@ -7,24 +7,24 @@ from segmint.model.detectors.detection import Detector, Kind
 TORCHSCRIPT_ENDINGS = (".jit", ".ts", ".pt", ".pth", ".torchscript")
 ONNX_ENDING = ".onnx"
 DETECTOR_ENDINGS = (*TORCHSCRIPT_ENDINGS, ONNX_ENDING)
-"""File name endings of detector files."""
+"""File name endings that detector files may have."""
 
 DETECTOR_FILES = f"a TorchScript or ONNX file ({', '.join(DETECTOR_ENDINGS)})"
 """Description of detector files for messages."""
 
 
 def is_onnx(name: str | Path) -> bool:
-    """Return whether a path or URI, perhaps with a hash after `#`, names an ONNX file."""
+    """Return whether a path or URI names an ONNX file. It may end with `#` and a hash."""
     return str(name).partition("#")[0].endswith(ONNX_ENDING)
 
 
 def file_format(name: str | Path) -> str:
-    """Return the format of a detector file for messages."""
+    """Return the name of a detector file's format, for messages."""
     return "ONNX" if is_onnx(name) else "TorchScript"
 
 
 def contract(name: str | Path) -> str:
-    """Return, for messages, the input and output that a detector file with this name must have."""
+    """Describe the input and output that a detector file with this name must have, for messages."""
     if is_onnx(name):
         return (
             "an ONNX network that takes one BGR image (1, 3, H, W), 0 to 255, and returns YuNet's outputs or one "
@@ -39,10 +39,10 @@ def contract(name: str | Path) -> str:
 def load_detector_file(
     path: Path, kind: Kind, score: float | None, device: str, threads: int | None = None
 ) -> Detector:
-    """Load a detector file; `score` is the minimum score (default: that of its format).
+    """Load a detector file. `score` is the minimum score of a detection; by default, the format determines it.
 
-    A TorchScript module runs on torch's `device`, and an ONNX network on the CPU with `threads` threads (default:
-    torch's number of threads). Raises RuntimeError or ValueError if the file isn't a detector of that kind.
+    A TorchScript module runs on torch's `device`. An ONNX network runs on the CPU with `threads` threads, by default
+    torch's number of threads. Raises RuntimeError or ValueError if the file isn't a detector of that kind.
     """
     if not is_onnx(path):
         from segmint.model.detectors.torchscript import TorchScriptDetector

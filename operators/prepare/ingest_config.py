@@ -25,7 +25,10 @@ class IngestConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     formats: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_formats)] = "auto"
-    """Names of the containers. auto: those that the dataset was begun with; all in a new dataset."""
+    """Names of the containers to decode.
+
+    `auto` means the containers with which the dataset was created or, in a new dataset, all containers.
+    """
     max_pixels: int = Field(250_000_000, gt=0)  # width × height
     min_short_side: int = Field(64, gt=0)  # pixels
     max_bytes: Bytes = Field(256 * 2**20, gt=0)  # of the encoded object
@@ -33,18 +36,18 @@ class IngestConfig(BaseModel):
 
     @property
     def decoded(self) -> tuple[str, ...]:
-        """`formats`, with `auto` replaced by the containers of a new dataset."""
+        """The containers of `formats`. For `auto`, these are the containers of a new dataset."""
         return SUPPORTED if isinstance(self.formats, str) else self.formats
 
 
 ANY_SIZE = IngestConfig(min_short_side=1)
-"""Limits for an image that a user names directly; there is no minimum size."""
+"""Limits for an image that a user names directly. It has no minimum size."""
 
 
 def formats_of(identity: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the containers that a dataset with this identity decodes.
 
-    Raises `UsageError` if this version does not support one of them.
+    Raises `UsageError` if this version of segmint doesn't support one of them.
     """
     part = identity.get("ingest")
     recorded = part.get("formats") if isinstance(part, Mapping) else None

@@ -1,13 +1,13 @@
 """Measured recall of the bundled detectors, as plans and dataset cards state it.
 
-`make bench-privacy` measures it, and a test compares these numbers with the recorded result.
+`make bench-privacy` measures the recall. A test compares the numbers in this module with the recorded result.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 Share = tuple[int, int]
-"""Number of marked faces or plates that a detector found, and of all that it had to find."""
+"""Number of marked faces or plates that a detector found, and the number of all marked ones."""
 
 PHOTOGRAPHS = 13
 COMPOSITES = 40
@@ -15,7 +15,7 @@ COMPOSITES = 40
 
 @dataclass(frozen=True)
 class MeasuredRecall:
-    """Recall of a detector in photographs, upright and rotated by 90, 180, or 270 degrees, and in composites."""
+    """Recall of a detector in upright photographs, photographs rotated by 90, 180, or 270 degrees, and composites."""
 
     kind: str  # plural
     upright: Share
@@ -24,7 +24,7 @@ class MeasuredRecall:
 
     @property
     def shares(self) -> tuple[Share, Share, Share]:
-        """All three, in this order."""
+        """The shares for upright photographs, rotated photographs, and composites."""
         return self.upright, self.turned, self.composites
 
 
@@ -32,11 +32,11 @@ RECALL = {
     "mtcnn": MeasuredRecall("faces", upright=(37, 37), turned=(111, 111), composites=(135, 138)),
     "clp": MeasuredRecall("plates", upright=(2, 2), turned=(1, 6), composites=(4, 5)),
 }
-"""Measured recall by bundled detector."""
+"""Measured recall, keyed by bundled detector."""
 
 
 def describe_recall(names: Iterable[str]) -> str:
-    """Return sentences about the measured recall of the bundled detectors among `names`."""
+    """Describe the measured recall of the bundled detectors in `names`, in sentences."""
     parts = []
     for name in names:
         found = RECALL.get(name)

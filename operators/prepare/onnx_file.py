@@ -28,9 +28,9 @@ _FIELDS = (
 
 
 def onnx_network(path: Path, threads: int | None) -> Network:
-    """Load the plate network as a function that runs on the CPU, regardless of torch's device.
+    """Load the plate network as a function that runs on the CPU, whatever torch's device is.
 
-    The memory that the largest input needed stays allocated, which saves a third of the time.
+    The memory for the largest input so far stays allocated, which saves a third of the time.
     """
     session = _session(str(path), threads)
 
@@ -42,7 +42,7 @@ def onnx_network(path: Path, threads: int | None) -> Network:
 
 
 def detector_network(path: Path, threads: int | None) -> OnnxNetwork:
-    """Load a detector's network, which runs on the CPU. Raises ValueError if `OnnxDetector` can't use it."""
+    """Load a detector's network to run on the CPU. Raise ValueError if `OnnxDetector` can't use it."""
     try:
         session = _session(path.read_bytes(), threads)
     except Exception as error:  # onnxruntime's errors only share this class
@@ -67,7 +67,10 @@ def detector_network(path: Path, threads: int | None) -> OnnxNetwork:
 
 
 def _session(model: str | bytes, threads: int | None) -> Any:
-    """Return onnxruntime's session for a file, given by its path or as content, which can't refer to other files."""
+    """Create an onnxruntime session for a file. `model` is the file's path or its content.
+
+    Content can't refer to other files.
+    """
     import onnxruntime
 
     if threads is None:
@@ -86,7 +89,7 @@ def _session(model: str | bytes, threads: int | None) -> Any:
 
 
 def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Return the float32 arrays stored inline in an ONNX file, by name; raises `ValueError` for other files."""
+    """Return the float32 arrays stored inside an ONNX file, keyed by name. Raise `ValueError` for any other file."""
     from google.protobuf.message import DecodeError
 
     model = _model_class()()

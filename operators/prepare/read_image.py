@@ -17,17 +17,20 @@ from segmint.infra.uris import LOCAL, UriNotAllowedError, relative_to, scheme
 from segmint.operators.rows import Row
 
 ROUNDS = 2
-"""Number of rounds of attempts that must fail, each while the store responds, before an object counts as unreadable. A
-single round isn't enough, because an outage may end between an attempt and the check of the store."""
+"""Number of rounds of attempts that must fail before an object counts as unreadable.
+
+The store must respond during each round. A single round isn't enough, because an outage may end between an attempt and
+the check of the store.
+"""
 
 MOST_READS = 4
-"""Maximum number of reads of an image whose bytes would be rejected, until two consecutive reads are identical."""
+"""Maximum number of reads of an image whose bytes would be rejected. Two identical reads in a row are enough."""
 
 T = TypeVar("T")
 
 
 class ImageReader:
-    """Reader of objects up to `max_bytes`; the catalog at `catalog_uri` determines the URIs that its rows may use."""
+    """Reader of objects up to `max_bytes`. The catalog at `catalog_uri` determines which URIs its rows may use."""
 
     def __init__(self, storage: Storage, catalog_uri: str, max_bytes: int) -> None:
         self._storage = storage
@@ -35,7 +38,7 @@ class ImageReader:
         self._max_bytes = max_bytes
 
     def read(self, row: Row) -> bytes:
-        """Return the object's bytes. Raises `RejectedError`, or `StorageFaultError` if the store has a fault."""
+        """Return the object's bytes. Raise `RejectedError`, or `StorageFaultError` if the store has a fault."""
         try:
             return self._read_object(relative_to(self._catalog_uri, row["uri"]))
         except UriNotAllowedError as error:
@@ -58,9 +61,10 @@ class ImageReader:
         raise RejectedError(Reason.UNREADABLE_OBJECT, "reading it fails again and again, while its store answers")
 
     def use(self, row: Row, function: Callable[[bytes], T], refusal: type[RejectedError] = RejectedError) -> T:
-        """Return `function(data)` for the object's bytes; before accepting a `refusal`, read the object again.
+        """Return `function(data)` for the object's bytes. If it raises a `refusal`, make sure that the bytes are right.
 
-        Raises the errors of `read`, and `StorageFaultError` if all `MOST_READS` reads return different bytes.
+        To do so, read the object again until two reads in a row are identical, and call `function` again if the bytes
+        changed. Raises the errors of `read`, and `StorageFaultError` if all `MOST_READS` reads return different bytes.
         """
         data = self.read(row)
         for _ in range(MOST_READS - 1):
@@ -76,9 +80,10 @@ class ImageReader:
         raise StorageFaultError(f"reading {row['uri']} returns different bytes each time")
 
     def is_sure_of(self, data: bytes, row: Row) -> bool:
-        """Return whether the bytes are certain: they were read from a local file or match the catalog's hash.
+        """Return whether the bytes are certainly right: they come from a local file, or they match the catalog's hash.
 
-        A response that a store or cache truncated looks whole if its Content-Length matches.
+        Otherwise, they may be incomplete. If a store or cache truncates a response and its Content-Length matches, the
+        response looks whole.
         """
         if scheme(relative_to(self._catalog_uri, row["uri"])) == LOCAL:
             return True
@@ -86,7 +91,7 @@ class ImageReader:
 
 
 def checked_digest(data: bytes, expected: str | None) -> str:
-    """Return the SHA-256 of the bytes; raises `RejectedError` if the catalog expects another."""
+    """Return the SHA-256 of the bytes. Raise `RejectedError` if the catalog expects a different one."""
     digest = hashlib.sha256(data).hexdigest()
     if expected is not None and expected.lower() != digest:
         raise RejectedError(

@@ -10,14 +10,14 @@ from segmint.operators.rows import Row
 
 @dataclass(frozen=True)
 class RedactionArtifacts:
-    """Criterion for masks that are artifacts of de-identification."""
+    """Criterion by which masks count as artifacts of de-identification."""
 
     iou: float | None = None  # minimum IoU with a region; None: no mask is an artifact
 
     def dropped(self, row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an image's columns `masks` and `funnel` without artifacts; `row` has the keys of `PREPARED`.
+        """Return an image's columns `masks` and `funnel` without artifacts. `row` contains the keys of `PREPARED`.
 
-        The IoU that is compared is equal to the `redaction_iou` that would be written for the mask.
+        The IoU used here equals the `redaction_iou` that would be written for the mask.
         """
         masks = columns["masks"]
         if self.iou is None or not row["regions"] or not masks:
@@ -31,4 +31,4 @@ class RedactionArtifacts:
 
 
 NO_ARTIFACTS = RedactionArtifacts()
-"""A criterion that drops nothing."""
+"""Criterion that drops no masks."""

@@ -13,9 +13,9 @@ from segmint.model.sam.sam import Sam
 
 
 def cpu_kernels(device_type: str, dot: bool = False) -> Kernels | None:
-    """Return the CPU kernels for a model on "cpu"; None for other devices, or if the kernels aren't available.
+    """Return the CPU kernels for a model on "cpu", or None for other devices or if the kernels aren't available.
 
-    Each process logs once why they aren't available. With `dot`, the kernels draw in bf16.
+    If they aren't available, each process logs the reason once. With `dot`, the kernels draw in bf16.
     """
     if device_type != "cpu":
         return None
@@ -31,14 +31,14 @@ def _log_missing_kernels() -> None:
 
 
 def refuse_slow_bf16(compute: Compute) -> None:
-    """Raise `UsageError` for bf16 on a CPU without the kernels that draw in bf16."""
+    """Raise `UsageError` if bf16 is requested on a CPU without the kernels that draw in bf16."""
     why = reason(dot=True) if compute.kind == "cpu" and compute.precision == "bf16" else None
     if why is not None:
         raise UsageError(slow_bf16(why))
 
 
 def slow_bf16(why: str) -> str:
-    """Return the message that refuses bf16 on a CPU; `why` is the reason why there are no kernels for it."""
+    """Return the error message for bf16 on a CPU that can't use the kernels for it. `why` is the reason."""
     return (
         "precision bf16 on a CPU needs the CPU kernels and AVX512_BF16 instructions. Without them, it would be slower "
         f"than fp32 with kernels: {why}. Otherwise, use precision fp32"
@@ -46,12 +46,12 @@ def slow_bf16(why: str) -> str:
 
 
 def load_model(weights: Path, compute: Compute) -> Sam:
-    """Load a checkpoint's model onto a resolved device; sets up torch in this process.
+    """Load a checkpoint's model onto a resolved device, and set up torch in this process.
 
     On a GPU, bf16 means that the weights themselves are bf16, but positional encodings, scores, and masks stay in fp32.
-    So does MobileSAM's image encoder, because its rounding would change more masks than everything else and save only 2
-    % of the time. On a CPU, bf16 means that all weights are fp32 and the CPU kernels draw in bf16; see
-    `Sam.draws_in_bf16`. Raises `UsageError` if the file is not a SAM checkpoint, or if the CPU has no such kernels.
+    MobileSAM's image encoder stays in fp32 too, because rounding it would change more masks than everything else and
+    save only 2 % of the time. On a CPU, bf16 means that all weights are fp32 and the CPU kernels draw in bf16; see
+    `Sam.draws_in_bf16`. Raises `UsageError` if the file isn't a SAM checkpoint, or if the CPU lacks these kernels.
     """
     refuse_slow_bf16(compute)
     apply_compute(compute)

@@ -15,22 +15,22 @@ from segmint.operators.segment.segment import SegmentSettings, decode_row, find_
 
 
 class SegmentAlone:
-    """Actor in which the driver segments a suspect image, to see whether the process survives."""
+    """Actor that segments a suspect image. The driver uses it to find out whether the process survives."""
 
     def __init__(self, settings: SegmentSettings, timeout_s: float) -> None:
-        """Load the model. An image that takes over `timeout_s` seconds in a stage ends the process."""
+        """Load the model. If an image takes more than `timeout_s` seconds in a stage, this process ends."""
         self._generator = load_generator(settings)
         self._deadline = Deadline(timeout_s)
 
     def node(self) -> str:
-        """Return the id of the node that this worker runs on. From now on, signals that stop processes don't end it."""
+        """Return the id of this worker's node, and make the worker ignore signals that stop processes from now on."""
         outlive_signals()
         return str(ray.get_runtime_context().get_node_id())
 
     def has_memory_for(self, table: pa.Table) -> bool:
-        """Segment the one row of a table of `PREPARED`; False if memory ran out, after which this process is unusable.
+        """Segment the only row of a table of `PREPARED`. Return False if memory ran out; this process is unusable then.
 
-        Raises any other error of segmentation.
+        Any other error of segmentation propagates.
         """
         (row,) = table.to_pylist()
         try:
@@ -48,7 +48,7 @@ class SegmentAlone:
 
 
 def control_table() -> pa.Table:
-    """Return one prepared row that every worker can segment: 256 x 192 pixels with a few simple shapes."""
+    """Return a table with one prepared row that every worker can segment: 256 x 192 pixels with a few simple shapes."""
     released = release(control_image(), ReleaseConfig())
     image = {"width": released.width, "height": released.height, "release": released.jpeg}
     names = {"image_id": "control", "uri": "control.jpg", "license": "CC0-1.0"}  # custom stages may use them
@@ -56,7 +56,7 @@ def control_table() -> pa.Table:
 
 
 def control_image() -> Pixels:
-    """Return an image of a disc and a rectangle on a gray gradient: (192, 256, 3) uint8 RGB."""
+    """Draw a disc and a rectangle on a gray gradient: (192, 256, 3) uint8 RGB."""
     pixels = np.zeros((192, 256, 3), np.uint8)
     pixels[:] = np.linspace(40, 120, 256).astype(np.uint8)[:, None]
     rows, columns = np.ogrid[:192, :256]

@@ -18,12 +18,12 @@ from segmint.operators.similar.hashes import jpeg_hashes
 
 
 def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) -> Row:
-    """Return a described row with these boxes of its released image redacted and recorded in its region columns.
+    """Redact boxes of a row's released image, and record them in the row's region columns. Return the new row.
 
-    The released JPEG is decoded, redacted, and encoded again, as in the release step. In its masks, only the redaction
-    measures change. Boxes that are already among the row's regions are skipped, so the operation is idempotent. If no
-    boxes remain, or the image was rejected or taken down, the same object is returned. The boxes must be inside the
-    image. Raises `DamagedDatasetError` if the JPEG can't be decoded.
+    The released JPEG is decoded, redacted, and encoded again, as in the release step. Of its masks' columns, only the
+    redaction measures change. Boxes that are already among the row's regions are skipped, so the operation is
+    idempotent. If no boxes remain, or the image was rejected or taken down, the same object is returned. The boxes must
+    be inside the image. Raises `DamagedDatasetError` if the JPEG can't be decoded.
     """
     if not wanted or row.get("reason") is not None:
         return row
@@ -51,7 +51,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
 
 
 def _measured(row: Row) -> list[Row]:
-    """Return a row's masks with their redaction measures recomputed for its regions.
+    """Recompute the redaction measures of a row's masks for its current regions.
 
     If any run lengths are damaged, all masks stay unchanged, because damage must not prevent a redaction.
     """
@@ -74,7 +74,7 @@ def _decoded(row: Row) -> Pixels:
 
 
 def source_region(row: Row, box: WantedRegion) -> Region:
-    """Return a box of the released image as a region: the smallest box around it in upright source pixels."""
+    """Convert a box of the released image to a region, which is the smallest box around it in upright source pixels."""
 
     def scaled(start: int, length: int, source: int, released: int) -> tuple[int, int]:
         first = start * source // released

@@ -22,10 +22,11 @@ def is_prompted(mask: SubmittedMask) -> bool:
 
 
 def made_in(mask: SubmittedMask, submissions: Sequence[Submission]) -> Submission:
-    """Return the submission that first contained a mask of the last one.
+    """Return the submission that first contained a mask of the last submission.
 
-    Each of an assignment's `submissions`, which are in order, repeats the masks of earlier ones. This function goes
-    back as long as the mask's pixels, prompts, and source are the same.
+    `submissions` contains an assignment's submissions, in order. Each of them repeats the masks of earlier ones.
+    Starting at the last submission, this function goes back as long as the mask's pixels, prompts, and source are the
+    same.
     """
     *earlier, maker = submissions
     for submission in reversed(earlier):
@@ -37,9 +38,10 @@ def made_in(mask: SubmittedMask, submissions: Sequence[Submission]) -> Submissio
 
 
 def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict[str, Any]:
-    """Return the columns of a mask, except its label and parent.
+    """Return the columns of a mask, except for its label and parent.
 
-    The annotator and the model come from the first of an assignment's `submissions` (in order) that contained the mask.
+    `submissions` contains an assignment's submissions, in order. The annotator and the model come from the first
+    submission that contained the mask.
     """
     maker = made_in(mask, submissions)
     return {
@@ -52,15 +54,15 @@ def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict
 
 
 def label_columns(mask: SubmittedMask) -> dict[str, Any]:
-    """Return the label columns that a submission specifies for a mask; an empty label means that it was removed."""
+    """Return the label columns that a submission specifies for a mask. An empty label means that it was removed."""
     return {"label": mask.label or None, "label_score": None, "label_source": None if mask.label is None else PERSON}
 
 
 def submitted_columns(dataset: Location, image: Row) -> dict[str, dict[str, Any]]:
     """Return the columns of an image's masks from its merged submissions, keyed by run lengths.
 
-    `image` is the image's row in the images table. If several submissions contain the same mask, the last one wins.
-    The result is empty if no submission was merged or one cannot be read.
+    `image` is the image's row in the images table. If several submissions contain the same mask, the last one wins. The
+    result is empty if no submission was merged, or if one of them can't be read.
     """
     merged = image.get("submission") or {}
     if merged.get("assignment") is None:

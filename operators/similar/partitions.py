@@ -1,6 +1,6 @@
 """Tables that are larger than memory, stored in files that are split into ranges of a key or mapped into memory.
 
-If memory is short, the kernel writes mapped pages back to the file and drops them.
+If memory runs short, the kernel writes mapped pages back to their file and drops them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ Column = NDArray[Any]
 
 
 def borders(sample: Column, rows: int) -> Column:
-    """Return the ascending lowest keys of all parts but the first, from a sample of the keys of `rows` rows."""
+    """Return the lowest key of every part except the first, ascending, from a sample of the keys of `rows` rows."""
     parts = -(-rows // PART_ROWS)
     ordered = np.sort(sample)
     return np.unique(ordered[[len(ordered) * part // parts for part in range(1, parts)]] if len(ordered) else ordered)
@@ -29,7 +29,10 @@ def sampled(keys: Column) -> Column:
 
 
 class Partitions:
-    """Rows of a few columns in files, split at `borders` of the first column. Within a part, rows keep their order."""
+    """Rows of a few columns in files. The rows are split into parts at the `borders` of the first column.
+
+    Within a part, rows keep their order.
+    """
 
     def __init__(self, folder: Path, borders: Column, dtypes: Sequence[DTypeLike]) -> None:
         self._borders = borders
@@ -39,7 +42,7 @@ class Partitions:
         ]
 
     def add(self, *columns: Column) -> None:
-        """Append rows."""
+        """Append rows to the parts to which their keys belong."""
         parts = np.searchsorted(self._borders, columns[0], "right")
         order = np.argsort(parts, kind="stable")
         cuts = np.searchsorted(parts[order], np.arange(len(self._paths) + 1))
@@ -49,7 +52,7 @@ class Partitions:
                 append(path, column[rows].astype(dtype, copy=False))
 
     def drain(self) -> Iterator[list[Column]]:
-        """Yield the columns of each part, by ascending keys of the parts, and delete its files."""
+        """Yield the columns of each part, in ascending order of keys, and delete the part's files."""
         for paths in self._paths:
             found = []
             for path, dtype in zip(paths, self._dtypes, strict=True):
@@ -60,19 +63,19 @@ class Partitions:
 
 
 def append(path: Path, values: Column) -> None:
-    """Append values to a file, if there are any."""
+    """Append values to a file. If there are none, don't create the file."""
     if len(values):
         with path.open("ab") as file:
             values.tofile(file)
 
 
 def mapped(path: Path, dtype: DTypeLike) -> Column:
-    """Return the values in a file, mapped into memory; an empty array if the file doesn't exist."""
+    """Map the values in a file into memory. Return an empty array if the file doesn't exist."""
     return np.asarray(np.memmap(path, dtype, "r")) if path.exists() else np.empty(0, dtype)
 
 
 def mapped_zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> Column:
-    """Return zeros that are mapped into memory from a new temporary file without a name."""
+    """Return an array of zeros, mapped into memory from a new temporary file without a name."""
     if not np.prod(shape):
         return np.zeros(shape, dtype)
     with TemporaryFile() as file:

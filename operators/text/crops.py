@@ -13,20 +13,23 @@ from segmint.operators.images import Pixels
 from segmint.operators.rows import Row
 
 MARGIN = 1.5
-"""Side of a crop, divided by the longer side of its mask's box. The SAM paper uses 1 to 2 to train (appendix D.5)."""
+"""Ratio of a crop's side to the longer side of its mask's box. The SAM paper trains with 1 to 2 (appendix D.5)."""
 
 _LARGEST = 4096
-"""Side in pixels above which a crop is reduced before its border is added; in panoramas, it would take gigabytes."""
+"""Side in pixels above which a crop is reduced before its border is added.
+
+In panoramas, an unreduced crop would take gigabytes.
+"""
 
 _MEAN = (123, 117, 104)  # CLIP's mean color, which is zero after its normalization
 
 
 def crop_mask(image: Pixels, mask: Row, side: int) -> tuple[Pixels, NDArray[np.bool_]]:
-    """Return a crop (side, side, 3) uint8 RGB around a mask, and the mask's pixels in it (side, side) bool.
+    """Return a crop (side, side, 3) uint8 RGB around a mask, and the mask's pixels in the crop (side, side) bool.
 
-    The crop is a square around the center of the mask's box, whose side is `MARGIN` times the box's longer side.
-    Outside the image (H, W, 3), the crop has CLIP's mean color. A pixel of the crop belongs to the mask if it covers
-    any of the mask's pixels; for an empty mask, no pixel does.
+    The crop is a square around the center of the mask's box. Its side is `MARGIN` times the box's longer side. Outside
+    the image (H, W, 3), the crop has CLIP's mean color. A pixel of the crop belongs to the mask if it covers any of the
+    mask's pixels. For an empty mask, no pixel does.
     """
     pixels = decode(Rle((image.shape[0], image.shape[1]), mask["segmentation"]["counts"]))
     return _crop(image, pixels, mask["bbox"], side, MARGIN)
@@ -37,8 +40,8 @@ def training_crop(
 ) -> tuple[Pixels, NDArray[np.bool_]]:
     """Return the crop of `crop_mask` for a mask (H, W) bool, and the pixels for `Clip.embed_crops`.
 
-    If `alone` is true, these are the mask's pixels, and all others have CLIP's mean color. Otherwise, these are all
-    pixels of the crop (SAM paper, appendix D.5).
+    If `alone` is true, the pixels are those of the mask, and the rest of the crop has CLIP's mean color. Otherwise,
+    they are all pixels of the crop (SAM paper, appendix D.5).
     """
     crop, shown = _crop(image, mask, xyxy_to_xywh(box_of(mask)), side, margin)
     if not alone:

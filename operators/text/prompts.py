@@ -16,12 +16,12 @@ _LINEAGE = "segmint"  # key of the safetensors file's metadata
 
 
 class TextPrompts:
-    """Embedder of texts as prompts, from a CLIP and a projection (D to 256) that was trained with it and a SAM."""
+    """Embedder of texts as prompts. It combines a CLIP with a projection (D to 256) that was trained for it and SAM."""
 
     def __init__(self, clip: Clip, projection: nn.Linear, clip_sha256: str | None = None) -> None:
-        """`clip_sha256` is the hash of the CLIP's folder; it remains available as an attribute.
+        """`clip_sha256` is the hash of the CLIP's folder, which is available as an attribute.
 
-        Raises `UsageError` if the projection doesn't turn embeddings of this CLIP into SAM's tokens.
+        Raises `UsageError` if the projection doesn't map embeddings of this CLIP to SAM's tokens.
         """
         if projection.in_features != clip.dimension:
             raise UsageError(
@@ -37,8 +37,8 @@ class TextPrompts:
     def load(cls, clip: str | Path, projection: str | Path, device: str = "cpu", sam_sha256: str | None = None) -> Self:
         """Load a CLIP's folder and a projection's file onto a device.
 
-        Raises `UsageError` if one of them can't be used, or if the projection was trained with another CLIP. If
-        `sam_sha256` is given, also raises it if the projection was trained with other weights of SAM.
+        Raises `UsageError` if one of them can't be used, or if the projection was trained with another CLIP. With
+        `sam_sha256`, also raises it if the projection was trained with other weights of SAM.
         """
         folder = ClipFolder.open(Path(clip))
         linear, lineage = load_projection(projection)
@@ -48,7 +48,7 @@ class TextPrompts:
         return cls(folder.load(device), linear.to(device), folder.sha256)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return the tokens (B, 256) float32 of B texts. Embeddings have length 1 before the projection."""
+        """Return the tokens (B, 256) float32 of B texts. Embeddings are scaled to length 1 before the projection."""
         found = self._clip.embed_texts(texts)
         with torch.inference_mode():
             tokens: Tensor = self._projection(found / found.norm(dim=1, keepdim=True))
@@ -56,7 +56,7 @@ class TextPrompts:
 
 
 def save_projection(path: str | Path, projection: nn.Linear, lineage: Mapping[str, Any]) -> None:
-    """Write a projection with its lineage: JSON values, including `sam_sha256` and the `clip_sha256` of its CLIP."""
+    """Write a projection with its lineage, which contains JSON values including `sam_sha256` and `clip_sha256`."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in projection.state_dict().items()}
@@ -64,7 +64,7 @@ def save_projection(path: str | Path, projection: nn.Linear, lineage: Mapping[st
 
 
 def load_projection(path: str | Path) -> tuple[nn.Linear, Mapping[str, Any]]:
-    """Read a projection and its lineage from a file. Raises `UsageError` if `save_projection` didn't write the file."""
+    """Read a projection and its lineage from a file. Raise `UsageError` if `save_projection` didn't write the file."""
     from safetensors import safe_open
 
     try:
