@@ -44,7 +44,7 @@ class RemainingDetection(DetectedRegion):
 
     @property
     def is_explained(self) -> bool:
-        """Whether the detection is redacted, or the build left it deliberately."""
+        """True if the detection is redacted, or if the build left it deliberately."""
         return self.redacted or self.is_residual
 
     @property

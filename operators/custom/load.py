@@ -37,7 +37,7 @@ class StageSpec:
 
     @property
     def sets_masks(self) -> bool:
-        """Whether the stage sets columns of masks."""
+        """True if the stage sets columns of masks."""
         return self.labels or (self.column is not None and self.column.table == "masks")
 
     @property

@@ -71,7 +71,7 @@ class _ForeignFile(NamedTuple):
 
 @dataclass
 class _ImageState:
-    """What is known so far about the image with a certain name."""
+    """Facts found so far about the image with a certain name."""
 
     jpeg: _ForeignFile | None = None
     jpeg_size: tuple[int, int] | None = None  # (height, width)

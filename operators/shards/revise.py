@@ -61,7 +61,7 @@ class ShardRevision:
 
     @property
     def changed(self) -> bool:
-        """Whether the revision committed a new generation."""
+        """True if the revision committed a new generation."""
         return self.commit is not self.before
 
 
