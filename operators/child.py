@@ -241,7 +241,7 @@ def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None
     import resource
 
     global _worker, _start_error
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler ends with an exit code instead
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler would exit with an exit code instead
     guard_child()
     try:
         _worker = factory()
@@ -249,7 +249,7 @@ def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None
             limit = _data_bytes() + memory_limit
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         _silence()
-    except Exception as error:  # noqa: BLE001 - reported with the first image; here it would be lost
+    except Exception as error:  # noqa: BLE001 - `_work` reports it with the first image; raised here, it would be lost
         _start_error = f"{type(error).__name__}: {error}"
 
 

@@ -130,7 +130,7 @@ def _worker() -> Worker[Any]:
 
 
 def _in_child(data: bytes) -> Any:
-    function, jpeg = pickle.loads(data)  # from the parent, not from a dataset
+    function, jpeg = pickle.loads(data)  # safe, because the bytes come from the parent, not from a dataset
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
     except Exception:  # noqa: BLE001 - unusual or damaged: `function` decides, and Pillow has a limit as well

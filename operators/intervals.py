@@ -37,7 +37,7 @@ NORMAL = 1.959963984540054
 
 _TAIL = 0.025
 _AT_ONCE = 100
-_EVEN = 1e-12  # relative difference attributed to rounding
+_EVEN = 1e-12  # relative differences up to this are attributed to rounding
 
 
 def basis(images: int) -> str:
@@ -178,7 +178,7 @@ def share_interval(successes: ArrayLike, trials: ArrayLike) -> Interval | None:
     effect, freedom = alike, images - 1.0
     if squares.sum() > 0 and 0 < share < 1:
         effect = min(alike, max(1.0, images / (images - 1) * squares.sum() / (masks * share * (1 - share))))
-        excess = images * (squares**2).sum() / squares.sum() ** 2 - 1  # of the kurtosis over its minimum
+        excess = images * (squares**2).sum() / squares.sum() ** 2 - 1  # excess of the kurtosis over its minimum
         freedom = min(freedom, max(1.0, images / max(excess, 1e-9)))
     minority = min((found > 0).sum(), (found < counts).sum())
     effect += (alike - effect) * 0.5**minority

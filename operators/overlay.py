@@ -16,10 +16,10 @@ from segmint.model.automatic.rle import decode
 
 Pixels = NDArray[np.uint8]
 
-_FILL = 0.45  # share of the mask's color in a pixel inside it
+_FILL = 0.45  # share of the mask's color in the pixels that it covers
 _WRITTEN_BY = ("Software", "segmint")
 _DRAWN_FROM = "Masks SHA-256"
-_GOLDEN_ANGLE = 0.618033988749895  # turns: each hue is as far from all earlier ones as possible
+_GOLDEN_ANGLE = 0.618033988749895  # in turns; keeps each hue far from all earlier hues
 
 
 def draw_overlay(image: Pixels, records: Sequence[MaskRecord]) -> Pixels:

@@ -21,7 +21,7 @@ Pixels = NDArray[np.uint8]
 _MEMORY = 4 << 30  # bytes that a photograph may use in the child (Linux)
 
 _lock = threading.Lock()
-_children: dict[int, Children[Pixels]] = {}  # by process id, because a forked process has none yet
+_children: dict[int, Children[Pixels]] = {}  # keyed by process id, because a forked process needs its own children
 
 
 def decode_photograph(data: bytes) -> Pixels:

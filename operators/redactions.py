@@ -81,10 +81,10 @@ def redactions(
     codes = [_encoded(found, size) for found in outlines if found.mask.any()]
     if not codes:
         return none
-    from pycocotools import mask as coco  # not needed to read only the constants, as the sandboxed child does
+    from pycocotools import mask as coco  # imported here because the sandboxed child needs only this module's constants
 
     masks = [{"size": list(size), "counts": code.encode("ascii")} for code in counts]
-    # For a "crowd", pycocotools divides the intersection by the mask's area: here, for all regions together.
+    # For a "crowd", pycocotools divides the intersection by the mask's area. Treat the union of all regions as a crowd.
     is_crowd = [0] * len(codes) + [1]
     ious = np.asarray(coco.iou(masks, [*codes, coco.merge(codes)], is_crowd), np.float64)
     return Redactions(ious[:, -1].copy(), ious[:, :-1].max(axis=1))

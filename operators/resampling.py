@@ -14,7 +14,7 @@ EXACT_IMAGES = 12
 """Maximum number of images for which a sign test tries every combination of signs."""
 
 _AT_ONCE = 100
-_EVEN = 1e-12  # relative difference attributed to rounding
+_EVEN = 1e-12  # relative differences up to this are attributed to rounding
 
 
 def sign_flip_p(differences: Floats, seed: Seed, resamples: int = RESAMPLES) -> list[float]:
@@ -32,7 +32,7 @@ def sign_flip_p(differences: Floats, seed: Seed, resamples: int = RESAMPLES) -> 
         as_large = (np.abs((1.0 - 2.0 * (bits & 1)) @ differences) >= limit).sum(axis=0)
         return [float(each) / (1 << images) for each in as_large]
     generator = np.random.default_rng(seed)
-    as_large = np.ones(differences.shape[1])  # the observed signs
+    as_large = np.ones(differences.shape[1])  # counts the observed signs
     for start in range(0, resamples, _AT_ONCE):
         signs = 1.0 - 2.0 * generator.integers(0, 2, (min(_AT_ONCE, resamples - start), images))
         as_large += (np.abs(signs @ differences) >= limit).sum(axis=0)
@@ -57,7 +57,7 @@ def swap_p(
     total = values.sum(axis=0)
     found = np.abs(figures(total[None])[0])
     generator = np.random.default_rng(seed)
-    as_large = np.ones(len(found))  # the observed order
+    as_large = np.ones(len(found))  # counts the observed order
     for start in range(0, resamples, _AT_ONCE):
         exchanged = generator.integers(0, 2, (min(_AT_ONCE, resamples - start), len(values))).astype(np.float64)
         as_large += (~(np.abs(figures(total + exchanged @ change)) < found - _EVEN)).sum(axis=0)
@@ -83,7 +83,7 @@ def relabel_p(first: Floats, second: Floats, seed: Seed, resamples: int = RESAMP
     limit = found - _EVEN
     generator = np.random.default_rng(seed)
     alone_total = alone.sum(axis=0)
-    as_large = np.ones(first.shape[1] - 1)  # the observed labels
+    as_large = np.ones(first.shape[1] - 1)  # counts the observed labels
     for start in range(0, resamples, _AT_ONCE):
         size = min(_AT_ONCE, resamples - start)
         drawn = generator.permuted(np.tile(labels, (size, 1)), axis=1)

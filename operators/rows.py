@@ -25,7 +25,7 @@ Row = dict[str, Any]
 """A row of an Arrow table, as `pa.Table.to_pylist` returns it. Its keys are the columns of the stage's schema."""
 
 _VERDICT = ("stage", "reason", "detail", "fault")
-_LONGEST_FAULT = 5000  # characters of an error's message, or of a text that is searched for credentials
+_LONGEST_FAULT = 5000  # maximum length of an error's message, or of a text that is searched for credentials
 _LONGEST_NAME = 200
 
 

@@ -50,10 +50,10 @@ RESIDUAL = pa.struct([*REGION, ("orientation", pa.int32())])
 """
 
 _RELEASED = [
-    pa.field("source_sha256", pa.string()),  # of the bytes that were read, lower case
-    pa.field("pixels_sha256", pa.string()),  # of the upright decoded source, together with the decoder's version
-    pa.field("release_sha256", pa.string()),  # of the released JPEG
-    pa.field("hashes", pa.list_(pa.uint64())),  # perceptual: of the released image, four crops of it, and four turns
+    pa.field("source_sha256", pa.string()),  # hash of the bytes that were read, in lower case
+    pa.field("pixels_sha256", pa.string()),  # hash of the upright decoded source and the decoders' versions
+    pa.field("release_sha256", pa.string()),  # hash of the released JPEG
+    pa.field("hashes", pa.list_(pa.uint64())),  # perceptual hashes; see `segmint.operators.similar.hashes`
     pa.field("source_width", pa.int32()),  # pixels of the upright source
     pa.field("source_height", pa.int32()),
     pa.field("width", pa.int32()),  # pixels of the released image: the frame of all coordinates
@@ -129,8 +129,8 @@ SEGMENTED = with_fields(
 MASK_STATISTICS = [
     pa.field("relative_size", pa.float64()),  # sqrt(mask area / image area), 0 to 1
     pa.field("concavity", pa.float64()),  # 1 - mask area / area of its convex hull, 0 to 1
-    pa.field("center_x", pa.float64()),  # center of mass as a share of the image's width, 0 to 1, left to right
-    pa.field("center_y", pa.float64()),  # and of its height, 0 to 1, top to bottom
+    pa.field("center_x", pa.float64()),  # x of the center of mass, as a share of the image's width, 0 to 1
+    pa.field("center_y", pa.float64()),  # y of the center of mass, as a share of the image's height, 0 to 1
     pa.field("aspect_ratio", pa.float64()),  # width / height of the box around its pixels
     pa.field("touches_border", pa.bool_()),  # true if a pixel lies in the image's first or last row or column
 ]
@@ -168,7 +168,7 @@ MASK_ORIGIN = [
     pa.field("container", pa.int64()),  # annotation_id of the mask that contains it; null: none, or unknown
     pa.field("source", pa.string()),  # one of `SOURCES`
     pa.field("annotator", pa.string()),  # the name that the annotator gave
-    pa.field("seconds", pa.float64()),  # of active work on this mask
+    pa.field("seconds", pa.float64()),  # seconds of active work on this mask
     # The prompts in order: kind is point, box, mask, or text; x, y, w, h are pixels of the released image; label is 1
     # for a point inside the mask and 0 for one outside; clip_sha256 is of the CLIP that embedded the text
     pa.field(
@@ -189,10 +189,10 @@ MASK_ORIGIN = [
         ),
     ),
     pa.field("parent", pa.int64()),  # annotation_id of the mask that it was made from
-    pa.field("origin", pa.struct([("sha256", pa.string()), ("license", pa.string())])),  # of an imported mask's file
+    pa.field("origin", pa.struct([("sha256", pa.string()), ("license", pa.string())])),  # an imported mask's file
     pa.field("model", pa.string()),  # SHA-256 of the predicting weights; null: those in the manifest
-    pa.field("redacted_share", pa.float64()),  # share of its pixels inside redacted regions, 0 to 1
-    pa.field("redaction_iou", pa.float64()),  # highest IoU with a redacted region, 0 to 1
+    pa.field("redacted_share", pa.float64()),  # share of the mask's pixels inside redacted regions, 0 to 1
+    pa.field("redaction_iou", pa.float64()),  # highest IoU of the mask with a redacted region, 0 to 1
 ]
 """Columns about the origin of a mask. All of them may be null."""
 
@@ -209,10 +209,10 @@ _ANNOTATION = [
     # The annotator's submission that was merged into the image
     pa.field("submission", pa.struct([("assignment", pa.int32()), ("n", pa.int32()), ("sha256", pa.string())])),
     pa.field("annotator", pa.string()),  # the name that the annotator gave
-    pa.field("stage", pa.string()),  # of annotation: assisted or semi
-    pa.field("seconds", pa.float64()),  # of active work on this image
+    pa.field("stage", pa.string()),  # stage of annotation: assisted or semi
+    pa.field("seconds", pa.float64()),  # seconds of active work on this image
     pa.field("complete", pa.bool_()),  # true if the annotator confirmed that no mask is missing
-    pa.field("next_mask", pa.int64()),  # one more than the highest number that any of its masks ever had
+    pa.field("next_mask", pa.int64()),  # one more than the highest number that a mask of the image ever had
 ]
 """Columns about the annotation of an image. All of them may be null."""
 

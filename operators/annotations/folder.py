@@ -25,7 +25,7 @@ from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError
 
 JSON = ".json"
 _Reader = Callable[[bytes, str, Size | None], AnnotatedImage]
-_INDEX = "index.json"  # list of the images in an export to GeoJSON
+_INDEX = "index.json"  # an export to GeoJSON lists its images in this file
 
 
 def read_folder(

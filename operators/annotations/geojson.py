@@ -66,7 +66,7 @@ def fill_rings(rings: Sequence[Sequence[float]], size: Size) -> NDArray[np.bool_
     for ring in rings:
         x, y = np.asarray(ring, np.float64).reshape(-1, 2).T
         next_x, next_y = np.roll(x, -1), np.roll(y, -1)
-        # The rows whose centers an edge crosses.
+        # Rows whose centers the edge crosses.
         edges = np.minimum(y, next_y), np.maximum(y, next_y)
         first, stop = (np.clip(np.ceil(ends - 0.5), 0, height) for ends in edges)
         counts = (stop - first).astype(np.int64)

@@ -17,7 +17,7 @@ from segmint.operators.annotations.image import (
     label_text,
 )
 
-_ROWS = 8  # images held in memory
+_ROWS = 8  # number of images held in memory
 _COLUMNS = ["id", "image_id", "width", "height", "objects"]
 
 

@@ -167,7 +167,7 @@ def _sorted(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping[st
         for each in kept
         if each.get("result") is not None
     ]
-    # Stable: among equally late ones, the first wins.
+    # The sort is stable, so of several annotations with the same time, the first wins.
     answers.sort(key=lambda answer: -math.inf if answer[0] is None else answer[0], reverse=True)
     return answers
 
@@ -189,9 +189,9 @@ def _add(image: AnnotatedImage, region: Mapping[str, Any]) -> None:
         value = region.get("value", region)
         if "rle" not in value:
             raise UnreadableMaskError(f"it is of type {region.get('type')}, not a brush stroke")
-        sized = {**region, **value}  # JSON_MIN has the size in the value
+        sized = {**region, **value}  # JSON_MIN stores the size in the value
         size = (int(sized["original_height"]), int(sized["original_width"]))
-        # Before decoding, because a few bytes may expand to gigabytes.
+        # Check this before decoding, because a few bytes may expand to gigabytes.
         image.check_size(size)
         if not all(0 < side <= LONGEST_SIDE for side in size):
             raise UnreadableMaskError(f"its size is {size[1]} x {size[0]} pixels")

@@ -31,7 +31,7 @@ def encode_runs(mask: NDArray[np.bool_]) -> list[int]:
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     lengths = np.diff(starts, append=flat.size) * _CHANNELS
     kinds = np.searchsorted(_LENGTHS[:-1], lengths)
-    pieces = -(-lengths // _LENGTHS[-1])  # over 1 only for the longest kind
+    pieces = -(-lengths // _LENGTHS[-1])  # only lengths of the longest kind may need several records
     last = np.cumsum(pieces) - 1
     kind, value = np.repeat(kinds, pieces), np.repeat(flat[starts], pieces) * 255
     length = np.full(kind.size, _LENGTHS[-1])
@@ -58,11 +58,11 @@ def decode_runs(runs: Any, size: Size) -> NDArray[np.bool_]:
     announced = int.from_bytes(data[:4])
     if announced != count:
         raise UnreadableMaskError(f"its run lengths have {announced} values: expected {height} x {width} x 4")
-    padded = data + bytes(8)  # 57 bits can be read anywhere; the fields of a record have at most 51
+    padded = data + bytes(8)  # 57 bits can be read at any position, and a record's fields take at most 51
     settings = int.from_bytes(padded[:8]) >> (64 - _HEADER)
     value_bits = (settings >> 16 & 31) + 1
     length_bits = [(settings >> shift & 15) + 1 for shift in (12, 8, 4, 0)]
-    bits: NDArray[np.uint8] | None = None  # of all bytes, once literal values occur
+    bits: NDArray[np.uint8] | None = None  # bits of all bytes, unpacked when the first literal values occur
     opaque = np.zeros(height * width, dtype=bool)
     done, at = 0, _HEADER
     while done < count:

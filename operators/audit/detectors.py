@@ -30,7 +30,7 @@ class DetectorSpec:
 
     kind: Kind
     detector: str  # `mtcnn`, `clp`, or the absolute path or URI of a file
-    sha256: str | None = None  # of the file, once `pinned`
+    sha256: str | None = None  # hash of the file, set by `pinned`
 
     @classmethod
     def of(cls, text: str) -> "DetectorSpec":

@@ -118,7 +118,7 @@ def _build(
         if not is_onnx(path):  # an ONNX network needs no torch, which takes seconds and memory to import
             import torch
 
-            torch.set_num_threads(1)  # as in a build: another number of threads changes the bits of sums
+            torch.set_num_threads(1)  # as in a build, because the number of threads changes the bits of sums
         return load_detector_file(path, kind, score, device, threads=1)
 
     def search(data: bytes) -> list[Detection] | float | DetectorFailedError:

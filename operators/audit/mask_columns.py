@@ -38,11 +38,11 @@ class MaskColumns:
     crop_box: Floats  # (N, 4)
     output: Ints  # (N,) `_NULL` if it is null
     container: Ints  # (N,) `_NULL` if it is null
-    points: Floats  # (P, 2) of all masks, one mask after another
+    points: Floats  # (P, 2) points of all masks, one mask after another
     points_ends: Ints  # (N,) end of each mask's points in `points`
     by_people: Bools  # (N,) true for annotated masks, which may have no scores and no points
-    without_iou: Bools  # (N,) true for annotated masks whose score is null
-    without_stability: Bools  # (N,) likewise
+    without_iou: Bools  # (N,) true for annotated masks whose predicted IoU is null
+    without_stability: Bools  # (N,) true for annotated masks whose stability score is null
     without_points: Bools  # (N,) true for annotated masks with an empty list of points
 
     @classmethod

@@ -54,7 +54,7 @@ def audit_masks(
             sound.append(row)
     for row in sound:
         code = _coco(row)
-        # One at a time, because pycocotools 2.0.11 returns no areas for over 255 masks.
+        # Measure one mask at a time, because pycocotools 2.0.11 returns no areas for over 255 masks.
         findings = list(_pixel_findings(size, row, int(coco.area(code)), coco.toBbox(code).tolist(), place))
         yield from findings
         if decode and not findings:
@@ -81,7 +81,7 @@ def _pixel_findings(
         yield _finding(place, row, Code.MASK_AREA, f"area {area or 'over 0'} by its run lengths", row["area"])
         return
     x, y, width, height = coco_box
-    around = [x, y, width - 1, height - 1]  # COCO's boxes count pixels, SA-1B's go from the first pixel to the last
+    around = [x, y, width - 1, height - 1]  # COCO's boxes count pixels; SA-1B's extend from the first pixel to the last
     box = _numbers(row["bbox"], 4)
     if box is not None and not _inside([box[0], box[1], box[2] + 1, box[3] + 1], size):
         yield _finding(place, row, Code.BOX_OUTSIDE, f"a box in {size[1]} x {size[0]} pixels", row["bbox"])

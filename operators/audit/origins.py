@@ -41,7 +41,7 @@ class MaskOrigins:
 
     source: Sequence[str | None]
     share: NDArray[np.float64]  # (N,) NaN if missing
-    iou: NDArray[np.float64]  # likewise
+    iou: NDArray[np.float64]  # (N,) NaN if missing
     bad_label: NDArray[np.bool_]  # (N,) true if the columns of the label or the output are invalid
     bad_container: NDArray[np.bool_]  # (N,) true if the container isn't a larger mask of the same image
 

@@ -75,7 +75,7 @@ def check_parquet(stream: BinaryIO, sha256: str, schema: pa.Schema, group_rows: 
                 return ParquetCheck(False, by_other)
         except _UNREADABLE as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # from the store; Arrow's errors have no errno
+                raise  # this error comes from the store, because Arrow's errors have no errno
             problem = str(error) if type(error) is ValueError else f"fields that are not readable: {error!r}"
             return ParquetCheck(False, by_other, problem)
     return ParquetCheck(alike=True, by_other=by_other)
@@ -95,14 +95,14 @@ def _check_structure(stream: BinaryIO, file: pq.ParquetFile, schema: pa.Schema, 
         for chunk, other in zip(own[4][0][1] if own[4] else (), expected[4][0][1], strict=False):
             column, name = chunk[3], f"the column {b'.'.join(chunk[3][3]).decode()}"
             if column[7] == other[3][7] == 0:
-                continue  # no pages: versions of pyarrow differ in the position of an empty table's booleans
+                continue  # there are no pages, and versions of pyarrow place an empty table's booleans differently
             if _start(column) != position:
                 raise ValueError(f"{_start(column) - position:,} bytes before {name} that nothing names")
             position += column[7]
             headers, pages = _pages(stream, column, name)
             other_headers, other_pages = _pages(again, other[3], name)
             texts = {*_texts(other_headers)}
-            if by_other:  # which may split pages elsewhere
+            if by_other:  # another version of pyarrow may split pages elsewhere
                 texts |= {text for text in _texts(headers) if text in b"".join(pages)}
             elif pages != other_pages:
                 raise ValueError(f"pages of {name} that its rows do not produce")

@@ -32,7 +32,7 @@ class ShardTables:
     images: pa.Table
     masks: pa.Table
     rejects: pa.Table
-    places: Mapping[str, FindingLocation]  # by folder
+    places: Mapping[str, FindingLocation]  # keyed by folder
 
 
 def audit_counts(tables: ShardTables, counts: Mapping[str, int]) -> Iterator[Finding]:
@@ -69,11 +69,11 @@ def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[F
     images, start, stop = tables.places["images"], *ordinals
     expected = f"ordinals {start} to {stop - 1} here and in rejects"
     surplus = [(ordinal, expected, f"{ordinal}") for ordinal in values[(values < start) | (values >= stop)]]
-    # A row that occurs twice in one table was reported above, by its order.
+    # A row that occurs twice in one table was reported above, because it is out of order.
     for ordinal in values[times > 1]:
         if all(np.count_nonzero(each == ordinal) <= 1 for each in seen):
             surplus.append((ordinal, "one row in images or rejects", "one in each"))
-    # A row with a wrong ordinal is both surplus there and missing elsewhere, but is reported once.
+    # A row with a wrong ordinal is surplus at that ordinal and missing at its own, but it is reported only once.
     missing = np.setdiff1d(np.arange(start, stop), values).tolist()
     for ordinal, expected, found_there in surplus:
         absent = f", and none of ordinal {missing.pop(0)}" if missing else ""

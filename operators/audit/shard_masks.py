@@ -177,7 +177,7 @@ def sound_masks(columns: MaskColumns, sizes: Ints, limits: MaskLimits | None) ->
     `sizes`, (N, 2), contains the height and width of each mask's image. False doesn't mean that there is a finding.
     """
     sound: Bools = (columns.size == sizes).all(axis=1) & (sizes > 0).all(axis=1)
-    with np.errstate(invalid="ignore", over="ignore"):  # unbounded numbers may be anything
+    with np.errstate(invalid="ignore", over="ignore"):  # damaged tables may contain any number
         sound &= _scores_hold(columns, limits) & _frames_hold(columns, sizes)
     for part in _parts(columns.counts_ends):
         sound[part] &= _codes_hold(columns, part, sizes[part])
@@ -238,7 +238,7 @@ def _codes_hold(columns: MaskColumns, part: slice, sizes: Ints) -> Bools:
     some = count_ends > starts  # a damaged mask has no run lengths
     hold = some.copy()
     hold[some] = np.add.reduceat(counts, starts[some]) == np.prod(sizes[some], axis=1) if some.any() else False
-    # The sum of runs longer than the image may wrap around to the right total.
+    # If runs are longer than the image, their sum may overflow and wrap around to the right total.
     pixels = np.repeat(np.prod(sizes, axis=1), count_ends - starts)
     hold[np.searchsorted(count_ends, np.flatnonzero((counts < 0) | (counts > pixels)), side="right")] = False
     return hold

@@ -33,7 +33,7 @@ def find_alike(hashes: Hashes) -> list[SimilarImage]:
     """
     distinct, first, kind = np.unique(hashes, return_index=True, return_inverse=True)
     count = len(hashes)
-    nearest = np.full(len(distinct), (_BITS + 1) * count)  # of each value's first image: distance * count + position
+    nearest = np.full(len(distinct), (_BITS + 1) * count)  # for each value's first image: distance * count + position
     for one, other in near_pairs(distinct, DISTANCE):
         distances = np.bitwise_count(distinct[one] ^ distinct[other]).astype(np.int64)
         later = np.where(first[one] > first[other], one, other)

@@ -138,7 +138,7 @@ def _audit_masks(
     submission, where = submissions[-1], f"id {row['id']}"
     here = {mask["annotation_id"]: _counts(mask) for mask in masks}
     there = frozenset(here.values())
-    # A mask whose parent did not fit was skipped, and then the image is not complete.
+    # A merge skips a mask whose parent doesn't fit, and then marks the image as incomplete.
     missing = {
         mask.counts
         for mask in submission.masks
@@ -162,7 +162,7 @@ def _audit_masks(
         if found["source"] == AUTOMATIC or not words:
             continue
         if found["origin"] is not None and not any(mask.parent == found["parent"] is not None for mask, _ in words):
-            continue  # imported, and identical pixel for pixel
+            continue  # an imported mask with the same pixels
         others = [_unlike(found, mask, until) for mask, until in words]
         wrong = (others[-1] if all(others) else {}) | _other_label(found, [mask for mask, _ in words])
         if wrong:
@@ -176,16 +176,16 @@ def _unlike(row: Row, mask: SubmittedMask, submissions: Sequence[Submission]) ->
     """Return the columns, other than the label's, in which the last submission differs from a mask's row."""
     expected = {**mask_columns(mask, submissions), "parent": mask.parent}
     if mask.source == "corrected" and row["source"] in SOURCES:
-        del expected["source"]  # it may be that of the replaced mask
+        del expected["source"]  # the row may have kept the replaced mask's source
     return {name: value for name, value in expected.items() if row[name] != value}
 
 
 def _other_label(row: Row, masks: Sequence[SubmittedMask]) -> Row:
     """Return a row's expected label columns if no submitted mask explains its label, or an empty dictionary."""
     if any(mask.label is None and mask.parent is not None for mask in masks):
-        return {}  # it may be the parent's
+        return {}  # the label may come from the parent
     if masks[-1].label is None and is_of_model(row["label_source"]):
-        return {}  # a model may label what the person left without a label
+        return {}  # a model may label a mask that the person left without a label
     labels = [label_columns(mask) for mask in masks]
     return {} if any(all(row[name] == said[name] for name in said) for said in labels) else labels[-1]
 

@@ -72,7 +72,7 @@ def audit_tar(
 
     The audit stops at the first unexpected member.
     """
-    position, padding, same = 0, b"", True  # as if segmint had written all members so far
+    position, padding, same = 0, b"", True  # `same`: segmint would have written exactly these members
     try:
         members = _members(TarReader(stream))
         for row in images:

@@ -37,14 +37,14 @@ FEATURES = pa.schema(
     [
         pa.field("ordinal", pa.int64(), nullable=False),
         pa.field("unread", pa.string()),  # why there are no features: the verdict that a build may issue, or `SKIPPED`
-        pa.field("sha256", pa.binary(32)),  # of the image's bytes
+        pa.field("sha256", pa.binary(32)),  # hash of the image's bytes
         pa.field("width", pa.int32()),  # pixels of the upright source
         pa.field("height", pa.int32()),
-        pa.field("hashes", pa.list_(pa.uint64())),  # of its views
-        pa.field("opt_out", pa.string()),  # a sentence on how its metadata forbids training with it
+        pa.field("hashes", pa.list_(pa.uint64())),  # hashes of the image's views
+        pa.field("opt_out", pa.string()),  # a sentence on how the image's metadata forbids training
         pa.field("scores", pa.list_(pa.float64())),  # in the order of the scorers
         *(pa.field(name, pa.float64()) for name in MEASURES),
-        pa.field("thumbnail", pa.binary(64 * 64)),  # gray
+        pa.field("thumbnail", pa.binary(64 * 64)),  # gray levels
     ]
 )
 """Schema of a part. The part contains one row for each row of the catalog, in order."""
@@ -54,9 +54,9 @@ SKIPPED = "skipped"
 
 DONE = pa.schema(
     [
-        pa.field("first", pa.int64()),  # ordinal of the part
+        pa.field("first", pa.int64()),  # first ordinal of the part
         pa.field("bytes", pa.int64()),  # number of bytes read
-        pa.field("fault", pa.string()),  # why it was not written, or null
+        pa.field("fault", pa.string()),  # why the part wasn't put, or null
         pa.field("suspect", pa.bool_()),  # true if the child died on an image: a fault, or a part for this run only
     ]
 )
@@ -71,8 +71,8 @@ class CurateTask:
 
     config: InspectionConfig
     storage: Storage
-    catalog_uri: str  # of the source catalog, to which its rows' URIs may be relative
-    folder: Location  # of the parts
+    catalog_uri: str  # the source catalog; URIs in its rows may be relative to it
+    folder: Location  # folder that contains the parts
     assets: str | None = None
     memory_limit: int | None = 4 * 2**30  # bytes that one image may use in its child
     again: frozenset[int] = frozenset()  # ordinals of parts in which a child died; after another death, no features

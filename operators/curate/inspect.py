@@ -100,11 +100,11 @@ class ImageInspection:
 
     width: int  # pixels of the upright source
     height: int
-    hashes: NDArray[np.uint64]  # of its views, (V,)
+    hashes: NDArray[np.uint64]  # (V,) hashes of the image's views
     thumbnail: NDArray[np.uint8]  # (64, 64), gray
     measures: dict[str, float]
     scores: tuple[float | None, ...]  # in the scorers' order; None if a scorer returned no number
-    opt_out: str | None  # a sentence on how its metadata forbids training with it
+    opt_out: str | None  # a sentence on how the image's metadata forbids training
 
 
 class UndecodedError(RejectedError):

@@ -22,7 +22,7 @@ from segmint.infra.errors import UsageError
 from segmint.operators.images import Pixels, decode_jpeg
 
 _LONGEST_DETAIL = 1000
-_IMAGE = ""  # key of the decoded image among the values that were read; no column has this name
+_IMAGE = ""  # key for the decoded image in `_read`; no column has this name
 
 
 class StageContractError(UsageError):
@@ -68,7 +68,7 @@ class StageRow(Mapping[str, Any]):
         converted when the stage first reads it.
         """
         self._columns, self._place = columns, place
-        self._read: dict[str, Any] = {}  # shared by the copies of the `with_` methods
+        self._read: dict[str, Any] = {}  # copies from the `with_` methods share this dictionary
         self.values_set: Mapping[str, Any] = {}
         self.mask_values: Sequence[Mapping[str, Any] | None] | None = None
 

@@ -28,7 +28,7 @@ class StageSpec:
     version: str
     column: StageColumn | None = None
     labels: bool = False
-    versions_arguments: bool = field(default=False, compare=False)  # whether `version` stands for the arguments too
+    versions_arguments: bool = field(default=False, compare=False)  # whether `version` also identifies the arguments
 
     @property
     def label(self) -> str:
@@ -78,7 +78,7 @@ def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
     try:
         inspect.signature(found).bind(**arguments)
         described = [_field(str(key), kind) for key, kind in dict(fields).items()]
-        # A stage without a column has a name of the same form.
+        # A stage without a column needs a valid name, too, so check it with a placeholder field.
         column = StageColumn.model_validate({"name": name, "table": table, "fields": described or [_ANY]})
         version = getattr(found, "version", None)
         by_arguments = callable(version)

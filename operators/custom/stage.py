@@ -113,7 +113,7 @@ class CustomStage:
         except StageContractError:
             raise
         except (Exception, SystemExit) as raised:  # noqa: BLE001 - the row at fault is found below
-            # Ray wouldn't restart an actor that exits like this.
+            # Convert SystemExit, because Ray wouldn't restart an actor that exits this way.
             error = raised if isinstance(raised, Exception) else RuntimeError(f"it called sys.exit({raised.code!r})")
             if not isinstance(error, Reject):
                 self._end_if_unfit(rows, error, entry)
@@ -129,7 +129,7 @@ class CustomStage:
         failure = device_failure("cuda") if self._on_gpu and isinstance(error, RuntimeError) else None
         if failure is not None:
             try:
-                if len(rows) == 1:  # of several, each runs alone after this process ends
+                if len(rows) == 1:  # if there are several rows, each of them runs alone after this process ends
                     entry.excuse(rows[0]["ordinal"], f"the GPU failed, and its worker was ended: {failure}")
             finally:
                 os._exit(1)
@@ -197,7 +197,7 @@ def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> 
     masks = table.column("masks") if spec.sets_masks else None
     for place, row in rows.items():
         _check_declared(row, spec, 0 if masks is None else len(masks[place]))
-        if column is not None and "int" in str(column.arrow_type):  # also if it's only part of a name
+        if column is not None and "int" in str(column.arrow_type):  # a name that contains "int" matches, too
             for value in (row.values_set or None, *(row.mask_values or ())):
                 _check_whole(value, column)
     if column is not None and column.table == "images":
@@ -210,7 +210,7 @@ def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> 
     verdicts = table.select(VERDICT.names).to_pylist()
     for place, result in results.items():
         if not isinstance(result, StageRow):
-            rejected = {**vars(result), "stage": spec.label, "fault": None}  # with reason and detail
+            rejected = {**vars(result), "stage": spec.label, "fault": None}  # `vars` adds the reason and detail
             verdicts[place] = rejected if isinstance(result, Reject) else faulted({}, spec.label, result)
     for field, values in zip(VERDICT, pa.Table.from_pylist(verdicts, VERDICT).columns, strict=True):
         table = table.set_column(table.schema.get_field_index(field.name), field, values)

@@ -28,7 +28,7 @@ A unit is one image, unless there are more images than this; then it is a group 
 """
 
 _RECALLS = np.array(Params().recThrs)
-_AT_ONCE = 1 << 22  # predictions times selections, size ranges, and thresholds
+_AT_ONCE = 1 << 22  # maximum product of predictions, selections, size ranges, and thresholds
 
 Matches = Mapping[int, Sequence[tuple[str, ImageMatches]]]
 """A model's matches, keyed by category. Each entry consists of an image's id and the matches in that image."""
@@ -185,7 +185,7 @@ def _interpolated(right: NDArray[np.bool_], wrong: NDArray[np.int32], truth: NDA
     at = np.nonzero(right)
     so_far = number[at]
     most = int(number.max(initial=0))
-    best = np.zeros((*right.shape[:-1], most + 1))  # by the number of right predictions; 0 at the end
+    best = np.zeros((*right.shape[:-1], most + 1))  # indexed by the number of right predictions; 0 at the end
     places: tuple[NDArray[Any], ...] = (*at[:-1], so_far - 1)
     best[places] = so_far / (so_far + wrong[at] + np.spacing(1))
     best = np.maximum.accumulate(best[..., ::-1], axis=-1)[..., ::-1]

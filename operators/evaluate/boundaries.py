@@ -66,7 +66,7 @@ def match_edges(found: Edges, truth: Edges, tolerance: float) -> tuple[Edges, Ed
     if count > others:  # the run time grows with the first argument
         return match_edges(truth, found, tolerance)[::-1]
     rows, columns, distances = _pairs(found, truth, tolerance)
-    # A pixel of the first side may stay unmatched, at a cost that exceeds any possible saving in distance.
+    # A pixel of the first side may stay unmatched, but this costs more than any possible saving in distance.
     alone = np.arange(count)
     costs = np.concatenate([distances + 1, np.full(count, count * (tolerance + 1) + 1)])
     graph = csr_array(
@@ -125,7 +125,7 @@ def _marked(edges: Edges, chosen: NDArray[np.int64]) -> Edges:
 def _removable() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return, for each half of a thinning pass, whether it removes a pixel, by the code of its neighbors, (256,)."""
     codes = np.arange(256)
-    x = [(codes >> bit & 1).astype(bool) for bit in range(8)]  # Guo and Hall's x1 to x8, from 0
+    x = [(codes >> bit & 1).astype(bool) for bit in range(8)]  # Guo and Hall's x1 to x8, indexed from 0
     around = [x[index % 8] for index in range(9)]
     crossings = sum((~around[i] & (around[i + 1] | around[i + 2])).astype(int) for i in range(0, 8, 2))
     first = sum((around[i] | around[i + 1]).astype(int) for i in range(0, 8, 2))

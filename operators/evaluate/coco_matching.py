@@ -148,7 +148,7 @@ def _evaluate(
     truth: Sequence[TrueMask], found: Sequence[PredictedMask], overlaps: NDArray[np.float64], most: int
 ) -> _ImageEvaluation:
     evaluation = COCOeval(iouType="segm")
-    # Same data that `evaluate` prepares from files; ids begin with 1 because 0 means no match.
+    # This is the data that `evaluate` prepares from files. Ids begin with 1, because 0 means no match.
     evaluation._gts[_KEY] = [
         {"id": id, "area": mask.area, "iscrowd": int(mask.crowd), "ignore": int(mask.crowd)}
         for id, mask in enumerate(truth, start=1)

@@ -29,8 +29,8 @@ TOLERANCE = 0.0075
 THRESHOLDS = 99
 """Number of thresholds, evenly spaced from 0.01 to 0.99, as in the BSDS benchmark."""
 
-_DRAWN = 4  # masks drawn at once, 4 bytes per pixel each
-_STEPS = 100  # between two thresholds, in the search for the best
+_DRAWN = 4  # number of masks drawn at once; each takes 4 bytes per pixel
+_STEPS = 100  # number of steps between two thresholds in the search for the best one
 _RECALLS = np.linspace(0, 1, 101)
 _HALF = 0.5
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=np.uint8)
@@ -116,7 +116,7 @@ def _count_at(found: Edges, truths: Sequence[Edges], pixels: float) -> tuple[int
     if len(truths) == 1:
         pairs = count_matches(found, truths[0], pixels)
         return pairs, total, pairs
-    # Only here does it matter which found pixels match: one that several annotators drew counts once.
+    # With several annotators, it matters which found pixels match, because each of them counts only once.
     matched, pairs = np.zeros(found.shape, dtype=np.bool_), 0
     for truth in truths:
         of_found, of_truth = match_edges(found, truth, pixels)
@@ -154,7 +154,7 @@ def _masks(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -
     found, boxes, scores = [], [], []
     for chunk in chunks_of(points, settings.chunk_on("cpu")):
         proposals, _ = propose(predictor, embedding, plan, chunk, settings)
-        # Without filters, all of them are measured, in order.
+        # There are no filters, so `measure` returns all proposals, in order.
         measured, _ = measure(upscaling, proposals, crop, embedding.frame_size, settings)
         found.append(proposals.low_res_logits)
         boxes.append(measured.boxes)
@@ -201,7 +201,7 @@ def suppress(strength: EdgeMap, across: NDArray[np.float32], down: NDArray[np.fl
     y, x = np.nonzero(strength)
     right, below = across[y, x].astype(np.float64), down[y, x].astype(np.float64)
     length = np.maximum(np.abs(right), np.abs(below))
-    # Same orientation for opposite gradients, so that the same one of two equal pixels is kept.
+    # Give opposite gradients the same orientation, so that exactly one of two equal neighbors is kept.
     turned = (right < 0) | ((right == 0) & (below < 0))
     step = np.where(turned, -1, 1) / np.where(length > 0, length, 1)
     right, below = right * step, below * step

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.annotations.image import CocoRle, encode_mask
 
-_AT_ONCE = 8  # boxes; their full-size logits take 4 bytes per pixel each
+_AT_ONCE = 8  # number of boxes; the full-size logits of each take 4 bytes per pixel
 
 
 @dataclass(frozen=True)

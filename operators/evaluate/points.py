@@ -122,7 +122,7 @@ class _ClickedMask:
         pixels = self._truth.pixels
         center = settings.first is FirstClick.CENTER
         self.clicks = [center_click(pixels) if center else random_click(pixels, settings.seed, number)]
-        self.logits: Tensor | None = None  # (1, 256, 256) of the model's choice
+        self.logits: Tensor | None = None  # (1, 256, 256) logits of the mask that the model selected
         self.done = False
         self._measured: list[tuple[float, float, float]] = []  # IoU, oracle, and predicted IoU
         self._first: CocoRle | None = None

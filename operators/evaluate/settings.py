@@ -15,7 +15,7 @@ class SeveralClicks(StrEnum):
     """Output of the model that is used after two or more clicks."""
 
     SINGLE = "single"  # the mask for unambiguous prompts
-    THREE = "three"  # the one of the three with the highest predicted IoU
+    THREE = "three"  # of the three masks, the one with the highest predicted IoU
 
 
 @dataclass(frozen=True)
@@ -25,4 +25,4 @@ class PointsSettings:
     clicks: tuple[int, ...] = (1, 2, 3, 5, 9)
     first: FirstClick = FirstClick.CENTER
     several: SeveralClicks = SeveralClicks.SINGLE
-    seed: int = 0  # of random first clicks, intervals, and tests
+    seed: int = 0  # seed for random first clicks, intervals, and tests

@@ -75,11 +75,11 @@ class _ImageState:
 
     jpeg: _ForeignFile | None = None
     jpeg_size: tuple[int, int] | None = None  # (height, width)
-    jpeg_fault: ValueError | None = None  # reported once the image is known
+    jpeg_fault: ValueError | None = None  # reported when the JSON has been measured, or at the end
     json_size: tuple[int, int] | None = None
-    ordinal: int | None = None  # once its JSON was measured
-    number: int | None = None  # likewise
-    reported: bool = False  # true if there is a finding that its JSON cannot be read
+    ordinal: int | None = None  # set when the JSON has been measured
+    number: int | None = None  # the image's id, set along with `ordinal`
+    reported: bool = False  # true if a finding already says that the JSON can't be read
 
 
 def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> MeasuredShard:
@@ -180,7 +180,7 @@ def _write(waiting: list[tuple[Row, list[int | None]]], writers: dict[str, RowGr
         first = row["ordinal"] * MASKS_PER_IMAGE_LIMIT
         numbers = [first + index if own is None else own for index, own in enumerate(ids)]
         for number, mask in zip(numbers, row["masks"], strict=True):
-            container = mask["container"]  # by the numbers of a build
+            container = mask["container"]  # the id that a build would assign
             known = {"container": None if container is None else numbers[container - first - MASKS_PER_IMAGE_LIMIT]}
             masks.append({**identity, "annotation_id": number, **mask, "source": None, **known})
     writers["images"].add(to_table(images, IMAGES).to_batches())

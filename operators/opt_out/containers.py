@@ -20,8 +20,8 @@ MOST_PARTS = 100_000
 """Maximum number of segments or chunks to read. For comparison, an image of 250 MB has 30,000."""
 
 _XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
-_EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"  # then a name, the whole length, and the piece's offset
-_PNG_PROFILE = b"Raw profile type "  # ImageMagick's, of XMP, EXIF, or IPTC
+_EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"  # followed by a name, the total length, and an offset
+_PNG_PROFILE = b"Raw profile type "  # ImageMagick's keyword for XMP, EXIF, or IPTC
 _TIFF_PACKETS, _TIFF_C2PA = (700, 34377), 52545  # XMP, and Photoshop's resources, which also contain XMP
 _GIF_XMP, _GIF_XMP_END, _GIF_C2PA = b"\x21\xff\x0bXMP DataXMP", b"\x01\xff\xfe", b"\x21\xff\x0bC2PA_GIF"
 
@@ -30,7 +30,7 @@ _C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 _NO_FILL = re.compile(rb"[^\xff]")
 
 _WORDS = (b"DataMining", b"reservation")
-_MENTIONS = (*_WORDS, *(b"\0".join(bytes([each]) for each in word) for word in _WORDS))  # the second two in UTF-16
+_MENTIONS = (*_WORDS, *(b"\0".join(bytes([each]) for each in word) for word in _WORDS))  # the last two are in UTF-16
 
 Part = tuple[Literal["xmp", "c2pa"], bytes]
 
@@ -79,7 +79,7 @@ def _in_jpeg(data: bytes) -> Iterator[Part]:
 
     XMP is in a separate APP1, in EXIF's tag 700 (APP1), or in Photoshop's resources (APP13).
     """
-    extensions: dict[bytes, dict[int, bytes]] = {}  # by name, then by offset
+    extensions: dict[bytes, dict[int, bytes]] = {}  # keyed by name, then by offset
     for marker, content in islice(_jpeg_segments(data), MOST_PARTS):
         if marker == 0xEB and content.startswith(b"JP"):
             yield "c2pa", b""
@@ -115,7 +115,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _in_png(data: bytes) -> Iterator[Part]:
     """Read the chunks (PNG specification, section 5) that contain texts of any name or EXIF."""
-    room = MOST_XMP  # for inflated texts
+    room = MOST_XMP  # bytes left for inflated texts
     for kind, content in islice(_png_chunks(data), MOST_PARTS):
         if kind == b"caBX":
             yield "c2pa", b""

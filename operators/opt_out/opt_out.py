@@ -128,8 +128,8 @@ def _values(data: bytes) -> Iterator[tuple[str, str]]:
         yield from c2pa_values(data, metadata.c2pa)
 
 
-_DEEPEST = 100  # nested elements; RDF needs about ten
-_LONGEST = 1000  # characters of a value
+_DEEPEST = 100  # maximum depth of nested elements; RDF needs about ten
+_LONGEST = 1000  # maximum number of characters in a value
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _VALUES = (f"{_RDF} resource", f"{_RDF} value")
@@ -140,7 +140,7 @@ _PLUS, _TDM = (
 _ROOT = re.compile(r"<(?:[\w.-]+:)?xmpmeta[\s>]")
 _MOST_ROOTS = 100
 _FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # characters that XML can't contain
-_AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos|#\d+|#x[0-9a-fA-F]+);)")  # begins no reference
+_AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos|#\d+|#x[0-9a-fA-F]+);)")  # doesn't begin a reference
 _RESERVED = re.compile(r"\breservation\W{1,9}1\b")
 _JUNK_BEHIND = expat.errors.codes[expat.errors.XML_ERROR_JUNK_AFTER_DOC_ELEMENT]
 
@@ -204,8 +204,8 @@ class _XmpValues:
     def __init__(self) -> None:
         self.values: list[tuple[str, str]] = []
         self._depth = 0
-        self._field: str | None = None  # of the open property
-        self._opened = 0  # the depth of its element
+        self._field: str | None = None  # field of the property that is being parsed
+        self._opened = 0  # depth of that property's element
         self._text: list[str] = []
         self._room = 0
 
@@ -310,7 +310,7 @@ def _uses(store: Any) -> Iterator[tuple[str, str]]:
         assertions = _mapping(manifests[label]).get("assertions")
         for assertion in assertions if isinstance(assertions, list) else []:
             name, content = str(_mapping(assertion).get("label")), _mapping(_mapping(assertion).get("data"))
-            # The label of a second assertion of the same kind ends with a number, that of a newer one with its version.
+            # Labels may have a suffix: a number for another assertion of the same kind, or a version for a newer kind.
             if name.startswith(_TRAINING_MINING):
                 yield from _entries(content)
             if name.startswith(_JSON_LD):

@@ -13,7 +13,7 @@ SUPPORTED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIC")
 """Containers that segmint can decode. For any other known container, the verdict states its name."""
 
 _LARGE_METADATA = 1 << 20  # longest text, in bytes, that Pillow accepts
-_MOST_METADATA = 16 << 20  # bytes; also the maximum of a JPEG's profile
+_MOST_METADATA = 16 << 20  # bytes; a JPEG's profile has the same maximum
 _PIXELS = frozenset({b"meta", b"moov", b"mdat"})
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})

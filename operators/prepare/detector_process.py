@@ -60,10 +60,10 @@ MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
 
 _SEARCH_S = 30.0
 _START_S = 600.0
-_REQUEST_S = 10.0  # for receiving a whole request, and for sending a reply
-_END_S = 5.0  # for a dying process to finish
+_REQUEST_S = 10.0  # time limit for receiving a whole request, and for sending a reply
+_END_S = 5.0  # time limit for a dying process to finish
 _CONNECTIONS, _BACKLOG = 64, 4096
-_AT_ONCE = 4  # images in this process's memory: the CPU resizes some while the GPU searches another
+_AT_ONCE = 4  # number of images in memory, because the CPU resizes some while the GPU searches another
 _BROKEN_EXIT = 88
 
 
@@ -88,13 +88,13 @@ class DetectorSettings:
 
     deidentify: DeidentifyConfig
     device: str
-    max_pixels: int  # of an image
+    max_pixels: int  # maximum number of pixels in an image
     storage: Storage
     assets: str | None = None  # a folder that mirrors weight files
-    detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of detector files, by name in `deidentify`
+    detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of detector files, keyed by name in `deidentify`
     numerics: str = ""  # required value of `detector_numerics`; "": any
     torch_plates: bool = False  # see `build_detectors`
-    search_s: float = _SEARCH_S  # for one search
+    search_s: float = _SEARCH_S  # time limit for one search
 
 
 def detector_numerics(device: str) -> str:
@@ -246,7 +246,7 @@ def _run(settings: DetectorSettings, address: str, sender: Connection) -> None:
     sender.close()
     import torch
 
-    # Each search of a TorchScript file disables this and restores it, for all threads; now it restores "disabled".
+    # Each search with a TorchScript file disables this for all threads, then restores it. Keep it disabled throughout.
     with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         _Server(detectors, settings).run(listener)
 

@@ -46,11 +46,11 @@ Pixels = NDArray[np.uint8]
 _JPEG_ENDS_EARLY = ("Premature end of JPEG file", "Corrupt JPEG data: premature end of data segment")
 _JPEG_IS_DAMAGED = "Corrupt JPEG data"
 
-_METADATA_LIMIT = "MAX_TEXT_"  # part of Pillow's errors about a profile or texts of over a megabyte
+_METADATA_LIMIT = "MAX_TEXT_"  # part of Pillow's error messages about a profile or texts over a megabyte
 
 _REDUCED_RESOLUTION = 1  # bit of TIFF's NewSubfileType
 _NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
-_MOST_PAGES = 1000  # reduced copies of the first page
+_MOST_PAGES = 1000  # maximum number of reduced copies of the first page
 _JPEG_COMPRESSION, _JPEG_TABLES = 7, 347
 _DEFLATE = (8, 32946)
 _LARGEST_TILE = 1 << 20  # pixels by which a tile may exceed its image
@@ -172,7 +172,7 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
             raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a TIFF file of several pages; expected one")
     elif kind != "HEIC" and getattr(
         source, "is_animated", False
-    ):  # multiple images in a HEIC aren't frames: one is the primary image
+    ):  # several images in a HEIC aren't frames; one of them is the primary image
         raise RejectedError(Reason.ANIMATED, f"an animated {kind} file; expected a single frame")
 
 
@@ -215,7 +215,7 @@ def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
     icc = source.info.get("icc_profile")
     if color != "RGB" or icc:
         picture = _as_picture(samples, source)
-        del samples  # frees hundreds of megabytes for the conversion
+        del samples  # frees hundreds of megabytes before the conversion
         samples = to_srgb(picture, icc)
     return _upright(samples, _orientation(source))
 
@@ -235,7 +235,7 @@ def _strict_samples(data: bytes, color: str, **scale: int) -> Pixels | None:
 
 def _as_picture(samples: Pixels, source: ImageFile.ImageFile) -> Image.Image:
     if source.mode == "CMYK" and "adobe" in source.info:
-        samples = 255 - samples  # Adobe's marker: ink is stored inverted
+        samples = 255 - samples  # Adobe's marker means that ink is stored inverted
     return Image.fromarray(samples[:, :, 0] if source.mode == "L" else samples, mode=source.mode)
 
 
@@ -286,7 +286,7 @@ def check_strips(source: TiffImagePlugin.TiffImageFile, data: bytes) -> None:
         for number, (start, end) in enumerate(strips, 1):
             unpacker = zlib.decompressobj()
             with contextlib.suppress(zlib.error):
-                unpacker.decompress(data[start:end], largest + 1)  # the byte more makes zlib compare the checksum
+                unpacker.decompress(data[start:end], largest + 1)  # with one more byte, zlib compares the checksum
             if not unpacker.eof:
                 raise RejectedError(Reason.CORRUPT, f"the TIFF's strip or tile {number} is damaged or incomplete")
     if compression != _JPEG_COMPRESSION or planes > 1:
@@ -353,7 +353,7 @@ def _require_decoder(kind: str) -> None:
     try:
         for data in control_images(kind):
             _check_control(_read_pixels(data, kind, IngestConfig()))
-            _check_control(_decode(open_image(data, kind), kind))  # the path of unusual JPEGs
+            _check_control(_decode(open_image(data, kind), kind))  # unusual JPEGs take this path
     except MemoryError:
         raise
     except Exception as error:
@@ -374,8 +374,8 @@ def clean_message(message: str) -> str:
     return re.sub(r"<[^>]*0x[0-9a-f]+>", "it", " ".join(message.split()))[:120] or "no message"
 
 
-# Opened by class instead of `Image.open`, because the container is known and a JPEG with more images after the first
-# (MPO) must stay a JPEG.
+# Open by class instead of `Image.open`. The container is known, and a JPEG with more images after the first (MPO)
+# must stay a JPEG.
 _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,

@@ -31,8 +31,8 @@ class IngestConfig(BaseModel):
     """
     max_pixels: int = Field(250_000_000, gt=0)  # width × height
     min_short_side: int = Field(64, gt=0)  # pixels
-    max_bytes: Bytes = Field(256 * 2**20, gt=0)  # of the encoded object
-    timeout_s: Seconds = Field(120.0, gt=0)  # for decoding, de-identifying, and encoding one image
+    max_bytes: Bytes = Field(256 * 2**20, gt=0)  # size limit of the encoded object
+    timeout_s: Seconds = Field(120.0, gt=0)  # time limit for decoding, de-identifying, and encoding one image
 
     @property
     def decoded(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ COMPOSITES = 40
 class MeasuredRecall:
     """Recall of a detector in upright photographs, photographs rotated by 90, 180, or 270 degrees, and composites."""
 
-    kind: str  # plural
+    kind: str  # in the plural
     upright: Share
     turned: Share
     composites: Share

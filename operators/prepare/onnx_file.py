@@ -50,7 +50,7 @@ def detector_network(path: Path, threads: int | None) -> OnnxNetwork:
     inputs, outputs = session.get_inputs(), [each.name for each in session.get_outputs()]
     found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
     shape = inputs[0].shape if len(inputs) == 1 and inputs[0].type in _INPUT_TYPES else []
-    sides = [side if isinstance(side, int) else None for side in shape]  # free ones have a name or None
+    sides = [side if isinstance(side, int) else None for side in shape]  # free sides have a name or None
     are_usable = len(sides) == 4 and sides[0] in (1, None) and sides[1] in (3, None)
     if not are_usable or (sides[2] is None) != (sides[3] is None):
         raise ValueError(f"expected one input (1, 3, H, W), float or uint8, with H and W fixed or free, got {found}")

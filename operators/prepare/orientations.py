@@ -70,7 +70,7 @@ def search_likewise(
 
 def _is_new(candidate: Detection, detector: Detector, known: Sequence[Detection]) -> bool:
     """Return whether a detection in a turned image has a high enough score and doesn't repeat a known detection."""
-    least = _TURNED_SCORE if detector.name.startswith("mtcnn") else 0.0  # others only return what counts
+    least = _TURNED_SCORE if detector.name.startswith("mtcnn") else 0.0  # the others return only detections that count
     return candidate.score >= least and all(iou(candidate.box, each.box) < _SAME_IOU for each in known)
 
 

@@ -78,7 +78,7 @@ class PrepareConfig:
     release: ReleaseConfig
     crops: CropLayers | None  # cut from the original if it is larger than the released image
     device: str = "cpu"  # where face and plate detectors run; on a GPU, in one process that all children share
-    detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of detector files, by name in `deidentify`
+    detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of detector files, keyed by name in `deidentify`
     respect_opt_out: bool = True
     detector_numerics: str = ""  # on a GPU: required value of `detector_numerics`; "": any
 
@@ -87,17 +87,17 @@ class PrepareConfig:
 class PrepareResources:
     """Resources of this stage on a machine. They don't affect results, except that an image may run out of memory."""
 
-    children: int = 1  # processes that decode, each about 0.6 GB before its first image
-    read_threads: int = 4  # images read ahead; each takes at most ingest.max_bytes
+    children: int = 1  # number of processes that decode; each takes about 0.6 GB before its first image
+    read_threads: int = 4  # number of images read ahead; each takes at most ingest.max_bytes
     memory_limit: int | None = 4 * 2**30  # bytes that one image may use in its child
-    max_tasks: int = 1000  # images after which a child is replaced
+    max_tasks: int = 1000  # number of images after which a child is replaced
 
 
 @dataclass(frozen=True)
 class PreparedImage:
     """One image ready for release, made entirely from de-identified pixels."""
 
-    pixels_sha256: str  # of the upright source, from `pixels_sha256`
+    pixels_sha256: str  # result of `pixels_sha256` for the upright source
     source_width: int  # pixels of the upright source
     source_height: int
     regions: tuple[Region, ...]  # redacted regions, in pixels of the upright source
@@ -105,7 +105,7 @@ class PreparedImage:
     width: int  # pixels of the released image
     height: int
     release: bytes  # JPEG
-    hashes: list[int]  # perceptual, of the released JPEG
+    hashes: list[int]  # perceptual hashes of the released JPEG
     original: bytes | None  # JPEG, or None if crops can be cut from the released image
 
 
@@ -268,7 +268,7 @@ class Prepare:
         self._children = Children(
             functools.partial(build_worker, config, storage, assets, None if detectors is None else detectors.address),
             timeout_s=config.ingest.timeout_s,
-            more_s=(2 + ROUNDS) * search_s,  # of all steps of `prepare_image`, each with its own deadline
+            more_s=(2 + ROUNDS) * search_s,  # time for all steps of `prepare_image`, each of which has its own deadline
             processes=resources.children,
             memory_limit=resources.memory_limit,
             max_tasks=resources.max_tasks,

@@ -47,8 +47,8 @@ ROUNDS = 3
 SOURCE_SCORE, SOURCE_IOU = 0.2, 0.3
 """Minimum score and IoU at which a detection in the source confirms a detection in the released image."""
 
-_MARGIN = 1.0  # of the window in the source on each side, as a share of the detection's longer side
-_LEAST_MARGIN = 48  # pixels of the released image
+_MARGIN = 1.0  # margin of the window on each side, as a share of the detection's longer side
+_LEAST_MARGIN = 48  # minimum margin, in pixels of the released image
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _is_redacted(detection: Detection, gray: Pixels, regions: Sequence[_Region])
         held = region.holds(across, down)
         if held.mean() < COVERED:
             continue
-        for later in regions[index + 1 :]:  # where regions overlap, the later one's mosaic is visible
+        for later in regions[index + 1 :]:  # where regions overlap, the later region's mosaic is visible
             held &= ~later.holds(across, down)
         if held.mean() >= COVERED / 2 and region.roughness(across[held], down[held], values[held]) <= ROUGHNESS:
             return True

@@ -109,7 +109,7 @@ class MasksConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _leave_out_default_m2m(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Datasets and masks made before this key existed are the same as those made without it.
+        # Omit the default, so that datasets and masks from before this key existed stay identical.
         values: dict[str, Any] = serialize(self)
         return {key: value for key, value in values.items() if key != "use_m2m" or value}
 

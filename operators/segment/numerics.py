@@ -45,11 +45,11 @@ class Numerics:
     encoder: Literal["eager", "compiled"]  # mode of the image encoder; compiled: by `torch.compile`
     points_per_chunk: int  # prompts that the decoder takes together; the last chunk is padded
     crops_per_batch: int  # crops, or images without crops, that are encoded together; the last batch is padded
-    threads: int  # torch's threads in one segment actor
+    threads: int  # number of torch's threads in one segment actor
     weights_sha256: str
     segmint: str  # the last version that changed any bit of the results
     torch: str
-    torchvision: str  # this, facenet_pytorch, and onnxruntime: "none" if their detectors are not used
+    torchvision: str  # like facenet_pytorch and onnxruntime, "none" if no detector uses it
     numpy: str
     opencv: str
     pillow: str
@@ -60,13 +60,13 @@ class Numerics:
     facenet_pytorch: str
     onnxruntime: str
     pi_heif: str  # reads HEIC; "none" if not installed
-    cpu: str = field(default="", kw_only=True)  # vendor and a hash of its results; not recorded with a GPU
+    cpu: str = field(default="", kw_only=True)  # CPU vendor and a hash of its results; not recorded with a GPU
     kernels: str = field(default="", kw_only=True)  # on a CPU: lanes16-1, lanes16-1+dot, or torch; not with a GPU
-    cuda: str = field(default="", kw_only=True)  # this and the next four only on a GPU
+    cuda: str = field(default="", kw_only=True)  # like the next four fields, only recorded with a GPU
     cudnn: str = field(default="", kw_only=True)
     triton: str = field(default="", kw_only=True)  # "none" if not installed; also says if FP fusion is off
-    attention: str = field(default="", kw_only=True)  # the encoder's: triton, flash, or efficient
-    chunks: str = field(default="", kw_only=True)  # chunk sizes; points go into the smallest that fits
+    attention: str = field(default="", kw_only=True)  # the encoder's kernel for attention: triton, flash, or efficient
+    chunks: str = field(default="", kw_only=True)  # sizes of chunks; points go into the smallest chunk that fits
     detectors: str = field(default="", kw_only=True)  # GPU of the face and plate detectors; not with a CPU
     unrecorded: frozenset[str] = field(default=frozenset(), kw_only=True)  # fields of other devices
 
@@ -209,7 +209,7 @@ def observe_numerics(
 
 def _of_cpu(compute: Compute, kernels: str) -> dict[str, Any]:
     return {
-        "cpu": cpu_bits(compute.threads, "fp32"),  # bf16 only in the kernels
+        "cpu": cpu_bits(compute.threads, "fp32"),  # on a CPU, only the kernels use bf16
         "kernels": "torch" if kernels_named(kernels) is None else kernels,
         "unrecorded": GPU_ONLY | DETECTORS_ONLY,
     }

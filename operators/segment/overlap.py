@@ -76,8 +76,8 @@ class StageSeconds:
     decode: float = 0.0
     compute: float = 0.0
     finish: float = 0.0
-    idle: float = 0.0  # of the device's thread: between the first and last item, without a decoded item
-    blocked: float = 0.0  # of the device's thread: with a computed item that the finishers had no room for
+    idle: float = 0.0  # time that the device's thread waits for a decoded item between its first and last item
+    blocked: float = 0.0  # time that the device's thread waits until the finishers have room for its item
 
 
 class OverlappedStages(Generic[Item, Decoded, Computed, Result]):

@@ -34,7 +34,7 @@ from segmint.operators.segment.artifacts import NO_ARTIFACTS, RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics, observe_numerics
 from segmint.operators.segment.overlap import HostThreads, OverlappedStages
 
-# Processes that describe rows and write shards import this without torch, and single images are segmented without Ray.
+# Processes that describe rows or write shards import this module without torch, and single images don't need Ray.
 if TYPE_CHECKING:
     from segmint.infra.row_ledger import BlockEntry, RowLedger
     from segmint.model.automatic.generator import MaskGenerator, RawMasks
@@ -133,7 +133,7 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     check_numerics(settings)
     numerics = settings.numerics
     compiled, on_cpu = numerics.encoder == "compiled", numerics.device == "cpu"
-    # A CPU computes in fp32, except in kernels that draw in bf16. With mixed numerics, these may be missing here.
+    # On a CPU, only the kernels use bf16, when they draw. With mixed numerics, this machine may lack these kernels.
     predictor = Predictor(
         load_model(weights, replace(numerics.compute, precision="fp32") if on_cpu else numerics.compute),
         compile_encoder="default" if compiled else None,
@@ -250,7 +250,7 @@ class Segment:
     ) -> None:
         self._set_up(settings.numerics.device, ledger, timeout_s, threads, self._find_many_watched)
         self._artifacts = settings.artifacts
-        # In the thread that uses the model, because compiled code and captured graphs belong to their thread.
+        # Load the model in the thread that uses it, because compiled code and captured graphs belong to their thread.
         self.generator = self._stages.on_device(functools.partial(load_generator, settings))
         if measures_peak and ledger is not None:
             ledger.report_peak(self._stages.on_device(functools.partial(measure_peak, settings.numerics.compute)))

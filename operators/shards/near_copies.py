@@ -39,7 +39,7 @@ class NearCopy(NamedTuple):
     image_id: str
     of: int  # number of the removed picture
     tombstone: str  # name of the tombstone's file; "" if the picture is still to be removed
-    bits: int  # in which their nearest hashes differ
+    bits: int  # number of bits in which the two nearest hashes differ
 
     def line(self) -> str:
         """Describe the near copy in one line."""

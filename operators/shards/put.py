@@ -203,7 +203,7 @@ def check_purge(dataset: Location) -> None:
         (dataset / folder).refuse_link()
     probe = dataset / f"{TEMPORARY_PREFIX}versions"
     probe.purge()
-    if scheme(dataset.uri) in AZURE:  # the last of these calls finds what soft delete kept
+    if scheme(dataset.uri) in AZURE:  # the last `purge` finds what soft delete kept
         probe.put(b"")
         probe.purge()
         probe.purge()
@@ -237,7 +237,7 @@ def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
         for path in files.get(shard, ()):
             if path not in state.kept:
                 (dataset / path).purge()
-        # Last, because an interrupted removal can be recognized as long as an older commit exists.
+        # Remove older commits last: as long as one exists, an interrupted removal can be recognized.
         for generation in commits.get(shard, ()):
             if state.commit is not None and generation < state.commit.generation:
                 (dataset / commit_path(shard, generation)).purge()

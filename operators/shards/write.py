@@ -39,7 +39,7 @@ class ShardTask:
     start: int  # the first ordinal
     stop: int  # one past the last ordinal
     dataset: DatasetHandle
-    numerics: str  # fingerprint
+    numerics: str  # fingerprint of the numerics
     max_reject_ratio: float
     generation: int = 1
 
@@ -200,7 +200,7 @@ class RetryTask:
 
     shard: int
     generation: int  # the generation that contains the rejected rows
-    ordinals: Sequence[int]  # of the retried rows, ascending
+    ordinals: Sequence[int]  # ordinals of the retried rows, ascending
     dataset: DatasetHandle
 
 

@@ -17,11 +17,11 @@ from segmint.operators.similar.partitions import Partitions, append, borders, ma
 _MANY = 64
 """Maximum number of pairs that a value's entries may form with entries of near values and still be listed."""
 
-_MOST_WAITING = 1 << 24  # pairs of near values that are not yet sorted into listed ones and crowds
-_LEAST_LISTED = 1 << 24  # pairs of entries that may always be listed, however few values there are
-_JOINED = 1 << 20  # pairs of values that are joined to crowds at a time
-_LISTED = 1 << 20  # pairs of entries in one chunk
-_ROWS = 1 << 19  # rows, or values, of one chunk
+_MOST_WAITING = 1 << 24  # maximum number of pairs of near values that wait to be sorted into listed pairs and crowds
+_LEAST_LISTED = 1 << 24  # number of pairs of entries that may always be listed, even if there are few values
+_JOINED = 1 << 20  # number of pairs of values that are joined to crowds at a time
+_LISTED = 1 << 20  # number of pairs of entries in one chunk
+_ROWS = 1 << 19  # number of rows or values in one chunk
 _TABLE = {"values": np.uint64, "entries": np.int64, "starts": np.int64}
 NO_CROWD = -1
 
@@ -135,12 +135,12 @@ class _Sorter:
         self._many = _MANY
         self._most_listed = max(_LEAST_LISTED, 2 * values)
         self._waiting: list[Positions] = [np.empty((0, 2), np.int64)]
-        self._number = 0  # of waiting pairs
+        self._number = 0  # number of waiting pairs
         self._listed: list[Positions] = []
-        # Pairs of entries of each value and those near it.
+        # Number of pairs that each value's entries form with entries of near values.
         self._weights = mapped_zeros(values, np.int32)
         self._crowded = mapped_zeros(values, np.bool_)
-        # A forest: for each value in a crowd, the distance back to another value of its crowd, or 0.
+        # A forest. For each value in a crowd, this is the distance back to its parent in the crowd, or 0 for a root.
         self._steps = mapped_zeros(values, np.int32 if values < 1 << 31 else np.int64)
 
     def add(self, one: Positions, other: Positions) -> None:

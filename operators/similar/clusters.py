@@ -17,15 +17,15 @@ from segmint.operators.similar.hashes import VIEWS
 from segmint.operators.similar.near import Hashes, Positions
 from segmint.operators.similar.partitions import Partitions, borders, sampled
 
-_ROWS = 1 << 20  # rows of one chunk
-_ROUNDING = 0.002  # of products of float16 unit vectors
+_ROWS = 1 << 20  # number of rows in one chunk
+_ROUNDING = 0.002  # maximum rounding error of products of float16 unit vectors
 _MOST_CENTERS = 512
-_COMPARED = 1 << 22  # pairs of entries that are compared at a time
-_DENSE = 0.02  # share of near hashes from which all sketches are multiplied
-_IN_CACHE = 1 << 17  # pairs of hashes that are compared in the processor's cache
-_SKETCHES = 1 << 16  # pairs of sketches that are multiplied at a time
-_SAMPLE = 256  # entries of each side that are sampled for that share
-_COVERED = 8  # if more than one in this many is similar, the next row is compared alone
+_COMPARED = 1 << 22  # number of pairs of entries that are compared at a time
+_DENSE = 0.02  # if the share of near hashes exceeds this, all sketches are multiplied
+_IN_CACHE = 1 << 17  # number of pairs of hashes that fit in the processor's cache
+_SKETCHES = 1 << 16  # number of pairs of sketches that are multiplied at a time
+_SAMPLE = 256  # number of entries of each side that are sampled to estimate that share
+_COVERED = 8  # if more than one in this many targets is similar, the next row is compared alone
 
 Mask = NDArray[np.bool_]
 
@@ -112,7 +112,7 @@ class CrowdedHashes:
         members = np.split(order, begins)[1:]  # indices of each crowd's entries, by rank
         self._members = dict(zip(self._crowds[order][begins].tolist(), members, strict=True))
         self._centers = dict.fromkeys(self._members, 1)  # number of rows to compare the next time
-        # Rows similar to those that each crowd was last compared with; earlier ones are never requested again.
+        # Results of each crowd's last comparison, keyed by row. Earlier rows are never requested again.
         self._found: dict[int, dict[int, Positions]] = {crowd: {} for crowd in self._members}
 
     def rows(self) -> Positions:
@@ -143,7 +143,7 @@ class CrowdedHashes:
         members = members[free[rows] & (self._rank[rows] >= self._rank[row])]  # the others are never requested again
         self._members[crowd] = members
         ranks = self._rank[self._rows[members]]
-        ends = np.flatnonzero(np.diff(ranks, append=-1)) + 1  # of each row's members, which are sorted by rank
+        ends = np.flatnonzero(np.diff(ranks, append=-1)) + 1  # ends of each row's members, which are sorted by rank
         number = min(self._centers[crowd], len(ends))
         centers = members[: ends[number - 1]]
         targets = members[~self._apart[self._rows[members]] & ~np.isin(self._rows[members], known)]
@@ -257,7 +257,7 @@ def find_copies(
     """
     count = len(rows.pixels)
     index: Any = np.int32 if count < 1 << 31 else np.int64
-    order = np.lexsort((-rows.pixels, ~rows.allowed, ~rows.opted_out)).astype(index)  # stable: ties go to lower rows
+    order = np.lexsort((-rows.pixels, ~rows.allowed, ~rows.opted_out)).astype(index)  # stable, so ties go to lower rows
     rank = np.empty(count, index)
     rank[order] = np.arange(count, dtype=index)
     first = first_of_equal_bytes(rows.sources, order)

@@ -36,7 +36,7 @@ Thumbnails = Callable[[Positions], NDArray[np.uint8]]
 Views = NDArray[np.float32]
 
 _MIDDLE = slice(SIDE // 5, SIDE - SIDE // 5)
-_LEAST_LENGTH = 1e-3  # of a vector whose values differ by more than rounding
+_LEAST_LENGTH = 1e-3  # minimum length of a vector whose values differ by more than rounding
 _POOLED = 8
 _AT_ONCE = 4096
 

@@ -28,7 +28,7 @@ NO_HASH = 0
 THUMBNAIL = 64  # pixels per side
 SIDE = 32  # cells per side of a view that is hashed or compared
 _GRID = 256  # cells per side of the grid that views are cut from
-_MARGINS = (0, 4, 8, 13, 32)  # cells that the frame and each crop leave out at every edge
+_MARGINS = (0, 4, 8, 13, 32)  # number of cells that the frame and each crop leave out at every edge
 
 KEPT = (*(1 - 2 * margin / _GRID for margin in _MARGINS), 1.0)
 """Share of the width and height that each of the `VIEWS` keeps around the frame's center.
@@ -119,7 +119,7 @@ def view_box(kept: float, width: float, height: float) -> tuple[float, float, fl
 
 def _averages(values: NDArray[np.integer], cells: int, scale: int = 1) -> Integers:
     """Return means over `cells` x `cells` equal areas, times `scale`, rounding half up. Areas may split pixels."""
-    for axis in (0, 1):  # repeating pixels changes no mean
+    for axis in (0, 1):  # repeating pixels doesn't change a mean
         values = np.repeat(values, -(-cells // values.shape[axis]), axis)
     sums = _sums(_sums(values, cells).T, cells).T
     return (2 * scale * sums + values.size) // (2 * values.size)

@@ -14,10 +14,10 @@ MOST_BITS = 4
 """Maximum supported distance. A larger distance would need more bands, and so shorter keys and more rounds."""
 
 _BITS = 64
-_CHUNK = 1 << 20  # sorted hashes that are compared at a time
-_SHORT = 64  # hashes of one key that are compared with one another in steps over the chunk
-_FEW = 2048  # hashes that are compared all with all instead of being cut into bands
-_BLOCK = 1 << 22  # comparisons at a time when all are compared with all
+_CHUNK = 1 << 20  # number of sorted hashes that are compared at a time
+_SHORT = 64  # maximum number of hashes with one key that are compared in steps over the chunk
+_FEW = 2048  # maximum number of hashes that are compared all with all instead of being cut into bands
+_BLOCK = 1 << 22  # number of comparisons at a time when all hashes are compared with all
 _DEPTH = 3  # maximum number of times that hashes of one key are cut into bands again
 
 Hashes = NDArray[np.uint64]
@@ -52,7 +52,7 @@ def near_pairs(distinct: Hashes, distance: int, folder: Path | None = None) -> I
 
 
 def _places_of(values: Hashes, distinct: Hashes) -> Positions:
-    order = np.argsort(values)  # ascending values are found in nearby pages
+    order = np.argsort(values)  # ascending values are in nearby pages of a mapped file
     found = np.empty(len(values), np.int64)
     found[order] = np.searchsorted(distinct, values[order])
     return found
@@ -67,7 +67,7 @@ def _near_values(values: Hashes, distance: int, depth: int, folder: Path | None 
     for first, second in combinations(range(len(bands)), 2):
         key = bands[first], bands[second]
         order = [*key, *(band for band in bands if band not in key)]
-        # A pair may share more than two bands; it counts only for the first two.
+        # A pair may agree in more than two bands. Yield it only for the first two of these bands.
         places = dict(zip(order, _places(order), strict=True))
         earlier = [_mask(places[band]) for place, band in enumerate(bands[:second]) if place != first]
         shift = _BITS - sum(high - low for low, high in key)
@@ -117,7 +117,7 @@ def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int, differ: Se
             varying = np.bitwise_or.reduce(block ^ block[0])
             if all(varying & mask for mask in differ):
                 yield from _near_values(block, distance, depth - 1)
-        last = np.repeat(np.where(long, 0, ends), ends - begins)  # the end of each hash's key; 0: compared above
+        last = np.repeat(np.where(long, 0, ends), ends - begins)  # end of each hash's group; 0: compared above
         places = np.arange(len(chunk))
         for step in range(1, _SHORT):
             places = places[places + step < last[places]]

@@ -25,7 +25,7 @@ TORCHSCRIPT_SIDE = 224
 """Height and width, in pixels, of the crops that a TorchScript module receives."""
 
 _BATCH = 32
-_BITS = 2  # raise it whenever labels or scores change
+_BITS = 2  # increase this whenever labels or scores change
 
 Scores = Callable[[Tensor, Tensor], Tensor]
 """Function that scores N labels for B crops: float32 (B, N).
