@@ -58,7 +58,7 @@ class JpegDecoder(AbstractContextManager["JpegDecoder"]):
         self._closed = False
 
     def run(self, function: Callable[[bytes], T], jpeg: bytes) -> T:
-        """Return `function(jpeg)`. A child must be able to unpickle and import `function` and its result.
+        """Return `function(jpeg)`. `function` and its result must be picklable and importable in a child.
 
         Raises `UndecodableError` if `function` raises or the image is over `MOST_PIXELS`. Raises its subclass
         `OverLimitError` if the child dies, runs out of memory, or times out twice. Raises `ChildFaultError` if no child

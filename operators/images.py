@@ -13,7 +13,7 @@ Pixels = NDArray[np.uint8]
 def decode_jpeg(data: bytes) -> Pixels:
     """Decode a JPEG that segmint encoded to (H, W, 3) uint8 RGB.
 
-    Pillow decodes it. Since Pillow is the most common library, anyone can recompute the masks from the released file.
+    This uses Pillow because it is the most common library, so anyone can recompute the masks from the released file.
     """
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         # Converting an image that is already RGB copies it, which takes as long as decoding it.

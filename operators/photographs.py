@@ -1,7 +1,7 @@
 """Decoder of photographs that users name, which decodes HEICs in a child process because they can crash the decoder.
 
 A single wrong byte in a metadata box crashes libheif as shipped with pi-heif 1.4. All other formats are decoded in this
-process. Their decoders survived tests with tens of thousands of mutated files.
+process, because their decoders never crashed in tests with tens of thousands of mutated files.
 """
 
 import os

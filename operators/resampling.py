@@ -18,7 +18,7 @@ _EVEN = 1e-12  # relative differences up to this are attributed to rounding
 
 
 def sign_flip_p(differences: Floats, seed: Seed, resamples: int = RESAMPLES) -> list[float]:
-    """Return two-sided p-values for the hypothesis that two sets of weights don't differ, for M measures.
+    """Return two-sided p-values for the hypothesis that two models' weights don't differ, for M measures.
 
     `differences` (I, M) contains, for each image, the sum of the differences over the image's masks. Under the null
     hypothesis, each sum is as likely as its opposite. For up to `EXACT_IMAGES` images, the test tries all combinations

@@ -91,7 +91,7 @@ MASK = pa.struct(
         pa.field("output", pa.int8()),  # index (0 to 2) of the decoder's output that produced it; null: unknown
     ]
 )
-"""Type of a mask: `output`, and the keys of SA-1B's annotations without the id, which follows from the position."""
+"""Type of a mask: the keys of SA-1B's annotations, except the id, which is computed from the position, and `output`."""
 
 MASKS_PER_IMAGE_LIMIT = 10_000
 """Upper bound on an image's masks. An annotation id is the image id times this number, plus the mask's index.
@@ -156,7 +156,7 @@ SOURCES = (AUTOMATIC, "assisted", "corrected", "manual", "imported")
 """Possible values of a mask's `source`."""
 
 PERSON = "person"
-"""`label_source` of a label that an annotator set. It is also set if an annotator removed a mask's label."""
+"""`label_source` of a label that an annotator set, and of a mask whose label an annotator removed."""
 
 IMPORT = "import"
 """`label_source` of a label from an imported file."""

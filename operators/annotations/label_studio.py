@@ -83,8 +83,8 @@ def read_tasks(
 ) -> Iterator[TaskAnnotation]:
     """Yield the annotation that counts for each task.
 
-    This is the latest annotation that wasn't canceled. A task without such an annotation is skipped. JSON_MIN contains
-    a separate record for each annotation, so each annotation is yielded with its time, and the caller must find the
+    The latest annotation that wasn't canceled counts. A task without such an annotation is skipped. JSON_MIN contains a
+    separate record for each annotation, so every annotation is yielded with its time, and the caller must find the
     latest.
 
     An image's name is its path or URL. If a task has no image, the name identifies the task. `size_of` maps an image's

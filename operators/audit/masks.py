@@ -134,7 +134,7 @@ def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Fi
 
 
 def _automatic(row: Mapping[str, Any]) -> bool:
-    """Return whether a build made the mask. Masks that segmint didn't write have no source and count as well."""
+    """Return whether a build made the mask. Masks that segmint didn't write have no source and count as a build's."""
     return row.get("source") in (None, AUTOMATIC)
 
 

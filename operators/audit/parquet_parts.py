@@ -82,7 +82,10 @@ def check_parquet(stream: BinaryIO, sha256: str, schema: pa.Schema, group_rows: 
 
 
 def _check_structure(stream: BinaryIO, file: pq.ParquetFile, schema: pa.Schema, *, by_other: bool) -> None:
-    """Write the rows of each row group again and compare the structure. Raise `ValueError` for unexplained parts."""
+    """Write the rows of each row group again and compare the structure.
+
+    Raises `ValueError` for parts that pyarrow wouldn't write.
+    """
     footer, end = _read_footer(stream)
     position = len(_MAGIC)
     for index in range(max(1, file.num_row_groups)):

@@ -107,7 +107,7 @@ class AveragePrecision:
 class _Category:
     """The D predictions that all models made for a category, sorted from best to worst.
 
-    S of the D predictions match a true mask in at least one size range and at one IoU threshold.
+    S of the D predictions match a true mask in at least one size range, at one or more IoU thresholds.
 
     Attributes:
         unit, model: (D,) int64, each prediction's unit and model.
@@ -153,8 +153,8 @@ class _Category:
     def scores(self, models: int, plain: NDArray[np.bool_], exchanged: NDArray[np.bool_]) -> Floats:
         """Return the K scores of M models for R selections, (R, M, K), or NaN where there are no true masks.
 
-        `plain` and `exchanged`, both (R, U), select the units that count as they are, and with the two models
-        exchanged.
+        `plain` (R, U) selects the units that count as they are. `exchanged` (R, U) selects the units that count with
+        the two models exchanged.
         """
         truth = ((plain | exchanged) @ self.truth).T
         found = []

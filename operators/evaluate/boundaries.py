@@ -90,9 +90,9 @@ def count_matches(found: Edges, truth: Edges, tolerance: float) -> int:
 def _pairs(
     found: Edges, truth: Edges, tolerance: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return all pairs of a found and a true pixel within the tolerance.
+    """Find all pairs of a found pixel and a true pixel within the tolerance.
 
-    The pixels are indices in row order. Each pair's distance is returned as well.
+    Returns three arrays: the indices of the found pixels and of the true pixels, both in row order, and the distances.
     """
     height, width = found.shape
     reach = int(tolerance)
@@ -123,7 +123,10 @@ def _marked(edges: Edges, chosen: NDArray[np.int64]) -> Edges:
 
 
 def _removable() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return, for each half of a thinning pass, whether it removes a pixel, by the code of its neighbors, (256,)."""
+    """Return two lookup tables, (256,), one for each half of a thinning pass.
+
+    A table states whether the pass removes a pixel, given the code of the pixel's neighbors.
+    """
     codes = np.arange(256)
     x = [(codes >> bit & 1).astype(bool) for bit in range(8)]  # Guo and Hall's x1 to x8, indexed from 0
     around = [x[index % 8] for index in range(9)]

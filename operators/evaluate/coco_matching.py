@@ -68,7 +68,7 @@ class RecallCounts:
 
 @dataclass(frozen=True)
 class ImageMatches:
-    """The best predictions, at most 100, for one image and category, best first, with their matches.
+    """The best predictions for one image and category, best first, with their matches (see `match_masks`).
 
     Attributes:
         scores: (D,) float64.

@@ -44,7 +44,8 @@ Curve = NDArray[Any]
 def edge_settings(points_per_side: int = 16) -> MaskSettings:
     """Return the paper's settings: no crops, no filter by predicted IoU or stability, and NMS at 0.7 as usual.
 
-    The grid contains `points_per_side` points per side. With the paper's value, 16, it produces 768 masks before NMS.
+    The grid contains `points_per_side` points per side. With the paper's value, 16, the model draws 768 masks before
+    NMS.
     """
     return MaskSettings.official(points_per_side=points_per_side, pred_iou_thresh=0.0, stability_score_thresh=0.0)
 
@@ -146,7 +147,7 @@ def find_edges(predictor: Predictor, embedding: Embedding, settings: MaskSetting
 
 
 def _masks(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -> torch.Tensor:
-    """Draw a mask for each point of the grid and return the low-resolution logits after NMS, (N, 256, 256)."""
+    """Draw masks for each point of the grid. Return their low-resolution logits after NMS, (N, 256, 256)."""
     height, width = embedding.frame_size
     crop = Crop(0, (0, 0, width, height))
     upscaling, plan = upscaling_of(predictor, embedding), predictor.plan_points(embedding)

@@ -39,7 +39,7 @@ Part = tuple[Literal["xmp", "c2pa"], bytes]
 class Metadata:
     """Metadata of an image that may contain an opt-out.
 
-    `packets` contains parts of the file in which a field of opt-outs is mentioned. Each is either XMP or a larger part
+    `packets` contains parts of the file that mention a field of opt-outs. Each packet is either XMP or a larger part
     that contains XMP, such as EXIF. `c2pa` is the image's MIME type if the image contains a C2PA manifest, and None
     otherwise.
     """

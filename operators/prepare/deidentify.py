@@ -326,14 +326,14 @@ def build_detectors(
     *,
     torch_plates: bool = False,
 ) -> tuple[Detector, ...]:
-    """Build the detectors that `config` requests: faces first, then plates.
+    """Build the detectors that `config` requests: faces first, then plates. `none` requests no detector.
 
     - `device`: the torch device that runs the detectors.
     - `resolve`: finds weights by name or path; `segmint.infra.assets.resolve` by default.
     - `threads`: the size of the plate network's own thread pool; torch's number of threads by default.
     - `load_file`: loads detectors that are files; `load_detector_file` by default.
-    - `torch_plates`: runs the plate network in torch even on a CPU; on a GPU, torch always runs it. The outputs differ
-      by less than 1e-4.
+    - `torch_plates`: runs the plate network in torch even on a CPU. On a GPU, it always runs in torch. The outputs
+      differ by less than 1e-4.
 
     In a new process, this function takes about a second, mostly for imports. Raises `UsageError` if a file is missing
     or isn't a detector.

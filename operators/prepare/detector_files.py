@@ -14,7 +14,7 @@ DETECTOR_FILES = f"a TorchScript or ONNX file ({', '.join(DETECTOR_ENDINGS)})"
 
 
 def is_onnx(name: str | Path) -> bool:
-    """Return whether a path or URI names an ONNX file. It may end with `#` and a hash."""
+    """Return whether a path or URI names an ONNX file. A `#` with a hash may follow the name."""
     return str(name).partition("#")[0].endswith(ONNX_ENDING)
 
 

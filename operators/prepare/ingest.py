@@ -73,9 +73,9 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
     """Decode one image. With `side`, a large JPEG may be decoded at reduced scale, with no side under `side` pixels.
 
     Raises `RejectedError` with `empty_object`, `not_an_image`, `unsupported_format`, `too_large` (bytes or pixels),
-    `too_small`, `animated`, `truncated`, or `corrupt`. If a decoder raises any other exception, this function decodes
-    control images. If these succeed, the image is rejected as `corrupt`; otherwise, `BrokenDecoderError` is raised.
-    `MemoryError` and `ImportError` propagate.
+    `too_small`, `animated`, `truncated`, or `corrupt`. If a decoder raises any other exception, this function checks
+    whether this process can decode control images. If it can, the image is rejected as `corrupt`. Otherwise,
+    `BrokenDecoderError` is raised. `MemoryError` and `ImportError` propagate.
     """
     kind = recognize(data, config.decoded)
     if len(data) > config.max_bytes:
@@ -204,8 +204,8 @@ def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
 def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
     """Decode a JPEG to (H, W, 3) uint8 RGB, at the smallest scale with no side under `side`; 0 means full scale.
 
-    Unlike Pillow, simplejpeg reports scan data that ends early or is invalid, even if an end marker hides the problem.
-    It does so in its strict mode. The pixels of the two decoders are equal.
+    simplejpeg produces the same pixels as Pillow. Unlike Pillow, its strict mode reports scan data that ends early or
+    is invalid, even if an end marker hides the problem.
     """
     color = {"L": "GRAY", "CMYK": "CMYK"}.get(source.mode, "RGB")
     scale = {"min_height": side, "min_width": side, "min_factor": 1} if side else {}

@@ -281,7 +281,7 @@ class Prepare:
         return gather(list(self._threads.map(self._row, to_rows(table, "prepare"))), "prepare", PREPARED)
 
     def wait_until_ready(self) -> None:
-        """Wait until a child process is ready for the first image; for benchmarks."""
+        """Wait until a child process is ready for the first image. Only benchmarks need this."""
         self._children.wait_until_ready()
 
     def close(self) -> None:
@@ -361,7 +361,7 @@ CURATED = "refused in the catalog"
 
 @dataclass(frozen=True)
 class CatalogJudge:
-    """Checks of a catalog row's license, and for takedowns and duplicate ids."""
+    """Judge of catalog rows by their license, takedowns, and duplicate ids."""
 
     policy: LicensePolicy
     taken: RemovedNames

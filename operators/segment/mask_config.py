@@ -135,8 +135,8 @@ class MasksConfig(BaseModel):
     def settings(self, points_per_chunk: int | None = None) -> MaskSettings:
         """Convert this configuration to the settings of `MaskGenerator`.
 
-        `points_per_chunk` replaces `points_per_chunk: auto`. If it is None, the generator chooses a value for its
-        device.
+        If the configuration says `points_per_chunk: auto`, the argument `points_per_chunk` is used. If that is None,
+        the generator chooses a value for its device.
         """
         values = self.model_dump(exclude={"drop_redaction_artifacts"})
         if self.points_per_chunk == "auto":
@@ -158,9 +158,12 @@ class ModelConfig(BaseModel):
     mobile_sam on a CPU.
     """
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` is cuda if it is available, otherwise cpu."""
+    """Device that runs the model. `auto` is cuda if it is available, otherwise cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 on a GPU that supports it, otherwise fp32. On a CPU, bf16 only affects the kernels lanes16-1."""
+    """Precision of the model. `auto` is bf16 on a GPU that supports it, otherwise fp32.
+
+    On a CPU, bf16 means that the kernels lanes16-1 draw masks in bf16. Everything else stays fp32.
+    """
     encoder: Literal["auto", "eager", "compiled"] = "auto"
     """Image encoder: eager, or compiled by `torch.compile`. `auto` is compiled on a GPU with Triton, else eager."""
     kernels: Literal["auto", "torch", "lanes16-1"] = "auto"
@@ -174,7 +177,7 @@ class ModelConfig(BaseModel):
     threads: AutoOrCount = "auto"
     """Number of torch's threads in one segment actor.
 
-    `auto` is resolved on the machine that creates the dataset. For its own CPU, it is each actor's share from
-    `pipeline/building/dataset/cpu_actors.py`. For a cluster's CPUs, it is the number of the machine's physical cores.
-    For a GPU, it is 1.
+    `auto` is resolved on the machine that creates the dataset. If this machine's CPU runs the build, it is each actor's
+    share from `pipeline/building/dataset/cpu_actors.py`. If a cluster's CPUs run it, it is the number of this machine's
+    physical cores. On a GPU, it is 1.
     """

@@ -228,8 +228,9 @@ class Segment:
     """Ray Data actor that maps a table of prepared rows to the same rows with masks.
 
     On a GPU, the stages overlap: some threads decode images, one thread owns the device, and other threads finish
-    masks. That thread starts the next image before the device has finished the current one, so the device never waits
-    for the host. Up to `HostThreads.calls` calls may run concurrently. On a CPU, the caller's thread does everything.
+    masks. The device's thread starts the next image before the device has finished the current one, so the device never
+    waits for the host. Up to `HostThreads.calls` calls may run concurrently. On a CPU, the caller's thread does
+    everything.
 
     - `ledger`: records each row before it is processed.
     - `measures_peak`: measures the peak performance of the actor's device first and records it in the ledger.

@@ -97,11 +97,11 @@ def put_again(
 ) -> bool:
     """Put missing or damaged files of the latest commit again. Return whether it is still the latest afterward.
 
-    If another writer has committed a newer generation, this function deletes the files that it put, including their
-    older versions, unless the newer commit names them. Other commands may delete the reservation, because its
-    generation is already committed. If the reservation is gone, this function puts it again and checks that the commit
-    is still the latest. If the commit is the latest at the end, `after_commit` is called before the reservation is
-    deleted.
+    The commit's generation already exists, so other commands may delete the reservation of this call. Before each file,
+    this function puts a missing reservation again and checks that the commit is still the latest. If the commit is the
+    latest at the end, `after_commit` is called before the reservation is deleted. If another writer has committed a
+    newer generation, this function deletes the files that it put, including their older versions, unless the newer
+    commit names them.
     """
     pairs = list(files)
     reservation = Reservation(commit.shard, commit.generation, tuple(entry.path for entry, _ in pairs))

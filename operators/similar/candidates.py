@@ -28,7 +28,7 @@ NO_CROWD = -1
 
 @dataclass(frozen=True)
 class SimilarHashes:
-    """Hash values that several rows share or that are near another row's value, with the near pairs among them.
+    """Hash values that several rows share or that are near another row's value, and the pairs that are near each other.
 
     An entry is a view of a row, numbered `row * VIEWS + view`. The entries `entries[starts[i] : starts[i + 1]]` have
     the hash `values[i]`.

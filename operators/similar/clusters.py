@@ -227,8 +227,8 @@ class ImageRows:
 class DuplicateMap:
     """Copies among N rows.
 
-    `kept` contains the kept row of which each row is a copy, or -1 for a row that isn't a copy. `exact` is true if both
-    have the same bytes. A copy with different bytes is a near-duplicate of the kept row.
+    `kept` contains the kept row of which each row is a copy, or -1 for a row that isn't a copy. `exact` is true if a
+    row has the same bytes as its kept row. A copy with different bytes is a near-duplicate of the kept row.
     """
 
     kept: Positions
@@ -300,8 +300,8 @@ def find_groups(hashes: Hashes, thumbnails: Thumbnails, same: Positions, distanc
     """Number the groups of N images, (N,) int64. Two images share a number if a chain of similar images links them.
 
     `hashes` (N, 6) uint64 contains each image's `ImageHashes.views`, or 0 if missing. `same` (N,) int64 has equal
-    values for images that are known to be the same, such as images with the same bytes. Similarity is defined as in
-    `find_copies`. Unlike there, any two similar images belong to the same group, so groups are disjoint.
+    values for images that are known to be the same, such as images with the same bytes. `find_copies` defines
+    similarity. In contrast to copies, any two similar images belong to the same group, so groups are disjoint.
     """
     count = len(hashes)
     _, first, known = np.unique(same, return_index=True, return_inverse=True)

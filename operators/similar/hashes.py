@@ -95,10 +95,10 @@ def view_hashes(gray: Gray) -> NDArray[np.uint64]:
     The frame is averaged to 256 x 256 cells. Each view is cut from these cells and averaged to 32 x 32. Both steps use
     exact areas, in units of 1/256 gray level.
 
-    Each hash is a pHash. The view's cosine transform (DCT-II, with cosines in 16,384ths) has 8 x 8 lowest frequencies,
-    and each of them sets one bit, row by row from the highest bit. A bit is 1 if the frequency's value exceeds the
-    lower median of all 64 values. Turning a picture permutes its frequencies and changes their signs, so the turned
-    frames don't need another transform.
+    Each hash is a pHash. It is computed from the 8 x 8 lowest frequencies of the view's cosine transform (DCT-II, with
+    cosines in 16,384ths). Each frequency determines one bit, row by row from the highest bit. The bit is 1 if the
+    frequency's value exceeds the lower median of all 64 values. Turning a picture permutes its frequencies and changes
+    their signs, so the turned frames don't need another transform.
     """
     grid = _averages(gray, _GRID, _LEVEL)
     spectra = [_spectrum(grid[margin : _GRID - margin, margin : _GRID - margin]) for margin in _MARGINS]

@@ -28,14 +28,14 @@ _BATCH = 32
 _BITS = 2  # increase this whenever labels or scores change
 
 Scores = Callable[[Tensor, Tensor], Tensor]
-"""Function that scores N labels for B crops: float32 (B, N).
+"""Function that returns the scores of N labels for B crops, (B, N) float32.
 
 Its arguments are crops (B, 3, S, S) uint8 RGB and the pixels of their masks (B, S, S) bool.
 """
 
 
 class MaskLabels:
-    """Custom stage that labels each mask with the best matching text of a vocabulary.
+    """Custom stage that labels masks, each with the best matching text of a vocabulary.
 
     The model sees a square crop around the mask, with a side 1.5 times that of the mask's box. In CLIP's last layer,
     the class token attends only to itself and to patches that touch the mask. The score is the text's probability among

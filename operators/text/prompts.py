@@ -16,7 +16,7 @@ _LINEAGE = "segmint"  # key of the safetensors file's metadata
 
 
 class TextPrompts:
-    """Embedder of texts as prompts. It combines a CLIP with a projection (D to 256) that was trained for it and SAM."""
+    """Embedder of texts as prompts. It combines a CLIP with a projection (D to 256) trained for it and a SAM."""
 
     def __init__(self, clip: Clip, projection: nn.Linear, clip_sha256: str | None = None) -> None:
         """`clip_sha256` is the hash of the CLIP's folder, which is available as an attribute.
