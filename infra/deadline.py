@@ -10,20 +10,21 @@ from contextlib import contextmanager
 
 
 class Deadline:
-    """Timer that kills this process with SIGALRM if a piece of work takes longer than `seconds` (None: no limit).
+    """Timer that kills this process with SIGALRM if a piece of work takes longer than `seconds`.
 
-    Python can't interrupt a native function that hangs, and a watchdog thread would wait for the GIL that such a
-    function holds. Several may run at once, each in its own thread. The process must not change its SIGALRM handler.
+    If `seconds` is None, there's no limit. A signal is needed because Python can't interrupt a native function that
+    hangs. A watchdog thread wouldn't help either: such a function holds the GIL, so the thread could never run. Several
+    pieces of work may run at once, each in its own thread. The process must not change its SIGALRM handler.
     """
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._ends: dict[object, float] = {}  # of the running pieces
+        self._ends: dict[object, float] = {}  # of the pieces of work that are running
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Apply the deadline to the block as one piece of work."""
+        """Run the block as one piece of work under the deadline."""
         if self._seconds is None:
             yield
             return
@@ -39,15 +40,16 @@ class Deadline:
                 self._set()
 
     def _set(self) -> None:
-        """Set the process's only timer to the earliest deadline."""
+        """Set the timer, of which the process has only one, to the earliest deadline."""
         left = min(self._ends.values()) - time.monotonic() if self._ends else 0.0
         signal.setitimer(signal.ITIMER_REAL, max(left, 0.001) if self._ends else 0.0)
 
 
 @functools.cache
 def exit_within(seconds: float) -> None:
-    """Let SIGALRM kill this process if it is still running `seconds` after it starts to exit.
+    """Kill this process with SIGALRM if it is still running `seconds` after it begins to exit.
 
-    Native exit handlers may wait forever. Only Python exit handlers that are registered later run first.
+    Native exit handlers can wait forever. The timer starts in a Python exit handler, and handlers run in reverse order
+    of registration, so only handlers that are registered later run before it.
     """
     atexit.register(signal.setitimer, signal.ITIMER_REAL, seconds)

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 
-_GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # device files of NVIDIA's driver, of WSL, and of AMD's driver
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last one is ARM's
+_GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # device files of the NVIDIA driver, WSL, and the AMD driver
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86, x86, and ARM
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Resolved device, precision, and thread count, without `auto`."""
+    """Device, precision, and thread count after `auto` has been resolved."""
 
     device: str
     """Torch device: "cpu", "cuda", or "cuda:1"."""
     precision: Precision
     threads: int
-    """Torch's threads within one operation, at least 1."""
+    """Number of threads that torch uses within one operation, at least 1."""
 
     @property
     def kind(self) -> str:
@@ -44,12 +44,12 @@ class Compute:
 def resolve_compute(device: str = "auto", precision: str = "auto", threads: str | int = "auto") -> Compute:
     """Resolve each `auto` for this machine, and check that explicit choices are available.
 
-    - `device`: auto is "cuda" if torch finds a CUDA device, else "cpu".
-    - `precision`: auto is "bf16" on a CUDA device that supports it (Ampere or newer), else "fp32".
-    - `threads`: auto is the number of physical cores that this process may use, or 1 on a CUDA device, where the CPU
-      only launches kernels.
+    - `device`: auto is "cuda" if torch finds a CUDA device. Otherwise, it's "cpu".
+    - `precision`: auto is "bf16" on a CUDA device that supports it (Ampere or newer). Otherwise, it's "fp32".
+    - `threads`: auto is the number of physical cores that this process may use. On a CUDA device, auto is 1, because
+      the CPU only launches kernels.
 
-    Raises `UsageError` for a device that torch doesn't find, bf16 on a GPU without it, and unknown values.
+    Raises `UsageError` if torch doesn't find the device, if the GPU doesn't support bf16, or if a value is unknown.
     """
     import torch
 
@@ -69,7 +69,7 @@ def resolve_compute(device: str = "auto", precision: str = "auto", threads: str 
 
 
 def warn_of_slow_bf16(compute: Compute) -> None:
-    """Warn (`RuntimeWarning`) if torch computes in bf16 on a CPU without instructions for it."""
+    """Issue a `RuntimeWarning` if torch would compute in bf16 on a CPU without bf16 instructions."""
     if compute.kind == "cpu" and compute.precision == "bf16" and not computes_bf16():
         warnings.warn(
             "bf16 is slower than fp32 on a CPU without bf16 instructions (avx512_bf16 or amx_bf16), because each "
@@ -81,10 +81,11 @@ def warn_of_slow_bf16(compute: Compute) -> None:
 
 
 def device_kind(compute: Compute) -> str:
-    """Return what determines a device's bits: the instruction set that torch uses on a CPU, or the model of a GPU.
+    """Return a string that identifies devices with equal bits: a CPU's instruction set in torch, or a GPU's model.
 
-    For a GPU, the string contains its name without the vendor, which only newer drivers report, and the properties by
-    which libraries select kernels: "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors".
+    For a GPU, the string contains its name without the vendor, because older drivers don't report the vendor. It also
+    contains the properties that libraries use to select kernels: "H100 80GB HBM3, compute capability 9.0, 132
+    multiprocessors".
     """
     import torch
 
@@ -96,9 +97,10 @@ def device_kind(compute: Compute) -> str:
 
 
 def physical_cores() -> int:
-    """Return the usable physical cores: the minimum of the affinity, the container's quota, and torch's count.
+    """Return how many physical cores this process can use.
 
-    Call this before anything sets `OMP_NUM_THREADS` or torch's number of threads, because both hide the cores.
+    The result is the minimum of the CPU affinity, the container's quota, and torch's number of cores. Call this
+    function before anything sets `OMP_NUM_THREADS` or torch's number of threads, because both hide the number of cores.
     """
     import torch
 
@@ -107,9 +109,10 @@ def physical_cores() -> int:
 
 
 def apply_compute(compute: Compute) -> None:
-    """Set torch's threads, set OpenCV's to 1, and disable TF32, whose results differ in bits from fp32.
+    """Set torch's and OpenCV's threads, and disable TF32.
 
-    On a CPU, also make the C library keep freed memory; see `keep_freed_memory`.
+    OpenCV gets a single thread. TF32 is disabled because its results have other bits than fp32. On a CPU, this function
+    also makes the C library keep freed memory; see `keep_freed_memory`.
     """
     import cv2
     import torch
@@ -123,11 +126,11 @@ def apply_compute(compute: Compute) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for reuse in this process; does nothing with another C library.
+    """Make glibc keep freed memory in this process for reuse. With another C library, this does nothing.
 
     Each image allocates and frees thousands of matrices of up to 64 MB. By default, glibc maps and unmaps this memory
-    each time, and the kernel has to zero the fresh pages, which takes a fifth of an encoder's time. All threads share
-    one arena, because each arena would keep separate freed memory.
+    each time, and the kernel zeroes the fresh pages. That takes a fifth of the encoder's time. The process uses a
+    single arena, because each additional arena would keep its own freed memory.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -167,7 +170,7 @@ def _resolve_threads(threads: str | int, kind: str) -> int:
 
 
 def _cgroup_quota() -> int | None:
-    """Return the container's CPU quota (cgroup v2), rounded down but at least 1, or None without a limit."""
+    """Return the container's CPU quota (cgroup v2), rounded down to at least 1, or None if there is no limit."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -179,10 +182,10 @@ def _cgroup_quota() -> int | None:
 def cpu_bits(threads: int, precision: str) -> str:
     """Return the CPU's vendor and a hash of the results of small model operations: "GenuineIntel, 5f0e12ab34cd".
 
-    torch, oneDNN, and MKL select kernels by the CPU's vendor, instruction sets, and caches, and by environment
-    variables that restrict a library to older instruction sets. They don't report their choice, but kernels differ in
-    the last bits of sums, so the results reveal it. The operations run on `threads` torch threads in `precision`. The
-    first call in a process takes about 0.2 s.
+    torch, oneDNN, and MKL choose their kernels by the CPU's vendor, instruction sets, and caches. Environment variables
+    can also restrict a library to older instruction sets. The libraries don't report their choice, but different
+    kernels produce different last bits in sums, so a hash of the results reveals it. The operations run with `threads`
+    torch threads in `precision`. The first call in a process takes about 0.2 s.
     """
     import torch
 
@@ -194,18 +197,21 @@ def cpu_bits(threads: int, precision: str) -> str:
 
 
 def computes_bf16() -> bool:
-    """Return whether the CPU has instructions for bf16 products; True if that is unknown."""
+    """Return whether the CPU has instructions for bf16 products. If that's unknown, return True."""
     flags = " ".join(value for key, value in _facts().items() if key in ("flags", "Features"))
     return not flags or not _BF16_FLAGS.isdisjoint(flags.split())
 
 
 def _results(dtype: "torch.dtype") -> Iterator["Tensor"]:
-    """Yield results of operations like those in the encoder, decoder, and face detector, with similar shapes."""
+    """Run operations like those of the encoder, decoder, and face detector, and yield the results.
+
+    The tensors have similar shapes.
+    """
     import torch
     import torch.nn.functional as F
 
     def noise(*shape: int) -> "Tensor":
-        """Return deterministic pseudorandom numbers from -1 to 1, the same on every machine."""
+        """Return deterministic pseudorandom numbers from -1 to 1, which are the same on every machine."""
         counted = torch.arange(int(torch.tensor(shape).prod()), dtype=torch.int64)
         mixed = (counted * 2654435761 + len(shape)) % 2**32
         mixed = (mixed ^ (mixed >> 13)) * 1274126177 % 2**32
@@ -239,7 +245,7 @@ def _threads_set(threads: int) -> Iterator[None]:
 
 @cache
 def _facts() -> dict[str, str]:
-    """Return the fields of the first processor in /proc/cpuinfo; empty if it can't be read."""
+    """Return the fields of the first processor in /proc/cpuinfo. If the file can't be read, the dictionary is empty."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -249,24 +255,25 @@ def _facts() -> dict[str, str]:
 
 
 def memory_here(root: Path = Path("/")) -> int:
-    """Return the memory that this process may use, in bytes: the machine's, or the smallest limit of its cgroups.
+    """Return how much memory this process may use, in bytes: the machine's memory or the smallest cgroup limit.
 
-    A cgroup's limit applies to all cgroups below it (cgroups(7), versions 1 and 2), so every cgroup from the process's
-    own up to the root counts; Slurm sets the limit below the root. `root` is the folder that contains `proc` and `sys`.
+    A cgroup's limit also applies to all cgroups below it (cgroups(7), versions 1 and 2). For example, Slurm sets the
+    limit below the root. So this function checks every cgroup from the process's cgroup up to the root. `root` is the
+    folder that contains `proc` and `sys`.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for folder, name in _memory_cgroups(root):
         try:
             limit = (folder / name).read_text(encoding="ascii").strip()
         except OSError:
-            continue  # the root has no limit
+            continue  # the root cgroup has no limit
         if limit.isdigit():  # not "max"
             limits.append(int(limit))
     return min(limits)
 
 
 def _memory_cgroups(root: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the folders of this process's cgroups and of those above them, with the name of the file with the limit."""
+    """Yield the folder of each cgroup of this process and of all parent cgroups, with the name of the limit's file."""
     try:
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -283,7 +290,7 @@ def _memory_cgroups(root: Path) -> Iterator[tuple[Path, str]]:
         else:
             continue
         top = root / fields[4].lstrip("/")
-        shown = Path(fields[3])  # the cgroup mounted at `top`; a container may only see a part of the tree
+        shown = Path(fields[3])  # the cgroup mounted at `top`; a container may see only a part of the tree
         inside = Path(path) if path is not None else shown
         below = inside.relative_to(shown) if inside.is_relative_to(shown) and ".." not in inside.parts else Path()
         for part in (below, *below.parents):
@@ -291,9 +298,9 @@ def _memory_cgroups(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def kind_here(device: str) -> str:
-    """Return "cuda" or "cpu", the type of a torch device or, for auto, of the one that `resolve_compute` chooses here.
+    """Return "cuda" or "cpu", the type of a torch device. For auto, return the type that `resolve_compute` chooses.
 
-    Imports torch only if this machine may have a GPU.
+    This imports torch only if the machine may have a GPU.
     """
     if device != "auto":
         return device.partition(":")[0]
@@ -303,7 +310,8 @@ def kind_here(device: str) -> str:
 
 
 def device_failure(device: str) -> str | None:
-    """Return the fault that makes a GPU unusable for this process, or None. After a fault, every call reports it."""
+    """Return the error that makes a GPU unusable for this process, or None. Once a GPU fails, it fails every later
+    check."""
     if not device.startswith("cuda"):
         return None
     import torch

@@ -22,9 +22,9 @@ _HIDDEN = "[redacted]"
 
 
 def configure(level: str = "info", json: bool | None = None, stream: TextIO | None = None) -> None:
-    """Set up logging for this process; `json` None means JSON lines unless standard error is a terminal.
+    """Set up logging for this process. Lines go to `stream`, which defaults to standard error.
 
-    Lines go to `stream`, or to standard error if it is None.
+    If `json` is None, lines are in JSON unless standard error is a terminal.
     """
     import structlog
 
@@ -48,17 +48,16 @@ def configure(level: str = "info", json: bool | None = None, stream: TextIO | No
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        # The stream is looked up on each use, because a progress bar on the terminal replaces it while the bar is
-        # shown.
+        # Look up the stream for each line, because a progress bar replaces standard error while it's shown.
         logger_factory=lambda *_: structlog.PrintLogger(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
 
 
 def get_logger(name: str) -> "FilteringBoundLogger":
-    """Return a logger whose lines contain `logger=name`: `get_logger("build").info("window_started", shards=200)`.
+    """Return a logger that adds `logger=name` to its lines: `get_logger("build").info("window_started", shards=200)`.
 
-    Importing structlog takes 80 ms, so call this inside functions, not at module level.
+    Call this inside functions, not at module level, because importing structlog takes 80 ms.
     """
     import structlog
 
@@ -69,7 +68,7 @@ def get_logger(name: str) -> "FilteringBoundLogger":
 
 
 def without_secrets(value: Any, key: str = "") -> Any:
-    """Return `value` with credentials redacted, by key names and in URLs, at any depth."""
+    """Redact credentials in `value` at any depth. They're recognized by their keys and in URLs."""
     if key and _SECRET_KEY.search(key) and value is not None:
         return _HIDDEN
     if isinstance(value, str):
@@ -88,5 +87,5 @@ def _fit(_: Any, __: str, line: str) -> str:
 
 
 def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    # `exc_info` stays unchanged because the console renderer formats the traceback from it.
+    # Keep `exc_info`, because the console renderer needs it to format the traceback.
     return {name: item if name == "exc_info" else without_secrets(item, name) for name, item in event.items()}

@@ -1,10 +1,11 @@
 """Metrics that a run exports through Ray, each with its name, kind, and labels.
 
-An agent on every Ray node collects the metrics of the node's processes and serves them to Prometheus. `ray start
---metrics-export-port` sets the agent's port; KubeRay uses 8080. In Prometheus, the counter `segmint_images_written` is
-named `ray_segmint_images_written_total`. Metrics are always on, because an update takes microseconds and is dropped if
-no agent is running. Counters start at 0 in each run, as Prometheus expects after a restart.
-`infra/grafana/segmint.json` shows all of them, and `infra/grafana/alerts.yaml` watches some.
+An agent on every Ray node collects the metrics of the node's processes and serves them to Prometheus. To set the
+agent's port, use `ray start --metrics-export-port`; KubeRay uses 8080. Prometheus sees the counter
+`segmint_images_written` as `ray_segmint_images_written_total`. Metrics are always on: an update takes microseconds, and
+if no agent is running, it's dropped. Counters start at 0 in each run, as Prometheus expects after a restart.
+`infra/grafana/segmint.json` is a dashboard with all metrics, and `infra/grafana/alerts.yaml` defines alerts on some of
+them.
 """
 
 import os
@@ -19,7 +20,7 @@ from segmint.infra.log import get_logger
 
 @dataclass(frozen=True)
 class Metric:
-    """Metric in Ray; `labels` are in addition to `dataset`, which every metric has."""
+    """Metric in Ray. Every metric has the label `dataset`; `labels` lists the others."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -65,7 +66,7 @@ METRICS = (
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process in bytes, or its peak if the system reports nothing else."""
+    """Return the resident memory of this process in bytes. If the system doesn't report it, return the peak instead."""
     try:
         pages = Path("/proc/self/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
@@ -75,7 +76,7 @@ def resident_bytes() -> int:
 
 
 class RunMetrics:
-    """Metrics of one run, recorded on its driver. They never make a run fail, because the first error disables them."""
+    """Metrics of one run, which its driver records. The first error disables them, so they never make a run fail."""
 
     def __init__(self, dataset: str) -> None:
         self._dataset = dataset
@@ -83,7 +84,7 @@ class RunMetrics:
         self._works = True
 
     def add(self, metric: Metric, value: float = 1, **labels: str) -> None:
-        """Add to a counter. Values of 0 or less are ignored, because a counter only grows."""
+        """Add to a counter. Counters can only grow, so values of 0 or less are ignored."""
         if value > 0:
             self._record(metric, "inc", value, labels)
 
@@ -96,7 +97,7 @@ class RunMetrics:
             return
         try:
             getattr(self._handle(metric), verb)(value, tags={"dataset": self._dataset, **labels})
-        except Exception as error:  # noqa: BLE001 - Ray's metrics are not a public interface: they may raise anything
+        except Exception as error:  # noqa: BLE001 - Ray's metrics aren't a public interface and may raise anything
             self._works = False
             get_logger("metrics").warning("switched off", metric=metric.name, error=str(error))
 

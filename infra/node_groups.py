@@ -14,10 +14,10 @@ from segmint.infra.errors import last_line
 from segmint.infra.log import get_logger
 
 LOOK_S = 5.0
-"""Seconds between checks of the nodes while a request is open."""
+"""Seconds between checks of the cluster's nodes while a request is open."""
 
 GPU_KIND = "accelerator_type:"
-"""Prefix of the Ray resource that names the kind of a node's GPUs, as in `accelerator_type:H100`."""
+"""Prefix of the Ray resource that identifies the kind of a node's GPUs, as in `accelerator_type:H100`."""
 
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _CONFIG_FILE = "--autoscaling-config="
@@ -25,19 +25,19 @@ _CONFIG_FILE = "--autoscaling-config="
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """Equal nodes, which the autoscaler adds when they are needed."""
+    """Group of identical nodes that the autoscaler can add on demand."""
 
     name: str
-    resources: Mapping[str, float]  # of one node, by Ray's names
-    most: int  # nodes that the autoscaler may run at once
+    resources: Mapping[str, float]  # resources of one node, with Ray's names
+    most: int  # maximum number of nodes that the autoscaler may run at once
 
 
 def node_groups() -> list[NodeGroup]:
-    """Return the node groups of the connected cluster's autoscaler, without the head's.
+    """Return the node groups of the connected cluster's autoscaler, except for the head node's group.
 
-    Ray's autoscaler doesn't tell drivers which nodes it may add. So on KubeRay, the groups are read from the RayCluster
-    resource. Elsewhere, they are read from the file that the head was started with, if the driver runs on the head.
-    Returns an empty list if there is no autoscaler, or if its groups are unknown.
+    Ray's autoscaler doesn't tell drivers which nodes it can add. On KubeRay, this function reads the groups from the
+    RayCluster resource. On other clusters, it reads the file that the head was started with, which works only if the
+    driver runs on the head. If there is no autoscaler or its groups are unknown, the list is empty.
     """
     try:
         config = _of_kuberay() or _of_head() or {}
@@ -55,7 +55,7 @@ def node_groups() -> list[NodeGroup]:
 
 
 def _of_kuberay() -> dict[str, Any] | None:
-    """Return the autoscaler's configuration on KubeRay, whose head pod may read its own RayCluster resource."""
+    """Return the autoscaler's configuration on KubeRay, where the head pod may read its own RayCluster resource."""
     name = os.environ.get("RAY_CLUSTER_NAME")
     if not name or not _NAMESPACE.is_file():
         return None
@@ -65,7 +65,7 @@ def _of_kuberay() -> dict[str, Any] | None:
 
 
 def config_of(ray_cluster: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the autoscaler's configuration for a RayCluster resource, or None without an autoscaler."""
+    """Derive the autoscaler's configuration from a RayCluster resource. Return None if it has no autoscaler."""
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
     if not ray_cluster["spec"].get("enableInTreeAutoscaling"):
@@ -75,7 +75,7 @@ def config_of(ray_cluster: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _of_head() -> dict[str, Any] | None:
-    """Return the autoscaler's configuration from the command line of this cluster's autoscaler on this machine."""
+    """Find this cluster's autoscaler among the local processes, and read the configuration on its command line."""
     import ray
     import yaml
 
@@ -93,7 +93,7 @@ def _of_head() -> dict[str, Any] | None:
 
 
 def belongs(node: Mapping[str, Any], group: NodeGroup) -> bool:
-    """Return whether a node of `ray.nodes()` is in the group: by its label or, without one, by its size."""
+    """Return whether a node from `ray.nodes()` belongs to the group, by its label or, without a label, by its size."""
     label = (node.get("Labels") or {}).get("ray.io/node-group")
     if label is not None or "node:__internal_head__" in node["Resources"]:
         return bool(label == group.name)
@@ -101,15 +101,16 @@ def belongs(node: Mapping[str, Any], group: NodeGroup) -> bool:
 
 
 def gpu_kind(resources: Mapping[str, float]) -> str:
-    """Return the GPU kind named in a node's resources, or "" if none is."""
+    """Return the GPU kind that a node's resources contain, or "" if they don't contain any."""
     named = sorted(name.removeprefix(GPU_KIND) for name in resources if name.startswith(GPU_KIND))
     return named[0] if named else ""
 
 
 def with_gpu_kind(groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]]) -> list[NodeGroup]:
-    """Return the groups with the kind of their GPUs, which the autoscaler often doesn't know.
+    """Add the GPU kind to groups whose kind the autoscaler doesn't know, which is common.
 
-    If the live nodes in `ray.nodes()` have one kind of GPU, new nodes are assumed to have the same.
+    `nodes` is the result of `ray.nodes()`. If all live nodes with GPUs have the same kind, new nodes are assumed to
+    have that kind, too.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     kinds = {gpu_kind(node) for node in alive if node.get("GPU", 0) > 0}
@@ -127,14 +128,15 @@ def with_gpu_kind(groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]
 def missing_nodes(
     bundles: Sequence[Mapping[str, float]], groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]]
 ) -> Counter[str]:
-    """Return how many nodes of each group the bundles of resources need in addition to the live nodes in `ray.nodes()`.
+    """Count the nodes of each group that must be added to the live nodes in `nodes` to fit these bundles of resources.
 
-    Bundles that don't fit on all nodes that the groups can have are ignored.
+    `nodes` is the result of `ray.nodes()`. Bundles that don't fit even with every node that the groups can add are
+    ignored.
     """
     open_nodes = [dict(node["Resources"]) for node in nodes if node["Alive"]]
     spare = {group.name: group.most - sum(node["Alive"] and belongs(node, group) for node in nodes) for group in groups}
     missing: Counter[str] = Counter()
-    for bundle, equal in groupby(bundles):  # all equal bundles at once, because there may be thousands of them
+    for bundle, equal in groupby(bundles):  # there may be thousands of equal bundles, so place them together
         left = len(list(equal))
         for node in open_nodes:
             left -= _place(bundle, left, node)
@@ -148,7 +150,7 @@ def missing_nodes(
 
 
 def _place(bundle: Mapping[str, float], most: int, node: dict[str, float]) -> int:
-    """Place the bundle on a node as often as it fits, but at most `most` times. Return how often it was placed."""
+    """Place the bundle on a node as often as it fits, up to `most` times, and return that number."""
     needed = [(name, amount) for name, amount in bundle.items() if amount]
     count = min((most, *(int((node.get(name, 0) + 1e-6) / amount) for name, amount in needed)))
     node.update((name, node[name] - count * amount) for name, amount in needed if count)
@@ -156,16 +158,18 @@ def _place(bundle: Mapping[str, float], most: int, node: dict[str, float]) -> in
 
 
 class NodeRequest(AbstractContextManager["NodeRequest"]):
-    """Request for nodes that the autoscaler adds; a context manager that withdraws it.
+    """Request for nodes from the autoscaler. As a context manager, it withdraws the request on exit.
 
-    For each missing node, a task waits that needs all of the node's CPUs and GPUs. Once the node exists, the task
-    starts and ends immediately, so the node is free for the pools. A thread adds tasks for nodes that were lost, and
-    cancels tasks that aren't needed anymore. All tasks end with the driver, even if the driver is killed.
+    For each missing node, the request starts a task that needs all CPUs and GPUs of such a node. The autoscaler adds
+    the node, the task starts and ends immediately, and the node is free for the pools. A thread starts new tasks for
+    nodes that were lost, and cancels tasks that aren't needed anymore. All tasks end with the driver, even if the
+    driver is killed.
 
-    `ray.autoscaler.sdk.request_resources` isn't used for three reasons. A cluster has only one such request, and every
-    20 s, Ray Data's coordinator replaces it with the sum of the requests that it knows. The coordinator also reserves
-    existing nodes for each of these requests, so Ray Data's executions can't use those nodes. And if the sum exceeds
-    what the autoscaler may add, Ray's current autoscaler ignores the whole request, including the parts of other jobs.
+    There are three reasons not to use `ray.autoscaler.sdk.request_resources` instead. First, a cluster has only one
+    such request, and every 20 s, Ray Data's coordinator replaces it with the sum of the requests that the coordinator
+    knows. Second, the coordinator reserves existing nodes for each of these requests, and Ray Data's executions can't
+    use reserved nodes. Third, if the sum exceeds what the autoscaler may add, Ray's current autoscaler ignores the
+    whole request, including the parts of other jobs.
     """
 
     def __init__(self) -> None:
@@ -174,7 +178,10 @@ class NodeRequest(AbstractContextManager["NodeRequest"]):
         self._thread: threading.Thread | None = None
 
     def ask(self, bundles: Sequence[Mapping[str, float]]) -> None:
-        """Request nodes on which all of these bundles fit, in place of earlier ones; a no-op without node groups."""
+        """Request enough nodes to fit all of these bundles. This replaces earlier requests.
+
+        Without node groups, this does nothing.
+        """
         self._bundles = [dict(bundle) for bundle in bundles]
         self._changed.set()
         if self._thread is None and (groups := node_groups()):
@@ -200,7 +207,7 @@ class NodeRequest(AbstractContextManager["NodeRequest"]):
             _adjust(tasks[group.name], 0, group)
 
     def __exit__(self, *_: object) -> None:
-        """Withdraw the request. Waits at most 5 s."""
+        """Withdraw the request. This waits for at most 5 s."""
         self._ended.set()
         self._changed.set()
         if self._thread is not None:
@@ -208,14 +215,14 @@ class NodeRequest(AbstractContextManager["NodeRequest"]):
 
 
 def _adjust(tasks: Sequence[Any], count: int, group: NodeGroup) -> list[Any]:
-    """Start or cancel tasks for nodes of the group until `count` tasks are waiting. Return these tasks."""
+    """Start or cancel tasks for nodes of this group until exactly `count` tasks are waiting, and return those tasks."""
     import ray
 
     waiting = ray.wait(list(tasks), num_returns=len(tasks), timeout=0)[1] if tasks else []
     for task in waiting[count:]:
         ray.cancel(task)
     size = {"num_cpus": group.resources.get("CPU", 0), "num_gpus": group.resources.get("GPU", 0)}
-    # Each task has its own function, because Ray still requests a canceled task's resources while other tasks of the
-    # same function are waiting.
+    # Each task has its own function. If tasks shared a function, Ray would keep requesting the resources of a canceled
+    # task while other tasks of that function are waiting.
     arrive = ray.remote(max_retries=0, **size)
     return [*waiting[:count], *(arrive(lambda: None).remote() for _ in range(count - len(waiting)))]

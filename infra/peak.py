@@ -13,22 +13,23 @@ if TYPE_CHECKING:
     import torch
 
 MEASURE_S = 0.3
-"""Duration in seconds of the trials of one measurement."""
+"""Seconds that one measurement spends on trials."""
 
 CPU_SIDE = 512
-"""Rows and columns of the matrices on a CPU, which fit the cache and take one core milliseconds at full speed."""
+"""Rows and columns of the matrices on a CPU. They fit into the cache, and one core takes milliseconds per product."""
 
 CUDA_SIDE = 8192
-"""Rows and columns of the matrices on a GPU, which smaller products don't saturate."""
+"""Rows and columns of the matrices on a GPU. Smaller products don't saturate it."""
 
 
 def measure_peak(compute: Compute) -> float:
-    """Return the operations per second, two per multiply-add, of matrix products in `compute`'s precision.
+    """Measure how many operations per second matrix products reach in `compute`'s precision.
 
-    On a CPU, `compute.threads` products run in parallel, one per thread, and their rates are added. Both of torch's
-    libraries are tried (see `model/sam/products.py`). Each thread's fastest trial counts, because other load on the
-    machine can only slow a product down, and a lower ceiling would make the run look better than it is. Takes a
-    fraction of a second, and restores torch's threads, random state, and TF32 settings.
+    A multiply-add counts as two operations. On a CPU, `compute.threads` threads each multiply in parallel, and their
+    rates are added up. Each thread tries both of torch's libraries (see `model/sam/products.py`) and reports its
+    fastest trial. Other load on the machine can only slow a product down, and a peak that is too low would make the run
+    look better than it is. The measurement takes a fraction of a second and restores torch's threads, random state, and
+    TF32 settings.
     """
     import torch
 
@@ -47,7 +48,7 @@ def measure_peak(compute: Compute) -> float:
 
 
 def _fastest_products(matrix: "torch.Tensor") -> float:
-    """Return the operations per second of the fastest product in `MEASURE_S` seconds, after a warm-up."""
+    """Return the operations per second of the fastest product. Trials run for `MEASURE_S` seconds after a warm-up."""
     products = _products(matrix)
     for product in products:
         _product_s(product, matrix)
@@ -60,7 +61,7 @@ def _fastest_products(matrix: "torch.Tensor") -> float:
 
 
 def _products(matrix: "torch.Tensor") -> list[Callable[["torch.Tensor"], object]]:
-    """Return torch's implementations of multiplying a matrix by itself."""
+    """Return torch's available implementations for multiplying a matrix by itself."""
     import torch
 
     out = matrix.clone()
@@ -77,7 +78,7 @@ def _products(matrix: "torch.Tensor") -> list[Callable[["torch.Tensor"], object]
 
 
 def _product_s(product: Callable[["torch.Tensor"], object], matrix: "torch.Tensor") -> float:
-    """Return the seconds of one product, until its result is ready."""
+    """Run one product, and return the seconds until its result is ready."""
     import torch
 
     with torch.inference_mode():
@@ -91,7 +92,7 @@ def _product_s(product: Callable[["torch.Tensor"], object], matrix: "torch.Tenso
 
 
 def _noise(compute: Compute, side: int) -> "torch.Tensor":
-    """Return a square matrix of noise. On a GPU, products of zeros use less power and run faster than real ones."""
+    """Return a square matrix of noise. With zeros, a GPU uses less power and runs faster than with real data."""
     import torch
 
     generator = torch.Generator(compute.device).manual_seed(0)

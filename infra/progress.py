@@ -16,24 +16,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BAR_AFTER_S = 1.0
-"""Seconds after which `track` shows a bar, so that fast commands don't flash one."""
+"""Seconds after which `track` shows a bar. Without this delay, fast commands would flash a bar."""
 
 
 class _Bars:
-    """State of bars in this process: whether `track` may show one, and what occupies the terminal's last lines."""
+    """State of the bars in this process: whether `track` may show one, and what currently uses the terminal's last
+    lines."""
 
     enabled = False
     holder: "Progress | _DelayedBar | None" = None
 
 
 def enable_bars() -> None:
-    """Let `track` show bars. Only commands call this, so that segmint doesn't show any when used as a library."""
+    """Let `track` show bars. Only commands call this, so segmint shows no bars when it's used as a library."""
     _Bars.enabled = True
 
 
 @contextmanager
 def ending_bar() -> Iterator[None]:
-    """Prevent `track` from showing a bar after the block, even if an exception keeps its generator alive."""
+    """Close the bar of `track` when the block ends, even if an exception keeps the generator of `track` alive."""
     try:
         yield
     finally:
@@ -42,9 +43,10 @@ def ending_bar() -> Iterator[None]:
 
 
 def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items`, and show their progress on standard error if it is a terminal and `enable_bars` was called.
+    """Yield `items`, and show their progress on standard error if it's a terminal and `enable_bars` was called.
 
-    The bar appears after `BAR_AFTER_S`, unless another bar is shown. It ends if a `Progress` with bars starts.
+    The bar appears after `BAR_AFTER_S` seconds, unless another bar is already shown. If a `Progress` with bars starts,
+    it replaces this bar.
     """
     if not _Bars.enabled or _Bars.holder is not None or not sys.stderr.isatty():
         yield from items
@@ -56,7 +58,7 @@ def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T
 
 
 class _DelayedBar:
-    """Bar that a timer shows, so that it appears even if the first item takes long. Thread-safe."""
+    """Bar that a timer shows after a delay, even if the first item takes long. Thread-safe."""
 
     def __init__(self, name: str, total: int | None) -> None:
         self._name, self._total, self._done = name, total, 0
@@ -76,14 +78,14 @@ class _DelayedBar:
                 self._bars.start()
 
     def update(self, done: int) -> None:
-        """Set the number of finished items."""
+        """Set how many items are finished."""
         with self._lock:
             self._done = done
             if self._bars is not None:
                 self._bars.update(self._bars.task_ids[0], completed=done)
 
     def close(self) -> None:
-        """End the bar, or don't let it appear."""
+        """Remove the bar, or cancel it if it hasn't appeared yet."""
         self._timer.cancel()
         with self._lock:
             self._is_closed = True
@@ -103,16 +105,15 @@ class _StageProgress:
 
 
 class Progress:
-    """Context manager that shows the progress of each stage; thread-safe.
+    """Context manager that shows the progress of each stage. Thread-safe.
 
-    ```
-    with Progress() as progress:
+    ``` with Progress() as progress:
         progress.stage("prepare", total=5000)
         progress.update("prepare", done=120)
     ```
 
-    `stream` is standard error by default. Without bars, lines are printed at least `interval_s` seconds apart. If
-    `bars` is None, there are bars if the stream is a terminal.
+    `stream` defaults to standard error. If `bars` is None, bars are shown if the stream is a terminal. Without bars,
+    progress lines are printed at least `interval_s` seconds apart.
     """
 
     def __init__(self, stream: TextIO | None = None, interval_s: float = 5.0, bars: bool | None = None) -> None:
@@ -145,7 +146,7 @@ class Progress:
                 self._print_lines()
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """Start a stage, or change the total of a running one (None: unknown)."""
+        """Start a stage, or change the total of a stage that is running. None means that the total is unknown."""
         with self._lock:
             stage = self._stages.setdefault(name, _StageProgress(total))
             stage.total = total
@@ -155,12 +156,12 @@ class Progress:
                 self._bars.update(self._tasks[name], total=total)
 
     def done(self, name: str) -> int:
-        """Return the number of finished items of a stage; 0 if it has not started."""
+        """Return how many items of a stage are finished. If the stage hasn't started, return 0."""
         with self._lock:
             return self._stages[name].done if name in self._stages else 0
 
     def update(self, name: str, done: int) -> None:
-        """Set the number of finished items of a stage, starting the stage if it is new."""
+        """Set how many items of a stage are finished. If the stage is new, start it."""
         if name not in self._stages:
             self.stage(name)
         with self._lock:
@@ -171,7 +172,7 @@ class Progress:
                 self._print_lines()
 
     def line(self, text: str) -> None:
-        """Print a line, above the bars if there are any."""
+        """Print a line. If bars are shown, the line appears above them."""
         with self._lock:
             if self._bars is not None:
                 shown = fit(text, self._stream)
@@ -210,5 +211,5 @@ def _make_bars(stream: TextIO) -> "rich.progress.Progress":
         TimeElapsedColumn(),
         Remaining(),
         console=Console(file=stream, force_terminal=True),
-        redirect_stdout=sys.stdout.isatty(),  # otherwise, results for a file or pipe would be printed above the bars
+        redirect_stdout=sys.stdout.isatty(),  # don't print results above the bars if they go to a file or pipe
     )

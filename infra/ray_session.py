@@ -21,27 +21,27 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.stopping import reinstall_handlers, uninterrupted
 
 MIN_LOCAL_CPUS = 8
-"""Minimum number of logical CPUs of a local Ray. It gets two per core plus four, if that is more. Stages need slots to
-run in parallel, but most of them wait rather than compute."""
+"""Minimum number of logical CPUs of a local Ray. On larger machines, Ray gets two per core, plus four. Each stage needs
+slots to run in parallel with the others, but most stages wait more than they compute."""
 
 
 RETRIES = 16
-"""Maximum number of actor restarts and of block retries; without a limit, Ray would retry forever."""
+"""Maximum number of times that Ray restarts an actor or retries a block. Without a limit, it would retry forever."""
 
 
 _ONE_ARENA = ("MALLOC_ARENA_MAX", "1")
-"""Environment variable of workers. Ray calls actors in threads. If memory doesn't fit into a thread's 64 MB arena,
-glibc maps it again each time, which costs 250 MB of fresh pages per image. The main arena keeps freed memory instead.
-"""
+"""Environment variable that limits workers to one malloc arena. Ray calls actors in threads, and a thread's arena in
+glibc holds only 64 MB. glibc maps larger memory again for each image, which costs 250 MB of fresh pages per image. The
+main arena keeps freed memory and avoids this."""
 
 
 NAME_GPUS = f"""Name unnamed GPUs when you start their nodes: ray start --resources='{{"{GPU_KIND}NAME": 1}}'"""
-"""Advice for a user who asks for a GPU kind by name when Ray doesn't name the kind of some GPUs."""
+"""Advice for users who request a GPU kind by name when Ray doesn't name the kind of every GPU."""
 
 
 @dataclass(frozen=True)
 class GpuNodes:
-    """Nodes with GPUs of the same kind."""
+    """Group of nodes whose GPUs are of the same kind."""
 
     gpus: float
     nodes: int
@@ -50,31 +50,31 @@ class GpuNodes:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Resources of the connected Ray cluster."""
+    """Resources of the Ray cluster that this process is connected to."""
 
-    local: bool  # started by this process, on this machine
+    local: bool  # whether this process started it on this machine
     cpus: float  # logical CPUs of all nodes
     gpus: float
-    nodes: int  # nodes with CPUs; the head node of a cluster often has none
-    cores: int  # CPU cores that this process may use; on a cluster, those of the driver's node
+    nodes: int  # nodes with CPUs; a cluster's head node often has none
+    cores: int  # CPU cores that this process may use; on a cluster, the cores of the driver's node
     gpu_nodes: int = 0  # nodes with GPUs
-    gpu_node_cpus: float = 0.0  # logical CPUs of these nodes
+    gpu_node_cpus: float = 0.0  # logical CPUs of the nodes with GPUs
     gpu_kinds: Mapping[str, GpuNodes] = field(default_factory=dict)  # by Ray's name; "" for GPUs that Ray doesn't name
-    grown: "Cluster | None" = None  # with all nodes that the autoscaler may add; None if it can't add any
+    grown: "Cluster | None" = None  # including all nodes that the autoscaler may add; None if it can't add any
 
     @property
     def most_workers(self) -> int:
-        """Maximum number of one-CPU workers that can run at once; a local Ray has more logical CPUs than cores."""
+        """Maximum number of one-CPU workers that can run at once. A local Ray has more logical CPUs than cores."""
         return max(1, self.cores if self.local else int(self.cpus))
 
     @property
     def names_gpus(self) -> bool:
-        """True if Ray names the kind of at least one GPU; a kind can only be requested by that name."""
+        """True if Ray names the kind of at least one GPU. A stage can only request a GPU kind by this name."""
         return any(self.gpu_kinds)
 
     @property
     def has_unnamed_gpus(self) -> bool:
-        """True if there are GPUs whose kind Ray doesn't name."""
+        """True if Ray doesn't name the kind of some GPUs."""
         return "" in self.gpu_kinds
 
 
@@ -84,7 +84,7 @@ def cores_here() -> int:
 
 
 def joins_cluster(address: str) -> bool:
-    """Return whether `ray_session(address)` joins a running Ray. Doesn't import Ray."""
+    """Return whether `ray_session(address)` would join a running Ray. Doesn't import Ray."""
     ray = sys.modules.get("ray")
     return (ray is not None and ray.is_initialized()) or _target(address) != "local"
 
@@ -95,26 +95,27 @@ def _target(address: str) -> str:
 
 @contextlib.contextmanager
 def ray_session(address: str = "auto", *, object_store_memory: int | None = None) -> Iterator[Cluster]:
-    """Join the cluster at `address`, or start a local Ray; disconnect or stop it on exit.
+    """Join the cluster at `address`, or start a local Ray. On exit, disconnect from the cluster or stop the local Ray.
 
-    "auto" joins the cluster named by `RAY_ADDRESS`, or starts a local Ray if the variable isn't set; "local" always
-    starts one. A local Ray uses a private folder that is deleted on exit, unless `RAY_TMPDIR` names one.
-    `object_store_memory` (bytes) only applies to a local Ray. Raises `UsageError` if the cluster can't be reached.
+    "auto" joins the cluster in the environment variable `RAY_ADDRESS`, or starts a local Ray if the variable isn't set.
+    "local" always starts a local Ray. A local Ray stores its files in a private folder that is deleted on exit, unless
+    you set `RAY_TMPDIR`. `object_store_memory`, in bytes, applies only to a local Ray. Raises `UsageError` if the
+    cluster can't be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's core writes its own log lines to the terminal, but its log folder contains everything that matters.
+    # Ray's core prints its own log lines to the terminal, but everything that matters is also in Ray's log folder.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if _target(address) == "local":
         os.environ.setdefault(*_ONE_ARENA)
-        # Otherwise, Ray's control store would keep the history of up to 100,000 tasks, 4 KB each, for a dashboard.
+        # By default, Ray's control store keeps the history of up to 100,000 tasks for the dashboard, at 4 KB per task.
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray
 
-    # Ray Data prints the traceback of errors that it raises anyway.
+    # Ray Data raises these errors, so it doesn't need to print their tracebacks as well.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    # There is no other way to limit actor restarts in Ray Data; check again when the pinned Ray is upgraded.
+    # Ray Data has no other way to limit actor restarts. Check this again when you upgrade the pinned Ray.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-    # A short run has fewer blocks than actors, and users can't set what the warning suggests.
+    # A short run has fewer blocks than actors, and users can't change the setting that the warning suggests.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     if ray.is_initialized():
         yield observe(local=False)
@@ -135,7 +136,10 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
 
 
 def _start(address: str, target: str, folder: Path | None, object_store_memory: int | None) -> None:
-    """Start a local Ray with its files in `folder` (None: Ray's default), or join the cluster at `target`."""
+    """Start a local Ray with its files in `folder`, or join the cluster at `target`.
+
+    If `folder` is None, a local Ray uses its default folder.
+    """
     import ray
 
     with warnings.catch_warnings(), _without_native_output():
@@ -171,9 +175,10 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
 
 @contextlib.contextmanager
 def _with_own_signals() -> Iterator[None]:
-    """Keep the handler of SIGTERM while Ray starts or stops.
+    """Keep our SIGTERM handler while Ray starts or stops.
 
-    Ray replaces the handler, even in native code. At the end, Ray resets the signal before it stops its processes.
+    Ray replaces the handler, even in native code. When Ray shuts down, it resets the signal before it stops its
+    processes.
     """
     from ray._private import utils
     from ray._private.node import Node
@@ -191,9 +196,10 @@ def _with_own_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Make a Ray that starts inside this context listen on 127.0.0.1 only.
+    """Make a local Ray listen on 127.0.0.1 only if it starts in this context.
 
-    That is Ray's default on macOS and Windows. Ray reads the setting when it is imported, here and in its processes.
+    This is Ray's default on macOS and Windows. Ray reads the setting when a process imports it, both in this process
+    and in the processes that Ray starts.
     """
     from ray._private import ray_constants
 
@@ -211,15 +217,15 @@ def _on_loopback() -> Iterator[None]:
 
 
 _HELPERS = ("start_log_monitor", "start_monitor", "start_api_server")
-"""Methods of Ray's node that start the processes for forwarding worker logs to the driver, autoscaling, and serving the
-dashboard."""
+"""Methods of Ray's node that start optional processes: one forwards worker logs to the driver, one runs the autoscaler,
+and one serves the dashboard."""
 
 
 @contextlib.contextmanager
 def _without_helpers() -> Iterator[None]:
-    """Skip the processes that a local Ray doesn't need. Each of them takes 80 MB and one second of CPU time to start.
+    """Skip the processes that a local Ray doesn't need. Each takes 80 MB and one second of CPU time to start.
 
-    Ray has no public option for that.
+    Ray has no public option for this.
     """
     from ray._private.node import Node
 
@@ -234,20 +240,20 @@ def _without_helpers() -> Iterator[None]:
 
 
 _STATISTICS: Mapping[str, Callable[..., object]] = {
-    "gen_dataset_id_from_stats_actor": lambda: uuid.uuid4().hex,  # as Ray Data does if the actor fails
+    "gen_dataset_id_from_stats_actor": lambda: uuid.uuid4().hex,  # Ray Data does the same if the actor fails
     "register_dataset_to_stats_actor": lambda *_, **__: None,
     "update_execution_metrics": lambda *_, **__: None,
     "update_iteration_metrics": lambda *_, **__: None,
 }
-"""Functions of Ray Data's `_StatsManager` that use its statistics actor, and what they do without it."""
+"""Replacements for the functions of Ray Data's `_StatsManager` that use its statistics actor."""
 
 
 @contextlib.contextmanager
 def _without_statistics() -> Iterator[None]:
-    """Keep Ray Data from starting an actor with statistics for the dashboard, which a local Ray doesn't have.
+    """Prevent Ray Data from starting its statistics actor, which feeds a dashboard that a local Ray doesn't have.
 
-    The actor takes two seconds of CPU time to start. Ray has no public option for that. Nothing changes if Ray Data
-    isn't imported, or if its version lacks a function.
+    Starting the actor takes two seconds of CPU time, and Ray has no public option to turn it off. If Ray Data isn't
+    imported, nothing changes. Functions that this version of Ray Data lacks are skipped.
     """
     if "ray.data" not in sys.modules:
         yield
@@ -266,10 +272,10 @@ def _without_statistics() -> Iterator[None]:
 
 
 def _keep_token_private() -> None:
-    """Create a local Ray's auth token such that only its owner can read it. Ray would make it readable by all users.
+    """Create the auth token of a local Ray so that only its owner can read it.
 
-    Anyone with the token can run code in that Ray. Ray's own authentication settings in the environment take
-    precedence.
+    Anyone with the token can run code in that Ray, and by default, Ray makes the token readable by all users. If the
+    environment contains Ray's own authentication settings, they take precedence.
     """
     if any(name.startswith("RAY_AUTH_") for name in os.environ):
         return
@@ -283,7 +289,7 @@ def _keep_token_private() -> None:
 
 
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Environment variable in which Ray passes the job's configuration to a driver started by `ray job submit`."""
+"""Environment variable that passes a job's configuration to a driver started by `ray job submit`."""
 
 _EXCLUDES = [
     ".git",
@@ -292,7 +298,7 @@ _EXCLUDES = [
     "data",
     "bundle",
     "tests",
-    "/pipeline",  # Ray follows the symbolic links in segmint/, which include these five
+    "/pipeline",  # Ray follows symbolic links in segmint/, and these five folders are linked there
     "/operators",
     "/model",
     "/catalogs",
@@ -307,7 +313,7 @@ _EXCLUDES = [
 
 @contextlib.contextmanager
 def _without_native_output() -> Iterator[None]:
-    """Discard what Ray's native code writes to the terminal during startup; errors are still raised as exceptions."""
+    """Discard the terminal output of Ray's native code during startup. Errors are still raised as exceptions."""
     sys.stderr.flush()
     terminal = os.dup(2)
     try:
@@ -320,17 +326,18 @@ def _without_native_output() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Raise `OSError` if nothing listens at host:port, because Ray itself would wait for minutes."""
+    """Raise `OSError` if nothing listens at `address`. Without this check, Ray would wait for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _runtime_env() -> dict[str, Any] | None:
-    """Return the runtime environment of cluster workers: this checkout, or None if segmint is an installed package.
+    """Return the runtime environment for cluster workers, or None if they don't need one.
 
-    Also returns None if `ray job submit --working-dir` started the driver, because its workers already run in that
-    folder, and Ray rejects a second one.
+    If segmint runs from a checkout, workers get that checkout. Workers don't need it if segmint is an installed
+    package. They don't need it either if `ray job submit --working-dir` started the driver: its workers already run in
+    that folder, and Ray rejects a second one.
     """
     checkout = Path(__file__).resolve().parent.parent
     submitted = json.loads(os.environ.get(SUBMITTED_JOB) or "{}").get("runtime_env") or {}
@@ -342,14 +349,14 @@ def _runtime_env() -> dict[str, Any] | None:
 
 
 def observe(*, local: bool) -> Cluster:
-    """Return the current resources of the connected Ray, which change as nodes join and leave."""
+    """Return the current resources of the connected Ray. They change as nodes join and leave."""
     import ray
 
     return _sum([node["Resources"] for node in ray.nodes() if node["Alive"]], local=local)
 
 
 def observe_growth() -> Cluster:
-    """Return the connected cluster's current resources, and in `grown`, those including its autoscaler's nodes."""
+    """Return the connected cluster's current resources. `grown` adds the nodes that its autoscaler can still start."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -364,7 +371,7 @@ def observe_growth() -> Cluster:
 
 
 def _sum(nodes: Sequence[Mapping[str, float]], *, local: bool) -> Cluster:
-    """Return the cluster of nodes with these resources."""
+    """Add up the resources of these nodes."""
     with_gpus = [node for node in nodes if node.get("GPU", 0) > 0]
     return Cluster(
         local=local,
@@ -389,10 +396,10 @@ def _by_kind(with_gpus: Sequence[Mapping[str, float]]) -> dict[str, GpuNodes]:
 
 
 def accelerator_types(gpu: str) -> set[str]:
-    """Return the names that Ray may use for a GPU of the kind that `segmint.infra.device.device_kind` returns.
+    """Return the names that Ray may use for a GPU kind as returned by `segmint.infra.device.device_kind`.
 
-    Ray derives the names from the driver's name for the GPU. `device_kind` removes the vendor from that name, so the
-    set contains the names that result with and without the vendor.
+    Ray derives its name from the GPU's name in the driver. `device_kind` removes the vendor from that name, so the set
+    contains the names that Ray derives with and without the vendor.
     """
     from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
@@ -402,7 +409,7 @@ def accelerator_types(gpu: str) -> set[str]:
 
 
 def alive_nodes() -> frozenset[str]:
-    """Return the ids of the live nodes of the connected Ray."""
+    """Return the IDs of the live nodes of the connected Ray."""
     import ray
 
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
@@ -410,16 +417,18 @@ def alive_nodes() -> frozenset[str]:
 
 PREFIX = "segmint-ray-"
 _LONGEST_PARENT = 18
-"""Maximum length in characters: socket paths are limited to 107, Ray uses 64 below its folder, our two folders 23."""
+"""Maximum length in characters of the parent folder's path. Socket paths can have 107 characters; Ray uses 64 of them
+below its folder, and our two folders use 23."""
 
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path | None]:
-    """Create a private folder for Ray and delete it on exit; yield None if `RAY_TMPDIR` names one.
+    """Create a private folder for Ray, and delete it on exit. If `RAY_TMPDIR` is set, yield None instead.
 
-    Ray makes its folder writable for everyone, so it is created inside a folder that only this user can enter. The
-    outer folder is in the system's temporary folder, or in /tmp if that path is too long. First, folders of killed
-    processes are deleted: their lock is free, whereas a live process holds the lock on its folder.
+    Ray makes its folder writable for everyone, so this folder is inside another one that only this user can enter. The
+    outer folder is in the system's temporary folder, or in /tmp if that path is too long. Before it creates the folder,
+    this function deletes the folders of killed processes. A live process holds a lock on its folder, so a folder
+    without a lock is left over.
     """
     if os.environ.get("RAY_TMPDIR"):
         yield None

@@ -1,14 +1,19 @@
 """Ledger of the rows that each worker has in flight, which identifies the rows that a worker died with.
 
-A worker may have several rows in flight. It records each row in the ledger, and waits for the reply before it starts
-the row. The end of a row is recorded together with the next row's start, or with the end of the row's block.
+A worker can process several rows at the same time. Before it starts a row, it records the row in the ledger and waits
+for the reply. When a row is done, the worker reports this together with the next row's start, or at the end of the
+block.
 
-Ray runs the blocks of a dead worker again. So if a row starts a second time without having been recorded as done, it
-was in flight when its worker died. If it was the only such row, it is a suspect: it is barred for the rest of the
-window, and the rows around it continue. If there were several, each of them runs again with no other row in flight in
-its worker, so that the next death identifies a single row.
+When a worker dies, Ray runs its blocks again on another worker. If a row starts a second time but was never recorded as
+done, it was in flight when its worker died. What happens next depends on how many rows were in flight:
 
-The ledger is an actor on the driver's node. This module only imports Ray, so that the actor starts without the model.
+- If there was only one, the row is a suspect. The ledger bars it for the rest of the window, and all other rows
+  continue.
+- If there were several, any of them may have killed the worker. Each of them runs again with no other row in flight in
+  its worker, so the next death identifies a single row.
+
+The ledger is an actor on the driver's node. This module imports Ray but not the model, so the actor doesn't have to
+load the model.
 """
 
 import threading
@@ -27,57 +32,62 @@ from segmint.infra.deadline import exit_within
 from segmint.infra.errors import SegmintError
 
 MAX_DEATHS = 8
-"""Number of worker deaths within `DEATH_ROWS` rows after which a window ends, because the machines may be the cause,
-and a new worker has to start after each death."""
+"""Number of worker deaths within `DEATH_ROWS` rows that end a window. With this many deaths, the machines may be the
+cause, and each death costs the start of a new worker."""
 
 DEATH_ROWS = 10_000
-"""Number of started rows within which deaths count towards `MAX_DEATHS`."""
+"""Number of started rows over which deaths count toward `MAX_DEATHS`."""
 
 EXIT_S = 60.0
-"""Seconds after which an exiting worker is killed. In a process that had called an actor, Ray's exit handler has been
-seen to hang forever and keep its memory."""
+"""Seconds after which segmint kills a worker that is exiting. In processes that called an actor, Ray's exit handler
+sometimes hangs forever, and the process never frees its memory."""
 
 TIMEOUT_S = 60.0
-"""Timeout in seconds of a worker's or the driver's calls to the ledger actor."""
+"""Timeout in seconds for calls from a worker or the driver to the ledger actor."""
 
 STAGE_ROWS = 1 << 53
-"""Distance between the numbers of a row in two stages, more than any ordinal. The segment stage's are the ordinals."""
+"""Offset between a row's numbers in consecutive stages. It's larger than any ordinal. In the segment stage, a row's
+number is its ordinal."""
 
 _SUSPECT = "the worker that was processing this image died: it gets a trial in a separate worker"
 _ENDING = "the worker of this row is shutting down"
 
 
 class BarredRowError(SegmintError):
-    """A row that must not be processed in this window. This isn't a verdict on its image, so the row's shard waits."""
+    """Row that must not run again in this window.
+
+    The error isn't a verdict on the image, so the row's shard is put on hold.
+    """
 
 
 class DeadlyWindowError(SegmintError):
-    """Too many workers died in one window."""
+    """Window that ends early because too many of its workers died."""
 
 
 class RowLedger:
-    """Ledger of one window, created by the driver on its node and used from any process.
+    """Ledger of one window. The driver creates it on its own node, and any process can use it.
 
-    An instance belongs to the segment stage. `of_stage` returns the ledgers of the custom stages, which share its
-    actor. In these, a row's number is its ordinal plus `STAGE_ROWS` times the number of the stage.
+    Each instance belongs to one stage. The constructor returns the ledger of the segment stage, and `of_stage` returns
+    ledgers of custom stages that share the same actor. In a custom stage, a row's number is its ordinal plus
+    `STAGE_ROWS` times the number of the stage.
     """
 
     def __init__(self, alone: Iterable[int] = ()) -> None:
-        """Create the actor. `alone` contains the numbers of rows that run alone from the start."""
+        """Start the actor. `alone` contains the numbers of rows that must run alone from the start."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # With task events, one call per row would evict all other tasks from the last 100,000 that the cluster's
-        # control store keeps.
+        # Ray's control store keeps only the last 100,000 task events of the cluster. The ledger makes one call per row,
+        # so its events would evict those of all other tasks.
         apart: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "enable_task_events": False}
         self.__setstate__((ray.remote(**apart)(_LedgerActor).remote(frozenset(alone)), 0))
 
     def of_stage(self, number: int) -> "RowLedger":
-        """Return the ledger of a custom stage, whose number is 1 or more."""
+        """Return the ledger of a custom stage. `number` is at least 1."""
         ledger = RowLedger.__new__(RowLedger)
         ledger.__setstate__((self._actor, number * STAGE_ROWS))
         return ledger
 
     def __getstate__(self) -> tuple[Any, int]:
-        """Return only the actor's handle and the first number, because each process tracks its own rows in flight."""
+        """Return the actor's handle and the stage's first number. Each process tracks its own rows in flight."""
         return self._actor, self._first
 
     def __setstate__(self, state: tuple[Any, int]) -> None:
@@ -86,9 +96,10 @@ class RowLedger:
 
     @contextmanager
     def entry(self, spent: Callable[[], Mapping[str, float]] = dict) -> Iterator["BlockEntry"]:
-        """Process one block in this process. `spent` returns the seconds per stage so far, to record at the end.
+        """Enter a block in this process, and record its end when the context exits.
 
-        Raises `DeadlyWindowError` if the window has been ended.
+        On exit, the ledger records the seconds per stage so far, which `spent` returns. Raises `DeadlyWindowError` if
+        too many workers have died in the window.
         """
         exit_within(EXIT_S)
         entry = BlockEntry(self._actor, self._in_flight, self._first)
@@ -98,52 +109,58 @@ class RowLedger:
             entry.end(spent())
 
     def suspects(self) -> list[int]:
-        """Return the numbers of the rows that workers died with, on nodes that stayed alive, in the order found.
+        """Return the numbers of the suspect rows, in the order in which their workers died.
 
-        The result is empty if the ledger actor is gone, which means that the driver's node failed.
+        If a worker died because its node failed, its rows aren't suspects. If the ledger actor is gone, the driver's
+        node has failed, and the result is empty.
         """
         return list(self._read(self._actor.suspects))
 
     def alone(self) -> list[int]:
-        """Return the rows that run alone: those given, and rows that were in flight together when a worker died.
+        """Return the numbers of the rows that run alone.
 
-        Empty if the ledger actor is gone.
+        These are the rows passed to the constructor, and rows that were in flight together when a worker died. If the
+        ledger actor is gone, the result is empty.
         """
         return list(self._read(self._actor.alone))
 
     def may_read(self, number: int) -> bool:
-        """Return whether a window's read may run, which is true unless the window was ended before the read began."""
+        """Return whether a read of the window may run. If the window has ended, only reads that began before may."""
         return bool(ray.get(self._actor.may_read.remote(number), timeout=TIMEOUT_S))
 
     def retry_slot(self, number: int) -> list["RetrySlot"]:
-        """Return the shards on hold that this read runs again. The first call decides, and later calls agree."""
+        """Return the shards on hold that this read runs again. The answer is the same each time for the same read."""
         slot: list[RetrySlot] = ray.get(self._actor.retry_slot.remote(number), timeout=TIMEOUT_S)
         return slot
 
     def retry_after(self, wait_s: float, shard: int, runs: Sequence[tuple[int, int]]) -> None:
-        """Let the first retry slot after `wait_s` seconds run a shard again unless a row is barred. Returns at once."""
+        """Schedule another run of a shard, unless one of its rows is barred. Returns at once.
+
+        The first retry slot at least `wait_s` seconds from now runs the shard.
+        """
         self._actor.retry_after.remote(wait_s, shard, tuple(runs))
 
     def stop_reading(self) -> None:
-        """End the window after the reads that have begun, and everything before them. Does not wait."""
+        """End the window after the reads that have begun. Reads that begin later don't run. Returns at once."""
         self._actor.stop_reading.remote()
 
     def spent(self) -> dict[str, float]:
-        """Return the seconds of each stage inside the workers, as recorded so far, summed over the workers.
+        """Return the seconds that the workers have spent in each stage, summed over all workers, as recorded so far.
 
-        Empty if the ledger actor is gone.
+        If the ledger actor is gone, the result is empty.
         """
         return dict(self._read(self._actor.spent))
 
     def report_peak(self, flop_per_s: float) -> None:
-        """Record the peak of this actor's device, and wait for confirmation; a restarted actor's last report counts.
+        """Record the peak FLOP/s of the calling actor's device, and wait for the reply.
 
-        If the ledger actor is gone, the report is lost, because a missing metric never fails a run.
+        If an actor restarts and reports again, only its last report counts. If the ledger actor is gone, the report is
+        lost without an error, because a missing metric must never fail a run.
         """
         self._read(self._actor.report_peak, ray.get_runtime_context().get_actor_id(), flop_per_s)
 
     def peaks(self) -> list[float]:
-        """Return the reported peak of each actor in FLOP/s. Empty if the ledger actor is gone."""
+        """Return the peak FLOP/s that each actor reported, or an empty list if the ledger actor is gone."""
         return list(self._read(self._actor.peaks))
 
     def _read(self, method: Any, *arguments: Any) -> Any:
@@ -154,7 +171,10 @@ class RowLedger:
 
 
 class BlockEntry:
-    """Block that this process works on. Its rows may be in flight concurrently, even with rows of other blocks."""
+    """Block that this process is working on.
+
+    Several rows of the block can be in flight at once, together with rows of other blocks.
+    """
 
     def __init__(self, book: Any, in_flight: "_InFlight", first: int = 0) -> None:
         self._actor = book
@@ -169,9 +189,10 @@ class BlockEntry:
         self._number: int = number
 
     def begin_together(self, ordinals: Sequence[int]) -> list["StartReply"]:
-        """Record in one call that these rows start, wait for confirmation, and return the reply for each row.
+        """Record the start of several rows in one call, wait for the ledger, and return its reply for each row.
 
-        Call `leave` when a row is done. A row that neither starts nor is barred must run alone: call `begin`.
+        Call `leave` for each started row when it's done. If a row is neither started nor barred, it must run alone, so
+        call `begin` for it.
         """
         self._in_flight.take(len(ordinals))
         replies: list[StartReply] = []
@@ -186,10 +207,11 @@ class BlockEntry:
         return replies
 
     def begin(self, ordinal: int) -> None:
-        """Record that a row starts, and wait for confirmation. Call `leave` when the row is done.
+        """Record the start of a row, and wait for the ledger's reply. Call `leave` when the row is done.
 
-        A row that runs alone waits until no other row is in flight in this process, and other rows wait for it. Raises
-        `BarredRowError` for a row with which a worker died, or that broke its device, in this window.
+        If the row must run alone, this method waits until no other row is in flight in this process, and other rows
+        wait until the row is done. Raises `BarredRowError` if the row killed a worker or broke its device in this
+        window.
         """
         for alone in (False, True):
             self._in_flight.take(alone=alone)
@@ -206,20 +228,20 @@ class BlockEntry:
                 return
 
     def leave(self, ordinal: int) -> None:
-        """Note that a row is done. The ledger records this with the process's next start. Does not wait."""
+        """Mark a row as done. The process reports this to the ledger with the next start. Returns at once."""
         self._in_flight.give_back((self._number, self._first + ordinal))
 
     def excuse(self, ordinal: int, why: str) -> None:
-        """Record that this process ends for a reason other than an image. Bars the row without making it a suspect."""
+        """Bar a row without making it a suspect, because this process is ending for a reason other than the image."""
         ray.get(self._actor.excuse.remote(self._number, self._first + ordinal, why), timeout=TIMEOUT_S)
 
     def end(self, spent: Mapping[str, float] = MappingProxyType({})) -> None:
-        """Record that all rows of the block are done, and the seconds of this process's stages. Does not wait."""
+        """Record that all rows of the block are done, and how long each stage took in this process. Returns at once."""
         self._actor.end.remote(self._number, dict(spent))
 
 
 class _InFlight:
-    """Rows in flight in this process: any number, or a single one that must run alone."""
+    """Rows in flight in this process: any number of rows, or a single row that must run alone."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -229,7 +251,7 @@ class _InFlight:
         self._done: list[tuple[int, int]] = []  # block entry and ordinal of rows that are done but not recorded yet
 
     def take(self, rows: int = 1, *, alone: bool = False) -> None:
-        """Wait until a row, or these rows together, may start."""
+        """Wait until `rows` rows may start together. With `alone`, wait until no other row is in flight."""
         with self._changed:
             if alone:
                 self._waiting += 1
@@ -241,7 +263,7 @@ class _InFlight:
             self._alone = alone
 
     def give_back(self, done: tuple[int, int] | None = None) -> None:
-        """Release a row. `done` is the block entry and ordinal if the row is done."""
+        """Release one row. If the row is done, `done` is its block entry and ordinal."""
         with self._changed:
             self._rows -= 1
             self._alone = False
@@ -250,39 +272,45 @@ class _InFlight:
             self._changed.notify_all()
 
     def done(self) -> list[tuple[int, int]]:
-        """Return and clear the rows to record as done."""
+        """Return the rows that are done but not recorded yet, and forget them."""
         with self._changed:
             done, self._done = self._done, []
         return done
 
 
 class StartReply(NamedTuple):
-    """Reply to a start: whether the row starts, and the reason if it is barred. Otherwise, it must run alone."""
+    """Ledger's reply to the start of a row. `refused` is the reason if the row is barred.
+
+    If the row neither starts nor is barred, it must run alone.
+    """
 
     starts: bool
     refused: str | None = None
 
 
 class RetrySlot(NamedTuple):
-    """Shard on hold that a window runs again, with its runs of ordinals."""
+    """Shard on hold that a window runs again. `runs` contains its runs of ordinals."""
 
     shard: int
     runs: Sequence[tuple[int, int]]
 
 
 class _LedgerActor:
-    """Actor that keeps the ledger. A worker is identified by its node and process. Reads are numbered in order."""
+    """Actor behind `RowLedger`, which identifies a worker by its node and process.
+
+    Reads have consecutive numbers.
+    """
 
     def __init__(self, alone: Iterable[int]) -> None:
-        self._last = -1  # the last read that has begun
+        self._last = -1  # number of the last read that has begun
         self._stopped = False
-        self._waiting: dict[int, tuple[float, RetrySlot]] = {}  # with the earliest time, by shard
+        self._waiting: dict[int, tuple[float, RetrySlot]] = {}  # earliest time to run each shard, by shard
         self._slots: dict[int, list[RetrySlot]] = {}
         self._opened = 0
         self._started = 0
         self._workers: dict[int, tuple[str, str]] = {}  # by block entry
         self._entries: dict[int, int] = {}  # block entries of the rows in flight, by ordinal
-        self._deaths: deque[int] = deque(maxlen=MAX_DEATHS)  # rows started before each of the last deaths
+        self._deaths: deque[int] = deque(maxlen=MAX_DEATHS)  # rows started before each of the most recent deaths
         self._deadly = False
         self._alone = set(alone)
         self._suspects: list[int] = []
@@ -324,7 +352,7 @@ class _LedgerActor:
             if self._entries.get(row) == its_entry:
                 del self._entries[row]
         earlier = self._entries.get(ordinal)
-        if earlier is not None:  # that worker has died, because Ray never runs a block twice at the same time
+        if earlier is not None:  # Ray never runs a block twice at the same time, so the earlier worker has died
             self._died(earlier, asking=entry)
         why = self._refused.get(ordinal)
         if why is None and entry not in self._workers:
@@ -348,7 +376,7 @@ class _LedgerActor:
     def end(self, entry: int, spent: Mapping[str, float] = MappingProxyType({})) -> None:
         worker = self._workers.pop(entry, None)
         if worker is not None and spent:
-            before = self._spent.get(worker, {})  # from another call, which may have ended after this one
+            before = self._spent.get(worker, {})  # another call of the same worker may have ended after this one
             self._spent[worker] = before | {stage: max(s, before.get(stage, 0.0)) for stage, s in spent.items()}
         for row in [row for row, its_entry in self._entries.items() if its_entry == entry]:
             del self._entries[row]
@@ -369,7 +397,7 @@ class _LedgerActor:
         return sorted(self._alone)
 
     def _died(self, entry: int, asking: int) -> None:
-        """Record the rows in flight in the entry's dead worker, unless its node is dead too."""
+        """Record the rows that were in flight in a dead worker, unless the worker's whole node died."""
         node, _ = self._workers[entry]
         rows = self._close(entry, asking)
         if not any(each["NodeID"] == node and each["Alive"] for each in ray.nodes()):
@@ -383,7 +411,7 @@ class _LedgerActor:
         self._refused |= dict.fromkeys(rows, _SUSPECT)
 
     def _close(self, entry: int, asking: int | None = None) -> list[int]:
-        """End all entries of an entry's worker except `asking`; return the rows that were in flight there."""
+        """End all entries of the worker behind `entry`, except `asking`. Return the rows that were in flight there."""
         worker = self._workers[entry]
         entries = [one for one, its_worker in self._workers.items() if its_worker == worker and one != asking]
         rows = [row for row, its_entry in self._entries.items() if its_entry in entries]

@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 PREFIX = "segmint-scratch-"
-_NEW_S = 60.0  # a younger folder may not be locked yet
+_NEW_S = 60.0  # a younger folder may belong to a process that hasn't locked it yet
 
 
 class ScratchFolder(tempfile.TemporaryDirectory[str]):
-    """Temporary folder in `dir` (default: the system's) that only this user can enter, locked while its process runs.
+    """Temporary folder that only this user can enter, and that stays locked while its process runs.
 
-    Creating one deletes this user's folders with the same prefix whose processes have ended.
+    The folder is created in `dir`, or in the system's temporary folder by default. Creating a folder also deletes this
+    user's folders with the same prefix whose processes have ended.
     """
 
     def __init__(self, dir: str | Path | None = None, prefix: str = PREFIX) -> None:
@@ -35,7 +36,7 @@ class ScratchFolder(tempfile.TemporaryDirectory[str]):
 def sweep(parent: Path, prefix: str = PREFIX) -> None:
     """Delete this user's folders in `parent` whose processes have ended."""
     for folder in parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # already deleted, or another user's
+        with contextlib.suppress(OSError):  # already deleted, locked by its process, or owned by another user
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 found = os.fstat(lock)

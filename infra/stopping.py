@@ -1,9 +1,9 @@
 """Clean exit of a command after SIGTERM or Ctrl-C.
 
-The first signal raises `KeyboardInterrupt` in the main thread, because Ray only passes this exception and `SystemExit`
-through its blocking calls. Libraries may swallow it or turn it into other exceptions, so commands check `is_stopping`
-instead. A thread reads the signals, even while native code blocks the main thread. It ends the process when the time is
-up or Ctrl-C is pressed again.
+The first signal raises `KeyboardInterrupt` in the main thread. Ray's blocking calls pass on only this exception and
+`SystemExit`. Libraries may swallow the exception or turn it into another one, so commands check `is_stopping` instead.
+A separate thread reads the signals, which works even while native code blocks the main thread. It ends the process if
+the time is up or if the user presses Ctrl-C again.
 """
 
 import os
@@ -16,11 +16,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 STOP_S = 14.0
-"""Seconds from the first signal after which the process ends without further cleanup."""
+"""Seconds after the first signal when the process ends without further cleanup."""
 
 EXIT_CODE = 3
 
-_AGAIN_S = 0.2  # a wrapper such as `timeout` sends a signal to the process and once more to its group
+_AGAIN_S = 0.2  # a wrapper such as `timeout` sends each signal twice: to the process and to its group
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OUTSIDE = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _LINE = "interrupted: finished work is kept; run the same command again to resume"
@@ -31,16 +31,16 @@ class _State:
     requested = False
     raised = False
     printed = False
-    line = threading.Lock()  # held by the thread that prints the line
-    terminal = 2  # standard error; a copy, because descriptor 2 is redirected while Ray starts
+    line = threading.Lock()  # held by the thread that prints `_LINE`
+    terminal = 2  # copy of standard error, because descriptor 2 is redirected while Ray starts
     held = 1  # signals don't raise while this is positive
 
 
 def stop_on_signals() -> None:
-    """Handle SIGTERM and SIGINT from now on, for a process that runs a command. Call this in the main thread.
+    """Start handling SIGTERM and SIGINT in a process that runs a command. Call this in the main thread.
 
-    If this process ignores a signal, the signal stays ignored. Signals only raise inside `interruptible`. Forked
-    children get the default handlers. Does nothing on Windows.
+    Signals that this process ignores stay ignored. Signals raise exceptions only inside `interruptible`. Forked
+    children get the default handlers. On Windows, this function does nothing.
     """
     if _State.installed or not hasattr(os, "register_at_fork"):
         return
@@ -58,7 +58,7 @@ def stop_on_signals() -> None:
 
 
 def release_signals() -> None:
-    """Restore Python's handlers, for a server that exits through its own handlers, and for forked children."""
+    """Restore Python's handlers, for forked children and for servers that exit through their own handlers."""
     if not _State.installed:
         return
     _State.installed = False
@@ -70,7 +70,10 @@ def release_signals() -> None:
 
 
 def reinstall_handlers() -> bool:
-    """Install the handlers again after native code has replaced them. Return False if this process doesn't use them."""
+    """Install our handlers again after native code replaced them.
+
+    Returns False if this process doesn't use our handlers.
+    """
     for number in _SIGNALS if _State.installed else ():
         if signal.getsignal(number) is _interrupt:
             signal.signal(number, _interrupt)
@@ -78,19 +81,19 @@ def reinstall_handlers() -> bool:
 
 
 def is_stopping() -> bool:
-    """Return whether this process got SIGTERM or SIGINT."""
+    """Return whether this process has received SIGTERM or SIGINT."""
     return _State.requested
 
 
 def check_stopping() -> None:
-    """Raise `KeyboardInterrupt` if this process got a signal, in case a library has swallowed the first exception."""
+    """Raise `KeyboardInterrupt` if a signal has arrived, because a library may have swallowed the first exception."""
     if _State.requested:
         _State.raised = True
         raise KeyboardInterrupt
 
 
 def print_stop_line(write: Callable[[str], None]) -> None:
-    """Write the line that tells the user how to resume. Doesn't return if the process is already ending."""
+    """Write the line that explains how to resume. If the process is already ending, this function never returns."""
     with _State.line:
         write(_LINE)
         _State.printed = True
@@ -98,9 +101,9 @@ def print_stop_line(write: Callable[[str], None]) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let signals raise `KeyboardInterrupt` in the block, which must be in the main thread.
+    """Let signals raise `KeyboardInterrupt` in this block. The block must run in the main thread.
 
-    Once a signal has arrived, any exception of the block becomes a `KeyboardInterrupt`.
+    Once a signal has arrived, any exception that the block raises becomes a `KeyboardInterrupt`.
     """
     held, _State.held = _State.held, 0
     try:
@@ -116,7 +119,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Complete the block before a signal raises `KeyboardInterrupt`; the time limit still applies."""
+    """Let the block finish before a signal raises `KeyboardInterrupt`. The time limit still applies."""
     _State.held += 1
     try:
         yield
@@ -126,9 +129,10 @@ def uninterrupted() -> Iterator[None]:
 
 
 def outlive_signals() -> None:
-    """Ignore SIGTERM, SIGINT, and SIGHUP in this process, because its death would be blamed on an image.
+    """Ignore SIGTERM, SIGINT, and SIGHUP in this process. If one killed the process, an image would be blamed for it.
 
-    Ray ends its workers by other means. Does nothing outside the main thread, because Python only allows it there.
+    Ray doesn't need these signals to end its workers. Outside the main thread, this function does nothing, because
+    Python lets only the main thread set handlers.
     """
     if threading.current_thread() is threading.main_thread():
         for number in _OUTSIDE:
@@ -136,7 +140,7 @@ def outlive_signals() -> None:
 
 
 def was_stopped(exit_code: int | None) -> bool:
-    """Return whether a child's exit code says that SIGTERM, SIGINT, or SIGHUP killed it, so no image is to blame."""
+    """Return whether a child's exit code shows that SIGTERM, SIGINT, or SIGHUP killed it, so no image is to blame."""
     return exit_code is not None and -exit_code in _OUTSIDE
 
 
@@ -148,7 +152,7 @@ def _interrupt(_number: int, _frame: Any) -> None:
 
 
 def _watch(reader: int) -> None:
-    """Read the numbers of arriving signals. End the process if it takes too long to stop or Ctrl-C is pressed again."""
+    """Read arriving signals, and end the process if stopping takes too long or the user presses Ctrl-C again."""
     first: float | None = None
     while True:
         left = None if first is None else max(0.0, first + STOP_S - time.monotonic())
@@ -160,13 +164,13 @@ def _watch(reader: int) -> None:
                 continue
             if first is None:
                 first, _State.requested = now, True
-                signal.alarm(0)  # Ray's own handler, active while Ray starts, sets an alarm that aborts after 3 seconds
+                signal.alarm(0)  # while Ray starts, its own handler sets an alarm that aborts after 3 seconds
             elif number == signal.SIGINT and now - first > _AGAIN_S:
                 _end()
 
 
 def _end() -> None:
-    """End the process after the line was printed. A thread that is printing it has a second to finish."""
+    """End the process, but print the stop line first. A thread that is already printing it gets a second to finish."""
     if _State.line.acquire(timeout=1.0) and not _State.printed:
         with suppress(OSError):
             os.write(_State.terminal, f"{_LINE}\n".encode())

@@ -1,6 +1,6 @@
 """Reader of untrusted tars, which yields the members in one pass and limits the size of their headers.
 
-`tarfile` reads headers of any size, and malformed ones can raise anything from KeyError to RecursionError.
+`tarfile` itself has no such limit, and malformed headers can make it raise anything from KeyError to RecursionError.
 """
 
 import tarfile
@@ -12,7 +12,8 @@ from segmint.infra.errors import SegmintError
 T = TypeVar("T")
 
 MOST_HEADER_BYTES = 1 << 20
-"""Maximum size in bytes of one member's headers; a plain header has 512, long names and pax records a few kilobytes."""
+"""Maximum size in bytes of one member's headers. A plain header has 512 bytes; long names and pax records take a few
+kilobytes."""
 
 _PIECE = 4 << 20
 
@@ -21,28 +22,28 @@ class SupportsRead(Protocol):
     """Stream of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; empty at the end."""
+        """Read at most `size` bytes. At the end of the stream, return no bytes."""
         ...
 
 
 class BadTarError(tarfile.TarError):
-    """The tar can't be read any further. The message gives the reason."""
+    """Tar that can't be read any further. The message contains the reason."""
 
 
 class TarReader:
-    """Iterator over the members of a tar, in order. The stream needn't be seekable.
+    """Iterator over the members of a tar, in order. The stream doesn't have to be seekable.
 
-    A seekable stream may be repositioned between two members.
+    If the stream is seekable, you may move its position between two members.
     """
 
     def __init__(self, stream: SupportsRead) -> None:
         self._stream = _ForwardStream(stream)
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        """Yield the members. Raises `BadTarError` and the stream's own errors."""
+        """Yield the members. Raises `BadTarError`, and any errors of the stream itself."""
         archive = self._guarded(lambda: tarfile.TarFile(fileobj=cast(BinaryIO, self._stream)))
         while (member := self._guarded(archive.next)) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # it keeps all of them
+            archive.members.clear()  # type: ignore[attr-defined]  # the list would keep every member
             yield member
 
     def read(self, member: tarfile.TarInfo) -> bytes:
@@ -55,7 +56,7 @@ class TarReader:
         return data
 
     def _guarded(self, step: Callable[[], T]) -> T:
-        """Call a step of `tarfile` that reads one member's headers."""
+        """Run a step of `tarfile` that reads the headers of one member, and limit how much it reads."""
         self._stream.allowed = MOST_HEADER_BYTES
         try:
             return step()
@@ -69,12 +70,15 @@ class TarReader:
 
 
 def is_plain_file(member: tarfile.TarInfo) -> bool:
-    """Return whether a member is a file stored in the tar: not a link, and not sparse, which could be terabytes."""
+    """Return whether a member is a file whose content is in the tar.
+
+    Links aren't, and neither are sparse files, which could expand to terabytes.
+    """
     return member.isfile() and not member.issparse() and member.size >= 0
 
 
 class _ForwardStream:
-    """Forward-only stream with `tarfile`'s interface; at most `allowed` bytes can be read until that is set again."""
+    """Forward-only stream for `tarfile`. After `allowed` bytes, reading fails until `allowed` is set again."""
 
     def __init__(self, stream: SupportsRead) -> None:
         self._stream = stream
@@ -101,12 +105,13 @@ class _ForwardStream:
         if self._seek is not None:
             try:
                 self._seek(self._position)
-            except (OSError, ValueError, OverflowError) as error:  # beyond any possible file size
+            except (OSError, ValueError, OverflowError) as error:  # the position is beyond any possible file size
                 raise BadTarError("unexpected end of data") from error
         return self._take(size)
 
     def _take(self, size: int) -> bytes:
-        """Read up to `size` bytes in chunks of `_PIECE`, because a stream may allocate the requested size."""
+        """Read up to `size` bytes in chunks of `_PIECE`, because a stream may allocate as much memory as a read
+        requests."""
         pieces: list[bytes] = []
         while size > 0 and (piece := self._stream.read(min(size, _PIECE))):
             pieces.append(piece)

@@ -12,11 +12,11 @@ Result = TypeVar("Result")
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int, name: str
 ) -> Generator[Result, None, None]:
-    """Yield `function(item)` for each item, in order, computed by `threads` threads named `name`.
+    """Run `function` on the items in `threads` threads named `name`, and yield the results in order.
 
-    At most `ahead` results (at least 1) are finished or in progress at a time. `items` is read in the caller's thread.
-    An error is raised at its item's position and ends the iteration. If the caller stops early, running items finish in
-    their threads, and the rest aren't started.
+    At most `ahead` results (at least 1) are in progress or waiting to be consumed. The caller's thread iterates over
+    `items`. If the function raises an error, the error is raised at the item's position, and the iteration ends. If the
+    caller stops early, items that are already running finish in their threads, and no others start.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     waiting: deque[Future[Result]] = deque()
@@ -28,7 +28,7 @@ def map_ahead(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        # Don't wait for the threads. The garbage collector may close an abandoned generator in any thread, even in one
-        # that holds a lock that another thread needs to finish. Waiting would then keep any thread from starting in
-        # this process.
+        # Don't wait for the threads. The garbage collector may close an abandoned generator in any thread, even while
+        # that thread holds a lock that one of our threads needs to finish. Waiting would then prevent new threads from
+        # starting in this process.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -18,12 +18,12 @@ _SIZES: dict[str, int | Fraction] = {
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)},
 }
 _TIMES: dict[str, int | Fraction] = {"ms": Fraction(1, 1000), "s": 1, "min": 60, "h": 3600, "d": 86_400}
-_LONGEST = 36_500 * 86_400  # seconds, which timers of the operating system can still count
+_LONGEST = 36_500 * 86_400  # seconds; timers of the operating system can still count this many
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", re.ASCII)
 
 
 def parse_size(text: str) -> int:
-    """Parse a size in bytes: `200MB` is 200,000,000. Raises `ValueError` for other text or fractions of a byte."""
+    """Parse a size in bytes: `200MB` is 200,000,000. Raises `ValueError` if the text is invalid or not whole bytes."""
     size = _parse(text, _SIZES, "bytes or a size, such as 200MB or 256MiB")
     if size.denominator != 1:
         raise ValueError("expected whole bytes")
@@ -31,12 +31,15 @@ def parse_size(text: str) -> int:
 
 
 def parse_time(text: str) -> float:
-    """Parse a duration in seconds, at most about 200 years: `30min` is 1800.0. Raises `ValueError` for other text."""
+    """Parse a duration in seconds, and cap it at about 200 years: `30min` is 1800.0.
+
+    Raises `ValueError` if the text is invalid.
+    """
     return float(min(_parse(text, _TIMES, "seconds or a time, such as 90s, 30min, or 2h"), Fraction(2 * _LONGEST)))
 
 
 def auto_or(fits: Callable[[Any], bool], expected: str) -> BeforeValidator:
-    """Return the validator of a key that takes `auto` or a value that `fits`; `expected` describes such values."""
+    """Return a validator for a key that accepts `auto` and any value that `fits`. `expected` describes these values."""
 
     def check(value: Any) -> Any:
         if value == "auto" or fits(value):
@@ -47,7 +50,7 @@ def auto_or(fits: Callable[[Any], bool], expected: str) -> BeforeValidator:
 
 
 def validated(parse: Callable[[Given], Parsed]) -> Callable[[Given], Parsed]:
-    """Return `parse` as a validator, which raises `ValueError` instead of `UsageError`."""
+    """Wrap `parse` as a validator, which must raise `ValueError` instead of `UsageError`."""
 
     def check(value: Given) -> Parsed:
         try:
@@ -83,7 +86,8 @@ def _is_number(text: str) -> bool:
 
 
 Bytes = Annotated[int, BeforeValidator(_size)]
-"""Size in a configuration: bytes, or text with a unit (B, kB, MB, GB, TB by 1000; KiB, MiB, GiB, TiB by 1024)."""
+"""Size in a configuration, as a number of bytes or as text with a unit. B, kB, MB, GB, and TB are powers of 1000; KiB,
+MiB, GiB, and TiB are powers of 1024."""
 
 Seconds = Annotated[float, BeforeValidator(_time), Field(le=_LONGEST, allow_inf_nan=False)]
-"""Duration in a configuration: seconds, or text with a unit (ms, s, min, h, d)."""
+"""Duration in a configuration, as a number of seconds or as text with a unit (ms, s, min, h, d)."""

@@ -13,14 +13,14 @@ ALLOWED_SCHEMES = frozenset({LOCAL, "s3", "gs", "gcs", "hdfs", *AZURE})
 
 _CONTAINER_FIRST = frozenset({"abfs", "abfss"})  # abfs://container@account contains a container, not a user
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
-_LONGEST = 8192  # twice Linux's longest path, eight times S3's longest key
-_BUCKET = re.compile(r"^[A-Za-z0-9._-]{3,255}$")  # all that any store accepts
-# Only Azure's own accounts match, so that no catalog can send credentials to another server.
+_LONGEST = 8192  # twice Linux's maximum path length, and eight times S3's maximum key length
+_BUCKET = re.compile(r"^[A-Za-z0-9._-]{3,255}$")  # all characters that any store accepts
+# This matches only Azure's own accounts, so that no catalog can send credentials to another server.
 _CONTAINER = re.compile(r"^(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9](@[a-z0-9]{3,24}\.(dfs|blob)\.core\.windows\.net)?$")
 _USUAL_BUCKET = re.compile(r"^(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# A secret may contain slashes (AWS secrets do) and @, but a port followed by a slash isn't a secret. Lengths are
-# bounded, because the text comes from a catalog.
+# A secret may contain slashes (as AWS secrets do) and @. A port followed by a slash isn't a secret. The lengths are
+# bounded because the text comes from a catalog.
 _PASSWORD = re.compile(r"(?<=://)[^/\s@:]{0,2000}:(?!\d{1,5}/)\S{0,2000}@")
 _USERINFO = re.compile(rf"{_PASSWORD.pattern}|(?<=://)[^/\s]{{0,2000}}@")
 _SIGNED_QUERY = re.compile(
@@ -33,18 +33,22 @@ _ACCESS_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 
 
 class UriNotAllowedError(UsageError):
-    """A URI that a catalog or configuration may not contain, because of its scheme, user part, or target."""
+    """URI that a catalog or configuration must not contain, because of its scheme, user part, or target."""
 
 
 def redact(text: str) -> str:
-    """Return `text` with apparent credentials redacted: URL user parts, signed queries, AWS access key ids."""
+    """Redact anything in `text` that looks like a credential: user parts of URLs, signed queries, and AWS access key
+    IDs."""
     text = _USERINFO.sub(f"{_HIDDEN}@", text)
     text = _SIGNED_QUERY.sub(rf"\1={_HIDDEN}", text)
     return _ACCESS_KEY_ID.sub(_HIDDEN, text)
 
 
 def scheme(uri: str) -> str:
-    """Return a URI's scheme in lowercase, or `file` for a plain path. Raises `UriNotAllowedError` for other URIs."""
+    """Return a URI's scheme in lowercase, or `file` for a plain path.
+
+    Raises `UriNotAllowedError` if the URI isn't allowed.
+    """
     if not uri:
         raise UriNotAllowedError("an empty URI: expected s3://bucket/key, file:///path or a local path")
     if len(uri) > _LONGEST:
@@ -76,7 +80,7 @@ def _holds_credential(uri: str, name: str) -> bool:
 
 
 def fit_to_keep(uri: str) -> str:
-    """Return the form of a catalog's URI that a dataset stores: unchanged if it is allowed, otherwise redacted."""
+    """Return the form of a catalog's URI that a dataset can store: unchanged if it's allowed, otherwise redacted."""
     try:
         scheme(uri)
     except UriNotAllowedError:
@@ -85,7 +89,7 @@ def fit_to_keep(uri: str) -> str:
 
 
 def local_path(uri: str) -> Path:
-    """Return the path of a local URI: a plain path unchanged, `file:///x` percent-decoded (RFC 8089)."""
+    """Return the path of a local URI. A plain path stays unchanged, and `file:///x` is percent-decoded (RFC 8089)."""
     if scheme(uri) != LOCAL:
         raise UriNotAllowedError(f"{redact(uri)!r} is no local path")
     match = _SCHEME.match(uri)
@@ -99,7 +103,7 @@ def local_path(uri: str) -> Path:
 
 
 def split_bucket(uri: str) -> tuple[str, str]:
-    """Return the bucket and key of `s3://bucket/key`. The key is taken literally and may be empty."""
+    """Split `s3://bucket/key` into the bucket and the key. The key isn't decoded, and it may be empty."""
     bucket, _, key = uri[_after_scheme(uri) :].partition("/")
     protocol = scheme(uri)
     names = _BUCKET if protocol == "s3" else _CONTAINER if protocol in AZURE else None
@@ -109,23 +113,23 @@ def split_bucket(uri: str) -> tuple[str, str]:
 
 
 def has_unusual_bucket(uri: str) -> bool:
-    """Return whether the bucket's name in an S3 URI breaks Amazon S3's rules, as the names of its oldest buckets do."""
+    """Return whether the bucket name in an S3 URI breaks Amazon S3's current rules. Some of the oldest buckets do."""
     return uri[:5].lower() == "s3://" and not _USUAL_BUCKET.match(uri[5:].partition("/")[0])
 
 
 def store_name(uri: str) -> str:
-    """Return a readable name for a URI's store: `s3://bucket`, or `local files`."""
+    """Return a readable name for the store of a URI: `s3://bucket`, or `local files`."""
     protocol = scheme(uri)
     return "local files" if protocol == LOCAL else f"{protocol}://{split_bucket(uri)[0]}"
 
 
 def absolute(uri: str) -> str:
-    """Make a local path absolute, so that it doesn't depend on the current folder. Other URIs stay unchanged."""
+    """Make a local path absolute, so that it doesn't depend on the working directory. Other URIs stay unchanged."""
     return str(local_path(uri).absolute()) if scheme(uri) == LOCAL else uri
 
 
 def is_below(uri: str, folder: str) -> bool:
-    """Return whether a URI is a folder or prefix, or is below it, after resolving local links and `..`."""
+    """Return whether a URI is equal to a folder or prefix, or is below it, after resolving local links and `..`."""
     if scheme(uri) != scheme(folder):
         return False
     if scheme(uri) == LOCAL:
@@ -134,7 +138,7 @@ def is_below(uri: str, folder: str) -> bool:
 
 
 def join(base: str, *parts: str) -> str:
-    """Return `base` with `parts` below it, separated by single slashes; `..` in a part raises `UriNotAllowedError`."""
+    """Append `parts` to `base`, separated by single slashes. Raises `UriNotAllowedError` if a part contains `..`."""
     pieces = [piece for part in parts for piece in part.split("/") if piece not in {"", "."}]
     if ".." in pieces:
         raise UriNotAllowedError(f"'..' is not allowed below {redact(base)!r}: {'/'.join(parts)!r}")
@@ -147,7 +151,7 @@ def join(base: str, *parts: str) -> str:
 
 
 def parent(uri: str) -> str:
-    """Return the parent folder or prefix without a trailing slash; a root or bucket is its own parent."""
+    """Return the parent folder or prefix without a trailing slash. The parent of a root or bucket is itself."""
     start = _after_scheme(uri)
     head, slash, tail = uri[start:].rstrip("/").rpartition("/")
     if start:
@@ -156,23 +160,24 @@ def parent(uri: str) -> str:
 
 
 def base_name(uri: str) -> str:
-    """Return the last part of a URI."""
+    """Return the last component of a URI."""
     return uri.rstrip("/").rpartition("/")[2]
 
 
 def relative_to(catalog_uri: str, uri: str) -> str:
-    """Return the absolute URI of entry `uri` in the catalog at `catalog_uri`.
+    """Return the absolute URI of the entry `uri` in the catalog at `catalog_uri`.
 
-    - With a scheme: it must be on the allow-list (`ALLOWED_SCHEMES`) and have no user part.
-    - In a store: no part may be `..`, even percent-encoded, because a proxy resolves it even if a store treats it as a
-      name.
-    - Relative: it is below the folder of the catalog's file. A part `..` is not allowed, so a catalog can't reach files
-      outside its folder.
-    - An absolute local path, or `file://`: only allowed if the catalog itself is a local file. A catalog from a bucket
-      must not read files of the machine that builds from it.
+    - If the URI has a scheme, the scheme must be on the allow-list (`ALLOWED_SCHEMES`), and the URI must not have a
+      user part.
+    - In a store, no part of the URI may be `..`, even percent-encoded. Although a store treats it as a name, a proxy
+      could resolve it.
+    - A relative URI is resolved against the folder that contains the catalog. It must not contain `..`, so a catalog
+      can't reach files outside its folder.
+    - An absolute local path or `file://` URI is allowed only if the catalog is a local file, too. A catalog from a
+      bucket must not read files of the machine that builds from it.
 
-    Control characters aren't allowed, whether raw or percent-encoded. Local results are plain absolute paths. Raises
-    `UriNotAllowedError` with the reason.
+    Control characters aren't allowed, whether raw or percent-encoded. Local results are plain absolute paths. If the
+    URI isn't allowed, raises `UriNotAllowedError` with the reason.
     """
     catalog_is_local = scheme(catalog_uri) == LOCAL
     if scheme(uri) != LOCAL:
@@ -196,9 +201,9 @@ def relative_to(catalog_uri: str, uri: str) -> str:
 
 
 def plain_form(uri: str) -> str:
-    """Return the form in which catalog URIs are compared: `./a.jpg` becomes `a.jpg`, `file:///x` becomes `/x`.
+    """Normalize a catalog's URI for comparisons: `./a.jpg` becomes `a.jpg`, and `file:///x` becomes `/x`.
 
-    The scheme is in lowercase. A URI that is not allowed is returned unchanged.
+    The scheme becomes lowercase. A URI that isn't allowed stays unchanged.
     """
     try:
         if scheme(uri) != LOCAL:
@@ -210,7 +215,8 @@ def plain_form(uri: str) -> str:
 
 
 def plain_forms(uri: str, catalog_uri: str | None) -> set[str]:
-    """Return every plain form of `uri` that rows may contain, both in the catalog at `catalog_uri` and in general."""
+    """Return all plain forms of `uri` that rows may contain, as an entry of the catalog at `catalog_uri` and on its
+    own."""
     found = {plain_form(uri)}
     if catalog_uri is not None and uri:
         try:

@@ -5,14 +5,14 @@ from importlib.metadata import PackageNotFoundError, version
 VERSION = "0.3.0"
 
 BITS_VERSION = "0.3.0"
-"""Last version that changed any byte that a build writes. Later versions can continue its datasets."""
+"""Last version that changed any byte that a build writes. Newer versions can continue its datasets."""
 
 NOT_INSTALLED = "none"
-"""Version reported for a package that is not installed."""
+"""Version to report for a package that isn't installed."""
 
 
 def installed_version(package: str) -> str:
-    """Return a package's version by its distribution name, or `NOT_INSTALLED`."""
+    """Return the version of the distribution `package`, or `NOT_INSTALLED`."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -9,10 +9,11 @@ from typing import Any, TextIO
 UNKNOWN = "unknown"
 
 TURNING = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-"""Bidirectional control characters, which can disguise a name's ending; for a regular expression's character class."""
+"""Bidirectional control characters, which can disguise how a name ends. Use this inside a character class of a regular
+expression."""
 
 MOST_COLUMNS = 80
-"""Maximum width of lines on a terminal, except for words that are longer."""
+"""Maximum width in columns of lines on a terminal. A word that is longer stays whole."""
 
 _TURNING = re.compile(f"[{TURNING}]")
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
@@ -20,7 +21,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def count(value: float | None) -> str:
-    """Format a whole number: `1,234`; None is `unknown`."""
+    """Format a whole number: `1,234`. None becomes `unknown`."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
@@ -31,24 +32,27 @@ def counted(value: int | None, noun: str) -> str:
 
 
 def plural(value: int | None, noun: str) -> str:
-    """Return the noun in the right number: `mask` for 1, else `masks`."""
+    """Return the noun's singular or plural: `mask` for 1, otherwise `masks`."""
     return noun if value == 1 else f"{noun}s"
 
 
 def number(value: float | None) -> str:
-    """Format a number with at most three significant digits: `0.25`, `12.5`, `1,234`; None is `unknown`."""
+    """Format a number with up to three significant digits: `0.25`, `12.5`, `1,234`. None becomes `unknown`."""
     if value is None:
         return UNKNOWN
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):g}"
 
 
 def share(value: float | None) -> str:
-    """Format a fraction from 0 to 1 in percent: `12.5 %`; None is `unknown`."""
+    """Format a fraction from 0 to 1 as a percentage: `12.5 %`. None becomes `unknown`."""
     return UNKNOWN if value is None else f"{number(100 * value)} %"
 
 
 def upper_bound(value: float) -> str:
-    """Format an upper bound of a fraction in percent, rounded up to two digits so that it remains a bound: `0.11 %`."""
+    """Format an upper bound from 0 to 1 as a percentage: `0.11 %`.
+
+    The percentage is rounded up to two significant digits, so that it remains an upper bound.
+    """
     text = f"{value * 100:.1e}"
     if float(text) < value * 100:
         digits, power = text.split("e")
@@ -57,7 +61,7 @@ def upper_bound(value: float) -> str:
 
 
 def size(value: float | None) -> str:
-    """Format bytes in decimal units: `999 bytes`, `1.5 GB`; None is `unknown`."""
+    """Format a number of bytes in decimal units: `999 bytes`, `1.5 GB`. None becomes `unknown`."""
     if value is None:
         return UNKNOWN
     amount = float(value)
@@ -69,9 +73,9 @@ def size(value: float | None) -> str:
 
 
 def duration(seconds: float | None, *, rough: bool = False) -> str:
-    """Format a duration in its largest unit: `45 s`, `12 min`, `3.4 h`, `5.1 days`; None is `unknown`.
+    """Format a duration in its largest unit: `45 s`, `12 min`, `3.4 h`, `5.1 days`. None becomes `unknown`.
 
-    If `rough`, the number is whole, at least `1 s`, and from 10 on a multiple of 5.
+    If `rough` is set, the number is rounded to an integer of at least 1. From 10 on, it's rounded to a multiple of 5.
     """
     if seconds is None:
         return UNKNOWN
@@ -84,27 +88,27 @@ def duration(seconds: float | None, *, rough: bool = False) -> str:
 
 
 def listed(items: Iterable[object]) -> str:
-    """Join words into a list: `a, b and c`."""
+    """Join items into a list in words: `a, b and c`."""
     words = [str(item) for item in items]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def some(texts: Sequence[str], shown: int = 10) -> str:
-    """Join the first `shown` texts and the number of the remaining ones: `a, b, and 3 more`."""
+    """Join the first `shown` texts, and say how many more there are: `a, b, and 3 more`."""
     more = f", and {len(texts) - shown:,} more" if len(texts) > shown else ""
     return ", ".join(texts[:shown]) + more
 
 
 def not_checked_lines(items: Sequence[object], shown: int = 10) -> list[str]:
-    """Return a line for each of the first items that couldn't be checked, and a last line for the others."""
+    """Return one line for each of the first `shown` items that couldn't be checked, and a line that counts the rest."""
     more = [f"{len(items) - shown:,} more"] if len(items) > shown else []
     return [f"not checked: {each}" for each in [*items[:shown], *more]]
 
 
 def fit(text: str, stream: TextIO) -> str:
-    """Return `text` with long lines broken at spaces if `stream` is a terminal. Words stay whole.
+    """If `stream` is a terminal, break long lines of `text` at spaces. Words stay whole.
 
-    Elsewhere, lines stay as they are, so that programs can match them.
+    If it isn't a terminal, the lines stay unchanged, so that programs can match them.
     """
     if not stream.isatty():
         return text
@@ -113,7 +117,7 @@ def fit(text: str, stream: TextIO) -> str:
 
 
 def _broken(line: str, width: int) -> str:
-    """Break a line that is wider than `width` columns, and indent its continuations by two more spaces."""
+    """Break a line that is wider than `width` columns, and indent its continuation lines by two more spaces."""
     if _columns(line) <= width:
         return line
     indent = " " * (len(line) - len(line.lstrip(" ")))
@@ -137,12 +141,15 @@ def _columns(text: str) -> int:
 
 
 def without_turning(text: str) -> str:
-    """Return `text` with each bidirectional control character replaced by U+FFFD."""
+    """Replace each bidirectional control character in `text` with U+FFFD."""
     return _TURNING.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def yaml_text(value: Any) -> str:
-    """Return a value as readable YAML in its key order; non-ASCII is escaped if there are bidirectional controls."""
+    """Format a value as readable YAML, with keys in their original order.
+
+    If the text contains bidirectional control characters, all non-ASCII characters are escaped.
+    """
     import yaml
 
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
@@ -152,6 +159,9 @@ def yaml_text(value: Any) -> str:
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """Return JSON that any reader accepts: lone surrogates in names that aren't UTF-8 become text like `\\udc80`."""
+    """Format a value as JSON that any reader accepts.
+
+    A name that isn't valid UTF-8 contains lone surrogates, which become text like `\\udc80`.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, **options)
     return re.sub("[\ud800-\udfff]", lambda match: f"\\\\u{ord(match[0]):04x}", text)

@@ -19,7 +19,7 @@ _PINNED_ADDRESS = re.compile(r"^(https?://[^#]+)#sha256=([0-9a-fA-F]{64})$")
 
 
 def cache_folder() -> Path:
-    """Return the cache folder: `SEGMINT_CACHE`, else `segmint` in the user's cache folder."""
+    """Return the folder in `SEGMINT_CACHE` if it is set, otherwise `segmint` in the user's cache folder."""
     given = os.environ.get(CACHE_VARIABLE)
     if given:
         return Path(given)
@@ -27,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def fetch_from_mirror(uri: str, asset: Asset, storage: "Storage | None", cache: Path) -> Path:
-    """Fetch a known asset from a mirror in a store, unless it is cached. Raises `AssetError` for a wrong file."""
+    """Fetch a known asset from a mirror, unless it's already cached. Raises `AssetError` if the file is wrong."""
     cached = cache / asset.file_name
     if cached.is_file() and sha256_of(cached) == asset.sha256:
         return cached
@@ -37,21 +37,21 @@ def fetch_from_mirror(uri: str, asset: Asset, storage: "Storage | None", cache: 
 
 
 def fetch_from_store(uri: str, storage: "Storage | None", cache: Path) -> Path:
-    """Fetch an object into the cache, named by the start of its SHA-256 and its own name."""
+    """Fetch an object into the cache, under a name that combines the start of its SHA-256 and its own name."""
     from segmint.infra.storage.storage import Storage
 
     _make_private(cache)
     temporary = cache / f".tmp-{uuid.uuid4().hex}"
     try:
         (storage or Storage()).get_file(uri, temporary)
-        # The name preserves the caller's name and distinguishes files with the same name but different content.
+        # Keep the caller's name, but distinguish files that have the same name and different content.
         return temporary.replace(cache / f"{sha256_of(temporary)[:12]}-{base_name(uri)}")
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def fetch_pinned(address: str, cache: Path) -> Path:
-    """Fetch `https://…#sha256=<64 digits>`. Raises `AssetError` for an address without its hash."""
+    """Fetch `https://…#sha256=<64 digits>`. Raises `AssetError` if the address doesn't contain a hash."""
     match = _PINNED_ADDRESS.match(address)
     if match is None:
         raise AssetError(f"{redact(address)} is not pinned: append #sha256=<the file's 64 hexadecimal digits>")
@@ -64,7 +64,7 @@ def fetch_pinned(address: str, cache: Path) -> Path:
 
 
 def download(url: str, sha256: str, file_name: str, cache: Path) -> Path:
-    """Download a web address with pooch, which verifies the hash before the file appears under its name."""
+    """Download a web address with pooch. The file appears under its name only after pooch has verified the hash."""
     import logging
 
     import pooch
@@ -82,7 +82,7 @@ def download(url: str, sha256: str, file_name: str, cache: Path) -> Path:
 
 
 def _make_private(folder: Path) -> None:
-    """Create the cache folder readable only by its owner, because weights may be private."""
+    """Create the cache folder so that only its owner can read it, because weights may be private."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -91,9 +91,9 @@ _hashes: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal, which is cached until the file's inode, size, or times change."""
+    """Return a file's SHA-256 in hexadecimal. It's cached until the file's inode, size, or times change."""
     status = path.stat()
-    # Only the system sets the change time. Unlike the modification time, users can't set it back.
+    # Include the change time. Users can set back the modification time, but only the system sets the change time.
     key = (str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _hashes:
         with path.open("rb") as file:
@@ -102,7 +102,7 @@ def sha256_of(path: Path) -> str:
 
 
 def verify(path: Path, asset: Asset) -> None:
-    """Raise `AssetError`, with both hashes, if the file at `path` is not `asset`."""
+    """Raise `AssetError` with both hashes if the file at `path` doesn't match `asset`."""
     if not path.is_file():
         raise AssetError(f"{path} is not a file: expected {asset.file_name} ({asset.name})")
     found = sha256_of(path)
@@ -114,7 +114,10 @@ def verify(path: Path, asset: Asset) -> None:
 
 
 def pinned(path: Path, sha256: str | None) -> Path:
-    """Return `path` after comparing its SHA-256 (None: no check). Raises `AssetError`, with both hashes."""
+    """Check that the file at `path` has this SHA-256, and return the path. If `sha256` is None, nothing is checked.
+
+    Raises `AssetError` with both hashes if they differ.
+    """
     if sha256 is not None and sha256_of(path) != sha256:
         raise AssetError(
             f"{path} is not the file that the dataset was created with: expected SHA-256 {sha256}, "

@@ -9,14 +9,14 @@ from segmint.infra.uris import absolute, base_name, redact
 
 
 class AssetError(UsageError):
-    """A weight file is missing, or its content doesn't match its name."""
+    """Weight file that is missing, or whose content doesn't match its name."""
 
 
 @dataclass(frozen=True)
 class PackageFile:
-    """File inside an installed package, found without importing the package's code.
+    """File in an installed package, which is found without importing the package.
 
-    `requirement` is the argument for `pip install --no-deps`; `package` is the import name.
+    `requirement` is the argument for `pip install --no-deps`, and `package` is the name to import.
     """
 
     requirement: str
@@ -24,8 +24,8 @@ class PackageFile:
     path: str
 
     def find(self) -> Path | None:
-        """Return the file, or None if the package isn't installed."""
-        spec = importlib.util.find_spec(self.package)  # a top-level name, so no code of the package runs
+        """Return the path of the file, or None if the package isn't installed."""
+        spec = importlib.util.find_spec(self.package)  # this is a top-level name, so none of the package's code runs
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             path = Path(folder) / self.path
             if path.is_file():
@@ -38,7 +38,7 @@ class PackageFile:
 
 @dataclass(frozen=True)
 class PinnedUrl:
-    """Web address; downloads from it are verified by hash."""
+    """Web address of a file. Downloads from it are verified by hash."""
 
     url: str
 
@@ -48,7 +48,7 @@ class PinnedUrl:
 
 @dataclass(frozen=True)
 class Asset:
-    """File identified by its hash. `sha256` is lowercase; `size`, in bytes, is informational."""
+    """File identified by its hash. `sha256` is in lowercase. `size` is in bytes and only for information."""
 
     name: str
     file_name: str
@@ -59,7 +59,8 @@ class Asset:
 
 
 def _official(name: str, digits: str, sha256: str, size: int) -> Asset:
-    """Return one of SAM's checkpoints; the digits in its name are the start of its MD5 sum, not of its SHA-256."""
+    """Return one of SAM's checkpoints. `digits`, part of the file's name, are the start of its MD5 hash, not its
+    SHA-256."""
     file_name = f"sam_{name}_{digits}.pth"
     source = PinnedUrl(f"https://dl.fbaipublicfiles.com/segment_anything/{file_name}")
     return Asset(name, file_name, sha256, size, "Apache-2.0", (source,))
@@ -95,14 +96,14 @@ ASSETS: dict[str, Asset] = {
 
 
 def is_web_address(name_or_path: str) -> bool:
-    """Return whether a name is a web address."""
+    """Return whether `name_or_path` is a web address."""
     return name_or_path.startswith(("http://", "https://"))
 
 
 def absolute_name(name_or_path: str) -> str:
-    """Make a path absolute, so that it doesn't depend on the current folder. Known names and URIs stay unchanged.
+    """Make a path absolute, so that it doesn't depend on the working directory. Known names and URIs stay unchanged.
 
-    Raises `UsageError` for a URI that contains credentials.
+    Raises `UsageError` if a URI contains credentials.
     """
     if name_or_path in ASSETS:
         return name_or_path
@@ -113,23 +114,23 @@ def absolute_name(name_or_path: str) -> str:
 
 
 AUTO = "auto"
-"""Name for the weights that suit a device; see `default_weights`."""
+"""Name that selects weights by device; see `default_weights`."""
 
 
 def default_weights(device: str) -> str:
-    """Return the name of the weights that `auto` means on a torch device: vit_h on a GPU, mobile_sam on a CPU."""
+    """Return the weights that `auto` selects for a torch device: mobile_sam on a CPU, vit_h on a GPU."""
     return "mobile_sam" if device.startswith("cpu") else "vit_h"
 
 
 def plain_name(name_or_path: str) -> str:
-    """Return a file's name: the last part of its path or URI, without a web address's query and fragment."""
+    """Return the last component of a path or URI, without the query and fragment of a web address."""
     if is_web_address(name_or_path):
         name_or_path = name_or_path.partition("#")[0].partition("?")[0]
     return base_name(name_or_path)
 
 
 def refuse_credentials(address: str) -> None:
-    """Raise `AssetError` for an address that contains credentials."""
+    """Raise `AssetError` if an address contains credentials."""
     if redact(address) != address:
         raise AssetError(
             f"{redact(address)} contains a credential, which a configuration must not: download the file and use its "

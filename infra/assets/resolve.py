@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AssetStatus:
-    """Known asset, and the path of a verified copy on this machine (None if it must be fetched)."""
+    """Known asset, with the path of a verified copy on this machine. If the path is None, it must be fetched."""
 
     asset: Asset
     path: Path | None
 
 
 def locate(name: str, cache: Path | None = None) -> Path | None:
-    """Return a verified copy of a known asset on this machine, or None. Doesn't fetch anything."""
+    """Find a verified copy of a known asset on this machine without fetching anything. Return None if there is none."""
     asset = ASSETS[name]
     for path in _local_copies(asset, cache or cache_folder()):
         if sha256_of(path) == asset.sha256:
@@ -41,7 +41,7 @@ def locate(name: str, cache: Path | None = None) -> Path | None:
 
 
 def describe(cache: Path | None = None) -> list[AssetStatus]:
-    """Return every known asset with its path on this machine."""
+    """List all known assets with their paths on this machine."""
     return [AssetStatus(asset, locate(asset.name, cache)) for asset in ASSETS.values()]
 
 
@@ -53,12 +53,14 @@ def resolve(
 ) -> Path:
     """Return a local file for a known name, a path, or a URI.
 
-    A known name (`ASSETS`) is looked up in `mirror`, the cache, installed packages, and on the web, in this order.
+    A known name (`ASSETS`) is looked up in `mirror`, in the cache, in installed packages, and finally on the web.
     `mirror` is the path or URI of a folder that contains the files under their original names. The hash of each copy is
-    verified, and a wrong file is skipped. A path is used as given, but if the file has the name of a known asset, its
-    hash must match. Store URIs and `https://…#sha256=<64 digits>` are fetched into the cache; the hash is required.
+    verified, and copies with the wrong hash are skipped.
 
-    Raises `AssetError`, which lists the places tried, the problem with each, and possible remedies.
+    A path is used as it is. However, if the file has the name of a known asset, its hash must match. Store URIs and
+    `https://…#sha256=<64 digits>` are fetched into the cache. A web address must contain the hash.
+
+    Raises `AssetError`. The message lists each place that was tried, what was wrong there, and possible fixes.
     """
     cache = cache or cache_folder()
     if name_or_path in ASSETS:
@@ -86,9 +88,9 @@ def resolve(
 def resolve_default(
     name: str, asked: str, key: str, mirror: str | None = None, storage: "Storage | None" = None
 ) -> Path:
-    """Return a local file for the weights `name`, to which the value `asked` of `key` was resolved.
+    """Resolve the weights `name`, which were chosen because the configuration's `key` has the value `asked`.
 
-    Raises the errors of `resolve`. If `asked` is auto, the error says so.
+    Raises the same errors as `resolve`. If `asked` is auto, the message explains that auto selected these weights.
     """
     try:
         return resolve(name, mirror, storage)

@@ -16,14 +16,14 @@ OPTIONS = ("account_name", "endpoint_url", "anon")
 
 
 class AzureStore:
-    """Blobs in containers of the account in the URI (`abfss://container@account.dfs.…`), or of the configured one."""
+    """Blobs in Azure containers. The account comes from the URI (`abfss://container@account.dfs.…`) or the options."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
         self._accounts: dict[str, Any] = {}
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
-        """Read the whole blob; its first 32 MiB arrive before its size is known."""
+        """Read the whole blob. The client downloads up to 32 MiB before it knows the blob's size."""
         stream = self._blob(uri).download_blob()
         check_size(uri, stream.size, max_bytes)
         data: bytes = stream.readall()
@@ -37,7 +37,7 @@ class AzureStore:
         return data
 
     def create(self, uri: str, data: bytes) -> None:
-        """Create a blob in one put with `If-None-Match: *`. The loser of a race gets `BlobAlreadyExists`."""
+        """Create a blob in one put with `If-None-Match: *`. If the blob exists, Azure returns `BlobAlreadyExists`."""
         self._blob(uri).upload_blob(data)
 
     def create_file(self, uri: str, path: Path) -> None:
@@ -46,7 +46,7 @@ class AzureStore:
             self._blob(uri).upload_blob(file)
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write a blob in one put. It only becomes visible when it is complete."""
+        """Write a blob in one put. The blob becomes visible only when it's complete."""
         self._blob(uri).upload_blob(data, overwrite=True)
 
     def put_file(self, uri: str, path: Path) -> None:
@@ -57,7 +57,7 @@ class AzureStore:
     def walk(
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
-        """Yield the blobs below a prefix page by page, without the blobs that represent folders."""
+        """Yield the blobs below a prefix, one page at a time. Blobs that represent folders are skipped."""
         container, key = self._container(uri)
         prefix = key and f"{key.rstrip('/')}/"
         pages = container.list_blobs if recursive else container.walk_blobs
@@ -67,17 +67,18 @@ class AzureStore:
                 yield ObjectInfo(name, int(entry.size), entry.last_modified.astimezone(UTC))
 
     def size(self, uri: str) -> int:
-        """Return the size in bytes."""
+        """Return the blob's size in bytes."""
         return int(self._blob(uri).get_blob_properties().size)
 
     def delete(self, uri: str) -> None:
-        """Delete the blob and its snapshots. Older versions remain (see `purge`)."""
+        """Delete the blob and its snapshots, but not its older versions; `purge` deletes those as well."""
         self._blob(uri).delete_blob("include")
 
     def purge(self, uri: str) -> None:
         """Delete the blob, its snapshots, and its older versions.
 
-        Raises `UsageError` if soft delete keeps the blob or the versions that an earlier call deleted.
+        With soft delete, Azure keeps the blob, and any versions that an earlier call deleted. In that case, this method
+        raises `UsageError`.
         """
         from azure.core.exceptions import ResourceNotFoundError
 
@@ -120,7 +121,7 @@ class AzureStore:
 
 
 def _connect(account: str, options: Mapping[str, Any]) -> Any:
-    """Return a client with the credentials of the environment, without the library's retries, and without redirects."""
+    """Connect with the credentials from the environment. Turn off the library's retries, and don't follow redirects."""
     from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
     from azure.identity import DefaultAzureCredential
     from azure.storage.blob import BlobServiceClient
@@ -131,7 +132,7 @@ def _connect(account: str, options: Mapping[str, Any]) -> Any:
     if not account:
         raise AccessRefusedError("no storage account: set the option account_name, or AZURE_STORAGE_ACCOUNT_NAME")
     credential: Any = None if options.get("anon") else DefaultAzureCredential()
-    if credential and configured in (None, account):  # the key and the token belong to one account
+    if credential and configured in (None, account):  # an account key or SAS token is valid for one account
         if key := os.environ.get("AZURE_STORAGE_ACCOUNT_KEY"):
             credential = AzureNamedKeyCredential(account, key)
         elif token := os.environ.get("AZURE_STORAGE_SAS_TOKEN"):
@@ -139,8 +140,8 @@ def _connect(account: str, options: Mapping[str, Any]) -> Any:
     return BlobServiceClient(
         url or f"https://{account}.blob.core.windows.net",
         credential,
-        retry_total=0,  # they would multiply with ours
+        retry_total=0,  # the library's retries would multiply with ours
         permit_redirects=False,
-        max_single_put_size=5000 << 20,  # Azure's limit. In larger files of one name, two writers could mix blocks
+        max_single_put_size=5000 << 20,  # Azure's limit; two writers of a larger file could mix their blocks
         max_chunk_get_size=32 << 20,
     )

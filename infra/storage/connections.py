@@ -20,8 +20,8 @@ _SECRET_OPTION = re.compile(
 
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "hdfs": "pyarrow"} | dict.fromkeys(AZURE, "segmint[azure]")
 
-# File systems of this process, shared by all threads and all `Storage` values with the same options. The key contains
-# the process id because connections and event loops don't survive a fork.
+# All threads, and all `Storage` instances with the same options, share a file system. Connections and event loops don't
+# survive a fork, so the key contains the process ID.
 _stores: dict[tuple[int, str, str], Store] = {}
 _stores_lock = threading.Lock()
 
@@ -36,7 +36,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def connect(protocol: str, options: Mapping[str, Any]) -> Store:
-    """Return the store for a scheme and options, created on the first call in a process."""
+    """Return the store for a scheme and its options. The first call in a process creates it."""
     key = (os.getpid(), protocol, json.dumps(options, sort_keys=True, default=str))
     with _stores_lock:
         store = _stores.get(key)
@@ -65,12 +65,15 @@ def _make_store(protocol: str, options: dict[str, Any]) -> Store:
 
     try:
         return FsspecStore(fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **options))
-    except Exception as error:  # a library that looks up credentials or loads native code may raise anything
+    except Exception as error:  # libraries that look up credentials or load native code may raise anything
         raise StorageFaultError(f"cannot connect to {protocol}://: {describe(error)}") from error
 
 
 def missing_package(protocol: str) -> str | None:
-    """Return why URIs of this scheme can't be read here and what to install, or None if they can be read."""
+    """Return the reason why this machine can't read URIs of this scheme, and what to install.
+
+    If it can read them, return None.
+    """
     if protocol in (LOCAL, "s3"):
         return None
     try:
@@ -81,7 +84,7 @@ def missing_package(protocol: str) -> str | None:
         import fsspec
 
         fsspec.get_filesystem_class(protocol)
-    except (ImportError, ValueError) as error:  # ValueError: only the package registers the scheme with fsspec
+    except (ImportError, ValueError) as error:  # ValueError: fsspec knows this scheme only if the package is installed
         return f"{protocol}:// needs a package that is not installed: install {_PACKAGES[protocol]} ({error})"
     if protocol == "hdfs":
         import pyarrow
@@ -92,7 +95,7 @@ def missing_package(protocol: str) -> str | None:
 
 
 def check_options(prefix: str, values: Mapping[str, Any]) -> None:
-    """Raise `UsageError` for a credential given as a value, and for a key that S3 or Azure doesn't support."""
+    """Raise `UsageError` if an option contains a credential, or if S3 or Azure doesn't support its key."""
     protocol = scheme(prefix)
     for key, value in values.items():
         if _SECRET_OPTION.search(key):

@@ -8,7 +8,7 @@ from segmint.infra.uris import redact
 
 
 class ErrorKind(Enum):
-    """Meaning of a store's error."""
+    """Meaning of an error from a store."""
 
     ABSENT = "the object is not there"
     EXISTS = "an object is already there"
@@ -19,9 +19,9 @@ class ErrorKind(Enum):
 
 
 PASSING = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.TRANSIENT})
-"""Kinds of errors that are worth a retry."""
+"""Kinds of errors after which another attempt makes sense."""
 
-# The codes are those of S3 and of Azure.
+# Error codes of S3 and Azure.
 _ABSENT_CODES = {"BlobNotFound", "NoSuchKey", "404", "NotFound", "NoSuchVersion", "ResourceNotFound"}
 _EXISTS_CODES = {"BlobAlreadyExists", "PreconditionFailed", "412"}
 _REFUSED_CODES = {
@@ -37,7 +37,8 @@ _REFUSED_CODES = {
     "RequestTimeTooSkewed",
     "TokenRefreshRequired",
 }
-# The error for an archived object has the status of a refusal, but only the object's owner can restore it.
+# For an archived object, the store responds with the status of a refusal, but waiting won't help: only the object's
+# owner can restore it.
 _PERMANENT_CODES = {"BlobArchived", "BlobImmutableDueToPolicy", "InvalidObjectState"}
 _UNAVAILABLE_CODES = {
     "RequestLimitExceeded",
@@ -59,7 +60,7 @@ _TRANSIENT_CODES = {
 _UNAVAILABLE_STATUS = {429, 502, 503, 504}
 _TRANSIENT_STATUS = {408, 409, 425}
 
-# Matched by class name, so that a process with only local files needn't import botocore.
+# Classes are compared by name, so that a process with only local files doesn't have to import botocore.
 _UNAVAILABLE_CLASSES = {
     "ConnectTimeoutError",
     "ConnectionRefusedError",
@@ -112,9 +113,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def service_code(error: BaseException) -> tuple[str, int] | None:
-    """Return the error code and HTTP status behind an error, even if fsspec translated it, or None without one."""
+    """Return the service's error code and HTTP status, even if fsspec translated the error.
+
+    If the error doesn't come from a service, return None.
+    """
     for link in _chain(error):
-        status = getattr(link, "status_code", None)  # Azure's; a response that is cut off keeps its 200
+        status = getattr(link, "status_code", None)  # Azure's status; if a response is cut off, the status is still 200
         if isinstance(status, int) and status >= 300:
             code = getattr(link, "error_code", None) or str(status)
             return str(getattr(code, "value", code)), status
@@ -126,7 +130,7 @@ def service_code(error: BaseException) -> tuple[str, int] | None:
 
 
 def meaning(error: BaseException) -> ErrorKind:
-    """Return the meaning of an error from a local file system, s3fs, or another fsspec implementation."""
+    """Classify an error from a local file system, s3fs, or another fsspec implementation."""
     answer = service_code(error)
     if answer is not None:
         return _kind_of_response(*answer)
@@ -165,10 +169,10 @@ def _kind_of_response(code: str, status: int) -> ErrorKind:
 
 
 def describe(error: BaseException) -> str:
-    """Return the cause of a failure in one line, without credentials."""
+    """Describe the cause of a failure in one line, without credentials."""
     answer = service_code(error)
     told = next((str(link) for link in _chain(error) if str(link)), type(error).__name__)
-    text = " ".join(told.partition("\nRequestId:")[0].split())  # Azure repeats its XML after that
+    text = " ".join(told.partition("\nRequestId:")[0].split())  # after this, Azure repeats the error as XML
     if answer is not None and answer[0] not in text:
         text = f"{text} ({answer[0]})"
     elif answer is None and not isinstance(error, OSError):

@@ -4,11 +4,11 @@ from segmint.infra.errors import SegmintError
 
 
 class NotFoundError(SegmintError):
-    """The store responded that the object does not exist."""
+    """Response of a store that the object doesn't exist."""
 
 
 class ObjectTooLargeError(SegmintError):
-    """An object exceeds the reader's size limit. None of it was kept."""
+    """Object that exceeds the reader's size limit. None of its bytes were kept."""
 
     def __init__(self, message: str, size: int = 0, limit: int = 0) -> None:
         super().__init__(message)
@@ -17,20 +17,20 @@ class ObjectTooLargeError(SegmintError):
 
 
 class StorageFaultError(SegmintError):
-    """A fault outside the object: throttling, 5xx, refused credentials, missing bucket, connection resets."""
+    """Fault that isn't about the object: throttling, 5xx, refused credentials, a missing bucket, a connection reset."""
 
 
 class AccessRefusedError(StorageFaultError):
-    """The store refused our credentials or permissions. This is never a verdict on an object."""
+    """Refusal of our credentials or permissions by the store. This is never a verdict on an object."""
 
 
 class PassingFaultError(StorageFaultError):
-    """A fault that persisted through all attempts but may still pass."""
+    """Fault that persisted through all attempts but may still go away."""
 
 
 class UnavailableError(PassingFaultError):
-    """The store is unreachable or overloaded. This is never a verdict on an object."""
+    """Store that is unreachable or overloaded. This is never a verdict on an object."""
 
 
 class ShortBodyError(OSError):
-    """A store sent fewer or more bytes than it announced."""
+    """Body with fewer or more bytes than the store announced."""

@@ -11,10 +11,10 @@ from segmint.infra.storage.storage import Storage
 
 
 class StorageFiles(AbstractFileSystem):  # type: ignore[misc]
-    """Read-only file system of the URIs of one scheme, with the options and retries of a `Storage`.
+    """Read-only file system for the URIs of one scheme, with the options and retries of a `Storage`.
 
-    It lists nothing, and a pattern only matches itself. `sizes` maps URIs to bytes; each entry saves a request. Objects
-    must not change while they are read.
+    It doesn't list anything, so a pattern matches only itself. `sizes` maps URIs to sizes in bytes; each entry saves a
+    request. Objects must not change while they are read.
     """
 
     cachable = False
@@ -30,7 +30,7 @@ class StorageFiles(AbstractFileSystem):  # type: ignore[misc]
         return path
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
-        """Open a stream of an object's bytes that requests only the ranges that are read."""
+        """Open an object as a stream that requests only the ranges that its reader reads."""
         if mode != "rb":
             raise io.UnsupportedOperation(f"{path}: opened with mode {mode!r}, but it is read-only: use 'rb'")
         return self._storage.open_ranges(path, self._sizes.get(path))
@@ -45,9 +45,9 @@ class StorageFiles(AbstractFileSystem):  # type: ignore[misc]
         return path in self._sizes or self._storage.exists(path)
 
     def modified(self, path: str) -> datetime:
-        """Return the epoch, because objects are assumed not to change."""
+        """Return the epoch. Objects are assumed not to change."""
         return datetime.fromtimestamp(0, UTC)
 
     def glob(self, path: str, **_: Any) -> list[str]:
-        """Return the path itself, because object names may contain any character."""
+        """Return the path itself. Object names may contain any character, so `path` isn't a pattern."""
         return [path]

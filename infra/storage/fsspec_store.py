@@ -13,11 +13,12 @@ from segmint.infra.uris import parent, redact
 
 
 class FsspecStore:
-    """Any other fsspec file system (Google Cloud Storage, HDFS).
+    """Store for any other fsspec file system, such as Google Cloud Storage or HDFS.
 
-    To create an object exclusively, this calls `pipe_file(mode="create")`. fsspec's default implementation first checks
-    and then writes, which is a race, so a store with that implementation can't hold a dataset. If a store overrides it,
-    `segmint.infra.storage.probe` tests the override with concurrent writers.
+    Only one of several writers may create an object, so this class uses `pipe_file(mode="create")`. fsspec's default
+    implementation of that call checks first and writes later, which is a race. A store with the default implementation
+    can't hold a dataset. If a store overrides it, `segmint.infra.storage.probe` tests the override with concurrent
+    writers.
     """
 
     def __init__(self, filesystem: Any) -> None:
@@ -38,7 +39,7 @@ class FsspecStore:
         return data
 
     def create(self, uri: str, data: bytes) -> None:
-        """Create an object conditionally. Raises `UsageError` if the store only checks before it writes."""
+        """Create an object with a conditional write. Raises `UsageError` if the store only checks before it writes."""
         if not self._claims_exclusive_create():
             raise UsageError(
                 f"the store of {redact(uri)} ({type(self._fs).__name__}) cannot put an object only if it is "
@@ -47,10 +48,11 @@ class FsspecStore:
         self._fs.pipe_file(self._path(uri), data, mode="create")
 
     def create_file(self, uri: str, path: Path) -> None:
-        """Create an object from a local file, read into memory; few implementations support conditional uploads.
+        """Create an object from a local file.
 
-        A store without conditional writes, such as HDFS, is checked first and then written to in chunks. Of two
-        simultaneous writers, the later one wins.
+        The file is read into memory, because few implementations support conditional uploads of files. If the store has
+        no conditional writes at all, such as HDFS, this method checks whether the object exists and then writes it in
+        chunks. If two writers do this at the same time, the later one wins.
         """
         if self._claims_exclusive_create():
             self.create(uri, path.read_bytes())
@@ -88,7 +90,7 @@ class FsspecStore:
                 yield ObjectInfo(path[len(root) :], int(found[path]["size"] or 0), _modified(found[path]))
 
     def size(self, uri: str) -> int:
-        """Return the size in bytes."""
+        """Return the object's size in bytes."""
         info = self._fs.info(self._path(uri))
         if info["type"] != "file":
             raise IsADirectoryError(errno.EISDIR, "is a folder", uri)
@@ -100,7 +102,7 @@ class FsspecStore:
             self._fs.rm_file(self._path(uri))
 
     def purge(self, uri: str) -> None:
-        """Raise `UsageError`, because fsspec can't access older versions."""
+        """Raise `UsageError`, because fsspec can't delete older versions."""
         raise UsageError(
             f"older versions of {redact(uri)} cannot be removed through {type(self._fs).__name__}: "
             "remove them with the store's tools"
@@ -114,7 +116,8 @@ class FsspecStore:
         )
 
     def ping(self, uri: str) -> None:
-        """Request information about the parent folder. "Absent" also counts as a response."""
+        """Request information about the parent folder. If the store says that the folder doesn't exist, it has
+        responded."""
         with suppress(FileNotFoundError):
             self._fs.info(self._path(parent(uri)))
 
@@ -132,7 +135,10 @@ class FsspecStore:
 
 
 def _modified(info: dict[str, Any]) -> datetime:
-    """Return an object's modification time in UTC, the default time zone, or `NO_TIME` if it has none."""
+    """Return an object's modification time in UTC, or `NO_TIME` if there is none.
+
+    Times without a time zone are assumed to be in UTC.
+    """
     for key in ("LastModified", "last_modified", "mtime", "updated", "created"):
         value = info.get(key)
         with suppress(ValueError, OverflowError, OSError):

@@ -13,17 +13,17 @@ from segmint.infra.uris import absolute, base_name, join
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Folder or object in a store; `location / "name"` is a child, and `str(location)` its URI.
+    """Folder or object in a store. `location / "name"` is a child, and `str(location)` is the URI.
 
-    Every method delegates to the `Storage` method of the same name and raises the same errors. Picklable like
-    `Storage`. A pickled local path is absolute, because other processes have other current folders.
+    Every method calls the method of the same name of `Storage` and raises the same errors. Locations can be pickled,
+    like `Storage`. Pickling makes a local path absolute, because other processes have other working directories.
     """
 
     storage: Storage
     uri: str
 
     def __truediv__(self, path: str) -> "Location":
-        """Return the location at `path` below this one. Raises `UriNotAllowedError` for a path with `..`."""
+        """Return the location at `path` below this one. Raises `UriNotAllowedError` if the path contains `..`."""
         return Location(self.storage, join(self.uri, path))
 
     def __str__(self) -> str:
@@ -34,19 +34,19 @@ class Location:
 
     @property
     def name(self) -> str:
-        """Last part of the URI."""
+        """Last component of the URI."""
         return base_name(self.uri)
 
     def read(self, max_bytes: int | None = None) -> bytes:
-        """Return the object's bytes."""
+        """Read the object."""
         return self.storage.read(self.uri, max_bytes)
 
     def open(self) -> BinaryIO:
-        """Open a seekable stream of the object's bytes."""
+        """Open the object as a seekable stream."""
         return self.storage.open(self.uri)
 
     def open_ranges(self, size: int | None = None) -> BinaryIO:
-        """Open a stream in which each read is one request. If `size` in bytes is given, it saves another request."""
+        """Open a stream in which each read is one request. If you know the `size` in bytes, pass it to save another."""
         return self.storage.open_ranges(self.uri, size)
 
     def get_file(self, path: Path) -> None:
@@ -54,23 +54,24 @@ class Location:
         self.storage.get_file(self.uri, path)
 
     def put(self, data: bytes) -> None:
-        """Write the whole object, replacing an existing one."""
+        """Write the whole object, replacing any existing one."""
         self.storage.put(self.uri, data)
 
     def put_if_absent(self, data: bytes) -> bool:
-        """Put the object if it doesn't exist. Return whether it now contains these bytes."""
+        """Write the object unless it already exists. Return whether the object now contains these bytes."""
         return self.storage.put_if_absent(self.uri, data)
 
     def put_file_if_absent(self, path: Path) -> bool:
-        """Put a local file if the object doesn't exist. Return whether the object now contains its bytes."""
+        """Upload a local file unless the object already exists. Return whether the object now contains the file's
+        bytes."""
         return self.storage.put_file_if_absent(self.uri, path)
 
     def put_file(self, path: Path) -> None:
-        """Write the object from a local file, replacing an existing one."""
+        """Upload a local file as the whole object, replacing any existing one."""
         self.storage.put_file(self.uri, path)
 
     def exists(self) -> bool:
-        """Return whether the object exists; a folder is not an object."""
+        """Return whether the object exists. Folders don't count as objects."""
         return self.storage.exists(self.uri)
 
     def size(self) -> int:
@@ -78,7 +79,7 @@ class Location:
         return self.storage.size(self.uri)
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the object's bytes in hexadecimal."""
+        """Return the SHA-256 of the object in hexadecimal."""
         return self.storage.sha256(self.uri)
 
     def size_and_sha256(self) -> tuple[int, str]:
@@ -90,19 +91,19 @@ class Location:
         self.storage.delete(self.uri)
 
     def purge(self) -> None:
-        """Delete the object, if it exists, with all its older versions."""
+        """Delete the object if it exists, along with all its older versions."""
         self.storage.purge(self.uri)
 
     def walk(self, include_temporary: bool = False, on_skip: OnSkip = warn_of_skipped) -> Iterator[ObjectInfo]:
-        """Yield the objects below this folder at any depth."""
+        """Yield the objects at any depth below this folder."""
         return self.storage.walk(self.uri, include_temporary, on_skip)
 
     def link_target(self) -> str | None:
-        """Return the target if this is a local symbolic link, else None."""
+        """Return the link's target if this is a local symbolic link, otherwise None."""
         return self.storage.link_target(self.uri)
 
     def versioned(self) -> set[str]:
-        """Return the names below this folder of objects with older versions, and of local links."""
+        """Return the names of objects below this folder with older versions, and of local links."""
         return self.storage.versioned(self.uri)
 
     def refuse_link(self) -> None:
@@ -110,22 +111,22 @@ class Location:
         self.storage.refuse_link(self.uri)
 
     def walk_ever(self) -> tuple[str, ...]:
-        """Return the names of everything removable below this folder: objects, older versions, links."""
+        """List the names of everything below this folder that could be removed: objects, older versions, and links."""
         return self.storage.walk_ever(self.uri)
 
     def list(self, include_temporary: bool = False, beginning: str = "") -> list[ObjectInfo]:
-        """Return the objects directly in this folder whose names start with `beginning`, sorted by name."""
+        """List the objects directly in this folder whose names start with `beginning`, sorted by name."""
         return self.storage.list(self.uri, include_temporary, beginning)
 
 
 def refuse_existing(file: Location) -> None:
-    """Raise `UsageError` if the file exists, because it may contain manual work."""
+    """Raise `UsageError` if the file exists, because someone may have edited it."""
     if file.exists():
         raise _taken(file)
 
 
 def put_new_file(file: Location, path: Path) -> None:
-    """Put a local file. Raise `UsageError` if a different file was put there in the meantime."""
+    """Upload a local file. Raise `UsageError` if another process wrote a different file in the meantime."""
     if not file.put_file_if_absent(path):
         raise _taken(file)
 

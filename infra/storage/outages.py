@@ -14,33 +14,34 @@ from segmint.infra.storage.errors import PassingFaultError, UnavailableError
 T = TypeVar("T")
 
 TELL_EVERY_S = 60.0
-"""Seconds between two log lines about a store that is down."""
+"""Seconds between log messages about a store that is down."""
 
 ROUNDS = 2
-"""Maximum number of failed rounds while the store responds; an outage may end between an attempt and the check."""
+"""Maximum number of rounds that may fail while the store responds. More than one is allowed because an outage may end
+between a failed attempt and the check."""
 
 BUSY_ROUNDS = 20
-"""Maximum number of failed rounds while the store reports that it is overloaded, which take several minutes."""
+"""Maximum number of rounds that may fail while the store reports that it's overloaded. They take several minutes."""
 
 
 @dataclass
 class _StoreGate:
-    """State of one store in this process. One thread checks the store while the others wait."""
+    """State of one store in this process. While one thread checks the store, the others wait."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    given_up: bool = False  # a wait for it timed out, and it hasn't responded since
+    given_up: bool = False  # an earlier wait timed out, and the store hasn't responded since
 
 
-# The key includes the process id because a held lock doesn't survive a fork.
+# A lock that is held during a fork stays locked in the child, so each process needs its own gates.
 _gates: dict[tuple[int, str], _StoreGate] = {}
 
 
 def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], outage_s: float) -> T:
-    """Call `attempt` and return its result. While the store is down, wait up to `outage_s` seconds and try again.
+    """Call `attempt` until it succeeds, and wait up to `outage_s` seconds while the store is down.
 
-    `attempt` does its own retries, and raises `PassingFaultError` when they are exhausted. `answers` checks the store
-    with a minimal request, and logs name it `store`. The fault is raised if the store responds but the fault persists,
-    or if an earlier wait has already given up on the store.
+    `attempt` makes its own retries and raises `PassingFaultError` when they are exhausted. `answers` checks the store
+    with a minimal request. Log messages call the store `store`. Raises the fault if it persists although the store
+    responds, if the wait times out, or if an earlier wait already gave up on this store.
     """
     gate = _gates.setdefault((os.getpid(), store), _StoreGate())
     rounds, end = 0, 0.0
@@ -65,14 +66,14 @@ def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], 
 
 
 def pauses(doubled: int = 0) -> Iterator[float]:
-    """Yield the seconds to wait before each check: half a second, doubled each time up to ten, with jitter."""
+    """Yield the seconds to wait before each check: from half a second, doubling up to ten seconds, with jitter."""
     while True:
         yield min(10.0, 0.5 * 2**doubled) * random.uniform(0.8, 1.2)
         doubled = min(doubled + 1, 5)
 
 
 def _wait(gate: _StoreGate, store: str, answers: Callable[[], bool], end: float, why: str) -> bool:
-    """Wait until the store responds; return False if it doesn't before `end` (by `time.monotonic`)."""
+    """Wait until the store responds. Return False if it hasn't by `end`, a time of `time.monotonic`."""
     if not gate.lock.acquire(timeout=max(0.0, end - time.monotonic())):
         return False
     try:

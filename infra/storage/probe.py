@@ -16,11 +16,11 @@ _TRIES = 3  # a concurrent sweep of temporary files may delete a probe
 
 
 def probe(folder: Location) -> None:
-    """Test every operation that a dataset needs from its store in a folder, and leave nothing behind.
+    """Test every operation that a dataset needs from its store, and leave nothing behind in the folder.
 
-    Writes, reads back, tries to overwrite with put-if-absent, lets several writers race for one name, lists, and
-    deletes. Raises `UsageError` if put-if-absent can replace an object, and `StorageFaultError` if the store fails or
-    refuses.
+    The probe writes an object, reads it back, and tries to overwrite it with put-if-absent. Then several writers race
+    for one name. Finally, the probe lists and deletes its objects. Raises `UsageError` if put-if-absent replaces an
+    object, and `StorageFaultError` if the store fails or refuses access.
     """
     name = f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
     once, raced = folder / f"{name}-once", folder / f"{name}-raced"
@@ -66,7 +66,10 @@ def _not_exclusive(file: Location) -> UsageError:
 
 
 def store_time(folder: Location) -> datetime:
-    """Return the store's current time, given by an object put now. Ages are based on it, never on the local clock."""
+    """Write an object and return its modification time as the store's current time.
+
+    Ages are relative to this time, never to the local clock.
+    """
     for _ in range(_TRIES):
         name = f"{TEMPORARY_PREFIX}clock-{uuid.uuid4().hex}"
         file = folder / name

@@ -24,10 +24,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Limits on retries of a fault.
+    """Limits on the retries of a fault.
 
-    `attempts` includes the first attempt. The wait doubles from `first_wait_s` to at most `max_wait_s` (seconds, with
-    jitter). No attempt starts after `deadline_s` seconds, which leaves time for several read timeouts of a store.
+    `attempts` includes the first attempt. The wait starts at `first_wait_s` seconds and doubles each time, up to
+    `max_wait_s` seconds, with jitter. No attempt starts after `deadline_s` seconds, which is enough time for several
+    read timeouts of a store.
     """
 
     attempts: int = 5
@@ -36,15 +37,15 @@ class RetryPolicy:
     deadline_s: float = 180
 
 
-# A refusal is retried once because temporary credentials may expire in flight and are then refreshed.
+# Retry a refusal once, because temporary credentials may expire in flight and are then refreshed.
 _REFUSED_ATTEMPTS = 2
 
 
 def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[], T]) -> T:
-    """Call `attempt` and return its result, retrying according to `policy` while it raises faults.
+    """Call `attempt`, retry faults according to `policy`, and return the result.
 
-    `action` is a verb for messages ("read"). Raises `NotFoundError` immediately if an object is absent, and
-    `FileExistsError` if it already exists. Our own errors are raised unchanged. If a fault persists, raises
+    `action` is a verb for messages, such as "read". Raises `NotFoundError` without retries if an object doesn't exist,
+    and `FileExistsError` if it already exists. Passes on our own errors unchanged. If a fault persists, raises
     `StorageFaultError` with the URI and the cause.
     """
     import tenacity

@@ -38,17 +38,18 @@ _SLOWEST = 100_000
 _PING_S = 10.0
 
 PART_BYTES = 64 << 20
-"""Size in bytes of a large file's parts, which are larger if the file would exceed S3's limit of 10,000 parts."""
+"""Size in bytes of the parts of a large file. If the file would need more than S3's maximum of 10,000 parts, the parts
+are larger."""
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 10_000
 _PART_POLICY = RetryPolicy()
 
 
 def make_filesystem(options: Mapping[str, Any]) -> Any:
-    """Return a new s3fs file system with these options (keys of `OPTIONS`), not shared with other callers.
+    """Create an s3fs file system with these options (keys of `OPTIONS`). Other callers don't share it.
 
-    The listings cache is off, because commits of other processes must be visible. Retries in botocore and s3fs are off,
-    because they would multiply with ours. Redirects aren't followed.
+    The listings cache is off, because commits by other processes must be visible. botocore and s3fs don't retry,
+    because their retries would multiply with ours. Redirects aren't followed.
     """
     import s3fs
 
@@ -79,7 +80,7 @@ def make_filesystem(options: Mapping[str, Any]) -> Any:
 
 
 class S3Store:
-    """Objects in S3 buckets. Every request has a deadline, because socket timeouts don't end a stalled put."""
+    """Objects in S3 buckets. Every request has a deadline, because socket timeouts don't stop a stalled put."""
 
     def __init__(self, filesystem: Any) -> None:
         self._fs = filesystem
@@ -97,42 +98,45 @@ class S3Store:
         return data
 
     def create(self, uri: str, data: bytes) -> None:
-        """Create an object of up to 5 GB by a put with `If-None-Match: *`; the loser gets `PreconditionFailed`."""
+        """Create an object of up to 5 GB with a conditional put (`If-None-Match: *`).
+
+        If another writer was faster, S3 responds with `PreconditionFailed`.
+        """
         bucket, key = _object(uri)
         self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
 
     def create_file(self, uri: str, path: Path) -> None:
-        """Create an object in one put, or in a multipart upload if the file is large, with `If-None-Match: *`."""
+        """Create an object with `If-None-Match: *`, in one put or, for a large file, in a multipart upload."""
         if path.stat().st_size <= PART_BYTES:
             self.create(uri, path.read_bytes())
-        elif self._is_there(uri):  # avoid uploading gigabytes for nothing
+        elif self._is_there(uri):  # don't upload gigabytes for nothing
             raise FileExistsError(errno.EEXIST, "an object is already there", uri)
         else:
             self._put_parts(uri, path, IfNoneMatch="*")
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write an object in one put. It only becomes visible when it is complete."""
+        """Write an object in one put. The object becomes visible only when it's complete."""
         bucket, key = _object(uri)
         self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data)
 
     def put_file(self, uri: str, path: Path) -> None:
-        """Write an object from a file in one put, or in a multipart upload if the file is large."""
+        """Write an object from a file, in one put or, for a large file, in a multipart upload."""
         if path.stat().st_size <= PART_BYTES:
             self.put(uri, path.read_bytes())
         else:
             self._put_parts(uri, path)
 
     def _put_parts(self, uri: str, path: Path, **conditions: Any) -> None:
-        """Upload a file in parts, and retry each part separately. Abort the upload on failure.
+        """Upload a file in parts, retry each part separately, and complete the upload under `conditions`.
 
-        The upload is completed under `conditions`. With conditions, a missing upload raises `FileExistsError`, because
-        either an earlier attempt completed the upload or another writer's object ended it. Only a comparison of the
-        bytes can tell which. If a part fails, aborts the upload and raises the error of `with_retries`.
+        If a part fails for good, this method aborts the upload and raises the error from `with_retries`. If there are
+        conditions and the upload no longer exists, it raises `FileExistsError`. In that case, either an earlier attempt
+        completed the upload, or an object of another writer ended it. Only a comparison of the bytes can tell which.
         """
         bucket, key = _object(uri)
         size = path.stat().st_size
         step = max(PART_BYTES, -(-size // _MOST_PARTS))
-        # If this response is lost, an empty upload with an unknown id is left behind.
+        # If this response is lost, an empty upload with an unknown ID remains in the bucket.
         begun = self._call("create_multipart_upload", Bucket=bucket, Key=key)
         upload: dict[str, Any] = {"Bucket": bucket, "Key": key, "UploadId": begun["UploadId"]}
 
@@ -151,7 +155,7 @@ class S3Store:
             except OSError as error:
                 if (service_code(error) or ("",))[0] != "NoSuchUpload":
                     raise
-                # An earlier attempt may have completed the upload although its response was lost.
+                # An earlier attempt may have completed the upload, but its response was lost.
                 if not conditions and self.size(uri) != size:
                     raise
             if conditions:  # outside the `except`, so that the S3 error doesn't appear as the cause
@@ -182,7 +186,7 @@ class S3Store:
     def walk(
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
-        """Yield the objects below a prefix page by page. Each page is requested only once."""
+        """Yield the objects below a prefix, one page at a time. Each page is requested only once."""
         bucket, key = split_bucket(uri)
         prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix + beginning}
@@ -191,7 +195,7 @@ class S3Store:
         yield from self._pages(request, len(prefix))
 
     def size(self, uri: str) -> int:
-        """Return the size in bytes, from a HEAD request."""
+        """Return the object's size in bytes from a HEAD request."""
         bucket, key = _object(uri)
         try:
             answer = self._call("head_object", Bucket=bucket, Key=key)
@@ -201,12 +205,12 @@ class S3Store:
             elif (service_code(error) or ("",))[0] == "400":
                 self._call(
                     "list_objects_v2", Bucket=bucket, MaxKeys=1
-                )  # the response to a GET contains the reason, such as an expired token
+                )  # unlike a HEAD, a GET returns the reason, such as an expired token
             raise
         return int(answer["ContentLength"])
 
     def delete(self, uri: str) -> None:
-        """Delete the object. In a versioned bucket, older versions remain (see `purge`)."""
+        """Delete the object. A versioned bucket keeps the older versions; `purge` deletes those as well."""
         bucket, key = _object(uri)
         self._call("delete_object", Bucket=bucket, Key=key)
 
@@ -219,7 +223,7 @@ class S3Store:
                 self._call("delete_object", Bucket=bucket, Key=key, VersionId=entry["VersionId"])
 
     def versioned(self, uri: str) -> set[str]:
-        """Return the names below a prefix for which the bucket holds an older version or a delete marker."""
+        """Return the names below a prefix for which the bucket has an older version or a delete marker."""
         bucket, key = split_bucket(uri)
         prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
         entries = (each for each in self._versions(bucket, prefix) if not each.get("IsLatest") or "Size" not in each)
@@ -245,7 +249,7 @@ class S3Store:
             page = self._call("list_objects_v2", **request)
             for entry in page.get("Contents", []):
                 name = entry["Key"][skip:]
-                if name and (entry["Size"] or not name.endswith("/")):  # some tools mark folders with empty objects
+                if name and (entry["Size"] or not name.endswith("/")):  # some tools create empty objects as folders
                     yield ObjectInfo(name, int(entry["Size"]), entry["LastModified"].astimezone(UTC))
             if not page.get("IsTruncated"):
                 return
@@ -270,7 +274,7 @@ class S3Store:
         return self._run(fetch)
 
     def _call(self, method: str, *, size: int = 0, within_s: float | None = None, **request: Any) -> Any:
-        """Make one request, whose body has `size` bytes."""
+        """Make one request. `size` is the number of bytes in the request's body."""
         limit = self._exchange_s + size / _SLOWEST if within_s is None else within_s
         return self._run(lambda: _within(limit, self._fs._call_s3(method, **request)))
 
@@ -281,11 +285,11 @@ class S3Store:
         return result
 
     def _require_bucket(self, bucket: str) -> None:
-        # The response to a HEAD has no body, so an absent key and an absent bucket look the same.
+        # A response to a HEAD has no body, so a missing key and a missing bucket look the same.
         try:
             self._call("list_objects_v2", Bucket=bucket, MaxKeys=1)
         except OSError as error:
-            # Without permission to list the bucket, the error is only about the key.
+            # If we aren't allowed to list the bucket, the error says nothing about the bucket.
             if meaning(error) is not ErrorKind.REFUSED or (service_code(error) or ("",))[0] == "NoSuchBucket":
                 raise
 
@@ -308,10 +312,10 @@ async def _within(seconds: float, exchange: Awaitable[T]) -> T:
 
 
 def make_session(profile: str | None) -> Any:
-    """Return an aiobotocore session for the named profile of the AWS configuration files, or for the default one.
+    """Create an aiobotocore session for a profile of the AWS configuration files, or for the default profile.
 
-    Listing pages contain up to 1,000 objects. botocore's parser needs 0.1 ms for each timestamp, and then parses unused
-    fields, so this session parses only each object's name, size, and time.
+    A page of a listing contains up to 1,000 objects. botocore's parser takes 0.1 ms per timestamp and also parses
+    fields that nobody uses. This session's parser reads only the name, size, and time of each object.
     """
     from aiobotocore.parsers import AioResponseParserFactory, AioRestXMLParser  # type: ignore[import-untyped]
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
@@ -339,8 +343,9 @@ def make_session(profile: str | None) -> Any:
 def http_without_redirects() -> type:
     """Return a subclass of aiobotocore's HTTP session that doesn't follow redirects.
 
-    By a redirect, a server could send a signed request to any address, including one inside the network. botocore
-    doesn't follow redirects, either. If S3 names another region, botocore sends a request to that region's endpoint.
+    With a redirect, a server could send a signed request to any address, including one inside the network. botocore
+    doesn't follow redirects either. If S3 responds that a bucket is in another region, botocore sends a new request to
+    that region's endpoint.
     """
     from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
 
@@ -352,7 +357,7 @@ def http_without_redirects() -> type:
 
 
 class _NoRedirectSession:
-    """Wrapper of an aiohttp session, limited to what aiobotocore uses, whose requests don't follow redirects."""
+    """Wrapper around an aiohttp session that never follows redirects. It has only the methods that aiobotocore uses."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -362,9 +367,9 @@ class _NoRedirectSession:
 
 
 def parse_time(text: Any) -> datetime:
-    """Parse the timestamp of an S3 listing, in ISO 8601 with a time zone; use botocore's parser for other formats.
+    """Parse a timestamp from an S3 listing, which is usually in ISO 8601 format with a time zone.
 
-    Raises `ValueError` if the text is not a time.
+    For other formats, this falls back to botocore's parser. Raises `ValueError` if the text isn't a time.
     """
     try:
         found = datetime.fromisoformat(text)

@@ -30,16 +30,18 @@ _READ_AHEAD = 4 << 20
 
 
 class Storage:
-    """Access to objects by URI, with retries. Cheap to create and pickle; thread-safe.
+    """Access to objects by URI, with retries. Instances are thread-safe, and cheap to create and pickle.
 
-    `options` are keyed by URI prefix, as in `{"s3://bucket": {"endpoint_url": …}}`. The longest matching prefix wins.
-    For S3 and Azure, the keys are the `OPTIONS` of `segmint.infra.storage.s3` and `azure`. For other schemes, they are
-    those of the fsspec implementation. Credentials come from the standard chain and aren't accepted as values
-    (`UsageError`). After the attempts of `retry`, methods wait up to `outage_s` seconds for an unreachable store; see
-    `segmint.infra.storage.outages`.
+    `options` maps URI prefixes to options, as in `{"s3://bucket": {"endpoint_url": …}}`. The longest prefix that
+    matches a URI applies. For S3 and Azure, the `OPTIONS` in `segmint.infra.storage.s3` and `azure` list the valid
+    keys. Other schemes accept the options of their fsspec implementation. Credentials come from the standard chain;
+    passing one as an option raises `UsageError`.
 
-    Methods that need an object raise `NotFoundError` if it is absent. Every method raises `StorageFaultError` for a
-    fault that persists, and `UriNotAllowedError` for a URI that is not on the allow-list.
+    Each method makes the attempts that `retry` allows. If the store is still unreachable, the method waits up to
+    `outage_s` seconds for it to respond; see `segmint.infra.storage.outages`.
+
+    Methods that need an object raise `NotFoundError` if it doesn't exist. Every method raises `StorageFaultError` for a
+    fault that persists, and `UriNotAllowedError` for a URI that isn't on the allow-list.
     """
 
     def __init__(
@@ -58,21 +60,21 @@ class Storage:
         return Storage, (self._options, self._retry, self._outage_s)
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-        """Read an object. Raises `ObjectTooLargeError`, before reading it, if it exceeds `max_bytes`."""
+        """Read an object. If it exceeds `max_bytes`, raise `ObjectTooLargeError` before reading it."""
         store = self._store(uri)
         return self._try("read", uri, lambda: store.read(uri, max_bytes))
 
     def open(self, uri: str) -> BinaryIO:
-        """Open a seekable stream of an object's bytes. Each chunk is read with retries."""
+        """Open an object as a seekable stream. If reading a chunk fails, the stream retries that chunk."""
         if scheme(uri) == LOCAL:
             return self._try("open", uri, lambda: open_file(uri))
         raw = _RangeReader(self._read_range, uri, self.size(uri))
         return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
 
     def open_ranges(self, uri: str, size: int | None = None) -> BinaryIO:
-        """Open a stream in which each read is one request, without read-ahead, for readers that seek to known ranges.
+        """Open a stream for readers that seek to known ranges. Each read is one request, without read-ahead.
 
-        If `size` in bytes is given, it saves a request.
+        Pass the `size` in bytes if you know it, which saves a request.
         """
         if scheme(uri) == LOCAL:
             return self.open(uri)
@@ -80,25 +82,25 @@ class Storage:
         return cast(BinaryIO, raw)
 
     def get_file(self, uri: str, path: Path) -> None:
-        """Copy an object to a local file, which appears only when it is complete."""
+        """Copy an object to a local file. The file appears only once it is complete."""
         with self.open(uri) as stream:
             LocalStore().put_stream(path, stream)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """Put an object if it doesn't exist. Exactly one of several concurrent writers wins.
+        """Write an object unless one already exists. Exactly one of several concurrent writers wins.
 
-        Returns True if the object now contains these bytes, even if they come from another writer, or from an earlier
-        attempt whose response was lost. Returns False if a different object exists, which stays unchanged. Raises
-        `UsageError` if the store supports neither hard links nor conditional puts.
+        Returns True if the object now contains these bytes. It's also True if another writer wrote the same bytes, or
+        if an earlier attempt did and its response was lost. Returns False if a different object exists, and leaves that
+        object unchanged. Raises `UsageError` if the store supports neither hard links nor conditional puts.
         """
         store = self._store(uri)
         return self._create(uri, lambda: store.create(uri, data), lambda: self.read(uri, max_bytes=len(data)) == data)
 
     def put_file_if_absent(self, uri: str, path: Path) -> bool:
-        """Put a local file of any size if the object doesn't exist. The object appears as a whole or not at all.
+        """Upload a local file of any size unless the object exists. The object appears as a whole or not at all.
 
-        This also works in stores without hard links or conditional puts. There, however, the check and the write may be
-        separate steps, and a killed process may leave an empty or truncated file.
+        This also works in stores without hard links or conditional puts, but with weaker guarantees. There, the check
+        and the write may be separate steps, and a killed process may leave an empty or truncated file.
         """
         store = self._store(uri)
 
@@ -117,27 +119,28 @@ class Storage:
                 except ObjectTooLargeError:
                     return False
                 except NotFoundError:
-                    continue  # the object was deleted in the meantime
+                    continue  # another process deleted the object in the meantime
             return True
         raise StorageFaultError(f"cannot put {redact(uri)}: an object keeps appearing and disappearing there")
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write a whole object, replacing an existing one. Readers see either the old or the new one."""
+        """Write a whole object, replacing any existing one. Readers see either the old object or the new one."""
         store = self._store(uri)
         self._try("put", uri, lambda: store.put(uri, data))
 
     def put_file(self, uri: str, path: Path) -> None:
-        """Write a whole object from a local file, replacing an existing one."""
+        """Upload a local file as a whole object, replacing any existing one."""
         if not path.is_file():
             raise UsageError(f"{path} is not a file, so it cannot be put to {redact(uri)}")
         store = self._store(uri)
         self._try("put", uri, lambda: store.put_file(uri, path))
 
     def list(self, uri: str, include_temporary: bool = False, beginning: str = "") -> list[ObjectInfo]:
-        """Return the objects directly in a folder or prefix, sorted by name; empty if it does not exist.
+        """List the objects directly in a folder or prefix, sorted by name. If it doesn't exist, the list is empty.
 
-        `beginning` restricts the list to names that start with it, which takes one short request in a bucket of any
-        size. Folders are omitted, as are temporary files of dead writers (`.tmp-…`) unless `include_temporary` is set.
+        If you set `beginning`, the list contains only names that start with it. In a bucket of any size, this takes one
+        short request. The list omits folders. It also omits the temporary files of dead writers (`.tmp-…`) unless you
+        set `include_temporary`.
         """
         store = self._store(uri)
         found = self._try("list", uri, lambda: list(store.walk(uri, False, warn_of_skipped, beginning)))
@@ -146,11 +149,12 @@ class Storage:
     def walk(
         self, uri: str, include_temporary: bool = False, on_skip: OnSkip = warn_of_skipped
     ) -> Iterator[ObjectInfo]:
-        """Yield the objects below a folder or prefix at any depth, in the store's order.
+        """Yield the objects at any depth below a folder or prefix, in the store's order.
 
-        Names are relative to `uri`. `include_temporary` includes temporary files, for sweeps. If a fault interrupts the
-        listing, it starts again and skips names that were already yielded, because not every store lists in name order.
-        `on_skip` is called for entries that can't be listed, such as circular links.
+        Names are relative to `uri`. Set `include_temporary` to include temporary files, for example to sweep them. If a
+        fault interrupts the listing, it starts over and skips the names that it already yielded; it can't continue
+        after the last name because not every store lists in name order. For entries that can't be listed, such as
+        circular links, the method calls `on_skip`.
         """
         store = self._store(uri)
         given: set[str] = set()
@@ -184,18 +188,18 @@ class Storage:
         return self._try("look at", uri, lambda: store.size(uri))
 
     def sha256(self, uri: str) -> str:
-        """Return the SHA-256 of an object in hexadecimal, computed from a stream."""
+        """Stream an object, and return its SHA-256 in hexadecimal."""
         return self.size_and_sha256(uri)[1]
 
     def size_and_sha256(self, uri: str) -> tuple[int, str]:
-        """Return an object's size in bytes and its SHA-256 in hexadecimal, computed from a stream."""
+        """Stream an object, and return its size in bytes and its SHA-256 in hexadecimal."""
         with self.open(uri) as stream:
-            # BinaryIO's type lacks readinto, but all of our streams have it.
+            # `BinaryIO` doesn't declare `readinto`, but all of our streams have it.
             digest = hashlib.file_digest(cast("hashlib._BytesIOLike", stream), "sha256").hexdigest()
             return stream.tell(), digest
 
     def exists(self, uri: str) -> bool:
-        """Return whether an object exists; a folder does not count."""
+        """Return whether an object exists. Folders don't count as objects."""
         try:
             self.size(uri)
         except NotFoundError:
@@ -203,24 +207,24 @@ class Storage:
         return True
 
     def link_target(self, uri: str) -> str | None:
-        """Return the target of a local symbolic link as written in it, or None for anything else."""
+        """Return the target of a local symbolic link, as written in the link, or None if `uri` isn't a link."""
         path = local_path(uri) if scheme(uri) == LOCAL else None
         return str(path.readlink()) if path is not None and path.is_symlink() else None
 
     def links(self, uri: str) -> set[str]:
-        """Return the names of all local symbolic links below a folder, relative to it. Stores don't have any."""
+        """Return the names of all symbolic links below a local folder, relative to it. Stores don't have links."""
         return self.versioned(uri) if scheme(uri) == LOCAL else set()
 
     def versioned(self, uri: str) -> set[str]:
-        """Return the names below a folder or prefix of objects with older versions, and of local links.
+        """List the objects below a folder or prefix that have older versions, and the local links. Returns their names.
 
-        Raises `UsageError` for a store that can't list versions.
+        Raises `UsageError` if the store can't list versions.
         """
         store = self._store(uri)
         return with_retries(self._retry, "list versions of", uri, lambda: store.versioned(uri))
 
     def refuse_link(self, uri: str) -> None:
-        """Raise `UsageError` for a local symbolic link, because its target is not ours to delete."""
+        """Raise `UsageError` for a local symbolic link, because the link's target isn't ours to delete."""
         target = self.link_target(uri)
         if target is not None:
             raise UsageError(
@@ -229,10 +233,11 @@ class Storage:
             )
 
     def walk_ever(self, uri: str) -> tuple[str, ...]:
-        """Return the sorted names of everything removable below a folder or prefix, including temporary objects.
+        """List everything below a folder or prefix that could be removed, including temporary objects.
 
-        Names are relative to `uri`. They include deleted objects of which the bucket keeps older versions, and local
-        links, which aren't followed. Raises `UsageError` for a store that can't list versions.
+        The names are sorted and relative to `uri`. They include deleted objects if the bucket keeps older versions of
+        them. They also include local links, but nothing behind those links. Raises `UsageError` if the store can't list
+        versions.
         """
         return tuple(sorted(self.versioned(uri) | {entry.name for entry in self.walk(uri, include_temporary=True)}))
 
@@ -243,29 +248,38 @@ class Storage:
             self._try("delete", uri, lambda: store.delete(uri))
 
     def purge(self, uri: str) -> None:
-        """Delete an object, if it exists, with all older versions that the bucket keeps.
+        """Delete an object if it exists, along with all older versions that the bucket keeps.
 
-        Raises `UsageError` for a store that can't list versions.
+        Raises `UsageError` if the store can't list versions.
         """
         store = self._store(uri)
         with suppress(NotFoundError):
             self._try("purge", uri, lambda: store.purge(uri))
 
     def healthy(self, uri: str) -> bool:
-        """Return whether the store responds and grants access; this quick check tells verdicts from faults."""
+        """Check quickly whether the store responds and grants access.
+
+        Callers use this to distinguish a fault of the store from a verdict on the object.
+        """
         return self._ask(uri) is None
 
     def answers(self, uri: str) -> bool:
-        """Return whether the store responds at all, even with a refusal; distinguishes an outage from other faults."""
+        """Check quickly whether the store responds at all, even if it refuses access.
+
+        Callers use this to distinguish an outage from other faults.
+        """
         return not isinstance(self._ask(uri), PassingFaultError)
 
     def _ask(self, uri: str) -> StorageFaultError | None:
-        """Return the fault found by a quick check, or None. Raises nothing, because the URI may come from a catalog."""
+        """Check the store quickly, and return the fault, or None if there is none.
+
+        This method never raises, because the URI may come from a catalog.
+        """
         try:
             store = self._store(uri)
             with_retries(_HEALTH_POLICY, "reach", uri, lambda: store.ping(uri))
         except (NotFoundError, UriNotAllowedError):
-            return None  # about the object or its URI, not the store
+            return None  # the error is about the object or its URI, not about the store
         except StorageFaultError as fault:
             return fault
         except UsageError as error:

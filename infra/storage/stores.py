@@ -23,12 +23,12 @@ _NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLI
 
 
 NO_TIME = datetime.fromtimestamp(0, UTC)
-"""Modification time of a listed object if its store doesn't report one. It counts as older than any age."""
+"""Modification time of a listed object whose store doesn't report one. It counts as older than any age."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class ObjectInfo:
-    """Listed object: its name relative to the listed folder, size in bytes, and modification time in UTC."""
+    """Entry of a listing. The name is relative to the listed folder, the size is in bytes, and the time is in UTC."""
 
     name: str
     size: int
@@ -36,45 +36,49 @@ class ObjectInfo:
 
 
 OnSkip = Callable[[str, str], None]
-"""Callback for an entry that a listing skips: its name, relative to the listed folder, and the reason."""
+"""Callback for entries that a listing skips. It receives the name relative to the listed folder, and the reason."""
 
 
 def warn_of_skipped(name: str, why: str) -> None:
-    """Log a skipped entry; the default `OnSkip`."""
+    """Log a skipped entry. This is the default `OnSkip`."""
     get_logger("storage").warning("skipped", name=_text(name), why=why)
 
 
 def _text(name: str) -> str:
-    """Return a printable name, because file systems allow bytes that aren't UTF-8."""
+    """Make a file name printable. File systems allow bytes that aren't valid UTF-8."""
     return name.encode(errors="replace").decode()
 
 
 class Store(Protocol):
-    """Operations of a store. Each call makes one attempt and raises the store's own errors."""
+    """Operations of a store. Each call makes a single attempt and raises the store's own errors."""
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
-        """Read a whole object. Raises `ObjectTooLargeError` over `max_bytes`, `ShortBodyError` for a wrong length."""
+        """Read a whole object.
+
+        Raises `ObjectTooLargeError` if the object exceeds `max_bytes`, and `ShortBodyError` if the body's length is
+        wrong.
+        """
 
     def read_range(self, uri: str, start: int, stop: int) -> bytes:
         """Read the bytes [start, stop), which must exist."""
 
     def create(self, uri: str, data: bytes) -> None:
-        """Create an object. Raises `FileExistsError`, or an error with S3's code, if it already exists."""
+        """Create an object. If it already exists, raises `FileExistsError` or an error with S3's code."""
 
     def create_file(self, uri: str, path: Path) -> None:
-        """Create an object from a local file of any size, with the same errors as `create`."""
+        """Create an object from a local file of any size. Raises the same errors as `create`."""
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write a whole object, replacing an existing one."""
+        """Write a whole object, replacing any existing one."""
 
     def put_file(self, uri: str, path: Path) -> None:
-        """Write a whole object from a local file, replacing an existing one."""
+        """Upload a local file as a whole object, replacing any existing one."""
 
     def walk(self, uri: str, recursive: bool, on_skip: OnSkip, beginning: str = "") -> Iterator[ObjectInfo]:
-        """Yield the objects below a folder or prefix whose names start with `beginning`, in code point order."""
+        """Yield the objects below a folder or prefix in code point order, if their names start with `beginning`."""
 
     def size(self, uri: str) -> int:
-        """Return the size in bytes."""
+        """Return the object's size in bytes."""
 
     def delete(self, uri: str) -> None:
         """Delete the object if it exists."""
@@ -83,10 +87,10 @@ class Store(Protocol):
         """Delete the object and all its older versions."""
 
     def versioned(self, uri: str) -> set[str]:
-        """Return the names of the objects below a folder or prefix that have older versions, such as deleted ones."""
+        """Return the names of objects below a folder or prefix with older versions. This includes deleted objects."""
 
     def ping(self, uri: str) -> None:
-        """Make a minimal request. Raises if the store doesn't respond."""
+        """Make a minimal request, and raise an error if the store doesn't respond."""
 
 
 def check_size(uri: str, size: int, max_bytes: int | None) -> None:
@@ -96,7 +100,7 @@ def check_size(uri: str, size: int, max_bytes: int | None) -> None:
 
 
 def check_length(got: int, expected: int) -> None:
-    """Raise `ShortBodyError` if a body's length differs from the announced one."""
+    """Raise `ShortBodyError` if a body doesn't have the length that the store announced."""
     if got != expected:
         raise ShortBodyError(errno.EIO, f"received {got} bytes instead of {expected}")
 
@@ -118,14 +122,14 @@ def _regular(path: Path) -> os.stat_result:
 
 
 class _NoLinksError(UsageError):
-    """The local file system doesn't support hard links."""
+    """File system that doesn't support hard links."""
 
 
 class LocalStore:
-    """Local files, which are written such that a crash leaves either the whole file or nothing."""
+    """Store of local files. If a process crashes during a write, either the whole file exists or nothing does."""
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
-        """Read the whole file, limited to its size, because some files are endless."""
+        """Read the whole file, but no more than its reported size, because some special files never end."""
         with open_file(uri) as file:
             size = os.fstat(file.fileno()).st_size
             check_size(uri, size, max_bytes)
@@ -142,9 +146,10 @@ class LocalStore:
         return data
 
     def create(self, uri: str, data: bytes) -> None:
-        """Create a file from a synced temporary file and a hard link, so that exactly one of several writers succeeds.
+        """Create a file such that exactly one of several writers succeeds.
 
-        `open(…, "x")` would expose a half-written file to readers, and `rename` overwrites.
+        The method syncs a temporary file and then creates a hard link to it. `open(…, "x")` would let readers see a
+        partially written file, and `rename` would overwrite an existing one.
         """
         path = local_path(uri)
         if path.exists():
@@ -152,7 +157,7 @@ class LocalStore:
         _unless_swept(lambda: self._link(path, data))
 
     def create_file(self, uri: str, path: Path) -> None:
-        """Create a file by copying in chunks. Without hard links, a killed process may leave an empty file."""
+        """Create a file by copying `path` in chunks. Without hard links, a killed process may leave an empty file."""
         target = local_path(uri)
 
         def copy() -> None:
@@ -162,12 +167,12 @@ class LocalStore:
         try:
             _unless_swept(copy)
         except _NoLinksError:
-            target.open("xb").close()  # only one of several writers gets past this
+            target.open("xb").close()  # exactly one of several writers passes this line
             try:
                 self.put_file(uri, path)
             except BaseException:
                 with suppress(OSError):
-                    target.unlink()  # it would make the next attempt fail
+                    target.unlink()  # the empty file would make the next attempt fail
                 raise
 
     def _link(self, path: Path, source: bytes | BinaryIO) -> None:
@@ -186,12 +191,12 @@ class LocalStore:
         _sync_folder(path.parent)
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write a synced temporary file and rename it over the old one."""
+        """Write and sync a temporary file, then rename it over the old file."""
         path = local_path(uri)
         _unless_swept(lambda: _rename(_write_temporary(path, data), path))
 
     def put_file(self, uri: str, path: Path) -> None:
-        """Write a local file by copying in chunks, with the same guarantees as `put`."""
+        """Write a file by copying `path` in chunks, with the same guarantees as `put`."""
 
         def copy() -> None:
             with path.open("rb") as stream:
@@ -200,38 +205,38 @@ class LocalStore:
         _unless_swept(copy)
 
     def put_stream(self, path: Path, stream: BinaryIO) -> None:
-        """Write an open stream to a local path, with the same guarantees as `put`."""
+        """Write a stream to a local path, with the same guarantees as `put`."""
         _rename(_write_temporary(path, stream), path)
 
     def walk(
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
-        """Yield the files below a folder. Links to folders aren't followed, and circular links are skipped."""
+        """Yield the files below a folder. The walk doesn't follow links to folders, and it skips circular links."""
         root = local_path(uri)
         if root.is_dir():
             yield from _walk(root, "", recursive, on_skip, beginning)
 
     def size(self, uri: str) -> int:
-        """Return the size in bytes."""
+        """Return the file's size in bytes."""
         return _regular(local_path(uri)).st_size
 
     def delete(self, uri: str) -> None:
-        """Delete the file but keep its folder."""
+        """Delete the file, but not its folder."""
         path = local_path(uri)
         with suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
             _sync_folder(path.parent)
 
     def purge(self, uri: str) -> None:
-        """Delete the file; local files have no older versions."""
+        """Delete the file. Local files don't have older versions."""
         self.delete(uri)
 
     def versioned(self, uri: str) -> set[str]:
-        """Return the symbolic links and special files. Local files have no older versions."""
+        """Return the names of symbolic links and special files, because local files don't have older versions."""
         return set(_links(local_path(uri), ""))
 
     def ping(self, uri: str) -> None:
-        """List the nearest existing parent folder."""
+        """List the nearest parent folder that exists."""
         folder = local_path(uri).absolute().parent
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
@@ -240,7 +245,10 @@ class LocalStore:
 
 
 def _unless_swept(put: Callable[[], None]) -> None:
-    """Put a file. Retry once if its temporary file is gone, because a takedown deletes the files of dead writers."""
+    """Call `put`, and retry once if its temporary file has disappeared.
+
+    A takedown deletes the temporary files of dead writers, and it can delete this one by mistake.
+    """
     try:
         put()
     except FileNotFoundError:
@@ -251,7 +259,7 @@ def _write_temporary(target: Path, source: bytes | BinaryIO) -> Path:
     _make_folder(target.parent)
     temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
-        # `tempfile` would create files that only their user can read, but these become objects that others read.
+        # `tempfile` creates files that only this user can read, but other users need to read these objects.
         with temporary.open("xb") as file:
             if isinstance(source, bytes | bytearray | memoryview):
                 file.write(source)
@@ -295,7 +303,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _links(folder: Path, prefix: str) -> Iterator[str]:
-    """Yield the symbolic links and special files below a folder, without following links."""
+    """Yield the names of symbolic links and special files below a folder, without following any links."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
@@ -303,28 +311,28 @@ def _links(folder: Path, prefix: str) -> Iterator[str]:
             if entry.is_dir(follow_symlinks=False):
                 yield from _links(Path(entry.path), f"{prefix}{entry.name}/")
                 continue
-            with suppress(FileNotFoundError):  # it was deleted or renamed after the listing
+            with suppress(FileNotFoundError):  # the entry may have been deleted or renamed after the listing
                 if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
                     yield prefix + entry.name
 
 
 def _walk(folder: Path, prefix: str, recursive: bool, on_skip: OnSkip, beginning: str = "") -> Iterator[ObjectInfo]:
     with os.scandir(folder) as found:
-        # A folder is sorted as "name/", so that the order is by full names, as in a bucket.
+        # Sort a folder as "name/" so that files are in the order of their full names, as in a bucket.
         entries = sorted(
             (entry for entry in found if entry.name.startswith(beginning)),
             key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False),
             reverse=True,
         )
     while entries:
-        entry = entries.pop()  # an entry keeps its `stat`, which takes more memory than what is yielded
+        entry = entries.pop()  # pop, because an entry caches its `stat`, which takes more memory than an `ObjectInfo`
         if entry.is_dir(follow_symlinks=False):
             if recursive:
                 yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", recursive, on_skip)
             continue
         try:
             status = entry.stat()
-        except FileNotFoundError:  # a file may vanish between the listing and `stat`
+        except FileNotFoundError:  # the file may disappear between the listing and `stat`
             continue
         except OSError as error:
             if error.errno != errno.ELOOP:
