@@ -1,11 +1,11 @@
 """Number of floating-point operations in SAM, computed from its shapes, which is the basis of the hardware ceiling.
 
-The counts cover the multiplications and additions of matrix products, convolutions, and attentions, two operations per
-multiply-add. For the mask decoder, the counted products are those of the factored algebra (`sam/point_decoder.py`),
-which needs far fewer than the formulas of the SAM paper. Padding, layouts, norms, activations, softmax, resizing,
-filters, and everything that only depends on the weights aren't counted. An implementation of this algebra needs at
-least the counted operations, so it can't exceed the ceiling. docs/metric.md has the formula. All counts are integers
-for one input with the image size and patch size of `SAM1`.
+The counts include the multiplications and additions of matrix products, convolutions, and attention. A multiply-add
+counts as two operations. For the mask decoder, they count the products of the factored algebra
+(`sam/point_decoder.py`), which needs far fewer than the formulas of the SAM paper. They exclude padding, layout
+changes, norms, activations, softmax, resizing, filters, and everything that depends only on the weights. Any
+implementation of this algebra needs at least the counted operations, so it can't exceed the ceiling. docs/metric.md
+contains the formula. Each count is an integer for one input with the image size and patch size of `SAM1`.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from segmint.model.sam.mask_decoder import MASK_TOKENS
 from segmint.model.sam.point_decoder import POINT_TOKENS
 
 MASKS_PER_POINT = MASK_TOKENS - 1
-"""Number of masks that a point can have."""
+"""Maximum number of masks per point."""
 
 _DECODER_HIDDEN = 2048
 _FLOP = 2  # operations per multiply-add
@@ -29,26 +29,27 @@ _FLOP = 2  # operations per multiply-add
 # Shapes of the decoder, as in `sam/point_decoder.py`.
 _POSITIONS = SAM1.embedding_size**2
 TOKENS = 1 + MASK_TOKENS + POINT_TOKENS
-"""Number of tokens of a point in SAM's decoder. SAM 2's decoder has one more, for the object score."""
+"""Number of tokens per point in SAM's decoder. SAM 2's decoder has one more, for the object score."""
 _USED_TOKENS = 1 + MASKS_PER_POINT
 _WIDTH = EMBEDDING_CHANNELS
-_INNER = _WIDTH // 2  # channels of an attention between tokens and image, over all heads
+_INNER = _WIDTH // 2  # channels of an attention between the tokens and the image, over all heads
 _HEADS = 8
 _HEAD_WIDTH = _INNER // _HEADS
-_FIRST = 4 * (_WIDTH // 4)  # outputs of the first step of upscaling per position: 2x2 pixels
-_HIDDEN = _WIDTH // 4  # channels between the steps of upscaling
+_FIRST = 4 * (_WIDTH // 4)  # outputs of the first upscaling step per position: 2x2 pixels
+_HIDDEN = _WIDTH // 4  # channels between the upscaling steps
 _FINAL = _WIDTH // 8  # channels of the upscaled image and of a mask's filter
 
 
 @dataclass(frozen=True)
 class ImageCost:
-    """The network's work on one image before drawing: `encodes` of its crops, and `prompts` in all of them."""
+    """Work of the network on one image before drawing: it encodes `encodes` crops, and decodes `prompts` in all of
+    them."""
 
     encodes: int
     prompts: int
 
     def flop(self, architecture: Architecture, decoder_depth: int = 2) -> int:
-        """Return the number of operations to encode and plan every crop and to decode every prompt."""
+        """Return the operations for encoding and planning every crop, and for decoding every prompt."""
         each = encode_flop(architecture) + plan_flop(decoder_depth)
         return self.encodes * each + self.prompts * decode_flop(decoder_depth, tokens_of(architecture))
 
@@ -56,18 +57,19 @@ class ImageCost:
 def image_cost(settings: MaskSettings) -> ImageCost:
     """Return the number of encodes and prompts for one image. Layer L has 4^L crops, each with its own grid.
 
-    SA-1B's settings (SAM paper, Appendix B) need 21 encodes and 3,072 prompts. Tiny images count as having all crops.
+    With SA-1B's settings (SAM paper, Appendix B), an image needs 21 encodes and 3,072 prompts. Tiny images are counted
+    as if they had all crops.
     """
     return ImageCost(settings.encodes, settings.points)
 
 
 def tokens_of(architecture: Architecture) -> int:
-    """Return the number of a point's tokens in the architecture's decoder."""
+    """Return the number of tokens per point in the decoder of this architecture."""
     return TOKENS + (architecture in HIERA_SHAPES)
 
 
 def encode_flop(architecture: Architecture) -> int:
-    """Return the operations of one pass through the image encoder: 5.64e12 for ViT-H."""
+    """Return the operations for one pass through the image encoder. ViT-H needs 5.64e12."""
     if architecture == "mobile_sam":
         return _FLOP * _tinyvit_madds()
     if architecture in HIERA_SHAPES:
@@ -76,55 +78,55 @@ def encode_flop(architecture: Architecture) -> int:
 
 
 def plan_flop(decoder_depth: int = 2) -> int:
-    """Return the operations that all points on an image share: the projections of its embedding."""
+    """Return the operations that all points on an image share, for the projections of the image's embedding."""
     outputs = 2 * _INNER  # keys and values of the first attention
     for block in range(1, decoder_depth + 1):
-        # The image's queries, products with the vectors of all blocks so far and with the biases of earlier norms, and
+        # The image's queries; products with the vectors of all blocks so far, and with the biases of earlier norms; and
         # the keys and values of the next attention.
         outputs += _INNER + block * _INNER + (block - 1) + 2 * _INNER
     return _FLOP * _POSITIONS * _WIDTH * (outputs + _FIRST)
 
 
 def decode_flop(decoder_depth: int = 2, tokens: int = TOKENS) -> int:
-    """Return the operations from a point to its predicted IoU: 3.54e8 for a depth of 2."""
-    madds = 2 * tokens * _INNER * _POSITIONS  # the first attention, in which all points share keys and values
+    """Return the operations from a point to its predicted IoU. With a depth of 2, it's 3.54e8."""
+    madds = 2 * tokens * _INNER * _POSITIONS  # in the first attention, all points share the keys and values
     madds += _projections(tokens)
     for block in range(1, decoder_depth + 1):
         last = block == decoder_depth
         madds += _cross_attention(tokens, tokens, _WIDTH, _WIDTH) + 2 * tokens * _WIDTH * _DECODER_HIDDEN
         madds += _answer(block, tokens) + _look(_rows(block, tokens), _USED_TOKENS if last else tokens)
-    return _FLOP * (madds + 2 * _WIDTH**2 + _WIDTH * MASK_TOKENS)  # with the head for predicted IoU
+    return _FLOP * (madds + 2 * _WIDTH**2 + _WIDTH * MASK_TOKENS)  # includes the head that predicts the IoU
 
 
 def draw_flop(points: int, masks: int, decoder_depth: int = 2, tokens: int = TOKENS) -> int:
-    """Return the operations to draw a total of `masks` low-resolution masks of some points."""
+    """Return the operations for drawing `masks` low-resolution masks of `points` points."""
     upscaling = _rows(decoder_depth, tokens) * _FIRST * (_WIDTH + _POSITIONS) + 4 * _POSITIONS * _HIDDEN * 4 * _FINAL
     filters = 2 * _WIDTH**2 + _WIDTH * _FINAL + _FINAL * 16 * _POSITIONS
     return _FLOP * (points * upscaling + masks * filters)
 
 
 def mask_flop(decoder_depth: int = 2, tokens: int = TOKENS) -> int:
-    """Return the least operations per drawn mask: 1.78e8 for a depth of 2.
+    """Return a lower bound of the operations per drawn mask. With a depth of 2, it's 1.78e8.
 
-    A run counts its drawn masks but not their points, of which there are at least a third as many.
+    A run counts the masks that it draws, but not their points. There are at least a third as many points as masks.
     """
     return draw_flop(1, MASKS_PER_POINT, decoder_depth, tokens) // MASKS_PER_POINT
 
 
 def _rows(blocks: int, tokens: int) -> int:
-    """Return the number of a prompt's vectors after some blocks, not counting the last norm's bias, which is added."""
+    """Return how many vectors a prompt has after some blocks, except for the last norm's bias, which is only added."""
     return blocks * _HEADS * tokens + max(0, blocks - 1)
 
 
 def _projections(tokens: int) -> int:
-    """Return the multiply-adds of two projections between tokens and heads."""
+    """Return the multiply-adds of two projections from tokens to heads or back."""
     return 2 * tokens * _WIDTH * _INNER
 
 
 def _scores(tokens: int, rows: int, places: bool = True) -> int:
     """Return the multiply-adds of scores between tokens and a prompt's image, which has `rows` vectors.
 
-    The shared image and its positions are separate products if `places` is true.
+    With `places`, the shared image and its positions need separate products.
     """
     own = (1 + places) * tokens * _INNER * _POSITIONS
     prior = tokens * _INNER * _WIDTH + tokens * _HEADS * rows * _WIDTH if rows else 0
@@ -132,10 +134,10 @@ def _scores(tokens: int, rows: int, places: bool = True) -> int:
 
 
 def _answer(block: int, tokens: int) -> int:
-    """Return the multiply-adds of the image's attention to the tokens in a block, counted from 1, and of its norm."""
-    vectors = block * _HEADS * tokens  # those with values
+    """Return the multiply-adds of the image's attention to the tokens, and of its norm. The first `block` is 1."""
+    vectors = block * _HEADS * tokens  # vectors that come from values
     rows = _rows(block, tokens)
-    # A symmetric matrix has n (n + 1) / 2 different products, and a quadratic form needs n more.
+    # A symmetric n x n matrix has n (n + 1) / 2 different products, and a quadratic form needs n more.
     gram, form = rows * (rows + 1) // 2 * _WIDTH, rows * (rows + 3) // 2 * _POSITIONS
     linear = vectors * _HEAD_WIDTH * (_WIDTH + _POSITIONS)
     scores = _scores(tokens, _rows(block - 1, tokens), places=block > 1)
@@ -143,21 +145,22 @@ def _answer(block: int, tokens: int) -> int:
 
 
 def _look(rows: int, tokens: int) -> int:
-    """Return the multiply-adds of the attention of `tokens` to an image that has `rows` vectors."""
+    """Return the multiply-adds of the attention from `tokens` to an image with `rows` vectors."""
     own = tokens * _INNER * _POSITIONS
     mixed = tokens * _HEADS * rows * (_POSITIONS + _WIDTH) + tokens * _INNER * _WIDTH
     return _projections(tokens) + _scores(tokens, rows) + own + mixed
 
 
 def _cross_attention(queries: int, keys: int, width: int, inner: int) -> int:
-    """Return the multiply-adds of an attention with `inner` channels over all heads, including its four projections."""
+    """Return the multiply-adds of an attention and its four projections. `inner` is the channels over all heads."""
     return 2 * (queries + keys) * width * inner + 2 * queries * keys * inner
 
 
 def _window_attention(grid: int, window: int, width: int) -> int:
     """Return the multiply-adds of self-attention over grid² tokens, each to all window² positions of its window.
 
-    The zeros that pad the last windows are keys but not queries, and their projections depend only on the weights.
+    The zeros that pad the last windows count as keys, but not as queries. Their projections depend only on the weights,
+    so those don't count.
     """
     return grid**2 * (4 * width**2 + 2 * window**2 * width)
 

@@ -1,9 +1,9 @@
 """Utilities that keep a GPU busy: asynchronous copies, CUDA graphs, and per-thread objects.
 
-The host launches a few hundred thousand kernels per second at best, and a chunk of prompts needs hundreds of kernels
-that take microseconds each. A CUDA graph records a function's kernels once and replays them back to back with a single
-launch. A graph reads and writes the memory with which it was captured, so inputs must be copied to that memory, and
-outputs are only valid until the next replay.
+The host can launch at most a few hundred thousand kernels per second. A chunk of prompts needs hundreds of kernels that
+take only microseconds each, so launching them one at a time would leave the GPU idle. A CUDA graph records the kernels
+of a function once. It then replays all of them with a single launch. A graph always reads and writes the memory with
+which it was captured. Inputs must therefore be copied to that memory, and outputs are valid only until the next replay.
 """
 
 import threading
@@ -20,16 +20,16 @@ Output = TypeVar("Output")
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on `device`. Host-to-CUDA copies use pinned memory so that they do not block the host."""
+    """Copy a tensor to `device`. From the host to CUDA, the copy uses pinned memory, so it doesn't block the host."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class CopyStream:
-    """A separate CUDA stream for copies to the device, which run beside kernels; elsewhere, copies are made at once.
+    """Separate CUDA stream for copies to the device, which run at the same time as kernels.
 
-    The stream is created on first use.
+    The stream is created on first use. On other devices, copies are made immediately.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,7 +37,10 @@ class CopyStream:
         self._stream: torch.cuda.Stream | None = None
 
     def start(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Start to copy a tensor. The returned function makes the current stream wait for the copy, and returns it."""
+        """Start copying a tensor to the device.
+
+        Returns a function that makes the current stream wait for the copy, and then returns the copy.
+        """
         if self._device.type != "cuda" or tensor.device.type != "cpu":
             there = tensor.to(self._device)
             return lambda: there
@@ -51,30 +54,30 @@ class CopyStream:
         def use() -> Tensor:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(arrived)
-            copy.record_stream(current)  # its memory belongs to the copy stream, but kernels of this one read it
+            copy.record_stream(current)  # kernels of this stream read the copy, whose memory belongs to the copy stream
             return copy
 
         return use
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[object]:
-    """Make `device` current, because Triton launches kernels on the current device, no matter where the tensors are."""
+    """Make `device` the current device. Triton launches kernels there, no matter where the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class HostTransfer:
-    """Asynchronous copy of a device tensor to the host, which starts on creation and which `numpy` waits for."""
+    """Asynchronous copy of a device tensor to the host. The copy starts at once, and `numpy` waits for it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._host = tensor.to("cpu", non_blocking=True)
         self._arrived: torch.cuda.Event | None = None
         if tensor.device.type == "cuda":
-            # A blocking event puts the host thread to sleep, so other threads can use its core.
+            # With a blocking event, the host thread sleeps while it waits, so other threads can use its core.
             self._arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._arrived.record(torch.cuda.current_stream(tensor.device))
 
     def numpy(self) -> NDArray[Any]:
-        """Wait for the copy, and return the values."""
+        """Wait for the copy, and return it as an array."""
         if self._arrived is not None:
             self._arrived.synchronize()
             self._arrived = None
@@ -82,15 +85,15 @@ class HostTransfer:
 
 
 class CaptureError(RuntimeError):
-    """Raised if a CUDA graph can't be captured where it must be."""
+    """CUDA graph that must be captured but can't be."""
 
 
 class CapturedGraph(Generic[Output]):
-    """A function without arguments on fixed tensors, captured as a CUDA graph on CUDA and called directly elsewhere.
+    """Function without arguments that is captured as a CUDA graph. On other devices, it's called directly.
 
-    In `function`, shapes must not depend on values, and nothing may make the host wait for the device. If the capture
-    fails, a RuntimeWarning is issued and the function is called directly each time, with the same results. With
-    `must_capture`, `CaptureError` is raised instead.
+    The function must work on fixed tensors. Its shapes must not depend on values, and nothing in it may make the host
+    wait for the device. If the capture fails, a RuntimeWarning is issued, and each call runs the function directly,
+    with the same results. With `must_capture`, `CaptureError` is raised instead.
     """
 
     def __init__(self, function: Callable[[], Output], device: torch.device, must_capture: bool = False) -> None:
@@ -99,7 +102,8 @@ class CapturedGraph(Generic[Output]):
         if device.type != "cuda":
             return
         with torch.cuda.device(device):
-            # The first call allocates library workspaces and compiles kernels, which must not be captured.
+            # The first call allocates workspaces for libraries and compiles kernels. Neither may happen during the
+            # capture.
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
@@ -107,7 +111,7 @@ class CapturedGraph(Generic[Output]):
             torch.cuda.current_stream(device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             try:
-                # Other threads may use the device during the capture.
+                # Let other threads use the device during the capture.
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     self._output = function()
             except torch.OutOfMemoryError:
@@ -130,7 +134,7 @@ class CapturedGraph(Generic[Output]):
         return self._graph is not None
 
     def __call__(self) -> Output:
-        """Return the function's result for the current inputs. A graph's result is valid until the next call."""
+        """Run the function on the current inputs. A graph's result is valid until the next call."""
         if self._graph is None:
             return self._function()
         self._graph.replay()
@@ -138,23 +142,24 @@ class CapturedGraph(Generic[Output]):
 
 
 class PerThread(Generic[Output]):
-    """One object per thread, such as a graph, which only the thread that captured it may replay.
+    """Container of one object per thread, such as a CUDA graph.
 
-    Libraries keep a handle and a workspace per thread, and a graph uses those of its thread.
+    Only the thread that captured a graph may replay it, because libraries keep a handle and a workspace per thread, and
+    the graph uses those of its thread.
     """
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     def get(self, make: Callable[[], Output]) -> Output:
-        """Return this thread's object, which `make` creates on first use."""
+        """Return this thread's object. The first call in a thread creates it with `make`."""
         if not hasattr(self._local, "made"):
             self._local.made = make()
         return cast(Output, self._local.made)
 
 
 def run_to_end(steps: Generator[None, None, Output]) -> Output:
-    """Run a generator to its end without a pause, and return its result."""
+    """Run a generator to its end without pausing, and return its result."""
     while True:
         try:
             next(steps)

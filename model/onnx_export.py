@@ -1,7 +1,7 @@
 """ONNX graphs of SAM: the prompt encoder with the mask decoder, and the image encoder.
 
-The decoder's inputs and outputs have the same names, shapes, and meanings as in the `segment-anything` package's
-export, so our files work with programs that were written for that export.
+The decoder's inputs and outputs have the same names, shapes, and meanings as in the export of the `segment-anything`
+package. Programs that were written for that export can therefore use our files.
 """
 
 import warnings
@@ -19,11 +19,11 @@ from segmint.model.sam.prompt_encoder import PromptEmbedding
 from segmint.model.sam.sam import Sam
 
 OPSET = 17
-"""ONNX opset version, which is also the `segment-anything` package's default."""
+"""ONNX opset version. The `segment-anything` package uses the same version by default."""
 
 
 HIGH_RES = ("high_res_feats_1", "high_res_feats_0")
-"""Names of the high-resolution features of the second and of the first stage."""
+"""Names of the high-resolution features, from the second stage and from the first stage."""
 
 
 class DecoderGraph(nn.Module):
@@ -46,16 +46,17 @@ class DecoderGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return mask logits (1, C, H, W), predicted IoUs (1, C), and low-resolution logits (1, C, 256, 256).
 
-        C is 4: the mask for multi-point prompts, then the masks for whole, part, and subpart, in no guaranteed order.
-        With `single_mask`, C is 1: the first of the four for three or more points, otherwise the one with the highest
-        predicted IoU among the other three. A box counts as two points, even if padding follows it.
+        By default, C is 4. The first mask is meant for prompts with several points. The other three are the whole, the
+        part, and the subpart, in no guaranteed order. With `single_mask`, C is 1, and the graph chooses among these
+        four masks. For three or more points, it returns the first mask. For fewer points, it returns the one of the
+        other three with the highest predicted IoU. A box counts as two points, even if padding follows it.
 
         All inputs are float32. `image_embeddings` is (1, 256, 64, 64). `point_coords` (1, N, 2) are (x, y) in pixels of
-        the encoder's 1024x1024 input, with `point_labels` (1, N) as for `PromptEncoder.embed_labeled`: box corners are
-        points, and a prompt without a box ends in a padding point. `mask_input` (1, 1, 256, 256) contains the logits of
-        an earlier prediction, and is ignored if `has_mask_input` (1,) is 0. `orig_im_size` (2,) is the image's (H, W).
-        `high_res` are the image's high-resolution features, if the model has them. For SAM 2, prompts with a box also
-        end in a padding point.
+        the encoder's 1024x1024 input, with `point_labels` (1, N) as for `PromptEncoder.embed_labeled`. The corners of a
+        box are points, and a prompt without a box must end with a padding point. For SAM 2, a prompt with a box must
+        also end with a padding point. `mask_input` (1, 1, 256, 256) contains the logits of an earlier prediction, and
+        is ignored if `has_mask_input` (1,) is 0. `orig_im_size` (2,) is the image's (H, W). `high_res` contains the
+        image's high-resolution features if the model has any.
         """
         encoder = self.sam.prompt_encoder
         dense = torch.where(has_mask_input != 0, encoder.mask_downscaling(mask_input), encoder.dense_without_mask())
@@ -66,7 +67,7 @@ class DecoderGraph(nn.Module):
         logits, ious = decoder.with_stable_single_mask(logits, ious)
         if self.single_mask:
             boxes = (point_labels == 2).sum() if encoder.pads_boxes else 0
-            # An offset larger in magnitude than any predicted IoU.
+            # This offset exceeds the magnitude of any predicted IoU.
             lead = (point_coords.shape[1] - boxes - 2.5) * ious.new_tensor([1000.0] + [0.0] * (MASK_TOKENS - 1))
             best = (ious + lead)[0].argmax(keepdim=True)
             logits, ious = logits.index_select(1, best), ious.index_select(1, best)
@@ -82,7 +83,7 @@ class DecoderGraph(nn.Module):
 
 
 class EncoderGraph(nn.Module):
-    """Normalization, padding, and the image encoder: the steps of `Predictor.embed` after resizing."""
+    """Normalization, padding, and the image encoder, which are the steps of `Predictor.embed` after resizing."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
@@ -90,10 +91,10 @@ class EncoderGraph(nn.Module):
         self.side = sam.image_size
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Encode an image, (h, w, 3) uint8 RGB whose longer side is 1024 pixels, as (1, 256, 64, 64).
+        """Encode an image, (h, w, 3) uint8 RGB with a longer side of 1024 pixels, as (1, 256, 64, 64).
 
-        A side over 1024 pixels is an error, even in the exported graph, because its padding would have a negative size.
-        For a stretched model, the image is (1024, 1024, 3) float32 of 0 to 255, and its high-resolution features follow
+        If a side exceeds 1024 pixels, its padding has a negative size, which is an error, even in the exported graph.
+        For a stretched model, the image is (1024, 1024, 3) float32 from 0 to 255. Its high-resolution features follow
         the embedding.
         """
         pixels = normalized(image.float())
@@ -104,7 +105,10 @@ class EncoderGraph(nn.Module):
 
 
 def export_decoder(sam: Sam, path: Path, single_mask: bool) -> None:
-    """Write the graph of `DecoderGraph` to `path`. `sam` must be float32 on the CPU. Requires the `onnx` package."""
+    """Write the graph of `DecoderGraph` to `path`. Requires the `onnx` package.
+
+    `sam` must be in float32 and on the CPU.
+    """
     grid, side = sam.geometry.embedding_size, sam.geometry.low_res_size
     inputs = {
         "image_embeddings": torch.zeros(1, EMBEDDING_CHANNELS, grid, grid),
@@ -121,9 +125,9 @@ def export_decoder(sam: Sam, path: Path, single_mask: bool) -> None:
 
 
 def export_encoder(sam: Sam, path: Path) -> None:
-    """Write the graph of `EncoderGraph` to `path`, under the same conditions as `export_decoder`.
+    """Write the graph of `EncoderGraph` to `path`. The requirements are the same as for `export_decoder`.
 
-    Weights over 2 GiB do not fit into an ONNX file and are written to separate files next to it.
+    Weights over 2 GiB don't fit into an ONNX file, so they are written to separate files next to it.
     """
     side, outputs = sam.image_size, ["image_embeddings", *HIGH_RES[: len(sam.high_res_channels)]]
     if sam.geometry.placement == "stretched":
@@ -140,9 +144,9 @@ def _export(
     outputs: Sequence[str],
     dynamic: Mapping[str, Mapping[int, str]],
 ) -> None:
-    # Without gradients, products would use oneDNN operators, which ONNX lacks (`products.py`).
+    # Enable gradients. Without them, products would use oneDNN operators, which ONNX doesn't have (`products.py`).
     with torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fixed sizes in the trace and the legacy exporter are both intended
+        warnings.simplefilter("ignore")  # we intend both the fixed sizes in the trace and the legacy exporter
         torch.onnx.export(
             graph.eval(),
             tuple(inputs.values()),
@@ -151,12 +155,12 @@ def _export(
             output_names=outputs,
             dynamic_axes=dynamic,
             opset_version=OPSET,
-            dynamo=False,  # the dynamo exporter fails on masks whose size is an input
+            dynamo=False,  # the dynamo exporter fails if the size of the masks is an input
         )
 
 
 def _resized_size(frame: Tensor, side: int) -> Tensor:
-    """Return `resized_size` in integer arithmetic: (2,) int64 from (2,) int64 as (height, width)."""
+    """Compute `resized_size` in integer arithmetic, from and to (height, width) as (2,) int64."""
     longer = frame.max()
     return torch.div(2 * side * frame + longer, 2 * longer, rounding_mode="trunc").clamp(min=1)
 
@@ -164,7 +168,8 @@ def _resized_size(frame: Tensor, side: int) -> Tensor:
 def _stretch(x: Tensor, axis: int, length: Tensor, size: Tensor) -> Tensor:
     """Resize the first `length` elements along an axis to `size`, like `F.interpolate` in bilinear mode.
 
-    The corresponding onnxruntime operator rounds positions to 1e-4 pixels, which shifts logits by up to 4e-4.
+    This doesn't use the corresponding onnxruntime operator, because it rounds positions to 1e-4 pixels, which shifts
+    logits by up to 4e-4.
     """
     places = ((torch.arange(size) + 0.5) * (length.float() / size.float()) - 0.5).clamp(min=0)  # type: ignore[call-overload]
     first = places.long()

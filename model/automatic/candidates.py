@@ -15,10 +15,10 @@ from segmint.model.automatic.rle import Rle, encode_patch, encode_runs
 
 @dataclass(frozen=True)
 class MaskPatch(ABC):
-    """Mask that is stored as the pixels inside its box; everything outside is background.
+    """Mask that is stored as the pixels of a window. All pixels outside the window are background.
 
     Attributes:
-        corner: (x, y) of the top left pixel, in pixels of the frame.
+        corner: (x, y) of the window's top left pixel, in pixels of the frame.
         shape: (height, width) of the window.
     """
 
@@ -27,7 +27,10 @@ class MaskPatch(ABC):
 
     @staticmethod
     def pack(mask: NDArray[np.bool_], box: Box, offset: tuple[int, int] = (0, 0)) -> "MaskPatch":
-        """Pack a mask (h, w) bool with the inclusive `box`. `offset` (x, y) is the mask's corner in the frame."""
+        """Pack the part of a mask (h, w) bool inside `box`, ends inclusive.
+
+        `offset` (x, y) is the corner of `mask` in the frame.
+        """
         x0, y0, x1, y1 = box
         window = mask[y0 : y1 + 1, x0 : x1 + 1]
         height, width = window.shape
@@ -35,7 +38,7 @@ class MaskPatch(ABC):
 
     @property
     def box(self) -> Box:
-        """The window as a box in the frame, both ends inclusive."""
+        """Window as a box in the frame, both ends inclusive."""
         (x, y), (height, width) = self.corner, self.shape
         return x, y, x + width - 1, y + height - 1
 
@@ -46,14 +49,14 @@ class MaskPatch(ABC):
 
     @abstractmethod
     def window(self) -> NDArray[np.bool_]:
-        """Return the pixels inside the window, (height, width) bool."""
+        """Unpack the pixels inside the window, (height, width) bool."""
 
     @abstractmethod
     def encode(self, frame_size: tuple[int, int]) -> Rle:
-        """Encode the mask over the frame of (height, width). Raises ValueError if the window exceeds the frame."""
+        """Encode the mask in a frame of (height, width). Raises ValueError if the window exceeds the frame."""
 
     def moved(self, by: tuple[int, int]) -> Self:
-        """Return the mask shifted by (x, y) pixels."""
+        """Shift the mask by (x, y) pixels."""
         return replace(self, corner=(self.corner[0] + by[0], self.corner[1] + by[1]))
 
 
@@ -84,12 +87,12 @@ class BitPatch(MaskPatch):
 
 @dataclass(frozen=True)
 class RunPatch(MaskPatch):
-    """Mask that is stored as the starts and ends of runs along its window's columns, as computed on an accelerator.
+    """Mask that is stored as the starts and ends of runs along the window's columns, which an accelerator computes.
 
     Attributes:
-        changes: (2 R,) int64, increasing: the first pixel of a foreground run, the pixel after its last one, and so on.
-            Columns are concatenated, each followed by one background pixel, so pixel (x, y) of the window is x *
-            (height + 1) + y. A run that reaches the bottom of the window ends at that background pixel.
+        changes: (2 R,) int64, increasing. The first pixel of a foreground run, the pixel after its last one, and so on.
+            Columns are concatenated, each followed by one background pixel, so pixel (x, y) of the window is at x *
+            (height + 1) + y. If a run reaches the bottom of the window, it ends at that background pixel.
     """
 
     changes: NDArray[np.int64]
@@ -119,15 +122,15 @@ class RunPatch(MaskPatch):
 
 @dataclass(frozen=True)
 class CandidateMasks:
-    """N masks with the values that later steps need. All coordinates are pixels of the frame.
+    """Candidate masks with the values that later steps need. All coordinates are in pixels of the frame.
 
     Attributes:
         predicted_iou: (N,) float32.
         stability: (N,) float32.
-        points: (N, 2) float64, x, y.
-        outputs: (N,) int64, the index of each mask among the decoder's three outputs, 0 to 2.
-        boxes: (N, 4) int64, x0, y0, x1, y1, ends inclusive.
-        crop_boxes: (N, 4) int64, x0, y0, x1, y1, ends exclusive.
+        points: (N, 2) float64, (x, y).
+        outputs: (N,) int64, index of each mask among the decoder's three outputs, 0 to 2.
+        boxes: (N, 4) int64 as x0, y0, x1, y1, ends inclusive.
+        crop_boxes: (N, 4) int64 as x0, y0, x1, y1, ends exclusive.
         patches: the N masks.
     """
 
@@ -143,7 +146,7 @@ class CandidateMasks:
         return len(self.patches)
 
     def take(self, indices: NDArray[np.int64]) -> Self:
-        """Return the candidates at these positions, in this order."""
+        """Select the candidates with these indices, in this order."""
         return type(self)(
             self.predicted_iou[indices],
             self.stability[indices],
@@ -155,7 +158,7 @@ class CandidateMasks:
         )
 
     def with_patches(self, replaced: dict[int, MaskPatch]) -> Self:
-        """Return a copy in which the masks at some positions are replaced and their boxes updated."""
+        """Replace the masks at some positions, update their boxes, and return the result as a copy."""
         boxes = self.boxes.copy()
         patches = list(self.patches)
         for index, patch in replaced.items():
@@ -165,7 +168,7 @@ class CandidateMasks:
 
 
 def concatenate(parts: Sequence[CandidateMasks]) -> CandidateMasks:
-    """Concatenate the candidates of all parts in order. Without parts, the result is empty."""
+    """Concatenate the candidates of all parts, in order. Without parts, the result is empty."""
     return CandidateMasks(
         np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)]),
         np.concatenate([np.zeros(0, np.float32), *(part.stability for part in parts)]),
@@ -179,11 +182,11 @@ def concatenate(parts: Sequence[CandidateMasks]) -> CandidateMasks:
 
 @dataclass(frozen=True)
 class RawMasks:
-    """The model's masks for one image, before NMS across crops and cleanup.
+    """Masks of one image as the model predicted them, before NMS across crops and cleanup.
 
     Attributes:
-        candidates: the masks of all crops after NMS within each crop, crop by crop, on the host.
-        funnel: the counts up to `after_nms1`.
+        candidates: masks of all crops after NMS within each crop, crop by crop, on the host.
+        funnel: counts up to `after_nms1`.
         frame_size: (height, width) of the image in pixels.
     """
 

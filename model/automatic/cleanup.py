@@ -16,9 +16,9 @@ class CleanedMask:
     """Result of cleaning one mask.
 
     Attributes:
-        mask: (h, w) bool, or None if no island was large enough and the largest was not kept.
-        holes: True if a hole was below the limit and was filled.
-        islands: True if an island was below the limit, even if the mask did not change.
+        mask: (h, w) bool. None if all islands were too small and the largest one wasn't kept.
+        holes: True if a hole was smaller than the limit and was filled.
+        islands: True if an island was smaller than the limit, even if the mask didn't change.
     """
 
     mask: NDArray[np.bool_] | None
@@ -27,12 +27,12 @@ class CleanedMask:
 
     @property
     def changed(self) -> bool:
-        """True if any hole or island was below the limit, even if the mask did not change."""
+        """True if any hole or island was smaller than the limit, even if the mask didn't change."""
         return self.holes or self.islands
 
 
 class CleanedPatch(NamedTuple):
-    """Result of cleaning one mask in the frame; for the fields, see `CleanedMask`."""
+    """Result of cleaning one mask in the frame. `CleanedMask` explains the fields."""
 
     patch: MaskPatch | None
     holes: bool
@@ -40,12 +40,12 @@ class CleanedPatch(NamedTuple):
 
 
 def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, keep_largest: bool) -> CleanedPatch:
-    """Return the result of `clean` for a mask in the frame of (height, width).
+    """Clean a mask in a frame of (height, width) like `clean`.
 
-    Only a window around the patch is computed. On each side that isn't a side of the frame, the window includes a
-    margin of background, one connected piece of at least `min_area` pixels. Background that continues beyond the window
-    therefore doesn't count as a small hole. The window starts at even pixels, because OpenCV orders its labels by
-    squares of 2x2.
+    This processes only a window around the patch. On each side that isn't a side of the frame, the window includes a
+    margin of background that forms one connected piece of at least `min_area` pixels. As a result, background that
+    continues outside the window never looks like a small hole. The window starts at even pixels, because OpenCV orders
+    its labels by squares of 2x2.
     """
     (x, y), (height, width) = patch.corner, patch.shape
     across, down = -(-min_area // height), -(-min_area // width)
@@ -62,9 +62,9 @@ def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, ke
 def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> CleanedMask:
     """Fill holes of fewer than `min_area` pixels, then remove islands of fewer than `min_area` pixels.
 
-    Background that the mask and the image's border enclose counts as a hole. If all islands are small, `keep_largest`
-    keeps the largest one (the first in OpenCV's label order). Without `keep_largest`, the mask is dropped, as in SA-1B
-    (SAM paper, Appendix B). Empty masks are dropped in any case.
+    Background that is enclosed by the mask and the image's border counts as a hole, too. If all islands are small and
+    `keep_largest` is set, the largest island stays (the first one in OpenCV's label order). Without `keep_largest`, the
+    mask is dropped, as in SA-1B (SAM paper, Appendix B). Empty masks are always dropped.
     """
     filled, holes = fill_holes(mask, min_area)
     kept, islands = remove_islands(filled, min_area, keep_largest)
@@ -72,7 +72,7 @@ def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> Cleaned
 
 
 def fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
-    """Return the mask with its small holes filled, and True if there were any."""
+    """Fill the small holes of a mask. Also return whether there were any."""
     labels, areas = _components(~mask)
     small = areas < min_area
     small[0] = False
@@ -82,7 +82,7 @@ def fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_
 
 
 def remove_islands(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> tuple[NDArray[np.bool_] | None, bool]:
-    """Return the mask without its small islands, as in `clean`, and True if there were any."""
+    """Remove the small islands of a mask, as described in `clean`. Also return whether there were any."""
     labels, areas = _components(mask)
     keep = areas >= min_area
     keep[0] = False
@@ -99,6 +99,6 @@ def remove_islands(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -
 
 
 def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return labels of the 8-connected components, (h, w) with 0 for background, and areas by label, (N + 1,)."""
+    """Label the 8-connected components, (h, w) with 0 for background, and return the area of each label, (N + 1,)."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     return labels.astype(np.int32, copy=False), stats[:, cv2.CC_STAT_AREA].astype(np.int32)

@@ -19,7 +19,7 @@ class Crop:
     """Window of the frame that is encoded separately.
 
     Attributes:
-        layer: 0 for the full image; layer L has 2^L x 2^L crops.
+        layer: 0 for the full image. Layer L has 2^L x 2^L crops.
         box: (x0, y0, x1, y1) in pixels of the frame, ends exclusive, clipped to the image.
     """
 
@@ -28,28 +28,28 @@ class Crop:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the frame."""
+        """Size of the window as (height, width), in pixels of the frame."""
         x0, y0, x1, y1 = self.box
         return y1 - y0, x1 - x0
 
     @property
     def is_empty(self) -> bool:
-        """True if the window is outside the image, which happens for images of a few pixels."""
+        """True if the window is outside the image, which happens only for images of a few pixels."""
         return min(self.size) <= 0
 
 
 def crop_points(crop: Crop, grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return points (P, 2) of the unit square, x and y, in pixels of the crop, relative to its corner."""
+    """Scale a grid of the unit square, (P, 2) as (x, y), to pixels of the crop, relative to the crop's corner."""
     height, width = crop.size
     points: NDArray[np.float64] = grid * np.array([width, height])
     return points
 
 
 def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> list[Crop]:
-    """Return the full image, then the crops of layers 1 to `layers`, column by column (x outermost).
+    """Return the full image, followed by the crops of layers 1 to `layers`, column by column.
 
-    `frame_size` is (height, width). In layer 1, crops overlap by `overlap_ratio` of the image's short side; the overlap
-    halves with each further layer. The formula is the reference code's. Some windows of tiny images are empty.
+    `frame_size` is (height, width). In layer 1, crops overlap by `overlap_ratio` of the image's short side. The overlap
+    halves with each further layer. The formula comes from the reference code. For tiny images, some windows are empty.
     """
     height, width = frame_size
     crops = [Crop(0, (0, 0, width, height))]
@@ -67,16 +67,16 @@ def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: floa
 
 
 def placed_crops(frame_size: tuple[int, int], settings: MaskSettings) -> list[Crop]:
-    """Return the crops of `generate_crops` for these settings, without those that are empty."""
+    """Return the nonempty crops of `generate_crops` for these settings."""
     every = generate_crops(frame_size, settings.crop_n_layers, settings.crop_overlap_ratio)
     return [crop for crop in every if not crop.is_empty]
 
 
 def cut(crop: Crop, frame_size: tuple[int, int], pixels: PixelsT) -> PixelsT:
-    """Return the crop's pixels, (h, w, 3) uint8, as a view of an image that shows the whole frame at any resolution.
+    """Cut the crop from an image that shows the whole frame at any resolution, and return a view, (h, w, 3) uint8.
 
-    `frame_size` is (height, width). Each axis is scaled separately, and borders are rounded to the nearest pixel of
-    `pixels`. A nonempty crop has at least one pixel.
+    `frame_size` is (height, width). Each axis is scaled separately, and the crop's borders are rounded to the nearest
+    pixel of `pixels`. A nonempty crop has at least one pixel.
     """
     x0, x1 = _scaled_span(crop.box[0], crop.box[2], frame_size[1], pixels.shape[1])
     y0, y1 = _scaled_span(crop.box[1], crop.box[3], frame_size[0], pixels.shape[0])
@@ -84,7 +84,7 @@ def cut(crop: Crop, frame_size: tuple[int, int], pixels: PixelsT) -> PixelsT:
 
 
 def _scaled_span(start: int, stop: int, frame_length: int, length: int) -> tuple[int, int]:
-    # Integer arithmetic that rounds start * length / frame_length, with halves rounded up.
+    # Round start * length / frame_length in integer arithmetic, with halves rounded up.
     low = (2 * start * length + frame_length) // (2 * frame_length)
     high = (2 * stop * length + frame_length) // (2 * frame_length)
     low = min(low, length - 1)

@@ -7,22 +7,23 @@ from torch import Tensor
 
 from segmint.model.automatic.boxes import Box
 
-# Distance in pixels of the frame within which a box side touches a crop's edge (reference code of the SAM paper).
+# Maximum distance in pixels of the frame between a box's side and a crop's edge that it touches (reference code of the
+# SAM paper).
 EDGE_TOLERANCE = 20
 
 
 def over_iou(predicted_iou: Tensor, threshold: float) -> Tensor:
-    """Return whether predicted IoUs, of any shape, are strictly above the threshold; 0 or less passes all."""
+    """Return which predicted IoUs, of any shape, are strictly above the threshold. 0 or less passes all."""
     if threshold <= 0:
         return torch.ones_like(predicted_iou, dtype=torch.bool)
     return predicted_iou > threshold
 
 
 def stability_scores(logits: Tensor, offset: float) -> Tensor:
-    """Return the IoU of the masks thresholded at +offset and -offset, (N,) float32 from logits (N, h, w).
+    """Return the IoU of the masks thresholded at +offset and at -offset, (N,) float32 from logits (N, h, w).
 
-    The IoU is NaN if nothing is above -offset (SAM paper, Appendix B). One of the two masks always contains the other,
-    so their pixel counts are the intersection and the union.
+    One of the two masks always contains the other, so the IoU is the ratio of their pixel counts. It's NaN if no logit
+    is above -offset (SAM paper, Appendix B).
     """
     inner = torch.count_nonzero(logits > offset, dim=(1, 2))
     outer = torch.count_nonzero(logits > -offset, dim=(1, 2))
@@ -30,7 +31,7 @@ def stability_scores(logits: Tensor, offset: float) -> Tensor:
 
 
 def stable(scores: Tensor, threshold: float) -> Tensor:
-    """Return whether scores are at least the threshold, (N,) bool, with False for NaN; 0 or less passes all."""
+    """Return which scores are at least the threshold, (N,) bool. NaN fails. A threshold of 0 or less passes all."""
     if threshold <= 0:
         return torch.ones_like(scores, dtype=torch.bool)
     return scores >= threshold
@@ -39,9 +40,9 @@ def stable(scores: Tensor, threshold: float) -> Tensor:
 def stable_of_counts(
     inner: NDArray[np.int64], outer: NDArray[np.int64], threshold: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the indices (K,) of the stable masks of N, and their scores (K,), as `stability_scores` and `stable` do.
+    """Return the indices (K,) and scores (K,) of the stable masks among N, as `stability_scores` and `stable` would.
 
-    `inner` and `outer` (N,) are the numbers of pixels above +offset and -offset.
+    `inner` and `outer` (N,) are the numbers of pixels above +offset and above -offset.
     """
     scores = torch.from_numpy(inner).to(torch.float32) / torch.from_numpy(outer).to(torch.float32)
     kept = torch.nonzero(stable(scores, threshold)).flatten()
@@ -49,9 +50,9 @@ def stable_of_counts(
 
 
 def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio: float) -> NDArray[np.bool_]:
-    """Return whether masks cover less than `ratio` of the whole frame, (N,) bool. A ratio of 0 or less passes all.
+    """Return which masks cover less than `ratio` of the whole frame, (N,) bool (SAM paper, Appendix B).
 
-    `areas` (N,) int64 is in pixels of the frame of (height, width). SAM paper, Appendix B.
+    `areas` (N,) int64 are in pixels of the frame of (height, width). A ratio of 0 or less passes all.
     """
     if ratio <= 0:
         return np.ones(areas.shape, dtype=np.bool_)
@@ -60,10 +61,11 @@ def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio:
 
 
 def inside_crop(boxes: NDArray[np.int64], crop_box: Box, frame_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return whether boxes (N, 4) avoid all sides of the crop that aren't sides of the image, (N,) bool.
+    """Return which boxes (N, 4) don't touch the sides of the crop, (N,) bool. Sides of the image don't count.
 
-    `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of the frame of (height, width). Boxes have inclusive ends, and
-    the crop has exclusive ones. Each side is only compared with the same side (reference code).
+    `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of the frame of (height, width). The ends of boxes are
+    inclusive, and those of the crop are exclusive. Each side of a box is compared only with the same side of the crop
+    (reference code).
     """
     height, width = frame_size
     near_crop = np.abs(boxes - np.array(crop_box)) <= EDGE_TOLERANCE

@@ -28,29 +28,33 @@ from segmint.model.sam.predictor import Embedding, Predictor
 __all__ = ["Funnel", "GeneratedMasks", "MaskGenerator", "MaskRecord", "RawMasks", "Report", "Rle"]
 
 Report = Callable[[int, int], object]
-"""Callback that receives the number of points of an image that are decoded so far, and their total."""
+"""Callback that reports progress on an image. It receives the number of decoded points and the total number of points.
+"""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class MaskGenerator:
-    """Generator of all masks of an image (SAM paper, Section 4 and Appendix B).
+    """Generator that segments everything in an image (SAM paper, Section 4 and Appendix B).
 
-    Masks are in the frame of the given image, which isn't resized. The `sa1b` profile may cut crops from a larger
-    `original` of the image. Builds and `segmint masks` pass the released image and its original.
+    The generator doesn't resize the image, and returns masks in the image's own frame. With the `sa1b` profile, it can
+    cut crops from a larger `original` of the image. Builds and `segmint masks` pass the released image and its
+    original.
     """
 
     def __init__(
         self, predictor: Predictor, settings: MaskSettings | None = None, crops_per_batch: int | None = None
     ) -> None:
-        """Initialize with a predictor of the model; `settings` defaults to `MaskSettings.sa1b()`.
+        """Set up a generator with a model's predictor. `settings` defaults to `MaskSettings.sa1b()`.
 
-        `crops_per_batch` is the number of an image's crops that are encoded together, 1 to 64. It defaults to 1 on a
-        CPU, and to 7 on CUDA if the settings have crops. A GPU with enough memory can take all 21 crops of SA-1B's
-        settings. If the settings have no crops, `find_many` encodes that many images together on CUDA. The number
-        affects the last bits of the embeddings. Raises ValueError for any other number. On a CPU, the generator starts
-        as many additional threads as torch has.
+        `crops_per_batch`, 1 to 64, is the number of crops of an image to encode in one batch. It defaults to 1 on a
+        CPU. On CUDA, it defaults to 7 if the settings have crops, and to 1 otherwise. A GPU with enough memory can
+        encode all 21 crops of SA-1B's settings at once. If the settings have no crops, `find_many` encodes this number
+        of images together on CUDA. The batch size affects the last bits of the embeddings. Raises ValueError if it's
+        out of range.
+
+        On a CPU, the generator starts a pool with as many threads as torch uses.
         """
         self.settings = MaskSettings.sa1b() if settings is None else settings
         if crops_per_batch is None:
@@ -67,24 +71,24 @@ class MaskGenerator:
         self._copies = CopyStream(predictor.sam.device)
 
     def generate(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> GeneratedMasks:
-        """Return the masks of one image in its frame: `find` followed by `finish`. Raises the errors of `find`."""
+        """Generate the masks of one image by calling `find`, then `finish`. Raises the same errors as `find`."""
         return self.finish(self.find(image, original))
 
     @torch.inference_mode()
     def find(
         self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None, report: Report | None = None
     ) -> RawMasks:
-        """Run all of the model's work for one image's crops, and return the candidates on the host.
+        """Run the model on an image and its crops, and return the candidate masks in host memory.
 
         Args:
-            image: (height, width, 3) uint8 RGB. Its pixels are the frame of all coordinates and limits, and the
-                full-image masks come from it.
-            original: (any height, any width, 3) uint8 RGB of the same scene, from which the `sa1b` profile cuts the
-                crops of layers 1 and up. By default, they are cut from `image`.
-            report: called as points are decoded: after each chunk on a CPU, and after each crop elsewhere.
+            image: (height, width, 3) uint8 RGB. All coordinates and limits are in pixels of this image. The masks of
+                the full image come from it.
+            original: uint8 RGB version of the same scene, with 3 channels and any height and width. The `sa1b` profile
+                cuts the crops of layers 1 and up from it. By default, they are cut from `image`.
+            report: progress callback. It's called after each chunk of points on a CPU, and after each crop elsewhere.
 
-        Raises ValueError for arrays of another shape or dtype, and for an original if the profile isn't
-        `sa1b`, the only one that uses it.
+        Raises ValueError if an array has another shape or dtype, or if you pass an original with a profile other than
+        `sa1b`.
         """
         check_pair(image, original, self.settings)
         frame_size = (image.shape[0], image.shape[1])
@@ -107,14 +111,15 @@ class MaskGenerator:
     def find_many(
         self, images: Iterable[ImagePair | None], timeout_s: float | None = None
     ) -> Iterator[RawMasks | Exception]:
-        """Yield the result of `find` for each (image, original or None), in order, without stopping at failed images.
+        """Run `find` on each (image, original or None), and yield the results in order, even if some images fail.
 
-        If an image fails, its result is the exception. On an accelerator, the next image is copied and encoded while
-        the previous one is decoded, with the same bits as for a single image. None in `images` means that no image is
-        ready yet, and the generator continues the images that it has started. If an image takes more than `timeout_s`
-        seconds, its result is a TimeoutError. On an accelerator, the time starts when the image begins to be copied,
-        and is checked after each crop. On a CPU, images are processed one after the other, and the time is checked
-        after each chunk of points.
+        If an image fails, the generator yields its exception instead of a result. If an image takes more than
+        `timeout_s` seconds, the exception is a TimeoutError. None in `images` means that no image is ready yet; the
+        generator then continues with the images that it has already started.
+
+        On an accelerator, the next image is copied and encoded while the current one is decoded. The results have the
+        same bits as for a single image. An image's time starts with its copy to the device, and is checked after each
+        crop. On a CPU, images run one after another, and the time is checked after each chunk of points.
         """
         if self._on_device is not None:
             yield from self._stream(images, lambda: deadline(timeout_s))
@@ -135,9 +140,10 @@ class MaskGenerator:
         return stream.find(images, progress)
 
     def finish(self, found: RawMasks) -> GeneratedMasks:
-        """Return the masks for the candidates of `find`, after NMS across crops, cleanup, and run-length encoding.
+        """Turn the candidates from `find` into masks: apply NMS across crops, clean up, and run-length encode.
 
-        This doesn't use torch or the device, so another thread can run it while the device processes the next image.
+        This step doesn't use torch or the device, so another thread can run it while the device processes the next
+        image.
         """
         candidates = suppress_across_crops(found.candidates, self.settings)
         written, counts = clean_up(candidates, found.frame_size, self.settings)
@@ -146,9 +152,9 @@ class MaskGenerator:
     def _embed_crops(
         self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None
     ) -> Iterator[tuple[Crop, Embedding]]:
-        """Yield each crop with its embedding, encoded in batches.
+        """Encode the crops in batches, and yield each crop with its embedding.
 
-        `image` and `original` are copied to a GPU once, and crops are cut on the GPU.
+        On a GPU, `image` and `original` are each copied to the device once, and the crops are cut there.
         """
         frame_size = (image.shape[0], image.shape[1])
         whole = self.predictor.on_device(image)
@@ -162,7 +168,7 @@ class MaskGenerator:
     def _process_crop(
         self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int], count: "_PointCounter | None" = None
     ) -> tuple[CandidateMasks, Funnel]:
-        """Return the masks of one crop's grid after NMS within the crop, best first, and the counts so far."""
+        """Return one crop's masks after NMS within the crop, best first, and the counts of each step."""
         upscaling = upscaling_of(self.predictor, embedding)
         plan = self.predictor.plan_points(embedding)
         if self.settings.use_m2m and self.predictor.kernels is not None:
@@ -192,7 +198,7 @@ def _checking(check: Progress) -> Report:
 
 
 class _PointCounter:
-    """Counter of the decoded points of one image, which calls a `Report`."""
+    """Counter that adds up the decoded points of one image and passes the sum to a `Report`."""
 
     def __init__(self, report: Report | None, points: int) -> None:
         self._report = report
@@ -206,7 +212,10 @@ class _PointCounter:
 
 
 def suppress_across_crops(candidates: CandidateMasks, settings: MaskSettings) -> CandidateMasks:
-    """Apply NMS to the masks of all crops, and prefer smaller crops. Does nothing if the settings have no crops."""
+    """Suppress duplicates across the crops of an image. Masks from smaller crops win.
+
+    If the settings have no crops, the candidates stay unchanged.
+    """
     if settings.crop_n_layers == 0:
         return candidates
     x0, y0, x1, y1 = candidates.crop_boxes.T
@@ -217,9 +226,10 @@ def suppress_across_crops(candidates: CandidateMasks, settings: MaskSettings) ->
 def clean_up(
     candidates: CandidateMasks, frame_size: tuple[int, int], settings: MaskSettings
 ) -> tuple[CandidateMasks, Funnel]:
-    """Fill small holes, remove small islands, and suppress new duplicates. Count from `after_nms2` to the end.
+    """Fill small holes, remove small islands, and suppress masks that this makes duplicates of others.
 
-    In the suppression, masks that cleanup left unchanged win over changed ones. Scores don't change.
+    When two masks are duplicates, a mask that cleanup didn't change wins over one that it changed. Scores stay the
+    same. The returned funnel contains the counts from `after_nms2` on.
     """
     if settings.min_mask_region_area == 0:
         return candidates, Funnel(after_nms2=len(candidates), written=len(candidates))
@@ -253,7 +263,7 @@ def clean_up(
 
 
 def to_records(candidates: CandidateMasks, frame_size: tuple[int, int]) -> tuple[MaskRecord, ...]:
-    """Return the candidates as records in the same order; `frame_size` is (height, width)."""
+    """Convert candidates to records in the same order. `frame_size` is (height, width)."""
     records = []
     for index, patch in enumerate(candidates.patches):
         x, y = candidates.points[index].tolist()
@@ -279,29 +289,29 @@ def _floats(box: NDArray[np.int64]) -> tuple[float, float, float, float]:
 
 
 class Workers:
-    """Thread pool that maps functions over items, with single-threaded torch in each thread.
+    """Thread pool in which each thread runs torch single-threaded.
 
-    On a CPU, the pool decodes chunks of prompts in parallel. A prompt needs hundreds of short operations, and torch's
-    own threads would synchronize after each one; on two cores, the pool takes half as long as they do. Each chunk's
-    arithmetic, and therefore its last bits, is also independent of the number of cores.
+    On a CPU, the pool decodes chunks of prompts in parallel. Each prompt needs hundreds of short operations. Torch's
+    own threads would synchronize after each of them; on two cores, the pool takes half the time. The pool also makes
+    each chunk's arithmetic, and therefore its last bits, independent of the number of cores.
     """
 
     def __init__(self, threads: int) -> None:
         """Start the threads, 1 or more."""
         own = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(threads, "segmint-decode", _compute_alone)
-        # All threads must start before torch's thread count is reset, because new threads inherit the process-wide
-        # count.
+        # A new thread inherits the process-wide count. Start all threads before resetting that count.
         barrier = threading.Barrier(threads)
         list(self._pool.map(lambda _: barrier.wait(), range(threads)))
         torch.set_num_threads(own)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Yield the function's results in the order of the items; exceptions are raised at the item's position."""
+        """Yield the function's result for each item, in order. Exceptions are raised at their item's position."""
         yield from self._pool.map(function, items)
 
 
 def _compute_alone() -> None:
-    # A new thread copies the process-wide count on its first query, which must come before it sets its own.
+    # On its first query, a new thread copies the process-wide count. Query it first, or the copy would overwrite the
+    # thread's own setting.
     torch.get_num_threads()
     torch.set_num_threads(1)

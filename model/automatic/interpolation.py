@@ -10,19 +10,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Number of vectors to interpolate at once. For fewer than 8, torch uses a kernel that rounds differently than the one
-# for 256.
+# Number of vectors to interpolate at once. For fewer than 8 vectors, torch uses a kernel that rounds differently than
+# its kernel for 256.
 _VECTORS = 32
 
 
 @dataclass(frozen=True)
 class Interpolation:
-    """Both steps of bilinear interpolation along one axis, from S low-resolution logits to the crop's pixels.
+    """Both steps of the bilinear interpolation along one axis, from S low-resolution logits to the crop's pixels.
 
     Attributes:
         weights: (pixels, S) float32.
-        reached: (S, 2) int64, start and end (exclusive) of the pixels that use a logit; (pixels, 0) if there are none.
-        touches: (pixels, 2) int64, start and end (exclusive) of the logits that a pixel uses.
+        reached: (S, 2) int64, start and exclusive end of the pixels that use each logit. (pixels, 0) if no pixel does.
+        touches: (pixels, 2) int64, start and exclusive end of the logits that each pixel uses.
     """
 
     weights: Tensor
@@ -30,12 +30,15 @@ class Interpolation:
     touches: NDArray[np.int64]
 
     def reach(self, first: int, last: int) -> slice:
-        """Return the pixels that use any of the logits `first` to `last` (inclusive); empty if all are padding."""
+        """Return the pixels that use any of the logits from `first` to `last` (inclusive).
+
+        If all of these logits are padding, the slice is empty.
+        """
         spans = self.reached[first : last + 1]
         return slice(int(spans[:, 0].min()), int(spans[:, 1].max()))
 
     def touched(self, pixels: slice) -> slice:
-        """Return the logits that these pixels, one or more, use."""
+        """Return the logits that these pixels use. There must be at least one pixel."""
         spans = self.touches[pixels]
         return slice(int(spans[:, 0].min()), int(spans[:, 1].max()))
 
@@ -48,9 +51,10 @@ class Interpolation:
 
 
 def interpolation(side: int, padded: int, filled: int, pixels: int) -> Interpolation:
-    """Return the interpolation from `side` logits to `padded` pixels, whose first `filled` become the crop's `pixels`.
+    """Combine both interpolations along one axis.
 
-    The weights are torch's own, computed by interpolating unit vectors.
+    The first one maps `side` logits to `padded` pixels. The second one maps the first `filled` of these to the crop's
+    `pixels`. To get exactly torch's weights, this function interpolates unit vectors.
     """
     logits, weights = _nonzero_weights(side, padded, filled, pixels)
     used = weights.numpy() > 0
@@ -61,13 +65,13 @@ def interpolation(side: int, padded: int, filled: int, pixels: int) -> Interpola
 
 
 def _nonzero_weights(side: int, padded: int, filled: int, pixels: int) -> tuple[NDArray[np.int64], Tensor]:
-    """Return adjacent logits that include all those a pixel uses, and their float32 weights, both (pixels, N).
+    """Return adjacent logits that include all logits a pixel uses, and their float32 weights, both (pixels, N).
 
-    Unit vectors of logits that don't share any pixel are interpolated as one vector. This only adds zeros to the sums,
-    so the bits are the same as with `side` separate vectors, at an eighth of the work.
+    If no pixel uses two logits together, their unit vectors are interpolated as one vector. This only adds zeros to the
+    sums, so the bits are the same as with `side` separate vectors, with an eighth of the work.
     """
-    # A pixel lies between two padded pixels, each of which lies between two logits, so no logit that it uses is more
-    # than `far` away.
+    # A pixel lies between two padded pixels, and each of these lies between two logits. The pixel therefore uses no
+    # logit that is more than `far` away.
     far = 1 + math.ceil(side / padded)
     near = min(side, 2 * far + 4)
     count = min(side, max(_VECTORS, near))
@@ -81,7 +85,10 @@ def _nonzero_weights(side: int, padded: int, filled: int, pixels: int) -> tuple[
 
 
 def _reached(logits: NDArray[np.int64], used: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
-    """Return start and end (exclusive) of the pixels that use each logit, (side, 2), with (pixels, 0) for none."""
+    """Return the start and exclusive end of the pixels that use each logit, (side, 2).
+
+    If no pixel uses a logit, they are (pixels, 0).
+    """
     pixels = np.broadcast_to(np.arange(len(logits))[:, None], logits.shape)[used]
     starts, ends = np.full(side, len(logits)), np.zeros(side, dtype=np.int64)
     np.minimum.at(starts, logits[used], pixels)

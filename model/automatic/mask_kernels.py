@@ -1,9 +1,10 @@
 """Triton kernels for `mask_tiles.py`, in which logits at the crop's resolution only exist in registers.
 
-Each program processes a tile of one mask. It computes each pixel's logit from nine low-resolution logits in the
-first-level cache, compares it with the thresholds, and keeps counts and extremes. It writes seven numbers per tile
-(`measure`) or the pixels inside a mask's box (`draw`). Tiles outside `taps.reached` are skipped. Sums are in the order
-of `taps.interpolate`, and multiplications are not fused with additions, so all bits match torch's operations.
+Each program processes a tile of one mask. It computes the logit of each pixel from nine low-resolution logits, which
+are in the first-level cache, and compares it with the thresholds. `measure` accumulates counts and extremes, and writes
+seven numbers per tile. `draw` writes the pixels inside a mask's box. Tiles outside `taps.reached` are skipped. The
+kernels sum in the same order as `taps.interpolate` and don't fuse multiplications with additions, so all bits match
+torch's operations.
 """
 
 from collections.abc import Sequence
@@ -16,16 +17,17 @@ from torch import Tensor
 from segmint.model.automatic.mask_tiles import Strip, Taps
 from segmint.model.device import launching_on, upload
 
-# Tile of a program in pixels, eight per thread with four warps. The longer side lies along the writes or reductions.
+# Tile of a program in pixels. With four warps, each thread processes eight pixels. The longer side is in the direction
+# of the writes or reductions.
 _SHORT = 8
 _LONG = 128
 
-# Rows of low-resolution logits, and results of tiles, that a program reads at once.
+# Numbers of rows of low-resolution logits, and of tile results, that a program reads at once.
 _LOW_ROWS = 16
 _TILES = 128
 
-# Sizes differ between photographs. By default, Triton would compile the kernels again for sizes that are multiples of
-# 16, while a photograph waits.
+# Sizes differ from photograph to photograph. By default, Triton would compile the kernels again for sizes that are
+# multiples of 16, and a photograph would have to wait.
 _SIZES = ["height", "width", "tiles"]
 
 
@@ -113,7 +115,7 @@ def logits_of_tile(
     ROW_TAPS: tl.constexpr,
     COLUMN_TAPS: tl.constexpr,
 ):
-    """Return logits (rows, columns) of pixels y (rows,) and x (columns,) of one mask, arbitrary outside the mask."""
+    """Compute the logits (rows, columns) of pixels y (rows,) and x (columns,) of one mask, arbitrary outside it."""
     i = tl.load(row_first + y, mask=y_inside, other=0)
     j = tl.load(column_first + x, mask=x_inside, other=0)
     across = tl.zeros((y.shape[0], x.shape[0]), tl.float32)
@@ -141,7 +143,10 @@ def reach_kernel(
     ACROSS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Compute, as program (mask), the bounds of `taps.reached`, or an empty box if the mask is empty or not wanted."""
+    """Compute the bounds of `taps.reached`, or an empty box if the mask is empty or not wanted.
+
+    The program is (mask).
+    """
     mask = tl.program_id(0).to(tl.int64)
     x = tl.arange(0, ACROSS)
     in_columns = tl.zeros((ACROSS,), tl.int32)
@@ -170,7 +175,7 @@ def reach_kernel(
 
 @triton.jit(do_not_specialize=["tiles"])
 def total_kernel(found, numbers, tiles, BLOCK: tl.constexpr):
-    """Combine, as program (mask), the numbers of its tiles; the box of an empty mask is all zeros."""
+    """Combine the numbers of a mask's tiles. The box of an empty mask is all zeros. The program is (mask)."""
     mask = tl.program_id(0).to(tl.int64)
     found += mask * tiles * 7
     numbers += mask * 7
@@ -222,7 +227,7 @@ def measure_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Compute, as program (mask, tile), the counts and box of ROWS rows of the mask inside its bounds."""
+    """Compute the counts and the box of ROWS rows of the mask inside its bounds. The program is (mask, tile)."""
     mask = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     left = tl.load(bounds + mask * 4)
@@ -291,7 +296,7 @@ def draw_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Draw, as program (strip, tile), COLUMNS columns of the strip, each followed by one background pixel."""
+    """Draw COLUMNS columns of a strip, each followed by one background pixel. The program is (strip, tile)."""
     strip = strips + tl.program_id(0).to(tl.int64) * 6
     mask = tl.load(strip)
     x0 = tl.load(strip + 1)

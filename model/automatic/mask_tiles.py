@@ -1,17 +1,17 @@
 """Counts, boxes, and pixels of masks at the crop's resolution, computed with torch operations on tiles of the crop.
 
-Full-size masks are never stored: each tile of logits is reduced to counts and extremes before the next one is computed,
-and only the pixels inside a mask's box are drawn. `mask_kernels.py` computes the same bits without tiles.
+This module never stores full-size masks. It reduces each tile of logits to counts and extremes before it computes the
+next tile. Later, it draws only the pixels inside a mask's box. `mask_kernels.py` computes the same bits without tiles.
 
-Logits in the crop are R L C^T (see `upscaling.py`). A row of R or C has three adjacent nonzero values, its taps. There
-are three because a pixel lies between two of the encoder's 1024 pixels, and each of these lies between two logits, one
-of which they share. With `first` and `weights`,
+A crop's logits are R L C^T (see `upscaling.py`). Each row of R or C has three adjacent nonzero values, called taps.
+There are three because a pixel lies between two of the encoder's 1024 pixels. Each of these two lies between two
+logits, and they share one logit. With the taps in `first` and `weights`, the sum
 
     logit(y, x) = sum over b of C[x, b] * (sum over a of R[y, a] * L[first_y + a, first_x + b])
 
-takes 9 multiplications and no matrix product. A pixel's bits only depend on its nine logits. They don't depend on how
-many masks and pixels are computed together. They don't depend on the implementation either, as long as it sums in this
-order and doesn't fuse any multiplication with an addition. Torch's operations and the kernels satisfy both.
+takes 9 multiplications and no matrix product. The bits of a pixel depend only on its nine logits, and not on how many
+masks and pixels are computed together. Different implementations agree as long as they sum in this order and don't fuse
+a multiplication with an addition. Both the torch operations and the kernels satisfy this.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,16 +27,16 @@ from segmint.model.automatic.boxes import mask_boxes, occupied_boxes
 from segmint.model.automatic.interpolation import interpolation
 from segmint.model.device import upload
 
-# Logits per tile: 128 MB in float32, far below the 2^31 elements that kernels can index, for any image size and any
-# number of masks in a chunk. A pixel's bits don't depend on its tile.
+# Logits per tile, 128 MB in float32. For any image size and any number of masks in a chunk, this is far below the 2^31
+# elements that kernels can index. A pixel's bits don't depend on its tile.
 _TILE_ELEMENTS = 1 << 25
 
 
 class Strip(NamedTuple):
-    """Columns of one mask inside its box, and the position where they are drawn.
+    """Columns of one mask inside its box, with the position at which they are drawn.
 
-    Drawn columns are concatenated, each followed by one background pixel, so the strip takes `columns * (height + 1)`
-    pixels from `start`.
+    Columns are drawn one after another, each followed by one background pixel. The strip therefore takes `columns *
+    (height + 1)` pixels, beginning at `start`.
     """
 
     mask: int
@@ -49,13 +49,15 @@ class Strip(NamedTuple):
 
 @dataclass(frozen=True)
 class Taps:
-    """Interpolation along one axis, from S low-resolution logits to P pixels, with all tensors on one device.
+    """Interpolation along one axis, from S low-resolution logits to P pixels. All tensors are on one device.
 
     Attributes:
-        first: (P,) int32, the first logit that a pixel uses.
-        weights: (T, P) float32, for that logit and those after it; 0 for logits that a pixel does not use.
-        starts: (S,) int32, the first pixel that uses the logit or a later one; P if there is none.
-        stops: (S,) int32, the end (exclusive) of the pixels that use the logit or an earlier one; 0 if there are none.
+        first: (P,) int32, index of the first logit that each pixel uses.
+        weights: (T, P) float32, weights of that logit and of the next ones. If a pixel doesn't use a logit, its weight
+            is 0.
+        starts: (S,) int32, for each logit, the first pixel that uses it or a later logit. P if no pixel does.
+        stops: (S,) int32, for each logit, the exclusive end of the pixels that use it or an earlier logit. 0 if no
+            pixel does.
     """
 
     first: Tensor
@@ -65,17 +67,17 @@ class Taps:
 
     @property
     def pixels(self) -> int:
-        """Number of the crop's pixels along the axis, P."""
+        """Number of pixels of the crop along the axis, P."""
         return self.first.shape[0]
 
     def part(self, start: int, stop: int) -> "Taps":
-        """Return the taps of the pixels from `start` to `stop` (exclusive)."""
+        """Select the taps of the pixels from `start` to `stop` (exclusive)."""
         return Taps(self.first[start:stop], self.weights[:, start:stop], self.starts, self.stops)
 
 
 @lru_cache(maxsize=256)
 def taps_of(side: int, padded: int, filled: int, pixels: int, device: torch.device) -> Taps:
-    """Return the taps of `interpolation` with these arguments, memoized because crops of many images share sizes."""
+    """Compute the taps for these arguments of `interpolation`. They are cached, because many crops have equal sizes."""
     whole = interpolation(side, padded, filled, pixels)
     count = int((whole.touches[:, 1] - whole.touches[:, 0]).max())
     first = torch.from_numpy(np.minimum(whole.touches[:, 0], side - count))
@@ -88,7 +90,7 @@ def taps_of(side: int, padded: int, filled: int, pixels: int, device: torch.devi
 
 
 def interpolate(low: Tensor, rows: Taps, columns: Taps) -> Tensor:
-    """Return logits (N, h, w) for the pixels of `rows` and `columns`, from low-resolution logits (N, S, S) float32."""
+    """Interpolate low-resolution logits (N, S, S) float32 at the pixels of `rows` and `columns`: (N, h, w)."""
     down = torch.zeros((), device=low.device)
     for tap, weights in enumerate(rows.weights):
         down = down + low.index_select(1, rows.first + tap) * weights[:, None]
@@ -99,21 +101,22 @@ def interpolate(low: Tensor, rows: Taps, columns: Taps) -> Tensor:
 
 
 def reached(low: Tensor, offset: float, rows: Taps, columns: Taps) -> Tensor:
-    """Return bounds (N, 4) int32 x0, y0, x1, y1, ends exclusive, outside which no logit of the crop exceeds -offset.
+    """Return boxes (N, 4) int32 as x0, y0, x1, y1, ends exclusive. Outside them, all logits are at most -offset.
 
-    A pixel is a mean of logits, so it can only be above -offset if one of them is. The box of these logits therefore
-    bounds all three masks (`upscaling.py`, 1.). It is empty if all of them are in the padding.
+    A pixel is a weighted mean of logits, so it can exceed -offset only if one of its logits does. The pixels that use
+    such logits therefore bound all three masks (`upscaling.py`, 1.). If only logits in the padding exceed -offset, the
+    box is empty.
     """
     x0, y0, x1, y1 = mask_boxes(low > -offset).T
     return torch.stack([columns.starts[x0], rows.starts[y0], columns.stops[x1], rows.stops[y1]], dim=1)
 
 
 def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
-    """Return counts and boxes of the masks of logits (N, S, S) float32, without storing the masks.
+    """Measure the masks of logits (N, S, S) float32 without storing the masks, and return (N, 7) int64.
 
-    The result is (N, 7) int64: the numbers of pixels above +offset, 0, and -offset, and the box x0, y0, x1, y1 of the
-    pixels above 0, ends inclusive. Empty masks get zeros, as do masks that aren't `wanted` (N,) bool, whose logits are
-    arbitrary.
+    The first three numbers are the counts of pixels above +offset, 0, and -offset. The others are the box x0, y0, x1,
+    y1 of the pixels above 0, ends inclusive. For an empty mask, all numbers are 0. `wanted` is (N,) bool: for a mask
+    that isn't wanted, the logits may be arbitrary, and all numbers are 0.
     """
     step = _TILE_ELEMENTS // max(columns.pixels, low.shape[2])
     parts = [_measure(low[start:stop], rows, columns, offset) for start, stop in _spans(len(low), step)]
@@ -136,7 +139,7 @@ def _measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
 
 
 def draw(flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
-    """Draw strips of the masks of logits (N, S, S) float32 into `flat` (uint8). The strips fill it completely."""
+    """Draw strips of the masks of logits (N, S, S) float32 into `flat` (uint8), which they fill completely."""
     for strip in strips:
         x = columns.part(strip.x, strip.x + strip.columns)
         y = rows.part(strip.y, strip.y + strip.height)

@@ -5,28 +5,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Number of boxes to compare in one step on a device, which takes 64 MB per float32 matrix of pairs.
+# Number of boxes to compare in one step on a device. Each float32 matrix of pairs takes 64 MB.
 _BLOCK = 4096
 
-# For up to this many boxes, the host takes milliseconds, in which the device decodes the next crop. If NMS ran on the
-# device, it would wait for that crop several times.
+# Up to this many boxes take the host only milliseconds, and meanwhile, the device decodes the next crop. NMS on the
+# device would have to wait for that crop several times.
 _FEW = 4096
 
 
 def nms(
     boxes: NDArray[np.int64], scores: NDArray[np.float32], threshold: float, device: torch.device | None = None
 ) -> NDArray[np.int64]:
-    """Return the indices of the boxes to keep, by descending score, with ties in input order.
+    """Return the indices of the boxes to keep, by descending score. Ties stay in input order.
 
-    A box is dropped if its IoU with a kept box that ranks higher is strictly above the threshold. The IoU is computed
-    in float32 from areas (x1 - x0)(y1 - y0). A box that is one pixel wide or high has area 0. The IoU of two such boxes
-    is 0/0, which never exceeds a threshold, so even an identical box doesn't suppress it.
+    A kept box suppresses a lower-ranked box if their IoU is strictly above the threshold. The IoU is computed in
+    float32 from areas (x1 - x0)(y1 - y0). This means that a box one pixel wide or high has area 0. The IoU of two such
+    boxes is 0/0, which never exceeds a threshold, so they don't suppress each other even if they're identical.
 
     Args:
         boxes: (N, 4) as x0, y0, x1, y1.
         scores: (N,).
-        threshold: compared in double precision.
-        device: accelerator that processes large inputs, with the same result; None or a CPU means the host.
+        threshold: IoU threshold, compared in double precision.
+        device: accelerator on which to process large inputs, with the same result. With None or a CPU, the host
+            processes them.
     """
     if device is not None and device.type != "cpu" and len(boxes) > _FEW:
         ranks = nms_on_device(torch.from_numpy(boxes).to(device), torch.from_numpy(scores).to(device), threshold)
@@ -50,13 +51,13 @@ def nms(
 
 
 def nms_on_device(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Return the result of `nms` for boxes (N, 4) and scores (N,) on their device, without one step per box.
+    """Run `nms` for boxes (N, 4) and scores (N,) on their device, without one step per box.
 
-    With boxes in order, box j stays unless a box i < j overlaps it and stays. Starting with all boxes, this rule is
-    applied to all of them in parallel until nothing changes. Box j only depends on earlier boxes, so the first n are
-    final after n rounds, and the fixed point is the greedy result. A few rounds are enough, because chains of
-    suppression are short ("Cluster-NMS", arXiv 2005.03572, Section 4.2). Larger inputs are split into blocks, and each
-    finished block suppresses boxes in later blocks.
+    In ranked order, box j stays unless some box i < j stays and overlaps it. The function starts with all boxes and
+    applies this rule to all of them in parallel until nothing changes. Box j depends only on earlier boxes, so after n
+    rounds, the first n boxes are final, and the fixed point is the greedy result. In practice, a few rounds are enough,
+    because chains of suppression are short ("Cluster-NMS", arXiv 2005.03572, Section 4.2). Larger inputs are divided
+    into blocks, and each finished block suppresses boxes in later blocks.
     """
     order = torch.argsort(-scores.to(torch.float32), stable=True)
     blocks = torch.split(boxes.to(torch.float32)[order], _BLOCK)
@@ -69,7 +70,10 @@ def nms_on_device(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 
 def _settle(suppresses: Tensor, possible: Tensor) -> Tensor:
-    """Return the boxes that stay, (N,) bool, given `suppresses` (N, N) bool, i over j > i, and `possible` (N,) bool."""
+    """Find the boxes that stay, (N,) bool.
+
+    `suppresses` (N, N) bool is True where box i would suppress box j, and `possible` (N,) bool are the candidates.
+    """
     stays = possible
     while True:
         again = possible & ~(suppresses & stays[:, None]).any(dim=0)
@@ -79,7 +83,7 @@ def _settle(suppresses: Tensor, possible: Tensor) -> Tensor:
 
 
 def _over(first: Tensor, second: Tensor, threshold: float) -> Tensor:
-    """Return True if the IoU of boxes (N, 4) and (M, 4) float32 exceeds the threshold, (N, M) bool, as in `nms`."""
+    """Return where the IoU of boxes (N, 4) and (M, 4) float32 exceeds the threshold, (N, M) bool, as in `nms`."""
     x0, y0, x1, y1 = first[:, None].unbind(dim=2)
     u0, v0, u1, v1 = second[None].unbind(dim=2)
     width = (torch.minimum(x1, u1) - torch.maximum(x0, u0)).clamp(min=0)

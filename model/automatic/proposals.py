@@ -21,7 +21,7 @@ from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.sam.prompts import check_prompts
 
 LOGIT_LIMIT = 32.0
-"""Largest absolute value of logits that are a prompt (reference code of SAM 2)."""
+"""Largest absolute value of logits in a mask prompt (reference code of SAM 2)."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Proposals:
     """Decoded masks before upscaling.
 
     Attributes:
-        low_res_logits: (N, 256, 256), prompt-major and mask-minor, on the model's device.
+        low_res_logits: (N, 256, 256), ordered by prompt and then by mask, on the model's device.
         predicted_iou: (N,) float32, on the model's device.
-        points: (N, 2) float64, x, y in pixels of the crop.
-        outputs: (N,) int64, which of the decoder's three outputs each mask is, 0 to 2.
+        points: (N, 2) float64, (x, y) in pixels of the crop.
+        outputs: (N,) int64, index of each mask among the decoder's three outputs, 0 to 2.
     """
 
     low_res_logits: Tensor
@@ -43,15 +43,15 @@ class Proposals:
 
 @dataclass(frozen=True)
 class MeasuredMasks(Generic[Sketch]):
-    """N masks of one crop that passed its filters but are not drawn yet; coordinates are pixels of the frame.
+    """Masks of one crop that passed its filters but aren't drawn yet. Coordinates are in pixels of the frame.
 
     Attributes:
         predicted_iou: (N,) float32.
         stability: (N,) float32.
-        points: (N, 2) float64, x, y.
-        outputs: (N,) int64, which of the decoder's three outputs each mask is, 0 to 2.
-        boxes: (N, 4) int64, x0, y0, x1, y1, ends inclusive.
-        sketches: the input from which the crop's upscaling draws the masks.
+        points: (N, 2) float64, (x, y).
+        outputs: (N,) int64, index of each mask among the decoder's three outputs, 0 to 2.
+        boxes: (N, 4) int64 as x0, y0, x1, y1, ends inclusive.
+        sketches: input from which the crop's upscaling draws the masks.
     """
 
     predicted_iou: NDArray[np.float32]
@@ -63,18 +63,19 @@ class MeasuredMasks(Generic[Sketch]):
 
 
 def chunks_of(points: NDArray[np.float64], size: int) -> list[NDArray[np.float64]]:
-    """Split points (P, 2) into chunks of `size`. The last chunk is shorter if `size` doesn't divide P."""
+    """Split points (P, 2) into chunks of `size`. If P isn't a multiple of `size`, the last chunk is shorter."""
     return [points[start : start + size] for start in range(0, len(points), size)]
 
 
 def propose(
     predictor: Predictor, embedding: Embedding, plan: PointPlan, chunk: NDArray[np.float64], settings: MaskSettings
 ) -> tuple[Proposals, int]:
-    """Decode a chunk of points, and return the masks above the IoU threshold with the total number of predicted masks.
+    """Decode a chunk of points, and return the masks above the IoU threshold and the number of all predicted masks.
 
-    `chunk` is (1 to `points_per_chunk`, 2), x, y in pixels of the crop, and `plan` belongs to the embedding. A shorter
-    chunk is padded with its last point, so that a prompt's arithmetic is the same in every chunk. Only masks above the
-    threshold are drawn. With `use_m2m`, all masks are drawn, decoded again, and then compared with the threshold.
+    `chunk` contains 1 to `points_per_chunk` points as (x, y) in pixels of the crop. `plan` belongs to the embedding. A
+    shorter chunk is padded with copies of its last point, so that the arithmetic of a prompt is the same in every
+    chunk. Only masks above the threshold are drawn. With `use_m2m`, all masks are drawn and decoded again, and the
+    threshold applies afterwards.
     """
     padded = np.concatenate([chunk, np.repeat(chunk[-1:], settings.chunk_on("cpu") - len(chunk), axis=0)])
     masks = predictor.decode_points(embedding, plan, padded)
@@ -89,7 +90,8 @@ def propose(
 
 
 def _decode_again(predictor: Predictor, embedding: Embedding, found: Proposals, threshold: float) -> Proposals:
-    """Predict masks from the points and logits of masks. Return those whose predicted IoU is above the threshold."""
+    """Decode each mask again from its point and its logits. Return the masks whose new predicted IoU exceeds the
+    threshold."""
     points, labels = found.points[:, None], np.ones((len(found.points), 1))
     logits = found.low_res_logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[:, None]
     prompts = check_prompts(points, labels, None, logits, predictor.sam.geometry.low_res_size)
@@ -110,7 +112,7 @@ def measure(
 ) -> tuple[MeasuredMasks[Sketch], Funnel]:
     """Measure proposals at the crop's size, and keep those that pass the stability, size, and crop-edge filters.
 
-    `frame_size` is (height, width). The funnel counts `stable`, `under_max_area`, and `inside_crop`.
+    `frame_size` is (height, width). The funnel contains the counts `stable`, `under_max_area`, and `inside_crop`.
     """
     found = upscaling.stable_masks(
         proposals.low_res_logits, settings.stability_score_offset, settings.stability_score_thresh
@@ -128,10 +130,10 @@ def filtered(
     frame_size: tuple[int, int],
     settings: MaskSettings,
 ) -> tuple[MeasuredMasks[Sketch], Funnel]:
-    """Keep the stable masks that pass the size and crop-edge filters, with the same counts as `measure`.
+    """Keep the stable masks that pass the size and crop-edge filters, and count them as in `measure`.
 
-    `found.positions` indexes `predicted_iou` (N,), `points` (N, 2), which are x, y in pixels of the crop, and `outputs`
-    (N,), which are the masks' indices among the decoder's outputs.
+    `found.positions` indexes the other arrays: `predicted_iou` (N,), `points` (N, 2) as (x, y) in pixels of the crop,
+    and `outputs` (N,), the masks' indices among the decoder's outputs.
     """
     boxes = found.boxes + np.array(crop.box[:2] * 2)
     under = under_max_area(found.areas, frame_size, settings.max_mask_area_ratio)
@@ -156,7 +158,7 @@ def suppress_and_draw(
     threshold: float,
     device: torch.device,
 ) -> CandidateMasks:
-    """Apply `suppress`, then draw the remaining masks. Suppressed masks are never drawn."""
+    """Apply `suppress`, and draw the masks that remain. Suppressed masks are never drawn."""
     kept = suppress(parts, threshold, device)
     return to_candidates(kept, upscaling.draw(kept.sketches), crop)
 
@@ -164,9 +166,9 @@ def suppress_and_draw(
 def suppress(
     parts: Sequence[MeasuredMasks[Sketch]], threshold: float, device: torch.device | None
 ) -> MeasuredMasks[Sketch]:
-    """Apply NMS within a crop, which only needs boxes and scores. The result is sorted by descending predicted IoU.
+    """Apply NMS within a crop, which needs only boxes and scores, and sort by descending predicted IoU.
 
-    `parts` are the crop's chunks in order, and `threshold` applies to the IoU of boxes. `device` is as in `nms`.
+    `parts` are the crop's chunks, in order. `threshold` applies to the IoU of boxes. `device` is the same as in `nms`.
     """
     boxes = np.concatenate([np.zeros((0, 4), np.int64), *(part.boxes for part in parts)])
     predicted_iou = np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)])
@@ -183,7 +185,7 @@ def suppress(
 
 
 def to_candidates(masks: MeasuredMasks[Sketch], patches: Sequence[MaskPatch], crop: Crop) -> CandidateMasks:
-    """Return the masks of a crop with their drawn patches, whose coordinates are pixels of the crop."""
+    """Combine the masks of a crop with their patches, which are drawn in pixels of the crop."""
     return CandidateMasks(
         masks.predicted_iou,
         masks.stability,

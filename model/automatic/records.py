@@ -14,17 +14,17 @@ XYWH = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class MaskRecord:
-    """Mask with the fields of an SA-1B annotation. All coordinates are pixels of the frame.
+    """Mask with the fields of an SA-1B annotation. All coordinates are in pixels of the frame.
 
     Attributes:
         segmentation: the mask over the whole frame.
         area: number of foreground pixels.
-        bbox: (x, y, width, height) between inclusive pixel extremes: a single pixel has width 0.
-        predicted_iou: the model's estimate of the mask's quality; may exceed 1.
+        bbox: (x, y, width, height) between the outermost pixels, inclusive. A single pixel has width 0.
+        predicted_iou: the model's estimate of the mask's quality. It can exceed 1.
         stability_score: see `filters.stability_scores`.
-        crop_box: (x, y, width, height) of the crop in which the mask was found.
-        point_coords: (x, y) of the point that prompted it.
-        output: the mask's index among the decoder's three outputs, 0 to 2, or None if it is unknown.
+        crop_box: (x, y, width, height) of the crop in which the generator found the mask.
+        point_coords: (x, y) of the point that prompted the mask.
+        output: index of the mask among the decoder's three outputs, 0 to 2, or None if unknown.
     """
 
     segmentation: Rle
@@ -38,7 +38,7 @@ class MaskRecord:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """The mask's pixels, (height, width) bool, which are decoded on each access, so that records stay small."""
+        """Pixels of the mask, (height, width) bool. Each access decodes them again, so that records stay small."""
         return decode(self.segmentation)
 
     def __repr__(self) -> str:
@@ -49,7 +49,7 @@ class MaskRecord:
         )
 
     def _repr_html_(self) -> str:
-        """Return the notebook view: the mask in white on black, with the text of `repr`."""
+        """Render the mask in white on black for notebooks, with the text of `repr` below."""
         from PIL import Image
 
         picture = Image.fromarray(self.mask)
@@ -62,29 +62,29 @@ class MaskRecord:
 
 @dataclass(frozen=True)
 class Funnel:
-    """Number of masks that remained after each step, over all crops. Funnels of several images can be added.
+    """Number of masks that remain after each step, over all crops. You can add the funnels of several images.
 
-    From `predicted` to `after_nms2`, no count exceeds the previous one. If a step is switched off, its count equals the
-    previous one. `written` is `after_nms2 - removed_by_cleanup`.
+    From `predicted` to `after_nms2`, each count is at most the previous one. If a step is turned off, its count equals
+    the previous one. `written` is `after_nms2 - removed_by_cleanup`.
 
     Attributes:
         predicted: masks that the decoder returned, three per prompt, without the padding of the last chunk.
         over_iou: remaining masks with a predicted IoU above the threshold.
         stable: remaining masks with a stability score of at least the threshold.
-        under_max_area: remaining masks that are smaller than the largest allowed share of the image.
+        under_max_area: remaining masks that cover less than the maximum fraction of the image.
         inside_crop: remaining masks that don't touch the inner edges of their crop.
         after_nms1: remaining masks after NMS within each crop.
         after_nms2: remaining masks after NMS across crops.
-        cleaned: masks of `after_nms2` with a small hole or island, whether written or not.
-        removed_by_cleanup: masks of `after_nms2` that were dropped because all islands were small, or by the NMS after
-            cleanup.
-        written: masks returned.
-        holes_filled: masks of `after_nms2` with a small hole, whether written or not.
-        islands_removed: masks of `after_nms2` with a small island, whether written or not. If a mask has both,
-            `cleaned` counts it once. The official profile keeps the largest island no matter how small it is, and
-            counts it here too.
-        redaction_artifacts: masks that were dropped because they trace a redacted region. The generator doesn't drop
-            any, because it doesn't know any regions. Builds count such masks here and not in `written`.
+        cleaned: masks of `after_nms2` with a small hole or island. Includes masks that were dropped later.
+        removed_by_cleanup: masks of `after_nms2` that cleanup dropped because all their islands were small, or that the
+            NMS after cleanup suppressed.
+        written: masks that the generator returned.
+        holes_filled: masks of `after_nms2` with a small hole. Includes masks that were dropped later.
+        islands_removed: masks of `after_nms2` with a small island. Includes masks that were dropped later. If a mask
+            has both a hole and an island, `cleaned` counts it once. Profiles other than `sa1b` keep the largest island
+            even if it is small, and count such a mask here too.
+        redaction_artifacts: masks that trace a redacted region. The generator doesn't know the regions, so its count is
+            0. Builds drop such masks, count them here, and leave them out of `written`.
     """
 
     predicted: int = 0
@@ -102,13 +102,13 @@ class Funnel:
     redaction_artifacts: int = 0
 
     def __add__(self, other: "Funnel") -> "Funnel":
-        """Return the sum of each count."""
+        """Add each count to the same count of `other`."""
         return Funnel(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True)
 class GeneratedMasks:
-    """All masks of one image in the reference code's order, and the counts of each step."""
+    """Masks of one image, in the order of the reference code, with the number of masks after each step."""
 
     records: tuple[MaskRecord, ...]
     funnel: Funnel

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-# A count is written in groups of five bits, lowest bits first. The bit with value 32 means that another group follows,
-# and the bit with value 16 in the last group means that the number is negative. Adding 48 makes each group a printable
-# ASCII character.
+# A count is written in groups of five bits, lowest bits first. The bit with value 32 means that another group follows.
+# In the last group, the bit with value 16 means that the number is negative. Adding 48 turns each group into a
+# printable ASCII character.
 _BITS = 5
 _GROUPS = 13
 _MORE = 0x20
@@ -22,11 +22,11 @@ _LAST_SYMBOL = 0x3F
 
 @dataclass(frozen=True)
 class Rle:
-    """A mask in COCO's compressed format.
+    """Mask in COCO's compressed format.
 
     Attributes:
         size: (height, width) in pixels.
-        counts: lengths of alternating runs of 0 and 1, starting with 0, in column-major order, compressed.
+        counts: compressed lengths of alternating runs of 0 and 1, starting with 0, in column-major order.
     """
 
     size: tuple[int, int]
@@ -44,7 +44,7 @@ def encode(mask: NDArray[np.bool_]) -> Rle:
 
 
 def encode_patch(patch: NDArray[np.bool_], corner: tuple[int, int], size: tuple[int, int]) -> Rle:
-    """Encode a mask given by the pixels inside a window. Everything outside is background.
+    """Encode a mask from the pixels inside a window. All pixels outside the window are background.
 
     Args:
         patch: (window height, window width) bool.
@@ -61,15 +61,15 @@ def encode_patch(patch: NDArray[np.bool_], corner: tuple[int, int], size: tuple[
 
 
 def encode_runs(starts: NDArray[np.int64], ends: NDArray[np.int64], size: tuple[int, int]) -> Rle:
-    """Encode a mask given by runs of foreground in each column, in column-major order.
+    """Encode a mask from the foreground runs of each column, in column-major order.
 
     Args:
-        starts: (R,) positions y + x * height of the runs' first pixels in the frame.
-        ends: (R,) positions after the runs' last pixels.
+        starts: (R,) positions y + x * height of the first pixel of each run in the frame.
+        ends: (R,) positions after the last pixel of each run.
         size: (height, width) of the frame.
     """
     height, width = size
-    # A run that ends at the bottom of a column and continues at the top of the next is a single run.
+    # If a run ends at the bottom of a column and the next one starts at the top of the next column, they are one run.
     joined = starts[1:] == ends[:-1]
     starts = starts[np.concatenate(([True], ~joined))[: starts.size]]
     ends = ends[np.concatenate((~joined, [True]))[: ends.size]]
@@ -84,7 +84,7 @@ def encode_runs(starts: NDArray[np.int64], ends: NDArray[np.int64], size: tuple[
 
 
 def decode(rle: Rle) -> NDArray[np.bool_]:
-    """Decode a mask, (height, width) bool. Raises ValueError if the counts do not match the size."""
+    """Decode a mask, (height, width) bool. Raises ValueError if the counts don't match the size."""
     height, width = rle.size
     counts = _checked_counts(rle)
     values = np.zeros(counts.size, dtype=np.bool_)
@@ -93,12 +93,15 @@ def decode(rle: Rle) -> NDArray[np.bool_]:
 
 
 def area(rle: Rle) -> int:
-    """Return the number of foreground pixels. Raises ValueError if the counts do not match the size."""
+    """Return the number of foreground pixels. Raises ValueError if the counts don't match the size."""
     return int(_checked_counts(rle)[1::2].sum())
 
 
 def compress(counts: NDArray[np.int64]) -> str:
-    """Compress run lengths, (N,) int64, to ASCII, from the fourth on as differences to the run length two before."""
+    """Compress run lengths, (N,) int64, to ASCII.
+
+    From the fourth run on, a length is stored as the difference from the length two runs earlier.
+    """
     rest = counts.astype(np.int64)
     rest[3:] -= counts[1:-2]
     groups = np.zeros((counts.size, _GROUPS), dtype=np.uint8)
@@ -117,8 +120,8 @@ def compress(counts: NDArray[np.int64]) -> str:
 
 
 def decompress(text: str) -> NDArray[np.int64]:
-    """Return the run lengths, (N,) int64, that `compress` wrote. Raises ValueError for any other text."""
-    # Non-ASCII text also becomes bytes outside the alphabet.
+    """Decompress text that `compress` wrote into run lengths, (N,) int64. Raises ValueError for any other text."""
+    # The bytes of non-ASCII text are outside the alphabet, so they are rejected below.
     data = text.encode("utf-8", errors="surrogatepass")
     symbols = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - _ASCII
     if symbols.size == 0:
@@ -144,8 +147,8 @@ class ManyCounts(NamedTuple):
 
     Attributes:
         counts: (R,) run lengths of all masks, concatenated.
-        ends: (N,) the end of each mask's run lengths in `counts`, where the next mask's begin.
-        damaged: (N,) True if `decompress` would raise `ValueError`. Such a mask has no run lengths here.
+        ends: (N,) end of each mask's run lengths in `counts`, which is where those of the next mask begin.
+        damaged: (N,) True if `decompress` would raise `ValueError`. Such a mask has no run lengths in `counts`.
     """
 
     counts: Ints
@@ -156,13 +159,13 @@ class ManyCounts(NamedTuple):
 def decompress_many(text: NDArray[np.uint8], ends: Ints) -> ManyCounts:
     """Decompress the run lengths of many masks at once, like `decompress`.
 
-    Needs about 20 times the memory of the text while it runs.
+    This needs temporary memory of about 20 times the size of the text.
 
     Args:
         text: (B,) the UTF-8 bytes of all texts, concatenated.
-        ends: (N,) the end of each text in it, ascending; the last one is B.
+        ends: (N,) end of each text in `text`, in ascending order. The last end is B.
     """
-    symbols = text - np.uint8(_ASCII)  # characters below the alphabet wrap around to above it
+    symbols = text - np.uint8(_ASCII)  # characters below the alphabet wrap around to values above it
     sizes = np.diff(ends, prepend=0)
     first, last = _number_places(symbols, ends[sizes > 0])
     wrong = np.concatenate((np.flatnonzero(symbols > _LAST_SYMBOL), last[last - first >= _GROUPS - 1]))
@@ -179,7 +182,7 @@ def decompress_many(text: NDArray[np.uint8], ends: Ints) -> ManyCounts:
 
 
 def _number_places(symbols: NDArray[np.uint8], ends: Ints) -> tuple[Ints, Ints]:
-    """Return the positions of each number's first and last group. A number always ends with its text, at `ends`."""
+    """Return the positions of the first and last group of each number. The end of a text always ends a number."""
     is_last = (symbols & _MORE) == 0
     is_last[ends - 1] = True
     last = np.flatnonzero(is_last)
@@ -187,7 +190,7 @@ def _number_places(symbols: NDArray[np.uint8], ends: Ints) -> tuple[Ints, Ints]:
 
 
 def _numbers(symbols: NDArray[np.uint8], first: Ints, last: Ints) -> Ints:
-    """Return the signed numbers whose groups of five bits are at `first` to `last`, (R,) each, still as differences."""
+    """Return the signed numbers, (R,), still as differences. Each number's groups are at `first` to `last`."""
     lengths = last - first + 1
     values = (symbols[first] & 0x1F).astype(np.int64)
     longer = np.flatnonzero(lengths > 1)
@@ -202,11 +205,12 @@ def _numbers(symbols: NDArray[np.uint8], first: Ints, last: Ints) -> Ints:
 
 
 def _undo_differences(values: Ints, ends: Ints) -> Ints:
-    """Return run lengths of many masks, (R,). From each mask's fourth on, a value is the difference from two before.
+    """Compute run lengths of many masks, (R,), from differences. See `compress`.
 
-    A mask's numbers are laid out in rows of two, after one empty position, so that each number is directly below the
-    one to which it is relative. Column sums continue from mask to mask, so each mask subtracts the sum of the previous
-    ones. Sums wrap around, as they do for a single mask.
+    The numbers of a mask are arranged in a table with two columns, after one empty cell. This puts each difference
+    directly below the number that it refers to, so a cumulative sum over each column restores the lengths. The sum
+    continues from mask to mask, so each mask subtracts the total of the previous masks. Sums may wrap around, as they
+    do for a single mask.
     """
     sizes = np.diff(ends, prepend=0)
     starts = ends - sizes
@@ -219,14 +223,14 @@ def _undo_differences(values: Ints, ends: Ints) -> Ints:
     some = sizes > 0
     table -= np.repeat(table[first_rows[some]], rows[some], axis=0)
     counts: Ints = table.reshape(-1)[places]
-    counts[starts[some]] = values[starts[some]]  # restore the first count, from which no other is a difference
+    counts[starts[some]] = values[starts[some]]  # restore the first count, because no difference refers to it
     return counts
 
 
 def _checked_counts(rle: Rle) -> NDArray[np.int64]:
     counts = decompress(rle.counts)
     pixels = rle.size[0] * rle.size[1]
-    # A sum of larger counts may wrap around to the expected one.
+    # Also check single counts, because the sum of larger counts could wrap around to the expected value.
     if counts.size == 0 or counts.min() < 0 or counts.max() > pixels or int(counts.sum()) != pixels:
         raise ValueError(
             f"the RLE counts cover {int(counts.sum())} pixels: expected {pixels}, "
@@ -236,9 +240,9 @@ def _checked_counts(rle: Rle) -> NDArray[np.int64]:
 
 
 def _column_runs(columns: NDArray[np.bool_], origin: int, stride: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return starts and exclusive ends of the runs of each column, as positions in the column-major frame.
+    """Return the starts and exclusive ends of the runs in each column, as positions in the column-major frame.
 
-    `columns` is (columns, pixels). Pixel (c, p) is at `origin + c * stride + p` of the frame.
+    `columns` is (columns, pixels). Pixel (c, p) is at position `origin + c * stride + p` of the frame.
     """
     count, length = columns.shape
     padded = np.zeros((count, length + 2), dtype=np.bool_)

@@ -11,29 +11,30 @@ from segmint.model.sam.geometry import SAM1
 
 Profile = Literal["official", "sa1b", "sam2"]
 
-# A CPU processes the image side of a few prompts at once, so that their maps stay in its cache, and the tokens' small
-# products are shared by a chunk. More than 8 prompts gain little, and each additional prompt takes another 2 MB.
+# A CPU decodes the image side of a few prompts at a time so that their maps stay in its cache. The tokens have only
+# small products, which run once per chunk. Chunks of more than 8 prompts gain little, and each additional prompt takes
+# another 2 MB.
 DEFAULT_POINTS_PER_CHUNK = 8
 
-# A GPU needs many prompts at once. With SA-1B's settings, a crop of the first layer has 256.
+# A GPU needs many prompts at once. With SA-1B's settings, a crop of layer 1 has 256 points.
 CUDA_POINTS_PER_CHUNK = 256
 
-# While a chunk is drawn, a point has 2^21 numbers with `SAM1`, and kernels can index 2^31. Larger chunks stop being
-# faster long before that.
+# While a chunk is drawn, each point takes 2^21 numbers with `SAM1`, and the kernels can index only 2^31. In practice,
+# chunks stop getting faster long before this limit.
 MAX_POINTS_PER_CHUNK = 1023
 
 
 def small_chunk(points_per_chunk: int) -> int:
-    """Return the smaller of a GPU's two chunk sizes for up to `points_per_chunk` points. A CPU only has one size.
+    """Return the smaller of the two chunk sizes that a GPU uses. A CPU uses only one size.
 
-    It is a quarter of the larger one: with SA-1B's settings, a crop of the second layer has 64 points, for which a
-    chunk of 256 would take four times as long.
+    The smaller size is a quarter of `points_per_chunk`. With SA-1B's settings, a crop of layer 2 has 64 points, and
+    decoding it as a chunk of 256 would take four times as long.
     """
     return max(1, points_per_chunk // 4)
 
 
 class _ProfileDefault:
-    """Placeholder default of a key whose value the profile sets."""
+    """Placeholder for a default that depends on the profile."""
 
     def __repr__(self) -> str:
         return "the profile's"
@@ -44,32 +45,34 @@ _OF_PROFILE: Any = _ProfileDefault()
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings:
-    """Settings for proposing and filtering masks. The profile provides defaults for all omitted keys.
+    """Settings for proposing and filtering masks. The profile provides the default for each key that you omit.
 
-    `MaskSettings(points_per_side=16)` is `MaskSettings.sa1b(points_per_side=16)`.
+    The default profile is `sa1b`, so `MaskSettings(points_per_side=16)` equals `MaskSettings.sa1b(points_per_side=16)`.
 
-    The profile also determines two behaviors that have no key. `sa1b` cuts crops from the original image if one is
-    given, and drops a mask if all its islands are smaller than `min_mask_region_area`. The other profiles cut
-    crops from the image itself, and keep such a mask's largest island.
+    The profile also controls two behaviors that have no key. `sa1b` cuts crops from the original image if you pass one,
+    and it drops a mask if all islands of the mask are smaller than `min_mask_region_area`. The other profiles always
+    cut crops from the image itself, and they keep the largest island of such a mask.
 
     Attributes:
-        profile: "official" (the behavior of SAM's reference code), "sam2" (of SAM 2's), or "sa1b" (SAM paper,
-            Appendix B).
-        points_per_side: points along each side of the full image's grid.
-        crop_n_layers: layers of crops; layer L has 2^L x 2^L of them.
-        crop_n_points_downscale_factor: layer L's grid has int(points_per_side / factor^L) points per side.
-        crop_overlap_ratio: overlap of the first layer's crops, as a share of the image's short side.
-        pred_iou_thresh: predicted IoU must exceed this; 0 or less disables the filter.
-        stability_score_thresh: stability must be at least this; 0 or less disables the filter.
+        profile: "official" (behaves like SAM's reference code), "sam2" (behaves like SAM 2's reference code), or "sa1b"
+            (SAM paper, Appendix B).
+        points_per_side: number of grid points along each side of the full image.
+        crop_n_layers: number of crop layers. Layer L has 2^L x 2^L crops.
+        crop_n_points_downscale_factor: in layer L, each crop's grid has int(points_per_side / factor^L) points per
+            side.
+        crop_overlap_ratio: overlap of the crops in layer 1, as a fraction of the image's short side.
+        pred_iou_thresh: drops masks unless their predicted IoU exceeds this value. 0 or less disables the filter.
+        stability_score_thresh: drops masks with a stability score below this value. 0 or less disables the filter.
         stability_score_offset: distance of the two stability thresholds from 0, in logits.
-        box_nms_thresh: box IoU above which a mask suppresses another of the same crop.
-        crop_nms_thresh: box IoU above which a mask suppresses another of a different crop.
-        min_mask_region_area: holes and islands of fewer pixels are cleaned up; 0 disables cleanup.
-        max_mask_area_ratio: masks of at least this share of the image are dropped; 0 disables the filter.
-        use_m2m: decode each mask once more, from its point and its logits, before the filters; takes 3 more prompts per
-            point.
-        points_per_chunk: prompts decoded at once, at most 1,023 on CUDA; None picks a value for the device (8 on a CPU,
-            256 on CUDA). It affects speed and memory, but also the last bits of the logits, so datasets record it.
+        box_nms_thresh: NMS threshold within a crop. A mask suppresses another if the IoU of their boxes exceeds it.
+        crop_nms_thresh: NMS threshold between masks of different crops.
+        min_mask_region_area: area in pixels below which holes are filled and islands are removed. 0 disables cleanup.
+        max_mask_area_ratio: drops masks that cover at least this fraction of the image. 0 disables the filter.
+        use_m2m: decodes each mask a second time, from its point and its logits, before the filters run. Adds 3 prompts
+            per point.
+        points_per_chunk: number of prompts to decode at once, at most 1,023 on CUDA. None uses the device's default (8
+            on a CPU, 256 on CUDA). The value mainly affects speed and memory, but it also changes the last bits of the
+            logits, so datasets record it.
     """
 
     profile: Profile = "sa1b"
@@ -89,9 +92,9 @@ class MaskSettings:
 
     @classmethod
     def official(cls, **overrides: Any) -> Self:
-        """Return the reference generator's defaults, without crops and cleanup. Raises ValueError like `of`.
+        """Return the defaults of SAM's reference generator, without crops and cleanup. Raises ValueError like `of`.
 
-        With crops, the grid halves with each layer unless a factor is given.
+        If you enable crops, each layer has half as many points per side as the previous one, unless you set the factor.
         """
         return cls.of("official", **overrides)
 
@@ -102,14 +105,16 @@ class MaskSettings:
 
     @classmethod
     def sam2(cls, **overrides: Any) -> Self:
-        """Return the defaults of SAM 2's reference generator, like `official`. Raises ValueError like `of`."""
+        """Return the defaults of SAM 2's reference generator, like `official` does for SAM. Raises ValueError like
+        `of`."""
         return cls.of("sam2", **overrides)
 
     @classmethod
     def of(cls, profile: str, /, **overrides: Any) -> Self:
-        """Return the settings of a profile by name, with explicit keys overriding its defaults.
+        """Return the settings of the profile with this name. Explicit keys override its defaults.
 
-        Raises ValueError with the key, the value, and the expected values for an unknown key or an invalid value.
+        Raises ValueError if a key is unknown or a value is invalid. The message includes the key, the value, and what
+        was expected.
         """
         known = [field.name for field in fields(cls) if field.name != "profile"]
         unknown = sorted(set(overrides) - set(known))
@@ -148,12 +153,12 @@ class MaskSettings:
 
     @property
     def encodes(self) -> int:
-        """Number of passes through the image encoder for one image, where layer L has 4^L crops."""
+        """Number of times that the image encoder runs per image. Layer L has 4^L crops."""
         return sum(4**layer for layer in range(self.crop_n_layers + 1))
 
     @property
     def points(self) -> int:
-        """Number of grid points of one image and all its crops."""
+        """Number of grid points per image, including the points of all crops."""
         return sum(4**layer * self.count_of_layer(layer) for layer in range(self.crop_n_layers + 1))
 
     def chunk_on(self, device: str) -> int:
@@ -165,15 +170,18 @@ class MaskSettings:
         return CUDA_POINTS_PER_CHUNK if device == "cuda" else DEFAULT_POINTS_PER_CHUNK
 
     def points_of_layer(self, layer: int) -> int:
-        """Return the number of points per side of the grid in a crop of this layer. Layer 0 is the full image."""
+        """Return the number of points per side in a crop's grid. Layer 0 is the full image."""
         return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
 
     def grid_of_layer(self, layer: int) -> NDArray[np.float64]:
-        """Return the points of a crop of this layer as shares of its width and height, (P, 2) float64 as x, y."""
+        """Return the grid points of a crop in this layer, (P, 2) float64 as (x, y).
+
+        The coordinates are fractions of the crop's width and height.
+        """
         return point_grid(self.points_of_layer(layer))
 
     def count_of_layer(self, layer: int) -> int:
-        """Return the number of points of a crop of this layer."""
+        """Return the number of grid points of a crop in this layer."""
         return self.points_of_layer(layer) ** 2
 
     def _check_int(self, key: str, least: int, most: float = math.inf) -> None:
@@ -195,7 +203,7 @@ class MaskSettings:
 
 
 def _defaults(profile: Profile, crop_n_layers: int) -> dict[str, Any]:
-    """Return the default of each key; `crop_n_layers` is the given value, or `_OF_PROFILE`."""
+    """Return the profile's default for each key. If the user didn't set `crop_n_layers`, pass `_OF_PROFILE`."""
     has_crops = profile == "sa1b" or (crop_n_layers is not _OF_PROFILE and bool(crop_n_layers))
     return {
         "points_per_side": 32,
@@ -214,7 +222,7 @@ def _defaults(profile: Profile, crop_n_layers: int) -> dict[str, Any]:
 
 
 def point_grid(per_side: int) -> NDArray[np.float64]:
-    """Return evenly spaced points of the unit square, (per_side^2, 2) float64 as x, y, row by row with x fastest."""
+    """Return evenly spaced points in the unit square, (per_side^2, 2) float64 as (x, y), row by row."""
     margin = 1 / (2 * per_side)
     line = np.linspace(margin, 1 - margin, per_side)
     y, x = np.meshgrid(line, line, indexing="ij")
@@ -222,15 +230,18 @@ def point_grid(per_side: int) -> NDArray[np.float64]:
 
 
 def crop_length(length: int, per_side: int, overlap: int) -> int:
-    """Return the side in pixels of each of `per_side` crops that cover `length` pixels and overlap by `overlap`."""
+    """Return the side length in pixels of each of `per_side` crops that together cover `length` pixels.
+
+    Adjacent crops overlap by `overlap` pixels.
+    """
     return math.ceil((overlap * (per_side - 1) + length) / per_side)
 
 
 def enough_for_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> tuple[int, int]:
-    """Return the (height, width) that the frame's image needs for the last layer's crops to fill the encoder's input.
+    """Return the smallest (height, width) of an original from which the last layer's crops fill the encoder's input.
 
-    The long side of such a crop then has `SAM1.image_size` pixels or slightly more. The result may be less than the
-    frame.
+    `frame_size` is the (height, width) of the frame. With an original of this size, the long side of such a crop has
+    `SAM1.image_size` pixels or slightly more. The result can be smaller than the frame.
     """
     height, width = frame_size
     per_side = 2**layers

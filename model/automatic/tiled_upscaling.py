@@ -1,11 +1,12 @@
 """Conversion of low-resolution logits to masks on an accelerator, without storing a full-size mask.
 
-1. *Measure first.* Filters and NMS need three counts and a box for each mask. One pass over a chunk's masks reduces
-   tiles of logits to these numbers, and only these are copied to the host.
-2. *Draw last.* The few remaining masks are computed again, but only inside their boxes, one after another in one
-   buffer. A pixel has the same bits in both passes (`mask_tiles.py`), so boxes and counts match the pixels.
-3. *Copy runs, not pixels.* The starts and ends of runs are found on the device for all drawn masks at once (`changes`),
-   and only these are copied to the host, in one transfer for all masks.
+1. *Measure first.* Filters and NMS need only three counts and a box per mask. One pass over a chunk's masks reduces
+   tiles of logits to these numbers, and the device copies only the numbers to the host.
+2. *Draw last.* For the few masks that remain, the device computes the logits again, only inside the masks' boxes. It
+   draws the masks one after another into one buffer. Both passes produce the same bits (`mask_tiles.py`), so boxes and
+   counts match the pixels.
+3. *Copy runs, not pixels.* The device finds the starts and ends of the runs of all drawn masks at once (`changes`). It
+   copies only these positions to the host, in a single transfer.
 """
 
 import warnings
@@ -29,15 +30,16 @@ from segmint.model.device import HostTransfer, first_line, run_to_end
 from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.predictor import Embedding, Predictor
 
-# Number of pixels to draw at once, one byte each, and the maximum for a single mask, because torch's operations take 4
-# bytes or more per pixel. For masks that are drawn at once, the low-resolution logits are copied, 256 KB each.
+# Number of pixels to draw at once, at one byte each, and the maximum for one strip of a mask, because torch's
+# operations need 4 bytes or more per pixel. The low-resolution logits of masks that are drawn together are copied, at
+# 256 KB per mask.
 _DRAWN_PIXELS = 1 << 26
 _STRIP_PIXELS = 1 << 24
 _DRAWN_MASKS = 256
 
 
 class MaskOperations(Protocol):
-    """Implementation of the pixel arithmetic: `mask_tiles` or `mask_kernels`, with bit-identical results."""
+    """Implementation of the pixel arithmetic. `mask_tiles` and `mask_kernels` produce identical bits."""
 
     def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
         """See `mask_tiles.measure`."""
@@ -48,14 +50,14 @@ class MaskOperations(Protocol):
 
 @dataclass(frozen=True)
 class MaskOutline:
-    """Mask that is measured but not drawn: its logits (256, 256) on the device, and its box in the crop."""
+    """Mask that has been measured but not drawn. `logits` (256, 256) are on the device, and `box` is in the crop."""
 
     logits: Tensor
     box: Box
 
 
 def upscaling_of(predictor: Predictor, embedding: Embedding) -> Upscaling[Any]:
-    """Return the fastest implementation on the embedding's device. All of them find the same masks."""
+    """Choose the fastest implementation for the embedding's device. All implementations find the same masks."""
     if embedding.features.device.type == "cpu":
         geometry, kernels = predictor.sam.geometry, predictor.kernels
         if kernels is not None and suits(geometry):
@@ -65,12 +67,12 @@ def upscaling_of(predictor: Predictor, embedding: Embedding) -> Upscaling[Any]:
 
 
 class TiledUpscaling:
-    """Upscaling that measures all masks of a chunk at once, and draws the requested ones as runs."""
+    """Upscaling that measures all masks of a chunk at once, and draws only the requested masks, as runs."""
 
     def __init__(self, embedding: Embedding, geometry: Geometry, operations: MaskOperations | None = None) -> None:
-        """Compute the weights for the embedding's frame; `geometry` is the model's.
+        """Compute the interpolation weights for the embedding's frame. `geometry` is the model's geometry.
 
-        `operations` defaults to Triton kernels on CUDA if Triton is installed, and to torch operations otherwise.
+        `operations` defaults to the Triton kernels on CUDA if Triton is installed, and to torch operations otherwise.
         """
         (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
         device = embedding.features.device
@@ -79,7 +81,7 @@ class TiledUpscaling:
         self._operations = operations or (KERNELS if device.type == "cuda" else mask_tiles)
 
     def measure(self, logits: Tensor, offset: float, wanted: Tensor | None = None) -> Tensor:
-        """Return counts and boxes of the masks of logits (N, 256, 256), as (N, 7) int64 on their device."""
+        """Measure the counts and boxes of the masks of logits (N, 256, 256), as (N, 7) int64 on the logits' device."""
         return self._operations.measure(logits, self._rows, self._columns, offset, wanted)
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[MaskOutline]:
@@ -91,15 +93,15 @@ class TiledUpscaling:
         return run_to_end(self.draw_in_steps(sketches))
 
     def draw_in_steps(self, sketches: Sequence[MaskOutline]) -> Generator[None, None, list[MaskPatch]]:
-        """Return the patches of `draw`, and pause between starting work on the device and waiting for it.
+        """Draw the masks like `draw`, but pause after starting work on the device and before waiting for it.
 
-        If masks have more runs than expected, it pauses twice.
+        If the masks have more runs than expected, this pauses twice.
         """
         groups = list(strips_of([sketch.box for sketch in sketches]))
         counts: dict[int, int] = {}
         drawn: dict[int, NDArray[np.int32]] = {}
         while missing := [group for group in range(len(groups)) if group not in drawn]:
-            # If a group has more runs than reserved, it is drawn again with enough room.
+            # If a group has more runs than fit into its room, draw the group again with enough room.
             rooms = [counts.get(group, _room(groups[group][1])) for group in missing]
             flats = [self._runs_of(sketches, *groups[group], room) for group, room in zip(missing, rooms, strict=True)]
             fetched = HostTransfer(torch.cat(flats))
@@ -123,7 +125,7 @@ class TiledUpscaling:
         ]
 
     def _runs_of(self, sketches: Sequence[MaskOutline], first: int, strips: Sequence[Strip], room: int) -> Tensor:
-        """Return `changes` of a group of strips, whose masks begin with the sketch `first`."""
+        """Draw a group of strips, and return their `changes`. `first` is the index of the group's first sketch."""
         last = strips[-1]
         low = torch.stack([sketch.logits for sketch in sketches[first : first + last.mask + 1]])
         flat = torch.empty(last.start + last.columns * (last.height + 1), dtype=torch.uint8, device=low.device)
@@ -132,7 +134,7 @@ class TiledUpscaling:
 
 
 def stable_outlines(numbers: NDArray[np.int64], logits: Sequence[Tensor], threshold: float) -> StableMasks[MaskOutline]:
-    """Return the stable masks of N, from the numbers (N, 7) of `TiledUpscaling.measure` and their logits."""
+    """Select the stable masks from the numbers (N, 7) of `TiledUpscaling.measure`, and keep their logits."""
     kept, stability = stable_of_counts(numbers[:, 0], numbers[:, 2], threshold)
     boxes = numbers[kept, 3:]
     outlines = zip(kept.tolist(), boxes.tolist(), strict=True)
@@ -146,14 +148,15 @@ def stable_outlines(numbers: NDArray[np.int64], logits: Sequence[Tensor], thresh
 
 
 def _room(strips: Sequence[Strip]) -> int:
-    """Return the number of positions to copy for a group before the actual number is known: two runs per column."""
+    """Estimate how many positions to copy for a group before their number is known: two runs per column."""
     return 4 * sum(strip.columns for strip in strips)
 
 
 def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
-    """Yield groups of strips to draw at once for the masks with these boxes, each with the index of its first mask.
+    """Divide masks with these boxes into strips, and yield groups of strips to draw at once.
 
-    A strip's mask is counted from it. A mask with a large box has several strips, maybe in several groups.
+    Each group comes with the index of its first mask, and a strip's `mask` is relative to that index. A mask with a
+    large box has several strips, which may be in several groups.
     """
     first, strips, drawn = 0, list[Strip](), 0
     for mask, (x0, y0, x1, y1) in enumerate(boxes):
@@ -173,7 +176,7 @@ def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
 
 
 class KernelsWithFallback:
-    """Triton kernels that fall back to torch operations after a failure to compile or launch."""
+    """Triton kernels. If they fail to compile or launch, torch operations replace them."""
 
     def __init__(self) -> None:
         self._operations: MaskOperations | None = None
@@ -194,7 +197,8 @@ class KernelsWithFallback:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            # Compilers and drivers fail in many ways. If the error has another cause, the fallback raises it again.
+            # Compilers and drivers fail in many ways. If the kernels aren't the cause, the torch operations raise the
+            # same error.
             if self._operations is mask_tiles:
                 raise
             self._operations = mask_tiles
@@ -209,7 +213,7 @@ class KernelsWithFallback:
 
 
 def kernels() -> MaskOperations:
-    """Return the Triton kernels if Triton is installed, and torch operations otherwise."""
+    """Return the Triton kernels if Triton is installed, otherwise the torch operations."""
     if find_spec("triton") is None:
         return mask_tiles
     from segmint.model.automatic import mask_kernels
@@ -221,13 +225,14 @@ KERNELS = KernelsWithFallback()
 
 
 def changes(flat: Tensor, room: int) -> Tensor:
-    """Return the positions where `flat` (N,) of 0 and 1, N under 2^31, differs from the previous one, initially 0.
+    """Find the positions where `flat` (N,), which contains 0 and 1, differs from the previous value. N is under 2^31.
 
-    Positions come in pairs: the start of a run and the position after its end. Each column of a mask is followed by a
-    background pixel, so no run continues into the next column or mask, and one search finds the positions of all masks.
+    The value before the first one counts as 0, so the positions form pairs: the start of a run, and the position after
+    its end. Each column of a mask is followed by a background pixel. No run therefore continues into the next column or
+    mask, and a single search finds the positions of all masks.
 
-    Returns (1 + room,) int32 on the device: the number of positions, and the first `room` of them, padded with -1. The
-    host only waits when it reads the result.
+    Returns (1 + room,) int32 on the device: the number of positions, then the first `room` positions, padded with -1.
+    The host doesn't wait until it reads the result.
     """
     different = torch.empty(flat.shape, dtype=torch.bool, device=flat.device)
     different[:1] = flat[:1] != 0

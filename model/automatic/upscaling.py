@@ -1,16 +1,18 @@
 """Conversion of low-resolution logits to stable masks at the crop's resolution, each as a patch.
 
-`BorderUpscaling` and `BoxedUpscaling` are for CPUs with and without the kernels. They avoid most of the work without
-approximation. `tiled_upscaling.py` is for accelerators. For padded models, `Predictor.upscale` interpolates twice: to
-the encoder's input and then, without its padding, to the crop. For stretched models, it interpolates once. All steps
-are bilinear, so they combine into one matrix per axis, and logits in the crop are R L C^T:
+On CPUs, `BorderUpscaling` uses the kernels, and `BoxedUpscaling` works without them. Both skip most of the work without
+approximation. Accelerators use `tiled_upscaling.py`.
 
-1. *Bounded by a box.* The rows of R and C contain no negative numbers and add up to 1, so a pixel is a mean of the
-   low-resolution logits that it uses. If all of these are at or below -offset, so is the pixel, and it is not in any of
-   the masks at -offset, 0, and +offset. Therefore, only pixels that use logits in the box of the logits above -offset
-   need to be computed, each from all of its logits. (Rounding may raise a mean by its last bit, which only matters if
-   all of its logits are exactly -offset.)
-2. *Banded.* A pixel uses about three logits along an axis, so a band of pixels only needs a few logits.
+For padded models, `Predictor.upscale` interpolates twice: first to the encoder's input, and then, without the padding,
+to the crop. For stretched models, it interpolates once. Each interpolation is bilinear, so they combine into one matrix
+per axis, and the logits in the crop are R L C^T. This form has two useful properties:
+
+1. *Bounded by a box.* The values of each row of R or C are nonnegative and sum to 1, so a pixel is a weighted mean of
+   the low-resolution logits that it uses. If all of these are at or below -offset, the pixel is too, so it's outside
+   all three masks at -offset, 0, and +offset. Therefore, take the box around the logits above -offset: only pixels that
+   use a logit in this box need to be computed, each from all of its logits. (Rounding can raise a mean by its last bit.
+   This matters only if all logits of a pixel are exactly -offset.)
+2. *Banded.* Along an axis, a pixel uses about three logits, so a band of pixels needs only a few logits.
 """
 
 from collections.abc import Sequence
@@ -33,24 +35,24 @@ from segmint.model.kernels.cpu.library import Kernels
 from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.predictor import Embedding
 
-# Number of pixels to threshold at once: 512 KB of logits, which stay in a core's cache.
+# Number of pixels to threshold at once. Their logits take 512 KB, which fits into a core's cache.
 _BAND_PIXELS = 1 << 17
 _BAND_COLUMNS = 128
 
 Sketch = TypeVar("Sketch")
-"""A measured mask in the form from which an upscaling draws it."""
+"""Measured mask in the form that an `Upscaling` needs to draw it."""
 
 
 @dataclass(frozen=True)
 class StableMasks(Generic[Sketch]):
-    """The K stable masks of N, measured in pixels of the crop. Only a few of them will be drawn.
+    """Measurements of the K stable masks among N masks, in pixels of the crop. Only a few of them will be drawn.
 
     Attributes:
-        positions: (K,) int64, their indices among the N.
-        stability: (K,) float32.
-        areas: (K,) int64, foreground pixels.
-        boxes: (K, 4) int64, x0, y0, x1, y1, ends inclusive; all zeros for an empty mask.
-        sketches: the input from which the masks are drawn.
+        positions: (K,) int64, indices of the stable masks among the N masks.
+        stability: (K,) float32, stability scores.
+        areas: (K,) int64, numbers of foreground pixels.
+        boxes: (K, 4) int64 as x0, y0, x1, y1, ends inclusive. All zeros for an empty mask.
+        sketches: input for drawing the masks.
     """
 
     positions: NDArray[np.int64]
@@ -61,18 +63,21 @@ class StableMasks(Generic[Sketch]):
 
 
 class Upscaling(Protocol[Sketch]):
-    """Conversion of one embedding's low-resolution logits to masks in its frame."""
+    """Conversion of an embedding's low-resolution logits to masks in the embedding's frame."""
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[Sketch]:
-        """Return the masks of logits (N, 256, 256) float32 with a stability of at least `threshold` at `offset` ≥ 0."""
+        """Find the masks of logits (N, 256, 256) float32 whose stability at `offset` ≥ 0 is at least `threshold`."""
 
     def draw(self, sketches: Sequence[Sketch]) -> list[MaskPatch]:
-        """Return the masks of these sketches, from any call of `stable_masks`, in the embedding's frame."""
+        """Draw the masks of these sketches in the embedding's frame. They may come from any call of `stable_masks`."""
 
 
 @dataclass(frozen=True)
 class _Window:
-    """A mask's pixels (h, w) bool, the `corner` (x, y) of the first one, and the counts above +offset and -offset."""
+    """Pixels of a mask in a window, (h, w) bool, with the counts of logits above +offset and -offset.
+
+    `corner` is the (x, y) of the window's first pixel.
+    """
 
     corner: tuple[int, int]
     pixels: NDArray[np.bool_]
@@ -80,16 +85,17 @@ class _Window:
     outer: int
 
     def pack(self) -> MaskPatch:
-        """Return the mask as a patch. An empty mask becomes the frame's first pixel."""
+        """Pack the mask into a patch. The patch of an empty mask is the frame's first pixel."""
         box = box_of(self.pixels)
         return MaskPatch.pack(self.pixels, box, self.corner if self.pixels.any() else (0, 0))
 
 
 class BoxedUpscaling:
-    """Upscaling for CPUs that computes each mask only inside its box, band by band, and measures masks by drawing."""
+    """Upscaling for CPUs without kernels. It computes a mask band by band, only inside its box, and draws it to measure
+    it."""
 
     def __init__(self, embedding: Embedding, geometry: Geometry) -> None:
-        """Compute the weights for the embedding's frame; `geometry` is the model's."""
+        """Compute the interpolation weights for the embedding's frame. `geometry` is the model's geometry."""
         (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
         self._rows = interpolation(*geometry.mask_axis(height, frame_height))
         self._columns = interpolation(*geometry.mask_axis(width, frame_width))
@@ -111,7 +117,7 @@ class BoxedUpscaling:
         return list(sketches)
 
     def _threshold(self, logits: Tensor, offset: float) -> _Window:
-        """Return the mask of logits (256, 256)."""
+        """Threshold the logits (256, 256) of one mask."""
         over = logits.numpy() > -offset
         x0, y0, x1, y1 = box_of(over)
         rows, columns = self._rows.reach(y0, y1), self._columns.reach(x0, x1)
@@ -138,21 +144,22 @@ def suits(geometry: Geometry) -> bool:
 
 @dataclass(frozen=True)
 class BorderSketch:
-    """A measured mask, and the offset of its measurement."""
+    """Measured mask, with the offset that was used to measure it."""
 
     mask: MeasuredMask
     offset: float
 
 
 class BorderUpscaling:
-    """Upscaling for CPUs with the kernels of `model/kernels/cpu/border.h`, which only compute the pixels at borders.
+    """Upscaling for CPUs with the kernels of `model/kernels/cpu/border.h`, which compute only pixels near borders.
 
-    Elsewhere, all logits that a pixel uses are on the same side of the thresholds. Masks are measured first, and only
-    those that remain after suppression are drawn, with exactly the measured boxes and areas.
+    For all other pixels, the logits that a pixel uses are on the same side of the thresholds. This class measures all
+    masks first. Later, it draws only the masks that remain after suppression, and their boxes and areas match the
+    measurements exactly.
     """
 
     def __init__(self, kernels: Kernels, embedding: Embedding, geometry: Geometry) -> None:
-        """Raise ValueError for a geometry that doesn't suit the kernels."""
+        """Compute the axes for the embedding's frame. Raises ValueError if the kernels don't support the geometry."""
         if not suits(geometry):
             raise ValueError(f"the CPU kernels can't upscale masks of {geometry}")
         (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
@@ -161,7 +168,7 @@ class BorderUpscaling:
         self._columns = _axis(*geometry.mask_axis(width, frame_width))
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[BorderSketch]:
-        """See `Upscaling`. Raises ValueError if a logit is not finite."""
+        """See `Upscaling`. Raises ValueError if a logit isn't finite."""
         numbers = border.measure(self._kernels, logits, self._rows, self._columns, offset)
         kept, stability = stable_of_counts(numbers[:, 0], numbers[:, 2], threshold)
         masks = (border.keep(logits[mask], numbers[mask], self._rows, self._columns) for mask in kept.tolist())
@@ -181,6 +188,7 @@ class BorderUpscaling:
 
 @lru_cache(maxsize=256)
 def _axis(side: int, padded: int, filled: int, pixels: int) -> Axis:
-    """Return the axis of `interpolation`, memoized because crops of many images share sizes."""
+    """Return the kernels' axis for these arguments of `interpolation`. It's cached, because many crops have equal
+    sizes."""
     whole = interpolation(side, padded, filled, pixels)
     return Axis.of(whole.weights.numpy(), whole.touches)

@@ -1,6 +1,6 @@
 """Face detection by the three networks of MTCNN (Zhang et al. 2016, arXiv 1604.02878) on one image pyramid.
 
-The networks are those of `facenet_pytorch.MTCNN`. They are passed in, so this package only depends on torch.
+The caller passes in the networks of `facenet_pytorch.MTCNN`, so this package depends only on torch.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score,
 
 
 class PNetLayers(Protocol):
-    """Layers of `facenet_pytorch.models.mtcnn.PNet` that are used."""
+    """Layers of `facenet_pytorch.models.mtcnn.PNet` that this module uses."""
 
     conv1: Any
     prelu1: Any
@@ -33,8 +33,9 @@ class PNetLayers(Protocol):
 def propose(layers: PNetLayers, pixels: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
     """Find the cells that P-Net classifies as faces with a probability of at least `least`.
 
-    `pixels` is one image, (1, 3, H, W) float32 in [-1, 1]. Returns the rows and columns (N, 2) int64 in P-Net's output,
-    whose cells are two pixels apart, the probabilities (N,), and the offsets (N, 4) relative to a cell's square.
+    `pixels` is one image, (1, 3, H, W) float32 in [-1, 1]. The cells of P-Net's output are two pixels apart. Returns
+    the row and column of each cell (N, 2) int64, its probability (N,), and its offsets (N, 4) relative to the cell's
+    square.
     """
     found = layers.conv2(_pooled(_prelu(layers.conv1(pixels), layers.prelu1.weight)))
     features = layers.prelu3(layers.conv3(layers.prelu2(found)))[0].permute(1, 2, 0)
@@ -46,14 +47,15 @@ def propose(layers: PNetLayers, pixels: Tensor, least: float) -> tuple[Tensor, T
 
 
 def _by_cell(convolution: Any, features: Tensor) -> Tensor:
-    """Apply a 1x1 convolution to features (..., C)."""
+    """Apply a 1x1 convolution to channels-last features (..., C)."""
     return functional.linear(features, convolution.weight.flatten(1), convolution.bias)
 
 
 def _prelu(features: Tensor, slopes: Tensor) -> Tensor:
-    """Apply PReLU to (1, C, H, W) with `slopes` (C,) per channel.
+    """Apply PReLU to (1, C, H, W) with `slopes` (C,), one per channel.
 
-    Treats the values of a row as its channels. On a CPU, this takes a fifth of the time if C isn't a multiple of 8.
+    To torch, this looks like a PReLU whose channels are all values of a row. If C isn't a multiple of 8, this takes a
+    fifth of the time on a CPU.
     """
     _, channels, height, width = features.shape
     rows = features.permute(0, 2, 3, 1).reshape(height, width * channels)
@@ -62,15 +64,15 @@ def _prelu(features: Tensor, slopes: Tensor) -> Tensor:
 
 
 def _pooled(features: Tensor) -> Tensor:
-    """Return the maximum of each 2 x 2 block of (1, C, H, W). A last odd row or column has smaller blocks.
+    """Return the maximum of each 2x2 block of (1, C, H, W). An odd last row or column forms smaller blocks.
 
-    Takes an eighth of the time of `max_pool2d`, which also records the position of each maximum on a CPU.
+    On a CPU, `max_pool2d` takes eight times as long, because it also records the position of each maximum.
     """
     return _pairs(_pairs(features, 2), 3)
 
 
 def _pairs(features: Tensor, dim: int) -> Tensor:
-    """Return the maximum of neighbors 2 k and 2 k + 1 along `dim`. A last odd value is copied."""
+    """Return the maximum of the neighbors 2k and 2k + 1 along `dim`. If the last value has no neighbor, it's copied."""
     even = (slice(None),) * dim + (slice(None, None, 2),)
     odd = (slice(None),) * dim + (slice(1, None, 2),)
     first, second = features[even], features[odd]
@@ -79,15 +81,15 @@ def _pairs(features: Tensor, dim: int) -> Tensor:
     return found if first.shape[dim] == pairs else torch.cat([found, first.narrow(dim, pairs, 1)], dim)
 
 
-_CELL = 12  # side in pixels of the squares that P-Net classifies, every two pixels
+_CELL = 12  # side in pixels of the squares that P-Net classifies, two pixels apart
 _STRIDE = 2
-# Number of rows of P-Net's output that are computed together, so that a strip stays in a processor's cache, and number
-# of candidates per batch of R-Net or O-Net. A GPU uses larger parts, of at most half a gigabyte, to launch fewer
-# kernels.
+# Number of rows of P-Net's output to compute together, so that a strip fits into a CPU's cache, and number of
+# candidates per batch of R-Net or O-Net. On a GPU, larger strips and batches, of at most half a gigabyte, mean fewer
+# kernel launches.
 _STRIP, _BATCH = 32, 256
 _CUDA_STRIP, _CUDA_BATCH = 512, 1024
-_BORDER, _GRAY = 32, 127  # padding of images smaller than a face
-_LARGER = 1.6  # minimum ratio of a half's side to its level's; up to 1.3, a false face was found in multiface
+_BORDER, _GRAY = 32, 127  # padding of images that are smaller than a face
+_LARGER = 1.6  # minimum ratio of a half's side to its level's; with up to 1.3, we found a false face in multiface
 _SAME_IOU = 0.7
 _SAME_LEVEL_IOU = 0.5
 
@@ -96,7 +98,8 @@ Sums = NDArray[Any]  # int32 or float64
 
 
 class Networks(Protocol):
-    """Networks of `facenet_pytorch.MTCNN`. They take pixels in [-1, 1] and return offsets relative to boxes."""
+    """Networks of `facenet_pytorch.MTCNN`. Their input is in [-1, 1], and the offsets they return are relative to
+    boxes."""
 
     @property
     def pnet(self) -> PNetLayers:
@@ -104,18 +107,19 @@ class Networks(Protocol):
 
     @property
     def rnet(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """R-Net: (B, 3, 24, 24) to offsets (B, 4) and probabilities (B, 2)."""
+        """R-Net: maps (B, 3, 24, 24) to offsets (B, 4) and probabilities (B, 2)."""
 
     @property
     def onet(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """O-Net: (B, 3, 48, 48) to offsets (B, 4), landmarks (B, 10), and probabilities (B, 2)."""
+        """O-Net: maps (B, 3, 48, 48) to offsets (B, 4), landmarks (B, 10), and probabilities (B, 2)."""
 
 
 class CascadeDetector:
-    """MTCNN's cascade with shared work. It finds faces of at least `smallest` pixels in images of any size.
+    """MTCNN's cascade, which finds faces of at least `smallest` pixels in images of any size.
 
-    The levels of the pyramid are made from the whole image, without overlapping tiles. P-Net processes a level in
-    strips of rows, so its memory hardly grows with the image. R-Net and O-Net process candidates in batches.
+    Unlike a search in overlapping tiles, this builds the pyramid from the whole image, so no work is repeated. P-Net
+    processes each level in strips of rows, so the memory hardly grows with the image. R-Net and O-Net process the
+    candidates in batches.
     """
 
     kind: Kind = "face"
@@ -130,7 +134,10 @@ class CascadeDetector:
         thresholds: tuple[float, float] = (0.6, 0.7),
         device: str = "cpu",
     ) -> None:
-        """`factor` is the ratio between levels, and `thresholds` are the minimum scores of P-Net and R-Net."""
+        """Set up the cascade.
+
+        `factor` is the ratio between levels, and `thresholds` are the minimum scores of P-Net and R-Net.
+        """
         self.name = name
         self.score = score
         self._networks = networks
@@ -142,10 +149,10 @@ class CascadeDetector:
         self._strip, self._batch = (_CUDA_STRIP, _CUDA_BATCH) if on_gpu else (_STRIP, _BATCH)
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Find faces in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best score first."""
+        """Find faces in `image`, (H, W, 3) uint8 RGB. Boxes are in pixels of the image, best score first."""
         height, width = image.shape[:2]
         border = 0 if min(height, width) >= self._smallest else _BORDER
-        if border:  # faces at the border may be cut off, but P-Net only classifies complete squares
+        if border:  # a border can cut off a face, but P-Net classifies only complete squares
             image = np.pad(image, ((border, border), (border, border), (0, 0)), constant_values=_GRAY)
         with torch.inference_mode():
             boxes = self._propose(_halves(image))
@@ -158,13 +165,13 @@ class CascadeDetector:
         return by_score(merge(by_score(found)))
 
     def _propose(self, halves: list[Pixels]) -> Tensor:
-        """Return P-Net's squares over all levels, (N, 4) x0, y0, x1, y1 in pixels of the image."""
+        """Run P-Net on all levels, and return its squares (N, 4) as x0, y0, x1, y1 in pixels of the image."""
         height, width = halves[0].shape[:2]
         scale = _CELL / self._smallest
         levels = [torch.zeros((0, 9))]
         while min(height, width) * scale >= _CELL:
             size = int(width * scale + 1), int(height * scale + 1)
-            # The smallest half that is clearly larger is averaged.
+            # Average the smallest half that is clearly larger than the level.
             half = next(each for each in reversed(halves) if each is halves[0] or each.shape[1] >= _LARGER * size[0])
             level = np.asarray(cv2.resize(half, size, interpolation=cv2.INTER_AREA), np.uint8)
             found = self._scan(level, scale)
@@ -175,7 +182,7 @@ class CascadeDetector:
         return _squares(_shifted(found[:, :4], found[:, 5:], 0))
 
     def _scan(self, level: Pixels, scale: float) -> Tensor:
-        """Return P-Net's detections in one level, (N, 9): box in pixels of the image, score, and offsets."""
+        """Run P-Net on one level, and return (N, 9): the box in pixels of the image, the score, and the offsets."""
         found = [torch.zeros((0, 9))]
         for top in range(0, level.shape[0] - _CELL + _STRIDE, self._strip * _STRIDE):
             strip = level[top : top + (self._strip - 1) * _STRIDE + _CELL]
@@ -187,7 +194,7 @@ class CascadeDetector:
         return torch.cat(found)
 
     def _refine(self, sums: Sums, boxes: Tensor) -> Tensor:
-        """Return R-Net's squares (N, 4) for the P-Net squares that it classifies as faces."""
+        """Run R-Net on P-Net's squares, and return the squares (N, 4) of the faces that it confirms."""
         boxes, offsets, scores = self._judge(sums, boxes, 24, self._networks.rnet)
         likely = scores > self._thresholds[1]
         boxes, offsets, scores = boxes[likely], offsets[likely], scores[likely]
@@ -195,7 +202,7 @@ class CascadeDetector:
         return _squares(_shifted(boxes[kept], offsets[kept], 1))
 
     def _confirm(self, sums: Sums, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return O-Net's boxes (N, 4) and scores (N,) for the R-Net squares that it classifies as faces."""
+        """Run O-Net on R-Net's squares, and return the boxes (N, 4) and scores (N,) of the faces that it confirms."""
         boxes, offsets, scores = self._judge(sums, boxes, 48, self._networks.onet)
         likely = scores >= self.score
         return _shifted(boxes[likely], offsets[likely], 1), scores[likely]
@@ -203,13 +210,14 @@ class CascadeDetector:
     def _judge(
         self, sums: Sums, boxes: Tensor, side: int, network: Callable[[Tensor], tuple[Tensor, ...]]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the boxes (N, 4) that are nonempty inside the image, with a network's offsets (N, 4) and scores (N,).
+        """Run a network on the part of each box inside the image, resized to `side` x `side` pixels.
 
-        The network gets each box at `side` x `side` pixels.
+        Boxes without such a part are dropped. Returns the remaining boxes (N, 4), their offsets (N, 4), and their
+        scores (N,).
         """
         height, width = sums.shape[0] - 1, sums.shape[1] - 1
         limits = torch.tensor([width, height, width, height])
-        # Whole pixels, with the first and the last inclusive, like in MTCNN.
+        # As in MTCNN, use whole pixels, and include the first and the last pixel.
         inside = torch.minimum(boxes.trunc().clamp(min=1), limits.float()) - torch.tensor([1.0, 1.0, 0.0, 0.0])
         is_there = (inside[:, 2:] > inside[:, :2]).all(dim=1)
         boxes, windows = boxes[is_there], inside[is_there].long().numpy()
@@ -222,7 +230,7 @@ class CascadeDetector:
         return boxes, torch.cat(offsets), torch.cat(scores)
 
     def _pixels(self, images: Pixels) -> Tensor:
-        """Convert (B, H, W, 3) uint8 to the networks' input, (B, 3, H, W) float32."""
+        """Convert images (B, H, W, 3) uint8 to the input of the networks, (B, 3, H, W) float32."""
         return self._scaled(torch.from_numpy(np.ascontiguousarray(images)).to(self._device).float())
 
     @staticmethod
@@ -231,9 +239,9 @@ class CascadeDetector:
 
 
 def _halves(image: Pixels) -> list[Pixels]:
-    """Return the image, its half, its quarter, and so on, down to a side of a few pixels.
+    """Return the image, then the image at half, a quarter, and so on of its size, down to a few pixels per side.
 
-    Odd last rows and columns are dropped, because OpenCV averages whole 2 x 2 squares in a tenth of the time.
+    An odd last row or column is dropped, because OpenCV averages whole 2x2 squares ten times as fast.
     """
     found = [image]
     while min(found[-1].shape[:2]) >= 2 * _CELL:
@@ -244,16 +252,16 @@ def _halves(image: Pixels) -> list[Pixels]:
 
 
 def _sums(image: Pixels) -> Sums:
-    """Return the integral image (H + 1, W + 1, 3), from which four values give the mean of any window."""
+    """Return the integral image (H + 1, W + 1, 3). The mean of any window then takes only four of its values."""
     whole = image.shape[0] * image.shape[1] * 255 < 2**31
     return np.asarray(cv2.integral(image, sdepth=cv2.CV_32S if whole else cv2.CV_64F))
 
 
 def _averages(sums: Sums, windows: NDArray[np.int64], side: int) -> Floats:
-    """Return windows (N, 4) x0, y0, x1, y1 of the image at `side` x `side` pixels: (N, side, side, 3) float32.
+    """Resize windows (N, 4) of the image, as x0, y0, x1, y1, to `side` x `side` pixels: (N, side, side, 3) float32.
 
-    Each pixel is the mean of all pixels that it covers, even in part, as in `torch.nn.AdaptiveAvgPool2d`, with which
-    facenet_pytorch resizes candidates for R-Net and O-Net.
+    Each output pixel is the mean of all image pixels that it covers, even if only partly. `torch.nn.AdaptiveAvgPool2d`,
+    which facenet_pytorch uses to resize candidates for R-Net and O-Net, does the same.
     """
     step = np.arange(side)
     first, length = windows[:, :2, None], (windows[:, 2:] - windows[:, :2])[:, :, None]
@@ -272,13 +280,13 @@ def _averages(sums: Sums, windows: NDArray[np.int64], side: int) -> Floats:
 
 
 def _shifted(boxes: Tensor, offsets: Tensor, last: int) -> Tensor:
-    """Return boxes (N, 4) moved by `offsets` (N, 4) relative to their sides. `last` is 1 if ends are inclusive."""
+    """Move boxes (N, 4) by `offsets` (N, 4), relative to their sides. `last` is 1 if the ends are inclusive."""
     sides = (boxes[:, 2:] - boxes[:, :2] + last).repeat(1, 2)
     return boxes + offsets * sides
 
 
 def _squares(boxes: Tensor) -> Tensor:
-    """Return the squares around the centers of boxes (N, 4), with their longer sides."""
+    """Return the squares around the centers of the boxes (N, 4). Each square has the length of the longer side."""
     sides = boxes[:, 2:] - boxes[:, :2]
     side = sides.max(dim=1, keepdim=True).values
     first = boxes[:, :2] + sides / 2 - side / 2

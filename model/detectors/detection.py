@@ -21,9 +21,10 @@ Pixels = NDArray[np.uint8]
 class Detection:
     """Detected face, plate, or object.
 
-    `box` is (x0, y0, x1, y1), and `quad` contains the four corners of a plate (None for faces and objects), both in
-    float pixels of the searched image. Either may extend beyond the image's border. `score` is in [0, 1], and `source`
-    is the detector's name. `orientation` is the counterclockwise angle in degrees of the image during the search.
+    `box` is (x0, y0, x1, y1). `quad` contains the four corners of a plate, and is None for faces and objects. Both are
+    in float pixels of the image that was searched, and may extend beyond its border. `score` is in [0, 1]. `source` is
+    the detector's name. `orientation` is the counterclockwise angle in degrees by which the image was rotated during
+    the search.
     """
 
     kind: Kind
@@ -34,7 +35,7 @@ class Detection:
     orientation: int = 0
 
     def mapped(self, scale_x: float, scale_y: float, dx: float = 0.0, dy: float = 0.0) -> "Detection":
-        """Return the detection in a frame where (x, y) becomes (x · scale_x + dx, y · scale_y + dy)."""
+        """Transform the detection to a frame in which (x, y) becomes (x · scale_x + dx, y · scale_y + dy)."""
         x0, y0, x1, y1 = self.box
         box = (x0 * scale_x + dx, y0 * scale_y + dy, x1 * scale_x + dx, y1 * scale_y + dy)
         if self.quad is None:
@@ -44,26 +45,26 @@ class Detection:
 
 
 class Detector(Protocol):
-    """A detector of one kind of object in photographs."""
+    """Detector of one kind of object in photographs."""
 
     @property
     def name(self) -> str:
-        """Value of `Detection.source`."""
+        """Name of the detector, which its detections contain as `source`."""
 
     @property
     def kind(self) -> Kind:
-        """Kind of object to detect."""
+        """Kind of object that the detector finds."""
 
     @property
     def score(self) -> float:
-        """Minimum score of a detection."""
+        """Minimum score of the detector's results."""
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first."""
+        """Search `image`, (H, W, 3) uint8 RGB. Detections are in pixels of the image, best score first."""
 
 
 def lenient(detector: Detector, score: float) -> Detector:
-    """Return a copy of a detector that shares its networks, with a minimum score of at most `score`."""
+    """Copy a detector, and lower its minimum score to at most `score`. The copy shares the detector's networks."""
     other: Any = copy.copy(detector)
     other.score = min(score, detector.score)
     return other  # type: ignore[no-any-return]
@@ -71,7 +72,7 @@ def lenient(detector: Detector, score: float) -> Detector:
 
 @dataclass(frozen=True)
 class Tile:
-    """A window of an image, in whole pixels."""
+    """Window of an image, in whole pixels."""
 
     x: int
     y: int
@@ -89,10 +90,10 @@ def _spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def tiles(height: int, width: int, side: int, overlap: int) -> list[Tile]:
-    """Return windows of at most `side` pixels per side that cover the image, rows first.
+    """Cover an image with windows of at most `side` pixels per side, and return them row by row.
 
-    Neighbors share at least `overlap` pixels, so anything smaller is entirely inside one of them. All windows have the
-    same size, no larger than needed. Raises ValueError unless 0 <= overlap < side.
+    Neighboring windows overlap by at least `overlap` pixels, so anything smaller is entirely inside one of them. All
+    windows have the same size, and they aren't larger than needed. Raises ValueError unless 0 <= overlap < side.
     """
     if not 0 <= overlap < side:
         raise ValueError(f"the overlap is {overlap} px for tiles of {side} px: expected 0 <= overlap < side")
@@ -101,7 +102,7 @@ def tiles(height: int, width: int, side: int, overlap: int) -> list[Tile]:
 
 
 def bounds(points: Iterable[Point]) -> Box:
-    """Return the upright box around points (x, y)."""
+    """Return the axis-aligned bounding box of points (x, y)."""
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
 
@@ -117,21 +118,22 @@ def _shared(first: Box, second: Box) -> float:
 
 
 def iou(first: Box, second: Box) -> float:
-    """Return the intersection of two boxes as a fraction of their union, 0 if they are disjoint."""
+    """Return the IoU of two boxes. If they are disjoint, it's 0."""
     shared = _shared(first, second)
     return shared / (_area(first) + _area(second) - shared) if shared else 0.0
 
 
 def overlap_of_smaller(first: Box, second: Box) -> float:
-    """Return the intersection of two boxes as a fraction of the smaller one's area, 0 if they are disjoint."""
+    """Return the intersection of two boxes as a fraction of the smaller box. If they are disjoint, it's 0."""
     shared = _shared(first, second)
     return shared / min(_area(first), _area(second)) if shared else 0.0
 
 
 def merge(ranked: Iterable[Detection], threshold: float = 0.6) -> list[Detection]:
-    """Drop each detection whose box overlaps a higher-ranked one by more than `threshold` of the smaller box.
+    """Drop each detection that overlaps a higher-ranked one by more than `threshold` of the smaller box.
 
-    If one tile cuts off a face, that box is inside the box of the whole face, so the smaller box is the reference.
+    The smaller box is the reference because a tile can cut off a face. The box of the visible part is then inside the
+    box of the whole face.
     """
     kept: list[Detection] = []
     for candidate in ranked:
@@ -141,12 +143,15 @@ def merge(ranked: Iterable[Detection], threshold: float = 0.6) -> list[Detection
 
 
 def by_score(detections: Iterable[Detection]) -> list[Detection]:
-    """Sort by score, best first, with ties by position, so the order never depends on how the image was searched."""
+    """Sort detections by score, best first.
+
+    Ties are sorted by position, so the order doesn't depend on how the image was searched.
+    """
     return sorted(detections, key=lambda d: (-d.score, d.box))
 
 
 def resized(image: Pixels, scale: float) -> Pixels:
-    """Resize the image by `scale` (to at least one pixel per side), with area averaging if it shrinks."""
+    """Resize the image by `scale`, to at least one pixel per side. If the image shrinks, average over areas."""
     height, width = scaled_size(image.shape[0], image.shape[1], scale)
     if (height, width) == image.shape[:2]:
         return image
@@ -155,24 +160,25 @@ def resized(image: Pixels, scale: float) -> Pixels:
 
 
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """Return height and width at `scale`, in whole pixels."""
+    """Multiply the height and width by `scale`, and round to whole pixels."""
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 Find = Callable[[Pixels], Sequence[Detection]]
 FindAll = Callable[[Iterable[Pixels]], Iterable[Sequence[Detection]]]
-"""`Find` for several windows of one image, which yields the detections of each in order."""
+"""`Find` for several windows of one image, which yields the detections in each window, in order."""
 
 
 def one_by_one(find: Find) -> FindAll:
-    """Make `find` accept several windows, which it processes one after another."""
+    """Wrap `find` so that it accepts several windows. It processes them one at a time."""
     return lambda windows: map(find, windows)
 
 
 def is_cut(box: Box, window: tuple[int, int], tile: Tile, shape: tuple[int, int]) -> bool:
-    """Return whether a box touches a side of its tile that is not a side of the image of `shape` (h, w).
+    """Return whether a tile cuts off a box: the box touches a side of the tile that isn't a side of the image.
 
-    The box is in pixels of the tile's `window` (h, w), which may be the tile enlarged.
+    The box is in pixels of the `window` (h, w), which is the tile at the size at which it was searched. `shape` (h, w)
+    is the shape of the image.
     """
     x0, y0, x1, y1 = box
     return (
@@ -189,10 +195,10 @@ Resize = Callable[[Pixels, float], Pixels]
 def search(
     image: Pixels, find: FindAll, scale: float, side: int, overlap: int, resize: Resize = resized
 ) -> list[tuple[bool, Detection]]:
-    """Run `find` on every tile of the image at `scale`, which `resize` produces.
+    """Resize the image by `scale` with `resize`, and run `find` on every tile of the result.
 
-    Returns pairs (cut, detection) in pixels of the image. `cut` means that the box touches a side of its tile inside
-    the image, so the next tile has a better view of the same object.
+    Returns pairs (cut, detection) in pixels of the image. If `cut` is True, the box touches a side of its tile inside
+    the image, so the next tile shows more of the object.
     """
     scaled = resize(image, scale)
     height, width = scaled.shape[:2]
@@ -210,7 +216,7 @@ def search(
 def search_tiles(
     image: Pixels, find: FindAll, scale: float, places: Sequence[Tile]
 ) -> Iterator[tuple[bool, Detection]]:
-    """Run `find` on tiles of the image, each cut out before it is resized by `scale`; yield the pairs of `search`."""
+    """Cut tiles from the image, resize each by `scale`, and run `find` on them. Yields the same pairs as `search`."""
     windows = (resized(image[at.y : at.y + at.height, at.x : at.x + at.width], scale) for at in places)
     for tile, detections in zip(places, find(windows), strict=True):
         height, width = scaled_size(tile.height, tile.width, scale)
@@ -221,15 +227,16 @@ def search_tiles(
 
 
 def whole_first(found: Iterable[tuple[bool, Detection]]) -> list[Detection]:
-    """Rank results of `search` for `merge`: whole objects before cut ones, then by score."""
+    """Rank the results of `search` for `merge`: objects that weren't cut off come first, then higher scores."""
     return [d for _, d in sorted(found, key=lambda pair: (pair[0], -pair[1].score, pair[1].box))]
 
 
 class TiledDetector:
-    """Detector that runs another one on the whole image, and on tiles of the image at original and double size.
+    """Detector that runs another detector on the whole image and on tiles, at the original and at double size.
 
-    A tile is cut from the image before it is enlarged, so memory only depends on the tile size. The whole image is
-    first shrunk to `max_pixels` pixels if it has more. Boxes are merged in the image's frame.
+    A tile is cut from the image before it's enlarged, so memory depends only on the tile size. For the search of the
+    whole image, an image of more than `max_pixels` pixels is shrunk to that number. All boxes are merged in the image's
+    frame.
     """
 
     def __init__(
@@ -241,7 +248,7 @@ class TiledDetector:
         scales: tuple[float, ...] = (1.0, 2.0),
         max_pixels: int = 32_000_000,
     ) -> None:
-        """`name` is the results' name. `tile_side` and `tile_overlap` are in pixels of the tile as it is searched."""
+        """Set up the detector. Results have the source `name`. The tile sizes are in pixels after enlarging."""
         self.name = name
         self.kind: Kind = detector.kind
         self.score = detector.score
@@ -252,7 +259,10 @@ class TiledDetector:
         self._max_pixels = max_pixels
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Find objects in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best first. See `detector` for errors."""
+        """Find objects in `image`, (H, W, 3) uint8 RGB. Boxes are in pixels of the image, best first.
+
+        Raises the errors of the underlying detector.
+        """
         height, width = image.shape[:2]
         fit = min(1.0, math.sqrt(self._max_pixels / (height * width)))
         find = one_by_one(self._detector.detect)
@@ -260,6 +270,6 @@ class TiledDetector:
         for scale in self._scales:
             side = round(self._tile_side / scale)
             if fit == scale == 1 and max(height, width) <= side:
-                continue  # the whole image is the same as this tile
+                continue  # this tile is the whole image, which was already searched
             found += search_tiles(image, find, scale, tiles(height, width, side, round(self._tile_overlap / scale)))
         return [replace(each, source=self.name) for each in by_score(merge(whole_first(found)))]

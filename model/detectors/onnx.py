@@ -1,6 +1,6 @@
 """ONNX detectors whose network has YuNet's outputs, or one tensor of boxes and scores.
 
-YuNet: Wu et al. 2023, doi 10.1007/s11633-023-1423-y; the outputs are those of `face_detection_yunet_2023mar.onnx` in
+YuNet: Wu et al. 2023, doi 10.1007/s11633-023-1423-y. The outputs match `face_detection_yunet_2023mar.onnx` in
 https://github.com/opencv/opencv_zoo.
 """
 
@@ -21,9 +21,9 @@ _COLUMNS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
 _YUNET_SCORE, _LISTED_SCORE = 0.6, 0.5
 _LARGEST_TILE = 1536
 _LAST_LEVEL = 320
-"""Maximum longer side in pixels of the smallest search. YuNet finds faces of about 10 to 300 pixels."""
+"""Maximum longer side in pixels of the image at which the search ends. YuNet finds faces of about 10 to 300 pixels."""
 _MOST_BOXES = 5_000
-"""Maximum number of boxes in one tile. A network that reports more doesn't work."""
+"""Maximum number of boxes in one tile. If a network reports more, it doesn't work."""
 
 Array = NDArray[Any]
 Boxes = tuple[Array, Array]
@@ -31,11 +31,11 @@ Boxes = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class OnnxNetwork:
-    """Network that searches one image.
+    """ONNX network that searches one image.
 
-    `run` takes (1, 3, H, W) BGR from 0 to 255 of type `dtype`, and returns the network's outputs: `YUNET_OUTPUTS` if
-    `is_yunet` is true, and otherwise one tensor. `size` is the only height and width that the network accepts, or None
-    if it accepts multiples of 32.
+    `run` takes (1, 3, H, W) BGR from 0 to 255 with the type `dtype`. It returns `YUNET_OUTPUTS` if `is_yunet` is true,
+    and otherwise one tensor. `size` is the only height and width that the network accepts. If it's None, the network
+    accepts multiples of 32.
     """
 
     run: Callable[[Array], Sequence[Array]]
@@ -47,14 +47,15 @@ class OnnxNetwork:
 class OnnxDetector:
     """Detector that runs an ONNX network on tiles of the image at 1, 1/2, 1/4, … of its size.
 
-    A tile has the network's input size, or at most 1536 pixels per side, and is padded with black. The search ends at
-    the size whose longer side has at most 320 pixels. Overlapping boxes are merged.
+    A tile has the network's input size or, if that isn't fixed, at most 1536 pixels per side. It's padded with black.
+    The search ends with the first size whose longer side is at most 320 pixels. Overlapping boxes are merged.
     """
 
     def __init__(self, network: OnnxNetwork, kind: Kind, score: float | None = None, name: str = "onnx") -> None:
-        """`score` is the minimum score. It defaults to 0.6 for YuNet, as in OpenCV's model zoo, and otherwise to 0.5.
+        """Set up the detector, and test the network on a black image. Raises ValueError if the test fails.
 
-        Searches a black image, and raises ValueError if that fails.
+        `score` is the minimum score. It defaults to 0.6 for YuNet, as in OpenCV's model zoo, and to 0.5 for other
+        networks.
         """
         self.kind: Kind = kind
         self.name = name
@@ -64,7 +65,7 @@ class OnnxDetector:
         self._find(np.zeros((*(network.size or (64, 96)), 3), np.uint8))
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Find objects in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best score first.
+        """Find objects in `image`, (H, W, 3) uint8 RGB. Boxes are in pixels of the image, best score first.
 
         Raises ValueError if the network's outputs don't have the expected shapes and values.
         """
@@ -75,7 +76,7 @@ class OnnxDetector:
         return by_score(merge(whole_first(found)))
 
     def _find(self, window: Pixels) -> list[Detection]:
-        """Return the objects in one tile, in its pixels."""
+        """Find objects in one tile. Boxes are in pixels of the tile."""
         height, width = window.shape[:2]
         padded = np.zeros((1, 3, *(self._network.size or (_padded(height), _padded(width)))), self._network.dtype)
         padded[0, :, :height, :width] = window[..., ::-1].transpose(2, 0, 1)
@@ -94,11 +95,11 @@ class OnnxDetector:
 
 
 def yunet_boxes(answers: Sequence[Array], size: tuple[int, ...]) -> Boxes:
-    """Return boxes (N, 4) x0, y0, x1, y1 in pixels and scores (N,) from `YUNET_OUTPUTS` for an input of `size` (h, w).
+    """Decode `YUNET_OUTPUTS` for an input of `size` (h, w) into boxes (N, 4) and scores (N,).
 
-    Each stride has a row per cell, in reading order. A row contains the class and objectness scores, whose geometric
-    mean is the score, and the box's center and the logarithms of its sides, relative to the cell. Raises ValueError for
-    other shapes.
+    Boxes are x0, y0, x1, y1 in pixels. Each stride has one row per cell, in reading order. A row contains the scores
+    for the class and for objectness; the detection's score is their geometric mean. It also contains the box's center
+    and the logarithms of its sides, relative to the cell. Raises ValueError if the shapes are different.
     """
     named = dict(zip(YUNET_OUTPUTS, answers, strict=True))
     boxes, scores = [], []
@@ -122,10 +123,10 @@ def yunet_boxes(answers: Sequence[Array], size: tuple[int, ...]) -> Boxes:
 
 
 def listed_boxes(answers: Sequence[Array], size: tuple[int, ...]) -> Boxes:
-    """Return boxes (N, 4) and scores (N,) from one tensor, (N, C) or (1, N, C), with C of at least 5.
+    """Split one tensor, (N, C) or (1, N, C) with C of at least 5, into boxes (N, 4) and scores (N,).
 
-    Its first columns are x0, y0, x1, y1 in pixels of the input, and the score. Other columns are ignored. Raises
-    ValueError for other shapes.
+    The first five columns are x0, y0, x1, y1 in pixels of the input, and the score. Other columns are ignored. Raises
+    ValueError if the shape is different.
     """
     (values,) = answers
     listed = values[0] if values.ndim == 3 and len(values) == 1 else values
@@ -138,7 +139,8 @@ def listed_boxes(answers: Sequence[Array], size: tuple[int, ...]) -> Boxes:
 
 
 def _likely(boxes: Array, scores: Array, least: float) -> Boxes:
-    """Return the boxes and scores of at least `least`. Raises ValueError for values that no working network gives."""
+    """Select the boxes with a score of at least `least`. Raises ValueError if no working network would return such
+    values."""
     if not np.isfinite(scores).all() or scores.max(initial=0) > 1.001:
         raise ValueError(f"expected scores from 0 to 1, got {scores.max(initial=0):g}")
     kept = scores >= least

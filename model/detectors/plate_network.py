@@ -1,7 +1,7 @@
 """Plate network in torch: RetinaFace (Deng et al. 2019, arXiv 1905.00641) on a MobileNet of quarter width.
 
-This is the network of the ONNX file `clp`, with that file's weights, for devices that our onnxruntime doesn't support.
-Both use `shrunk`.
+This is the network of the ONNX file `clp`, with the weights from that file, for devices that our onnxruntime doesn't
+support. Both versions use `shrunk`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,19 +16,20 @@ from segmint.model.detectors.detection import Pixels, resized, scaled_size
 from segmint.model.detectors.plates import MEAN_BGR, Floats
 
 _SLOPE = 0.1
-_WIDTH = 64  # channels per level of the pyramid
+_WIDTH = 64  # number of channels per level of the pyramid
 
-# Depthwise blocks (channels in, channels out, stride) up to each level: strides of 8, 16, and 32 pixels.
+# Depthwise blocks (input channels, output channels, stride) up to each level. The levels have strides of 8, 16, and 32
+# pixels.
 _BODY = (
     ((8, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)),
     ((64, 128, 2), *((128, 128, 1),) * 5),
     ((128, 256, 2), (256, 256, 1)),
 )
-_HEADS = {"BboxHead": 4, "ClassHead": 2, "LandmarkHead": 8}  # values for each of a position's two anchors
+_HEADS = {"BboxHead": 4, "ClassHead": 2, "LandmarkHead": 8}  # values per anchor; each position has two anchors
 _ANCHORS = 2
 
-# The file names its convolutions 592, 595, 598, and so on, in the order of computation. The weights have that number,
-# and their biases the next one. Only the convolutions of the heads have real names.
+# The file numbers its convolutions 592, 595, 598, and so on, in the order of computation. This number is the name of
+# the weights, and the next number is the name of the biases. Only the convolutions of the heads have real names.
 _FIRST_NUMBER, _STEP = 592, 3
 
 
@@ -37,7 +38,7 @@ def _conv(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _Context(nn.Module):
-    """Context module of one level, (B, 64, h, w) to (B, 64, h, w), with windows of 3, 5, and 7 positions."""
+    """Context module of one level, which maps (B, 64, h, w) to the same shape with windows of 3, 5, and 7 positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class _Context(nn.Module):
 
 
 class PlateNetwork(nn.Module):
-    """Network from (B, 3, H, W) float32 BGR minus its mean to loc (B, N, 4), conf (B, N, 2), and landms (B, N, 8)."""
+    """Network from BGR minus its mean, (B, 3, H, W) float32, to loc (B, N, 4), conf (B, N, 2), and landms (B, N, 8)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,14 +70,14 @@ class PlateNetwork(nn.Module):
             for blocks in _BODY
         )
         self.lateral = nn.ModuleList(nn.Conv2d(blocks[-1][1], _WIDTH, 1) for blocks in _BODY)
-        self.merge = nn.ModuleList(_conv(_WIDTH, _WIDTH) for _ in _BODY[1:])  # of the second level, then the first
+        self.merge = nn.ModuleList(_conv(_WIDTH, _WIDTH) for _ in _BODY[1:])  # for the second level, then for the first
         self.context = nn.ModuleList(_Context() for _ in _BODY)
         self.heads = nn.ModuleDict(
             {name: nn.ModuleList(nn.Conv2d(_WIDTH, _ANCHORS * size, 1) for _ in _BODY) for name, size in _HEADS.items()}
         )
 
     def load(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
-        """Load the arrays of the ONNX file by their names there.
+        """Load the weights from the ONNX file's arrays, by their names in the file.
 
         Raises KeyError or ValueError if the file contains a different network.
         """
@@ -87,7 +88,7 @@ class PlateNetwork(nn.Module):
                 mine.data.copy_(torch.from_numpy(weights[array].copy()))
 
     def _named_layers(self) -> Iterator[tuple[tuple[str, str], nn.Conv2d]]:
-        """Yield the layers with the names of their weights and biases in the file."""
+        """Yield the layers, with the names of their weights and biases in the file."""
         number = _FIRST_NUMBER
         for path, layer in self.named_modules():
             if not isinstance(layer, nn.Conv2d):
@@ -100,7 +101,7 @@ class PlateNetwork(nn.Module):
                 number += _STEP
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return loc, conf, and landms of all N anchors; conf is a probability."""
+        """Compute loc, conf, and landms of all N anchors. The values of conf are probabilities."""
         x = F.leaky_relu(self.first(x), _SLOPE)
         levels = []
         for layers, lateral in zip(self.body, self.lateral, strict=True):
@@ -115,17 +116,17 @@ class PlateNetwork(nn.Module):
         return loc, conf.softmax(dim=2), landms
 
     def _answers(self, name: str, seen: Sequence[Tensor]) -> Tensor:
-        """Return one head's values for all anchors of all levels, (B, N, values), rows first."""
+        """Compute one head's values for all anchors of all levels, (B, N, values), row by row."""
         heads = self.heads[name].children()
         parts = [head(level).permute(0, 2, 3, 1).flatten(1) for head, level in zip(heads, seen, strict=True)]
         return torch.cat(parts, dim=1).reshape(len(seen[0]), -1, _HEADS[name])
 
 
 class PlateNetworkOnDevice:
-    """`PlateNetwork` with the interface of `PlateDetector`'s network; pixels go to the device as uint8."""
+    """`PlateNetwork` with the interface that `PlateDetector` expects. Pixels are copied to the device as uint8."""
 
     def __init__(self, weights: Mapping[str, NDArray[np.float32]], device: str) -> None:
-        """Load the network; `weights` and the errors are as in `PlateNetwork.load`."""
+        """Load the network to the device. `weights` and the errors are the same as for `PlateNetwork.load`."""
         self._device = torch.device(device)
         network = PlateNetwork()
         network.load(weights)
@@ -133,22 +134,23 @@ class PlateNetworkOnDevice:
         self._mean = torch.tensor(MEAN_BGR, dtype=torch.float32, device=self._device)[:, None, None]
 
     def blob(self, windows: Sequence[Pixels]) -> Tensor:
-        """Convert windows of one size, each (H, W, 3) uint8 RGB, to the network's input (B, 3, H, W) on the device."""
+        """Convert windows of equal size, (H, W, 3) uint8 RGB, to the network's input (B, 3, H, W) on the device."""
         pixels = torch.from_numpy(np.stack(windows)).to(self._device)
         return pixels.permute(0, 3, 1, 2).flip(1).float() - self._mean
 
     def __call__(self, batch: Tensor) -> tuple[Floats, Floats, Floats]:
-        """Return loc (B, N, 4), conf (B, N, 2), and landms (B, N, 8), float32, for a `blob`."""
+        """Run the network on a `blob`: loc (B, N, 4), conf (B, N, 2), and landms (B, N, 8), all float32."""
         with torch.inference_mode():
             loc, conf, landms = (answer.cpu().numpy() for answer in self._network(batch))
         return loc, conf, landms
 
 
 def shrunk(image: Pixels, scale: float) -> Pixels:
-    """Resize an image (H, W, 3) uint8 RGB by `scale` like `resized`, but shrink it in a fifth of the time.
+    """Resize an image (H, W, 3) uint8 RGB by `scale` like `resized`, but shrink it five times as fast.
 
-    To shrink, torch's antialiased bilinear filter sums integers, so results are identical on every machine. MTCNN
-    doesn't use this function, because it found a false face with this filter, and another with the bicubic one.
+    To shrink the image, torch's antialiased bilinear filter sums integers, so the results are identical on every
+    machine. MTCNN doesn't use this function: it found a false face with this filter, and another one with the bicubic
+    filter.
     """
     height, width = scaled_size(image.shape[0], image.shape[1], scale)
     if scale >= 1 or (height, width) == image.shape[:2]:

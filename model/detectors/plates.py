@@ -1,6 +1,6 @@
 """License plate detection by a RetinaFace-style network (Deng et al. 2019, arXiv 1905.00641) that also returns corners.
 
-The network, which is an ONNX session, is passed in as a function, so this package only depends on torch.
+The network is an ONNX session. The caller passes it in as a function, so this package depends only on torch.
 """
 
 import functools
@@ -33,30 +33,30 @@ from segmint.model.detectors.detection import (
 
 Floats = NDArray[np.float32]
 Network = Callable[[Any], tuple[Floats, Floats, Floats]]
-"""Function from (B, 3, H, W) float32 BGR minus its mean to loc (B, N, 4), conf (B, N, 2), and landms (B, N, 8)."""
+"""Function that maps (B, 3, H, W) float32 BGR minus its mean to loc (B, N, 4), conf (B, N, 2), and landms (B, N, 8)."""
 Blob = Callable[[Sequence[Pixels]], Any]
-"""Function that makes the network's input from windows of one size, each (H, W, 3) uint8 RGB."""
+"""Function that creates the network's input from windows of equal size, each (H, W, 3) uint8 RGB."""
 
 MEAN_BGR = (104, 117, 123)
 _LEVELS = ((8, (24, 48)), (16, (96, 192)), (32, (384, 768)))
 _CENTER_VARIANCE = 0.1
 _SIZE_VARIANCE = 0.2
 _SAME_PLATE_IOU = 0.3
-_WINDOW = 256  # side in pixels of the enlarged window searched around a spot
+_WINDOW = 256  # side in pixels of the enlarged window around a spot
 
 
 def host_blob(windows: Sequence[Pixels]) -> Floats:
-    """Return the network's input as an array."""
+    """Create the network's input as an array in host memory."""
     upright = [np.ascontiguousarray(window) for window in windows]
     return np.asarray(cv2.dnn.blobFromImages(upright, mean=MEAN_BGR, swapRB=True), np.float32)
 
 
 @functools.lru_cache(maxsize=8)
 def anchors(height: int, width: int) -> Floats:
-    """Return the anchors of an image, (N, 3) float32 center x, center y, side in pixels, in the network's order.
+    """Return an image's anchors, (N, 3) float32 as center x, center y, and side in pixels, in the network's order.
 
-    There are three levels of stride 8, 16, and 32, rows first, with two squares per position. N matches the network's
-    outputs for any height and width.
+    The anchors have three levels with strides of 8, 16, and 32. Within a level, they are in row order, with two squares
+    per position. N equals the network's number of outputs for any height and width.
     """
     levels = []
     for stride, sides in _LEVELS:
@@ -69,10 +69,10 @@ def anchors(height: int, width: int) -> Floats:
 
 
 def decode(loc: Floats, landms: Floats, at: Floats) -> tuple[Floats, Floats]:
-    """Return boxes (N, 4) as x0, y0, x1, y1 and corners (N, 4, 2) as x, y, in pixels.
+    """Decode boxes (N, 4) as x0, y0, x1, y1 and corners (N, 4, 2) as x, y, in pixels.
 
-    They are decoded from offsets `loc` (N, 4) and `landms` (N, 8) relative to the anchors `at` (N, 3), with variances
-    of 0.1 for positions and 0.2 for sizes (SSD, arXiv 1512.02325).
+    The offsets `loc` (N, 4) and `landms` (N, 8) are relative to the anchors `at` (N, 3). Their variances are 0.1 for
+    positions and 0.2 for sizes (SSD, arXiv 1512.02325).
     """
     center, side = at[:, :2], at[:, 2:]
     middle = center + loc[:, :2] * _CENTER_VARIANCE * side
@@ -82,15 +82,17 @@ def decode(loc: Floats, landms: Floats, at: Floats) -> tuple[Floats, Floats]:
 
 
 class PlateDetector:
-    """The plate network on tiles at several scales, whose detections are combined.
+    """License plate detector that runs the network on tiles at several scales and combines the detections.
 
-    The network is sensitive to scale. For example, it scored a plate of 160 px at 0.1 at its original size and at 0.98
-    at twice that size, where its box covered only two thirds of the plate; the boxes at other scales covered the rest.
-    Images are therefore searched at each of `scales`. Scales over 1 are only used if the enlarged image has at most
-    `enlarged_pixels`, and images of more than `max_pixels` are first shrunk to that size. If an enlarged image would be
-    too large and `glance` is given, windows around all small boxes that scored at least `glance` are searched at
-    `closer_scales`. A plate counts if its score is at least `score` at one scale, and at least half of that at another
-    scale. The result is the smallest rectangle around all of its boxes, at any angle.
+    The network is sensitive to scale. For example, a plate of 160 px scored 0.1 at its original size and 0.98 at double
+    size. But at double size, the box covered only two thirds of the plate, and the boxes at other scales covered the
+    rest. The detector therefore searches an image at each of `scales`. It uses a scale over 1 only if the enlarged
+    image has at most `enlarged_pixels`, and it first shrinks images of more than `max_pixels` to that size. If an
+    enlarged image would be too large and `glance` is set, the detector takes a closer look instead: it searches windows
+    around all small boxes that scored at least `glance`, at `closer_scales`.
+
+    A plate counts if it scores at least `score` at one scale and at least half of that at another scale. The result is
+    the smallest rectangle, at any angle, around all boxes of the plate.
     """
 
     kind: Kind = "plate"
@@ -111,9 +113,10 @@ class PlateDetector:
         blob: Blob = host_blob,
         resize: Resize = resized,
     ) -> None:
-        """`blob` makes the network's input from one window, or from several windows of one size, up to `batch_pixels`.
+        """Set up the detector.
 
-        `resize` scales the image to each scale.
+        `blob` creates the network's input from one window, or from several windows of equal size that have up to
+        `batch_pixels` pixels together. `resize` scales the image.
         """
         self.name = name
         self._network = network
@@ -130,7 +133,7 @@ class PlateDetector:
         self._resize = resize
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Find plates in `image`, (H, W, 3) uint8 RGB, as boxes and corners in its pixels, best score first."""
+        """Find plates in `image`, (H, W, 3) uint8 RGB. Boxes and corners are in its pixels, best score first."""
         pixels = image.shape[0] * image.shape[1]
         fit = min(1.0, (self._max_pixels / pixels) ** 0.5)
         views, spots = [], []
@@ -145,12 +148,12 @@ class PlateDetector:
         return agreed(views, self.score)
 
     def _view(self, found: Iterable[tuple[bool, Detection]]) -> list[Detection]:
-        if self._glance is not None:  # otherwise, `_find` has compared scores before they are rounded
+        if self._glance is not None:  # without a glance, `_find` has already compared the scores, before rounding
             found = [(is_cut, each) for is_cut, each in found if each.score >= self.score / 2]
         return merge(whole_first(found))
 
     def _find(self, windows: Iterable[Pixels]) -> Iterator[list[Detection]]:
-        """Yield the plates in each window, in its pixels."""
+        """Yield the plates in each window, in pixels of the window."""
         for alike in _batches(windows, self._batch_pixels):
             height, width = alike[0].shape[:2]
             answers = self._network(self._blob(alike))
@@ -158,7 +161,7 @@ class PlateDetector:
                 yield self._plates(height, width, loc, conf, landms)
 
     def _plates(self, height: int, width: int, loc: Floats, conf: Floats, landms: Floats) -> list[Detection]:
-        """Return the plates in the network's outputs (N, 4), (N, 2), and (N, 8) for one window."""
+        """Decode the plates in one window from the network's outputs (N, 4), (N, 2), and (N, 8)."""
         scores = conf[:, 1]
         likely = np.flatnonzero(scores >= (self.score / 2 if self._glance is None else self._glance))
         boxes, corners = decode(loc[likely], landms[likely], anchors(height, width)[likely])
@@ -170,7 +173,7 @@ class PlateDetector:
 
 
 def _batches(windows: Iterable[Pixels], most_pixels: int) -> Iterator[list[Pixels]]:
-    """Group adjacent windows of one size, as many as fit into `most_pixels`, but at least one."""
+    """Group adjacent windows of equal size. A group has at most `most_pixels` pixels, but at least one window."""
     alike: list[Pixels] = []
     for window in windows:
         is_full = (len(alike) + 1) * window.shape[0] * window.shape[1] > most_pixels
@@ -185,9 +188,9 @@ def _batches(windows: Iterable[Pixels], most_pixels: int) -> Iterator[list[Pixel
 def _search_around(
     image: Pixels, find: FindAll, spots: Sequence[Detection], scale: float
 ) -> Iterator[tuple[bool, Detection]]:
-    """Run `find` on windows around `spots`, enlarged by `scale`; yield the pairs of `search`.
+    """Run `find` on windows around `spots`, enlarged by `scale`. Yields the same pairs as `search`.
 
-    Boxes longer than half a window are skipped, because they were large enough at another scale.
+    Boxes longer than half a window are skipped, because another scale already showed them large enough.
     """
     height, width = image.shape[:2]
     side = round(_WINDOW / scale)
@@ -206,11 +209,11 @@ def _search_around(
 
 
 def agreed(views: Sequence[Sequence[Detection]], score: float) -> list[Detection]:
-    """Combine the detections of several views of one image, best score first.
+    """Combine detections from several views of one image, best score first.
 
-    A detection that scores at least `score` counts if another view has a detection, with any score, whose box overlaps
-    it with an IoU of at least 0.3. It keeps its score, and its box becomes the rectangle around the corners of all
-    detections that overlap it in this way.
+    A detection with a score of at least `score` counts only if another view confirms it. For this, the other view needs
+    a detection with any score whose box has an IoU of at least 0.3 with it. The combined detection keeps its score. Its
+    box becomes the rectangle around the corners of all detections that overlap it in this way.
     """
     every = [(index, found) for index, view in enumerate(views) for found in view]
     seeds = merge(by_score(found for _, found in every if found.score >= score))

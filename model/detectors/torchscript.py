@@ -15,7 +15,7 @@ from torch import Tensor
 from segmint.model.detectors.detection import Box, Detection, Kind, Pixels, by_score, merge
 
 SECOND_SIDE = 1200
-"""Longer side in pixels of the image that a second-generation module searches."""
+"""Longer side in pixels of the resized image that a second-generation module searches."""
 
 _FIRST_SCORES: dict[Kind, float] = {"face": 0.9, "plate": 0.9, "object": 0.5}
 _SECOND_SCORES: dict[Kind, float] = {"face": 0.67416, "plate": 0.74475, "object": 0.5}  # EgoBlur's own, for RGB cameras
@@ -23,9 +23,9 @@ _SECOND_LABELS: dict[Kind, int] = {"face": 0, "plate": 1, "object": 0}
 
 
 def _load(path: Path, device: torch.device) -> Any:
-    """Load a module, importing torchvision only if the module uses its operators for NMS or RoIAlign.
+    """Load a module. Import torchvision only if the module uses its operators for NMS or RoIAlign.
 
-    The import takes two seconds and 160 MB per process, which other modules do not need.
+    The import takes two seconds and 160 MB per process, and other modules don't need it.
     """
     try:
         return torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
@@ -38,25 +38,25 @@ def _load(path: Path, device: torch.device) -> Any:
 
 
 class TorchScriptDetector:
-    """TorchScript module that finds boxes in one BGR image, uint8.
+    """Detector that runs a TorchScript module. The module finds boxes in one BGR image, uint8.
 
-    First generation: the module takes the image (3, H, W) and returns boxes, labels, scores, and sizes. Boxes are (N,
-    4) x0, y0, x1, y1 in pixels of that image, and scores (N,). Labels and sizes are ignored.
+    A first-generation module takes the image (3, H, W) and returns boxes, labels, scores, and sizes. Boxes are (N, 4)
+    as x0, y0, x1, y1 in pixels of that image, and scores are (N,). Labels and sizes are ignored.
 
-    Second generation: the module has a method `inference`, which takes [{"image": the image (3, h, w)}] and returns a
-    list of one object. Its `image_size` is (h, w), and `pred_boxes.tensor`, `scores`, and the optional `pred_classes`
-    are those of detectron2's `Instances`. The image is resized to a longer side of 1200 pixels. If there are several
-    classes, 0 is a face and 1 a plate.
+    A second-generation module has a method `inference`, which takes [{"image": the image (3, h, w)}] and returns a list
+    of one object. The object's `image_size` is (h, w). Its `pred_boxes.tensor`, `scores`, and optional `pred_classes`
+    have the same meaning as in detectron2's `Instances`. Before the search, the image is resized to a longer side of
+    1200 pixels. If there are several classes, 0 is a face and 1 is a plate.
 
-    Overlapping boxes of faces and plates are merged here, because such modules are exported without their final NMS.
-    Boxes of objects aren't merged, because objects may contain other objects.
+    These modules are exported without their final NMS, so this class merges overlapping boxes of faces and plates. It
+    doesn't merge boxes of objects, because objects may contain other objects.
     """
 
     def __init__(self, path: Path, kind: Kind, score: float | None = None, device: str = "cpu") -> None:
         """Load the module from `path` onto `device`. Raises RuntimeError or ValueError if the file isn't such a module.
 
-        `score` is the minimum score. It defaults to 0.9 for faces and plates and 0.5 for objects, and in the second
-        generation to 0.67416 for faces and 0.74475 for plates.
+        `score` is the minimum score. For the first generation, it defaults to 0.9 for faces and plates. For the second
+        generation, it defaults to 0.67416 for faces and 0.74475 for plates. For objects, it always defaults to 0.5.
         """
         self.kind: Kind = kind
         self.name = path.name
@@ -67,11 +67,11 @@ class TorchScriptDetector:
         self.score = default if score is None else score
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Find objects in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best score first.
+        """Find objects in `image`, (H, W, 3) uint8 RGB. Boxes are in pixels of the image, best score first.
 
-        Raises ValueError if the module's output does not have the expected structure.
+        Raises ValueError if the module's output doesn't have the expected structure.
         """
-        # The optimizing executor may compute the first calls differently from later ones.
+        # With the optimizing executor, the first calls may compute different results than later calls.
         with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             boxes, scores = self._second(image) if self._is_second else self._first(image)
         found = [
@@ -99,7 +99,7 @@ class TorchScriptDetector:
         )
         if not isinstance(answer, tuple | list) or len(answer) != 1:
             raise ValueError(f"{expected}, got {type(answer).__name__}")
-        # An attribute with a leading underscore is None if the property of that name would raise.
+        # If a property would raise an error, the attribute of the same name with a leading underscore is None.
         boxes, scores, classes = (
             getattr(answer[0], f"_{name}", None) for name in ("pred_boxes", "scores", "pred_classes")
         )
@@ -119,7 +119,7 @@ class TorchScriptDetector:
 
 
 def _fitted(image: Pixels) -> Pixels:
-    """Resize the image to the size that the second generation searches, by Pillow's bilinear filter."""
+    """Resize the image to the size that the second generation searches, with Pillow's bilinear filter."""
     height, width = image.shape[:2]
     scale = SECOND_SIDE / max(height, width)
     size = max(int(width * scale + 0.5), 1), max(int(height * scale + 0.5), 1)

@@ -1,20 +1,23 @@
 """Operators for the three steps of point decoding that process the whole image, with Triton kernels on CUDA.
 
-Each prompt has its own image of P positions and C channels, kept in factors (`model/sam/factored_image.py`):
+Each prompt has its own image of P positions and C channels. The image is stored in factors (see
+`model/sam/factored_image.py`):
 
     image = scale X + coefficients^T vectors
 
-X is the image that all prompts share, and there are R coefficients per position and R vectors. A step is either local
-to a position (`answer`, `draw`) or a sum over positions (`look`), so one program can process a tile of positions
-completely. It reads a prompt's coefficients once per step and writes them once per block; nothing else of that size
-exists. Products use the tensors' dtype; sums, statistics of norms, and softmax use float32. Sums have a fixed order.
+X is the image that all prompts share. Each position has R coefficients, one for each of the prompt's R vectors.
+`answer` and `draw` process each position independently, and `look` sums over positions. So a single program can finish
+a whole tile of positions. It reads a prompt's coefficients once per step and writes them once per block, and no other
+data of that size exists. Products use the tensors' dtype. Sums, the statistics of norms, and the softmax use float32.
+Sums run in a fixed order.
 
-Each of 8 heads has 8 rows for tokens, T of which are used. Row `CONSTANT`, after the first head's tokens, is thus free.
-From the first norm on, its coefficients are 1, for the norm's bias. A program arranges the rows as a matrix that is
-zero except for each head's own channels, so one product serves all heads.
+Each of the 8 heads has 8 rows for tokens and uses T of them, so the row after the first head's tokens is free. This
+row, `CONSTANT`, stores the norm's bias from the first norm on, and its coefficients are 1. A program arranges the rows
+as a matrix in which each head's rows are zero outside the head's own channels. This way, one product computes all
+heads.
 
-Shapes: B prompts, N = 64 rows, D = 16 channels per head, W = 128 of all heads, R = 64 rows per block, newest first, C =
-256, P positions.
+Shapes: B prompts, N = 64 rows, D = 16 channels per head, W = 128 channels of all heads, R = 64 rows per block with the
+newest block first, C = 256, P positions.
 """
 
 from collections.abc import Iterator
@@ -33,7 +36,7 @@ _by_formulas: ContextVar[bool] = ContextVar("_by_formulas", default=False)
 
 @contextmanager
 def formulas() -> Iterator[None]:
-    """Use the plain formulas on CUDA, too, in this thread while the block runs."""
+    """Use the plain formulas instead of the kernels in this thread while the context is active, even on CUDA."""
     token = _by_formulas.set(True)
     try:
         yield
@@ -42,10 +45,10 @@ def formulas() -> Iterator[None]:
 
 
 def _operator(step: str) -> Any:
-    """Return a step as a torch operator that uses its kernel on CUDA if Triton is installed, else its plain formula.
+    """Register a step as a torch operator that runs a Triton kernel on CUDA if Triton is installed.
 
-    The two differ in the last bits. A kernel that fails to compile is an error, because the choice between the two must
-    not vary at run time.
+    Otherwise, the operator runs the step's plain formula. The kernel and the formula differ in the last bits, so the
+    choice between them must not change at run time. For this reason, a kernel that fails to compile raises an error.
     """
     operator = torch.library.custom_op(f"segmint::{step}", getattr(factored_plainly, step), mutates_args=())
     if find_spec("triton") is not None:

@@ -10,15 +10,15 @@ from torch import Tensor
 HEADS = 8
 
 SEATS = 8
-"""Rows per head, each a seat for a token."""
+"""Number of rows per head. Each row is a seat for one token."""
 
 ROWS = HEADS * SEATS
-"""Rows per block."""
+"""Number of rows per block."""
 
 CONSTANT = SEATS - 1
-"""Index of the row for the constant, which no token uses."""
+"""Index of the row for the constant. Tokens don't use this row."""
 
-# Number of prompts whose images are processed at once, which is half a gigabyte of float32 positions.
+# Number of prompts whose images are processed at once. Their positions take half a gigabyte in float32.
 _GROUP = 16
 
 
@@ -34,19 +34,20 @@ def answer(
     tokens: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the normalized images after attention to the tokens: scale (B, P) float32, coefficients (B, R + N, P).
+    """Let the images attend to the tokens, and normalize: scale (B, P) float32 and coefficients (B, R + N, P).
 
     Args:
-        queries: (B, N, D), the tokens' keys, scaled.
-        own: (W, P), the shared image's queries; before the first block, including positions and bias.
-        places: (W, P), queries of the positions plus the bias; without rows before the first block, see `own`.
-        prior: (B, N, R), the product of the tokens' keys with the queries of the image's vectors.
-        scale: (B, P) float32, the image's scale; ones before the first block.
-        coefficients: (B, R, P), the image's coefficients; R is 0 before the first block.
-        vectors: (B, N + R, C), without their mean: what the tokens add to the image, then the image's own.
-        shared: (P, C), the shared image without its mean.
+        queries: (B, N, D), the scaled keys of the tokens.
+        own: (W, P), queries of the shared image. Before the first block, they include the positions and the bias.
+        places: (W, P), queries of the positions plus the bias. Before the first block, it has no rows, because `own`
+            includes both.
+        prior: (B, N, R), products of the tokens' keys with the queries of the image's vectors.
+        scale: (B, P) float32, the image's scale. All ones before the first block.
+        coefficients: (B, R, P), the image's coefficients. R is 0 before the first block.
+        vectors: (B, N + R, C), centered vectors: first the ones that the tokens add to the image, then the image's own.
+        shared: (P, C), the centered shared image.
         tokens: T, at most 7.
-        eps: the norm's epsilon.
+        eps: epsilon of the norm.
     """
     scales, found = [], []
     for few in _groups(len(queries)):
@@ -73,16 +74,16 @@ def look(
     coefficients: Tensor,
     values: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the tokens' attention to their images as weights of shared values (B, N, D) and of vectors (B, N, R).
+    """Let the tokens attend to their images: means of shared values (B, N, D) and of coefficients (B, N, R).
 
     Args:
-        queries: (B, N, D), scaled.
-        own: (W, P), the shared image's keys.
+        queries: (B, N, D), the scaled queries of the tokens.
+        own: (W, P), keys of the shared image.
         places: (W, P), keys of the positions.
-        prior: (B, N, R), the product of the queries with the keys of the image's vectors.
+        prior: (B, N, R), products of the queries with the keys of the image's vectors.
         scale: (B, P) float32, the image's scale.
         coefficients: (B, R, P), the image's coefficients.
-        values: (P, W), the shared image's values.
+        values: (P, W), values of the shared image.
     """
     attended, mixed = [], []
     for few in _groups(len(queries)):
@@ -106,21 +107,21 @@ def draw(
     wanted: Tensor,
     eps: float,
 ) -> Tensor:
-    """Return logits (B, 3, 4S, 4S) float32 of masks on images of S x S positions.
+    """Draw logits (B, 3, 4S, 4S) float32 of masks on images of S x S positions.
 
-    The logits of a prompt without wanted masks are arbitrary.
+    If none of a prompt's masks is wanted, its logits are arbitrary.
 
     Args:
         scale: (B, P) float32, the image's scale.
         coefficients: (B, R, P), the image's coefficients.
-        vectors: (B, R, 4K), the image's vectors after the first step of upscaling: 4 pixels of K = 64 channels.
+        vectors: (B, R, 4K), the image's vectors after the first upscaling step: 4 pixels of K = 64 channels.
         shared: (P, 4K), the shared image after the same step.
         norm: (2, K), weight and bias of the norm.
-        weight: (K, 4L), the second step's weight: 4 pixels of L = 32 channels.
-        bias: (4L,), the second step's bias.
-        filters: (B, 3, L), the masks' filters.
+        weight: (K, 4L), weight of the second step: 4 pixels of L = 32 channels.
+        bias: (4L,), bias of the second step.
+        filters: (B, 3, L), mask filters.
         wanted: (B, 3) bool.
-        eps: the norm's epsilon.
+        eps: epsilon of the norm.
     """
     drawn = []
     side = round(shared.shape[0] ** 0.5)
@@ -130,14 +131,14 @@ def draw(
         first = F.gelu(F.layer_norm(first, first.shape[1:], norm[0].float(), norm[1].float(), eps))
         second = F.gelu((first.to(weight.dtype) @ weight).float() + bias.float())
         pixels = second.view(len(scale[few]), -1, filters.shape[2]).to(weight.dtype) @ filters[few].transpose(1, 2)
-        # Positions (y, x), pixels (a, b) of the first step, (c, d) of the second, masks.
+        # Dimensions: positions (y, x), pixels (a, b) of the first step, pixels (c, d) of the second step, and masks.
         parts = pixels.float().view(-1, side, side, 2, 2, 2, 2, filters.shape[1])
         drawn.append(parts.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(-1, filters.shape[1], 4 * side, 4 * side))
     return torch.cat(drawn)
 
 
 def _scores(queries: Tensor, own: Tensor, places: Tensor, prior: Tensor, scale: Tensor, coefficients: Tensor) -> Tensor:
-    """Return scores (B, N, P) float32 between the tokens and their images."""
+    """Compute the scores (B, N, P) float32 between the tokens and their images."""
     heads = torch.eye(HEADS, dtype=queries.dtype, device=queries.device)
     few = torch.unflatten(queries, 1, (HEADS, SEATS))[:, :, :, None] * heads[:, None, :, None]
     few = few.reshape(len(queries), HEADS * SEATS, -1)

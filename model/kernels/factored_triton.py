@@ -1,7 +1,7 @@
 """Triton kernels for the steps of `factored_image.py`, in which each program processes a tile of a prompt's positions.
 
-Tensors are read in their given layout, and sums are float32. A tile's intermediate values only exist in registers and
-shared memory. The last tile ends with the positions.
+The kernels read tensors in their existing layout, and sum in float32. Intermediate values of a tile exist only in
+registers and shared memory. The last tile may be shorter than the others.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from torch import Tensor
 from segmint.model.device import launching_on
 from segmint.model.kernels.factored_plainly import CONSTANT, ROWS
 
-# Options of the kernels: positions per program, warps, and steps whose loads are prefetched. With these values, a
-# thread has at most 512 bytes of stack, and a program 99 KiB of shared memory, for compute capabilities 8.0, 8.6, 8.9,
-# and 9.0.
+# Options of the kernels: positions per program, warps, and pipeline stages for prefetching. With these values, a thread
+# uses at most 512 bytes of stack, and a program uses at most 99 KiB of shared memory, on compute capabilities 8.0, 8.6,
+# 8.9, and 9.0.
 _HALF = {
     "answer": {"TILE": 64, "num_warps": 8, "num_stages": 2},
     "look": {"TILE": 64, "num_warps": 4, "num_stages": 3},
     "draw": {"TILE": 64, "num_warps": 8, "num_stages": 1},
 }
-# Tensor cores don't multiply float32 numbers exactly, so each thread keeps factors in its registers.
+# Tensor cores don't multiply float32 numbers exactly, so each thread has to keep factors in its registers.
 _FLOAT32 = {
     "answer": {"TILE": 32, "num_warps": 8, "num_stages": 2},
     "look": {"TILE": 32, "num_warps": 8, "num_stages": 2},
@@ -31,7 +31,7 @@ _FLOAT32 = {
 
 
 def options(step: str, dtype: torch.dtype) -> dict[str, int]:
-    """Return the constant TILE and the launch options of a step's kernel for tensors of a dtype."""
+    """Return the constant TILE and the launch options of a step's kernel for tensors of this dtype."""
     return (_FLOAT32 if dtype == torch.float32 else _HALF)[step]
 
 
@@ -136,7 +136,7 @@ def scores_of(
     positions,
     MORE: tl.constexpr,
 ):
-    """Return scores (64, tile) between one prompt's tokens and its image; places are omitted if MORE is 0."""
+    """Compute scores (64, tile) between the tokens and the image of one prompt. If MORE is 0, `places` is ignored."""
     row = tl.arange(0, 64)
     scores = tl.zeros((64, position.shape[0]), tl.float32)
     of_places = tl.zeros((64, position.shape[0]), tl.float32)
@@ -181,7 +181,7 @@ def answer_kernel(
     CONSTANT: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Run `answer` as program (tile, prompt); MORE is R, the number of rows of the previous image."""
+    """Run `answer`. The program is (tile, prompt). MORE is R, the number of rows of the previous image."""
     ALL: tl.constexpr = 64 + MORE
     prompt = tl.program_id(1).to(tl.int64)
     position = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -240,10 +240,11 @@ def look_kernel(
     SHARED: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Run `look` as program (part, prompt): sums of shared values, or part n of the coefficients' sums, of 64 rows.
+    """Run `look`. The program is (part, prompt), and it computes sums of 64 rows.
 
-    The softmax is computed online (FlashAttention, arXiv 2205.14135). Each part computes all scores again because the
-    sums of all parts would not fit in registers.
+    These are the sums of the shared values, or part n of the sums of coefficients. The softmax is computed online
+    (FlashAttention, arXiv 2205.14135). The sums of all parts don't fit into registers, so each part computes all scores
+    again.
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
     first = tl.program_id(0) * 64
@@ -276,7 +277,7 @@ def look_kernel(
         sums = tl.dot(weights.to(kind), summed, sums * fade[:, None], input_precision="ieee")
     sums = (sums / total[:, None]).to(kind)
     if SHARED:
-        # From the shared values of all heads, select each head's own.
+        # The sums contain the shared values of all heads. Select each head's own values.
         place = found + prompt * 64 * 16 + row[:, None] * 16 + (column % 16)[None, :]
         tl.store(place, sums, mask=(row // 8)[:, None] == (column // 16)[None, :])
     else:
@@ -285,7 +286,7 @@ def look_kernel(
 
 @triton.jit
 def gelu(x):
-    """Return the exact GELU."""
+    """Compute the exact GELU."""
     return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
 
 
@@ -306,9 +307,9 @@ def draw_kernel(
     MORE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Run `draw` as program (tile, prompt), which skips prompts without wanted masks.
+    """Run `draw`. The program is (tile, prompt), and it skips prompts without wanted masks.
 
-    The rows' loop has at least two steps, because on an H200, Triton 3.6 compiled some loops of one step wrongly.
+    The loop over rows has at least two steps, because on an H200, Triton 3.6 miscompiled some loops of one step.
     """
     STEP: tl.constexpr = 32 if MORE == 64 else 64
     prompt = tl.program_id(1).to(tl.int64)

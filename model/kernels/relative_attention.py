@@ -1,13 +1,14 @@
 """Triton kernels for attention with decomposed relative positions, as in `image_encoder_vit.RelativeAttention`.
 
-Queries, keys, and values are read from the qkv product in the linear layer's output layout, without cutting them into
-windows, padding, copying by head, or concatenating. The logit of a query at (y, x) for a key at (j, i) of its square is
+The kernels read queries, keys, and values directly from the qkv product, in the output layout of the linear layer. They
+don't divide it into windows, pad it, copy it by head, or concatenate anything. The logit of a query at (y, x) for a key
+at (j, i) of its square is
 
     q·k / sqrt(D) + q·rows[y - j + S - 1] + q·columns[x - i + S - 1]
 
-(SAM paper, Appendix A; MViTv2, arXiv 2112.01526, eq. 4). q times both tables is one matrix product before the kernel,
-which reads the entries that it needs. The softmax is computed online (FlashAttention, arXiv 2205.14135), in float32 for
-any dtype. Sums have a fixed order, so results are bit-for-bit reproducible.
+(SAM paper, Appendix A; MViTv2, arXiv 2112.01526, eq. 4). Before the kernel runs, a single matrix product multiplies q
+by both tables, and the kernel reads the entries that it needs. The softmax is computed online (FlashAttention, arXiv
+2205.14135), in float32 for any dtype. Sums have a fixed order, so results are bit-for-bit reproducible.
 """
 
 from typing import Any, cast
@@ -18,16 +19,16 @@ import triton.language as tl
 from torch import Tensor
 
 HEAD_DIMENSIONS = (64, 80)
-"""Supported channels per head: ViT-B and ViT-L, and ViT-H. 80 is split into 64 + 16."""
+"""Supported numbers of channels per head: 64 for ViT-B and ViT-L, and 80 for ViT-H. 80 is split into 64 + 16."""
 
-# Options of the kernels: queries per program, warps, and steps whose keys are prefetched. With these values, a thread
-# has at most 512 bytes of stack, and a program 99 KiB of shared memory, for compute capabilities 8.0, 8.6, 8.9, and
-# 9.0.
+# Options of the kernels: queries per program, warps, and pipeline stages for prefetching keys. With these values, a
+# thread uses at most 512 bytes of stack, and a program uses at most 99 KiB of shared memory, on compute capabilities
+# 8.0, 8.6, 8.9, and 9.0.
 _HALF = {
     "map": {"BLOCK": 128, "num_warps": 8, "num_stages": 3},
     "window": {"PITCH": 16, "KEY_ROWS": 2, "BLOCK": 64, "num_warps": 4, "num_stages": 2},
 }
-# Tensor cores don't multiply float32 numbers exactly, so each thread keeps factors in its registers.
+# Tensor cores don't multiply float32 numbers exactly, so each thread has to keep factors in its registers.
 _FLOAT32 = {
     "map": {"BLOCK": 64, "num_warps": 8, "num_stages": 2},
     "window": {"PITCH": 16, "KEY_ROWS": 2, "BLOCK": 64, "num_warps": 8, "num_stages": 2},
@@ -37,14 +38,15 @@ _CORE = 64
 
 
 def options(kernel: str, dtype: torch.dtype) -> dict[str, int]:
-    """Return the constants and launch options of a kernel, `map` or `window`, for tensors of a dtype."""
+    """Return the constants and launch options of the kernel `map` or `window` for tensors of this dtype."""
     return (_FLOAT32 if dtype == torch.float32 else _HALF)[kernel]
 
 
 def supports(heads: int, channels: int, side: int, grid: tuple[int, int]) -> bool:
-    """Return True if the kernels support `heads` heads over `channels` in squares of `side` on a map of `grid`.
+    """Return whether the kernels support `heads` heads over `channels`, in squares of `side` on a map of `grid`.
 
-    If a square is the whole map, its side must be a power of two and at least 16. A window's side must be at most 16.
+    If a square is the whole map, its side must be a power of two and at least 16. Otherwise, it's a window, and its
+    side must be at most 16.
     """
     if channels % heads or channels // heads not in HEAD_DIMENSIONS:
         return False
@@ -52,7 +54,7 @@ def supports(heads: int, channels: int, side: int, grid: tuple[int, int]) -> boo
 
 
 def _is_map(side: int, grid: tuple[int, int]) -> bool:
-    """Return True if squares of `side` are processed as the whole map, one row of keys per step."""
+    """Return whether squares of `side` are the whole map. The map kernel processes one row of keys per step."""
     return grid == (side, side) and side >= 16 and side & (side - 1) == 0
 
 
@@ -91,29 +93,29 @@ _operator = torch.library.triton_op("segmint::relative_attention", _attend, muta
 
 
 def relative_attention(qkv: Tensor, padding: Tensor, rows: Tensor, columns: Tensor, heads: int, side: int) -> Tensor:
-    """Return self-attention in squares of `side` tokens, windows or the whole map, as (B, H, W, C).
+    """Compute self-attention in squares of `side` tokens, which are windows or the whole map, as (B, H, W, C).
 
     Args:
         qkv: (B, H, W, 3C), queries, keys, and values of all heads, including their bias.
-        padding: (3C,), the bias, which provides the keys and values of the tokens that pad the last windows.
+        padding: (3C,), the bias. The tokens that pad the last windows use it as keys and values.
         rows: (2 * side - 1, C / heads), the position table of rows.
         columns: (2 * side - 1, C / heads), the position table of columns.
-        heads: number of heads; each has 64 or 80 channels.
-        side: side of a square in tokens; if it equals H and W, every token attends to all.
+        heads: number of heads. Each has 64 or 80 channels.
+        side: side of a square in tokens. If it equals H and W, every token attends to all others.
 
-    It is a torch operator without gradients. Raises ValueError if `supports` is False.
+    This is a torch operator without gradients. Raises ValueError if `supports` returns False.
     """
     return cast(Tensor, _operator(qkv, padding, rows, columns, heads, side))
 
 
 def _launch(kernel: Any) -> Any:
-    """Return the kernel wrapped for torch's compiler, or unchanged under Triton's interpreter."""
+    """Wrap the kernel for torch's compiler. Triton's interpreter needs the unwrapped kernel."""
     return torch.library.wrap_triton(kernel) if isinstance(kernel, triton.JITFunction) else kernel
 
 
 @triton.jit
 def attend_to(q, q_rest, k, k_rest, v, v_rest, bias, top, total, sums, sums_rest, scale, REST: tl.constexpr):
-    """Run one step of the online softmax for these keys; `bias` and the maxima are in units of log2."""
+    """Run one step of the online softmax over these keys. `bias` and the maxima are in units of log2."""
     logits = tl.dot(q, k, input_precision="ieee")
     if REST > 0:
         logits = tl.dot(q_rest, k_rest, logits, input_precision="ieee")
@@ -142,7 +144,10 @@ def map_kernel(
     OFFSET: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Attend, as program (block of queries, head, image), to one row of keys per step, with fixed column terms."""
+    """Attend over the whole map. The program (block of queries, head, image) processes one row of keys per step.
+
+    The column terms are the same in all steps.
+    """
     LOG2_E: tl.constexpr = 1.4426950408889634
     scale = tl.cast(scale, tl.float32)  # torch's compiler passes it as float64
     DIMENSIONS: tl.constexpr = CORE + REST
@@ -205,9 +210,10 @@ def window_kernel(
     KEY_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Attend, as program (window and block of its queries, head, image), with a window's rows padded to PITCH.
+    """Attend within windows. The program is (window and block of its queries, head, image).
 
-    Keys outside the map are those of the padding, and are attended to. Queries outside the map aren't computed.
+    A window's rows are padded to PITCH. Queries also attend to keys outside the map, which come from the padding.
+    Queries outside the map aren't computed.
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
     scale = tl.cast(scale, tl.float32)  # torch's compiler passes it as float64

@@ -13,26 +13,29 @@ from segmint.model.sam.preprocess import normalize_into
 from segmint.model.sam.sam import Sam
 
 CompileMode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead"]
-"""Modes of `torch.compile`; `reduce-overhead` replays CUDA graphs."""
+"""Modes of `torch.compile`. `reduce-overhead` replays CUDA graphs."""
 
 MAX_BATCH = 64
-"""Maximum batch size. Above about 100, a layer's output exceeds the 2^31 elements that kernels can index."""
+"""Maximum batch size. Above about 100, the output of a layer exceeds the 2^31 elements that kernels can index."""
 
 CUDA_BATCH = 7
-"""Default batch size on a GPU: a third of the 21 crops that SA-1B's settings cut from an image."""
+"""Default batch size on a GPU. It's a third of the 21 crops per image in SA-1B's settings."""
 
 
 class CompilationError(RuntimeError):
-    """Error if `torch.compile` fails and a compiled image encoder is required."""
+    """Failure of `torch.compile` where a compiled image encoder is required."""
 
 
 class BatchEncoder:
-    """Runner of one SAM's image encoder. Create it after the model has its device, dtype, and weights.
+    """Runner of a SAM's image encoder. Create it after the model has its device, dtype, and weights.
 
-    For MobileSAM's encoder in float32, it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`); in
-    bfloat16, folded weights would be rounded twice. Otherwise, it runs the model's encoder. In bfloat16, torch's
-    kernels still compute statistics of layer norms and softmax in float32. If compilation fails, the encoder runs
-    eagerly from then on, with a RuntimeWarning; with `must_compile`, it raises `CompilationError`.
+    For MobileSAM in float32, the runner keeps a copy of the encoder with folded batch norms
+    (`ImageEncoderTinyViT.folded`). In bfloat16, folding would round the weights twice, so the runner uses the model's
+    encoder, as it does for all other models. Even in bfloat16, torch's kernels compute the softmax and the statistics
+    of layer norms in float32.
+
+    If compilation fails, the runner issues a RuntimeWarning and runs the encoder eagerly from then on. With
+    `must_compile`, it raises `CompilationError` instead.
     """
 
     def __init__(self, sam: Sam, compile_mode: CompileMode | None = None, must_compile: bool = False) -> None:
@@ -50,13 +53,13 @@ class BatchEncoder:
             self._compiled = torch.compile(self._eager, dynamic=False, **how)
 
     def __call__(self, images: Sequence[Tensor], batch_size: int | None = None) -> list[tuple[Tensor, ...]]:
-        """Return an embedding (1, 256, 64, 64) in the decoder's dtype for each image, in order.
+        """Encode images, and return an embedding (1, 256, 64, 64) in the decoder's dtype for each of them, in order.
 
         If the model has high-resolution features, they follow the embedding. `images` are (h, w, 3) RGB, uint8 or float
-        of 0 to 255, on any device, with neither side larger than the encoder's input. Every batch contains exactly
-        `batch_size` images, and the last one is padded with empty images. Therefore, shapes are static, and an image's
-        arithmetic depends only on `batch_size`, not on the number of images. Raises ValueError for a `batch_size` below
-        1 or above `MAX_BATCH`.
+        from 0 to 255, on any device. No side may exceed the encoder's input. Every batch contains exactly `batch_size`
+        images, because the last one is padded with empty images. Shapes are therefore static, and an image's arithmetic
+        depends only on `batch_size`, not on the number of images. Raises ValueError if `batch_size` is less than 1 or
+        greater than `MAX_BATCH`.
         """
         size = default_batch_size(self.sam.device) if batch_size is None else batch_size
         if not 1 <= size <= MAX_BATCH:
@@ -69,13 +72,13 @@ class BatchEncoder:
         return embeddings
 
     def before_each_layer(self, call: Callable[[], None]) -> None:
-        """Register a callback to run before each layer, in the encoding thread. A compiled encoder ignores it."""
+        """Register a callback that runs before each layer, in the encoding thread. A compiled encoder ignores it."""
         for module in self._eager.modules():
             if not any(module.children()):
                 module.register_forward_pre_hook(lambda *_: call())
 
     def _batch(self, images: Sequence[Tensor], size: int) -> Tensor:
-        """Return a batch (size, 3, side, side) on the model's device and in the encoder's dtype."""
+        """Assemble a batch (size, 3, side, side) on the model's device, in the encoder's dtype."""
         side = self.sam.image_size
         batch = torch.zeros(size, 3, side, side, dtype=self._dtype, device=self.sam.device)
         for place, image in zip(batch, images, strict=False):
@@ -95,7 +98,7 @@ class BatchEncoder:
             encoded = self._compiled(batch)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # from Dynamo, Inductor, or Triton; model errors are raised again below
+        except RuntimeError as error:  # from Dynamo, Inductor, or Triton; the model's own errors are raised again below
             failed = f"torch.compile of the image encoder failed ({type(error).__name__}: {_first_lines(error)})"
             if self._must_compile:
                 raise CompilationError(failed) from error
@@ -109,23 +112,24 @@ class BatchEncoder:
             return encoded
         if self._mode != "reduce-overhead":
             return encoded
-        # The next replay of a CUDA graph would overwrite its output.
+        # Copy the output, because the next replay of a CUDA graph overwrites it.
         return tuple(maps.clone() for maps in encoded) if isinstance(encoded, tuple) else encoded.clone()
 
 
 def compile_arguments(mode: CompileMode, device: torch.device) -> dict[str, Any]:
-    """Return the arguments of `torch.compile` for a mode. On a GPU, the default mode doesn't select kernels by timing.
+    """Return the arguments of `torch.compile` for a mode.
 
-    The other modes do, so two processes may differ: each kernel may round differently.
+    On a GPU, the default mode doesn't choose kernels by timing them. The other modes do, so two processes can choose
+    different kernels, which may round differently.
     """
     return {"options": {"deterministic": True}} if mode == "default" and device.type == "cuda" else {"mode": mode}
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Return 1 for a CPU, where one image keeps all cores busy, and `CUDA_BATCH` for a GPU."""
+    """Return 1 for a CPU, because one image keeps all cores busy, or `CUDA_BATCH` for a GPU."""
     return CUDA_BATCH if device.type == "cuda" else 1
 
 
 def _first_lines(error: Exception) -> str:
-    """Return the text before the first blank line as one line, without Dynamo's advice for its developers."""
+    """Return the text before the first blank line as one line. After it, Dynamo prints advice for its developers."""
     return " ".join(str(error).strip().partition("\n\n")[0].split()) or "no message"

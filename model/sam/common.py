@@ -10,27 +10,27 @@ EMBEDDING_CHANNELS = 256
 
 
 def random_normal(*shape: int) -> Tensor:
-    """Return standard normal numbers on torch's default device, or an empty tensor on the meta device.
+    """Return standard normal numbers on torch's default device. On the meta device, return an empty tensor.
 
-    On the meta device, `torch.randn` would import torch's compiler, which delays each process with a model by 1.5 s.
+    There, `torch.randn` would import torch's compiler, which delays each process with a model by 1.5 s.
     """
     values = torch.empty(shape)
     return values if values.is_meta else values.normal_()
 
 
 def learned_tokens(count: int, width: int) -> nn.Embedding:
-    """Return `count` learned tokens of `width` channels, random until weights are loaded."""
+    """Create `count` learned tokens of `width` channels. They are random until weights are loaded."""
     return nn.Embedding(count, width, _weight=random_normal(count, width))
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer norm over the channels of each position of a (B, C, H, W) map."""
+    """Layer norm over the channels of each position in a map (B, C, H, W)."""
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__(channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize (B, C, H, W) and keep its shape."""
+        """Normalize (B, C, H, W) without changing its shape."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -50,7 +50,7 @@ class Mlp(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """Three linear layers with ReLU between them and no activation after the last."""
+    """Three linear layers with ReLU between them. No activation follows the last layer."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Perceptron(nn.Module):
 
 
 def embedding_neck(width: int, channels: int = EMBEDDING_CHANNELS) -> nn.Sequential:
-    """Return the layers that map an encoder's (B, width, H, W) to the (B, channels, H, W) image embedding."""
+    """Create the layers that map an encoder's output (B, width, H, W) to the image embedding (B, channels, H, W)."""
     return nn.Sequential(
         nn.Conv2d(width, channels, kernel_size=1, bias=False),
         LayerNorm2d(channels),
@@ -76,9 +76,9 @@ def embedding_neck(width: int, channels: int = EMBEDDING_CHANNELS) -> nn.Sequent
 
 
 def partition_windows(x: Tensor, size: int) -> Tensor:
-    """Cut (B, H, W, C) into square windows, padding the last row and column of windows with zeros.
+    """Divide (B, H, W, C) into square windows. The last row and column of windows are padded with zeros.
 
-    Returns (B * rows * columns, size, size, C), grouped by image, row by row.
+    Returns (B * rows * columns, size, size, C), image by image and row by row.
     """
     batch, height, width, channels = x.shape
     rows, columns = windows_along(height, size), windows_along(width, size)
@@ -88,13 +88,13 @@ def partition_windows(x: Tensor, size: int) -> Tensor:
 
 
 def windows_along(length: int, size: int) -> int:
-    """Return the number of windows that cover a side."""
-    # Not -(-length // size), because torch's ONNX exporter rounds negative quotients wrongly.
+    """Return how many windows of `size` cover a side of `length`."""
+    # Don't write -(-length // size), because torch's ONNX exporter rounds negative quotients incorrectly.
     return (length + size - 1) // size
 
 
 def merge_windows(windows: Tensor, height: int, width: int) -> Tensor:
-    """Undo `partition_windows`, and return (B, height, width, C) without the padding."""
+    """Undo `partition_windows`, and remove the padding, which gives (B, height, width, C)."""
     size, channels = windows.shape[1], windows.shape[3]
     rows, columns = windows_along(height, size), windows_along(width, size)
     x = windows.reshape(-1, rows, columns, size, size, channels).transpose(2, 3)

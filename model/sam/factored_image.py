@@ -1,21 +1,25 @@
 """Factored images of prompts: a scaled image that all prompts share, plus a few vectors per prompt.
 
-For each of the image's P = 4096 positions, a two-way block adds the result of the position's attention to T = 7 tokens
-with H = 8 heads, and then normalizes. Between prompts, the positions only differ by those 56 vectors, so no prompt
-needs products of 4096 x 256 matrices. A prompt's image is stored as
+A two-way block first adds the output of the image's attention to the T = 7 tokens, with H = 8 heads. Then it normalizes
+each of the P = 4096 positions. The attention output at a position is a weighted sum of only 56 vectors, and nothing
+else differs between prompts. So instead of a 4096 x 256 matrix per prompt, this module stores a prompt's image in
+factors:
 
     x = s X + D^T U
 
-with a factor s per position, the shared image X (P, C), coefficients D (R, P), and vectors U (R, C). Two facts preserve
-this form without approximation:
+X (P, C) is the shared image. Each prompt has one scale per position in s, coefficients D (R, P), and vectors U (R, C).
+Both operations of a block keep the image in this form, without approximation:
 
-1. *Attention adds rows.* A^T V, for weights A (H * T, P) of values V (H * T, C), adds rows to D and U.
-2. *Layer norm scales them.* Let Y be X, and U each row, without its mean over the C channels. Then y = s Y + D^T U also
-   has mean 0, C var(y) = s^2 |Y|^2 + sum of D * (2 s (U Y^T) + (U U^T) D) over the rows, and the layer norm of y is
-   (s / std) (Y gamma) + (D / std)^T (U gamma) + 1^T beta, which has one more row.
+1. *Attention adds rows.* If A (H * T, P) contains the weights and V (H * T, C) contains the values, then the output is
+   A^T V. Adding it to the image appends A to D and V to U.
+2. *Layer norm scales them.* Layer norm subtracts the mean over the C channels. Let Y and U be the shared image and the
+   vectors after this subtraction. Then y = s Y + D^T U also has mean 0. Its variance follows from C var(y) = s^2 |Y|^2
+   + sum of D * (2 s (U Y^T) + (U U^T) D) over the rows. The layer norm of y is (s / std) (Y gamma) + (D / std)^T (U
+   gamma) + 1^T beta, which has one more row.
 
-Products with X are also shared and computed once per image. These are the projections X W of each attention, and U Y^T,
-because U = v M for the few values v (H * T, 16) of a prompt and a matrix M of weights.
+Products with X don't depend on the prompt, so they are computed once per image. They are the projections X W of each
+attention, and U Y^T. The latter is shared because U = v M, where v (H * T, 16) contains the few values of a prompt and
+M is a matrix of weights.
 
 Shapes: B prompts, C = 256 channels, D = 16 channels per head, R rows (56 + 1 per block), N vectors per head.
 """
@@ -36,10 +40,10 @@ class FactoredImage:
 
     Attributes:
         scale: (B, 1, P).
-        coefficients: (B, R, P), the rows of attended values, starting with the last block, and then a row for each
-            norm.
+        coefficients: (B, R, P). The first rows are attention weights, with the last block first. Each norm adds one row
+            after them.
         vectors: (B, R, C).
-        values: (B, blocks * H, T, D), from which the first rows' vectors are computed, in the same order.
+        values: (B, blocks * H, T, D). The vectors of the first rows are computed from these values, in the same order.
     """
 
     scale: Tensor
@@ -48,7 +52,7 @@ class FactoredImage:
     values: Tensor
 
     def of(self, prompts: Tensor) -> "FactoredImage":
-        """Return the images of some of the prompts, given by their indices (K,) int64."""
+        """Select the images of the prompts with the indices `prompts` (K,) int64."""
         if len(prompts) == len(self.scale):
             return self
         parts = (self.scale, self.coefficients, self.vectors, self.values)
@@ -57,12 +61,12 @@ class FactoredImage:
 
 @dataclass(frozen=True)
 class SharedScores:
-    """Part of the scores between a few vectors and the image that all prompts share: one attention's projection.
+    """Part of the attention scores that all prompts share, for one projection of the image.
 
     Attributes:
-        own: (H, D, P), the projected shared image, which includes positions and bias before the first block.
-        places: (H, D, P), the projected positional encoding plus the bias; None before the first block.
-        weight: (H, D, C) of the projection.
+        own: (H, D, P), the projected shared image. Before the first block, it includes the positions and the bias.
+        places: (H, D, P), the projected positional encoding plus the bias. None before the first block.
+        weight: (H, D, C), the weight of the projection.
     """
 
     own: Tensor
@@ -70,9 +74,9 @@ class SharedScores:
     weight: Tensor
 
     def between(self, few: Tensor, image: FactoredImage | None) -> Tensor:
-        """Return few (B, H, N, D) times the image's projections as (B, H * N, P).
+        """Score the vectors `few` (B, H, N, D) against the projected images, and return (B, H * N, P).
 
-        few (x W)^T = s (few (X W)^T) + (few W^T U^T) D. If `image` is None, the shared image is used.
+        few (x W)^T = s (few (X W)^T) + (few W^T U^T) D. If `image` is None, all prompts use the shared image.
         """
         scores = by_head(few, self.own)
         if image is None or self.places is None:
@@ -81,19 +85,20 @@ class SharedScores:
         return product(self.prior(few, image.vectors), image.coefficients, onto=scores)
 
     def prior(self, few: Tensor, vectors: Tensor) -> Tensor:
-        """Return few (B, H, N, D) times the projections of vectors (B, R, C), without bias, as (B, H * N, R)."""
+        """Score `few` (B, H, N, D) against the projections of `vectors` (B, R, C), without bias: (B, H * N, R)."""
         absorbed = torch.einsum("bhnd,hdc->bhnc", few, self.weight).flatten(1, 2)
         return absorbed @ vectors.transpose(1, 2)
 
 
 @dataclass(frozen=True)
 class SharedView:
-    """Part of the attention from tokens to the image that all prompts share, after one or more blocks.
+    """Part of the attention from the tokens to the image that all prompts share, after one or more blocks.
 
     Attributes:
-        scores: for the keys, without their bias, which adds the same value to all scores of a query.
+        scores: the scores of the keys. The keys' bias is left out, because it adds the same value to all scores of a
+            query.
         values: (H, P, D), the projected shared image.
-        weight: (H, D, C) of that projection.
+        weight: (H, D, C), the weight of that projection.
     """
 
     scores: SharedScores
@@ -101,9 +106,9 @@ class SharedView:
     weight: Tensor
 
     def attend(self, attention: Attention, queries: Tensor, image: FactoredImage) -> Tensor:
-        """Return `attention(queries, image + positions, image)` for queries (B, N, C) as (B, N, C).
+        """Compute `attention(queries, image + positions, image)` for queries (B, N, C), and return (B, N, C).
 
-        A (x W + b) = (A s) (X W) + (A D^T) U W + b, because the weights A of a query add up to 1.
+        A (x W + b) = (A s) (X W) + (A D^T) U W + b, because the attention weights A of each query sum to 1.
         """
         few = scaled(split_heads(attention.q_proj(queries), attention.heads))
         weights = self.scores.between(few, image).softmax(dim=-1)
@@ -112,9 +117,9 @@ class SharedView:
         return self.project(attention, torch.unflatten(own, 1, few.shape[1:3]), mixed)
 
     def project(self, attention: Attention, own: Tensor, mixed: Tensor) -> Tensor:
-        """Return the attention's output (B, N, C) from A s X W, `own` (B, H, N, D), and A D^T U, `mixed` (B, H * N, C).
+        """Compute the attention output (B, N, C) from `own` (B, H, N, D) = A s X W and `mixed` (B, H * N, C) = A D^T U.
 
-        A contains the weights of the attention, and the other factors are those of `attend`.
+        A contains the attention weights. `attend` explains the other factors.
         """
         values = own + torch.einsum("bhnc,hdc->bhnd", torch.unflatten(mixed, 1, own.shape[1:3]), self.weight)
         out: Tensor = attention.out_proj(join_heads(values) + attention.v_proj.bias)
@@ -127,10 +132,10 @@ class SharedNorm:
 
     Attributes:
         squares: (P,), |Y|^2 of the centered shared image.
-        maps: (blocks * H, D, C), from values to their centered vectors, starting with the last block.
-        projected: (blocks * H, D, P), these maps times Y.
-        constants: (K, C), the centered rows that earlier norms have added; K is 0 at first.
-        projected_constants: (K, P), these rows times Y.
+        maps: (blocks * H, D, C), matrices that map values to centered vectors, with the last block first.
+        projected: (blocks * H, D, P), `maps` times Y.
+        constants: (K, C), the centered rows that earlier norms added. K is 0 in the first block.
+        projected_constants: (K, P), `constants` times Y.
         norm: the layer norm.
     """
 
@@ -142,7 +147,7 @@ class SharedNorm:
     norm: nn.LayerNorm
 
     def after(self, image: FactoredImage | None, weights: Tensor, values: Tensor) -> FactoredImage:
-        """Add attention with `weights` (B, H * T, P) to `values` (B, H, T, D) to the image, and normalize the sum."""
+        """Add attention with `weights` (B, H * T, P) over `values` (B, H, T, D) to the image, and normalize the sum."""
         prompts, _, positions = weights.shape
         if image is None:
             scale, coefficients = None, weights
@@ -166,23 +171,23 @@ class SharedNorm:
         return FactoredImage(shrink if scale is None else scale * shrink, normalized, self.after_norm(vectors), values)
 
     def vectors_of(self, values: Tensor) -> Tensor:
-        """Return the image's vectors (B, R, C) before the norm, from all values (B, blocks * H, T, D)."""
+        """Compute the vectors (B, R, C) before the norm from the values of all blocks (B, blocks * H, T, D)."""
         vectors = torch.einsum("bhtd,hdc->bhtc", values, self.maps).flatten(1, 2)
         return torch.cat([vectors, self.constants.expand(len(values), -1, -1)], dim=1)
 
     def after_norm(self, vectors: Tensor) -> Tensor:
-        """Return the vectors (B, R + 1, C) after the norm, which adds a vector for its bias."""
+        """Apply the norm to the vectors, and append one for the norm's bias, which gives (B, R + 1, C)."""
         bias = self.norm.bias.expand(len(vectors), 1, -1)
         return torch.cat([vectors * self.norm.weight, bias], dim=1)
 
 
 def by_head(few: Tensor, shared: Tensor) -> Tensor:
-    """Return few (B, H, N, K) times shared (H, K, M), head by head, as (B, H * N, M)."""
+    """Multiply `few` (B, H, N, K) by `shared` (H, K, M) in each head, and return (B, H * N, M)."""
     prompts, heads = few.shape[:2]
     together = torch.bmm(few.transpose(0, 1).reshape(heads, -1, few.shape[-1]), shared)
     return torch.unflatten(together, 1, (prompts, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def scaled(heads: Tensor) -> Tensor:
-    """Return (B, H, N, D) times the factor of scaled dot-product attention, D^-0.5."""
+    """Multiply the heads (B, H, N, D) by D^-0.5, the factor of scaled dot-product attention."""
     return heads * float(heads.shape[-1] ** -0.5)

@@ -1,6 +1,6 @@
 """Selection of attention kernels on a GPU. Only the weights' dtype decides, because each kernel rounds differently.
 
-Otherwise, `F.scaled_dot_product_attention` may use cuDNN, depending on its version and the environment.
+If left to choose, `F.scaled_dot_product_attention` may use cuDNN, depending on its version and the environment.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 AttentionKernels = Literal["triton", "flash", "efficient"]
-"""Our kernels, which support relative positions, or one of torch's two kinds."""
+"""Attention kernels: ours, which support relative positions, or one of the two kinds in torch."""
 
 _TRITON = find_spec("triton") is not None
 _HALF = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
@@ -21,17 +21,17 @@ _EXACT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attention_kernels(dtype: torch.dtype) -> AttentionKernels:
-    """Return the kernels for a weight dtype: ours in half precision if Triton is installed, otherwise torch's."""
+    """Choose the kernels for a weight dtype: ours in half precision if Triton is installed, otherwise torch's."""
     if dtype not in (torch.bfloat16, torch.float16):
         return "efficient"  # flash attention doesn't support float32
     return "triton" if _TRITON else "flash"
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """Run `F.scaled_dot_product_attention`, on a GPU with the torch kernels that `attention_kernels` selects.
+    """Run `F.scaled_dot_product_attention`. On a GPU, use the torch kernels that `attention_kernels` selects.
 
-    In place of ours, torch's flash attention runs. If a GPU lacks a kernel, the next in a fixed order runs, but not
-    cuDNN's.
+    If it selects our kernels, this function runs torch's flash attention instead. If the GPU doesn't support a kernel,
+    the next one in a fixed order runs, but never cuDNN's.
     """
     if q.device.type != "cuda":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
@@ -41,9 +41,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: f
 
 
 def relative_attention(x: Tensor, heads: int, side: int) -> Callable[..., Tensor] | None:
-    """Return our kernels for tokens x (B, H, W, C), or None if `kernels/relative_attention.py` doesn't support them.
+    """Return our kernels for tokens x (B, H, W, C). If they don't support this input, return None.
 
-    The kernels have no gradients.
+    The kernels don't compute gradients.
     """
     if x.device.type != "cuda" or torch.is_grad_enabled() or attention_kernels(x.dtype) != "triton":
         return None
@@ -53,7 +53,7 @@ def relative_attention(x: Tensor, heads: int, side: int) -> Callable[..., Tensor
 
 
 def _kernels() -> Any:
-    """Return the module of kernels. Its import loads Triton, so this is only called on a GPU."""
+    """Import the kernels. The import loads Triton, so call this only on a GPU."""
     from segmint.model.kernels import relative_attention as kernels
 
     return kernels

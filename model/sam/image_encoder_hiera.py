@@ -1,8 +1,8 @@
 """SAM 2's image encoder: Hiera (arXiv 2306.00989) with a feature pyramid (SAM 2 paper, arXiv 2408.00714, Section 4).
 
-Four stages, each of which halves the resolution and doubles the channels, give maps of 256, 128, 64, and 32 positions
-per side. The image embedding is the third map plus the fourth. The first two maps are the high-resolution features,
-which the mask decoder adds while it upscales the embedding.
+Hiera has four stages. Each stage halves the resolution of the previous one and doubles its channels, so their maps have
+256, 128, 64, and 32 positions per side. The image embedding is the third map plus the upsampled fourth map. The first
+two maps are the high-resolution features, which the mask decoder adds while it upscales the embedding.
 """
 
 from collections.abc import Mapping
@@ -25,22 +25,22 @@ from segmint.model.sam.products import Linear, linear
 
 NORM_EPS = 1e-6
 PATCH_SIZE = 4
-"""Stride of the patch embedding: pixels per position of the first stage."""
+"""Stride of the patch embedding, in pixels per position of the first stage."""
 HIGH_RES_CHANNELS = (EMBEDDING_CHANNELS // 4, EMBEDDING_CHANNELS // 8)
-"""Channels of the high-resolution features of the second and the first stage."""
+"""Number of channels of the high-resolution features from the second stage and from the first stage."""
 
 
 @dataclass(frozen=True)
 class HieraShape:
-    """Size of a Hiera.
+    """Dimensions of a Hiera.
 
     Attributes:
-        width: channels of the first stage; each further stage has twice as many.
-        heads: attention heads of the first stage, which double in the same way.
-        depths: blocks of each stage.
-        windows: side of each stage's windows in positions.
+        width: number of channels in the first stage. Each stage has twice as many as the previous one.
+        heads: number of attention heads in the first stage, which doubles in the same way.
+        depths: number of blocks in each stage.
+        windows: side of each stage's windows, in positions.
         global_blocks: indices of the blocks that attend to the whole map.
-        background: side of the position embedding before it is interpolated to the map.
+        background: side of the position embedding before it's interpolated to the size of the map.
     """
 
     width: int
@@ -52,7 +52,7 @@ class HieraShape:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each stage."""
+        """Number of channels in each stage."""
         return tuple(self.width << stage for stage in range(len(self.depths)))
 
 
@@ -67,8 +67,8 @@ HIERA_SHAPES: Mapping[str, HieraShape] = {
 class ImageEncoderHiera(nn.Module):
     """Image encoder that maps normalized images to embeddings and high-resolution features.
 
-    It includes the parts of SAM 2 that only depend on the image: the projections of the high-resolution features, and
-    the embedding of "no memory", which still images have in place of earlier frames.
+    It includes all parts of SAM 2 that depend only on the image. These are the projections of the high-resolution
+    features, and the "no memory" embedding, which replaces the memory of earlier frames for still images.
     """
 
     high_res_channels = HIGH_RES_CHANNELS
@@ -84,7 +84,7 @@ class ImageEncoderHiera(nn.Module):
         self.no_memory_embed = nn.Parameter(torch.zeros(1, 1, EMBEDDING_CHANNELS))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode (B, 3, S, S), with S a multiple of 32.
+        """Encode images (B, 3, S, S), where S is a multiple of 32.
 
         Returns the embedding (B, 256, S / 16, S / 16), and the high-resolution features (B, 64, S / 8, S / 8) and (B,
         32, S / 4, S / 4).
@@ -96,7 +96,7 @@ class ImageEncoderHiera(nn.Module):
 
 
 class Hiera(nn.Module):
-    """Trunk of the encoder: transformer blocks over maps whose resolution halves between stages."""
+    """Trunk of the encoder: transformer blocks on maps whose resolution halves from stage to stage."""
 
     def __init__(self, shape: HieraShape) -> None:
         super().__init__()
@@ -107,14 +107,14 @@ class Hiera(nn.Module):
         for stage, (depth, width) in enumerate(zip(shape.depths, shape.widths, strict=True)):
             for number in range(depth):
                 pools = stage > 0 and number == 0
-                # A block that pools attends within the windows of the previous stage, whose positions it receives.
+                # A block that pools receives the positions of the previous stage, so it uses that stage's windows.
                 window = shape.windows[stage - pools] if len(blocks) not in shape.global_blocks else None
                 blocks.append(HieraBlock(width >> pools, width, shape.heads << stage, window, pools))
         self.blocks = nn.ModuleList(blocks)
         self.ends = {sum(shape.depths[: stage + 1]) - 1 for stage in range(len(shape.depths))}
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the map (B, C, H, W) of each stage, from fine to coarse, for images (B, 3, S, S)."""
+        """Encode images (B, 3, S, S), and return the map (B, C, H, W) of each stage, from fine to coarse."""
         x = self.patch_embed(image)
         x = (x + self._positions(x.shape[1], x.shape[2])).contiguous()
         maps = []
@@ -125,14 +125,17 @@ class Hiera(nn.Module):
         return maps
 
     def _positions(self, height: int, width: int) -> Tensor:
-        """Return the position embedding (1, height, width, C), whose second part repeats in each window."""
+        """Return the position embedding (1, height, width, C).
+
+        It's the sum of an embedding of the whole map and an embedding that repeats in each window.
+        """
         whole = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
         side = self.pos_embed_window.shape[-1]
         return (whole + self.pos_embed_window.tile(1, 1, height // side, width // side)).permute(0, 2, 3, 1)
 
 
 class PatchEmbed(nn.Module):
-    """Convolution from overlapping patches of 7x7 pixels to tokens."""
+    """Convolution that maps overlapping patches of 7x7 pixels to tokens."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -145,10 +148,10 @@ class PatchEmbed(nn.Module):
 
 
 class HieraBlock(nn.Module):
-    """Pre-norm transformer block with attention within windows, or over the whole map if `window` is None.
+    """Pre-norm transformer block that attends within windows or, if `window` is None, over the whole map.
 
-    If it `pools`, it is the first block of a stage and halves the resolution: the queries are pooled before the
-    attention, and so is a projection of the block's input, to which the result is added.
+    With `pools`, the block is the first one of a stage, and it halves the resolution. It pools the queries before the
+    attention. Because the block adds the attention's output to its input, it also projects and pools its input.
     """
 
     def __init__(self, width: int, width_out: int, heads: int, window: int | None, pools: bool) -> None:
@@ -163,7 +166,7 @@ class HieraBlock(nn.Module):
             self.proj = Linear(width, width_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, width) to (B, H, W, width_out), or half of H and W if the block pools."""
+        """Map (B, H, W, width) to (B, H, W, width_out). If the block pools, H and W are halved."""
         normalized = self.norm1(x)
         if self.pools:
             x = max_pool(self.proj(normalized))
@@ -173,7 +176,7 @@ class HieraBlock(nn.Module):
 
 
 class PooledAttention(nn.Module):
-    """Multi-head self-attention of a map within windows, whose queries may be pooled."""
+    """Multi-head self-attention within the windows of a map. The queries may be pooled."""
 
     def __init__(self, width: int, width_out: int, heads: int) -> None:
         super().__init__()
@@ -182,11 +185,11 @@ class PooledAttention(nn.Module):
         self.proj = Linear(width_out, width_out)
 
     def forward(self, x: Tensor, window: int | None, pools: bool) -> Tensor:
-        """Map (B, H, W, width) to (B, H, W, width_out), or half of H and W if it `pools`."""
+        """Map (B, H, W, width) to (B, H, W, width_out). With `pools`, H and W are halved."""
         height, width = x.shape[1:3]
         side = window or height
-        # The zeros that pad the last windows are attended to like any token, as in training. Their q, k, and v are just
-        # the bias, so they are left out of the product but not of the sum.
+        # As in training, tokens also attend to the zeros that pad the last windows. The q, k, and v of these zeros are
+        # just the bias, so the matrix product skips them, and the bias is added afterwards.
         qkv = torch.unflatten(linear(x.flatten(0, 2), self.qkv.weight), 0, x.shape[:3])
         q, k, v = (partition_windows(qkv, side) + self.qkv.bias).chunk(3, dim=-1)
         if pools:
@@ -198,21 +201,24 @@ class PooledAttention(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Feature pyramid over the stages' maps (arXiv 1612.03144), which only adds the coarsest map to the one before."""
+    """Feature pyramid (arXiv 1612.03144) over the stages' maps. It adds only the coarsest map to the next finer map."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
-        # In the order of the weights: from coarse to fine.
+        # In the checkpoint's order, from coarse to fine.
         self.convs = nn.ModuleList(nn.Conv2d(width, EMBEDDING_CHANNELS, kernel_size=1) for width in reversed(widths))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Return the maps of all stages except the last one, (B, 256, H, W) each, from the maps of all stages."""
+        """Project the maps of all stages to 256 channels, and add the last one to the one before.
+
+        Returns the maps (B, 256, H, W) of all stages except the last.
+        """
         *finer, before_last, last = (conv(map_) for conv, map_ in zip(reversed(list(self.convs)), maps, strict=True))
         added = before_last + F.interpolate(last, scale_factor=2.0, mode="nearest")
         return [*finer, added]
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """Return the maximum of each 2x2 positions of (B, H, W, C) with even H and W, as (B, H / 2, W / 2, C)."""
+    """Return the maximum of each 2x2 block of (B, H, W, C), where H and W are even, as (B, H / 2, W / 2, C)."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).amax(dim=(2, 4))

@@ -1,6 +1,6 @@
 """MobileSAM's image encoder: TinyViT (arXiv 2207.10666) at 1024 pixels without the last downsampling.
 
-Convolutions operate on (B, C, H, W), transformer blocks on (B, H, W, C).
+Convolutions process (B, C, H, W), and transformer blocks process (B, H, W, C).
 """
 
 import copy
@@ -37,13 +37,14 @@ class ImageEncoderTinyViT(nn.Module):
                 AttentionStage(WIDTHS[3], DEPTHS[3], WINDOWS[2], None),
             ]
         )
-        # The checkpoint includes its ImageNet classifier. These two layers exist so that the checkpoint loads strictly.
+        # The checkpoint includes TinyViT's ImageNet classifier. Without these two unused layers, strict loading would
+        # fail.
         self.norm_head = nn.LayerNorm(WIDTHS[3])
         self.head = nn.Linear(WIDTHS[3], CLASSES)
         self.neck = embedding_neck(WIDTHS[3])
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encode (B, 3, S, S) as (B, 256, S / 16, S / 16)."""
+        """Encode images (B, 3, S, S) as (B, 256, S / 16, S / 16)."""
         x = self.patch_embed(image)
         for layer in self.layers:
             x = layer(x)
@@ -51,11 +52,11 @@ class ImageEncoderTinyViT(nn.Module):
         return embedding
 
     def folded(self) -> Self:
-        """Return a copy with batch norms folded into convolutions, only for inference; it is a fifth faster on a CPU.
+        """Return a copy for inference in which batch norms are folded into convolutions. It's a fifth faster on a CPU.
 
-        Embeddings differ by less than 1e-5. The copy stores the weights of convolutions with channels last, and the
-        names in its state dict differ from those in checkpoints. Raises ValueError in training mode, in which batch
-        norms depend on the batch.
+        The embeddings differ by less than 1e-5. The copy stores convolution weights in channels-last order, and its
+        state dict uses other names than checkpoints. Raises ValueError in training mode, because batch norms then
+        depend on the batch.
         """
         if self.training:
             raise ValueError("the encoder is in training mode: call .eval() before folding batch norms")
@@ -68,7 +69,7 @@ class ImageEncoderTinyViT(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, followed by batch norm, and by GELU if requested."""
+    """Convolution without bias, followed by batch norm and, if requested, GELU."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, gelu: bool = False
@@ -84,7 +85,10 @@ class ConvNorm(nn.Module):
         return F.gelu(out) if self.gelu else out
 
     def folded(self) -> nn.Module:
-        """Return an equivalent convolution with bias, and GELU, for evaluation mode; computed in float32."""
+        """Fold the layers into an equivalent convolution with bias, and GELU, for evaluation mode.
+
+        The folding is computed in float32.
+        """
         dtype = self.c.weight.dtype
         exact = copy.deepcopy(self).float()
         fused = fuse_conv_bn_eval(exact.c, exact.bn).to(dtype)
@@ -92,11 +96,11 @@ class ConvNorm(nn.Module):
 
 
 class Stem(nn.Module):
-    """Two strided convolutions: (B, 3, S, S) to (B, width, S / 4, S / 4)."""
+    """Two strided convolutions, which map (B, 3, S, S) to (B, width, S / 4, S / 4)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # The checkpoint numbers the GELU between them as a separate layer.
+        # The checkpoint counts the GELU between the two as a separate layer.
         first = ConvNorm(3, width // 2, kernel=3, stride=2, gelu=True)
         second = ConvNorm(width // 2, width, kernel=3, stride=2)
         self.seq = nn.Sequential(OrderedDict([("0", first), ("2", second)]))
@@ -123,7 +127,7 @@ class MBConv(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Transition between two stages: a new width, and half the resolution if `stride` is 2."""
+    """Transition between two stages, which changes the width. If `stride` is 2, it also halves the resolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -138,7 +142,7 @@ class PatchMerging(nn.Module):
 
 
 class ConvStage(nn.Module):
-    """First stage: inverted bottlenecks, then the transition to the next stage."""
+    """First stage: inverted bottlenecks, followed by the transition to the next stage."""
 
     def __init__(self, width: int, depth: int, downsample: PatchMerging) -> None:
         super().__init__()
@@ -152,7 +156,7 @@ class ConvStage(nn.Module):
 
 
 class AttentionStage(nn.Module):
-    """Later stage: transformer blocks in windows, then the transition to the next stage if there is one."""
+    """Later stage: transformer blocks in windows, followed by the transition to the next stage if there is one."""
 
     def __init__(self, width: int, depth: int, window: int, downsample: PatchMerging | None) -> None:
         super().__init__()
@@ -160,13 +164,13 @@ class AttentionStage(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, width, H, W) to the output of `downsample`, or to the same shape without one."""
+        """Map (B, width, H, W) to the output of `downsample`. Without `downsample`, the shape stays the same."""
         x = self.blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x if self.downsample is None else self.downsample(x)
 
 
 class TinyViTBlock(nn.Module):
-    """Attention in windows, a depthwise convolution across their borders, and a perceptron."""
+    """Transformer block: attention in windows, a depthwise convolution across their borders, and a perceptron."""
 
     def __init__(self, width: int, window: int) -> None:
         super().__init__()
@@ -185,9 +189,9 @@ class TinyViTBlock(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention in one window, with a learned bias per |dy|, |dx|.
+    """Multi-head self-attention within a window, with a learned bias per (|dy|, |dx|).
 
-    The norm is part of this layer, so the zeros that pad a window are normalized too and become the norm's bias.
+    This layer includes the norm, so it also normalizes the zeros that pad a window. They become the norm's bias.
     """
 
     def __init__(self, width: int, heads: int, window: int) -> None:
@@ -201,10 +205,10 @@ class WindowAttention(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """Map (N, window, window, C) to the same shape."""
         side = windows.shape[1]
-        # Each head's q, k, and v are adjacent: (heads, 3 * D), unlike the ViT's (3, heads, D).
+        # The q, k, and v of each head are adjacent: (heads, 3 * D). The ViT uses (3, heads, D) instead.
         qkv = torch.unflatten(self.qkv(self.norm(windows)).flatten(1, 2), -1, (self.heads, 3, -1))
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
-        # As (1, heads, side², side²), because a CPU's fused kernel does not support 3-dimensional masks.
+        # (1, heads, side², side²), because a CPU's fused kernel doesn't support 3-dimensional masks.
         bias = self.attention_biases[None, :, bias_index(side, windows.device)]
         attended = attend(q, k, v, bias)
         out: Tensor = self.proj(join_heads(attended))
@@ -212,7 +216,7 @@ class WindowAttention(nn.Module):
 
 
 class NormedMlp(nn.Module):
-    """Layer norm and a perceptron with four times the width."""
+    """Layer norm, followed by a perceptron whose hidden layer is four times as wide."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -227,7 +231,7 @@ class NormedMlp(nn.Module):
 
 
 def bias_index(side: int, device: torch.device) -> Tensor:
-    """Return the (side², side²) int64 table of |dy| * side + |dx| between any two positions of a window."""
+    """Return the table of |dy| * side + |dx| between any two positions of a window, (side², side²) int64."""
     positions = torch.arange(side * side, device=device)
     rows, columns = positions // side, positions % side
     dy = (rows[:, None] - rows[None, :]).abs()

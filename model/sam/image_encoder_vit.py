@@ -14,14 +14,15 @@ from segmint.model.sam.products import Linear, linear
 WINDOW = 14
 NORM_EPS = 1e-6
 
-# Number of logits per head whose position terms are materialized at once: 1 MB in float32, or one row of 64 queries on
-# the full map. On a CPU, this is twice as fast as all 4096 queries at once, whose terms would take 800 MB in ViT-B.
+# Number of logits per head whose position terms are computed at once: 1 MB in float32, or one row of 64 queries on the
+# full map. On a CPU, this is twice as fast as computing all 4096 queries at once. Their terms would take 800 MB in
+# ViT-B.
 BAND_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
 class VitShape:
-    """Size of a ViT: the tokens' width, the number of blocks and heads, and the indices of global blocks."""
+    """Dimensions of a ViT: the tokens' width, the number of blocks and heads, and the indices of global blocks."""
 
     width: int
     depth: int
@@ -37,7 +38,7 @@ VIT_H = VitShape(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))
 class ImageEncoderViT(nn.Module):
     """Image encoder that maps normalized, padded images to embeddings.
 
-    `image_size` is the side of the square input in pixels, a multiple of `patch_size`; see `Geometry`.
+    `image_size` is the side of the square input in pixels, and must be a multiple of `patch_size`; see `Geometry`.
     """
 
     def __init__(self, shape: VitShape, image_size: int = SAM1.image_size, patch_size: int = SAM1.patch_size) -> None:
@@ -52,11 +53,12 @@ class ImageEncoderViT(nn.Module):
         self.neck = embedding_neck(shape.width)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encode (B, 3, S, S) as (B, 256, S / 16, S / 16)."""
+        """Encode images (B, 3, S, S) as (B, 256, S / 16, S / 16)."""
         x = self.patch_embed(image) + self.pos_embed
         if x.device.type != "cpu":
-            # A convolution puts channels first and sums keep that order, so each norm and product would have to copy
-            # the map. On a CPU, the rounding of the neck's convolution depends on the order.
+            # A convolution returns channels-first memory, and sums keep that layout, so each norm and each product
+            # would have to copy the map. Don't do this on a CPU: there, the rounding of the neck's convolution depends
+            # on the layout.
             x = x.contiguous()
         for block in self.blocks:
             x = block(x)
@@ -65,7 +67,7 @@ class ImageEncoderViT(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Linear map from each patch of pixels, 16x16 in SAM, to a token."""
+    """Linear layer that maps each patch of pixels, 16x16 in SAM, to a token."""
 
     def __init__(self, width: int, patch_size: int) -> None:
         super().__init__()
@@ -78,7 +80,7 @@ class PatchEmbed(nn.Module):
 
 
 class VitBlock(nn.Module):
-    """Pre-norm transformer block with attention within windows, or over the whole map if `window` is None."""
+    """Pre-norm transformer block that attends within windows or, if `window` is None, over the whole map."""
 
     def __init__(self, width: int, heads: int, grid: int, window: int | None) -> None:
         super().__init__()
@@ -97,8 +99,8 @@ class VitBlock(nn.Module):
 class RelativeAttention(nn.Module):
     """Multi-head self-attention within squares of tokens, with decomposed relative positions.
 
-    `side` is the side in tokens of a square, which is a window or the whole map. The relative positions are those of
-    MViTv2 (arXiv 2112.01526, eq. 4): one table for rows and one for columns, each with 2 * side - 1 vectors.
+    A square is a window or the whole map, and `side` is its side in tokens. The relative positions follow MViTv2 (arXiv
+    2112.01526, eq. 4), with one table for rows and one for columns. Each table contains 2 * side - 1 vectors.
     """
 
     def __init__(self, width: int, heads: int, side: int) -> None:
@@ -121,25 +123,25 @@ class RelativeAttention(nn.Module):
         return out
 
     def _attend(self, x: Tensor) -> Tensor:
-        """Return all heads' sums of values, (B, H, W, C), computed by torch operations."""
+        """Compute the attention of all heads with torch operations, (B, H, W, C)."""
         side = self.side
-        # The zeros that pad the last windows are attended to like any token, as in training. Their q, k, and v are just
-        # the bias, so the product excludes them and the sum doesn't.
+        # As in training, tokens also attend to the zeros that pad the last windows. The q, k, and v of these zeros are
+        # just the bias, so the matrix product skips them, and the bias is added afterwards.
         qkv = torch.unflatten(linear(x.flatten(0, 2), self.qkv.weight), 0, x.shape[:3])
         qkv = partition_windows(qkv, side) + self.qkv.bias
         heads = torch.unflatten(qkv.flatten(1, 2), -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads.contiguous().unbind(0)
         rows, columns = self._position_logits(q)
-        # Neither method is faster everywhere. A CPU's kernel is fastest on short bands whose logits fit in the cache,
-        # and a GPU's kernel in one call without a mask.
+        # Neither method is faster everywhere. A CPU's kernel is fastest on short bands, whose logits fit into the
+        # cache. A GPU's kernel is fastest in one call without a mask.
         attend_by = attend_in_bands if q.device.type == "cpu" else attend_with_extended_keys
         attended = torch.unflatten(join_heads(attend_by(q, k, v, rows, columns)), 1, (side, side))
         return merge_windows(attended, x.shape[1], x.shape[2])
 
     def _position_logits(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the terms that a key's row and column add to its logit, each (N, heads, side², side), per query.
+        """Return the terms that the row and the column of each key add to its logits, both (N, heads, side², side).
 
-        q is (N, heads, side², D), not scaled by the attention's 1/sqrt(D).
+        q is (N, heads, side², D), before scaling by the attention's 1/sqrt(D).
         """
         offsets = relative_offsets(self.side, q.device)
         q = torch.unflatten(q, 2, (self.side, self.side))
@@ -149,11 +151,11 @@ class RelativeAttention(nn.Module):
 
 
 def attend_in_bands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return softmax(q kᵀ / sqrt(D) + rows + columns) v, computed for a few rows of queries at a time.
+    """Compute softmax(q kᵀ / sqrt(D) + rows + columns) v for a few rows of queries at a time: (B, heads, side², D).
 
     q, k, and v are (B, heads, side², D). `rows` and `columns` (B, heads, side², side) are the terms that the row and
-    the column of each key add to its logit. Their sum takes (band, side²) per head, never (side², side²). Bands don't
-    change the bits of the result, which is (B, heads, side², D).
+    the column of each key add to its logit. Working in bands limits the sum of these terms to (band, side²) per head
+    instead of (side², side²). It doesn't change the bits of the result.
     """
     side = rows.shape[-1]
     band = side * max(1, BAND_ELEMENTS // side**3)
@@ -171,14 +173,14 @@ def attend_in_bands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tens
 
 
 def attend_with_extended_keys(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the result of `attend_in_bands` in one call without a mask, with positions as additional inner dimensions.
+    """Compute `attend_in_bands` in one call without a mask, by moving the positions into additional inner dimensions.
 
-    With e(j) the one-hot vector of j, for a key in row y and column x:
+    For a key in row y and column x, with e(j) as the one-hot vector of j:
 
         q·k / sqrt(D) + rows[y] + columns[x] = [q / sqrt(D), rows, columns] · [k, e(y), e(x)]
 
-    So q and k need D + 2 * side dimensions. These and the D dimensions of v are padded with zeros to the same multiple
-    of 8, as the fused kernels of GPUs require.
+    This extends q and k to D + 2 * side dimensions. Fused GPU kernels require a multiple of 8, with the same number for
+    v, so q, k, and v are all padded with zeros to that multiple.
     """
     side, dimensions = rows.shape[-1], q.shape[-1]
     one_hot = torch.eye(side, dtype=k.dtype, device=k.device)
@@ -197,6 +199,6 @@ def attend_with_extended_keys(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, col
 
 
 def relative_offsets(side: int, device: torch.device) -> Tensor:
-    """Return the (side, side) int64 table of q - k + side - 1: the row of a position table for each pair."""
+    """Return the table of q - k + side - 1, (side, side) int64, which is the row of a position table for each pair."""
     positions = torch.arange(side, device=device)
     return positions[:, None] - positions[None, :] + side - 1

@@ -32,26 +32,28 @@ SAM2_NAMES = (
     (r"(.*\.mlp)\.layers\.0\.", r"\1.lin1."),
     (r"(.*\.mlp)\.layers\.1\.", r"\1.lin2."),
 )
-"""Patterns for the beginnings of names in SAM 2's checkpoints, and their replacements in our names, in this order."""
+"""Patterns for the start of names in SAM 2's checkpoints, with the replacements that turn them into our names. They are
+applied in this order."""
 
 SAM2_MEMORY = (
     *("maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial", "mask_downsample."),
     *("memory_attention.", "memory_encoder.", "obj_ptr_proj.", "obj_ptr_tpos_proj."),
 )
-"""Names of tensors and, with a dot, of modules in SAM 2's checkpoints that are only for videos and aren't loaded."""
+"""Parts of SAM 2's checkpoints that are only for videos, and that we don't load. Names with a dot at the end are
+modules; the others are tensors."""
 
 _DECODER_LAYER = re.compile(r"mask_decoder\.transformer\.layers\.(\d+)\.")
 _HIERA_BLOCK = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.")
 
 
 class SamWeightsError(ValueError):
-    """Error for a file or a state dict that doesn't contain the weights of a SAM."""
+    """File or state dict that doesn't contain the weights of a SAM."""
 
 
 def build_sam(architecture: Architecture, decoder_depth: int = 2) -> Sam:
-    """Return a SAM with random weights, in float32 and evaluation mode.
+    """Create a SAM with random weights, in float32 and evaluation mode.
 
-    Raises ValueError for an unknown architecture or a decoder without layers.
+    Raises ValueError if the architecture is unknown or the decoder has no layers.
     """
     if architecture not in get_args(Architecture):
         names = ", ".join(get_args(Architecture))
@@ -72,10 +74,10 @@ def geometry_of(architecture: Architecture) -> Geometry:
 
 
 def load_sam(path: str | Path, device: str | torch.device = "cpu") -> Sam:
-    """Load the SAM of the checkpoint at `path`, in float32 and evaluation mode, on `device`.
+    """Load a SAM from the checkpoint at `path` to `device`, in float32 and evaluation mode.
 
-    Raises SamWeightsError if the file is not a SAM checkpoint, and OSError if it cannot be read. Only tensors are
-    unpickled, so a file cannot run code.
+    Raises SamWeightsError if the file isn't a SAM checkpoint, and OSError if it can't be read. Only tensors are
+    unpickled, so a file can't run code.
     """
     state = read_state(path, "cpu")
     try:
@@ -85,7 +87,7 @@ def load_sam(path: str | Path, device: str | torch.device = "cpu") -> Sam:
 
 
 def inspect_checkpoint(path: str | Path) -> tuple[Architecture, int]:
-    """Return a checkpoint's architecture and mask decoder depth, which only depend on its names and shapes.
+    """Detect a checkpoint's architecture and mask decoder depth from the names and shapes of its weights.
 
     Raises the same errors as `load_sam`.
     """
@@ -96,7 +98,7 @@ def inspect_checkpoint(path: str | Path) -> tuple[Architecture, int]:
 
 
 def read_state(path: str | Path, device: str) -> Any:
-    """Return the contents of a PyTorch checkpoint. Only tensors are unpickled. Raises the errors of `load_sam`."""
+    """Read a PyTorch checkpoint, but unpickle only tensors. Raises the same errors as `load_sam`."""
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except OSError:
@@ -109,10 +111,10 @@ def read_state(path: str | Path, device: str) -> Any:
 
 
 def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:
-    """Return the SAM that a state dict describes, in float32 and evaluation mode, on the tensors' device.
+    """Create the SAM that a state dict describes, in float32 and evaluation mode, on the tensors' device.
 
-    Float32 tensors are shared, not copied. `state` may be the content of a SAM 2 checkpoint, see `with_our_names`.
-    Raises SamWeightsError if names or shapes are not those of a SAM.
+    Float32 tensors are shared, not copied. `state` can also be the content of a SAM 2 checkpoint; see `with_our_names`.
+    Raises SamWeightsError if names or shapes don't match a SAM.
     """
     state = with_our_names(state)
     architecture, decoder_depth = detect_architecture(state)
@@ -128,10 +130,10 @@ def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:
 
 
 def with_our_names(state: Any) -> Any:
-    """Return a SAM 2 checkpoint's state dict with our names and without `SAM2_MEMORY`; return anything else unchanged.
+    """Convert the content of a SAM 2 checkpoint to a state dict with our names and without `SAM2_MEMORY`.
 
-    Such a checkpoint contains the state dict as its only item, `model`. Raises SamWeightsError if two of its tensors
-    would get the same name.
+    Such a checkpoint contains the state dict as its only item, `model`. Anything else is returned unchanged. Raises
+    SamWeightsError if two tensors would have the same name.
     """
     inner = state["model"] if isinstance(state, Mapping) and set(state) == {"model"} else state
     if not isinstance(inner, Mapping) or not any(str(name).startswith("sam_mask_decoder.") for name in inner):
@@ -144,23 +146,23 @@ def with_our_names(state: Any) -> Any:
 
 
 def our_name(name: str) -> str:
-    """Return our name of a tensor of SAM 2's checkpoints."""
+    """Convert the name of a tensor in SAM 2's checkpoints to our name."""
     for pattern, ours in SAM2_NAMES:
         name = re.sub(rf"\A{pattern}", ours, name)
     return name
 
 
 def is_memory(name: str) -> bool:
-    """Return whether a tensor of SAM 2's checkpoints isn't loaded, see `SAM2_MEMORY`."""
+    """Return whether a tensor in SAM 2's checkpoints belongs to `SAM2_MEMORY`, so it isn't loaded."""
     return any(name.startswith(part) if part.endswith(".") else name == part for part in SAM2_MEMORY)
 
 
 def detect_architecture(state: Any) -> tuple[Architecture, int]:
-    """Return the architecture and the mask decoder's depth of a state dict.
+    """Detect the architecture and the depth of the mask decoder from a state dict.
 
-    The width of the position embedding identifies a ViT, and the number of blocks a Hiera; TinyViT has different names.
-    The depth is the number of the decoder's layers. `state` may be the content of a SAM 2 checkpoint. Raises
-    SamWeightsError if a part is missing, or if `state` is not a state dict.
+    The width of the position embedding identifies a ViT, the number of blocks identifies a Hiera, and the names
+    identify a TinyViT. The depth is the number of decoder layers. `state` can also be the content of a SAM 2
+    checkpoint. Raises SamWeightsError if a part is missing, or if `state` isn't a state dict.
     """
     state = with_our_names(state)
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
@@ -178,7 +180,7 @@ def detect_architecture(state: Any) -> tuple[Architecture, int]:
 
 
 def encoder_architecture(state: Mapping[str, Tensor]) -> Architecture:
-    """Return the architecture of the image encoder in a state dict. Raises SamWeightsError if there is none."""
+    """Detect the architecture of the image encoder in a state dict. Raises SamWeightsError if there is none."""
     positions = state.get("image_encoder.pos_embed")
     if positions is not None:
         widths = {shape.width: name for name, shape in VIT_SHAPES.items()}
@@ -202,7 +204,7 @@ def encoder_architecture(state: Mapping[str, Tensor]) -> Architecture:
 
 
 def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Describe the differences that keep `found` from loading strictly; return an empty string if there are none."""
+    """Describe why `found` can't be loaded strictly. If there are no differences, return an empty string."""
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
     reshaped = [

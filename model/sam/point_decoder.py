@@ -1,17 +1,17 @@
 """Mask decoder for single points: the sums of `MaskDecoder` in another order, with fewer multiplications.
 
-A grid has hundreds of points on one image. Three facts make most products of the direct formula unnecessary, without
-approximation:
+A grid prompts the model with hundreds of points on the same image, so most of the work in `MaskDecoder` repeats from
+point to point. This decoder skips the repeated work. It approximates nothing, and relies on three facts:
 
-1. *Shared image.* In the first block, the image is the same for every point, so `plan_points` computes its projections
-   once per image.
-2. *Factored image.* Afterwards, each point has its own image, but it only differs from the shared one by a few vectors
-   (`factored_image`).
-3. *Scores first.* Predicted IoU only depends on the tokens. So `decode_points` returns it before any mask is drawn, and
-   `draw_masks` only draws the wanted masks.
+1. *Shared image.* All points start from the same image. `plan_points` projects that image once for the first block, and
+   every point reuses the projections.
+2. *Factored image.* After the first block, each point has its own version of the image, but each version differs from
+   the shared image by only a few vectors. `factored_image` stores and updates these vectors instead of the full image.
+3. *Scores first.* The predicted IoU depends only on the tokens. `decode_points` therefore returns the predicted IoUs
+   before any mask is drawn, and `draw_masks` draws only the masks that the caller selects.
 
 Shapes: B points, T = 7 tokens (8 in SAM 2), C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions.
-Everything is in the weights' dtype except the predicted IoU and the logits, which are float32.
+Tensors have the dtype of the weights, except for the predicted IoU and the logits, which are float32.
 """
 
 import itertools
@@ -34,31 +34,34 @@ from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
 from segmint.model.sam.products import linear, product
 from segmint.model.sam.transformer import Attention, TwoWayBlock
 
-# The tokens are the decoder's own and those of the prompt. For a point, only the tokens of the three masks are used.
+# The decoder's own tokens come first, followed by the tokens of the prompt. Single points use only the tokens of the
+# three masks.
 _THREE = range(1, MASK_TOKENS)
 POINT_TOKENS = 2
 """Number of prompt tokens per point: the point and its padding token ("not a point")."""
 
-# Number of prompts whose images a CPU processes together. A single one fits the caches best, but each torch operation
-# has an overhead that grows with the number of calling threads. This is the fastest of 1, 2, and 4.
+# Number of prompts whose images a CPU processes together. One prompt at a time makes the best use of the caches, but
+# each torch operation adds an overhead that grows with the number of calling threads. Of 1, 2, and 4 prompts, 4 is the
+# fastest.
 GROUP = 4
 
-# Number of prompts that a CPU draws together. Its caches fit the bands of one prompt.
+# Number of prompts that a CPU draws together. A CPU's caches hold the bands of only one prompt.
 DRAWN = 1
 
-# Number of positions that a CPU draws at once: 1 MB of maps in float32, so that a step's output is still in a core's
-# cache when the next step reads it.
+# Number of positions that a CPU draws at once. A band of this size takes 1 MB in float32, so the output of one step is
+# still in the core's cache when the next step reads it.
 BAND = 1024
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """Values that all points on one image share in one two-way block.
+    """Values of one two-way block that all points on an image share.
 
     Attributes:
-        view: for the tokens' attention to the image; None in the first block, where they attend to the shared image.
-        scores: for the image's queries.
-        norm: for the image after its attention to the tokens.
+        view: input to the tokens' attention to the image. None in the first block, where the tokens attend to the
+            shared image.
+        scores: input to the scores of the image's queries.
+        norm: input to the layer norm that follows the image's attention to the tokens.
     """
 
     view: SharedView | None
@@ -68,7 +71,7 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """Values of a `PointPlan` in the layout of the CPU kernels: a step per block, and the upscaling of masks."""
+    """Values of a `PointPlan` in the memory layout of the CPU kernels: one step per block, and the mask upscaler."""
 
     steps: tuple[SharedStep, ...]
     upscaler: Upscaler
@@ -79,13 +82,13 @@ class PointPlan:
     """Values that all points on one image share.
 
     Attributes:
-        keys: (1, H, P, D), keys of the shared image in the first block's attention from tokens to image.
+        keys: (1, H, P, D), keys that the first block projects from the shared image for the tokens' attention to it.
         values: (1, H, P, D), values of the same attention.
         blocks: one plan per block.
-        final: for the last attention from tokens to the image.
-        drawn: (P, 256), the shared image after the first step of upscaling, without bias.
-        added: what the high-resolution features add to the output of the steps of upscaling; see `as_parts`.
-        kernels: the same values for the CPU kernels; None if torch decodes and draws.
+        final: input to the last attention from the tokens to the image.
+        drawn: (P, 256), the shared image after the first upscaling step, without the bias.
+        added: terms that the high-resolution features add to the output of each upscaling step; see `as_parts`.
+        kernels: the same values for the CPU kernels. None if torch decodes the points and draws the masks.
     """
 
     keys: Tensor
@@ -99,10 +102,11 @@ class PointPlan:
 
 @dataclass(frozen=True)
 class PointMasks:
-    """Three masks for each of B points, decoded but not drawn.
+    """Decoded masks of B points, three per point, which `draw_masks` can draw.
 
-    `predicted_iou` is (B, 3) float32. `draw_masks` draws the masks from their `tokens` (B, 3, C) and the points'
-    `images`. Each of these covers some of the points, or all if CPU kernels decoded them.
+    `predicted_iou` is (B, 3) float32. `tokens` (B, 3, C) and `images` are the input to `draw_masks`. Each item of
+    `images` belongs to a group of consecutive points. If the CPU kernels decoded the points, `images` is a single
+    object for all of them.
     """
 
     predicted_iou: Tensor
@@ -119,12 +123,12 @@ def plan_points(
     mask_vectors: Tensor | None = None,
     high_res: tuple[Tensor, ...] = (),
 ) -> PointPlan:
-    """Return the plan for an image embedding (1, C, 64, 64) and its positional encoding (1, C, 64, 64).
+    """Precompute the values that all points share, from an image embedding and its positions, both (1, C, 64, 64).
 
-    `no_mask` (1, C, 64, 64) is the dense embedding of prompts without a mask. `kernels` decode points and draw masks if
-    they suit the model and the size of its embedding. With `mask_vectors` (K, C), the plan is for
-    `decode_with_kernels`, in which prompts add weighted sums of these vectors to the image. `high_res` are the image's
-    high-resolution features, if the model has them.
+    `positions` is the positional encoding. `no_mask` (1, C, 64, 64) is the dense embedding of prompts without a mask.
+    If `kernels` support the model and the size of its embedding, they decode the points and draw the masks. If you pass
+    `mask_vectors` (K, C), use the plan with `decode_with_kernels`, where each prompt adds a weighted sum of these
+    vectors to the image. `high_res` contains the image's high-resolution features if the model has any.
     """
     image = (features + no_mask).flatten(2).transpose(1, 2)
     places = positions.flatten(2).transpose(1, 2)
@@ -145,7 +149,7 @@ def plan_points(
         else:
             view = _shared_view(attention, shared, places)
             scores = _shared_scores(answer.q_proj, shared, places, answer.heads)
-            # The row of the previous norm, whose coefficients are 1, absorbs the bias.
+            # The previous norm added a row whose coefficients are all 1, so that row can absorb the bias.
             constants = torch.cat([constants[:-1], constants[-1:] + answer.out_proj.bias])
         outward = split_rows(answer.out_proj.weight.T, answer.heads)
         centred, maps, constants = (
@@ -188,7 +192,7 @@ def _for_kernels(decoder: MaskDecoder, plan: PointPlan, kernels: Kernels) -> Ker
 
 
 def _later_views(plan: PointPlan) -> list[SharedView]:
-    """Return, for each block, the view in which the tokens attend to the image after that block."""
+    """Return one view per block, with which the tokens attend to the output image of that block."""
     return [*(cast(SharedView, block.view) for block in plan.blocks[1:]), plan.final]
 
 
@@ -201,7 +205,10 @@ def _shared_view(attention: Attention, image: Tensor, places: Tensor) -> SharedV
 def _shared_scores(
     projection: nn.Linear, image: Tensor, places: Tensor | None, heads: int, with_bias: bool = True
 ) -> SharedScores:
-    """Return scores for the shared image (P, C) and positions (P, C); if these are None, `image` includes them."""
+    """Compute scores for the shared image (P, C) and its positions (P, C).
+
+    If `places` is None, `image` already includes the positions.
+    """
     weight = split_rows(projection.weight, heads)
     own = weight @ image.T
     bias = split_rows(projection.bias[:, None], heads) if with_bias else 0
@@ -211,9 +218,10 @@ def _shared_scores(
 
 
 def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> PointMasks:
-    """Return predicted IoUs for the three masks of B points, and the input to draw them.
+    """Predict the IoU of three masks for each of B points, without drawing the masks.
 
-    `sparse` (B, 2, C) embeds each point and the padding token ("not a point") that follows it.
+    The result also contains the input that `draw_masks` needs. `sparse` (B, 2, C) contains the embedding of each point,
+    followed by the embedding of the padding token ("not a point").
     """
     places = torch.cat([decoder.own_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
     if plan.kernels is not None:
@@ -245,11 +253,11 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
 def decode_with_kernels(
     decoder: MaskDecoder, plan: PointPlan, places: Tensor, chosen: range, mask: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, ImagesInBlocks]:
-    """Return the output tokens (B, 1 + N, C), and the images, for the input tokens (B, T, C) by the CPU kernels.
+    """Run the CPU kernels on the input tokens (B, T, C), and return the output tokens (B, 1 + N, C) and the images.
 
-    The plan must have kernels. The output tokens are the one for the predicted IoU, then those of the N `chosen` masks.
-    `mask` contains coefficients (B, K, P) and vectors (K, C), whose products are added to the shared image before the
-    first block. The plan must have the same vectors.
+    The plan must contain kernels. The first output token predicts the IoU, and the other N tokens belong to the
+    `chosen` masks. `mask` contains coefficients (B, K, P) and vectors (K, C); their product is added to the shared
+    image before the first block. Create the plan with the same vectors.
     """
     kernels = cast(KernelPlan, plan.kernels)
     transformer, blocks = decoder.transformer, decoder.transformer.blocks
@@ -286,15 +294,15 @@ def decode_with_kernels(
 
 
 def used_tokens(tokens: Tensor, chosen: range = _THREE) -> Tensor:
-    """Return the tokens (B, 1 + N, C) whose output is used: for the predicted IoU and the N masks `chosen`."""
+    """Select the tokens whose output is used: the IoU token, then those of the N `chosen` masks, (B, 1 + N, C)."""
     return torch.cat([tokens[:, :1], tokens[:, 1 + chosen.start : 1 + chosen.stop]], dim=1)
 
 
 def predicted_iou_of(decoder: MaskDecoder, token: Tensor) -> Tensor:
-    """Return predicted IoUs (B, 3) float32 of the three masks from the token (B, C).
+    """Return the predicted IoUs of the three masks, (B, 3) float32, from the IoU token (B, C).
 
-    On an accelerator, the head computes in float32 for any weight dtype. Half precision has steps of 0.004 in this
-    range, so a threshold between two steps would effectively change.
+    On an accelerator, the head computes in float32 even if the weights have another dtype. In half precision,
+    neighboring values in this range are 0.004 apart, so rounding would effectively move the IoU threshold.
     """
     if token.device.type == "cpu":
         return decoder.predicted_ious(token)[:, 1:].float()
@@ -307,7 +315,10 @@ def predicted_iou_of(decoder: MaskDecoder, token: Tensor) -> Tensor:
 
 
 def _slices(length: int, step: int, device: torch.device) -> list[slice]:
-    """Split a length into steps on a CPU, for its caches. Use one step on an accelerator (none if the length is 0)."""
+    """Split `length` into slices of `step` to fit a CPU's caches. An accelerator gets a single slice.
+
+    If the length is 0, the list is empty.
+    """
     step = step if device.type == "cpu" else max(1, length)
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
@@ -315,16 +326,16 @@ def _slices(length: int, step: int, device: torch.device) -> list[slice]:
 def _attend_to_images(
     attention: Attention, view: SharedView, queries: Tensor, images: list[FactoredImage], groups: list[slice]
 ) -> Tensor:
-    """Return the attention of queries (B, N, C) to their images as (B, N, C)."""
+    """Attend from each prompt's queries (B, N, C) to the prompt's own image, and return the output (B, N, C)."""
     return torch.cat(
         [view.attend(attention, queries[group], image) for group, image in zip(groups, images, strict=True)]
     )
 
 
 def attend_to_shared_image(attention: Attention, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Return the first block's attention from tokens (B, T, C) to the image.
+    """Compute the first block's attention from the tokens (B, T, C) to the shared image.
 
-    The points share keys and values, so all their tokens form one batch of queries.
+    All points share the keys and values, so the tokens of all points form a single batch of queries.
     """
     queries = split_heads(attention.q_proj(q).flatten(0, 1)[None], attention.heads)
     attended = join_heads(attend(queries, keys, values))
@@ -335,7 +346,7 @@ def attend_to_shared_image(attention: Attention, q: Tensor, keys: Tensor, values
 def _attend_to_masked_image(
     attention: Attention, q: Tensor, plan: PointPlan, coefficients: Tensor, vectors: Tensor
 ) -> Tensor:
-    """Return the result of `attend_to_shared_image` for the image plus coefficients (B, K, P) of vectors (K, C)."""
+    """Compute `attend_to_shared_image` for the shared image plus coefficients (B, K, P) times vectors (K, C)."""
     heads = attention.heads
     few = scaled(split_heads(attention.q_proj(q), heads))
     keys = split_heads((vectors @ attention.k_proj.weight.T)[None], heads)
@@ -350,7 +361,7 @@ def _attend_to_masked_image(
 def _attend_from_images(
     block: TwoWayBlock, plan: BlockPlan, image: FactoredImage | None, k: Tensor, v: Tensor
 ) -> FactoredImage:
-    """Return the images after the block's last step, their attention to tokens k and v (B, T, C)."""
+    """Apply the block's last step: the images attend to the tokens `k` and `v`, both (B, T, C), and are normalized."""
     attention = block.cross_attn_image_to_token
     keys = scaled(split_heads(attention.k_proj(k), attention.heads))
     values = split_heads(attention.v_proj(v), attention.heads)
@@ -359,7 +370,7 @@ def _attend_from_images(
 
 
 def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
-    """Return logits of the wanted masks, (N, 256, 256) float32, point-major; `wanted` is (B, 3) bool with N True."""
+    """Draw the masks that `wanted` (B, 3) bool selects, as logits (N, 256, 256) float32 in the order of the points."""
     filters = torch.stack([mlp(masks.tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:])], dim=1)
     if plan.kernels is not None and isinstance(masks.images, ImagesInBlocks):
         return _draw_points(decoder, plan.kernels.upscaler, masks.images, filters, wanted)
@@ -379,7 +390,7 @@ def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted:
 def _draw_points(
     decoder: MaskDecoder, upscaler: Upscaler, images: ImagesInBlocks, filters: Tensor, wanted: Tensor
 ) -> Tensor:
-    """Return the logits of `draw_masks` from the mask filters (B, 3, 32) by the CPU kernels, prompt by prompt."""
+    """Draw masks with the CPU kernels, one prompt at a time, from the mask filters (B, 3, 32)."""
     first, side = as_linear(decoder.upscaling_steps[0]), upscaler.low_res_size
     logits = filters.new_empty(int(wanted.sum()), side, side)
     done = 0
@@ -400,25 +411,26 @@ def draw_with_kernels(
     logits: Tensor,
     threads: int = 1,
 ) -> None:
-    """Draw masks of the prompt with this number into `logits` (N, 256, 256) from the mask filters (N, 32).
+    """Draw the masks of one prompt from its mask filters (N, 32), and write the logits to `logits` (N, 256, 256).
 
-    `first` contains the weight (256, C) and the bias (256,) of the first step of upscaling.
+    `prompt` is the prompt's index in `images`. `first` contains the weight (256, C) and the bias (256,) of the first
+    upscaling step.
     """
     vectors = _upscaled(images.vectors[prompt], *first)
     upscaler.draw(images.scale[prompt], images.coefficients[prompt], vectors, filters, logits, threads)
 
 
 def _upscaled(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return an image's vectors (..., R, C) after the first step of upscaling, (..., R, 256)."""
+    """Apply the first upscaling step to an image's vectors (..., R, C), which gives (..., R, 256)."""
     upscaled = vectors @ weight.T
     upscaled[..., -1, :] += bias  # the row whose coefficients are 1
     return upscaled
 
 
 def _draw(decoder: MaskDecoder, plan: PointPlan, image: FactoredImage, filters: Tensor, side: int) -> Tensor:
-    """Return logits (B, 3, side, side) from B points' images and their mask filters (B, 3, 32).
+    """Draw logits (B, 3, side, side) from the images of B points and their mask filters (B, 3, 32).
 
-    The first step is linear, so it applies to the image's factors.
+    The first upscaling step is linear, so it runs on the factors of each image instead of the full image.
     """
     shared = plan.drawn
     weight, bias = as_linear(decoder.upscaling_steps[0])
@@ -432,10 +444,10 @@ def _draw(decoder: MaskDecoder, plan: PointPlan, image: FactoredImage, filters: 
 
 
 def finish_band(decoder: MaskDecoder, map_: Tensor, filters: Tensor, added: tuple[Tensor, ...] = ()) -> Tensor:
-    """Return logits (B, N, 16 * positions) of a band after the first step of upscaling, (B, positions, 256).
+    """Run the remaining upscaling steps on a band (B, positions, 256) after the first step.
 
-    `filters` (B, N, 32) are those of the masks. `added` contains the band's rows of `as_parts`. Each position has 16
-    logits; see `unfold_parts`.
+    `filters` (B, N, 32) contains one filter per mask. `added` contains the band's rows from `as_parts`. The result (B,
+    N, 16 * positions) contains 16 logits per position, in the order that `unfold_parts` describes.
     """
     _, norm, second = decoder.upscaling_steps
     weight, bias = as_linear(second)
@@ -451,10 +463,10 @@ def finish_band(decoder: MaskDecoder, map_: Tensor, filters: Tensor, added: tupl
 
 
 def unfold_parts(parts: Tensor, side: int) -> Tensor:
-    """Return logits (B, N, side, side) from those of all positions, (B, N, side * side).
+    """Rearrange logits from position order (B, N, side * side) to pixels (B, N, side, side).
 
-    The first step of upscaling maps each position to 2x2 pixels (a, b). The second one maps each of these to 2x2 pixels
-    (c, d).
+    The first upscaling step turns each position into 2x2 pixels (a, b). The second step turns each of these pixels into
+    2x2 pixels (c, d).
     """
     parts = parts.view(*parts.shape[:2], side // 4, side // 4, 16)
     logits = parts.new_empty(*parts.shape[:2], side, side)
@@ -464,9 +476,10 @@ def unfold_parts(parts: Tensor, side: int) -> Tensor:
 
 
 def as_parts(high_res: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return high-resolution features (1, 64, 2S, 2S) and (1, 32, 4S, 4S) as (P, 256) and (P, 512).
+    """Rearrange high-resolution features (1, 64, 2S, 2S) and (1, 32, 4S, 4S) by position, as (P, 256) and (P, 512).
 
-    Each position contains its pixels in the order of the steps (see `unfold_parts`), and for each pixel, its channels.
+    Each row contains the pixels of one position, in the order that `unfold_parts` describes, with the channels of each
+    pixel together. Without features, the result is empty.
     """
     if not high_res:
         return ()
@@ -478,8 +491,9 @@ def as_parts(high_res: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def as_linear(step: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
-    """Return weight (4 * out, in) and bias (4 * out) of a transposed convolution with kernel and stride 2x2.
+    """Return a 2x2 transposed convolution with stride 2 as a linear layer: weight (4 * out, in) and bias (4 * out,).
 
-    Such a step is one linear map per position, whose four outputs are the pixels (0, 0), (0, 1), (1, 0), and (1, 1).
+    The convolution applies the same linear map to every position. Its four outputs are the pixels (0, 0), (0, 1), (1,
+    0), and (1, 1).
     """
     return step.weight.permute(2, 3, 1, 0).flatten(0, 2), cast(Tensor, step.bias).repeat(4)

@@ -25,12 +25,12 @@ from segmint.model.sam.sam import Sam
 
 @dataclass(frozen=True)
 class Embedding:
-    """Embedding of one image, and the mapping from the image's pixels to the embedding.
+    """Embedding of one image, with the sizes that map the image's pixels to the embedding.
 
-    `features` is (1, 256, 64, 64). `high_res` are the high-resolution features of SAM 2, (1, 64, 128, 128) and (1, 32,
-    256, 256), and empty for other models. `input_size` is the (height, width) in pixels that the image occupies in the
-    encoder's square input, from the top left corner. `frame_size` is the (height, width) of the prompts' and masks'
-    frame. `source` may be the image, in any form, for callers that need it later.
+    `features` is (1, 256, 64, 64). For SAM 2, `high_res` contains the high-resolution features, (1, 64, 128, 128) and
+    (1, 32, 256, 256); for other models, it's empty. The encoder's input is a square, and the image fills its top left
+    part; `input_size` is the (height, width) of that part in pixels. `frame_size` is the (height, width) of the frame
+    in which prompts and masks are given. The predictor ignores `source`, where callers can keep the image in any form.
     """
 
     features: Tensor
@@ -47,10 +47,10 @@ class Embedding:
 
 @dataclass(frozen=True)
 class PromptMasks:
-    """C masks for each of B prompts.
+    """Predicted masks of B prompts, C per prompt.
 
-    `low_res_logits` (B, C, 256, 256) float32 covers the encoder's square input including its padding, and positive
-    logits are foreground. `predicted_iou` (B, C) float32 is the model's estimate of each mask's quality.
+    `low_res_logits` (B, C, 256, 256) float32 covers the encoder's square input, including the padding. Positive logits
+    are foreground. `predicted_iou` (B, C) float32 is the model's estimate of each mask's quality.
     """
 
     low_res_logits: Tensor
@@ -64,23 +64,26 @@ class PromptMasks:
 
 
 class Predictor:
-    """Predictor of masks for prompts from one SAM, on the device and in the dtype of its weights.
+    """Mask predictor for one SAM. It runs on the device and in the dtype of the model's weights.
 
-    Cast, move, and load the model first, because later changes don't affect what the predictor has already computed.
-    `compile_encoder` is a mode in which `torch.compile` compiles the image encoder, on first use for each batch size.
-    This takes minutes, pays off on a GPU, and changes the last bits. If compilation fails, a RuntimeWarning is issued
-    and the encoder runs eagerly; with `must_compile`, a `CompilationError` is raised. The same applies to CUDA graphs
-    of the decoder, with a `CaptureError`.
+    Load the weights, cast the model, and move it to its device before you create the predictor. Later changes don't
+    affect values that the predictor has already computed.
 
-    `kernels` are the CPU kernels to use. By default, they are the kernels for this CPU, if the library exists and the
-    model is on a CPU. With None, torch computes everything.
+    `compile_encoder` is the `torch.compile` mode for the image encoder. The predictor compiles the encoder the first
+    time that it sees a batch size. Compiling takes minutes, pays off on a GPU, and changes the last bits of the
+    results. If compilation fails, the predictor issues a RuntimeWarning and runs the encoder eagerly. With
+    `must_compile`, it raises `CompilationError` instead. If a CUDA graph of the decoder can't be captured, the
+    predictor behaves the same way, but the error is `CaptureError`.
 
-    `embed_texts` embeds B texts as prompts (B, 256), for example a `segmint.operators.text.prompts.TextPrompts`.
+    `kernels` are the CPU kernels to use. By default, the predictor uses the kernels for this CPU if the library exists
+    and the model is on a CPU. With None, torch computes everything.
+
+    `embed_texts` embeds B texts as prompts (B, 256). An example is `segmint.operators.text.prompts.TextPrompts`.
 
     Attributes:
-        kernels: the CPU kernels that are used, or None.
-        embed_texts: see above.
-        must_compile: see above.
+        kernels: the CPU kernels in use, or None.
+        embed_texts: the argument of the same name.
+        must_compile: the argument of the same name.
     """
 
     def __init__(
@@ -102,18 +105,18 @@ class Predictor:
         self._planned: tuple[Embedding, PointPlan] | None = None
 
     def before_each_layer(self, call: Callable[[], None]) -> None:
-        """Register a callback to run before each layer of the image encoder, in the encoding thread.
+        """Register a callback that runs before each layer of the image encoder, in the thread that encodes.
 
-        Use it for work that must not wait for a whole image. A compiled encoder ignores the callback.
+        Use it for work that can't wait until a whole image is encoded. A compiled encoder ignores the callback.
         """
         self._encoder.before_each_layer(call)
 
     def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image, (H, W, 3) uint8 RGB.
 
-        Prompts and masks are in pixels of the image. If you pass a larger or smaller version of the image that the
-        masks are for, set `frame_size` to that image's (height, width). Raises ValueError for another shape or dtype of
-        the image, or an empty frame.
+        Prompts and masks are in pixels of this image by default. If the masks are for a larger or smaller version of
+        the image, set `frame_size` to the (height, width) of that version. Raises ValueError if the image has another
+        shape or dtype, or if the frame is empty.
         """
         return self.embed_many([image], [frame_size], batch_size=1)[0]
 
@@ -123,12 +126,13 @@ class Predictor:
         frame_sizes: Sequence[tuple[int, int] | None] | None = None,
         batch_size: int | None = None,
     ) -> list[Embedding]:
-        """Encode images in batches of `batch_size`, with the results of `embed` except for the last bits.
+        """Encode images in batches of `batch_size`. Only the last bits of the results can differ from `embed`.
 
-        `frame_sizes` contains a (height, width) or None per image, as in `embed`. `batch_size` (default: 1 on a CPU, 7
-        on CUDA) affects the last bits of the embeddings. The number of images doesn't, because the last batch is
-        padded. A batch's memory is only freed with the last of its embeddings. Raises ValueError like `embed`, and if
-        the numbers of frames and images differ or the batch size is not 1 to 64.
+        `frame_sizes` contains a (height, width) or None for each image, as in `embed`. `batch_size` is 1 to 64 and
+        defaults to 1 on a CPU and 7 on CUDA. It affects the last bits of the embeddings, but the number of images
+        doesn't, because the last batch is padded. The embeddings of a batch share memory, which is freed only when all
+        of them are gone. Raises ValueError like `embed`, and if the number of frames doesn't match the number of images
+        or the batch size is out of range.
         """
         frames = [None] * len(images) if frame_sizes is None else list(frame_sizes)
         if len(frames) != len(images):
@@ -144,10 +148,11 @@ class Predictor:
         ]
 
     def embed_resized(self, pixels: Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
-        """Encode an image that is already resized for the encoder, (h, w, 3) RGB of 0 to 255, uint8 or float.
+        """Encode an image that already has the encoder's size: (h, w, 3) RGB from 0 to 255, uint8 or float.
 
-        The frame is that of `pixels`, unless `frame_size` (height, width) is given. Raises ValueError for another
-        shape, if the longer side is not the encoder's, or for a model with another placement than `padded`.
+        Prompts and masks are in pixels of this image unless you set `frame_size` to another (height, width). Raises
+        ValueError if the shape is different, if the longer side doesn't match the encoder's input, or if the model's
+        placement isn't `padded`.
         """
         self.sam.geometry.expect_padded("embed_resized")
         side = self.sam.image_size
@@ -159,15 +164,15 @@ class Predictor:
         return Embedding(features, (pixels.shape[0], pixels.shape[1]), _checked_frame(frame_size, pixels))
 
     def on_device(self, image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """Return an image's pixels on the model's device, from which `embed_many` accepts parts without another copy.
+        """Copy an image to the model's device, so that you can pass parts of it to `embed_many` without more copies.
 
-        On a CPU, they share the array's memory. Raises ValueError like `embed`.
+        On a CPU, the result shares the array's memory. Raises ValueError like `embed`.
         """
         return upload(self.checked(image), self.sam.device)
 
     @staticmethod
     def checked(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """Return an image as a tensor on its current device, sharing its memory. Raises ValueError like `embed`."""
+        """Check an image like `embed`, and return it as a tensor that shares its memory, on the same device."""
         return _checked_image(image)
 
     def predict(
@@ -180,17 +185,18 @@ class Predictor:
         multimask: bool = True,
         text: str | Sequence[str] | None = None,
     ) -> PromptMasks:
-        """Predict masks for B prompts at once. Each prompt combines any of points, a box, a mask, and a text.
+        """Predict masks for B prompts at once. A prompt is any combination of points, a box, a mask, and a text.
 
         `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1) are in pixels of the embedding's frame.
-        `labels` (B, N) are 1 for foreground, 0 for background, and -1 to pad prompts with fewer points. `masks` (B, 1,
-        256, 256) are logits of an earlier prediction. A single prompt may omit the batch dimension: points (N, 2) with
-        labels (N,), a box (4,), a mask (1, 256, 256), a text. Raises ValueError if there is no prompt, for texts
-        without `embed_texts`, and for invalid shapes or values; the message names the expected ones.
+        `labels` (B, N) are 1 for foreground and 0 for background; use -1 to pad prompts that have fewer points. `masks`
+        (B, 1, 256, 256) are logits of an earlier prediction. For a single prompt, you can omit the batch dimension and
+        pass points (N, 2) with labels (N,), a box (4,), a mask (1, 256, 256), or a text. Raises ValueError if there is
+        no prompt, if you pass a text but the predictor has no `embed_texts`, or if a shape or value is invalid. The
+        message describes the expected input.
 
-        With `multimask`, each prompt gets three masks (whole, part, subpart). Otherwise, it gets a single mask, which
-        is meant for corrections of a prediction whose logits you pass. Without logits, the best of three masks is
-        better, even for several points.
+        With `multimask`, each prompt gets three masks: whole, part, and subpart. Without it, each prompt gets a single
+        mask, which is meant for correcting an earlier prediction whose logits you pass as `masks`. If you have no
+        logits, the best of the three masks is more accurate, even for several points.
         """
         tokens = None
         if text is not None:
@@ -208,9 +214,9 @@ class Predictor:
         return self._decode(embedding, prompts, range(1, MASK_TOKENS))
 
     def predict_single(self, embedding: Embedding, prompts: Prompts) -> PromptMasks:
-        """Predict one mask per prompt like `predict` without `multimask`, for the result of `check_prompts`.
+        """Predict one mask per prompt, like `predict` without `multimask`, for prompts from `check_prompts`.
 
-        Unlike `predict`, no subclass draws the masks.
+        If a subclass overrides `predict` to draw masks itself, this method still uses the model's masks.
         """
         if not self.sam.mask_decoder.traits.single_mask_stability:
             return self._decode(embedding, prompts, range(1))
@@ -225,19 +231,20 @@ class Predictor:
         boxes: Array | None = None,
         masks: Array | None = None,
     ) -> PromptMasks:
-        """Predict like `predict`, but four masks per prompt: the one without `multimask`, then the three with it."""
+        """Predict four masks per prompt: the single mask of `predict`, then the three masks of its `multimask`."""
         prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size)
         return self._decode_all(embedding, prompts)
 
     def plan_points(self, embedding: Embedding) -> PointPlan:
-        """Return the values that all single points on one image share, computed once for `decode_points`."""
+        """Precompute the values that all single points on this image share, for use with `decode_points`."""
         with torch.inference_mode():
             return self._plan(embedding)
 
     def plan_prompts(self, embedding: Embedding) -> PointPlan:
-        """Return the values that all prompts on one image share for the CPU kernels, kept for the last image.
+        """Precompute the values that all prompts on this image share for the CPU kernels.
 
-        `predict` calls this itself. If threads share a predictor, call it first, or each thread does the same work.
+        The predictor keeps the plan of the last image. `predict` calls this method when it needs a plan. If several
+        threads share a predictor, call it before you start them, or each thread repeats the work.
         """
         if self._planned is None or self._planned[0] is not embedding:
             with torch.inference_mode():
@@ -245,10 +252,10 @@ class Predictor:
         return self._planned[1]
 
     def decode_points(self, embedding: Embedding, plan: PointPlan, points: Array) -> PointMasks:
-        """Return the predictions of `predict` for B single foreground points, much faster, without drawing masks yet.
+        """Decode B single foreground points much faster than `predict`, with the same predictions, but draw no masks.
 
-        `points` (B, 2) as (x, y) are in pixels of the embedding's frame, and `plan` belongs to the embedding. Raises
-        ValueError for other shapes.
+        `points` (B, 2) as (x, y) are in pixels of the embedding's frame. Create `plan` from the same embedding with
+        `plan_points`. Raises ValueError if the shape is different.
         """
         points = torch.as_tensor(points)
         if points.ndim != 2:
@@ -259,9 +266,9 @@ class Predictor:
             return point_decoder.decode_points(self.sam.mask_decoder, plan, embedded.sparse)
 
     def draw_masks(self, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
-        """Return low-resolution logits (N, 256, 256) float32 of the masks that are `wanted` (B, 3) bool.
+        """Draw the masks that `wanted` (B, 3) bool selects, as low-resolution logits (N, 256, 256) float32.
 
-        `plan` must be the one with which the points were decoded.
+        Pass the same `plan` that you used to decode the points.
         """
         with torch.inference_mode():
             return point_decoder.draw_masks(self.sam.mask_decoder, plan, masks, wanted)
@@ -269,8 +276,8 @@ class Predictor:
     def upscale(self, logits: Tensor, embedding: Embedding) -> Tensor:
         """Upscale low-resolution logits (B, C, 256, 256) to the embedding's frame, (B, C, height, width).
 
-        Each mask takes 4 bytes per pixel of the frame, and 4 MiB temporarily, so pass only a few at a time. Raises
-        ValueError for another shape.
+        Each mask takes 4 bytes per pixel of the frame, plus 4 MiB of temporary memory, so upscale only a few masks at a
+        time. Raises ValueError if the logits have another shape.
         """
         return upscale(logits, self.sam.geometry, embedding.input_size, embedding.frame_size)
 
@@ -296,7 +303,7 @@ class Predictor:
             return PromptMasks(logits.float(), ious.float())
 
     def _decode_with_kernels(self, embedding: Embedding, prompts: Prompts, chosen: range) -> PromptMasks | None:
-        """Return the masks of `_decode` from the CPU kernels, or None if these don't suit the model or the prompts."""
+        """Decode like `_decode`, but with the CPU kernels. Return None if they don't suit the model or the prompts."""
         encoder, features = self.sam.prompt_encoder, embedding.features
         if self.kernels is None:
             return None
@@ -316,13 +323,13 @@ class Predictor:
         return point_decoder.plan_points(decoder, *maps, self.kernels, mask_vectors, embedding.high_res)
 
     def _places(self) -> Tensor:
-        """Return the positional encoding (P, 256) of the image embedding, computed once."""
+        """Return the positional encoding (P, 256) of the image embedding. It's computed once and then cached."""
         if self._placed is None:
             self._placed = self.sam.prompt_encoder.dense_positions()[0].flatten(1).T.contiguous()
         return self._placed
 
     def _on_input(self, prompts: Prompts, embedding: Embedding) -> Prompts:
-        """Return prompts in pixels of the encoder's input."""
+        """Convert prompts from the embedding's frame to pixels of the encoder's input, on the model's device."""
         return prompts.to(self.sam.device, self.sam.dtype).scaled(
             x=embedding.input_size[1] / embedding.frame_size[1],
             y=embedding.input_size[0] / embedding.frame_size[0],
@@ -336,7 +343,7 @@ class Predictor:
 
 
 def upscale(logits: Tensor, geometry: Geometry, input_size: tuple[int, int], frame_size: tuple[int, int]) -> Tensor:
-    """Run `Predictor.upscale` with the sizes of an embedding."""
+    """Upscale logits like `Predictor.upscale`, for callers that have an embedding's sizes but not the embedding."""
     if logits.ndim != 4:
         low, shape = geometry.low_res_size, tuple(logits.shape)
         raise ValueError(f"logits have the shape {shape}: expected (B, C, {low}, {low})")
@@ -350,7 +357,11 @@ def upscale(logits: Tensor, geometry: Geometry, input_size: tuple[int, int], fra
 
 
 def _resize(pixels: Tensor, geometry: Geometry) -> Tensor:
-    """Resize for the encoder; padded images with Pillow on a CPU, and elsewhere on the device with identical bits."""
+    """Resize an image to the encoder's input.
+
+    If the model pads its input, Pillow resizes the image on a CPU. Other devices resize it themselves, with identical
+    bits.
+    """
     side = geometry.image_size
     if geometry.placement == "stretched":
         return stretch(pixels, side)
@@ -367,7 +378,7 @@ def _checked_frame(frame_size: tuple[int, int] | None, pixels: Tensor) -> tuple[
 
 
 def _checked_image(image: Any) -> Tensor:
-    """Return the image as a tensor on its device."""
+    """Check an image's shape and dtype, and return it as a tensor on the device where it already is."""
     pixels = image if isinstance(image, Tensor) else np.asarray(image)
     shape, dtype = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
     if dtype != "uint8" or len(shape) != 3 or shape[2] != 3 or 0 in shape:

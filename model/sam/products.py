@@ -1,11 +1,12 @@
 """Matrix products and fused convolutions that use the faster of torch's two CPU libraries.
 
-For float32, `torch.mm` calls MKL, which only uses half of the vector units of some CPUs (105 GFLOP/s per core on AMD
-CPUs with AVX-512, compared with 215 for oneDNN). torch uses oneDNN for convolutions, for reduced precision, and in
-`torch.compile`, whose operator this module calls. Both libraries compute in float32, but sums differ in their last
-bits. oneDNN takes milliseconds to compile a kernel for each new shape, so these functions are meant for the few shapes
-that occur in every image. In bfloat16, both paths use oneDNN, but only this operator fuses the addition or activation.
-Gradients, `torch.compile`, and accelerators use the plain products.
+For float32, `torch.mm` calls MKL. On some CPUs, MKL uses only half of the vector units: on AMD CPUs with AVX-512, it
+reaches 105 GFLOP/s per core, compared with 215 for oneDNN. torch itself uses oneDNN for convolutions, for reduced
+precision, and in `torch.compile`. This module calls the oneDNN operator that `torch.compile` uses. Both libraries
+compute in float32, but their sums differ in the last bits. oneDNN takes milliseconds to compile a kernel for each new
+shape, so use these functions only for the few shapes that occur in every image. In bfloat16, torch uses oneDNN in any
+case, but only this operator fuses the addition or activation. With gradients, in `torch.compile`, and on accelerators,
+these functions compute plain products.
 """
 
 import torch
@@ -18,7 +19,7 @@ _BF16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not with AVX
 
 
 def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
-    """Return a @ b for (N, K) and (K, M), or for a batch of both. Add it to `onto` (N, M) if given."""
+    """Multiply a (N, K) by b (K, M), or batches of both. If `onto` (N, M) is given, add the product to it."""
     if not _suits_onednn(a):
         return a @ b if onto is None else onto + a @ b
     if a.ndim == 3:
@@ -31,7 +32,7 @@ def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """Apply `F.linear` to x (N, K) with weight (M, K) and bias (M,), then the exact GELU with `gelu`: (N, M)."""
+    """Apply `F.linear` to x (N, K) with weight (M, K) and bias (M,), then the exact GELU if `gelu` is set: (N, M)."""
     if _suits_onednn(x):
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
         return result
@@ -40,16 +41,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` computed by `linear`."""
+    """`nn.Linear` that computes its product with `linear`."""
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
-        """Map (..., in) to (..., out), followed by the exact GELU with `gelu`."""
+        """Map (..., in) to (..., out). With `gelu`, an exact GELU follows."""
         result = linear(x.flatten(0, -2), self.weight, self.bias, gelu)
         return result.reshape(*x.shape[:-1], self.out_features)
 
 
 class GeluConv2d(nn.Module):
-    """Convolution with an exact GELU, which oneDNN fuses, so that a map of 64 MB is written only once."""
+    """Convolution followed by an exact GELU. oneDNN fuses the two, so a map of 64 MB is written only once."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()

@@ -1,20 +1,21 @@
 """Mask decoder for prompts with few tokens on a CPU: the sums of `MaskDecoder` in another order.
 
-An annotator's click has 7 to 15 tokens, and the image has 4096 positions. With few tokens, it is less work to project
-the tokens' queries to the image's 256 channels than to project the image to the 128 channels of each attention. Nothing
-is approximated:
+A click in the annotator has 7 to 15 tokens, but the image has 4096 positions. With so few tokens, projecting the
+tokens' queries to the image's 256 channels takes less work than projecting the image to the 128 channels of each
+attention. This module approximates nothing. It reorders three computations:
 
-1. *Scores.* A token's query times a position's key, q (K x), is (K^T q) x: T vectors per head instead of a map of keys,
-   and likewise for the image's queries. A key's bias is the same for all positions, so the softmax over them cancels
-   it.
-2. *Values.* The mean of projected values equals the projected mean, so positions are averaged first. In the other
-   direction, the tokens' values go through the output projection first, and then each position adds them with its
-   weights.
-3. *Layout.* The image stays channels last, so upscaling is two products without a transposition.
+1. *Scores.* A token's query times a position's key is q (K x) = (K^T q) x. So instead of a map of keys, each head needs
+   only T vectors. The queries of the image work the same way. The keys' bias is the same for all positions, and the
+   softmax over the positions cancels it.
+2. *Values.* The mean of the projected values equals the projected mean, so the decoder averages the positions before it
+   projects. In the other direction, the output projection is applied to the tokens' values first, and each position
+   then adds the projected values with its weights.
+3. *Layout.* The image stays in channels-last layout, so upscaling takes two products and no transposition.
 
-With CPU kernels, prompts are decoded like a grid's points (`point_decoder`). A mask adds a weighted sum of 17 vectors
-to the image. The vectors are the same for every mask, because the last step of a mask's embedding is a 1x1 convolution
-of 16 channels. So with a mask, too, the image is the shared one plus a few vectors.
+With CPU kernels, prompts are decoded like the points of a grid (`point_decoder`). A mask prompt fits into that scheme
+because it adds a weighted sum of 17 vectors to the image. These vectors are the same for all masks, because the last
+step of a mask's embedding is a 1x1 convolution of 16 channels. So even with a mask, each prompt's image is the shared
+image plus a few vectors.
 
 Shapes: T tokens, C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions, R = H * T.
 """
@@ -43,11 +44,14 @@ from segmint.model.sam.prompt_encoder import PromptEmbedding
 from segmint.model.sam.transformer import Attention, TwoWayBlock
 
 MOST_TOKENS = 16
-"""Maximum number of tokens. With more of them, projecting the image is less work."""
+"""Maximum number of tokens. Beyond it, projecting the image takes less work."""
 
 
 def suits(decoder: MaskDecoder, features: Tensor, sparse: Tensor) -> bool:
-    """Return True if this module applies: on a CPU in float32, without gradients, and with few tokens (B, T, C)."""
+    """Return whether this module can decode the prompts: on a CPU, in float32, without gradients, and with few tokens.
+
+    `sparse` (B, T, C) contains the prompts' tokens.
+    """
     plain = features.device.type == "cpu" and features.dtype == torch.float32 and not torch.is_grad_enabled()
     return plain and len(decoder.own_tokens) + sparse.shape[1] <= MOST_TOKENS
 
@@ -55,10 +59,10 @@ def suits(decoder: MaskDecoder, features: Tensor, sparse: Tensor) -> bool:
 def decode_with_plan(
     decoder: MaskDecoder, plan: PointPlan, sparse: Tensor, mask: tuple[Tensor, Tensor], chosen: range
 ) -> tuple[Tensor, Tensor]:
-    """Return mask logits and predicted IoUs like `decode_prompts`, but with a plan for CPU kernels.
+    """Return mask logits and predicted IoUs like `decode_prompts`, but use the CPU kernels and their plan.
 
-    `sparse` (B, T, C) contains the prompts' tokens. `mask` contains their masks as coefficients (B or 1, K, P) of
-    vectors (K, C), which the plan must have too.
+    `sparse` (B, T, C) contains the prompts' tokens. `mask` contains the prompts' masks as coefficients (B or 1, K, P)
+    and vectors (K, C). Create the plan with the same vectors.
     """
     kernels = cast(KernelPlan, plan.kernels)
     own = decoder.own_tokens
@@ -84,10 +88,10 @@ def decode_prompts(
     chosen: range,
     high_res: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Return mask logits (B, N, 256, 256) and predicted IoUs (B, N), like `MaskDecoder.decode` for the tokens `chosen`.
+    """Return mask logits (B, N, 256, 256) and predicted IoUs (B, N), like `MaskDecoder.decode` for the `chosen` masks.
 
-    `features` (1, C, 64, 64) is the image embedding, and `places` (P, C) its positional encoding. Prompts are decoded
-    one by one, so their number doesn't affect the bits.
+    `features` (1, C, 64, 64) is the image embedding, and `places` (P, C) is its positional encoding. Prompts are
+    decoded one at a time, so the number of prompts doesn't affect the bits.
     """
     own, added = decoder.own_tokens, as_parts(high_res)
     found = []
@@ -110,7 +114,7 @@ def _decode(
     chosen: range,
     added: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
-    """Return logits (N, 256, 256) and predicted IoUs (N,) of one prompt from the image (P, C) and its tokens (T, C)."""
+    """Decode one prompt's tokens (T, C) on its image (P, C): logits (N, 256, 256) and predicted IoUs (N,)."""
     transformer = decoder.transformer
     tokens = token_places
     for block in transformer.blocks:
@@ -128,7 +132,7 @@ def _decode(
 
 
 def _attend_to_image(attention: Attention, queries: Tensor, placed: Tensor, image: Tensor) -> Tensor:
-    """Return the attention of queries (T, C) to the image (P, C), with keys from `placed`, as (T, C)."""
+    """Attend from queries (T, C) to the image (P, C), with keys from `placed`, and return the output (T, C)."""
     heads, width = attention.heads, attention.head_width
     q = torch.unflatten(attention.q_proj(queries), 1, (heads, width)).transpose(0, 1)
     rows = (q @ split_rows(attention.k_proj.weight, heads)).flatten(0, 1) / math.sqrt(width)
@@ -141,14 +145,14 @@ def _attend_to_image(attention: Attention, queries: Tensor, placed: Tensor, imag
 
 
 def _attend_from_image(block: TwoWayBlock, image: Tensor, placed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Return the image (P, C) after its attention to tokens (T, C) and the norm."""
+    """Return the image (P, C) after it has attended to the tokens (T, C) and was normalized."""
     attention = block.cross_attn_image_to_token
     heads, width = attention.heads, attention.head_width
     k = torch.unflatten(attention.k_proj(keys), 1, (heads, width)).transpose(0, 1) / math.sqrt(width)
     v = torch.unflatten(attention.v_proj(values), 1, (heads, width)).transpose(0, 1)
     rows = (k @ split_rows(attention.q_proj.weight, heads)).flatten(0, 1)
     offsets = (k * attention.q_proj.bias.view(heads, 1, width)).sum(dim=2).flatten()
-    # The softmax over few tokens is fast if positions are contiguous in memory.
+    # The softmax over a few tokens is faster when positions are contiguous in memory.
     scores = split_rows(linear(rows, placed) + offsets[:, None], heads)
     weights = scores.softmax(dim=1).flatten(0, 1).T.contiguous()
     carried = v @ split_rows(attention.out_proj.weight.T, heads)
@@ -158,7 +162,7 @@ def _attend_from_image(block: TwoWayBlock, image: Tensor, placed: Tensor, keys: 
 
 
 def _draw(decoder: MaskDecoder, image: Tensor, filters: Tensor, added: tuple[Tensor, ...]) -> Tensor:
-    """Return logits (N, side, side) from the image (P, C), the mask filters (N, 32), and the result of `as_parts`."""
+    """Draw logits (N, side, side) from the image (P, C), the mask filters (N, 32), and the result of `as_parts`."""
     weight, bias = as_linear(decoder.upscaling_steps[0])
     drawn = []
     for start in range(0, len(image), BAND):

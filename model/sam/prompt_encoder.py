@@ -16,8 +16,9 @@ from segmint.model.sam.geometry import SAM1, Geometry
 class PromptEmbedding:
     """Embeddings of B prompts.
 
-    `sparse` (B, T, 256) contains one token per point and per corner of a box. T is 0 for prompts that only have masks.
-    `dense` (B, 256, 64, 64) is added to the image embedding. Without masks, it is (1, 256, 64, 64) for all prompts.
+    `sparse` (B, T, 256) contains one token for each point and for each corner of a box. T is 0 if the prompts contain
+    only masks. `dense` (B, 256, 64, 64) is added to the image embedding. Without masks, all prompts share one `dense`,
+    (1, 256, 64, 64).
     """
 
     sparse: Tensor
@@ -25,12 +26,12 @@ class PromptEmbedding:
 
 
 class PromptEncoder(nn.Module):
-    """Encoder of prompts whose coordinates are pixels of the image encoder's square input.
+    """Encoder of prompts. Coordinates are in pixels of the image encoder's square input.
 
     Attributes:
-        geometry: the image encoder's.
-        pads_boxes: whether a padding token ("not a point") also follows prompts with a box, as SAM 2's weights expect.
-        text_projection: linear layer from CLIP's embeddings to tokens, while it's being trained; checkpoints of SAM
+        geometry: geometry of the image encoder.
+        pads_boxes: True if a padding token ("not a point") also follows prompts with a box, as SAM 2's weights expect.
+        text_projection: linear layer that maps CLIP's embeddings to tokens, while it's being trained. SAM's checkpoints
             don't contain it.
     """
 
@@ -40,7 +41,7 @@ class PromptEncoder(nn.Module):
         self.pads_boxes = pads_boxes
         self.text_projection: nn.Linear | None = None
         self.pe_layer = PositionalEncoding(EMBEDDING_CHANNELS)
-        # In the order of the weights: background point, foreground point, first and second corner of a box.
+        # In the checkpoint's order: background point, foreground point, first and second corner of a box.
         self.point_embeddings = nn.ModuleList(learned_tokens(1, EMBEDDING_CHANNELS) for _ in range(4))
         self.not_a_point_embed = learned_tokens(1, EMBEDDING_CHANNELS)
         self.mask_downscaling = nn.Sequential(
@@ -62,11 +63,11 @@ class PromptEncoder(nn.Module):
         masks: Tensor | None,
         tokens: Tensor | None = None,
     ) -> PromptEmbedding:
-        """Embed B prompts. At least one argument must be given.
+        """Embed B prompts. At least one argument is required.
 
-        `points` (B, N, 2) as (x, y) come with `labels` (B, N): 1 for foreground, 0 for background, -1 for padding (not
-        a point). `boxes` (B, 4) are (x0, y0, x1, y1), and `masks` (B, 1, 256, 256) are logits. `tokens` (B, T, 256) are
-        already embedded. Raises ValueError if there is no prompt.
+        `points` (B, N, 2) as (x, y) need `labels` (B, N): 1 for foreground, 0 for background, -1 for padding (not a
+        point). `boxes` (B, 4) are (x0, y0, x1, y1). `masks` (B, 1, 256, 256) are logits. `tokens` (B, T, 256) are
+        prompts that are already embedded. Raises ValueError if there is no prompt.
         """
         sparse = self.embed_sparse(points, labels, boxes, masks, tokens)
         return PromptEmbedding(sparse, self.dense_without_mask() if masks is None else self.mask_downscaling(masks))
@@ -79,12 +80,12 @@ class PromptEncoder(nn.Module):
         masks: Tensor | None,
         prompt_tokens: Tensor | None = None,
     ) -> Tensor:
-        """Return the tokens (B, T, 256) of B prompts. The arguments and errors are those of `forward`."""
+        """Embed B prompts as tokens (B, T, 256). The arguments and errors are the same as for `forward`."""
         tokens = []
         if points is not None and labels is not None:
             tokens.append(self._embed_points(points, labels))
             if boxes is None:
-                # The weights expect an additional padding token ("not a point") for points without a box.
+                # For points without a box, the weights expect another token that means "not a point".
                 tokens.append(self.not_a_point_embed.weight.expand(points.shape[0], 1, -1))
         if boxes is not None:
             tokens.append(self._encode(boxes.reshape(-1, 2, 2)) + self._kinds()[2:])
@@ -99,13 +100,20 @@ class PromptEncoder(nn.Module):
         return torch.cat(tokens, dim=1)
 
     def mask_vectors(self) -> Tensor:
-        """Return vectors (17, 256), whose weighted sums turn the dense embedding without a mask into any mask's."""
+        """Return 17 vectors (17, 256) that can express the dense embedding of any mask.
+
+        Add a weighted sum of these vectors to the dense embedding without a mask. `mask_coefficients` returns the
+        weights.
+        """
         last = cast(nn.Conv2d, self.mask_downscaling[-1])
         bias = cast(Tensor, last.bias)
         return torch.cat([last.weight.flatten(1).T, bias[None] - self.no_mask_embed.weight])
 
     def mask_coefficients(self, masks: Tensor | None) -> Tensor:
-        """Return the weights (B, 17, P) of `mask_vectors` for masks (B, 1, 256, 256), or zeros (1, 17, P) for None."""
+        """Return the weights (B, 17, P) of `mask_vectors` for masks (B, 1, 256, 256).
+
+        If `masks` is None, return zeros (1, 17, P).
+        """
         if masks is None:
             return self.no_mask_embed.weight.new_zeros(1, 17, self.geometry.embedding_size**2)
         downscaled = self.mask_downscaling[:-1](masks).flatten(2)
@@ -126,27 +134,28 @@ class PromptEncoder(nn.Module):
         return positions
 
     def embed_labeled(self, points: Tensor, labels: Tensor) -> Tensor:
-        """Return tokens (B, N, 256) of points and box corners in one list, with nothing added for padding.
+        """Embed points and box corners from one list as tokens (B, N, 256), without adding a padding token.
 
-        `points` (B, N, 2) are (x, y). `labels` (B, N) are 1 for foreground, 0 for background, 2 for a box's top left
-        corner, 3 for its bottom right corner, and -1 for padding. This is the input format of ONNX exports of SAM.
+        `points` (B, N, 2) are (x, y). `labels` (B, N) are 1 for foreground, 0 for background, 2 for the top left corner
+        of a box, 3 for its bottom right corner, and -1 for padding. ONNX exports of SAM use this format.
         """
         known = self._encode(points) + self._kinds()[labels.clamp(0, 3).long()]
         return torch.where(labels[..., None] == -1, self.not_a_point_embed.weight, known)
 
     def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
-        """Return (B, N, 256) from (B, N, 2) and (B, N)."""
+        """Embed points (B, N, 2) with labels (B, N) as (B, N, 256)."""
         background, foreground = self._kinds()[:2]
         kind = torch.where(labels[..., None] == 1, foreground, background)
         known = self._encode(points) + kind
         return torch.where(labels[..., None] == -1, self.not_a_point_embed.weight, known)
 
     def _kinds(self) -> Tensor:
-        """Return the (4, 256) learned embeddings of background point, foreground point, and a box's two corners."""
+        """Return the learned embeddings (4, 256) of a background point, a foreground point, and the two corners of a
+        box."""
         return torch.cat(list(self.point_embeddings.parameters()))
 
     def _encode(self, coordinates: Tensor) -> Tensor:
-        """Return (B, N, 256) in the weights' dtype from (B, N, 2) pixels, evaluated at the pixels' centers."""
+        """Encode pixels (B, N, 2) at their centers as (B, N, 256), in the weights' dtype."""
         encoding: Tensor = self.pe_layer((coordinates + 0.5) / self.geometry.image_size)
         return encoding.to(self.no_mask_embed.weight.dtype)
 
@@ -154,7 +163,7 @@ class PromptEncoder(nn.Module):
 class PositionalEncoding(nn.Module):
     """Random Fourier features of positions (arXiv 2006.10739), always in float32.
 
-    The frequencies are never cast, because half precision would move a point at high frequencies.
+    The frequencies are never cast to another dtype, because in half precision, the high ones would move a point.
     """
 
     positional_encoding_gaussian_matrix: Tensor
@@ -164,15 +173,15 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", random_normal(2, channels // 2))
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Return (..., channels) float32 from (..., 2) positions as (x, y), 0 to 1 across the image."""
+        """Encode positions (..., 2) as (x, y), from 0 to 1 across the image, and return (..., channels) float32."""
         x, y = (2 * positions - 1).to(torch.float32).unsqueeze(-2).unbind(-1)
         frequencies = self.positional_encoding_gaussian_matrix
-        # Written as a sum, because autocast and TF32 would round a matrix product.
+        # Don't use a matrix product, which autocast and TF32 would round.
         angles = 2 * math.pi * (x * frequencies[0] + y * frequencies[1])
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Apply `fn`, which moves or casts the model, to the frequencies' device but not to their dtype."""
+        """Apply `fn`, which moves or casts the model. The frequencies move to another device, but keep their dtype."""
         before = self.positional_encoding_gaussian_matrix
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = self.positional_encoding_gaussian_matrix

@@ -16,10 +16,10 @@ Array = npt.NDArray[Any] | Tensor
 
 @dataclass(frozen=True)
 class Prompts:
-    """B prompts with matching shapes; omitted parts are None.
+    """Prompts of a batch of B, with matching shapes. Omitted parts are None.
 
-    `points` (B, N, 2) and `boxes` (B, 4) are float64, so scaling loses no precision. `labels` (B, N) are 1, 0, or -1,
-    and `masks` (B, 1, 256, 256) are logits. `tokens` (B, T, 256) are already embedded, such as those of texts.
+    `points` (B, N, 2) and `boxes` (B, 4) are float64, so scaling doesn't lose precision. `labels` (B, N) are 1, 0, or
+    -1. `masks` (B, 1, 256, 256) are logits. `tokens` (B, T, 256) are prompts that are already embedded, such as texts.
     """
 
     points: Tensor | None
@@ -29,7 +29,7 @@ class Prompts:
     tokens: Tensor | None = None
 
     def to(self, device: torch.device, mask_dtype: torch.dtype) -> "Prompts":
-        """Return the prompts on a device, with masks and tokens in the model's dtype."""
+        """Move the prompts to a device, and cast masks and tokens to the model's dtype."""
         return Prompts(
             None if self.points is None else self.points.to(device),
             None if self.labels is None else self.labels.to(device),
@@ -39,7 +39,7 @@ class Prompts:
         )
 
     def scaled(self, x: float, y: float) -> "Prompts":
-        """Return the prompts with x coordinates multiplied by `x` and y coordinates by `y`."""
+        """Multiply the x coordinates by `x` and the y coordinates by `y`."""
         return Prompts(
             None if self.points is None else self.points * self.points.new_tensor([x, y]),
             self.labels,
@@ -57,13 +57,14 @@ def check_prompts(
     low_res_size: int = SAM1.low_res_size,
     tokens: Tensor | None = None,
 ) -> Prompts:
-    """Check and convert prompts, given as arrays, lists, or tensors on any device.
+    """Check prompts, which may be arrays, lists, or tensors on any device, and convert them.
 
-    A single prompt may omit the batch dimension: points (N, 2) with labels (N,), a box (4,), a mask (1, 256, 256) or
-    (256, 256), where 256 is `low_res_size`.
+    For a single prompt, you can omit the batch dimension and pass points (N, 2) with labels (N,), a box (4,), or a mask
+    (1, 256, 256) or (256, 256). `low_res_size` replaces 256 in these shapes.
 
-    Raises ValueError, with the argument and the found and expected values, if there is no prompt, if points lack labels
-    or vice versa, and for invalid shapes or labels, different batch sizes, and nonfinite numbers.
+    Raises ValueError if there is no prompt, if points come without labels or labels without points, if shapes or labels
+    are invalid, if batch sizes differ, or if a number isn't finite. The message contains the argument, what was found,
+    and what was expected.
     """
     if all(part is None for part in (points, labels, boxes, masks, tokens)):
         raise ValueError("no prompt: expected points with labels, boxes, masks, or a combination")
@@ -87,7 +88,7 @@ def check_prompts(
 def _checked(
     name: str, value: Array | None, layout: str, shape: tuple[int | None, ...], dtype: torch.dtype, optional: int
 ) -> Tensor | None:
-    """Return the value as a tensor of `shape`, whose first `optional` dimensions may be omitted."""
+    """Convert the value to a tensor of `shape`. The first `optional` dimensions may be omitted."""
     if value is None:
         return None
     tensor = value.detach() if isinstance(value, Tensor) else _tensor(name, np.array(value), layout)

@@ -9,14 +9,15 @@ from segmint.model.sam.prompt_encoder import PromptEncoder
 
 
 class Sam(nn.Module):
-    """SAM's three parts under the names that its checkpoints use.
+    """SAM's three parts, with the same names as in its checkpoints.
 
-    `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64); if the model has
-    high-resolution features, these follow in a tuple. The image and prompt encoders must have the same geometry.
+    `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64). If the model has
+    high-resolution features, the result is a tuple in which they follow the embeddings. The image encoder and the
+    prompt encoder must have the same geometry.
 
     Attributes:
-        draws_in_bf16: on a CPU, whether the CPU kernels of predictors draw masks with bf16 products. The weights are
-            fp32 then.
+        draws_in_bf16: True if predictors on a CPU draw masks with bf16 products, in the CPU kernels. The weights are
+            then fp32.
     """
 
     def __init__(self, image_encoder: nn.Module, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
@@ -33,7 +34,7 @@ class Sam(nn.Module):
 
     @property
     def high_res_channels(self) -> tuple[int, ...]:
-        """Channels of the high-resolution features, (64, 32) in SAM 2; empty if the model has none."""
+        """Number of channels of the high-resolution features: (64, 32) in SAM 2, and empty if the model has none."""
         channels: tuple[int, ...] = getattr(self.image_encoder, "high_res_channels", ())
         return channels
 
@@ -49,5 +50,5 @@ class Sam(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point dtype of the decoder's weights; the image encoder may have another."""
+        """Floating-point dtype of the decoder's weights. The image encoder may have another dtype."""
         return self.mask_decoder.iou_token.weight.dtype

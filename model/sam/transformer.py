@@ -1,7 +1,7 @@
 """Two-way transformer of SAM's mask decoder, in which tokens attend to the image and the image attends to tokens.
 
-There are T tokens of 256 channels, from the decoder (predicted IoU, masks) and the prompt, and P = 4096 positions of
-the image. An image that is the same for all B prompts has a batch size of 1 and broadcasts.
+There are T tokens of 256 channels. They come from the decoder (predicted IoU, masks) and from the prompt. The image has
+P = 4096 positions. If all B prompts share one image, it has a batch size of 1 and broadcasts.
 """
 
 from typing import cast
@@ -14,7 +14,7 @@ from segmint.model.sam.products import Linear
 
 
 class TwoWayTransformer(nn.Module):
-    """`depth` two-way blocks followed by an attention from the tokens to the image."""
+    """Stack of `depth` two-way blocks, followed by an attention from the tokens to the image."""
 
     def __init__(self, depth: int, width: int = 256, heads: int = 8, hidden: int = 2048) -> None:
         super().__init__()
@@ -24,14 +24,14 @@ class TwoWayTransformer(nn.Module):
 
     @property
     def blocks(self) -> list["TwoWayBlock"]:
-        """The two-way blocks, first to last."""
+        """Two-way blocks, from first to last."""
         return [cast(TwoWayBlock, layer) for layer in self.layers]
 
     def forward(self, image: Tensor, image_positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens (B, T, 256) and the image (B, P, 256) after they have attended to each other.
+        """Let the tokens (B, T, 256) and the image (B, P, 256) attend to each other, and return both.
 
-        Takes `image` (B or 1, P, 256) and `tokens` (B, T, 256). `image_positions` (1, P, 256) is added to the queries
-        and keys of the image, and the input tokens are added to the queries and keys of the tokens.
+        `image` may also be (1, P, 256). `image_positions` (1, P, 256) is added to the image's queries and keys. In the
+        same way, the input tokens are added to the queries and keys of the tokens.
         """
         token_positions = tokens
         for block in self.blocks:
@@ -42,10 +42,10 @@ class TwoWayTransformer(nn.Module):
 
 
 class TwoWayBlock(nn.Module):
-    """Self-attention of the tokens, tokens to image, a perceptron on the tokens, and image to tokens.
+    """Block of four steps: tokens to tokens, tokens to image, a perceptron on the tokens, and image to tokens.
 
-    Each step is added to its input and then normalized. In the first block, the self-attention takes the tokens without
-    positions, and its output replaces them.
+    All steps but the perceptron are attentions. The output of each step is added to its input and then normalized. The
+    first block is different: its self-attention uses the tokens without positions, and the output replaces the tokens.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, first: bool) -> None:
@@ -63,7 +63,7 @@ class TwoWayBlock(nn.Module):
     def forward(
         self, tokens: Tensor, image: Tensor, token_positions: Tensor, image_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the tokens (B, T, 256) and the image (B, P, 256) after one block."""
+        """Run one block on the tokens (B, T, 256) and the image (B, P, 256), and return both."""
         tokens = self.attend_among_tokens(tokens, token_positions)
         placed_image = image + image_positions
         attended = self.cross_attn_token_to_image(tokens + token_positions, placed_image, image)
@@ -73,7 +73,7 @@ class TwoWayBlock(nn.Module):
         return tokens, image
 
     def attend_among_tokens(self, tokens: Tensor, token_positions: Tensor) -> Tensor:
-        """Run the first step, the self-attention of tokens (B, T, 256)."""
+        """Run the first step, in which the tokens (B, T, 256) attend to each other."""
         if self.first:
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
@@ -83,7 +83,7 @@ class TwoWayBlock(nn.Module):
         return normalized
 
     def refine_tokens(self, tokens: Tensor, attended: Tensor) -> Tensor:
-        """Run the second and third steps on tokens and their attention to the image, both (B, T, 256)."""
+        """Run the second and third steps, given the tokens and their attention to the image, both (B, T, 256)."""
         tokens = self.norm2(tokens + attended)
         refined: Tensor = self.norm3(tokens + self.mlp(tokens))
         return refined
@@ -102,7 +102,10 @@ class Attention(nn.Module):
         self.out_proj = Linear(inner, width)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return (B, Q, width) from q (B, Q, width) and k, v (B, K, width). The batch size of either side may be 1."""
+        """Attend from q (B, Q, width) to k and v (B, K, width), and return (B, Q, width).
+
+        The batch size of q, or of k and v, may be 1.
+        """
         batch = q.shape[0] if k.shape[0] == 1 else k.shape[0]
         q, k, v = (
             split_heads(projected, self.heads).expand(batch, -1, -1, -1)

@@ -1,8 +1,8 @@
 """Cost of training, counted on tensors without data: floating-point operations, and the memory of one worker.
 
-torch counts the operations of matrix products, convolutions, and attentions, two per multiply-add, in the forward and
-the backward pass. Activations are everything that autograd stores, in float32, except for the probabilities of
-attentions, which the fused kernels of GPUs recompute.
+torch counts the operations of matrix products, convolutions, and attention in the forward and the backward pass. A
+multiply-add counts as two operations. Activations are all tensors that autograd stores, in float32. They exclude the
+probabilities of attention, because the fused kernels of GPUs recompute them.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,31 +30,34 @@ from segmint.model.training.settings import LossSettings, SamplingSettings
 from segmint.model.training.step import at_resolution
 
 _FLOAT = 4  # bytes
-_COPIES = 3  # of each trained weight in float32: its gradient, and two moments of AdamW
+_COPIES = 3  # float32 copies of each trained weight: its gradient, and two moments of AdamW
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Number of weights, operations, and bytes of activations."""
+    """Number of weights and operations, and bytes of activations."""
 
     weights: int
-    trained: int  # weights
-    encode_flop: int  # to encode an image once, without gradients
-    image_flop: int  # per image and step: a trained encoder, and the decoder's work that all masks share
+    trained: int  # number of trained weights
+    encode_flop: int  # for encoding an image once, without gradients
+    image_flop: int  # per image and step, for training the encoder and for the decoder's work that all masks share
     mask_flop: int  # per mask and step, in all iterations
-    image_bytes: int  # per image whose encoder is trained
-    mask_bytes: int  # per mask, in the largest iteration
+    image_bytes: int  # per image, if the encoder is trained
+    mask_bytes: int  # per mask, in the iteration that stores most
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of weights, gradients, and optimizer state."""
+        """Bytes of the weights, the gradients, and the optimizer state."""
         return _FLOAT * (self.weights + _COPIES * self.trained)
 
 
 def training_cost(
     architecture: Architecture, decoder_layers: int, recipe: Recipe, recompute: bool = False
 ) -> TrainingCost:
-    """Count the cost of training with a recipe. For `recompute`, see `recomputed_blocks`. Takes seconds for ViT-H."""
+    """Count the cost of training with a recipe. For ViT-H, this takes seconds.
+
+    With `recompute`, the encoder's blocks are recomputed in the backward pass (see `recomputed_blocks`).
+    """
     with torch.device("meta"):
         sam = build_sam(architecture, decoder_layers)
         build_optimizer(sam, recipe)
@@ -87,7 +90,10 @@ def _flop(run: Callable[[], object]) -> int:
 
 
 def _encoder_bytes(sam: Sam, image: Tensor, recompute: bool) -> int:
-    """Return the bytes that an encoder in training stores; with `recompute`, inputs of blocks and one whole block."""
+    """Return the bytes that the encoder stores in training.
+
+    With `recompute`, it stores the inputs of all blocks and the activations of one whole block.
+    """
     inputs: list[int] = []
     marks: list[int] = []
     with ExitStack() as contexts:
@@ -111,7 +117,7 @@ def _encoder_bytes(sam: Sam, image: Tensor, recompute: bool) -> int:
 
 
 def _decoder_cost(sam: Sam, masks: int, recipe: Recipe, features_trained: bool) -> tuple[int, int]:
-    """Return the operations of all iterations of some masks, and the largest iteration's stored bytes."""
+    """Return the operations of all iterations for `masks` masks, and the bytes of the iteration that stores most."""
     flop, largest = 0, 0
     size = SAM1.embedding_size
     features = torch.zeros(1, EMBEDDING_CHANNELS, size, size, requires_grad=features_trained)
@@ -123,9 +129,9 @@ def _decoder_cost(sam: Sam, masks: int, recipe: Recipe, features_trained: bool) 
 
 
 def _points(sampling: SamplingSettings) -> list[int]:
-    """Return the number of points in each iteration; 0 stands for the first one, which predicts three masks.
+    """Return the number of points in each iteration. The first iteration, which predicts three masks, is 0.
 
-    A box counts like a point, because both have two tokens. All pauses count as if they came last.
+    A box counts as one point, because both take two tokens. All pauses count as if they came last.
     """
     clicks = [1 + each for each in range(1, sampling.clicks + 1)]
     return [0, *clicks, *[clicks[-1]] * (sampling.iterations - 1 - len(clicks))]
@@ -144,7 +150,7 @@ def _iterate(sam: Sam, features: Tensor, masks: int, points: int, losses: LossSe
 
 
 class _Stored(TorchFunctionMode):
-    """Bytes of the tensors that autograd stores. Each storage counts once, and weights don't count."""
+    """Counter of the bytes that autograd stores. Each storage counts only once, and weights don't count."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
@@ -154,7 +160,7 @@ class _Stored(TorchFunctionMode):
         self._paused = False
 
     def add(self, tensor: Tensor) -> Tensor:
-        """Count a tensor, and return it."""
+        """Count a tensor, and return it unchanged."""
         storage = tensor.untyped_storage()
         if not self._paused and storage._cdata not in self._keys:
             self._keys.add(storage._cdata)
@@ -163,7 +169,7 @@ class _Stored(TorchFunctionMode):
         return tensor
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count only the inputs and the output of an attention, because fused kernels don't store anything else."""
+        """For an attention, count only the inputs and the output, because fused kernels store nothing else."""
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self._paused = True

@@ -1,7 +1,7 @@
 """Drop path in image encoders and dropout in the mask decoder, with keyed random numbers (see `noise.py`).
 
-Both are hooks on the modules of an unchanged model within a context, so nothing changes outside the context. The random
-numbers depend on the image or mask, not on the batch, so the number of workers doesn't matter.
+Both are context managers that hook into the modules of an unchanged model. Outside the context, nothing changes. The
+random numbers depend on the image or mask but not on the batch, so the number of workers doesn't matter.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,20 +14,21 @@ from segmint.model.sam.mask_decoder import MaskDecoder
 from segmint.model.training.encoder_layers import encoder_layers
 from segmint.model.training.noise import draw_keys, random_bits, uniforms
 
-_DROP_PATH = -4  # an iteration whose keys `sampling.py` doesn't draw
+_DROP_PATH = -4  # iteration number that `sampling.py` doesn't use
 
 _LANES = 4
-"""Number of 16-bit lanes in a 64-bit hash. Each lane decides about one element."""
+"""Number of 16-bit lanes in a 64-bit hash. Each lane decides whether one element is dropped."""
 
 
 @contextmanager
 def drop_path(encoder: nn.Module, rate: float, seed: int, step: int, images: Sequence[int]) -> Iterator[None]:
     """Skip branches of the encoder's blocks at random for each of N images (stochastic depth, arXiv 1603.09382).
 
-    The probability increases linearly from 0 in the first block to `rate` in the last. Kept outputs are divided by the
-    probability of being kept, so their mean is unchanged. `images` contains a number under 2^63 for each image of the
-    batch with which the encoder is called; it must not depend on how a step's images are split. Raises ValueError for
-    another number of images, for an encoder that is neither a ViT nor TinyViT, and for a rate outside [0, 1).
+    The probability of skipping increases linearly, from 0 in the first block to `rate` in the last. Outputs that aren't
+    skipped are divided by the probability that they aren't, so the mean stays the same. `images` contains a number
+    under 2^63 for each image in the encoder's batch. This number must not depend on how a step's images are split.
+    Raises ValueError if the encoder is called with another number of images, if it's neither a ViT nor TinyViT, or if
+    the rate is outside [0, 1).
     """
     _check_rate("drop_path", rate)
     with ExitStack() as hooks:
@@ -45,11 +46,12 @@ def drop_path(encoder: nn.Module, rate: float, seed: int, step: int, images: Seq
 
 @contextmanager
 def dropout(decoder: MaskDecoder, rate: float, keys: Tensor) -> Iterator[None]:
-    """Set outputs of the decoder's attention and perceptrons to 0 with probability `rate` before they are added.
+    """Set outputs of the decoder's attention and perceptrons to 0 with probability `rate`, before they are added.
 
-    `keys` (B,) int64 contains one key for each prompt with which the decoder is called. It is the key of (seed, step,
-    mask, iteration), which clicks use too. Kept outputs are divided by the probability of being kept, which is a
-    multiple of 1/65,536. Raises ValueError for another number of prompts and for a rate outside [0, 1).
+    `keys` (B,) int64 contains one key for each prompt in the decoder's batch. It's the key of (seed, step, mask,
+    iteration), which clicks use as well. Outputs that aren't dropped are divided by the probability that they aren't,
+    which is a multiple of 1/65,536. Raises ValueError if the decoder is called with another number of prompts, or if
+    the rate is outside [0, 1).
     """
     _check_rate("dropout", rate)
     with ExitStack() as hooks:
@@ -60,7 +62,7 @@ def dropout(decoder: MaskDecoder, rate: float, keys: Tensor) -> Iterator[None]:
                 cross = (block.cross_attn_token_to_image, block.cross_attn_image_to_token)
                 places += [block.self_attn, *cross, block.mlp]
             for number, place in enumerate(places):
-                # Clicks use counters from 0 on.
+                # Clicks use counters from 0 up, so these counters are negative.
                 hooks.enter_context(place.register_forward_hook(_drops(random_bits(keys, -1 - number), rate)))
         yield
 
@@ -70,7 +72,7 @@ Hook = Callable[[nn.Module, object, Tensor], Tensor]
 
 def _scales(factors: Tensor) -> Hook:
     def scale(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        # TinyViT's attention gets the windows of an image one after another.
+        # TinyViT's attention receives the windows of one image after another.
         windows = output.shape[0] // len(factors)
         each = factors.to(output.device, output.dtype).repeat_interleave(windows)
         return output * each.reshape(-1, *[1] * (output.ndim - 1))

@@ -15,10 +15,10 @@ from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitBlock
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """A block of an image encoder.
+    """Block of an image encoder.
 
-    `branches` are the modules whose outputs are added to their inputs. `modules` are the block and its associated
-    modules, such as the transition to the next stage.
+    `branches` are the modules whose outputs are added to their inputs. `modules` are the block and the modules that
+    belong to it, such as the transition to the next stage.
     """
 
     block: nn.Module
@@ -27,7 +27,7 @@ class EncoderLayer:
 
 
 def encoder_layers(encoder: nn.Module) -> list[EncoderLayer]:
-    """Return the blocks of a ViT or of MobileSAM's TinyViT in order. Raises ValueError for another encoder."""
+    """Return the blocks of a ViT or of MobileSAM's TinyViT, in order. Raises ValueError for any other encoder."""
     if isinstance(encoder, ImageEncoderViT):
         blocks = [cast(VitBlock, block) for block in encoder.blocks]
         return [EncoderLayer(block, (block.attn, block.mlp), (block,)) for block in blocks]
@@ -51,13 +51,14 @@ def _stage_layers(stage: nn.Module) -> Iterator[EncoderLayer]:
 
 @contextmanager
 def recomputed_blocks(encoder: nn.Module) -> Iterator[None]:
-    """Recompute each block in the backward pass from its stored inputs, which saves memory but is a third slower.
+    """Recompute each block in the backward pass from its stored inputs. This saves memory, but is a third slower.
 
-    Leave this context, and that of `drop_path`, only after the backward pass, or blocks may be recomputed differently.
+    Stay in this context, and in the context of `drop_path`, until the backward pass is done. Otherwise, blocks may be
+    recomputed differently.
     """
     blocks = [layer.block for layer in encoder_layers(encoder)]
     for block in blocks:
-        # The instance attribute hides the class's method without changing the names of weights.
+        # An instance attribute hides the method of the class, and it doesn't change the names of weights.
         again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         block.__dict__["forward"] = again
     try:

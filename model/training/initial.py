@@ -1,7 +1,7 @@
 """SAM with a pretrained image encoder and otherwise new parts, from which the paper's training starts.
 
-The encoder's weights come from MAE (arXiv 2111.06377) or ViTDet (arXiv 2203.16527), in a PyTorch checkpoint with their
-authors' names for tensors. Positions of another grid are resized, as in ViTDet.
+The encoder's weights come from MAE (arXiv 2111.06377) or ViTDet (arXiv 2203.16527), in a PyTorch checkpoint in which
+tensors have their authors' names. If the checkpoint's positions are for another grid, they are resized, as in ViTDet.
 """
 
 import math
@@ -21,15 +21,15 @@ _OWN = ("patch_embed.", "blocks.", "pos_embed")
 
 
 def inspect_encoder(path: str | Path) -> Architecture:
-    """Return the architecture of a file of encoder weights. Raises the errors of `load_sam`."""
+    """Detect the architecture in a file of encoder weights. Raises the same errors as `load_sam`."""
     return encoder_architecture(dict(_renamed(read_state(path, "meta"))))
 
 
 def sam_with_encoder(path: str | Path, decoder_layers: int, seed: int) -> Sam:
-    """Return a SAM with the encoder weights from a file. All other weights are drawn with the seed.
+    """Create a SAM with the encoder weights from a file. All other weights are drawn at random from the seed.
 
-    Raises SamWeightsError if weights of the encoder are missing, have other shapes, or belong to another kind of ViT,
-    and the errors of `load_sam`.
+    Raises SamWeightsError if weights of the encoder are missing, have other shapes, or belong to another kind of ViT.
+    Also raises the errors of `load_sam`.
     """
     found = dict(_renamed(read_state(path, "cpu")))
     with torch.random.fork_rng(devices=[]):
@@ -53,9 +53,10 @@ def sam_with_encoder(path: str | Path, decoder_layers: int, seed: int) -> Sam:
 
 
 def resized(name: str, given: Tensor, weight: Tensor) -> Tensor:
-    """Resize positions to the shape of `weight`: absolute positions bicubically, relative positions linearly.
+    """Resize a position embedding to the shape of `weight`. Other weights stay unchanged.
 
-    MAE's absolute positions are (1, 1 + side², C). The first one belongs to the class token and is dropped.
+    Absolute positions are interpolated bicubically, and relative positions are interpolated linearly. MAE's absolute
+    positions are (1, 1 + side², C). The first position belongs to the class token and is dropped.
     """
     if name == "pos_embed" and given.ndim == 3:
         side = math.isqrt(given.shape[1])
@@ -71,7 +72,7 @@ def resized(name: str, given: Tensor, weight: Tensor) -> Tensor:
 
 
 def _renamed(state: object) -> Iterator[tuple[str, Tensor]]:
-    """Yield the encoder's tensors by SAM's names, without parts such as MAE's class token and last norm."""
+    """Yield the encoder's tensors with SAM's names, without extra parts such as MAE's class token and last norm."""
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
     for name, tensor in state.items() if isinstance(state, Mapping) else ():

@@ -1,7 +1,7 @@
 """Losses of SAM's training: focal and dice on masks, squared error on predicted IoU (SAM paper, Section 3, App. A).
 
-There are B prompts with C predicted masks each, in a square of side R. `valid` is True inside the image; padding
-contributes to no loss. Everything is computed in float32, even under autocast.
+All functions process B prompts with C predicted masks each, in a square of side R. `valid` is True inside the image;
+padding doesn't contribute to any loss. All computations are in float32, even under autocast.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from segmint.model.training.settings import LossSettings
 class PromptLosses:
     """Losses of B prompts.
 
-    The scalars are sums over the prompts divided by the number of masks in the global batch. `focal`, `dice`, and
-    `iou_error` are detached and unweighted, and `total` is the weighted sum to call `backward` on. `chosen` (B,) int64
-    is the index of the mask to which each prompt's losses apply, and `mask_iou` (B,) float32 is that mask's IoU with
-    the target.
+    Each scalar is a sum over the prompts, divided by the number of masks in the global batch. `focal`, `dice`, and
+    `iou_error` are detached and unweighted. `total` is the weighted sum; call `backward` on it. `chosen` (B,) int64 is
+    the index of the mask to which each prompt's losses apply. `mask_iou` (B,) float32 is the IoU of that mask with the
+    target.
     """
 
     total: Tensor
@@ -39,11 +39,11 @@ def prompt_losses(
     settings: LossSettings,
     total_masks: int,
 ) -> PromptLosses:
-    """Return the losses of masks predicted for B prompts; for each, only the mask with the lowest loss gets gradients.
+    """Compute the losses of B prompts. Only the mask with the lowest loss of each prompt receives gradients.
 
-    `logits` are (B, C, R, R), `predicted_iou` (B, C), `targets` (B, R, R) bool, and `valid` (R, R) bool. All workers
-    pass the number of masks in the global batch as `total_masks`, so that their losses add up to those of one worker
-    with the whole batch. Raises ValueError if it is less than B.
+    `logits` are (B, C, R, R), `predicted_iou` is (B, C), `targets` are (B, R, R) bool, and `valid` is (R, R) bool. All
+    workers pass the number of masks in the global batch as `total_masks`. This way, their losses add up to the loss
+    that a single worker would compute for the whole batch. Raises ValueError if `total_masks` is less than B.
     """
     if total_masks < len(logits):
         raise ValueError(f"total_masks is {total_masks}: expected the global mask count, at least {len(logits)}")
@@ -68,12 +68,12 @@ def prompt_losses(
 
 
 def focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, settings: LossSettings) -> Tensor:
-    """Return the focal loss of each mask (Lin et al. 2017, arXiv 1708.02002, eq. 5).
+    """Compute the focal loss of each mask (Lin et al. 2017, arXiv 1708.02002, eq. 5).
 
-    With p the predicted probability of a pixel's class, its loss is -alpha (1 - p)^gamma log(p). `logits` (..., R, R)
-    and `targets` (..., R, R) bool broadcast, `valid` is (R, R) bool, and the result is (...).
+    If p is the predicted probability of a pixel's class, the pixel's loss is -alpha (1 - p)^gamma log(p). `logits`
+    (..., R, R) and `targets` (..., R, R) bool broadcast, `valid` is (R, R) bool, and the result is (...).
     """
-    # log(p) of the right class, without overflow, because the logit's sign is flipped where the target is background.
+    # log(p) of the correct class: flip the sign of the logit where the target is background. This can't overflow.
     log_p = F.logsigmoid(torch.where(targets, logits, -logits))
     loss = -log_p * (-torch.expm1(log_p)) ** settings.focal_gamma
     if settings.focal_alpha is not None:
@@ -85,10 +85,10 @@ def focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, settings: LossSet
 
 
 def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """Return the dice loss of each mask: 1 - (2 Σ p t + 1) / (Σ p + Σ t + 1) for probabilities p and target t.
+    """Compute the dice loss of each mask: 1 - (2 Σ p t + 1) / (Σ p + Σ t + 1) for probabilities p and target t.
 
-    Milletari et al. 2016 (arXiv 1606.04797, Section 3) use squares in the denominator and don't add 1. The form here is
-    that of DETR and MaskFormer, which the SAM paper follows. Shapes are as in `focal_loss`.
+    This is the form of DETR and MaskFormer, which the SAM paper follows. Milletari et al. 2016 (arXiv 1606.04797,
+    Section 3) use squares in the denominator and don't add 1. The shapes are the same as in `focal_loss`.
     """
     probabilities = torch.where(valid, logits.sigmoid(), 0)
     truth = (targets & valid).to(logits.dtype)
@@ -97,9 +97,9 @@ def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
 
 
 def mask_iou(masks: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """Return the IoU (...) float32 of bool masks and targets (..., R, R), which broadcast, inside `valid` (R, R).
+    """Compute the IoU (...) float32 of bool masks and targets inside `valid` (R, R).
 
-    The IoU of two empty masks is 0.
+    Masks and targets (..., R, R) broadcast. The IoU of two empty masks is 0.
     """
     shared = (masks & targets & valid).sum(dim=(-2, -1))
     covered = ((masks | targets) & valid).sum(dim=(-2, -1))

@@ -1,8 +1,8 @@
 """Detector of one class, "object", for the semi-automatic stage (SAM paper, Section 4), based on Faster R-CNN.
 
-It learns from the boxes of masks of any kind, and proposes objects as prompts for the model. Its norms don't depend on
-the batch, and its samples of anchors are keyed by (seed, step, image), so any number of workers learns the same.
-torchvision provides the network, and is only imported where it is used.
+The detector learns from the boxes of masks of any kind. It then proposes objects, which become prompts for the model.
+Its norms don't depend on the batch, and its samples of anchors are keyed by (seed, step, image), so it learns the same
+with any number of workers. torchvision provides the network and is imported only where it's needed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,28 +22,28 @@ from segmint.model.training.settings import expect
 Backbone = Literal["resnet50", "mobilenet_v3_large"]
 
 _CLASSES = 2  # background and object
-_GROUPS = 8  # divides the number of channels of all layers of both backbones
-_ANCHORS = -5  # an iteration whose keys nothing else draws
+_GROUPS = 8  # divides the number of channels of every layer in both backbones
+_ANCHORS = -5  # iteration number for anchor samples, which no other draw uses
 
 
 class BackboneWeightsError(ValueError):
-    """Error for a file that doesn't contain the weights of the backbone."""
+    """File that doesn't contain the weights of the backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectsRecipe:
-    """Architecture and training settings of the detector. Raises ValueError, with the key, for an invalid value.
+    """Architecture and training settings of the detector. Raises ValueError with the key if a value is invalid.
 
     Attributes:
         backbone: convolutional network below the feature pyramid.
-        short_side: the image's short side in pixels after resizing for the detector.
-        long_side: maximum long side in pixels; larger images are shrunk further.
-        learning_rate: AdamW's, after warm-up.
-        weight_decay: AdamW's, only on matrices and convolutions.
-        steps: length of training.
-        warmup_steps: steps over which the rate increases linearly; 0 for none.
-        decay_steps: steps from which the rate is divided by ten again, ascending.
-        batch_images: images per step, over all workers.
+        short_side: short side of the image in pixels, after it's resized for the detector.
+        long_side: maximum long side in pixels. A longer image is shrunk further.
+        learning_rate: learning rate of AdamW after the warm-up.
+        weight_decay: weight decay of AdamW, which applies only to matrices and convolutions.
+        steps: number of training steps.
+        warmup_steps: number of steps over which the rate increases linearly, or 0 for no warm-up.
+        decay_steps: steps from which the rate is divided by ten again, in ascending order.
+        batch_images: number of images per step, over all workers.
     """
 
     backbone: Backbone = "resnet50"
@@ -63,13 +63,13 @@ class ObjectsRecipe:
         expect("long_side", self.long_side, self.long_side >= self.short_side, "the short side or more")
 
     def rate_factor(self, step: int) -> float:
-        """Return the factor that scales the learning rate in a step; steps count from 0."""
+        """Return the factor by which to multiply the learning rate in this step. The first step is 0."""
         return rate_factor(step, self.warmup_steps, self.decay_steps)
 
 
 @dataclass(frozen=True)
 class ObjectImage:
-    """Training image: `pixels` (H, W, 3) uint8 RGB, and the boxes (N, 4) float32 of all its objects.
+    """Training image: `pixels` (H, W, 3) uint8 RGB and the boxes (N, 4) float32 of all its objects.
 
     Boxes are x0, y0, x1, y1 in pixels, ends exclusive; see `mask_boxes`. `number` is under 2^63 and unique in the
     step's global batch.
@@ -81,10 +81,10 @@ class ObjectImage:
 
 
 def build_objects_detector(recipe: ObjectsRecipe, backbone_weights: str | Path | None = None) -> nn.Module:
-    """Build Faster R-CNN for one class, with a backbone from scratch or from torchvision's ImageNet weights.
+    """Build Faster R-CNN for one class. The backbone starts from scratch or from torchvision's ImageNet weights.
 
-    From scratch, the detector has group norms. With weights, it has frozen batch norms. Raises BackboneWeightsError for
-    a file with other weights, and OSError if the file can't be read.
+    From scratch, the detector uses group norms. With weights, it uses frozen batch norms. Raises BackboneWeightsError
+    if the file contains other weights, and OSError if it can't be read.
     """
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection import backbone_utils as backbones
@@ -120,7 +120,7 @@ def build_objects_detector(recipe: ObjectsRecipe, backbone_weights: str | Path |
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Return the boxes of nonempty masks (N, H, W) bool as (N, 4) float32, with ends exclusive."""
+    """Return the boxes of masks (N, H, W) bool as (N, 4) float32, ends exclusive. No mask may be empty."""
     from torchvision.ops import masks_to_boxes
 
     boxes: Tensor = masks_to_boxes(masks)
@@ -128,7 +128,7 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 
 def build_objects_optimizer(detector: nn.Module, recipe: ObjectsRecipe) -> torch.optim.AdamW:
-    """Return AdamW for all weights that require gradients, with weight decay only on matrices and convolutions."""
+    """Create AdamW for all weights that require gradients. Weight decay applies only to matrices and convolutions."""
     weights = [weight for weight in detector.parameters() if weight.requires_grad]
     groups = [
         {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -144,12 +144,13 @@ def objects_step(
 ) -> dict[str, float]:
     """Add the gradients of a step's losses to the weights' `.grad`, and return the losses by torchvision's names.
 
-    The losses are sums over the images divided by `total_images`, the size of the global batch, so the losses of all
-    workers add up. Images are processed one by one. Raises ValueError for boxes that are invalid or outside the image.
+    Each loss is a sum over the images, divided by `total_images`, the size of the global batch. To get the losses of
+    the batch, add up the losses of all workers. Images are processed one at a time. Raises ValueError if a box is
+    invalid or outside the image.
     """
     sums: dict[str, float] = {}
     device = next(detector.parameters()).device
-    detector.train()  # losses are only computed in this mode, and no norm or dropout depends on it
+    detector.train()  # torchvision computes losses only in this mode; no norm or dropout depends on it
     try:
         for image in images:
             _check_boxes(image)
@@ -170,7 +171,8 @@ def objects_step(
 
 
 class _ExportedDetector(nn.Module):
-    """Wrapper with the detectors' interface: a BGR image (3, H, W) uint8 to boxes, labels, scores, and size."""
+    """Wrapper with the interface of our detectors. It maps a BGR image (3, H, W) uint8 to boxes, labels, scores, and
+    size."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -184,7 +186,7 @@ class _ExportedDetector(nn.Module):
 
 
 def export_objects_detector(detector: nn.Module, path: str | Path) -> None:
-    """Write the detector as TorchScript, the format of face and plate detectors; see docs/configuration.md."""
+    """Save the detector as TorchScript, like face and plate detectors; see docs/configuration.md."""
     scripted = torch.jit.script(_ExportedDetector(detector).eval())
     scripted.save(str(path))  # type: ignore[no-untyped-call]
 
@@ -210,7 +212,10 @@ def _load_backbone(network: nn.Module, path: str | Path, name: Backbone) -> None
 
 
 def _misfit(network: nn.Module, state: object) -> str:
-    """Return the difference between a state dict and the network's, ignoring batch counters; empty if there is none."""
+    """Describe how a state dict differs from the network's. If they match, return an empty string.
+
+    Counters of batches are ignored.
+    """
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         return "it is not a dict of tensors by name"
     wanted = network.state_dict()

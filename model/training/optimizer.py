@@ -19,15 +19,15 @@ _MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rates as a function of only the step, so that no state is needed to resume.
+    """Schedule of learning rates. They depend only on the step, so resuming needs no other state.
 
-    A group's rate after warm-up is its `initial_lr`.
+    The `initial_lr` of a group is its rate after the warm-up.
     """
 
     recipe: Recipe
 
     def set_rates(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set the rates of a step, counted from 0, before the optimizer takes it, and return their factor."""
+        """Set the rates for a step, before the optimizer takes it, and return their factor. The first step is 0."""
         factor = self.recipe.rate_factor(step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -35,10 +35,10 @@ class Schedule:
 
 
 def build_optimizer(sam: Sam, recipe: Recipe) -> tuple[torch.optim.AdamW, Schedule]:
-    """Return the optimizer of the recipe's parts and its schedule, and disable gradients of all other weights.
+    """Create the optimizer and schedule for the recipe's parts, and disable the gradients of all other weights.
 
-    Call `Schedule.set_rates` before each step. Batch norms, and the ImageNet classifier in MobileSAM's checkpoints, are
-    never trained. Raises ValueError if the image encoder is to be trained and is neither a ViT nor TinyViT.
+    Call `Schedule.set_rates` before each step. Batch norms are never trained, and neither is the ImageNet classifier in
+    MobileSAM's checkpoints. Raises ValueError if the recipe trains an image encoder that is neither a ViT nor TinyViT.
     """
     rates = _rates(sam, recipe)
     for weight in sam.parameters():
@@ -60,7 +60,7 @@ def build_optimizer(sam: Sam, recipe: Recipe) -> tuple[torch.optim.AdamW, Schedu
 
 
 def _rates(sam: Sam, recipe: Recipe) -> dict[int, float]:
-    """Return the learning rates of the trained weights, keyed by the weights' `id`."""
+    """Return the learning rate of each trained weight, by the `id` of the weight."""
     rates = {id(weight): recipe.learning_rate for part in recipe.parts for weight in _part(sam, part).parameters()}
     encoder = sam.image_encoder
     if "image_encoder" in recipe.parts:
@@ -69,7 +69,7 @@ def _rates(sam: Sam, recipe: Recipe) -> dict[int, float]:
         blocks = {id(weight) for layer in layers for module in layer.modules for weight in module.parameters()}
         ends = {id(weight) for weight in neck.parameters()}
         stem = [weight for weight in encoder.parameters() if id(weight) not in blocks | ends]
-        for weight in stem:  # one layer before the first block, as in ViTDet
+        for weight in stem:  # the stem counts as one layer before the first block, as in ViTDet
             rates[id(weight)] = recipe.learning_rate * recipe.layer_decay ** (len(layers) + 1)
         for index, layer in enumerate(layers):
             for module in layer.modules:

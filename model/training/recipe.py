@@ -1,6 +1,6 @@
 """Training recipes: the trained parts, learning rates, duration, and regularization (SAM paper, Appendix A).
 
-docs/decisions/0023-recipes.md explains which values come from the paper and which are choices.
+docs/decisions/0023-recipes.md explains which values come from the paper, and which ones we chose.
 """
 
 import math
@@ -18,21 +18,22 @@ ALL_PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Training recipe of a SAM. Raises ValueError, with the key, for an invalid value.
+    """Training recipe of a SAM. Raises ValueError with the key if a value is invalid.
 
     Attributes:
-        parts: the parts to train; the others are frozen.
-        learning_rate: rate after warm-up for the prompt encoder, the decoder, and the image encoder's neck.
-        steps: length of training.
-        warmup_steps: steps over which the rate increases linearly; 0 for none.
-        decay_steps: steps from which the rate is divided by ten again, ascending.
-        batch_images: images per step, over all workers.
+        parts: parts to train. All other parts are frozen.
+        learning_rate: learning rate after the warm-up for the prompt encoder, the decoder, and the image encoder's
+            neck.
+        steps: number of training steps.
+        warmup_steps: number of steps over which the rate increases linearly, or 0 for no warm-up.
+        decay_steps: steps from which the rate is divided by ten again, in ascending order.
+        batch_images: number of images per step, over all workers.
         masks_per_image: maximum number of masks per image in a step.
-        largest_mask: masks that cover more than this share of the image are excluded.
-        weight_decay: AdamW's, only on weights of linear maps and convolutions.
-        layer_decay: factor on the learning rate from one block of the image encoder to the previous one.
-        drop_path: probability that an image skips a branch of the encoder's last block; it increases linearly from 0
-            in the first block.
+        largest_mask: largest fraction of the image that a mask may cover. Larger masks are excluded.
+        weight_decay: weight decay of AdamW, which applies only to the weights of linear layers and convolutions.
+        layer_decay: factor by which the learning rate shrinks from each block of the image encoder to the previous one.
+        drop_path: probability that an image skips a branch of the encoder's last block. It increases linearly from 0 in
+            the first block.
         dropout: probability that an output element of the decoder's attention or perceptrons becomes 0.
         losses: settings of the losses.
         sampling: settings for drawing a mask's prompts.
@@ -73,12 +74,15 @@ class Recipe:
             expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
 
     def rate_factor(self, step: int) -> float:
-        """Return the factor on the learning rates in a step, counted from 0."""
+        """Return the factor by which to multiply the learning rates in this step. The first step is 0."""
         return rate_factor(step, self.warmup_steps, self.decay_steps)
 
 
 def rate_factor(step: int, warmup_steps: int, decay_steps: Sequence[int]) -> float:
-    """Return the factor on learning rates that rise linearly and are divided by ten at each decay. Steps start at 0."""
+    """Return the factor for learning rates that rise linearly and are divided by ten at each decay.
+
+    The first step is 0.
+    """
     warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     return warm * 0.1 ** sum(step >= decay for decay in decay_steps)
 
@@ -98,7 +102,7 @@ _VIT_L = replace(_VIT_H, learning_rate=4e-4, steps=180_000, decay_steps=(120_000
 _VIT_B = replace(_VIT_L, learning_rate=8e-4, layer_decay=0.6, drop_path=0.6)
 
 PAPER: Mapping[Architecture, Recipe] = {"vit_b": _VIT_B, "vit_l": _VIT_L, "vit_h": _VIT_H}
-"""The paper's training on SA-1B, from an encoder pretrained by MAE."""
+"""Recipes of the paper for training on SA-1B, starting from an encoder pretrained by MAE."""
 
 FINETUNE = Recipe(
     parts=("prompt_encoder", "mask_decoder"),
@@ -115,7 +119,8 @@ FINETUNE = Recipe(
     losses=LossSettings(iou_supervision="all"),
     sampling=SamplingSettings(clicks=1),
 )
-"""Recipe for tens or hundreds of images of a new domain, with a frozen image encoder; chosen by experiment."""
+"""Recipe for tens or hundreds of images from a new domain, with a frozen image encoder. We chose its values by
+experiment."""
 
 MASK_MAKING: Mapping[Architecture, Recipe] = {
     name: replace(
@@ -126,10 +131,11 @@ MASK_MAKING: Mapping[Architecture, Recipe] = {
     )
     for name, recipe in PAPER.items()
 }
-"""Training of the model that made SA-1B, which is longer, and has four points and no boxes (SAM paper, Appendix B).
+"""Recipes for the model that made SA-1B (SAM paper, Appendix B). It trained longer, with four points and no boxes.
 
-The paper doesn't state when its learning rate decays. Here, it decays at the same shares of the steps as in `PAPER`.
+The paper doesn't state when its learning rate decays. These recipes decay it at the same fractions of the steps as
+`PAPER`.
 """
 
 MASK_MAKING_LAYERS, MASK_MAKING_JITTER = 3, (0.1, 2.0)
-"""Layers of the mask decoder, and scales of the large-scale jitter, of the model that made SA-1B."""
+"""Number of mask decoder layers, and range of scales for large-scale jitter, of the model that made SA-1B."""

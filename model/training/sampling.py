@@ -1,7 +1,7 @@
 """Prompts of interactive training: a first point or box, then clicks in the error region (SAM paper, Appendix A).
 
-There are N masks of one image. Coordinates are pixels of the image encoder's 1024 x 1024 input, as for the prompt
-encoder. Every random number is keyed by (seed, step, mask, iteration); see `noise.py`.
+All functions process the N masks of one image. Coordinates are in pixels of the image encoder's 1024 x 1024 input, as
+in the prompt encoder. Every random number is keyed by (seed, step, mask, iteration); see `noise.py`.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from segmint.model.training.noise import draw_keys, highest_pixels, uniforms
 from segmint.model.training.settings import SamplingSettings
 from segmint.model.training.targets import target_boxes
 
-# Iterations whose keys are drawn for purposes other than that iteration's click.
+# Iteration numbers for draws that don't belong to the click of an iteration.
 _KIND, _NOISE, _SCHEDULE = -1, -2, -3
 
 
 @dataclass(frozen=True)
 class Clicks:
-    """The prompts of N masks so far.
+    """Prompts of N masks so far.
 
-    `boxed` (N,) bool selects the masks whose first prompt is a box, in `boxes` (N, 4) float64. The other masks start
-    with the first of `points` (N, 1 + K, 2) float64 as (x, y). K clicks follow. `labels` (N, 1 + K) int64 are 1 for
-    foreground, 0 for background, and -1 if there is no point because the error region was empty. Every mask has both a
-    box and a first point.
+    Every mask has both a box and a first point, and `boxed` (N,) bool selects which of them is the first prompt: the
+    box in `boxes` (N, 4) float64, or the first of `points` (N, 1 + K, 2) float64 as (x, y). K clicks follow. `labels`
+    (N, 1 + K) int64 are 1 for foreground and 0 for background. The label is -1 if there is no point because the error
+    region was empty.
     """
 
     boxed: Tensor
@@ -36,15 +36,15 @@ class Clicks:
     labels: Tensor
 
     def __getitem__(self, masks: slice) -> "Clicks":
-        """Return the prompts of some of the masks."""
+        """Select the prompts of some of the masks."""
         return Clicks(self.boxed[masks], self.boxes[masks], self.points[masks], self.labels[masks])
 
     def first(self, points: int) -> "Clicks":
-        """Return the prompts with only the first `points` points."""
+        """Keep only the first `points` points of each mask."""
         return replace(self, points=self.points[:, :points], labels=self.labels[:, :points])
 
     def with_point(self, point: Tensor, label: Tensor) -> "Clicks":
-        """Return the prompts with an additional point (N, 2), labeled (N,)."""
+        """Append a point (N, 2) with its label (N,) to the prompts."""
         return replace(
             self,
             points=torch.cat([self.points, point[:, None]], dim=1),
@@ -52,12 +52,12 @@ class Clicks:
         )
 
     def to(self, device: torch.device) -> "Clicks":
-        """Return the prompts on a device."""
+        """Move the prompts to a device."""
         return Clicks(*(part.to(device) for part in (self.boxed, self.boxes, self.points, self.labels)))
 
     @staticmethod
     def join(parts: Sequence["Clicks"]) -> "Clicks":
-        """Concatenate the prompts of several groups of masks that have the same number of points."""
+        """Concatenate the prompts of several groups of masks. All groups must have the same number of points."""
         return Clicks(
             torch.cat([part.boxed for part in parts]),
             torch.cat([part.boxes for part in parts]),
@@ -67,9 +67,9 @@ class Clicks:
 
 
 def click_schedule(seed: int, step: int, settings: SamplingSettings) -> list[bool]:
-    """Return whether each iteration after the first one adds a click, which is the same for all masks of a step.
+    """Return whether each iteration after the first one adds a click. All masks of a step have the same schedule.
 
-    Two iterations don't: the one before a random click, and the last one.
+    Two iterations add no click: one before a randomly chosen click, and the last one.
     """
     draw = uniforms(draw_keys(seed, step, [0], _SCHEDULE), 1).item()
     pause = int(draw * settings.clicks)
@@ -79,11 +79,11 @@ def click_schedule(seed: int, step: int, settings: SamplingSettings) -> list[boo
 def first_prompts(
     targets: Tensor, input_size: tuple[int, int], seed: int, step: int, masks: Sequence[int], settings: SamplingSettings
 ) -> Clicks:
-    """Draw each mask's first prompt: a point that is uniformly distributed in the mask, or the mask's box with noise.
+    """Draw each mask's first prompt, which is a uniformly distributed point in the mask or the mask's box with noise.
 
-    `targets` (N, R, R) bool must not be empty, and `masks` contains their N numbers in the step's global batch. The
-    noise on each coordinate is that of `SamplingSettings`. Noisy boxes are clipped to the image. Raises ValueError for
-    an empty target.
+    `targets` (N, R, R) bool must not contain an empty mask. `masks` contains the N numbers of the masks in the step's
+    global batch. `SamplingSettings` defines the noise on each coordinate of a box. Boxes with noise are clipped to the
+    image. Raises ValueError if a target is empty.
     """
     device = targets.device
     boxed = uniforms(draw_keys(seed, step, masks, _KIND), 1)[:, 0] < settings.box_share
@@ -116,11 +116,11 @@ def next_click(
     masks: Sequence[int],
     iteration: int,
 ) -> tuple[Tensor, Tensor]:
-    """Draw a point uniformly in the error region between predicted masks and targets, labeled with the target's value.
+    """Draw a uniformly distributed point in the error region, where the predicted mask and the target differ.
 
     `predicted` and `targets` are (N, R, R) bool. `valid` (R, R) bool excludes padding. Returns points (N, 2) float64
-    and labels (N,) int64: 1 for a false negative, 0 for a false positive, and -1 with a point at (0, 0) if the
-    prediction has no error.
+    and labels (N,) int64: 1 for a false negative and 0 for a false positive. If a prediction has no error, the label is
+    -1 and the point is (0, 0).
     """
     pixels = highest_pixels((predicted ^ targets) & valid, draw_keys(seed, step, masks, iteration))
     truth = targets.flatten(1).gather(1, pixels.clamp(min=0)[:, None])[:, 0]
@@ -131,10 +131,11 @@ def next_click(
 def embed_clicks(
     encoder: PromptEncoder, clicks: Clicks, masks: Tensor | None, embeddings: Tensor | None = None
 ) -> PromptEmbedding:
-    """Embed N masks' prompts with optional `masks` (N, 1, 256, 256) logits, as the prompt encoder embeds each one.
+    """Embed the prompts of N masks with optional `masks` (N, 1, 256, 256) logits, with the prompt encoder's results.
 
-    A first point and its padding token make two tokens, as do a box's two corners, so both can be batched. CLIP's
-    `embeddings` (N, D) of length 1 replace the first prompt; the encoder then needs a `text_projection`.
+    A first point with its padding token takes two tokens, and so do the two corners of a box, so both fit into one
+    batch. If CLIP's `embeddings` (N, D) of length 1 are given and the encoder has a `text_projection`, they replace the
+    first prompt.
     """
     follow = clicks.points.shape[1] > 1
     if embeddings is not None and encoder.text_projection is not None:
@@ -156,7 +157,7 @@ def embed_clicks(
 def _pixel_centers(pixels: Tensor, resolution: int, input_size: tuple[int, int]) -> Tensor:
     """Return the centers of pixels (N,) of the flattened square, clamped to the image, (N, 2) float64 as (x, y).
 
-    The prompt encoder's origin is the center of the input's first pixel.
+    The origin is the center of the input's first pixel, as in the prompt encoder.
     """
     scale = SAM1.image_size / resolution
     height, width = input_size

@@ -1,6 +1,6 @@
 """Training settings that a run records: the losses of a prediction, and the sampling of a mask's prompts.
 
-docs/decisions/0019-losses-and-sampling.md explains which values come from the SAM paper and which are choices.
+docs/decisions/0019-losses-and-sampling.md explains which values come from the SAM paper, and which ones we chose.
 """
 
 import math
@@ -13,27 +13,27 @@ Resolution = Literal[256, 512, 1024]
 BoxNoise = Literal["normal", "uniform"]
 
 PAUSES = 2
-"""Number of iterations without a new point: one among the clicks, one at the end (SAM paper, Appendix A)."""
+"""Number of iterations that don't add a point: one among the clicks, and one at the end (SAM paper, Appendix A)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """Settings of the losses. Raises ValueError, with the key, for an invalid value.
+    """Settings of the losses. Raises ValueError with the key if a value is invalid.
 
     Attributes:
         focal_weight: weight of the focal loss (SAM paper: focal to dice 20:1).
         dice_weight: weight of the dice loss.
-        iou_weight: weight of the squared error of predicted IoU (SAM paper: 1).
-        focal_alpha: weight of foreground pixels in the focal loss; the weight of background is 1 - alpha. None: no
-            weights.
-        focal_gamma: exponent that discounts well-predicted pixels: 0, or at least 1. In between, the gradient of a
-            saturated pixel is not finite.
-        focal_normalization: divisor of a mask's summed focal loss: the number of all pixels ("pixels") or of target
-            pixels ("foreground").
-        iou_supervision: whether only the predicted IoU of the mask with the lowest loss is scored, or that of all
-            three.
-        resolution: side of the square in which losses, IoU, and clicks are computed, 256, 512, or 1024. The
-            decoder's 256 x 256 logits are interpolated to larger ones.
+        iou_weight: weight of the squared error of the predicted IoU (SAM paper: 1).
+        focal_alpha: weight of foreground pixels in the focal loss. Background pixels have the weight 1 - alpha. With
+            None, pixels aren't weighted.
+        focal_gamma: exponent that discounts well-predicted pixels. It must be 0 or at least 1, because between 0 and 1,
+            the gradient of a saturated pixel isn't finite.
+        focal_normalization: number by which the sum of a mask's focal loss is divided: all pixels ("pixels") or the
+            target's pixels ("foreground").
+        iou_supervision: predicted IoUs that contribute to the loss: only the IoU of the mask with the lowest loss
+            ("lowest"), or the IoUs of all three masks ("all").
+        resolution: side of the square in which losses, IoU, and clicks are computed: 256, 512, or 1024. For a larger
+            square than 256, the decoder's 256 x 256 logits are interpolated.
     """
 
     focal_weight: float = 20.0
@@ -66,12 +66,13 @@ class SamplingSettings:
     """Settings for drawing a mask's prompts (SAM paper, Appendix A). Raises ValueError like `LossSettings`.
 
     Attributes:
-        clicks: points drawn in the error region, one per iteration.
-        box_share: share of masks whose first prompt is a box; for all others it is a point.
-        box_noise: size of the noise on a box's coordinates, as a share of the box's side.
-        box_noise_limit: maximum displacement of a coordinate by noise, in pixels of the 1024 x 1024 input.
-        box_noise_kind: with "normal", `box_noise` is the standard deviation, and larger noise is cut off; with
-            "uniform", noise is uniform up to `box_noise` of the side or the limit, whichever is less.
+        clicks: number of points to draw in the error region, one per iteration.
+        box_share: fraction of masks whose first prompt is a box. For all others, it's a point.
+        box_noise: size of the noise on a box's coordinates, as a fraction of the box's side.
+        box_noise_limit: maximum distance by which noise moves a coordinate, in pixels of the 1024 x 1024 input.
+        box_noise_kind: "normal" or "uniform". With "normal", `box_noise` is the standard deviation, and the limit cuts
+            off larger noise. With "uniform", the noise is uniform up to `box_noise` of the side or up to the limit,
+            whichever is smaller.
     """
 
     clicks: int = 8
@@ -91,11 +92,12 @@ class SamplingSettings:
 
     @property
     def iterations(self) -> int:
-        """Number of predictions per mask and step: the first prompt, one per click, and two without a new point."""
+        """Number of predictions per mask and step: one for the first prompt, one per click, and two without a new
+        point."""
         return 1 + self.clicks + PAUSES
 
 
 def expect(name: str, value: object, holds: bool, expected: str) -> None:
-    """Raise ValueError, with the key and its value, unless `holds`."""
+    """Raise ValueError with the key and its value unless `holds` is true."""
     if not holds:
         raise ValueError(f"{name} is {value!r}: expected {expected}")

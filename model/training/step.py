@@ -1,8 +1,8 @@
 """Training step: the interactive iterations of a batch of masks, and their gradients.
 
-Gradients flow through the plain modules: `Sam.prompt_encoder`, `Sam.mask_decoder`, and an image encoder's `forward`.
-`Predictor`, `BatchEncoder`, and `point_decoder.py` are only for inference. The model stays in evaluation mode, so
-MobileSAM's batch norms keep their statistics, and an image's embedding doesn't depend on its batch.
+Gradients flow through the plain modules: `Sam.prompt_encoder`, `Sam.mask_decoder`, and the `forward` of an image
+encoder. `Predictor`, `BatchEncoder`, and `point_decoder.py` are only for inference. The model stays in evaluation mode.
+This way, MobileSAM's batch norms keep their statistics, and an image's embedding doesn't depend on its batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,12 +24,13 @@ from segmint.model.training.targets import valid_pixels
 
 @dataclass(frozen=True)
 class TrainingMasks:
-    """The N masks of one image that a step trains on; N is at least 1.
+    """Training masks of one image in a step. There is at least one.
 
-    `targets` (N, R, R) bool must not be empty; R is the losses' resolution (see `fit_targets`). `input_size` is the
-    (height, width) that the image fills in the encoder's input. `numbers` contains a number under 2^63 for each mask,
-    which is unique in the step's global batch. It keys the mask's random numbers, so it must not depend on how the
-    batch is split. If there are CLIP `embeddings` (N, D), they are the first prompts, as in `embed_clicks`.
+    `targets` (N, R, R) bool must not contain an empty mask; R is the resolution of the losses (see `fit_targets`).
+    `input_size` is the (height, width) that the image fills in the encoder's input. `numbers` contains one number under
+    2^63 per mask, unique in the step's global batch. The mask's random numbers are keyed by this number, so it must not
+    depend on how the batch is split. If `embeddings` (N, D) from CLIP are given, they are the first prompts, as in
+    `embed_clicks`.
     """
 
     targets: Tensor
@@ -38,17 +39,17 @@ class TrainingMasks:
     embeddings: Tensor | None = None
 
     def __getitem__(self, masks: slice) -> "TrainingMasks":
-        """Return some of the masks."""
+        """Select some of the masks."""
         embeddings = None if self.embeddings is None else self.embeddings[masks]
         return TrainingMasks(self.targets[masks], self.input_size, self.numbers[masks], embeddings)
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Settings that, with the data, determine the losses of a step; they are recorded with the weights.
+    """Settings that determine a step's losses, together with the data. They are recorded with the weights.
 
-    `seed` and `step`, together with the mask's number and the iteration, are the keys of the step's random numbers.
-    `dropout` is the decoder's; see `dropping.py`.
+    `seed` and `step`, together with a mask's number and the iteration, are the keys of the step's random numbers.
+    `dropout` is the dropout probability of the decoder; see `dropping.py`.
     """
 
     losses: LossSettings
@@ -61,8 +62,8 @@ class StepSettings:
 class StepLosses:
     """Losses of a step per iteration, (iterations,) float64 on the CPU, summed over masks as in `PromptLosses`.
 
-    The losses of all workers add up to those of the whole batch, and `mask_iou` is then the mean IoU of the chosen
-    masks. `clicks` contains the prompts of each image's masks.
+    To get the losses of the whole batch, add up the losses of all workers. The sum of `mask_iou` is then the mean IoU
+    of the chosen masks. `clicks` contains the prompts of each image's masks.
     """
 
     total: Tensor
@@ -83,19 +84,21 @@ def train_step(
     masks_at_once: int = 64,
     recorded: Sequence[Clicks] | None = None,
 ) -> StepLosses:
-    """Add the gradients of all iterations' summed losses to the weights' `.grad`, and return the losses.
+    """Run all iterations of a step, add the gradients of their losses to the weights' `.grad`, and return the losses.
 
-    `embeddings` (I, 256, 64, 64) of I `images` either come from a frozen encoder (a cache, or `Predictor.embed`'s
-    features), or have gradients, which propagate into the encoder in a single backward pass at the end. `total_masks`
-    is the number of masks in the global batch of all workers, so their gradients must be summed, not averaged.
-    `masks_at_once` bounds memory and changes the last bits. `recorded` clicks of an earlier step replace the drawn
-    ones. For reduced precision, call this function under autocast. Raises ValueError for mismatched shapes, and for a
-    model whose input differs from that of `SAM1`.
+    `embeddings` (I, 256, 64, 64) belong to the I `images`. They can come from a frozen encoder, for example from a
+    cache or `Predictor.embed`. If they require gradients instead, a single backward pass at the end propagates the
+    gradients into the encoder. `total_masks` is the number of masks in the global batch of all workers, so sum the
+    gradients of the workers, and don't average them. `masks_at_once` limits memory, and changes the last bits. If you
+    pass the `recorded` clicks of an earlier step, the step uses them instead of drawing new ones. For reduced
+    precision, call this function under autocast.
+
+    Raises ValueError if shapes don't match, or if the model's input differs from that of `SAM1`.
     """
     if (sam.geometry.image_size, sam.geometry.placement) != (SAM1.image_size, SAM1.placement):
         raise ValueError(f"training supports SAM's input, padded to {SAM1.image_size} pixels, but not {sam.geometry}")
     _check(embeddings, images, settings, recorded)
-    # Tensors made in inference mode can't be saved for a backward pass.
+    # The backward pass can't use tensors that were created in inference mode.
     features = embeddings.clone() if embeddings.is_inference() else embeddings.detach()
     features.requires_grad_(embeddings.requires_grad)
     figures = torch.zeros(5, settings.sampling.iterations, dtype=torch.float64)
@@ -127,14 +130,14 @@ def interact(
     total_masks: int,
     recorded: Clicks | None = None,
 ) -> Iterator[tuple[PromptLosses, Clicks]]:
-    """Predict the masks of one image repeatedly, with more prompts each time (SAM paper, Appendix A).
+    """Predict the masks of one image repeatedly, with more prompts in each iteration (SAM paper, Appendix A).
 
     `features` (1, 256, 64, 64) is the image's embedding. Each iteration yields its losses and the prompts so far. A
-    predicted mask becomes a prompt without gradients, like a click, so every iteration has a separate graph. To keep
-    only one iteration in memory, call `backward` on the losses immediately.
+    predicted mask becomes a prompt without gradients, just like a click, so each iteration has its own graph. To keep
+    only one graph in memory, call `backward` on the losses before you request the next iteration.
 
-    The first iteration predicts three masks for the single prompt. All other iterations predict one mask from the token
-    for multiple prompts, because they also get the previous logits of the mask with the highest predicted IoU.
+    The first iteration predicts three masks from a single prompt. All later iterations also get the previous logits of
+    the mask with the highest predicted IoU, so they predict one mask from the token for multiple prompts.
     """
     losses, sampling, device = settings.losses, settings.sampling, features.device
     valid = valid_pixels(masks.input_size, losses.resolution).to(device)
@@ -163,14 +166,14 @@ def interact(
 
 
 def at_resolution(logits: Tensor, resolution: int) -> Tensor:
-    """Return logits (B, C, 256, 256) in a square of side `resolution`, where losses are computed."""
+    """Interpolate logits (B, C, 256, 256) to a square of side `resolution`, at which the losses are computed."""
     if logits.shape[-1] == resolution:
         return logits
     return F.interpolate(logits, (resolution, resolution), mode="bilinear", align_corners=False)
 
 
 def _figures(losses: PromptLosses, total_masks: int) -> Tensor:
-    """Return (5,) float64 on the CPU, in the order of `StepLosses`."""
+    """Collect the losses in the order of `StepLosses`, (5,) float64 on the CPU."""
     mean_iou = losses.mask_iou.sum() / total_masks
     figures = torch.stack([losses.total.detach(), losses.focal, losses.dice, losses.iou_error, mean_iou])
     return figures.to("cpu", torch.float64)

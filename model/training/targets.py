@@ -1,7 +1,7 @@
 """Ground-truth masks in the square of the image encoder's input, in which losses, IoU, and clicks are computed.
 
-The image fills `input_size` (height, width) pixels of the 1024 x 1024 input, from the top left corner, and the rest is
-padding. The square has a side of `resolution` pixels, each of which covers (1024 / resolution)² input pixels.
+The image fills the top left `input_size` (height, width) pixels of the 1024 x 1024 input, and the rest is padding. The
+square has `resolution` pixels per side. Each of them covers (1024 / resolution)² pixels of the input.
 """
 
 import torch
@@ -11,9 +11,9 @@ from segmint.model.sam.geometry import SAM1
 
 
 def valid_pixels(input_size: tuple[int, int], resolution: int) -> Tensor:
-    """Return the pixels of the square that the image at least partly covers, (resolution, resolution) bool.
+    """Return the pixels of the square that the image covers at least in part, (resolution, resolution) bool.
 
-    Raises ValueError if `input_size` does not fit into the input.
+    Raises ValueError if `input_size` doesn't fit into the input.
     """
     if not all(1 <= side <= SAM1.image_size for side in input_size):
         raise ValueError(f"input_size is {input_size}: expected a height and width from 1 to {SAM1.image_size} pixels")
@@ -23,11 +23,11 @@ def valid_pixels(input_size: tuple[int, int], resolution: int) -> Tensor:
 
 
 def fit_targets(masks: Tensor, input_size: tuple[int, int], resolution: int) -> Tensor:
-    """Resample masks of an image to the square: (N, H, W) bool to (N, resolution, resolution) bool.
+    """Resample an image's masks (N, H, W) bool to the square, (N, resolution, resolution) bool.
 
-    A pixel belongs to the target if the mask covers at least half of the pixel's part inside the image. If a thin or
-    small mask doesn't cover half of any pixel, the pixels that it covers most are used, so no target is empty. Raises
-    ValueError for an empty mask, and the errors of `valid_pixels`.
+    A pixel belongs to the target if the mask covers at least half of the part of the pixel that is inside the image. If
+    a mask is so thin or small that it doesn't cover half of any pixel, the target contains the pixels that it covers
+    most. This way, no target is empty. Raises ValueError if a mask is empty, and the errors of `valid_pixels`.
     """
     empty = ~masks.flatten(1).any(dim=1)
     if empty.any():
@@ -37,19 +37,19 @@ def fit_targets(masks: Tensor, input_size: tuple[int, int], resolution: int) -> 
         _shares(pixels, side, resolution).to(masks.device)
         for pixels, side in zip(masks.shape[1:], input_size, strict=True)
     )
-    # Process them one by one, because the masks of a large image would take gigabytes as float32.
+    # Process the masks one at a time. In float32, all masks of a large image would take gigabytes.
     targets = [_most_covered(rows @ mask.to(torch.float32) @ columns.T) for mask in masks]
     return torch.stack(targets) & valid if targets else valid.new_zeros(0, resolution, resolution)
 
 
 def target_boxes(targets: Tensor) -> Tensor:
-    """Return the tight boxes of nonempty targets (N, R, R) bool as (N, 4) float64 x0, y0, x1, y1.
+    """Return the tight boxes of targets (N, R, R) bool as (N, 4) float64 x0, y0, x1, y1. No target may be empty.
 
-    They are in pixels of the 1024 x 1024 input, with ends inclusive, like the boxes of predicted masks.
+    The boxes are in pixels of the 1024 x 1024 input, with inclusive ends, like the boxes of predicted masks.
     """
     scale = SAM1.image_size // targets.shape[-1]
     sides = []
-    for axis in (1, 2):  # `any` over the rows gives the extent in x, and over the columns, that in y
+    for axis in (1, 2):  # `any` over the rows gives the extent in x, and `any` over the columns gives the extent in y
         present = targets.any(dim=axis).to(torch.int8)
         first = present.argmax(dim=1)
         last = targets.shape[-1] - 1 - present.flip(1).argmax(dim=1)
@@ -59,14 +59,15 @@ def target_boxes(targets: Tensor) -> Tensor:
 
 
 def _most_covered(share: Tensor) -> Tensor:
-    # Shares are rounded sums, so a half may come out slightly smaller.
+    # The coverage is a sum with rounding, so a half may come out slightly smaller.
     return share >= share.max().clamp(max=0.5) * (1 - 1e-4)
 
 
 def _shares(pixels: int, side: int, resolution: int) -> Tensor:
-    """Return each image pixel's share of a square pixel's part inside the image, along one axis: (resolution, pixels).
+    """Return how much of each square pixel each image pixel covers along one axis, (resolution, pixels).
 
-    The image's `pixels` fill `side` pixels of the input. Rows are 0 in the padding.
+    The values are fractions of the part of the square pixel that is inside the image. The image's `pixels` pixels fill
+    `side` pixels of the input. In the padding, rows are 0.
     """
     edges = torch.arange(resolution + 1, dtype=torch.float64) * (SAM1.image_size / resolution)
     marks = torch.arange(pixels + 1, dtype=torch.float64) * (side / pixels)

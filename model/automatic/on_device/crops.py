@@ -1,12 +1,13 @@
 """Mask generation for whole crops on an accelerator, in which the host waits once for numbers and once for runs.
 
-1. Points are uploaded, and chunks are decoded, drawn, and measured. Then the copy to the host starts: seven counts and
-   coordinates per mask, its predicted IoU, and its `wanted` flag.
+1. The host uploads the points. The device decodes them in chunks, draws the masks, and measures them. Then it starts to
+   copy the measurements to the host: for each mask, seven counts and coordinates, the predicted IoU, and the `wanted`
+   flag.
 2. The host waits for this copy, filters the masks, and applies NMS. Then the device starts to draw the remaining masks
    as runs.
 3. The host waits for the runs.
 
-Callers start another crop between two steps (`stream.py`), so the device has work while the host waits.
+Between two steps, callers start another crop (`stream.py`), so the device has work while the host waits.
 """
 
 from collections.abc import Generator
@@ -37,12 +38,12 @@ from segmint.model.sam.sam import Sam
 
 @dataclass(frozen=True)
 class DecodedChunk:
-    """Three masks for each of B points, which aren't drawn yet.
+    """Three masks for each of B points, decoded but not drawn yet.
 
     Attributes:
         predicted_iou: (B, 3) float32.
-        wanted: (B, 3) bool, True if above the threshold and not from a padding point.
-        drawing: the arguments to draw them.
+        wanted: (B, 3) bool, True if the predicted IoU is above the threshold and the point isn't padding.
+        drawing: the arguments for drawing the masks.
     """
 
     predicted_iou: Tensor
@@ -52,10 +53,10 @@ class DecodedChunk:
 
 @dataclass(frozen=True)
 class ChunkMasks:
-    """Three masks for each of B points.
+    """Three drawn masks for each of B points.
 
     Attributes:
-        logits: (B, 3, 256, 256) float32; arbitrary where a mask is not wanted.
+        logits: (B, 3, 256, 256) float32. The values are arbitrary for masks that aren't wanted.
         predicted_iou: (B, 3) float32.
         wanted: (B, 3) bool.
     """
@@ -66,7 +67,7 @@ class ChunkMasks:
 
 
 def plan_image(sam: Sam, features: Tensor) -> DecodePlan:
-    """Return the values that all points on an image embedding (1, 256, 64, 64) share."""
+    """Precompute the values that all points on an image embedding (1, 256, 64, 64) share."""
     encoder = sam.prompt_encoder
     return decoder.plan_image(sam.mask_decoder, features, encoder.dense_positions(), encoder.dense_without_mask())
 
@@ -74,8 +75,8 @@ def plan_image(sam: Sam, features: Tensor) -> DecodePlan:
 def decode_chunk(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float) -> DecodedChunk:
     """Decode B points.
 
-    `points` (B, 3) float64 contains x and y in pixels of the encoder's input, and 1, or 0 for points that pad the
-    chunk. `threshold` applies to predicted IoU.
+    `points` (B, 3) float64 contains x and y in pixels of the encoder's input, followed by 1. For points that pad the
+    chunk, the last value is 0. Masks with a predicted IoU above `threshold` are wanted.
     """
     labels = torch.ones_like(points[:, :1])
     sparse = sam.prompt_encoder(points[:, None, :2], labels, None, None).sparse
@@ -85,24 +86,25 @@ def decode_chunk(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float) -
 
 
 def draw_chunk(decoded: DecodedChunk) -> ChunkMasks:
-    """Draw a decoded chunk into masks that later replays of graphs don't overwrite."""
+    """Draw the masks of a decoded chunk into new memory, so that later graph replays don't overwrite them."""
     logits = decoded.drawing.draw(decoded.wanted)
     return ChunkMasks(logits, decoded.predicted_iou.clone(), decoded.wanted.clone())
 
 
 class KernelError(RuntimeError):
-    """Raised if this GPU's kernels don't compute what torch's operations do."""
+    """Difference between this GPU's kernels and torch's operations that rounding can't explain."""
 
 
 KERNEL_TOLERANCE = 0.1
-"""Maximum norm of the difference from torch's operations, as a share of theirs. Rounding to bf16 takes about 0.01."""
+"""Maximum norm of the difference from torch's results, relative to their norm. Rounding to bf16 causes about 0.01."""
 
 
 def check_kernels(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float, found: DecodedChunk) -> None:
-    """Raise `KernelError` if a chunk that kernels decoded differs from torch's operations by more than rounding.
+    """Compare a chunk that the kernels decoded with torch's operations, and raise `KernelError` if they disagree.
 
-    On an H200, Triton 3.6 compiled a kernel of ours so that it computed other sums without an error. Arguments are
-    those of `decode_chunk`, and `found` is its result. All masks are drawn and compared.
+    Differences due to rounding are allowed. This check exists because Triton 3.6 miscompiled one of our kernels on an
+    H200: the kernel computed wrong sums without any error. The arguments are the same as for `decode_chunk`, and
+    `found` is its result. The check draws and compares all masks.
     """
     with formulas():
         expected = decode_chunk(sam, plan, points, threshold)
@@ -111,20 +113,24 @@ def check_kernels(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float, 
     pairs = {"predicted IoU": (found.predicted_iou, expected.predicted_iou), "logits": (logits, expected_logits)}
     for name, (one, other) in pairs.items():
         difference = float((one - other).norm() / other.norm())
-        if not difference <= KERNEL_TOLERANCE:  # or not a number
+        if not difference <= KERNEL_TOLERANCE:  # this is also true if the difference isn't a number
             raise KernelError(f"the kernels' {name} differ from those of torch's operations by {difference:.0%}")
 
 
 def suits(mask_decoder: MaskDecoder, settings: MaskSettings) -> bool:
-    """Return whether the kernels have enough seats for the decoder's tokens, and each point is decoded only once."""
+    """Return whether the kernels support the decoder and the settings.
+
+    The kernels need enough seats for the decoder's tokens, and they decode each point only once.
+    """
     return len(mask_decoder.own_tokens) + POINT_TOKENS <= CONSTANT and not settings.use_m2m
 
 
 class DeviceCrops:
-    """Mask finder for crops on the model's device, with CUDA graphs for an image's plan and two chunk sizes.
+    """Mask finder for crops on the model's device, with CUDA graphs for an image's plan and for two chunk sizes.
 
-    Each thread captures its own graphs on first use, compares them with torch's operations, and keeps their memory. As
-    long as they differ, `KernelError` is raised. A crop's masks take 768 KB per point until the crop is finished.
+    Each thread captures its own graphs on first use, and keeps their memory. Before the thread uses a graph, it compares
+    the graph's results with torch's operations, and raises `KernelError` if they differ. Until a crop is finished, its
+    masks take 768 KB per point.
     """
 
     def __init__(self, predictor: Predictor, settings: MaskSettings) -> None:
@@ -135,11 +141,11 @@ class DeviceCrops:
     def find(
         self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]
     ) -> Generator[None, None, tuple[CandidateMasks, Funnel]]:
-        """Find the masks of one crop's grid, in steps that must be run by the same thread.
+        """Find the masks of one crop's grid in steps. The same thread must run all steps.
 
-        Each step after the first begins by waiting for the previous one, and each step before the last ends by giving
-        work to the device. Returns the masks after NMS within the crop, best first, and the counts so far. `frame_size`
-        is (height, width).
+        Each step but the first begins by waiting for the device to finish the previous step. Each step but the last
+        ends by starting more work on the device. `frame_size` is (height, width). Returns the crop's masks after NMS,
+        best first, and the counts so far.
         """
         settings, device = self._settings, self._predictor.sam.device
         points = crop_points(crop, settings.grid_of_layer(crop.layer))
@@ -155,22 +161,23 @@ class DeviceCrops:
         stable = stable_outlines(found[wanted, :7], [every[mask] for mask in wanted], settings.stability_score_thresh)
         measured, counts = filtered(stable, predicted_iou, points[wanted // 3], wanted % 3, crop, frame_size, settings)
         kept = suppress([measured], settings.box_nms_thresh, device)
-        del chunks, every, stable, measured  # chunks without masks to draw don't need memory from here on
+        del chunks, every, stable, measured  # the logits of dropped masks aren't needed anymore
         candidates = to_candidates(kept, (yield from upscaling.draw_in_steps(kept.sketches)), crop)
         decoded = Funnel(predicted=3 * len(points), over_iou=len(wanted))
         return candidates, decoded + counts + Funnel(after_nms1=len(candidates))
 
     def find_bytes(self, crop: Crop) -> int:
-        """Return the bytes of the masks that `find` keeps on the device for a crop: float32 logits of all points."""
+        """Return how many bytes of device memory `find` needs for the masks of a crop: float32 logits of all points."""
         points = self._settings.count_of_layer(crop.layer)
         sizes = chunk_sizes(points, self._settings.chunk_on(self._predictor.sam.device.type))
         return sum(sizes) * 3 * self._predictor.sam.geometry.low_res_size**2 * 4
 
     def start_chunks(self, embedding: Embedding, points: NDArray[np.float64]) -> list[ChunkMasks]:
-        """Decode points (P, 2), x, y in pixels of the crop, in chunks whose masks later replays do not overwrite."""
+        """Decode points (P, 2), given as (x, y) in pixels of the crop, in chunks. Graph replays don't overwrite the
+        result."""
         sizes = chunk_sizes(len(points), self._settings.chunk_on(self._predictor.sam.device.type))
         placed = _in_input(points, embedding)[np.minimum(np.arange(sum(sizes)), len(points) - 1)]
-        placed[len(points) :, 2] = 0  # the last point pads the last chunk
+        placed[len(points) :, 2] = 0  # the last chunk is padded with copies of the last point
         graphs = self._graphs.get(lambda: _Graphs(self._predictor, self._settings.pred_iou_thresh, embedding.features))
         graphs.plan(embedding.features)
         uploaded = upload(torch.from_numpy(placed), self._predictor.sam.device)
@@ -178,9 +185,9 @@ class DeviceCrops:
 
 
 def chunk_sizes(points: int, points_per_chunk: int) -> list[int]:
-    """Return the chunk sizes for a number of points: full chunks, then the smallest size that fits the remainder.
+    """Split a number of points into full chunks and, for the remainder, the smallest chunk size that fits.
 
-    Each size needs a graph, so there are only two: `points_per_chunk` and its `small_chunk`.
+    Each chunk size needs its own graph, so there are only two sizes: `points_per_chunk` and its `small_chunk`.
     """
     whole, rest = divmod(points, points_per_chunk)
     small = small_chunk(points_per_chunk)
@@ -188,9 +195,10 @@ def chunk_sizes(points: int, points_per_chunk: int) -> list[int]:
 
 
 def measure_chunk(upscaling: TiledUpscaling, masks: ChunkMasks, offset: float) -> Tensor:
-    """Return the values that the host needs for a chunk's masks, (3B, 9) int64, on their device.
+    """Return the values of a chunk's masks that the host needs, (3B, 9) int64 on the masks' device.
 
-    These are the seven numbers of `mask_tiles.measure`, the bits of the predicted IoU, and 1 for a wanted mask.
+    Each row contains the seven numbers from `mask_tiles.measure`, the bits of the predicted IoU, and 1 if the mask is
+    wanted or 0 if not.
     """
     wanted = masks.wanted.flatten()
     found = upscaling.measure(masks.logits.flatten(0, 1), offset, wanted)
@@ -199,7 +207,7 @@ def measure_chunk(upscaling: TiledUpscaling, masks: ChunkMasks, offset: float) -
 
 
 class _Graphs:
-    """One thread's graphs of one model, with the memory of their inputs."""
+    """CUDA graphs of one model for one thread, with the memory of their inputs."""
 
     def __init__(self, predictor: Predictor, threshold: float, features: Tensor) -> None:
         self._sam = predictor.sam
@@ -213,15 +221,15 @@ class _Graphs:
         self._chunks: dict[int, tuple[Tensor, CapturedGraph[DecodedChunk]]] = {}
 
     def plan(self, features: Tensor) -> None:
-        """Prepare to decode points on an image embedding (1, 256, 64, 64)."""
+        """Prepare for decoding points on an image embedding (1, 256, 64, 64)."""
         self._features.copy_(features)
         self._planned = self._plan()
 
     def decode(self, points: Tensor) -> ChunkMasks:
-        """Decode and draw points (B, 3) on the most recently planned image."""
+        """Decode points (B, 3) on the image that was planned last, and draw their masks."""
         if len(points) not in self._chunks:
             held = points.clone()
-            # A graph reads the plan from fixed memory. The plan is only there if a graph computes it, too.
+            # A graph reads the plan from fixed memory, and the plan is in fixed memory only if a graph computes it.
             device = held.device if self._plan.is_graph else torch.device("cpu")
             decode = CapturedGraph(
                 lambda: decode_chunk(self._sam, self._planned, held, self._threshold), device, self._must_capture
@@ -235,7 +243,7 @@ class _Graphs:
 
 
 def _in_input(points: NDArray[np.float64], embedding: Embedding) -> NDArray[np.float64]:
-    """Return points (P, 2) of the frame in pixels of the encoder's input, each followed by 1: (P, 3)."""
+    """Convert points (P, 2) from the frame to pixels of the encoder's input, and append 1 to each: (P, 3)."""
     (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
     scaled = points * np.array([width / frame_width, height / frame_height])
     return np.concatenate([scaled, np.ones((len(points), 1))], axis=1)

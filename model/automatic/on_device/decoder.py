@@ -1,9 +1,9 @@
 """Decoder for single points on an accelerator, with the sums of `point_decoder.py` laid out for three kernels.
 
 `model/kernels/factored_image.py` implements the steps that process the whole image, and defines the layout of tokens
-and rows. This file implements the small rest: the tokens' own attention, projections, and perceptrons, and the inputs
-of the kernels. Unlike `point_decoder.PointPlan`, an image's plan needs no products of vectors, because the statistics
-of a norm are computed from the image itself in float32.
+and rows. This module implements the rest, which is small: the attention among the tokens, projections, perceptrons, and
+the input of the kernels. An image's plan contains no products of vectors, unlike `point_decoder.PointPlan`, because the
+kernels compute a norm's statistics from the image itself in float32.
 
 Shapes: B points, T = 7 tokens in 8 seats for each of H = 8 heads of D = 16 channels, N = 64 rows, C = 256 channels, R
 rows of an image, P = 4096 positions.
@@ -28,9 +28,9 @@ class ProjectedImage:
     """Shared image after one projection of an attention.
 
     Attributes:
-        own: (H * D, P), which includes positions and bias before the first block.
-        places: (H * D, P), the projected positional encoding plus the bias; (0, P) before the first block.
-        weight: (H, D, C).
+        own: (H * D, P), the projected image. Before the first block, it includes the positions and the bias.
+        places: (H * D, P), the projected positional encoding plus the bias. (0, P) before the first block.
+        weight: (H, D, C), the weight of the projection.
     """
 
     own: Tensor
@@ -40,7 +40,7 @@ class ProjectedImage:
 
 @dataclass(frozen=True)
 class AttentionView:
-    """Shared values of the attention from tokens to the image: keys, values (P, H * D), their weight (H, D, C)."""
+    """Shared input to the tokens' attention to the image: keys, values (P, H * D), and the values' weight (H, D, C)."""
 
     keys: ProjectedImage
     values: Tensor
@@ -49,13 +49,14 @@ class AttentionView:
 
 @dataclass(frozen=True)
 class SharedBlock:
-    """Values that all points on one image share in one two-way block.
+    """Values of one two-way block that all points on an image share.
 
     Attributes:
-        view: None in the first block, where all tokens attend to one image.
+        view: input to the tokens' attention to the image. None in the first block, where all tokens attend to the
+            shared image.
         queries: the image's queries for its attention to the tokens.
-        outward: (H, D, C), maps values to what they add to the image, without its mean.
-        shared: (P, C), the shared image without its mean.
+        outward: (H, D, C), maps from values to the centered vectors that they add to the image.
+        shared: (P, C), the centered shared image.
     """
 
     view: AttentionView | None
@@ -68,8 +69,8 @@ class SharedBlock:
 class DecodePlan:
     """Values that all points on one image share.
 
-    `keys` and `values` (1, H, P, D) are those of the first block, and `final` is the view of the last attention.
-    `drawn` (P, C) is the shared image after the first step of upscaling, without bias.
+    `keys` and `values` (1, H, P, D) belong to the first block, and `final` belongs to the last attention. `drawn` (P,
+    C) is the shared image after the first upscaling step, without the bias.
     """
 
     keys: Tensor
@@ -95,7 +96,10 @@ class PointImages:
 
 
 def plan_image(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mask: Tensor) -> DecodePlan:
-    """Return the plan for an image embedding, positional encoding, and no-mask embedding, each (1, C, 64, 64)."""
+    """Precompute the values that all points share, from an image's embedding, positions, and no-mask embedding.
+
+    All three inputs are (1, C, 64, 64).
+    """
     image = (features + no_mask).flatten(2).transpose(1, 2)
     places = positions.flatten(2).transpose(1, 2)
     first = decoder.transformer.blocks[0].cross_attn_token_to_image
@@ -122,7 +126,7 @@ def plan_image(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mas
 
 
 def _view(attention: Attention, shared: Tensor, places: Tensor) -> AttentionView:
-    # The keys' bias would add the same value to all scores of a query.
+    # Omit the keys' bias, because it would add the same value to all scores of a query.
     keys = _projected(attention.k_proj.weight, None, shared, places)
     return AttentionView(keys, shared @ attention.v_proj.weight.T, split_rows(attention.v_proj.weight, HEADS))
 
@@ -135,9 +139,10 @@ def _projected(weight: Tensor, bias: Tensor | None, shared: Tensor, places: Tens
 
 
 def decode(decoder: MaskDecoder, plan: DecodePlan, sparse: Tensor) -> tuple[Tensor, Tensor, PointImages]:
-    """Return predicted IoUs (B, 3) float32, mask tokens (B, 3, C), and images for three masks of each of B points.
+    """Decode three masks for each of B points: predicted IoUs (B, 3) float32, mask tokens (B, 3, C), and images.
 
-    `sparse` (B, 2, C) embeds each point and the padding token ("not a point") that follows it.
+    `sparse` (B, 2, C) contains the embedding of each point, followed by the embedding of the padding token ("not a
+    point").
     """
     places = torch.cat([decoder.own_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
     tokens = places
@@ -185,7 +190,7 @@ def decode(decoder: MaskDecoder, plan: DecodePlan, sparse: Tensor) -> tuple[Tens
 
 @dataclass(frozen=True)
 class DrawArguments:
-    """Arguments of `factored_image.draw`: the images after the first step of upscaling, weights, and mask filters."""
+    """Arguments of `factored_image.draw`: images after the first upscaling step, weights, and mask filters."""
 
     images: PointImages
     shared: Tensor
@@ -196,7 +201,7 @@ class DrawArguments:
     eps: float
 
     def draw(self, wanted: Tensor) -> Tensor:
-        """Return logits (B, 3, 256, 256) float32, which are arbitrary for points without a mask in `wanted` (B, 3)."""
+        """Draw logits (B, 3, 256, 256) float32. If a point has no mask in `wanted` (B, 3), its logits are arbitrary."""
         logits: Tensor = draw(
             self.images.scale,
             self.images.coefficients,
@@ -213,7 +218,7 @@ class DrawArguments:
 
 
 def prepare_drawing(decoder: MaskDecoder, plan: DecodePlan, tokens: Tensor, images: PointImages) -> DrawArguments:
-    """Return the arguments to draw the masks with these tokens (B, 3, C) on the points' images."""
+    """Prepare the arguments for drawing the masks with these tokens (B, 3, C) on the points' images."""
     filters = torch.stack([mlp(tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:MASK_TOKENS])], dim=1)
     first, norm, second = decoder.upscaling_steps
     (weight1, bias1), (weight2, bias2) = as_linear(first), as_linear(second)
@@ -231,7 +236,7 @@ def prepare_drawing(decoder: MaskDecoder, plan: DecodePlan, tokens: Tensor, imag
 
 
 def _attend(attention: Attention, view: AttentionView, q: Tensor, images: PointImages) -> Tensor:
-    """Return `attention(q, images + positions, images)` for queries (B, T, C) as (B, T, C)."""
+    """Compute `attention(q, images + positions, images)` for queries (B, T, C), and return (B, T, C)."""
     few = _seated(attention.q_proj(q)) * float(attention.head_width**-0.5)
     own, mixed = look(
         few.flatten(1, 2),
@@ -249,12 +254,12 @@ def _attend(attention: Attention, view: AttentionView, q: Tensor, images: PointI
 
 
 def _seated(x: Tensor) -> Tensor:
-    """Return projected tokens (B, T, H * D) in their seats, (B, H, 8, D), with zeros in free seats."""
+    """Arrange projected tokens (B, T, H * D) in their seats, (B, H, 8, D). Free seats contain zeros."""
     return F.pad(split_heads(x, HEADS), (0, 0, 0, SEATS - x.shape[1]))
 
 
 def _prior(few: Tensor, weight: Tensor, images: PointImages) -> Tensor:
-    """Return scores (B, N, R) between projected tokens (B, H, 8, D) and the images' vectors, by a weight (H, D, C)."""
+    """Score projected tokens (B, H, 8, D) against the images' vectors projected by `weight` (H, D, C): (B, N, R)."""
     if not images.vectors.shape[1]:
         return few.new_zeros(len(few), ROWS, 0)
     projected = torch.unflatten(images.vectors @ weight.flatten(0, 1).T, 2, (HEADS, -1))
@@ -262,7 +267,7 @@ def _prior(few: Tensor, weight: Tensor, images: PointImages) -> Tensor:
 
 
 def _with_bias(vectors: Tensor, bias: Tensor) -> Tensor:
-    """Return the images' vectors (B, R, C), with `bias` (C,) added to the constant, minus their mean over channels."""
+    """Add `bias` (C,) to the constant vector, and center all of the images' vectors (B, R, C) over the channels."""
     vectors = vectors.clone()
     vectors[:, CONSTANT] += bias
     return vectors - vectors.mean(dim=2, keepdim=True)

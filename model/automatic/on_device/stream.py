@@ -1,8 +1,9 @@
 """Mask generation for a stream of images, in which the accelerator always has another crop to work on.
 
-When a crop has been started, each earlier crop of this image and of previous ones takes one step (`crops.py`). A step
-waits for the device to finish that crop's previous step, but the crop that was started in between keeps the device
-busy. The last crops of an image wait while the first crop of the next image is encoded.
+Each time the host starts a crop, it advances all earlier crops, of this image and of previous ones, by one step
+(`crops.py`). A step has to wait until the device finishes the previous step of its crop. Meanwhile, the crop that was
+just started keeps the device busy. At the end of an image, its last crops wait while the device encodes the first crop
+of the next image.
 """
 
 import time
@@ -24,24 +25,25 @@ from segmint.model.device import CopyStream
 from segmint.model.sam.predictor import Embedding, Predictor
 
 MAX_BYTES = 4 << 30
-"""Default maximum of bytes on the device for unfinished images: masks of five full images with 1,024 points each."""
+"""Default limit in bytes for unfinished images on the device. This fits the masks of five full images with 1,024 points
+each."""
 
 ImagePair = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
-"""An image and, or None, its larger original, as in `MaskGenerator.find`."""
+"""Image and its larger original or None, as in `MaskGenerator.find`."""
 
 _END = object()
 
 Progress = Callable[[int], object]
-"""Callback that receives the number of points of each finished crop. It can raise to end the crop's image."""
+"""Callback that receives the number of points in each finished crop. To end the crop's image, it can raise an error."""
 
 
 @dataclass(eq=False)
 class _StreamImage:
-    """Image in the stream: its crops, and the masks of the finished ones.
+    """Image in the stream, with its crops and the masks of its finished crops.
 
-    `pixels` keeps the host's arrays, which may be pinned, until all copies from them are done. `bytes` is the size of
-    the pixels on the device. `use` waits for the copies of the image and the original; it is None before they are
-    copied and after they are encoded.
+    `pixels` references the host's arrays, which may be pinned, until all copies from them are done. `bytes` is the size
+    of the pixels on the device. `use` waits until the image and the original are copied; it's None before copying
+    starts and again once the image is encoded.
     """
 
     pixels: ImagePair
@@ -69,7 +71,7 @@ class _StreamImage:
 
 @dataclass(eq=False)
 class _StreamCrop:
-    """Crop in progress on the device. `index` is its position in the image, and `steps` is None at the end."""
+    """Crop in progress on the device. `index` is its position in the image. When the crop is done, `steps` is None."""
 
     image: _StreamImage
     index: int
@@ -78,7 +80,7 @@ class _StreamCrop:
     steps: Generator[None, None, tuple[CandidateMasks, Funnel]] | None
 
     def step(self) -> None:
-        """Take the next step; a crop of a failed image is dropped."""
+        """Run the next step. If the image has failed, drop the crop instead."""
         if self.steps is None or self.image.error is not None:
             self.steps = None
             return
@@ -100,7 +102,7 @@ class _StreamCrop:
 
 
 class ImageStream:
-    """One pass over a stream of images; see the module."""
+    """Single pass over a stream of images. The module's docstring explains the order of the work."""
 
     def __init__(
         self,
@@ -111,10 +113,11 @@ class ImageStream:
         copies: CopyStream,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """Initialize with a thread's objects. If there are no crops, `crops_per_batch` images are encoded together.
+        """Set up a stream with the objects of one thread.
 
-        `max_bytes` limits the bytes on the device for pixels and masks of unfinished images, unless a single crop and
-        its image need more. Embeddings and the encoder's working memory come on top of that.
+        Without crops, `crops_per_batch` images are encoded together. `max_bytes` limits the device memory for the
+        pixels and masks of unfinished images, unless a single crop and its image need more. Embeddings and the
+        encoder's working memory aren't included.
         """
         self._predictor = predictor
         self._settings = settings
@@ -123,17 +126,17 @@ class ImageStream:
         self._crops = crops
         self._copies = copies
         self._max_bytes = max_bytes
-        self._begun: deque[_StreamImage] = deque()  # in order, until their results are yielded
-        self._ahead: deque[_StreamImage] = deque()  # those of them that aren't encoded yet
-        self._flying: deque[_StreamCrop] = deque()  # started and unfinished crops
+        self._begun: deque[_StreamImage] = deque()  # in order, until their results have been yielded
+        self._ahead: deque[_StreamImage] = deque()  # images in `_begun` that aren't encoded yet
+        self._flying: deque[_StreamCrop] = deque()  # crops that have started but aren't finished
 
     def find(
         self, images: Iterable[ImagePair | None], progress: Callable[[], Progress]
     ) -> Iterator[RawMasks | Exception]:
-        """Yield the masks of each image in order, or the exception that ended this image but not the others.
+        """Yield the masks of each image, in order, or its exception. If an image fails, the others continue.
 
-        None in `images` means that no image is ready yet, so earlier images are continued. `progress` is called when an
-        image begins, and returns the callback for that image.
+        None in `images` means that no image is ready yet, so the stream continues with earlier images. When an image
+        begins, the stream calls `progress` to get the callback for that image.
         """
         for encoded in self._encoded(iter(images), progress):
             earlier = list(self._flying)
@@ -155,7 +158,7 @@ class ImageStream:
         self._flying.append(started)
 
     def _step(self, crops: list[_StreamCrop]) -> None:
-        """Take one step of each of these crops, in order."""
+        """Run one step of each of these crops, in order."""
         for crop in crops:
             crop.step()
         self._flying = deque(crop for crop in self._flying if crop.steps is not None)
@@ -169,16 +172,16 @@ class ImageStream:
         return pixels + sum(crop.bytes for crop in self._flying) + needed <= self._max_bytes
 
     def _make_room(self, needed: int) -> None:
-        """Continue the crops in progress until `needed` more bytes fit, or no crops are in progress."""
+        """Advance the crops in progress until `needed` more bytes fit, or until no crop is in progress."""
         while self._flying and not self._has_room(needed):
             self._step(list(self._flying))
 
     def _encoded(
         self, source: Iterator[ImagePair | None], progress: Callable[[], Progress]
     ) -> Iterator[tuple[_StreamImage, int, Embedding] | None]:
-        """Yield each crop, as its image and index, once its encoding has started, or None if no image is ready.
+        """Yield each crop's image, index, and embedding once its encoding has started, or None if no image is ready.
 
-        While the last crops of a batch of images are encoded, the next images are copied.
+        While the device encodes the last crops of a batch of images, the next images are copied.
         """
         more = True
         while True:
@@ -203,7 +206,7 @@ class ImageStream:
                     yield encoded.pop(0)
 
     def _pull(self, source: Iterator[ImagePair | None], progress: Callable[[], Progress]) -> bool:
-        """Begin with ready images, up to a batch; return False at the end of the stream."""
+        """Take images that are ready, up to a batch, and start copying them. Return False at the end of the stream."""
         settings = self._settings
         while len(self._ahead) < self._images_per_batch:
             pair = next(source, _END)
@@ -224,7 +227,7 @@ class ImageStream:
         return True
 
     def _copy(self, image: _StreamImage) -> None:
-        """Start to copy an image to the device."""
+        """Start copying an image to the device."""
         pixels, original = image.pixels
         try:
             whole = self._copies.start(self._predictor.checked(pixels))
@@ -235,7 +238,7 @@ class ImageStream:
             image.use = lambda: (whole(), finer())
 
     def _encode(self, part: list[tuple[_StreamImage, int]]) -> list[tuple[_StreamImage, int, Embedding]]:
-        """Encode crops together. If this fails for several images, encode the images one by one, with equal bits."""
+        """Encode crops together. If that fails for several images, encode each crop separately, with equal bits."""
         part = [(image, index) for image, index in part if image.error is None]
         if not part:
             return []
@@ -257,7 +260,7 @@ class ImageStream:
 
 
 def check_pair(image: NDArray[np.uint8], original: NDArray[np.uint8] | None, settings: MaskSettings) -> None:
-    """Raise ValueError for arrays that `MaskGenerator.find` doesn't accept."""
+    """Raise ValueError if `MaskGenerator.find` doesn't accept these arrays."""
     for name, pixels in (("image", image), ("original", original)):
         if pixels is not None and (
             pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape
@@ -268,7 +271,7 @@ def check_pair(image: NDArray[np.uint8], original: NDArray[np.uint8] | None, set
 
 
 def deadline(seconds: float | None) -> Progress:
-    """Return a callback that raises TimeoutError if it is called more than `seconds` after this call."""
+    """Return a callback that raises TimeoutError once `seconds` have passed since this call."""
     end = None if seconds is None else time.monotonic() + seconds
 
     def check(_: int) -> None:

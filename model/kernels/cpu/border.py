@@ -41,10 +41,10 @@ class Axis:
     """Interpolation along one axis, from `side` logits to `pixels` pixels, in the kernels' layout.
 
     Attributes:
-        places: (padded,) int32, the first of the three logits that a pixel uses.
-        weights: (3, padded) float32 of these logits.
-        starts: (side + 1,) int32, the first pixel whose place is at or after a logit.
-        pixels: the number of pixels; the arrays are padded for whole vectors.
+        places: (padded,) int32, index of the first of the three logits that each pixel uses.
+        weights: (3, padded) float32, weights of these three logits.
+        starts: (side + 1,) int32, for each logit, the first pixel whose place is at or after the logit.
+        pixels: number of pixels. The arrays are padded to whole vectors.
     """
 
     places: NDArray[np.int32]
@@ -54,7 +54,7 @@ class Axis:
 
     @classmethod
     def of(cls, weights: NDArray[np.float32], touches: NDArray[np.int64]) -> "Axis":
-        """Return the axis of an `Interpolation` with these weights (pixels, side) and touches (pixels, 2).
+        """Create the axis of an `Interpolation` with these weights (pixels, side) and touches (pixels, 2).
 
         Raises ValueError if a pixel uses more than three logits.
         """
@@ -72,29 +72,29 @@ class Axis:
         )
 
     def pointer(self) -> Any:
-        """Return the axis as a C argument, which is valid as long as this object."""
+        """Return the axis as a C argument. The argument is valid as long as this object exists."""
         arrays = (array.ctypes.data for array in (self.places, self.weights, self.starts))
         return ctypes.byref(_Axis(*arrays, self.pixels, len(self.places)))
 
     def logits_of(self, first: int, last: int) -> tuple[int, int]:
-        """Return the logits, as start and end (exclusive), that the pixels `first` to `last` (inclusive) use."""
+        """Return the start and exclusive end of the logits that the pixels from `first` to `last` (inclusive) use."""
         return int(self.places[first]), int(self.places[last]) + _TAPS
 
 
 def suits(side: int, image_size: int) -> bool:
-    """Return whether the kernels can upscale masks of this side to this image size."""
+    """Return whether the kernels can upscale masks of size `side` to images of size `image_size`."""
     return side % _LANES == 0 and _LEAST_COLUMNS <= side <= _MOST_COLUMNS and image_size >= side
 
 
 @dataclass(frozen=True)
 class MeasuredMask:
-    """Mask that is measured but not drawn: the logits that its pixels use, and its measurements.
+    """Mask that has been measured but not drawn, with the logits that its pixels use.
 
     Attributes:
-        logits: (rows, columns) float32, a copy of a part of the mask's low-resolution logits.
-        corner: (x, y) of that part.
-        area: foreground pixels.
-        box: (4,) int64, x0, y0, x1, y1, ends inclusive.
+        logits: (rows, columns) float32, a copied part of the mask's low-resolution logits.
+        corner: (x, y) of this part.
+        area: number of foreground pixels.
+        box: (4,) int64 as x0, y0, x1, y1, ends inclusive.
     """
 
     logits: NDArray[np.float32]
@@ -104,9 +104,9 @@ class MeasuredMask:
 
 
 def measure(kernels: Kernels, logits: Tensor, down: Axis, across: Axis, offset: float) -> NDArray[np.int64]:
-    """Return counts and boxes (N, 7) of the masks of logits (N, S, S) float32, as `mask_tiles.measure` does.
+    """Measure the masks of logits (N, S, S) float32, and return counts and boxes (N, 7) like `mask_tiles.measure`.
 
-    Raises ValueError if a logit is not finite.
+    Raises ValueError if a logit isn't finite.
     """
     logits = logits.contiguous()
     numbers = np.empty((len(logits), 7), dtype=np.int64)
@@ -125,7 +125,10 @@ def measure(kernels: Kernels, logits: Tensor, down: Axis, across: Axis, offset: 
 
 
 def keep(logits: Tensor, numbers: NDArray[np.int64], down: Axis, across: Axis) -> MeasuredMask:
-    """Return one mask of logits (S, S) with its numbers (7,), to draw it later without the other masks of its chunk."""
+    """Copy what is needed to draw one mask later: the logits in its box, from (S, S), and its numbers (7,).
+
+    The copy lets the chunk's other masks be freed.
+    """
     side = logits.shape[1]
     x0, y0, x1, y1 = numbers[3:].tolist()
     top, bottom = down.logits_of(y0, y1)
@@ -137,9 +140,9 @@ def keep(logits: Tensor, numbers: NDArray[np.int64], down: Axis, across: Axis) -
 
 
 def draw(kernels: Kernels, mask: MeasuredMask, down: Axis, across: Axis, offset: float) -> NDArray[np.bool_]:
-    """Return the mask's pixels inside its box, (height, width) bool. `offset` is that of the measurement.
+    """Draw the pixels of the mask inside its box, (height, width) bool. `offset` must be the same as for `measure`.
 
-    Raises RuntimeError if their number isn't the measured area, because that means that the kernels are broken.
+    Raises RuntimeError if the number of pixels doesn't match the measured area, because the kernels are then broken.
     """
     x0, y0, x1, y1 = mask.box.tolist()
     pixels = np.zeros((y1 - y0 + 1, x1 - x0 + 1), dtype=np.bool_)

@@ -10,10 +10,10 @@ from segmint.model.kernels.cpu.drawing import BLOCK, address, in_blocks
 from segmint.model.kernels.cpu.library import Kernels
 
 HEAD_WIDTH = 16
-"""Channels of a head that the kernel supports."""
+"""Number of channels per head that the kernel supports."""
 
 MOST_TOKENS = 128
-"""Maximum number of tokens times heads."""
+"""Maximum number of tokens times the number of heads."""
 
 _SIZES = ("blocks", "heads", "tokens", "queries", "steps", "constant_rows", "rows", "first", "channels")
 _POINTERS = ("answer_own", "answer_places", "squares", "projected", "constants", "look_own", "look_places")
@@ -36,14 +36,15 @@ class _Tokens(ctypes.Structure):
 
 @dataclass(frozen=True)
 class ImagesInBlocks:
-    """The images of B prompts in factors, x = scale X + coefficients^T vectors, as the kernels store them.
+    """Images of B prompts in factors, x = scale X + coefficients^T vectors, in the layout of the kernels.
 
     Attributes:
         scale: (B, P).
-        coefficients: (B, P / 32, R, 32). The rows begin with the weights of the S steps, the last step first. After
-            them come the rows that the image had before the first step, and then the rows of the norms.
+        coefficients: (B, P / 32, R, 32). The first rows are the attention weights of the S steps, with the last step
+            first. The next rows are the ones that the image had before the first step. The last rows belong to the
+            norms.
         vectors: (B, n, C), the vectors of the last n rows.
-        values: (B, steps * H, T, D), from which the vectors are computed, the last step first.
+        values: (B, steps * H, T, D), from which the vectors are computed, with the last step first.
     """
 
     scale: Tensor
@@ -55,8 +56,8 @@ class ImagesInBlocks:
     def before(cls, tokens: Tensor, heads: int, steps: int, coefficients: Tensor, vectors: Tensor) -> "ImagesInBlocks":
         """Return the images before the first of S `steps`, for prompts with `tokens` (B, T, C).
 
-        These are the shared image plus `coefficients` (B, K, P) of `vectors` (K, C); K is 0 for the shared image by
-        itself. There is room for the rows of all steps.
+        Each image is the shared image plus `coefficients` (B, K, P) times `vectors` (K, C). If all prompts start with
+        the shared image itself, K is 0. The coefficients have room for the rows that all steps will add.
         """
         prompts, count, _ = tokens.shape
         _, own, positions = coefficients.shape
@@ -73,25 +74,25 @@ class ImagesInBlocks:
 
 @dataclass(frozen=True)
 class SharedStep:
-    """Values that all prompts on an image share in a step, in the kernel's layout; all tensors are float32.
+    """Values of one step that all prompts on an image share, in the kernel's layout. All tensors are float32.
 
-    In each step, the image attends to the tokens and is normalized; then the tokens attend to the image.
+    In each step, the image attends to the tokens and is normalized. Then the tokens attend to the image.
 
     Attributes:
-        kernels: the functions to use.
-        answer_own: (P / 32, H * D, 32), queries of the shared image, which include positions and bias in the first
-            step.
-        answer_places: (P / 32, H * D, 32), queries of the positions; None in the first step.
-        squares: (P,), square sums of the shared image without its mean.
-        projected: (P / 32, steps * H * D, 32), from values to products with the shared image.
-        constants: (P / 32, K, 32), products of the other vectors with the shared image. These vectors are the ones that
-            the image had before the first step, and the biases of earlier norms.
+        kernels: the functions to call.
+        answer_own: (P / 32, H * D, 32), queries of the shared image. In the first step, they include the positions and
+            the bias.
+        answer_places: (P / 32, H * D, 32), queries of the positions. None in the first step.
+        squares: (P,), sums of squares of the centered shared image.
+        projected: (P / 32, steps * H * D, 32), which map values to products with the shared image.
+        constants: (P / 32, K, 32), products of the shared image with the vectors that don't come from values. These are
+            the vectors that the image had before the first step, and the biases of earlier norms.
         look_own: (P / 32, H * D, 32), keys of the shared image.
         look_places: (P / 32, H * D, 32), keys of the positions.
-        look_values: (P, H * D).
+        look_values: (P, H * D), values of the shared image.
         heads: H.
         channels: C.
-        epsilon: of the norm.
+        epsilon: epsilon of the norm.
     """
 
     kernels: Kernels
@@ -115,10 +116,11 @@ class SharedStep:
         norm: tuple[Tensor, Tensor, Tensor, int, float],
         look: tuple[Tensor, Tensor, Tensor],
     ) -> "SharedStep":
-        """Return a step from the projections (H, D, P) of the image and the positions.
+        """Create a step from projections (H, D, P) of the image and of the positions.
 
-        `norm` contains the square sums (P,), the products with the maps of values (steps * H, D, P) and with constants
-        (K, P), C, and epsilon. `look` contains two projections and the values (H, P, D).
+        `answer` contains these two projections for the image's queries. `norm` contains the sums of squares (P,), the
+        products with the maps of values (steps * H, D, P) and with the constants (K, P), C, and epsilon. `look`
+        contains the two projections for the image's keys, and the values (H, P, D).
         """
         squares, projected, constants, channels, epsilon = norm
         own, places = answer
@@ -141,13 +143,15 @@ class SharedStep:
     def take(
         self, images: ImagesInBlocks, answer: tuple[Tensor, Tensor], gram: Tensor, look: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Replace scale and coefficients of `images`, and return the tokens' attention to them.
+        """Run the step: replace the scale and coefficients of `images`, and return the tokens' attention to the result.
 
-        `answer` contains the tokens' scaled keys (B, H, T, D), and their products (B, H * T, n) with the queries of the
-        n prior vectors. `gram` (B, N, N) contains the products of the vectors before the norm; `images` has their
-        values. `look` contains the scaled queries (B, H, Q, D), and their products (B, H * Q, N + 1) with the keys of
-        the vectors after the norm. Returns the weighted means of the shared image's values, (B, H, Q, D), and of the
-        coefficients, (B, H * Q, N + 1). Raises ValueError for shapes that don't fit.
+        `answer` contains the tokens' scaled keys (B, H, T, D) and the products (B, H * T, n) of these keys with the
+        queries of the n vectors from before this step. `gram` (B, N, N) contains the products of all vectors before the
+        norm; `images` already contains their values. `look` contains the tokens' scaled queries (B, H, Q, D) and the
+        products (B, H * Q, N + 1) of these queries with the keys of the vectors after the norm.
+
+        Returns two weighted means: of the shared image's values (B, H, Q, D), and of the coefficients (B, H * Q, N +
+        1). Raises ValueError if the shapes don't match.
         """
         keys, answer_prior = answer
         queries, look_prior = look
@@ -178,7 +182,7 @@ class SharedStep:
             images.scale.is_contiguous() and images.coefficients.is_contiguous()
         ):
             raise ValueError("expected float32, and contiguous scales and coefficients")
-        kept = [each.contiguous() for each in inputs]  # until the call returns
+        kept = [each.contiguous() for each in inputs]  # keep these until the call returns
         columns = -(-heads * wanted // 32) * 32
         largest = keys.new_empty(prompts, columns)
         own = keys.new_empty(prompts, heads, wanted, width)
@@ -195,5 +199,5 @@ class SharedStep:
 
 
 def _lanes(map_: Tensor) -> Tensor:
-    """Return a map (H, D, P) as (P / 32, H * D, 32)."""
+    """Rearrange a map (H, D, P) as (P / 32, H * D, 32)."""
     return in_blocks(map_.flatten(0, 1).T)

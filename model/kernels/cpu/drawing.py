@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segmint.model.kernels.cpu.library import Kernels
 
 BLOCK = 32
-"""Positions that the kernels process together."""
+"""Number of positions that the kernels process together."""
 
 _HIDDEN, _FINAL, _PARTS = 64, 32, 4
 _MOST_MASKS = 4
@@ -43,9 +43,10 @@ class _Prompt(ctypes.Structure):
 
 
 def suits(drawn: Tensor, second: Tensor) -> bool:
-    """Return whether the kernel fits a shared image after the first step and the second step's weight (out, in).
+    """Return whether the kernel supports a shared image after the first step, and the second step's weight.
 
-    It fits an image (P, 256) and a weight (128, 64), both float32 on the CPU, if P is the square of a multiple of 32.
+    It supports an image (P, 256) and a weight (128, 64), both in float32 on the CPU, if P is the square of a multiple
+    of 32. The weight is (out, in).
     """
     fits = drawn.shape[1:] == (_PARTS * _HIDDEN,) and second.shape == (_PARTS * _FINAL, _HIDDEN)
     is_float = drawn.dtype == second.dtype == torch.float32 and drawn.device.type == "cpu"
@@ -55,17 +56,17 @@ def suits(drawn: Tensor, second: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Upscaler:
-    """Output upscaling of one image in the kernel's layout, which all of its prompts share. All tensors are float32.
+    """Upscaling of one image's masks in the kernel's layout, which all prompts share. All tensors are float32.
 
     Attributes:
-        kernels: the functions to use.
+        kernels: the functions to call.
         shared: (P / 32, 256, 32), the shared image after the first step.
-        first_added: (P / 32, 256, 32), added to the output of the first step, or None.
-        second_added: (P / 32, 512, 32), added to the output of the second step, or None.
-        norm: (2, 64), weight and bias.
+        first_added: (P / 32, 256, 32), a map that is added to the output of the first step, or None.
+        second_added: (P / 32, 512, 32), a map that is added to the output of the second step, or None.
+        norm: (2, 64), weight and bias of the norm.
         second: (64, 128), weight of the second step, inputs first.
-        second_bias: (128,).
-        epsilon: of the norm.
+        second_bias: (128,), bias of the second step.
+        epsilon: epsilon of the norm.
     """
 
     kernels: Kernels
@@ -87,12 +88,12 @@ class Upscaler:
         first_added: Tensor | None = None,
         second_added: Tensor | None = None,
     ) -> "Upscaler":
-        """Return the upscaling of a shared image after the first step, without bias, `drawn` (P, 256).
+        """Create the upscaling from `drawn` (P, 256), the shared image after the first step, without the bias.
 
         `second` contains the weight (128, 64) and the bias (128,) of the second step. SAM 2.1 adds maps of the image to
-        the output of both steps: `first_added` (P, 256) and `second_added` (P, 512). Each contains a position's pixels
-        in the order of the steps, and then the channels of each pixel. Raises ValueError for anything that doesn't suit
-        the kernel.
+        the output of both steps: `first_added` (P, 256) and `second_added` (P, 512). A row of these maps contains the
+        pixels of one position in the order of the steps, with the channels of each pixel together. Raises ValueError if
+        the kernel doesn't support the input.
         """
         weight, bias = second
         if not suits(drawn, weight):
@@ -111,7 +112,7 @@ class Upscaler:
 
     @property
     def low_res_size(self) -> int:
-        """Side of the logits (4S)."""
+        """Side of the logits, which is 4S for S x S positions."""
         return 4 * math.isqrt(len(self.shared) * BLOCK)
 
     def draw(
@@ -123,11 +124,11 @@ class Upscaler:
         logits: Tensor,
         threads: int = 1,
     ) -> None:
-        """Draw a prompt's masks into `logits` (N, 4S, 4S), contiguous, for S x S positions.
+        """Draw the masks of one prompt into `logits` (N, 4S, 4S), which must be contiguous, for S x S positions.
 
-        The image's factors are `scale` (P,), `coefficients` (P / 32, R, 32), and `vectors` (R, 256) after the first
-        step. The masks' `filters` are (N, 32), with N up to 4. All are float32. Each of the `threads` draws a part of
-        the image. Raises ValueError for other shapes.
+        The factors of the image after the first step are `scale` (P,), `coefficients` (P / 32, R, 32), and `vectors`
+        (R, 256). `filters` (N, 32) contains one filter per mask, and N is at most 4. All tensors are float32. Each of
+        the `threads` threads draws a part of the image. Raises ValueError if the shapes are different.
         """
         rows, masks = len(vectors), len(filters)
         positions, side = len(self.shared) * BLOCK, self.low_res_size
@@ -140,7 +141,7 @@ class Upscaler:
         if any(each.dtype != torch.float32 for each in inputs) or not logits.is_contiguous():
             raise ValueError("expected float32, and contiguous logits")
         maps = (self.shared, self.first_added, self.second_added, self.norm, self.second, self.second_bias)
-        kept = tuple(each.contiguous() for each in inputs[:4])  # until the call returns
+        kept = tuple(each.contiguous() for each in inputs[:4])  # keep these until the call returns
         upscaler = _Upscaler(*map(address, maps), side // 4, self.epsilon)
         prompt = _Prompt(*map(address, kept), rows, masks)
         function = self.kernels.function("draw_logits_dot" if self.kernels.dot else "draw_logits")
@@ -160,11 +161,11 @@ class Upscaler:
 
 
 def in_blocks(map_: Tensor) -> Tensor:
-    """Return a map (P, C) as (P / 32, C, 32)."""
+    """Rearrange a map (P, C) as (P / 32, C, 32)."""
     blocks: Tensor = map_.unflatten(0, (len(map_) // BLOCK, BLOCK))
     return blocks.transpose(1, 2).contiguous()
 
 
 def address(tensor: Tensor | None) -> Any:
-    """Return a tensor's address as a C argument, or null."""
+    """Return a tensor's address as a C argument. For None, return a null pointer."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

@@ -1,7 +1,7 @@
 """Loader of the library of CPU kernels.
 
-The library is optional. If it can't be used, `usable_kernels` returns None, and `reason` says why in one line. Calls
-release the GIL, don't start any threads, and only write to their output.
+The library is optional. If it can't be used, `usable_kernels` returns None, and `reason` returns the reason in one
+line. The functions release the GIL, don't start threads, and write only to their output.
 """
 
 import ctypes
@@ -13,29 +13,29 @@ from typing import Any
 from segmint.model.kernels.cpu.build import FOLDER, INSTRUCTION_SETS, LIBRARY, hash_of, sources_of
 
 LANES16 = "lanes16-1"
-"""Name of the kernels' algorithm in a dataset's numerics, for all instruction sets. Change it if their bits change."""
+"""Name of the kernels' algorithm in a dataset's numerics, for all instruction sets. Change it if the bits change."""
 
 DOT = f"{LANES16}+dot"
-"""Name of the algorithm for kernels that draw with products of bfloat16 numbers."""
+"""Name of the algorithm if the kernels multiply bfloat16 numbers to draw masks."""
 
 INTERFACE = 4
-"""Number of the functions' interface; `library.cpp` has the same number."""
+"""Version of the functions' interface. `library.cpp` must contain the same number."""
 
 _FAST = ("avx512bf16", "avx512", "avx2", "neon")
 
 WITH_DOT = ("avx512bf16", "scalar")
-"""Instruction sets whose kernels can draw in bf16. The scalar ones emulate AVX512_BF16 for tests."""
+"""Instruction sets whose kernels can draw in bf16. The scalar kernels emulate AVX512_BF16 for tests."""
 
 
 class KernelsError(RuntimeError):
-    """The library can't be used; the message says why in one line."""
+    """Library that can't be used. The message contains the reason in one line."""
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The library's functions for one instruction set: avx512bf16, avx512, avx2, neon, or scalar.
+    """Functions of the library for one instruction set: avx512bf16, avx512, avx2, neon, or scalar.
 
-    With `dot`, drawing rounds the factors of its products to bfloat16, which only avx512bf16 and scalar can.
+    With `dot`, drawing rounds the factors of its products to bfloat16. Only avx512bf16 and scalar support this.
     """
 
     library: ctypes.CDLL
@@ -44,33 +44,37 @@ class Kernels:
 
     @property
     def algorithm(self) -> str:
-        """Their name in a dataset's numerics."""
+        """Name of these kernels in a dataset's numerics."""
         return DOT if self.dot else LANES16
 
     def function(self, name: str, result: Any = None) -> Any:
-        """Return `segmint_<name>` of this instruction set, with the ctypes type `result` of its return value."""
+        """Look up `segmint_<name>` for this instruction set. `result` is the ctypes type of its return value."""
         found = getattr(self.library, f"segmint_{name}_{self.instruction_set}")
         found.restype = result
         return found
 
 
 def usable_kernels(dot: bool = False) -> Kernels | None:
-    """Return the kernels for this CPU's best instruction set, loaded once per process; None if torch must do.
+    """Return the kernels for this CPU's best instruction set, or None if torch must replace them.
 
-    With `dot`, the kernels draw in bfloat16; the result is None if they can't.
+    A process loads the library only once. With `dot`, the kernels draw in bfloat16, and the result is None if they
+    can't.
     """
     found = _kernels_or_reason(dot)
     return found if isinstance(found, Kernels) else None
 
 
 def reason(dot: bool = False) -> str | None:
-    """Return why `usable_kernels` returns None, for a message, or None if there are kernels."""
+    """Return the reason why `usable_kernels` returns None, for a message. If it returns kernels, return None."""
     found = _kernels_or_reason(dot)
     return None if isinstance(found, Kernels) else found
 
 
 def kernels_named(algorithm: str) -> Kernels | None:
-    """Return the kernels that a dataset's numerics name; None for torch's, and if this process can't use them."""
+    """Return the kernels with this name in a dataset's numerics.
+
+    Returns None if the name means torch, or if this process can't use the kernels.
+    """
     return usable_kernels(algorithm == DOT) if algorithm in (LANES16, DOT) else None
 
 
@@ -86,11 +90,12 @@ def _kernels_or_reason(dot: bool) -> Kernels | str:
 
 
 def load_kernels(instruction_set: str | None = None, path: Path | None = None) -> Kernels:
-    """Load the library, by default the one of this package, and check that it was built from the sources here.
+    """Load the library from `path`, which defaults to this package's library, and check that it's up to date.
 
-    An installed wheel has no sources, so only the interface is checked there. `instruction_set` defaults to the best
-    one that the CPU has and that is faster than torch. Raises `KernelsError` if the library is missing, broken, stale,
-    or has another interface, or if the CPU lacks the instruction set.
+    The library must have been built from the sources in this folder. An installed wheel has no sources, so only the
+    interface is checked there. `instruction_set` defaults to the best one that the CPU supports and that is faster than
+    torch. Raises `KernelsError` if the library is missing, broken, out of date, or has another interface, or if the CPU
+    doesn't support the instruction set.
     """
     path = path or FOLDER / LIBRARY
     if not path.exists():
@@ -116,7 +121,7 @@ def load_kernels(instruction_set: str | None = None, path: Path | None = None) -
 
 
 def main() -> None:
-    """Print the instruction set that is used, or exit with the reason why there are no kernels."""
+    """Print the instruction set in use. If there are no kernels, exit with the reason."""
     found = _kernels_or_reason(dot=False)
     if isinstance(found, str):
         raise SystemExit(f"no CPU kernels: {found}")
