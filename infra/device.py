@@ -81,7 +81,7 @@ def warn_of_slow_bf16(compute: Compute) -> None:
 
 
 def device_kind(compute: Compute) -> str:
-    """Return a string that identifies devices with equal bits: a CPU's instruction set in torch, or a GPU's model.
+    """Return the property that determines a device's bits: a CPU's instruction set in torch, or a GPU's model.
 
     For a GPU, the string contains its name without the vendor, because older drivers don't report the vendor. It also
     contains the properties that libraries use to select kernels: "H100 80GB HBM3, compute capability 9.0, 132
@@ -97,10 +97,10 @@ def device_kind(compute: Compute) -> str:
 
 
 def physical_cores() -> int:
-    """Return how many physical cores this process can use.
+    """Return the number of physical cores that this process can use.
 
-    The result is the minimum of the CPU affinity, the container's quota, and torch's number of cores. Call this
-    function before anything sets `OMP_NUM_THREADS` or torch's number of threads, because both hide the number of cores.
+    This is the minimum of the CPU affinity, the container's quota, and torch's number of cores. Call this function
+    before anything sets `OMP_NUM_THREADS` or torch's number of threads, because both hide the number of cores.
     """
     import torch
 
@@ -203,10 +203,7 @@ def computes_bf16() -> bool:
 
 
 def _results(dtype: "torch.dtype") -> Iterator["Tensor"]:
-    """Run operations like those of the encoder, decoder, and face detector, and yield the results.
-
-    The tensors have similar shapes.
-    """
+    """Run operations like those of the encoder, decoder, and face detector, with similar shapes. Yields the results."""
     import torch
     import torch.nn.functional as F
 
@@ -255,7 +252,7 @@ def _facts() -> dict[str, str]:
 
 
 def memory_here(root: Path = Path("/")) -> int:
-    """Return how much memory this process may use, in bytes: the machine's memory or the smallest cgroup limit.
+    """Return the memory in bytes that this process may use: the machine's memory or the smallest cgroup limit.
 
     A cgroup's limit also applies to all cgroups below it (cgroups(7), versions 1 and 2). For example, Slurm sets the
     limit below the root. So this function checks every cgroup from the process's cgroup up to the root. `root` is the
@@ -310,8 +307,7 @@ def kind_here(device: str) -> str:
 
 
 def device_failure(device: str) -> str | None:
-    """Return the error that makes a GPU unusable for this process, or None. Once a GPU fails, it fails every later
-    check."""
+    """Return the error that makes a GPU unusable for this process, or None. After a fault, every call reports it."""
     if not device.startswith("cuda"):
         return None
     import torch

@@ -20,8 +20,7 @@ BAR_AFTER_S = 1.0
 
 
 class _Bars:
-    """State of the bars in this process: whether `track` may show one, and what currently uses the terminal's last
-    lines."""
+    """State of this process's bars: whether `track` may show one, and what uses the terminal's last lines now."""
 
     enabled = False
     holder: "Progress | _DelayedBar | None" = None
@@ -78,7 +77,7 @@ class _DelayedBar:
                 self._bars.start()
 
     def update(self, done: int) -> None:
-        """Set how many items are finished."""
+        """Set the number of finished items."""
         with self._lock:
             self._done = done
             if self._bars is not None:
@@ -107,7 +106,8 @@ class _StageProgress:
 class Progress:
     """Context manager that shows the progress of each stage. Thread-safe.
 
-    ``` with Progress() as progress:
+    ```
+    with Progress() as progress:
         progress.stage("prepare", total=5000)
         progress.update("prepare", done=120)
     ```
@@ -156,12 +156,12 @@ class Progress:
                 self._bars.update(self._tasks[name], total=total)
 
     def done(self, name: str) -> int:
-        """Return how many items of a stage are finished. If the stage hasn't started, return 0."""
+        """Return the number of finished items of a stage, or 0 if the stage hasn't started."""
         with self._lock:
             return self._stages[name].done if name in self._stages else 0
 
     def update(self, name: str, done: int) -> None:
-        """Set how many items of a stage are finished. If the stage is new, start it."""
+        """Set the number of finished items of a stage. If the stage is new, start it."""
         if name not in self._stages:
             self.stage(name)
         with self._lock:

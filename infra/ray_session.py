@@ -30,9 +30,9 @@ RETRIES = 16
 
 
 _ONE_ARENA = ("MALLOC_ARENA_MAX", "1")
-"""Environment variable that limits workers to one malloc arena. Ray calls actors in threads, and a thread's arena in
-glibc holds only 64 MB. glibc maps larger memory again for each image, which costs 250 MB of fresh pages per image. The
-main arena keeps freed memory and avoids this."""
+"""Environment variable that limits workers to one malloc arena. Ray calls actors in threads, and glibc gives each
+thread an arena of 64 MB. Memory that doesn't fit is mapped again each time, which costs 250 MB of fresh pages per
+image. The main arena keeps freed memory instead."""
 
 
 NAME_GPUS = f"""Name unnamed GPUs when you start their nodes: ray start --resources='{{"{GPU_KIND}NAME": 1}}'"""
@@ -97,10 +97,10 @@ def _target(address: str) -> str:
 def ray_session(address: str = "auto", *, object_store_memory: int | None = None) -> Iterator[Cluster]:
     """Join the cluster at `address`, or start a local Ray. On exit, disconnect from the cluster or stop the local Ray.
 
-    "auto" joins the cluster in the environment variable `RAY_ADDRESS`, or starts a local Ray if the variable isn't set.
-    "local" always starts a local Ray. A local Ray stores its files in a private folder that is deleted on exit, unless
-    you set `RAY_TMPDIR`. `object_store_memory`, in bytes, applies only to a local Ray. Raises `UsageError` if the
-    cluster can't be reached.
+    "auto" joins the cluster whose address is in the environment variable `RAY_ADDRESS`, or starts a local Ray if the
+    variable isn't set. "local" always starts a local Ray. A local Ray stores its files in a private folder that is
+    deleted on exit, unless you set `RAY_TMPDIR`. `object_store_memory`, in bytes, applies only to a local Ray. Raises
+    `UsageError` if the cluster can't be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's core prints its own log lines to the terminal, but everything that matters is also in Ray's log folder.
@@ -196,10 +196,10 @@ def _with_own_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Make a local Ray listen on 127.0.0.1 only if it starts in this context.
+    """Make a local Ray that starts in this context listen only on 127.0.0.1.
 
-    This is Ray's default on macOS and Windows. Ray reads the setting when a process imports it, both in this process
-    and in the processes that Ray starts.
+    This is Ray's default on macOS and Windows. A process reads the setting when it imports Ray, so this changes it both
+    here and in the environment of the processes that Ray starts.
     """
     from ray._private import ray_constants
 

@@ -46,8 +46,8 @@ TIMEOUT_S = 60.0
 """Timeout in seconds for calls from a worker or the driver to the ledger actor."""
 
 STAGE_ROWS = 1 << 53
-"""Offset between a row's numbers in consecutive stages. It's larger than any ordinal. In the segment stage, a row's
-number is its ordinal."""
+"""Offset between a row's numbers in two consecutive stages, which is larger than any ordinal. In the segment stage, a
+row's number is its ordinal."""
 
 _SUSPECT = "the worker that was processing this image died: it gets a trial in a separate worker"
 _ENDING = "the worker of this row is shutting down"
@@ -129,7 +129,7 @@ class RowLedger:
         return bool(ray.get(self._actor.may_read.remote(number), timeout=TIMEOUT_S))
 
     def retry_slot(self, number: int) -> list["RetrySlot"]:
-        """Return the shards on hold that this read runs again. The answer is the same each time for the same read."""
+        """Return the shards on hold that this read runs again. Repeated calls for a read return the same shards."""
         slot: list[RetrySlot] = ray.get(self._actor.retry_slot.remote(number), timeout=TIMEOUT_S)
         return slot
 
@@ -191,8 +191,8 @@ class BlockEntry:
     def begin_together(self, ordinals: Sequence[int]) -> list["StartReply"]:
         """Record the start of several rows in one call, wait for the ledger, and return its reply for each row.
 
-        Call `leave` for each started row when it's done. If a row is neither started nor barred, it must run alone, so
-        call `begin` for it.
+        Call `leave` for each started row when it's done. If a row doesn't start but isn't barred either, it must run
+        alone, so call `begin` for it.
         """
         self._in_flight.take(len(ordinals))
         replies: list[StartReply] = []
@@ -279,9 +279,9 @@ class _InFlight:
 
 
 class StartReply(NamedTuple):
-    """Ledger's reply to the start of a row. `refused` is the reason if the row is barred.
+    """Ledger's reply to the start of a row. If the row is barred, `refused` is the reason.
 
-    If the row neither starts nor is barred, it must run alone.
+    If `starts` is False and `refused` is None, the row must run alone.
     """
 
     starts: bool

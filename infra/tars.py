@@ -70,7 +70,7 @@ class TarReader:
 
 
 def is_plain_file(member: tarfile.TarInfo) -> bool:
-    """Return whether a member is a file whose content is in the tar.
+    """Return whether a member is a file that the tar stores in full.
 
     Links aren't, and neither are sparse files, which could expand to terabytes.
     """
@@ -110,8 +110,8 @@ class _ForwardStream:
         return self._take(size)
 
     def _take(self, size: int) -> bytes:
-        """Read up to `size` bytes in chunks of `_PIECE`, because a stream may allocate as much memory as a read
-        requests."""
+        """Read up to `size` bytes in chunks of `_PIECE`, because a stream may allocate all the memory that it's asked
+        for."""
         pieces: list[bytes] = []
         while size > 0 and (piece := self._stream.read(min(size, _PIECE))):
             pieces.append(piece)

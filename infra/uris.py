@@ -37,8 +37,7 @@ class UriNotAllowedError(UsageError):
 
 
 def redact(text: str) -> str:
-    """Redact anything in `text` that looks like a credential: user parts of URLs, signed queries, and AWS access key
-    IDs."""
+    """Redact text that looks like a credential: user parts of URLs, signed queries, and AWS access key IDs."""
     text = _USERINFO.sub(f"{_HIDDEN}@", text)
     text = _SIGNED_QUERY.sub(rf"\1={_HIDDEN}", text)
     return _ACCESS_KEY_ID.sub(_HIDDEN, text)
@@ -215,8 +214,10 @@ def plain_form(uri: str) -> str:
 
 
 def plain_forms(uri: str, catalog_uri: str | None) -> set[str]:
-    """Return all plain forms of `uri` that rows may contain, as an entry of the catalog at `catalog_uri` and on its
-    own."""
+    """Return all plain forms of `uri` that rows may contain.
+
+    These are the form of the URI on its own and, with a `catalog_uri`, the forms of this entry in that catalog.
+    """
     found = {plain_form(uri)}
     if catalog_uri is not None and uri:
         try:

@@ -42,8 +42,7 @@ _FINAL = _WIDTH // 8  # channels of the upscaled image and of a mask's filter
 
 @dataclass(frozen=True)
 class ImageCost:
-    """Work of the network on one image before drawing: it encodes `encodes` crops, and decodes `prompts` in all of
-    them."""
+    """Work of the network on one image before drawing: the crops to encode, and the prompts to decode in all crops."""
 
     encodes: int
     prompts: int
@@ -108,13 +107,14 @@ def draw_flop(points: int, masks: int, decoder_depth: int = 2, tokens: int = TOK
 def mask_flop(decoder_depth: int = 2, tokens: int = TOKENS) -> int:
     """Return a lower bound of the operations per drawn mask. With a depth of 2, it's 1.78e8.
 
-    A run counts the masks that it draws, but not their points. There are at least a third as many points as masks.
+    A run counts the masks that it draws, but not their points. A point has at most three masks, so each mask accounts
+    for at least a third of its point's operations.
     """
     return draw_flop(1, MASKS_PER_POINT, decoder_depth, tokens) // MASKS_PER_POINT
 
 
 def _rows(blocks: int, tokens: int) -> int:
-    """Return how many vectors a prompt has after some blocks, except for the last norm's bias, which is only added."""
+    """Return the number of a prompt's vectors after some blocks, without the last norm's bias, which is only added."""
     return blocks * _HEADS * tokens + max(0, blocks - 1)
 
 

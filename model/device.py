@@ -61,7 +61,7 @@ class CopyStream:
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[object]:
-    """Make `device` the current device. Triton launches kernels there, no matter where the tensors are."""
+    """Make `device` the current device, on which Triton launches kernels no matter where the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

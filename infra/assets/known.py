@@ -59,8 +59,7 @@ class Asset:
 
 
 def _official(name: str, digits: str, sha256: str, size: int) -> Asset:
-    """Return one of SAM's checkpoints. `digits`, part of the file's name, are the start of its MD5 hash, not its
-    SHA-256."""
+    """Return one of SAM's checkpoints. The `digits` in its name come from its MD5 hash, not from its SHA-256."""
     file_name = f"sam_{name}_{digits}.pth"
     source = PinnedUrl(f"https://dl.fbaipublicfiles.com/segment_anything/{file_name}")
     return Asset(name, file_name, sha256, size, "Apache-2.0", (source,))

@@ -116,8 +116,7 @@ class FsspecStore:
         )
 
     def ping(self, uri: str) -> None:
-        """Request information about the parent folder. If the store says that the folder doesn't exist, it has
-        responded."""
+        """Request information about the parent folder. The answer that it doesn't exist also counts as a response."""
         with suppress(FileNotFoundError):
             self._fs.info(self._path(parent(uri)))
 

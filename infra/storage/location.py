@@ -15,8 +15,8 @@ from segmint.infra.uris import absolute, base_name, join
 class Location:
     """Folder or object in a store. `location / "name"` is a child, and `str(location)` is the URI.
 
-    Every method calls the method of the same name of `Storage` and raises the same errors. Locations can be pickled,
-    like `Storage`. Pickling makes a local path absolute, because other processes have other working directories.
+    Every method calls the `Storage` method of the same name and raises the same errors. Locations can be pickled, like
+    `Storage`. Pickling makes a local path absolute, because other processes have other working directories.
     """
 
     storage: Storage
@@ -62,8 +62,7 @@ class Location:
         return self.storage.put_if_absent(self.uri, data)
 
     def put_file_if_absent(self, path: Path) -> bool:
-        """Upload a local file unless the object already exists. Return whether the object now contains the file's
-        bytes."""
+        """Upload a local file unless the object exists. Return whether the object now contains the file's bytes."""
         return self.storage.put_file_if_absent(self.uri, path)
 
     def put_file(self, path: Path) -> None:

@@ -216,7 +216,7 @@ class Storage:
         return self.versioned(uri) if scheme(uri) == LOCAL else set()
 
     def versioned(self, uri: str) -> set[str]:
-        """List the objects below a folder or prefix that have older versions, and the local links. Returns their names.
+        """Return the names of objects below a folder or prefix that have older versions, and of local links.
 
         Raises `UsageError` if the store can't list versions.
         """
@@ -233,7 +233,7 @@ class Storage:
             )
 
     def walk_ever(self, uri: str) -> tuple[str, ...]:
-        """List everything below a folder or prefix that could be removed, including temporary objects.
+        """List the names of everything below a folder or prefix that could be removed, including temporary objects.
 
         The names are sorted and relative to `uri`. They include deleted objects if the bucket keeps older versions of
         them. They also include local links, but nothing behind those links. Raises `UsageError` if the store can't list

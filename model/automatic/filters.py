@@ -13,7 +13,7 @@ EDGE_TOLERANCE = 20
 
 
 def over_iou(predicted_iou: Tensor, threshold: float) -> Tensor:
-    """Return which predicted IoUs, of any shape, are strictly above the threshold. 0 or less passes all."""
+    """Return True for each predicted IoU, in any shape, that is strictly above the threshold. 0 or less passes all."""
     if threshold <= 0:
         return torch.ones_like(predicted_iou, dtype=torch.bool)
     return predicted_iou > threshold
@@ -31,7 +31,7 @@ def stability_scores(logits: Tensor, offset: float) -> Tensor:
 
 
 def stable(scores: Tensor, threshold: float) -> Tensor:
-    """Return which scores are at least the threshold, (N,) bool. NaN fails. A threshold of 0 or less passes all."""
+    """Return True for each score that is at least the threshold, (N,) bool. NaN fails. 0 or less passes all."""
     if threshold <= 0:
         return torch.ones_like(scores, dtype=torch.bool)
     return scores >= threshold
@@ -50,7 +50,7 @@ def stable_of_counts(
 
 
 def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio: float) -> NDArray[np.bool_]:
-    """Return which masks cover less than `ratio` of the whole frame, (N,) bool (SAM paper, Appendix B).
+    """Return True for each mask that covers less than `ratio` of the whole frame, (N,) bool (SAM paper, Appendix B).
 
     `areas` (N,) int64 are in pixels of the frame of (height, width). A ratio of 0 or less passes all.
     """
@@ -61,11 +61,11 @@ def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio:
 
 
 def inside_crop(boxes: NDArray[np.int64], crop_box: Box, frame_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return which boxes (N, 4) don't touch the sides of the crop, (N,) bool. Sides of the image don't count.
+    """Return True for each box (N, 4) that doesn't touch an inner side of the crop, (N,) bool.
 
-    `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of the frame of (height, width). The ends of boxes are
-    inclusive, and those of the crop are exclusive. Each side of a box is compared only with the same side of the crop
-    (reference code).
+    An inner side is a side that isn't also a side of the image. `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of
+    the frame of (height, width). The ends of boxes are inclusive, and the ends of the crop are exclusive. Each side of
+    a box is compared only with the same side of the crop (reference code).
     """
     height, width = frame_size
     near_crop = np.abs(boxes - np.array(crop_box)) <= EDGE_TOLERANCE

@@ -226,7 +226,7 @@ def suppress_across_crops(candidates: CandidateMasks, settings: MaskSettings) ->
 def clean_up(
     candidates: CandidateMasks, frame_size: tuple[int, int], settings: MaskSettings
 ) -> tuple[CandidateMasks, Funnel]:
-    """Fill small holes, remove small islands, and suppress masks that this makes duplicates of others.
+    """Fill small holes, remove small islands, and suppress masks that become duplicates of others.
 
     When two masks are duplicates, a mask that cleanup didn't change wins over one that it changed. Scores stay the
     same. The returned funnel contains the counts from `after_nms2` on.

@@ -65,7 +65,7 @@ def interpolation(side: int, padded: int, filled: int, pixels: int) -> Interpola
 
 
 def _nonzero_weights(side: int, padded: int, filled: int, pixels: int) -> tuple[NDArray[np.int64], Tensor]:
-    """Return adjacent logits that include all logits a pixel uses, and their float32 weights, both (pixels, N).
+    """Return adjacent logits that include all logits that a pixel uses, and their weights float32, both (pixels, N).
 
     If no pixel uses two logits together, their unit vectors are interpolated as one vector. This only adds zeros to the
     sums, so the bits are the same as with `side` separate vectors, with an eighth of the work.

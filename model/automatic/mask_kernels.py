@@ -143,9 +143,9 @@ def reach_kernel(
     ACROSS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Compute the bounds of `taps.reached`, or an empty box if the mask is empty or not wanted.
+    """Compute the bounds of `taps.reached`, with one program per mask.
 
-    The program is (mask).
+    If the mask is empty or not wanted, its box is empty.
     """
     mask = tl.program_id(0).to(tl.int64)
     x = tl.arange(0, ACROSS)
@@ -175,7 +175,7 @@ def reach_kernel(
 
 @triton.jit(do_not_specialize=["tiles"])
 def total_kernel(found, numbers, tiles, BLOCK: tl.constexpr):
-    """Combine the numbers of a mask's tiles. The box of an empty mask is all zeros. The program is (mask)."""
+    """Combine the numbers of a mask's tiles, with one program per mask. The box of an empty mask is all zeros."""
     mask = tl.program_id(0).to(tl.int64)
     found += mask * tiles * 7
     numbers += mask * 7
@@ -227,7 +227,7 @@ def measure_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Compute the counts and the box of ROWS rows of the mask inside its bounds. The program is (mask, tile)."""
+    """Compute the counts and the box of ROWS rows of a mask inside its bounds, with one program per (mask, tile)."""
     mask = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     left = tl.load(bounds + mask * 4)
@@ -296,7 +296,7 @@ def draw_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Draw COLUMNS columns of a strip, each followed by one background pixel. The program is (strip, tile)."""
+    """Draw COLUMNS columns of a strip, each followed by one background pixel, with one program per (strip, tile)."""
     strip = strips + tl.program_id(0).to(tl.int64) * 6
     mask = tl.load(strip)
     x0 = tl.load(strip + 1)

@@ -115,8 +115,8 @@ def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tenso
     """Measure the masks of logits (N, S, S) float32 without storing the masks, and return (N, 7) int64.
 
     The first three numbers are the counts of pixels above +offset, 0, and -offset. The others are the box x0, y0, x1,
-    y1 of the pixels above 0, ends inclusive. For an empty mask, all numbers are 0. `wanted` is (N,) bool: for a mask
-    that isn't wanted, the logits may be arbitrary, and all numbers are 0.
+    y1 of the pixels above 0, ends inclusive, or zeros if there are no such pixels. If `wanted` (N,) bool is False for a
+    mask, its logits may be arbitrary, and all seven numbers are 0.
     """
     step = _TILE_ELEMENTS // max(columns.pixels, low.shape[2])
     parts = [_measure(low[start:stop], rows, columns, offset) for start, stop in _spans(len(low), step)]

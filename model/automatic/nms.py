@@ -83,7 +83,10 @@ def _settle(suppresses: Tensor, possible: Tensor) -> Tensor:
 
 
 def _over(first: Tensor, second: Tensor, threshold: float) -> Tensor:
-    """Return where the IoU of boxes (N, 4) and (M, 4) float32 exceeds the threshold, (N, M) bool, as in `nms`."""
+    """Compare all boxes (N, 4) with all boxes (M, 4) float32, and return True where the IoU exceeds the threshold.
+
+    The result is (N, M) bool. The IoU is the same as in `nms`.
+    """
     x0, y0, x1, y1 = first[:, None].unbind(dim=2)
     u0, v0, u1, v1 = second[None].unbind(dim=2)
     width = (torch.minimum(x1, u1) - torch.maximum(x0, u0)).clamp(min=0)

@@ -90,8 +90,7 @@ def propose(
 
 
 def _decode_again(predictor: Predictor, embedding: Embedding, found: Proposals, threshold: float) -> Proposals:
-    """Decode each mask again from its point and its logits. Return the masks whose new predicted IoU exceeds the
-    threshold."""
+    """Decode each mask again from its point and its logits, and apply the threshold to the new predicted IoU."""
     points, labels = found.points[:, None], np.ones((len(found.points), 1))
     logits = found.low_res_logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[:, None]
     prompts = check_prompts(points, labels, None, logits, predictor.sam.geometry.low_res_size)

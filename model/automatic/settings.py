@@ -105,8 +105,7 @@ class MaskSettings:
 
     @classmethod
     def sam2(cls, **overrides: Any) -> Self:
-        """Return the defaults of SAM 2's reference generator, like `official` does for SAM. Raises ValueError like
-        `of`."""
+        """Return the defaults of SAM 2's reference generator. See `official`. Raises ValueError like `of`."""
         return cls.of("sam2", **overrides)
 
     @classmethod

@@ -91,8 +91,10 @@ class _Window:
 
 
 class BoxedUpscaling:
-    """Upscaling for CPUs without kernels. It computes a mask band by band, only inside its box, and draws it to measure
-    it."""
+    """Upscaling for CPUs without kernels.
+
+    It computes each mask band by band, only inside the mask's box, and draws the mask to measure it.
+    """
 
     def __init__(self, embedding: Embedding, geometry: Geometry) -> None:
         """Compute the interpolation weights for the embedding's frame. `geometry` is the model's geometry."""
@@ -188,7 +190,6 @@ class BorderUpscaling:
 
 @lru_cache(maxsize=256)
 def _axis(side: int, padded: int, filled: int, pixels: int) -> Axis:
-    """Return the kernels' axis for these arguments of `interpolation`. It's cached, because many crops have equal
-    sizes."""
+    """Return the kernels' axis for these arguments of `interpolation`, cached because many crops have equal sizes."""
     whole = interpolation(side, padded, filled, pixels)
     return Axis.of(whole.weights.numpy(), whole.touches)

@@ -98,8 +98,7 @@ Sums = NDArray[Any]  # int32 or float64
 
 
 class Networks(Protocol):
-    """Networks of `facenet_pytorch.MTCNN`. Their input is in [-1, 1], and the offsets they return are relative to
-    boxes."""
+    """Networks of `facenet_pytorch.MTCNN`, which take pixels in [-1, 1] and return offsets relative to boxes."""
 
     @property
     def pnet(self) -> PNetLayers:

@@ -139,8 +139,7 @@ def listed_boxes(answers: Sequence[Array], size: tuple[int, ...]) -> Boxes:
 
 
 def _likely(boxes: Array, scores: Array, least: float) -> Boxes:
-    """Select the boxes with a score of at least `least`. Raises ValueError if no working network would return such
-    values."""
+    """Select the boxes with a score of at least `least`. Raises ValueError for values that show a broken network."""
     if not np.isfinite(scores).all() or scores.max(initial=0) > 1.001:
         raise ValueError(f"expected scores from 0 to 1, got {scores.max(initial=0):g}")
     kept = scores >= least

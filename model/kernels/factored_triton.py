@@ -181,7 +181,7 @@ def answer_kernel(
     CONSTANT: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Run `answer`. The program is (tile, prompt). MORE is R, the number of rows of the previous image."""
+    """Run `answer`, with one program per (tile, prompt). MORE is R, the number of rows of the previous image."""
     ALL: tl.constexpr = 64 + MORE
     prompt = tl.program_id(1).to(tl.int64)
     position = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -240,11 +240,11 @@ def look_kernel(
     SHARED: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Run `look`. The program is (part, prompt), and it computes sums of 64 rows.
+    """Run `look` for the 64 rows of a prompt, with one program per (part, prompt).
 
-    These are the sums of the shared values, or part n of the sums of coefficients. The softmax is computed online
-    (FlashAttention, arXiv 2205.14135). The sums of all parts don't fit into registers, so each part computes all scores
-    again.
+    Each program computes the sums of the shared values, or part n of the sums of coefficients. The softmax is computed
+    online (FlashAttention, arXiv 2205.14135). The sums of all parts don't fit into registers, so each part computes all
+    scores again.
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
     first = tl.program_id(0) * 64
@@ -307,7 +307,7 @@ def draw_kernel(
     MORE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Run `draw`. The program is (tile, prompt), and it skips prompts without wanted masks.
+    """Run `draw`, with one program per (tile, prompt). Prompts without wanted masks are skipped.
 
     The loop over rows has at least two steps, because on an H200, Triton 3.6 miscompiled some loops of one step.
     """

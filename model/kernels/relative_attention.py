@@ -144,9 +144,9 @@ def map_kernel(
     OFFSET: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Attend over the whole map. The program (block of queries, head, image) processes one row of keys per step.
+    """Attend over the whole map, with one program per (block of queries, head, image).
 
-    The column terms are the same in all steps.
+    Each step processes one row of keys. The column terms are the same in all steps.
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
     scale = tl.cast(scale, tl.float32)  # torch's compiler passes it as float64
@@ -210,7 +210,7 @@ def window_kernel(
     KEY_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Attend within windows. The program is (window and block of its queries, head, image).
+    """Attend within windows, with one program per (window and block of its queries, head, image).
 
     A window's rows are padded to PITCH. Queries also attend to keys outside the map, which come from the padding.
     Queries outside the map aren't computed.

@@ -88,7 +88,7 @@ def partition_windows(x: Tensor, size: int) -> Tensor:
 
 
 def windows_along(length: int, size: int) -> int:
-    """Return how many windows of `size` cover a side of `length`."""
+    """Return the number of windows of `size` that cover a side of `length`."""
     # Don't write -(-length // size), because torch's ONNX exporter rounds negative quotients incorrectly.
     return (length + size - 1) // size
 

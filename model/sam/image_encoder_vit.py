@@ -57,8 +57,8 @@ class ImageEncoderViT(nn.Module):
         x = self.patch_embed(image) + self.pos_embed
         if x.device.type != "cpu":
             # A convolution returns channels-first memory, and sums keep that layout, so each norm and each product
-            # would have to copy the map. Don't do this on a CPU: there, the rounding of the neck's convolution depends
-            # on the layout.
+            # would copy the map. Copy it once instead. A CPU keeps the layout, because the rounding of the neck's
+            # convolution depends on it.
             x = x.contiguous()
         for block in self.blocks:
             x = block(x)
@@ -179,8 +179,8 @@ def attend_with_extended_keys(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, col
 
         q·k / sqrt(D) + rows[y] + columns[x] = [q / sqrt(D), rows, columns] · [k, e(y), e(x)]
 
-    This extends q and k to D + 2 * side dimensions. Fused GPU kernels require a multiple of 8, with the same number for
-    v, so q, k, and v are all padded with zeros to that multiple.
+    This extends q and k to D + 2 * side dimensions. The fused kernels of GPUs require that q, k, and v have the same
+    number of dimensions, and that it's a multiple of 8, so all three are padded with zeros.
     """
     side, dimensions = rows.shape[-1], q.shape[-1]
     one_hot = torch.eye(side, dtype=k.dtype, device=k.device)

@@ -123,7 +123,7 @@ class MaskDecoder(nn.Module):
         return logits, ious
 
     def attend(self, features: Tensor, positions: Tensor, prompt: PromptEmbedding) -> tuple[Tensor, Tensor]:
-        """Run the transformer: output tokens (B, T, 256), with the decoder's own tokens first, and images (B, 4096,
+        """Run the transformer, and return the output tokens (B, T, 256), own tokens first, and the images (B, 4096,
         256)."""
         tokens = torch.cat([self.own_tokens.expand(prompt.sparse.shape[0], -1, -1), prompt.sparse], dim=1)
         image = (features + prompt.dense).flatten(2).transpose(1, 2)

@@ -150,8 +150,7 @@ class PromptEncoder(nn.Module):
         return torch.where(labels[..., None] == -1, self.not_a_point_embed.weight, known)
 
     def _kinds(self) -> Tensor:
-        """Return the learned embeddings (4, 256) of a background point, a foreground point, and the two corners of a
-        box."""
+        """Return the learned embeddings (4, 256): background point, foreground point, and a box's two corners."""
         return torch.cat(list(self.point_embeddings.parameters()))
 
     def _encode(self, coordinates: Tensor) -> Tensor:

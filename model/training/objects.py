@@ -171,8 +171,7 @@ def objects_step(
 
 
 class _ExportedDetector(nn.Module):
-    """Wrapper with the interface of our detectors. It maps a BGR image (3, H, W) uint8 to boxes, labels, scores, and
-    size."""
+    """Wrapper with our detectors' interface: a BGR image (3, H, W) uint8 to boxes, labels, scores, and size."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()

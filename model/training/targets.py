@@ -64,10 +64,10 @@ def _most_covered(share: Tensor) -> Tensor:
 
 
 def _shares(pixels: int, side: int, resolution: int) -> Tensor:
-    """Return how much of each square pixel each image pixel covers along one axis, (resolution, pixels).
+    """Return the fraction of each square pixel that each image pixel covers along one axis, (resolution, pixels).
 
-    The values are fractions of the part of the square pixel that is inside the image. The image's `pixels` pixels fill
-    `side` pixels of the input. In the padding, rows are 0.
+    Only the part of the square pixel inside the image counts. The image's `pixels` pixels fill `side` pixels of the
+    input. In the padding, rows are 0.
     """
     edges = torch.arange(resolution + 1, dtype=torch.float64) * (SAM1.image_size / resolution)
     marks = torch.arange(pixels + 1, dtype=torch.float64) * (side / pixels)

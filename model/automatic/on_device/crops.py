@@ -167,14 +167,13 @@ class DeviceCrops:
         return candidates, decoded + counts + Funnel(after_nms1=len(candidates))
 
     def find_bytes(self, crop: Crop) -> int:
-        """Return how many bytes of device memory `find` needs for the masks of a crop: float32 logits of all points."""
+        """Return the bytes of device memory that `find` needs for a crop's masks: float32 logits of all points."""
         points = self._settings.count_of_layer(crop.layer)
         sizes = chunk_sizes(points, self._settings.chunk_on(self._predictor.sam.device.type))
         return sum(sizes) * 3 * self._predictor.sam.geometry.low_res_size**2 * 4
 
     def start_chunks(self, embedding: Embedding, points: NDArray[np.float64]) -> list[ChunkMasks]:
-        """Decode points (P, 2), given as (x, y) in pixels of the crop, in chunks. Graph replays don't overwrite the
-        result."""
+        """Decode points (P, 2), (x, y) in pixels of the crop, in chunks. Later graph replays don't overwrite masks."""
         sizes = chunk_sizes(len(points), self._settings.chunk_on(self._predictor.sam.device.type))
         placed = _in_input(points, embedding)[np.minimum(np.arange(sum(sizes)), len(points) - 1)]
         placed[len(points) :, 2] = 0  # the last chunk is padded with copies of the last point

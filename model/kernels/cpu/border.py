@@ -125,7 +125,7 @@ def measure(kernels: Kernels, logits: Tensor, down: Axis, across: Axis, offset: 
 
 
 def keep(logits: Tensor, numbers: NDArray[np.int64], down: Axis, across: Axis) -> MeasuredMask:
-    """Copy what is needed to draw one mask later: the logits in its box, from (S, S), and its numbers (7,).
+    """Copy the part of one mask's logits (S, S) inside its box, with its numbers (7,), to draw the mask later.
 
     The copy lets the chunk's other masks be freed.
     """
