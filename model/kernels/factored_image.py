@@ -9,12 +9,11 @@ X is the image that all prompts share. Each position has R coefficients, one for
 `answer` and `draw` process each position independently, and `look` sums over positions. So a single program can finish
 a whole tile of positions. It reads a prompt's coefficients once per step and writes them once per block, and no other
 data of that size exists. Products use the tensors' dtype. Sums, the statistics of norms, and the softmax use float32.
-Sums run in a fixed order.
+Sums have a fixed order.
 
-Each of the 8 heads has 8 rows for tokens and uses T of them, so the row after the first head's tokens is free. This
-row, `CONSTANT`, stores the norm's bias from the first norm on, and its coefficients are 1. A program arranges the rows
-as a matrix in which each head's rows are zero outside the head's own channels. This way, one product computes all
-heads.
+Each of the 8 heads has 8 rows for tokens and uses T of them, so the row after the first head's tokens is free. From the
+first norm on, this row, `CONSTANT`, stores the norm's bias, and its coefficients are 1. A program arranges the rows as
+a matrix in which each head's rows are zero outside the head's own channels. This way, one product computes all heads.
 
 Shapes: B prompts, N = 64 rows, D = 16 channels per head, W = 128 channels of all heads, R = 64 rows per block with the
 newest block first, C = 256, P positions.

@@ -1,9 +1,9 @@
 """Factored images of prompts: a scaled image that all prompts share, plus a few vectors per prompt.
 
-A two-way block first adds the output of the image's attention to the T = 7 tokens, with H = 8 heads. Then it normalizes
-each of the P = 4096 positions. The attention output at a position is a weighted sum of only 56 vectors, and nothing
-else differs between prompts. So instead of a 4096 x 256 matrix per prompt, this module stores a prompt's image in
-factors:
+In a two-way block, the image attends to the T = 7 tokens with H = 8 heads. The block adds the attention's output to the
+image, and then normalizes each of the P = 4096 positions. At each position, the output is a weighted sum of only 56
+vectors, and nothing else differs between prompts. So instead of a 4096 x 256 matrix per prompt, this module stores a
+prompt's image in factors:
 
     x = s X + D^T U
 

@@ -1,7 +1,7 @@
 """Mask decoder for single points: the sums of `MaskDecoder` in another order, with fewer multiplications.
 
 A grid prompts the model with hundreds of points on the same image, so most of the work in `MaskDecoder` repeats from
-point to point. This decoder skips the repeated work. It approximates nothing, and relies on three facts:
+point to point. This decoder skips the repeated work without approximating anything. It relies on three facts:
 
 1. *Shared image.* All points start from the same image. `plan_points` projects that image once for the first block, and
    every point reuses the projections.

@@ -2,14 +2,14 @@
 
 A click in the annotator has 7 to 15 tokens, but the image has 4096 positions. With so few tokens, projecting the
 tokens' queries to the image's 256 channels takes less work than projecting the image to the 128 channels of each
-attention. This module approximates nothing. It reorders three computations:
+attention. This module doesn't approximate anything. It reorders three computations:
 
 1. *Scores.* A token's query times a position's key is q (K x) = (K^T q) x. So instead of a map of keys, each head needs
-   only T vectors. The queries of the image work the same way. The keys' bias is the same for all positions, and the
+   only T vectors. The queries of the image work the same way. The keys' bias is the same for all positions, so the
    softmax over the positions cancels it.
 2. *Values.* The mean of the projected values equals the projected mean, so the decoder averages the positions before it
-   projects. In the other direction, the output projection is applied to the tokens' values first, and each position
-   then adds the projected values with its weights.
+   projects. In the other direction, the decoder first applies the output projection to the tokens' values. Each
+   position then adds the projected values with its weights.
 3. *Layout.* The image stays in channels-last layout, so upscaling takes two products and no transposition.
 
 With CPU kernels, prompts are decoded like the points of a grid (`point_decoder`). A mask prompt fits into that scheme

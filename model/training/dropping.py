@@ -24,11 +24,11 @@ _LANES = 4
 def drop_path(encoder: nn.Module, rate: float, seed: int, step: int, images: Sequence[int]) -> Iterator[None]:
     """Skip branches of the encoder's blocks at random for each of N images (stochastic depth, arXiv 1603.09382).
 
-    The probability of skipping increases linearly, from 0 in the first block to `rate` in the last. Outputs that aren't
-    skipped are divided by the probability that they aren't, so the mean stays the same. `images` contains a number
-    under 2^63 for each image in the encoder's batch. This number must not depend on how a step's images are split.
-    Raises ValueError if the encoder is called with another number of images, if it's neither a ViT nor TinyViT, or if
-    the rate is outside [0, 1).
+    The probability of skipping increases linearly, from 0 in the first block to `rate` in the last. Outputs that are
+    kept are divided by the probability of keeping them, so the mean stays the same. `images` contains a number under
+    2^63 for each image in the encoder's batch. This number must not depend on how a step's images are split. Raises
+    ValueError if the encoder is called with another number of images, if it's neither a ViT nor TinyViT, or if the rate
+    is outside [0, 1).
     """
     _check_rate("drop_path", rate)
     with ExitStack() as hooks:
@@ -49,9 +49,9 @@ def dropout(decoder: MaskDecoder, rate: float, keys: Tensor) -> Iterator[None]:
     """Set outputs of the decoder's attention and perceptrons to 0 with probability `rate`, before they are added.
 
     `keys` (B,) int64 contains one key for each prompt in the decoder's batch. It's the key of (seed, step, mask,
-    iteration), which clicks use as well. Outputs that aren't dropped are divided by the probability that they aren't,
-    which is a multiple of 1/65,536. Raises ValueError if the decoder is called with another number of prompts, or if
-    the rate is outside [0, 1).
+    iteration), which clicks use as well. Outputs that are kept are divided by the probability of keeping them, which is
+    a multiple of 1/65,536. Raises ValueError if the decoder is called with another number of prompts, or if the rate is
+    outside [0, 1).
     """
     _check_rate("dropout", rate)
     with ExitStack() as hooks:

@@ -39,7 +39,7 @@ def prompt_losses(
     settings: LossSettings,
     total_masks: int,
 ) -> PromptLosses:
-    """Compute the losses of B prompts. Only the mask with the lowest loss of each prompt receives gradients.
+    """Compute the losses of B prompts. For each prompt, only the mask with the lowest loss receives gradients.
 
     `logits` are (B, C, R, R), `predicted_iou` is (B, C), `targets` are (B, R, R) bool, and `valid` is (R, R) bool. All
     workers pass the number of masks in the global batch as `total_masks`. This way, their losses add up to the loss

@@ -1,8 +1,9 @@
 """Keyed random numbers, which are the same for a mask on any device and in any process.
 
-To get a number, apply the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014) to a key and a counter. It uses only integers, so CPUs and GPUs compute the same bits. torch's
-generators aren't suitable, because they have a state, so their numbers depend on the device and on earlier draws.
+To get a number, this module applies the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable
+pseudorandom number generators", OOPSLA 2014) to a key and a counter. The function uses only integers, so CPUs and GPUs
+compute the same bits. torch's generators aren't suitable: their numbers differ between devices and, because the
+generators have a state, depend on earlier draws.
 """
 
 from collections.abc import Sequence

@@ -37,7 +37,7 @@ class ObjectsRecipe:
     Attributes:
         backbone: convolutional network below the feature pyramid.
         short_side: short side of the image in pixels, after it's resized for the detector.
-        long_side: maximum long side in pixels. A longer image is shrunk further.
+        long_side: maximum long side in pixels. If the resized image exceeds it, the image is shrunk further.
         learning_rate: learning rate of AdamW after the warm-up.
         weight_decay: weight decay of AdamW, which applies only to matrices and convolutions.
         steps: number of training steps.

@@ -79,7 +79,7 @@ def click_schedule(seed: int, step: int, settings: SamplingSettings) -> list[boo
 def first_prompts(
     targets: Tensor, input_size: tuple[int, int], seed: int, step: int, masks: Sequence[int], settings: SamplingSettings
 ) -> Clicks:
-    """Draw each mask's first prompt, which is a uniformly distributed point in the mask or the mask's box with noise.
+    """Draw each mask's first prompt: a uniformly distributed point in the mask, or the mask's box with noise.
 
     `targets` (N, R, R) bool must not contain an empty mask. `masks` contains the N numbers of the masks in the step's
     global batch. `SamplingSettings` defines the noise on each coordinate of a box. Boxes with noise are clipped to the
@@ -131,11 +131,11 @@ def next_click(
 def embed_clicks(
     encoder: PromptEncoder, clicks: Clicks, masks: Tensor | None, embeddings: Tensor | None = None
 ) -> PromptEmbedding:
-    """Embed the prompts of N masks with optional `masks` (N, 1, 256, 256) logits, with the prompt encoder's results.
+    """Embed the prompts of N masks in one batch, with the same tokens as if the prompt encoder embedded each mask.
 
-    A first point with its padding token takes two tokens, and so do the two corners of a box, so both fit into one
-    batch. If CLIP's `embeddings` (N, D) of length 1 are given and the encoder has a `text_projection`, they replace the
-    first prompt.
+    This works because a first point with its padding token takes two tokens, and so do the two corners of a box.
+    `masks` (N, 1, 256, 256) are optional logits. If CLIP's `embeddings` (N, D) of length 1 are given and the encoder
+    has a `text_projection`, they replace the first prompt.
     """
     follow = clicks.points.shape[1] > 1
     if embeddings is not None and encoder.text_projection is not None:

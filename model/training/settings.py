@@ -92,8 +92,7 @@ class SamplingSettings:
 
     @property
     def iterations(self) -> int:
-        """Number of predictions per mask and step: one for the first prompt, one per click, and two without a new
-        point."""
+        """Number of predictions per mask and step: the first prompt, one per click, and two without a new point."""
         return 1 + self.clicks + PAUSES
 
 
