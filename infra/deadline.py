@@ -40,7 +40,7 @@ class Deadline:
                 self._set()
 
     def _set(self) -> None:
-        """Set the timer, of which the process has only one, to the earliest deadline."""
+        """Set the timer to the earliest deadline. A process has only one such timer."""
         left = min(self._ends.values()) - time.monotonic() if self._ends else 0.0
         signal.setitimer(signal.ITIMER_REAL, max(left, 0.001) if self._ends else 0.0)
 

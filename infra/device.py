@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16"]
 
 _GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # device files of the NVIDIA driver, WSL, and the AMD driver
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86, x86, and ARM
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last flag is ARM's
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class GpuNodes:
 class Cluster:
     """Resources of the Ray cluster that this process is connected to."""
 
-    local: bool  # whether this process started it on this machine
+    local: bool  # True if this process started it on this machine
     cpus: float  # logical CPUs of all nodes
     gpus: float
     nodes: int  # nodes with CPUs; a cluster's head node often has none

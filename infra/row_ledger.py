@@ -304,7 +304,7 @@ class _LedgerActor:
     def __init__(self, alone: Iterable[int]) -> None:
         self._last = -1  # number of the last read that has begun
         self._stopped = False
-        self._waiting: dict[int, tuple[float, RetrySlot]] = {}  # earliest time to run each shard, by shard
+        self._waiting: dict[int, tuple[float, RetrySlot]] = {}  # by shard, with the earliest time to run it
         self._slots: dict[int, list[RetrySlot]] = {}
         self._opened = 0
         self._started = 0

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 STOP_S = 14.0
-"""Seconds after the first signal when the process ends without further cleanup."""
+"""Seconds from the first signal until the process ends without further cleanup."""
 
 EXIT_CODE = 3
 

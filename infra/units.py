@@ -18,7 +18,7 @@ _SIZES: dict[str, int | Fraction] = {
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)},
 }
 _TIMES: dict[str, int | Fraction] = {"ms": Fraction(1, 1000), "s": 1, "min": 60, "h": 3600, "d": 86_400}
-_LONGEST = 36_500 * 86_400  # seconds; timers of the operating system can still count this many
+_LONGEST = 36_500 * 86_400  # in seconds; timers of the operating system support this duration
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", re.ASCII)
 
 

@@ -128,7 +128,7 @@ def absolute(uri: str) -> str:
 
 
 def is_below(uri: str, folder: str) -> bool:
-    """Return whether a URI is equal to a folder or prefix, or is below it, after resolving local links and `..`."""
+    """Return whether a URI is `folder` or is below it, after resolving local links and `..`."""
     if scheme(uri) != scheme(folder):
         return False
     if scheme(uri) == LOCAL:

@@ -88,7 +88,7 @@ def duration(seconds: float | None, *, rough: bool = False) -> str:
 
 
 def listed(items: Iterable[object]) -> str:
-    """Join items into a list in words: `a, b and c`."""
+    """Join items with commas and a final "and": `a, b and c`."""
     words = [str(item) for item in items]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 

@@ -85,7 +85,7 @@ class HostTransfer:
 
 
 class CaptureError(RuntimeError):
-    """CUDA graph that must be captured but can't be."""
+    """CUDA graph that is required but couldn't be captured."""
 
 
 class CapturedGraph(Generic[Output]):

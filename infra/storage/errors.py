@@ -4,7 +4,7 @@ from segmint.infra.errors import SegmintError
 
 
 class NotFoundError(SegmintError):
-    """Response of a store that the object doesn't exist."""
+    """Object that doesn't exist, according to the store."""
 
 
 class ObjectTooLargeError(SegmintError):
@@ -21,7 +21,7 @@ class StorageFaultError(SegmintError):
 
 
 class AccessRefusedError(StorageFaultError):
-    """Refusal of our credentials or permissions by the store. This is never a verdict on an object."""
+    """Store that refused our credentials or permissions. This is never a verdict on an object."""
 
 
 class PassingFaultError(StorageFaultError):

@@ -207,7 +207,7 @@ class Storage:
         return True
 
     def link_target(self, uri: str) -> str | None:
-        """Return the target of a local symbolic link, as written in the link, or None if `uri` isn't a link."""
+        """Return the target of a local symbolic link, as the link contains it, or None if `uri` isn't a link."""
         path = local_path(uri) if scheme(uri) == LOCAL else None
         return str(path.readlink()) if path is not None and path.is_symlink() else None
 

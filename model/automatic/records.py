@@ -102,7 +102,7 @@ class Funnel:
     redaction_artifacts: int = 0
 
     def __add__(self, other: "Funnel") -> "Funnel":
-        """Add each count to the same count of `other`."""
+        """Add the counts of two funnels."""
         return Funnel(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 

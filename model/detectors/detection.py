@@ -118,13 +118,13 @@ def _shared(first: Box, second: Box) -> float:
 
 
 def iou(first: Box, second: Box) -> float:
-    """Return the IoU of two boxes. If they are disjoint, it's 0."""
+    """Return the IoU of two boxes. Disjoint boxes have an IoU of 0."""
     shared = _shared(first, second)
     return shared / (_area(first) + _area(second) - shared) if shared else 0.0
 
 
 def overlap_of_smaller(first: Box, second: Box) -> float:
-    """Return the intersection of two boxes as a fraction of the smaller box. If they are disjoint, it's 0."""
+    """Return the intersection of two boxes as a fraction of the smaller box's area, or 0 for disjoint boxes."""
     shared = _shared(first, second)
     return shared / min(_area(first), _area(second)) if shared else 0.0
 
@@ -198,7 +198,7 @@ def search(
     """Resize the image by `scale` with `resize`, and run `find` on every tile of the result.
 
     Returns pairs (cut, detection) in pixels of the image. If `cut` is True, the box touches a side of its tile inside
-    the image, so the next tile shows more of the object.
+    the image, and the next tile shows the object better.
     """
     scaled = resize(image, scale)
     height, width = scaled.shape[:2]

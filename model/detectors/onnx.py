@@ -23,7 +23,7 @@ _LARGEST_TILE = 1536
 _LAST_LEVEL = 320
 """Maximum longer side in pixels of the image at which the search ends. YuNet finds faces of about 10 to 300 pixels."""
 _MOST_BOXES = 5_000
-"""Maximum number of boxes in one tile. If a network reports more, it doesn't work."""
+"""Maximum number of boxes in one tile. A network that reports more is broken."""
 
 Array = NDArray[Any]
 Boxes = tuple[Array, Array]

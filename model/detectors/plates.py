@@ -133,7 +133,10 @@ class PlateDetector:
         self._resize = resize
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Find plates in `image`, (H, W, 3) uint8 RGB. Boxes and corners are in its pixels, best score first."""
+        """Find plates in `image`, (H, W, 3) uint8 RGB.
+
+        Boxes and corners are in pixels of the image, best score first.
+        """
         pixels = image.shape[0] * image.shape[1]
         fit = min(1.0, (self._max_pixels / pixels) ** 0.5)
         views, spots = [], []

@@ -23,7 +23,7 @@ CUDA_BATCH = 7
 
 
 class CompilationError(RuntimeError):
-    """Failure of `torch.compile` where a compiled image encoder is required."""
+    """Image encoder that must be compiled, but that `torch.compile` couldn't compile."""
 
 
 class BatchEncoder:

@@ -378,7 +378,7 @@ def _checked_frame(frame_size: tuple[int, int] | None, pixels: Tensor) -> tuple[
 
 
 def _checked_image(image: Any) -> Tensor:
-    """Check an image's shape and dtype, and return it as a tensor on the device where it already is."""
+    """Check an image's shape and dtype, and return it as a tensor without moving it to another device."""
     pixels = image if isinstance(image, Tensor) else np.asarray(image)
     shape, dtype = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
     if dtype != "uint8" or len(shape) != 3 or shape[2] != 3 or 0 in shape:

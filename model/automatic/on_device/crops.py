@@ -92,7 +92,7 @@ def draw_chunk(decoded: DecodedChunk) -> ChunkMasks:
 
 
 class KernelError(RuntimeError):
-    """Difference between this GPU's kernels and torch's operations that rounding can't explain."""
+    """Result of a GPU kernel that differs from torch's operations by more than rounding."""
 
 
 KERNEL_TOLERANCE = 0.1

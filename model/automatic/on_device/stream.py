@@ -29,7 +29,7 @@ MAX_BYTES = 4 << 30
 each."""
 
 ImagePair = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
-"""Image and its larger original or None, as in `MaskGenerator.find`."""
+"""Image, and its larger original or None, as in `MaskGenerator.find`."""
 
 _END = object()
 
