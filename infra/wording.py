@@ -75,7 +75,8 @@ def size(value: float | None) -> str:
 def duration(seconds: float | None, *, rough: bool = False) -> str:
     """Format a duration in its largest unit: `45 s`, `12 min`, `3.4 h`, `5.1 days`. None becomes `unknown`.
 
-    If `rough` is set, the number is rounded to an integer of at least 1. From 10 on, it's rounded to a multiple of 5.
+    If `rough` is set, the number is rounded to an integer, and the shortest duration is `1 s`. From 10 on, the number
+    is rounded to a multiple of 5.
     """
     if seconds is None:
         return UNKNOWN

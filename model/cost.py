@@ -42,7 +42,10 @@ _FINAL = _WIDTH // 8  # channels of the upscaled image and of a mask's filter
 
 @dataclass(frozen=True)
 class ImageCost:
-    """Work of the network on one image before drawing: the crops to encode, and the prompts to decode in all crops."""
+    """Work of the network on one image before drawing.
+
+    It encodes `encodes` crops, and decodes `prompts` prompts in all of these crops together.
+    """
 
     encodes: int
     prompts: int

@@ -72,10 +72,10 @@ def propose(
 ) -> tuple[Proposals, int]:
     """Decode a chunk of points, and return the masks above the IoU threshold and the number of all predicted masks.
 
-    `chunk` contains 1 to `points_per_chunk` points as (x, y) in pixels of the crop. `plan` belongs to the embedding. A
-    shorter chunk is padded with copies of its last point, so that the arithmetic of a prompt is the same in every
-    chunk. Only masks above the threshold are drawn. With `use_m2m`, all masks are drawn and decoded again, and the
-    threshold applies afterwards.
+    `chunk` (1 to `points_per_chunk`, 2) contains points as (x, y) in pixels of the crop. `plan` belongs to the
+    embedding. A shorter chunk is padded with copies of its last point, so that the arithmetic of a prompt is the same
+    in every chunk. Only masks above the threshold are drawn. With `use_m2m`, all masks are drawn and decoded again, and
+    the threshold applies afterwards.
     """
     padded = np.concatenate([chunk, np.repeat(chunk[-1:], settings.chunk_on("cpu") - len(chunk), axis=0)])
     masks = predictor.decode_points(embedding, plan, padded)

@@ -49,7 +49,7 @@ class Detector(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the detector, which its detections contain as `source`."""
+        """Name of the detector, which is the `source` of its detections."""
 
     @property
     def kind(self) -> Kind:
@@ -248,7 +248,10 @@ class TiledDetector:
         scales: tuple[float, ...] = (1.0, 2.0),
         max_pixels: int = 32_000_000,
     ) -> None:
-        """Set up the detector. Results have the source `name`. The tile sizes are in pixels after enlarging."""
+        """Set up the detector. `name` becomes the source of its results.
+
+        `tile_side` and `tile_overlap` are in pixels of the tile as it's searched, after it's enlarged.
+        """
         self.name = name
         self.kind: Kind = detector.kind
         self.score = detector.score

@@ -172,7 +172,7 @@ class Predictor:
 
     @staticmethod
     def checked(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """Check an image like `embed`, and return it as a tensor that shares its memory, on the same device."""
+        """Return an image as a tensor that shares its memory, on the same device. Raises ValueError like `embed`."""
         return _checked_image(image)
 
     def predict(

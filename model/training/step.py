@@ -24,7 +24,7 @@ from segmint.model.training.targets import valid_pixels
 
 @dataclass(frozen=True)
 class TrainingMasks:
-    """Training masks of one image in a step. There is at least one.
+    """Training masks of one image in a step: N masks, where N is at least 1.
 
     `targets` (N, R, R) bool must not contain an empty mask; R is the resolution of the losses (see `fit_targets`).
     `input_size` is the (height, width) that the image fills in the encoder's input. `numbers` contains one number under
