@@ -182,8 +182,7 @@ def decompress_many(text: NDArray[np.uint8], ends: Ints) -> ManyCounts:
 
 
 def _number_places(symbols: NDArray[np.uint8], ends: Ints) -> tuple[Ints, Ints]:
-    """Return the positions of the first and last group of each number. A text's end, in `ends`, always ends a number.
-    """
+    """Return the positions of the first and last group of each number. Each text's end also ends a number."""
     is_last = (symbols & _MORE) == 0
     is_last[ends - 1] = True
     last = np.flatnonzero(is_last)
