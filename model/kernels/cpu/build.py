@@ -2,9 +2,9 @@
 
     python model/kernels/cpu/build.py [--force] [--sanitize] [--to FILE]
 
-If the library is up to date, this does nothing. Without a compiler, or on a system other than Linux, it prints one line
-and builds nothing; segmint then uses torch. `setup.py` loads this file before segmint's dependencies are installed, so
-it imports only the standard library.
+It does nothing if the library is up to date. Without a compiler, or on a system other than Linux, it prints one line
+and builds nothing, because segmint then uses torch. `setup.py` loads this file before segmint's dependencies are
+installed, so it only imports the standard library.
 """
 
 import argparse
@@ -21,8 +21,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = "liblanes16.so"
 
-# No flag may let the compiler change results. This rules out -ffast-math, and fusing multiplications that the source
-# doesn't fuse.
+# No flag may let the compiler change a result: neither -ffast-math nor fused multiplications that the source lacks.
 FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-math-errno"),
     *("-ffp-contract=off", "-Wall", "-Wextra"),
@@ -39,7 +38,7 @@ INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
     "avx512bf16": (*_AVX512, "-mavx512bf16"),
     "neon": ("-DLANES_NEON",),
 }
-"""Compiler flags per instruction set. They also select the back end in `lanes16.h`."""
+"""Flags of each instruction set, which also selects its back end in `lanes16.h`."""
 
 _SETS = {
     **dict.fromkeys(("x86_64", "AMD64"), ("scalar", "avx2", "avx512", "avx512bf16")),
@@ -50,17 +49,17 @@ TIMEOUT_S = 300
 
 
 class NoKernelsError(Exception):
-    """Library that can't be built here. The message contains the reason in one line."""
+    """The library can't be built here; the message says why in one line."""
 
 
 def sources_of(folder: Path) -> list[Path]:
-    """List the library's source files, sorted. An installed wheel has no sources, so the list is empty there."""
+    """Return the files from which the library is built, sorted; empty for an installed wheel, which has none."""
     sources = sorted([*folder.glob("*.cpp"), *folder.glob("*.h")])
     return [*sources, folder / "build.py"] if sources else []
 
 
 def hash_of(sources: list[Path]) -> str:
-    """Hash the names and contents of the files, and return 16 hexadecimal digits."""
+    """Return a hash of the files' names and contents: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for source in sources:
         content = source.read_bytes()
@@ -69,12 +68,12 @@ def hash_of(sources: list[Path]) -> str:
 
 
 def sets_of(machine: str) -> dict[str, tuple[str, ...]]:
-    """Return the instruction sets to build for a machine such as `x86_64`, with their compiler flags."""
+    """Return the instruction sets, with their flags, that are built for a machine such as `x86_64`."""
     return {name: INSTRUCTION_SETS[name] for name in _SETS.get(machine, ("scalar",))}
 
 
 def compiler() -> str:
-    """Find the C++ compiler: `$CXX`, or the first of g++, clang++, and c++. Raises `NoKernelsError` without one."""
+    """Return the C++ compiler: `$CXX`, or the first of g++, clang++, and c++. Raises `NoKernelsError` without one."""
     named = os.environ.get("CXX")
     for name in [named] if named else ["g++", "clang++", "c++"]:
         found = shutil.which(name)
@@ -86,11 +85,10 @@ def compiler() -> str:
 def build(
     target: Path, folder: Path = FOLDER, sanitize: bool = False, only: str | None = None, machine: str | None = None
 ) -> None:
-    """Compile the sources in `folder`, and replace the library `target`.
+    """Compile the sources in `folder`, for all instruction sets or `only` one, and replace the library `target`.
 
-    By default, this compiles for all instruction sets of the `machine`; `only` selects one of them. For a `machine`
-    other than this one, `$CXX` must be a cross compiler. The library is replaced atomically. If `NoKernelsError` is
-    raised, the old one stays.
+    For a `machine` other than this one, `$CXX` must be a cross compiler. The library is replaced at once, and stays as
+    it is if a `NoKernelsError` is raised.
     """
     if sys.platform != "linux":
         raise NoKernelsError(f"the CPU kernels aren't built on {sys.platform}, only on Linux")
